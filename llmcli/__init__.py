@@ -1,0 +1,29 @@
+"""llmcli runs a language model on your own machine and shows how it works. Also a library: ``load`` and ``steps``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.steps import steps as steps
+
+__all__ = ["__version__", "load", "steps"]
+__version__ = "0.1.0"
+
+
+def load(name: str, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Open a model by folder or shipped name: its transformer, tokenizer and stop tokens."""
+    from llmcli.generate import loaded
+    from llmcli.hub import find
+
+    return loaded.load(find(name), device=device, dtype=dtype)
+
+
+def __getattr__(name: str) -> object:
+    # ``steps`` needs torch, which takes a second to import: not before somebody asks for it.
+    if name == "steps":
+        from llmcli.generate.steps import steps
+
+        return steps
+    raise AttributeError(f"module 'llmcli' has no attribute {name!r}")

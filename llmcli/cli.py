@@ -1,0 +1,94 @@
+"""The command line: which commands there are, and how every error ends."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from llmcli import __version__
+from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, LlmcliError
+
+# Name -> one line for --help. A command's module is imported when it is called: some need torch.
+COMMANDS = {
+    "generate": "Continue a text, one token after the other.",
+    "tokenize": "Show a text as the tokens that a model receives.",
+    "explain-step": "Show how one token was chosen.",
+    "train": "Train a small model of your own on text files.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of ``llmcli.commands``, and whose errors are one line each."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"llmcli.commands.{name}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # text that the terminal cannot show must not stop us
+                stream.reconfigure(errors="replace", **({} if stream.isatty() else {"encoding": "utf-8"}))
+        try:
+            return super().main(arguments, *rest, **extra)
+        except BrokenPipeError:
+            # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_FAILURE)
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
+        except Exception as error:
+            fail(error, verbose="--verbose" in arguments)
+
+
+def fail(error: Exception, *, verbose: bool) -> NoReturn:
+    """Say what went wrong in one line and exit; what is no user's fault ends in a traceback."""
+    told = error if isinstance(error, LlmcliError) else out_of_memory(error)
+    if told is None:
+        raise error
+    if verbose:
+        traceback.print_exception(error)
+    hint = f" ({told.hint})" if told.hint else ""
+    click.echo(f"llmcli: {told.message}{hint}".replace("\n", " "), err=True)
+    sys.exit(told.exit_code)
+
+
+def out_of_memory(error: Exception) -> LlmcliError | None:
+    """torch and Python say "no memory" in several ways; one of ours for all of them."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return LlmcliError("out of memory", "use a smaller model, a shorter prompt or --dtype bfloat16")
+    return None
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"auto_envvar_prefix": "LLMCLI", "help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="llmcli")
+def cli() -> None:
+    """Run a language model on your own machine, and see how it works.
+
+    Every option can also be set as LLMCLI_<COMMAND>_<OPTION> in the environment.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="llmcli")

@@ -1,0 +1,155 @@
+"""``llmcli generate``: continue a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llmcli.commands import options
+from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK
+
+if TYPE_CHECKING:
+    from llmcli.explain.tokens import TokenReport
+    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.sampling import Sampler
+    from llmcli.generate.text import Generation
+
+RIVALS = 5  # of --probs without a number, and of --json
+
+
+class GenerateCommand(click.Command):
+    """Lets ``--probs`` stand alone or as ``--probs=N``, and never take the prompt for its N."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f"--probs={RIVALS}" if arg == "--probs" else arg for arg in args])
+
+
+@click.command(cls=GenerateCommand)
+@options.prompt_options
+@options.model_options
+@options.sampling_options
+@click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=0), default=512, show_default=True)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given more than once.")
+@click.option("--echo", is_flag=True, help="Write the prompt before the text.")
+@click.option(
+    "--probs",
+    type=click.IntRange(min=1),
+    metavar="[=N]",
+    help="Colour the text by probability, and list each token with its N best rivals.  [default: 5]",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a token, with probabilities.")
+@options.verbose_option
+def generate(
+    prompt: str | None,
+    prompt_file: Path | None,
+    parse_special: bool,
+    model: str | None,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    samplers: str,
+    seed: int | None,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    echo: bool,
+    probs: int | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Continue PROMPT, one token after the other.
+
+    The text goes to stdout, everything else to stderr. The prompt may also come from --prompt-file or a
+    pipe; an empty one ("") lets the model begin on its own.
+
+    \b
+    Examples:
+      llmcli generate "Once upon a time"
+      llmcli generate "The fox said" --temperature 0.5 --probs
+      echo "It was a dark night" | llmcli generate -n 50 --json
+    """
+    text = options.read_prompt(prompt, prompt_file)
+    filters = options.make_filters(temperature, top_k, top_p, min_p, samplers)
+    seed = options.make_seed(seed)
+    loaded = options.open_model(model, device, dtype, threads)
+
+    from llmcli.generate.sampling import Sampler
+    from llmcli.generate.text import Generation
+
+    ids = loaded.prompt_ids(text, parse_special=parse_special)
+    sampler = Sampler([*loaded.vocabulary_filter(), *filters], seed)
+    generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_tokens, stop=stop)
+    if as_json:
+        write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)
+    else:
+        write_text(generation, loaded, sampler, echoed=text if echo else "", rivals=probs, verbose=verbose)
+    sys.exit(EXIT_INTERRUPTED if generation.finish == "interrupted" else EXIT_OK)
+
+
+def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], sampler: Sampler, *, rivals: int) -> None:
+    """NDJSON: a start, a line a token, an end, which is written also when interrupted."""
+    from llmcli.explain.tokens import token_report
+    from llmcli.render import ndjson
+
+    filters = [(filter.name, filter.value) for filter in sampler.filters]
+    ndjson.write(ndjson.generation_start(loaded.name, ids, sampler.seed, filters), sys.stdout)
+    try:
+        for step, _ in generation:
+            ndjson.write(ndjson.generated_token(token_report(step, loaded.tokenizer, rivals)), sys.stdout)
+    except KeyboardInterrupt:
+        generation.interrupt()
+    end = ndjson.generation_end(
+        generation.finish,
+        generation.text,
+        generation.tokens,
+        generation.prefill_seconds,
+        generation.decode_seconds,
+    )
+    ndjson.write(end, sys.stdout)
+
+
+def write_text(
+    generation: Generation,
+    loaded: LoadedModel,
+    sampler: Sampler,
+    *,
+    echoed: str,
+    rivals: int | None,
+    verbose: bool,
+) -> None:
+    """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
+    from llmcli.explain.tokens import token_report
+    from llmcli.render.generation import TextWriter, note, print_summary
+    from llmcli.render.tokens import print_probabilities
+
+    if verbose:
+        chain = ", ".join(f"{filter.name} {filter.value:g}" for filter in sampler.filters) or "none"
+        note(f"{loaded.name}: {loaded.model.dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
+    writer = TextWriter(sys.stdout, by_probability=rivals is not None)
+    reports: list[TokenReport] = []
+    try:
+        writer.write(echoed)
+        for step, text in generation:
+            writer.write(text, step.choice.prob)
+            if rivals is not None:
+                reports.append(token_report(step, loaded.tokenizer, rivals))
+    except KeyboardInterrupt:
+        writer.write(generation.interrupt())
+    writer.end_line()
+    if rivals is not None:
+        print_probabilities(reports, sys.stderr)
+    print_summary(
+        sys.stderr,
+        prompt_tokens=generation.prompt_tokens,
+        tokens=generation.tokens,
+        prefill_seconds=generation.prefill_seconds,
+        decode_seconds=generation.decode_seconds,
+        finish=generation.finish,
+        seed=sampler.seed,
+    )

@@ -1,0 +1,148 @@
+"""Options that several commands share, and how their values become what the library takes."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmcli.errors import LlmcliError, usage_error
+
+if TYPE_CHECKING:
+    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.sampling import Filter
+
+Decorator = Callable[[Any], Any]
+
+# Written out, not taken from the modules that define them: those import torch, and --help must not.
+FILTER_NAMES = "temperature,top-k,top-p,min-p"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Real(click.ParamType[float]):
+    """A number; not-a-number is refused here, ranges where the number is used."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if math.isnan(number):
+            self.fail("nan is not a number", param, ctx)
+        return number
+
+
+def together(*decorators: Decorator) -> Decorator:
+    """Several option decorators as one, in the order in which --help shows them."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+prompt_options = together(
+    click.argument("prompt", required=False),
+    click.option("--prompt-file", type=click.Path(path_type=Path), help="Read the prompt from a file."),
+    click.option("--parse-special", is_flag=True, help="Read special tokens in the prompt as tokens, not as text."),
+)
+
+model_options = together(
+    click.option("--model", "-m", metavar="MODEL", help="A model folder, or the name of a shipped model."),
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: as stored."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads; torch's own choice if not given."),
+)
+
+sampling_options = together(
+    click.option(
+        "--temperature", "--temp", type=Real(), default=0.8, show_default=True, help="0: always the most probable."
+    ),
+    click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: off."),
+    click.option("--top-p", type=Real(), default=0.95, show_default=True, help="1: off."),
+    click.option("--min-p", type=Real(), default=0.0, show_default=True, help="0: off."),
+    click.option(
+        "--samplers", metavar="NAMES", default=FILTER_NAMES, show_default=True, help="Which filters run, in what order."
+    ),
+    click.option("--seed", type=click.IntRange(min=0), help="Repeats a run; random, and reported, if not given."),
+)
+
+verbose_option = click.option("--verbose", is_flag=True, help="Say more; show a traceback with an error.")
+
+
+def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """The prompt from the argument, a file or stdin; an argument and stdin together are joined by a blank line."""
+    if prompt_file is not None:
+        if prompt is not None:
+            raise usage_error("a PROMPT and --prompt-file are both given", "give one of them")
+        return read_text_file(prompt_file)
+    if prompt == "-":
+        return read_stdin()
+    if sys.stdin is None or sys.stdin.isatty():
+        if prompt is None:
+            raise usage_error("no prompt", "give it as an argument, with --prompt-file, or through a pipe")
+        return prompt
+    piped = read_stdin()
+    return "\n\n".join(part for part in (prompt, piped) if part)
+
+
+def read_text_file(path: Path) -> str:
+    """A UTF-8 file without the line end that closes it. Errors: cannot be read, not UTF-8."""
+    try:
+        return _text(path.read_bytes(), str(path))
+    except OSError as error:
+        raise usage_error(f"{path}: {error.strerror or error}", "give a text file") from error
+
+
+def read_stdin() -> str:
+    """All of stdin, likewise."""
+    try:
+        return _text(sys.stdin.buffer.read(), "stdin")
+    except OSError as error:
+        raise LlmcliError(f"stdin: {error.strerror or error}", "give the prompt as an argument") from error
+
+
+def _text(data: bytes, source: str) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LlmcliError(f"{source} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8 first") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def make_filters(temperature: float, top_k: int, top_p: float, min_p: float, samplers: str) -> list[Filter]:
+    """The sampler's filters in the order asked for. Errors: values out of range, unknown names."""
+    from llmcli.generate.sampling import filter_chain
+
+    order = [name.strip() for name in samplers.split(",") if name.strip()]
+    values = {"temperature": temperature, "top-k": float(top_k), "top-p": top_p, "min-p": min_p}
+    return filter_chain(order, values)
+
+
+def make_seed(seed: int | None) -> int:
+    """The seed asked for, or one that nobody can know."""
+    return secrets.randbelow(2**32) if seed is None else seed
+
+
+def open_model(model: str | None, device: str, dtype: str, threads: int | None) -> LoadedModel:
+    """Find and load the model; the shipped one if none is named."""
+    from llmcli.hub import default_model, find
+
+    folder = find(model or default_model())
+    import torch
+
+    from llmcli.generate.loaded import load
+
+    if threads:
+        torch.set_num_threads(threads)
+    return load(folder, device=device, dtype=dtype)

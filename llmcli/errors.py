@@ -1,0 +1,29 @@
+"""The one exception that a user may see, and the exit codes of the command line."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class LlmcliError(Exception):
+    """Something the user can mend: ``message`` says what is wrong, ``hint`` what to do about it.
+
+    ``exit_code`` is EXIT_FAILURE, or EXIT_USAGE when the command line itself is at fault.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, exit_code: int = EXIT_FAILURE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def usage_error(message: str, hint: str = "") -> LlmcliError:
+    """An error in what the user typed: same form, exit code 2."""
+    return LlmcliError(message, hint, exit_code=EXIT_USAGE)

@@ -1,0 +1,215 @@
+"""The view of one step: every candidate's way from logit through the sampler to its chance, and the draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from llmcli.generate.sampling import Sampler, Stage, Temperature, draw, entropy, intervals, probabilities
+from llmcli.generate.steps import Step
+from llmcli.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one filter did: how many tokens it left, and how much of the probability that reached it it cut."""
+
+    name: str
+    value: float
+    kept: int
+    removed_mass: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One token's way. ``p`` is the model's own, ``p_temperature`` after temperature, ``p_final`` after all filters.
+
+    It is drawn where ``u_low <= u < u_high``; ``cut`` names the filter that removed it.
+    """
+
+    rank: int
+    id: int
+    text: str
+    bytes: bytes
+    logit: float
+    p: float
+    p_temperature: float
+    cut: str | None
+    p_final: float
+    cumulative: float
+    u_low: float | None
+    u_high: float | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The token that came out; ``surprisal`` in bits, of the model's own probability."""
+
+    id: int
+    text: str
+    bytes: bytes
+    u: float | None
+    p_final: float
+    surprisal: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """The view's own proof: the draw repeated from the numbers shown, and how far the final p sum from 1."""
+
+    ok: bool
+    replayed_id: int
+    sum_error: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """The same logits at another temperature: entropy in bits, 2^entropy, and what the same u would draw."""
+
+    temperature: float
+    entropy: float
+    choices: float
+    id: int
+    text: str
+    bytes: bytes
+    probs: dict[int, float]  # final probability of the candidates shown
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Everything about one step; ``entropy`` in bits, of the model's own distribution."""
+
+    step: int
+    prompt_ids: tuple[int, ...]
+    context_ids: tuple[int, ...]
+    sampler: tuple[StageReport, ...]
+    seed: int
+    vocabulary: int
+    entropy: float
+    candidates: tuple[Candidate, ...]
+    chosen: Chosen
+    check: Check
+    columns: tuple[Column, ...]
+
+
+def step_report(
+    step: Step,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    *,
+    prompt_ids: Sequence[int],
+    context_ids: Sequence[int],
+    top: int,
+    temperatures: Sequence[float] = (),
+) -> StepReport:
+    """Explain a step that ``sampler`` chose, with its ``top`` candidates and the chosen one."""
+    logits, choice = step.logits, step.choice
+    probs = probabilities(logits)
+    stages = sampler.stages(logits)
+    final = probabilities(stages[-1].logits) if stages else probs
+    ranking = probs.sort(descending=True, stable=True).indices.tolist()
+    shown = sorted({*range(min(top, len(ranking))), choice.rank})
+    candidates = _candidates([(rank, ranking[rank]) for rank in shown], logits, probs, stages, final, tokenizer)
+    return StepReport(
+        step=step.index,
+        prompt_ids=tuple(prompt_ids),
+        context_ids=tuple(context_ids),
+        sampler=_stage_reports(stages, probs),
+        seed=sampler.seed,
+        vocabulary=len(logits),
+        entropy=entropy(probs),
+        candidates=candidates,
+        chosen=Chosen(
+            id=step.token,
+            text=tokenizer.token_text(step.token),
+            bytes=tokenizer.token_bytes(step.token),
+            u=choice.u,
+            p_final=choice.final_prob,
+            surprisal=-float(logits.double().log_softmax(dim=-1)[step.token]) / math.log(2),
+        ),
+        check=_check(step, final, candidates),
+        columns=tuple(_column(step, sampler, t, [c.id for c in candidates], tokenizer) for t in temperatures),
+    )
+
+
+def _candidates(
+    ranked: list[tuple[int, int]],
+    logits: Tensor,
+    probs: Tensor,
+    stages: list[Stage],
+    final: Tensor,
+    tokenizer: Tokenizer,
+) -> tuple[Candidate, ...]:
+    warm = next((stage.value for stage in stages if stage.name == "temperature"), 1.0)
+    tempered = probabilities(Temperature(warm)(logits))
+    ids, ends = intervals(final.cpu())
+    ends_list = ends.tolist()
+    place = {id: n for n, id in enumerate(ids.tolist())}
+    running = final.cpu()[ids].double().cumsum(0).tolist()
+    rows = []
+    for rank, id in ranked:
+        n = place.get(id)
+        rows.append(
+            Candidate(
+                rank=rank,
+                id=id,
+                text=tokenizer.token_text(id),
+                bytes=tokenizer.token_bytes(id),
+                logit=float(logits[id]),
+                p=float(probs[id]),
+                p_temperature=float(tempered[id]),
+                cut=next((stage.name for stage in stages if math.isinf(stage.logits[id])), None),
+                p_final=float(final[id]),
+                cumulative=running[n] if n is not None else running[-1],
+                u_low=None if n is None else ends_list[n - 1] if n else 0.0,
+                u_high=None if n is None else ends_list[n],
+            )
+        )
+    return tuple(rows)
+
+
+def _stage_reports(stages: list[Stage], probs: Tensor) -> tuple[StageReport, ...]:
+    reports, before = [], probs
+    for stage in stages:
+        alive = torch.isfinite(stage.logits)
+        removed = float(before[~alive].double().sum())
+        reports.append(StageReport(stage.name, stage.value, int(alive.sum()), removed))
+        before = probabilities(stage.logits)
+    return tuple(reports)
+
+
+def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Check:
+    """Repeat the choice from the rows themselves: whose interval holds u, or whose final p is largest."""
+    u = step.choice.u
+    if u is None:
+        replayed = max(candidates, key=lambda c: (c.p_final, -c.id)).id
+    else:
+        inside = [c.id for c in candidates if c.u_low is not None and c.u_high is not None and c.u_low <= u < c.u_high]
+        replayed = inside[0] if len(inside) == 1 else -1
+    error = abs(float(final.double().sum()) - 1)
+    return Check(replayed == step.token and error < 1e-5, replayed, error)
+
+
+def _column(step: Step, sampler: Sampler, temperature: float, ids: list[int], tokenizer: Tokenizer) -> Column:
+    """The step as it would have gone at ``temperature``, all other filters and u as they were."""
+    warmed = [replace(f, value=temperature) if isinstance(f, Temperature) else f for f in sampler.filters]
+    if not any(isinstance(f, Temperature) for f in warmed):
+        warmed.insert(0, Temperature(temperature))
+    stages = Sampler(warmed, sampler.seed).stages(step.logits)
+    final = probabilities(stages[-1].logits)
+    bits = entropy(final)
+    u = step.choice.u
+    chosen = int(final.argmax()) if u is None or temperature == 0 else draw(final, u)
+    return Column(
+        temperature=temperature,
+        entropy=bits,
+        choices=2**bits,
+        id=chosen,
+        text=tokenizer.token_text(chosen),
+        bytes=tokenizer.token_bytes(chosen),
+        probs={id: float(final[id]) for id in ids},
+    )

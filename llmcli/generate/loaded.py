@@ -1,0 +1,47 @@
+"""A model folder opened for use: the transformer, its tokenizer and the tokens at which it stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmcli.generate.sampling import Filter, Vocabulary
+from llmcli.model import checkpoint
+from llmcli.model.device import pick_device, pick_dtype
+from llmcli.model.families.fields import token_ids
+from llmcli.model.transformer import Transformer
+from llmcli.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a prompt needs to become text. ``stop_ids`` end a text (generation_config.json and config.json)."""
+
+    name: str
+    model: Transformer
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]
+
+    def prompt_ids(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Ids of a prompt; an empty one is the model's BOS token alone, where it has one."""
+        ids = self.tokenizer.encode(text, parse_special=parse_special)
+        bos = self.model.config.bos_token_id
+        return ids if ids or bos is None else [bos]
+
+    def vocabulary_filter(self) -> list[Filter]:
+        """The filter that bars rows no token has, if there are such rows."""
+        if self.tokenizer.size >= self.model.config.vocab_size:
+            return []
+        return [Vocabulary(self.tokenizer.size)]
+
+
+def load(folder: Path, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Open ``folder``. ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest."""
+    where = pick_device(device)
+    tokenizer = load_tokenizer(folder)
+    kind = pick_dtype(dtype, where, checkpoint.stored_dtype(folder))
+    model = checkpoint.load(folder, device=where, dtype=kind)
+    path = folder / "generation_config.json"
+    generation = checkpoint.read_json(path) if path.is_file() else {}
+    stops = {*model.config.eos_token_ids, *token_ids(generation, "eos_token_id")}
+    return LoadedModel(folder.name, model, tokenizer, frozenset(stops))

@@ -1,0 +1,75 @@
+"""Generated text as it comes, and the line that sums a generation up."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from rich.color import ColorSystem
+from rich.style import Style
+
+from llmcli.render.terminal import band, console, styled
+from llmcli.render.tokens import printable
+
+ENDINGS = {
+    "length": "the limit of --max-tokens was reached",
+    "stop_token": "the model ended its text",
+    "stop_string": "a --stop string came",
+    "context": "the model's context is full",
+    "interrupted": "interrupted",
+}
+
+
+class TextWriter:
+    """Writes chunks at once; with ``by_probability``, on a terminal, each in the colour of its probability."""
+
+    def __init__(self, stream: TextIO, *, by_probability: bool) -> None:
+        self.stream = stream
+        self._coloured = by_probability and styled(stream)
+        self._ended = True  # whether the last thing written was a line end
+
+    def write(self, text: str, prob: float = 1.0) -> None:
+        if not text:
+            return
+        self._ended = text.endswith("\n")
+        text = printable(text, self.stream)
+        style = band(prob)[0] if self._coloured else ""
+        if style:
+            text = Style.parse(style).render(text, color_system=ColorSystem.EIGHT_BIT)
+        self.stream.write(text)
+        self.stream.flush()
+
+    def end_line(self) -> None:
+        """Finish the last line, so that a prompt or a table does not stick to the text."""
+        if not self._ended:
+            self.stream.write("\n")
+            self.stream.flush()
+
+
+def print_summary(
+    stream: TextIO,
+    *,
+    prompt_tokens: int,
+    tokens: int,
+    prefill_seconds: float,
+    decode_seconds: float,
+    finish: str,
+    seed: int,
+) -> None:
+    """Counts, speeds, why it stopped, and the seed that repeats it."""
+    # The first token comes from prefill; the loop's own speed is that of the others.
+    decode = f"{(tokens - 1) / decode_seconds:.0f} tokens/s" if tokens > 1 and decode_seconds > 0 else "-"
+    prefill = f"{prompt_tokens / prefill_seconds:.0f} tokens/s" if prefill_seconds > 0 else "-"
+    note(
+        f"{tokens} tokens, decode {decode} | prompt {prompt_tokens} tokens, prefill {prefill} | "
+        f"first token after {prefill_seconds:.2f} s | stopped: {ENDINGS[finish]} | seed {seed}",
+        stream,
+    )
+
+
+def note(text: str, stream: TextIO) -> None:
+    """A line beside the text: dim on a terminal."""
+    if styled(stream):
+        console(stream).print(text, style="dim")
+    else:
+        stream.write(text + "\n")
+        stream.flush()

@@ -1,0 +1,131 @@
+"""The machine forms: one JSON object a line, under names that stay (README, "For programs")."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from llmcli.explain.step import StepReport
+from llmcli.explain.tokens import Tokenization, TokenReport
+from llmcli.text.tokenizer import Token
+
+
+def write(record: Mapping[str, Any], stream: TextIO) -> None:
+    """One line, at once."""
+    stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    stream.flush()
+
+
+def generation_start(
+    model: str, prompt_ids: Sequence[int], seed: int, filters: Sequence[tuple[str, float]]
+) -> dict[str, Any]:
+    return {
+        "type": "start",
+        "model": model,
+        "prompt_ids": list(prompt_ids),
+        "seed": seed,
+        "sampler": [{"name": name, "value": value} for name, value in filters],
+    }
+
+
+def generated_token(report: TokenReport) -> dict[str, Any]:
+    return {
+        "type": "token",
+        "index": report.index,
+        "id": report.id,
+        "text": report.text,
+        "bytes": report.bytes.hex(),
+        "logprob": report.logprob,
+        "prob": report.prob,
+        "final_prob": report.final_prob,
+        "rank": report.rank,
+        "entropy": report.entropy,
+        "u": report.u,
+        "top": [{"id": rival.id, "text": rival.text, "prob": rival.prob} for rival in report.top],
+    }
+
+
+def generation_end(
+    finish: str, text: str, tokens: int, prefill_seconds: float, decode_seconds: float
+) -> dict[str, Any]:
+    return {
+        "type": "end",
+        "finish": finish,
+        "text": text,
+        "tokens": tokens,
+        "prefill_seconds": prefill_seconds,
+        "decode_seconds": decode_seconds,
+    }
+
+
+def tokenization(report: Tokenization) -> dict[str, Any]:
+    return {
+        "model": report.model,
+        "count": len(report.tokens),
+        "tokens": [_token(token) for token in report.tokens],
+    }
+
+
+def _token(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "text": token.text,
+        "bytes": token.bytes.hex(),
+        "start": token.start,
+        "end": token.end,
+        "special": token.special,
+    }
+
+
+def step(report: StepReport) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "step": report.step,
+        "prompt_ids": list(report.prompt_ids),
+        "context_ids": list(report.context_ids),
+        "sampler": [
+            {"name": stage.name, "value": stage.value, "kept": stage.kept, "removed_mass": stage.removed_mass}
+            for stage in report.sampler
+        ],
+        "seed": report.seed,
+        "entropy": report.entropy,
+        "candidates": [
+            {
+                "rank": row.rank,
+                "id": row.id,
+                "text": row.text,
+                "logit": row.logit,
+                "p": row.p,
+                "p_temperature": row.p_temperature,
+                "cut": row.cut,
+                "p_final": row.p_final,
+                "cumulative": row.cumulative,
+                "u_low": row.u_low,
+                "u_high": row.u_high,
+            }
+            for row in report.candidates
+        ],
+        "chosen": {
+            "id": report.chosen.id,
+            "u": report.chosen.u,
+            "p_final": report.chosen.p_final,
+            "surprisal": report.chosen.surprisal,
+        },
+        "check": {
+            "ok": report.check.ok,
+            "replayed_id": report.check.replayed_id,
+            "sum_error": report.check.sum_error,
+        },
+    }
+    if report.columns:
+        record["temperatures"] = [
+            {
+                "temperature": column.temperature,
+                "entropy": column.entropy,
+                "effective_choices": column.choices,
+                "drawn": {"id": column.id, "text": column.text},
+                "probs": [{"id": id, "p_final": prob} for id, prob in column.probs.items()],
+            }
+            for column in report.columns
+        ]
+    return record

@@ -1,0 +1,108 @@
+"""One step for the eye: the table of candidates, what each filter did, the draw, and the check."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from rich.text import Text
+
+from llmcli.explain.step import Candidate, StepReport
+from llmcli.render.table import Cell, Column, number, print_table, probability
+from llmcli.render.terminal import console, label, styled
+
+MARK = "→"
+
+
+def print_step(report: StepReport, stream: TextIO) -> None:
+    """The whole view."""
+    _print_heading(report, stream)
+    columns = [
+        Column(""),
+        Column("rank"),
+        Column("id", optional=3),
+        Column("token", right=False),
+        Column("logit", optional=2),
+        Column("p"),
+        Column(f"p(T={_temperature(report):g})", optional=1),
+        Column("cut by", right=False),
+        Column("final p"),
+        Column("drawn if u in", right=False),
+    ]
+    print_table(columns, [_row(row, row.id == report.chosen.id) for row in report.candidates], stream)
+    _print_below(report, stream)
+    if report.columns:
+        _print_temperatures(report, stream)
+    check = report.check
+    _say(
+        f"check: {'ok' if check.ok else 'FAILED'}; the choice repeated from the rows gives id {check.replayed_id}; "
+        f"all final p sum to 1 within {check.sum_error:.0e}",
+        stream,
+        style="" if check.ok else "bold red",
+    )
+
+
+def _print_heading(report: StepReport, stream: TextIO) -> None:
+    _say(
+        f"step {report.step}: {len(report.context_ids)} tokens read, {report.vocabulary} candidates, "
+        f"entropy {report.entropy:.2f} bits",
+        stream,
+    )
+
+
+def _temperature(report: StepReport) -> float:
+    return next((stage.value for stage in report.sampler if stage.name == "temperature"), 1.0)
+
+
+def _row(row: Candidate, chosen: bool) -> list[Cell]:
+    style = "bold green" if chosen else "dim" if row.cut else ""
+    interval = Cell("", "") if row.u_low is None else Cell(_interval(row), f"{row.u_low!r}:{row.u_high!r}", style)
+    return [
+        Cell(MARK if chosen else "", style=style),
+        Cell(str(row.rank), style=style),
+        Cell(str(row.id), style=style),
+        Cell(label(row.text, row.bytes), style=style),
+        number(row.logit, 3, style),
+        probability(row.p, style),
+        probability(row.p_temperature, style),
+        Cell(row.cut or "", style=style),
+        probability(row.p_final, style),
+        interval,
+    ]
+
+
+def _interval(row: Candidate) -> str:
+    return f"{row.u_low:.4f}–{row.u_high:.4f}"
+
+
+def _print_below(report: StepReport, stream: TextIO) -> None:
+    for stage in report.sampler:
+        what = f"{stage.name} {stage.value:g}:"
+        _say(f"{what:<18}keeps {stage.kept}, cuts {stage.removed_mass:.4f} of the probability", stream)
+    chosen = report.chosen
+    token = label(chosen.text, chosen.bytes)
+    if chosen.u is None:
+        how = "the most probable, as temperature 0 asks; nothing was drawn"
+    else:
+        how = f"drawn by u = {chosen.u:.6f} (seed {report.seed}), final p {chosen.p_final:.4f}"
+    _say(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
+
+
+def _print_temperatures(report: StepReport, stream: TextIO) -> None:
+    """The candidates' final p, a column a temperature; below it the width of the choice and the draw."""
+    columns = [Column("token", right=False), *(Column(f"T={column.temperature:g}") for column in report.columns)]
+    rows = [
+        [Cell(label(row.text, row.bytes)), *(probability(column.probs[row.id]) for column in report.columns)]
+        for row in report.candidates
+    ]
+    rows.append([Cell("entropy, bits"), *(number(column.entropy, 2, "italic") for column in report.columns)])
+    rows.append([Cell("effective choices"), *(number(column.choices, 1, "italic") for column in report.columns)])
+    drawn = [Cell(label(column.text, column.bytes), style="bold green") for column in report.columns]
+    rows.append([Cell("the same u draws"), *drawn])
+    print_table(columns, rows, stream)
+
+
+def _say(text: str, stream: TextIO, style: str = "") -> None:
+    if styled(stream):
+        console(stream).print(Text(text, style=style))
+    else:
+        stream.write(text + "\n")

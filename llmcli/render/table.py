@@ -1,0 +1,77 @@
+"""Tables in two forms: boxed and coloured to fit a terminal, or tab-separated with full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from llmcli.render.terminal import console, styled
+
+
+@dataclass(frozen=True)
+class Column:
+    """``optional`` columns are left out where the terminal is too narrow, the highest number first."""
+
+    name: str
+    right: bool = True
+    optional: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``shown`` in a terminal, in ``style``; ``plain`` elsewhere (the same, if not given)."""
+
+    shown: str
+    plain: str | None = None
+    style: str = ""
+
+
+def number(value: float | None, digits: int = 4, style: str = "") -> Cell:
+    """A number rounded for the eye and in full for programs; nothing for None."""
+    return Cell("", "") if value is None else Cell(f"{value:.{digits}f}", repr(value), style)
+
+
+def probability(value: float, style: str = "") -> Cell:
+    """A probability: four decimals, but never 0.0000 for one above zero nor 1.0000 for one below one."""
+    shown = f"{value:.4f}"
+    if shown == "0.0000" and value > 0:
+        shown = f"{value:.0e}"
+    elif shown == "1.0000" and value < 1:
+        shown = ">.9999"
+    return Cell(shown, repr(value), style)
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], stream: TextIO) -> None:
+    """Write the table in the form that suits the stream."""
+    if not styled(stream):
+        lines = [[column.name for column in columns]]
+        lines += [[cell.shown if cell.plain is None else cell.plain for cell in row] for row in rows]
+        stream.writelines("\t".join(line) + "\n" for line in lines)
+        stream.flush()
+        return
+    target = console(stream)
+    kept = _fitting(columns, rows, target.width)
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", expand=False)
+    for n in kept:
+        table.add_column(columns[n].name, justify="right" if columns[n].right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[n].shown, style=row[n].style) for n in kept))
+    target.print(table)
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
+    """Which columns fit into ``width`` cells, with two between each; the others are optional ones."""
+    widths = [max(cell_len(text) for text in (c.name, *(row[n].shown for row in rows))) for n, c in enumerate(columns)]
+    kept = list(range(len(columns)))
+    while sum(widths[n] + 2 for n in kept) > width:
+        droppable = [n for n in kept if columns[n].optional]
+        if not droppable:
+            break
+        kept.remove(max(droppable, key=lambda n: columns[n].optional))
+    return kept

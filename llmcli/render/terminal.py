@@ -1,0 +1,57 @@
+"""What kind of place the output goes to, and how text is made safe and visible there."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TextIO
+
+from rich.console import Console
+
+# From likely to unlikely, in colours that the colour-blind tell apart on dark and light grounds,
+# with a sign for where there is no colour.
+PROBABILITY_BANDS = (
+    (0.5, "", "+++"),
+    (0.1, "blue", "++"),
+    (0.01, "dark_orange3", "+"),
+    (0.0, "bold magenta", "-"),
+)
+
+
+def styled(stream: TextIO) -> bool:
+    """Whether colours and boxes may be written: a terminal, and neither NO_COLOR nor TERM=dumb."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def console(stream: TextIO) -> Console:
+    """A Rich console that treats what it is given as plain text: no markup, no emoji codes, no highlighting."""
+    return Console(file=stream, markup=False, emoji=False, highlight=False)
+
+
+def band(prob: float) -> tuple[str, str]:
+    """Style and sign of a probability."""
+    return next((style, sign) for least, style, sign in PROBABILITY_BANDS if prob >= least)
+
+
+def harmless(text: str) -> str:
+    """Text with its control characters as visible symbols, for a terminal: a model may write escape sequences."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: _symbol(match[0]), text)
+
+
+def label(text: str, data: bytes) -> str:
+    """A token on one line: spaces as a dot, line ends and controls as symbols, parts of characters as <E2 80>."""
+    if data:
+        escaped = data.decode("utf-8", "surrogateescape")
+        text = re.sub("[\udc80-\udcff]+", lambda m: _hex(m[0].encode("utf-8", "surrogateescape")), escaped)
+    return harmless(text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥"))
+
+
+def _hex(data: bytes) -> str:
+    return f"<{data.hex(' ').upper()}>"
+
+
+def _symbol(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"<{code:02X}>"

@@ -1,0 +1,93 @@
+"""Tokens for the eye: a text's tokens, tokenizers side by side, and the table of ``generate --probs``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from llmcli.explain.tokens import Tokenization, TokenReport
+from llmcli.render.table import Cell, Column, print_table, probability
+from llmcli.render.terminal import band, harmless, label
+from llmcli.text.tokenizer import Token
+
+
+def print_tokenization(report: Tokenization, stream: TextIO) -> None:
+    """One row a token, and the count below."""
+    columns = [Column("#"), Column("id"), Column("token", right=False), Column("bytes", right=False), Column("at")]
+    rows = [
+        [
+            Cell(str(n)),
+            Cell(str(token.id)),
+            _token_cell(token),
+            Cell(token.bytes.hex(" "), token.bytes.hex()),
+            Cell(f"{token.start}:{token.end}"),
+        ]
+        for n, token in enumerate(report.tokens)
+    ]
+    print_table(columns, rows, stream)
+
+
+def tokenization_summary(report: Tokenization) -> str:
+    """Count, bytes per token, and the check line of the view."""
+    proof = "every byte of the text is in one token" if report.exact else "the tokenizer normalised the text"
+    return (
+        f"{report.model}: {len(report.tokens)} tokens, {report.text_bytes} bytes, "
+        f"{report.bytes_per_token:.2f} bytes a token; check: {proof}"
+    )
+
+
+def print_side_by_side(reports: Sequence[Tokenization], stream: TextIO) -> None:
+    """One row a place in the list, one pair of columns a tokenizer."""
+    columns = [Column("#")]
+    for report in reports:
+        columns += [Column("id"), Column(report.model, right=False)]
+    rows = []
+    for n in range(max(len(report.tokens) for report in reports)):
+        row = [Cell(str(n))]
+        for report in reports:
+            if n < len(report.tokens):
+                row += [Cell(str(report.tokens[n].id)), _token_cell(report.tokens[n])]
+            else:
+                row += [Cell(""), Cell("")]
+        rows.append(row)
+    print_table(columns, rows, stream)
+
+
+def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
+    """One row a generated token: its probability and rank, and the tokens that were likelier or next."""
+    columns = [
+        Column("#"),
+        Column("id", optional=2),
+        Column("token", right=False),
+        Column("p"),
+        Column("", right=False),
+        Column("rank"),
+        Column("final p", optional=1),
+        Column("most probable", right=False),
+    ]
+    rows = []
+    for report in reports:
+        style, sign = band(report.prob)
+        rivals = "  ".join(f"{label(rival.text, rival.bytes)} {rival.prob:.2f}" for rival in report.top)
+        rows.append(
+            [
+                Cell(str(report.index)),
+                Cell(str(report.id)),
+                Cell(label(report.text, report.bytes), style=style),
+                probability(report.prob),
+                Cell(sign, style=style),
+                Cell(str(report.rank)),
+                probability(report.final_prob),
+                Cell(rivals),
+            ]
+        )
+    print_table(columns, rows, stream)
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """Text as it may go to ``stream``: as it is to a file, with its control characters shown to a terminal."""
+    return harmless(text) if stream.isatty() else text
+
+
+def _token_cell(token: Token) -> Cell:
+    return Cell(label(token.text, token.bytes), style="dim" if token.special else "")

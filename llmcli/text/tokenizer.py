@@ -1,0 +1,160 @@
+"""Text <-> token ids, by the model's own tokenizer.json, and what each token stands for in bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from llmcli.errors import LlmcliError, usage_error
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a text; ``start`` and ``end`` are byte offsets into the UTF-8 text."""
+
+    id: int
+    text: str  # its bytes as UTF-8, U+FFFD for parts of characters
+    bytes: bytes
+    start: int
+    end: int
+    special: bool
+
+
+class Tokenizer:
+    """A tokenizer.json with its settings. Special tokens in a text are plain text unless asked for."""
+
+    def __init__(self, fast: FastTokenizer, name: str) -> None:
+        self.fast = fast
+        self.name = name
+        added = fast.get_added_tokens_decoder()
+        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        self._added = {id: token.content for id, token in added.items()}
+        described = json.loads(fast.to_str())
+        self._byte_level = "ByteLevel" in _types(described.get("decoder"))
+
+    @property
+    def size(self) -> int:
+        """Ids the tokenizer knows: every id below this may be decoded."""
+        return max(self.fast.get_vocab_size(), *(id + 1 for id in self._added), 0)
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Ids of ``text``, with the tokens (such as BOS) that the tokenizer puts around every text.
+
+        ``parse_special`` reads special tokens written in the text as what they stand for.
+        Errors: text that is not Unicode (lone surrogates, from undecodable bytes).
+        """
+        return list(self._encoded(text, parse_special).ids)
+
+    def tokens(self, text: str, *, parse_special: bool = False) -> list[Token]:
+        """``encode``, each id with its bytes and its place in the text."""
+        encoded = self._encoded(text, parse_special)
+        pieces = [self.token_bytes(id) for id in encoded.ids]
+        # A token the text holds is no template's; the tokens that surround every text are empty places.
+        inserted = [mask == 1 for mask in encoded.special_tokens_mask]
+        spans = _spans(text, pieces, inserted, encoded.offsets)
+        return [
+            Token(id, piece.decode("utf-8", "replace"), piece, start, end, id in self.special_ids)
+            for id, piece, (start, end) in zip(encoded.ids, pieces, spans, strict=True)
+        ]
+
+    def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
+        """Text of ``ids``. Errors: an id that the tokenizer does not have."""
+        for id in ids:
+            if not 0 <= id < self.size:
+                raise usage_error(f"token id {id} is not in the vocabulary", f"ids are from 0 to {self.size - 1}")
+        return self.fast.decode(ids, skip_special_tokens=skip_special)
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for in a text; a special token's are its name's."""
+        if id in self._added:
+            return self._added[id].encode()
+        piece = self.fast.id_to_token(id)
+        if piece is None:
+            return b""
+        if self._byte_level:
+            return bytes(byte for char in piece for byte in _BYTES.get(char, char.encode()))
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode()
+
+    def token_text(self, id: int) -> str:
+        """A token's own text; "<unused N>" for a row of the embedding that no token has."""
+        if self.fast.id_to_token(id) is None:
+            return f"<unused {id}>"
+        return self.token_bytes(id).decode("utf-8", "replace")
+
+    def _encoded(self, text: str, parse_special: bool) -> Any:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise usage_error(f"the text is not valid Unicode at character {error.start}", "UTF-8 is wanted") from None
+        self.fast.encode_special_tokens = not parse_special
+        return self.fast.encode(text)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder. Errors: no tokenizer.json, or one that cannot be read."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        if (folder / "tokenizer.model").is_file():
+            hint = (
+                "only tokenizer.model is here; transformers' AutoTokenizer(...).save_pretrained writes tokenizer.json"
+            )
+        else:
+            hint = "is this the folder of a Hugging Face model?"
+        raise LlmcliError(f"{path}: no such file", hint)
+    try:
+        return Tokenizer(FastTokenizer.from_file(str(path)), folder.name)
+    except Exception as error:  # tokenizers raises bare Exception for every fault of the file
+        raise LlmcliError(f"{path}: not a tokenizer: {error}", "the file may be damaged; get it again") from error
+
+
+def _types(node: object) -> set[str]:
+    """The "type" of a tokenizer.json component and of all that are nested in it."""
+    if isinstance(node, dict):
+        own = {node["type"]} if isinstance(node.get("type"), str) else set()
+        return own.union(*(_types(child) for child in node.values()))
+    if isinstance(node, list):
+        return set().union(*(_types(child) for child in node))
+    return set()
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """GPT-2's printable stand-in for each byte: printable Latin-1 as it is, the other 68 from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_ins = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+    return {char: bytes([byte]) for byte, char in stand_ins.items()}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _spans(
+    text: str, pieces: list[bytes], inserted: list[bool], offsets: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Byte offsets of each token in the text.
+
+    Where the tokens' bytes joined are the text (but for a space that some tokenizers put in front),
+    they are exact, also inside a character. Otherwise the text was normalised, and a token is given
+    the whole characters that it came from.
+    """
+    source = text.encode()
+    joined = b"".join(piece for piece, put_in in zip(pieces, inserted, strict=True) if not put_in)
+    shift = 1 if joined == b" " + source else 0
+    spans, place = [], -shift
+    if joined[shift:] == source:
+        for piece, put_in in zip(pieces, inserted, strict=True):
+            end = place if put_in else place + len(piece)
+            spans.append((max(place, 0), max(end, 0)))
+            place = end
+        return spans
+    before = [0]
+    for char in text:
+        before.append(before[-1] + len(char.encode()))
+    return [(before[start], before[end]) for start, end in offsets]

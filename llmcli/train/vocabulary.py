@@ -1,0 +1,59 @@
+"""Training a tokenizer: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) from the corpus's own words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from llmcli.model.checkpoint import replacing
+
+BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+BOS_ID, EOS_ID = 0, 1  # the trainer numbers special tokens first
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """BOS and EOS come first, then the 256 bytes, then merges in the order in which they were learnt.
+
+    The vocabulary is smaller than ``vocab_size`` where the text runs out of pairs that occur twice.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, BOS_ID)]
+    )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
+    """tokenizer.json and tokenizer_config.json, and the sampling defaults beside them."""
+    files = {
+        "tokenizer.json": tokenizer.to_str(pretty=False),
+        "tokenizer_config.json": json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": BOS,
+                "eos_token": EOS,
+                "model_max_length": context,
+                "clean_up_tokenization_spaces": False,
+            },
+            indent=2,
+        ),
+        "generation_config.json": json.dumps(
+            {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "do_sample": True}, indent=2
+        ),
+    }
+    for name, text in files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
