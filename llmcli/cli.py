@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from llmcli import __version__
-from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, LlmcliError
+from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError
 
 # Name -> one line for --help. A command's module is imported when it is called: some need torch.
 COMMANDS = {
@@ -46,12 +47,17 @@ class LazyGroup(click.Group):
             if hasattr(stream, "reconfigure"):  # text that the terminal cannot show must not stop us
                 stream.reconfigure(errors="replace", **({} if stream.isatty() else {"encoding": "utf-8"}))
         try:
-            return super().main(arguments, *rest, **extra)
+            code = super().main(arguments, *rest, **{**extra, "standalone_mode": False})
+            sys.stdout.flush()
+            sys.exit(code if isinstance(code, int) else EXIT_OK)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
         except BrokenPipeError:
             # Whoever read our output has gone; Python would complain once more when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_FAILURE)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             sys.exit(EXIT_INTERRUPTED)
         except Exception as error:
             fail(error, verbose="--verbose" in arguments)
@@ -59,7 +65,7 @@ class LazyGroup(click.Group):
 
 def fail(error: Exception, *, verbose: bool) -> NoReturn:
     """Say what went wrong in one line and exit; what is no user's fault ends in a traceback."""
-    told = error if isinstance(error, LlmcliError) else out_of_memory(error)
+    told = error if isinstance(error, LlmcliError) else wrong_usage(error) or full_disk(error) or out_of_memory(error)
     if told is None:
         raise error
     if verbose:
@@ -67,6 +73,22 @@ def fail(error: Exception, *, verbose: bool) -> NoReturn:
     hint = f" ({told.hint})" if told.hint else ""
     click.echo(f"llmcli: {told.message}{hint}".replace("\n", " "), err=True)
     sys.exit(told.exit_code)
+
+
+def wrong_usage(error: Exception) -> LlmcliError | None:
+    """What click found wrong with the command line, in our form."""
+    if not isinstance(error, click.ClickException):
+        return None
+    context = getattr(error, "ctx", None)
+    hint = f"see {context.command_path} --help" if context else ""
+    return LlmcliError(error.format_message(), hint, exit_code=error.exit_code)
+
+
+def full_disk(error: Exception) -> LlmcliError | None:
+    """A write that found no room, whoever wrote."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return LlmcliError("no space left to write to", "free some, or write elsewhere")
+    return None
 
 
 def out_of_memory(error: Exception) -> LlmcliError | None:

@@ -12,7 +12,7 @@ from llmcli.commands import options
 from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from llmcli.explain.tokens import TokenReport
+    from llmcli.explain.generated import TokenReport
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.sampling import Sampler
     from llmcli.generate.text import Generation
@@ -94,7 +94,7 @@ def generate(
 
 def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], sampler: Sampler, *, rivals: int) -> None:
     """NDJSON: a start, a line a token, an end, which is written also when interrupted."""
-    from llmcli.explain.tokens import token_report
+    from llmcli.explain.generated import token_report
     from llmcli.render import ndjson
 
     filters = [(filter.name, filter.value) for filter in sampler.filters]
@@ -124,7 +124,7 @@ def write_text(
     verbose: bool,
 ) -> None:
     """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
-    from llmcli.explain.tokens import token_report
+    from llmcli.explain.generated import token_report
     from llmcli.render.generation import TextWriter, note, print_summary
     from llmcli.render.tokens import print_probabilities
 

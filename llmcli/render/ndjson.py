@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from llmcli.explain.step import StepReport
-from llmcli.explain.tokens import Tokenization, TokenReport
-from llmcli.text.tokenizer import Token
+if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch must not come with it
+    from llmcli.explain.generated import TokenReport
+    from llmcli.explain.step import StepReport
+    from llmcli.explain.tokens import Tokenization
+    from llmcli.text.tokenizer import Token
 
 
 def write(record: Mapping[str, Any], stream: TextIO) -> None:

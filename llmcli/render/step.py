@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.text import Text
 
-from llmcli.explain.step import Candidate, StepReport
 from llmcli.render.table import Cell, Column, number, print_table, probability
 from llmcli.render.terminal import console, label, styled
+
+if TYPE_CHECKING:
+    from llmcli.explain.step import Candidate, StepReport
 
 MARK = "→"
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from llmcli.explain.tokens import Tokenization, TokenReport
 from llmcli.render.table import Cell, Column, print_table, probability
 from llmcli.render.terminal import band, harmless, label
-from llmcli.text.tokenizer import Token
+
+if TYPE_CHECKING:  # types alone: torch must not come with them
+    from llmcli.explain.generated import TokenReport
+    from llmcli.explain.tokens import Tokenization
+    from llmcli.text.tokenizer import Token
 
 
 def print_tokenization(report: Tokenization, stream: TextIO) -> None:

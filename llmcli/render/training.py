@@ -1,17 +1,17 @@
-"""A training run for the eye: a progress bar as it goes, and the loss curve in the terminal and as a picture."""
+"""A training run for the eye: a progress bar as it goes, then the loss curve in the terminal and as a picture."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from llmcli.render.curve import Points, smooth, svg_curve, terminal_curve
 from llmcli.render.generation import note
 from llmcli.render.terminal import console, styled
-from llmcli.train.loop import Progress as Step
+from llmcli.train.metrics import Metrics
 
 PLAIN_EVERY = 50  # steps a line where there is no terminal to draw a bar on
 
@@ -23,15 +23,15 @@ class TrainingView:
         self._stream = stream
         self._bar: Progress | None = None
         if styled(stream):
-            columns = (
+            self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(),
-                TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} tokens/s"),
+                BarColumn(bar_width=20),
+                TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} tokens/s "),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
+                console=console(stream),
             )
-            self._bar = Progress(*columns, console=console(stream))
 
     def __enter__(self) -> TrainingView:
         if self._bar:
@@ -42,41 +42,43 @@ class TrainingView:
         if self._bar:
             self._bar.stop()
 
-    def show(self, step: Step) -> None:
+    def show(self, step: Metrics) -> None:
         """Move the bar, or now and then write a line; a validation always gets its line."""
         if self._bar:
             if not self._bar.task_ids:
-                self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=step.loss, rate=0.0)
-            self._bar.update(
-                self._bar.task_ids[0], completed=step.step, loss=step.loss, rate=step.tokens_per_second
-            )
+                self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=0.0, speed=0.0)
+            self._bar.update(self._bar.task_ids[0], completed=step.step, loss=step.loss, speed=step.tokens_per_second)
         elif step.step % PLAIN_EVERY == 0 or step.step in (1, step.steps):
             left = (step.steps - step.step) * step.tokens / step.step / step.tokens_per_second
             note(
-                f"step {step.step}/{step.steps}, loss {step.loss:.3f} nats a token, "
+                f"step {step.step}/{step.steps}: loss {step.loss:.3f} nats a token, "
                 f"{step.tokens_per_second:.0f} tokens/s, {left / 60:.0f} min left",
                 self._stream,
             )
-        if step.validation:
-            note(
-                f"step {step.step}: validation {step.validation.nats_per_token:.4f} nats a token, "
-                f"{step.validation.bits_per_byte:.4f} bits a byte",
-                self._bar.console.file if self._bar and False else self._stream,
+        if step.bits_per_byte is not None:
+            said = (
+                f"step {step.step}: validation {step.nats_per_token:.4f} nats a token, "
+                f"{step.bits_per_byte:.4f} bits a byte"
             )
+            if self._bar:
+                self._bar.console.print(Text(said))
+            else:
+                note(said, self._stream)
 
 
-def metrics_line(step: Step) -> str:
-    """One line of metrics.jsonl."""
-    record: dict[str, Any] = {
-        "step": step.step,
-        "tokens": step.tokens,
-        "loss": step.loss,
-        "learning_rate": step.learning_rate,
-        "tokens_per_second": step.tokens_per_second,
-    }
-    if step.validation:
-        record |= {
-            "validation_nats_per_token": step.validation.nats_per_token,
-            "validation_bits_per_byte": step.validation.bits_per_byte,
-        }
-    return json.dumps(record)
+def print_curve(history: Sequence[Metrics], stream: TextIO) -> None:
+    """The training loss, smoothed, from the first step to the last."""
+    note("loss, nats a token:\n" + terminal_curve(smooth(_training(history))), stream)
+
+
+def loss_svg(history: Sequence[Metrics]) -> str:
+    """Training and validation loss over tokens, as the text of loss.svg."""
+    series: list[tuple[str, str, Points]] = [("training (smoothed)", "#4477aa", smooth(_training(history)))]
+    validation = [(m.tokens, m.nats_per_token) for m in history if m.nats_per_token is not None]
+    if validation:
+        series.append(("validation", "#cc3311", validation))
+    return svg_curve("Loss", series, x_label="tokens trained on", y_label="nats a token")
+
+
+def _training(history: Sequence[Metrics]) -> list[tuple[float, float]]:
+    return [(m.tokens, m.loss) for m in history]

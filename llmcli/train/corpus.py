@@ -7,12 +7,33 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from llmcli.errors import LlmcliError
 
 SEPARATOR = "<|endoftext|>"  # stands between the documents of a plain text file
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on, and others to validate on."""
+
+    train: list[str]
+    valid: list[str]
+
+
+def read_corpus(train: Iterable[Path], valid: Iterable[Path]) -> Corpus:
+    """The documents of both; where no validation files are named, a twentieth is held out of the others."""
+    documents, valid = read_documents(train), list(valid)
+    if valid:
+        return Corpus(documents, read_documents(valid))
+    if len(documents) >= 20:
+        return Corpus([d for n, d in enumerate(documents) if n % 20], documents[::20])
+    ends = [len(document) * 19 // 20 for document in documents]
+    cut = [(d[:end], d[end:]) for d, end in zip(documents, ends, strict=True)]
+    return Corpus([start for start, _ in cut], [rest for _, rest in cut])
 
 
 def read_documents(paths: Iterable[Path]) -> list[str]:

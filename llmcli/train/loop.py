@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,30 +18,11 @@ from llmcli.model import checkpoint
 from llmcli.model.transformer import Transformer
 from llmcli.train import state
 from llmcli.train.batches import Batches, encode
+from llmcli.train.corpus import Corpus
+from llmcli.train.metrics import Metrics
 from llmcli.train.optimizer import initialise, learning_rate, optimizers, update
 from llmcli.train.recipe import Recipe
-from llmcli.train.validate import Validation, validate
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step that was taken; ``loss`` is in nats per token. ``validation`` is there where it was measured."""
-
-    step: int  # steps taken, this one included
-    steps: int  # in all
-    tokens: int  # trained on so far
-    loss: float
-    learning_rate: float
-    tokens_per_second: float  # of this step, all but validation
-    validation: Validation | None
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Documents to train on and documents to validate on, never the same."""
-
-    train: list[str]
-    valid: list[str]
+from llmcli.train.validate import validate
 
 
 def train(
@@ -55,7 +36,7 @@ def train(
     compiled: bool = False,
     checkpoint_seconds: float = 180.0,
     validate_every: int = 250,
-) -> Iterator[Progress]:
+) -> Generator[Metrics, None, None]:
     """Run the recipe, writing into ``out``; yields after every step.
 
     ``out`` holds the model in Hugging Face's layout and the run's state from the first checkpoint on.
@@ -81,7 +62,7 @@ def train(
         state.save_state(out / state.FILE, model, optimizing, step)
         checkpoint.save(model, out, dtype=torch.bfloat16)
 
-    saved, saved_at = step, time.monotonic()
+    saved, saved_at, whole = step, time.monotonic(), True
     try:
         while step < recipe.steps:
             began = time.monotonic()
@@ -93,19 +74,27 @@ def train(
             if not math.isfinite(value):
                 raise LlmcliError(f"the loss is {value} at step {step}", "start again with a smaller --learning-rate")
             torch.autograd.backward(loss)
+            whole = False
             update(model, optimizing, rate)
-            step += 1
-            seconds = time.monotonic() - began
-            measured = None
+            step, whole = step + 1, True
+            metrics = Metrics(
+                step=step,
+                steps=recipe.steps,
+                tokens=recipe.tokens_per_step * step,
+                loss=value,
+                learning_rate=rate,
+                tokens_per_second=recipe.tokens_per_step / (time.monotonic() - began),
+            )
             if step == recipe.steps or step % validate_every == 0:
-                measured = validate(model, held_out, held_out_bytes, precision=precision)
+                score = validate(model, held_out, held_out_bytes, precision=precision)
+                metrics = replace(metrics, nats_per_token=score.nats_per_token, bits_per_byte=score.bits_per_byte)
             if time.monotonic() - saved_at > checkpoint_seconds:
                 save()
                 saved, saved_at = step, time.monotonic()
-            done = recipe.tokens_per_step * step
-            yield Progress(step, recipe.steps, done, value, rate, recipe.tokens_per_step / seconds, measured)
+            yield metrics
     finally:
-        if step > saved:
+        # Interrupted within an update, the weights are of no step: the last checkpoint stands.
+        if step > saved and whole:
             save()
 
 

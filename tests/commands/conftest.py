@@ -1,0 +1,63 @@
+"""A tiny trained model for the commands, and a runner that keeps stdout and stderr apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from llmcli.cli import cli
+from llmcli.train.corpus import Corpus
+from llmcli.train.loop import train
+from llmcli.train.recipe import Recipe
+from llmcli.train.run import begin
+
+TEXTS = [
+    f"The {a} fox met a {b} by the river. They sang song number {n}! \U0001f642"
+    for n in range(12)
+    for a in ("old", "shy")
+    for b in ("hen", "crow")
+]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 64 tokens of context that has learnt a little, in fp32 precision."""
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    recipe = Recipe(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        context=64,
+        batch_size=2,
+        tokens=64 * 2 * 40,
+        learning_rate=1e-2,
+        precision="float32",
+    )
+    corpus = Corpus(TEXTS, TEXTS[:2])
+    for _ in train(recipe, corpus, begin(out, recipe, corpus), out, device=torch.device("cpu")):
+        pass
+    return out
+
+
+@pytest.fixture
+def run() -> Callable[..., Result]:
+    """``run("generate", "text", input=...)`` -> click's result, exceptions that escape raised here."""
+
+    def call(*args: object, **options: Any) -> Result:
+        return CliRunner().invoke(cli, [str(a) for a in args], catch_exceptions=False, prog_name="llmcli", **options)
+
+    return call
+
+
+def records(result: Result) -> list[dict[str, Any]]:
+    """The NDJSON lines of stdout."""
+    return [json.loads(line) for line in result.stdout.splitlines()]

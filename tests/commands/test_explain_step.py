@@ -1,0 +1,101 @@
+"""``llmcli explain-step``: it explains the very token that ``generate`` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from tests.commands.conftest import records
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--temperature", 2.0, "--top-p", 1),
+        ("--temperature", 0),
+        ("--top-k", 7, "--min-p", 0.01, "--samplers", "top-k,min-p,temperature"),
+    ],
+    ids=["hot", "greedy", "reordered"],
+)
+def test_step_n_names_the_token_that_generate_wrote_at_n(
+    run: Run, model: Path, seed: int, options: tuple[object, ...]
+) -> None:
+    common = ("The old", "-m", model, "--seed", seed, *options)
+    start, *tokens, _ = records(run("generate", *common, "-n", 8, "--json"))
+    for token in tokens:
+        (report,) = records(run("explain-step", *common, "--step", token["index"], "--json"))
+        assert report["chosen"]["id"] == token["id"]
+        assert report["chosen"]["u"] == token["u"]
+        assert report["chosen"]["p_final"] == token["final_prob"]
+        assert report["context_ids"] == start["prompt_ids"] + [t["id"] for t in tokens[: token["index"]]]
+        assert report["check"]["ok"]
+
+
+def report_of(run: Run, model: Path, *args: object) -> dict[str, Any]:
+    (report,) = records(run("explain-step", "The", "-m", model, "--json", "--seed", 4, *args))
+    return report
+
+
+def test_json_fields(run: Run, model: Path) -> None:
+    report = report_of(run, model, "--top-k", 3, "--top", 6)
+    fields = ["step", "prompt_ids", "context_ids", "sampler", "seed", "entropy", "candidates", "chosen", "check"]
+    assert list(report) == fields
+    assert [list(stage) for stage in report["sampler"]] == [["name", "value", "kept", "removed_mass"]] * 3
+    row = ["rank", "id", "text", "logit", "p", "p_temperature", "cut", "p_final", "cumulative", "u_low", "u_high"]
+    assert all(list(candidate) == row for candidate in report["candidates"])
+    assert list(report["chosen"]) == ["id", "u", "p_final", "surprisal"]
+    assert [c["cut"] for c in report["candidates"]][3:] == ["top-k"] * 3
+    assert [c["u_low"] for c in report["candidates"]][3:] == [None] * 3
+
+
+def test_temperatures_equal_separate_runs(run: Run, model: Path) -> None:
+    report = report_of(run, model, "--temperatures", "0,0.7,2")
+    for column in report["temperatures"]:
+        alone = report_of(run, model, "--temperature", column["temperature"])
+        assert alone["chosen"]["id"] == column["drawn"]["id"]
+        final = {c["id"]: c["p_final"] for c in alone["candidates"]}
+        for row in column["probs"]:
+            if row["id"] in final:
+                assert row["p_final"] == final[row["id"]]
+
+
+def test_the_table_says_it_all(run: Run, model: Path) -> None:
+    result = run("explain-step", "The", "-m", model, "--seed", 4, "--top", 4, "--temperatures", "0.5,1")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("step 0: ")
+    assert lines[1].split("\t")[1:4] == ["rank", "id", "token"]
+    assert sum(line.startswith("→") for line in lines) == 1
+    assert any(line.startswith("chosen: ") and "seed 4" in line for line in lines)
+    assert lines[-1].startswith("check: ok")
+    assert "\x1b" not in result.stdout
+
+
+def test_a_step_that_never_came(run: Run, model: Path) -> None:
+    result = run("explain-step", "The", "-m", model, "--seed", 1, "--step", 500)
+    assert result.exit_code == 2
+    assert "there is no step 500" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--temperatures", "0,hot"),
+        ("--temperatures", "-1"),
+        ("--temperatures", "nan"),
+        ("--interactive",),
+        ("--top", "0"),
+        ("--step", "-1"),
+    ],
+    ids=" ".join,
+)
+def test_bad_options(run: Run, args: tuple[str, ...]) -> None:
+    result = run("explain-step", "x", "-m", "no such model", *args)
+    assert result.exit_code == 2
+    assert "no such model" not in result.stderr

@@ -1,0 +1,175 @@
+"""The program as a shell runs it: imports, pipes, signals, terminals."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+PROGRAM = [sys.executable, "-m", "llmcli"]
+
+
+def shell(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [*PROGRAM, *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL, **options
+    )  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["generate", "--help"], ["train", "--help"], ["tokenize", "x", "-m", "MODEL"]]
+)
+def test_no_torch_is_imported(args: list[str], model: Path) -> None:
+    args = [str(model) if arg == "MODEL" else arg for arg in args]
+    code = f"""
+import sys
+from llmcli.cli import main
+sys.argv[1:] = {args!r}
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+assert 'torch' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+
+
+@posix
+def test_a_reader_that_leaves_is_no_error_message(model: Path) -> None:
+    command = " ".join(PROGRAM) + f" generate The -m {model} --json -n 60 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+@posix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_one_line(model: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*PROGRAM, "generate", "The", "-m", str(model), "-n", "3"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_input_ends_in_one_line_without_traceback(model: Path) -> None:
+    done = shell("generate", "x", "-m", "nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"llmcli: there is no model nowhere \(.*\)\n", done.stderr)
+
+
+def terminal(model: Path, args: str, width: int = 80, env: dict[str, str] | None = None) -> str:
+    """What the program writes on a terminal of that width."""
+    import os
+
+    import pexpect
+
+    child = pexpect.spawn(
+        PROGRAM[0],
+        [*PROGRAM[1:], *args.split("|")],
+        dimensions=(40, width),
+        encoding="utf-8",
+        timeout=60,
+        env={**os.environ, "TERM": "xterm-256color", **(env or {})},
+    )
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0, child.before
+    text: str = child.before
+    return text.replace("\r\n", "\n")
+
+
+def bare(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+@posix
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize(
+    "args",
+    ["explain-step|The|--seed|1|--temperatures|0,1", "tokenize|The fox sang 🙂", "generate|The|-n|6|--probs"],
+    ids=["explain-step", "tokenize", "generate"],
+)
+def test_tables_fit_the_terminal(model: Path, args: str, width: int) -> None:
+    from rich.cells import cell_len
+
+    text = terminal(model, f"{args}|-m|{model}", width)
+    assert "\x1b[" in text
+    assert "Traceback" not in text
+    tables = [line for line in bare(text).split("\n") if "─" in line]
+    assert tables
+    assert all(cell_len(line) <= width for line in tables)
+
+
+@posix
+def test_no_color_means_no_codes(model: Path) -> None:
+    for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        text = terminal(model, f"generate|The|-n|4|--probs|-m|{model}", env=env)
+        assert "\x1b" not in text
+        assert "─" not in text
+
+
+@posix
+def test_ctrl_c_keeps_the_text_and_exits_130(model: Path) -> None:
+    import pexpect
+
+    child = pexpect.spawn(
+        PROGRAM[0],
+        [*PROGRAM[1:], "explain-step", "The", "-m", str(model), "--interactive"],
+        encoding="utf-8",
+        timeout=60,
+    )
+    child.expect("rank of the next token")
+    child.sendline("1")
+    child.expect("step 1")
+    child.expect("rank of the next token")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+    assert "Traceback" not in child.before
+
+
+@posix
+def test_sigint_mid_stream(tmp_path: Path, model: Path) -> None:
+    """Interrupted for real while it streams: what was written stays, the end is told."""
+    import json
+
+    with subprocess.Popen(
+        [*PROGRAM, "generate", "The", "-m", str(slow_model(tmp_path, model)), "--json", "-n", "2000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    records = [json.loads(line) for line in (*lines, *rest.splitlines())]
+    assert process.returncode == 130
+    assert records[-1]["finish"] == "interrupted"
+    assert records[-1]["tokens"] == len(records) - 2
+    assert errors == ""
+
+
+def slow_model(tmp_path: Path, model: Path) -> Path:
+    """The tiny model with a context so long that it cannot reach its end before it is interrupted."""
+    import json
+    import shutil
+
+    folder = tmp_path / "long"
+    shutil.copytree(model, folder)
+    for name, change in (
+        ("config.json", {"max_position_embeddings": 100_000, "eos_token_id": None}),
+        ("generation_config.json", {"eos_token_id": None}),
+    ):
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | change))
+    return folder

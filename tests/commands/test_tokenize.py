@@ -1,0 +1,87 @@
+"""``llmcli tokenize``: its forms, sources and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from llmcli.text.tokenizer import load_tokenizer
+from tests.commands.conftest import records
+
+Run = Callable[..., Result]
+TEXT = "The old fox\n sang \U0001f642 é!"
+
+
+def test_forms_agree(run: Run, model: Path) -> None:
+    expected = load_tokenizer(model).encode(TEXT)
+    assert run("tokenize", TEXT, "-m", model, "--ids").stdout.split() == [str(id) for id in expected]
+    assert run("tokenize", TEXT, "-m", model, "--count").stdout == f"{len(expected)}\n"
+    (record,) = records(run("tokenize", TEXT, "-m", model, "--json"))
+    assert list(record) == ["model", "count", "tokens"]
+    assert [token["id"] for token in record["tokens"]] == expected
+    table = [line.split("\t") for line in run("tokenize", TEXT, "-m", model).stdout.splitlines()]
+    assert table[0] == ["#", "id", "token", "bytes", "at"]
+    assert [row[1] for row in table[1:]] == [str(id) for id in expected]
+
+
+def test_json_fields_and_offsets(run: Run, model: Path) -> None:
+    (record,) = records(run("tokenize", TEXT, "-m", model, "--json"))
+    first, *rest = record["tokens"]
+    assert list(first) == ["id", "text", "bytes", "start", "end", "special"]
+    assert (first["special"], first["start"], first["end"]) == (True, 0, 0)
+    source = TEXT.encode()
+    assert b"".join(bytes.fromhex(token["bytes"]) for token in rest) == source
+    assert all(source[t["start"] : t["end"]].hex() == t["bytes"] for t in rest)
+
+
+def test_labels_show_what_cannot_be_seen(run: Run, model: Path) -> None:
+    tokens = [line.split("\t")[2] for line in run("tokenize", " \n\x1b\U0001f642", "-m", model).stdout.splitlines()[1:]]
+    shown = "".join(tokens)
+    assert "·" in shown
+    assert "⏎" in shown
+    assert "␛" in shown
+    assert "\x1b" not in shown
+
+
+def test_decode(run: Run, model: Path) -> None:
+    ids = load_tokenizer(model).encode(TEXT)
+    spaced = run("tokenize", "-m", model, "--decode", " ".join(map(str, ids[1:])))
+    assert spaced.stdout == TEXT + "\n"
+    assert run("tokenize", "-m", model, "--decode", ",".join(map(str, ids[1:]))).stdout == TEXT + "\n"
+
+
+@pytest.mark.parametrize("ids", ["1 x", "-1", "999999", "1.5"])
+def test_decode_refuses(run: Run, model: Path, ids: str) -> None:
+    result = run("tokenize", "-m", model, f"--decode={ids}")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+
+
+def test_models_side_by_side(run: Run, model: Path) -> None:
+    result = run("tokenize", "The fox", "-m", model, "-m", model)
+    header = result.stdout.splitlines()[0].split("\t")
+    assert header == ["#", "id", model.name, "id", model.name]
+    assert len(records(run("tokenize", "The fox", "-m", model, "-m", model, "--json"))) == 2
+
+
+def test_sources(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("The fox\r\n", encoding="utf-8")
+    expected = run("tokenize", "The fox", "-m", model, "--ids").stdout
+    assert run("tokenize", "--prompt-file", tmp_path / "t.txt", "-m", model, "--ids").stdout == expected
+    assert run("tokenize", "-m", model, "--ids", input="The fox\n").stdout == expected
+    assert run("tokenize", "", "-m", model, "--count").stdout == "1\n"
+
+
+def test_special_tokens(run: Run, model: Path) -> None:
+    text = "<|end_of_text|>"
+    assert run("tokenize", text, "-m", model, "--parse-special", "--ids").stdout == "0 1\n"
+    assert "1" not in run("tokenize", text, "-m", model, "--ids").stdout.split()
+
+
+def test_forms_exclude_each_other(run: Run, model: Path) -> None:
+    assert run("tokenize", "x", "-m", model, "--ids", "--json").exit_code == 2
+    assert run("tokenize", "x", "-m", model, "--decode", "1").exit_code == 2

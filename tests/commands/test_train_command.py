@@ -1,0 +1,60 @@
+"""``llmcli train`` from the shell: a folder that works, resuming, and its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.commands.conftest import TEXTS
+
+Run = Callable[..., Result]
+SMALL = (
+    *("--vocab-size", 300, "--hidden-size", 16, "--intermediate-size", 24, "--num-hidden-layers", 1),
+    *("--num-attention-heads", 2, "--num-key-value-heads", 1, "--context", 16, "--batch-size", 2),
+    *("--tokens", 320, "--validate-every", 4),
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    (tmp_path / "corpus.txt").write_text("<|endoftext|>".join(TEXTS), encoding="utf-8")
+    return tmp_path / "corpus.txt"
+
+
+def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    result = run("train", corpus, "--out", out, *SMALL)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "step 10/10" in result.stderr
+    assert "bits a byte" in result.stderr
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 10
+    assert (out / "loss.svg").read_text().startswith("<svg")
+    assert run("generate", "The", "-m", out, "-n", 3).exit_code == 0
+    again = run("train", corpus, "--out", out, "--resume", "--tokens", 480)
+    assert again.exit_code == 0, again.stderr
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 15
+
+
+def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    for args, code, says in (
+        ((tmp_path / "none.txt", "--out", out), 1, "none.txt"),
+        ((corpus, "--out", out, "--resume"), 1, "recipe.json"),
+        ((corpus, "--out", out, "--tokens", "0"), 2, "tokens"),
+        ((corpus, "--out", out, "--hidden-size", "7"), 2, "hidden_size"),
+        ((corpus,), 2, "--out"),
+        (("--out", out), 2, "CORPUS"),
+    ):
+        result = run("train", *args)
+        assert result.exit_code == code, result.stderr
+        assert says in result.stderr
+        assert not (out / "recipe.json").exists()
+    assert run("train", corpus, "--out", out, *SMALL).exit_code == 0
+    result = run("train", corpus, "--out", out, *SMALL)
+    assert (result.exit_code, "holds a run already" in result.stderr) == (2, True)
+    result = run("train", corpus, "--out", out, "--resume", "--context", 8)
+    assert (result.exit_code, "--context" in result.stderr) == (2, True)

@@ -1,0 +1,78 @@
+"""The house is kept: a file imports only from the layers below its own, and heavy libraries stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import llmcli
+
+PACKAGE = Path(llmcli.__file__).parent
+# From the ground up. Folders and files of one row may import each other (a folder's own files do).
+LAYERS = ["errors", "model", "text", "generate", "explain", "train", "hub", "render", "commands", "cli", "__main__"]
+FORBIDDEN = {
+    "rich": set(LAYERS) - {"render"},
+    "click": set(LAYERS) - {"commands", "cli"},
+    "torch": {"errors", "text", "hub", "render", "cli", "__main__"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path, *, top_level: bool = False) -> list[str]:
+    """Every module that a file imports, also inside functions unless ``top_level``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level else ast.walk(tree)
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found += [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downwards(path: Path) -> None:
+    own = layer_of(path)
+    if own == "__init__":
+        return
+    assert own in LAYERS, f"{own} is no layer of the house"
+    for name in imports(path):
+        if name.startswith("llmcli."):
+            other = name.split(".")[1]
+            if other in LAYERS:
+                assert LAYERS.index(other) <= LAYERS.index(own), f"{path} imports {name} from above"
+        library = name.split(".")[0]
+        assert own not in FORBIDDEN.get(library, set()), f"{path} imports {library}"
+
+
+def test_commands_import_nothing_heavy_before_they_run() -> None:
+    heavy = {"torch", "tokenizers", "safetensors", "rich", "numpy"}
+    for path in (PACKAGE / "commands").glob("*.py"):
+        assert not heavy & {name.split(".")[0] for name in imports(path, top_level=True)}, path
+
+
+def test_the_walk_sees_imports(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text("import os\ndef f():\n    from llmcli.render import table\n")
+    assert "llmcli.render.table" in imports(file)
+    assert imports(file, top_level=True) == ["os"]
+
+
+def test_no_model_names_outside_families() -> None:
+    for path in FILES:
+        if "families" in path.parts or layer_of(path) == "train":
+            continue
+        literals = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant)
+        ]
+        assert not {"llama", "gpt2"} & {value for value in literals if isinstance(value, str)}, path

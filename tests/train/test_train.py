@@ -1,0 +1,293 @@
+"""Training: resumed = uninterrupted, killed at any moment, what it writes, and what it measures."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmcli.errors import LlmcliError
+from llmcli.model import checkpoint
+from llmcli.text.tokenizer import load_tokenizer
+from llmcli.train import state
+from llmcli.train.batches import Batches, encode
+from llmcli.train.corpus import Corpus, read_corpus, read_documents
+from llmcli.train.loop import train
+from llmcli.train.metrics import Metrics, MetricsFile
+from llmcli.train.optimizer import initialise, learning_rate, optimizers
+from llmcli.train.recipe import Recipe
+from llmcli.train.run import begin
+from llmcli.train.validate import validate, windows
+
+CPU = torch.device("cpu")
+TEXTS = [
+    f"The {a} {b} met a {c} by the river, and they sang number {n} together."
+    for n, (a, b, c) in enumerate(
+        (a, b, c)
+        for a in ("old", "red", "shy", "wise")
+        for b in ("fox", "owl", "bear")
+        for c in ("hen", "frog", "crow", "boy")
+    )
+]
+CORPUS = Corpus(TEXTS[5:], TEXTS[:5])
+SMALL = Recipe(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    context=16,
+    batch_size=4,
+    tokens=16 * 4 * 12,
+    precision="float32",
+)
+
+
+def run(
+    recipe: Recipe, out: Path, *, steps: int | None = None, resume: bool = False, **options: float
+) -> list[Metrics]:
+    """Train in ``out``, stopping after ``steps``."""
+    tokenizer = load_tokenizer(out).fast if resume else begin(out, recipe, CORPUS)
+    stepping = train(recipe, CORPUS, tokenizer, out, device=CPU, resume=resume, **options)  # type: ignore[arg-type]
+    taken = []
+    for metrics in stepping:
+        taken.append(metrics)
+        if len(taken) == steps:
+            break
+    stepping.close()
+    return taken
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_resumed_equals_uninterrupted(tmp_path: Path, optimizer: str, stop: int) -> None:
+    recipe = replace(SMALL, optimizer=optimizer)
+    whole = run(recipe, tmp_path / "whole")
+    first = run(recipe, tmp_path / "parts", steps=stop)
+    rest = run(recipe, tmp_path / "parts", resume=True)
+    assert [m.loss for m in first + rest] == [m.loss for m in whole]
+    assert [m.step for m in first + rest] == list(range(1, recipe.steps + 1))
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "recipe.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
+
+
+def test_killed_between_checkpoints_goes_on_from_the_last(tmp_path: Path) -> None:
+    whole = run(SMALL, tmp_path / "whole")
+    run(SMALL, tmp_path / "killed", steps=4)
+    kept = (tmp_path / "killed" / state.FILE).read_bytes()
+    run(SMALL, tmp_path / "killed", steps=3, resume=True)
+    (tmp_path / "killed" / state.FILE).write_bytes(kept)  # as if the kill had come before this was written
+    (tmp_path / "killed" / (state.FILE + ".part")).write_bytes(b"half a file")
+    rest = run(SMALL, tmp_path / "killed", resume=True)
+    assert [m.loss for m in rest] == [m.loss for m in whole[4:]]
+
+
+def test_checkpoints_come_while_training(tmp_path: Path) -> None:
+    recipe = SMALL
+    tokenizer = begin(tmp_path, recipe, CORPUS)
+    stepping = train(recipe, CORPUS, tokenizer, tmp_path, device=CPU, checkpoint_seconds=0.0)
+    next(stepping)
+    assert (tmp_path / state.FILE).is_file()
+    checkpoint.load(tmp_path, device=CPU)
+    stepping.close()
+
+
+def test_interrupted_within_an_update_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(SMALL, tmp_path / "whole")
+    tokenizer = begin(tmp_path / "cut", SMALL, CORPUS)
+    stepping = train(SMALL, CORPUS, tokenizer, tmp_path / "cut", device=CPU, checkpoint_seconds=0.0)
+    next(stepping)
+    next(stepping)
+
+    def interrupted(model: torch.nn.Module, *_: object) -> None:
+        with torch.no_grad():
+            next(iter(model.parameters())).add_(1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmcli.train.loop.update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stepping)
+    monkeypatch.undo()
+    rest = run(SMALL, tmp_path / "cut", resume=True)
+    assert [m.loss for m in rest] == [m.loss for m in whole[2:]]
+
+
+def test_it_learns_and_its_measures_agree(tmp_path: Path) -> None:
+    taken = run(replace(SMALL, tokens=16 * 4 * 150, learning_rate=1e-2), tmp_path)
+    assert taken[-1].loss < taken[0].loss - 1.0
+    assert taken[0].loss == pytest.approx(math.log(300), abs=0.3)  # knows nothing yet
+    last = taken[-1]
+    assert last.nats_per_token is not None
+    assert last.bits_per_byte is not None
+    ids = encode(load_tokenizer(tmp_path).fast, CORPUS.valid)
+    tokens = sum(len(document) - 1 for document in ids)
+    size = sum(len(text.encode()) for text in CORPUS.valid)
+    assert last.bits_per_byte == pytest.approx(last.nats_per_token * tokens / size / math.log(2))
+
+
+def test_transformers_loads_what_training_wrote_and_agrees(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run(SMALL, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    ours = checkpoint.load(tmp_path, device=CPU, dtype=torch.float32)
+    ids = torch.tensor([load_tokenizer(tmp_path).encode(TEXTS[0])])[:, :16]
+    with torch.inference_mode():
+        assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS[0])["input_ids"] == load_tokenizer(tmp_path).encode(TEXTS[0])
+
+
+def test_validation_is_the_mean_surprisal_of_every_token_once(tmp_path: Path) -> None:
+    """Against a plain computation with full context, for documents within the context and beyond it."""
+    begin(tmp_path, SMALL, CORPUS)
+    from llmcli.model.transformer import Transformer
+
+    model = Transformer(SMALL.model_config(300))
+    initialise(model, 0)
+    documents = [torch.randint(2, 300, (n,)).tolist() for n in (3, 16, 17)]
+    nats, count = 0.0, 0
+    for ids in documents:
+        with torch.inference_mode():
+            probs = model(torch.tensor([ids[:-1]])).double().softmax(-1)[0]
+        nats -= sum(math.log(float(probs[t, ids[t + 1]])) for t in range(len(ids) - 1))
+        count += len(ids) - 1
+    score = validate(model, documents, 1000, precision=torch.float32)
+    assert score.nats_per_token == pytest.approx(nats / count, rel=1e-5)
+    assert score.bits_per_byte == pytest.approx(nats / math.log(2) / 1000, rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 9, 16, 17, 18, 24, 25, 33, 100])
+def test_windows_score_each_token_once_with_at_least_half_a_context(length: int) -> None:
+    context = 16
+    scored: list[int] = []
+    for start, first in windows(length, context):
+        targets = list(range(first + 1, min(start + context, length - 1) + 1))
+        assert all(target - start >= min(context // 2, target) for target in targets)
+        scored += targets
+    assert scored == list(range(1, length))
+
+
+def test_batches_are_a_function_of_seed_and_step_and_cover_an_epoch() -> None:
+    documents = [list(range(n * 10, n * 10 + 10)) for n in range(20)]
+    batches = Batches(documents, context=4, batch_size=5, seed=3)
+    again = Batches(documents, context=4, batch_size=5, seed=3)
+    other = Batches(documents, context=4, batch_size=5, seed=4)
+    assert torch.equal(batches.at(7)[0], again.at(7)[0])
+    assert not torch.equal(batches.at(0)[0], other.at(0)[0])
+    steps = batches.windows * 3 // 5  # so many that they need whole epochs
+    seen = torch.cat([batches.at(step)[0].flatten() for step in range(steps)])
+    assert set(seen.tolist()) == set(batches.ids[: batches.windows * 4].tolist())
+    inputs, targets = batches.at(2)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
+    recipe = replace(SMALL, tokens=64 * 100, warmup=0.1, decay=0.5, learning_rate=1.0)
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[30] == rates[50] == 1.0
+    assert rates[75] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.03
+    assert rates == sorted(rates[:10]) + rates[10:51] + sorted(rates[51:], reverse=True)
+
+
+def test_every_parameter_has_one_optimizer() -> None:
+    from llmcli.model.transformer import Transformer
+
+    model = Transformer(SMALL.model_config(300))
+    for kind in ("muon", "adamw"):
+        groups = [g for o in optimizers(model, replace(SMALL, optimizer=kind)) for g in o.param_groups]
+        ids = [id(p) for group in groups for p in group["params"]]
+        assert sorted(ids) == sorted(id(p) for p in model.parameters())
+
+
+def test_corpus_reads_every_form_alike(tmp_path: Path) -> None:
+    plain, lines = "one<|endoftext|>\ntwo\n<|endoftext|> ", '{"text": "one"}\n\n{"text": "two", "kind": "x"}\n'
+    (tmp_path / "a.txt").write_text(plain)
+    (tmp_path / "b.jsonl").write_text(lines)
+    (tmp_path / "c.txt.xz").write_bytes(lzma.compress(plain.encode()))
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for name in ("a.txt", "b.jsonl", "c.txt.xz", "d.jsonl.gz"):
+        assert read_documents([tmp_path / name]) == ["one", "two"], name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', "line 2"),
+        ("a.jsonl", b"[1]\n", "line 1"),
+        ("a.txt.xz", b"not xz", "a.txt.xz"),
+        ("a.txt.gz", gzip.compress(b"long text " * 1000)[:-20], "a.txt.gz"),
+        ("a.txt", b"\xff\xfe", "a.txt"),
+        ("a.txt", b" \n", "no text"),
+    ],
+)
+def test_corpus_errors_name_the_file(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LlmcliError, match=says):
+        read_documents([tmp_path / name])
+
+
+def test_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": f"t{n}"}) + "\n" for n in range(60)))
+    many = read_corpus([tmp_path / "many.jsonl"], [])
+    assert len(many.valid) == 3
+    assert not set(many.train) & set(many.valid)
+    assert len(many.train) + len(many.valid) == 60
+    (tmp_path / "one.txt").write_text("0123456789" * 10)
+    one = read_corpus([tmp_path / "one.txt"], [])
+    assert one.train[0] + one.valid[0] == "0123456789" * 10
+    assert len(one.valid[0]) == 5
+
+
+def test_metrics_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
+    def at(step: int) -> Metrics:
+        return Metrics(step, 9, step * 10, 1.0, 0.1, 5.0)
+
+    file = MetricsFile(tmp_path)
+    for step in (1, 2, 3, 4):
+        file.append(at(step))
+    with (tmp_path / "metrics.jsonl").open("a") as broken:
+        broken.write('{"step": 5, "lo')  # killed while writing
+    again = MetricsFile(tmp_path)
+    again.append(at(3))
+    assert [m.step for m in MetricsFile(tmp_path).history] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"tokens": 0},
+        {"hidden_size": 33},
+        {"vocab_size": 100},
+        {"learning_rate": -1.0},
+        {"learning_rate": math.nan},
+        {"warmup": 0.7, "decay": 0.7},
+        {"num_key_value_heads": 0},
+    ],
+)
+def test_recipe_refuses(bad: dict[str, float]) -> None:
+    with pytest.raises(LlmcliError):
+        replace(SMALL, **bad)  # type: ignore[arg-type]
+
+
+def test_too_little_text_is_said(tmp_path: Path) -> None:
+    recipe = replace(SMALL, context=4096)
+    with pytest.raises(LlmcliError, match="less than one context"):
+        run(recipe, tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmcli.train.loop.next_token_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(LlmcliError, match="nan at step 0"):
+        run(SMALL, tmp_path)
+    assert not (tmp_path / state.FILE).exists()
