@@ -46,7 +46,7 @@ def tokenize(
     Examples:
       llmcli tokenize "Once upon a time"
       llmcli tokenize --count < story.txt
-      llmcli tokenize "naïve 🙂" -m llama-tales -m path/to/another/model
+      llmcli tokenize "naïve 🙂" -m llama-tales-11m -m path/to/another/model
       llmcli tokenize --decode "302 259 351"
     """
     if only_ids + only_count + as_json + (decode is not None) > 1:
@@ -59,6 +59,7 @@ def tokenize(
     from llmcli.explain.tokens import tokenization
     from llmcli.render import ndjson
     from llmcli.render import tokens as view
+    from llmcli.render.generation import note
     from llmcli.text.tokenizer import load_tokenizer
 
     tokenizers = [load_tokenizer(hub.find(name)) for name in models or (hub.default_model(),)]
@@ -82,7 +83,7 @@ def tokenize(
     else:
         view.print_side_by_side(reports, sys.stdout)
     for report in reports:
-        click.echo(view.tokenization_summary(report), err=True)
+        note(view.tokenization_summary(report), sys.stderr)
 
 
 def parse_ids(text: str) -> list[int]:

@@ -86,6 +86,7 @@ class StepReport:
     step: int
     prompt_ids: tuple[int, ...]
     context_ids: tuple[int, ...]
+    context: str  # their text
     sampler: tuple[StageReport, ...]
     seed: int
     vocabulary: int
@@ -118,6 +119,7 @@ def step_report(
         step=step.index,
         prompt_ids=tuple(prompt_ids),
         context_ids=tuple(context_ids),
+        context=tokenizer.decode(list(context_ids)),
         sampler=_stage_reports(stages, probs),
         seed=sampler.seed,
         vocabulary=len(logits),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.text import Text
 
 from llmcli.render.table import Cell, Column, number, print_table, probability
-from llmcli.render.terminal import console, label, styled
+from llmcli.render.terminal import console, harmless, label, styled
 
 if TYPE_CHECKING:
     from llmcli.explain.step import Candidate, StepReport
@@ -45,10 +45,15 @@ def print_step(report: StepReport, stream: TextIO) -> None:
 
 def _print_heading(report: StepReport, stream: TextIO) -> None:
     _say(
-        f"step {report.step}: {len(report.context_ids)} tokens read, {report.vocabulary} candidates, "
-        f"entropy {report.entropy:.2f} bits",
+        f"step {report.step}: what follows “{_tail(report.context)}”? {len(report.context_ids)} tokens read, "
+        f"{report.vocabulary} candidates, entropy {report.entropy:.2f} bits",
         stream,
     )
+
+
+def _tail(text: str, length: int = 32) -> str:
+    """The end of a text on one line."""
+    return ("…" if len(text) > length else "") + harmless(text[-length:].replace("\n", "⏎"))
 
 
 def _temperature(report: StepReport) -> float:
@@ -79,7 +84,8 @@ def _interval(row: Candidate) -> str:
 def _print_below(report: StepReport, stream: TextIO) -> None:
     for stage in report.sampler:
         what = f"{stage.name} {stage.value:g}:"
-        _say(f"{what:<18}keeps {stage.kept}, cuts {stage.removed_mass:.4f} of the probability", stream)
+        cut = f", cuts {stage.removed_mass:.4f} of the probability" if stage.removed_mass else ""
+        _say(f"{what:<18}keeps {stage.kept}{cut}", stream)
     chosen = report.chosen
     token = label(chosen.text, chosen.bytes)
     if chosen.u is None:

@@ -57,7 +57,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], strea
         return
     target = console(stream)
     kept = _fitting(columns, rows, target.width)
-    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", expand=False)
+    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for n in kept:
         table.add_column(columns[n].name, justify="right" if columns[n].right else "left", overflow="fold")
     for row in rows:

@@ -12,7 +12,7 @@ from rich.console import Console
 # with a sign for where there is no colour.
 PROBABILITY_BANDS = (
     (0.5, "", "+++"),
-    (0.1, "blue", "++"),
+    (0.1, "dodger_blue1", "++"),
     (0.01, "dark_orange3", "+"),
     (0.0, "bold magenta", "-"),
 )

@@ -1,0 +1,74 @@
+"""The README tells the truth: its commands run as printed, its library example too, and CI runs its test command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from llmcli.cli import COMMANDS, cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+STORIES = "<|endoftext|>".join(
+    f"Once upon a time there was a {a}. It had a {b}." for a in ("fox", "hen") * 15 for b in "xyz"
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line
+        for line in SHELL
+        if "llmcli" in line and "venv" not in line and "train" not in line and "my-model" not in line
+    ],
+)
+def test_commands_run_as_printed(line: str) -> None:
+    given = None
+    if " | " in line:
+        echo, line = line.split(" | ")
+        given = shlex.split(echo)[1] + "\n"
+    if " < " in line:
+        line, file = line.split(" < ")
+        given = (ROOT / file).read_text(encoding="utf-8")
+    result = CliRunner().invoke(cli, shlex.split(line)[1:], input=given, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout
+
+
+def test_training_commands_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed but for the size, which would take minutes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stories.txt").write_text(STORIES, encoding="utf-8")
+    first, second, third = [line for line in SHELL if "my-model" in line]
+    small = " --hidden-size 16 --num-attention-heads 2 --num-hidden-layers 1 --context 16 --vocab-size 300"
+    for line in (first.replace("2000000", "1280") + small, second, third + " -n 5"):
+        result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+
+
+def test_the_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 20
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    (command,) = [line for line in SHELL if "pytest" in line]
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_example_of_help_is_a_command_line_that_parses() -> None:
+    for name in COMMANDS:
+        command = cli.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert command.help is not None
+        examples = [line.strip() for line in command.help.splitlines() if line.strip().startswith(f"llmcli {name}")]
+        assert examples, name
+        for example in examples:
+            words = shlex.split(example.split(" < ")[0])[2:]
+            command.make_context(name, words, resilient_parsing=False).close()
