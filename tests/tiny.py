@@ -128,18 +128,18 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             elif parameter.ndim == 1:
                 parameter.copy_(1.0 + 0.3 * noise)
             else:
-                parameter.copy_(_gain(name, model.config.hidden_size) * noise)
+                parameter.copy_(_deviation(name, parameter.shape) * noise)
 
 
-def _gain(name: str, hidden: int) -> float:
+def _deviation(name: str, shape: torch.Size) -> float:
     """Standard deviation of a matrix, by the part that it plays."""
     if "wpe" in name:
         return 1.0
-    if "mlp" in name:  # enough to outweigh the token just read, or greedy tokens would repeat
-        return (2.4 if "mlp.c_" in name else 1.2) / math.sqrt(hidden)
     if "embed_tokens" in name or "wte" in name or "lm_head" in name:
-        return 3.0 / math.sqrt(hidden)  # logits of order 1 to 10
-    return 1.6 / math.sqrt(hidden)  # queries and keys long enough to choose
+        return 3.0 / math.sqrt(shape[1])  # logits of order 1 to 10
+    fan_in = shape[0] if ".c_" in name else shape[1]  # GPT-2's Conv1D is stored [in, out]
+    gain = {"c_attn": 1.8, "q_proj": 1.6, "k_proj": 1.6}  # queries and keys long enough to choose
+    return next((g for part, g in gain.items() if part in name), 1.5) / math.sqrt(fan_in)
 
 
 def random_ids(count: int, *, seed: int, batch: int = 1) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands import options
-from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK
+from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, usage_error
 
 if TYPE_CHECKING:
     from llmcli.explain.generated import TokenReport
@@ -74,6 +74,8 @@ def generate(
       llmcli generate "The fox said" --temperature 0.5 --probs
       echo "It was a dark night" | llmcli generate -n 50 --json
     """
+    if "" in stop:
+        raise usage_error("--stop is empty", "give the text before which to end")
     text = options.read_prompt(prompt, prompt_file)
     filters = options.make_filters(temperature, top_k, top_p, min_p, samplers)
     seed = options.make_seed(seed)

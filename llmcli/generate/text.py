@@ -51,7 +51,8 @@ class Generation:
             if not self.tokens:
                 self.prefill_seconds = time.perf_counter() - began
             self.tokens += 1
-            text = self._stream.feed(step.token)
+            # The token that ends a text is no part of it, special or not.
+            text = self._stream.feed(step.token) if step.finish != "stop_token" else ""
             if step.finish:
                 self.finish = step.finish
                 text += self._stream.finish()

@@ -53,13 +53,14 @@ class KVCache:
         """Forget every position from ``length`` on, and give back memory no longer needed."""
         assert 0 <= length <= self.length
         self.length = length
-        if self.capacity > length + length // 2:
-            for layer in range(len(self._keys)):
+        for layer, keys in enumerate(self._keys):  # each: an interrupted pass may have grown only some
+            if keys.shape[2] > length + length // 2:
                 self._resize(layer, length)
 
     def _resize(self, layer: int, capacity: int) -> None:
-        for tensors in (self._keys, self._values):
-            old = tensors[layer]
+        resized = []  # both before either is kept: memory may run out between them
+        for old in (self._keys[layer], self._values[layer]):
             new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
             new[:, :, : self.length] = old[:, :, : self.length]
-            tensors[layer] = new
+            resized.append(new)
+        self._keys[layer], self._values[layer] = resized

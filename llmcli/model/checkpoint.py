@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise LlmcliError(f"{path}: no such file", "a model folder has config.json beside its weights") from None
     except (OSError, UnicodeDecodeError) as error:
         raise LlmcliError(f"{path}: cannot be read: {error}", "check the file") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
         raise LlmcliError(f"{path}: not valid JSON{where}", "the file may be damaged; get it again") from error
     if not isinstance(raw, dict):
@@ -60,6 +60,8 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None
     rules = family.rules(config)
     assert {rule.target for rule in rules} == parameters.keys()
     stored.check(rules, tied=config.tie_word_embeddings)
+    for rule in rules:
+        stored.check_shapes(rule, parameters[rule.target].shape)
     dtype = dtype or stored.dtype(rules[0].sources[0])
     for rule in rules:
         module, _, name = rule.target.rpartition(".")
@@ -114,11 +116,18 @@ class Stored:
         self.family = family
         self.files: dict[str, Path] = {}  # our name, without the family's prefix -> file
         self.names: dict[str, str] = {}  # our name -> name in the file
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for path in weight_files(folder):
             with opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - a safetensors handle, not a dict
                     ours = name.removeprefix(family.prefix)
+                    if ours in self.files:
+                        raise LlmcliError(
+                            f"{path}: tensor {name} is stored twice, also in {self.files[ours]} as {self.names[ours]}",
+                            "the folder may hold the files of two models",
+                        )
                     self.files[ours], self.names[ours] = path, name
+                    self.shapes[ours] = tuple(file.get_slice(name).get_shape())
 
     def check(self, rules: list[Rule], *, tied: bool) -> None:
         """Every source present, and nothing stored that no rule takes: all faults in one message."""
@@ -142,19 +151,24 @@ class Stored:
         with opened(self.files[name]) as file:
             return _tensor(file, self.names[name], self.files[name]).dtype
 
+    def check_shapes(self, rule: Rule, target: torch.Size) -> None:
+        """Every source of the size that its rows of ``target`` have: known from the headers, before memory is taken."""
+        for source, rows in zip(rule.sources, rule.rows, strict=True):
+            expected = [rows, *target[1:]]
+            expected = expected[::-1] if rule.transposed else expected
+            if list(self.shapes[source]) != expected:
+                raise LlmcliError(
+                    f"{self.files[source]}: tensor {self.names[source]} has shape {list(self.shapes[source])}, "
+                    f"but config.json makes it {expected}",
+                    "config.json and the weights must come from the same model",
+                )
+
     def fill(self, rule: Rule, target: Tensor) -> Tensor:
         """Copy the rule's sources into ``target``, each into its rows, converting dtype and device."""
         for source, part in zip(rule.sources, torch.split(target, list(rule.rows)), strict=True):
             path = self.files[source]
             with opened(path) as file:
                 tensor = _tensor(file, self.names[source], path)
-            expected = tuple(reversed(part.shape)) if rule.transposed else tuple(part.shape)
-            if tuple(tensor.shape) != expected:
-                raise LlmcliError(
-                    f"{path}: tensor {self.names[source]} has shape {list(tensor.shape)}, "
-                    f"but config.json makes it {list(expected)}",
-                    "config.json and the weights must come from the same model",
-                )
             part.copy_(tensor.T if rule.transposed else tensor)
         return target
 
@@ -172,11 +186,11 @@ def weight_files(folder: Path) -> list[Path]:
     shards = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise LlmcliError(f"{folder / INDEX}: has no weight_map", "the file may be damaged; get it again")
-    paths = [folder / name for name in sorted(set(shards.values()))]
-    lost = [path.name for path in paths if not path.is_file()]
+    names, there = sorted(set(shards.values())), {path.name for path in folder.iterdir() if path.is_file()}
+    lost = [name for name in names if name not in there]  # a name that leads out of the folder is never there
     if lost:
         raise LlmcliError(f"{folder}: missing shards: {_some(lost)}", "the download may be incomplete; get them again")
-    return paths
+    return [folder / name for name in names]
 
 
 @contextmanager
@@ -193,7 +207,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 def _tensor(file: Any, name: str, path: Path) -> Tensor:
     tensor: Tensor = file.get_tensor(name)
-    if not tensor.is_floating_point() or tensor.element_size() == 1:
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise LlmcliError(
             f"{path}: tensor {name} is stored as {tensor.dtype}", "only float32, bfloat16 and float16 are supported"
         )

@@ -23,6 +23,7 @@ _COUNTS = (
     "head_dim",
     "max_position_embeddings",
 )
+_MOST = 2**24  # far above any real model: a damaged number should not ask for memory
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 0
+
+    def __post_init__(self) -> None:
+        if self.theta <= 0 or self.factor <= 0:
+            raise _bad(f"rope_theta ({self.theta}) and factor ({self.factor}) must be above 0")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise _bad(
+                f"low_freq_factor ({self.low_freq_factor}) must be above 0 and below "
+                f"high_freq_factor ({self.high_freq_factor})"
+            )
+        if self.original_max_position_embeddings < 0:
+            raise _bad(f"original_max_position_embeddings is {self.original_max_position_embeddings}")
 
 
 @dataclass(frozen=True)
@@ -75,8 +87,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise _bad(f"{name} must be a whole number of at least 1, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+                raise _bad(f"{name} must be a whole number from 1 to {_MOST}, not {value!r}")
+        if self.norm_eps < 0:
+            raise _bad(f"norm_eps must not be negative, not {self.norm_eps}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise _bad(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "

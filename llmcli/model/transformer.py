@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmcli.errors import LlmcliError
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.rope import inverse_frequencies, rotate, rotation
@@ -196,6 +197,11 @@ class Transformer(nn.Module):
         past = 0 if cache is None else cache.length
         x: Tensor = self.embedding(ids)
         if self.positions is not None:
+            if past + T > self.config.max_position_embeddings:
+                raise LlmcliError(
+                    f"{past + T} tokens do not fit the model's context of {self.config.max_position_embeddings}",
+                    "use fewer",
+                )
             x = x + self.positions.weight[past : past + T]
         rope = None if self._frequencies is None else rotation(self._frequencies.to(x.device), past, T, x.dtype)
         mask = causal_mask(past, T, x.device) if past and T > 1 else None

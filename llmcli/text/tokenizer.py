@@ -109,7 +109,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             hint = "is this the folder of a Hugging Face model?"
         raise LlmcliError(f"{path}: no such file", hint)
     try:
-        return Tokenizer(FastTokenizer.from_file(str(path)), folder.name)
+        fast = FastTokenizer.from_file(str(path))
+        fast.no_truncation()  # some files ask for it, for training: a prompt must never be cut in silence
+        fast.no_padding()
+        return Tokenizer(fast, folder.name)
     except Exception as error:  # tokenizers raises bare Exception for every fault of the file
         raise LlmcliError(f"{path}: not a tokenizer: {error}", "the file may be damaged; get it again") from error
 

@@ -186,6 +186,7 @@ def one_line(result: Result, code: int, *words: object) -> None:
         ("--samplers", "top-k,nucleus"),
         ("--samplers", "top-k,top-k"),
         ("--max-tokens", "-1"),
+        ("--stop", ""),
         ("--seed", "-1"),
         ("--probs=0",),
         ("--dtype", "int3"),

@@ -17,6 +17,6 @@ def family_of(raw: Mapping[str, Any]) -> Family:
     model_type = raw.get("model_type")
     if model_type is None:
         raise LlmcliError("config.json has no model_type", "is this the folder of a Hugging Face model?")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise LlmcliError(f"model_type {model_type!r} is not supported", "supported: " + ", ".join(FAMILIES))
     return FAMILIES[model_type]

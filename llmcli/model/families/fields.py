@@ -27,7 +27,7 @@ def field(raw: Mapping[str, Any], key: str, default: T) -> T:
     if value is None:
         return default
     if type(default) is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if type(value) is not type(default):
         raise _wrong(key, value, {int: "a whole number", float: "a number", bool: "true or false"}[type(default)])
     if type(default) is float and not math.isfinite(value):
@@ -37,19 +37,25 @@ def field(raw: Mapping[str, Any], key: str, default: T) -> T:
 
 def choice(raw: Mapping[str, Any], key: str, default: str, known: Mapping[str, Activation]) -> Activation:
     """What ``known`` gives for ``raw[key]``, or an error that lists what it knows."""
-    value = raw.get(key) or default
-    if value not in known:
+    value = raw.get(key)
+    value = default if value is None else value
+    if not isinstance(value, str) or value not in known:
         raise _wrong(key, value, "one of " + ", ".join(known))
     return known[value]
 
 
-def token_ids(raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    """A token id or a list of them, as a tuple; empty for null."""
-    value = raw.get(key)
+def token_ids(raw: Mapping[str, Any], key: str, *default: int) -> tuple[int, ...]:
+    """A token id or a list of them, as a tuple; empty for null, ``default`` where the key is left out."""
+    value = raw.get(key, list(default))
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(i) is not int or i < 0 for i in ids):
         raise _wrong(key, value, "a token id or a list of them")
     return tuple(ids)
+
+
+def described_ids(ids: tuple[int, ...]) -> int | list[int] | None:
+    """``token_ids``'s inverse: null for none, a number for one."""
+    return list(ids) if len(ids) > 1 else ids[0] if ids else None
 
 
 def rope(raw: Mapping[str, Any], default_theta: float) -> RopeConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig
-from llmcli.model.families.fields import ACTIVATIONS, choice, field, token_ids
+from llmcli.model.families.fields import ACTIVATIONS, choice, described_ids, field, token_ids
 from llmcli.model.families.rules import Family, Rule
 
 
@@ -18,6 +18,10 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
             raise LlmcliError(f"config.json: {key} = {raw[key]!r} is not supported", f"only {usual} is")
     hidden = field(raw, "n_embd", 768)
     heads = field(raw, "n_head", 12)
+    if heads > 0 and hidden % heads:
+        raise LlmcliError(
+            f"config.json: n_embd ({hidden}) must be a multiple of n_head ({heads})", "the file may be damaged"
+        )
     return ModelConfig(
         model_type="gpt2",
         vocab_size=field(raw, "vocab_size", 50257),
@@ -37,8 +41,8 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
         gated_mlp=False,
         activation=choice(raw, "activation_function", "gelu_new", ACTIVATIONS),
         position="learned",
-        bos_token_id=next(iter(token_ids(raw, "bos_token_id")), None),
-        eos_token_ids=token_ids(raw, "eos_token_id"),
+        bos_token_id=next(iter(token_ids(raw, "bos_token_id", 50256)), None),
+        eos_token_ids=token_ids(raw, "eos_token_id", 50256),
     )
 
 
@@ -57,7 +61,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_epsilon": config.norm_eps,
         "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids[0] if len(config.eos_token_ids) == 1 else list(config.eos_token_ids),
+        "eos_token_id": described_ids(config.eos_token_ids),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmcli.model.config import ModelConfig
-from llmcli.model.families.fields import ACTIVATIONS, choice, field, rope, token_ids
+from llmcli.model.families.fields import ACTIVATIONS, choice, described_ids, field, rope, token_ids
 from llmcli.model.families.rules import Family, Rule
 
 
@@ -39,8 +39,8 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
         activation=choice(raw, "hidden_act", "silu", ACTIVATIONS),
         position="rope",
         rope=angles,
-        bos_token_id=next(iter(token_ids(raw, "bos_token_id")), None),
-        eos_token_ids=token_ids(raw, "eos_token_id"),
+        bos_token_id=next(iter(token_ids(raw, "bos_token_id", 1)), None),
+        eos_token_ids=token_ids(raw, "eos_token_id", 2),
     )
 
 
@@ -65,7 +65,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation),
         "rope_theta": config.rope.theta,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids[0] if len(config.eos_token_ids) == 1 else list(config.eos_token_ids),
+        "eos_token_id": described_ids(config.eos_token_ids),
     }
     if config.rope.rope_type != "default":
         names = ["rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]

@@ -1,0 +1,317 @@
+"""The KV cache is an optimisation: whatever way the positions came in, the logits are those of a fresh pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import CONTEXT, CPU, VOCAB, Tiny, chunks, random_ids
+from torch import Tensor, nn
+
+from llmcli.errors import LlmcliError
+from llmcli.model.cache import KVCache
+from llmcli.model.trace import Trace, keep
+from llmcli.model.transformer import Transformer
+
+NAMES = ["llama", "llama-llama3", "gpt2"]
+CLOSE = 1e-4
+T = 40
+
+cuts = st.lists(st.integers(1, T - 1), max_size=6)
+seeds = st.integers(0, 2**16)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request: pytest.FixtureRequest, tiny: Callable[[str], Tiny]) -> Transformer:
+    return tiny(request.param).load()
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return float((a - b).abs().max())
+
+
+def read(model: Transformer, ids: Tensor, cache: KVCache, at: list[int] | None = None) -> Tensor:
+    """Logits of all of ``ids``, read in chunks cut before the positions ``at``."""
+    return torch.cat([model(part, cache) for part in chunks(ids, at or [])], dim=1)
+
+
+@given(seed=seeds)
+def test_one_token_at_a_time_equals_one_pass(model: Transformer, seed: int) -> None:
+    ids = random_ids(T, seed=seed)
+    assert gap(read(model, ids, model.new_cache(), list(range(1, T))), model(ids)) <= CLOSE
+
+
+@given(seed=seeds, at=cuts)
+def test_any_chunks_equal_one_pass(model: Transformer, seed: int, at: list[int]) -> None:
+    ids = random_ids(T, seed=seed)
+    cache = model.new_cache()
+    assert gap(read(model, ids, cache, at), model(ids)) <= CLOSE
+    assert cache.length == T
+
+
+@given(seed=seeds, at=cuts, kept=st.integers(0, T), more=st.integers(1, T))
+def test_truncate_then_continue_equals_fresh(
+    model: Transformer, seed: int, at: list[int], kept: int, more: int
+) -> None:
+    first, second = random_ids(T, seed=seed), random_ids(more, seed=seed + 1)
+    cache = model.new_cache()
+    read(model, first, cache, at)
+    cache.truncate(kept)
+    assert cache.length == kept
+    fresh = model(torch.cat((first[:, :kept], second), dim=1))
+    assert gap(read(model, second, cache), fresh[:, kept:]) <= CLOSE
+
+
+@given(seed=seeds, changed=st.integers(1, T - 1), by=st.integers(1, VOCAB - 1))
+def test_no_token_changes_what_comes_before_it(model: Transformer, seed: int, changed: int, by: int) -> None:
+    ids = random_ids(T, seed=seed)
+    other = ids.clone()
+    other[0, changed] = (other[0, changed] + by) % VOCAB
+    a, b = model(ids), model(other)
+    assert torch.equal(a[:, :changed], b[:, :changed])
+    assert gap(a[:, changed], b[:, changed]) > 1e-3
+
+
+@given(seed=seeds, at=cuts, batch=st.integers(2, 4))
+def test_a_row_of_a_batch_equals_that_row_alone(model: Transformer, seed: int, at: list[int], batch: int) -> None:
+    ids = random_ids(T, seed=seed, batch=batch)
+    together = read(model, ids, model.new_cache(batch), at)
+    for row in range(batch):
+        alone = read(model, ids[row : row + 1], model.new_cache(), at)
+        assert gap(together[row : row + 1], alone) <= CLOSE
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("feed"), st.integers(1, 25)),
+        st.tuples(st.just("keep"), st.floats(0.0, 1.0)),
+    ),
+    max_size=8,
+)
+
+
+@given(seed=seeds, script=operations)
+def test_whatever_happened_the_cache_is_right_and_never_much_larger_than_its_content(
+    model: Transformer, seed: int, script: list[tuple[str, Any]]
+) -> None:
+    ids, cache = random_ids(0, seed=seed), model.new_cache()
+    config = model.config
+    position = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # bytes, fp32
+    for step, (name, value) in enumerate(script):
+        if name == "keep":
+            ids = ids[:, : round(ids.shape[1] * value)]
+            cache.truncate(ids.shape[1])
+        else:
+            more = random_ids(min(value, CONTEXT - ids.shape[1]), seed=seed + step)
+            if more.shape[1]:
+                model(more, cache)
+                ids = torch.cat((ids, more), dim=1)
+        assert cache.length == ids.shape[1]
+        assert cache.length <= cache.capacity <= cache.length + cache.length // 2
+        assert cache.nbytes == cache.capacity * position
+    last = torch.tensor([[5]])
+    if ids.shape[1] < CONTEXT:
+        assert gap(model(last, cache), model(torch.cat((ids, last), dim=1))[:, -1:]) <= CLOSE
+
+
+def test_appending_is_cheap_on_average(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token at a time, growing by half: the positions copied stay a small multiple of those held."""
+    copied: list[int] = []
+    resize = KVCache._resize
+
+    def counting(cache: KVCache, layer: int, capacity: int) -> None:
+        copied.append(cache.length)
+        resize(cache, layer, capacity)
+
+    monkeypatch.setattr(KVCache, "_resize", counting)
+    cache = KVCache(model.config, device=CPU, dtype=torch.float32)
+    one = torch.zeros(1, model.config.num_key_value_heads, 1, model.config.head_dim)
+    for _ in range(1000):
+        for layer in range(model.config.num_hidden_layers):
+            cache.append(layer, one, one)
+        cache.advance(1)
+    assert copied
+    assert sum(copied) <= 3 * 1000 * model.config.num_hidden_layers
+
+
+@given(seed=seeds, at=cuts, rows=st.sampled_from([None, slice(-1, None), slice(0, 2)]))
+def test_observing_changes_no_bit(model: Transformer, seed: int, at: list[int], rows: slice | None) -> None:
+    ids = random_ids(T, seed=seed)
+    plain, watched = model.new_cache(), model.new_cache()
+    for part in chunks(ids, at):
+        assert torch.equal(model(part, plain), model(part, watched, Trace(rows)))
+
+
+@given(seed=seeds, at=cuts)
+def test_traced_attention_is_a_distribution_over_the_past(model: Transformer, seed: int, at: list[int]) -> None:
+    ids = random_ids(T, seed=seed)
+    cache = model.new_cache()
+    for part in chunks(ids, at):
+        past, trace = cache.length, Trace()
+        model(part, cache, trace)
+        assert len(trace.attention) == model.config.num_hidden_layers
+        future = torch.ones(part.shape[1], cache.length, dtype=torch.bool).triu(past + 1)
+        for weights in trace.attention:
+            assert weights.shape == (1, model.config.num_attention_heads, part.shape[1], cache.length)
+            assert (weights[:, :, future] == 0).all()
+            assert (weights[:, :, ~future] > 0).all()
+            assert gap(weights.sum(-1), torch.ones(weights.shape[:-1])) <= 1e-5
+
+
+@given(seed=seeds, at=cuts)
+def test_a_trace_of_chunks_is_the_trace_of_one_pass_in_pieces(model: Transformer, seed: int, at: list[int]) -> None:
+    ids = random_ids(T, seed=seed)
+    whole, cache = Trace(), model.new_cache()
+    model(ids, trace=whole)
+    for part in chunks(ids, at):
+        past, trace = cache.length, Trace()
+        model(part, cache, trace)
+        here = slice(past, cache.length)
+        for a, b in zip(trace.residual, whole.residual, strict=True):
+            assert gap(a, b[:, here]) <= CLOSE
+        for a, b in zip(trace.attn_out + trace.mlp_out, whole.attn_out + whole.mlp_out, strict=True):
+            assert gap(a, b[:, here]) <= CLOSE
+        for a, b in zip(trace.attention, whole.attention, strict=True):
+            assert gap(a, b[:, :, here, : cache.length]) <= CLOSE
+
+
+@pytest.mark.parametrize("rows", [slice(-1, None), slice(3, 7), slice(0, 1)])
+def test_traced_rows_are_rows_of_the_whole(model: Transformer, rows: slice) -> None:
+    ids = random_ids(T, seed=0)
+    some, every = Trace(rows), Trace()
+    model(ids, trace=some)
+    model(ids, trace=every)
+    for a, b in zip(some.attention, every.attention, strict=True):
+        assert gap(a, b[:, :, rows]) <= 1e-6
+
+
+def test_a_trace_adds_up_and_does_not_alias(model: Transformer) -> None:
+    trace = Trace()
+    logits = model(random_ids(T, seed=0), trace=trace)
+    for layer in range(model.config.num_hidden_layers):
+        added = trace.residual[layer] + trace.attn_out[layer] + trace.mlp_out[layer]
+        assert gap(trace.residual[layer + 1], added) <= CLOSE
+    assert gap(model.unembed(trace.residual[-1]), logits) <= CLOSE
+    kept = [*trace.residual, *trace.attn_out, *trace.mlp_out, *trace.attention]
+    assert len({tensor.data_ptr() for tensor in kept}) == len(kept)
+    assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_trace_keeps_no_later_work_can_change(dtype: torch.dtype) -> None:
+    kept: list[Tensor] = []
+    x = torch.ones(3, dtype=dtype)
+    keep(kept, x)
+    x.add_(1)
+    assert kept[0].dtype == torch.float32
+    assert torch.equal(kept[0], torch.ones(3))
+
+
+class Stop(Exception):
+    """Stands for an interruption in the middle of a forward pass."""
+
+
+def interrupt(module: nn.Module, args: Any) -> None:
+    raise Stop
+
+
+@given(seed=seeds, before=st.integers(0, 20), count=st.integers(1, 20), block=st.integers(0, 2))
+def test_an_interrupted_pass_leaves_the_cache_as_it_was(
+    model: Transformer, seed: int, before: int, count: int, block: int
+) -> None:
+    ids = random_ids(before + count, seed=seed)
+    cache = model.new_cache()
+    if before:
+        model(ids[:, :before], cache)
+    hook = model.blocks[block].mlp.register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(Stop):
+            model(random_ids(count + 5, seed=seed + 1), cache)
+    finally:
+        hook.remove()
+    assert cache.length == before
+    assert gap(model(ids[:, before:], cache), model(ids)[:, before:]) <= CLOSE
+    assert cache.length == before + count
+
+
+def test_the_memory_of_an_interrupted_pass_is_given_back(model: Transformer) -> None:
+    cache, fresh = model.new_cache(), model.new_cache()
+    model(random_ids(10, seed=0), cache)
+    model(random_ids(10, seed=0), fresh)
+    hook = model.blocks[1].mlp.register_forward_pre_hook(interrupt)
+    with pytest.raises(Stop):
+        model(random_ids(100, seed=0), cache)
+    hook.remove()
+    cache.truncate(cache.length)
+    assert cache.nbytes <= fresh.nbytes
+
+
+@pytest.mark.parametrize("call", [0, 1, 2, 3])
+def test_running_out_of_memory_while_growing_leaves_the_cache_usable(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    ids = random_ids(30, seed=0)
+    cache = model.new_cache()
+    model(ids[:, :10], cache)
+    calls = iter(range(100))
+    new_empty = Tensor.new_empty
+
+    def failing(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if next(calls) == call:
+            raise torch.OutOfMemoryError
+        return new_empty(tensor, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "new_empty", failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            model(random_ids(80, seed=1), cache)
+    assert cache.length == 10
+    assert gap(model(ids[:, 10:], cache), model(ids)[:, 10:]) <= CLOSE
+
+
+@pytest.mark.parametrize("past", [1, 10, 100])
+def test_a_step_computes_one_position_whatever_the_past(model: Transformer, past: int) -> None:
+    cache = model.new_cache()
+    model(random_ids(past, seed=0), cache)
+    seen: list[int] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+        for block in model.blocks
+        for module in (block, block.attn.qkv, block.attn.out, block.mlp)
+    ]
+    model(random_ids(1, seed=1), cache)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [1] * (4 * model.config.num_hidden_layers)
+
+
+@pytest.mark.parametrize(("past", "count"), [(0, CONTEXT + 1), (CONTEXT - 1, 2), (CONTEXT, 1), (CONTEXT - 5, 20)])
+def test_learned_positions_end_with_the_context(tiny: Callable[[str], Tiny], past: int, count: int) -> None:
+    model = tiny("gpt2").load()
+    cache = model.new_cache()
+    if past:
+        model(random_ids(past, seed=0), cache)
+    with pytest.raises(LlmcliError, match=str(CONTEXT)):
+        model(random_ids(count, seed=1), cache)
+    assert cache.length == past
+
+
+def test_a_new_cache_holds_nothing(model: Transformer) -> None:
+    cache = model.new_cache(batch=3)
+    assert (cache.length, cache.capacity, cache.nbytes) == (0, 0, 0)
+    k = torch.ones(3, model.config.num_key_value_heads, 2, model.config.head_dim)
+    keys, values = cache.append(0, k, 2 * k)
+    assert torch.equal(keys, k)
+    assert torch.equal(values, 2 * k)
+    assert cache.length == 0
