@@ -66,11 +66,26 @@ model_options = together(
 
 sampling_options = together(
     click.option(
-        "--temperature", "--temp", type=Real(), default=0.8, show_default=True, help="0: always the most probable."
+        "--temperature",
+        "--temp",
+        type=Real(),
+        default=0.8,
+        show_default=True,
+        help="Below 1 bolder choices become rarer, above 1 commoner. 0: always the most probable token.",
     ),
-    click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: off."),
-    click.option("--top-p", type=Real(), default=0.95, show_default=True, help="1: off."),
-    click.option("--min-p", type=Real(), default=0.0, show_default=True, help="0: off."),
+    click.option(
+        "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Keep the K most probable. 0: off."
+    ),
+    click.option(
+        "--top-p", type=Real(), default=0.95, show_default=True, help="Keep the fewest that reach P together. 1: off."
+    ),
+    click.option(
+        "--min-p",
+        type=Real(),
+        default=0.0,
+        show_default=True,
+        help="Keep those at least P times as probable as the best. 0: off.",
+    ),
     click.option(
         "--samplers", metavar="NAMES", default=FILTER_NAMES, show_default=True, help="Which filters run, in what order."
     ),

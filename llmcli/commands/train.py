@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Options that set a field of the recipe: name, type, help. The defaults are the recipe's own.
 RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("tokens", int, "Tokens to train on in all.  [default: 16000000]"),
+    ("tokens", int, "Tokens to train on in all.  [default: 20000000]"),
     ("vocab-size", int, "Tokens of the vocabulary.  [default: 4096]"),
     ("hidden-size", int, "Width of the residual stream.  [default: 384]"),
     ("intermediate-size", int, "Width of the MLPs.  [default: 1024]"),

@@ -30,7 +30,7 @@ class Recipe:
     num_key_value_heads: int = 2
     context: int = 1024
     batch_size: int = 8  # sequences of ``context`` tokens a step
-    tokens: int = 16_000_000  # to train on in all, repeats counted
+    tokens: int = 20_000_000  # to train on in all, repeats counted
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 4e-3
     weight_decay: float = 0.05

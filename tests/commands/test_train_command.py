@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
     again = run("train", corpus, "--out", out, "--resume", "--tokens", 480)
     assert again.exit_code == 0, again.stderr
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 15
+
+
+def test_help_tells_the_recipe_s_defaults() -> None:
+    from llmcli.commands.train import RECIPE_OPTIONS
+    from llmcli.train.recipe import Recipe
+
+    told = {name.replace("-", "_"): help.split("[default: ")[1].removesuffix("]") for name, _, help in RECIPE_OPTIONS}
+    assert told == {name: str(value) for name, value in asdict(Recipe()).items()}
 
 
 def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
