@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 from hypothesis import settings
-from tiny import Tiny, make
+
+from tests.tiny import Tiny, make
 
 # Machines differ in speed, so no example has a deadline; the same examples every time, so no test flickers.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=20)

@@ -121,6 +121,8 @@ def read_text_file(path: Path) -> str:
 
 def read_stdin() -> str:
     """All of stdin, likewise."""
+    if sys.stdin is None:  # Python's own sign for a stdin that was closed
+        raise usage_error("stdin is closed", "give the prompt as an argument")
     try:
         return _text(sys.stdin.buffer.read(), "stdin")
     except OSError as error:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CONTEXT, CPU, VOCAB, Tiny, chunks, random_ids
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.model.cache import KVCache
 from llmcli.model.trace import Trace, keep
 from llmcli.model.transformer import Transformer
+from tests.tiny import CONTEXT, CPU, VOCAB, Tiny, chunks, random_ids
 
 NAMES = ["llama", "llama-llama3", "gpt2"]
 CLOSE = 1e-4

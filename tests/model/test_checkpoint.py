@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import CPU, VOCAB, Tiny, greedy
 from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
@@ -20,6 +19,7 @@ from llmcli.model import checkpoint
 from llmcli.model.checkpoint import INDEX, WEIGHTS, load
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.transformer import Transformer
+from tests.tiny import CPU, VOCAB, Tiny, greedy
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real model files are not here")

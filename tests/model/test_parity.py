@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, Tiny, chunks, greedy, random_ids, reopen
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,6 +18,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.config import RopeConfig
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
+from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, Tiny, chunks, greedy, random_ids, reopen
 
 Make = Callable[[str], Tiny]
 
