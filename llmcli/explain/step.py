@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmcli.generate.sampling import Sampler, Stage, Temperature, draw, entropy, intervals, probabilities
+from llmcli.generate.sampling import Sampler, Stage, Temperature, Vocabulary, draw, entropy, intervals, probabilities
 from llmcli.generate.steps import Step
 from llmcli.text.tokenizer import Tokenizer
 
@@ -131,7 +131,7 @@ def step_report(
             bytes=tokenizer.token_bytes(step.token),
             u=choice.u,
             p_final=choice.final_prob,
-            surprisal=-float(logits.double().log_softmax(dim=-1)[step.token]) / math.log(2),
+            surprisal=-float(logits.double().log_softmax(dim=-1)[step.token]) / math.log(2) + 0.0,  # no -0.0
         ),
         check=_check(step, final, candidates),
         columns=tuple(_column(step, sampler, t, [c.id for c in candidates], tokenizer) for t in temperatures),
@@ -151,7 +151,6 @@ def _candidates(
     ids, ends = intervals(final.cpu())
     ends_list = ends.tolist()
     place = {id: n for n, id in enumerate(ids.tolist())}
-    running = final.cpu()[ids].double().cumsum(0).tolist()
     rows = []
     for rank, id in ranked:
         n = place.get(id)
@@ -166,7 +165,7 @@ def _candidates(
                 p_temperature=float(tempered[id]),
                 cut=next((stage.name for stage in stages if math.isinf(stage.logits[id])), None),
                 p_final=float(final[id]),
-                cumulative=running[n] if n is not None else running[-1],
+                cumulative=1.0 if n is None else ends_list[n],
                 u_low=None if n is None else ends_list[n - 1] if n else 0.0,
                 u_high=None if n is None else ends_list[n],
             )
@@ -200,7 +199,7 @@ def _column(step: Step, sampler: Sampler, temperature: float, ids: list[int], to
     """The step as it would have gone at ``temperature``, all other filters and u as they were."""
     warmed = [replace(f, value=temperature) if isinstance(f, Temperature) else f for f in sampler.filters]
     if not any(isinstance(f, Temperature) for f in warmed):
-        warmed.insert(0, Temperature(temperature))
+        warmed.insert(sum(isinstance(f, Vocabulary) for f in warmed), Temperature(temperature))
     stages = Sampler(warmed, sampler.seed).stages(step.logits)
     final = probabilities(stages[-1].logits)
     bits = entropy(final)

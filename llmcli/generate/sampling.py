@@ -53,8 +53,8 @@ class Temperature:
 
     def __call__(self, logits: Tensor) -> Tensor:
         if self.value > 0:
-            # From the maximum, so that the best stays 0 and no temperature overflows.
-            return (logits - logits.max()) / self.value
+            # From the maximum, so that the best stays 0, and in fp64, so that no temperature becomes 0.
+            return ((logits - logits.max()).double() / self.value).float()
         return TopK(1)(logits)
 
 
@@ -92,9 +92,9 @@ class TopP:
             return logits
         ordered = torch.sort(logits, descending=True, stable=True)
         probs = ordered.values.softmax(dim=-1)
-        before = probs.cumsum(dim=-1) - probs  # mass of all that are more probable
-        before[0] = 0.0
-        return logits.index_fill(0, ordered.indices[before >= self.value], CUT)
+        cut = probs.cumsum(dim=-1) - probs >= self.value  # by the mass of all that are more probable
+        cut[0] = False
+        return logits.index_fill(0, ordered.indices[cut], CUT)
 
 
 @dataclass(frozen=True)
@@ -214,12 +214,12 @@ def entropy(probs: Tensor) -> float:
 def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
     """Ids with p > 0 by (-p, id), and where each one's share of [0, 1) ends, in fp64.
 
-    The last end is 1, whatever the rounding of the sum.
+    The ends are shares of their sum, which rounding keeps from being 1; the last is exactly 1.
     """
     alive = probs.nonzero().flatten()
     ordered = torch.sort(probs[alive], descending=True, stable=True)
-    ends = ordered.values.double().cumsum(dim=-1).clamp(max=1.0)
-    ends[-1] = 1.0
+    ends = ordered.values.double().cumsum(dim=-1)
+    ends = ends / ends[-1]
     return alive[ordered.indices], ends
 
 

@@ -10,7 +10,10 @@ from llmcli.render.table import Cell, Column, number, print_table, probability
 from llmcli.render.terminal import console, harmless, label, styled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmcli.explain.step import Candidate, StepReport
+    from llmcli.explain.step import Column as TemperatureColumn
 
 MARK = "→"
 
@@ -20,7 +23,7 @@ def print_step(report: StepReport, stream: TextIO) -> None:
     _print_heading(report, stream)
     columns = [
         Column(""),
-        Column("rank"),
+        Column("rank", optional=5),
         Column("id", optional=3),
         Column("token", right=False),
         Column("logit", optional=2),
@@ -28,7 +31,7 @@ def print_step(report: StepReport, stream: TextIO) -> None:
         Column(f"p(T={_temperature(report):g})", optional=1),
         Column("cut by", right=False),
         Column("final p"),
-        Column("drawn if u in", right=False),
+        Column("drawn if u in", right=False, optional=4),
     ]
     print_table(columns, [_row(row, row.id == report.chosen.id) for row in report.candidates], stream)
     _print_below(report, stream)
@@ -96,16 +99,24 @@ def _print_below(report: StepReport, stream: TextIO) -> None:
 
 
 def _print_temperatures(report: StepReport, stream: TextIO) -> None:
-    """The candidates' final p, a column a temperature; below it the width of the choice and the draw."""
-    columns = [Column("token", right=False), *(Column(f"T={column.temperature:g}") for column in report.columns)]
+    """The candidates' final p, a column a temperature; in several tables where the terminal is narrow."""
+    count = len(report.columns)
+    together = max(1, (console(stream).width - 20) // 12) if styled(stream) else count
+    for first in range(0, count, together):
+        _print_some_temperatures(report, report.columns[first : first + together], stream)
+
+
+def _print_some_temperatures(report: StepReport, shown: Sequence[TemperatureColumn], stream: TextIO) -> None:
+    """Below the candidates, the width of the choice, and what is chosen."""
+    columns = [Column("token", right=False), *(Column(f"T={column.temperature:g}") for column in shown)]
     rows = [
-        [Cell(label(row.text, row.bytes)), *(probability(column.probs[row.id]) for column in report.columns)]
+        [Cell(label(row.text, row.bytes)), *(probability(column.probs[row.id]) for column in shown)]
         for row in report.candidates
     ]
-    rows.append([Cell("entropy, bits"), *(number(column.entropy, 2, "italic") for column in report.columns)])
-    rows.append([Cell("effective choices"), *(number(column.choices, 1, "italic") for column in report.columns)])
-    drawn = [Cell(label(column.text, column.bytes), style="bold green") for column in report.columns]
-    rows.append([Cell("the same u draws"), *drawn])
+    rows.append([Cell("entropy, bits"), *(number(column.entropy, 2, "italic") for column in shown)])
+    rows.append([Cell("effective choices"), *(number(column.choices, 1, "italic") for column in shown)])
+    drawn = [Cell(label(column.text, column.bytes), style="bold green") for column in shown]
+    rows.append([Cell("most probable" if report.chosen.u is None else "the same u draws"), *drawn])
     print_table(columns, rows, stream)
 
 

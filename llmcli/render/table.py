@@ -59,7 +59,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], strea
     kept = _fitting(columns, rows, target.width)
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for n in kept:
-        table.add_column(columns[n].name, justify="right" if columns[n].right else "left", overflow="fold")
+        right = columns[n].right
+        table.add_column(columns[n].name, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         table.add_row(*(Text(row[n].shown, style=row[n].style) for n in kept))
     target.print(table)

@@ -41,9 +41,9 @@ def harmless(text: str) -> str:
 def label(text: str, data: bytes) -> str:
     """A token on one line: spaces as a dot, line ends and controls as symbols, parts of characters as <E2 80>."""
     if data:
-        escaped = data.decode("utf-8", "surrogateescape")
-        text = re.sub("[\udc80-\udcff]+", lambda m: _hex(m[0].encode("utf-8", "surrogateescape")), escaped)
-    return harmless(text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥"))
+        text = data.decode("utf-8", "surrogateescape")
+    text = harmless(text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥"))
+    return re.sub("[\udc80-\udcff]+", lambda match: _hex(match[0].encode("utf-8", "surrogateescape")), text)
 
 
 def _hex(data: bytes) -> str:

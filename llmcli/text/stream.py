@@ -27,31 +27,38 @@ class TextStream:
 
     def feed(self, id: int) -> str:
         """The text that this token completes; often its own, sometimes none, once in a while more."""
+        if id in self.tokenizer.special_ids:
+            return ""
         self._ids.append(id)
-        before = self.tokenizer.decode(self._ids[: self._shown])
-        text = self.tokenizer.decode(self._ids)
-        if len(text) <= len(before) or text.endswith("\ufffd"):
+        text = self._waiting()
+        if not text or text.endswith("\ufffd"):
             return ""
         self._ids = self._ids[self._shown :]
         self._shown = len(self._ids)
-        return self._past_stops(text[len(before) :])
+        return self._past_stops(text)
 
     def finish(self) -> str:
         """What was held back, when no more tokens come."""
-        before = self.tokenizer.decode(self._ids[: self._shown])
-        text = self._past_stops(self.tokenizer.decode(self._ids)[len(before) :])
+        text = self._past_stops(self._waiting())
         self._ids, self._shown = [], 0
         if not self.stopped:
             text, self._held = text + self._held, ""
         return text
 
+    def _waiting(self) -> str:
+        """The text of the ids that were not shown yet."""
+        before = self.tokenizer.decode(self._ids[: self._shown])
+        text = self.tokenizer.decode(self._ids)
+        # Byte fallback may take back what was shown, when broken bytes follow: then they stand alone.
+        return text[len(before) :] if text.startswith(before) else self.tokenizer.decode(self._ids[self._shown :])
+
     def _past_stops(self, text: str) -> str:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [(place, stop) for stop in self.stop if (place := text.find(stop)) >= 0]
-        if found:
-            place, self.stopped = min(found)
+        found = [(place + len(stop), place, stop) for stop in self.stop if (place := text.find(stop)) >= 0]
+        if found:  # the one that is complete first, as if the text had come character by character
+            _, place, self.stopped = min(found)
             self._held = ""
             return text[:place]
         held = max((_overlap(text, stop) for stop in self.stop), default=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ class Tokenizer:
         added = fast.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self._added = {id: token.content for id, token in added.items()}
-        described = json.loads(fast.to_str())
-        self._byte_level = "ByteLevel" in _types(described.get("decoder"))
+        decoder = fast.decoder  # alone: the whole tokenizer as JSON takes a third of a second for a large one
+        self._byte_level = decoder is not None and "ByteLevel" in _types(json.loads(decoder.__getstate__()))
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Ids the tokenizer knows: every id below this may be decoded."""
-        return max(self.fast.get_vocab_size(), *(id + 1 for id in self._added), 0)
+        """One more than the largest id; some vocabularies have holes below it."""
+        return 1 + max(self.fast.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Ids of ``text``, with the tokens (such as BOS) that the tokenizer puts around every text.
@@ -113,7 +114,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         fast.no_truncation()  # some files ask for it, for training: a prompt must never be cut in silence
         fast.no_padding()
         return Tokenizer(fast, folder.name)
-    except Exception as error:  # tokenizers raises bare Exception for every fault of the file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception for faults of the file, and panics at some
         raise LlmcliError(f"{path}: not a tokenizer: {error}", "the file may be damaged; get it again") from error
 
 

@@ -1,0 +1,462 @@
+"""What reaches a terminal and what a file: tables whole at every width, text literal, nothing harmful."""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmcli.explain.generated import Rival, TokenReport
+from llmcli.explain.step import StepReport, step_report
+from llmcli.explain.tokens import Tokenization
+from llmcli.generate.sampling import Sampler, filter_chain
+from llmcli.generate.steps import Step
+from llmcli.render.generation import TextWriter, note
+from llmcli.render.step import print_step
+from llmcli.render.table import Cell, Column, number, print_table, probability
+from llmcli.render.terminal import PROBABILITY_BANDS, band, console, harmless, label, styled
+from llmcli.render.tokens import print_probabilities, print_side_by_side, print_tokenization, printable
+from llmcli.text.tokenizer import Token, Tokenizer
+from llmcli.train.vocabulary import train_tokenizer
+
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+WIDTHS = (40, 80, 120)
+
+
+class Tty(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def colour_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return int(request.param)
+
+
+at_every_width = pytest.mark.parametrize("width", WIDTHS, indirect=True)
+
+
+def cells(text: str) -> int:
+    """Width on a terminal, by Unicode's own data."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def lines_of(stream: io.StringIO, width: int) -> list[str]:
+    """The lines without colours, none wider than the terminal."""
+    lines = ESCAPE.sub("", stream.getvalue()).splitlines()
+    assert "\x1b" not in "".join(lines)
+    assert all(cells(line) <= width for line in lines)
+    return lines
+
+
+def words_of(stream: io.StringIO, width: int) -> list[str]:
+    return " ".join(lines_of(stream, width)).split()
+
+
+# --- single texts ---
+
+
+@given(st.text())
+def test_harmless_text_has_no_control_characters(text: str) -> None:
+    shown = harmless(text)
+    assert not [char for char in shown if unicodedata.category(char) == "Cc" and char not in "\t\n"]
+    if not any(unicodedata.category(char) == "Cc" for char in text):
+        assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", "␛[31mred␛[0m"),
+        ("a\rb\x07\x00\x08\x7f", "a␍b␇␀␈␡"),
+        ("\x9b31m\x85\x80", "<9B>31m<85><80>"),
+        ("line\n\ttabbed · é 日本 🙂 \ufffd", "line\n\ttabbed · é 日本 🙂 \ufffd"),
+        ("[bold]:smile:", "[bold]:smile:"),
+    ],
+)
+def test_control_characters_are_shown(text: str, shown: str) -> None:
+    assert harmless(text) == shown
+    assert printable(text, Tty()) == shown
+    assert printable(text, io.StringIO()) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (b" the", "·the"),
+        (b"\n\n", "⏎⏎"),
+        (b"\t \r\n", "⇥·␍⏎"),
+        (b"\x1b[0m", "␛[0m"),
+        (b"\xe2\x80", "<E2 80>"),
+        (b"a\xe2\x80b\x9f", "a<E2 80>b<9F>"),
+        (b" \xf0\x9f", "·<F0 9F>"),
+        (b"\xed\xa0\x80", "<ED A0 80>"),
+        ("é日🙂".encode(), "é日🙂"),
+        (b"[bold]:smile:", "[bold]:smile:"),
+        ("\ufffd".encode(), "\ufffd"),  # written, not made of a broken part
+    ],
+)
+def test_labels(data: bytes, shown: str) -> None:
+    assert label(data.decode("utf-8", "replace"), data) == shown
+
+
+def test_a_token_without_bytes_is_labelled_by_its_text() -> None:
+    assert label("", b"") == ""
+    assert label("<unused>", b"") == "<unused>"
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=12))
+def test_a_label_is_one_word_without_controls(data: bytes) -> None:
+    shown = label(data.decode("utf-8", "replace"), data)
+    assert not [char for char in shown if unicodedata.category(char) == "Cc" or char in "\t\n"]
+    outside = re.sub(r"<[0-9A-F ]+>", "", shown)
+    assert " " not in outside
+    assert bool(shown) == bool(data)
+
+
+@pytest.mark.parametrize(
+    ("prob", "sign"),
+    [(1.0, "+++"), (0.5, "+++"), (0.4999, "++"), (0.1, "++"), (0.0999, "+"), (0.01, "+"), (0.0099, "-"), (0.0, "-")],
+)
+def test_bands(prob: float, sign: str) -> None:
+    assert band(prob)[1] == sign
+
+
+def test_bands_differ_in_style_and_in_sign() -> None:
+    assert len({style for _, style, _ in PROBABILITY_BANDS}) == len({sign for *_, sign in PROBABILITY_BANDS}) == 4
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_styles_are_for_terminals(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], expected: bool) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert styled(Tty()) == expected
+    assert not styled(io.StringIO())
+
+
+# --- numbers ---
+
+
+@settings(max_examples=200)
+@given(st.floats(0.0, 1.0))
+def test_a_probability_is_never_rounded_to_none_or_all(prob: float) -> None:
+    cell = probability(prob)
+    assert (cell.shown == "0.0000") == (prob == 0)
+    assert (cell.shown == "1.0000") == (prob == 1)
+    assert len(cell.shown) <= 6
+    assert cell.plain is not None
+    assert float(cell.plain) == prob
+    if cell.shown == ">.9999":
+        assert 0.99995 <= prob < 1
+    else:
+        # Four decimals, or one digit of a small number.
+        assert abs(float(cell.shown) - prob) <= max(0.5001 * 10**-4 if prob > 4e-5 else 0.0, 0.51 * prob)
+
+
+def test_numbers_are_rounded_for_the_eye_alone() -> None:
+    assert number(1 / 3) == Cell("0.3333", "0.3333333333333333")
+    assert number(-12.3456, 1, "bold") == Cell("-12.3", "-12.3456", "bold")
+    assert number(None) == Cell("", "")
+
+
+# --- tables as text ---
+
+COLUMNS = [Column("id"), Column("token", right=False), Column("p", optional=1)]
+ROWS = [
+    [Cell("151643"), Cell("[bold]x[/bold] :smile:", style="bold red"), probability(1 / 3, "bold")],
+    [Cell("7"), Cell("日本" * 60), probability(1e-30)],
+]
+PLAIN = f"id\ttoken\tp\n151643\t[bold]x[/bold] :smile:\t0.3333333333333333\n7\t{'日本' * 60}\t1e-30\n"
+
+
+def test_in_a_file_a_table_is_tab_separated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")  # a file has no width
+    stream = io.StringIO()
+    print_table(COLUMNS, ROWS, stream)
+    assert stream.getvalue() == PLAIN
+
+
+@pytest.mark.parametrize("env", [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_without_colours_a_table_is_the_same(monkeypatch: pytest.MonkeyPatch, env: tuple[str, str]) -> None:
+    monkeypatch.setenv(*env)
+    stream = Tty()
+    print_table(COLUMNS, ROWS, stream)
+    assert stream.getvalue() == PLAIN
+
+
+# --- tables on a terminal ---
+
+
+@at_every_width
+def test_on_a_terminal_nothing_is_lost(width: int) -> None:
+    stream = Tty()
+    print_table([Column("id"), Column("token", right=False), Column("p")], ROWS, stream)
+    assert "\x1b[" in stream.getvalue()
+    words = words_of(stream, width)
+    assert {"id", "token", "p", "151643", "7", "0.3333", "1e-30"} <= set(words)
+    assert "".join(words).count("日本") == 60 or "".join(words).count("日") == "".join(words).count("本") == 60
+
+
+def test_markup_is_text_in_cells_and_headers() -> None:
+    stream = Tty()
+    columns = [Column("[red]head[/red]"), Column(":smile:", right=False)]
+    print_table(columns, [[Cell("[bold]x[/bold]"), Cell(":heart: [/] [link=x]", style="dim")]], stream)
+    text = "\n".join(lines_of(stream, 80))
+    for literal in ("[red]head[/red]", ":smile:", "[bold]x[/bold]", ":heart: [/] [link=x]"):
+        assert literal in text
+
+
+@pytest.mark.parametrize("token", ["cat", "日本語", "🙂", "e\u0301tude", "한국어 x", "ｆｕｌｌ"])
+def test_columns_stay_in_line_behind_wide_characters(token: str) -> None:
+    stream = Tty()
+    rows = [[Cell(text), Cell("0.1234")] for text in (token, "abc", "日本語の文")]
+    print_table([Column("token", right=False), Column("p")], rows, stream)
+    body = [line.rstrip() for line in lines_of(stream, 80) if line.rstrip().endswith("0.1234")]
+    assert len(body) == 3
+    assert len({cells(line) for line in body}) == 1
+    assert body[0].startswith(token)
+
+
+OPTIONAL = [
+    Column("id"),
+    Column("first", optional=3),
+    Column("token", right=False),
+    Column("third", optional=1),
+    Column("p"),
+    Column("second", optional=2),
+]
+OPTIONAL_ROWS = [
+    [Cell(str(100_000 + n)), Cell("11.111"), Cell("日本語"), Cell("33.333"), Cell("0.1234"), Cell("22.222")]
+    for n in range(3)
+]
+
+
+def test_optional_columns_go_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for width in range(80, 22, -1):
+        monkeypatch.setenv("COLUMNS", str(width))
+        stream = Tty()
+        print_table(OPTIONAL, OPTIONAL_ROWS, stream)
+        words = words_of(stream, width)
+        found.append([name for name in ("first", "second", "third") if name in words])
+        for row in OPTIONAL_ROWS:
+            assert row[0].shown in words
+        kept = [column.name in words for column in OPTIONAL]
+        for n, row in enumerate(OPTIONAL_ROWS[0]):
+            assert words.count(row.shown) == (kept[n] if n == 0 else 3 * kept[n])
+    assert [have for n, have in enumerate(found) if n == 0 or have != found[n - 1]] == [
+        ["first", "second", "third"],
+        ["second", "third"],
+        ["third"],
+        [],
+    ]
+
+
+def test_no_column_goes_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 6 + 6 + 6 + 6 + 6 + 6 cells, and two between each.
+    for width, whole in ((48, True), (44, False)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        stream = Tty()
+        print_table(OPTIONAL, OPTIONAL_ROWS, stream)
+        assert ("first" in words_of(stream, width)) == whole
+
+
+def test_in_a_file_optional_columns_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = io.StringIO()
+    print_table(OPTIONAL, OPTIONAL_ROWS, stream)
+    assert stream.getvalue().splitlines()[0].split("\t") == [column.name for column in OPTIONAL]
+
+
+@at_every_width
+def test_a_long_token_is_folded_and_numbers_are_not(width: int) -> None:
+    stream = Tty()
+    token = "".join(chr(ord("a") + n % 26) for n in range(150))
+    columns = [Column("ID"), Column("LOGIT"), Column("TOKEN", right=False), Column("P"), Column("P")]
+    texts = ["151643", "-123.456", token, "1e-300", ">.9999"]
+    print_table(columns, [[Cell(text) for text in texts]], stream)
+    words = words_of(stream, width)
+    assert {"151643", "-123.456", "1e-300", ">.9999"} <= set(words)
+    assert "".join(word for word in words if word.isalpha() and word.islower()) == token
+
+
+# --- whole views ---
+
+
+def step() -> StepReport:
+    tokenizer = Tokenizer(
+        train_tokenizer(["[bold]red[/bold] :smile: [bold]red[/bold] :smile: 日本 日本"], 300), "small"
+    )
+    logits = torch.randn(tokenizer.size, generator=torch.Generator().manual_seed(1)) * 3
+    for place, text in enumerate(("[", " :", "日", "\n")):  # tokens that could be misread are the likeliest
+        logits[tokenizer.encode(text)[1]] = 12.0 - place / 4
+    values = {"temperature": 0.8, "top-k": 6.0, "top-p": 0.95, "min-p": 0.001}
+    sampler = Sampler(filter_chain(list(values), values), 9)
+    choice = sampler.choose(logits)
+    return step_report(
+        Step(0, 2, choice.id, logits, choice, None, None),
+        sampler,
+        tokenizer,
+        prompt_ids=tokenizer.encode("[bold] :smile: \x1b[31m"),
+        context_ids=tokenizer.encode("[bold] :smile: \x1b[31m"),
+        top=8,
+        temperatures=[0.0, 0.5, 1.0, 1.5],
+    )
+
+
+@at_every_width
+def test_the_step_view_cuts_no_number(width: int) -> None:
+    stream, report = Tty(), step()
+    print_step(report, stream)
+    words = words_of(stream, width)
+    for row in report.candidates:
+        assert probability(row.p).shown in words
+        assert probability(row.p_final).shown in words
+        for column in report.columns:
+            assert probability(column.probs[row.id]).shown in words
+    if width == 120:
+        assert {str(row.id) for row in report.candidates} <= set(words)
+    if width >= 80:
+        assert {f"{row.u_low:.4f}–{row.u_high:.4f}" for row in report.candidates if row.u_low is not None} <= set(words)
+    assert str(report.chosen.id) in " ".join(words)
+    assert "check: ok" in " ".join(words)
+    assert "[bold] :smile: ␛[31m" in " ".join(words)
+
+
+def test_the_step_view_in_a_file_has_everything_in_full() -> None:
+    stream, report = io.StringIO(), step()
+    assert report.chosen.id != report.candidates[0].id
+    print_step(report, stream)
+    assert "\x1b" not in stream.getvalue()
+    table = [line.split("\t") for line in stream.getvalue().splitlines() if line.count("\t") == 9]
+    assert table[0] == ["", "rank", "id", "token", "logit", "p", "p(T=0.8)", "cut by", "final p", "drawn if u in"]
+    for cells_of_row, row in zip(table[1:], report.candidates, strict=True):
+        mark, rank, id, token, logit, p, warm, cut, final, drawn = cells_of_row
+        assert (mark != "") == (row.id == report.chosen.id)
+        assert (int(rank), int(id), token) == (row.rank, row.id, label(row.text, row.bytes))
+        assert (float(logit), float(p), float(warm), float(final)) == (row.logit, row.p, row.p_temperature, row.p_final)
+        assert cut == (row.cut or "")
+        assert drawn == ("" if row.u_low is None else f"{row.u_low!r}:{row.u_high!r}")
+
+
+def tokenization(model: str) -> Tokenization:
+    texts = ["[bold]", " :smile:", "日本語", "🙂", "\x1b[0m", " ", "x" * 30]
+    tokens, place = [], 0
+    for n, text in enumerate(texts):
+        data = text.encode()
+        tokens.append(Token(150_000 + n, text, data, place, place + len(data), False))
+        place += len(data)
+    tokens.append(Token(7, "\ufffd", b"\xe2\x80", place, place + 2, True))
+    return Tokenization(model, tuple(tokens), place + 2, True)
+
+
+@at_every_width
+def test_the_token_view_cuts_no_id_and_no_place(width: int) -> None:
+    stream, report = Tty(), tokenization("m")
+    print_tokenization(report, stream)
+    words = words_of(stream, width)
+    for n, token in enumerate(report.tokens):
+        assert {str(n), str(token.id), f"{token.start}:{token.end}"} <= set(words)
+    for shown in ("[bold]", "·:smile:", "日本語", "🙂", "␛[0m", "·"):
+        assert shown in words
+    assert "".join(words).count("x") == 30
+
+
+@at_every_width
+def test_tokenizers_side_by_side_cut_no_id(width: int) -> None:
+    stream = Tty()
+    shorter = Tokenization("other", tokenization("").tokens[:3], 9, True)
+    print_side_by_side([tokenization("[red]m:cat:"), shorter], stream)
+    words = words_of(stream, width)
+    assert width < 80 or "[red]m:cat:" in words
+    for n in range(7):
+        assert words.count(str(150_000 + n)) == (2 if n < 3 else 1)
+
+
+@at_every_width
+def test_the_probability_view_cuts_no_number(width: int) -> None:
+    reports = [
+        TokenReport(
+            index=n,
+            id=150_000 + n,
+            text=text,
+            bytes=text.encode(),
+            logprob=-1.0,
+            prob=prob,
+            final_prob=prob,
+            rank=n * 1000,
+            entropy=1.0,
+            u=0.5,
+            top=(Rival(1, "[bold]", b"[bold]", 0.25), Rival(2, " 日本", " 日本".encode(), 0.125)),
+        )
+        for n, (text, prob) in enumerate([(" :smile:", 0.75), ("日本語", 0.3), ("\n", 0.0123), ("a", 1e-9)])
+    ]
+    stream = Tty()
+    print_probabilities(reports, stream)
+    words = words_of(stream, width)
+    for report in reports:
+        assert {probability(report.prob).shown, str(report.rank), band(report.prob)[1]} <= set(words)
+        assert width < 80 or str(report.id) in words
+    assert {"·:smile:", "日本語", "⏎", "[bold]", "0.25", "·日本"} <= set(words)
+
+
+# --- running text ---
+
+
+def test_text_is_written_as_it_is_to_a_file_and_harmless_to_a_terminal() -> None:
+    text = "[bold]a[/] :smile: \x1b[31m日本\n"
+    for stream, shown in ((io.StringIO(), text), (Tty(), harmless(text))):
+        writer = TextWriter(stream, by_probability=True)
+        writer.write(text, 0.9)
+        writer.end_line()
+        assert stream.getvalue() == shown
+
+
+def test_text_is_coloured_by_probability_only_on_a_terminal() -> None:
+    plain, coloured = io.StringIO(), Tty()
+    for stream in (plain, coloured):
+        writer = TextWriter(stream, by_probability=True)
+        for text, prob in (("sure ", 0.9), ("[bold]likely ", 0.2), ("\x1b[0munlikely", 0.001)):
+            writer.write(text, prob)
+    assert plain.getvalue() == "sure [bold]likely \x1b[0munlikely"
+    assert ESCAPE.sub("", coloured.getvalue()) == "sure [bold]likely ␛[0munlikely"
+    assert coloured.getvalue().startswith("sure ")
+    assert len(ESCAPE.findall(coloured.getvalue())) == 4
+
+
+@pytest.mark.parametrize("stream", [Tty(), io.StringIO()], ids=["terminal", "file"])
+def test_a_note_is_literal(stream: io.StringIO) -> None:
+    note("[bold]x[/bold] :smile: 12 'a'", stream)
+    assert ESCAPE.sub("", stream.getvalue()) == "[bold]x[/bold] :smile: 12 'a'\n"
+    assert ("\x1b[" in stream.getvalue()) == stream.isatty()
+
+
+@at_every_width
+def test_a_console_has_the_terminals_width(width: int) -> None:
+    stream = Tty()
+    target = console(stream)
+    assert target.width == width
+    target.print("[bold]x[/bold] :smile: 12 'a'")
+    assert stream.getvalue() == "[bold]x[/bold] :smile: 12 'a'\n"
