@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands import options
+from llmcli.commands.interrupt import Interrupt
 from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, usage_error
 
 if TYPE_CHECKING:
@@ -101,11 +102,13 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
 
     filters = [(filter.name, filter.value) for filter in sampler.filters]
     ndjson.write(ndjson.generation_start(loaded.name, ids, sampler.seed, filters), sys.stdout)
-    try:
-        for step, _ in generation:
-            ndjson.write(ndjson.generated_token(token_report(step, loaded.tokenizer, rivals)), sys.stdout)
-    except KeyboardInterrupt:
-        generation.interrupt()
+    with Interrupt() as interrupt:
+        try:
+            for step, _ in generation:
+                ndjson.write(ndjson.generated_token(token_report(step, loaded.tokenizer, rivals)), sys.stdout)
+                interrupt.point()
+        except KeyboardInterrupt:
+            generation.interrupt()
     end = ndjson.generation_end(
         generation.finish,
         generation.text,
@@ -135,14 +138,16 @@ def write_text(
         note(f"{loaded.name}: {loaded.model.dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = TextWriter(sys.stdout, by_probability=rivals is not None)
     reports: list[TokenReport] = []
-    try:
-        writer.write(echoed)
-        for step, text in generation:
-            writer.write(text, step.choice.prob)
-            if rivals is not None:
-                reports.append(token_report(step, loaded.tokenizer, rivals))
-    except KeyboardInterrupt:
-        writer.write(generation.interrupt())
+    with Interrupt() as interrupt:
+        try:
+            writer.write(echoed)
+            for step, text in generation:
+                writer.write(text, step.choice.prob)
+                if rivals is not None:
+                    reports.append(token_report(step, loaded.tokenizer, rivals))
+                interrupt.point()
+        except KeyboardInterrupt:
+            writer.write(generation.interrupt())
     writer.end_line()
     if rivals is not None:
         print_probabilities(reports, sys.stderr)

@@ -151,7 +151,9 @@ def test_sigint_mid_stream(tmp_path: Path, model: Path) -> None:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
+        assert process.stderr is not None
+        rest, errors = process.stdout.read(), process.stderr.read()
+        process.wait(60)
     records = [json.loads(line) for line in (*lines, *rest.splitlines())]
     assert process.returncode == 130
     assert records[-1]["finish"] == "interrupted"
