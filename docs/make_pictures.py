@@ -16,7 +16,7 @@ from rich.text import Text
 WIDTH = 92
 PICTURES = {
     "generate": 'generate "Once upon a time, a little fox" --probs=3 -n 18 --seed 5',
-    "explain-step": 'explain-step "Once upon a time there was a" --seed 3 --top 8 --top-k 40',
+    "explain-step": 'explain-step "Once upon a time there was a" --seed 3 --top-k 6 --top 9',
 }
 
 

@@ -38,6 +38,14 @@ def terminal_curve(points: Points, *, width: int = 64, height: int = 8) -> str:
     return "\n".join(lines)
 
 
+def _short(count: float) -> str:
+    """A count with three digits and its thousands or millions."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}"
+
+
 def svg_curve(title: str, series: Sequence[tuple[str, str, Points]], *, x_label: str, y_label: str) -> str:
     """Lines (name, colour, points) over common axes, as the text of an SVG file."""
     width, height, left, bottom = 720, 400, 60, 50
@@ -65,7 +73,7 @@ def svg_curve(title: str, series: Sequence[tuple[str, str, Points]], *, x_label:
         parts += [
             f'<line x1="{left}" y1="{at_y}" x2="{width - 20}" y2="{at_y}" stroke="#ddd"/>',
             f'<text x="{left - 6}" y="{at_y}" dy="4" text-anchor="end">{y:.2f}</text>',
-            f'<text x="{at_x}" y="{height - bottom + 18}" text-anchor="middle">{x:,.0f}</text>',
+            f'<text x="{at_x}" y="{height - bottom + 18}" text-anchor="middle">{_short(x)}</text>',
         ]
     for n, (name, colour, points) in enumerate(series):
         path = " ".join(place(x, y) for x, y in points)

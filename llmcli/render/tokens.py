@@ -71,7 +71,7 @@ def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
     rows = []
     for report in reports:
         style, sign = band(report.prob)
-        rivals = "  ".join(f"{label(rival.text, rival.bytes)} {rival.prob:.2f}" for rival in report.top)
+        rivals = "  ".join(f"{label(rival.text, rival.bytes)} {_brief(rival.prob)}" for rival in report.top)
         rows.append(
             [
                 Cell(str(report.index)),
@@ -90,6 +90,11 @@ def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
 def printable(text: str, stream: TextIO) -> str:
     """Text as it may go to ``stream``: as it is to a file, with its control characters shown to a terminal."""
     return harmless(text) if stream.isatty() else text
+
+
+def _brief(prob: float) -> str:
+    """A rival's probability in four characters; never 0.00 for one above zero."""
+    return f"{prob:.2f}" if prob >= 0.005 or prob == 0 else "<.01"
 
 
 def _token_cell(token: Token) -> Cell:

@@ -1,0 +1,37 @@
+"""Ctrl-C between tokens, never within one: what was counted is what was written."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+
+class Interrupt:
+    """A context in which Ctrl-C waits for the next ``point``, and raises KeyboardInterrupt there.
+
+    Before the first point it raises at once (a long prompt may be being read), and so does a second Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self._pressed = False
+        self._waits = False
+        self._former: Any = None
+
+    def __enter__(self) -> Interrupt:
+        self._former = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._former)
+
+    def point(self) -> None:
+        """A place where stopping leaves nothing half done."""
+        if self._pressed:
+            raise KeyboardInterrupt
+        self._waits = True
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        if self._pressed or not self._waits:
+            raise KeyboardInterrupt
+        self._pressed = True

@@ -1,0 +1,49 @@
+"""The loss curve: its characters and its picture show the numbers that they were given."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from llmcli.render.curve import smooth, svg_curve, terminal_curve
+
+
+def test_the_terminal_curve_falls_where_the_loss_falls() -> None:
+    points = [(float(n), 8.0 - n * 0.05) for n in range(1, 101)]
+    lines = terminal_curve(points, width=20, height=4).splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("   7.950 ┤")
+    assert lines[-1].startswith("   3.000 ┤")
+    widths = [len(line) for line in lines]
+    assert widths == sorted(widths)  # each row reaches further to the right than the one above it
+    assert widths[0] < widths[-1]
+
+
+def test_a_flat_loss_and_a_single_step_do_not_break_it() -> None:
+    assert "┤" in terminal_curve([(1.0, 2.0)])
+    assert "┤" in terminal_curve([(1.0, 2.0), (2.0, 2.0)])
+    ElementTree.fromstring(svg_curve("t", [("a", "red", [(1.0, 2.0)])], x_label="x", y_label="y"))
+
+
+def test_smoothing_starts_at_the_first_value_and_stays_within_the_values() -> None:
+    points = [(float(n), float(n % 2)) for n in range(200)]
+    smoothed = smooth(points)
+    assert smoothed[0] == points[0]
+    assert smoothed[-1][1] == pytest.approx(0.5, abs=0.2)
+    assert [x for x, _ in smoothed] == [x for x, _ in points]
+
+
+def test_the_picture_puts_points_in_their_places() -> None:
+    svg = svg_curve(
+        "Loss <1>", [("a & b", "#123456", [(0.0, 4.0), (50.0, 2.0), (100.0, 1.0)])], x_label="x", y_label="y"
+    )
+    root = ElementTree.fromstring(svg)
+    (line,) = [node for node in root if node.tag.endswith("polyline")]
+    places = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    (x0, y0), (x1, y1), (x2, y2) = places
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert (y1 - y0) == pytest.approx(2 * (y2 - y1), abs=0.3)
+    texts = [node.text for node in root if node.tag.endswith("text")]
+    assert "Loss <1>" in texts
+    assert "a & b" in texts
