@@ -18,6 +18,20 @@ from llmcli.model.rope import inverse_frequencies, rotate, rotation
 from llmcli.model.trace import Trace, keep
 
 
+class Linear(nn.Linear):
+    """torch's, left uninitialised: values come from a checkpoint or from training, and random ones take a second."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """Likewise."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Norm(nn.Module):
     """RMSNorm (Zhang & Sennrich 2019), or LayerNorm with bias where the config says so."""
 
@@ -41,8 +55,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias)
-        self.out = nn.Linear(config.q_size, config.hidden_size, bias=config.out_bias)
+        self.qkv = Linear(config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias)
+        self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
 
     def forward(
         self,
@@ -109,8 +123,8 @@ class MLP(nn.Module):
         self.gated = config.gated_mlp
         self.activation = config.activation
         wide = config.intermediate_size * (2 if self.gated else 1)
-        self.up = nn.Linear(config.hidden_size, wide, bias=config.mlp_bias)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.up = Linear(config.hidden_size, wide, bias=config.mlp_bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         wide: Tensor = self.up(x)
@@ -165,13 +179,13 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
         self.positions = (
-            nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
+            Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = Norm(config)
-        self.head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         # No buffer: derived from the config, it must stay fp32 under .to(dtype) and real on a meta model.
         self._frequencies = None if config.rope is None else inverse_frequencies(config.rope, config.head_dim)
 
