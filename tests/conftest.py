@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# For tiny models more threads only cost, and much where other programs run. Before torch is imported, and inherited.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from functools import cache
 
