@@ -22,6 +22,7 @@ Decorator = Callable[[Any], Any]
 # Written out, not taken from the modules that define them: those import torch, and --help must not.
 FILTER_NAMES = "temperature,top-k,top-p,min-p"
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MOST_THREADS = 1024  # torch crashes where the system grants no more
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -61,7 +62,9 @@ model_options = together(
     click.option("--model", "-m", metavar="MODEL", help="A model folder, or the name of a shipped model."),
     click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: as stored."),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads; torch's own choice if not given."),
+    click.option(
+        "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; torch's own choice if not given."
+    ),
 )
 
 sampling_options = together(
@@ -155,7 +158,7 @@ def open_model(model: str | None, device: str, dtype: str, threads: int | None) 
     """Find and load the model; the shipped one if none is named."""
     from llmcli.hub import default_model, find
 
-    folder = find(model or default_model())
+    folder = find(default_model() if model is None else model)
     import torch
 
     from llmcli.generate.loaded import load

@@ -49,7 +49,9 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; --tokens may set a new end.")
 @recipe_options
 @click.option("--device", type=click.Choice(options.DEVICES), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; torch's own choice if not given.")
+@click.option(
+    "--threads", type=click.IntRange(1, options.MOST_THREADS), help="CPU threads; torch's own choice if not given."
+)
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model first: faster, needs a C++ compiler.")
 @click.option("--checkpoint-minutes", type=options.Real(), default=3.0, show_default=True)
 @click.option("--validate-every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps.")
@@ -87,6 +89,7 @@ def train(
     from llmcli.train.loop import train as run
     from llmcli.train.metrics import MetricsFile
     from llmcli.train.run import begin, go_on
+    from llmcli.train.state import FILE
 
     where = pick_device(device)
     if threads:
@@ -120,7 +123,8 @@ def train(
         (out / "loss.svg").write_text(loss_svg(metrics.history), encoding="utf-8")
         print_curve(metrics.history, sys.stderr)
     if interrupted:
-        click.echo("interrupted; --resume goes on from here", err=True)
+        saved = (out / FILE).exists()
+        click.echo("interrupted; " + ("--resume goes on from here" if saved else "nothing was saved yet"), err=True)
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -131,8 +135,11 @@ def recipe_for(out: Path, given: dict[str, Any], *, resume: bool) -> Recipe:
     """
     from dataclasses import replace
 
-    from llmcli.train.recipe import FILE, Recipe, read_recipe
+    from llmcli.train.recipe import Recipe, read_recipe
+    from llmcli.train.state import FILE
 
+    if resume and not (out / FILE).exists():
+        raise usage_error(f"{out} holds no run that could go on", "start one without --resume")
     if not resume:
         if (out / FILE).exists():
             raise usage_error(f"{out} holds a run already", "go on with it (--resume), or name another --out")

@@ -23,15 +23,15 @@ def print_step(report: StepReport, stream: TextIO) -> None:
     _print_heading(report, stream)
     columns = [
         Column(""),
-        Column("rank", optional=5),
-        Column("id", optional=3),
+        Column("rank", optional=1),
+        Column("id", optional=5),
         Column("token", right=False),
-        Column("logit", optional=2),
+        Column("logit", optional=4),
         Column("p"),
-        Column(f"p(T={_temperature(report):g})", optional=1),
+        Column(f"p(T={_temperature(report):g})", optional=2),
         Column("cut by", right=False),
         Column("final p"),
-        Column("drawn if u in", right=False, optional=4),
+        Column("drawn if u in", right=False, optional=3),
     ]
     print_table(columns, [_row(row, row.id == report.chosen.id) for row in report.candidates], stream)
     _print_below(report, stream)

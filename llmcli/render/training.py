@@ -68,7 +68,8 @@ class TrainingView:
 
 def print_curve(history: Sequence[Metrics], stream: TextIO) -> None:
     """The training loss, smoothed, from the first step to the last."""
-    note("loss, nats a token:\n" + terminal_curve(smooth(_training(history))), stream)
+    width = min(64, console(stream).width - 12) if styled(stream) else 64
+    note("loss, nats a token:\n" + terminal_curve(smooth(_training(history)), width=width), stream)
 
 
 def loss_svg(history: Sequence[Metrics]) -> str:

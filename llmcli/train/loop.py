@@ -72,7 +72,9 @@ def train(
                 loss = loss_of(model, inputs, targets)
             value = loss.item()
             if not math.isfinite(value):
-                raise LlmcliError(f"the loss is {value} at step {step}", "start again with a smaller --learning-rate")
+                raise LlmcliError(
+                    f"the loss is {value} at step {step}", "start again in another --out with a smaller --learning-rate"
+                )
             torch.autograd.backward(loss)
             whole = False
             update(model, optimizing, rate)

@@ -42,8 +42,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and value < (0 if field.name == "seed" else 1):
-                raise usage_error(f"{field.name} must be at least 1, not {value}")
+            least = 0 if field.name == "seed" else 1
+            if field.type == "int" and value < least:
+                raise usage_error(f"{field.name} must be at least {least}, not {value}")
         if self.hidden_size % self.num_attention_heads:
             raise usage_error(
                 f"hidden_size ({self.hidden_size}) must be a multiple of the heads ({self.num_attention_heads})"

@@ -58,6 +58,16 @@ def test_a_full_disk_is_one_line(model: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@posix
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
+def test_closed_streams_are_no_traceback(model: Path, closed: str) -> None:
+    command = " ".join(PROGRAM) + f" generate The -m {model} -n 3 --temperature 0 {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert bool(done.stdout) == (closed != ">&-")
+
+
 def test_bad_input_ends_in_one_line_without_traceback(model: Path) -> None:
     done = shell("generate", "x", "-m", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")

@@ -48,11 +48,21 @@ def test_help_tells_the_recipe_s_defaults() -> None:
     assert told == {name: str(value) for name, value in asdict(Recipe()).items()}
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again(run: Run, corpus: Path, tmp_path: Path) -> None:
+    too_long = run("train", corpus, "--out", tmp_path / "m", *SMALL, "--context", 100_000)
+    assert (too_long.exit_code, "less than one context" in too_long.stderr) == (1, True)
+    assert (tmp_path / "m" / "recipe.json").exists()
+    assert run("train", corpus, "--out", tmp_path / "m", "--resume").exit_code == 2
+    assert run("train", corpus, "--out", tmp_path / "m", *SMALL).exit_code == 0
+
+
 def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "m"
     for args, code, says in (
         ((tmp_path / "none.txt", "--out", out), 1, "none.txt"),
-        ((corpus, "--out", out, "--resume"), 1, "recipe.json"),
+        ((corpus, "--out", out, "--resume"), 2, "no run"),
+        ((corpus, "--out", out, "--seed", "-1"), 2, "at least 0"),
+        ((corpus, "--out", out, "--threads", "100000"), 2, "threads"),
         ((corpus, "--out", out, "--tokens", "0"), 2, "tokens"),
         ((corpus, "--out", out, "--hidden-size", "7"), 2, "hidden_size"),
         ((corpus,), 2, "--out"),
