@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Any], Any]
 
-# Written out, not taken from the modules that define them: those import torch, and --help must not.
+# Written out, not taken from the sampler's module: that imports torch, and --help must not.
 FILTER_NAMES = "temperature,top-k,top-p,min-p"
 DEVICES = ("auto", "cpu", "cuda", "mps")
-MOST_THREADS = 1024  # torch crashes where the system grants no more
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MOST_THREADS = 1024  # torch crashes where the system grants no more
 
 
 class Real(click.ParamType[float]):
@@ -58,13 +58,16 @@ prompt_options = together(
     click.option("--parse-special", is_flag=True, help="Read special tokens in the prompt as tokens, not as text."),
 )
 
+device_option = click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; torch's own choice if not given."
+)
+
 model_options = together(
     click.option("--model", "-m", metavar="MODEL", help="A model folder, or the name of a shipped model."),
-    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
+    device_option,
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: as stored."),
-    click.option(
-        "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; torch's own choice if not given."
-    ),
+    threads_option,
 )
 
 sampling_options = together(
@@ -154,15 +157,20 @@ def make_seed(seed: int | None) -> int:
     return secrets.randbelow(2**32) if seed is None else seed
 
 
+def use_threads(threads: int | None) -> None:
+    """Have torch compute on so many CPU threads, if a number is given."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 def open_model(model: str | None, device: str, dtype: str, threads: int | None) -> LoadedModel:
     """Find and load the model; the shipped one if none is named."""
     from llmcli.hub import default_model, find
 
     folder = find(default_model() if model is None else model)
-    import torch
-
+    use_threads(threads)
     from llmcli.generate.loaded import load
 
-    if threads:
-        torch.set_num_threads(threads)
     return load(folder, device=device, dtype=dtype)

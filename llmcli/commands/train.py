@@ -48,10 +48,8 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--valid", multiple=True, type=click.Path(path_type=Path), help="Validation text; else a twentieth.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; --tokens may set a new end.")
 @recipe_options
-@click.option("--device", type=click.Choice(options.DEVICES), default="auto", show_default=True)
-@click.option(
-    "--threads", type=click.IntRange(1, options.MOST_THREADS), help="CPU threads; torch's own choice if not given."
-)
+@options.device_option
+@options.threads_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model first: faster, needs a C++ compiler.")
 @click.option("--checkpoint-minutes", type=options.Real(), default=3.0, show_default=True)
 @click.option("--validate-every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps.")
@@ -81,8 +79,6 @@ def train(
       llmcli generate -m my-model "Once upon a time"
     """
     given = {name: value for name, value in recipe_values.items() if value is not None}
-    import torch
-
     from llmcli.model.device import pick_device
     from llmcli.render.training import TrainingView, loss_svg, print_curve
     from llmcli.train.corpus import read_corpus
@@ -92,8 +88,7 @@ def train(
     from llmcli.train.state import FILE
 
     where = pick_device(device)
-    if threads:
-        torch.set_num_threads(threads)
+    options.use_threads(threads)
     recipe = recipe_for(out, given, resume=resume)
     texts = read_corpus(corpus, valid)
     tokenizer = go_on(out, recipe) if resume else begin(out, recipe, texts)

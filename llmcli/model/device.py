@@ -10,9 +10,6 @@ import torch
 
 from llmcli.errors import usage_error
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 def pick_device(name: str) -> torch.device:
     """The device asked for; "auto" is a GPU if there is one. Errors: a device that is not there."""
