@@ -6,6 +6,7 @@ would not show), and so scaled that attention neither looks everywhere alike nor
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import dataclass
@@ -14,7 +15,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OlmoeConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
+)
 from transformers.utils import logging
 
 from llmcli.model.checkpoint import load
@@ -22,28 +45,77 @@ from llmcli.model.transformer import Transformer
 
 VOCAB = 97
 CONTEXT = 128
-ROPE_ORIGINAL = 32  # the context that the llama3 case was "trained" on: tests run well beyond it
+ROPE_ORIGINAL = 32  # the context that models with stretched angles were "trained" on: tests run well beyond it
+WINDOW = 24  # positions that windowed layers see, far fewer than a test's text
 
 CPU = torch.device("cpu")
 
 
-def _llama(**changed: Any) -> LlamaConfig:
-    values: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "hidden_size": 48,
-        "intermediate_size": 56,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 16,  # not hidden_size / num_attention_heads
-        "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": 0.02,  # large, so that forgetting it shows
-        "tie_word_embeddings": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-        "bos_token_id": 1,
-        "eos_token_id": [2, 3],
-    }
-    return LlamaConfig(**(values | changed))
+# What most families share. Sizes at which nothing coincides: fewer key/value heads than heads, a
+# head_dim that is not hidden_size / num_attention_heads, an eps so large that forgetting it shows.
+_SHARED: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 0.02,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+}
+# Families that share the hidden size among their heads.
+_EVEN = {**_SHARED, "head_dim": 12, "num_attention_heads": 4, "num_key_value_heads": 2}
+_LAYER_NORM = {key: value for key, value in _EVEN.items() if key not in ("rms_norm_eps", "head_dim")}
+
+_ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": ROPE_ORIGINAL,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "beta_fast": 8.0,
+        "beta_slow": 1.0,
+        "original_max_position_embeddings": ROPE_ORIGINAL,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.6],
+        "long_factor": [1.0, 1.5, 2.5, 3.0, 3.5, 4.0],
+        "original_max_position_embeddings": ROPE_ORIGINAL,
+    },
+}
+
+_MOE = {"num_experts_per_tok": 2, "num_hidden_layers": 2}
+_GEMMA = {
+    **_SHARED,
+    "sliding_window": WINDOW,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 4,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+
+
+def _of(kind: type[PretrainedConfig], shared: dict[str, Any], **changed: Any) -> PretrainedConfig:
+    return kind(**copy.deepcopy(shared | changed))  # some write into the dictionaries that they are given
+
+
+def _llama(**changed: Any) -> PretrainedConfig:
+    return _of(LlamaConfig, _SHARED, **changed)
 
 
 def _gpt2(**changed: Any) -> GPT2Config:
@@ -60,26 +132,98 @@ def _gpt2(**changed: Any) -> GPT2Config:
     return GPT2Config(**(values | changed))
 
 
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": ROPE_ORIGINAL,
-}
+def _phi3(**changed: Any) -> PretrainedConfig:
+    return _of(Phi3Config, _EVEN, pad_token_id=None, **changed)
+
 
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": _llama(),
     "llama-tied": _llama(tie_word_embeddings=True, num_attention_heads=4, num_key_value_heads=4, head_dim=12),
     "llama-biases": _llama(attention_bias=True, mlp_bias=True, hidden_act="gelu"),
-    "llama-linear": _llama(
-        hidden_act="gelu_pytorch_tanh",
-        rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    "llama-linear": _llama(hidden_act="gelu_pytorch_tanh", rope_parameters=_ROPES["linear"]),
+    "llama-dynamic": _llama(max_position_embeddings=ROPE_ORIGINAL, rope_parameters=_ROPES["dynamic"]),
+    "llama-llama3": _llama(tie_word_embeddings=True, num_key_value_heads=1, rope_parameters=_ROPES["llama3"]),
+    "llama-yarn": _llama(rope_parameters=_ROPES["yarn"]),
+    "llama-yarn-mscale": _llama(
+        rope_parameters=_ROPES["yarn"] | {"mscale": 1.5, "mscale_all_dim": 0.5, "truncate": False}
     ),
-    "llama-llama3": _llama(tie_word_embeddings=True, num_key_value_heads=1, rope_parameters=_LLAMA3),
+    "mistral": _of(MistralConfig, _SHARED, sliding_window=WINDOW),
+    "mistral-full": _of(MistralConfig, _SHARED, sliding_window=None),
+    "qwen2": _of(Qwen2Config, _EVEN),
+    "qwen2-windows": _of(Qwen2Config, _EVEN, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen3": _of(Qwen3Config, _SHARED),
+    "smollm3": _of(SmolLM3Config, _EVEN, pad_token_id=None, no_rope_layers=[1, 0, 1]),
+    "gemma2": _of(Gemma2Config, _GEMMA, attn_logit_softcapping=4.0, final_logit_softcapping=5.0),
+    "gemma3_text": _of(Gemma3TextConfig, _GEMMA, num_hidden_layers=4, sliding_window_pattern=3),
+    "gemma3_text-linear": _of(
+        Gemma3TextConfig,
+        _GEMMA,
+        query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": _ROPES["linear"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
+    "phi3": _phi3(sliding_window=WINDOW),
+    "phi3-longrope": _phi3(
+        rope_parameters=_ROPES["longrope"] | {"partial_rotary_factor": 0.75},
+        original_max_position_embeddings=ROPE_ORIGINAL,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=16,
+    ),
     "gpt2": _gpt2(),
     "gpt2-untied": _gpt2(tie_word_embeddings=False, n_inner=40, activation_function="gelu"),
+    "gpt_neox": _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=3),
+    "gpt_neox-serial": _of(
+        GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=3, use_parallel_residual=False
+    ),
+    "olmo2": _of(Olmo2Config, _EVEN),
+    "granite": _of(
+        GraniteConfig,
+        _EVEN,
+        embedding_multiplier=1.5,
+        attention_multiplier=0.4,
+        residual_multiplier=0.7,
+        logits_scaling=2.0,
+    ),
+    "stablelm": _of(
+        StableLmConfig,
+        _LAYER_NORM,
+        layer_norm_eps=0.02,
+        use_qkv_bias=True,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+    ),
+    "stablelm-parallel": _of(
+        StableLmConfig,
+        _LAYER_NORM,
+        layer_norm_eps=0.02,
+        use_parallel_residual=True,
+        qk_layernorm=True,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        rope_parameters=_SHARED["rope_parameters"] | {"partial_rotary_factor": 0.5},
+    ),
+    "starcoder2": _of(
+        Starcoder2Config, _LAYER_NORM, norm_epsilon=0.02, sliding_window=WINDOW, tie_word_embeddings=True
+    ),
+    "cohere": _of(CohereConfig, _LAYER_NORM, layer_norm_eps=0.02, logit_scale=0.5, tie_word_embeddings=True),
+    "cohere-normed": _of(
+        CohereConfig, _LAYER_NORM, layer_norm_eps=0.02, use_qk_norm=True, attention_bias=True, logit_scale=0.5
+    ),
+    "mixtral": _of(MixtralConfig, _SHARED, **_MOE, num_local_experts=4),
+    "qwen3_moe": _of(
+        Qwen3MoeConfig,
+        _SHARED,
+        **_MOE,
+        num_experts=6,
+        moe_intermediate_size=24,
+        norm_topk_prob=True,
+        mlp_only_layers=[0],
+    ),
+    "olmoe": _of(OlmoeConfig, _EVEN, **_MOE, num_experts=5),
 }
 CASES = tuple(CONFIGS)
 
@@ -100,6 +244,7 @@ class Tiny:
 def make(name: str, folder: Path) -> Tiny:
     """Build the case, check that it is a fair test, and save it into ``folder``."""
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()
     randomise(model, seed=CASES.index(name))
     model.save_pretrained(folder)
@@ -118,15 +263,17 @@ def reopen(folder: Path) -> PreTrainedModel:
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
-    """Fill every parameter: norm weights around 1, biases around 0, matrices scaled by what flows into them."""
+    """Fill every parameter: norm weights around their start, biases around 0, matrices by what flows into them."""
     generator = torch.Generator().manual_seed(seed)
+    offset = 0.0 if "gemma" in model.config.model_type else 1.0  # Gemma adds 1 to what it stores
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith("bias"):
                 parameter.copy_(0.3 * noise)
-            elif parameter.ndim == 1:
-                parameter.copy_(1.0 + 0.3 * noise)
+            elif parameter.ndim == 1 or "norm" in name:
+                longer = 0.6 if any(part in name for part in ("q_norm", "k_norm", "_layernorm.norms")) else 0.0
+                parameter.copy_(offset + longer + 0.3 * noise)
             else:
                 parameter.copy_(_deviation(name, parameter.shape) * noise)
 
@@ -135,9 +282,9 @@ def _deviation(name: str, shape: torch.Size) -> float:
     """Standard deviation of a matrix, by the part that it plays."""
     if "wpe" in name:
         return 1.0
-    if "embed_tokens" in name or "wte" in name or "lm_head" in name:
+    if any(part in name for part in ("embed", "wte", "lm_head")):
         return 3.0 / math.sqrt(shape[1])  # logits of order 1 to 10
-    fan_in = shape[0] if ".c_" in name else shape[1]  # GPT-2's Conv1D is stored [in, out]
+    fan_in = shape[0] if ".c_attn" in name or "h." in name and ".c_" in name else shape[-1]  # GPT-2's is [in, out]
     gain = {"c_attn": 1.8, "q_proj": 1.6, "k_proj": 1.6}  # queries and keys long enough to choose
     return next((g for part, g in gain.items() if part in name), 1.5) / math.sqrt(fan_in)
 

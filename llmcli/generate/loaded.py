@@ -9,6 +9,7 @@ from llmcli.generate.sampling import Filter, Vocabulary
 from llmcli.model import checkpoint
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.families.fields import token_ids
+from llmcli.model.jsonfile import read_json
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -39,9 +40,8 @@ def load(folder: Path, *, device: str = "auto", dtype: str = "auto") -> LoadedMo
     """Open ``folder``. ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest."""
     where = pick_device(device)
     tokenizer = load_tokenizer(folder)
-    kind = pick_dtype(dtype, where, checkpoint.stored_dtype(folder))
-    model = checkpoint.load(folder, device=where, dtype=kind)
+    model = checkpoint.load(folder, device=where, dtype=lambda stored: pick_dtype(dtype, where, stored))
     path = folder / "generation_config.json"
-    generation = checkpoint.read_json(path) if path.is_file() else {}
+    generation = read_json(path) if path.is_file() else {}
     stops = {*model.config.eos_token_ids, *token_ids(generation, "eos_token_id")}
     return LoadedModel(folder.name, model, tokenizer, frozenset(stops))

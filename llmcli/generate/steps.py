@@ -16,6 +16,7 @@ from llmcli.errors import usage_error
 from llmcli.generate.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
 from llmcli.model.device import decode_kernels
+from llmcli.model.rope import planned
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
@@ -49,21 +50,26 @@ def steps(
 ) -> Generator[Step, int | None, None]:
     """Yield up to ``max_new_tokens`` steps that continue ``prompt_ids``.
 
-    ``cache`` holds what came before the prompt, if anything, and afterwards all but the last token.
-    ``observe`` are indices of steps whose forward pass is traced. Who iterates with ``send(token)``
-    puts that token in place of the chosen one. Nothing is computed for zero
-    tokens, nor after the last. Errors: an empty prompt, or one that leaves no room in the context.
+    ``cache`` may hold a beginning of the prompt, which is not read again, and holds all but the last
+    token afterwards. ``observe`` are indices of steps whose forward pass is traced. Who iterates with
+    ``send(token)`` puts that token in place of the chosen one. Nothing is computed for zero tokens,
+    nor after the last. Errors: an empty prompt, or one that leaves no room in the context.
     """
     if max_new_tokens < 1:
         return
-    cache = model.new_cache() if cache is None else cache
-    check_room(model, cache.length + len(prompt_ids))
+    check_room(model, len(prompt_ids))
     if not prompt_ids:
         raise usage_error("the prompt is empty and the model has no BOS token to start from", "give a prompt")
-    ids: Sequence[int] = prompt_ids
+    cache = model.new_cache() if cache is None else cache
+    assert cache.length < len(prompt_ids)
+    ids = list(prompt_ids)
+    total = min(len(ids) + max_new_tokens, model.config.max_position_embeddings)
+    cache.planned = planned(model.config.rope, len(ids), total)
     for index in range(max_new_tokens):
+        if model.stale(cache, len(ids) - cache.length):
+            cache.truncate(0)
         trace = Trace(rows=slice(-1, None)) if index in observe else None
-        logits = next_logits(model, ids, cache, trace)
+        logits = next_logits(model, ids[cache.length :], cache, trace)
         choice = sampler.choose(logits)
         position = cache.length
         finish: Finish | None = None
@@ -76,7 +82,7 @@ def steps(
         instead = yield Step(index, position, choice.id, logits, choice, finish, trace)
         if finish:
             return
-        ids = (choice.id if instead is None else instead,)
+        ids.append(choice.id if instead is None else instead)
 
 
 def check_room(model: Transformer, length: int) -> None:
@@ -91,6 +97,7 @@ def check_room(model: Transformer, length: int) -> None:
 
 def next_logits(model: Transformer, ids: Sequence[int], cache: KVCache, trace: Trace | None = None) -> Tensor:
     """Feed ``ids`` through the cache; the logits that follow the last of them, fp32 [V]."""
+    cache.planned = max(cache.planned, cache.length + len(ids))
     with torch.inference_mode(), decode_kernels(model.device, len(ids)):
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = torch.tensor([ids[start : start + PREFILL_CHUNK]], device=model.device)

@@ -13,10 +13,14 @@ class KVCache:
 
     Grows by half when full, so that appending is cheap on average and memory never exceeds what is
     used by more than half. One tensor a layer: writing a step touches only that step's rows.
+    ``planned`` is the length that the caller expects to reach; ``span`` says by which angles the
+    keys were turned (see ``rope.span``).
     """
 
     def __init__(self, config: ModelConfig, *, device: torch.device, dtype: torch.dtype, batch: int = 1) -> None:
         self.length = 0
+        self.planned = 0
+        self.span = 0
         shape = (batch, config.num_key_value_heads, 0, config.head_dim)
         self._keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self._values = [torch.empty_like(keys) for keys in self._keys]

@@ -2,64 +2,123 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from llmcli.errors import LlmcliError
 
-RopeType = Literal["default", "linear", "llama3"]
-ROPE_TYPES: tuple[RopeType, ...] = ("default", "linear", "llama3")
+RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
+ROPE_TYPES: tuple[RopeType, ...] = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+LayerType = Literal["full_attention", "sliding_attention"]
 
-
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
-_MOST = 2**24  # far above any real model: a damaged number should not ask for memory
+MOST_LAYERS = 1024
+# Far above any real model: a damaged number should ask for neither memory nor time.
+_MOST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "num_hidden_layers": MOST_LAYERS,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "max_position_embeddings": 2**30,
+}
+_MOST_EXPERTS = 2**16  # in all layers together
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding (Su et al. 2021, RoFormer), with the two scalings of the Llama family.
+    """Rotary position embedding (Su et al. 2021, RoFormer) and how it is stretched to longer contexts.
 
-    ``theta`` is config.json's ``rope_theta``; ``factor``, ``low_freq_factor``, ``high_freq_factor``
-    and ``original_max_position_embeddings`` come from its ``rope_scaling`` (or ``rope_parameters``).
+    Fields are those of config.json's ``rope_parameters`` (or ``rope_scaling``); ``theta`` is its
+    ``rope_theta``. ``partial_rotary_factor`` is the share of each head's features that is turned,
+    ``attention_factor`` multiplies the turned ones. ``original_max_position_embeddings`` is the
+    context length of pre-training.
     """
 
     theta: float = 10000.0
     rope_type: RopeType = "default"
+    partial_rotary_factor: float = 1.0
     factor: float = 1.0
-    low_freq_factor: float = 1.0
+    original_max_position_embeddings: int = 1
+    low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 0
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0  # yarn, longrope
+    short_factor: tuple[float, ...] = ()  # longrope
+    long_factor: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.theta <= 0 or self.factor <= 0:
-            raise _bad(f"rope_theta ({self.theta}) and factor ({self.factor}) must be above 0")
+        if not self.theta > 1 or not self.factor > 0 or not self.attention_factor > 0:
+            raise _bad(
+                f"rope_theta ({self.theta}) must be above 1, "
+                f"factor ({self.factor}) and attention_factor ({self.attention_factor}) above 0"
+            )
+        if not 0 < self.partial_rotary_factor <= 1:
+            raise _bad(f"partial_rotary_factor must be above 0 and at most 1, not {self.partial_rotary_factor}")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise _bad(
                 f"low_freq_factor ({self.low_freq_factor}) must be above 0 and below "
                 f"high_freq_factor ({self.high_freq_factor})"
             )
-        if self.original_max_position_embeddings < 0:
+        if not 0 < self.beta_slow <= self.beta_fast:
+            raise _bad(f"beta_slow ({self.beta_slow}) must be above 0 and at most beta_fast ({self.beta_fast})")
+        if self.original_max_position_embeddings < 1:
             raise _bad(f"original_max_position_embeddings is {self.original_max_position_embeddings}")
+        if not all(0 < factor < math.inf for factor in (*self.short_factor, *self.long_factor)):
+            raise _bad("short_factor and long_factor must hold numbers above 0")
+
+    def rotated(self, head_dim: int) -> int:
+        """Features of a head that are turned; the rest, behind them, are not."""
+        return int(head_dim * self.partial_rotary_factor)
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """Mixture of experts (Shazeer et al. 2017) in place of the MLP: a router gives each token to a few experts.
+
+    ``normalize`` makes the chosen experts' weights sum to 1 (``norm_topk_prob``). The layers in
+    ``dense_layers`` keep an ordinary MLP.
+    """
+
+    num_experts: int
+    num_experts_per_tok: int
+    intermediate_size: int
+    normalize: bool
+    dense_layers: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise _bad(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must be from 1 to num_experts ({self.num_experts})"
+            )
+        if not 1 <= self.intermediate_size <= _MOST["intermediate_size"]:
+            raise _bad(f"the experts' intermediate_size is {self.intermediate_size}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Every size and choice of a decoder-only transformer, under Hugging Face's names where they exist.
 
-    ``max_position_embeddings`` is the context length in tokens. ``position`` says where order comes
-    from: rotated queries and keys ("rope", see ``rope``) or a learned vector per position ("learned").
-    ``dtype`` is the config's ``torch_dtype``/``dtype``, or None if it does not say.
+    The defaults are those of a Llama. ``max_position_embeddings`` is the context length in tokens.
+
+    - ``norm`` is RMSNorm or LayerNorm (``norm_bias``: with a bias); ``norm_offset`` is added to its
+      weight. ``pre_norm`` stands before attention and MLP, ``post_norm`` behind each. ``qk_norm``
+      normalises queries and keys: each head by one weight ("head") or its own ("heads"), or all
+      heads of a token together ("full").
+    - ``parallel_residual``: the MLP reads what attention reads, with its own norm unless ``shared_norm``.
+    - ``position``: order comes from rotated queries and keys ("rope") or a learned vector per position.
+      ``local_rope`` takes the place of ``rope`` in windowed layers; ``layers_without_rope`` have neither.
+    - ``layer_types``: the windowed layers see the last ``sliding_window`` positions, their own among them.
+    - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to
+      c tanh(x/c): ``attention_softcap`` the scores, ``logit_softcap`` the logits.
+    - ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the embedding, what each
+      layer adds to the residual, and the logits.
     """
 
     model_type: str
@@ -71,35 +130,83 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     max_position_embeddings: int
-    tie_word_embeddings: bool
-    norm: Literal["rms", "layer"]
-    norm_eps: float
-    qkv_bias: bool
-    out_bias: bool
-    mlp_bias: bool
-    gated_mlp: bool
-    activation: Activation
-    position: Literal["rope", "learned"]
+    tie_word_embeddings: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    norm_bias: bool = False
+    norm_offset: float = 0.0
+    pre_norm: bool = True
+    post_norm: bool = False
+    qk_norm: Literal["head", "heads", "full"] | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    parallel_residual: bool = False
+    shared_norm: bool = False
+    gated_mlp: bool = True
+    activation: Activation = "silu"
+    moe: MoeConfig | None = None
+    position: Literal["rope", "learned"] = "rope"
     rope: RopeConfig | None = None
+    local_rope: RopeConfig | None = None
+    layers_without_rope: frozenset[int] = frozenset()
+    sliding_window: int | None = None
+    layer_types: tuple[LayerType, ...] = ()  # empty: full attention in all layers
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        self._check_counts()
+        self._check_positions()
+        for name in ("attention_softcap", "logit_softcap", "attention_scale"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
-                raise _bad(f"{name} must be a whole number from 1 to {_MOST}, not {value!r}")
-        if self.norm_eps < 0:
+            if value is not None and not 0 < value < math.inf:
+                raise _bad(f"{name} must be above 0, not {value}")
+        if not 0 <= self.norm_eps < math.inf:
             raise _bad(f"norm_eps must not be negative, not {self.norm_eps}")
+        if self.shared_norm and not self.parallel_residual:
+            raise _bad("attention and MLP share a norm only in parallel")
+
+    def _check_counts(self) -> None:
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise _bad(f"{name} must be a whole number from 1 to {most}, not {value!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise _bad(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
+        if self.moe is not None and self.moe.num_experts * self.num_hidden_layers > _MOST_EXPERTS:
+            raise _bad(
+                f"{self.moe.num_experts} experts in {self.num_hidden_layers} layers are more than {_MOST_EXPERTS}"
+            )
+
+    def _check_positions(self) -> None:
         if (self.rope is not None) != (self.position == "rope"):
             raise _bad(f"position {self.position!r} and rope {self.rope!r} contradict each other")
-        if self.rope is not None and self.head_dim % 2:
-            raise _bad(f"head_dim must be even to be rotated, not {self.head_dim}")
+        for rope in (self.rope, self.local_rope):
+            if rope is None:
+                continue
+            turned = rope.rotated(self.head_dim)
+            if turned < 2 or turned % 2:
+                raise _bad(f"an even number of a head's features must be rotated, not {turned} of {self.head_dim}")
+            if rope.rope_type == "dynamic" and turned == 2:
+                raise _bad("dynamic rope scaling needs more than 2 rotated features")
+            if rope.rope_type == "longrope" and {len(rope.short_factor), len(rope.long_factor)} != {turned // 2}:
+                raise _bad(f"short_factor and long_factor must each hold {turned // 2} numbers")
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            raise _bad(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise _bad(f"sliding_window must be at least 1, not {self.sliding_window}")
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
+            raise _bad("layer_types has windowed layers, but there is no sliding_window")
 
     @property
     def q_size(self) -> int:
@@ -110,6 +217,14 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of all key (or all value) heads together: K * D."""
         return self.num_key_value_heads * self.head_dim
+
+    def layer_type(self, layer: int) -> LayerType:
+        """Whether a layer sees everything before it or a window."""
+        return self.layer_types[layer] if self.layer_types else "full_attention"
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether a layer has experts in place of an MLP."""
+        return self.moe is not None and layer not in self.moe.dense_layers
 
 
 def _bad(message: str) -> LlmcliError:

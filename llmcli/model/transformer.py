@@ -7,170 +7,64 @@ D features a head, C hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
+from llmcli.model.attention import Attention, Place, causal_mask
 from llmcli.model.cache import KVCache
-from llmcli.model.config import ModelConfig
-from llmcli.model.rope import inverse_frequencies, rotate, rotation
+from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.layers import Embedding, Linear, Norm
+from llmcli.model.mlp import MLP, MoE
+from llmcli.model.rope import inverse_frequencies, rotation, span
 from llmcli.model.trace import Trace, keep
 
 
-class Linear(nn.Linear):
-    """torch's, left uninitialised: values come from a checkpoint or from training, and random ones take a second."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-
-class Embedding(nn.Embedding):
-    """Likewise."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-
-class Norm(nn.Module):
-    """RMSNorm (Zhang & Sennrich 2019), or LayerNorm with bias where the config says so."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.eps = config.norm_eps
-        self.weight = nn.Parameter(torch.empty(config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(config.hidden_size)) if config.norm == "layer" else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-class Attention(nn.Module):
-    """Causal self-attention with grouped key/value heads (Ainslie et al. 2023); q, k and v in one matrix."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
-        self.qkv = Linear(config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias)
-        self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: KVCache | None,
-        trace: Trace | None,
-    ) -> Tensor:
-        B, T, _ = x.shape
-        H, K, D = self.heads, self.kv_heads, self.head_dim
-        qkv = self.qkv(x).view(B, T, H + 2 * K, D)
-        qk, v = qkv.split((H + K, K), dim=2)
-        if rope is not None:
-            qk = rotate(qk, *rope)
-        q, k = qk.transpose(1, 2).split((H, K), dim=1)  # [B, H, T, D], [B, K, T, D]
-        v = v.transpose(1, 2)  # [B, K, T, D]
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # [B, K, S, D]
-        if trace is not None:
-            keep(trace.attention, attention_weights(q, k, mask, trace.rows))
-        y = attend(q, k, v, mask)  # [B, H, T, D]
-        out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, H * D))
-        return out
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, each query seeing its own position and all before it: [B, H, T, D].
-
-    ``mask`` [T, S] is True where a query may look; None means that T = S (plain causal) or T = 1.
-    """
-    B, H, T, D = q.shape
-    K = k.shape[1]
-    if T == 1:
-        # One query sees every key, so the heads of a group can stand along the query axis: no mask,
-        # no repeated keys, and a kernel several times faster than the grouped one.
-        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v).reshape(B, H, 1, D)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != K)
-
-
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None) -> Tensor:
-    """What ``attend`` weighs the values with, for the query ``rows``, in fp32: [B, H, rows, S]."""
-    T, S = q.shape[2], k.shape[2]
-    if mask is None:
-        mask = causal_mask(S - T, T, q.device)
-    if rows is not None:
-        q, mask = q[:, :, rows], mask[rows]
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q.float() @ k.float().transpose(-2, -1) / q.shape[-1] ** 0.5
-    weights: Tensor = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-    return weights
-
-
-def causal_mask(past: int, count: int, device: torch.device) -> Tensor:
-    """True where query past+i may see key j, that is j <= past+i: [count, past+count]."""
-    return torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past)
-
-
-class MLP(nn.Module):
-    """The feed-forward layer: down(act(gate x) * up x), gate and up in one matrix; or ungated down(act(up x))."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gated = config.gated_mlp
-        self.activation = config.activation
-        wide = config.intermediate_size * (2 if self.gated else 1)
-        self.up = Linear(config.hidden_size, wide, bias=config.mlp_bias)
-        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide: Tensor = self.up(x)
-        if self.gated:
-            gate, up = wide.chunk(2, dim=-1)
-            wide = activate(gate, self.activation) * up
-        else:
-            wide = activate(wide, self.activation)
-        out: Tensor = self.down(wide)
-        return out
-
-
-def activate(x: Tensor, name: str) -> Tensor:
-    """The config's non-linearity."""
-    if name == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
-
-
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each reading a normed copy of the residual and adding to it."""
+    """One layer: attention, then the MLP, each adding to the residual. A norm that a family lacks is the identity."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attn_norm = Norm(config)
-        self.attn = Attention(config, layer)
-        self.mlp_norm = Norm(config)
-        self.mlp = MLP(config)
+        self.parallel, self.scale = config.parallel_residual, config.residual_scale
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: KVCache | None,
-        trace: Trace | None,
-    ) -> Tensor:
+        def norm(there: bool) -> Norm | None:
+            return Norm(config, config.hidden_size, bias=config.norm_bias) if there else None
+
+        self.attn_norm = norm(config.pre_norm)
+        self.attn = Attention(config, layer)
+        self.attn_post_norm = norm(config.post_norm)
+        self.mlp_norm = norm(config.pre_norm and not config.shared_norm)
+        self.mlp: MLP | MoE
+        if config.moe is not None and config.is_moe(layer):
+            self.mlp = MoE(config, config.moe)
+        else:
+            self.mlp = MLP(config, config.intermediate_size)
+        self.mlp_post_norm = norm(config.post_norm)
+        self.shared_norm = config.shared_norm
+
+    def forward(self, x: Tensor, place: Place, cache: KVCache | None, trace: Trace | None) -> Tensor:
         if trace is not None:
             keep(trace.residual, x)
-        attn_out: Tensor = self.attn(self.attn_norm(x), rope, mask, cache, trace)
-        x = x + attn_out
-        mlp_out: Tensor = self.mlp(self.mlp_norm(x))
+        normed = x if self.attn_norm is None else self.attn_norm(x)
+        attn_out: Tensor = self.attn(normed, place, cache, trace)
+        attn_out = self._added(attn_out, self.attn_post_norm)
+        after = x + attn_out
+        if not self.shared_norm:
+            normed = x if self.parallel else after
+            normed = normed if self.mlp_norm is None else self.mlp_norm(normed)
+        mlp_out = self._added(self.mlp(normed), self.mlp_post_norm)
         if trace is not None:
             keep(trace.attn_out, attn_out)
             keep(trace.mlp_out, mlp_out)
-        return x + mlp_out
+        return after + mlp_out
+
+    def _added(self, out: Tensor, norm: Norm | None) -> Tensor:
+        """What a sublayer's output adds to the residual."""
+        out = out if norm is None else norm(out)
+        return out if self.scale == 1 else out * self.scale
 
 
 class Transformer(nn.Module):
@@ -184,10 +78,10 @@ class Transformer(nn.Module):
             Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = Norm(config)
+        self.norm = Norm(config, config.hidden_size, bias=config.norm_bias)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
-        # No buffer: derived from the config, it must stay fp32 under .to(dtype) and real on a meta model.
-        self._frequencies = None if config.rope is None else inverse_frequencies(config.rope, config.head_dim)
+        # Angles a position, by (config, span, device). No buffers: they must stay fp32 under .to(dtype).
+        self._frequencies: dict[tuple[RopeConfig, int, torch.device], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -209,25 +103,77 @@ class Transformer(nn.Module):
         """The residual stream after the last block, [B, T, C]: ``unembed`` only the positions you need."""
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
-        x: Tensor = self.embedding(ids)
-        if self.positions is not None:
-            if past + T > self.config.max_position_embeddings:
-                raise LlmcliError(
-                    f"{past + T} tokens do not fit the model's context of {self.config.max_position_embeddings}",
-                    "use fewer",
-                )
-            x = x + self.positions.weight[past : past + T]
-        rope = None if self._frequencies is None else rotation(self._frequencies.to(x.device), past, T, x.dtype)
-        mask = causal_mask(past, T, x.device) if past and T > 1 else None
-        for block in self.blocks:
-            x = block(x, rope, mask, cache, trace)
+        x = self.embed(ids, past)
+        full, sliding = self.places(past, T, self.turn(cache, T))
+        for layer, block in enumerate(self.blocks):
+            place = sliding if self.config.layer_type(layer) == "sliding_attention" else full
+            x = block(x, replace(place, rope=None) if layer in self.config.layers_without_rope else place, cache, trace)
         if cache is not None:
             cache.advance(T)
         if trace is not None:
             keep(trace.residual, x)
         return x
 
+    def embed(self, ids: Tensor, past: int) -> Tensor:
+        """The residual stream before the first block, [B, T, C], of ids that stand behind ``past`` others."""
+        x: Tensor = self.embedding(ids)
+        if self.config.embedding_scale != 1:
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded, as in training
+        if self.positions is None:
+            return x
+        T = ids.shape[1]
+        if past + T > self.config.max_position_embeddings:
+            raise LlmcliError(
+                f"{past + T} tokens do not fit the model's context of {self.config.max_position_embeddings}",
+                "use fewer",
+            )
+        return x + self.positions.weight[past : past + T]
+
+    def span(self, cache: KVCache | None, count: int) -> int:
+        """What decides the angles of the next ``count`` positions; see ``rope.span``."""
+        if cache is None:
+            return span(self.config.rope, count)
+        return span(self.config.rope, max(cache.length + count, cache.planned))
+
+    def stale(self, cache: KVCache, count: int) -> bool:
+        """Whether ``count`` more positions would turn otherwise than those in the cache were: then read them anew."""
+        return cache.length > 0 and self.span(cache, count) != cache.span
+
+    def turn(self, cache: KVCache | None, count: int) -> int:
+        """``span``, noted in the cache."""
+        now = self.span(cache, count)
+        if cache is not None:
+            assert not self.stale(cache, count), "the cache's keys are turned by other angles"
+            cache.span = now
+        return now
+
+    def places(self, past: int, count: int, span: int) -> tuple[Place, Place]:
+        """Where positions past .. past+count-1 stand, for layers with full and with windowed attention."""
+        config, window = self.config, self.config.sliding_window
+        mask = causal_mask(past, count, self.device) if past and count > 1 else None
+        full = Place(self._rotation(config.rope, past, count, span), None, mask)
+        if window is None:
+            return full, full
+        if count > 1 and past + count > window:
+            mask = causal_mask(min(past, window - 1), count, self.device, window)
+        local = full.rope
+        if config.local_rope is not None:
+            local = self._rotation(config.local_rope, past, count, span)
+        return full, Place(local, window, mask)
+
+    def _rotation(self, rope: RopeConfig | None, past: int, count: int, span: int) -> tuple[Tensor, Tensor] | None:
+        if rope is None:
+            return None
+        key = (rope, span, self.device)
+        if key not in self._frequencies:
+            self._frequencies[key] = inverse_frequencies(rope, self.config.head_dim, span).to(self.device)
+        return rotation(self._frequencies[key], past, count, self.dtype, rope.attention_factor)
+
     def unembed(self, x: Tensor) -> Tensor:
         """Final norm and head: [..., C] -> logits [..., V]. Shared by generation and every view of a layer."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(self.norm(x), weight)
+        logits = F.linear(self.norm(x), weight)
+        if self.config.logit_scale != 1:
+            logits = logits * self.config.logit_scale
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.model import checkpoint
+from llmcli.model.families import llama
 from llmcli.model.transformer import Transformer
 from llmcli.train import state
 from llmcli.train.batches import Batches, encode
@@ -60,7 +61,7 @@ def train(
 
     def save() -> None:
         state.save_state(out / state.FILE, model, optimizing, step)
-        checkpoint.save(model, out, dtype=torch.bfloat16)
+        checkpoint.save(model, out, llama.describe(model.config), dtype=torch.bfloat16)
 
     saved, saved_at, whole = step, time.monotonic(), True
     try:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.model.checkpoint import read_json, replacing
+from llmcli.model.checkpoint import replacing
 from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.jsonfile import read_json
 from llmcli.train.vocabulary import BOS_ID, EOS_ID
 
 FILE = "recipe.json"
@@ -79,14 +80,7 @@ class Recipe:
             head_dim=self.hidden_size // self.num_attention_heads,
             max_position_embeddings=self.context,
             tie_word_embeddings=True,
-            norm="rms",
             norm_eps=1e-5,
-            qkv_bias=False,
-            out_bias=False,
-            mlp_bias=False,
-            gated_mlp=True,
-            activation="silu",
-            position="rope",
             rope=RopeConfig(theta=10000.0),
             bos_token_id=BOS_ID,
             eos_token_ids=(EOS_ID,),

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llmcli.errors import LlmcliError
-from llmcli.model.checkpoint import opened, replacing
+from llmcli.model.checkpoint import replacing
+from llmcli.model.tensorfile import TensorFile
 from llmcli.model.transformer import Transformer
 
 FILE = "state.safetensors"
@@ -30,8 +31,7 @@ def load_state(path: Path, model: Transformer, optimizers: list[Optimizer]) -> i
     """Restore what ``save_state`` wrote into a model and optimizers of the same recipe; returns the step."""
     if not path.is_file():
         raise LlmcliError(f"{path}: no such file", "nothing to resume here; start without --resume")
-    with opened(path) as file:
-        step = int(file.metadata()["step"])
+    step = int(TensorFile(path).metadata["step"])
     tensors = load_file(path)
     model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
     for i, optimizer in enumerate(optimizers):

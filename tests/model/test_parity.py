@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from llmcli.model import checkpoint, rope, transformer
 from llmcli.model.cache import KVCache
 from llmcli.model.config import RopeConfig
+from llmcli.model.stored import WEIGHTS
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, Tiny, chunks, greedy, random_ids, reopen
@@ -30,31 +31,44 @@ IDS = random_ids(CONTEXT, seed=0, batch=2)
 def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
     """What transformers computes, by the names of ``Trace``, read off its modules by hooks."""
     seen: dict[str, list[Tensor]] = {"residual": [], "attn_out": [], "mlp_out": [], "attention": [], "logits": []}
-    blocks = model.model.layers if hasattr(model, "model") else model.transformer.h
+    body = getattr(model, model.base_model_prefix)
+    blocks = body.layers if hasattr(body, "layers") else body.h
     hooks = []
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
         seen["residual"].append(args[0])
 
     def after_attention(_: nn.Module, args: Any, out: tuple[Tensor, Tensor]) -> None:
-        seen["attn_out"].append(out[0])
         seen["attention"].append(out[1])
 
+    def output_into(part: str) -> Callable[..., None]:
+        return lambda _, args, out: seen[part].append(out[0] if isinstance(out, tuple) else out)
+
     for block in blocks:
-        attention = block.self_attn if hasattr(block, "self_attn") else block.attn
+        attention = next(getattr(block, name) for name in ("self_attn", "attn", "attention") if hasattr(block, name))
+        attn_post, mlp_post = post_norms(block)
         hooks += [
             block.register_forward_pre_hook(before),
             attention.register_forward_hook(after_attention),
-            block.mlp.register_forward_hook(lambda _, args, out: seen["mlp_out"].append(out)),
+            (attn_post or attention).register_forward_hook(output_into("attn_out")),
+            (mlp_post or block.mlp).register_forward_hook(output_into("mlp_out")),
         ]
     # The last entry of transformers' hidden_states is normed already: take what goes into the norm.
-    final_norm = model.model.norm if hasattr(model, "model") else model.transformer.ln_f
+    final_norm = next(getattr(body, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(body, name))
     hooks.append(final_norm.register_forward_pre_hook(before))
     with torch.no_grad():
         seen["logits"].append(model(ids).logits)
     for hook in hooks:
         hook.remove()
-    return seen
+    scale = getattr(model.config, "residual_multiplier", 1.0)  # Granite's, applied outside of its modules
+    return seen | {part: [scale * out for out in seen[part]] for part in ("attn_out", "mlp_out")}
+
+
+def post_norms(block: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """The norms behind attention and MLP, where a block has them: Llama's post_attention_layernorm is none."""
+    if not hasattr(block, "post_feedforward_layernorm"):
+        return None, None
+    return block.post_attention_layernorm, block.post_feedforward_layernorm
 
 
 def parity_error(model: Transformer, case: Tiny, cuts: list[int] | None = None) -> float:
@@ -109,7 +123,7 @@ def test_sharded_weights_load_the_same(tiny: Make, name: str, tmp_path: Path) ->
     case = tiny(name)
     case.reference.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    assert not (tmp_path / checkpoint.WEIGHTS).exists()
+    assert not (tmp_path / WEIGHTS).exists()
     assert_same_parameters(checkpoint.load(tmp_path, device=CPU), case.load())
 
 
@@ -117,13 +131,13 @@ def test_sharded_weights_load_the_same(tiny: Make, name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 def test_gpt2_loads_with_and_without_its_prefix(tiny: Make, name: str, prefix: str, tmp_path: Path) -> None:
     case = tiny(name)
-    stored = load_file(case.folder / checkpoint.WEIGHTS)
+    stored = load_file(case.folder / WEIGHTS)
     bare = {key.removeprefix("transformer."): tensor for key, tensor in stored.items()}
     # Old files also hold the causal mask of each layer, which is no parameter.
     bare |= {f"h.{i}.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT) for i in range(3)}
     bare |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
     renamed = {(key if key.startswith("lm_head.") else prefix + key): tensor for key, tensor in bare.items()}
-    save_file(renamed, tmp_path / checkpoint.WEIGHTS)
+    save_file(renamed, tmp_path / WEIGHTS)
     (tmp_path / "config.json").write_bytes((case.folder / "config.json").read_bytes())
     assert_same_parameters(checkpoint.load(tmp_path, device=CPU), case.load())
 
@@ -131,7 +145,7 @@ def test_gpt2_loads_with_and_without_its_prefix(tiny: Make, name: str, prefix: s
 @pytest.mark.parametrize("name", CASES)
 def test_saved_models_open_in_transformers(tiny: Make, name: str, tmp_path: Path) -> None:
     case = tiny(name)
-    checkpoint.save(case.load(), tmp_path, dtype=torch.float32)
+    checkpoint.save(case.load(), tmp_path, described(case), dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(reopen(tmp_path)(IDS).logits, case.reference(IDS).logits)
 
@@ -140,12 +154,18 @@ def test_saved_models_open_in_transformers(tiny: Make, name: str, tmp_path: Path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_then_load_gives_the_same_bits(tiny: Make, name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny(name).load().to(dtype)
-    checkpoint.save(model, tmp_path, dtype=dtype)
+    checkpoint.save(model, tmp_path, described(tiny(name)), dtype=dtype)
     again = checkpoint.load(tmp_path, device=CPU)
-    assert again.dtype == checkpoint.stored_dtype(tmp_path) == dtype
+    assert again.dtype == dtype
     assert again.config == model.config
     assert_same_parameters(again, model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def described(case: Tiny) -> dict[str, Any]:
+    """The config.json that transformers wrote."""
+    written: dict[str, Any] = json.loads((case.folder / "config.json").read_text())
+    return written
 
 
 def assert_same_parameters(a: Transformer, b: Transformer) -> None:

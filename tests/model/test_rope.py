@@ -19,9 +19,15 @@ from llmcli.model.rope import inverse_frequencies, rotate, rotation
 
 DEFAULT = RopeConfig(theta=10000.0)
 LINEAR = RopeConfig(theta=10000.0, rope_type="linear", factor=4.0)
-LLAMA_3_1 = RopeConfig(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
-LLAMA_3_2 = RopeConfig(500000.0, "llama3", 32.0, 1.0, 4.0, 8192)
-CONFIGS = [DEFAULT, LINEAR, LLAMA_3_1, LLAMA_3_2, RopeConfig(500.0, "llama3", 8.0, 1.0, 4.0, 32)]
+LLAMA_3_1 = RopeConfig(500000.0, "llama3", factor=8.0, original_max_position_embeddings=8192)
+LLAMA_3_2 = RopeConfig(500000.0, "llama3", factor=32.0, original_max_position_embeddings=8192)
+CONFIGS = [
+    DEFAULT,
+    LINEAR,
+    LLAMA_3_1,
+    LLAMA_3_2,
+    RopeConfig(500.0, "llama3", factor=8.0, original_max_position_embeddings=32),
+]
 D = 64
 
 positions = st.integers(0, 4000)
@@ -80,7 +86,7 @@ def test_llama3_scaling_by_hand() -> None:
     More than 16 turns: kept. At most 1: divided by 4. Ten turns lie (10-1)/(16-1) = 0.6 of the way
     up: 0.6 * 0.1 + 0.4 * 0.1 / 4 = 0.07.
     """
-    config = RopeConfig(10000.0, "llama3", 4.0, 1.0, 16.0, 628)
+    config = RopeConfig(10000.0, "llama3", factor=4.0, high_freq_factor=16.0, original_max_position_embeddings=628)
     expected = torch.tensor([1.0, 0.07, 0.0025, 0.00025])
     torch.testing.assert_close(inverse_frequencies(config, 8), expected, rtol=1e-3, atol=0.0)
 

@@ -6,10 +6,50 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.families import gpt2, llama
+from llmcli.model.families import (
+    cohere,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from llmcli.model.families.rules import Family
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, gpt2)}
+_ALL = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    smollm3.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    gemma3.WRAPPED,
+    phi3.FAMILY,
+    gpt2.FAMILY,
+    gpt_neox.FAMILY,
+    olmo2.FAMILY,
+    granite.FAMILY,
+    stablelm.FAMILY,
+    starcoder2.FAMILY,
+    cohere.FAMILY,
+    mixtral.FAMILY,
+    qwen3_moe.FAMILY,
+    olmoe.FAMILY,
+)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def family_of(raw: Mapping[str, Any]) -> Family:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import ROPE_TYPES, Activation, RopeConfig
+from llmcli.model.config import MOST_LAYERS, Activation, LayerType
 
 T = TypeVar("T", int, float, bool)
 
@@ -29,9 +29,9 @@ def field(raw: Mapping[str, Any], key: str, default: T) -> T:
     if type(default) is float and type(value) is int:
         value = float(value) if abs(value) < 2**1023 else math.inf
     if type(value) is not type(default):
-        raise _wrong(key, value, {int: "a whole number", float: "a number", bool: "true or false"}[type(default)])
+        raise wrong(key, value, {int: "a whole number", float: "a number", bool: "true or false"}[type(default)])
     if type(default) is float and not math.isfinite(value):
-        raise _wrong(key, value, "a finite number")
+        raise wrong(key, value, "a finite number")
     return value
 
 
@@ -40,7 +40,7 @@ def choice(raw: Mapping[str, Any], key: str, default: str, known: Mapping[str, A
     value = raw.get(key)
     value = default if value is None else value
     if not isinstance(value, str) or value not in known:
-        raise _wrong(key, value, "one of " + ", ".join(known))
+        raise wrong(key, value, "one of " + ", ".join(known))
     return known[value]
 
 
@@ -49,7 +49,7 @@ def token_ids(raw: Mapping[str, Any], key: str, *default: int) -> tuple[int, ...
     value = raw.get(key, list(default))
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(i) is not int or i < 0 for i in ids):
-        raise _wrong(key, value, "a token id or a list of them")
+        raise wrong(key, value, "a token id or a list of them")
     return tuple(ids)
 
 
@@ -58,26 +58,37 @@ def described_ids(ids: tuple[int, ...]) -> int | list[int] | None:
     return list(ids) if len(ids) > 1 else ids[0] if ids else None
 
 
-def rope(raw: Mapping[str, Any], default_theta: float) -> RopeConfig:
-    """Both generations of config.json: ``rope_theta`` + ``rope_scaling``, and ``rope_parameters``."""
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise _wrong("rope_scaling", scaling, "an object")
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type not in ROPE_TYPES:
-        raise _wrong("rope_type", rope_type, "one of " + ", ".join(ROPE_TYPES))
-    theta = field(scaling, "rope_theta", field(raw, "rope_theta", default_theta))
-    if rope_type != "default" and "factor" not in scaling:
-        raise LlmcliError(f"config.json: rope_type {rope_type!r} has no factor", "the file may be damaged")
-    return RopeConfig(
-        theta=theta,
-        rope_type=rope_type,
-        factor=field(scaling, "factor", 1.0),
-        low_freq_factor=field(scaling, "low_freq_factor", 1.0),
-        high_freq_factor=field(scaling, "high_freq_factor", 4.0),
-        original_max_position_embeddings=field(scaling, "original_max_position_embeddings", 0),
-    )
+def optional(raw: Mapping[str, Any], key: str, default: T | None, kind: type[T]) -> T | None:
+    """Like ``field``, but null means that there is none."""
+    if key not in raw:
+        return default
+    return None if raw[key] is None else field(raw, key, kind())
 
 
-def _wrong(key: str, value: object, wanted: str) -> LlmcliError:
+def layer_types(raw: Mapping[str, Any], layers: int, windowed: Callable[[int], bool]) -> tuple[LayerType, ...]:
+    """config.json's ``layer_types``; where it has none, the layers that ``windowed`` picks see a window."""
+    value = raw.get("layer_types")
+    if value is None:
+        return tuple("sliding_attention" if windowed(i) else "full_attention" for i in range(min(layers, MOST_LAYERS)))
+    known = get_args(LayerType)
+    if not isinstance(value, list) or any(entry not in known for entry in value):
+        raise wrong("layer_types", value, "a list of " + " and ".join(known))
+    return tuple(value)
+
+
+def num_experts(raw: Mapping[str, Any], default: int) -> int:
+    """How many experts a layer has: ``num_experts`` or, as transformers writes it, ``num_local_experts``."""
+    return field(raw, "num_experts", field(raw, "num_local_experts", default))
+
+
+def numbers(raw: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    """A list of numbers; empty where there is none."""
+    value = raw.get(key) or []
+    if not isinstance(value, list) or any(type(entry) not in (int, float) for entry in value):
+        raise wrong(key, value, "a list of numbers")
+    return tuple(float(entry) for entry in value)
+
+
+def wrong(key: str, value: object, wanted: str) -> LlmcliError:
+    """The error of a value that config.json should not have."""
     return LlmcliError(f"config.json: {key} is {value!r}, not {wanted}", "this model is not supported")

@@ -7,8 +7,24 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig
-from llmcli.model.families.fields import ACTIVATIONS, choice, described_ids, field, token_ids
-from llmcli.model.families.rules import Family, Rule
+from llmcli.model.families.fields import ACTIVATIONS, choice, field, token_ids
+from llmcli.model.families.names import Names
+from llmcli.model.families.rules import Family
+
+# transformers' Conv1D holds matrices as [in, out].
+NAMES = Names(
+    embedding="transformer.wte",
+    positions="transformer.wpe",
+    norm="transformer.ln_f",
+    layer="transformer.h.{}.",
+    attn_norm="ln_1",
+    mlp_norm="ln_2",
+    qkv=("attn.c_attn",),
+    out="attn.c_proj",
+    up=("mlp.c_fc",),
+    down="mlp.c_proj",
+    transposed=True,
+)
 
 
 def parse(raw: Mapping[str, Any]) -> ModelConfig:
@@ -34,6 +50,7 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
         max_position_embeddings=field(raw, "n_positions", 1024),
         tie_word_embeddings=field(raw, "tie_word_embeddings", True),
         norm="layer",
+        norm_bias=True,
         norm_eps=field(raw, "layer_norm_epsilon", 1e-5),
         qkv_bias=True,
         out_bias=True,
@@ -46,53 +63,10 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def describe(config: ModelConfig) -> dict[str, Any]:
-    """ModelConfig -> config.json, as transformers reads it."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_embd": config.hidden_size,
-        "n_inner": config.intermediate_size,
-        "n_layer": config.num_hidden_layers,
-        "n_head": config.num_attention_heads,
-        "n_positions": config.max_position_embeddings,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "layer_norm_epsilon": config.norm_eps,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": described_ids(config.eos_token_ids),
-    }
-
-
-def rules(config: ModelConfig) -> list[Rule]:
-    """Stored names are those of transformers' GPT2LMHeadModel; its Conv1D weights are stored [in, out]."""
-    c = config.hidden_size
-    table = [
-        Rule("embedding.weight", ("wte.weight",), (config.vocab_size,)),
-        Rule("positions.weight", ("wpe.weight",), (config.max_position_embeddings,)),
-        Rule("norm.weight", ("ln_f.weight",), (c,)),
-        Rule("norm.bias", ("ln_f.bias",), (c,)),
-    ]
-    if not config.tie_word_embeddings:
-        table.append(Rule("head.weight", ("lm_head.weight",), (config.vocab_size,)))
-    norms = (("attn_norm", "ln_1"), ("mlp_norm", "ln_2"))
-    linears = (
-        ("attn.qkv", "attn.c_attn", 3 * c),
-        ("attn.out", "attn.c_proj", c),
-        ("mlp.up", "mlp.c_fc", config.intermediate_size),
-        ("mlp.down", "mlp.c_proj", c),
-    )
-    for i in range(config.num_hidden_layers):
-        for part in ("weight", "bias"):
-            table += [Rule(f"blocks.{i}.{ours}.{part}", (f"h.{i}.{theirs}.{part}",), (c,)) for ours, theirs in norms]
-            table += [
-                Rule(f"blocks.{i}.{ours}.{part}", (f"h.{i}.{theirs}.{part}",), (rows,), transposed=part == "weight")
-                for ours, theirs, rows in linears
-            ]
-    return table
-
-
 FAMILY = Family(
-    "gpt2", parse, describe, rules, prefix="transformer.", dropped=(r"h\.\d+\.attn\.bias", r"h\.\d+\.attn\.masked_bias")
+    "gpt2",
+    parse,
+    NAMES.rules,
+    renamed=((r"^(?=(wte|wpe|ln_f|h)\.)", "transformer."),),
+    dropped=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),
 )

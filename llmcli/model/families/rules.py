@@ -1,4 +1,4 @@
-"""How a family describes itself: its config.json and its tensor names, as data."""
+"""How a family describes itself: the reading of its config.json, and its tensor names as data."""
 
 from __future__ import annotations
 
@@ -6,33 +6,71 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from llmcli.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One parameter of ``Transformer`` and the stored tensors that fill it, stacked along its rows.
+class Part:
+    """A stored tensor and the rows of a parameter that it fills.
 
-    ``rows`` says how many rows each source fills. ``transposed`` sources are stored [in, out].
+    ``transposed``: stored [in, out]. ``grouped`` (a, b, c): its rows, seen as [a, b, c, ...], become
+    ours as [a, c, b, ...]. ``shape`` is the stored one where that differs from rows and columns.
     """
 
-    target: str
-    sources: tuple[str, ...]
-    rows: tuple[int, ...]
+    source: str
+    rows: int
     transposed: bool = False
+    grouped: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] = ()
+
+    def stored_shape(self, columns: tuple[int, ...]) -> tuple[int, ...]:
+        """What the stored tensor must look like, for a parameter [rows of all parts, *columns]."""
+        shape = self.shape or (self.rows, *columns)
+        return shape[::-1] if self.transposed else shape
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether the rows lie in the file as they do in the parameter."""
+        return not self.transposed and self.grouped is None
+
+    def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
+        """The stored tensor as our rows: [rows, *columns]."""
+        rows = (stored.T if self.transposed else stored).reshape(self.rows, *columns)
+        if self.grouped is None:
+            return rows
+        a, b, c = self.grouped
+        return rows.reshape(a, b, c, -1).transpose(1, 2).reshape(self.rows, *columns)
+
+    def in_file(self, rows: Tensor, columns: tuple[int, ...]) -> Tensor:
+        """``arranged``'s inverse."""
+        if self.grouped is not None:
+            a, b, c = self.grouped
+            rows = rows.reshape(a, c, b, -1).transpose(1, 2)
+        shape = self.stored_shape(columns)
+        return rows.reshape(shape[::-1]).T if self.transposed else rows.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One parameter of ``Transformer`` and the stored tensors that fill it, stacked along its rows."""
+
+    target: str
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class Family:
     """Everything that is particular to one ``model_type``.
 
-    ``prefix`` may or may not stand before every stored name; ``dropped`` are patterns (re.fullmatch)
-    of stored tensors that are not parameters, such as precomputed masks.
+    ``renamed`` are (pattern, replacement) pairs, applied with re.sub to the stored names of old or
+    differently wrapped files; ``dropped`` are patterns (re.fullmatch) of stored tensors that are
+    not parameters, such as precomputed masks.
     """
 
     model_type: str
     parse: Callable[[Mapping[str, Any]], ModelConfig]
-    describe: Callable[[ModelConfig], dict[str, Any]]
     rules: Callable[[ModelConfig], list[Rule]]
-    prefix: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()

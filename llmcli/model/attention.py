@@ -1,0 +1,127 @@
+"""Causal self-attention, over everything before a position or over a window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcli.model.cache import KVCache
+from llmcli.model.config import ModelConfig
+from llmcli.model.layers import Linear, Norm
+from llmcli.model.rope import rotate
+from llmcli.model.trace import Trace, keep
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a layer must know of where its T positions stand.
+
+    ``rope`` turns queries and keys (None: no rotation). ``window`` is how many positions a query sees,
+    None all. ``mask`` [T, keys] is True where a query may look, over the last keys that any query of
+    the pass can see; None means that T = keys (plain causal) or T = 1.
+    """
+
+    rope: tuple[Tensor, Tensor] | None
+    window: int | None
+    mask: Tensor | None
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped key/value heads (Ainslie et al. 2023); q, k and v in one matrix."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.softcap = config.attention_softcap
+        self.qkv = Linear(config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias)
+        self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
+        self.q_norm = _qk_norm(config, self.heads)
+        self.k_norm = _qk_norm(config, self.kv_heads)
+
+    def forward(self, x: Tensor, place: Place, cache: KVCache | None, trace: Trace | None) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = self.project(x, place.rope)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # [B, K, S, D]
+        S = k.shape[2]
+        if place.window is not None and place.window + T - 1 < S:  # what no query of this pass can see
+            k, v = k[:, :, 1 - place.window - T :], v[:, :, 1 - place.window - T :]
+        if trace is not None:
+            weights = attention_weights(q, k, place.mask, trace.rows, scale=self.scale, softcap=self.softcap)
+            keep(trace.attention, F.pad(weights, (S - k.shape[2], 0)))
+        y = attend(q, k, v, place.mask, scale=self.scale, softcap=self.softcap)  # [B, H, T, D]
+        out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+        return out
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, D], keys and values [B, K, T, D] of x, normed and turned."""
+        B, T, _ = x.shape
+        H, K, D = self.heads, self.kv_heads, self.head_dim
+        qkv = self.qkv(x).view(B, T, H + 2 * K, D)
+        qk, v = qkv.split((H + K, K), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((H, K), dim=2)
+            qk = torch.cat((_normed(self.q_norm, q), _normed(self.k_norm, k)), dim=2)
+        if rope is not None:
+            qk = rotate(qk, *rope)
+        q, k = qk.transpose(1, 2).split((H, K), dim=1)
+        return q, k, v.transpose(1, 2)
+
+
+def _qk_norm(config: ModelConfig, heads: int) -> Norm | None:
+    if config.qk_norm is None:
+        return None
+    if config.qk_norm == "full":
+        return Norm(config, heads * config.head_dim)
+    return Norm(config, config.head_dim, heads=heads if config.qk_norm == "heads" else 1)
+
+
+def _normed(norm: Norm, x: Tensor) -> Tensor:
+    """x [B, T, heads, D], normed by head or, where the norm is as wide as all heads, together."""
+    normed: Tensor = norm(x if norm.size == x.shape[-1] else x.flatten(2))
+    return normed.view_as(x)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
+    """softmax(scale q k^T) v, each query seeing what ``mask`` (see ``Place``) allows: [B, H, T, D]."""
+    if softcap is not None:  # no kernel of torch's bounds the scores
+        weights = attention_weights(q, k, mask, None, scale=scale, softcap=softcap).to(v.dtype)
+        return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    B, H, T, D = q.shape
+    K = k.shape[1]
+    if T == 1:
+        # One query sees every key, so the heads of a group can stand along the query axis: no mask,
+        # no repeated keys, and a kernel several times faster than the grouped one.
+        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, scale=scale).reshape(B, H, 1, D)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=H != K
+    )
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float | None
+) -> Tensor:
+    """What ``attend`` weighs the values with, for the query ``rows``, in fp32: [B, H, rows, keys]."""
+    T, S = q.shape[2], k.shape[2]
+    if mask is None:
+        mask = causal_mask(S - T, T, q.device)
+    if rows is not None:
+        q, mask = q[:, :, rows], mask[rows]
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q.float() @ k.float().transpose(-2, -1) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights: Tensor = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return weights
+
+
+def causal_mask(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
+    """True where query past+i may see key j: past+i-window < j <= past+i. [count, past+count]."""
+    seen = torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past)
+    return seen if window is None else seen.triu(past - window + 1)

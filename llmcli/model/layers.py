@@ -1,0 +1,53 @@
+"""The small parts that every layer is made of: matrices, tables and norms."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcli.model.config import ModelConfig
+
+
+class Linear(nn.Linear):
+    """torch's, left uninitialised: values come from a checkpoint or from training, and random ones take a second."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """Likewise."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, as the config says.
+
+    ``size`` features are normalised together; with ``heads``, each of the second last dimension's
+    heads has a weight of its own.
+    """
+
+    def __init__(self, config: ModelConfig, size: int, *, heads: int = 1, bias: bool = False) -> None:
+        super().__init__()
+        self.rms = config.norm == "rms"
+        self.eps = config.norm_eps
+        self.offset = config.norm_offset
+        self.size, self.heads = size, heads
+        self.weight = nn.Parameter(torch.empty(heads * size))
+        self.bias = nn.Parameter(torch.empty(heads * size)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.heads > 1:
+            return self._normed(x.float(), None, None).mul(self.weight.view(self.heads, self.size)).to(x.dtype)
+        if self.offset:
+            # In fp32 up to the product: a bf16 weight near 0 is finer than the same weight near 1.
+            return self._normed(x.float(), self.weight.float() + self.offset, None).to(x.dtype)
+        return self._normed(x, self.weight, self.bias)
+
+    def _normed(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if self.rms:
+            return F.rms_norm(x, (self.size,), weight, self.eps)
+        return F.layer_norm(x, (self.size,), weight, bias, self.eps)

@@ -1,0 +1,69 @@
+"""The feed-forward layer of a block: one for all tokens, or a few of many experts for each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcli.model.config import ModelConfig, MoeConfig
+from llmcli.model.layers import Linear
+
+
+class MLP(nn.Module):
+    """down(act(gate x) * up x), gate and up in one matrix (Shazeer 2020); or ungated down(act(up x))."""
+
+    def __init__(self, config: ModelConfig, wide: int) -> None:
+        super().__init__()
+        self.gated = config.gated_mlp
+        self.activation = config.activation
+        self.up = Linear(config.hidden_size, 2 * wide if self.gated else wide, bias=config.mlp_bias)
+        self.down = Linear(wide, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide: Tensor = self.up(x)
+        if self.gated:
+            gate, up = wide.chunk(2, dim=-1)
+            wide = activate(gate, self.activation) * up
+        else:
+            wide = activate(wide, self.activation)
+        out: Tensor = self.down(wide)
+        return out
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """The config's non-linearity."""
+    if name == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+class MoE(nn.Module):
+    """Mixture of experts: each token goes through its ``num_experts_per_tok`` best, weighed by the router.
+
+    The experts stay apart, so that those no token asks for are never read from a mapped file.
+    """
+
+    def __init__(self, config: ModelConfig, moe: MoeConfig) -> None:
+        super().__init__()
+        self.per_token, self.normalize = moe.num_experts_per_tok, moe.normalize
+        self.router = Linear(config.hidden_size, moe.num_experts, bias=False)
+        self.experts = nn.ModuleList(MLP(config, moe.intermediate_size) for _ in range(moe.num_experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])  # [N, C]
+        weights, chosen = self.route(tokens)
+        out = torch.zeros_like(tokens)
+        for number in sorted(set(chosen.flatten().tolist())):
+            rows, place = (chosen == number).nonzero(as_tuple=True)
+            answer: Tensor = self.experts[number](tokens[rows])
+            out.index_add_(0, rows, answer * weights[rows, place, None])
+        return out.view_as(x)
+
+    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """For tokens [N, C], the weights of their experts and which these are: both [N, num_experts_per_tok]."""
+        probs = self.router(tokens).softmax(dim=-1, dtype=torch.float32)
+        weights, chosen = probs.topk(self.per_token, dim=-1)
+        if self.normalize:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return weights.to(tokens.dtype), chosen

@@ -1,0 +1,115 @@
+"""One safetensors file: what it holds, each tensor read on its own, or mapped so that it is read when used."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llmcli.errors import LlmcliError
+
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+MOST_HEADER = 2**23  # bytes; a hundred times a usual one, and still parsed in a moment
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor's dtype (as safetensors writes it), shape, and place in the file in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class TensorFile:
+    """The tensors of a file by name. Errors: a file that is cut off or damaged in any way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        self.metadata: dict[str, str] = {}
+        try:
+            self._read_header()
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise self._damaged(error) from error
+        self._bytes: Tensor | None = None
+
+    def _read_header(self) -> None:
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MOST_HEADER:
+                raise ValueError(f"its header is said to be {length} bytes long")
+            header = file.read(length)
+        with safe_open(self.path, framework="pt"):  # the library's own checks: overlaps, holes, the file's length
+            pass
+        tensors: dict[str, Any] = json.loads(header)
+        self.metadata = tensors.pop("__metadata__", None) or {}
+        for name, entry in tensors.items():
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            self.entries[name] = Entry(name, entry["dtype"], tuple(entry["shape"]), start, end)
+
+    def _damaged(self, error: object) -> LlmcliError:
+        return LlmcliError(
+            f"{self.path}: not a whole safetensors file: {error}", "it may be cut off or damaged; get it again"
+        )
+
+    def dtype(self, entry: Entry) -> torch.dtype:
+        """Errors: a dtype that weights do not have here."""
+        if entry.dtype not in DTYPES:
+            raise LlmcliError(
+                f"{self.path}: tensor {entry.name} is stored as {entry.dtype}", "supported: " + ", ".join(DTYPES)
+            )
+        return DTYPES[entry.dtype]
+
+    def read(self, entry: Entry) -> Tensor:
+        """The tensor, in memory of its own, on the CPU."""
+        return self.read_into(entry, torch.empty(entry.shape, dtype=self.dtype(entry)))
+
+    def read_into(self, entry: Entry, target: Tensor) -> Tensor:
+        """Fill ``target``, contiguous, on the CPU and of the stored dtype and size, straight from the file."""
+        assert target.dtype == self.dtype(entry)
+        assert target.numel() == math.prod(entry.shape)
+        numpy: Any = target.view(-1).view(torch.uint8).numpy()
+        view = memoryview(numpy)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(entry.start)
+                while view:
+                    count = file.readinto(view)
+                    if not count:
+                        raise self._damaged("it ends too early")
+                    view = view[count:]
+        except OSError as error:
+            raise LlmcliError(f"{self.path}: cannot be read: {error.strerror or error}", "check the disk") from error
+        return target
+
+    def mapped(self, entries: Sequence[Entry]) -> Tensor | None:
+        """Tensors that lie one behind the other as one, stacked along the first dimension, not read before use.
+
+        None where they do not, or where the file is not aligned to their dtype.
+        """
+        first, dtype = entries[0], self.dtype(entries[0])
+        adjoin = all(a.end == b.start and a.dtype == b.dtype for a, b in itertools.pairwise(entries))
+        if not adjoin or first.start % dtype.itemsize:
+            return None
+        if self._bytes is None:
+            size = self.path.stat().st_size
+            self._bytes = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
+        shape = (sum(entry.shape[0] for entry in entries), *first.shape[1:])
+        return self._bytes[first.start : entries[-1].end].view(dtype).view(shape)
