@@ -41,10 +41,10 @@ def explain_step(
     device: str,
     dtype: str,
     threads: int | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
     samplers: str,
     seed: int | None,
     verbose: bool,
@@ -60,7 +60,7 @@ def explain_step(
       llmcli explain-step "She opened the" --temperatures 0,0.5,1,2
     """
     text = options.read_prompt(prompt, prompt_file)
-    filters = options.make_filters(temperature, top_k, top_p, min_p, samplers)
+    sampling = options.asked_sampling(temperature, top_k, top_p, min_p, samplers)
     warmths = parse_temperatures(temperatures)
     if interactive and (as_json or not (sys.stdin.isatty() and sys.stdout.isatty())):
         raise usage_error("--interactive needs a terminal and excludes --json", "leave it out")
@@ -72,7 +72,9 @@ def explain_step(
     from llmcli.render.step import print_step
 
     ids = loaded.prompt_ids(text, parse_special=parse_special)
+    filters = sampling.filters(loaded.defaults.sampling)
     sampler = Sampler([*loaded.vocabulary_filter(), *filters], seed)
+    options.tell_defaults(sampling, loaded)
     shape = {"top": top, "temperatures": warmths}
     if interactive:
         walk(loaded, sampler, ids, shape)

@@ -51,10 +51,10 @@ def generate(
     device: str,
     dtype: str,
     threads: int | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
     samplers: str,
     seed: int | None,
     max_tokens: int,
@@ -78,7 +78,7 @@ def generate(
     if "" in stop:
         raise usage_error("--stop is empty", "give the text before which to end")
     text = options.read_prompt(prompt, prompt_file)
-    filters = options.make_filters(temperature, top_k, top_p, min_p, samplers)
+    sampling = options.asked_sampling(temperature, top_k, top_p, min_p, samplers)
     seed = options.make_seed(seed)
     loaded = options.open_model(model, device, dtype, threads)
 
@@ -86,7 +86,9 @@ def generate(
     from llmcli.generate.text import Generation
 
     ids = loaded.prompt_ids(text, parse_special=parse_special)
+    filters = sampling.filters(loaded.defaults.sampling)
     sampler = Sampler([*loaded.vocabulary_filter(), *filters], seed)
+    options.tell_defaults(sampling, loaded)
     generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_tokens, stop=stop)
     if as_json:
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,27 +71,20 @@ model_options = together(
     threads_option,
 )
 
+_OWN = "  [default: the model's own, else {}]"
+
 sampling_options = together(
     click.option(
         "--temperature",
         "--temp",
         type=Real(),
-        default=0.8,
-        show_default=True,
-        help="Below 1 bolder choices become rarer, above 1 commoner. 0: always the most probable token.",
+        help="Below 1 bolder choices become rarer, above 1 commoner. 0: always the most probable token."
+        + _OWN.format(0.8),
     ),
+    click.option("--top-k", type=click.IntRange(min=0), help="Keep the K most probable. 0: off." + _OWN.format(0)),
+    click.option("--top-p", type=Real(), help="Keep the fewest that reach P together. 1: off." + _OWN.format(0.95)),
     click.option(
-        "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Keep the K most probable. 0: off."
-    ),
-    click.option(
-        "--top-p", type=Real(), default=0.95, show_default=True, help="Keep the fewest that reach P together. 1: off."
-    ),
-    click.option(
-        "--min-p",
-        type=Real(),
-        default=0.0,
-        show_default=True,
-        help="Keep those at least P times as probable as the best. 0: off.",
+        "--min-p", type=Real(), help="Keep those at least P times as probable as the best. 0: off." + _OWN.format(0)
     ),
     click.option(
         "--samplers", metavar="NAMES", default=FILTER_NAMES, show_default=True, help="Which filters run, in what order."
@@ -143,13 +137,42 @@ def _text(data: bytes, source: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def make_filters(temperature: float, top_k: int, top_p: float, min_p: float, samplers: str) -> list[Filter]:
-    """The sampler's filters in the order asked for. Errors: values out of range, unknown names."""
-    from llmcli.generate.sampling import filter_chain
+@dataclass(frozen=True)
+class AskedSampling:
+    """The sampling options that were given, by filter name, and the order of the filters."""
 
-    order = [name.strip() for name in samplers.split(",") if name.strip()]
-    values = {"temperature": temperature, "top-k": float(top_k), "top-p": top_p, "min-p": min_p}
-    return filter_chain(order, values)
+    given: dict[str, float]
+    order: list[str]
+
+    def filters(self, own: Mapping[str, float]) -> list[Filter]:
+        """The chain; what was not asked for is the model's ``own`` or ours. Errors: out of range, unknown names."""
+        from llmcli.generate.sampling import DEFAULTS, filter_chain
+
+        return filter_chain(self.order, {**DEFAULTS, **own, **self.given})
+
+    def adopted(self, own: Mapping[str, float]) -> dict[str, float]:
+        """Which of the model's ``own`` settings the chain follows."""
+        return {name: value for name, value in own.items() if name in self.order and name not in self.given}
+
+
+def asked_sampling(
+    temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None, samplers: str
+) -> AskedSampling:
+    """The sampling options, checked before anything is loaded."""
+    values = {"temperature": temperature, "top-k": top_k, "top-p": top_p, "min-p": min_p}
+    given = {name: float(value) for name, value in values.items() if value is not None}
+    asked = AskedSampling(given, [name.strip() for name in samplers.split(",") if name.strip()])
+    asked.filters({})
+    return asked
+
+
+def tell_defaults(asked: AskedSampling, loaded: LoadedModel) -> None:
+    """Say on stderr which settings come from the model itself, and which of those it wants cannot be had."""
+    from llmcli.render.generation import defaults_line, note
+
+    line = defaults_line(asked.adopted(loaded.defaults.sampling), loaded.defaults.unmet)
+    if line:
+        note(line, sys.stderr)
 
 
 def make_seed(seed: int | None) -> int:

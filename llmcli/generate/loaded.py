@@ -5,23 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmcli.generate.defaults import Defaults, read_defaults
 from llmcli.generate.sampling import Filter, Vocabulary
 from llmcli.model import checkpoint
 from llmcli.model.device import pick_device, pick_dtype
-from llmcli.model.families.fields import token_ids
-from llmcli.model.jsonfile import read_json
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a prompt needs to become text. ``stop_ids`` end a text (generation_config.json and config.json)."""
+    """What a prompt needs to become text. ``stop_ids`` end a text (config.json's and generation_config.json's)."""
 
     name: str
     model: Transformer
     tokenizer: Tokenizer
-    stop_ids: frozenset[int]
+    defaults: Defaults
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return frozenset((*self.model.config.eos_token_ids, *self.defaults.stop_ids))
 
     def prompt_ids(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Ids of a prompt; an empty one is the model's BOS token alone, where it has one."""
@@ -36,12 +39,14 @@ class LoadedModel:
         return [Vocabulary(self.tokenizer.size)]
 
 
-def load(folder: Path, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load(
+    folder: Path, *, device: str = "auto", dtype: str = "auto", progress: checkpoint.Progress | None = None
+) -> LoadedModel:
     """Open ``folder``. ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest."""
     where = pick_device(device)
     tokenizer = load_tokenizer(folder)
-    model = checkpoint.load(folder, device=where, dtype=lambda stored: pick_dtype(dtype, where, stored))
-    path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
-    stops = {*model.config.eos_token_ids, *token_ids(generation, "eos_token_id")}
-    return LoadedModel(folder.name, model, tokenizer, frozenset(stops))
+    defaults = read_defaults(folder)
+    model = checkpoint.load(
+        folder, device=where, dtype=lambda stored: pick_dtype(dtype, where, stored), progress=progress
+    )
+    return LoadedModel(folder.name, model, tokenizer, defaults)

@@ -121,6 +121,7 @@ FILTERS: dict[str, type[Temperature | TopK | TopP | MinP]] = {
     "min-p": MinP,
 }
 OFF = {"top-k": 0.0, "top-p": 1.0, "min-p": 0.0}
+DEFAULTS = {"temperature": 0.8, "top-k": 0.0, "top-p": 0.95, "min-p": 0.0}  # where neither user nor model says
 
 
 def filter_chain(order: Sequence[str], values: Mapping[str, float]) -> list[Filter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TextIO
 
 from rich.color import ColorSystem
@@ -64,6 +65,16 @@ def print_summary(
         f"first token after {prefill_seconds:.2f} s | stopped: {ENDINGS[finish]} | seed {seed}",
         stream,
     )
+
+
+def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float]) -> str:
+    """What generation_config.json decided, and what it asks for in vain; empty if neither."""
+    parts = []
+    if adopted:
+        parts.append("the model's own settings: " + ", ".join(f"{name} {value:g}" for name, value in adopted.items()))
+    if unmet:
+        parts.append("not applied: " + ", ".join(f"{name} {value:g}" for name, value in unmet.items()))
+    return f"{'; '.join(parts)} (generation_config.json)" if parts else ""
 
 
 def note(text: str, stream: TextIO) -> None:

@@ -218,7 +218,7 @@ def test_damaged_models(run: Run, model: Path, tmp_path: Path) -> None:
 
     whole = (model / "model.safetensors").read_bytes()
     one_line(with_damage("config.json", b"{"), 1, "config.json", "line 1")
-    one_line(with_damage("config.json", b'{"model_type": "mamba"}'), 1, "mamba", "supported: llama, gpt2")
+    one_line(with_damage("config.json", b'{"model_type": "mamba"}'), 1, "mamba", "supported: llama, mistral")
     one_line(with_damage("model.safetensors", whole[:-10]), 1, "model.safetensors")
     one_line(with_damage("model.safetensors", b""), 1, "model.safetensors")
     one_line(with_damage("tokenizer.json", b"{}"), 1, "tokenizer.json")
@@ -231,7 +231,8 @@ def test_nan_weights_are_said(run: Run, model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "nan")
     damaged = checkpoint.load(model, device=torch.device("cpu"))
     damaged.norm.weight[0] = float("nan")
-    checkpoint.save(damaged, tmp_path / "nan", dtype=torch.bfloat16)
+    described = json.loads((model / "config.json").read_text())
+    checkpoint.save(damaged, tmp_path / "nan", described, dtype=torch.bfloat16)
     result = run("generate", "x", "-m", tmp_path / "nan")
     assert result.exit_code == 1
     assert "not numbers" in result.stderr

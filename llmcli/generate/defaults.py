@@ -1,0 +1,58 @@
+"""What a model's generation_config.json asks for: where to stop, and how to sample unless told otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmcli.errors import LlmcliError
+from llmcli.generate.sampling import FILTERS
+from llmcli.model.families.fields import field, token_ids
+from llmcli.model.jsonfile import read_json
+
+FILE = "generation_config.json"
+# Settings that change the text and that the sampler does not have, with the value at which they do nothing.
+OTHERS = {
+    "repetition_penalty": 1.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "no_repeat_ngram_size": 0.0,
+    "num_beams": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """``sampling`` by filter name; ``unmet`` are settings asked for that we do not have, as key -> value."""
+
+    stop_ids: tuple[int, ...]
+    sampling: dict[str, float]
+    unmet: dict[str, float]
+
+
+def read_defaults(folder: Path) -> Defaults:
+    """Of the folder's generation_config.json; empty without one. Errors: broken JSON, values out of range."""
+    path = folder / FILE
+    raw = read_json(path) if path.is_file() else {}
+    try:
+        return Defaults(token_ids(raw, "eos_token_id"), _sampling(raw), _unmet(raw))
+    except LlmcliError as error:
+        message = error.message.removeprefix("config.json: ")
+        raise LlmcliError(f"{path}: {message}", "correct the file, or remove it") from error
+
+
+def _sampling(raw: dict[str, Any]) -> dict[str, float]:
+    if raw.get("do_sample") is False:
+        return {"temperature": 0.0}
+    keys = {name: name.replace("-", "_") for name in FILTERS}
+    values = {name: field(raw, key, 0.0) for name, key in keys.items() if raw.get(key) is not None}
+    for name, value in values.items():
+        FILTERS[name](value)  # checks its range
+    return values
+
+
+def _unmet(raw: dict[str, Any]) -> dict[str, float]:
+    asked = {key: field(raw, key, neutral) for key, neutral in OTHERS.items()}
+    return {key: value for key, value in asked.items() if value != OTHERS[key]}

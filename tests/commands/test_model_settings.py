@@ -1,0 +1,114 @@
+"""generation_config.json: its stop tokens and sampling settings are followed, said, and give way to options."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from llmcli.commands.options import FILTER_NAMES, sampling_options
+from llmcli.generate.sampling import DEFAULTS, FILTERS
+from tests.commands.conftest import records
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def with_settings(model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the tiny model that has these settings in its generation_config.json."""
+
+    def make(**settings: Any) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+        return folder
+
+    return make
+
+
+def sampler_of(result: Result) -> dict[str, float]:
+    return {stage["name"]: stage["value"] for stage in records(result)[0]["sampler"]}
+
+
+def test_the_models_settings_are_followed_and_said(run: Run, with_settings: Callable[..., Path]) -> None:
+    folder = with_settings(do_sample=True, temperature=0.5, top_k=20, top_p=0.8, min_p=0.01)
+    result = run("generate", "The", "-m", folder, "-n", 2, "--json")
+    assert sampler_of(result) == {"temperature": 0.5, "top-k": 20, "top-p": 0.8, "min-p": 0.01}
+    assert "temperature 0.5, top-k 20, top-p 0.8, min-p 0.01 (generation_config.json)" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "explain-step"])
+def test_options_go_before_the_models_settings(run: Run, with_settings: Callable[..., Path], command: str) -> None:
+    folder = with_settings(temperature=0.5, top_k=20)
+    result = run(command, "The", "-m", folder, "--temperature", 2, "--json")
+    assert sampler_of(result) == {"temperature": 2, "top-k": 20, "top-p": DEFAULTS["top-p"]}
+    assert "top-k 20 (generation_config.json)" in result.stderr
+    assert "temperature" not in result.stderr
+
+
+def test_without_settings_nothing_is_said(run: Run, with_settings: Callable[..., Path]) -> None:
+    result = run("generate", "The", "-m", with_settings(eos_token_id=1), "-n", 2, "--json")
+    assert sampler_of(result) == {"temperature": DEFAULTS["temperature"], "top-p": DEFAULTS["top-p"]}
+    assert "generation_config" not in result.stderr
+
+
+def test_do_sample_false_is_greedy(run: Run, with_settings: Callable[..., Path]) -> None:
+    result = run("generate", "The", "-m", with_settings(do_sample=False, top_k=20), "-n", 3, "--json")
+    assert sampler_of(result)["temperature"] == 0
+    assert [r["u"] for r in records(result) if r["type"] == "token"] == [None] * 3
+
+
+def test_what_is_not_applied_is_said(run: Run, with_settings: Callable[..., Path]) -> None:
+    result = run("generate", "The", "-m", with_settings(repetition_penalty=1.1, typical_p=1.0), "-n", 1)
+    assert "not applied: repetition_penalty 1.1 (generation_config.json)" in result.stderr
+    assert "typical" not in result.stderr
+
+
+def test_every_stop_token_of_the_list_stops(run: Run, model: Path, with_settings: Callable[..., Path]) -> None:
+    options = ("The old", "-n", 12, "--seed", 3, "--temperature", 2, "--json")
+    tokens = [r["id"] for r in records(run("generate", *options, "-m", model)) if r["type"] == "token"]
+    assert len(set(tokens[:5])) > 2
+    for place in (2, 4):
+        if tokens[place] in tokens[:place]:
+            continue
+        stopped = records(run("generate", *options, "-m", with_settings(eos_token_id=[319, tokens[place]])))
+        assert [r["id"] for r in stopped if r["type"] == "token"] == tokens[: place + 1]
+        assert stopped[-1]["finish"] == "stop_token"
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"temperature": -1}, "temperature must be"),
+        ({"top_p": 0}, "top-p 0"),
+        ({"top_k": [1]}, "top_k is [1]"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
+        ({"repetition_penalty": {}}, "repetition_penalty is {}"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    run: Run, with_settings: Callable[..., Path], settings: dict[str, Any], word: str
+) -> None:
+    result = run("generate", "The", "-m", with_settings(**settings), "-n", 1)
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert word in result.stderr
+    assert "generation_config.json" in result.stderr
+
+
+def test_help_tells_the_defaults() -> None:
+    """They are written out in the options, because --help must not import torch."""
+    assert FILTER_NAMES == ",".join(FILTERS)
+
+    @sampling_options
+    def command() -> None: ...
+
+    told = {p.name.replace("_", "-"): p.help for p in command.__click_params__}  # type: ignore[attr-defined]
+    for name, value in DEFAULTS.items():
+        assert f"else {value:g}]" in told[name]
