@@ -284,7 +284,7 @@ def _deviation(name: str, shape: torch.Size) -> float:
         return 1.0
     if any(part in name for part in ("embed", "wte", "lm_head")):
         return 3.0 / math.sqrt(shape[1])  # logits of order 1 to 10
-    fan_in = shape[0] if ".c_attn" in name or "h." in name and ".c_" in name else shape[-1]  # GPT-2's is [in, out]
+    fan_in = shape[0] if ".c_attn" in name or ("h." in name and ".c_" in name) else shape[-1]  # GPT-2's is [in, out]
     gain = {"c_attn": 1.8, "q_proj": 1.6, "k_proj": 1.6}  # queries and keys long enough to choose
     return next((g for part, g in gain.items() if part in name), 1.5) / math.sqrt(fan_in)
 

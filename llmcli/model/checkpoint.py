@@ -40,11 +40,13 @@ def load(
     *,
     device: torch.device,
     dtype: torch.dtype | Callable[[torch.dtype], torch.dtype] | None = None,
+    adapter: Path | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
     """The model in ``folder``, ready to run. ``dtype`` may be a function of the stored one; None keeps that.
 
-    The stored dtype is the token embedding's, which stands for all weights.
+    The stored dtype is the token embedding's, which stands for all weights. ``adapter`` is the folder
+    of a LoRA to merge.
 
     On a CPU, what lies in the files as it is needed is mapped: read when first used, shared with
     other processes. Errors name the file and the tensor: missing, unexpected or misshapen tensors,
@@ -52,9 +54,10 @@ def load(
     """
     config = read_config(folder)
     family = FAMILIES[config.model_type]
-    stored = Stored(folder, family)
+    stored = Stored(folder, family, adapter)
     rules = family.rules(config)
     stored.check_names(rules, tied=config.tie_word_embeddings)
+    stored.check_adapter(rules, tied=config.tie_word_embeddings)
     with torch.device("meta"):
         model = Transformer(config)
     parameters = dict(model.named_parameters())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
+from llmcli.model.adapter import Adapter
 from llmcli.model.families.rules import Family, Part, Rule
 from llmcli.model.jsonfile import read_json
 from llmcli.model.tensorfile import Entry, TensorFile
@@ -21,17 +22,19 @@ BLOCK = 128  # rows and columns that share a scale where there is a table of the
 
 
 class Stored:
-    """Every tensor of the folder's weight files. Errors: damaged files, a tensor that is there twice."""
+    """Every tensor of the folder's weight files, with an ``adapter`` in it if there is one.
 
-    def __init__(self, folder: Path, family: Family) -> None:
+    Errors: damaged files, a tensor that is there twice.
+    """
+
+    def __init__(self, folder: Path, family: Family, adapter: Path | None = None) -> None:
         self.family = family
+        self.adapter = None if adapter is None else Adapter(adapter, family.rename)
         self.places: dict[str, tuple[TensorFile, Entry]] = {}
         for path in weight_files(folder):
             file = TensorFile(path)
             for entry in file.entries.values():
-                name = entry.name
-                for pattern, replacement in family.renamed:
-                    name = re.sub(pattern, replacement, name)
+                name = family.rename(entry.name)
                 if name in self.places:
                     other, twin = self.places[name]
                     raise LlmcliError(
@@ -56,6 +59,19 @@ class Stored:
                 f"the weights do not match config.json; tensors {'; '.join(faults)}",
                 "config.json and the weights must come from the same model",
             )
+
+    def check_adapter(self, rules: Sequence[Rule], *, tied: bool) -> None:
+        """The adapter changes nothing but parameters, and not the embedding alone where the head is the same."""
+        if self.adapter is None:
+            return
+        strange = sorted(self.adapter.sources - {part.source for rule in rules for part in rule.parts})
+        if strange:
+            raise LlmcliError(
+                f"{self.adapter.path}: adapts what the model does not have: {some(strange)}",
+                "it may belong to another model",
+            )
+        if tied and rules[0].parts[0].source in self.adapter.sources:
+            raise LlmcliError(f"{self.adapter.path}: adapts an embedding that is also the head", "not supported")
 
     def in_8_bits(self, names: set[str]) -> bool:
         """Whether any of the named tensors is stored in an 8-bit float."""
@@ -100,7 +116,8 @@ class Stored:
     def _mapped(self, rule: Rule, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
         places = [self.places[part.source] for part in rule.parts]
         files = {file.path for file, _ in places}
-        fits = all(part.as_stored and not part.shape for part in rule.parts)
+        adapted = set() if self.adapter is None else self.adapter.sources
+        fits = all(part.as_stored and not part.shape and part.source not in adapted for part in rule.parts)
         if len(files) > 1 or not fits or any(file.dtype(entry) != dtype for file, entry in places):
             return None
         mapped = places[0][0].mapped([entry for _, entry in places])
@@ -108,11 +125,14 @@ class Stored:
 
     def _fill(self, part: Part, rows: Tensor) -> None:
         file, entry = self.places[part.source]
-        plain = part.as_stored and rows.device.type == "cpu" and file.dtype(entry) == rows.dtype
-        if plain:
+        adapted = self.adapter is not None and part.source in self.adapter.sources
+        if part.as_stored and not adapted and rows.device.type == "cpu" and file.dtype(entry) == rows.dtype:
             file.read_into(entry, rows)
-        else:
-            rows.copy_(part.arranged(self._scaled(part.source, file.read(entry)), tuple(rows.shape[1:])))
+            return
+        tensor = self._scaled(part.source, file.read(entry))
+        if self.adapter is not None:
+            tensor = self.adapter.applied(part.source, tensor, transposed=part.transposed)
+        rows.copy_(part.arranged(tensor, tuple(rows.shape[1:])))
 
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
         """8-bit floats times their scale: one for all, one a row, or one for each block."""

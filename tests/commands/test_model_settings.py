@@ -104,7 +104,7 @@ def test_wrong_settings_are_one_line(
 
 def test_help_tells_the_defaults() -> None:
     """They are written out in the options, because --help must not import torch."""
-    assert FILTER_NAMES == ",".join(FILTERS)
+    assert ",".join(FILTERS) == FILTER_NAMES
 
     @sampling_options
     def command() -> None: ...

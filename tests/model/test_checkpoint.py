@@ -17,8 +17,8 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.model import checkpoint
 from llmcli.model.checkpoint import load
-from llmcli.model.stored import INDEX, WEIGHTS
 from llmcli.model.families import FAMILIES, family_of
+from llmcli.model.stored import INDEX, WEIGHTS
 from llmcli.model.transformer import Transformer
 from tests.tiny import CPU, VOCAB, Tiny, greedy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,3 +75,9 @@ class Family:
     rules: Callable[[ModelConfig], list[Rule]]
     renamed: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
+
+    def rename(self, name: str) -> str:
+        """A stored name as this family's rules write it."""
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        return name
