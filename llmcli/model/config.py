@@ -14,19 +14,19 @@ ROPE_TYPES: tuple[RopeType, ...] = ("default", "linear", "dynamic", "yarn", "lon
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 LayerType = Literal["full_attention", "sliding_attention"]
 
-MOST_LAYERS = 1024
+MOST_LAYERS = 512
 # Far above any real model: a damaged number should ask for neither memory nor time.
 _MOST = {
     "vocab_size": 2**24,
     "hidden_size": 2**20,
     "intermediate_size": 2**24,
     "num_hidden_layers": MOST_LAYERS,
-    "num_attention_heads": 2**14,
-    "num_key_value_heads": 2**14,
+    "num_attention_heads": 512,
+    "num_key_value_heads": 512,
     "head_dim": 2**14,
     "max_position_embeddings": 2**30,
 }
-_MOST_EXPERTS = 2**16  # in all layers together
+_MOST_EXPERTS = 2**15  # in all layers together
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,126 @@
+"""Peak memory and time of loading a model and reading one prompt, beside what the model itself takes.
+
+    python tests/bench/load_memory.py [--hidden 2048] [--layers 16] [--vocab 32000] [--shards]
+
+Writes a random Llama once for each stored dtype into a temporary folder, loads it in a process of its own as
+bfloat16, and prints the process's peak resident memory against the bound: model + largest tensor + 350 MiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.families.llama import FAMILY, describe
+from llmcli.model.stored import INDEX, WEIGHTS
+from llmcli.model.transformer import Transformer
+
+MIB = 2**20
+STORED = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float8": torch.float8_e4m3fn,
+}
+
+
+def config(hidden: int, layers: int, vocab: int) -> ModelConfig:
+    """A Llama with grouped heads of 64 features."""
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 256,
+        head_dim=64,
+        max_position_embeddings=2048,
+        rope=RopeConfig(),
+    )
+
+
+def write(folder: Path, shape: ModelConfig, dtype: torch.dtype, *, shards: bool) -> None:
+    """Random weights in the stored layout, in one file or in one a layer."""
+    with torch.device("meta"):
+        parameters = dict(Transformer(shape).named_parameters())
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    for rule in FAMILY.rules(shape):
+        name = ".".join(rule.target.split(".")[:2]) if shards else "model"
+        for part in rule.parts:
+            size = part.stored_shape(tuple(parameters[rule.target].shape[1:]))
+            wide = dtype.itemsize == 1 and len(size) == 1  # norms are not stored in 8 bits
+            tensor = (0.02 * torch.randn(size)).to(torch.bfloat16 if wide else dtype)
+            files.setdefault(f"{name}.safetensors" if shards else WEIGHTS, {})[part.source] = tensor
+    for file, tensors in files.items():
+        save_file(tensors, folder / file)
+    if shards:
+        places = {name: file for file, tensors in files.items() for name in tensors}
+        (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+    (folder / "config.json").write_text(json.dumps(describe(shape)))
+
+
+def child(folder: Path) -> None:
+    """Load, read eight tokens, and print seconds and the peak of this process in bytes."""
+    from llmcli.model.checkpoint import load
+
+    began = time.perf_counter()
+    model = load(folder, device=torch.device("cpu"), dtype=torch.bfloat16)
+    loaded = time.perf_counter() - began
+    with torch.inference_mode():
+        model(torch.arange(8)[None])
+    print(json.dumps({"seconds": loaded, "peak": peak_bytes(), "model": sum(p.nbytes for p in model.parameters())}))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had in use."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":  # getrusage's figure would include the parent's, from before exec
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--vocab", type=int, default=32000)
+    parser.add_argument("--shards", action="store_true")
+    parser.add_argument("--child", type=Path)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child)
+        return
+    shape = config(arguments.hidden, arguments.layers, arguments.vocab)
+    largest = 2 * math.prod((shape.vocab_size, shape.hidden_size))
+    print("stored\tmodel MiB\tpeak MiB\tbound MiB\tload s")
+    for name, dtype in STORED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), shape, dtype, shards=arguments.shards)
+            out = subprocess.run(
+                [sys.executable, __file__, "--child", folder], check=True, capture_output=True, text=True
+            )
+        said = json.loads(out.stdout)
+        bound = said["model"] + max(largest, 2 * 4 * shape.hidden_size**2) * (2 if dtype.itemsize == 4 else 1)
+        row = (said["model"] / MIB, said["peak"] / MIB, bound / MIB + 350, said["seconds"])
+        print(name, *(f"{value:.1f}" for value in row), sep="\t", flush=True)
+
+
+if __name__ == "__main__":
+    main()

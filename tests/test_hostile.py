@@ -1,0 +1,40 @@
+"""Damaged and malicious model folders: every one of them opens, or ends in a clear error that tells nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile import MUTATIONS, SECRET, good_folder, outcome
+
+ROUNDS = 40  # of all kinds of mutation; python -m tests.hostile runs many more
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return good_folder(tmp_path_factory.mktemp("hostile") / "good")
+
+
+def test_the_good_folder_opens(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.hostile.MUTATIONS", (_nothing,))
+    assert outcome(good, 0).opened
+
+
+def _nothing(folder: Path, rng: object) -> None:
+    """Leaves the folder as it is."""
+
+
+@pytest.mark.parametrize("place", range(len(MUTATIONS)), ids=lambda i: f"{i}-{MUTATIONS[i].__name__}")
+def test_mutated_folders_open_or_are_clear_errors(good: Path, place: int) -> None:
+    outcomes = [outcome(good, place + len(MUTATIONS) * n) for n in range(ROUNDS)]
+    assert [o for o in outcomes if o.fault] == []
+    assert sum(not o.opened for o in outcomes) >= ROUNDS / 4, "the mutations do too little"
+
+
+def test_a_fault_is_noticed(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*_: object, **__: object) -> None:
+        raise ValueError(SECRET)
+
+    monkeypatch.setattr("llmcli.generate.loaded.load", told)
+    assert SECRET in outcome(good, 0).fault
