@@ -35,13 +35,16 @@ class LoadedModel:
         return [Vocabulary(self.tokenizer.size)]
 
 
-def load(folder: Path, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Open ``folder``. ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest."""
+def load(folder: Path, *, name: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Open ``folder``; the model is called as the folder unless ``name`` is given.
+
+    ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest.
+    """
     where = pick_device(device)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, name)
     kind = pick_dtype(dtype, where, checkpoint.stored_dtype(folder))
     model = checkpoint.load(folder, device=where, dtype=kind)
     path = folder / "generation_config.json"
     generation = checkpoint.read_json(path) if path.is_file() else {}
     stops = {*model.config.eos_token_ids, *token_ids(generation, "eos_token_id")}
-    return LoadedModel(folder.name, model, tokenizer, frozenset(stops))
+    return LoadedModel(name or folder.name, model, tokenizer, frozenset(stops))
