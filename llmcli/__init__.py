@@ -12,12 +12,14 @@ __all__ = ["__version__", "load", "steps"]
 __version__ = "0.1.0"
 
 
-def load(name: str, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Open a model by folder or shipped name: its transformer, tokenizer and stop tokens."""
+def load(name: str, *, offline: bool = False, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Open a model by folder, shipped name or org/name of the hub: its transformer, tokenizer and stop tokens."""
     from llmcli.generate import loaded
     from llmcli.hub import find
+    from llmcli.hub.cache import name_of
 
-    return loaded.load(find(name), device=device, dtype=dtype)
+    folder = find(name, offline=offline)
+    return loaded.load(folder, name=name_of(folder), device=device, dtype=dtype)
 
 
 def __getattr__(name: str) -> object:

@@ -21,6 +21,9 @@ COMMANDS = {
     "tokenize": "Show a text as the tokens that a model receives.",
     "explain-step": "Show how one token was chosen.",
     "train": "Train a small model of your own on text files.",
+    "models": "List the models on disk.",
+    "pull": "Download a model from the Hugging Face hub.",
+    "rm": "Remove a downloaded model.",
 }
 
 

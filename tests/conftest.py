@@ -7,12 +7,14 @@ import os
 # For tiny models more threads only cost, and much where other programs run. Before torch is imported, and inherited.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.hub_server import Hub, serving
 from tests.tiny import Tiny, make
 
 # Machines differ in speed, so no example has a deadline; the same examples every time, so no test flickers.
@@ -24,3 +26,21 @@ settings.load_profile("steady")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
     """The tiny random model of a case (see ``tiny.CASES``), built once."""
     return cache(lambda name: make(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of this test's own, and an empty cache, for this process and for those it starts."""
+    from huggingface_hub import constants
+
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    # Read from the environment when huggingface_hub was imported, which may be long ago.
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    with serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("NO_PROXY", "*")
+        yield server

@@ -16,6 +16,7 @@ FORBIDDEN = {
     "rich": set(LAYERS) - {"render"},
     "click": set(LAYERS) - {"commands", "cli"},
     "torch": {"errors", "text", "hub", "render", "cli", "__main__"},
+    "huggingface_hub": set(LAYERS) - {"hub"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -57,6 +58,11 @@ def test_commands_import_nothing_heavy_before_they_run() -> None:
     heavy = {"torch", "tokenizers", "safetensors", "rich", "numpy"}
     for path in (PACKAGE / "commands").glob("*.py"):
         assert not heavy & {name.split(".")[0] for name in imports(path, top_level=True)}, path
+
+
+def test_the_hub_imports_huggingface_hub_only_when_it_downloads() -> None:
+    for path in (PACKAGE / "hub").glob("*.py"):
+        assert not [name for name in imports(path, top_level=True) if name.startswith("huggingface_hub")], path
 
 
 def test_the_walk_sees_imports(tmp_path: Path) -> None:

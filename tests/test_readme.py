@@ -10,10 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from llmcli.cli import COMMANDS, cli
+from llmcli.hub import default_model, find
+from tests.hub_server import Hub
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+ONLINE = "HuggingFaceTB/SmolLM2-135M"
 STORIES = "<|endoftext|>".join(
     f"Once upon a time there was a {a}. It had a {b}." for a in ("fox", "hen") * 15 for b in "xyz"
 )
@@ -24,7 +27,7 @@ STORIES = "<|endoftext|>".join(
     [
         line
         for line in SHELL
-        if "llmcli" in line and "venv" not in line and "train" not in line and "my-model" not in line
+        if "llmcli" in line and not any(word in line for word in ("venv", "train", "my-model", ONLINE, "llmcli models"))
     ],
 )
 def test_commands_run_as_printed(line: str) -> None:
@@ -38,6 +41,17 @@ def test_commands_run_as_printed(line: str) -> None:
     result = CliRunner().invoke(cli, shlex.split(line)[1:], input=given, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     assert result.stdout
+
+
+def test_commands_for_other_models_run_as_printed(hub: Hub) -> None:
+    """As printed, with the shipped model in the place of the hub's."""
+    hub.add({path.name: path.read_bytes() for path in find(default_model()).iterdir()}, ONLINE)
+    lines = [line for line in SHELL if ONLINE in line or line == "llmcli models"]
+    assert [line.split()[1] for line in lines] == ["pull", "generate", "models", "rm"]
+    for line in lines:
+        result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout or "rm" in line
 
 
 def test_training_commands_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

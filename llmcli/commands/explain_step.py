@@ -38,6 +38,7 @@ def explain_step(
     interactive: bool,
     as_json: bool,
     model: str | None,
+    offline: bool,
     device: str,
     dtype: str,
     threads: int | None,
@@ -65,7 +66,7 @@ def explain_step(
     if interactive and (as_json or not (sys.stdin.isatty() and sys.stdout.isatty())):
         raise usage_error("--interactive needs a terminal and excludes --json", "leave it out")
     seed = options.make_seed(seed)
-    loaded = options.open_model(model, device, dtype, threads)
+    loaded = options.open_model(model, offline, device, dtype, threads)
 
     from llmcli.generate.sampling import Sampler
     from llmcli.render import ndjson

@@ -48,6 +48,7 @@ def generate(
     prompt_file: Path | None,
     parse_special: bool,
     model: str | None,
+    offline: bool,
     device: str,
     dtype: str,
     threads: int | None,
@@ -80,7 +81,7 @@ def generate(
     text = options.read_prompt(prompt, prompt_file)
     sampling = options.asked_sampling(temperature, top_k, top_p, min_p, samplers)
     seed = options.make_seed(seed)
-    loaded = options.open_model(model, device, dtype, threads)
+    loaded = options.open_model(model, offline, device, dtype, threads)
 
     from llmcli.generate.sampling import Sampler
     from llmcli.generate.text import Generation

@@ -64,8 +64,16 @@ threads_option = click.option(
     "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; torch's own choice if not given."
 )
 
+offline_option = click.option("--offline", is_flag=True, help="Download nothing; HF_HUB_OFFLINE=1 means the same.")
+
 model_options = together(
-    click.option("--model", "-m", metavar="MODEL", help="A model folder, or the name of a shipped model."),
+    click.option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A folder, a name of `llmcli models`, or org/name of the Hugging Face hub.",
+    ),
+    offline_option,
     device_option,
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: as stored."),
     threads_option,
@@ -188,12 +196,21 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def open_model(model: str | None, device: str, dtype: str, threads: int | None) -> LoadedModel:
-    """Find and load the model; the shipped one if none is named."""
-    from llmcli.hub import default_model, find
+def find_model(name: str | None, offline: bool) -> Path:
+    """The folder of the model, the shipped one if none is named; shows the download if there is one."""
+    from llmcli import hub
+    from llmcli.render.download import DownloadView
 
-    folder = find(default_model() if model is None else model)
+    name = hub.default_model() if name is None else name
+    with DownloadView(name, sys.stderr) as view:
+        return hub.find(name, offline=offline, progress=view)
+
+
+def open_model(model: str | None, offline: bool, device: str, dtype: str, threads: int | None) -> LoadedModel:
+    """Find and load the model."""
+    folder = find_model(model, offline)
     use_threads(threads)
     from llmcli.generate.loaded import load
+    from llmcli.hub.cache import name_of
 
-    return load(folder, device=device, dtype=dtype)
+    return load(folder, name=name_of(folder), device=device, dtype=dtype)

@@ -22,8 +22,9 @@ from llmcli.errors import usage_error
     "models",
     multiple=True,
     metavar="MODEL",
-    help="A model folder or shipped name; several stand side by side.",
+    help="A folder, a name of `llmcli models`, or org/name of the hub; several stand side by side.",
 )
+@options.offline_option
 @click.option("--ids", "only_ids", is_flag=True, help="The ids alone, on one line.")
 @click.option("--count", "only_count", is_flag=True, help="The number of tokens alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a model.")
@@ -34,6 +35,7 @@ def tokenize(
     prompt_file: Path | None,
     parse_special: bool,
     models: tuple[str, ...],
+    offline: bool,
     only_ids: bool,
     only_count: bool,
     as_json: bool,
@@ -55,14 +57,15 @@ def tokenize(
         raise usage_error("--decode takes ids and no TEXT", "leave one of them out")
     source = options.read_prompt(text, prompt_file) if decode is None else ""
 
-    from llmcli import hub
     from llmcli.explain.tokens import tokenization
+    from llmcli.hub.cache import name_of
     from llmcli.render import ndjson
     from llmcli.render import tokens as view
     from llmcli.render.generation import note
     from llmcli.text.tokenizer import load_tokenizer
 
-    tokenizers = [load_tokenizer(hub.find(name)) for name in models or (hub.default_model(),)]
+    folders = [options.find_model(name, offline) for name in models or (None,)]
+    tokenizers = [load_tokenizer(folder, name_of(folder)) for folder in folders]
     if decode is not None:
         ids = parse_ids(decode)
         for tokenizer in tokenizers:

@@ -40,13 +40,27 @@ class LoadedModel:
 
 
 def load(
-    folder: Path, *, device: str = "auto", dtype: str = "auto", progress: checkpoint.Progress | None = None
+    folder: Path,
+    *,
+    name: str | None = None,
+    adapter: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: checkpoint.Progress | None = None,
 ) -> LoadedModel:
-    """Open ``folder``. ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest."""
+    """Open ``folder``; the model is called as the folder unless ``name`` is given.
+
+    ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest. ``adapter`` is
+    the folder of a LoRA, merged into the weights. ``progress`` is told bytes read and bytes in all.
+    """
     where = pick_device(device)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, name)
     defaults = read_defaults(folder)
     model = checkpoint.load(
-        folder, device=where, dtype=lambda stored: pick_dtype(dtype, where, stored), progress=progress
+        folder,
+        device=where,
+        dtype=lambda stored: pick_dtype(dtype, where, stored),
+        adapter=adapter,
+        progress=progress,
     )
-    return LoadedModel(folder.name, model, tokenizer, defaults)
+    return LoadedModel(name or folder.name, model, tokenizer, defaults)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch must not come with it
     from llmcli.explain.generated import TokenReport
     from llmcli.explain.step import StepReport
     from llmcli.explain.tokens import Tokenization
+    from llmcli.hub.cache import OnDisk
     from llmcli.text.tokenizer import Token
 
 
@@ -78,6 +80,23 @@ def _token(token: Token) -> dict[str, Any]:
         "end": token.end,
         "special": token.special,
     }
+
+
+def model(found: OnDisk) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "family": found.family,
+        "bytes": found.bytes,
+        "last_use": iso_time(found.last_use),
+        "where": found.where,
+        "state": found.state,
+        "folder": str(found.folder),
+    }
+
+
+def iso_time(moment: float | None) -> str | None:
+    """A time in UTC, to the second."""
+    return None if moment is None else datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
 
 
 def step(report: StepReport) -> dict[str, Any]:

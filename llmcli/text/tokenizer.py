@@ -98,8 +98,11 @@ class Tokenizer:
         return self.fast.encode(text)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Errors: no tokenizer.json, or one that cannot be read."""
+def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
+    """The tokenizer of a model folder, called as the folder unless ``name`` is given.
+
+    Errors: no tokenizer.json, or one that cannot be read.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         if (folder / "tokenizer.model").is_file():
@@ -113,7 +116,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         fast = FastTokenizer.from_file(str(path))
         fast.no_truncation()  # some files ask for it, for training: a prompt must never be cut in silence
         fast.no_padding()
-        return Tokenizer(fast, folder.name)
+        return Tokenizer(fast, name or folder.name)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for faults of the file, and panics at some

@@ -74,7 +74,7 @@ def test_bad_input_ends_in_one_line_without_traceback(model: Path) -> None:
     assert re.fullmatch(r"llmcli: there is no model nowhere \(.*\)\n", done.stderr)
 
 
-def terminal(model: Path, args: str, width: int = 80, env: dict[str, str] | None = None) -> str:
+def terminal(args: str, width: int = 80, env: dict[str, str] | None = None) -> str:
     """What the program writes on a terminal of that width."""
     import os
 
@@ -109,7 +109,7 @@ def bare(text: str) -> str:
 def test_tables_fit_the_terminal(model: Path, args: str, width: int) -> None:
     from rich.cells import cell_len
 
-    text = terminal(model, f"{args}|-m|{model}", width)
+    text = terminal(f"{args}|-m|{model}", width)
     assert "\x1b[" in text
     assert "Traceback" not in text
     tables = [line for line in bare(text).split("\n") if "─" in line]
@@ -120,7 +120,7 @@ def test_tables_fit_the_terminal(model: Path, args: str, width: int) -> None:
 @posix
 def test_no_color_means_no_codes(model: Path) -> None:
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        text = terminal(model, f"generate|The|-n|4|--probs|-m|{model}", env=env)
+        text = terminal(f"generate|The|-n|4|--probs|-m|{model}", env=env)
         assert "\x1b" not in text
         assert "─" not in text
 

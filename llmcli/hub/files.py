@@ -1,0 +1,77 @@
+"""Which files make a model: the only ones that are ever taken from the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from llmcli.errors import LlmcliError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+
+_SMALL = re.compile(
+    r"config\.json|generation_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
+    r"|tokenizer[\w.-]*\.json|tokenizer\.model|chat_template\.jinja|chat_template\.json|adapter_config\.json"
+)
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
+_PICKLED = re.compile(r"[^/]*\.(?:bin|pt|pth|ckpt|pkl)")
+
+
+def small_files(names: Collection[str]) -> list[str]:
+    """Config, tokenizer and chat template among the files of a repo."""
+    return sorted(name for name in names if _SMALL.fullmatch(name))
+
+
+def weight_files(names: Collection[str]) -> list[str]:
+    """The weights, or the index that lists them, among the files of a repo. Errors: none that llmcli reads."""
+    main = next(([name] for name in (WEIGHTS, INDEX) if name in names), [])
+    adapter = [ADAPTER] if ADAPTER in names and "adapter_config.json" in names else []
+    found = main + adapter
+    if not found:
+        pickled = pickled_files(names)
+        raise LlmcliError(
+            f"its weights are pickled ({pickled[0]}), which can run code when it is opened"
+            if pickled
+            else f"it holds no weights that llmcli reads ({WEIGHTS})",
+            "look for a version with safetensors",
+        )
+    if main and "config.json" not in names:
+        raise LlmcliError("it holds no config.json", "llmcli reads models in the layout of transformers")
+    return found
+
+
+def pickled_files(names: Collection[str]) -> list[str]:
+    """Weights in a form that is never opened."""
+    return sorted(name for name in names if _PICKLED.fullmatch(name))
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index lists. Errors: it is damaged, or names what is not beside it."""
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted(set(listed))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        names = []
+    if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
+        raise LlmcliError(f"{INDEX} lists no shards", "the model's files may be damaged")
+    return names
+
+
+def is_complete(folder: Path, *, without_tokenizer: bool = False) -> bool:
+    """Whether the folder holds a whole model: config, weights and, if it can have one, tokenizer; or an adapter."""
+
+    def there(*names: str) -> bool:
+        return all((folder / name).is_file() for name in names)
+
+    if there("config.json") and (without_tokenizer or there("tokenizer.json")):
+        if there(WEIGHTS):
+            return True
+        try:
+            return there(INDEX) and there(*shards(folder / INDEX))
+        except LlmcliError:
+            return False
+    return there(ADAPTER, "adapter_config.json")

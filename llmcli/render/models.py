@@ -1,0 +1,40 @@
+"""The models on disk as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TextIO
+
+from llmcli.hub.cache import COMPLETE, OnDisk
+from llmcli.hub.sizes import readable
+from llmcli.render.ndjson import iso_time
+from llmcli.render.table import Cell, Column, print_table
+
+
+def print_models(models: Sequence[OnDisk], stream: TextIO) -> None:
+    """One row a model."""
+    columns = [
+        Column("name", right=False),
+        Column("family", right=False, optional=2),
+        Column("size"),
+        Column("last use", optional=1),
+        Column("where", right=False),
+    ]
+    rows = [
+        [
+            Cell(model.name),
+            Cell(model.family or ""),
+            Cell(readable(model.bytes), str(model.bytes)),
+            _time_cell(model.last_use),
+            Cell(model.where if model.state == COMPLETE else f"{model.where}, {model.state}"),
+        ]
+        for model in models
+    ]
+    print_table(columns, rows, stream)
+
+
+def _time_cell(moment: float | None) -> Cell:
+    if moment is None:
+        return Cell("")
+    return Cell(datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M"), iso_time(moment))

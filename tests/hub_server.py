@@ -1,0 +1,191 @@
+"""A Hugging Face hub on the loopback: the endpoints that a download asks, and every way in which they fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+LARGE = (".safetensors", ".bin", "tokenizer.json")  # what the hub keeps as LFS files, known by their SHA-256
+
+
+@dataclass
+class Repo:
+    """One commit of a model; ``refs`` are the names that it goes by."""
+
+    files: dict[str, bytes]
+    refs: tuple[str, ...] = ("main",)
+    private: bool = False
+    gated: bool = False
+
+    @property
+    def commit(self) -> str:
+        named = [name + hashlib.sha1(data).hexdigest() for name, data in sorted(self.files.items())]
+        return hashlib.sha1("".join(named).encode()).hexdigest()
+
+    def listing(self) -> dict[str, Any]:
+        """What the hub says of the model."""
+        return {"id": "org/name", "sha": self.commit, "siblings": [self._sibling(name) for name in self.files]}
+
+    def hash(self, name: str) -> str:
+        """A large file's SHA-256, a small one's hash in Git."""
+        data = self.files[name]
+        if name.endswith(LARGE):
+            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+    def _sibling(self, name: str) -> dict[str, Any]:
+        size = len(self.files[name])
+        if name.endswith(LARGE):
+            lfs = {"sha256": self.hash(name), "size": size, "pointerSize": 130}
+            return {"rfilename": name, "size": size, "blobId": "0" * 40, "lfs": lfs}
+        return {"rfilename": name, "size": size, "blobId": self.hash(name)}
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    sent: int = 0  # bytes of the file's contents
+
+
+@dataclass
+class Hub:
+    """The server's state, which a test sets, and its log, which a test reads."""
+
+    port: int = 0
+    repos: dict[str, list[Repo]] = field(default_factory=dict)
+    log: list[Request] = field(default_factory=list)
+    status: int = 0  # answer everything with this
+    reason: str = ""  # and say why
+    body: bytes | None = None  # answer everything with this
+    cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the connection breaks, once
+    stall: dict[str, int] = field(default_factory=dict)  # file -> bytes after which nothing more comes
+    damaged: set[str] = field(default_factory=set)  # files that come with a byte changed
+    ranges: bool = True
+    elsewhere: bool = False  # the contents come from another host, as the real hub's do
+    stalled: threading.Event = field(default_factory=threading.Event)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def add(self, files: dict[str, bytes], name: str = "org/name", **more: Any) -> Repo:
+        repo = Repo(files, **more)
+        self.repos.setdefault(name, []).append(repo)
+        return repo
+
+    def asked(self, file: str) -> list[Request]:
+        """The requests for the contents of a file."""
+        return [request for request in self.log if request.method == "GET" and request.path.endswith(f"/{file}")]
+
+
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """A hub that runs while the block does."""
+    hub = Hub()
+
+    class Handler(_Handler):
+        state = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    hub.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.closing.set()
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: Hub
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub, path = self.state, unquote(urlsplit(self.path).path)
+        request = Request(self.command, path, {name.lower(): value for name, value in self.headers.items()})
+        hub.log.append(request)
+        listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
+        content = re.fullmatch(r"/(cdn/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if "/api/" in path and "listing" in hub.stall:
+            hub.closing.wait()
+        if hub.status:
+            self._answer(hub.status, b"no", {"X-Error-Message": hub.reason})
+        elif hub.body is not None:
+            self._answer(200, hub.body)
+        elif listing:
+            if repo := self._repo(*listing.groups()):
+                self._answer(200, json.dumps(repo.listing()).encode())
+        elif content:
+            cdn, name, revision, file = content.groups()
+            if cdn or (repo := self._repo(name, revision)):
+                repo = next(r for r in hub.repos[name] if r.commit == revision) if cdn else repo
+                self._file(request, repo, file, bool(cdn))
+        else:
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+
+    def _repo(self, name: str, revision: str) -> Repo | None:
+        """The commit asked for, or None when the refusal was sent."""
+        versions = self.state.repos.get(name, [])
+        token = self.headers.get("Authorization") == "Bearer hf_right"
+        found = [repo for repo in versions if revision in (repo.commit, *repo.refs)]
+        if not versions or (versions[0].private and not token):
+            self._answer(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        elif not found:
+            self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        elif found[-1].gated and not token and "/resolve/" in self.path:
+            self._answer(401, b"", {"X-Error-Code": "GatedRepo"})
+        else:
+            return found[-1]
+        return None
+
+    def _file(self, request: Request, repo: Repo, name: str, is_cdn: bool) -> None:
+        hub, data = self.state, repo.files[name]
+        if hub.elsewhere and not is_cdn:
+            self._answer(302, b"", {"Location": f"http://localhost:{hub.port}/cdn{self.path}"})
+            return
+        if name in hub.damaged:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if hub.ranges else None
+        start = int(wanted[1]) if wanted else 0
+        headers = {"ETag": f'"{repo.hash(name)}"', "X-Repo-Commit": repo.commit}
+        if wanted:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        end = min(hub.cut.pop(name, len(data)), hub.stall.get(name, len(data)))
+        self._answer(206 if wanted else 200, data[start:end], headers, announced=len(data) - start)
+        request.sent = max(0, end - start)
+        if name in hub.stall:
+            hub.stalled.set()
+            hub.closing.wait()
+        if end < len(data):
+            self.close_connection = True
+
+    def _answer(
+        self, status: int, data: bytes, headers: dict[str, str] | None = None, *, announced: int | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data) if announced is None else announced))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+            self.wfile.flush()
