@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands import options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
@@ -19,35 +21,24 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options.prompt_options
+@prompt_options()
 @click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many candidates to list.")
 @click.option("--temperatures", metavar="LIST", help="Compare temperatures, such as 0,0.5,1,1.5.")
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@options.model_options
-@options.sampling_options
-@options.verbose_option
+@model_options
+@sampling_options
+@verbose_option
 def explain_step(
-    prompt: str | None,
-    prompt_file: Path | None,
-    parse_special: bool,
+    prompt: Prompt,
     index: int,
     top: int,
     temperatures: str | None,
     interactive: bool,
     as_json: bool,
-    model: str | None,
-    offline: bool,
-    device: str,
-    dtype: str,
-    threads: int | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    samplers: str,
-    seed: int | None,
+    choice: ModelChoice,
+    sampling: Sampling,
     verbose: bool,
 ) -> None:
     """Show how one token was chosen: every candidate's logit, probability, cut, and share of the draw.
@@ -60,22 +51,17 @@ def explain_step(
       llmcli explain-step "The king was" --seed 7 --step 3 --temperature 1.2
       llmcli explain-step "She opened the" --temperatures 0,0.5,1,2
     """
-    text = options.read_prompt(prompt, prompt_file)
-    sampling = options.asked_sampling(temperature, top_k, top_p, min_p, samplers)
+    text = prompt.read()
     warmths = parse_temperatures(temperatures)
     if interactive and (as_json or not (sys.stdin.isatty() and sys.stdout.isatty())):
         raise usage_error("--interactive needs a terminal and excludes --json", "leave it out")
-    seed = options.make_seed(seed)
-    loaded = options.open_model(model, offline, device, dtype, threads)
+    loaded = choice.open()
 
-    from llmcli.generate.sampling import Sampler
     from llmcli.render import ndjson
     from llmcli.render.step import print_step
 
-    ids = loaded.prompt_ids(text, parse_special=parse_special)
-    filters = sampling.filters(loaded.defaults.sampling)
-    sampler = Sampler([*loaded.vocabulary_filter(), *filters], seed)
-    options.tell_defaults(sampling, loaded)
+    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    sampler = sampling.sampler(loaded)
     shape = {"top": top, "temperatures": warmths}
     if interactive:
         walk(loaded, sampler, ids, shape)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from llmcli.commands import options
 from llmcli.commands.interrupt import Interrupt
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, usage_error
 
 if TYPE_CHECKING:
@@ -29,9 +31,9 @@ class GenerateCommand(click.Command):
 
 
 @click.command(cls=GenerateCommand)
-@options.prompt_options
-@options.model_options
-@options.sampling_options
+@prompt_options()
+@model_options
+@sampling_options
 @click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=0), default=512, show_default=True)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given more than once.")
 @click.option("--echo", is_flag=True, help="Write the prompt before the text.")
@@ -42,22 +44,11 @@ class GenerateCommand(click.Command):
     help="Colour the text by probability, and list each token with its N best rivals.  [default: 5]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a token, with probabilities.")
-@options.verbose_option
+@verbose_option
 def generate(
-    prompt: str | None,
-    prompt_file: Path | None,
-    parse_special: bool,
-    model: str | None,
-    offline: bool,
-    device: str,
-    dtype: str,
-    threads: int | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    samplers: str,
-    seed: int | None,
+    prompt: Prompt,
+    choice: ModelChoice,
+    sampling: Sampling,
     max_tokens: int,
     stop: tuple[str, ...],
     echo: bool,
@@ -78,18 +69,13 @@ def generate(
     """
     if "" in stop:
         raise usage_error("--stop is empty", "give the text before which to end")
-    text = options.read_prompt(prompt, prompt_file)
-    sampling = options.asked_sampling(temperature, top_k, top_p, min_p, samplers)
-    seed = options.make_seed(seed)
-    loaded = options.open_model(model, offline, device, dtype, threads)
+    text = prompt.read()
+    loaded = choice.open()
 
-    from llmcli.generate.sampling import Sampler
     from llmcli.generate.text import Generation
 
-    ids = loaded.prompt_ids(text, parse_special=parse_special)
-    filters = sampling.filters(loaded.defaults.sampling)
-    sampler = Sampler([*loaded.vocabulary_filter(), *filters], seed)
-    options.tell_defaults(sampling, loaded)
+    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    sampler = sampling.sampler(loaded)
     generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_tokens, stop=stop)
     if as_json:
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import click
 
-from llmcli.commands import options
+from llmcli.commands.model import find_model
+from llmcli.commands.options import offline_option, verbose_option
+from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.errors import usage_error
 
 
 @click.command()
-@click.argument("text", required=False)
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="Read the text from a file.")
-@click.option("--parse-special", is_flag=True, help="Read special tokens in the text as tokens, not as text.")
+@prompt_options("text")
 @click.option(
     "--model",
     "-m",
@@ -24,16 +23,14 @@ from llmcli.errors import usage_error
     metavar="MODEL",
     help="A folder, a name of `llmcli models`, or org/name of the hub; several stand side by side.",
 )
-@options.offline_option
+@offline_option
 @click.option("--ids", "only_ids", is_flag=True, help="The ids alone, on one line.")
 @click.option("--count", "only_count", is_flag=True, help="The number of tokens alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a model.")
 @click.option("--decode", metavar="IDS", help='The other way: the text of these ids, such as "1 2 3".')
-@options.verbose_option
+@verbose_option
 def tokenize(
-    text: str | None,
-    prompt_file: Path | None,
-    parse_special: bool,
+    prompt: Prompt,
     models: tuple[str, ...],
     offline: bool,
     only_ids: bool,
@@ -53,9 +50,9 @@ def tokenize(
     """
     if only_ids + only_count + as_json + (decode is not None) > 1:
         raise usage_error("--ids, --count, --json and --decode exclude each other", "give one of them")
-    if decode is not None and (text is not None or prompt_file is not None):
+    if decode is not None and (prompt.argument is not None or prompt.file is not None):
         raise usage_error("--decode takes ids and no TEXT", "leave one of them out")
-    source = options.read_prompt(text, prompt_file) if decode is None else ""
+    source = prompt.read() if decode is None else ""
 
     from llmcli.explain.tokens import tokenization
     from llmcli.hub.cache import name_of
@@ -64,14 +61,14 @@ def tokenize(
     from llmcli.render.generation import note
     from llmcli.text.tokenizer import load_tokenizer
 
-    folders = [options.find_model(name, offline) for name in models or (None,)]
+    folders = [find_model(name, offline) for name in models or (None,)]
     tokenizers = [load_tokenizer(folder, name_of(folder)) for folder in folders]
     if decode is not None:
         ids = parse_ids(decode)
         for tokenizer in tokenizers:
             click.echo(view.printable(tokenizer.decode(ids, skip_special=False), sys.stdout))
         return
-    reports = [tokenization(tokenizer, source, parse_special=parse_special) for tokenizer in tokenizers]
+    reports = [tokenization(tokenizer, source, parse_special=prompt.parse_special) for tokenizer in tokenizers]
     for report in reports:
         if only_ids:
             click.echo(" ".join(str(token.id) for token in report.tokens))

@@ -125,7 +125,7 @@ DEFAULTS = {"temperature": 0.8, "top-k": 0.0, "top-p": 0.95, "min-p": 0.0}  # wh
 
 
 def filter_chain(order: Sequence[str], values: Mapping[str, float]) -> list[Filter]:
-    """The filters named in ``order``, with their ``values``; those whose value turns them off are left out.
+    """The filters named in ``order``, with their ``values`` or else ``DEFAULTS``; those turned off are left out.
 
     Errors: an unknown or repeated name, or a value out of range (also of a filter not in ``order``).
     """
@@ -134,6 +134,7 @@ def filter_chain(order: Sequence[str], values: Mapping[str, float]) -> list[Filt
             raise usage_error(f"there is no sampler {name!r}", "known: " + ", ".join(FILTERS))
         if order.count(name) > 1:
             raise usage_error(f"sampler {name} is named twice", "name each at most once")
+    values = {**DEFAULTS, **values}
     built = {name: FILTERS[name](value) for name, value in values.items()}
     return [built[name] for name in order if values[name] != OFF.get(name)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from llmcli.commands.options import FILTER_NAMES, sampling_options
+from llmcli.commands.sampling import FILTER_NAMES, sampling_options
 from llmcli.generate.sampling import DEFAULTS, FILTERS
 from tests.commands.conftest import records
 

@@ -1,0 +1,76 @@
+"""The options that say which model runs, where and how; and opening it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llmcli.commands.options import bundle, device_option, offline_option, threads_option, use_threads
+
+if TYPE_CHECKING:
+    from llmcli.generate.loaded import LoadedModel
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What was said about the model; ``open`` loads it."""
+
+    model: str | None
+    adapter: Path | None
+    offline: bool
+    device: str
+    dtype: str
+    threads: int | None
+
+    def open(self) -> LoadedModel:
+        """Find and load the model, with a bar for what takes long."""
+        folder = find_model(self.model, self.offline)
+        use_threads(self.threads)
+        from llmcli.generate.loaded import load
+        from llmcli.hub.cache import name_of
+        from llmcli.render.loading import LoadingView
+
+        with LoadingView(sys.stderr) as view:
+            return load(
+                folder,
+                name=name_of(folder),
+                adapter=self.adapter,
+                device=self.device,
+                dtype=self.dtype,
+                progress=view,
+            )
+
+
+def find_model(name: str | None, offline: bool) -> Path:
+    """The folder of the model, the shipped one if none is named; shows the download if there is one."""
+    from llmcli import hub
+    from llmcli.render.download import DownloadView
+
+    name = hub.default_model() if name is None else name
+    with DownloadView(name, sys.stderr) as view:
+        return hub.find(name, offline=offline, progress=view)
+
+
+model_options = bundle(
+    "choice",
+    ModelChoice,
+    click.option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A folder, a name of `llmcli models`, or org/name of the Hugging Face hub.",
+    ),
+    click.option(
+        "--adapter", type=click.Path(path_type=Path), metavar="DIR", help="A LoRA, as PEFT saves it, to merge into it."
+    ),
+    offline_option,
+    device_option,
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: as stored."),
+    threads_option,
+)
