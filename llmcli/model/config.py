@@ -15,6 +15,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 LayerType = Literal["full_attention", "sliding_attention"]
 
 MOST_LAYERS = 512
+MOST_POSITIONS = 2**30
 # Far above any real model: a damaged number should ask for neither memory nor time.
 _MOST = {
     "vocab_size": 2**24,
@@ -24,7 +25,7 @@ _MOST = {
     "num_attention_heads": 512,
     "num_key_value_heads": 512,
     "head_dim": 2**14,
-    "max_position_embeddings": 2**30,
+    "max_position_embeddings": MOST_POSITIONS,
 }
 _MOST_EXPERTS = 2**15  # in all layers together
 
@@ -68,7 +69,7 @@ class RopeConfig:
             )
         if not 0 < self.beta_slow <= self.beta_fast:
             raise _bad(f"beta_slow ({self.beta_slow}) must be above 0 and at most beta_fast ({self.beta_fast})")
-        if self.original_max_position_embeddings < 1:
+        if not 1 <= self.original_max_position_embeddings <= MOST_POSITIONS:
             raise _bad(f"original_max_position_embeddings is {self.original_max_position_embeddings}")
         if not all(0 < factor < math.inf for factor in (*self.short_factor, *self.long_factor)):
             raise _bad("short_factor and long_factor must hold numbers above 0")
@@ -196,7 +197,9 @@ class ModelConfig:
                 continue
             turned = rope.rotated(self.head_dim)
             if turned < 2 or turned % 2:
-                raise _bad(f"an even number of a head's features must be rotated, not {turned} of {self.head_dim}")
+                raise _bad(
+                    f"an even number of a head's features must be rotated, not {turned} (head_dim is {self.head_dim})"
+                )
             if rope.rope_type == "dynamic" and turned == 2:
                 raise _bad("dynamic rope scaling needs more than 2 rotated features")
             if rope.rope_type == "longrope" and {len(rope.short_factor), len(rope.long_factor)} != {turned // 2}:

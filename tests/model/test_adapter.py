@@ -29,7 +29,7 @@ def adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name or parameter.requires_grad:
-                parameter.copy_(0.3 * torch.randn_like(parameter))
+                parameter.copy_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return model.eval()
 

@@ -15,11 +15,11 @@ from llmcli.errors import LlmcliError
 from llmcli.model.cache import KVCache
 from llmcli.model.trace import Trace, keep
 from llmcli.model.transformer import Transformer
-from tests.tiny import CONTEXT, CPU, VOCAB, Tiny, chunks, random_ids
+from tests.tiny import CONTEXT, CPU, VOCAB, WINDOW, Tiny, chunks, random_ids
 
-NAMES = ["llama", "llama-llama3", "gpt2"]
+NAMES = ["llama", "llama-llama3", "gpt2", "mistral", "gemma2", "gemma3_text"]
 CLOSE = 1e-4
-T = 40
+T = 40  # more than a window
 
 cuts = st.lists(st.integers(1, T - 1), max_size=6)
 seeds = st.integers(0, 2**16)
@@ -161,11 +161,14 @@ def test_traced_attention_is_a_distribution_over_the_past(model: Transformer, se
         past, trace = cache.length, Trace()
         model(part, cache, trace)
         assert len(trace.attention) == model.config.num_hidden_layers
-        future = torch.ones(part.shape[1], cache.length, dtype=torch.bool).triu(past + 1)
-        for weights in trace.attention:
+        distance = torch.arange(past, cache.length)[:, None] - torch.arange(cache.length)
+        for layer, weights in enumerate(trace.attention):
+            seen = distance >= 0
+            if model.config.layer_type(layer) == "sliding_attention":
+                seen &= distance < WINDOW
             assert weights.shape == (1, model.config.num_attention_heads, part.shape[1], cache.length)
-            assert (weights[:, :, future] == 0).all()
-            assert (weights[:, :, ~future] > 0).all()
+            assert (weights[:, :, ~seen] == 0).all()
+            assert (weights[:, :, seen] > 0).all()
             assert gap(weights.sum(-1), torch.ones(weights.shape[:-1])) <= 1e-5
 
 

@@ -1,4 +1,4 @@
-"""Our forward pass against transformers', part by part, and proof that the comparison notices mistakes."""
+"""Our forward pass against transformers', part by part and token by token. That it can fail: test_mutations.py."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmcli.model import checkpoint, rope, transformer
-from llmcli.model.cache import KVCache
-from llmcli.model.config import RopeConfig
+from llmcli.model import checkpoint
 from llmcli.model.stored import WEIGHTS
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
-from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, Tiny, chunks, greedy, random_ids, reopen
+from tests.parity import CLOSE, DECODED, IDS, parity_error
+from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, Tiny, greedy, random_ids, reopen
 
 Make = Callable[[str], Tiny]
-
-CLOSE = 1e-4
-WRONG = 1e-3  # what a real mistake must exceed, ten times what rounding may reach
-IDS = random_ids(CONTEXT, seed=0, batch=2)
 
 
 def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
@@ -71,17 +66,6 @@ def post_norms(block: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     return block.post_attention_layernorm, block.post_feedforward_layernorm
 
 
-def parity_error(model: Transformer, case: Tiny, cuts: list[int] | None = None) -> float:
-    """Largest difference between our logits and transformers', reading the ids in the given chunks."""
-    cache = model.new_cache(batch=2)
-    with torch.no_grad():
-        ours = torch.cat([model(part, cache) for part in chunks(IDS, cuts or [])], dim=1)
-        theirs = case.reference(IDS).logits
-    error = (ours - theirs).abs().max()
-    assert error.isfinite()
-    return float(error)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_every_part_of_a_forward_pass_agrees(tiny: Make, name: str) -> None:
     case = tiny(name)
@@ -101,21 +85,44 @@ def test_every_part_of_a_forward_pass_agrees(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_greedy_tokens_are_those_of_transformers(tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "cuts",
+    [[40], [10, 20, 30, 70, 71], [WINDOW - 1, WINDOW, WINDOW + 1], DECODED],
+    ids=["two", "some", "window", "all"],
+)
+def test_logits_agree_however_the_text_is_read(tiny: Make, name: str, cuts: list[int]) -> None:
     case = tiny(name)
-    prompt = random_ids(CONTEXT - 64, seed=2)
-    monkeypatch.setattr(case.reference.generation_config, "eos_token_id", None)
+    assert parity_error(case.load(), case, cuts) <= CLOSE
+
+
+def theirs_greedy(model: PreTrainedModel, prompt: Tensor, count: int) -> list[int]:
+    """What transformers generates after ``prompt`` [1, T]."""
+    mask = torch.ones_like(prompt)
     with torch.no_grad():
-        theirs = case.reference.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=64,
-            do_sample=False,
-            pad_token_id=0,
-        )[0, prompt.shape[1] :].tolist()
-    assert len(theirs) == 64
+        ids = model.generate(prompt, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
+    assert ids.shape[1] == prompt.shape[1] + count
+    tokens: list[int] = ids[0, prompt.shape[1] :].tolist()
+    return tokens
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "llama-dynamic"])
+@pytest.mark.parametrize("length", [CONTEXT - 64, 16])
+def test_greedy_tokens_are_those_of_transformers(tiny: Make, name: str, length: int) -> None:
+    """Also from below to far beyond windows and original contexts."""
+    case = tiny(name)
+    prompt = random_ids(length, seed=2)
+    theirs = theirs_greedy(case.reference, prompt, 64)
     assert len(set(theirs)) > 8, "a model that repeats itself tests little"
-    assert greedy(case.load(), prompt, 64) == theirs
+    assert greedy(case.load(), prompt[0].tolist(), 64) == theirs
+
+
+def test_greedy_tokens_with_dynamic_angles_are_those_of_transformers_up_to_their_limit(tiny: Make) -> None:
+    """Beyond, transformers changes the angles with every token and leaves the keys that it has cached."""
+    case = tiny("llama-dynamic")
+    prompt = random_ids(4, seed=2)
+    theirs = theirs_greedy(case.reference, prompt, ROPE_ORIGINAL - 4)
+    assert len(set(theirs)) > 8
+    assert greedy(case.load(), prompt[0].tolist(), ROPE_ORIGINAL - 4) == theirs
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -176,7 +183,7 @@ def assert_same_parameters(a: Transformer, b: Transformer) -> None:
         assert torch.equal(parameter, theirs[name]), name
 
 
-@pytest.mark.parametrize("name", ["llama-linear", "llama-llama3"])
+@pytest.mark.parametrize("name", ["llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale"])
 @pytest.mark.parametrize("key", ["type", "rope_type"])
 def test_the_older_form_of_rope_settings_means_the_same(tiny: Make, name: str, key: str, tmp_path: Path) -> None:
     folder = tiny(name).folder
@@ -186,192 +193,3 @@ def test_the_older_form_of_rope_settings_means_the_same(tiny: Make, name: str, k
     raw["rope_scaling"] = {key: settings.pop("rope_type")} | settings
     (tmp_path / "config.json").write_text(json.dumps(raw))
     assert checkpoint.read_config(tmp_path) == checkpoint.read_config(folder)
-
-
-# From here on: mistakes that parity must notice.
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_parity_notices_every_parameter(tiny: Make, name: str) -> None:
-    """Setting any parameter to what transformers starts it with (or to zero) must show."""
-    case = tiny(name)
-    model = case.load()
-    assert parity_error(model, case) <= CLOSE
-    for parameter_name, parameter in model.named_parameters():
-        right = parameter.clone()
-        parameter.fill_(1.0 if "norm.weight" in parameter_name else 0.0)
-        assert parity_error(model, case) > WRONG, parameter_name
-        parameter.copy_(right)
-
-
-def swap(weight: Tensor, start: int, middle: int, end: int) -> None:
-    """Exchange rows start..middle and middle..end of a stacked matrix."""
-    weight[start:end] = torch.cat((weight[middle:end], weight[start:middle]))
-
-
-def swap_head_halves(model: Transformer) -> None:
-    """Turn every query and key the wrong way round."""
-    D = model.config.head_dim
-    for block in model.blocks:
-        for start in range(0, model.config.q_size + model.config.kv_size, D):
-            swap(block.attn.qkv.weight, start, start + D // 2, start + D)
-
-
-def interleave_heads(model: Transformer) -> None:
-    """The other layout of rotary pairs, as the original Llama files have it."""
-    D = model.config.head_dim
-    order = torch.arange(D).view(2, D // 2).T.flatten()
-    for block in model.blocks:
-        for start in range(0, model.config.q_size + model.config.kv_size, D):
-            rows = block.attn.qkv.weight[start : start + D]
-            rows.copy_(rows[order])
-
-
-def swap_queries_and_keys(model: Transformer) -> None:
-    for block in model.blocks:
-        swap(block.attn.qkv.weight, 0, model.config.q_size, 2 * model.config.q_size)
-
-
-def swap_keys_and_values(model: Transformer) -> None:
-    q, kv = model.config.q_size, model.config.kv_size
-    for block in model.blocks:
-        swap(block.attn.qkv.weight, q, q + kv, q + 2 * kv)
-
-
-def swap_key_value_heads(model: Transformer) -> None:
-    q, D = model.config.q_size, model.config.head_dim
-    for block in model.blocks:
-        for start in (q, q + 2 * D):
-            swap(block.attn.qkv.weight, start, start + D, start + 2 * D)
-
-
-def swap_gate_and_up(model: Transformer) -> None:
-    wide = model.config.intermediate_size
-    for block in model.blocks:
-        swap(block.mlp.up.weight, 0, wide, 2 * wide)
-
-
-def swap_norms(model: Transformer) -> None:
-    for block in model.blocks:
-        block.attn_norm, block.mlp_norm = block.mlp_norm, block.attn_norm
-
-
-def forget_eps(model: Transformer) -> None:
-    for module in model.modules():
-        if isinstance(module, transformer.Norm):
-            module.eps = 1e-6
-
-
-def other_activation(model: Transformer) -> None:
-    others = {"silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu"}
-    for block in model.blocks:
-        block.mlp.activation = others[block.mlp.activation]
-
-
-def other_theta(model: Transformer) -> None:
-    model._frequencies = rope.inverse_frequencies(RopeConfig(theta=10000.0), model.config.head_dim)
-
-
-def one_position_late(model: Transformer) -> None:
-    model.positions.weight.copy_(model.positions.weight.roll(-1, dims=0))
-
-
-@pytest.mark.parametrize(
-    ("name", "mutate"),
-    [
-        ("llama", swap_head_halves),
-        ("llama", interleave_heads),
-        ("llama-tied", swap_queries_and_keys),
-        ("gpt2", swap_queries_and_keys),
-        ("llama", swap_keys_and_values),
-        ("gpt2", swap_keys_and_values),
-        ("llama", swap_key_value_heads),
-        ("llama", swap_gate_and_up),
-        ("llama-biases", swap_gate_and_up),
-        ("llama", swap_norms),
-        ("gpt2", swap_norms),
-        ("llama", forget_eps),
-        ("gpt2", forget_eps),
-        *((name, other_activation) for name in CASES),
-        ("llama", other_theta),
-        ("llama-linear", other_theta),
-        ("gpt2", one_position_late),
-    ],
-)
-def test_parity_notices_a_wrong_model(tiny: Make, name: str, mutate: Callable[[Transformer], None]) -> None:
-    case = tiny(name)
-    model = case.load()
-    mutate(model)
-    assert parity_error(model, case) > WRONG
-
-
-def inverted(frequencies: Tensor, config: RopeConfig) -> Tensor:
-    """llama3's scaling with the ramp between its bands run backwards."""
-    right = LLAMA3(frequencies, config)
-    between = (right != frequencies) & (right != frequencies / config.factor)
-    assert between.any()
-    return torch.where(between, frequencies * (1 + 1 / config.factor) - right, right)
-
-
-def unramped(frequencies: Tensor, config: RopeConfig) -> Tensor:
-    """llama3's scaling with every band slowed, which is linear scaling."""
-    return frequencies / config.factor
-
-
-LLAMA3 = rope._llama3
-
-
-@pytest.mark.parametrize("mutant", [inverted, unramped, lambda frequencies, config: frequencies])
-def test_parity_notices_wrong_llama3_scaling(tiny: Make, monkeypatch: pytest.MonkeyPatch, mutant: Any) -> None:
-    assert IDS.shape[1] > ROPE_ORIGINAL
-    case = tiny("llama-llama3")
-    monkeypatch.setattr(rope, "_llama3", mutant)
-    assert parity_error(case.load(), case) > WRONG
-
-
-def test_parity_notices_forgotten_linear_scaling(tiny: Make) -> None:
-    case = tiny("llama-linear")
-    model = case.load()
-    model._frequencies = model._frequencies * 4.0
-    assert parity_error(model, case) > WRONG
-
-
-@pytest.mark.parametrize("offset", [-1, 1])
-@pytest.mark.parametrize("name", ["llama", "llama-linear", "llama-llama3"])
-def test_parity_notices_a_rotation_off_by_one(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int
-) -> None:
-    """Shifting all positions alike changes nothing (only distances count), so shift those of a later chunk."""
-    case = tiny(name)
-    assert parity_error(case.load(), case, cuts=[40]) <= CLOSE
-
-    def shifted(frequencies: Tensor, start: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return rope.rotation(frequencies, start + offset if start else 0, count, dtype)
-
-    monkeypatch.setattr(transformer, "rotation", shifted)
-    assert parity_error(case.load(), case) <= CLOSE
-    assert parity_error(case.load(), case, cuts=[40]) > WRONG
-
-
-@pytest.mark.parametrize("offset", [-1, 1])
-@pytest.mark.parametrize("name", CASES)
-def test_parity_notices_a_mask_off_by_one(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int) -> None:
-    case = tiny(name)
-    assert parity_error(case.load(), case, cuts=[40]) <= CLOSE
-
-    def shifted(past: int, count: int, device: torch.device) -> Tensor:
-        return torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past + offset)
-
-    monkeypatch.setattr(transformer, "causal_mask", shifted)
-    assert parity_error(case.load(), case, cuts=[40]) > WRONG
-
-
-def test_parity_notices_values_out_of_order(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = tiny("gpt2")
-    append = KVCache.append
-
-    def reversed_values(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return append(cache, layer, k, v.flip(2))
-
-    monkeypatch.setattr(KVCache, "append", reversed_values)
-    assert parity_error(case.load(), case) > WRONG

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import ROPE_TYPES, RopeConfig
+from llmcli.model.config import MOST_POSITIONS, ROPE_TYPES, RopeConfig
 from llmcli.model.families.fields import ACTIVATIONS, choice, field, numbers, token_ids, wrong
 
 
@@ -82,6 +82,7 @@ def rope(
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
         raise wrong("rope_scaling", scaling, "an object")
+    context = min(max(context, 1), MOST_POSITIONS)  # if it is neither, ModelConfig says so
     nested = scaling.get(layer_type)
     scaling = nested if isinstance(nested, Mapping) else scaling
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
@@ -127,7 +128,7 @@ def _attention_factor(rope: RopeConfig, scaling: Mapping[str, Any]) -> float:
 
 def stretched(rope: RopeConfig, context: int) -> int:
     """The context in tokens. "dynamic" and "yarn" files may give the one before stretching."""
-    if rope.rope_type in ("dynamic", "yarn") and rope.factor > 1:
+    if rope.rope_type in ("dynamic", "yarn") and rope.factor > 1 and context > 0:
         longest = rope.factor * rope.original_max_position_embeddings
-        return max(context, int(min(longest, 2**31)))
+        return max(context, int(min(longest, MOST_POSITIONS)))
     return context

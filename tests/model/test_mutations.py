@@ -1,0 +1,503 @@
+"""Proof that parity can fail: every mistake a family invites must show in its logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmcli.model import attention, rope, transformer
+from llmcli.model.attention import Attention
+from llmcli.model.cache import KVCache
+from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.families import FAMILIES, gpt_neox, mixtral
+from llmcli.model.families.names import Names
+from llmcli.model.layers import Norm
+from llmcli.model.mlp import MLP, MoE
+from llmcli.model.transformer import Transformer
+from tests.parity import CLOSE, DECODED, IDS, WRONG, parity_error
+from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, Tiny
+
+Make = Callable[[str], Tiny]
+Mutation = Callable[[Transformer], Any]  # gives another model, or changes the one it is given
+
+GEMMA = ["gemma2", "gemma3_text", "gemma3_text-linear"]
+GEMMA3 = GEMMA[1:]
+NEOX = ["gpt_neox", "gpt_neox-serial"]
+COHERE = ["cohere", "cohere-normed"]
+PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel"]
+MOE = ["mixtral", "qwen3_moe", "olmoe"]
+MIXED = ["qwen2-windows", "qwen3-windows", "smollm3-windows", *GEMMA]  # windowed and full layers
+WINDOWED = ["mistral", *MIXED, "phi3", "starcoder2", "mixtral", "qwen3_moe"]
+NORMED = ["qwen3", "qwen3-windows", *GEMMA3, "qwen3_moe", "olmo2", "olmoe", "stablelm-parallel", "cohere-normed"]
+GATED = [name for name in CASES if name.split("-")[0] not in ("gpt2", "gpt_neox", "starcoder2")]
+ROPED = [name for name in CASES if not name.startswith("gpt2")]
+STRETCHED = ["llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale", "gemma3_text-linear"]
+READ = [None, [40], DECODED]  # in one pass, in two, token by token
+READ_IDS = ["whole", "chunks", "decoded"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parity_notices_every_parameter(tiny: Make, name: str) -> None:
+    """Setting any parameter to what transformers starts it with (or to zero) must show."""
+    case = tiny(name)
+    model = case.load()
+    assert parity_error(model, case) <= CLOSE
+    for parameter_name, parameter in model.named_parameters():
+        right = parameter.clone()
+        parameter.fill_(1.0 if "norm.weight" in parameter_name and model.config.norm_offset == 0 else 0.0)
+        assert parity_error(model, case) > WRONG, parameter_name
+        parameter.copy_(right)
+
+
+# Another config, the same weights.
+
+
+def rebuilt(model: Transformer, **changes: Any) -> Transformer:
+    """The same weights under another config, which may need fewer of them but no others."""
+    other = Transformer(dataclasses.replace(model.config, **changes)).eval()
+    assert other.config != model.config, "the change is none"
+    missing, _ = other.load_state_dict(model.state_dict(), strict=False)
+    assert missing == []
+    return other
+
+
+def changed(**changes: Any) -> Mutation:
+    return lambda model: rebuilt(model, **changes)
+
+
+def changed_rope(which: str = "rope", **changes: Any) -> Mutation:
+    return lambda model: rebuilt(model, **{which: dataclasses.replace(getattr(model.config, which), **changes)})
+
+
+def serial_or_parallel(model: Transformer) -> Transformer:
+    return rebuilt(model, parallel_residual=not model.config.parallel_residual)
+
+
+def swap_local_and_global(model: Transformer) -> Transformer:
+    return rebuilt(model, rope=model.config.local_rope, local_rope=model.config.rope)
+
+
+def other_activation(model: Transformer) -> Transformer:
+    others = {"silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu"}
+    return rebuilt(model, activation=others[model.config.activation])
+
+
+def shifted_layer_types(model: Transformer) -> Transformer:
+    types = model.config.layer_types
+    return rebuilt(model, layer_types=(*types[1:], types[0]))
+
+
+def full_attention(model: Transformer) -> Transformer:
+    return rebuilt(model, layer_types=())
+
+
+def windows_everywhere(model: Transformer) -> Transformer:
+    return rebuilt(model, layer_types=("sliding_attention",) * model.config.num_hidden_layers)
+
+
+def shifted_layers_without_rope(model: Transformer) -> Transformer:
+    layers = model.config.num_hidden_layers
+    return rebuilt(
+        model, layers_without_rope=frozenset((layer + 1) % layers for layer in model.config.layers_without_rope)
+    )
+
+
+def other_experts(**changes: Any) -> Mutation:
+    return lambda model: rebuilt(model, moe=dataclasses.replace(_moe(model.config), **changes))
+
+
+def flip_normalize(model: Transformer) -> Transformer:
+    moe = _moe(model.config)
+    return rebuilt(model, moe=dataclasses.replace(moe, normalize=not moe.normalize))
+
+
+def _moe(config: ModelConfig) -> Any:
+    assert config.moe is not None
+    return config.moe
+
+
+def short_for_long(model: Transformer) -> Transformer:
+    right = model.config.rope
+    assert right is not None
+    swapped = dataclasses.replace(right, short_factor=right.long_factor, long_factor=right.short_factor)
+    return rebuilt(model, rope=swapped)
+
+
+def rotated_whole(model: Transformer) -> Transformer:
+    right = model.config.rope
+    assert right is not None
+    more = (1.0,) * (model.config.head_dim // 2 - len(right.long_factor)) if right.long_factor else ()
+    factors = {"short_factor": right.short_factor + more, "long_factor": right.long_factor + more}
+    return rebuilt(model, rope=dataclasses.replace(right, partial_rotary_factor=1.0, **factors))
+
+
+def other_kind_of_norm(model: Transformer) -> Transformer:
+    return rebuilt(model, norm="layer") if model.config.norm == "rms" else rebuilt(model, norm="rms", norm_bias=False)
+
+
+def serial(model: Transformer) -> Transformer:
+    """The MLP behind attention, with the norm that both shared."""
+    other = Transformer(dataclasses.replace(model.config, parallel_residual=False, shared_norm=False)).eval()
+    weights = dict(model.state_dict())
+    weights |= {name.replace("attn_norm", "mlp_norm"): value for name, value in weights.items() if "attn_norm" in name}
+    other.load_state_dict(weights)
+    return other
+
+
+def norms_in_front(model: Transformer) -> Transformer:
+    """Norms before attention and MLP instead of behind."""
+    other = Transformer(dataclasses.replace(model.config, pre_norm=True, post_norm=False)).eval()
+    other.load_state_dict({name.replace("_post_norm", "_norm"): value for name, value in model.state_dict().items()})
+    return other
+
+
+# What went wrong: the mutation, and the cases in which it must show.
+CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
+    "eps": (changed(norm_eps=1e-6), list(CASES)),
+    "kind of norm": (other_kind_of_norm, list(CASES)),
+    "activation": (other_activation, list(CASES)),
+    "no norm offset": (changed(norm_offset=0.0), GEMMA),
+    "norms in front": (norms_in_front, ["olmo2"]),
+    "theta": (changed_rope(theta=777.0), ROPED),
+    "rotated whole": (rotated_whole, PARTIAL),
+    "not stretched": (changed_rope(rope_type="default"), [*STRETCHED, "phi3-longrope"]),
+    "factor": (changed_rope(factor=5.0), STRETCHED),
+    "original context": (
+        changed_rope(original_max_position_embeddings=24),
+        ["llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale"],
+    ),
+    "low_freq_factor": (changed_rope(low_freq_factor=1.5), ["llama-llama3"]),
+    "high_freq_factor": (changed_rope(high_freq_factor=3.0), ["llama-llama3"]),
+    "beta_fast": (changed_rope(beta_fast=4.0), ["llama-yarn", "llama-yarn-mscale"]),
+    "beta_slow": (changed_rope(beta_slow=0.5), ["llama-yarn", "llama-yarn-mscale"]),
+    "truncated": (changed_rope(truncate=True), ["llama-yarn-mscale"]),
+    "not truncated": (changed_rope(truncate=False), ["llama-yarn"]),
+    "no attention factor": (
+        changed_rope(attention_factor=1.0),
+        ["llama-yarn", "llama-yarn-mscale", "phi3-longrope"],
+    ),
+    "short for long factors": (short_for_long, ["phi3-longrope"]),
+    "never long": (changed_rope(original_max_position_embeddings=4096), ["phi3-longrope"]),
+    "local theta": (changed_rope("local_rope", theta=777.0), GEMMA3),
+    "no local angles": (changed(local_rope=None), GEMMA3),
+    "local and global swapped": (swap_local_and_global, GEMMA3),
+    "rope everywhere": (changed(layers_without_rope=frozenset()), ["smollm3", "smollm3-windows"]),
+    "rope elsewhere": (shifted_layers_without_rope, ["smollm3", "smollm3-windows"]),
+    "no windows": (full_attention, WINDOWED),
+    "windows everywhere": (windows_everywhere, MIXED),
+    "layer types shifted": (shifted_layer_types, MIXED),
+    "q and k not normed": (changed(qk_norm=None), NORMED),
+    "q and k normed by head": (changed(qk_norm="heads"), ["olmo2", "olmoe"]),
+    "q and k normed together": (changed(qk_norm="full"), ["stablelm-parallel", "cohere-normed"]),
+    "attention scale": (changed(attention_scale=None), ["gemma2", "gemma3_text", "granite"]),
+    "attention softcap": (changed(attention_softcap=None), ["gemma2"]),
+    "logit softcap": (changed(logit_softcap=None), ["gemma2"]),
+    "embedding scale": (changed(embedding_scale=1.0), [*GEMMA, "granite"]),
+    "residual scale": (changed(residual_scale=1.0), ["granite"]),
+    "logit scale": (changed(logit_scale=1.0), ["granite", *COHERE]),
+    "serial or parallel": (serial_or_parallel, NEOX),
+    "serial": (serial, ["stablelm-parallel", *COHERE]),
+    "shared norm": (changed(shared_norm=True), ["gpt_neox"]),
+    "experts' weights normalized or not": (flip_normalize, MOE),
+    "one expert": (other_experts(num_experts_per_tok=1), MOE),
+    "three experts": (other_experts(num_experts_per_tok=3), MOE),
+}
+
+
+def rows(table: dict[str, tuple[Any, list[str]]]) -> list[Any]:
+    """A table's (case, mutation) pairs as pytest parameters."""
+    return [
+        pytest.param(name, mutation, id=f"{what}-{name}") for what, (mutation, names) in table.items() for name in names
+    ]
+
+
+@pytest.mark.parametrize(("name", "mutate"), rows(CONFIGS))
+def test_parity_notices_another_config(tiny: Make, name: str, mutate: Mutation) -> None:
+    case = tiny(name)
+    assert parity_error(mutate(case.load()), case) > WRONG
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("offset", [-1, 1])
+@pytest.mark.parametrize("cuts", READ, ids=READ_IDS)
+def test_parity_notices_a_window_off_by_one(tiny: Make, name: str, offset: int, cuts: list[int] | None) -> None:
+    case = tiny(name)
+    assert parity_error(rebuilt(case.load(), sliding_window=WINDOW + offset), case, cuts) > WRONG
+
+
+# Weights in the wrong places.
+
+
+def exchange(weight: Tensor, start: int, middle: int, end: int) -> None:
+    """Exchange rows start..middle and middle..end of a stacked matrix."""
+    weight[start:end] = torch.cat((weight[middle:end], weight[start:middle]))
+
+
+def swap_head_halves(model: Transformer) -> None:
+    """Turn every query and key the wrong way round."""
+    D = model.config.head_dim
+    for block in model.blocks:
+        for start in range(0, model.config.q_size + model.config.kv_size, D):
+            exchange(block.attn.qkv.weight, start, start + D // 2, start + D)
+
+
+def interleave_heads(model: Transformer) -> None:
+    """The other layout of rotary pairs, as the original Llama files have it."""
+    D = model.config.head_dim
+    order = torch.arange(D).view(2, D // 2).T.flatten()
+    for block in model.blocks:
+        for start in range(0, model.config.q_size + model.config.kv_size, D):
+            rows = block.attn.qkv.weight[start : start + D]
+            rows.copy_(rows[order])
+
+
+def swap_queries_and_keys(model: Transformer) -> None:
+    for block in model.blocks:
+        exchange(block.attn.qkv.weight, 0, model.config.q_size, 2 * model.config.q_size)
+
+
+def swap_keys_and_values(model: Transformer) -> None:
+    q, kv = model.config.q_size, model.config.kv_size
+    for block in model.blocks:
+        exchange(block.attn.qkv.weight, q, q + kv, q + 2 * kv)
+
+
+def swap_key_value_heads(model: Transformer) -> None:
+    q, D = model.config.q_size, model.config.head_dim
+    for block in model.blocks:
+        for start in (q, q + model.config.kv_size):
+            exchange(block.attn.qkv.weight, start, start + D, start + 2 * D)
+
+
+def swap_gate_and_up(model: Transformer) -> None:
+    for mlp in (module for module in model.modules() if isinstance(module, MLP)):
+        wide = mlp.up.weight.shape[0] // 2
+        exchange(mlp.up.weight, 0, wide, 2 * wide)
+
+
+def swap_experts(model: Transformer) -> None:
+    for moe in (module for module in model.modules() if isinstance(module, MoE)):
+        moe.experts = torch.nn.ModuleList([moe.experts[1], moe.experts[0], *moe.experts[2:]])
+
+
+def swap_norms(one: str, other: str) -> Mutation:
+    def swap(model: Transformer) -> None:
+        for block in model.blocks:
+            left, right = getattr(block, one), getattr(block, other)
+            setattr(block, one, right)
+            setattr(block, other, left)
+
+    return swap
+
+
+def one_position_late(model: Transformer) -> None:
+    model.positions.weight.copy_(model.positions.weight.roll(-1, dims=0))
+
+
+PRE_NORMED = [name for name in CASES if not name.startswith(("olmo2", "cohere", "stablelm-parallel"))]
+EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite"]
+WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
+    "head halves": (swap_head_halves, [name for name in ROPED if name not in PARTIAL]),
+    "heads interleaved": (interleave_heads, ROPED),
+    "queries and keys": (swap_queries_and_keys, EQUAL_HEADS),
+    "keys and values": (swap_keys_and_values, list(CASES)),
+    "key heads": (swap_key_value_heads, [name for name in CASES if name not in ("llama-llama3", "phi3-longrope")]),
+    "gate and up": (swap_gate_and_up, GATED),
+    "experts": (swap_experts, MOE),
+    "norms": (swap_norms("attn_norm", "mlp_norm"), PRE_NORMED),
+    "pre and post norm of attention": (swap_norms("attn_norm", "attn_post_norm"), GEMMA),
+    "pre and post norm of the MLP": (swap_norms("mlp_norm", "mlp_post_norm"), GEMMA),
+    "post norms": (swap_norms("attn_post_norm", "mlp_post_norm"), [*GEMMA, "olmo2"]),
+    "positions": (one_position_late, ["gpt2", "gpt2-untied"]),
+}
+
+
+@pytest.mark.parametrize(("name", "mutate"), rows(WEIGHTS))
+def test_parity_notices_weights_in_the_wrong_place(tiny: Make, name: str, mutate: Mutation) -> None:
+    case = tiny(name)
+    model = case.load()
+    mutate(model)
+    assert parity_error(model, case) > WRONG
+
+
+RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
+    "stacked by kind": (dataclasses.replace(gpt_neox.NAMES, by_head=False).rules, NEOX),
+    "not interleaved": (Names().rules, COHERE),
+    "gate and up": (dataclasses.replace(mixtral.NAMES, expert_up=("w3", "w1")).rules, ["mixtral"]),
+}
+
+
+@pytest.mark.parametrize(("name", "rules"), rows(RULES))
+def test_parity_notices_wrong_tensor_rules(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, rules: Callable[[ModelConfig], Any]
+) -> None:
+    case = tiny(name)
+    family = FAMILIES[name.split("-")[0]]
+    monkeypatch.setitem(FAMILIES, family.model_type, dataclasses.replace(family, rules=rules))
+    assert parity_error(case.load(), case) > WRONG
+
+
+# Code that does something else.
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Patch:
+    return lambda monkeypatch: monkeypatch.setattr(owner, name, function)
+
+
+def rotate_the_end(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Turns the last features of a head instead of the first."""
+    still = x.shape[-1] - cos.shape[-1]
+    return torch.cat((x[..., :still], rope.rotate(x[..., still:], cos, signed_sin)), dim=-1)
+
+
+def rotate_backwards(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Queries and keys turned the other way, which their distance does not show, but q alone would."""
+    return torch.cat((rope.rotate(x[:, :, :1], cos, -signed_sin), rope.rotate(x[:, :, 1:], cos, signed_sin)), dim=2)
+
+
+def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    q_norm, k_norm, self.q_norm, self.k_norm = self.q_norm, self.k_norm, None, None
+    q, k, v = PROJECT(self, x, angles)
+    self.q_norm, self.k_norm = q_norm, k_norm
+    assert q_norm is not None
+    assert k_norm is not None
+    q, k = (attention._normed(norm, t.transpose(1, 2)).transpose(1, 2) for norm, t in ((q_norm, q), (k_norm, k)))
+    return q, k, v
+
+
+def softcap_after_mask(
+    q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float
+) -> Tensor:
+    """What is masked gets the score -softcap instead of none."""
+    mask = attention.causal_mask(k.shape[2] - q.shape[2], q.shape[2], q.device) if mask is None else mask
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = (q @ k.transpose(-2, -1) * scale).masked_fill(~mask, float("-inf"))
+    return (softcap * torch.tanh(scores / softcap)).softmax(dim=-1)
+
+
+def uniform_weights(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    weights, chosen = ROUTE(self, tokens)
+    return torch.full_like(weights, 1 / self.per_token), chosen
+
+
+def weights_of_the_chosen(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the logits of the chosen experts only, which is what normalizing amounts to."""
+    logits, chosen = self.router(tokens).topk(self.per_token, dim=-1)
+    return logits.softmax(dim=-1), chosen
+
+
+def inverted_llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
+    """llama3's scaling with the ramp between its bands run backwards."""
+    right = LLAMA3(frequencies, config)
+    between = (right != frequencies) & (right != frequencies / config.factor)
+    assert between.any()
+    return torch.where(between, frequencies * (1 + 1 / config.factor) - right, right)
+
+
+def inverted_yarn(frequencies: Tensor, config: RopeConfig, turned: int) -> Tensor:
+    """YaRN's ramp from slow pairs to fast ones."""
+    return frequencies * (1 + 1 / config.factor) - YARN(frequencies, config, turned)
+
+
+def added_before_norm(self: transformer.Block, out: Tensor, norm: Norm | None) -> Tensor:
+    """No norm behind attention and MLP."""
+    return out
+
+
+LLAMA3, YARN = rope._llama3, rope._yarn
+PROJECT, ROUTE = Attention.project, MoE.route
+CODE: dict[str, tuple[Patch, list[str]]] = {
+    "the wrong features rotated": (replaced(attention, "rotate", rotate_the_end), PARTIAL),
+    "one head backwards": (replaced(attention, "rotate", rotate_backwards), ROPED),
+    "ramp inverted": (replaced(rope, "_llama3", inverted_llama3), ["llama-llama3"]),
+    "slowed throughout": (replaced(rope, "_llama3", lambda f, config: f / config.factor), ["llama-llama3"]),
+    "yarn's ramp inverted": (replaced(rope, "_yarn", inverted_yarn), ["llama-yarn", "llama-yarn-mscale"]),
+    "yarn slowed throughout": (replaced(rope, "_yarn", lambda f, config, turned: f / config.factor), ["llama-yarn"]),
+    "q and k normed after rope": (replaced(Attention, "project", norm_after_rope), NORMED),
+    "softcap after the mask": (replaced(attention, "attention_weights", softcap_after_mask), ["gemma2"]),
+    "weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
+    "weights of the chosen": (replaced(MoE, "route", weights_of_the_chosen), ["olmoe"]),
+    "no post norms": (replaced(transformer.Block, "_added", added_before_norm), [*GEMMA, "olmo2"]),
+}
+
+
+@pytest.mark.parametrize(("name", "patch"), rows(CODE))
+def test_parity_notices_other_code(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, patch: Patch) -> None:
+    case = tiny(name)
+    patch(monkeypatch)
+    assert parity_error(case.load(), case) > WRONG
+
+
+# Positions and masks of a later chunk: what the cache holds counts.
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+@pytest.mark.parametrize("name", ROPED)
+def test_parity_notices_a_rotation_off_by_one(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int
+) -> None:
+    """Shifting all positions alike changes nothing (only distances count), so shift those of a later chunk."""
+    case = tiny(name)
+
+    def shifted(frequencies: Tensor, start: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        return rope.rotation(frequencies, start + offset if start else 0, *rest)
+
+    monkeypatch.setattr(transformer, "rotation", shifted)
+    assert parity_error(case.load(), case) <= CLOSE
+    assert parity_error(case.load(), case, [40]) > WRONG
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_parity_notices_a_mask_off_by_one(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int) -> None:
+    """Each query sees one key too many, a later one, or not even its own."""
+    case = tiny(name)
+    right = transformer.causal_mask
+
+    def shifted(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
+        mask = torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past + offset)
+        return mask if window is None else mask.triu(past - window + 1)
+
+    assert torch.equal(right(3, 5, IDS.device, 4), shifted(3, 5, IDS.device, 4)) == (offset == 0)
+    monkeypatch.setattr(transformer, "causal_mask", shifted)
+    assert parity_error(case.load(), case, [40]) > WRONG
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("offset", [-1, 1])
+@pytest.mark.parametrize("cuts", READ[:2], ids=READ_IDS[:2])
+def test_parity_notices_a_windows_mask_off_by_one(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int, cuts: list[int] | None
+) -> None:
+    """Only the mask: the keys that a later chunk is given are those of the right window."""
+    case = tiny(name)
+    right = transformer.causal_mask
+
+    def shifted(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
+        return right(past, count, device, None if window is None else window + offset)
+
+    monkeypatch.setattr(transformer, "causal_mask", shifted)
+    assert parity_error(case.load(), case, cuts) > WRONG
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma2"])
+def test_parity_notices_values_out_of_order(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    case = tiny(name)
+    append = KVCache.append
+
+    def reversed_values(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return append(cache, layer, k, v.flip(2))
+
+    monkeypatch.setattr(KVCache, "append", reversed_values)
+    assert parity_error(case.load(), case) > WRONG
+
+
+def test_every_text_of_parity_is_longer_than_windows_and_original_contexts() -> None:
+    assert IDS.shape[1] > 2 * max(WINDOW, ROPE_ORIGINAL)
