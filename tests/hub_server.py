@@ -69,7 +69,10 @@ class Hub:
     body: bytes | None = None  # answer everything with this
     cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the connection breaks, once
     stall: dict[str, int] = field(default_factory=dict)  # file -> bytes after which nothing more comes
+    short: dict[str, int] = field(default_factory=dict)  # file -> bytes that are announced and come
+    long: dict[str, int] = field(default_factory=dict)  # file -> bytes that come after its end
     damaged: set[str] = field(default_factory=set)  # files that come with a byte changed
+    warning: str = ""  # for the user of the hub's own library
     ranges: bool = True
     elsewhere: bool = False  # the contents come from another host, as the real hub's do
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -97,8 +100,7 @@ def serving() -> Iterator[Hub]:
     class Handler(_Handler):
         state = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     hub.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -108,6 +110,13 @@ def serving() -> Iterator[Hub]:
         hub.closing.set()
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Nothing: a client that left is what some tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -162,6 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.elsewhere and not is_cdn:
             self._answer(302, b"", {"Location": f"http://localhost:{hub.port}/cdn{self.path}"})
             return
+        data = data[: hub.short.get(name, len(data))] + bytes(hub.long.get(name, 0))
         if name in hub.damaged:
             data = data[:-1] + bytes([data[-1] ^ 1])
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if hub.ranges else None
@@ -184,6 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
+        if self.state.warning:
+            self.send_header("X-HF-Warning", self.state.warning)
         self.send_header("Content-Length", str(len(data) if announced is None else announced))
         self.end_headers()
         if self.command == "GET":

@@ -114,16 +114,17 @@ def _of_the_disk(error: Exception) -> LlmcliError | None:
 def quietly() -> Iterator[None]:
     """A block in which huggingface_hub says nothing on its own, and nothing about this machine to the hub."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import huggingface_hub.constants  # noqa: F401 - reads the environment
         except ValueError as error:
             raise LlmcliError(f"huggingface_hub does not start: {error}", "check the variables HF_… you set") from None
+        from huggingface_hub.utils import logging as library
+
+        verbosity = library.get_verbosity()
+        library.set_verbosity(logging.ERROR)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            library.set_verbosity(verbosity)
