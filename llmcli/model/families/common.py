@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import MOST_POSITIONS, ROPE_TYPES, RopeConfig
+from llmcli.model.config import MOST_LAYERS, MOST_POSITIONS, ROPE_TYPES, RopeConfig
 from llmcli.model.families.fields import ACTIVATIONS, choice, field, numbers, token_ids, wrong
 
 
@@ -54,7 +54,7 @@ def common(
         "vocab_size": field(raw, "vocab_size", vocab_size),
         "hidden_size": hidden,
         "intermediate_size": field(raw, "intermediate_size", intermediate_size),
-        "num_hidden_layers": field(raw, "num_hidden_layers", num_hidden_layers),
+        "num_hidden_layers": _layers(raw, num_hidden_layers),
         "num_attention_heads": heads,
         "num_key_value_heads": field(raw, "num_key_value_heads", kv_heads or heads),
         "head_dim": field(raw, "head_dim", head_dim or hidden // max(heads, 1)),
@@ -66,6 +66,14 @@ def common(
         "bos_token_id": next(iter(token_ids(raw, "bos_token_id", *_some(bos_token_id))), None),
         "eos_token_ids": token_ids(raw, "eos_token_id", *_some(eos_token_id)),
     }
+
+
+def _layers(raw: Mapping[str, Any], default: int) -> int:
+    """Checked at once, before a family lists its layers one by one."""
+    layers = field(raw, "num_hidden_layers", default)
+    if not 1 <= layers <= MOST_LAYERS:
+        raise wrong("num_hidden_layers", layers, f"a whole number from 1 to {MOST_LAYERS}")
+    return layers
 
 
 def _some(id: int | None) -> tuple[int, ...]:

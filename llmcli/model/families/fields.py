@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import MOST_LAYERS, Activation, LayerType
+from llmcli.model.config import Activation, LayerType
 
 T = TypeVar("T", int, float, bool)
 
@@ -69,7 +69,7 @@ def layer_types(raw: Mapping[str, Any], layers: int, windowed: Callable[[int], b
     """config.json's ``layer_types``; where it has none, the layers that ``windowed`` picks see a window."""
     value = raw.get("layer_types")
     if value is None:
-        return tuple("sliding_attention" if windowed(i) else "full_attention" for i in range(min(layers, MOST_LAYERS)))
+        return tuple("sliding_attention" if windowed(i) else "full_attention" for i in range(layers))
     known = get_args(LayerType)
     if not isinstance(value, list) or any(entry not in known for entry in value):
         raise wrong("layer_types", value, "a list of " + " and ".join(known))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.model.config import MOST_LAYERS, ModelConfig, MoeConfig
+from llmcli.model.config import ModelConfig, MoeConfig
 from llmcli.model.families.common import common
 from llmcli.model.families.fields import field, num_experts, optional, wrong
 from llmcli.model.families.mistral import windowed
@@ -45,7 +45,7 @@ def dense_layers(raw: Mapping[str, Any], layers: int) -> frozenset[int]:
     if not isinstance(listed, list) or any(type(layer) is not int for layer in listed):
         raise wrong("mlp_only_layers", listed, "a list of layers")
     step = max(field(raw, "decoder_sparse_step", 1), 1)
-    return frozenset(listed) | {layer for layer in range(min(layers, MOST_LAYERS)) if (layer + 1) % step}
+    return frozenset(listed) | {layer for layer in range(layers) if (layer + 1) % step}
 
 
 FAMILY = Family("qwen3_moe", parse, Names().rules)

@@ -50,7 +50,7 @@ def unrotated(raw: Mapping[str, Any], layers: int) -> frozenset[int]:
     marks = raw.get("no_rope_layers")
     if marks is None:
         interval = max(field(raw, "no_rope_layer_interval", 4), 1)
-        return frozenset(range(interval - 1, max(layers, 0), interval))
+        return frozenset(range(interval - 1, layers, interval))
     if not isinstance(marks, list) or len(marks) != layers:
         raise wrong("no_rope_layers", marks, f"a list of {layers} entries")
     return frozenset(layer for layer, mark in enumerate(marks) if not mark)
