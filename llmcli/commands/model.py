@@ -22,7 +22,7 @@ class ModelChoice:
     """What was said about the model; ``open`` loads it."""
 
     model: str | None
-    adapter: Path | None
+    adapter: str | None
     offline: bool
     device: str
     dtype: str
@@ -31,6 +31,7 @@ class ModelChoice:
     def open(self) -> LoadedModel:
         """Find and load the model, with a bar for what takes long."""
         folder = find_model(self.model, self.offline)
+        adapter = find_model(self.adapter, self.offline) if self.adapter else None
         use_threads(self.threads)
         from llmcli.generate.loaded import load
         from llmcli.hub.cache import name_of
@@ -40,7 +41,7 @@ class ModelChoice:
             return load(
                 folder,
                 name=name_of(folder),
-                adapter=self.adapter,
+                adapter=adapter,
                 device=self.device,
                 dtype=self.dtype,
                 progress=view,
@@ -67,7 +68,7 @@ model_options = bundle(
         help="A folder, a name of `llmcli models`, or org/name of the Hugging Face hub.",
     ),
     click.option(
-        "--adapter", type=click.Path(path_type=Path), metavar="DIR", help="A LoRA, as PEFT saves it, to merge into it."
+        "--adapter", metavar="ADAPTER", help="A LoRA to merge into it, as PEFT saves it: a folder, or org/name."
     ),
     offline_option,
     device_option,
