@@ -77,11 +77,20 @@ def generate(
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded)
     generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_tokens, stop=stop)
+    tell_angles(generation.turned_for)
     if as_json:
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)
     else:
         write_text(generation, loaded, sampler, echoed=text if echo else "", rivals=probs, verbose=verbose)
     sys.exit(EXIT_INTERRUPTED if generation.finish == "interrupted" else EXIT_OK)
+
+
+def tell_angles(length: int) -> None:
+    """Say that another --max-tokens would give another text, for the few models of which that is true."""
+    from llmcli.render.generation import note
+
+    if length:
+        note(f"dynamic rope scaling: positions are turned for {length} tokens, prompt and --max-tokens", sys.stderr)
 
 
 def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], sampler: Sampler, *, rivals: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmcli.errors import LlmcliError
 from llmcli.generate.defaults import Defaults, read_defaults
 from llmcli.generate.sampling import Filter, Vocabulary
 from llmcli.model import checkpoint
@@ -27,10 +28,19 @@ class LoadedModel:
         return frozenset((*self.model.config.eos_token_ids, *self.defaults.stop_ids))
 
     def prompt_ids(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Ids of a prompt; an empty one is the model's BOS token alone, where it has one."""
+        """Ids of a prompt; an empty one is the model's BOS token alone, where it has one.
+
+        Errors: a token that the model's embedding has no row for.
+        """
         ids = self.tokenizer.encode(text, parse_special=parse_special)
-        bos = self.model.config.bos_token_id
-        return ids if ids or bos is None else [bos]
+        bos, rows = self.model.config.bos_token_id, self.model.config.vocab_size
+        ids = ids if ids or bos is None else [bos]
+        if max(ids, default=0) >= rows:
+            raise LlmcliError(
+                f"the prompt holds token {max(ids)}, but the model knows only {rows}",
+                "the tokenizer belongs to another model",
+            )
+        return ids
 
     def vocabulary_filter(self) -> list[Filter]:
         """The filter that bars rows no token has, if there are such rows."""

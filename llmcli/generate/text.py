@@ -9,6 +9,8 @@ from typing import Literal
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Finish, Step, steps
+from llmcli.model.config import ModelConfig
+from llmcli.model.rope import planned, span
 from llmcli.text.stream import TextStream
 
 Ended = Finish | Literal["stop_string", "interrupted"]
@@ -18,6 +20,8 @@ class Generation:
     """Iterate to get (step, text) pairs; then the fields tell how it went. Iterate once.
 
     ``prefill_seconds`` run from the start to the first token, ``decode_seconds`` from there to the end.
+    ``turned_for`` is the length in tokens that positions were fixed for, where the model's angles
+    depend on it (see ``rope.planned``), else 0.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Generation:
         stop: Sequence[str] = (),
     ) -> None:
         self.prompt_tokens = len(prompt_ids)
+        self.turned_for = planned_angles(loaded.model.config, len(prompt_ids), max_new_tokens)
         self.finish: Ended = "length"
         self.text = ""
         self.tokens = 0
@@ -70,3 +75,10 @@ class Generation:
         text = self._stream.finish()
         self.text += text
         return text
+
+
+def planned_angles(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:
+    """The length that the angles of a growing text are fixed for; 0 where they do not depend on it."""
+    total = min(prompt + max_new_tokens, config.max_position_embeddings)
+    length = span(config.rope, planned(config.rope, prompt, total))
+    return length if length == total else 0

@@ -293,3 +293,24 @@ def test_interrupted_keeps_the_text(run: Run, model: Path, monkeypatch: pytest.M
     assert result.exit_code == 130
     assert records(result)[-1]["finish"] == "interrupted"
     assert records(result)[-1]["tokens"] == 2
+
+
+def test_a_tokenizer_of_another_model_is_said(run: Run, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "mixed")
+    raw = json.loads((model / "tokenizer.json").read_text())
+    raw["model"]["vocab"] = {token: id + (id > 250) * 1000 for token, id in raw["model"]["vocab"].items()}
+    (tmp_path / "mixed" / "tokenizer.json").write_text(json.dumps(raw))
+    one_line(run("generate", "The old fox", "-m", tmp_path / "mixed"), 1, "the model knows only", "tokenizer")
+
+
+def test_angles_that_depend_on_the_planned_length_are_said(run: Run, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "dynamic")
+    raw = json.loads((model / "config.json").read_text())
+    raw |= {"max_position_embeddings": 16, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}
+    (tmp_path / "dynamic" / "config.json").write_text(json.dumps(raw))
+    options = ("generate", "The", "-m", tmp_path / "dynamic", "--seed", 1)
+    assert "turned for" not in run(*options, "-n", 4).stderr
+    told = run(*options, "-n", 40)
+    prompt = int(told.stderr.split("prompt ")[-1].split()[0])
+    assert f"turned for {prompt + 40} tokens" in told.stderr
+    assert f"turned for {64} tokens" in run(*options, "-n", 400).stderr
