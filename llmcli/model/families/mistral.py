@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.model.config import ModelConfig
+from llmcli.model.config import MOST_LAYERS, ModelConfig
 from llmcli.model.families.common import common
 from llmcli.model.families.fields import optional
 from llmcli.model.families.names import Names
@@ -33,7 +33,8 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
 
 def windowed(window: int | None, layers: int) -> dict[str, Any]:
     """``ModelConfig``'s arguments for a window, if there is one, in all layers."""
-    return {"sliding_window": window, "layer_types": () if window is None else ("sliding_attention",) * layers}
+    types = () if window is None else ("sliding_attention",) * max(min(layers, MOST_LAYERS), 0)
+    return {"sliding_window": window, "layer_types": types}
 
 
 FAMILY = Family("mistral", parse, Names().rules)

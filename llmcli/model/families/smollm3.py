@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.model.config import ModelConfig
+from llmcli.model.config import MOST_LAYERS, ModelConfig
 from llmcli.model.families.common import common
 from llmcli.model.families.fields import field, layer_types, optional, wrong
 from llmcli.model.families.names import Names
@@ -50,7 +50,7 @@ def unrotated(raw: Mapping[str, Any], layers: int) -> frozenset[int]:
     marks = raw.get("no_rope_layers")
     if marks is None:
         interval = max(field(raw, "no_rope_layer_interval", 4), 1)
-        return frozenset(range(interval - 1, max(layers, 0), interval))
+        return frozenset(range(interval - 1, min(layers, MOST_LAYERS), interval))
     if not isinstance(marks, list) or len(marks) != layers:
         raise wrong("no_rope_layers", marks, f"a list of {layers} entries")
     return frozenset(layer for layer, mark in enumerate(marks) if not mark)
