@@ -249,18 +249,40 @@ FILES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
     },
     "stablelm-half": {"model_type": "stablelm", "partial_rotary_factor": 0.5, "rope_theta": 1e5, "use_qkv_bias": True},
-    "stablelm-normed": {"model_type": "stablelm", "qk_layernorm": True, "use_parallel_residual": True, **SMALL,
-                        "num_key_value_heads": 2},
-    "starcoder2-window": {"model_type": "starcoder2", "sliding_window": 4096, "use_bias": False, "rope_theta": 999999.0},
+    "stablelm-normed": {
+        "model_type": "stablelm",
+        "qk_layernorm": True,
+        "use_parallel_residual": True,
+        **SMALL,
+        "num_key_value_heads": 2,
+    },
+    "starcoder2-window": {
+        "model_type": "starcoder2",
+        "sliding_window": 4096,
+        "use_bias": False,
+        "rope_theta": 999999.0,
+    },
     "cohere-normed": {"model_type": "cohere", "use_qk_norm": True, "logit_scale": 0.8333, "rope_theta": 8e6},
     "cohere-biases": {"model_type": "cohere", "attention_bias": True, "num_key_value_heads": 8},
-    "mixtral-window": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": 4096},
-    "qwen3_moe-sparse": {"model_type": "qwen3_moe", "norm_topk_prob": True, "num_experts": 16, "decoder_sparse_step": 2,
-                  "mlp_only_layers": [3], "num_hidden_layers": 6, "attention_bias": True},
+    "mixtral-window": {
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "sliding_window": 4096,
+    },
+    "qwen3_moe-sparse": {
+        "model_type": "qwen3_moe",
+        "norm_topk_prob": True,
+        "num_experts": 16,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "num_hidden_layers": 6,
+        "attention_bias": True,
+    },
     "qwen3_moe-window": {"model_type": "qwen3_moe", "use_sliding_window": True, "sliding_window": 100},
     "qwen3_moe-unused-window": {"model_type": "qwen3_moe", "sliding_window": 100, "head_dim": 128},
     "olmoe-normalized": {"model_type": "olmoe", "norm_topk_prob": True, "num_experts": 8, "num_key_value_heads": 4},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -312,11 +334,23 @@ values = st.one_of(
 rope_values = st.fixed_dictionaries(
     {"rope_type": st.sampled_from(["default", "linear", "dynamic", "yarn", "longrope", "llama3", "su"])},
     optional=dict.fromkeys(
-        ["factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-         "rope_theta", "partial_rotary_factor", "attention_factor", "low_freq_factor", "short_factor", "long_factor"],
+        [
+            "factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "rope_theta",
+            "partial_rotary_factor",
+            "attention_factor",
+            "low_freq_factor",
+            "short_factor",
+            "long_factor",
+        ],
         values,
     ),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", [*TEXT_FAMILIES, *FILES])
