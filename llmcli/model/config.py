@@ -15,11 +15,12 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 LayerType = Literal["full_attention", "sliding_attention"]
 
 MOST_LAYERS = 512
+MOST_WIDTH = 2**20
 MOST_POSITIONS = 2**30
 # Far above any real model: a damaged number should ask for neither memory nor time.
 _MOST = {
     "vocab_size": 2**24,
-    "hidden_size": 2**20,
+    "hidden_size": MOST_WIDTH,
     "intermediate_size": 2**24,
     "num_hidden_layers": MOST_LAYERS,
     "num_attention_heads": 512,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
+from llmcli.errors import LlmcliError
 from llmcli.model import checkpoint
 from llmcli.model.stored import WEIGHTS
 from llmcli.model.trace import Trace
@@ -147,6 +149,69 @@ def test_gpt2_loads_with_and_without_its_prefix(tiny: Make, name: str, prefix: s
     save_file(renamed, tmp_path / WEIGHTS)
     (tmp_path / "config.json").write_bytes((case.folder / "config.json").read_bytes())
     assert_same_parameters(checkpoint.load(tmp_path, device=CPU), case.load())
+
+
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+# What a model with an image encoder calls its text model, head and encoder.
+WRAPPED_NAMES = {
+    "published": ("language_model.model.", "language_model.lm_head.", ""),
+    "newer": ("model.language_model.", "lm_head.", "model."),
+}
+PUBLISHED = WRAPPED_NAMES["published"][0]
+
+
+@pytest.mark.parametrize("names", [None, *WRAPPED_NAMES])
+def test_the_text_model_of_a_wrapped_gemma3_is_read_alone(tiny: Make, names: str | None, tmp_path: Path) -> None:
+    case = tiny("gemma3_text")
+    config = Gemma3Config(text_config=case.reference.config.to_dict(), vision_config=VISION, mm_tokens_per_image=4)
+    whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.model.language_model.load_state_dict(case.reference.model.state_dict())
+    whole.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / WEIGHTS)
+    text = {key.removeprefix(PUBLISHED): tensor for key, tensor in stored.items() if key.startswith(PUBLISHED)}
+    assert len(text) == len(case.reference.model.state_dict())
+    if names is not None:
+        model, head, rest = WRAPPED_NAMES[names]
+        renamed = {model + key: tensor for key, tensor in text.items()}
+        renamed |= {rest + key: tensor for key, tensor in stored.items() if not key.startswith(PUBLISHED)}
+        renamed[head + "weight"] = text["embed_tokens.weight"].clone()  # a tied head, stored all the same
+        save_file(renamed, tmp_path / WEIGHTS)
+    ours = checkpoint.load(tmp_path, device=CPU)
+    assert ours.config.model_type == "gemma3"
+    with torch.no_grad():
+        assert (ours(IDS) - whole(IDS).logits).abs().max() <= CLOSE
+        assert torch.equal(ours(IDS), case.load()(IDS))
+
+
+def test_what_a_wrapped_gemma3_should_not_have_is_named(tiny: Make, tmp_path: Path) -> None:
+    case = tiny("gemma3_text")
+    text = {PUBLISHED + key: tensor.clone() for key, tensor in case.reference.model.state_dict().items()}
+    save_file(text | {PUBLISHED + "gain": torch.ones(3), "audio_tower.x": torch.ones(3)}, tmp_path / WEIGHTS)
+    config = {"model_type": "gemma3", "text_config": json.loads((case.folder / "config.json").read_text())}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LlmcliError, match=r"unexpected: audio_tower\.x, model\.gain"):
+        checkpoint.load(tmp_path, device=CPU)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "granite", "llama"])
+def test_a_bfloat16_embedding_has_transformers_bits(tiny: Make, name: str) -> None:
+    """Gemma's factor is rounded to the dtype first, which a test in fp32 cannot show."""
+    case = tiny(name)
+    theirs = copy.deepcopy(case.reference).to(torch.bfloat16)
+    seen: list[Tensor] = []
+    theirs.model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        theirs(IDS)
+        ours = case.load().to(torch.bfloat16).embed(IDS, 0)
+    assert seen[0].dtype == ours.dtype == torch.bfloat16
+    assert torch.equal(ours, seen[0])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import MOST_LAYERS, MOST_POSITIONS, ROPE_TYPES, RopeConfig
+from llmcli.model.config import MOST_LAYERS, MOST_POSITIONS, MOST_WIDTH, ROPE_TYPES, RopeConfig
 from llmcli.model.families.fields import ACTIVATIONS, choice, field, numbers, token_ids, wrong
 
 
@@ -39,7 +39,7 @@ def common(
     Published files leave out values that equal them. No ``num_key_value_heads`` means as many as query
     heads, no ``head_dim`` the hidden size shared among those.
     """
-    hidden = field(raw, "hidden_size", hidden_size)
+    hidden = _size(raw, "hidden_size", hidden_size, MOST_WIDTH)
     heads = field(raw, "num_attention_heads", num_attention_heads)
     kv_heads = num_key_value_heads if "num_key_value_heads" not in raw else None
     if not head_dim and raw.get("head_dim") is None and heads > 0 and hidden % heads:
@@ -54,7 +54,7 @@ def common(
         "vocab_size": field(raw, "vocab_size", vocab_size),
         "hidden_size": hidden,
         "intermediate_size": field(raw, "intermediate_size", intermediate_size),
-        "num_hidden_layers": _layers(raw, num_hidden_layers),
+        "num_hidden_layers": _size(raw, "num_hidden_layers", num_hidden_layers, MOST_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": field(raw, "num_key_value_heads", kv_heads or heads),
         "head_dim": field(raw, "head_dim", head_dim or hidden // max(heads, 1)),
@@ -68,12 +68,12 @@ def common(
     }
 
 
-def _layers(raw: Mapping[str, Any], default: int) -> int:
-    """Checked at once, before a family lists its layers one by one."""
-    layers = field(raw, "num_hidden_layers", default)
-    if not 1 <= layers <= MOST_LAYERS:
-        raise wrong("num_hidden_layers", layers, f"a whole number from 1 to {MOST_LAYERS}")
-    return layers
+def _size(raw: Mapping[str, Any], key: str, default: int, most: int) -> int:
+    """Checked at once: a family lists its layers one by one, and takes the root of its width."""
+    size = field(raw, key, default)
+    if not 1 <= size <= most:
+        raise wrong(key, size, f"a whole number from 1 to {most}")
+    return size
 
 
 def _some(id: int | None) -> tuple[int, ...]:

@@ -62,7 +62,7 @@ def gemma(
         "out_bias": bias,
         "sliding_window": optional(raw, "sliding_window", 4096, int),
         "attention_scale": max(field(raw, "query_pre_attn_scalar", 256.0), 1e-9) ** -0.5,
-        "embedding_scale": max(shared["hidden_size"], 1) ** 0.5,
+        "embedding_scale": shared["hidden_size"] ** 0.5,
     }
 
 

@@ -33,11 +33,14 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def with_longrope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Early files call LongRoPE "su" or "yarn"."""
+    """Early files call LongRoPE "su" or "yarn"; its original context is 4096 unless they say otherwise."""
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters")
-    if not isinstance(scaling, Mapping) or scaling.get("rope_type", scaling.get("type")) not in ("su", "yarn"):
+    if not isinstance(scaling, Mapping):
         return raw
-    return {**raw, "rope_scaling": {**scaling, "rope_type": "longrope"}}
+    scaling = {"original_max_position_embeddings": 4096, **scaling}
+    if scaling.get("rope_type", scaling.get("type")) in ("su", "yarn"):
+        scaling["rope_type"] = "longrope"
+    return {**raw, "rope_scaling": scaling}
 
 
 FAMILY = Family("phi3", parse, Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)).rules)

@@ -1,0 +1,425 @@
+"""config.json -> ModelConfig: what files leave out, old spellings, and real files, against transformers' reading."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
+
+from llmcli.errors import LlmcliError
+from llmcli.model.checkpoint import read_config
+from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.families import FAMILIES, family_of
+from llmcli.model.transformer import Transformer
+
+REAL = Path(__file__).parents[3] / "shared" / "checkpoints" / "configs"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="real config files are not here")
+
+TEXT_FAMILIES = [name for name in FAMILIES if name != "gemma3"]
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def parse(raw: dict[str, Any]) -> ModelConfig:
+    return family_of(raw).parse(raw)
+
+
+def transformers_reading(raw: dict[str, Any]) -> PretrainedConfig:
+    config = CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(raw))
+    return getattr(config, "text_config", config)
+
+
+def first(config: PretrainedConfig, *names: str) -> Any:
+    """The first of the attributes that the config has."""
+    return next(getattr(config, name) for name in names if hasattr(config, name))
+
+
+def windows(config: PretrainedConfig) -> list[int | None]:
+    """The window of each layer, by the rules of transformers' modelling code."""
+    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        types = ["full_attention" if window is None else "sliding_attention"] * layers
+    return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def expected(config: PretrainedConfig) -> dict[str, Any]:
+    """What of transformers' config has a counterpart in ours, under our names."""
+    eos, heads = config.eos_token_id, config.num_attention_heads
+    inner = getattr(config, "n_inner", None) or 4 * config.hidden_size
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": getattr(config, "intermediate_size", inner),
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": getattr(config, "num_key_value_heads", heads),
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "norm_eps": first(config, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+        "activation": ACTIVATIONS[first(config, "hidden_activation", "hidden_act", "activation_function")],
+        "bos_token_id": config.bos_token_id,
+        "eos_token_ids": () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        "attention_softcap": getattr(config, "attn_logit_softcapping", None),
+        "logit_softcap": getattr(config, "final_logit_softcapping", None),
+        "residual_scale": getattr(config, "residual_multiplier", 1.0),
+        "layers_without_rope": frozenset(
+            layer for layer, rotated in enumerate(getattr(config, "no_rope_layers", None) or []) if not rotated
+        ),
+    }
+
+
+def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
+    """attention_scale, embedding_scale and logit_scale."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if config.model_type.startswith("gemma"):
+        return config.query_pre_attn_scalar**-0.5, config.hidden_size**0.5, 1.0
+    if config.model_type == "granite":
+        return config.attention_multiplier, config.embedding_multiplier, 1 / config.logits_scaling
+    return head_dim**-0.5, 1.0, getattr(config, "logit_scale", 1.0)
+
+
+def assert_same_rope(ours: RopeConfig | None, theirs: dict[str, Any]) -> None:
+    assert ours is not None
+    names = {"rope_theta": "theta"}
+    ignored = {"type", "mscale", "mscale_all_dim"}  # the last two make the attention_factor
+    for key, value in theirs.items():
+        if key not in ignored and value is not None:
+            found = getattr(ours, names.get(key, key))
+            assert found == (tuple(value) if isinstance(value, list) else value), key
+    assert ours.partial_rotary_factor == theirs.get("partial_rotary_factor", 1.0)
+
+
+def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
+    wanted = expected(theirs)
+    if ours.rope is not None and ours.rope.rope_type in ("dynamic", "yarn"):
+        assert ours.max_position_embeddings >= wanted.pop("max_position_embeddings")
+    assert {name: getattr(ours, name) for name in wanted} == wanted
+    scale = ours.head_dim**-0.5 if ours.attention_scale is None else ours.attention_scale
+    assert (scale, ours.embedding_scale, ours.logit_scale) == pytest.approx(expected_scales(theirs), rel=1e-12)
+    layers = range(ours.num_hidden_layers)
+    assert [ours.sliding_window if ours.layer_type(i) == "sliding_attention" else None for i in layers] == windows(
+        theirs
+    )
+    rope = getattr(theirs, "rope_parameters", None)
+    if rope is None:
+        assert (ours.position, ours.rope) == ("learned", None)
+    elif "full_attention" in rope:
+        assert_same_rope(ours.rope, rope["full_attention"])
+        assert_same_rope(ours.local_rope, rope["sliding_attention"])
+    else:
+        assert_same_rope(ours.rope, rope)
+        assert ours.local_rope is None
+    if ours.moe is not None:
+        assert ours.moe.num_experts == first(theirs, "num_experts", "num_local_experts")
+        assert ours.moe.num_experts_per_tok == theirs.num_experts_per_tok
+        assert ours.moe.intermediate_size == first(theirs, "moe_intermediate_size", "intermediate_size")
+        assert ours.moe.normalize == getattr(theirs, "norm_topk_prob", True)  # Mixtral's always are
+        step, dense = getattr(theirs, "decoder_sparse_step", 1), getattr(theirs, "mlp_only_layers", [])
+        assert [ours.is_moe(i) for i in layers] == [i not in dense and (i + 1) % step == 0 for i in layers]
+
+
+def parameters(config: ModelConfig) -> int:
+    """How many a model has; nothing is allocated. Every one must have a tensor rule."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    named = dict(model.named_parameters())
+    assert {rule.target for rule in FAMILIES[config.model_type].rules(config)} == named.keys()
+    return sum(parameter.numel() for parameter in named.values())
+
+
+def their_parameters(config: PretrainedConfig) -> int:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
+def test_what_config_leaves_out_is_as_in_transformers(model_type: str) -> None:
+    raw = {"model_type": model_type}
+    assert_same(parse(raw), transformers_reading(raw))
+
+
+@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
+def test_null_means_the_same_as_in_transformers_where_it_may_stand(model_type: str) -> None:
+    raw = {"model_type": model_type, "eos_token_id": None, "bos_token_id": None}
+    raw |= {} if model_type == "gpt2" else {"rope_scaling": None}
+    assert_same(parse(raw), transformers_reading(raw))
+
+
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
+FACTORS = {"short_factor": [1.0 + 0.01 * i for i in range(48)], "long_factor": [1.0 + i for i in range(48)]}
+PHI_4_MINI = {"short_factor": [1.0] * 36, "long_factor": [2.0] * 36}
+SMALL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 80, "num_hidden_layers": 5, "vocab_size": 99}
+FILES: dict[str, dict[str, Any]] = {
+    "llama-linear": {"model_type": "llama", "rope_theta": 1e5, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "llama-dynamic": {"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    "llama-llama3": {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": LLAMA3},
+    "llama-yarn": {"model_type": "llama", "rope_scaling": {"type": "yarn", **YARN}, "max_position_embeddings": 32768},
+    "llama-new": {"model_type": "llama", "rope_parameters": {**LLAMA3, "rope_theta": 5e5}},
+    "llama-both": {"model_type": "llama", "rope_theta": 9.0, "rope_parameters": {"rope_type": "default"}},
+    "llama-no-kv-heads": {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": None},
+    "llama-heads": {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32},
+    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "eos_token_id": [5, 6, 7]},
+    "mistral-full": {"model_type": "mistral", "sliding_window": None},
+    "mistral-head_dim": {"model_type": "mistral", "head_dim": None, "num_key_value_heads": 4},
+    "mistral-nemo": {"model_type": "mistral", "head_dim": 128, "hidden_size": 5120, "sliding_window": None},
+    "qwen2-unused-window": {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 1000},
+    "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 99, "max_window_layers": 3},
+    "qwen2-window-default": {"model_type": "qwen2", "use_sliding_window": True},
+    "qwen2-yarn": {"model_type": "qwen2", "rope_scaling": {"type": "yarn", **YARN}, "rope_theta": 1e6},
+    "qwen3-small": {"model_type": "qwen3", **SMALL, "num_key_value_heads": 2},
+    "qwen3-window": {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 1, "attention_bias": True},
+    "smollm3-marks": {"model_type": "smollm3", "num_hidden_layers": 5, "no_rope_layers": [1, 1, 0, 1, 0]},
+    "smollm3-interval": {"model_type": "smollm3", "num_hidden_layers": 7, "no_rope_layer_interval": 3},
+    "smollm3-window": {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 77},
+    "smollm3-unused-window": {"model_type": "smollm3", "use_sliding_window": False, "sliding_window": 77},
+    "gemma2-caps": {"model_type": "gemma2", "attn_logit_softcapping": None, "final_logit_softcapping": 12.5},
+    "gemma2-scale": {"model_type": "gemma2", "query_pre_attn_scalar": 144, "hidden_size": 4608, "sliding_window": 512},
+    "gemma3_text-pattern": {"model_type": "gemma3_text", "sliding_window_pattern": 4, "num_hidden_layers": 9},
+    "gemma3_text-old": {
+        "model_type": "gemma3_text",
+        "rope_theta": 2e6,
+        "rope_local_base_freq": 2e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "query_pre_attn_scalar": 168,
+    },
+    "gemma3_text-new": {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 3e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+        },
+    },
+    "phi3-su": {
+        "model_type": "phi3",
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "su", "original_max_position_embeddings": 4096, **FACTORS},
+    },
+    "phi3-yarn": {
+        "model_type": "phi3",
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "yarn", **FACTORS},
+    },
+    "phi3-no-original": {
+        "model_type": "phi3",
+        "max_position_embeddings": 131072,
+        "rope_scaling": {"type": "longrope", **FACTORS},
+    },
+    "phi4-mini": {
+        "model_type": "phi3",
+        "hidden_size": 2304,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {"type": "longrope", **PHI_4_MINI},
+        "tie_word_embeddings": True,
+    },
+    "gpt2-inner": {"model_type": "gpt2", "n_inner": 100, "activation_function": "gelu", "tie_word_embeddings": False},
+    "gpt2-sizes": {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 50, "n_ctx": 50},
+    "gpt_neox-old": {"model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 5000},
+    "gpt_neox-serial": {"model_type": "gpt_neox", "use_parallel_residual": False, "attention_bias": False},
+    "olmo2-heads": {"model_type": "olmo2", "num_key_value_heads": 8, "attention_bias": True, "rope_theta": 5e5},
+    "granite-multipliers": {
+        "model_type": "granite",
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.015625,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+        "num_key_value_heads": 8,
+    },
+    "stablelm-half": {"model_type": "stablelm", "partial_rotary_factor": 0.5, "rope_theta": 1e5, "use_qkv_bias": True},
+    "stablelm-normed": {
+        "model_type": "stablelm",
+        "qk_layernorm": True,
+        "use_parallel_residual": True,
+        **SMALL,
+        "num_key_value_heads": 2,
+    },
+    "starcoder2-window": {
+        "model_type": "starcoder2",
+        "sliding_window": 4096,
+        "use_bias": False,
+        "rope_theta": 999999.0,
+    },
+    "cohere-normed": {"model_type": "cohere", "use_qk_norm": True, "logit_scale": 0.8333, "rope_theta": 8e6},
+    "cohere-biases": {"model_type": "cohere", "attention_bias": True, "num_key_value_heads": 8},
+    "mixtral-window": {
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "sliding_window": 4096,
+    },
+    "qwen3_moe-sparse": {
+        "model_type": "qwen3_moe",
+        "norm_topk_prob": True,
+        "num_experts": 16,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "num_hidden_layers": 6,
+        "attention_bias": True,
+    },
+    "qwen3_moe-window": {"model_type": "qwen3_moe", "use_sliding_window": True, "sliding_window": 100},
+    "qwen3_moe-unused-window": {"model_type": "qwen3_moe", "sliding_window": 100, "head_dim": 128},
+    "olmoe-normalized": {"model_type": "olmoe", "norm_topk_prob": True, "num_experts": 8, "num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_all_ages_are_read_as_in_transformers(name: str) -> None:
+    assert_same(parse(FILES[name]), transformers_reading(FILES[name]))
+
+
+@pytest.mark.parametrize("name", [*TEXT_FAMILIES, *FILES])
+def test_models_have_as_many_parameters_as_in_transformers(name: str) -> None:
+    """So no bias, norm or head is forgotten or invented, whatever the config asks for."""
+    raw = FILES.get(name, {"model_type": name})
+    layers = raw.get("num_hidden_layers", 3)
+    raw = {**raw, "n_layer" if raw["model_type"] == "gpt2" else "num_hidden_layers": layers}
+    assert parameters(parse(raw)) == their_parameters(transformers_reading(raw))
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", *(name for name in FILES if name.startswith("gemma3_text"))])
+def test_the_text_part_of_a_wrapped_config_is_read_as_in_transformers(name: str) -> None:
+    raw = {"model_type": "gemma3", "text_config": FILES.get(name, {"model_type": name}), "vision_config": {}}
+    ours = parse(raw)
+    assert ours.model_type == "gemma3"
+    assert_same(ours, transformers_reading(raw))
+
+
+def test_a_wrapped_configs_own_end_tokens_go_before_the_text_parts() -> None:
+    text = {"model_type": "gemma3_text", "eos_token_id": 9}
+    assert parse({"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106]}).eos_token_ids == (1, 106)
+    assert parse({"model_type": "gemma3", "text_config": text}).eos_token_ids == (9,)
+
+
+def test_longropes_first_name_means_the_same() -> None:
+    """As in the first Phi-3 files, which transformers itself no longer reads."""
+    old = {**FILES["phi3-yarn"], "rope_scaling": {"type": "su", **FACTORS}}
+    assert parse(old) == parse(FILES["phi3-yarn"])
+
+
+# Anything may stand in a file: it is read or refused, and nothing else happens.
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.sampled_from([10**30, 10**400, -(10**400)]),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(-1, 9), max_size=3),
+    st.dictionaries(st.sampled_from(["full_attention", "rope_type", "factor"]), st.integers(-1, 9), max_size=2),
+)
+rope_values = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(["default", "linear", "dynamic", "yarn", "longrope", "llama3", "su"])},
+    optional=dict.fromkeys(
+        [
+            "factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "rope_theta",
+            "partial_rotary_factor",
+            "attention_factor",
+            "low_freq_factor",
+            "short_factor",
+            "long_factor",
+        ],
+        values,
+    ),
+)
+
+
+@pytest.mark.parametrize("name", [*TEXT_FAMILIES, *FILES])
+@settings(max_examples=20)
+@given(data=st.data())
+def test_whatever_a_file_says_it_is_read_or_refused(name: str, data: st.DataObject) -> None:
+    raw = dict(FILES.get(name, {"model_type": name}))
+    known = {**transformers_reading({"model_type": raw["model_type"]}).to_dict(), **raw}
+    for key in data.draw(st.lists(st.sampled_from(sorted(known.keys() - {"model_type"})), max_size=3)):
+        raw[key] = data.draw(values)
+    if data.draw(st.booleans()):
+        raw[data.draw(st.sampled_from(["rope_scaling", "rope_parameters"]))] = data.draw(rope_values)
+    for error in (refusal(raw), refusal({"model_type": "gemma3", "text_config": raw})):
+        assert error is None or (error.hint and "config.json" in error.message)
+
+
+@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
+@pytest.mark.parametrize("value", [2**40, 10**30, 10**400, -(10**400)], ids=["2^40", "10^30", "10^400", "-10^400"])
+def test_no_number_of_a_file_asks_for_memory_or_time(model_type: str, value: int) -> None:
+    known = transformers_reading({"model_type": model_type}).to_dict()
+    sizes = [key for key, usual in known.items() if type(usual) in (int, float)]
+    assert len(sizes) > 6
+    refused = {key: refusal({"model_type": model_type, key: value}) for key in sizes}
+    assert all(refused[key] for key in ("vocab_size", "n_layer" if model_type == "gpt2" else "num_hidden_layers"))
+
+
+def refusal(raw: dict[str, Any]) -> LlmcliError | None:
+    """The error of a file that cannot be read, if it cannot."""
+    try:
+        parse(raw)
+    except LlmcliError as error:
+        return error
+    return None
+
+
+# Real files.
+
+COUNTS = {
+    "Llama-3.1-8B-Instruct": 8_030_261_248,
+    "Llama-3.2-1B-Instruct": 1_235_814_400,
+    "SmolLM2-135M": 134_515_008,
+    "Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen3-8B": 8_190_735_360,
+    "Mistral-7B-Instruct-v0.3": 7_248_023_552,
+    "phi-4": 14_659_507_200,
+    "pythia-6.9b-deduped": 6_857_302_016,
+    "distilgpt2": 81_912_576,
+}
+
+
+@needs_real
+@pytest.mark.parametrize("name", COUNTS)
+def test_real_configs_give_the_published_number_of_parameters(name: str) -> None:
+    assert parameters(read_config(REAL / name)) == COUNTS[name]
+
+
+@needs_real
+@pytest.mark.parametrize("name", COUNTS)
+def test_real_configs_are_read_as_in_transformers(name: str) -> None:
+    raw = json.loads((REAL / name / "config.json").read_text())
+    assert_same(read_config(REAL / name), transformers_reading(raw))
+
+
+@needs_real
+def test_every_real_config_is_counted_or_refused_with_what_is_supported() -> None:
+    names = {path.parent.name for path in REAL.glob("*/config.json")}
+    assert names >= COUNTS.keys()
+    assert "phi-1" in names
+    for name in names - COUNTS.keys():
+        with pytest.raises(LlmcliError, match="is not supported") as caught:
+            read_config(REAL / name)
+        assert all(family in caught.value.hint for family in FAMILIES)
