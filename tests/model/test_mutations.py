@@ -57,13 +57,26 @@ def test_parity_notices_every_parameter(tiny: Make, name: str) -> None:
 # Another config, the same weights.
 
 
-def rebuilt(model: Transformer, **changes: Any) -> Transformer:
+def under(config: ModelConfig, model: Transformer) -> Transformer:
     """The same weights under another config, which may need fewer of them but no others."""
-    other = Transformer(dataclasses.replace(model.config, **changes)).eval()
-    assert other.config != model.config, "the change is none"
+    other = Transformer(config).eval()
     missing, _ = other.load_state_dict(model.state_dict(), strict=False)
     assert missing == []
     return other
+
+
+def rebuilt(model: Transformer, **changes: Any) -> Transformer:
+    config = dataclasses.replace(model.config, **changes)
+    assert config != model.config, "the change is none"
+    return under(config, model)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_built_again_agrees(tiny: Make, name: str) -> None:
+    """So what parity notices below is the change of config."""
+    case = tiny(name)
+    model = case.load()
+    assert parity_error(under(model.config, model), case) <= CLOSE
 
 
 def changed(**changes: Any) -> Mutation:
