@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError, usage_error
 
 CUT = float("-inf")
+FEW = 256  # candidates to order first: nearly always enough
 
 
 class Filter(Protocol):
@@ -71,8 +72,7 @@ class TopK:
     def __call__(self, logits: Tensor) -> Tensor:
         if not 0 < self.value < len(logits):
             return logits
-        order = torch.sort(logits, descending=True, stable=True).indices
-        return logits.index_fill(0, order[int(self.value) :], CUT)
+        return _only(logits, leading(logits, int(self.value))[: int(self.value)])
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,15 @@ class TopP:
     def __call__(self, logits: Tensor) -> Tensor:
         if self.value == 1:
             return logits
-        ordered = torch.sort(logits, descending=True, stable=True)
-        probs = ordered.values.softmax(dim=-1)
-        cut = probs.cumsum(dim=-1) - probs >= self.value  # by the mass of all that are more probable
-        cut[0] = False
-        return logits.index_fill(0, ordered.indices[cut], CUT)
+        probs = logits.softmax(dim=-1)
+        for ids in widening(probs):
+            p = probs[ids]
+            before = p.cumsum(dim=-1) - p  # the mass of all that are more probable
+            if before[-1] >= self.value:
+                break
+        kept = before < self.value
+        kept[0] = True
+        return _only(logits, ids[kept])
 
 
 @dataclass(frozen=True)
@@ -213,20 +217,56 @@ def entropy(probs: Tensor) -> float:
     return float(-torch.special.xlogy(p, p).sum() / math.log(2)) + 0.0
 
 
+def leading(values: Tensor, count: int) -> Tensor:
+    """Ids of at least the ``count`` largest of values [V], ties with the last included, by (-value, id).
+
+    Beside sorting all, this costs next to nothing where few are asked for.
+    """
+    if count >= len(values):
+        return torch.sort(values, descending=True, stable=True).indices
+    least = torch.topk(values, count, sorted=True).values[-1]
+    ids = (values >= least).nonzero().flatten()
+    return ids[torch.sort(values[ids], descending=True, stable=True).indices]
+
+
+def widening(probs: Tensor) -> Iterator[Tensor]:
+    """``leading`` ids for more and more of the tokens that have a chance, up to all of them."""
+    alive = int((probs > 0).sum())
+    count = FEW
+    while count < alive:
+        yield leading(probs, count)[:alive]
+        count *= 16
+    yield leading(probs, alive)[:alive]
+
+
 def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
     """Ids with p > 0 by (-p, id), and where each one's share of [0, 1) ends, in fp64.
 
     The ends are shares of their sum, which rounding keeps from being 1; the last is exactly 1.
     """
-    alive = probs.nonzero().flatten()
-    ordered = torch.sort(probs[alive], descending=True, stable=True)
-    ends = ordered.values.double().cumsum(dim=-1)
-    ends = ends / ends[-1]
-    return alive[ordered.indices], ends
+    alive = int((probs > 0).sum())
+    ids = leading(probs, alive)[:alive]
+    ends = _ends(probs, ids)
+    ends[-1] = 1.0
+    return ids, ends
 
 
 def draw(probs: Tensor, u: float) -> int:
     """The token in whose interval u lies: the inverse of the cumulative distribution. 0 <= u < 1."""
-    ids, ends = intervals(probs.cpu())
+    probs = probs.cpu()
+    for ids in widening(probs):
+        ends = _ends(probs, ids)
+        if ends[-1] > u:
+            break
     place = int(torch.searchsorted(ends, u, right=True))
     return int(ids[min(place, len(ids) - 1)])
+
+
+def _ends(probs: Tensor, ids: Tensor) -> Tensor:
+    """Where the shares of the first ``ids`` end, in units of the whole distribution's sum."""
+    return probs[ids].double().cumsum(dim=-1) / probs.double().sum()
+
+
+def _only(logits: Tensor, ids: Tensor) -> Tensor:
+    """The logits of ``ids``, and all others cut."""
+    return torch.full_like(logits, CUT).index_copy_(0, ids, logits[ids])

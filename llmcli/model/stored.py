@@ -47,7 +47,7 @@ class Stored:
         """Every source present, and nothing stored that no rule takes: all faults in one message."""
         wanted = {part.source for rule in rules for part in rule.parts}
         heads = (r"(lm_head|embed_out)\.weight",) if tied else ()  # a copy of the embedding
-        scales = (r".*\.(weight_scale|weight_scale_inv|input_scale)",) if self.in_8_bits(wanted) else ()
+        scales = (r".*\.(weight_scale|weight_scale_inv|input_scale|[kv]_scale)",) if self.in_8_bits(wanted) else ()
         dropped = [re.compile(pattern) for pattern in (*self.family.dropped, *heads, *scales)]
         missing = sorted(wanted - self.places.keys())
         extra = sorted(

@@ -235,6 +235,7 @@ def fp8_folder(folder: Path, kind: str, dtype: torch.dtype, suffix: str) -> dict
             if scale is not None:
                 stored[name + suffix] = scale
             stored[name.removesuffix("weight") + "input_scale"] = torch.tensor(7.0)  # of activations: not ours
+            stored[name.rsplit(".", 2)[0] + ".k_scale"] = torch.tensor(5.0)  # of the cache: not ours
         else:
             stored[name] = weight.to(torch.bfloat16)
             values[name] = stored[name].double()
