@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "Continue a text, one token after the other.",
     "tokenize": "Show a text as the tokens that a model receives.",
     "explain-step": "Show how one token was chosen.",
+    "bench": "Measure how fast a model runs here.",
     "train": "Train a small model of your own on text files.",
     "models": "List the models on disk.",
     "pull": "Download a model from the Hugging Face hub.",

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from llmcli.generate.bench import peak_memory
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families.llama import FAMILY, describe
 from llmcli.model.stored import INDEX, WEIGHTS
@@ -79,21 +80,7 @@ def child(folder: Path) -> None:
     loaded = time.perf_counter() - began
     with torch.inference_mode():
         model(torch.arange(8)[None])
-    print(json.dumps({"seconds": loaded, "peak": peak_bytes(), "model": sum(p.nbytes for p in model.parameters())}))
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had in use."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    if sys.platform == "linux":  # getrusage's figure would include the parent's, from before exec
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": loaded, "peak": peak_memory(), "model": sum(p.nbytes for p in model.parameters())}))
 
 
 def main() -> None:

@@ -1,0 +1,115 @@
+"""Measured speeds: a table for the eye, for programs, and for a README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from llmcli.hub.sizes import readable
+from llmcli.render.ndjson import write
+from llmcli.render.table import Cell, Column, number, print_table
+
+if TYPE_CHECKING:
+    from llmcli.generate.bench import Speed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement and what it was taken on. ``peak_bytes`` is the process's memory at its highest so far."""
+
+    model: str
+    dtype: str
+    device: str
+    threads: int
+    speed: Speed
+    weight_bytes: int
+    load_seconds: float
+    peak_bytes: int | None
+    bandwidth: float = math.nan  # bytes a second
+
+
+def print_rows(rows: Sequence[Row], stream: TextIO) -> None:
+    """Tokens a second, median and range; the share of the bandwidth; memory."""
+    columns = [
+        Column("model", right=False),
+        Column("dtype", right=False),
+        Column("threads", optional=3),
+        Column("depth"),
+        Column("prefill t/s"),
+        Column("lowest-highest", optional=5),
+        Column("decode t/s"),
+        Column("lowest-highest", optional=1),
+        Column("share"),
+        Column("weights", optional=4),
+        Column("KV", optional=7),
+        Column("peak", optional=6),
+        Column("load s", optional=8),
+    ]
+    print_table(columns, [_cells(row) for row in rows], stream)
+
+
+def _cells(row: Row) -> list[Cell]:
+    speed = row.speed
+    return [
+        Cell(row.model),
+        Cell(row.dtype),
+        Cell(str(row.threads)),
+        Cell(str(speed.depth)),
+        number(speed.prefill.median, 0),
+        Cell(f"{speed.prefill.low:.0f}-{speed.prefill.high:.0f}"),
+        number(speed.decode.median, 1),
+        Cell(f"{speed.decode.low:.1f}-{speed.decode.high:.1f}"),
+        Cell(f"{speed.share(row.bandwidth):.0%}", repr(speed.share(row.bandwidth))),
+        Cell(readable(row.weight_bytes), str(row.weight_bytes)),
+        Cell(readable(speed.cache_bytes), str(speed.cache_bytes)),
+        Cell("", "") if row.peak_bytes is None else Cell(readable(row.peak_bytes), str(row.peak_bytes)),
+        number(row.load_seconds, 2),
+    ]
+
+
+def progress(row: Row) -> str:
+    """A row as soon as it is measured."""
+    speed = row.speed
+    return (
+        f"{row.model} {row.dtype}, {row.threads} threads, depth {speed.depth}: "
+        f"prefill {speed.prefill.median:.0f}, decode {speed.decode.median:.1f} tokens/s"
+    )
+
+
+def write_json(rows: Sequence[Row], stream: TextIO) -> None:
+    """NDJSON, an object a row; every run's figure is there."""
+    for row in rows:
+        speed = row.speed
+        record: dict[str, Any] = {
+            "model": row.model,
+            "dtype": row.dtype,
+            "device": row.device,
+            "threads": row.threads,
+            "depth": speed.depth,
+            "prompt_tokens": speed.prompt,
+            "output_tokens": speed.output,
+            "prefill": list(speed.prefill.runs),
+            "decode": list(speed.decode.runs),
+            "bandwidth": row.bandwidth,
+            "share": speed.share(row.bandwidth),
+            "weight_bytes": row.weight_bytes,
+            "cache_bytes": speed.cache_bytes,
+            "peak_bytes": row.peak_bytes,
+            "load_seconds": row.load_seconds,
+        }
+        write(record, stream)
+
+
+def write_markdown(rows: Sequence[Row], stream: TextIO) -> None:
+    """A table for a README: medians with their range."""
+    stream.write("| model | dtype | threads | depth | prefill tokens/s | decode tokens/s | share of bandwidth |\n")
+    stream.write("|---|---|---|---|---|---|---|\n")
+    for row in rows:
+        speed = row.speed
+        prefill = f"{speed.prefill.median:.0f} ({speed.prefill.low:.0f}-{speed.prefill.high:.0f})"
+        decode = f"{speed.decode.median:.1f} ({speed.decode.low:.1f}-{speed.decode.high:.1f})"
+        share = f"{speed.share(row.bandwidth):.0%}"
+        cells = [row.model, row.dtype, row.threads, speed.depth, prefill, decode, share]
+        stream.write("| " + " | ".join(str(cell) for cell in cells) + " |\n")
