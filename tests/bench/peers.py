@@ -1,0 +1,314 @@
+"""llmcli, llama.cpp and transformers side by side on the same random Llama weights; prints the README's ratio table.
+
+    pip install llama-cpp-python gguf transformers    # the first with CMAKE_ARGS=-DGGML_NATIVE=ON
+    python tests/bench/peers.py --threads 2
+
+Every engine runs in a process of its own and they take turns, round after round, so that what else the machine does
+falls on all of them. A ratio is taken within a round; the table gives the median and the range over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.families.llama import FAMILY, describe
+from llmcli.model.random_weights import random_model
+
+SKIPPED = 16  # tokens generated before the clock starts
+SHAPES: dict[str, dict[str, Any]] = {
+    "15M": {
+        "vocab_size": 32000, "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,
+        "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 48,
+    },
+    "135M": {
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+    },
+    "1.2B": {
+        "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+    },
+}  # fmt: skip
+CONTEXT = 8192
+
+
+class Engine(Protocol):
+    """One program with a model open."""
+
+    def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
+        """Seconds to read the prompt; seconds a token after the first ``SKIPPED``; the first token's id."""
+
+
+class Llmcli:
+    def __init__(self, folder: Path, kind: str, threads: int) -> None:
+        from llmcli.generate.sampling import Sampler, Temperature
+        from llmcli.model.checkpoint import load
+
+        torch.set_num_threads(threads)
+        self.model = load(folder / "hf", device=torch.device("cpu"), dtype=getattr(torch, kind))
+        self.sampler = Sampler([Temperature(0.0)], seed=0)
+
+    def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
+        from llmcli.generate.steps import steps
+
+        times, tokens = [time.perf_counter()], []
+        for step in steps(self.model, prompt, sampler=self.sampler, max_new_tokens=output):
+            times.append(time.perf_counter())
+            tokens.append(step.token)
+        return times[1] - times[0], _a_token(times[1:]), tokens[0]
+
+
+class Transformers:
+    def __init__(self, folder: Path, kind: str, threads: int) -> None:
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        dtype = getattr(torch, kind)
+        self.model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=dtype).eval()
+
+    def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
+        times = [time.perf_counter()]
+
+        class Clock:
+            def put(self, value: torch.Tensor) -> None:
+                times.append(time.perf_counter())
+
+            def end(self) -> None:
+                pass
+
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            out = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), streamer=Clock(), max_new_tokens=output,
+                min_new_tokens=output, do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+        times = times[1:]  # the streamer is given the prompt first
+        return times[1] - times[0], _a_token(times[1:]), int(out[0, len(prompt)])
+
+
+class LlamaCpp:
+    def __init__(self, folder: Path, kind: str, threads: int) -> None:
+        import llama_cpp
+
+        self.api = llama_cpp
+        llama_cpp.llama_backend_init()
+        silent = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(silent, None)
+        self.silent = silent  # must outlive the library
+        params = llama_cpp.llama_model_default_params()
+        self.model = llama_cpp.llama_model_load_from_file(str(folder / f"{kind}.gguf").encode(), params)
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = CONTEXT, 512, 512
+        settings.n_threads = settings.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
+        api = self.api
+        api.llama_memory_clear(api.llama_get_memory(self.context), True)
+        times, tokens = [time.perf_counter()], [0]
+        for start in range(0, len(prompt), 512):
+            tokens = [self._fed(prompt[start : start + 512])]
+        times.append(time.perf_counter())
+        for _ in range(output - 1):
+            tokens.append(self._fed(tokens[-1:]))
+            times.append(time.perf_counter())
+        return times[1] - times[0], _a_token(times[1:]), tokens[0]
+
+    def _fed(self, ids: list[int]) -> int:
+        import numpy
+
+        api = self.api
+        array = (api.llama_token * len(ids))(*ids)
+        assert api.llama_decode(self.context, api.llama_batch_get_one(array, len(ids))) == 0
+        logits = numpy.ctypeslib.as_array(api.llama_get_logits_ith(self.context, -1), shape=(self.vocab,))
+        return int(logits.argmax())
+
+
+def _a_token(times: list[float]) -> float:
+    skipped = min(SKIPPED, len(times) - 2)
+    return (times[-1] - times[skipped]) / (len(times) - 1 - skipped)
+
+
+ENGINES = {"llmcli": Llmcli, "transformers": Transformers, "llama.cpp": LlamaCpp}
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """The child: open the model, then answer each line {"prompt", "output"} with seconds."""
+    engine: Engine = ENGINES[arguments.engine](arguments.folder, arguments.kind, arguments.threads)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(engine.run(asked["prompt"], asked["output"])), flush=True)
+
+
+def write_models(folder: Path, shape: dict[str, Any], kinds: list[str]) -> None:
+    """The random model as a checkpoint, and as GGUF in each kind."""
+    from llmcli.model.checkpoint import save
+
+    config = ModelConfig(
+        "llama", **shape, max_position_embeddings=CONTEXT, tie_word_embeddings=False, norm_eps=1e-5, rope=RopeConfig()
+    )
+    model = random_model(config, device=torch.device("cpu"), dtype=torch.bfloat16)
+    save(model, folder / "hf", describe(config), dtype=torch.bfloat16)
+    for kind in kinds:
+        write_gguf(folder / f"{kind}.gguf", config, folder / "hf" / "model.safetensors", kind)
+
+
+def write_gguf(path: Path, config: ModelConfig, weights: Path, kind: str) -> None:
+    """The checkpoint in llama.cpp's format; matrices as ``kind``, norms in float32."""
+    import gguf
+    from safetensors.torch import load_file
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    quantization = gguf.GGMLQuantizationType[kind]
+    tensors = load_file(weights)
+    assert tensors.keys() == {part.source for rule in FAMILY.rules(config) for part in rule.parts}
+    for name, tensor in tensors.items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        for part, count in heads.items():
+            if part in name:  # llama.cpp turns neighbours, transformers halves
+                tensor = tensor.view(count, 2, config.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
+        values = tensor.float().numpy()
+        written = names.get_name(name, try_suffixes=(".weight",))
+        if tensor.ndim == 1:
+            writer.add_tensor(written, values)
+        else:
+            writer.add_tensor(written, gguf.quants.quantize(values, quantization), raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class Child:
+    """An engine in a process of its own."""
+
+    def __init__(self, engine: str, kind: str, folder: Path, threads: int) -> None:
+        self.name = f"{engine} {kind}"
+        command = [sys.executable, __file__, "--engine", engine, "--kind", kind]
+        command += ["--folder", str(folder), "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        if self.process.stdout.readline() != "ready\n":
+            raise SystemExit(f"{self.name} did not start")
+
+    def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps({"prompt": prompt, "output": output}), file=self.process.stdin, flush=True)
+        prefill, decode, first = json.loads(self.process.stdout.readline())
+        return prefill, decode, first
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(children: list[Child], prompt: list[int], output: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Prefill and decode in tokens a second per engine and round; the first of all is a warm-up."""
+    figures: dict[str, list[tuple[float, float]]] = {child.name: [] for child in children}
+    for number in range(rounds + 1):
+        firsts = {}
+        for child in children:
+            prefill, decode, firsts[child.name] = child.run(prompt, output)
+            if number:
+                figures[child.name].append((len(prompt) / prefill, 1 / decode))
+    print(f"first tokens: {firsts}", file=sys.stderr)
+    return figures
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """Median and range of the ratio within a round."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine", choices=ENGINES)
+    parser.add_argument("--kind")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--pairs", default="bfloat16/BF16,bfloat16/bfloat16,float32/float32")
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--output", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    if arguments.engine:
+        serve(arguments)
+        return
+    pairs = [tuple(pair.split("/")) for pair in arguments.pairs.split(",")]
+    print(f"{datetime.date.today()}, {processor()}, {arguments.threads} threads, {versions()}\n")
+    print("| shape | ours | beside | prefill t/s | beside | ratio | decode t/s | beside | ratio |\n|" + "---|" * 9)
+    for name in arguments.shapes.split(","):
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            write_models(folder, SHAPES[name], sorted({theirs for _, theirs in pairs if theirs[0].isupper()}))
+            for ours, theirs in pairs:
+                peer = "llama.cpp" if theirs[0].isupper() else "transformers"
+                children = [Child("llmcli", ours, folder, arguments.threads)]
+                children.append(Child(peer, theirs, folder, arguments.threads))
+                prompt = [(7 * i * i + 3) % 1000 for i in range(arguments.prompt)]
+                figures = compare(children, prompt, arguments.output, arguments.rounds)
+                cells = [name, ours, children[1].name]
+                for phase in (0, 1):
+                    mine, other = ([run[phase] for run in figures[child.name]] for child in children)
+                    cells += [f"{statistics.median(mine):.1f}", f"{statistics.median(other):.1f}", ratio(mine, other)]
+                print("| " + " | ".join(cells) + " |", flush=True)
+                for child in children:
+                    child.close()
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> str:
+    """Of llmcli's peers and of torch."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("llmcli", "torch", "transformers", "llama-cpp-python"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+if __name__ == "__main__":
+    main()
