@@ -39,6 +39,9 @@ class LazyGroup(click.Group):
             return None
         name = cmd_name.replace("-", "_")
         command: click.Command = getattr(importlib.import_module(f"llmcli.commands.{name}"), name)
+        for option in command.params:
+            if isinstance(option, click.Option):
+                option.envvar = environment_variable(name, option)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -68,6 +71,12 @@ class LazyGroup(click.Group):
             sys.exit(EXIT_INTERRUPTED)
         except Exception as error:
             fail(error, verbose="--verbose" in arguments)
+
+
+def environment_variable(command: str, option: click.Option) -> str:
+    """LLMCLI_<COMMAND>_<OPTION>, by the option's first long name."""
+    long = next((name for name in option.opts if name.startswith("--")), option.opts[0])
+    return f"LLMCLI_{command}_{long.lstrip('-')}".replace("-", "_").upper()
 
 
 def fail(error: Exception, *, verbose: bool) -> NoReturn:
@@ -108,7 +117,7 @@ def out_of_memory(error: Exception) -> LlmcliError | None:
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"auto_envvar_prefix": "LLMCLI", "help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="llmcli")
 def cli() -> None:

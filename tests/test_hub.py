@@ -76,7 +76,6 @@ def test_names_of_the_hub(text: str, name: HubName) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "nowhere",
         "../../no-such-etc",
         "org/../x",
         "org/..",
@@ -110,6 +109,26 @@ def test_names_that_no_model_has(hub: Hub, name: str) -> None:
     assert len(error.message) < 300
     assert not hub.log
     assert not cache.cache_folder().exists()
+
+
+def test_a_name_without_an_organisation_is_one_of_the_hub_if_it_is_on_disk(hub: Hub) -> None:
+    assert "there is no model" in fails(lambda: find("nowhere")).message
+    assert not hub.log
+    folder = cache.repo_folder("gpt2") / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / file).write_text("{}")
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text("a" * 40)
+    assert find("gpt2") == folder
+    assert cache.name_of(folder) == "gpt2"
+    assert removable("gpt2").folder == folder
+    assert not hub.log
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_no_folder(name: str) -> None:
+    assert "empty" in fails(lambda: find(name)).message
 
 
 def test_a_line_end_belongs_to_no_name() -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.interrupt import import_torch
 from llmcli.commands.model import DTYPES, find_model
-from llmcli.commands.options import MOST_THREADS, device_option, offline_option, use_threads, verbose_option
+from llmcli.commands.options import MOST_THREADS, Line, device_option, offline_option, use_threads, verbose_option
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
@@ -37,7 +38,15 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 
 
 @click.command()
-@click.option("--model", "-m", "models", multiple=True, metavar="MODEL", help="As for generate; several are compared.")
+@click.option(
+    "--model",
+    "-m",
+    "models",
+    multiple=True,
+    type=Line(),
+    metavar="MODEL",
+    help="As for generate; several are compared.",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json instead of a model; with --random.")
 @click.option("--random", "random_weights", is_flag=True, help="Random weights of the shape that --config tells.")
 @click.option("--prompt-tokens", "-p", type=click.IntRange(min=1), default=256, show_default=True)
@@ -86,6 +95,7 @@ def bench(
     if not set(kinds) <= set(DTYPES):
         raise usage_error(f"--dtype {dtypes} is not a list of dtypes", "known: " + ", ".join(DTYPES))
 
+    import_torch()
     from llmcli.generate.bench import measure, read_bandwidth
     from llmcli.model.device import pick_device
     from llmcli.render import bench as view

@@ -9,7 +9,7 @@ import click
 
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import verbose_option
+from llmcli.commands.options import Line, verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, usage_error
@@ -35,7 +35,9 @@ class GenerateCommand(click.Command):
 @model_options
 @sampling_options
 @click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=0), default=512, show_default=True)
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given more than once.")
+@click.option(
+    "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be given more than once."
+)
 @click.option("--echo", is_flag=True, help="Write the prompt before the text.")
 @click.option(
     "--probs",

@@ -1,10 +1,22 @@
-"""Ctrl-C between tokens, never within one: what was counted is what was written."""
+"""Ctrl-C between tokens, never within one: what was counted is what was written. And Ctrl-C while libraries load."""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
+
+from llmcli.errors import EXIT_INTERRUPTED
+
+
+def import_torch() -> None:
+    """Import torch and what it needs; Ctrl-C ends the process at once, where an import could swallow it."""
+    former = signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+    try:
+        import torch  # noqa: F401
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 class Interrupt:

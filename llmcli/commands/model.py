@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.interrupt import import_torch
 from llmcli.commands.options import bundle, device_option, offline_option, threads_option, use_threads
 
 if TYPE_CHECKING:
@@ -31,14 +32,16 @@ class ModelChoice:
     def open(self) -> LoadedModel:
         """Find and load the model, with a bar for what takes long."""
         folder = find_model(self.model, self.offline)
-        adapter = find_model(self.adapter, self.offline) if self.adapter else None
+        adapter = find_model(self.adapter, self.offline) if self.adapter is not None else None
+        import_torch()
         use_threads(self.threads)
         from llmcli.generate.loaded import load
         from llmcli.hub.cache import name_of
+        from llmcli.render.generation import note
         from llmcli.render.loading import LoadingView
 
         with LoadingView(sys.stderr) as view:
-            return load(
+            loaded = load(
                 folder,
                 name=name_of(folder),
                 adapter=adapter,
@@ -46,6 +49,10 @@ class ModelChoice:
                 dtype=self.dtype,
                 progress=view,
             )
+        tokens, rows = loaded.tokenizer.size, loaded.model.config.vocab_size
+        if tokens > rows:
+            note(f"the tokenizer has {tokens} tokens, the model {rows}: is it another model's?", sys.stderr)
+        return loaded
 
 
 def find_model(name: str | None, offline: bool) -> Path:

@@ -31,6 +31,12 @@ class Real(click.ParamType[float]):
         return number
 
 
+class Line(click.types.StringParamType):
+    """Text of an option that may be repeated: in its environment variable, one value a line."""
+
+    envvar_list_splitter = "\n"
+
+
 def bundle(name: str, build: Callable[..., Any], *decorators: Decorator) -> Decorator:
     """Several option decorators as one. The command gets what ``build`` makes of their values, as ``name``.
 

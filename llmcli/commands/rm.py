@@ -29,7 +29,7 @@ def rm(name: str, yes: bool, verbose: bool) -> None:
     from llmcli.render.generation import note
 
     model = removable(name)
-    if not yes and not sys.stdin.isatty():
+    if not yes and (sys.stdin is None or not sys.stdin.isatty()):
         raise usage_error("there is nobody to ask: stdin is no terminal", "--yes removes without asking")
     known_as = "" if name == model.name else f", here {model.name}"
     if not yes and not click.confirm(f"Remove {name}{known_as} ({readable(model.bytes)})?", err=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.interrupt import import_torch
 from llmcli.commands.options import Real, bundle
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def asked(
     seed: int | None,
 ) -> Sampling:
     """The options, checked before anything is loaded. Without a seed, one that nobody can know."""
+    import_torch()
     from llmcli.generate.sampling import filter_chain
 
     values = {"temperature": temperature, "top-k": top_k, "top-p": top_p, "min-p": min_p}

@@ -8,7 +8,7 @@ import sys
 import click
 
 from llmcli.commands.model import find_model
-from llmcli.commands.options import offline_option, verbose_option
+from llmcli.commands.options import Line, offline_option, verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.errors import usage_error
 
@@ -20,6 +20,7 @@ from llmcli.errors import usage_error
     "-m",
     "models",
     multiple=True,
+    type=Line(),
     metavar="MODEL",
     help="A folder, a name of `llmcli models`, or org/name of the hub; several stand side by side.",
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands import options
+from llmcli.commands.interrupt import import_torch
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def train(
       llmcli generate -m my-model "Once upon a time"
     """
     given = {name: value for name, value in recipe_values.items() if value is not None}
+    import_torch()
     from llmcli.model.device import pick_device
     from llmcli.render.training import TrainingView, loss_svg, print_curve
     from llmcli.train.corpus import read_corpus

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.generate.sampling import FILTERS
-from llmcli.model.families.fields import field, token_ids
+from llmcli.model.families.fields import field, token_ids, wrong
 from llmcli.model.jsonfile import read_json
 
 FILE = "generation_config.json"
@@ -21,15 +21,16 @@ OTHERS = {
     "no_repeat_ngram_size": 0.0,
     "num_beams": 1.0,
 }
+LISTS = ("suppress_tokens", "bad_words_ids", "sequence_bias")  # likewise; they do nothing where they are empty
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """``sampling`` by filter name; ``unmet`` are settings asked for that we do not have, as key -> value."""
+    """``sampling`` by filter name; ``unmet`` are settings asked for that we do not have (None: a list)."""
 
     stop_ids: tuple[int, ...]
     sampling: dict[str, float]
-    unmet: dict[str, float]
+    unmet: dict[str, float | None]
 
 
 def read_defaults(folder: Path) -> Defaults:
@@ -50,9 +51,12 @@ def _sampling(raw: dict[str, Any]) -> dict[str, float]:
     values = {name: field(raw, key, 0.0) for name, key in keys.items() if raw.get(key) is not None}
     for name, value in values.items():
         FILTERS[name](value)  # checks its range
+        if name == "top-k" and value % 1:
+            raise wrong("top_k", value, "a whole number")
     return values
 
 
-def _unmet(raw: dict[str, Any]) -> dict[str, float]:
+def _unmet(raw: dict[str, Any]) -> dict[str, float | None]:
     asked = {key: field(raw, key, neutral) for key, neutral in OTHERS.items()}
-    return {key: value for key, value in asked.items() if value != OTHERS[key]}
+    unmet: dict[str, float | None] = {key: value for key, value in asked.items() if value != OTHERS[key]}
+    return unmet | {key: None for key in LISTS if raw.get(key)}

@@ -67,6 +67,8 @@ def local_folder(name: str) -> Path | None:
 
     Errors: a file that is no model.
     """
+    if not name.strip():
+        raise LlmcliError("the model's name is empty", "give a folder, or a name of `llmcli models`")
     try:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -86,7 +88,8 @@ def local_folder(name: str) -> Path | None:
 def of_the_hub(name: str) -> HubName:
     """``name`` taken apart. Errors: no model of the hub can have it."""
     hub_name = parse(name)
-    if hub_name is None:
+    # A name without an organisation is one of the hub's first models; a mistyped one should ask nobody.
+    if hub_name is None or ("/" not in hub_name.repo and not cache.repo_folder(hub_name.repo).is_dir()):
         shown = name if len(name) <= 200 else f"{name[:200]}…"
         raise LlmcliError(
             f"there is no model {shown}",

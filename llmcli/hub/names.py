@@ -10,7 +10,7 @@ MAIN = "main"  # the branch that a name without a revision means
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-_REPO = re.compile(rf"(?!.*(?:--|\.\.))(?!.*\.git$){_WORD}/{_WORD}")
+_REPO = re.compile(rf"(?!.*(?:--|\.\.))(?!.*\.git$){_WORD}(?:/{_WORD})?")
 _REVISION = re.compile(r"(?!.*(?://|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9_./+-]*[A-Za-z0-9_+-])?")
 
 

@@ -43,7 +43,7 @@ def remove(model: OnDisk) -> int:
     if found.repos:
         strategy = found.delete_revisions(model.folder.name)
         freed = strategy.expected_freed_size
-        with quietly():
+        with quietly(), suppress(OSError):  # what is left is said below
             strategy.execute()
     else:  # so broken that huggingface_hub does not know it
         shutil.rmtree(model.folder, ignore_errors=True)

@@ -19,6 +19,22 @@ from llmcli.model.tensorfile import TensorFile
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+# What makes an adapter something else than W + s B A.
+VARIANTS = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+)
+STARTS = ("gaussian", "eva", "true", "false")  # init_lora_weights that leave the base as it is
 _PREFIX = "base_model.model."
 _LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.weight)?")
 
@@ -97,9 +113,13 @@ class Adapter:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    raw = read_json(folder / CONFIG)
+    raw = read_json(folder / CONFIG, f"an adapter's folder has {CONFIG} and {WEIGHTS}")
     if raw.get("peft_type") != "LORA":
         raise LlmcliError(f"{folder / CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")
-    if raw.get("use_dora"):
-        raise LlmcliError(f"{folder / CONFIG}: this is a DoRA adapter", "merge it with peft first")
+    start = raw.get("init_lora_weights")
+    others = [key for key in VARIANTS if raw.get(key)]
+    if isinstance(start, str) and start not in STARTS:  # these change the base's weights too
+        others.append(f"init_lora_weights {start!r}")
+    if others:
+        raise LlmcliError(f"{folder / CONFIG}: {', '.join(others)}: more than a plain LoRA", "merge it with peft first")
     return raw

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,11 @@ def load(
     """
     config = read_config(folder)
     family = FAMILIES[config.model_type]
-    stored = Stored(folder, family, adapter)
+    stored = Stored(folder, family, adapter, scaled="quantization_config" in read_json(folder / "config.json"))
     rules = family.rules(config)
+    if config.tie_word_embeddings and stored.has_own_head(rules[0].parts[0].source):
+        config = replace(config, tie_word_embeddings=False)  # as transformers does
+        rules = family.rules(config)
     stored.check_names(rules, tied=config.tie_word_embeddings)
     stored.check_adapter(rules, tied=config.tie_word_embeddings)
     with torch.device("meta"):

@@ -222,6 +222,17 @@ class ModelConfig:
         """Width of all key (or all value) heads together: K * D."""
         return self.num_key_value_heads * self.head_dim
 
+    @property
+    def layer_norms(self) -> tuple[str, ...]:
+        """Which of a layer's four norms there are; one that is not is the identity."""
+        there = {
+            "attn_norm": self.pre_norm,
+            "attn_post_norm": self.post_norm,
+            "mlp_norm": self.pre_norm and not self.shared_norm,
+            "mlp_post_norm": self.post_norm,
+        }
+        return tuple(name for name, is_there in there.items() if is_there)
+
     def layer_type(self, layer: int) -> LayerType:
         """Whether a layer sees everything before it or a window."""
         return self.layer_types[layer] if self.layer_types else "full_attention"

@@ -11,14 +11,17 @@ from llmcli.errors import LlmcliError
 MOST = 2**25  # bytes; config.json is a few KiB, the index of the largest models a few MiB
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an error that names the file and, for broken JSON, the line."""
+def read_json(path: Path, hint: str = "a model folder has config.json beside its weights") -> dict[str, Any]:
+    """A JSON object from a file, or an error that names the file and, for broken JSON, the line.
+
+    ``hint`` is for a file that is not there.
+    """
     try:
         if path.stat().st_size > MOST:
             raise LlmcliError(f"{path}: larger than {MOST} bytes", "the file may be damaged; get it again")
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LlmcliError(f"{path}: no such file", "a model folder has config.json beside its weights") from None
+        raise LlmcliError(f"{path}: no such file", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise LlmcliError(f"{path}: cannot be read: {error}", "check the file") from error
     except (ValueError, RecursionError) as error:

@@ -24,11 +24,12 @@ BLOCK = 128  # rows and columns that share a scale where there is a table of the
 class Stored:
     """Every tensor of the folder's weight files, with an ``adapter`` in it if there is one.
 
-    Errors: damaged files, a tensor that is there twice.
+    ``scaled``: 8-bit floats mean nothing without their scales. Errors: damaged files, a tensor that is there twice.
     """
 
-    def __init__(self, folder: Path, family: Family, adapter: Path | None = None) -> None:
-        self.family = family
+    def __init__(self, folder: Path, family: Family, adapter: Path | None = None, *, scaled: bool = False) -> None:
+        self.folder, self.family = folder, family
+        self.scaled = scaled
         self.adapter = None if adapter is None else Adapter(adapter, family.rename)
         self.places: dict[str, tuple[TensorFile, Entry]] = {}
         for path in weight_files(folder):
@@ -46,7 +47,7 @@ class Stored:
     def check_names(self, rules: Sequence[Rule], *, tied: bool) -> None:
         """Every source present, and nothing stored that no rule takes: all faults in one message."""
         wanted = {part.source for rule in rules for part in rule.parts}
-        heads = (r"(lm_head|embed_out)\.weight",) if tied else ()  # a copy of the embedding
+        heads = (r"(lm_head|embed_out)\.weight",) if tied else ()  # a copy of the embedding, see ``has_own_head``
         scales = (r".*\.(weight_scale|weight_scale_inv|input_scale|[kv]_scale)",) if self.in_8_bits(wanted) else ()
         dropped = [re.compile(pattern) for pattern in (*self.family.dropped, *heads, *scales)]
         missing = sorted(wanted - self.places.keys())
@@ -56,7 +57,7 @@ class Stored:
         faults = [f"{what}: {some(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
         if faults:
             raise LlmcliError(
-                f"the weights do not match config.json; tensors {'; '.join(faults)}",
+                f"{self.folder}: the weights do not match config.json; tensors {'; '.join(faults)}",
                 "config.json and the weights must come from the same model",
             )
 
@@ -72,6 +73,16 @@ class Stored:
             )
         if tied and rules[0].parts[0].source in self.adapter.sources:
             raise LlmcliError(f"{self.adapter.path}: adapts an embedding that is also the head", "not supported")
+
+    def has_own_head(self, embedding: str) -> bool:
+        """Whether a head is stored that is not the embedding. It counts then, whatever config.json says of tying."""
+        heads = [self.places[name] for name in ("lm_head.weight", "embed_out.weight") if name in self.places]
+        if not heads or embedding not in self.places:
+            return False
+        (file, entry), (other, twin) = heads[0], self.places[embedding]
+        if (entry.dtype, entry.shape) != (twin.dtype, twin.shape):
+            return True
+        return not torch.equal(file.viewed(entry), other.viewed(twin))
 
     def in_8_bits(self, names: set[str]) -> bool:
         """Whether any of the named tensors is stored in an 8-bit float."""
@@ -139,10 +150,12 @@ class Stored:
         if tensor.dtype.itemsize > 1:
             return tensor
         wide = tensor.float()
-        for suffix in SCALES:
-            if name + suffix in self.places:
-                file, entry = self.places[name + suffix]
-                wide = wide * _spread(file.read(entry).float(), wide.shape, file, entry)
+        scales = [suffix for suffix in SCALES if name + suffix in self.places]
+        if self.scaled and not scales:
+            raise LlmcliError(f"{self.folder}: tensor {name} is stored in 8 bits without its scale", "get it again")
+        for suffix in scales:
+            file, entry = self.places[name + suffix]
+            wide = wide * _spread(file.read(entry).float(), wide.shape, file, entry)
         return wide
 
 
@@ -185,7 +198,13 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.is_file())
 
 
-def some(names: Sequence[str], limit: int = 6) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def some(names: Sequence[str]) -> str:
+    """All of many names; those that differ in one number alone, as layers do, are told together."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\d+", "*", name, count=1), []).append(name)
+    told = []
+    for pattern, group in alike.items():
+        numbers = [re.findall(r"\d+", name)[0] for name in group if "*" in pattern]
+        told.append(group[0] if len(group) == 1 else pattern.replace("*", f"{{{','.join(numbers)}}}", 1))
+    return ", ".join(told)

@@ -99,6 +99,11 @@ class TensorFile:
             raise LlmcliError(f"{self.path}: cannot be read: {error.strerror or error}", "check the disk") from error
         return target
 
+    def viewed(self, entry: Entry) -> Tensor:
+        """The tensor to look at once: mapped if possible."""
+        mapped = self.mapped([entry])
+        return self.read(entry) if mapped is None else mapped
+
     def mapped(self, entries: Sequence[Entry]) -> Tensor | None:
         """Tensors that lie one behind the other as one, stacked along the first dimension, not read before use.
 

@@ -30,19 +30,19 @@ class Block(nn.Module):
         super().__init__()
         self.parallel, self.scale = config.parallel_residual, config.residual_scale
 
-        def norm(there: bool) -> Norm | None:
-            return Norm(config, config.hidden_size, bias=config.norm_bias) if there else None
+        def norm(name: str) -> Norm | None:
+            return Norm(config, config.hidden_size, bias=config.norm_bias) if name in config.layer_norms else None
 
-        self.attn_norm = norm(config.pre_norm)
+        self.attn_norm = norm("attn_norm")
         self.attn = Attention(config, layer)
-        self.attn_post_norm = norm(config.post_norm)
-        self.mlp_norm = norm(config.pre_norm and not config.shared_norm)
+        self.attn_post_norm = norm("attn_post_norm")
+        self.mlp_norm = norm("mlp_norm")
         self.mlp: MLP | MoE
         if config.moe is not None and config.is_moe(layer):
             self.mlp = MoE(config, config.moe)
         else:
             self.mlp = MLP(config, config.intermediate_size)
-        self.mlp_post_norm = norm(config.post_norm)
+        self.mlp_post_norm = norm("mlp_post_norm")
         self.shared_norm = config.shared_norm
 
     def forward(self, x: Tensor, place: Place, cache: KVCache | None, trace: Trace | None) -> Tensor:
@@ -118,7 +118,7 @@ class Transformer(nn.Module):
         """The residual stream before the first block, [B, T, C], of ids that stand behind ``past`` others."""
         x: Tensor = self.embedding(ids)
         if self.config.embedding_scale != 1:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded, as in training
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded, as Gemma is trained
         if self.positions is None:
             return x
         T = ids.shape[1]

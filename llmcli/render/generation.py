@@ -67,13 +67,14 @@ def print_summary(
     )
 
 
-def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float]) -> str:
+def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float | None]) -> str:
     """What generation_config.json decided, and what it asks for in vain; empty if neither."""
     parts = []
     if adopted:
         parts.append("the model's own settings: " + ", ".join(f"{name} {value:g}" for name, value in adopted.items()))
     if unmet:
-        parts.append("not applied: " + ", ".join(f"{name} {value:g}" for name, value in unmet.items()))
+        told = (name if value is None else f"{name} {value:g}" for name, value in unmet.items())
+        parts.append("not applied: " + ", ".join(told))
     return f"{'; '.join(parts)} (generation_config.json)" if parts else ""
 
 

@@ -88,7 +88,7 @@ def _print_below(report: StepReport, stream: TextIO) -> None:
     for stage in report.sampler:
         what = f"{stage.name} {stage.value:g}:"
         cut = f", cuts {stage.removed_mass:.4f} of the probability" if stage.removed_mass else ""
-        _say(f"{what:<18}keeps {stage.kept}{cut}", stream)
+        _say(f"{what:<17} keeps {stage.kept}{cut}", stream)
     chosen = report.chosen
     token = label(chosen.text, chosen.bytes)
     if chosen.u is None:

@@ -105,9 +105,13 @@ def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        if (folder / "tokenizer.model").is_file():
+        older = [file for file in ("tokenizer.model", "vocab.json") if (folder / file).is_file()]
+        if older:
+            opened = f"AutoTokenizer.from_pretrained(r'{folder}')"
+            convert = f"from transformers import AutoTokenizer; {opened}.save_pretrained(r'{folder}')"
             hint = (
-                "only tokenizer.model is here; transformers' AutoTokenizer(...).save_pretrained writes tokenizer.json"
+                f"only the older {older[0]} is here; with `pip install transformers sentencepiece`, "
+                f'this writes tokenizer.json: python -c "{convert}"'
             )
         else:
             hint = "is this the folder of a Hugging Face model?"

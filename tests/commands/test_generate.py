@@ -162,6 +162,19 @@ def test_environment_variables_set_options(run: Run, model: Path) -> None:
     assert (start["seed"], len(tokens)) == (77, 2)
 
 
+def test_environment_variables_are_called_as_the_options(run: Run, model: Path) -> None:
+    environment = {"LLMCLI_GENERATE_JSON": "1", "LLMCLI_GENERATE_STOP": "the king\nfox"}
+    told = records(run("generate", "The", "-m", model, "-n", 3, env=environment))
+    assert told[0]["type"] == "start"
+    text = run("generate", "The old", "-m", model, "-n", 30, "--seed", 1).stdout
+    words = text.split()
+    two = f"{words[3]} {words[4]}"
+    stopped = run("generate", "The old", "-m", model, "-n", 30, "--seed", 1, env={"LLMCLI_GENERATE_STOP": two})
+    assert stopped.stdout.rstrip() == text[: text.index(two)].rstrip()
+    ids = run("tokenize", "The fox", env={"LLMCLI_TOKENIZE_MODEL": str(model), "LLMCLI_TOKENIZE_IDS": "1"})
+    assert ids.stdout.split() == [str(i) for i in load_tokenizer(model).encode("The fox")]
+
+
 def one_line(result: Result, code: int, *words: object) -> None:
     assert result.exit_code == code, result.output
     assert result.stdout == ""
@@ -300,7 +313,11 @@ def test_a_tokenizer_of_another_model_is_said(run: Run, model: Path, tmp_path: P
     raw = json.loads((model / "tokenizer.json").read_text())
     raw["model"]["vocab"] = {token: id + (id > 250) * 1000 for token, id in raw["model"]["vocab"].items()}
     (tmp_path / "mixed" / "tokenizer.json").write_text(json.dumps(raw))
-    one_line(run("generate", "The old fox", "-m", tmp_path / "mixed"), 1, "the model knows only", "tokenizer")
+    result = run("generate", "The old fox", "-m", tmp_path / "mixed")
+    warning, error = result.stderr.splitlines()
+    assert "is it another model's?" in warning
+    assert result.exit_code == 1
+    assert "the model knows only" in error
 
 
 def test_angles_that_depend_on_the_planned_length_are_said(run: Run, model: Path, tmp_path: Path) -> None:

@@ -64,8 +64,15 @@ def test_do_sample_false_is_greedy(run: Run, with_settings: Callable[..., Path])
 
 
 def test_what_is_not_applied_is_said(run: Run, with_settings: Callable[..., Path]) -> None:
-    result = run("generate", "The", "-m", with_settings(repetition_penalty=1.1, typical_p=1.0), "-n", 1)
-    assert "not applied: repetition_penalty 1.1 (generation_config.json)" in result.stderr
+    result = run(
+        "generate",
+        "The",
+        "-m",
+        with_settings(repetition_penalty=1.1, typical_p=1.0, suppress_tokens=[1, 2], bad_words_ids=[]),
+        "-n",
+        1,
+    )
+    assert "not applied: repetition_penalty 1.1, suppress_tokens (generation_config.json)" in result.stderr
     assert "typical" not in result.stderr
 
 
@@ -88,6 +95,7 @@ def test_every_stop_token_of_the_list_stops(run: Run, model: Path, with_settings
         ({"temperature": -1}, "temperature must be"),
         ({"top_p": 0}, "top-p 0"),
         ({"top_k": [1]}, "top_k is [1]"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
         ({"repetition_penalty": {}}, "repetition_penalty is {}"),
     ],

@@ -185,3 +185,14 @@ def slow_model(tmp_path: Path, model: Path) -> Path:
         config = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(config | change))
     return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_while_libraries_load_is_not_lost(tmp_path: Path) -> None:
+    """Some libraries swallow every exception that is raised while they are imported."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
+        "except BaseException:\n    pass\n"
+    )
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from llmcli.commands.interrupt import import_torch as f; f()"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == 130

@@ -80,7 +80,12 @@ def changed(case: Tiny, folder: Path, config: dict[str, Any] | None = None, **te
     ("config", "tensors", "words"),
     [
         ({"peft_type": "IA3"}, {}, "IA3"),
-        ({"use_dora": True}, {}, "DoRA"),
+        ({"use_dora": True}, {}, "use_dora"),
+        ({"init_lora_weights": "pissa_niter_4"}, {}, "pissa_niter_4"),
+        ({"init_lora_weights": "olora"}, {}, "olora"),
+        ({"init_lora_weights": "gaussian", "use_dora": False}, {}, None),
+        ({"alora_invocation_tokens": [1, 2]}, {}, "alora_invocation_tokens"),
+        ({"trainable_token_indices": [1]}, {}, "trainable_token_indices"),
         ({"lora_alpha": "x"}, {}, "lora_alpha"),
         ({"alpha_pattern": {"(a+)+": 1}}, {}, "alpha_pattern"),
         ({"alpha_pattern": []}, {}, None),

@@ -18,7 +18,7 @@ from llmcli.model import checkpoint
 from llmcli.model.checkpoint import load
 from llmcli.model.families import FAMILIES
 from llmcli.model.stored import INDEX, WEIGHTS
-from tests.tiny import CPU, VOCAB, Tiny, greedy
+from tests.tiny import CPU, VOCAB, Tiny, greedy, random_ids, reopen
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real model files are not here")
@@ -345,9 +345,12 @@ def test_missing_and_unexpected_tensors_are_named_together(llama: Path) -> None:
     assert_refused(llama, NORM, "unexpected", "model.norm.gain", "model.layers.3.x")
 
 
-def test_many_missing_tensors_are_counted(llama: Path) -> None:
+def test_many_missing_tensors_are_all_named(llama: Path) -> None:
     change_config(llama, num_hidden_layers=5)
-    assert_refused(llama, "model.layers.3.input_layernorm.weight", "and 12 more")
+    change_tensors(llama, {"model.layers.1.mlp.up_proj.weight": None})
+    parts = ["input_layernorm", "post_attention_layernorm", *(f"self_attn.{p}_proj" for p in "qkvo")]
+    whole = [f"model.layers.{{3,4}}.{part}.weight" for part in (*parts, "mlp.down_proj", "mlp.gate_proj")]
+    assert_refused(llama, *whole, "model.layers.{1,3,4}.mlp.up_proj.weight", llama)
 
 
 def test_biases_that_config_does_not_know(gpt2: Path, llama: Path) -> None:
@@ -412,10 +415,26 @@ def test_tensor_stored_twice(llama: Path, gpt2: Path) -> None:
 def test_a_stored_head_is_dropped_where_config_ties_it(tiny: Callable[[str], Tiny], tmp_path: Path, name: str) -> None:
     case = tiny(name)
     folder = Path(shutil.copytree(case.folder, tmp_path / name))
-    change_tensors(folder, {"lm_head.weight": torch.zeros(VOCAB, 48)})
+    embedding = case.load().embedding.weight
+    change_tensors(folder, {"lm_head.weight": embedding.clone()})
     model = load(folder, device=CPU)
     assert model.head is None
-    assert torch.equal(model.embedding.weight, case.load().embedding.weight)
+    assert torch.equal(model.embedding.weight, embedding)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_a_head_that_is_not_the_embedding_counts_as_in_transformers(
+    tiny: Callable[[str], Tiny], tmp_path: Path, name: str
+) -> None:
+    case = tiny(name)
+    folder = Path(shutil.copytree(case.folder, tmp_path / name))
+    head = torch.randn(VOCAB, 48, generator=torch.Generator().manual_seed(0))
+    change_tensors(folder, {"lm_head.weight": head})
+    model = load(folder, device=CPU)
+    ids = random_ids(20, seed=0)
+    with torch.no_grad():
+        assert (model(ids) - reopen(folder)(ids).logits).abs().max() <= 1e-4
+        assert (model(ids) - case.reference(ids).logits).abs().max() > 1
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])

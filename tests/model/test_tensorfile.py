@@ -240,7 +240,7 @@ def fp8_folder(folder: Path, kind: str, dtype: torch.dtype, suffix: str) -> dict
             stored[name] = weight.to(torch.bfloat16)
             values[name] = stored[name].double()
     save_file(stored, folder / WEIGHTS)
-    described = CONFIG.to_dict() | {"quantization_config": {"quant_method": "fp8"}}
+    described = CONFIG.to_dict() | ({} if kind == NONE else {"quantization_config": {"quant_method": "fp8"}})
     (folder / "config.json").write_text(json.dumps(described))
     return values
 
@@ -278,6 +278,16 @@ def test_8_bit_weights_are_multiplied_with_their_scales(
     assert {parameter.dtype for parameter in usual.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(usual.blocks[0].mlp.down.weight.double(), block.mlp.down.weight.double(), rtol=2**-8,
                                atol=0.0)  # fmt: skip
+
+
+def test_a_scale_that_is_lost_is_told(tmp_path: Path) -> None:
+    fp8_folder(tmp_path, ONE, torch.float8_e4m3fn, "_scale")
+    lost = "model.layers.0.mlp.up_proj.weight"
+    stored = load_file(tmp_path / WEIGHTS)
+    del stored[lost + "_scale"]
+    save_file(stored, tmp_path / WEIGHTS)
+    with pytest.raises(LlmcliError, match=f"{lost}.*without its scale"):
+        load(tmp_path, device=CPU)
 
 
 def test_blocks_at_the_edges_are_smaller() -> None:

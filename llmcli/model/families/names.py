@@ -51,7 +51,8 @@ class Names:
             table.append(_whole("head.weight", f"{self.head}.weight", config.vocab_size))
         for layer in range(config.num_hidden_layers):
             ours, theirs = f"blocks.{layer}.", self.layer.format(layer)
-            table += self._norms(config, ours, theirs)
+            for norm in config.layer_norms:
+                table += _norm(ours + norm, theirs + getattr(self, norm), config)
             table += self._attention(config, ours + "attn.", theirs)
             if config.moe is not None and config.is_moe(layer):
                 table += self._experts(config, config.moe, ours + "mlp.", theirs)
@@ -59,16 +60,6 @@ class Names:
                 up = [theirs + name for name in self.up]
                 table += self._mlp(config, config.intermediate_size, ours + "mlp.", up, theirs + self.down)
         return table
-
-    def _norms(self, config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
-        there = {
-            "attn_norm": config.pre_norm,
-            "attn_post_norm": config.post_norm,
-            "mlp_norm": config.pre_norm and not config.shared_norm,
-            "mlp_post_norm": config.post_norm,
-        }
-        names = [name for name, is_there in there.items() if is_there]
-        return [rule for name in names for rule in _norm(ours + name, theirs + getattr(self, name), config)]
 
     def _attention(self, config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
         heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
