@@ -9,11 +9,21 @@ from torch import Tensor, nn
 from llmcli.model.config import ModelConfig
 
 
+def is_one(x: Tensor, size: int) -> bool:
+    """Whether x is a single vector to decode on a CPU, for which torch's kernels for many are mostly overhead."""
+    return x.numel() == size and x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
 class Linear(nn.Linear):
     """torch's, left uninitialised: values come from a checkpoint or from training, and random ones take a second."""
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None and is_one(x, self.in_features):
+            return torch.mv(self.weight, x.view(-1)).view(*x.shape[:-1], -1)
+        return F.linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -42,7 +52,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.heads > 1:
             return self._normed(x.float(), None, None).mul(self.weight.view(self.heads, self.size)).to(x.dtype)
-        if self.rms and x.numel() == self.size and x.device.type == "cpu" and not torch.is_grad_enabled():
+        if self.rms and is_one(x, self.size):
             return self._one(x)
         if self.offset:
             # In fp32 up to the product: a bf16 weight near 0 is finer than the same weight near 1.

@@ -103,4 +103,5 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     turned = cos.shape[-1]
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], cos, signed_sin), x[..., turned:]), dim=-1)
-    return x * cos.to(x.dtype) + x.roll(turned // 2, dims=-1) * signed_sin.to(x.dtype)
+    cos, signed_sin = cos.to(x.dtype), signed_sin.to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(turned // 2, dims=-1), signed_sin)
