@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -176,6 +177,7 @@ class Sampler:
         self.filters = tuple(filters)
         self.seed = seed
         self._random = random.Random(seed)
+        self._coming: deque[float] = deque()  # drawn already, because somebody asked what they will be
 
     @property
     def greedy(self) -> bool:
@@ -192,12 +194,26 @@ class Sampler:
     def choose(self, logits: Tensor) -> Choice:
         """Filter, draw and describe the choice. Errors: logits that are no numbers."""
         probs = probabilities(logits)
-        stages = self.stages(logits.float())
-        final = probabilities(stages[-1].logits) if stages else probs
-        u = None if self.greedy else self._random.random()
-        id = int(final.argmax()) if u is None else draw(final, u)
+        final = self.final(logits) if self.filters else probs
+        u = None
+        if not self.greedy:
+            u = self._coming.popleft() if self._coming else self._random.random()
+        id = pick(final, u)
         better = (probs > probs[id]) | ((probs == probs[id]) & (torch.arange(len(probs), device=probs.device) < id))
         return Choice(id, float(probs[id]), float(final[id]), int(better.sum()), u)
+
+    def final(self, logits: Tensor) -> Tensor:
+        """The probabilities that are drawn from: those of the logits that all filters left."""
+        stages = self.stages(logits.float())
+        return probabilities(stages[-1].logits if stages else logits)
+
+    def ahead(self, count: int) -> list[float | None]:
+        """What ``u`` will be in the next ``count`` choices; they come all the same."""
+        if self.greedy:
+            return [None] * count
+        while len(self._coming) < count:
+            self._coming.append(self._random.random())
+        return list(self._coming)[:count]
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -260,6 +276,11 @@ def draw(probs: Tensor, u: float) -> int:
             break
     place = int(torch.searchsorted(ends, u, right=True))
     return int(ids[min(place, len(ids) - 1)])
+
+
+def pick(probs: Tensor, u: float | None) -> int:
+    """The token drawn by u, or where nothing is drawn (None) the most probable."""
+    return int(probs.argmax()) if u is None else draw(probs, u)
 
 
 def _ends(probs: Tensor, ids: Tensor) -> Tensor:

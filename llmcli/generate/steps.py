@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from llmcli.model.transformer import Transformer
 
 Finish = Literal["length", "stop_token", "context"]
 
+MOST_GUESSES = 8  # tokens that one pass checks beside the one that it must: more are seldom all right
 PREFILL_CHUNK = 512  # positions a forward pass: bounds memory on long prompts at no cost in speed
 
 
@@ -38,6 +39,13 @@ class Step:
     trace: Trace | None  # of the forward pass that gave the logits, where it was observed
 
 
+class Guesser(Protocol):
+    """Guesses how a text goes on; see ``speculate``."""
+
+    def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
+        """Up to ``count`` tokens that may follow ``ids``, in which ``sampler`` will choose."""
+
+
 def steps(
     model: Transformer,
     prompt_ids: Sequence[int],
@@ -47,13 +55,15 @@ def steps(
     stop_ids: Collection[int] = (),
     cache: KVCache | None = None,
     observe: Collection[int] = (),
+    guesser: Guesser | None = None,
 ) -> Generator[Step, int | None, None]:
     """Yield up to ``max_new_tokens`` steps that continue ``prompt_ids``.
 
     ``cache`` may hold a beginning of the prompt, which is not read again, and holds all but the last
-    token afterwards. ``observe`` are indices of steps whose forward pass is traced. Who iterates with
-    ``send(token)`` puts that token in place of the chosen one. Nothing is computed for zero tokens,
-    nor after the last. Errors: an empty prompt, or one that leaves no room in the context.
+    token afterwards. ``observe`` are indices of steps whose forward pass is traced. ``guesser`` lets one
+    pass check several tokens; see ``speculate``. Who iterates with ``send(token)`` puts that token in
+    place of the chosen one. Nothing is computed for zero tokens, nor after the last.
+    Errors: an empty prompt, or one that leaves no room in the context.
     """
     if max_new_tokens < 1:
         return
@@ -62,27 +72,43 @@ def steps(
         raise usage_error("the prompt is empty and the model has no BOS token to start from", "give a prompt")
     cache = model.new_cache() if cache is None else cache
     assert cache.length < len(prompt_ids)
-    ids = list(prompt_ids)
-    total = min(len(ids) + max_new_tokens, model.config.max_position_embeddings)
-    cache.planned = planned(model.config.rope, len(ids), total)
-    for index in range(max_new_tokens):
-        if model.stale(cache, len(ids) - cache.length):
-            cache.truncate(0)
-        trace = Trace(rows=slice(-1, None)) if index in observe else None
-        logits = next_logits(model, ids[cache.length :], cache, trace)
-        choice = sampler.choose(logits)
-        position = cache.length
-        finish: Finish | None = None
-        if choice.id in stop_ids:
-            finish = "stop_token"
-        elif index + 1 == max_new_tokens:
-            finish = "length"
-        elif position + 1 >= model.config.max_position_embeddings:
-            finish = "context"
-        instead = yield Step(index, position, choice.id, logits, choice, finish, trace)
-        if finish:
-            return
-        ids.append(choice.id if instead is None else instead)
+    ids, first = list(prompt_ids), len(prompt_ids)
+    asked, limit = first + max_new_tokens, model.config.max_position_embeddings
+    cache.planned = planned(model.config.rope, first, min(asked, limit))
+    try:
+        while True:
+            if model.stale(cache, len(ids) - cache.length):
+                cache.truncate(0)
+            index = len(ids) - first
+            trace = Trace(rows=slice(-1, None)) if index in observe else None
+            guesses: list[int] = []
+            if guesser is not None and trace is None:
+                room = min((*(i - index for i in observe if i > index), asked - len(ids), limit - len(ids))) - 1
+                guesses = guesser.guess(ids, min(room, MOST_GUESSES), sampler)
+            passed = [*ids[cache.length :], *guesses]
+            for logits, guess in zip(
+                logits_behind(model, passed, cache, 1 + len(guesses), trace), [*guesses, None], strict=True
+            ):
+                choice, position = sampler.choose(logits), len(ids)
+                finish = ended(choice.id, stop_ids, position, asked, limit)
+                instead = yield Step(position - first, position, choice.id, logits, choice, finish, trace)
+                if finish:
+                    return
+                ids.append(choice.id if instead is None else instead)
+                if guess != ids[-1]:
+                    break
+            cache.truncate(len(ids) - 1)
+    finally:
+        cache.truncate(min(cache.length, len(ids)))
+
+
+def ended(token: int, stop_ids: Collection[int], position: int, asked: int, limit: int) -> Finish | None:
+    """Why the token at ``position`` is the last, if it is: ``asked`` tokens were asked for, ``limit`` fit."""
+    if token in stop_ids:
+        return "stop_token"
+    if position + 1 == asked:
+        return "length"
+    return "context" if position + 1 >= limit else None
 
 
 def check_room(model: Transformer, length: int) -> None:
@@ -97,10 +123,18 @@ def check_room(model: Transformer, length: int) -> None:
 
 def next_logits(model: Transformer, ids: Sequence[int], cache: KVCache, trace: Trace | None = None) -> Tensor:
     """Feed ``ids`` through the cache; the logits that follow the last of them, fp32 [V]."""
+    return logits_behind(model, ids, cache, 1, trace)[0]
+
+
+def logits_behind(
+    model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None = None
+) -> Tensor:
+    """Feed ``ids`` through the cache; the logits that follow each of the last ``count`` of them, fp32 [count, V]."""
+    assert count <= PREFILL_CHUNK
     cache.planned = max(cache.planned, cache.length + len(ids))
     with torch.inference_mode(), decode_kernels(model.device, len(ids)):
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = torch.tensor([ids[start : start + PREFILL_CHUNK]], device=model.device)
-            last = start + PREFILL_CHUNK >= len(ids)
-            x = model.hidden(chunk, cache, trace if last else None)
-        return model.unembed(x[0, -1]).float()
+        short = len(ids) % PREFILL_CHUNK or PREFILL_CHUNK  # the first, so that the last holds all asked for
+        for start in range(short - PREFILL_CHUNK, len(ids), PREFILL_CHUNK):
+            chunk = torch.tensor([ids[max(start, 0) : start + PREFILL_CHUNK]], device=model.device)
+            x = model.hidden(chunk, cache, trace if start + PREFILL_CHUNK >= len(ids) else None)
+        return model.unembed(x[0, -count:]).float()

@@ -11,8 +11,8 @@ from llmcli.model.config import ModelConfig
 class KVCache:
     """Keys and values per layer, [B, K, capacity, D], of which the first ``length`` positions are filled.
 
-    Grows by half when full, so that appending is cheap on average and memory never exceeds what is
-    used by more than half. One tensor a layer: writing a step touches only that step's rows.
+    Grows by half when full and shrinks when less than half is used, so that appending and going back
+    are cheap on average and memory never exceeds twice what is used. One tensor a layer: writing a step touches only that step's rows.
     ``planned`` is the length that the caller expects to reach; ``span`` says by which angles the
     keys were turned (see ``rope.span``).
     """
@@ -58,7 +58,7 @@ class KVCache:
         assert 0 <= length <= self.length
         self.length = length
         for layer, keys in enumerate(self._keys):  # each: an interrupted pass may have grown only some
-            if keys.shape[2] > length + length // 2:
+            if keys.shape[2] > 2 * length:
                 self._resize(layer, length)
 
     def _resize(self, layer: int, capacity: int) -> None:
