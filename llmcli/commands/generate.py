@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from llmcli.explain.generated import TokenReport
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.sampling import Sampler
+    from llmcli.generate.steps import Guesser
     from llmcli.generate.text import Generation
 
 RIVALS = 5  # of --probs without a number, and of --json
@@ -38,6 +40,10 @@ class GenerateCommand(click.Command):
 @click.option(
     "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be given more than once."
 )
+@click.option(
+    "--prompt-lookup", is_flag=True, help="Faster where the text repeats itself: guess from what was written."
+)
+@click.option("--draft-model", metavar="MODEL", help="Faster: let this smaller model of the same tokenizer guess.")
 @click.option("--echo", is_flag=True, help="Write the prompt before the text.")
 @click.option(
     "--probs",
@@ -53,6 +59,8 @@ def generate(
     sampling: Sampling,
     max_tokens: int,
     stop: tuple[str, ...],
+    prompt_lookup: bool,
+    draft_model: str | None,
     echo: bool,
     probs: int | None,
     as_json: bool,
@@ -71,6 +79,8 @@ def generate(
     """
     if "" in stop:
         raise usage_error("--stop is empty", "give the text before which to end")
+    if prompt_lookup and draft_model is not None:
+        raise usage_error("--prompt-lookup and --draft-model exclude each other", "give one of them")
     text = prompt.read()
     loaded = choice.open()
 
@@ -78,13 +88,25 @@ def generate(
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded)
-    generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_tokens, stop=stop)
+    guesser = make_guesser(loaded, choice, draft_model) if prompt_lookup or draft_model is not None else None
+    generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_tokens, stop=stop, guesser=guesser)
     tell_angles(generation.turned_for)
     if as_json:
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)
     else:
         write_text(generation, loaded, sampler, echoed=text if echo else "", rivals=probs, verbose=verbose)
     sys.exit(EXIT_INTERRUPTED if generation.finish == "interrupted" else EXIT_OK)
+
+
+def make_guesser(loaded: LoadedModel, choice: ModelChoice, draft_model: str | None) -> Guesser:
+    """What guesses ahead: the text itself, or a smaller model opened as the large one is."""
+    from llmcli.generate.speculate import DraftModel, PromptLookup, check_vocabularies
+
+    if draft_model is None:
+        return PromptLookup()
+    draft = replace(choice, model=draft_model, adapter=None).open()
+    check_vocabularies(loaded, draft)
+    return DraftModel(draft.model)
 
 
 def tell_angles(length: int) -> None:
@@ -115,8 +137,14 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
         generation.tokens,
         generation.prefill_seconds,
         generation.decode_seconds,
+        guesses(generation),
     )
     ndjson.write(end, sys.stdout)
+
+
+def guesses(generation: Generation) -> tuple[int, int] | None:
+    """How many tokens were guessed ahead and how many of them kept, if any were to be."""
+    return None if generation.guesser is None else (generation.guesser.guessed, generation.guesser.kept)
 
 
 def write_text(
@@ -159,4 +187,5 @@ def write_text(
         decode_seconds=generation.decode_seconds,
         finish=generation.finish,
         seed=sampler.seed,
+        guesses=guesses(generation) if verbose else None,
     )

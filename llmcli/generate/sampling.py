@@ -207,7 +207,7 @@ class Sampler:
         stages = self.stages(logits.float())
         return probabilities(stages[-1].logits if stages else logits)
 
-    def ahead(self, count: int) -> list[float | None]:
+    def ahead(self, count: int) -> Sequence[float | None]:
         """What ``u`` will be in the next ``count`` choices; they come all the same."""
         if self.greedy:
             return [None] * count

@@ -2,7 +2,8 @@
 
 The model reads the guesses behind the last token, and at every place the sampler chooses as it always does, with the
 u of that place. Guesses that equal its choices are kept, those behind the first that does not are forgotten. So the
-output has not only the same distribution (Leviathan et al. 2023): with one seed it is the same text.
+output has not only the same distribution (Leviathan et al. 2023): with one seed it is the same text, as far as the
+kernels for many positions round like those for one (in bfloat16, near ties can fall otherwise).
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
+from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Sampler, pick
 from llmcli.generate.steps import next_logits
 from llmcli.model.transformer import Transformer
 
 
 class PromptLookup:
-    """Guesses that the text repeats itself: what followed the last tokens when they stood there before (Saxena 2023)."""
+    """Guesses that the text repeats itself: what followed its last tokens before (Saxena 2023)."""
 
-    LONGEST = 3  # tokens that must have stood there before; fewer are tried where these have not
+    # How many tokens must have stood there before: the most that have. One alone says too little.
+    LENGTHS = (3, 2)
 
     def __init__(self) -> None:
+        self.guessed = self.kept = 0
         self._seen: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}  # n-gram -> where what followed it last begins
 
     def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
         self._learn(ids)
-        for length in range(min(self.LONGEST, len(ids)), 0, -1):
+        for length in self.LENGTHS:
             place = self._places.get(tuple(ids[-length:]))
             if place is not None:
                 return list(ids[place : place + count])
@@ -39,8 +43,9 @@ class PromptLookup:
         if list(ids[: len(self._seen)]) != self._seen:
             self._seen, self._places = [], {}
         for place in range(max(len(self._seen), 1), len(ids)):
-            for length in range(1, min(self.LONGEST, place) + 1):
-                self._places[tuple(ids[place - length : place])] = place
+            for length in self.LENGTHS:
+                if length <= place:
+                    self._places[tuple(ids[place - length : place])] = place
         self._seen = list(ids)
 
 
@@ -48,6 +53,7 @@ class DraftModel:
     """Guesses by a smaller model of the same vocabulary, drawn by the u that the sampler is going to use."""
 
     def __init__(self, model: Transformer) -> None:
+        self.guessed = self.kept = 0
         self.model = model
         self._cache = model.new_cache()
         self._read: list[int] = []
@@ -72,10 +78,9 @@ class DraftModel:
         return logits
 
 
-def check_vocabularies(model: Transformer, draft: Transformer) -> None:
-    """Raise unless a guess of ``draft`` means the same token to ``model``, as far as sizes tell."""
-    if model.config.vocab_size != draft.config.vocab_size:
-        raise LlmcliError(
-            f"the draft model knows {draft.config.vocab_size} tokens, the model {model.config.vocab_size}",
-            "both must have the same tokenizer",
-        )
+def check_vocabularies(loaded: LoadedModel, draft: LoadedModel) -> None:
+    """Raise unless a guess of ``draft`` means the same token to the model."""
+    sizes = [(model.tokenizer.size, model.model.config.vocab_size) for model in (draft, loaded)]
+    sample = "The quick brown fox: 12 naïve 🙂s, 3.5% \n\tjumps()"
+    if sizes[0] != sizes[1] or draft.tokenizer.encode(sample) != loaded.tokenizer.encode(sample):
+        raise LlmcliError(f"{draft.name} has another tokenizer than {loaded.name}", "a draft model must share it")

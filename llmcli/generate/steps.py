@@ -40,7 +40,10 @@ class Step:
 
 
 class Guesser(Protocol):
-    """Guesses how a text goes on; see ``speculate``."""
+    """Guesses how a text goes on; see ``speculate``. It counts the tokens ``guessed``, and those ``kept``."""
+
+    guessed: int
+    kept: int
 
     def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
         """Up to ``count`` tokens that may follow ``ids``, in which ``sampler`` will choose."""
@@ -85,6 +88,10 @@ def steps(
             if guesser is not None and trace is None:
                 room = min((*(i - index for i in observe if i > index), asked - len(ids), limit - len(ids))) - 1
                 guesses = guesser.guess(ids, min(room, MOST_GUESSES), sampler)
+                unread = len(ids) - cache.length
+                if model.span(cache, unread + len(guesses)) != model.span(cache, unread):
+                    guesses = []  # they would turn the tokens before them by angles that may never be needed
+                guesser.guessed += len(guesses)
             passed = [*ids[cache.length :], *guesses]
             for logits, guess in zip(
                 logits_behind(model, passed, cache, 1 + len(guesses), trace), [*guesses, None], strict=True
@@ -95,8 +102,9 @@ def steps(
                 if finish:
                     return
                 ids.append(choice.id if instead is None else instead)
-                if guess != ids[-1]:
+                if guesser is None or guess != ids[-1]:
                     break
+                guesser.kept += 1
             cache.truncate(len(ids) - 1)
     finally:
         cache.truncate(min(cache.length, len(ids)))

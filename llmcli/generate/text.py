@@ -8,7 +8,7 @@ from typing import Literal
 
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import Finish, Step, steps
+from llmcli.generate.steps import Finish, Guesser, Step, steps
 from llmcli.model.config import ModelConfig
 from llmcli.model.rope import planned, span
 from llmcli.text.stream import TextStream
@@ -32,9 +32,11 @@ class Generation:
         sampler: Sampler,
         max_new_tokens: int,
         stop: Sequence[str] = (),
+        guesser: Guesser | None = None,
     ) -> None:
         self.prompt_tokens = len(prompt_ids)
         self.turned_for = planned_angles(loaded.model.config, len(prompt_ids), max_new_tokens)
+        self.guesser = guesser
         self.finish: Ended = "length"
         self.text = ""
         self.tokens = 0
@@ -47,6 +49,7 @@ class Generation:
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             stop_ids=loaded.stop_ids,
+            guesser=guesser,
         )
 
     def __iter__(self) -> Iterator[tuple[Step, str]]:

@@ -11,10 +11,10 @@ from llmcli.model.config import ModelConfig
 class KVCache:
     """Keys and values per layer, [B, K, capacity, D], of which the first ``length`` positions are filled.
 
-    Grows by half when full and shrinks when less than half is used, so that appending and going back
-    are cheap on average and memory never exceeds twice what is used. One tensor a layer: writing a step touches only that step's rows.
-    ``planned`` is the length that the caller expects to reach; ``span`` says by which angles the
-    keys were turned (see ``rope.span``).
+    Grows by half when full and shrinks when less than half is used: appending and going back are
+    cheap on average, and memory is at most twice what is used. One tensor a layer: writing a step
+    touches only that step's rows. ``planned`` is the length that the caller expects to reach;
+    ``span`` says by which angles the keys were turned (see ``rope.span``).
     """
 
     def __init__(self, config: ModelConfig, *, device: torch.device, dtype: torch.dtype, batch: int = 1) -> None:

@@ -51,9 +51,15 @@ def generated_token(report: TokenReport) -> dict[str, Any]:
 
 
 def generation_end(
-    finish: str, text: str, tokens: int, prefill_seconds: float, decode_seconds: float
+    finish: str,
+    text: str,
+    tokens: int,
+    prefill_seconds: float,
+    decode_seconds: float,
+    guesses: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    return {
+    """``guesses``: how many tokens were guessed ahead and how many kept, if any were to be."""
+    end = {
         "type": "end",
         "finish": finish,
         "text": text,
@@ -61,6 +67,7 @@ def generation_end(
         "prefill_seconds": prefill_seconds,
         "decode_seconds": decode_seconds,
     }
+    return end if guesses is None else {**end, "guessed": guesses[0], "kept": guesses[1]}
 
 
 def tokenization(report: Tokenization) -> dict[str, Any]:

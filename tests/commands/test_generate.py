@@ -272,7 +272,7 @@ def test_out_of_memory(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -
     def exhausted(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("llmcli.generate.steps.next_logits", exhausted)
+    monkeypatch.setattr("llmcli.generate.steps.logits_behind", exhausted)
     result = run("generate", "x", "-m", model)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "out of memory" in result.stderr
@@ -287,7 +287,7 @@ def test_verbose_shows_the_traceback(run: Run) -> None:
 def test_interrupted_keeps_the_text(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcli.generate import steps
 
-    real, calls = steps.next_logits, [0]
+    real, calls = steps.logits_behind, [0]
 
     def third_is_interrupted(*args: object, **more: object) -> object:
         calls[0] += 1
@@ -296,7 +296,7 @@ def test_interrupted_keeps_the_text(run: Run, model: Path, monkeypatch: pytest.M
         return real(*args, **more)  # type: ignore[arg-type]
 
     whole = run("generate", "The", "-m", model, "-n", 2, "--seed", 1).stdout
-    monkeypatch.setattr("llmcli.generate.steps.next_logits", third_is_interrupted)
+    monkeypatch.setattr("llmcli.generate.steps.logits_behind", third_is_interrupted)
     result = run("generate", "The", "-m", model, "--seed", 1)
     assert result.exit_code == 130
     assert result.stdout == whole
@@ -331,3 +331,35 @@ def test_angles_that_depend_on_the_planned_length_are_said(run: Run, model: Path
     prompt = int(told.stderr.split("prompt ")[-1].split()[0])
     assert f"turned for {prompt + 40} tokens" in told.stderr
     assert f"turned for {64} tokens" in run(*options, "-n", 400).stderr
+
+
+def test_guessing_ahead_changes_nothing_and_is_counted(run: Run, model: Path, tmp_path: Path) -> None:
+    options = (
+        "generate",
+        "The old fox. The old fox. The",
+        "-m",
+        model,
+        "-n",
+        40,
+        "--temperature",
+        0,
+        "--dtype",
+        "float32",
+    )
+    plain = run(*options)
+    for guessing in (("--prompt-lookup",), ("--draft-model", model)):
+        ahead = run(*options, *guessing, "--verbose")
+        assert ahead.stdout == plain.stdout
+        assert "guessed " in ahead.stderr
+        assert ", kept " in ahead.stderr
+        end = records(run(*options, *guessing, "--json"))[-1]
+        assert end["text"] == records(run(*options, "--json"))[-1]["text"]
+        assert 0 < end["kept"] <= end["guessed"]
+    assert "kept" not in records(run(*options, "--json"))[-1]
+    one_line(run(*options, "--prompt-lookup", "--draft-model", model), 2, "exclude")
+    other = shutil.copytree(model, tmp_path / "other")
+    raw = json.loads((other / "tokenizer.json").read_text())
+    vocab = raw["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(raw))
+    assert "has another tokenizer" in run(*options, "--draft-model", other).stderr
