@@ -57,7 +57,7 @@ class Temperature:
         if self.value > 0:
             # From the maximum, so that the best stays 0, and in fp64, so that no temperature becomes 0.
             return ((logits - logits.max()).double() / self.value).float()
-        return TopK(1)(logits)
+        return _only(logits, logits.argmax().unsqueeze(0))
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,9 @@ class Sampler:
         if not self.greedy:
             u = self._coming.popleft() if self._coming else self._random.random()
         id = pick(final, u)
-        better = (probs > probs[id]) | ((probs == probs[id]) & (torch.arange(len(probs), device=probs.device) < id))
-        return Choice(id, float(probs[id]), float(final[id]), int(better.sum()), u)
+        prob = probs[id]
+        rank = int((probs > prob).sum()) + int((probs[:id] == prob).sum())
+        return Choice(id, float(prob), float(final[id]), rank, u)
 
     def final(self, logits: Tensor) -> Tensor:
         """The probabilities that are drawn from: those of the logits that all filters left."""

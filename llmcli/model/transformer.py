@@ -22,6 +22,8 @@ from llmcli.model.mlp import MLP, MoE
 from llmcli.model.rope import inverse_frequencies, rotation, span
 from llmcli.model.trace import Trace, keep
 
+ROTATIONS = 256  # positions whose angles are computed together while single tokens are decoded
+
 
 class Block(nn.Module):
     """One layer: attention, then the MLP, each adding to the residual. A norm that a family lacks is the identity."""
@@ -80,8 +82,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = Norm(config, config.hidden_size, bias=config.norm_bias)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
-        # Angles a position, by (config, span, device). No buffers: they must stay fp32 under .to(dtype).
-        self._frequencies: dict[tuple[RopeConfig, int, torch.device], Tensor] = {}
+        # The last rotations of single positions, and what they depend on. No buffers: never to be saved or cast.
+        self._rotations: dict[RopeConfig, tuple[tuple[object, ...], tuple[Tensor, Tensor]]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -164,10 +166,18 @@ class Transformer(nn.Module):
     def _rotation(self, rope: RopeConfig | None, past: int, count: int, span: int) -> tuple[Tensor, Tensor] | None:
         if rope is None:
             return None
-        key = (rope, span, self.device)
-        if key not in self._frequencies:
-            self._frequencies[key] = inverse_frequencies(rope, self.config.head_dim, span).to(self.device)
-        return rotation(self._frequencies[key], past, count, self.dtype, rope.attention_factor)
+        if count > 1:
+            return self._turned(rope, past, count, span)
+        # One token after the other: the angles of the positions around it are computed together.
+        key, place = (span, past // ROTATIONS, self.dtype, self.device), past % ROTATIONS
+        if rope not in self._rotations or self._rotations[rope][0] != key:
+            self._rotations[rope] = key, self._turned(rope, past - place, ROTATIONS, span)
+        cos, signed_sin = self._rotations[rope][1]
+        return cos[place : place + 1], signed_sin[place : place + 1]
+
+    def _turned(self, rope: RopeConfig, past: int, count: int, span: int) -> tuple[Tensor, Tensor]:
+        frequencies = inverse_frequencies(rope, self.config.head_dim, span).to(self.device)
+        return rotation(frequencies, past, count, self.dtype, rope.attention_factor)
 
     def unembed(self, x: Tensor) -> Tensor:
         """Final norm and head: [..., C] -> logits [..., V]. Shared by generation and every view of a layer."""
