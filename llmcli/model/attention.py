@@ -64,14 +64,14 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
         qkv = self.qkv(x).view(B, T, H + 2 * K, D)
-        qk, v = qkv.split((H + K, K), dim=2)
+        qk, v = qkv.narrow(2, 0, H + K), qkv.narrow(2, H + K, K)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((H, K), dim=2)
             qk = torch.cat((_normed(self.q_norm, q), _normed(self.k_norm, k)), dim=2)
         if rope is not None:
             qk = rotate(qk, *rope)
-        q, k = qk.transpose(1, 2).split((H, K), dim=1)
-        return q, k, v.transpose(1, 2)
+        qk = qk.transpose(1, 2)
+        return qk.narrow(1, 0, H), qk.narrow(1, H, K), v.transpose(1, 2)
 
 
 def _qk_norm(config: ModelConfig, heads: int) -> Norm | None:

@@ -30,6 +30,8 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.sliding = config.layer_type(layer) == "sliding_attention"
+        self.rotates = layer not in config.layers_without_rope
         self.parallel, self.scale = config.parallel_residual, config.residual_scale
 
         def norm(name: str) -> Norm | None:
@@ -107,9 +109,9 @@ class Transformer(nn.Module):
         past = 0 if cache is None else cache.length
         x = self.embed(ids, past)
         full, sliding = self.places(past, T, self.turn(cache, T))
-        for layer, block in enumerate(self.blocks):
-            place = sliding if self.config.layer_type(layer) == "sliding_attention" else full
-            x = block(x, replace(place, rope=None) if layer in self.config.layers_without_rope else place, cache, trace)
+        for block in self.blocks:
+            place = sliding if block.sliding else full
+            x = block(x, place if block.rotates else replace(place, rope=None), cache, trace)
         if cache is not None:
             cache.advance(T)
         if trace is not None:
