@@ -180,8 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         end = min(hub.cut.pop(name, len(data)), hub.stall.get(name, len(data)))
+        request.sent = max(0, end - start)  # before the answer: who has it may look at once
         self._answer(206 if wanted else 200, data[start:end], headers, announced=len(data) - start)
-        request.sent = max(0, end - start)
         if name in hub.stall:
             hub.stalled.set()
             hub.closing.wait()
