@@ -139,8 +139,10 @@ def test_ctrl_c_keeps_the_text_and_exits_130(model: Path) -> None:
     child.sendline("1")
     child.expect("step 1")
     child.expect("rank of the next token")
-    child.sendintr()
-    child.expect(pexpect.EOF)
+    for _ in range(5):  # Python drops one that falls into a finaliser, as on a busy machine it may
+        child.sendintr()
+        if child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=10) == 0:
+            break
     child.close()
     assert child.exitstatus == 130
     assert "Traceback" not in child.before
