@@ -12,7 +12,6 @@ import json
 import random
 import shutil
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,10 +27,11 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from llmcli.errors import LlmcliError
 from llmcli.generate import loaded
+from llmcli.generate.bench import peak_memory
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import FAMILIES
 from llmcli.model.families.llama import describe
-from llmcli.model.stored import INDEX, WEIGHTS
+from llmcli.model.files import INDEX, WEIGHTS
 from llmcli.model.transformer import Transformer
 
 SECRET = "a line that no error may show"
@@ -231,7 +231,7 @@ def outcome(good: Path, seed: int) -> Outcome:
         for name in ("secret.safetensors", "secret.json"):
             shutil.copy(good.parent / name, Path(place) / name)
         mutate(folder, rng)
-        before, began = peak_bytes(), time.perf_counter()
+        before, began = (peak_memory() or 0), time.perf_counter()
         opened, fault = False, ""
         try:
             model = loaded.load(folder, device="cpu")
@@ -246,14 +246,7 @@ def outcome(good: Path, seed: int) -> Outcome:
         except Exception as error:
             fault = f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - began
-    return Outcome(seed, mutate.__name__, opened, seconds, peak_bytes() - before, fault)
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had, where the system tells."""
-    if sys.platform != "linux":
-        return 0
-    return int(Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024
+    return Outcome(seed, mutate.__name__, opened, seconds, (peak_memory() or 0) - before, fault)
 
 
 def _work(arguments: tuple[Path, int]) -> Outcome:

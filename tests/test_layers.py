@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,8 @@ def test_no_model_names_outside_families() -> None:
             if isinstance(node, ast.Constant)
         ]
         assert not {"llama", "gpt2"} & {value for value in literals if isinstance(value, str)}, path
+
+
+def test_a_download_does_not_wait_for_torch() -> None:
+    code = "import sys, llmcli.hub.fetch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.model import DTYPES, find_model
+from llmcli.commands.model import DTYPES, ModelChoice
 from llmcli.commands.options import MOST_THREADS, Line, device_option, offline_option, use_threads, verbose_option
 from llmcli.errors import usage_error
 
@@ -108,7 +108,8 @@ def bench(
             for kind in kinds:
                 began = time.perf_counter()
                 if config is None:
-                    name, model = stored_model(source, offline, device, kind)
+                    loaded = ModelChoice(source, None, offline, device, kind, threads=None).open()
+                    name, model = loaded.name, loaded.model
                 else:
                     name, model = random_model(config, device, kind)
                 seconds = time.perf_counter() - began
@@ -153,16 +154,6 @@ def row_of(name: str, model: Transformer, speed: Speed, load_seconds: float) -> 
         load_seconds=load_seconds,
         peak_bytes=peak_memory(),
     )
-
-
-def stored_model(name: str | None, offline: bool, device: str, dtype: str) -> tuple[str, Transformer]:
-    """A checkpoint under the name that it goes by."""
-    from llmcli.generate.loaded import load
-    from llmcli.hub.cache import name_of
-
-    folder = find_model(name, offline)
-    loaded = load(folder, name=name_of(folder), device=device, dtype=dtype)
-    return loaded.name, loaded.model
 
 
 def random_model(config: Path, device: str, dtype: str) -> tuple[str, Transformer]:

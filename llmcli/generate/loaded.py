@@ -9,8 +9,8 @@ from llmcli.errors import LlmcliError
 from llmcli.generate.defaults import Defaults, read_defaults
 from llmcli.generate.sampling import Filter, Vocabulary
 from llmcli.model import checkpoint
-from llmcli.model.adapter import CONFIG as ADAPTER
 from llmcli.model.device import pick_device, pick_dtype
+from llmcli.model.files import ADAPTER_CONFIG
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -65,7 +65,7 @@ def load(
     the folder of a LoRA, merged into the weights. ``progress`` is told bytes read and bytes in all.
     """
     where = pick_device(device)
-    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise LlmcliError(f"{folder} is a LoRA adapter", "give its base model with -m, and this with --adapter")
     checkpoint.read_config(folder)  # its faults first
     tokenizer = load_tokenizer(folder, name)

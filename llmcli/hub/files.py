@@ -8,10 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
+from llmcli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS
 
 _SMALL = re.compile(
     r"config\.json|generation_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
@@ -29,7 +26,7 @@ def small_files(names: Collection[str]) -> list[str]:
 def weight_files(names: Collection[str]) -> list[str]:
     """The weights, or the index that lists them, among the files of a repo. Errors: none that llmcli reads."""
     main = next(([name] for name in (WEIGHTS, INDEX) if name in names), [])
-    adapter = [ADAPTER] if ADAPTER in names and "adapter_config.json" in names else []
+    adapter = [ADAPTER_WEIGHTS] if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(names) else []
     found = main + adapter
     if not found:
         pickled = pickled_files(names)
@@ -74,4 +71,4 @@ def is_complete(folder: Path, *, without_tokenizer: bool = False) -> bool:
             return there(INDEX) and there(*shards(folder / INDEX))
         except LlmcliError:
             return False
-    return there(ADAPTER, "adapter_config.json")
+    return there(ADAPTER_WEIGHTS, ADAPTER_CONFIG)

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.model.families.fields import field, wrong
+from llmcli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcli.model.jsonfile import read_json
 from llmcli.model.tensorfile import TensorFile
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 # What makes an adapter something else than W + s B A.
 VARIANTS = (
     "use_dora",
@@ -46,7 +45,7 @@ class Adapter:
     """
 
     def __init__(self, folder: Path, rename: Callable[[str], str]) -> None:
-        self.path = folder / WEIGHTS
+        self.path = folder / ADAPTER_WEIGHTS
         self.config = _read_config(folder)
         self.file = TensorFile(self.path)
         self.replaced: dict[str, Tensor] = {}  # tensors trained whole
@@ -105,7 +104,7 @@ class Adapter:
             raise wrong("alpha_pattern", patterns, "an object")
         for ending in patterns:
             if not re.fullmatch(r"[\w.]+", ending):  # PEFT allows any regular expression: one can run forever
-                raise LlmcliError(f"{self.path.parent / CONFIG}: alpha_pattern {ending!r} is not supported")
+                raise LlmcliError(f"{self.path.parent / ADAPTER_CONFIG}: alpha_pattern {ending!r} is not supported")
             if f".{module}".endswith(f".{ending}"):
                 alpha = field(patterns, ending, alpha)
                 break
@@ -113,13 +112,15 @@ class Adapter:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    raw = read_json(folder / CONFIG, f"an adapter's folder has {CONFIG} and {WEIGHTS}")
+    raw = read_json(folder / ADAPTER_CONFIG, f"an adapter's folder has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     if raw.get("peft_type") != "LORA":
-        raise LlmcliError(f"{folder / CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")
+        raise LlmcliError(f"{folder / ADAPTER_CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")
     start = raw.get("init_lora_weights")
     others = [key for key in VARIANTS if raw.get(key)]
     if isinstance(start, str) and start not in STARTS:  # these change the base's weights too
         others.append(f"init_lora_weights {start!r}")
     if others:
-        raise LlmcliError(f"{folder / CONFIG}: {', '.join(others)}: more than a plain LoRA", "merge it with peft first")
+        raise LlmcliError(
+            f"{folder / ADAPTER_CONFIG}: {', '.join(others)}: more than a plain LoRA", "merge it with peft first"
+        )
     return raw

@@ -16,8 +16,9 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
+from llmcli.model.files import WEIGHTS
 from llmcli.model.jsonfile import read_json
-from llmcli.model.stored import WEIGHTS, Stored
+from llmcli.model.stored import Stored
 from llmcli.model.transformer import Transformer
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -26,7 +27,10 @@ QUANTIZED = ("fp8", "compressed-tensors")  # quant_method of checkpoints with 8-
 
 def read_config(folder: Path) -> ModelConfig:
     """The validated config of a model folder. Errors: no config.json, not JSON, unknown family, bad values."""
-    raw = read_json(folder / "config.json")
+    return _config(folder, read_json(folder / "config.json"))
+
+
+def _config(folder: Path, raw: Mapping[str, Any]) -> ModelConfig:
     quantization = raw.get("quantization_config")
     if isinstance(quantization, Mapping) and quantization.get("quant_method") not in QUANTIZED:
         raise LlmcliError(
@@ -53,9 +57,10 @@ def load(
     other processes. Errors name the file and the tensor: missing, unexpected or misshapen tensors,
     damaged files.
     """
-    config = read_config(folder)
+    raw = read_json(folder / "config.json")
+    config = _config(folder, raw)
     family = FAMILIES[config.model_type]
-    stored = Stored(folder, family, adapter, scaled="quantization_config" in read_json(folder / "config.json"))
+    stored = Stored(folder, family, adapter, scaled="quantization_config" in raw)
     rules = family.rules(config)
     if config.tie_word_embeddings and stored.has_own_head(rules[0].parts[0].source):
         config = replace(config, tie_word_embeddings=False)  # as transformers does

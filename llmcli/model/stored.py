@@ -12,11 +12,10 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.model.adapter import Adapter
 from llmcli.model.families.rules import Family, Part, Rule
+from llmcli.model.files import INDEX, WEIGHTS
 from llmcli.model.jsonfile import read_json
 from llmcli.model.tensorfile import Entry, TensorFile
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SCALES = ("_scale_inv", "_scale")  # behind the name of a tensor stored in 8 bits: what to multiply it with
 BLOCK = 128  # rows and columns that share a scale where there is a table of them (DeepSeek-AI 2024)
 
@@ -31,6 +30,7 @@ class Stored:
         self.folder, self.family = folder, family
         self.scaled = scaled
         self.adapter = None if adapter is None else Adapter(adapter, family.rename)
+        self.adapted = frozenset(() if self.adapter is None else self.adapter.sources)
         self.places: dict[str, tuple[TensorFile, Entry]] = {}
         for path in weight_files(folder):
             file = TensorFile(path)
@@ -65,13 +65,13 @@ class Stored:
         """The adapter changes nothing but parameters, and not the embedding alone where the head is the same."""
         if self.adapter is None:
             return
-        strange = sorted(self.adapter.sources - {part.source for rule in rules for part in rule.parts})
+        strange = sorted(self.adapted - {part.source for rule in rules for part in rule.parts})
         if strange:
             raise LlmcliError(
                 f"{self.adapter.path}: adapts what the model does not have: {some(strange)}",
                 "it may belong to another model",
             )
-        if tied and rules[0].parts[0].source in self.adapter.sources:
+        if tied and rules[0].parts[0].source in self.adapted:
             raise LlmcliError(f"{self.adapter.path}: adapts an embedding that is also the head", "not supported")
 
     def has_own_head(self, embedding: str) -> bool:
@@ -127,8 +127,7 @@ class Stored:
     def _mapped(self, rule: Rule, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
         places = [self.places[part.source] for part in rule.parts]
         files = {file.path for file, _ in places}
-        adapted = set() if self.adapter is None else self.adapter.sources
-        fits = all(part.as_stored and not part.shape and part.source not in adapted for part in rule.parts)
+        fits = all(part.as_stored and not part.shape and part.source not in self.adapted for part in rule.parts)
         if len(files) > 1 or not fits or any(file.dtype(entry) != dtype for file, entry in places):
             return None
         mapped = places[0][0].mapped([entry for _, entry in places])
@@ -136,8 +135,12 @@ class Stored:
 
     def _fill(self, part: Part, rows: Tensor) -> None:
         file, entry = self.places[part.source]
-        adapted = self.adapter is not None and part.source in self.adapter.sources
-        if part.as_stored and not adapted and rows.device.type == "cpu" and file.dtype(entry) == rows.dtype:
+        if (
+            part.as_stored
+            and part.source not in self.adapted
+            and rows.device.type == "cpu"
+            and file.dtype(entry) == rows.dtype
+        ):
             file.read_into(entry, rows)
             return
         tensor = self._scaled(part.source, file.read(entry))

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from llmcli.generate.bench import peak_memory
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families.llama import FAMILY, describe
-from llmcli.model.stored import INDEX, WEIGHTS
+from llmcli.model.files import INDEX, WEIGHTS
 from llmcli.model.transformer import Transformer
 
 MIB = 2**20

@@ -13,8 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from llmcli.errors import LlmcliError
-from llmcli.model.adapter import CONFIG, WEIGHTS
 from llmcli.model.checkpoint import load
+from llmcli.model.files import ADAPTER_CONFIG as CONFIG
+from llmcli.model.files import ADAPTER_WEIGHTS as WEIGHTS
 from tests.tiny import CPU, Tiny, random_ids, reopen
 
 Make = Callable[[str], Tiny]

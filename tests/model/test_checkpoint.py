@@ -17,7 +17,7 @@ from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.model import checkpoint
 from llmcli.model.checkpoint import load
 from llmcli.model.families import FAMILIES
-from llmcli.model.stored import INDEX, WEIGHTS
+from llmcli.model.files import INDEX, WEIGHTS
 from tests.tiny import CPU, VOCAB, Tiny, greedy, random_ids, reopen
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"

@@ -16,7 +16,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTraine
 
 from llmcli.errors import LlmcliError
 from llmcli.model import checkpoint
-from llmcli.model.stored import WEIGHTS
+from llmcli.model.files import WEIGHTS
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from tests.parity import CLOSE, DECODED, IDS, parity_error

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmcli.errors import LlmcliError
 from llmcli.model.checkpoint import load, save
-from llmcli.model.stored import WEIGHTS
+from llmcli.model.files import WEIGHTS
 from llmcli.model.tensorfile import TensorFile
 from llmcli.model.transformer import Transformer
 from tests.tiny import CPU, Tiny, random_ids

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from llmcli.model.config import ModelConfig
+
+if TYPE_CHECKING:  # a download looks at the family, and should not wait for torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,8 @@
+"""What the files of a model's folder are called, in the layout of transformers and PEFT."""
+
+from __future__ import annotations
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
