@@ -82,10 +82,10 @@ def measure(model: Transformer, *, prompt: int, output: int, depths: Sequence[in
 
 def _at_depth(model: Transformer, ids: Sequence[int], depth: int, output: int, repeat: int, sampler: Sampler) -> Speed:
     cache = model.new_cache()
-    if depth:
-        next_logits(model, ids[:depth], cache)
     prefills, decodes, size = [], [], 0
     for _ in range(repeat):
+        if cache.length < depth:  # at first, and where windowed layers could not go back
+            next_logits(model, ids[:depth], cache)
         prefill, decode = _run(model, ids, cache, output, sampler)
         prefills.append((len(ids) - depth) / prefill)
         decodes.append((output - 1) / decode)

@@ -45,33 +45,37 @@ class Attention(nn.Module):
         self.k_norm = _qk_norm(config, self.kv_heads)
 
     def forward(self, x: Tensor, place: Place, cache: KVCache | None, trace: Trace | None) -> Tensor:
-        B, T, _ = x.shape
         q, k, v = self.project(x, place.rope)
+        B, _, T, _ = q.shape
+        S = T
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # [B, K, S, D]
-        S = k.shape[2]
-        if place.window is not None and place.window + T - 1 < S:  # what no query of this pass can see
+            S += cache.length
+            k, v = cache.append(self.layer, k, v)  # [B, K, at most S, D]
+        if place.window is not None and place.window + T - 1 < k.shape[2]:  # what no query of this pass can see
             k, v = k[:, :, 1 - place.window - T :], v[:, :, 1 - place.window - T :]
         if trace is not None:
             weights = attention_weights(q, k, place.mask, trace.rows, scale=self.scale, softcap=self.softcap)
             keep(trace.attention, F.pad(weights, (S - k.shape[2], 0)))
         y = attend(q, k, v, place.mask, scale=self.scale, softcap=self.softcap)  # [B, H, T, D]
-        out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+        y = y.view(-1) if x.dim() == 1 else y.transpose(1, 2).reshape(B, T, -1)
+        out: Tensor = self.out(y)
         return out
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, D], keys and values [B, K, T, D] of x, normed and turned."""
-        B, T, _ = x.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
-        qkv = self.qkv(x).view(B, T, H + 2 * K, D)
-        qk, v = qkv.narrow(2, 0, H + K), qkv.narrow(2, H + K, K)
+        qkv = self.qkv(x)
+        if x.dim() == 1:
+            heads = qkv.view(1, H + 2 * K, 1, D)
+        else:
+            heads = qkv.unflatten(-1, (H + 2 * K, D)).transpose(1, 2)
+        qk, v = heads.narrow(1, 0, H + K), heads.narrow(1, H + K, K)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((H, K), dim=2)
-            qk = torch.cat((_normed(self.q_norm, q), _normed(self.k_norm, k)), dim=2)
+            q, k = qk.split((H, K), dim=1)
+            qk = torch.cat((_normed(self.q_norm, q), _normed(self.k_norm, k)), dim=1)
         if rope is not None:
             qk = rotate(qk, *rope)
-        qk = qk.transpose(1, 2)
-        return qk.narrow(1, 0, H), qk.narrow(1, H, K), v.transpose(1, 2)
+        return qk.narrow(1, 0, H), qk.narrow(1, H, K), v
 
 
 def _qk_norm(config: ModelConfig, heads: int) -> Norm | None:
@@ -83,9 +87,10 @@ def _qk_norm(config: ModelConfig, heads: int) -> Norm | None:
 
 
 def _normed(norm: Norm, x: Tensor) -> Tensor:
-    """x [B, T, heads, D], normed by head or, where the norm is as wide as all heads, together."""
-    normed: Tensor = norm(x if norm.size == x.shape[-1] else x.flatten(2))
-    return normed.view_as(x)
+    """x [B, heads, T, D], normed by head or, where the norm is as wide as all heads, together."""
+    tokens = x.transpose(1, 2)
+    normed: Tensor = norm(tokens if norm.size == x.shape[-1] else tokens.flatten(2))
+    return normed.view_as(tokens).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
@@ -101,7 +106,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float
     if T == 1:
         # One query sees every key, so the heads of a group can stand along the query axis: no mask,
         # no repeated keys, and a kernel several times faster than the grouped one.
-        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, scale=scale).reshape(B, H, 1, D)
+        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, scale=scale).view(B, H, 1, D)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=H != K
     )

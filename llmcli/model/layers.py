@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,9 +11,27 @@ from torch import Tensor, nn
 from llmcli.model.config import ModelConfig
 
 
-def is_one(x: Tensor, size: int) -> bool:
-    """Whether x is a single vector to decode on a CPU, for which torch's kernels for many are mostly overhead."""
-    return x.numel() == size and x.device.type == "cpu" and not torch.is_grad_enabled()
+def vector(x: Tensor) -> Tensor:
+    """x [..., C] as a single vector [C] where that is all there is to decode on a CPU: otherwise as it is.
+
+    torch's kernels for many vectors would be mostly overhead then.
+    """
+    single = x.numel() == x.shape[-1] and x.device.type == "cpu" and not torch.is_grad_enabled()
+    return x.view(-1) if single else x
+
+
+@lru_cache(maxsize=8)
+def zero(dtype: torch.dtype) -> Tensor:
+    """The number 0."""
+    return torch.zeros((), dtype=dtype)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias, of x [..., in] or of a single vector [in]."""
+    if x.dim() > 1:
+        return F.linear(x, weight, bias)
+    y = torch.mv(weight, x)  # the same kernel, with the least around it
+    return y if bias is None else y + bias
 
 
 class Linear(nn.Linear):
@@ -21,9 +41,7 @@ class Linear(nn.Linear):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None and is_one(x, self.in_features):
-            return torch.mv(self.weight, x.view(-1)).view(*x.shape[:-1], -1)
-        return F.linear(x, self.weight, self.bias)
+        return product(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -52,7 +70,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.heads > 1:
             return self._normed(x.float(), None, None).mul(self.weight.view(self.heads, self.size)).to(x.dtype)
-        if self.rms and is_one(x, self.size):
+        if self.rms and x.dim() == 1:
             return self._one(x)
         if self.offset:
             # In fp32 up to the product: a bf16 weight near 0 is finer than the same weight near 1.
@@ -65,7 +83,7 @@ class Norm(nn.Module):
         scale = (length * length / self.size + self.eps) ** -0.5
         if self.offset:
             return (x.float() * (self.weight.float() + self.offset)).mul_(scale).to(x.dtype)
-        return torch.addcmul(x.new_zeros(()), x, self.weight, value=scale)
+        return torch.addcmul(zero(x.dtype), x, self.weight, value=scale)
 
     def _normed(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         if self.rms:

@@ -51,7 +51,7 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList(MLP(config, moe.intermediate_size) for _ in range(moe.num_experts))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])  # [N, C]
+        tokens = x.view(-1, x.shape[-1])  # [N, C]
         weights, chosen = self.route(tokens)
         out = torch.zeros_like(tokens)
         for number in sorted(set(chosen.flatten().tolist())):

@@ -86,20 +86,20 @@ def _yarn(frequencies: Tensor, config: RopeConfig, turned: int) -> Tensor:
 def rotation(
     frequencies: Tensor, start: int, count: int, dtype: torch.dtype, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """cos and signed sin for positions start .. start+count-1, times ``scale``: each [count, 1, R], for all heads.
+    """cos and signed sin for positions start .. start+count-1, times ``scale``: each [count, R], for all heads.
 
     Computed in fp32 and cast last: bf16 angles would be wrong by radians far into a context.
     """
     positions = torch.arange(start, start + count, dtype=torch.float32, device=frequencies.device)
     angles = torch.outer(positions, frequencies)  # [T, R/2]
     cos, sin = angles.cos() * scale, angles.sin() * scale
-    cos = torch.cat((cos, cos), dim=-1).unsqueeze(1)
-    signed_sin = torch.cat((-sin, sin), dim=-1).unsqueeze(1)
+    cos = torch.cat((cos, cos), dim=-1)
+    signed_sin = torch.cat((-sin, sin), dim=-1)
     return cos.to(dtype), signed_sin.to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Turn the first R features of x [B, T, heads, D] by the angles of ``rotation``: all heads at once."""
+    """Turn the first R features of x [B, heads, T, D] by the angles of ``rotation``: all heads at once."""
     turned = cos.shape[-1]
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], cos, signed_sin), x[..., turned:]), dim=-1)

@@ -22,5 +22,6 @@ class Trace:
 
 
 def keep(into: list[Tensor], x: Tensor) -> None:
-    """Append an fp32 copy of x that later in-place work cannot change."""
-    into.append(x.detach().float().clone())
+    """Append an fp32 copy of x that later in-place work cannot change; of a single vector [C] as [1, 1, C]."""
+    copy = x.detach().float().clone()
+    into.append(copy.view(1, 1, -1) if x.dim() == 1 else copy)

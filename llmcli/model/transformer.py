@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.model.attention import Attention, Place, causal_mask
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.layers import Embedding, Linear, Norm
+from llmcli.model.layers import Embedding, Linear, Norm, product, vector
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.rope import inverse_frequencies, rotation, span
 from llmcli.model.trace import Trace, keep
@@ -107,7 +106,7 @@ class Transformer(nn.Module):
         """The residual stream after the last block, [B, T, C]: ``unembed`` only the positions you need."""
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
-        x = self.embed(ids, past)
+        x = vector(self.embed(ids, past))
         full, sliding = self.places(past, T, self.turn(cache, T))
         for block in self.blocks:
             place = sliding if block.sliding else full
@@ -116,7 +115,7 @@ class Transformer(nn.Module):
             cache.advance(T)
         if trace is not None:
             keep(trace.residual, x)
-        return x
+        return x.view(*ids.shape, -1)
 
     def embed(self, ids: Tensor, past: int) -> Tensor:
         """The residual stream before the first block, [B, T, C], of ids that stand behind ``past`` others."""
@@ -184,7 +183,7 @@ class Transformer(nn.Module):
     def unembed(self, x: Tensor) -> Tensor:
         """Final norm and head: [..., C] -> logits [..., V]. Shared by generation and every view of a layer."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        logits = F.linear(self.norm(x), weight)
+        logits = product(self.norm(vector(x)), weight).view(*x.shape[:-1], -1)
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
+from llmcli.model import cache as cache_module
 from llmcli.model.cache import KVCache
 from llmcli.model.trace import Trace, keep
 from llmcli.model.transformer import Transformer
@@ -31,7 +32,9 @@ def model(request: pytest.FixtureRequest, tiny: Callable[[str], Tiny]) -> Transf
 
 
 @pytest.fixture(autouse=True)
-def _no_grad() -> Any:
+def _no_grad(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """And windowed layers forget often."""
+    monkeypatch.setattr(cache_module, "SPARE", 2)
     with torch.no_grad():
         yield
 
@@ -68,9 +71,10 @@ def test_truncate_then_continue_equals_fresh(
     cache = model.new_cache()
     read(model, first, cache, at)
     cache.truncate(kept)
-    assert cache.length == kept
-    fresh = model(torch.cat((first[:, :kept], second), dim=1))
-    assert gap(read(model, second, cache), fresh[:, kept:]) <= CLOSE
+    assert cache.length in (kept, 0)
+    assert cache.length == kept or model.config.sliding_window
+    again, whole = first[:, cache.length : kept], torch.cat((first[:, :kept], second), dim=1)
+    assert gap(read(model, torch.cat((again, second), dim=1), cache)[:, -more:], model(whole)[:, kept:]) <= CLOSE
 
 
 @given(seed=seeds, changed=st.integers(1, T - 1), by=st.integers(1, VOCAB - 1))
@@ -107,22 +111,57 @@ def test_whatever_happened_the_cache_is_right_and_never_much_larger_than_its_con
 ) -> None:
     ids, cache = random_ids(0, seed=seed), model.new_cache()
     config = model.config
-    position = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # bytes, fp32
+    position = 2 * 4 * config.num_key_value_heads * config.head_dim  # bytes a layer, fp32
+    windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
     for step, (name, value) in enumerate(script):
         if name == "keep":
             ids = ids[:, : round(ids.shape[1] * value)]
             cache.truncate(ids.shape[1])
+            assert cache.length in (ids.shape[1], 0)
+            assert windowed or cache.length == ids.shape[1]
+            ids = ids[:, : cache.length]
         else:
             more = random_ids(min(value, CONTEXT - ids.shape[1]), seed=seed + step)
             if more.shape[1]:
                 model(more, cache)
                 ids = torch.cat((ids, more), dim=1)
         assert cache.length == ids.shape[1]
-        assert cache.length <= cache.capacity <= 2 * cache.length
-        assert cache.nbytes == cache.capacity * position
+        assert cache.nbytes <= 2 * cache.length * position * config.num_hidden_layers
+        assert cache.nbytes >= cache.length * position * (config.num_hidden_layers - windowed)
     last = torch.tensor([[5]])
     if ids.shape[1] < CONTEXT:
         assert gap(model(last, cache), model(torch.cat((ids, last), dim=1))[:, -1:]) <= CLOSE
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_windowed_layers_keep_their_window_and_little_more(tiny: Callable[[str], Tiny], name: str) -> None:
+    model, most = tiny(name).load(), 0
+    config, cache = model.config, tiny(name).load().new_cache()
+    for start in range(0, CONTEXT, 4):
+        model(random_ids(4, seed=start), cache)
+        most = max(most, cache.nbytes)
+    position = 2 * 4 * config.num_key_value_heads * config.head_dim
+    windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
+    held = windowed * (WINDOW - 1 + 2 + 4) + (config.num_hidden_layers - windowed) * CONTEXT
+    assert windowed
+    assert most <= 1.5 * held * position
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+@pytest.mark.parametrize("back", [1, 2, 3, 90])
+def test_going_back_further_than_windowed_layers_remember_forgets_all(
+    tiny: Callable[[str], Tiny], name: str, back: int
+) -> None:
+    model, ids = tiny(name).load(), random_ids(CONTEXT, seed=0)
+    cache = model.new_cache()
+    for place in range(CONTEXT):
+        model(ids[:, place : place + 1], cache)
+        if place > 90 and cache._first[0] == place - (WINDOW - 1 + 2):
+            break  # that token was the first to find no room: the layer holds as little as it may
+    cache.truncate(cache.length - back)
+    kept = cache.length
+    assert kept == (0 if back > 3 else place + 1 - back)
+    assert gap(model(ids[:, kept:], cache), model(ids)[:, kept:]) <= CLOSE
 
 
 def test_appending_is_cheap_on_average(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +169,9 @@ def test_appending_is_cheap_on_average(model: Transformer, monkeypatch: pytest.M
     copied: list[int] = []
     resize = KVCache._resize
 
-    def counting(cache: KVCache, layer: int, capacity: int) -> None:
-        copied.append(cache.length)
-        resize(cache, layer, capacity)
+    def counting(cache: KVCache, layer: int, kept: int, capacity: int) -> None:
+        copied.append(kept)
+        resize(cache, layer, kept, capacity)
 
     monkeypatch.setattr(KVCache, "_resize", counting)
     cache = KVCache(model.config, device=CPU, dtype=torch.float32)
@@ -214,11 +253,13 @@ def test_a_trace_adds_up_and_does_not_alias(model: Transformer) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_trace_keeps_no_later_work_can_change(dtype: torch.dtype) -> None:
     kept: list[Tensor] = []
-    x = torch.ones(3, dtype=dtype)
-    keep(kept, x)
-    x.add_(1)
-    assert kept[0].dtype == torch.float32
-    assert torch.equal(kept[0], torch.ones(3))
+    for shape in ((3,), (1, 2, 3)):  # a single vector is one position of one text
+        x = torch.ones(shape, dtype=dtype)
+        keep(kept, x)
+        x.add_(1)
+    assert [copy.dtype for copy in kept] == [torch.float32] * 2
+    assert torch.equal(kept[0], torch.ones(1, 1, 3))
+    assert torch.equal(kept[1], torch.ones(1, 2, 3))
 
 
 class Stop(Exception):
@@ -289,7 +330,7 @@ def test_a_step_computes_one_position_whatever_the_past(model: Transformer, past
     model(random_ids(past, seed=0), cache)
     seen: list[int] = []
     hooks = [
-        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel() // args[0].shape[-1]))
         for block in model.blocks
         for module in (block, block.attn.qkv, block.attn.out, block.mlp)
     ]
@@ -312,7 +353,7 @@ def test_learned_positions_end_with_the_context(tiny: Callable[[str], Tiny], pas
 
 def test_a_new_cache_holds_nothing(model: Transformer) -> None:
     cache = model.new_cache(batch=3)
-    assert (cache.length, cache.capacity, cache.nbytes) == (0, 0, 0)
+    assert (cache.length, cache.nbytes) == (0, 0)
     k = torch.ones(3, model.config.num_key_value_heads, 2, model.config.head_dim)
     keys, values = cache.append(0, k, 2 * k)
     assert torch.equal(keys, k)

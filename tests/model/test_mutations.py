@@ -372,7 +372,7 @@ def rotate_the_end(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 def rotate_backwards(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Queries and keys turned the other way, which their distance does not show, but q alone would."""
-    return torch.cat((rope.rotate(x[:, :, :1], cos, -signed_sin), rope.rotate(x[:, :, 1:], cos, signed_sin)), dim=2)
+    return torch.cat((rope.rotate(x[:, :1], cos, -signed_sin), rope.rotate(x[:, 1:], cos, signed_sin)), dim=1)
 
 
 def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -381,7 +381,7 @@ def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | 
     self.q_norm, self.k_norm = q_norm, k_norm
     assert q_norm is not None
     assert k_norm is not None
-    q, k = (attention._normed(norm, t.transpose(1, 2)).transpose(1, 2) for norm, t in ((q_norm, q), (k_norm, k)))
+    q, k = (attention._normed(norm, t) for norm, t in ((q_norm, q), (k_norm, k)))
     return q, k, v
 
 

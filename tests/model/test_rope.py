@@ -291,7 +291,7 @@ def test_tables_start_where_asked(start: int, count: int) -> None:
         rotation(frequencies, 0, start + count, torch.float32),
         strict=True,
     ):
-        assert part.shape == (count, 1, D)
+        assert part.shape == (count, D)
         assert (part - whole[start:]).abs().max() <= 1e-6
 
 
@@ -321,11 +321,11 @@ def test_dot_products_do_depend_on_the_distance() -> None:
 
 
 def test_all_heads_and_rows_turn_alike() -> None:
-    x = vector(0).repeat(2, 3, 5, 1)  # [B, T, heads, D]
+    x = vector(0).repeat(2, 5, 3, 1)  # [B, heads, T, D]
     after = rotate(x, *rotation(inverse_frequencies(DEFAULT, D), 7, 3, torch.float32))
     for position in range(3):
         expected = turned(vector(0), 7 + position)
-        assert (after[:, position] - expected).abs().max() <= 1e-6
+        assert (after[:, :, position] - expected).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
