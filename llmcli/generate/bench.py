@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from llmcli.errors import usage_error
 from llmcli.generate.sampling import Sampler, Temperature
 from llmcli.generate.steps import next_logits, steps
 from llmcli.model.cache import KVCache
-from llmcli.model.device import decode_kernels
+from llmcli.model.layers import product, vector
 from llmcli.model.transformer import Transformer
 
 WARM_UP = 16  # tokens generated before any is timed
@@ -126,12 +125,12 @@ def read_bytes(model: Transformer) -> int:
 def read_bandwidth(device: torch.device) -> float:
     """Bytes a second at which torch reads memory, by the fastest of a few passes over 512 MiB."""
     matrix = torch.zeros(2**14, 2**14, dtype=torch.bfloat16, device=device)
-    vector = torch.zeros(1, 2**14, dtype=torch.bfloat16, device=device)
+    ones = torch.ones(1, 2**14, dtype=torch.bfloat16, device=device)
     best = 0.0
     for _ in range(8):
-        with torch.inference_mode(), decode_kernels(device, tokens=1):
+        with torch.inference_mode():
             began = time.perf_counter()
-            float(F.linear(vector, matrix)[0, 0])  # to a number: waits for the device
+            float(product(vector(ones), matrix).sum())  # to a number: waits for the device
             best = max(best, matrix.nbytes / (time.perf_counter() - began))
     return best
 

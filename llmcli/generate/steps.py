@@ -15,7 +15,6 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.generate.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
-from llmcli.model.device import decode_kernels
 from llmcli.model.rope import planned
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
@@ -140,7 +139,7 @@ def logits_behind(
     """Feed ``ids`` through the cache; the logits that follow each of the last ``count`` of them, fp32 [count, V]."""
     assert count <= PREFILL_CHUNK
     cache.planned = max(cache.planned, cache.length + len(ids))
-    with torch.inference_mode(), decode_kernels(model.device, len(ids)):
+    with torch.inference_mode():
         short = len(ids) % PREFILL_CHUNK or PREFILL_CHUNK  # the first, so that the last holds all asked for
         for start in range(short - PREFILL_CHUNK, len(ids), PREFILL_CHUNK):
             chunk = torch.tensor([ids[max(start, 0) : start + PREFILL_CHUNK]], device=model.device)

@@ -65,10 +65,7 @@ class Attention(nn.Module):
         """Queries [B, H, T, D], keys and values [B, K, T, D] of x, normed and turned."""
         H, K, D = self.heads, self.kv_heads, self.head_dim
         qkv = self.qkv(x)
-        if x.dim() == 1:
-            heads = qkv.view(1, H + 2 * K, 1, D)
-        else:
-            heads = qkv.unflatten(-1, (H + 2 * K, D)).transpose(1, 2)
+        heads = qkv.view(1, H + 2 * K, 1, D) if x.dim() == 1 else qkv.unflatten(-1, (H + 2 * K, D)).transpose(1, 2)
         qk, v = heads.narrow(1, 0, H + K), heads.narrow(1, H + K, K)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((H, K), dim=1)

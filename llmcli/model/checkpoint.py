@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmcli.errors import LlmcliError
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.files import WEIGHTS
 from llmcli.model.jsonfile import read_json
+from llmcli.model.quantized_file import METHOD, kind_of, load_quantized
+from llmcli.model.replacing import replacing
 from llmcli.model.stored import Stored
 from llmcli.model.transformer import Transformer
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
-QUANTIZED = ("fp8", "compressed-tensors")  # quant_method of checkpoints with 8-bit floats
+QUANTIZED = ("fp8", "compressed-tensors", METHOD)  # quant_method of checkpoints with 8-bit floats, and of our own
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -51,7 +52,7 @@ def load(
     """The model in ``folder``, ready to run. ``dtype`` may be a function of the stored one; None keeps that.
 
     The stored dtype is the token embedding's, which stands for all weights. ``adapter`` is the folder
-    of a LoRA to merge.
+    of a LoRA to merge. What ``llmcli quantize`` wrote is read as it is.
 
     On a CPU, what lies in the files as it is needed is mapped: read when first used, shared with
     other processes. Errors name the file and the tensor: missing, unexpected or misshapen tensors,
@@ -59,6 +60,11 @@ def load(
     """
     raw = read_json(folder / "config.json")
     config = _config(folder, raw)
+    kind = kind_of(raw)
+    if kind is not None:
+        if adapter is not None:
+            raise usage_error("an adapter cannot be merged into quantised weights", "merge it first, then quantise")
+        return load_quantized(folder, config, kind, device=device, dtype=dtype, progress=progress)
     family = FAMILIES[config.model_type]
     stored = Stored(folder, family, adapter, scaled="quantization_config" in raw)
     rules = family.rules(config)
@@ -104,17 +110,3 @@ def save(model: Transformer, folder: Path, described: Mapping[str, Any], *, dtyp
         save_file(tensors, temporary, metadata={"format": "pt"})
     with replacing(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block succeeds: never half a file."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.touch()
-        permissions = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(permissions)  # the user's own: safetensors would let nobody else read its file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,10 +1,6 @@
-"""Where a model runs and in which dtype, and which of torch's kernels suit a step."""
+"""Where a model runs and in which dtype."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -34,19 +30,3 @@ def pick_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dt
     if device.type == "cpu" and stored != torch.float32:
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
     return stored
-
-
-@contextmanager
-def decode_kernels(device: torch.device, tokens: int) -> Iterator[None]:
-    """The context in which to run a pass over ``tokens`` positions.
-
-    One token on a CPU is matrix times vector, bound by memory: torch's own kernel reads at the
-    machine's limit, oneDNN's at about half of it. More tokens are matrix products, where oneDNN wins.
-    """
-    onednn: Any = torch.backends.mkldnn
-    before = onednn.enabled
-    onednn.enabled = before and not (device.type == "cpu" and tokens == 1)
-    try:
-        yield
-    finally:
-        onednn.enabled = before

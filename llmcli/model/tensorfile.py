@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+WHOLE_NUMBERS = {"I8": torch.int8, "U8": torch.uint8}  # which mean something only to who knows their scale
 MOST_HEADER = 2**23  # bytes; a hundred times a usual one, and still parsed in a moment
 
 
@@ -38,10 +39,11 @@ class Entry:
 
 
 class TensorFile:
-    """The tensors of a file by name. Errors: a file that is cut off or damaged in any way."""
+    """The tensors of a file by name, of ``DTYPES`` and those of ``also``. Errors: a file that is damaged in any way."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, also: Mapping[str, torch.dtype] | None = None) -> None:
         self.path = path
+        self._dtypes = {**DTYPES, **(also or {})}
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, str] = {}
         try:
@@ -71,11 +73,11 @@ class TensorFile:
 
     def dtype(self, entry: Entry) -> torch.dtype:
         """Errors: a dtype that weights do not have here."""
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in self._dtypes:
             raise LlmcliError(
-                f"{self.path}: tensor {entry.name} is stored as {entry.dtype}", "supported: " + ", ".join(DTYPES)
+                f"{self.path}: tensor {entry.name} is stored as {entry.dtype}", "supported: " + ", ".join(self._dtypes)
             )
-        return DTYPES[entry.dtype]
+        return self._dtypes[entry.dtype]
 
     def read(self, entry: Entry) -> Tensor:
         """The tensor, in memory of its own, on the CPU."""

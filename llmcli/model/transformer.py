@@ -16,7 +16,7 @@ from llmcli.errors import LlmcliError
 from llmcli.model.attention import Attention, Place, causal_mask
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.layers import Embedding, Linear, Norm, product, vector
+from llmcli.model.layers import Embedding, Linear, Norm, vector
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.rope import inverse_frequencies, rotation, span
 from llmcli.model.trace import Trace, keep
@@ -88,11 +88,11 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
+        return self.norm.weight.dtype
 
     def new_cache(self, batch: int = 1) -> KVCache:
         """An empty cache of this model's shape, device and dtype."""
@@ -182,8 +182,9 @@ class Transformer(nn.Module):
 
     def unembed(self, x: Tensor) -> Tensor:
         """Final norm and head: [..., C] -> logits [..., V]. Shared by generation and every view of a layer."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        logits = product(self.norm(vector(x)), weight).view(*x.shape[:-1], -1)
+        normed = self.norm(vector(x))
+        logits: Tensor = self.embedding.unembed(normed) if self.head is None else self.head(normed)
+        logits = logits.view(*x.shape[:-1], -1)
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
-from llmcli.model.checkpoint import replacing
+from llmcli.model.replacing import replacing
 
 FILE = "metrics.jsonl"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.model.checkpoint import replacing
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.jsonfile import read_json
+from llmcli.model.replacing import replacing
 from llmcli.train.vocabulary import BOS_ID, EOS_ID
 
 FILE = "recipe.json"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llmcli.errors import LlmcliError
-from llmcli.model.checkpoint import replacing
+from llmcli.model.replacing import replacing
 from llmcli.model.tensorfile import TensorFile
 from llmcli.model.transformer import Transformer
 

@@ -1,0 +1,21 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place if the block succeeds: never half a file."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(permissions)  # the user's own: safetensors would let nobody else read its file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
