@@ -306,7 +306,7 @@ def test_an_interrupted_step_leaves_the_cache_as_it_was(tiny: Make, monkeypatch:
 def test_a_step_prepared_for_other_angles_is_not_used(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted first step stays, but holds no position to angles: the next text may be planned longer."""
     model, ids = tiny(LONG).load(), text(5)
-    cache, plain = model.new_cache(), model.new_cache()
+    cache, plain = KVCache(model.config, device=CPU, dtype=torch.float32, block=16), model.new_cache()
     with monkeypatch.context() as patch:
         patch.setattr(Transformer, "unembed", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
