@@ -15,6 +15,7 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.generate.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
+from llmcli.model.graph import decode, replays
 from llmcli.model.rope import planned
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
@@ -140,6 +141,8 @@ def logits_behind(
     assert count <= PREFILL_CHUNK
     cache.planned = max(cache.planned, cache.length + len(ids))
     with torch.inference_mode():
+        if len(ids) == 1 and trace is None and replays(model):
+            return decode(model, ids[0], cache)
         short = len(ids) % PREFILL_CHUNK or PREFILL_CHUNK  # the first, so that the last holds all asked for
         for start in range(short - PREFILL_CHUNK, len(ids), PREFILL_CHUNK):
             chunk = torch.tensor([ids[max(start, 0) : start + PREFILL_CHUNK]], device=model.device)

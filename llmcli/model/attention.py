@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.model.cache import KVCache
+from llmcli.model.cache import KVCache, Slot
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
 from llmcli.model.rope import rotate
@@ -21,7 +21,7 @@ class Place:
 
     ``rope`` turns queries and keys (None: no rotation). ``window`` is how many positions a query sees,
     None all. ``mask`` [T, keys] is True where a query may look, over the last keys that any query of
-    the pass can see; None means that T = keys (plain causal) or T = 1.
+    the pass can see; None means that T = keys (plain causal), or that T = 1 and all keys are seen.
     """
 
     rope: tuple[Tensor, Tensor] | None
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         self.q_norm = _qk_norm(config, self.heads)
         self.k_norm = _qk_norm(config, self.kv_heads)
 
-    def forward(self, x: Tensor, place: Place, cache: KVCache | None, trace: Trace | None) -> Tensor:
+    def forward(self, x: Tensor, place: Place, cache: KVCache | Slot | None, trace: Trace | None) -> Tensor:
         q, k, v = self.project(x, place.rope)
         B, _, T, _ = q.shape
         S = T
@@ -97,13 +97,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float
         return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     B, H, T, D = q.shape
     K = k.shape[1]
-    if T == 1 and H == K and q.device.type == "cpu" and q.dtype != torch.float32:
+    if T == 1 and H == K and mask is None and q.device.type == "cpu" and q.dtype != torch.float32:
         # torch's kernel for one bf16 query and one key head is four times slower than all of this.
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
     if T == 1:
-        # One query sees every key, so the heads of a group can stand along the query axis: no mask,
-        # no repeated keys, and a kernel several times faster than the grouped one.
-        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, scale=scale).view(B, H, 1, D)
+        # The heads of a group see the same keys, so they can stand along the query axis: no repeated
+        # keys, no mask where one query sees all, and a kernel several times faster than the grouped one.
+        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, mask, scale=scale).reshape(B, H, 1, D)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=H != K
     )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from llmcli.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from llmcli.model.graph import DecodeGraph
 
 SPARE = 64  # positions that a windowed layer keeps beyond its window, so that a few can be taken back
 
@@ -17,13 +22,18 @@ class KVCache:
     less than half is used: appending and going back are cheap on average, and memory is at most twice
     what is used. One tensor a layer: writing a step touches only that step's rows. ``planned`` is the
     length that the caller expects to reach; ``span`` says by which angles the keys were turned (see
-    ``rope.span``).
+    ``rope.span``). ``graph`` is a step recorded over these very buffers, forgotten when one is replaced;
+    so that this is seldom, capacities are whole ``block``s.
     """
 
-    def __init__(self, config: ModelConfig, *, device: torch.device, dtype: torch.dtype, batch: int = 1) -> None:
+    def __init__(
+        self, config: ModelConfig, *, device: torch.device, dtype: torch.dtype, batch: int = 1, block: int = 1
+    ) -> None:
         self.length = 0
         self.planned = 0
         self.span = 0
+        self.block = block
+        self.graph: DecodeGraph | None = None
         layers = range(config.num_hidden_layers)
         windowed = [config.layer_type(layer) == "sliding_attention" for layer in layers]
         self._windows = [config.sliding_window if is_windowed else None for is_windowed in windowed]
@@ -47,14 +57,24 @@ class KVCache:
         count = k.shape[2]
         end = self.length - self._first[layer] + count
         if end > self._keys[layer].shape[2]:
-            window = self._windows[layer]
-            kept = self.length if window is None else min(end - count, window - 1 + SPARE)
-            end = kept + count
-            self._resize(layer, kept, end + end // 2)
+            end = self._grow(layer, count)
         keys, values = self._keys[layer], self._values[layer]
         keys.narrow(2, end - count, count).copy_(k)  # narrow: half the time of an index, four times a layer
         values.narrow(2, end - count, count).copy_(v)
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
+
+    def reserve(self, count: int) -> None:
+        """Make room in every layer for ``count`` more positions."""
+        for layer, keys in enumerate(self._keys):
+            if self.length - self._first[layer] + count > keys.shape[2]:
+                self._grow(layer, count)
+
+    def room(self, *, windowed: bool) -> range:
+        """The positions that the buffers of all layers with windowed, or of all with full attention can hold."""
+        layers = [layer for layer, window in enumerate(self._windows) if (window is not None) == windowed]
+        # Not the same in all of them where a pass was interrupted.
+        first = max((self._first[layer] for layer in layers), default=0)
+        return range(first, min((self._first[layer] + self._keys[layer].shape[2] for layer in layers), default=first))
 
     def advance(self, count: int) -> None:
         """Count the ``count`` positions just appended to every layer as filled."""
@@ -74,11 +94,24 @@ class KVCache:
             if length == 0:
                 self._first[layer] = 0
             kept = length - self._first[layer]
-            if keys.shape[2] > 2 * kept:
+            if keys.shape[2] > self._whole(2 * kept):
                 self._resize(layer, kept, kept)
+
+    def _grow(self, layer: int, count: int) -> int:
+        """Make room for ``count`` more positions in a layer's buffers; where they will end there."""
+        window, held = self._windows[layer], self.length - self._first[layer]
+        kept = held if window is None else min(held, window - 1 + SPARE)
+        end = kept + count
+        self._resize(layer, kept, end + end // 2)
+        return end
+
+    def _whole(self, positions: int) -> int:
+        """``positions``, rounded up to whole blocks."""
+        return -(-positions // self.block) * self.block
 
     def _resize(self, layer: int, kept: int, capacity: int) -> None:
         """Buffers of ``capacity`` positions that begin with the last ``kept`` before ``length``."""
+        self.graph, capacity = None, self._whole(capacity)
         start = self.length - kept - self._first[layer]
         resized = []  # both before either is kept: memory may run out between them
         for old in (self._keys[layer], self._values[layer]):
@@ -87,3 +120,30 @@ class KVCache:
             resized.append(new)
         self._keys[layer], self._values[layer] = resized
         self._first[layer] = self.length - kept
+
+
+class Slot:
+    """The place of one token in a cache's present buffers, told by tensors: one step's operations serve every place.
+
+    ``places`` [1], int64 on the cache's device, say where the token stands in the layers with full and with
+    windowed attention, counted from the first of the cache's ``room`` there. It keeps the buffers, not
+    the cache. ``length`` is what the cache held when this was made.
+    """
+
+    def __init__(self, cache: KVCache, places: tuple[Tensor, Tensor]) -> None:
+        self.length = cache.length
+        rooms = [cache.room(windowed=windowed) for windowed in (False, True)]
+        self._layers: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, values, where to write in them
+        for layer, window in enumerate(cache._windows):
+            kind, first = int(window is not None), cache._first[layer]
+            keys, values = cache._keys[layer], cache._values[layer]
+            for buffer in (keys, values):
+                # A mask hides what was never written, unless it is NaN: 0 * NaN is NaN.
+                buffer[:, :, cache.length - first :] = 0
+            start, count = rooms[kind].start - first, len(rooms[kind])
+            self._layers.append((keys.narrow(2, start, count), values.narrow(2, start, count), places[kind]))
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k and v [B, K, 1, D] at the token's place; return that layer's keys and values, [B, K, room, D]."""
+        keys, values, place = self._layers[layer]
+        return keys.index_copy_(2, place, k), values.index_copy_(2, place, v)

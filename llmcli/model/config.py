@@ -233,6 +233,11 @@ class ModelConfig:
         }
         return tuple(name for name, is_there in there.items() if is_there)
 
+    @property
+    def one_path(self) -> bool:
+        """Whether all tokens take the same operations: with experts, the host must ask which were chosen."""
+        return self.moe is None
+
     def layer_type(self, layer: int) -> LayerType:
         """Whether a layer sees everything before it or a window."""
         return self.layer_types[layer] if self.layer_types else "full_attention"

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.model.attention import Attention, Place, causal_mask
-from llmcli.model.cache import KVCache
+from llmcli.model.cache import KVCache, Slot
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear, Norm, vector
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.rope import inverse_frequencies, rotation, span
 from llmcli.model.trace import Trace, keep
 
+GPU_BLOCK = 256  # positions by which a cache on a GPU grows: every growth records the step anew; see ``graph``
 ROTATIONS = 256  # positions whose angles are computed together while single tokens are decoded
 
 
@@ -48,7 +49,7 @@ class Block(nn.Module):
         self.mlp_post_norm = norm("mlp_post_norm")
         self.shared_norm = config.shared_norm
 
-    def forward(self, x: Tensor, place: Place, cache: KVCache | None, trace: Trace | None) -> Tensor:
+    def forward(self, x: Tensor, place: Place, cache: KVCache | Slot | None, trace: Trace | None) -> Tensor:
         if trace is not None:
             keep(trace.residual, x)
         normed = x if self.attn_norm is None else self.attn_norm(x)
@@ -96,7 +97,8 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int = 1) -> KVCache:
         """An empty cache of this model's shape, device and dtype."""
-        return KVCache(self.config, device=self.device, dtype=self.dtype, batch=batch)
+        block = GPU_BLOCK if self.device.type == "cuda" else 1
+        return KVCache(self.config, device=self.device, dtype=self.dtype, batch=batch, block=block)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, trace: Trace | None = None) -> Tensor:
         """Logits [B, T, V] for token ids [B, T] that follow what ``cache`` holds (and are added to it)."""
@@ -107,30 +109,44 @@ class Transformer(nn.Module):
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
         x = vector(self.embed(ids, past))
-        full, sliding = self.places(past, T, self.turn(cache, T))
-        for block in self.blocks:
-            place = sliding if block.sliding else full
-            x = block(x, place if block.rotates else replace(place, rope=None), cache, trace)
+        x = self.through(x, self.places(past, T, self.turn(cache, T)), cache, trace)
         if cache is not None:
             cache.advance(T)
         if trace is not None:
             keep(trace.residual, x)
         return x.view(*ids.shape, -1)
 
+    def through(
+        self, x: Tensor, places: tuple[Place, Place], cache: KVCache | Slot | None, trace: Trace | None = None
+    ) -> Tensor:
+        """The residual stream behind the blocks, from that before them: x [B, T, C] that stands at ``places``."""
+        full, sliding = places
+        for block in self.blocks:
+            place = sliding if block.sliding else full
+            x = block(x, place if block.rotates else replace(place, rope=None), cache, trace)
+        return x
+
     def embed(self, ids: Tensor, past: int) -> Tensor:
         """The residual stream before the first block, [B, T, C], of ids that stand behind ``past`` others."""
-        x: Tensor = self.embedding(ids)
-        if self.config.embedding_scale != 1:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded, as Gemma is trained
+        x = self.embed_tokens(ids)
         if self.positions is None:
             return x
         T = ids.shape[1]
-        if past + T > self.config.max_position_embeddings:
-            raise LlmcliError(
-                f"{past + T} tokens do not fit the model's context of {self.config.max_position_embeddings}",
-                "use fewer",
-            )
+        self.check_positions(past + T)
         return x + self.positions.weight[past : past + T]
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """The scaled embedding of ids, wherever they stand: [B, T, C]."""
+        x: Tensor = self.embedding(ids)
+        if self.config.embedding_scale != 1:
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded, as Gemma is trained
+        return x
+
+    def check_positions(self, length: int) -> None:
+        """Raise where a text of ``length`` has more positions than were learned."""
+        limit = self.config.max_position_embeddings
+        if self.positions is not None and length > limit:
+            raise LlmcliError(f"{length} tokens do not fit the model's context of {limit}", "use fewer")
 
     def span(self, cache: KVCache | None, count: int) -> int:
         """What decides the angles of the next ``count`` positions; see ``rope.span``."""
@@ -168,15 +184,16 @@ class Transformer(nn.Module):
         if rope is None:
             return None
         if count > 1:
-            return self._turned(rope, past, count, span)
+            return self.angles(rope, past, count, span)
         # One token after the other: the angles of the positions around it are computed together.
         key, place = (span, past // ROTATIONS, self.dtype, self.device), past % ROTATIONS
         if rope not in self._rotations or self._rotations[rope][0] != key:
-            self._rotations[rope] = key, self._turned(rope, past - place, ROTATIONS, span)
+            self._rotations[rope] = key, self.angles(rope, past - place, ROTATIONS, span)
         cos, signed_sin = self._rotations[rope][1]
         return cos[place : place + 1], signed_sin[place : place + 1]
 
-    def _turned(self, rope: RopeConfig, past: int, count: int, span: int) -> tuple[Tensor, Tensor]:
+    def angles(self, rope: RopeConfig, past: int, count: int, span: int) -> tuple[Tensor, Tensor]:
+        """``rotation`` of positions past .. past+count-1, in the model's dtype and on its device."""
         frequencies = inverse_frequencies(rope, self.config.head_dim, span).to(self.device)
         return rotation(frequencies, past, count, self.dtype, rope.attention_factor)
 
