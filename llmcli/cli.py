@@ -21,6 +21,7 @@ COMMANDS = {
     "tokenize": "Show a text as the tokens that a model receives.",
     "explain-step": "Show how one token was chosen.",
     "bench": "Measure how fast a model runs here.",
+    "quantize": "Round a model's weights to 8 or 4 bits.",
     "train": "Train a small model of your own on text files.",
     "models": "List the models on disk.",
     "pull": "Download a model from the Hugging Face hub.",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.model import DTYPES, ModelChoice
+from llmcli.commands.model import DTYPES, QUANTIZATIONS, ModelChoice
 from llmcli.commands.options import MOST_THREADS, Line, device_option, offline_option, use_threads, verbose_option
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
     from llmcli.generate.bench import Speed
+    from llmcli.model.quantize import Kind
     from llmcli.model.transformer import Transformer
     from llmcli.render.bench import Row
 
@@ -54,6 +56,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @click.option("--depth", "-d", "depths", type=Numbers(0, 2**24), default="0", help="Tokens before the prompt: 0,1024.")
 @click.option("--repeat", "-r", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each.")
 @click.option("--dtype", "dtypes", default="auto", show_default=True, help="One or more of: " + ", ".join(DTYPES))
+@click.option("--quantize", default="none", show_default=True, help="One or more of: none, " + ", ".join(QUANTIZATIONS))
 @click.option("--threads", type=Numbers(1, MOST_THREADS), help="CPU threads, one or more counts: 1,2.")
 @device_option
 @offline_option
@@ -69,6 +72,7 @@ def bench(
     depths: tuple[int, ...],
     repeat: int,
     dtypes: str,
+    quantize: str,
     threads: tuple[int, ...] | None,
     device: str,
     offline: bool,
@@ -91,9 +95,8 @@ def bench(
         raise usage_error("--config and --random belong together, without --model", "give both, or neither")
     if as_json and markdown:
         raise usage_error("--json and --markdown exclude each other", "give one of them")
-    kinds = [word.strip() for word in dtypes.split(",")]
-    if not set(kinds) <= set(DTYPES):
-        raise usage_error(f"--dtype {dtypes} is not a list of dtypes", "known: " + ", ".join(DTYPES))
+    kinds = listed("--dtype", dtypes, DTYPES)
+    roundings = listed("--quantize", quantize, ("none", *QUANTIZATIONS))
 
     import_torch()
     from llmcli.generate.bench import measure, read_bandwidth
@@ -105,20 +108,21 @@ def bench(
 
     def measured() -> Iterator[Row]:
         for source in sources:
-            for kind in kinds:
+            for kind, rounding in itertools.product(kinds, roundings):
                 began = time.perf_counter()
+                quantization = None if rounding == "none" else rounding
                 if config is None:
-                    loaded = ModelChoice(source, None, offline, device, kind, threads=None).open()
+                    loaded = ModelChoice(source, None, offline, device, kind, quantization, threads=None).open()
                     name, model = loaded.name, loaded.model
                 else:
-                    name, model = random_model(config, device, kind)
+                    name, model = random_model(config, device, kind, quantization)
                 seconds = time.perf_counter() - began
                 for count in threads or (None,):
                     use_threads(count)
                     for speed in measure(
                         model, prompt=prompt_tokens, output=output_tokens, depths=depths, repeat=repeat
                     ):
-                        yield row_of(name, model, speed, seconds)
+                        yield row_of(name, model, rounding, speed, seconds)
 
     rows = []
     for row in measured():
@@ -137,7 +141,15 @@ def bench(
         view.print_rows(rows, sys.stdout)
 
 
-def row_of(name: str, model: Transformer, speed: Speed, load_seconds: float) -> Row:
+def listed(option: str, words: str, known: Sequence[str]) -> list[Any]:
+    """The words between commas. Errors: one that is not ``known``."""
+    found = [word.strip() for word in words.split(",")]
+    if not set(found) <= set(known):
+        raise usage_error(f"{option} {words} is not a list of what it takes", "known: " + ", ".join(known))
+    return found
+
+
+def row_of(name: str, model: Transformer, rounding: str, speed: Speed, load_seconds: float) -> Row:
     """A measurement together with what it was taken on."""
     import torch
 
@@ -146,7 +158,7 @@ def row_of(name: str, model: Transformer, speed: Speed, load_seconds: float) -> 
 
     return Row(
         model=name,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch.") if rounding == "none" else rounding,
         device=str(model.device),
         threads=torch.get_num_threads(),
         speed=speed,
@@ -156,7 +168,7 @@ def row_of(name: str, model: Transformer, speed: Speed, load_seconds: float) -> 
     )
 
 
-def random_model(config: Path, device: str, dtype: str) -> tuple[str, Transformer]:
+def random_model(config: Path, device: str, dtype: str, quantization: Kind | None) -> tuple[str, Transformer]:
     """Random weights in the shape of a config.json."""
     import torch
 
@@ -164,9 +176,12 @@ def random_model(config: Path, device: str, dtype: str) -> tuple[str, Transforme
     from llmcli.model.device import pick_device, pick_dtype
     from llmcli.model.families import family_of
     from llmcli.model.jsonfile import read_json
+    from llmcli.model.quantize import quantize
 
     raw = read_json(config)
     where = pick_device(device)
     shape = family_of(raw).parse(raw)
     model = random_weights.random_model(shape, device=where, dtype=pick_dtype(dtype, where, torch.bfloat16))
+    if quantization is not None:
+        quantize(model, quantization)
     return f"random {config.parent.resolve().name}", model

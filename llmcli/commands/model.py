@@ -14,7 +14,9 @@ from llmcli.commands.options import bundle, device_option, offline_option, threa
 
 if TYPE_CHECKING:
     from llmcli.generate.loaded import LoadedModel
+    from llmcli.model.quantize import Kind
 
+QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -27,6 +29,7 @@ class ModelChoice:
     offline: bool
     device: str
     dtype: str
+    quantization: Kind | None
     threads: int | None
 
     def open(self) -> LoadedModel:
@@ -47,6 +50,7 @@ class ModelChoice:
                 adapter=adapter,
                 device=self.device,
                 dtype=self.dtype,
+                quantization=self.quantization,
                 progress=view,
             )
         tokens, rows = loaded.tokenizer.size, loaded.model.config.vocab_size
@@ -80,5 +84,11 @@ model_options = bundle(
     offline_option,
     device_option,
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: as stored."),
+    click.option(
+        "--quantize",
+        "quantization",
+        type=click.Choice(QUANTIZATIONS),
+        help="Round the weights to 8 or 4 bits: less memory and more speed, for a little quality.",
+    ),
     threads_option,
 )

@@ -11,6 +11,7 @@ from llmcli.generate.sampling import Filter, Vocabulary
 from llmcli.model import checkpoint
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.files import ADAPTER_CONFIG
+from llmcli.model.quantize import Kind, quantize
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -20,6 +21,7 @@ class LoadedModel:
     """What a prompt needs to become text. ``stop_ids`` end a text (config.json's and generation_config.json's)."""
 
     name: str
+    folder: Path
     model: Transformer
     tokenizer: Tokenizer
     defaults: Defaults
@@ -57,17 +59,20 @@ def load(
     adapter: Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantization: Kind | None = None,
     progress: checkpoint.Progress | None = None,
 ) -> LoadedModel:
     """Open ``folder``; the model is called as the folder unless ``name`` is given.
 
     ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest. ``adapter`` is
-    the folder of a LoRA, merged into the weights. ``progress`` is told bytes read and bytes in all.
+    the folder of a LoRA, merged into the weights. ``quantization`` rounds them then, which runs on the
+    CPU alone. ``progress`` is told of the work done and in all.
     """
-    where = pick_device(device)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise LlmcliError(f"{folder} is a LoRA adapter", "give its base model with -m, and this with --adapter")
     checkpoint.read_config(folder)  # its faults first
+    rounded = quantization is not None or checkpoint.is_quantized(folder)
+    where = pick_device("cpu" if rounded and device == "auto" else device)
     tokenizer = load_tokenizer(folder, name)
     defaults = read_defaults(folder)
     model = checkpoint.load(
@@ -77,4 +82,6 @@ def load(
         adapter=adapter,
         progress=progress,
     )
-    return LoadedModel(name or folder.name, model, tokenizer, defaults)
+    if quantization is not None:
+        quantize(model, quantization, progress)
+    return LoadedModel(name or folder.name, folder, model, tokenizer, defaults)

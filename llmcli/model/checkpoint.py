@@ -41,6 +41,11 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> ModelConfig:
     return family_of(raw).parse(raw)
 
 
+def is_quantized(folder: Path) -> bool:
+    """Whether the folder holds weights as ``llmcli quantize`` writes them."""
+    return kind_of(read_json(folder / "config.json")) is not None
+
+
 def load(
     folder: Path,
     *,

@@ -8,6 +8,7 @@ The tensors have the transformer's own names, ``blocks.0.attn.qkv.weight``, with
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.config import ModelConfig
-from llmcli.model.files import WEIGHTS
+from llmcli.model.files import INDEX, WEIGHTS
 from llmcli.model.layers import Embedding
 from llmcli.model.quantize import Kind, build, matrices, replace_module, rounded_parts, stored_tensors
 from llmcli.model.replacing import replacing
@@ -129,3 +130,11 @@ def _check(file: TensorFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
             f"{file.path}: the weights do not match config.json; tensors {'; '.join(told)}",
             "config.json and the weights must come from the same model",
         )
+
+
+def copy_rest(folder: Path, out: Path) -> None:
+    """Copy what else a model's folder holds, the tokenizer above all, but its weights."""
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.name not in ("config.json", INDEX):
+            with replacing(out / path.name) as temporary:
+                shutil.copyfile(path, temporary)

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
+from llmcli.errors import usage_error
+from llmcli.generate.score import surprisals
 from llmcli.model.transformer import Transformer
 
 
@@ -18,30 +19,23 @@ class Validation:
     nats_per_token: float
     bits_per_byte: float
 
+    def more_perplexity(self, before: Validation) -> float:
+        """By what part the perplexity is higher than it was ``before``."""
+        return math.expm1(self.nats_per_token - before.nats_per_token)
+
 
 def validate(
     model: Transformer, documents: list[list[int]], bytes_of_text: int, *, precision: torch.dtype
 ) -> Validation:
-    """Score each document from its BOS; one longer than the context in windows that overlap by half.
-
-    So each token is predicted from all that comes before it, or at least from half a context.
-    """
+    """Score each document from its BOS, computing in ``precision``."""
     nats, tokens = 0.0, 0
-    context = model.config.max_position_embeddings
-    with torch.inference_mode(), torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
+    with torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
         for ids in documents:
-            for start, first in windows(len(ids), context):
-                window = torch.tensor([ids[start : start + context + 1]], device=model.device)
-                logits = model(window[:, :-1])[0, first - start :].float()
-                nats += float(F.cross_entropy(logits, window[0, first - start + 1 :], reduction="sum"))
-                tokens += len(logits)
+            if len(ids) < 2:
+                continue  # a token alone is predicted from nothing
+            scores = surprisals(model, ids)
+            nats += float(scores.sum(dtype=torch.float64))
+            tokens += len(scores)
+    if not tokens:
+        raise usage_error("the text is too short to be predicted", "give a longer one")
     return Validation(nats / tokens, nats / math.log(2) / bytes_of_text)
-
-
-def windows(length: int, context: int) -> list[tuple[int, int]]:
-    """(start, first position that counts) of windows of ``context`` inputs that score each token of ``length`` once."""
-    places = [(0, 0)]
-    while places[-1][0] + context < length - 1:
-        start = places[-1][0] + context // 2
-        places.append((start, places[-1][0] + context))
-    return places

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from llmcli.errors import LlmcliError
+from llmcli.generate.score import windows
 from llmcli.model import checkpoint
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.train import state
@@ -23,7 +24,7 @@ from llmcli.train.metrics import Metrics, MetricsFile
 from llmcli.train.optimizer import initialise, learning_rate, optimizers
 from llmcli.train.recipe import Recipe
 from llmcli.train.run import begin
-from llmcli.train.validate import validate, windows
+from llmcli.train.validate import validate
 
 CPU = torch.device("cpu")
 TEXTS = [
