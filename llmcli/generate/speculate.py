@@ -20,23 +20,43 @@ from llmcli.model.transformer import Transformer
 
 
 class PromptLookup:
-    """Guesses that the text repeats itself: what followed its last tokens before (Saxena 2023)."""
+    """Guesses that the text repeats itself: what followed its last tokens before (Saxena 2023).
+
+    A pass that checks a guess takes about two steps' time. So a guess is as long as it may be, and after
+    one of which nothing was right none is made for a while.
+    """
 
     # How many tokens must have stood there before: the most that have. One alone says too little.
     LENGTHS = (3, 2)
+    LONGEST_PAUSE = 16  # passes without a guess
 
     def __init__(self) -> None:
         self.guessed = self.kept = 0
+        self._before = (0, 0)  # both, when the last guess was made
+        self._pause = self._paused = 0
         self._seen: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}  # n-gram -> where what followed it last begins
 
     def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
         self._learn(ids)
+        if self.guessed > self._before[0]:
+            wrong = self.kept == self._before[1]
+            self._pause = min(2 * self._pause + 1, self.LONGEST_PAUSE) if wrong else 0
+            self._paused, self._before = 0, (self.guessed, self.kept)
+        if self._paused < self._pause:
+            self._paused += 1
+            return []
         for length in self.LENGTHS:
             place = self._places.get(tuple(ids[-length:]))
             if place is not None:
-                return list(ids[place : place + count])
+                return self._repeated(ids, place, count)
         return []
+
+    @staticmethod
+    def _repeated(ids: Sequence[int], place: int, count: int) -> list[int]:
+        """What stands from ``place`` on; where that ends, it goes on with itself."""
+        period = len(ids) - place
+        return [ids[place + number % period] for number in range(count)]
 
     def _learn(self, ids: Sequence[int]) -> None:
         """Note the n-grams that are new and have something behind them."""
