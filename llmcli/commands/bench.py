@@ -14,7 +14,7 @@ import click
 
 from llmcli.commands.interrupt import import_torch
 from llmcli.commands.model import DTYPES, QUANTIZATIONS, ModelChoice
-from llmcli.commands.options import MOST_THREADS, Line, device_option, offline_option, use_threads, verbose_option
+from llmcli.commands.options import MOST_THREADS, Line, device_option, offline_option, verbose_option
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def bench(
     import_torch()
     from llmcli.generate.bench import measure, read_bandwidth
     from llmcli.model.device import pick_device
+    from llmcli.model.threads import use_threads
     from llmcli.render import bench as view
     from llmcli.render.generation import note
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.options import bundle, device_option, offline_option, threads_option, use_threads
+from llmcli.commands.options import bundle, device_option, offline_option, threads_option
 
 if TYPE_CHECKING:
     from llmcli.generate.loaded import LoadedModel
@@ -37,12 +37,13 @@ class ModelChoice:
         folder = find_model(self.model, self.offline)
         adapter = find_model(self.adapter, self.offline) if self.adapter is not None else None
         import_torch()
-        use_threads(self.threads)
         from llmcli.generate.loaded import load
         from llmcli.hub.cache import name_of
+        from llmcli.model.threads import use_threads
         from llmcli.render.generation import note
         from llmcli.render.loading import LoadingView
 
+        use_threads(self.threads)
         with LoadingView(sys.stderr) as view:
             loaded = load(
                 folder,

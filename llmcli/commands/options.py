@@ -59,17 +59,9 @@ def bundle(name: str, build: Callable[..., Any], *decorators: Decorator) -> Deco
 
 device_option = click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; torch's own choice if not given."
+    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; as many as the system allows if not given."
 )
 
 offline_option = click.option("--offline", is_flag=True, help="Download nothing; HF_HUB_OFFLINE=1 means the same.")
 
 verbose_option = click.option("--verbose", is_flag=True, help="Say more; show a traceback with an error.")
-
-
-def use_threads(threads: int | None) -> None:
-    """Have torch compute on so many CPU threads, if a number is given."""
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)

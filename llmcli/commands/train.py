@@ -82,6 +82,7 @@ def train(
     given = {name: value for name, value in recipe_values.items() if value is not None}
     import_torch()
     from llmcli.model.device import pick_device
+    from llmcli.model.threads import use_threads
     from llmcli.render.training import TrainingView, loss_svg, print_curve
     from llmcli.train.corpus import read_corpus
     from llmcli.train.loop import train as run
@@ -90,7 +91,7 @@ def train(
     from llmcli.train.state import FILE
 
     where = pick_device(device)
-    options.use_threads(threads)
+    use_threads(threads)
     recipe = recipe_for(out, given, resume=resume)
     texts = read_corpus(corpus, valid)
     tokenizer = go_on(out, recipe) if resume else begin(out, recipe, texts)

@@ -56,9 +56,14 @@ class Llmcli:
     def __init__(self, folder: Path, kind: str, threads: int) -> None:
         from llmcli.generate.sampling import Sampler, Temperature
         from llmcli.model.checkpoint import load
+        from llmcli.model.quantize import quantize
 
         torch.set_num_threads(threads)
-        self.model = load(folder / "hf", device=torch.device("cpu"), dtype=getattr(torch, kind))
+        rounded = kind in ("int8", "int4")
+        dtype = torch.bfloat16 if rounded else getattr(torch, kind)
+        self.model = load(folder / "hf", device=torch.device("cpu"), dtype=dtype)
+        if rounded:
+            quantize(self.model, kind)
         self.sampler = Sampler([Temperature(0.0)], seed=0)
 
     def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
@@ -257,7 +262,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--pairs", default="bfloat16/BF16,bfloat16/bfloat16,float32/float32")
+    parser.add_argument("--pairs", default="bfloat16/BF16,int8/Q8_0,int4/Q4_0,bfloat16/bfloat16,float32/float32")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--output", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -96,13 +97,29 @@ def test_right_guesses_save_passes(tiny: Make, monkeypatch: pytest.MonkeyPatch) 
 
 def test_lookup_finds_what_followed() -> None:
     lookup, sampler = PromptLookup(), Sampler(GREEDY, 0)
-    assert lookup.guess([1, 2, 3, 4, 1, 2], 8, sampler) == [3, 4, 1, 2]
+    assert lookup.guess([1, 2, 3, 4, 1, 2], 4, sampler) == [3, 4, 1, 2]
+    assert lookup.guess([1, 2, 3, 4, 1, 2], 8, sampler) == [3, 4, 1, 2, 3, 4, 1, 2]  # a loop goes on
+    assert lookup.guess([5, 5, 5], 4, sampler) == [5, 5, 5, 5]
     assert lookup.guess([1, 2, 3, 4, 1, 2, 9], 8, sampler) == []
     assert lookup.guess([1, 2, 3, 4, 1, 2, 9, 1, 2], 2, sampler) == [9, 1]  # the last time counts
     assert lookup.guess([7, 2, 3, 8, 5, 2, 3, 6, 7, 2, 3], 1, sampler) == [8]  # the longest match first
     assert lookup.guess([1, 5, 1], 3, sampler) == []  # one token says too little
     assert lookup.guess([1], 3, sampler) == []
     assert lookup.guess([], 3, sampler) == []
+
+
+def test_lookup_rests_after_guesses_of_which_nothing_was_right() -> None:
+    lookup, sampler, ids = PromptLookup(), Sampler(GREEDY, 0), [1, 2, 3, 1, 2]
+    made = []
+    for _ in range(60):
+        made.append(bool(lookup.guess(ids, 4, sampler)))
+        lookup.guessed += 4 * made[-1]
+    places = [place for place, was in enumerate(made) if was]
+    assert [b - a - 1 for a, b in itertools.pairwise(places)] == [1, 3, 7, 15, 16]
+    while not lookup.guess(ids, 4, sampler):
+        pass
+    lookup.guessed, lookup.kept = lookup.guessed + 4, lookup.kept + 1  # one of them was right
+    assert [bool(lookup.guess(ids, 4, sampler)) for _ in range(3)] == [True, True, True]
 
 
 def test_never_beyond_what_was_asked_for_or_fits(tiny: Make) -> None:

@@ -1,0 +1,71 @@
+"""The default number of threads: torch's own, or what a container is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmcli.model import threads
+from llmcli.model.threads import allowed_cpus, use_threads
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def version_1(folder: Path, quota: str, period: str) -> None:
+    (folder / "cpu").mkdir()
+    (folder / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+    (folder / "cpu" / "cpu.cfs_period_us").write_text(period)
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [
+        ("max 100000\n", None),
+        ("200000 100000\n", 2.0),
+        ("50000 100000\n", 0.5),
+        ("", None),
+        ("1 0", None),
+        ("a b c", None),
+    ],
+)
+def test_what_version_2_grants(tmp_path: Path, text: str, cpus: float | None) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    assert allowed_cpus(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [("-1\n", None), ("300000\n", 3.0)])
+def test_what_version_1_grants(tmp_path: Path, quota: str, cpus: float | None) -> None:
+    version_1(tmp_path, quota, "100000\n")
+    assert allowed_cpus(tmp_path) == cpus
+
+
+def test_no_control_groups_no_limit(tmp_path: Path) -> None:
+    assert allowed_cpus(tmp_path) is None
+
+
+@pytest.mark.parametrize(("quota", "count"), [(50000, 1), (150000, 2), (300000, 3), (400000, 4), (900000, 4)])
+def test_no_more_threads_than_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: int, count: int) -> None:
+    (tmp_path / "cpu.max").write_text(f"{quota} 100000")
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    use_threads(None)
+    assert torch.get_num_threads() == count
+
+
+def test_what_is_asked_for_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    use_threads(3)
+    assert torch.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    use_threads(None)
+    assert torch.get_num_threads() == 3
