@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmcli.model.blockwise import attend_blockwise, suits
 from llmcli.model.cache import KVCache, Slot
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
@@ -104,6 +105,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float
         # The heads of a group see the same keys, so they can stand along the query axis: no repeated
         # keys, no mask where one query sees all, and a kernel several times faster than the grouped one.
         return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, mask, scale=scale).reshape(B, H, 1, D)
+    if suits(q):
+        return attend_blockwise(q, k, v, mask, scale)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=H != K
     )
