@@ -27,7 +27,10 @@ STORIES = "<|endoftext|>".join(
     [
         line
         for line in SHELL
-        if "llmcli" in line and not any(word in line for word in ("venv", "train", "my-model", ONLINE, "llmcli models"))
+        if "llmcli" in line
+        and not any(
+            word in line for word in ("venv", "train", "my-model", "tales-int4", "bench", ONLINE, "llmcli models")
+        )
     ],
 )
 def test_commands_run_as_printed(line: str) -> None:
@@ -52,6 +55,18 @@ def test_commands_for_other_models_run_as_printed(hub: Hub) -> None:
         result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
         assert result.stdout or "rm" in line
+
+
+def test_commands_for_speed_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed; measured once and shortly."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in SHELL if "tales-int4" in line or "bench" in line]
+    assert [line.split()[1] for line in lines] == ["quantize", "generate", "bench"]
+    for line in lines:
+        few = ["-p", "4", "-n", "2", "-r", "1"] if "bench" in line else []
+        result = CliRunner().invoke(cli, shlex.split(line)[1:] + few, catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout
 
 
 def test_training_commands_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from llmcli.model.config import ModelConfig
-
-if TYPE_CHECKING:
-    from llmcli.model.graph import DecodeGraph
 
 SPARE = 64  # positions that a windowed layer keeps beyond its window, so that a few can be taken back
 
@@ -33,7 +28,7 @@ class KVCache:
         self.planned = 0
         self.span = 0
         self.block = block
-        self.graph: DecodeGraph | None = None
+        self.graph: object | None = None
         layers = range(config.num_hidden_layers)
         windowed = [config.layer_type(layer) == "sliding_attention" for layer in layers]
         self._windows = [config.sliding_window if is_windowed else None for is_windowed in windowed]

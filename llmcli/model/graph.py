@@ -37,9 +37,10 @@ def decode(model: Transformer, token: int, cache: KVCache) -> Tensor:
     model.check_positions(cache.length + 1)
     span = model.turn(cache, 1)
     cache.reserve(1)
-    if cache.graph is None or cache.graph.span != span:
-        cache.graph = DecodeGraph(model, cache)
-    logits = cache.graph.run(token, cache.length)
+    graph = cache.graph
+    if not isinstance(graph, DecodeGraph) or graph.span != span:
+        cache.graph = graph = DecodeGraph(model, cache)
+    logits = graph.run(token, cache.length)
     cache.advance(1)
     return logits
 

@@ -25,6 +25,8 @@ Kind = Literal["int8", "int4"]
 BLOCK = 64  # rows that torch's 4-bit kernel packs together
 FEW = 64  # tokens up to which that kernel is faster than unpacking for many
 AT_ONCE = 2**21  # weights rounded or unpacked together: what a processor's cache holds
+few_product: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
+pack: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu
 
 
 class Int8Linear(nn.Module):
@@ -73,14 +75,17 @@ class Int4Linear(nn.Module):
         self.scales_and_zeros = _kept(torch.stack((scales, torch.zeros_like(scales)), dim=-1).to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
-        if len(rows) > FEW and knows_layout():
-            y = self._many(rows)
+        if x.dim() == 1:
+            y = self._few(x.view(1, -1)).view(-1)
         else:
-            few: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
-            y = few(rows, self.packed, GROUP, self.scales_and_zeros)[:, : self.out_features]
-        y = y if self.bias is None else y + self.bias
-        return y.reshape(*x.shape[:-1], self.out_features)
+            rows = x.reshape(-1, self.in_features)
+            y = self._many(rows) if len(rows) > FEW and knows_layout() else self._few(rows)
+            y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+    def _few(self, rows: Tensor) -> Tensor:
+        y: Tensor = few_product(rows, self.packed, GROUP, self.scales_and_zeros)
+        return y if y.shape[1] == self.out_features else y[:, : self.out_features].contiguous()
 
     def _many(self, rows: Tensor) -> Tensor:
         codes, size = to_int8(rows)
@@ -109,7 +114,6 @@ def product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 def packed(codes: Tensor) -> Tensor:
     """Numbers from -8 to 7 [N, K] as torch's kernel for few tokens wants them: uint8 [N, K / 2]."""
-    pack: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu
     result: Tensor = pack(codes.int() + 8, 1)
     return result
 

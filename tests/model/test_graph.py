@@ -181,6 +181,7 @@ def test_a_recorded_step_serves_every_token_and_position(
     cache, recorded = KVCache(model.config, device=CPU, dtype=torch.float32, block=len(ids)), Recorded()
     step(model, ids[:first], cache)
     graph = cache.graph
+    assert isinstance(graph, DecodeGraph)
     assert graph is not None
     with recorded:
         graph._recorded = recorded, graph._step()
