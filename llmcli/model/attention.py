@@ -57,7 +57,7 @@ class Attention(nn.Module):
         if trace is not None:
             weights = attention_weights(q, k, place.mask, trace.rows, scale=self.scale, softcap=self.softcap)
             keep(trace.attention, F.pad(weights, (S - k.shape[2], 0)))
-        y = attend(q, k, v, place.mask, scale=self.scale, softcap=self.softcap)  # [B, H, T, D]
+        y = attend(q, k, v, place, scale=self.scale, softcap=self.softcap)  # [B, H, T, D]
         y = y.view(-1) if x.dim() == 1 else y.transpose(1, 2).reshape(B, T, -1)
         out: Tensor = self.out(y)
         return out
@@ -91,8 +91,9 @@ def _normed(norm: Norm, x: Tensor) -> Tensor:
     return normed.view_as(tokens).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None) -> Tensor:
-    """softmax(scale q k^T) v, each query seeing what ``mask`` (see ``Place``) allows: [B, H, T, D]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, place: Place, *, scale: float, softcap: float | None) -> Tensor:
+    """softmax(scale q k^T) v, each query seeing what ``place`` allows: [B, H, T, D]."""
+    mask = place.mask
     if softcap is not None:  # no kernel of torch's bounds the scores
         weights = attention_weights(q, k, mask, None, scale=scale, softcap=softcap).to(v.dtype)
         return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
@@ -105,8 +106,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float
         # The heads of a group see the same keys, so they can stand along the query axis: no repeated
         # keys, no mask where one query sees all, and a kernel several times faster than the grouped one.
         return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, mask, scale=scale).reshape(B, H, 1, D)
-    if suits(q):
-        return attend_blockwise(q, k, v, mask, scale)
+    if suits(q, k):
+        return attend_blockwise(q, k, v, place.window, scale)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=H != K
     )

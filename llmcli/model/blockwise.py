@@ -15,40 +15,52 @@ from torch import Tensor
 
 BLOCK = 64  # queries: few enough for their scores to stay in the processor's cache
 MANY = 2048  # queries of all heads, from which on it pays
+LONG = 2048  # keys, beyond which it does not: the exponentials take most of the time
 
 
-def suits(q: Tensor) -> bool:
-    """Whether queries [B, H, T, D] are attended faster here than by torch's kernel."""
-    many = q.shape[1] * q.shape[2] >= MANY and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return many and not torch.is_grad_enabled() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def suits(q: Tensor, k: Tensor) -> bool:
+    """Whether q [B, H, T, D] and k [B, K, S, D] are attended faster here than by torch's kernel."""
+    here = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    pays = q.shape[1] * q.shape[2] >= MANY and k.shape[2] <= LONG
+    return here and pays and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def attend_blockwise(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def attend_blockwise(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
     """softmax(scale q k^T) v of q [B, H, T, D] and k, v [B, K, S, D]: [B, H, T, D].
 
-    Query i sees keys up to S - T + i, and of those what ``mask`` [T, S] allows.
+    Query i sees the keys up to S - T + i, of those the last ``window`` unless that is None.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    group = H // K
-    queries = q.float().reshape(B * K, group, T, D)
+    queries = q.float().reshape(B * K, H // K, T, D)
     keys, values = k.reshape(B * K, S, D).float().transpose(1, 2), v.reshape(B * K, S, D).float()
     out = torch.empty(B, T, H, D, dtype=q.dtype)
-    later = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1)
     with products_in_bfloat16():
         for start in range(0, T, BLOCK):
             stop = min(start + BLOCK, T)
-            count, seen = stop - start, S - T + stop
-            scores = torch.bmm(queries[:, :, start:stop].reshape(B * K, -1, D), keys[:, :, :seen])
-            scores = scores.mul_(scale).view(B * K, group, count, seen)
-            if mask is None:
-                scores[..., seen - count :].masked_fill_(later[:count, :count], float("-inf"))
-            else:
-                scores.masked_fill_(~mask[start:stop, :seen], float("-inf"))
-            weights = scores.softmax(dim=-1).view(B * K, -1, seen)
-            block = torch.bmm(weights, values[:, :seen]).view(B, H, count, D)
+            count, last = stop - start, S - T + stop
+            before = 0 if window is None else last - count - window + 1  # the first key that the first query sees
+            first = max(before, 0)
+            scores = torch.bmm(queries[:, :, start:stop].reshape(B * K, -1, D), keys[:, :, first:last])
+            scores = scores.mul_(scale).view(B * K, H // K, count, last - first)
+            hide(scores, count, before - first if window is not None else None)
+            weights = scores.softmax(dim=-1).view(B * K, -1, last - first)
+            block = torch.bmm(weights, values[:, first:last]).view(B, H, count, D)
             out[:, start:stop] = block.transpose(1, 2)
     return out.transpose(1, 2)
+
+
+def hide(scores: Tensor, count: int, early: int | None) -> None:
+    """Give -inf to what the ``count`` queries of ``scores`` [..., count, keys] may not see, in place.
+
+    The first sees no key behind the ``count``-th last, each later one a key more. Where ``early`` is
+    not None, the first sees the keys from that on (0, or below it: all), each later one a key less.
+    """
+    square = torch.ones(count, count, dtype=torch.bool)
+    scores[..., -count:].masked_fill_(square.triu(1), float("-inf"))
+    if early is not None:
+        near = scores[..., :count]
+        near.masked_fill_(square[:, : near.shape[-1]].tril(early - 1), float("-inf"))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmcli.model import attention
-from llmcli.model.attention import attend, causal_mask
+from llmcli.model.attention import Place, attend, causal_mask
 from llmcli.model.blockwise import BLOCK, MANY, attend_blockwise, suits
 
 pytestmark = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 instructions")
@@ -54,19 +54,19 @@ def test_it_is_as_exact_as_torchs_kernel(
     H, S, D, scale = kv_heads * group, past + count, 24, 0.3
     q, k, v = draws(batch, H, kv_heads, count, S, D, seed)
     mask = causal_mask(past, count, q.device, window)
-    given_mask = None if past == 0 and window is None else mask
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
     most = 1.5 * error(theirs, q, k, v, mask, scale) + 2**-7
-    ours = attend_blockwise(q, k, v, given_mask, scale)
+    ours = attend_blockwise(q, k, v, window, scale)
     assert ours.dtype == torch.bfloat16
     assert error(ours, q, k, v, mask, scale) <= most
 
 
-def test_a_wrong_mask_shows() -> None:
+def test_a_wrong_window_shows() -> None:
     q, k, v = draws(1, 4, 2, 70, 70, 24, seed=0)
-    mask = causal_mask(0, 70, q.device)
-    for wrong in (mask.triu(-20), mask.tril(-1) | torch.eye(70, dtype=torch.bool).triu(0) & (torch.arange(70) == 0)):
-        assert error(attend_blockwise(q, k, v, wrong, 0.3)[:, :, 1:], q[:, :, 1:], k, v, mask[1:], 0.3) > 0.5
+    right = causal_mask(0, 70, q.device, 20)
+    assert error(attend_blockwise(q, k, v, 20, 0.3), q, k, v, right, 0.3) < 0.05
+    for window in (None, 19, 21):
+        assert error(attend_blockwise(q, k, v, window, 0.3), q, k, v, right, 0.3) > 0.5
 
 
 @pytest.mark.parametrize("past", [0, 100])
@@ -85,17 +85,19 @@ def test_attention_takes_it_for_many_queries_in_bfloat16(monkeypatch: pytest.Mon
     ):
         q, k, v = (x.to(dtype) for x in draws(1, 4, 2, T, past + T, 8, seed=0))
         mask = causal_mask(past, T, q.device)
-        y = attend(q, k, v, mask if past else None, scale=0.5, softcap=None)
+        y = attend(q, k, v, Place(None, None, mask if past else None), scale=0.5, softcap=None)
         assert len(taken) == times
         assert error(y, q, k, v, mask, 0.5) <= 0.1
         taken.clear()
 
 
-def test_training_keeps_to_torchs_kernel() -> None:
+def test_training_and_long_contexts_keep_to_torchs_kernel() -> None:
     q = torch.zeros(1, 8, MANY, 8, dtype=torch.bfloat16)
-    assert suits(q)
+    k = q[:, :2]
+    assert suits(q, k)
+    assert not suits(q, k.expand(1, 2, MANY, 8).repeat(1, 1, 2, 1))
     with torch.enable_grad():
-        assert not suits(q)
+        assert not suits(q, k)
 
 
 def test_the_precision_of_products_is_left_as_it_was() -> None:
