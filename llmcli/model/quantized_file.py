@@ -99,7 +99,7 @@ def load_quantized(
         model = Transformer(replace(config, tie_word_embeddings=tied))
     places = dict(matrices(model))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    dtypes = dict.fromkeys(shapes, FLOATS)
+    dtypes: dict[str, tuple[str, ...]] = dict.fromkeys(shapes, FLOATS)
     for name, module in places.items():
         del shapes[f"{name}.weight"]
         parts = rounded_parts(module, kind)
