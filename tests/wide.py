@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from typing import Any
 
@@ -22,8 +23,8 @@ ROUTERS_AND_POSITIONS = ("router", "positions")
 
 def raw_config(name: str) -> dict[str, Any]:
     """The config.json of a case of ``tiny.CONFIGS``, at sizes that 32 divides, but for some."""
-    raw: dict[str, Any] = CONFIGS[name].to_dict()
-    return copy.deepcopy(raw | {key: size for key, size in WIDE.items() if key in raw})
+    raw: dict[str, Any] = json.loads(CONFIGS[name].to_json_string(use_diff=False))
+    return raw | {key: size for key, size in WIDE.items() if key in raw}
 
 
 def wide_model(raw: dict[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Transformer:
