@@ -43,7 +43,11 @@ def brute_force(model: Transformer, ids: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("length", [2, 3, 100])
-def test_they_are_those_of_all_logits(tiny: Callable[[str], Tiny], name: str, length: int) -> None:
+def test_they_are_those_of_all_logits(
+    tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch, name: str, length: int
+) -> None:
+    """In chunks that are all turned by the same angles, where these depend on the length."""
+    monkeypatch.setattr(score, "PREFILL_CHUNK", 30)
     model = tiny(name).load()
     length = min(length, model.config.max_position_embeddings + 1)
     scores = surprisals(model, ids_of(length))
