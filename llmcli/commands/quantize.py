@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,20 +68,33 @@ def quantize(
 
     documents = read_documents(texts) if texts else []
     loaded = ModelChoice(model, None, offline, "cpu", "auto", None, threads).open()
+    make(out)
+    texts_ids = [loaded.prompt_ids(document) for document in documents]
+    size = sum(len(document.encode()) for document in documents)
+    # Before all else, because a text may turn out too short.
+    old = validate(loaded.model, texts_ids, size, precision=torch.float32) if documents else None
     with LoadingView(sys.stderr) as view:
         save_quantized(loaded.model, kind, out, read_json(loaded.folder / "config.json"), view)
     copy_rest(loaded.folder, out)
     before = sum(path.stat().st_size for path in weight_files(loaded.folder))
     after = (out / WEIGHTS).stat().st_size
     note(f"{loaded.name}: {readable(before)} before, {readable(after)} as {kind}", sys.stderr)
-    if documents:
-        texts_ids = [loaded.prompt_ids(document) for document in documents]
-        size = sum(len(document.encode()) for document in documents)
+    if old is not None:
         rounded = ModelChoice(str(out), None, offline, "cpu", "auto", None, threads).open()
-        old, new = (validate(opened.model, texts_ids, size, precision=torch.float32) for opened in (loaded, rounded))
+        new = validate(rounded.model, texts_ids, size, precision=torch.float32)
         note(
             f"{old.bits_per_byte:.4f} bits per byte before, {new.bits_per_byte:.4f} after: "
             f"perplexity {new.more_perplexity(old):+.2%}",
             sys.stderr,
         )
     click.echo(out)
+
+
+def make(folder: Path) -> None:
+    """Make it, unless it is there. Errors: it cannot be made, or not be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise usage_error(f"{folder} cannot be made: {error.strerror or error}", "name another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise usage_error(f"{folder} cannot be written to", "name another folder")

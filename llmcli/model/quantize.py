@@ -106,7 +106,7 @@ def product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x [..., K], rounded to int8, times int8 weight [K, N] and its scale [N]."""
     if x.dim() == 1:  # a single vector, whose own scale can be a plain number
         size = max(float(x.abs().max()), SMALLEST) / 127
-        codes = x.float().mul_(1 / size).round_().to(torch.int8)
+        codes = x.to(torch.float32, copy=True).mul_(1 / size).round_().to(torch.int8)
         return (torch._int_mm(codes.view(1, -1), weight).view(-1) * scale).mul_(size).to(x.dtype)
     codes, sizes = to_int8(x.reshape(-1, x.shape[-1]))
     return (torch._int_mm(codes, weight) * scale * sizes).to(x.dtype).view(*x.shape[:-1], -1)

@@ -30,6 +30,7 @@ from llmcli.model.transformer import Transformer
 
 METHOD = "llmcli"
 BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
+FLOATS = ("F32", "BF16", "F16")
 
 
 def kind_of(raw: Mapping[str, Any]) -> Kind | None:
@@ -55,9 +56,11 @@ def save_quantized(
 ) -> None:
     """Write the model rounded, and its config.json ``raw``. ``progress``: weights done, weights in all.
 
-    Each file appears whole or not at all. Errors: weights that are no numbers.
+    Each file appears whole or not at all. Errors: weights that are no numbers, or rounded before.
     """
     places = dict(matrices(model))
+    if not places:
+        raise usage_error("the weights are quantised already", "give the model that they were rounded from")
     done, total = 0, sum(module.weight.numel() for module in places.values())
     tensors: dict[str, Tensor] = {}
     for name, module in places.items():
@@ -91,24 +94,28 @@ def load_quantized(
     if device.type != "cpu":
         raise usage_error(f"quantised weights run on the CPU, not on {device.type}", "give --device cpu")
     file = TensorFile(folder / WEIGHTS, WHOLE_NUMBERS)
+    tied = config.tie_word_embeddings and "head.weight" not in file.entries  # a head of its own goes before config.json
     with torch.device("meta"):
-        model = Transformer(replace(config, tie_word_embeddings="head.weight" not in file.entries))
+        model = Transformer(replace(config, tie_word_embeddings=tied))
     places = dict(matrices(model))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    dtypes: dict[str, tuple[str, ...]] = dict.fromkeys(shapes, FLOATS)
     for name, module in places.items():
         del shapes[f"{name}.weight"]
-        shapes |= {f"{name}.{part}": shape for part, shape in rounded_parts(module, kind).items()}
-    _check(file, shapes)
+        parts = rounded_parts(module, kind)
+        shapes |= {f"{name}.{part}": shape for part, shape in parts.items()}
+        dtypes |= {f"{name}.{part}": (dtype,) for part, dtype in _part_dtypes(parts).items()}
+    _check(file, shapes, dtypes)
     tensors = {name: file.viewed(file.entries[name]) for name in shapes}
     if not isinstance(dtype, torch.dtype):
         kept = tensors["norm.weight"].dtype
         dtype = kept if dtype is None else dtype(kept)
     for number, (name, module) in enumerate(places.items(), start=1):
-        parts = {part: tensors.pop(f"{name}.{part}") for part in rounded_parts(module, kind)}
+        built = {part: tensors.pop(f"{name}.{part}") for part in rounded_parts(module, kind)}
         bias = tensors.pop(f"{name}.bias", None)
         if bias is not None:
-            parts["bias"] = bias.to(dtype)
-        replace_module(model, name, build(parts, dtype, table=isinstance(module, Embedding)))
+            built["bias"] = bias.to(dtype)
+        replace_module(model, name, build(built, dtype, table=isinstance(module, Embedding)))
         if progress is not None:
             progress(number, len(places))
     for name, tensor in tensors.items():
@@ -117,12 +124,18 @@ def load_quantized(
     return model.eval()
 
 
-def _check(file: TensorFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = [name for name in shapes.keys() & file.entries.keys() if file.entries[name].shape != shapes[name]]
+def _part_dtypes(parts: Mapping[str, Any]) -> dict[str, str]:
+    """How safetensors writes the dtype of each of a module's ``rounded_parts``."""
+    return {"weight": "U8", "factors": "I8", "scale": "F32"} if "factors" in parts else {"weight": "I8", "scale": "F32"}
+
+
+def _check(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, tuple[str, ...]]) -> None:
+    there = shapes.keys() & file.entries.keys()
     faults = {
         "missing": shapes.keys() - file.entries.keys(),
         "unexpected": file.entries.keys() - shapes.keys(),
-        "of another shape": wrong,
+        "of another shape": [name for name in there if file.entries[name].shape != shapes[name]],
+        "of another dtype": [name for name in there if file.entries[name].dtype not in dtypes[name]],
     }
     told = [f"{what}: {', '.join(sorted(names)[:3])}" for what, names in faults.items() if names]
     if told:
@@ -135,6 +148,8 @@ def _check(file: TensorFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
 def copy_rest(folder: Path, out: Path) -> None:
     """Copy what else a model's folder holds, the tokenizer above all, but its weights."""
     for path in folder.iterdir():
-        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.name not in ("config.json", INDEX):
+        if not path.is_file() or path.name in ("config.json", INDEX):
+            continue
+        if path.suffix in (".json", ".jinja", ".txt", ".model"):
             with replacing(out / path.name) as temporary:
                 shutil.copyfile(path, temporary)

@@ -28,21 +28,22 @@ def to_int4(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     The weights are their product. Of the factors tried, the one with the least squared error is taken.
     """
-    groups = rows.float().view(len(rows), -1, GROUP)  # [N, groups, GROUP]
+    wide = rows.float()
+    scale = wide.abs().amax(-1, keepdim=True).clamp_min_(SMALLEST) / 8 / STEPS
+    groups = (wide / scale).view(len(rows), -1, GROUP)  # in units of the scale, whose squares fit any float
     peaks = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    scale = peaks.abs().amax(1, keepdim=True).clamp_min_(SMALLEST) / 8 / STEPS
-    spanning = peaks / -8 / scale  # so that the largest of a group is -8, which has no positive twin
+    spanning = peaks / -8  # so that the largest of a group is -8, which has no positive twin
     best = torch.full_like(peaks, torch.inf)
     codes, factors = torch.zeros_like(groups), torch.ones_like(peaks)
     for distance in TRIED:
         size = (spanning.abs().round() + distance).clamp(1, STEPS)
         factor = torch.where(spanning < 0, -size, size)
-        rounded = (groups / (factor * scale)).round_().clamp_(-8, 7)
-        error = (groups - rounded * factor * scale).square().sum(-1, keepdim=True)
+        rounded = (groups / factor).round_().clamp_(-8, 7)
+        error = (groups - rounded * factor).square().sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
         codes, factors = torch.where(better, rounded, codes), torch.where(better, factor, factors)
-    return codes.to(torch.int8).flatten(1), factors.to(torch.int8).squeeze(-1), scale.squeeze(-1)
+    return codes.to(torch.int8).flatten(1), factors.to(torch.int8).squeeze(-1), scale
 
 
 def nibbles(codes: Tensor) -> Tensor:
