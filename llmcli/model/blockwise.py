@@ -35,17 +35,18 @@ def attend_blockwise(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
     queries = q.float().reshape(B * K, H // K, T, D)
     keys, values = k.reshape(B * K, S, D).float().transpose(1, 2), v.reshape(B * K, S, D).float()
     out = torch.empty(B, T, H, D, dtype=q.dtype)
+    room = torch.empty(B * H * min(BLOCK, T) * S)  # for the scores of a block: fresh memory costs as much as they do
     with products_in_bfloat16():
         for start in range(0, T, BLOCK):
             stop = min(start + BLOCK, T)
             count, last = stop - start, S - T + stop
             before = 0 if window is None else last - count - window + 1  # the first key that the first query sees
             first = max(before, 0)
-            scores = torch.bmm(queries[:, :, start:stop].reshape(B * K, -1, D), keys[:, :, first:last])
-            scores = scores.mul_(scale).view(B * K, H // K, count, last - first)
-            hide(scores, count, before - first if window is not None else None)
-            weights = scores.softmax(dim=-1).view(B * K, -1, last - first)
-            block = torch.bmm(weights, values[:, first:last]).view(B, H, count, D)
+            scores = room[: B * H * count * (last - first)].view(B * K, -1, last - first)
+            torch.bmm(queries[:, :, start:stop].reshape(B * K, -1, D), keys[:, :, first:last], out=scores)
+            hide(scores.mul_(scale).view(B, H, count, -1), count, None if window is None else before - first)
+            torch.softmax(scores, dim=-1, out=scores)
+            block = torch.bmm(scores, values[:, first:last]).view(B, H, count, D)
             out[:, start:stop] = block.transpose(1, 2)
     return out.transpose(1, 2)
 
