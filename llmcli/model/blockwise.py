@@ -15,13 +15,14 @@ from torch import Tensor
 
 BLOCK = 64  # queries: few enough for their scores to stay in the processor's cache
 MANY = 2048  # queries of all heads, from which on it pays
-LONG = 2048  # keys, beyond which it does not: the exponentials take most of the time
+MOST_SCORES = 2**24  # of a block, 64 MiB: what it may take of memory
 
 
 def suits(q: Tensor, k: Tensor) -> bool:
     """Whether q [B, H, T, D] and k [B, K, S, D] are attended faster here than by torch's kernel."""
     here = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
-    pays = q.shape[1] * q.shape[2] >= MANY and k.shape[2] <= LONG
+    B, H, T, _ = q.shape
+    pays = H * T >= MANY and B * H * BLOCK * k.shape[2] <= MOST_SCORES
     return here and pays and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

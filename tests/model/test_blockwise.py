@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmcli.model import attention
 from llmcli.model.attention import Place, attend, causal_mask
-from llmcli.model.blockwise import BLOCK, MANY, attend_blockwise, suits
+from llmcli.model.blockwise import BLOCK, MANY, MOST_SCORES, attend_blockwise, suits
 
 pytestmark = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 instructions")
 
@@ -95,7 +95,9 @@ def test_training_and_long_contexts_keep_to_torchs_kernel() -> None:
     q = torch.zeros(1, 8, MANY, 8, dtype=torch.bfloat16)
     k = q[:, :2]
     assert suits(q, k)
-    assert not suits(q, k.expand(1, 2, MANY, 8).repeat(1, 1, 2, 1))
+    most = MOST_SCORES // (8 * BLOCK)
+    assert suits(q, k[:, :, :1].expand(1, 2, most, 8))
+    assert not suits(q, k[:, :, :1].expand(1, 2, most + 1, 8))
     with torch.enable_grad():
         assert not suits(q, k)
 
