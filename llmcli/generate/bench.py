@@ -118,7 +118,8 @@ def read_bytes(model: Transformer) -> int:
     total = 0.0
     for name, parameter in model.named_parameters():
         table = name.startswith("positions.") or (name.startswith("embedding.") and model.head is not None)
-        total += 0.0 if table else parameter.nbytes * (share if ".experts." in name else 1.0)
+        unread = table or name.endswith(".factors")  # of 4-bit weights, which many tokens at once are multiplied with
+        total += 0.0 if unread else parameter.nbytes * (share if ".experts." in name else 1.0)
     return int(total)
 
 
