@@ -57,18 +57,18 @@ class Int8Embedding(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """A ``Linear`` of 4-bit weights, given as codes [out, in], factors [out, in / GROUP] and scale [out].
+    """A ``Linear`` of 4-bit weights, given as nibbles [out, in / 2], factors [out, in / GROUP] and scale [out].
 
     They are kept as torch's kernel for few tokens wants them. For many, blocks of rows are unpacked to
     8 bits in turn, in a fraction of the time that the products take.
     """
 
-    def __init__(self, codes: Tensor, factors: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, pairs: Tensor, factors: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.out_features, self.in_features = codes.shape
-        missing = -len(codes) % BLOCK
-        codes, factors = F.pad(codes, (0, 0, 0, missing)), F.pad(factors, (0, 0, 0, missing))
-        self.packed = _kept(torch.cat([packed(rows) for rows in _pieces(codes)]))
+        self.out_features, self.in_features = len(pairs), 2 * pairs.shape[1]
+        missing = -len(pairs) % BLOCK
+        factors = F.pad(factors, (0, 0, 0, missing))
+        self.packed = _kept(torch.cat([packed(from_nibbles(rows)) for rows in _pieces(pairs)]))
         self.factors = _kept(factors.t().contiguous())  # [groups, N]
         self.scale, self.bias = _kept(scale), None if bias is None else _kept(bias)
         scales = self.factors * F.pad(scale, (0, missing))
@@ -113,8 +113,9 @@ def product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def packed(codes: Tensor) -> Tensor:
-    """Numbers from -8 to 7 [N, K] as torch's kernel for few tokens wants them: uint8 [N, K / 2]."""
-    result: Tensor = pack(codes.int() + 8, 1)
+    """Numbers from -8 to 7 [N, K] as torch's kernel for few tokens wants them, in whole blocks: uint8 [.., K / 2]."""
+    whole = F.pad(codes, (0, 0, 0, -len(codes) % BLOCK))
+    result: Tensor = pack(whole.int() + 8, 1)
     return result
 
 
@@ -201,7 +202,7 @@ def build(tensors: dict[str, Tensor], dtype: torch.dtype, *, table: bool) -> nn.
     if table:
         return Int8Embedding(weight, scale, dtype)
     if "factors" in tensors:
-        return Int4Linear(from_nibbles(weight), tensors["factors"], scale, bias, dtype)
+        return Int4Linear(weight, tensors["factors"], scale, bias, dtype)
     return Int8Linear(weight, scale, bias)
 
 

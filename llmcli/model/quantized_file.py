@@ -106,12 +106,15 @@ def load_quantized(
         shapes |= {f"{name}.{part}": shape for part, shape in parts.items()}
         dtypes |= {f"{name}.{part}": (dtype,) for part, dtype in _part_dtypes(parts).items()}
     _check(file, shapes, dtypes)
-    tensors = {name: file.viewed(file.entries[name]) for name in shapes}
+    tensors = {name: file.viewed(file.entries[name]) for name in shapes}  # mapped: those that are kept as they are
     if not isinstance(dtype, torch.dtype):
         kept = tensors["norm.weight"].dtype
         dtype = kept if dtype is None else dtype(kept)
     for number, (name, module) in enumerate(places.items(), start=1):
-        built = {part: tensors.pop(f"{name}.{part}") for part in rounded_parts(module, kind)}
+        parts = rounded_parts(module, kind)
+        built = {part: tensors.pop(f"{name}.{part}") for part in parts}
+        if "factors" in parts:
+            built["weight"] = file.read(file.entries[f"{name}.weight"])  # to be packed, and forgotten
         bias = tensors.pop(f"{name}.bias", None)
         if bias is not None:
             built["bias"] = bias.to(dtype)
