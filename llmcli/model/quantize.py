@@ -68,11 +68,16 @@ class Int4Linear(nn.Module):
         self.out_features, self.in_features = len(pairs), 2 * pairs.shape[1]
         missing = -len(pairs) % BLOCK
         factors = F.pad(factors, (0, 0, 0, missing))
-        self.packed = _kept(torch.cat([packed(from_nibbles(rows)) for rows in _pieces(pairs)]))
+        self.packed = _kept(torch.empty(len(pairs) + missing, pairs.shape[1], dtype=torch.uint8))
+        place = 0
+        for piece in _pieces(pairs):  # in place: beside the model there is never more than a piece
+            done = packed(from_nibbles(piece))
+            self.packed[place : place + len(done)] = done
+            place += len(done)
         self.factors = _kept(factors.t().contiguous())  # [groups, N]
         self.scale, self.bias = _kept(scale), None if bias is None else _kept(bias)
-        scales = self.factors * F.pad(scale, (0, missing))
-        self.scales_and_zeros = _kept(torch.stack((scales, torch.zeros_like(scales)), dim=-1).to(dtype))
+        self.scales_and_zeros = _kept(torch.zeros(*self.factors.shape, 2, dtype=dtype))  # [groups, N, 2]
+        self.scales_and_zeros[..., 0] = self.factors * F.pad(scale, (0, missing))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 1:
