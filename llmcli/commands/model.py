@@ -89,7 +89,7 @@ model_options = bundle(
         "--quantize",
         "quantization",
         type=click.Choice(QUANTIZATIONS),
-        help="Round the weights to 8 or 4 bits: less memory and more speed, for a little quality.",
+        help="Round the weights to 8 or 4 bits: less to read for each token, for a little quality. CPU only.",
     ),
     threads_option,
 )

@@ -41,8 +41,9 @@ def quantize(
 ) -> None:
     """Round the weights of MODEL to 8 or 4 bits and write them to the folder OUT, to be used as any model's.
 
-    It runs on the CPU, and there faster than before: a token is as fast as the weights can be read. int8 has one
-    scale a row; int4 a factor for each 32 weights too. Tables stay in 8 bits, norms and biases as they are.
+    It runs on the CPU. A large model is as fast there as its weights can be read, so it becomes faster; a very
+    small one may not. int8 has one scale a row, int4 a factor for each 32 weights too; tables have 8 bits in any
+    case, norms and biases stay as they are.
     `--quantize` of other commands does the same each time that they open a model.
 
     \b
