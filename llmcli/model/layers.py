@@ -17,10 +17,11 @@ onednn: Any = torch.backends.mkldnn
 def vector(x: Tensor) -> Tensor:
     """x [..., C] as a single vector [C] where that is all there is to decode on a CPU: otherwise as it is.
 
-    torch's kernels for many vectors would be mostly overhead then.
+    torch's kernels for many vectors would be mostly overhead then. Not under autocast, which knows nothing
+    of those for one.
     """
     single = x.numel() == x.shape[-1] and x.device.type == "cpu" and not torch.is_grad_enabled()
-    return x.view(-1) if single else x
+    return x.view(-1) if single and not torch.is_autocast_enabled("cpu") else x
 
 
 @lru_cache(maxsize=8)

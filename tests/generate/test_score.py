@@ -105,6 +105,18 @@ def test_validation_computes_in_the_precision_asked_for(tiny: Callable[[str], Ti
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("length", [2, 3, 18])
+def test_a_chunk_of_one_token_is_scored_in_mixed_precision_too(
+    tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    model = tiny("llama").load()
+    monkeypatch.setattr(score, "PREFILL_CHUNK", 16)
+    ids = random_ids(length, seed=0)[0].tolist()
+    mixed = validate(model, [ids], length, precision=torch.bfloat16)
+    exact = validate(model, [ids], length, precision=torch.float32)
+    assert 0 < abs(mixed.nats_per_token - exact.nats_per_token) < 0.2
+
+
 def test_validation_is_the_mean_over_all_tokens_of_all_documents(tiny: Callable[[str], Tiny]) -> None:
     model = tiny("llama").load()
     documents = [ids_of(40), ids_of(2), [5], []]  # one token, or none, predicts nothing
