@@ -15,7 +15,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Sampler, pick
-from llmcli.generate.steps import next_logits
+from llmcli.generate.steps import forget_stale, next_logits
 from llmcli.model.transformer import Transformer
 
 
@@ -91,8 +91,7 @@ class DraftModel:
         while same < min(len(self._read), len(text) - 1) and self._read[same] == text[same]:
             same += 1
         self._cache.truncate(same)
-        if self.model.stale(self._cache, len(text) - same):
-            self._cache.truncate(0)
+        forget_stale(self.model, len(text), self._cache)
         logits = next_logits(self.model, text[self._cache.length :], self._cache)
         self._read = list(text)
         return logits

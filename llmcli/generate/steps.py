@@ -80,8 +80,7 @@ def steps(
     cache.planned = planned(model.config.rope, first, min(asked, limit))
     try:
         while True:
-            if model.stale(cache, len(ids) - cache.length):
-                cache.truncate(0)
+            forget_stale(model, len(ids), cache)
             index = len(ids) - first
             trace = Trace(rows=slice(-1, None)) if index in observe else None
             guesses: list[int] = []
@@ -127,6 +126,12 @@ def check_room(model: Transformer, length: int) -> None:
             f"the prompt is {length} tokens long, but the model's context is {limit}",
             f"shorten it to at most {limit - 1} tokens (llmcli tokenize --count counts them)",
         )
+
+
+def forget_stale(model: Transformer, length: int, cache: KVCache) -> None:
+    """Empty the cache where a text of ``length`` turns its positions otherwise than they were: to be read anew."""
+    if model.stale(cache, length - cache.length):
+        cache.truncate(0)
 
 
 def next_logits(model: Transformer, ids: Sequence[int], cache: KVCache, trace: Trace | None = None) -> Tensor:

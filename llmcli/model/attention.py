@@ -56,7 +56,9 @@ class Attention(nn.Module):
             k, v = k[:, :, 1 - place.window - T :], v[:, :, 1 - place.window - T :]
         if trace is not None:
             weights = attention_weights(q, k, place.mask, trace.rows, scale=self.scale, softcap=self.softcap)
-            keep(trace.attention, F.pad(weights, (S - k.shape[2], 0)))
+            hidden = S - k.shape[2]  # positions before the window
+            keep(trace.attention, F.pad(weights, (hidden, 0)))
+            keep(trace.values, F.pad(v, (0, 0, hidden, 0)))
         y = attend(q, k, v, place, scale=self.scale, softcap=self.softcap)  # [B, H, T, D]
         y = y.view(-1) if x.dim() == 1 else y.transpose(1, 2).reshape(B, T, -1)
         out: Tensor = self.out(y)

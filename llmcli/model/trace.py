@@ -11,17 +11,23 @@ from torch import Tensor
 class Trace:
     """Filled by one forward pass, one entry a layer, in order.
 
-    ``rows`` are the query positions (of this pass) whose attention weights are kept; None keeps all.
+    ``rows`` are the positions (of this pass) that are kept; None keeps all. ``values`` are those of every
+    position that attention could see, 0 where it is out of a window.
     """
 
     rows: slice | None = None
-    residual: list[Tensor] = field(default_factory=list)  # before each block, then after the last: [B, T, C]
-    attn_out: list[Tensor] = field(default_factory=list)  # what attention adds to the residual: [B, T, C]
-    mlp_out: list[Tensor] = field(default_factory=list)  # what the MLP adds: [B, T, C]
+    residual: list[Tensor] = field(default_factory=list)  # before each block, then after the last: [B, rows, C]
+    attn_out: list[Tensor] = field(default_factory=list)  # what attention adds to the residual: [B, rows, C]
+    mlp_out: list[Tensor] = field(default_factory=list)  # what the MLP adds: [B, rows, C]
     attention: list[Tensor] = field(default_factory=list)  # weights per head: [B, H, rows, S]
+    values: list[Tensor] = field(default_factory=list)  # per key/value head: [B, K, S, D]
+
+    def keep(self, into: list[Tensor], x: Tensor) -> None:
+        """Append the ``rows`` of x [B, T, C], or a single vector [C] as [1, 1, C]."""
+        x = x.view(1, 1, -1) if x.dim() == 1 else x
+        keep(into, x if self.rows is None else x[:, self.rows])
 
 
 def keep(into: list[Tensor], x: Tensor) -> None:
-    """Append an fp32 copy of x that later in-place work cannot change; of a single vector [C] as [1, 1, C]."""
-    copy = x.detach().float().clone()
-    into.append(copy.view(1, 1, -1) if x.dim() == 1 else copy)
+    """Append an fp32 copy of x that later in-place work cannot change."""
+    into.append(x.detach().float().clone())

@@ -19,7 +19,7 @@ from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear, Norm, vector
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.rope import inverse_frequencies, rotation, span
-from llmcli.model.trace import Trace, keep
+from llmcli.model.trace import Trace
 
 GPU_BLOCK = 256  # positions by which a cache on a GPU grows: every growth records the step anew; see ``graph``
 ROTATIONS = 256  # positions whose angles are computed together while single tokens are decoded
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, place: Place, cache: KVCache | Slot | None, trace: Trace | None) -> Tensor:
         if trace is not None:
-            keep(trace.residual, x)
+            trace.keep(trace.residual, x)
         normed = x if self.attn_norm is None else self.attn_norm(x)
         attn_out: Tensor = self.attn(normed, place, cache, trace)
         attn_out = self._added(attn_out, self.attn_post_norm)
@@ -61,8 +61,8 @@ class Block(nn.Module):
             normed = normed if self.mlp_norm is None else self.mlp_norm(normed)
         mlp_out = self._added(self.mlp(normed), self.mlp_post_norm)
         if trace is not None:
-            keep(trace.attn_out, attn_out)
-            keep(trace.mlp_out, mlp_out)
+            trace.keep(trace.attn_out, attn_out)
+            trace.keep(trace.mlp_out, mlp_out)
         return after + mlp_out
 
     def _added(self, out: Tensor, norm: Norm | None) -> Tensor:
@@ -113,7 +113,7 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(T)
         if trace is not None:
-            keep(trace.residual, x)
+            trace.keep(trace.residual, x)
         return x.view(*ids.shape, -1)
 
     def through(

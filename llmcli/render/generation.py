@@ -8,7 +8,7 @@ from typing import TextIO
 from rich.color import ColorSystem
 from rich.style import Style
 
-from llmcli.render.terminal import band, console, styled
+from llmcli.render.terminal import band, say, styled
 from llmcli.render.tokens import printable
 
 ENDINGS = {
@@ -82,8 +82,4 @@ def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float | None
 
 def note(text: str, stream: TextIO) -> None:
     """A line beside the text: dim on a terminal."""
-    if styled(stream):
-        console(stream).print(text, style="dim")
-    else:
-        stream.write(text + "\n")
-        stream.flush()
+    say(text, stream, "dim")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +21,19 @@ def write(record: Mapping[str, Any], stream: TextIO) -> None:
     """One line, at once."""
     stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
     stream.flush()
+
+
+def record(report: Any) -> Any:
+    """A report of ``explain`` with its fields' names as keys: bytes as hex, null for what is no finite number."""
+    if is_dataclass(report):
+        return {field.name: record(getattr(report, field.name)) for field in fields(report)}
+    if isinstance(report, Mapping):
+        return {str(key): record(value) for key, value in report.items()}
+    if isinstance(report, list | tuple):
+        return [record(part) for part in report]
+    if isinstance(report, bytes):
+        return report.hex()
+    return None if isinstance(report, float) and not math.isfinite(report) else report
 
 
 def generation_start(

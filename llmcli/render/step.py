@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
-from rich.text import Text
-
 from llmcli.render.table import Cell, Column, number, print_table, probability
-from llmcli.render.terminal import console, harmless, label, styled
+from llmcli.render.terminal import console, harmless, label, say, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +36,7 @@ def print_step(report: StepReport, stream: TextIO) -> None:
     if report.columns:
         _print_temperatures(report, stream)
     check = report.check
-    _say(
+    say(
         f"check: {'ok' if check.ok else 'FAILED'}; the choice repeated from the rows gives id {check.replayed_id}; "
         f"all final p sum to 1 within {check.sum_error:.0e}",
         stream,
@@ -47,7 +45,7 @@ def print_step(report: StepReport, stream: TextIO) -> None:
 
 
 def _print_heading(report: StepReport, stream: TextIO) -> None:
-    _say(
+    say(
         f"step {report.step}: what follows “{_tail(report.context)}”? {len(report.context_ids)} tokens read, "
         f"{report.vocabulary} candidates, entropy {report.entropy:.2f} bits",
         stream,
@@ -88,14 +86,14 @@ def _print_below(report: StepReport, stream: TextIO) -> None:
     for stage in report.sampler:
         what = f"{stage.name} {stage.value:g}:"
         cut = f", cuts {stage.removed_mass:.4f} of the probability" if stage.removed_mass else ""
-        _say(f"{what:<17} keeps {stage.kept}{cut}", stream)
+        say(f"{what:<17} keeps {stage.kept}{cut}", stream)
     chosen = report.chosen
     token = label(chosen.text, chosen.bytes)
     if chosen.u is None:
         how = "the most probable, as temperature 0 asks; nothing was drawn"
     else:
         how = f"drawn by u = {chosen.u:.6f} (seed {report.seed}), final p {chosen.p_final:.4f}"
-    _say(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
+    say(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
 
 
 def _print_temperatures(report: StepReport, stream: TextIO) -> None:
@@ -118,10 +116,3 @@ def _print_some_temperatures(report: StepReport, shown: Sequence[TemperatureColu
     drawn = [Cell(label(column.text, column.bytes), style="bold green") for column in shown]
     rows.append([Cell("most probable" if report.chosen.u is None else "the same u draws"), *drawn])
     print_table(columns, rows, stream)
-
-
-def _say(text: str, stream: TextIO, style: str = "") -> None:
-    if styled(stream):
-        console(stream).print(Text(text, style=style))
-    else:
-        stream.write(text + "\n")

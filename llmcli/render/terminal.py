@@ -7,6 +7,9 @@ import re
 from typing import TextIO
 
 from rich.console import Console
+from rich.text import Text
+
+from llmcli.render.picture import Picture
 
 # From likely to unlikely, in colours that the colour-blind tell apart on dark and light grounds,
 # with a sign for where there is no colour.
@@ -19,13 +22,26 @@ PROBABILITY_BANDS = (
 
 
 def styled(stream: TextIO) -> bool:
-    """Whether colours and boxes may be written: a terminal, and neither NO_COLOR nor TERM=dumb."""
+    """Whether colours and boxes may be written: a picture, or a terminal and neither NO_COLOR nor TERM=dumb."""
+    if isinstance(stream, Picture):
+        return True
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def console(stream: TextIO) -> Console:
     """A Rich console that treats what it is given as plain text: no markup, no emoji codes, no highlighting."""
+    if isinstance(stream, Picture):
+        return stream.console
     return Console(file=stream, markup=False, emoji=False, highlight=False)
+
+
+def say(text: str, stream: TextIO, style: str = "") -> None:
+    """A line of a view, or beside one."""
+    if styled(stream):
+        console(stream).print(Text(text, style=style))
+    else:
+        stream.write(text + "\n")
+        stream.flush()
 
 
 def band(prob: float) -> tuple[str, str]:

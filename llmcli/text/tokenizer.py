@@ -83,6 +83,16 @@ class Tokenizer:
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode()
 
+    def id_of(self, text: str) -> int | None:
+        """The token whose bytes are ``text``, the smallest id if there are several; None if no one token is."""
+        if not text:
+            return None
+        return self._ids.get(text.encode("utf-8", "surrogateescape"))
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        return {self.token_bytes(id): id for id in reversed(range(self.size))}
+
     def token_text(self, id: int) -> str:
         """A token's own text; "<unused N>" for a row of the embedding that no token has."""
         if self.fast.id_to_token(id) is None:

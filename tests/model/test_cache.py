@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llmcli.errors import LlmcliError
 from llmcli.model import cache as cache_module
 from llmcli.model.cache import KVCache
-from llmcli.model.trace import Trace, keep
+from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from tests.tiny import CONTEXT, CPU, VOCAB, WINDOW, Tiny, chunks, random_ids
 
@@ -236,6 +236,24 @@ def test_traced_rows_are_rows_of_the_whole(model: Transformer, rows: slice) -> N
     model(ids, trace=every)
     for a, b in zip(some.attention, every.attention, strict=True):
         assert gap(a, b[:, :, rows]) <= 1e-6
+    for part in ("residual", "attn_out", "mlp_out"):
+        for a, b in zip(getattr(some, part), getattr(every, part), strict=True):
+            assert torch.equal(a, b[:, rows])
+
+
+@given(seed=seeds, at=cuts)
+def test_traced_values_weighed_by_attention_are_what_it_adds(model: Transformer, seed: int, at: list[int]) -> None:
+    ids, cache = random_ids(T, seed=seed), model.new_cache()
+    for part in chunks(ids, at):
+        trace = Trace()
+        model(part, cache, trace)
+        for block, weights, values, added in zip(
+            model.blocks, trace.attention, trace.values, trace.attn_out, strict=True
+        ):
+            heads = weights @ values.repeat_interleave(weights.shape[1] // values.shape[1], dim=1)  # [1, H, T, D]
+            out = block.attn.out(heads.transpose(1, 2).flatten(2))
+            out = out if block.attn_post_norm is None else block.attn_post_norm(out)
+            assert gap(out * block.scale, added) <= CLOSE
 
 
 def test_a_trace_adds_up_and_does_not_alias(model: Transformer) -> None:
@@ -252,10 +270,11 @@ def test_a_trace_adds_up_and_does_not_alias(model: Transformer) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_trace_keeps_no_later_work_can_change(dtype: torch.dtype) -> None:
-    kept: list[Tensor] = []
+    trace = Trace()
+    kept = trace.residual
     for shape in ((3,), (1, 2, 3)):  # a single vector is one position of one text
         x = torch.ones(shape, dtype=dtype)
-        keep(kept, x)
+        trace.keep(kept, x)
         x.add_(1)
     assert [copy.dtype for copy in kept] == [torch.float32] * 2
     assert torch.equal(kept[0], torch.ones(1, 1, 3))

@@ -1,0 +1,48 @@
+"""``llmcli lens``: when does the answer appear?"""
+
+from __future__ import annotations
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.places import at_option, layer_option, token_option
+from llmcli.commands.prompt import Prompt, prompt_options
+
+
+@click.command()
+@prompt_options()
+@at_option
+@token_option
+@layer_option
+@form_options
+@model_options
+@verbose_option
+def lens(
+    prompt: Prompt, at: str, token: str | None, layers: str | None, form: Form, choice: ModelChoice, verbose: bool
+) -> None:
+    """When does the answer appear? Show what the model would say if it stopped after each of its layers.
+
+    The final norm and the head read the residual stream after every layer (the logit lens); the last row is the
+    model's own answer. --token follows another token than the favourite.
+
+    \b
+    Examples:
+      llmcli lens "Once upon a"
+      llmcli lens "The cat that I saw yesterday was" --token " sleeping"
+      llmcli lens "Once upon a time" --at 2 --layer 3-5
+    """
+    text = prompt.read()
+    loaded = choice.open()
+
+    from llmcli.explain.lens import lens_report
+    from llmcli.explain.places import find_layers, find_position, find_token
+    from llmcli.render.lens import print_lens
+
+    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    config = loaded.model.config
+    target = None if token is None else find_token(loaded.tokenizer, token, config.vocab_size)
+    position = find_position(loaded.tokenizer, ids, at)
+    report = lens_report(loaded, ids, position, find_layers(config, layers), target)
+    form.show(report, print_lens)

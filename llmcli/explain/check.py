@@ -1,0 +1,47 @@
+"""How a view proves itself: claims that must hold if its numbers are right, each with its error and its limit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+# How far two ways to the same logits may part, relative to their size: what rounding to the dtype adds up to.
+LIMITS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``what`` holds if ``error`` is at most ``limit``."""
+
+    what: str
+    error: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.limit  # a NaN is not
+
+
+@dataclass(frozen=True)
+class Check:
+    """The last line of a view."""
+
+    ok: bool
+    claims: tuple[Claim, ...]
+
+
+def check(*claims: Claim) -> Check:
+    """The check that all ``claims`` make together."""
+    return Check(all(claim.holds for claim in claims), claims)
+
+
+def limit(dtype: torch.dtype) -> float:
+    """What to allow a model that computes in ``dtype``."""
+    return LIMITS[dtype]
+
+
+def relative(error: float, size: float) -> float:
+    """An error in units of the ``size`` of what it is an error of; sizes below 1 count as 1."""
+    return error / max(size, 1.0) if math.isfinite(size) else math.inf

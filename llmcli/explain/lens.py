@@ -1,0 +1,87 @@
+"""The view of layers: what would the model say if it stopped at each? The logit lens (nostalgebraist 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmcli.explain.check import Check, Claim, check
+from llmcli.explain.piece import Piece, piece
+from llmcli.explain.reading import read
+from llmcli.generate.loaded import LoadedModel
+from llmcli.generate.sampling import entropy, probabilities
+from llmcli.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class LensRow:
+    """The model's words after a layer; ``layer`` -1 is the embedding, before the first. ``rank`` 0 is the favourite."""
+
+    layer: int
+    top: Piece
+    p_top: float
+    p: float  # of the target, like the rank
+    rank: int
+    entropy: float  # bits
+    kl: float  # bits, of the model's own distribution from this one: what is lost by stopping here
+
+
+@dataclass(frozen=True)
+class LensReport:
+    """One row a layer, at one position of a text."""
+
+    model: str
+    position: int
+    at: Piece
+    target: Piece
+    rows: tuple[LensRow, ...]
+    check: Check
+
+
+def lens_report(
+    loaded: LoadedModel, ids: Sequence[int], position: int, layers: Sequence[int], target: int | None
+) -> LensReport:
+    """Final norm and head on the residual stream after each layer: p_l = softmax(cap(U N(x_l))).
+
+    The norm is computed anew for every layer. ``target`` is the token to follow, the model's favourite if None.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    reading = read(model, ids[: position + 1])
+    final = probabilities(reading.logits)
+    target = int(final.argmax()) if target is None else target
+    with torch.inference_mode():
+        # One by one, as the loop does it: so the last are the very bits of the model's logits.
+        logits = [model.unembed(x[0].to(model.dtype))[0].float() for x in reading.trace.residual]
+    rows = [_row(layer, probabilities(logits[layer + 1]), final, target, tokenizer) for layer in (-1, *layers)]
+    difference = float((logits[-1] - reading.logits).abs().max())
+    return LensReport(
+        model=loaded.name,
+        position=position,
+        at=piece(tokenizer, ids[position]),
+        target=piece(tokenizer, target),
+        rows=tuple(rows),
+        check=check(Claim("the last layer's logits are the model's", difference, 0.0)),
+    )
+
+
+def _row(layer: int, probs: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
+    p, best = probs[target], int(probs.argmax())
+    return LensRow(
+        layer=layer,
+        top=piece(tokenizer, best),
+        p_top=float(probs[best]),
+        p=float(p),
+        rank=int((probs > p).sum()) + int((probs[:target] == p).sum()),
+        entropy=entropy(probs),
+        kl=divergence(final, probs),
+    )
+
+
+def divergence(p: Tensor, q: Tensor) -> float:
+    """Kullback-Leibler divergence D(p‖q) in bits, of distributions [V] in fp32."""
+    p, q = p.double(), q.double().clamp_min(torch.finfo(torch.float32).tiny)
+    return max(float((torch.special.xlogy(p, p) - p * q.log()).sum()) / math.log(2), 0.0)
