@@ -48,6 +48,13 @@ def find_layers(config: ModelConfig, layers: str | None) -> list[int]:
     return sorted(found)
 
 
+def find_heads(config: ModelConfig, layers: str | None, head: str | None) -> list[tuple[int, int]]:
+    """(layer, head) of the one that "L.H" names, or of all in the ``layers`` named. Errors: as of each."""
+    if head is not None:
+        return [find_head(config, head)]
+    return [(layer, n) for layer in find_layers(config, layers) for n in range(config.num_attention_heads)]
+
+
 def find_head(config: ModelConfig, head: str) -> tuple[int, int]:
     """The layer and the head in it that "L.H" names. Errors: anything else."""
     match = re.fullmatch(r"L?(-?[0-9]+)\.H?(-?[0-9]+)", head.strip())

@@ -52,6 +52,10 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight, self.bias)
 
+    def dense(self, part: slice) -> Tensor:
+        """Rows of the matrix in fp32, [rows, in], however they are kept."""
+        return self.weight[part].detach().float()
+
 
 class Embedding(nn.Embedding):
     """Likewise."""

@@ -40,6 +40,10 @@ class Int8Linear(nn.Module):
         y = product(x, self.weight.t(), self.scale)
         return y if self.bias is None else y + self.bias
 
+    def dense(self, part: slice) -> Tensor:
+        """As ``Linear.dense``."""
+        return self.weight[part] * self.scale[part].unsqueeze(-1)
+
 
 class Int8Embedding(nn.Module):
     """An ``Embedding`` of int8 rows [V, C] with a scale each, fp32 [V]; looked up as ``dtype``."""
@@ -97,6 +101,16 @@ class Int4Linear(nn.Module):
         step = max(AT_ONCE // self.in_features // BLOCK, 1) * BLOCK
         parts = [torch._int_mm(codes, self.rows(start, start + step)) for start in range(0, len(self.packed), step)]
         return (torch.cat(parts, dim=-1)[:, : self.out_features] * self.scale * size).to(rows.dtype)
+
+    def dense(self, part: slice) -> Tensor:
+        """As ``Linear.dense``."""
+        if not knows_layout():
+            every = torch.eye(self.in_features, dtype=self.scales_and_zeros.dtype)
+            return self._few(every).t()[part].float()
+        start, end, _ = part.indices(self.out_features)
+        first = start // BLOCK * BLOCK
+        rows = self.rows(first, -(-end // BLOCK) * BLOCK).t()[start - first : end - first]
+        return rows * self.scale[start:end].unsqueeze(-1)
 
     def rows(self, start: int, end: int) -> Tensor:
         """Weights of the rows start .. end-1, whole blocks, in units of their scale: int8 [in, rows]."""

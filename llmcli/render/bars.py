@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
+from llmcli.render.table import Cell
+
+FOR, AGAINST = "dodger_blue1", "dark_orange3"  # told apart by the colour-blind, and by their side
+HALF = 9  # cells on each side of a signed bar
+SIDES = f"{'against':>{HALF}}│{'for':<{HALF}}"
 _HEIGHTS = "▁▂▃▄▅▆▇█"
 # Of one hue, from the terminal's own ground to a clear blue: told apart by lightness alone.
 _SHADES = ((0.5, "black on deep_sky_blue1"), (0.2, "white on dodger_blue3"), (0.05, "white on navy_blue"))
 
 
-def bar(share: float, width: int) -> str:
-    """A bar of ``share`` (0 to 1) of ``width`` cells, to an eighth of a cell."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+def signed_bar(value: float, most: float) -> Cell:
+    """A bar to the right for what is above 0, to the left for what is below, in parts of ``most``; a sign elsewhere."""
+    length = round(min(abs(value) / most, 1.0) * HALF) if most > 0 else 0
+    left, right = ("", "█" * length) if value > 0 else ("█" * length, "")
+    sign = "+" if value > 0 else "-" if value < 0 else ""
+    return Cell(f"{left:>{HALF}}│{right:<{HALF}}", sign, FOR if value > 0 else AGAINST)
 
 
 def sparkline(values: Sequence[float]) -> str:

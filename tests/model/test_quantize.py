@@ -220,6 +220,25 @@ def test_unpacked_undoes_packed(shape: tuple[int, int]) -> None:
     assert torch.equal(blocks.transpose(1, 2).reshape(shape), codes)
 
 
+PARTS = (slice(None), slice(70, 71), slice(63, 129), slice(-3, None), slice(5, 5))
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_the_matrix_itself_can_be_had(
+    kind: Kind | None, known: bool, part: slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the products multiply with: each of its columns is the product with a one."""
+    monkeypatch.setattr(module, "knows_layout", lambda: known)
+    given = linear(150, 2 * GROUP, bias=True)
+    made = given if kind is None else rounded(given, kind)
+    dense = made.dense(part)
+    assert dense.dtype == torch.float32
+    products = torch.stack([made(one) for one in torch.eye(2 * GROUP)], dim=-1) - given.bias.unsqueeze(-1)
+    torch.testing.assert_close(dense, products[part], rtol=1e-5, atol=1e-5)
+
+
 def test_a_layout_that_is_not_known_is_noticed_and_still_gives_right_products(monkeypatch: pytest.MonkeyPatch) -> None:
     given = linear(70, 64)
     ours, weights = rounded(given, "int4"), weights_of(given, "int4")

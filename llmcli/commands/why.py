@@ -1,0 +1,67 @@
+"""``llmcli why``: what pushed this logit?"""
+
+from __future__ import annotations
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.places import at_option, head_option, layer_option, token_option
+from llmcli.commands.prompt import Prompt, prompt_options
+
+
+@click.command()
+@prompt_options()
+@at_option
+@token_option
+@click.option("--vs", "other", metavar="TOKEN", help="Compare it with this one.  [default: the best other]")
+@click.option("--top", type=click.IntRange(min=0), default=8, show_default=True, help="Rows each way; 0: all.")
+@layer_option
+@head_option
+@form_options
+@model_options
+@verbose_option
+def why(
+    prompt: Prompt,
+    at: str,
+    token: str | None,
+    other: str | None,
+    top: int,
+    layers: str | None,
+    head: str | None,
+    form: Form,
+    choice: ModelChoice,
+    verbose: bool,
+) -> None:
+    """What pushed this logit? Split it, exactly, into what each part of the model wrote.
+
+    A token's logit is a sum over the embedding, every attention head (L2.H5: layer 2, head 5) and every MLP, once the
+    final norm is held fixed; and what attention adds is a sum over the earlier tokens. Each is shown beside
+    what it adds to another token, the runner-up or --vs. --layer and --head choose the heads that are split by token.
+
+    \b
+    Examples:
+      llmcli why "Once upon a"
+      llmcli why "The king and the" --token " queen" --vs " king"
+      llmcli why "Once upon a time" --at time --head 3.2
+    """
+    text = prompt.read()
+    loaded = choice.open()
+
+    from llmcli.explain.places import find_heads, find_position, find_token
+    from llmcli.explain.why import why_report
+    from llmcli.render.why import print_why
+
+    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    config = loaded.model.config
+    report = why_report(
+        loaded,
+        ids,
+        find_position(loaded.tokenizer, ids, at),
+        token=None if token is None else find_token(loaded.tokenizer, token, config.vocab_size),
+        other=None if other is None else find_token(loaded.tokenizer, other, config.vocab_size),
+        heads=find_heads(config, layers, head),
+    )
+    whose = f"head {head}" if head else f"the heads of layers {layers}" if layers else "all heads"
+    form.show(report, lambda report, stream: print_why(report, stream, top=top, heads=whose))
