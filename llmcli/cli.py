@@ -21,6 +21,7 @@ COMMANDS = {
     "tokenize": "Show a text as the tokens that a model receives.",
     "explain-step": "Show how one token was chosen.",
     "lens": "When does the answer appear, layer by layer?",
+    "attend": "What does a token look at?",
     "why": "What pushed this logit?",
     "bench": "Measure how fast a model runs here.",
     "quantize": "Round a model's weights to 8 or 4 bits.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many candidates to list.")
 @click.option("--temperatures", metavar="LIST", help="Compare temperatures, such as 0,0.5,1,1.5.")
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@form_options
 @model_options
 @sampling_options
 @verbose_option
@@ -36,7 +37,7 @@ def explain_step(
     top: int,
     temperatures: str | None,
     interactive: bool,
-    as_json: bool,
+    form: Form,
     choice: ModelChoice,
     sampling: Sampling,
     verbose: bool,
@@ -53,8 +54,8 @@ def explain_step(
     """
     text = prompt.read()
     warmths = parse_temperatures(temperatures)
-    if interactive and (as_json or not (sys.stdin.isatty() and sys.stdout.isatty())):
-        raise usage_error("--interactive needs a terminal and excludes --json", "leave it out")
+    if interactive and (form.as_json or form.picture or not (sys.stdin.isatty() and sys.stdout.isatty())):
+        raise usage_error("--interactive needs a terminal and excludes --json and --save", "leave it out")
     loaded = choice.open()
 
     from llmcli.render import ndjson
@@ -67,10 +68,7 @@ def explain_step(
         walk(loaded, sampler, ids, shape)
         return
     report = report_of_step(loaded, sampler, ids, index, shape)
-    if as_json:
-        ndjson.write(ndjson.step(report), sys.stdout)
-    else:
-        print_step(report, sys.stdout)
+    form.show(report, print_step, ndjson.step)
 
 
 def report_of_step(

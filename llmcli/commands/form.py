@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 import click
 
 from llmcli.commands.options import bundle
 from llmcli.errors import EXIT_FAILURE, usage_error
 
-if TYPE_CHECKING:
-    from llmcli.explain.check import Check
+
+class Verdict(Protocol):
+    """What a check says in the end."""
+
+    @property
+    def ok(self) -> bool: ...
 
 
 class Report(Protocol):
     """A view in numbers: a frozen dataclass that carries its own check."""
 
     @property
-    def check(self) -> Check: ...
+    def check(self) -> Verdict: ...
 
 
 R = TypeVar("R", bound=Report)
@@ -34,12 +38,17 @@ class Form:
     as_json: bool
     picture: Path | None
 
-    def show(self, report: R, draw: Callable[[R, TextIO], None]) -> None:
-        """The report on stdout, by ``draw`` or as JSON, and as a picture; a check that failed is exit code 1."""
+    def show(
+        self, report: R, draw: Callable[[R, TextIO], None], record: Callable[[R], Mapping[str, Any]] | None = None
+    ) -> None:
+        """The report on stdout, by ``draw`` or as JSON, and as a picture; a check that failed is exit code 1.
+
+        ``record`` makes the JSON where its keys are not the report's fields.
+        """
         from llmcli.render import ndjson
 
         if self.as_json:
-            ndjson.write(ndjson.record(report), sys.stdout)
+            ndjson.write((record or ndjson.record)(report), sys.stdout)
         else:
             draw(report, sys.stdout)
         self.paint(lambda stream: draw(report, stream))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from llmcli.explain.frozen import freeze
+from llmcli.explain.heads import Heads, heads_of
 from llmcli.explain.reading import Reading
-from llmcli.model.transformer import Block, Transformer
+from llmcli.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,8 @@ def attribute(model: Transformer, reading: Reading, tokens: Sequence[int]) -> At
     with torch.inference_mode():
         token = model.embed_tokens(torch.tensor(reading.ids[-1:], device=model.device))[0].double()
         learned = torch.zeros_like(token) if model.positions is None else model.positions.weight[place].double()
-        layers = [
-            _attention(cast(Block, block), weights[0, :, -1], values[0], added[0, -1].double(), directions)
-            for block, weights, values, added in zip(
-                model.blocks, trace.attention, trace.values, trace.attn_out, strict=True
-            )
-        ]
-        heads, biases, attention = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
+        layers = [_attention(heads_of(model, reading, n), directions) for n in range(model.config.num_hidden_layers)]
+        heads, biases = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
         return Attribution(
             embedding=directions @ token,
             position=directions @ learned,
@@ -63,27 +58,21 @@ def attribute(model: Transformer, reading: Reading, tokens: Sequence[int]) -> At
             mlps=torch.stack([directions @ out[0, -1].double() for out in trace.mlp_out], dim=1),
             norm_bias=last.constant(rows),
             stream=directions @ trace.residual[-1][0, -1].double() + last.constant(rows),
-            attention=attention,
+            attention=torch.stack([directions @ out[0, -1].double() for out in trace.attn_out], dim=1),
         )
 
 
-def _attention(
-    block: Block, weights: Tensor, values: Tensor, added: Tensor, directions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer's share, from its weights [H, S] and values [K, S, D]: heads [N, H, S], bias [N], and all of it [N]."""
-    out, post = block.attn.out, block.attn_post_norm
-    matrix = out.dense(slice(None)).double()  # [C, H D]
-    values = values.double()
-    weights = weights.double().view(len(values), -1, weights.shape[-1])  # [K, H / K, S]: a group shares its values
-    mixed = (weights @ values).flatten()  # what the heads hand to the output matrix, [H D]
-    bias = torch.zeros(len(matrix), dtype=torch.float64) if out.bias is None else out.bias.double()
-    here, constant = directions * block.scale, torch.zeros(len(directions), dtype=torch.float64)
+def _attention(heads: Heads, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer's contributions: of its heads, [N, H, S], and of its biases, [N]."""
+    bias, post = heads.block.attn.out.bias, heads.block.attn_post_norm
+    here = directions * heads.block.scale
+    constant = torch.zeros(len(here), dtype=here.dtype, device=here.device)
     if post is not None:
-        norm = freeze(post, matrix @ mixed + bias)
+        norm = freeze(post, heads.output)
         here, constant = norm.back(here), norm.constant(here)
-    pulled = (here @ matrix).view(-1, *weights.shape[:2], values.shape[-1])  # [N, K, H / K, D]
-    heads = torch.einsum("nkgd,ksd,kgs->nkgs", pulled, values, weights).flatten(1, 2)
-    return heads, here @ bias + constant, directions @ added
+    pulled = torch.einsum("nc,ckgd->nkgd", here, heads.matrix)
+    by_source = torch.einsum("nkgd,ksd,kgs->nkgs", pulled, heads.values, heads.weights).flatten(1, 2)
+    return by_source, constant if bias is None else here @ bias.double() + constant
 
 
 def head_row(model: Transformer, token: int) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from llmcli.model.layers import Norm
@@ -28,7 +27,7 @@ class FrozenNorm:
 
     def constant(self, direction: Tensor) -> Tensor:
         """What the bias adds along ``direction`` [..., C], whatever the input: [...]."""
-        return torch.zeros(direction.shape[:-1]) if self.bias is None else direction @ self.bias
+        return direction.new_zeros(direction.shape[:-1]) if self.bias is None else direction @ self.bias
 
 
 def freeze(norm: Norm, x: Tensor) -> FrozenNorm:

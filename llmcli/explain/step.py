@@ -58,7 +58,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Check:
+class Replay:
     """The view's own proof: the draw repeated from the numbers shown, and how far the final p sum from 1."""
 
     ok: bool
@@ -93,7 +93,7 @@ class StepReport:
     entropy: float
     candidates: tuple[Candidate, ...]
     chosen: Chosen
-    check: Check
+    check: Replay
     columns: tuple[Column, ...]
 
 
@@ -183,7 +183,7 @@ def _stage_reports(stages: list[Stage], probs: Tensor) -> tuple[StageReport, ...
     return tuple(reports)
 
 
-def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Check:
+def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Replay:
     """Repeat the choice from the rows themselves: whose interval holds u, or whose final p is largest."""
     u = step.choice.u
     if u is None:
@@ -192,7 +192,7 @@ def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Chec
         inside = [c.id for c in candidates if c.u_low is not None and c.u_high is not None and c.u_low <= u < c.u_high]
         replayed = inside[0] if len(inside) == 1 else -1
     error = abs(float(final.double().sum()) - 1)
-    return Check(replayed == step.token and error < 1e-5, replayed, error)
+    return Replay(replayed == step.token and error < 1e-5, replayed, error)
 
 
 def _column(step: Step, sampler: Sampler, temperature: float, ids: list[int], tokenizer: Tokenizer) -> Column:

@@ -54,18 +54,18 @@ class Block(nn.Module):
             trace.keep(trace.residual, x)
         normed = x if self.attn_norm is None else self.attn_norm(x)
         attn_out: Tensor = self.attn(normed, place, cache, trace)
-        attn_out = self._added(attn_out, self.attn_post_norm)
+        attn_out = self.added(attn_out, self.attn_post_norm)
         after = x + attn_out
         if not self.shared_norm:
             normed = x if self.parallel else after
             normed = normed if self.mlp_norm is None else self.mlp_norm(normed)
-        mlp_out = self._added(self.mlp(normed), self.mlp_post_norm)
+        mlp_out = self.added(self.mlp(normed), self.mlp_post_norm)
         if trace is not None:
             trace.keep(trace.attn_out, attn_out)
             trace.keep(trace.mlp_out, mlp_out)
         return after + mlp_out
 
-    def _added(self, out: Tensor, norm: Norm | None) -> Tensor:
+    def added(self, out: Tensor, norm: Norm | None) -> Tensor:
         """What a sublayer's output adds to the residual."""
         out = out if norm is None else norm(out)
         return out if self.scale == 1 else out * self.scale

@@ -10,7 +10,7 @@ FOR, AGAINST = "dodger_blue1", "dark_orange3"  # told apart by the colour-blind,
 HALF = 9  # cells on each side of a signed bar
 SIDES = f"{'against':>{HALF}}│{'for':<{HALF}}"
 _HEIGHTS = "▁▂▃▄▅▆▇█"
-# Of one hue, from the terminal's own ground to a clear blue: told apart by lightness alone.
+# Of one hue, told apart by lightness alone, on dark and on light grounds.
 _SHADES = ((0.5, "black on deep_sky_blue1"), (0.2, "white on dodger_blue3"), (0.05, "white on navy_blue"))
 
 
@@ -20,6 +20,11 @@ def signed_bar(value: float, most: float) -> Cell:
     left, right = ("", "█" * length) if value > 0 else ("█" * length, "")
     sign = "+" if value > 0 else "-" if value < 0 else ""
     return Cell(f"{left:>{HALF}}│{right:<{HALF}}", sign, FOR if value > 0 else AGAINST)
+
+
+def bar(value: float, most: float) -> Cell:
+    """A bar for what is never below 0, in parts of ``most``; nothing elsewhere."""
+    return Cell("█" * round(min(value / most, 1.0) * HALF) if most > 0 else "", "", FOR)
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -1,0 +1,65 @@
+"""``llmcli attend``: what does a token look at?"""
+
+from __future__ import annotations
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.places import at_option, head_option, layer_option
+from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.errors import usage_error
+
+ROWS = 14  # of the triangle: what 80 columns hold beside the tokens' names
+
+
+@click.command()
+@prompt_options()
+@at_option
+@layer_option
+@head_option
+@click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, help="How many positions; 0: all.")
+@click.option("--no-sink", is_flag=True, help="Leave out the first position, which heads with nothing to do look at.")
+@form_options
+@model_options
+@verbose_option
+def attend(
+    prompt: Prompt,
+    at: str,
+    layers: str | None,
+    head: str | None,
+    top: int,
+    no_sink: bool,
+    form: Form,
+    choice: ModelChoice,
+    verbose: bool,
+) -> None:
+    """What does a token look at? Show how much attention the heads pay to each earlier token.
+
+    One row a token that is looked at, from the token --at. --head shows the whole pattern of one head, where each
+    of the last tokens looks, in per cent.
+
+    \b
+    Examples:
+      llmcli attend "The cat that I saw yesterday was sleeping" --at was
+      llmcli attend "The cat that I saw yesterday was sleeping" --at was --layer 3-5 --no-sink
+      llmcli attend "The cat that I saw yesterday was sleeping" --head 2.0
+    """
+    if head is not None and (layers is not None or no_sink):
+        raise usage_error("--head shows one head whole, without --layer and --no-sink", "leave them out")
+    text = prompt.read()
+    loaded = choice.open()
+
+    from llmcli.explain.attend import attend_report, grid_report
+    from llmcli.explain.places import find_head, find_layers, find_position
+    from llmcli.render.attend import print_attend, print_grid
+
+    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    position, config = find_position(loaded.tokenizer, ids, at), loaded.model.config
+    if head is not None:
+        form.show(grid_report(loaded, ids, position, find_head(config, head), ROWS), print_grid)
+        return
+    report = attend_report(loaded, ids, position, find_layers(config, layers))
+    whose = "all heads" if layers is None else f"the heads of layers {layers}"
+    form.show(report, lambda report, stream: print_attend(report, stream, top=top, sink=not no_sink, heads=whose))
