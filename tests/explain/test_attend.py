@@ -1,0 +1,148 @@
+"""Attention beside what transformers' eager attention gives, on every family; and mistakes that it must show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmcli.explain.attend import AttendReport, attend_report, grid_report
+from llmcli.explain.heads import heads_of
+from llmcli.explain.reading import read
+from llmcli.model import attention
+from llmcli.model.transformer import Transformer
+from tests.explain.reference import IDS, LENGTH, Inside, attention_out, blocks, inside, loaded
+from tests.parity import CLOSE, WRONG
+from tests.tiny import CASES, WINDOW, Tiny
+
+Make = Callable[[str], Tiny]
+ROWS = 12
+
+
+def report_of(case: Tiny, model: Transformer | None = None, layers: list[int] | None = None) -> AttendReport:
+    opened = loaded(case, model)
+    every = list(range(opened.model.config.num_hidden_layers))
+    return attend_report(opened, IDS, LENGTH - 1, every if layers is None else layers)
+
+
+def expected_lengths(case: Tiny, seen: Inside) -> Tensor:
+    """|alpha v W_O| of every head and position, [L, H, S], vector by vector."""
+    layers = []
+    for number, block in enumerate(blocks(case)):
+        out = attention_out(block)
+        matrix = out.weight.detach().double()
+        matrix = matrix.T if type(out).__name__ == "Conv1D" else matrix
+        weights, values = seen.attention[number][:, -1], seen.values[number]
+        groups, size = len(weights) // len(values), values.shape[-1]
+        layers.append(
+            torch.stack(
+                [
+                    (weights[h, :, None] * values[h // groups] @ matrix[:, h * size : (h + 1) * size].T).norm(dim=-1)
+                    for h in range(len(weights))
+                ]
+            )
+        )
+    return torch.stack(layers)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_row_is_transformers_own(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    report, seen = report_of(case), inside(case, IDS)
+    assert report.check.ok
+    weights = torch.stack(seen.attention)[:, :, -1]  # [L, H, S]
+    moved = expected_lengths(case, seen)
+    assert len(report.sources) == LENGTH
+    for source in report.sources:
+        here = weights[:, :, source.position]
+        assert abs(source.weight - float(here.max())) <= CLOSE
+        assert abs(float(here[source.layer, source.head]) - source.weight) <= CLOSE
+        assert abs(source.mean - float(here.mean())) <= CLOSE
+        assert abs(source.moved - float(moved[:, :, source.position].mean())) <= CLOSE
+        assert source.piece.id == IDS[source.position]
+    assert sum(source.mean for source in report.sources) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "smollm3-windows"])
+def test_a_heads_pattern_is_transformers_own(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    seen = inside(case, IDS)
+    for layer in range(len(seen.attention)):
+        report = grid_report(loaded(case), IDS, LENGTH - 1, (layer, 1), ROWS)
+        assert report.check.ok
+        assert [row.position for row in report.rows] == list(range(LENGTH - ROWS, LENGTH))
+        for row in report.rows:
+            expected = seen.attention[layer][1, row.position, : row.position + 1]
+            assert float((torch.tensor(row.weights) - expected).abs().max()) <= CLOSE
+    assert [piece.id for piece in report.pieces] == IDS
+
+
+def test_layers_asked_for_are_the_only_ones(tiny: Make) -> None:
+    case = tiny("llama")
+    seen = inside(case, IDS)
+    for source in report_of(case, layers=[1]).sources:
+        assert source.layer == 1
+        assert abs(source.mean - float(seen.attention[1][:, -1, source.position].mean())) <= CLOSE
+
+
+def test_what_lies_out_of_every_window_is_not_seen(tiny: Make) -> None:
+    report = report_of(tiny("mistral"))
+    hidden = [source for source in report.sources if source.position < LENGTH - WINDOW]
+    assert hidden
+    assert all(source.mean == source.moved == 0 for source in hidden)
+    assert all(source.mean > 0 for source in report.sources[LENGTH - WINDOW :])
+
+
+def test_a_short_text_has_a_small_triangle(tiny: Make) -> None:
+    report = grid_report(loaded(tiny("llama")), IDS, 2, (0, 0), ROWS)
+    assert [len(row.weights) for row in report.rows] == [1, 2, 3]
+    assert report.rows[0].weights == (1.0,)
+
+
+# Mistakes.
+
+
+def test_without_the_mask_it_is_wrong(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_seen(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
+        return torch.ones(count, past + count, dtype=torch.bool, device=device)
+
+    monkeypatch.setattr(attention, "causal_mask", all_seen)
+    report = grid_report(loaded(tiny("llama")), IDS, LENGTH - 1, (0, 0), ROWS)
+    failed = [claim.what for claim in report.check.claims if not claim.holds]
+    assert "nothing ahead is seen" in failed
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gpt_neox"])
+def test_weights_that_are_not_those_that_were_used_fail_the_check(
+    tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that sum to 1 as well, but of unscaled scores; what attention adds stays right."""
+    right = attention.attention_weights
+
+    def sharper(*args: object, scale: float, softcap: float | None) -> Tensor:
+        return right(*args, scale=scale * 2, softcap=softcap)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "attention_weights", sharper)
+    report = report_of(tiny(name))
+    assert [claim.what for claim in report.check.claims if not claim.holds] == [
+        "weights times values are what attention added"
+    ]
+
+
+def test_lengths_of_another_heads_matrix_are_wrong(tiny: Make) -> None:
+    case = tiny("llama")
+    model, seen = case.load(), inside(case, IDS)
+    reading = read(model, IDS)
+    heads = heads_of(model, reading, 0)
+    assert float((heads.lengths - expected_lengths(case, seen)[0]).abs().max()) <= CLOSE
+    wrong = heads_of(model, reading, 1)
+    assert float((wrong.lengths - expected_lengths(case, seen)[0]).abs().max()) > WRONG
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_dtypes_hold_their_check(tiny: Make, dtype: torch.dtype) -> None:
+    for name in ("llama", "gemma2", "gpt2"):
+        case = tiny(name)
+        assert report_of(case, case.load().to(dtype)).check.ok

@@ -1,0 +1,146 @@
+"""The lens beside transformers' own norm and head on every layer, on every family; and mistakes that it must show."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmcli.errors import LlmcliError
+from llmcli.explain import lens as module
+from llmcli.explain.frozen import freeze
+from llmcli.explain.lens import LensReport, divergence, lens_report
+from llmcli.explain.reading import Reading, read
+from llmcli.model.layers import Norm
+from llmcli.model.transformer import Transformer
+from tests.explain.reference import IDS, LENGTH, loaded, stopped_after
+from tests.parity import CLOSE, WRONG
+from tests.tiny import CASES, Tiny
+
+Make = Callable[[str], Tiny]
+TARGET = 11
+
+
+def report_of(case: Tiny, model: Transformer | None = None, position: int = LENGTH - 1) -> LensReport:
+    opened = loaded(case, model)
+    layers = range(opened.model.config.num_hidden_layers)
+    return lens_report(opened, IDS, position, list(layers), TARGET)
+
+
+def error_of(report: LensReport, case: Tiny) -> float:
+    """Largest difference of any probability shown from transformers', and of any entropy and divergence in bits."""
+    final = stopped_after(case, IDS[: report.position + 1], len(report.rows) - 2)[-1].softmax(-1)
+    errors = []
+    for row in report.rows:
+        p = stopped_after(case, IDS[: report.position + 1], row.layer)[-1].softmax(-1)
+        errors += [row.p - float(p[TARGET]), row.p_top - float(p.max())]
+        errors.append(row.entropy - float(-(p * p.log2()).sum()))
+        errors.append(row.kl - float((final * (final / p).log2()).sum()))
+    return max(abs(error) for error in errors)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_row_is_transformers_own(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    report = report_of(case)
+    assert report.check.ok
+    assert error_of(report, case) <= CLOSE
+    for row in report.rows:
+        logits = stopped_after(case, IDS, row.layer)[-1]
+        assert row.top.id == int(logits.argmax())
+        assert row.rank == int((logits > logits[TARGET]).sum())
+
+
+@pytest.mark.parametrize("position", [0, 1, 30])
+def test_any_position_can_be_looked_at(tiny: Make, position: int) -> None:
+    case = tiny("gemma2")
+    assert error_of(report_of(case, position=position), case) <= CLOSE
+
+
+def test_the_last_row_is_the_models_answer_and_the_favourite_its_target(tiny: Make) -> None:
+    report = lens_report(loaded(tiny("qwen3")), IDS, LENGTH - 1, [2], None)
+    assert [row.layer for row in report.rows] == [-1, 2]
+    last = report.rows[-1]
+    assert (last.kl, last.rank, last.p) == (0.0, 0, last.p_top)
+    assert last.top == report.target
+
+
+class Instead(nn.Module):
+    """Stands in a norm's place."""
+
+    def __init__(self, norm: Norm, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.act = norm.weight, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox"])
+def test_without_the_final_norm_it_is_wrong(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    model = case.load()
+    model.norm = Instead(model.norm, lambda x: x)
+    assert error_of(report_of(case, model), case) > WRONG
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox"])
+def test_with_the_norm_frozen_it_is_wrong_before_the_last_layer(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    model = case.load()
+    norm = freeze(model.norm, read(model, IDS).trace.residual[-1][0, -1])
+    model.norm = Instead(model.norm, lambda x: norm.back(x.double()).float())
+    if norm.bias is not None:
+        bias = norm.bias.float()
+        model.norm.act = lambda x: (x - x.mean(-1, keepdim=True)) * norm.gain.float() + bias
+    report = report_of(case, model)
+    assert report.check.ok  # of the last layer it is right
+    assert error_of(report, case) > WRONG
+
+
+def test_without_the_softcap_it_is_wrong(tiny: Make) -> None:
+    case = tiny("gemma2")
+    model = case.load()
+    model.config = dataclasses.replace(model.config, logit_softcap=None)
+    assert error_of(report_of(case, model), case) > WRONG
+
+
+def test_a_lens_that_is_not_the_models_own_head_fails_its_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_wrongly(*args: object) -> Reading:
+        reading = read(*args)  # type: ignore[arg-type]
+        reading.trace.residual[-1] = reading.trace.residual[-1] * 1.001
+        reading.trace.residual[-1][..., 0] = 9.0
+        return reading
+
+    monkeypatch.setattr(module, "read", read_wrongly)
+    report = report_of(tiny("llama"))
+    assert not report.check.ok
+
+
+def test_what_cannot_be_read_is_said(tiny: Make) -> None:
+    opened = loaded(tiny("llama"))
+    with pytest.raises(LlmcliError, match="empty"):
+        lens_report(opened, [], -1, [0], None)
+    long = IDS * 10
+    with pytest.raises(LlmcliError, match="128") as error:
+        lens_report(opened, long, len(long) - 1, [0], None)
+    assert "--at" in error.value.hint
+
+
+def test_divergence_is_that_of_torch_and_survives_impossible_tokens() -> None:
+    p, q = (torch.randn(50, generator=torch.Generator().manual_seed(n)).softmax(-1) for n in (1, 2))
+    expected = torch.nn.functional.kl_div(q.double().log(), p.double(), reduction="sum") / math.log(2)
+    assert abs(divergence(p, q) - float(expected)) < 1e-6
+    assert divergence(p, p) == 0
+    assert divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])) > 100
+    assert divergence(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_last_row_is_exact_in_every_dtype(tiny: Make, dtype: torch.dtype) -> None:
+    case = tiny("llama")
+    assert report_of(case, case.load().to(dtype)).check.ok

@@ -1,0 +1,275 @@
+"""Attribution beside transformers' own heads, norms and matrices, put together anew in fp64; sums; mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmcli.errors import LlmcliError
+from llmcli.explain import attribution as module
+from llmcli.explain.attribution import Attribution, attribute
+from llmcli.explain.frozen import FrozenNorm, freeze
+from llmcli.explain.heads import Heads
+from llmcli.explain.reading import Reading, read
+from llmcli.explain.why import WhyReport, why_report
+from llmcli.model.layers import Norm
+from llmcli.model.quantize import Kind, quantize
+from llmcli.model.transformer import Transformer
+from tests.explain.reference import IDS, Inside, attention_out, blocks, inside, loaded
+from tests.parity import CLOSE, WRONG
+from tests.tiny import CASES, Tiny
+
+Make = Callable[[str], Tiny]
+TOKENS = (5, 11)
+POST_NORMED = ("gemma2", "gemma3_text", "olmo2")  # whose attention has a norm behind it
+
+
+def split_of(case: Tiny, model: Transformer | None = None) -> tuple[Attribution, Reading]:
+    model = model or case.load()
+    reading = read(model, IDS)
+    return attribute(model, reading, TOKENS), reading
+
+
+def capped(model: Transformer, logits: Tensor) -> Tensor:
+    cap = model.config.logit_softcap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+# transformers' side: each norm a linear map once its length is held fixed.
+
+
+def frozen(norm: nn.Module, seen: Tensor, part: Tensor) -> Tensor:
+    """What becomes of ``part`` [..., C] in a norm whose length is that of ``seen`` [C], without its bias."""
+    kind = type(norm).__name__
+    gain = norm.weight.detach().double() + (1 if "Gemma" in kind else 0)
+    eps = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
+    if "RMS" in kind:
+        return part * gain / (seen.square().mean() + eps).sqrt()
+    centred = seen - seen.mean()
+    return (part - part.mean(-1, keepdim=True)) * gain / (centred.square().mean() + eps).sqrt()
+
+
+def final_norm(case: Tiny) -> nn.Module:
+    """The norm whose output the head reads."""
+    outputs: list[tuple[nn.Module, Any]] = []
+    hooks = [m.register_forward_hook(lambda m, _, out: outputs.append((m, out))) for m in case.reference.modules()]
+    heard: list[Any] = []
+    head = case.reference.get_output_embeddings()
+    hooks.append(head.register_forward_pre_hook(lambda _, args: heard.append(args[0])))
+    with torch.no_grad():
+        case.reference(torch.tensor([[3, 4]]))
+    for hook in hooks:
+        hook.remove()
+    return next(module for module, out in outputs if "Norm" in type(module).__name__ and torch.equal(out, heard[0]))
+
+
+def scales(case: Tiny) -> tuple[float, float]:
+    """What multiplies each layer's additions, and the logits."""
+    config = case.reference.config
+    if config.model_type == "granite":
+        return config.residual_multiplier, 1 / config.logits_scaling
+    return 1.0, getattr(config, "logit_scale", 1.0) if config.model_type == "cohere" else 1.0
+
+
+def expected_heads(case: Tiny, seen: Inside) -> Tensor:
+    """What each head adds to the logits of TOKENS by the position looked at, [N, L, H, S], without our formulas."""
+    rows = case.reference.get_output_embeddings().weight.detach().double()[list(TOKENS)]
+    norm, (residual_scale, logit_scale) = final_norm(case), scales(case)
+    layers = []
+    for number, block in enumerate(blocks(case)):
+        out = attention_out(block)
+        matrix = out.weight.detach().double()
+        matrix = matrix.T if type(out).__name__ == "Conv1D" else matrix  # [C, H D]
+        weights, values = seen.attention[number][:, -1], seen.values[number]
+        groups = len(weights) // len(values)
+        size = values.shape[-1]
+        raw = matrix @ seen.mixed[number][-1] + (0 if out.bias is None else out.bias.detach().double())
+        heads = []
+        for head in range(len(weights)):
+            taken = weights[head, :, None] * values[head // groups]  # [S, D]
+            added = taken @ matrix[:, head * size : (head + 1) * size].T  # [S, C]
+            if case.reference.config.model_type in POST_NORMED:
+                added = frozen(block.post_attention_layernorm, raw, added)
+            heads.append(frozen(norm, seen.residual[-1][-1], added * residual_scale) @ rows.T * logit_scale)
+        layers.append(torch.stack(heads))
+    return torch.stack(layers).permute(3, 0, 1, 2)
+
+
+def error_of(case: Tiny, split: Attribution) -> float:
+    expected = expected_heads(case, inside(case, IDS))
+    return float((split.heads - expected).abs().max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_head_and_source_is_transformers_own(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    assert error_of(case, split_of(case)[0]) <= CLOSE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parts_sum_to_transformers_logits(tiny: Make, name: str) -> None:
+    """Relative to the logit itself, where it is not near 0."""
+    case = tiny(name)
+    model = case.load()
+    split, reading = split_of(case, model)
+    theirs = inside(case, IDS).logits[-1, list(TOKENS)]
+    for logits in (theirs, reading.logits[list(TOKENS)].double(), capped(model, split.stream)):
+        error = (capped(model, split.total) - logits).abs() / logits.abs().clamp_min(0.1)
+        assert float(error.max()) <= CLOSE
+    added = split.heads.sum(dim=(-1, -2)) + split.attention_bias
+    assert float((added - split.attention).abs().max()) <= CLOSE
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2", "qwen2", "llama-biases"])
+def test_parts_that_a_family_lacks_are_zero_and_the_others_are_not(tiny: Make, name: str) -> None:
+    split, _ = split_of(tiny(name))
+    assert bool(split.position.any()) == (name == "gpt2")
+    assert bool(split.norm_bias.any()) == name.startswith("gpt")
+    assert bool(split.attention_bias.any()) == (name.startswith("gpt") or name == "llama-biases")
+    assert split.embedding.any()
+    assert split.mlps.any()
+
+
+# The report.
+
+
+def report_of(case: Tiny, model: Transformer | None = None, **options: Any) -> WhyReport:
+    opened = loaded(case, model)
+    config = opened.model.config
+    every = [(layer, head) for layer in range(config.num_hidden_layers) for head in range(config.num_attention_heads)]
+    return why_report(opened, IDS, len(IDS) - 1, **({"heads": every} | options))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_report_adds_up_at_every_level(tiny: Make, name: str) -> None:
+    report = report_of(tiny(name))
+    assert report.check.ok
+    assert sum(part.difference for part in report.parts) == pytest.approx(report.total.difference, abs=1e-9)
+    assert report.total.difference == pytest.approx(report.total.token - report.total.other, abs=1e-9)
+    by_heads = sum(part.difference for part in report.parts if ".H" in part.name)
+    assert sum(source.difference for source in report.sources) == pytest.approx(by_heads, abs=1e-9)
+    if report.softcap is None:
+        assert (report.total.token, report.total.other) == pytest.approx(report.logits, abs=1e-6)
+
+
+def test_one_head_alone_is_split_by_source(tiny: Make) -> None:
+    report = report_of(tiny("qwen3"), heads=[(1, 2)])
+    (part,) = [part for part in report.parts if part.name == "L1.H2"]
+    assert sum(source.difference for source in report.sources) == pytest.approx(part.difference, abs=1e-9)
+    assert {source.head for source in report.sources} == {"L1.H2"}
+
+
+def test_the_pair_is_the_favourite_and_the_next_unless_said(tiny: Make) -> None:
+    case = tiny("llama")
+    best, second, third = inside(case, IDS).logits[-1].topk(3).indices.tolist()
+
+    def pair(**options: Any) -> tuple[int, int]:
+        report = report_of(case, **options)
+        return report.token.id, report.other.id
+
+    assert pair() == (best, second)
+    assert pair(token=third) == (third, best)
+    assert pair(token=best) == (best, second)
+    assert pair(other=best) == (second, best)
+    assert pair(other=third) == (best, third)
+    assert pair(token=third, other=second) == (third, second)
+    with pytest.raises(LlmcliError, match="same"):
+        report_of(case, token=7, other=7)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_rounded_weights_are_split_too(tiny: Make, kind: Kind) -> None:
+    case = tiny("qwen3")
+    model = case.load().to(torch.bfloat16)
+    quantize(model, kind)
+    report = report_of(case, model)
+    assert report.check.ok
+    assert abs(sum(part.difference for part in report.parts) - report.total.difference) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox", "olmo2"])
+def test_bfloat16_is_split_too(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    assert report_of(case, case.load().to(torch.bfloat16)).check.ok
+
+
+# Mistakes, each in the view alone: the check must notice, and the reference where the sum does not show it.
+
+
+def wrong_length(norm: Norm, x: Tensor) -> FrozenNorm:
+    return freeze(norm, x * 1.1)
+
+
+def without_offset(norm: Norm, x: Tensor) -> FrozenNorm:
+    made = freeze(norm, x)
+    return FrozenNorm(made.gain * 0.5, made.bias, made.centred)
+
+
+def uncentred(norm: Norm, x: Tensor) -> FrozenNorm:
+    made = freeze(norm, x)
+    return FrozenNorm(made.gain, made.bias, not made.centred)
+
+
+def without_bias(norm: Norm, x: Tensor) -> FrozenNorm:
+    made = freeze(norm, x)
+    return FrozenNorm(made.gain, None, made.centred)
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        *((name, wrong_length) for name in ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox")),
+        *((name, without_offset) for name in ("llama", "gemma2")),
+        *((name, uncentred) for name in ("llama", "gpt2", "gpt_neox")),
+        *((name, without_bias) for name in ("gpt2", "gpt_neox")),
+    ],
+)
+def test_a_wrong_norm_fails_the_check(
+    tiny: Make, name: str, mistake: Callable[[Norm, Tensor], FrozenNorm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "freeze", mistake)
+    assert not report_of(tiny(name)).check.ok
+
+
+def other_groups(heads: Heads) -> Heads:
+    return Heads(heads.block, heads.weights, heads.values.flip(0), heads.matrix)
+
+
+def other_weights(heads: Heads) -> Heads:
+    return Heads(heads.block, heads.weights.flip(-1), heads.values, heads.matrix)
+
+
+def heads_between(heads: Heads) -> Heads:
+    matrix = heads.matrix
+    wrong = matrix.flatten(1).view(len(matrix), *matrix.shape[1:3][::-1], matrix.shape[-1]).transpose(1, 2)
+    return Heads(heads.block, heads.weights, heads.values, wrong)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("mistake", [other_groups, other_weights, heads_between])
+def test_wrong_heads_fail_the_check(
+    tiny: Make, name: str, mistake: Callable[[Heads], Heads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = module.heads_of
+    monkeypatch.setattr(module, "heads_of", lambda *args: mistake(right(*args)))
+    report = report_of(tiny(name))
+    assert not report.check.ok
+    assert [claim.holds for claim in report.check.claims] == [False, False]
+
+
+def test_sources_that_are_shifted_fail_the_reference(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake that no sum can show."""
+    right = module.heads_of
+
+    def shifted(*args: Any) -> Heads:
+        heads = right(*args)
+        return Heads(heads.block, heads.weights.roll(1, -1), heads.values.roll(1, 1), heads.matrix)
+
+    monkeypatch.setattr(module, "heads_of", shifted)
+    case = tiny("llama")
+    assert report_of(case).check.ok
+    assert error_of(case, split_of(case)[0]) > WRONG
