@@ -17,9 +17,13 @@ from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError
 
 # Name -> one line for --help. A command's module is imported when it is called: some need torch.
 COMMANDS = {
+    "tour": "How does a language model work? Eight stops.",
     "generate": "Continue a text, one token after the other.",
     "tokenize": "Show a text as the tokens that a model receives.",
     "explain-step": "Show how one token was chosen.",
+    "neighbours": "Which tokens mean alike?",
+    "score": "Where was the model surprised?",
+    "compare": "What did fine-tuning change?",
     "lens": "When does the answer appear, layer by layer?",
     "attend": "What does a token look at?",
     "why": "What pushed this logit?",

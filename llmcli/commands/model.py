@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.options import bundle, device_option, offline_option, threads_option
+from llmcli.commands.options import Line, bundle, device_option, offline_option, threads_option
+from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
     from llmcli.generate.loaded import LoadedModel
@@ -70,15 +71,24 @@ def find_model(name: str | None, offline: bool) -> Path:
         return hub.find(name, offline=offline, progress=view)
 
 
-model_options = bundle(
-    "choice",
-    ModelChoice,
-    click.option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        help="A folder, a name of `llmcli models`, or org/name of the Hugging Face hub.",
-    ),
+def pair(
+    models: tuple[str, ...],
+    adapter: str | None,
+    offline: bool,
+    device: str,
+    dtype: str,
+    quantization: Kind | None,
+    threads: int | None,
+) -> tuple[ModelChoice, ModelChoice]:
+    """Two models to compare: both named, or one without and with an adapter. Errors: neither."""
+    if len(models) != (2 if adapter is None else 1):
+        raise usage_error("two models are compared", "give -m twice, or once with --adapter")
+    first = ModelChoice(models[0], None, offline, device, dtype, quantization, threads)
+    return first, replace(first, model=models[-1], adapter=adapter)
+
+
+MODEL_HELP = "A folder, a name of `llmcli models`, or org/name of the Hugging Face hub"
+_opening = (
     click.option(
         "--adapter", metavar="ADAPTER", help="A LoRA to merge into it, as PEFT saves it: a folder, or org/name."
     ),
@@ -92,4 +102,16 @@ model_options = bundle(
         help="Round the weights to 8 or 4 bits: less to read for each token, for a little quality. CPU only.",
     ),
     threads_option,
+)
+model_options = bundle(
+    "choice",
+    ModelChoice,
+    click.option("--model", "-m", metavar="MODEL", help=f"{MODEL_HELP}."),
+    *_opening,
+)
+pair_options = bundle(
+    "choices",
+    pair,
+    click.option("--model", "-m", "models", multiple=True, type=Line(), metavar="MODEL", help=f"{MODEL_HELP}; twice."),
+    *_opening,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.explain.check import Check, Claim, check
+from llmcli.explain.divergence import divergence
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import read
 from llmcli.generate.loaded import LoadedModel
@@ -51,12 +51,11 @@ def lens_report(
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     reading = read(model, ids[: position + 1])
-    final = probabilities(reading.logits)
-    target = int(final.argmax()) if target is None else target
+    target = int(reading.logits.argmax()) if target is None else target
     with torch.inference_mode():
         # One by one, as the loop does it: so the last are the very bits of the model's logits.
         logits = [model.unembed(x[0].to(model.dtype))[0].float() for x in reading.trace.residual]
-    rows = [_row(layer, probabilities(logits[layer + 1]), final, target, tokenizer) for layer in (-1, *layers)]
+    rows = [_row(layer, logits[layer + 1], reading.logits, target, tokenizer) for layer in (-1, *layers)]
     difference = float((logits[-1] - reading.logits).abs().max())
     return LensReport(
         model=loaded.name,
@@ -68,7 +67,8 @@ def lens_report(
     )
 
 
-def _row(layer: int, probs: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
+def _row(layer: int, logits: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
+    probs = probabilities(logits)
     p, best = probs[target], int(probs.argmax())
     return LensRow(
         layer=layer,
@@ -77,11 +77,5 @@ def _row(layer: int, probs: Tensor, final: Tensor, target: int, tokenizer: Token
         p=float(p),
         rank=int((probs > p).sum()) + int((probs[:target] == p).sum()),
         entropy=entropy(probs),
-        kl=divergence(final, probs),
+        kl=float(divergence(final, logits)),
     )
-
-
-def divergence(p: Tensor, q: Tensor) -> float:
-    """Kullback-Leibler divergence D(p‖q) in bits, of distributions [V] in fp32."""
-    p, q = p.double(), q.double().clamp_min(torch.finfo(torch.float32).tiny)
-    return max(float((torch.special.xlogy(p, p) - p * q.log()).sum()) / math.log(2), 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,33 +15,32 @@ MOST_LOGITS = 2**23  # numbers held at once, 32 MiB: 8,000 tokens of a vocabular
 
 
 def surprisals(model: Transformer, ids: Sequence[int]) -> Tensor:
-    """-ln p of every token but the first given those before it, in nats, fp32 [len(ids) - 1] on the CPU.
+    """-ln p of every token but the first given those before it, in nats, fp32 [len(ids) - 1] on the CPU."""
+    return torch.cat(
+        [F.cross_entropy(logits, goals, reduction="none").cpu() for logits, goals in predictions(model, ids)]
+    )
 
-    A text longer than the context is read in windows that overlap by half, so that each token is
-    predicted from all that comes before it, or at least from half a context.
+
+@torch.inference_mode()
+def predictions(model: Transformer, ids: Sequence[int], context: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits [n, V] before every token but the first, fp32, and those tokens [n]: a few at a time, in order.
+
+    A text longer than the ``context`` (the model's, if not given) is read in windows that overlap by half,
+    so that each token is predicted from all that comes before it, or at least from half a context.
     """
-    context = model.config.max_position_embeddings
-    parts = []
-    for start, first in windows(len(ids), context):
-        parts.append(_window(model, ids[start : start + context + 1], first - start))
-    return torch.cat(parts)
-
-
-def _window(model: Transformer, ids: Sequence[int], first: int) -> Tensor:
-    """Of ids that fit the context with one more, the surprisals behind position ``first`` and later ones."""
-    cache, scores = model.new_cache(), []
-    cache.planned = len(ids) - 1
+    context = context or model.config.max_position_embeddings
     rows = max(MOST_LOGITS // model.config.vocab_size, 1)
-    targets = torch.tensor(ids[1:], device=model.device)
-    with torch.inference_mode():
-        for start in range(0, len(ids) - 1, PREFILL_CHUNK):
-            chunk = torch.tensor([ids[start : min(start + PREFILL_CHUNK, len(ids) - 1)]], device=model.device)
-            x = model.hidden(chunk, cache)[0]  # [T, C]
-            for place in range(0, len(x), rows):
-                logits = model.unembed(x[place : place + rows]).float()
-                goal = targets[start + place : start + place + len(logits)]
-                scores.append(F.cross_entropy(logits, goal, reduction="none").cpu())
-    return torch.cat(scores)[first:]
+    for start, first in windows(len(ids), context):
+        inside = ids[start : start + context + 1]
+        goals = torch.tensor(inside[1:], device=model.device)
+        cache = model.new_cache()
+        cache.planned = len(goals)
+        for begin in range(0, len(goals), PREFILL_CHUNK):
+            end = min(begin + PREFILL_CHUNK, len(goals))
+            x = model.hidden(torch.tensor([inside[begin:end]], device=model.device), cache)[0]  # [T, C]
+            for place in range(max(first - start, begin), end, rows):
+                behind = slice(place, min(place + rows, end))
+                yield model.unembed(x[place - begin : behind.stop - begin]).float(), goals[behind]
 
 
 def windows(length: int, context: int) -> list[tuple[int, int]]:

@@ -18,6 +18,20 @@ MARK = "→"
 
 def print_step(report: StepReport, stream: TextIO) -> None:
     """The whole view."""
+    print_candidates(report, stream)
+    if report.columns:
+        print_temperatures(report, stream)
+    check = report.check
+    say(
+        f"check: {'ok' if check.ok else 'FAILED'}; the choice repeated from the rows gives id {check.replayed_id}; "
+        f"all final p sum to 1 within {check.sum_error:.0e}",
+        stream,
+        style="" if check.ok else "bold red",
+    )
+
+
+def print_candidates(report: StepReport, stream: TextIO) -> None:
+    """The candidates' way through the sampler, and the draw."""
     _print_heading(report, stream)
     columns = [
         Column(""),
@@ -33,15 +47,6 @@ def print_step(report: StepReport, stream: TextIO) -> None:
     ]
     print_table(columns, [_row(row, row.id == report.chosen.id) for row in report.candidates], stream)
     _print_below(report, stream)
-    if report.columns:
-        _print_temperatures(report, stream)
-    check = report.check
-    say(
-        f"check: {'ok' if check.ok else 'FAILED'}; the choice repeated from the rows gives id {check.replayed_id}; "
-        f"all final p sum to 1 within {check.sum_error:.0e}",
-        stream,
-        style="" if check.ok else "bold red",
-    )
 
 
 def _print_heading(report: StepReport, stream: TextIO) -> None:
@@ -96,7 +101,7 @@ def _print_below(report: StepReport, stream: TextIO) -> None:
     say(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
 
 
-def _print_temperatures(report: StepReport, stream: TextIO) -> None:
+def print_temperatures(report: StepReport, stream: TextIO) -> None:
     """The candidates' final p, a column a temperature; in several tables where the terminal is narrow."""
     count = len(report.columns)
     together = max(1, (console(stream).width - 20) // 12) if styled(stream) else count

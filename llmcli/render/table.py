@@ -16,11 +16,15 @@ from llmcli.render.terminal import console, styled
 
 @dataclass(frozen=True)
 class Column:
-    """``optional`` columns are left out where the terminal is too narrow, the highest number first."""
+    """``optional`` columns are left out where the terminal is too narrow, the highest number first.
+
+    ``plain`` is its name where there is no terminal (the same, if not given).
+    """
 
     name: str
     right: bool = True
     optional: int = 0
+    plain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def probability(value: float, style: str = "") -> Cell:
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], stream: TextIO) -> None:
     """Write the table in the form that suits the stream."""
     if not styled(stream):
-        lines = [[column.name for column in columns]]
+        lines = [[column.name if column.plain is None else column.plain for column in columns]]
         lines += [[cell.shown if cell.plain is None else cell.plain for cell in row] for row in rows]
         stream.writelines("\t".join(line) + "\n" for line in lines)
         stream.flush()

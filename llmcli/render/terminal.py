@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import TextIO
@@ -18,6 +19,11 @@ PROBABILITY_BANDS = (
     (0.1, "dodger_blue1", "++"),
     (0.01, "dark_orange3", "+"),
     (0.0, "bold magenta", "-"),
+)
+
+# Of a token's rank among the candidates, from expected to unexpected (Gehrmann et al. 2019, GLTR).
+RANK_BANDS = tuple(
+    (below, style, sign) for below, (_, style, sign) in zip((10, 100, 1000, math.inf), PROBABILITY_BANDS, strict=True)
 )
 
 
@@ -47,6 +53,11 @@ def say(text: str, stream: TextIO, style: str = "") -> None:
 def band(prob: float) -> tuple[str, str]:
     """Style and sign of a probability."""
     return next((style, sign) for least, style, sign in PROBABILITY_BANDS if prob >= least)
+
+
+def rank_band(rank: int) -> tuple[str, str]:
+    """Style and sign of a rank, 0 the best."""
+    return next((style, sign) for below, style, sign in RANK_BANDS if rank < below)
 
 
 def harmless(text: str) -> str:

@@ -24,7 +24,7 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> Non
         Column(f"to {token}", optional=2),
         Column(f"to {other}", optional=1),
         Column("difference"),
-        Column(SIDES, right=False),
+        Column(SIDES, right=False, plain="sign"),
     ]
     print_table(columns, _part_rows(report, top), stream)
     say(f"what {heads} took from each position:", stream)
@@ -33,7 +33,7 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> Non
         Column("token", right=False),
         Column("mostly by", right=False, optional=1),
         Column("difference"),
-        Column(SIDES, right=False),
+        Column(SIDES, right=False, plain="sign"),
     ]
     print_table(columns, _source_rows(report.sources, top), stream)
     capped = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"

@@ -1,0 +1,40 @@
+"""``llmcli compare``: what did fine-tuning change?"""
+
+from __future__ import annotations
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, pair_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.prompt import Prompt, prompt_options
+
+
+@click.command()
+@prompt_options("text")
+@click.option(
+    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the largest changes; 0: all."
+)
+@form_options
+@pair_options
+@verbose_option
+def compare(prompt: Prompt, top: int, form: Form, choices: tuple[ModelChoice, ModelChoice], verbose: bool) -> None:
+    """What did fine-tuning change? Score TEXT with two models of one tokenizer, token by token.
+
+    Each token's log-probability under both, and how far the whole distributions are apart (Kullback-Leibler
+    divergence of the second from the first). With --adapter, one model is compared with and without it.
+
+    \b
+    Examples:
+      llmcli compare -m llama-tales-11m -m my-model "The king was very old."
+      llmcli compare -m llama-tales-11m --adapter my-lora --top 5 < story.txt
+      llmcli compare -m llama-tales-11m -m llama-tales-11m "The same model twice." --json
+    """
+    text = prompt.read()
+    first, second = (choice.open() for choice in choices)
+
+    from llmcli.explain.compare import compare_report
+    from llmcli.render.compare import print_compare
+
+    report = compare_report(first, second, text, parse_special=prompt.parse_special)
+    form.show(report, lambda report, stream: print_compare(report, stream, top=top))

@@ -1,0 +1,34 @@
+"""``llmcli neighbours``: which tokens mean alike?"""
+
+from __future__ import annotations
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+
+
+@click.command()
+@click.argument("word")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many neighbours.")
+@form_options
+@model_options
+@verbose_option
+def neighbours(word: str, top: int, form: Form, choice: ModelChoice, verbose: bool) -> None:
+    """Which tokens mean alike? Compare WORD's embedding, a vector, with that of every other token.
+
+    WORD is one token (with a space before it, where there is such a token), or a sum: words with + and - between
+    them, in quotes and with spaces around. A word of several tokens has no vector of its own and is refused.
+
+    \b
+    Examples:
+      llmcli neighbours king
+      llmcli neighbours "king - man + woman"
+    """
+    loaded = choice.open()
+
+    from llmcli.explain.neighbours import neighbours_report
+    from llmcli.render.neighbours import print_neighbours
+
+    form.show(neighbours_report(loaded, word, top), print_neighbours)

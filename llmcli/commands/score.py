@@ -1,0 +1,40 @@
+"""``llmcli score``: where was the model surprised?"""
+
+from __future__ import annotations
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.prompt import Prompt, prompt_options
+
+
+@click.command()
+@prompt_options("text")
+@click.option(
+    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the most surprising; 0: all."
+)
+@form_options
+@model_options
+@verbose_option
+def score(prompt: Prompt, top: int, form: Form, choice: ModelChoice, verbose: bool) -> None:
+    """Where was the model surprised? Score TEXT: each token's surprisal, rank and the entropy of its place.
+
+    Surprisal is -log2 of the probability that the model gave the token before it came; the totals are bits per byte
+    and perplexity. A text longer than the context is read in windows that overlap by half.
+
+    \b
+    Examples:
+      llmcli score "Once upon a time there was a little spaceship."
+      llmcli score --top 5 < story.txt
+      llmcli score "The king was a very good dragon." --json
+    """
+    text = prompt.read()
+    loaded = choice.open()
+
+    from llmcli.explain.score import score_report
+    from llmcli.render.score import print_score
+
+    report = score_report(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special))
+    form.show(report, lambda report, stream: print_score(report, stream, top=top))

@@ -1,0 +1,55 @@
+"""``llmcli tour``: how does a language model work?"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.errors import EXIT_FAILURE
+
+SENTENCE = "The cat that I saw yesterday was sleeping"
+
+
+@click.command()
+@prompt_options("sentence")
+@click.option("--no-pause", is_flag=True, help="Do not wait for Enter after each stop.")
+@form_options
+@model_options
+@verbose_option
+def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbose: bool) -> None:
+    """How does a language model work? Walk through one sentence in eight stops, with the model's real numbers.
+
+    Tokens, vectors, position, attention, layers, probabilities, temperature, the loop: each stop is a view of its own
+    (attend, lens, …) that can be called on any text. SENTENCE may be your own, of a few words; where the output is
+    no terminal, nothing waits.
+
+    \b
+    Examples:
+      llmcli tour
+      llmcli tour "Once upon a time there was a fox" --no-pause
+    """
+    given = prompt.argument is not None or prompt.file is not None or not sys.stdin.isatty()
+    text = (prompt.read() if given else "") or SENTENCE
+    loaded = choice.open()
+
+    from llmcli.explain.tour import tour_report
+    from llmcli.render.tour import STOPS, print_stop, print_tour
+
+    report = tour_report(loaded, text)
+    if no_pause or form.as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        form.show(report, print_tour)
+        return
+    for number in range(len(STOPS)):
+        print_stop(report, sys.stdout, number)
+        if number < len(STOPS) - 1 and click.prompt(
+            "\nEnter: go on, q: leave", default="", show_default=False, prompt_suffix=" "
+        ).strip().lower() in ("q", "quit"):
+            break
+    form.paint(lambda stream: print_tour(report, stream))
+    if not report.check.ok:
+        sys.exit(EXIT_FAILURE)

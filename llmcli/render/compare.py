@@ -1,0 +1,75 @@
+"""Two models on one text for the eye: the text in the colours of the change, the largest changes, the totals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from rich.text import Text
+
+from llmcli.render.bars import AGAINST, FOR, HALF, signed_bar
+from llmcli.render.check import print_check
+from llmcli.render.table import Cell, Column, number, print_table
+from llmcli.render.terminal import console, harmless, label, say, styled
+
+if TYPE_CHECKING:
+    from llmcli.explain.compare import Compared, CompareReport
+    from llmcli.explain.piece import Piece
+
+NOTABLE = 0.5  # nats: below that a token keeps the terminal's own colour
+
+
+def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
+    """The whole view, with the ``top`` largest changes in the order of the text (0: all)."""
+    first, second = report.models
+    say(f"compare: what does {second} expect that {first} did not?", stream)
+    if styled(stream):
+        _print_text(report, stream)
+    shown = sorted(report.tokens, key=lambda token: -abs(token.delta))[: top or None]
+    most = max(abs(token.delta) for token in shown)
+    columns = [
+        Column("#", optional=2),
+        Column("token", right=False),
+        Column("logprob", optional=4),
+        Column("then", optional=3),
+        Column("change, nats"),
+        Column(f"{'less':>{HALF}}│{'more':<{HALF}}", right=False, plain="sign"),
+        Column("KL, bits"),
+        Column("favourites", right=False, optional=1),
+    ]
+    print_table(columns, [_row(token, most) for token in sorted(shown, key=lambda token: token.position)], stream)
+    if len(shown) < len(report.tokens):
+        say(f"the {len(shown)} largest changes of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
+    before, after = report.bits_per_byte
+    say(
+        f"{before:.4f} bits a byte, then {after:.4f} ({after - before:+.4f}); KL {report.mean_kl:.4f} bits a token; "
+        f"another favourite at {report.other_favourite:.1%} of the places",
+        stream,
+    )
+    print_check(report.check, stream)
+
+
+def _print_text(report: CompareReport, stream: TextIO) -> None:
+    text = Text()
+    for token in report.tokens:
+        text.append(harmless(token.chunk), "" if abs(token.delta) < NOTABLE else FOR if token.delta > 0 else AGAINST)
+    legend = Text.assemble(("more probable than before", FOR), "  ", ("less", AGAINST), f"  by {NOTABLE} nats or more")
+    console(stream).print(text)
+    console(stream).print(legend)
+
+
+def _row(token: Compared, most: float) -> list[Cell]:
+    before, after = (_named(piece) for piece in token.favourites)
+    return [
+        Cell(str(token.position)),
+        Cell(_named(token.piece)),
+        number(token.logprobs[0], 2),
+        number(token.logprobs[1], 2),
+        Cell(f"{token.delta:+.2f}", repr(token.delta)),
+        signed_bar(token.delta, most),
+        number(token.kl, 3),
+        Cell(before if before == after else f"{before} → {after}"),
+    ]
+
+
+def _named(piece: Piece) -> str:
+    return label(piece.text, piece.bytes)

@@ -1,0 +1,49 @@
+"""A vector and its neighbours for the eye."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from llmcli.render.bars import bar
+from llmcli.render.check import print_check
+from llmcli.render.table import Cell, Column, number, print_table
+from llmcli.render.terminal import label, say
+
+if TYPE_CHECKING:
+    from llmcli.explain.neighbours import Neighbour, NeighboursReport, Term
+
+
+def print_neighbours(report: NeighboursReport, stream: TextIO) -> None:
+    """The whole view."""
+    name = "".join(_term(term, first=n == 0) for n, term in enumerate(report.terms))
+    say(f"neighbours: which tokens does {report.model} take for like {name}?", stream)
+    numbers = ", ".join(f"{value:.3f}" for value in report.vector)
+    more = ", …" if report.size > len(report.vector) else ""
+    say(f"{name} = [{numbers}{more}]: {report.size} numbers, length {report.length:.3f}", stream)
+    columns = [
+        Column("id", optional=1),
+        Column("token", right=False),
+        Column("centred"),
+        Column("", right=False),
+        Column("cosine", optional=2),
+    ]
+    print_table(columns, [_row(row) for row in report.neighbours], stream)
+    say("centred: cosine once the mean of all tokens, which they share, is taken away.", stream, "dim")
+    if len(report.terms) > 1:
+        say("The words themselves are left out; they would often come first.", stream, "dim")
+    print_check(report.check, stream)
+
+
+def _term(term: Term, first: bool) -> str:
+    sign = "" if first and term.sign > 0 else "- " if first else " + " if term.sign > 0 else " - "
+    return sign + label(term.piece.text, term.piece.bytes)
+
+
+def _row(row: Neighbour) -> list[Cell]:
+    return [
+        Cell(str(row.piece.id)),
+        Cell(label(row.piece.text, row.piece.bytes)),
+        number(row.centred),
+        bar(max(row.centred, 0.0), 1.0),
+        number(row.cosine),
+    ]

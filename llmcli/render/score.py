@@ -1,0 +1,72 @@
+"""A scored text for the eye: the text itself in colour, its most surprising tokens, and the totals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from rich.text import Text
+
+from llmcli.render.check import print_check
+from llmcli.render.table import Cell, Column, number, print_table, probability
+from llmcli.render.terminal import RANK_BANDS, console, harmless, label, rank_band, say, styled
+
+if TYPE_CHECKING:
+    from llmcli.explain.score import Scored, ScoreReport
+
+
+def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
+    """The whole view, with the ``top`` most surprising tokens in the order of the text (0: all)."""
+    say(f"score: where was {report.model} surprised?", stream)
+    if styled(stream):
+        _print_text(report, stream)
+    shown = sorted(report.tokens, key=lambda token: -token.surprisal)[: top or None]
+    columns = [
+        Column("#", optional=3),
+        Column("id", optional=4),
+        Column("token", right=False),
+        Column("surprisal, bits"),
+        Column("rank"),
+        Column("", right=False),
+        Column("entropy, bits", optional=2),
+        Column("favourite", right=False),
+        Column("its p", optional=1),
+    ]
+    print_table(columns, [_row(token) for token in sorted(shown, key=lambda token: token.position)], stream)
+    if len(shown) < len(report.tokens):
+        say(f"the {len(shown)} most surprising of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
+    first = label(report.first.text, report.first.bytes)
+    say(
+        f"{len(report.tokens)} tokens, {report.bits:.1f} bits: {report.bits_per_token:.3f} a token, "
+        f"{report.bits_per_byte:.4f} a byte, perplexity {report.perplexity:.2f}. {first}, the first, is not scored.",
+        stream,
+    )
+    print_check(report.check, stream)
+
+
+def _print_text(report: ScoreReport, stream: TextIO) -> None:
+    text = Text()
+    for token in report.tokens:
+        text.append(harmless(token.chunk), rank_band(token.rank)[0])
+    legend = Text("rank: ", "dim")
+    lower = 0
+    for below, style, sign in RANK_BANDS:
+        legend.append(f"{lower} on {sign}" if below == float("inf") else f"{lower}-{below - 1:.0f} {sign}", style)
+        legend.append("  ")
+        lower = int(min(below, 1000))
+    console(stream).print(text)
+    console(stream).print(legend)
+
+
+def _row(token: Scored) -> list[Cell]:
+    style, sign = rank_band(token.rank)
+    return [
+        Cell(str(token.position)),
+        Cell(str(token.piece.id)),
+        Cell(label(token.piece.text, token.piece.bytes), style=style),
+        number(token.surprisal, 2),
+        Cell(str(token.rank)),
+        Cell(sign, style=style),
+        number(token.entropy, 2),
+        Cell(label(token.favourite.text, token.favourite.bytes)),
+        probability(token.p_favourite),
+    ]
