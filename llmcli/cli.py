@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "Continue a text, one token after the other.",
     "tokenize": "Show a text as the tokens that a model receives.",
     "explain-step": "Show how one token was chosen.",
+    "inspect": "What is this model, and does it fit?",
     "lens": "When does the answer appear, layer by layer?",
     "bench": "Measure how fast a model runs here.",
     "quantize": "Round a model's weights to 8 or 4 bits.",
