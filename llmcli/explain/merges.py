@@ -84,7 +84,10 @@ def merges_report(tokenizer: Tokenizer, text: str, *, parse_special: bool = Fals
         tokens=sum(len(way.tokens) for way in ways),
         around=len(tokenizer.encode(text, parse_special=parse_special)) - sum(len(word.ids) for word in found),
         ranks=len(bpe.ranks),
-        check=check(Claim("replaying the merges gives the tokenizer's own ids", wrong, 0.0)),
+        check=check(
+            Claim("replaying the merges gives the tokenizer's own ids", wrong, 0.0),
+            Claim("lower ranks came first", sum(_late(way.done) for way in ways), 0.0),
+        ),
     )
 
 
@@ -143,6 +146,14 @@ def _word(tokenizer: Tokenizer, way: _Way, count: int) -> WordMerges:
         symbols=tuple(piece(tokenizer, id) for id in way.symbols),
         merges=tuple(rows),
         tokens=tuple(piece(tokenizer, id) for id in way.tokens),
+    )
+
+
+def _late(done: Sequence[Join]) -> int:
+    """How many joins came behind one of higher rank that did not make their pair."""
+    return sum(
+        after.rank < before.rank and before.result not in (after.left, after.right)
+        for before, after in itertools.pairwise(done)
     )
 
 
