@@ -17,16 +17,17 @@ from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError
 
 # Name -> one line for --help. A command's module is imported when it is called: some need torch.
 COMMANDS = {
-    "tour": "How does a language model work? Eight stops.",
     "generate": "Continue a text, one token after the other.",
-    "tokenize": "Show a text as the tokens that a model receives.",
-    "explain-step": "Show how one token was chosen.",
+    "tour": "How does a language model work? Eight stops.",
+    "tokenize": "What does the model receive?",
     "neighbours": "Which tokens mean alike?",
+    "attend": "What does a token look at?",
+    "lens": "When does the answer appear, layer by layer?",
+    "why": "What pushed this logit?",
+    "explain-step": "Why this token?",
     "score": "Where was the model surprised?",
     "compare": "What did fine-tuning change?",
-    "lens": "When does the answer appear, layer by layer?",
-    "attend": "What does a token look at?",
-    "why": "What pushed this logit?",
+    "inspect": "What is this model, and does it fit?",
     "bench": "Measure how fast a model runs here.",
     "quantize": "Round a model's weights to 8 or 4 bits.",
     "train": "Train a small model of your own on text files.",

@@ -7,10 +7,11 @@ import sys
 
 import click
 
+from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import find_model
 from llmcli.commands.options import Line, offline_option, verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
-from llmcli.errors import usage_error
+from llmcli.errors import EXIT_FAILURE, usage_error
 
 
 @click.command()
@@ -27,8 +28,9 @@ from llmcli.errors import usage_error
 @offline_option
 @click.option("--ids", "only_ids", is_flag=True, help="The ids alone, on one line.")
 @click.option("--count", "only_count", is_flag=True, help="The number of tokens alone.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a model.")
+@click.option("--merges", is_flag=True, help="How each word became tokens: every BPE merge with its rank.")
 @click.option("--decode", metavar="IDS", help='The other way: the text of these ids, such as "1 2 3".')
+@form_options
 @verbose_option
 def tokenize(
     prompt: Prompt,
@@ -36,55 +38,77 @@ def tokenize(
     offline: bool,
     only_ids: bool,
     only_count: bool,
-    as_json: bool,
+    merges: bool,
     decode: str | None,
+    form: Form,
     verbose: bool,
 ) -> None:
-    """Show TEXT as the tokens that a model receives: ids, bytes, and their place in the text in bytes.
+    """What does the model receive? Show TEXT as tokens: ids, bytes, and their place in the text in bytes.
+
+    --merges shows how each word became tokens: which neighbours were joined, the earliest learnt first.
 
     \b
     Examples:
       llmcli tokenize "Once upon a time"
+      llmcli tokenize "The unhappiest fox" --merges
       llmcli tokenize --count < story.txt
       llmcli tokenize "naïve 🙂" -m llama-tales-11m -m path/to/another/model
       llmcli tokenize --decode "302 259 351"
     """
-    if only_ids + only_count + as_json + (decode is not None) > 1:
-        raise usage_error("--ids, --count, --json and --decode exclude each other", "give one of them")
-    if decode is not None and (prompt.argument is not None or prompt.file is not None):
-        raise usage_error("--decode takes ids and no TEXT", "leave one of them out")
+    check_forms(prompt, models, only_ids, only_count, merges, decode, form)
     source = prompt.read() if decode is None else ""
 
+    from llmcli.explain.merges import merges_report
     from llmcli.explain.tokens import tokenization
     from llmcli.hub.cache import name_of
     from llmcli.render import ndjson
     from llmcli.render import tokens as view
-    from llmcli.render.generation import note
+    from llmcli.render.merges import print_merges
     from llmcli.text.tokenizer import load_tokenizer
 
     folders = [find_model(name, offline) for name in models or (None,)]
     tokenizers = [load_tokenizer(folder, name_of(folder)) for folder in folders]
-    if decode is not None:
-        ids = parse_ids(decode)
-        for tokenizer in tokenizers:
-            click.echo(view.printable(tokenizer.decode(ids, skip_special=False), sys.stdout))
+    if merges:
+        form.show(merges_report(tokenizers[0], source, parse_special=prompt.parse_special), print_merges)
+        return
+    for tokenizer in tokenizers:
+        if decode is not None:
+            click.echo(view.printable(tokenizer.decode(parse_ids(decode), skip_special=False), sys.stdout))
+        elif only_ids or only_count:
+            ids = tokenizer.encode(source, parse_special=prompt.parse_special)
+            click.echo(" ".join(map(str, ids)) if only_ids else len(ids))
+    if decode is not None or only_ids or only_count:
         return
     reports = [tokenization(tokenizer, source, parse_special=prompt.parse_special) for tokenizer in tokenizers]
-    for report in reports:
-        if only_ids:
-            click.echo(" ".join(str(token.id) for token in report.tokens))
-        elif only_count:
-            click.echo(len(report.tokens))
-        elif as_json:
+    if form.as_json:
+        for report in reports:
             ndjson.write(ndjson.tokenization(report), sys.stdout)
-    if only_ids or only_count or as_json:
-        return
-    if len(reports) == 1:
-        view.print_tokenization(reports[0], sys.stdout)
     else:
-        view.print_side_by_side(reports, sys.stdout)
-    for report in reports:
-        note(view.tokenization_summary(report), sys.stderr)
+        view.print_tokens(reports, sys.stdout, sys.stderr)
+    form.paint(lambda stream: view.print_tokens(reports, stream, stream))
+    if not all(report.check.ok for report in reports):
+        sys.exit(EXIT_FAILURE)
+
+
+def check_forms(
+    prompt: Prompt,
+    models: tuple[str, ...],
+    only_ids: bool,
+    only_count: bool,
+    merges: bool,
+    decode: str | None,
+    form: Form,
+) -> None:
+    """Raise where options exclude each other."""
+    bare = only_ids + only_count + (decode is not None)
+    if bare + (merges or form.as_json) > 1:
+        raise usage_error("--ids, --count, --decode and --json or --merges exclude each other", "give one of them")
+    if bare and form.picture is not None:
+        raise usage_error("--ids, --count and --decode have no picture", "leave --save out")
+    if decode is not None and (prompt.argument is not None or prompt.file is not None):
+        raise usage_error("--decode takes ids and no TEXT", "leave one of them out")
+    if merges and len(models) > 1:
+        raise usage_error("--merges shows one model", "give -m once")
 
 
 def parse_ids(text: str) -> list[int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # `llmcli tokenize` proves itself too, and should not wait for torch
+    import torch
 
 # How far two ways to the same logits may part, relative to their size: what rounding to the dtype adds up to.
-LIMITS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+LIMITS = {"torch.float32": 1e-4, "torch.float16": 1e-2, "torch.bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def check(*claims: Claim) -> Check:
 
 def limit(dtype: torch.dtype) -> float:
     """What to allow a model that computes in ``dtype``."""
-    return LIMITS[dtype]
+    return LIMITS[str(dtype)]
 
 
 def relative(error: float, size: float) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from llmcli.errors import LlmcliError
 from llmcli.generate.defaults import Defaults, read_defaults
 from llmcli.generate.sampling import Filter, Vocabulary
@@ -71,8 +73,7 @@ def load(
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise LlmcliError(f"{folder} is a LoRA adapter", "give its base model with -m, and this with --adapter")
     checkpoint.read_config(folder)  # its faults first
-    rounded = quantization is not None or checkpoint.is_quantized(folder)
-    where = pick_device("cpu" if rounded and device == "auto" else device)
+    where = device_for(folder, device, quantization)
     tokenizer = load_tokenizer(folder, name)
     defaults = read_defaults(folder)
     model = checkpoint.load(
@@ -85,3 +86,9 @@ def load(
     if quantization is not None:
         quantize(model, quantization, progress)
     return LoadedModel(name or folder.name, folder, model, tokenizer, defaults)
+
+
+def device_for(folder: Path, device: str, quantization: Kind | None) -> torch.device:
+    """Where ``load`` opens a model; "auto" means the CPU where the weights are rounded."""
+    rounded = quantization is not None or checkpoint.is_quantized(folder)
+    return pick_device("cpu" if rounded and device == "auto" else device)

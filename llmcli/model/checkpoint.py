@@ -15,6 +15,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
+from llmcli.model.families.rules import Rule
 from llmcli.model.files import WEIGHTS
 from llmcli.model.jsonfile import read_json
 from llmcli.model.quantized_file import METHOD, kind_of, load_quantized
@@ -70,13 +71,7 @@ def load(
         if adapter is not None:
             raise usage_error("an adapter cannot be merged into quantised weights", "merge it first, then quantise")
         return load_quantized(folder, config, kind, device=device, dtype=dtype, progress=progress)
-    family = FAMILIES[config.model_type]
-    stored = Stored(folder, family, adapter, scaled="quantization_config" in raw)
-    rules = family.rules(config)
-    if config.tie_word_embeddings and stored.has_own_head(rules[0].parts[0].source):
-        config = replace(config, tie_word_embeddings=False)  # as transformers does
-        rules = family.rules(config)
-    stored.check_names(rules, tied=config.tie_word_embeddings)
+    stored, config, rules = find_stored(folder, config, adapter, scaled="quantization_config" in raw)
     stored.check_adapter(rules, tied=config.tie_word_embeddings)
     with torch.device("meta"):
         model = Transformer(config)
@@ -96,6 +91,23 @@ def load(
         if progress is not None:
             progress(done, total)
     return model.eval()
+
+
+def find_stored(
+    folder: Path, config: ModelConfig, adapter: Path | None = None, *, scaled: bool
+) -> tuple[Stored, ModelConfig, list[Rule]]:
+    """Where the folder keeps each parameter; the config with a head of its own if one is stored, and its rules.
+
+    ``scaled`` as of ``Stored``. Errors: missing or unexpected tensors, damaged files.
+    """
+    family = FAMILIES[config.model_type]
+    stored = Stored(folder, family, adapter, scaled=scaled)
+    rules = family.rules(config)
+    if config.tie_word_embeddings and stored.has_own_head(rules[0].parts[0].source):
+        config = replace(config, tie_word_embeddings=False)  # as transformers does
+        rules = family.rules(config)
+    stored.check_names(rules, tied=config.tie_word_embeddings)
+    return stored, config, rules
 
 
 def save(model: Transformer, folder: Path, described: Mapping[str, Any], *, dtype: torch.dtype) -> None:

@@ -93,10 +93,9 @@ def load_quantized(
     """What ``save_quantized`` wrote, computing in ``dtype``; arguments and errors as of ``checkpoint.load``."""
     if device.type != "cpu":
         raise usage_error(f"quantised weights run on the CPU, not on {device.type}", "give --device cpu")
-    file = TensorFile(folder / WEIGHTS, WHOLE_NUMBERS)
-    tied = config.tie_word_embeddings and "head.weight" not in file.entries  # a head of its own goes before config.json
+    file, config = find_quantized(folder, config)
     with torch.device("meta"):
-        model = Transformer(replace(config, tie_word_embeddings=tied))
+        model = Transformer(config)
     places = dict(matrices(model))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     dtypes: dict[str, tuple[str, ...]] = dict.fromkeys(shapes, FLOATS)
@@ -125,6 +124,13 @@ def load_quantized(
         module_name, _, last = name.rpartition(".")
         setattr(model.get_submodule(module_name), last, nn.Parameter(tensor.to(dtype), requires_grad=False))
     return model.eval()
+
+
+def find_quantized(folder: Path, config: ModelConfig) -> tuple[TensorFile, ModelConfig]:
+    """The file of quantised weights, and the config with a head of its own if one is stored. Errors: a damaged file."""
+    file = TensorFile(folder / WEIGHTS, WHOLE_NUMBERS)
+    tied = config.tie_word_embeddings and "head.weight" not in file.entries  # a head of its own goes before config.json
+    return file, replace(config, tie_word_embeddings=tied)
 
 
 def _part_dtypes(parts: Mapping[str, Any]) -> dict[str, str]:

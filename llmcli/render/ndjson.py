@@ -90,6 +90,8 @@ def tokenization(report: Tokenization) -> dict[str, Any]:
         "model": report.model,
         "count": len(report.tokens),
         "tokens": [_token(token) for token in report.tokens],
+        "unknown": report.unknown,
+        "check": record(report.check),
     }
 
 

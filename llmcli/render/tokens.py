@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from llmcli.render.check import print_check
 from llmcli.render.table import Cell, Column, print_table, probability
-from llmcli.render.terminal import band, harmless, label
+from llmcli.render.terminal import band, harmless, label, say, styled
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
     from llmcli.explain.generated import TokenReport
@@ -14,8 +15,23 @@ if TYPE_CHECKING:  # types alone: torch must not come with them
     from llmcli.text.tokenizer import Token
 
 
+def print_tokens(reports: Sequence[Tokenization], stream: TextIO, beside: TextIO) -> None:
+    """One tokenizer's view, or several side by side.
+
+    What is no table, the check among it, goes to the stream for the eye, and ``beside`` the table elsewhere.
+    """
+    if len(reports) == 1:
+        print_tokenization(reports[0], stream)
+    else:
+        print_side_by_side(reports, stream)
+    target = stream if styled(stream) else beside
+    for report in reports:
+        say(tokenization_summary(report), target, "dim")
+        print_check(report.check, target)
+
+
 def print_tokenization(report: Tokenization, stream: TextIO) -> None:
-    """One row a token, and the count below."""
+    """One row a token."""
     columns = [Column("#"), Column("id"), Column("token", right=False), Column("bytes", right=False), Column("at")]
     rows = [
         [
@@ -31,11 +47,11 @@ def print_tokenization(report: Tokenization, stream: TextIO) -> None:
 
 
 def tokenization_summary(report: Tokenization) -> str:
-    """Count, bytes per token, and the check line of the view."""
-    proof = "every byte of the text is in one token" if report.exact else "the tokenizer normalised the text"
+    """Count, and bytes per token."""
+    unknown = f", of which {report.unknown} unknown to the tokenizer" if report.unknown else ""
     return (
-        f"{report.model}: {len(report.tokens)} tokens, {report.text_bytes} bytes, "
-        f"{report.bytes_per_token:.2f} bytes a token; check: {proof}"
+        f"{report.model}: {len(report.tokens)} tokens{unknown}; {report.text_bytes} bytes of text, "
+        f"{report.bytes_per_token:.2f} bytes a token"
     )
 
 

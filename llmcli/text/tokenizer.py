@@ -49,11 +49,11 @@ class Tokenizer:
         ``parse_special`` reads special tokens written in the text as what they stand for.
         Errors: text that is not Unicode (lone surrogates, from undecodable bytes).
         """
-        return list(self._encoded(text, parse_special).ids)
+        return list(self.encoded(text, parse_special).ids)
 
     def tokens(self, text: str, *, parse_special: bool = False) -> list[Token]:
         """``encode``, each id with its bytes and its place in the text."""
-        encoded = self._encoded(text, parse_special)
+        encoded = self.encoded(text, parse_special)
         pieces = [self.token_bytes(id) for id in encoded.ids]
         # A token the text holds is no template's; the tokens that surround every text are empty places.
         inserted = [mask == 1 for mask in encoded.special_tokens_mask]
@@ -77,11 +77,24 @@ class Tokenizer:
         piece = self.fast.id_to_token(id)
         if piece is None:
             return b""
-        if self._byte_level:
-            return bytes(byte for char in piece for byte in _BYTES.get(char, char.encode()))
-        if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
+        if not self._byte_level and re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
             return bytes([int(piece[3:5], 16)])
-        return piece.replace("\u2581", " ").encode()
+        return self.spelt(piece)
+
+    def spelt(self, written: str) -> bytes:
+        """The bytes of text as the vocabulary writes it: byte by byte in stand-ins, or with U+2581 for spaces."""
+        if self._byte_level:
+            return bytes(byte for char in written for byte in _BYTES.get(char, char.encode()))
+        return written.replace("\u2581", " ").encode()
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for what the vocabulary lacks; None if there is none."""
+        model: Any = self.fast.model
+        if hasattr(model, "unk_token"):
+            return None if model.unk_token is None else self.fast.token_to_id(model.unk_token)
+        found = json.loads(model.__getstate__()).get("unk_id")
+        return found if isinstance(found, int) else None
 
     def id_of(self, text: str) -> int | None:
         """The token whose bytes are ``text``, the smallest id if there are several; None if no one token is."""
@@ -99,7 +112,8 @@ class Tokenizer:
             return f"<unused {id}>"
         return self.token_bytes(id).decode("utf-8", "replace")
 
-    def _encoded(self, text: str, parse_special: bool) -> Any:
+    def encoded(self, text: str, parse_special: bool) -> Any:
+        """What ``tokenizers`` itself makes of ``text``; see ``encode``."""
         try:
             text.encode()
         except UnicodeEncodeError as error:

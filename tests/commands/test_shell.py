@@ -22,7 +22,14 @@ def shell(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["generate", "--help"], ["train", "--help"], ["tokenize", "x", "-m", "MODEL"]]
+    "args",
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["train", "--help"],
+        ["tokenize", "x", "-m", "MODEL"],
+        ["tokenize", "x", "-m", "MODEL", "--merges"],
+    ],
 )
 def test_no_torch_is_imported(args: list[str], model: Path) -> None:
     args = [str(model) if arg == "MODEL" else arg for arg in args]
@@ -103,8 +110,14 @@ def bare(text: str) -> str:
 @pytest.mark.parametrize("width", [40, 80, 120])
 @pytest.mark.parametrize(
     "args",
-    ["explain-step|The|--seed|1|--temperatures|0,1", "tokenize|The fox sang 🙂", "generate|The|-n|6|--probs"],
-    ids=["explain-step", "tokenize", "generate"],
+    [
+        "explain-step|The|--seed|1|--temperatures|0,1",
+        "tokenize|The fox sang 🙂",
+        "tokenize|The fox sang 🙂|--merges",
+        "generate|The|-n|6|--probs",
+        "inspect",
+    ],
+    ids=["explain-step", "tokenize", "merges", "generate", "inspect"],
 )
 def test_tables_fit_the_terminal(model: Path, args: str, width: int) -> None:
     from rich.cells import cell_len

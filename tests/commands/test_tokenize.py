@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from llmcli.text.tokenizer import load_tokenizer
+from llmcli.text import bpe
+from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from tests.commands.conftest import records
+from tests.text.test_tokenizer import unigram
 
 Run = Callable[..., Result]
 TEXT = "The old fox\n sang \U0001f642 é!"
@@ -20,7 +22,9 @@ def test_forms_agree(run: Run, model: Path) -> None:
     assert run("tokenize", TEXT, "-m", model, "--ids").stdout.split() == [str(id) for id in expected]
     assert run("tokenize", TEXT, "-m", model, "--count").stdout == f"{len(expected)}\n"
     (record,) = records(run("tokenize", TEXT, "-m", model, "--json"))
-    assert list(record) == ["model", "count", "tokens"]
+    assert list(record) == ["model", "count", "tokens", "unknown", "check"]
+    assert record["count"] == len(expected)
+    assert record["check"]["ok"]
     assert [token["id"] for token in record["tokens"]] == expected
     table = [line.split("\t") for line in run("tokenize", TEXT, "-m", model).stdout.splitlines()]
     assert table[0] == ["#", "id", "token", "bytes", "at"]
@@ -82,6 +86,69 @@ def test_special_tokens(run: Run, model: Path) -> None:
     assert "1" not in run("tokenize", text, "-m", model, "--ids").stdout.split()
 
 
-def test_forms_exclude_each_other(run: Run, model: Path) -> None:
+def test_forms_exclude_each_other(run: Run, model: Path, tmp_path: Path) -> None:
     assert run("tokenize", "x", "-m", model, "--ids", "--json").exit_code == 2
     assert run("tokenize", "x", "-m", model, "--decode", "1").exit_code == 2
+    assert run("tokenize", "x", "-m", model, "--count", "--merges").exit_code == 2
+    assert run("tokenize", "x", "-m", model, "-m", model, "--merges").exit_code == 2
+    assert run("tokenize", "x", "-m", model, "--ids", "--save", tmp_path / "x.svg").exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_in_a_file_is_alone(run: Run, model: Path) -> None:
+    result = run("tokenize", TEXT, "-m", model)
+    assert all(line.count("\t") == 4 for line in result.stdout.splitlines())
+    told = result.stderr.splitlines()
+    assert "tokens" in told[0]
+    assert told[1].startswith("check: ok")
+
+
+def test_the_picture_has_the_check_line(run: Run, model: Path, tmp_path: Path) -> None:
+    for name, more in (("one.svg", []), ("two.html", ["-m", model]), ("merges.svg", ["--merges"])):
+        result = run("tokenize", TEXT, "-m", model, *more, "--save", tmp_path / name)
+        assert result.exit_code == 0
+        picture = (tmp_path / name).read_text(encoding="utf-8").replace("&#160;", " ")
+        assert picture.count("check: ok") == (2 if name == "two.html" else 1)
+
+
+def test_merges(run: Run, model: Path) -> None:
+    result = run("tokenize", "The fox, the fox \U0001f642", "-m", model, "--merges")
+    lines = result.stdout.splitlines()
+    table = [line.split("\t") for line in lines if line.count("\t") == 4]
+    assert table[0] == ["word", "times", "rank", "joined", "now"]
+    fox = [row for row in table if row[0] == "·fox"]
+    assert fox[0] == ["·fox", "2", "", "", "· f o x"]
+    assert all(row[2].isdecimal() and " + " in row[3] for row in fox[1:])
+    assert fox[-1][4] == "·fox"  # which the model has learnt as one token
+    assert lines[-1].startswith("check: ok; replaying")
+
+
+def test_merges_as_json(run: Run, model: Path) -> None:
+    (record,) = records(run("tokenize", "The fox", "-m", model, "--merges", "--json"))
+    assert list(record) == ["model", "words", "tokens", "around", "ranks", "check"]
+    word = record["words"][1]
+    assert list(word) == ["text", "bytes", "count", "kind", "symbols", "merges", "tokens"]
+    assert list(word["merges"][0]) == ["rank", "left", "right", "result", "at"]
+    ids = load_tokenizer(model).encode("The fox")
+    assert [token["id"] for word in record["words"] for token in word["tokens"]] == ids[1:]
+
+
+def test_a_tokenizer_without_merges_says_so(run: Run, tmp_path: Path) -> None:
+    unigram().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text("{}")
+    result = run("tokenize", "the cat", "-m", tmp_path, "--merges")
+    assert result.exit_code == 1
+    assert "Unigram" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert run("tokenize", "the cat", "-m", tmp_path).exit_code == 0
+
+
+def test_a_failed_check_is_exit_code_1(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpe.Bpe, "symbols", lambda self, word: [5] * len(word))
+    result = run("tokenize", "The fox", "-m", model, "--merges")
+    assert result.exit_code == 1
+    assert "check: FAILED" in result.stdout
+    monkeypatch.setattr(Tokenizer, "token_bytes", lambda self, id: b"x")
+    result = run("tokenize", "The fox", "-m", model)
+    assert result.exit_code == 1
+    assert "check: FAILED" in result.stderr

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcli.explain.check import check
 from llmcli.explain.generated import Rival, TokenReport
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import Tokenization
@@ -369,7 +370,7 @@ def tokenization(model: str) -> Tokenization:
         tokens.append(Token(150_000 + n, text, data, place, place + len(data), False))
         place += len(data)
     tokens.append(Token(7, "\ufffd", b"\xe2\x80", place, place + 2, True))
-    return Tokenization(model, tuple(tokens), place + 2, True)
+    return Tokenization(model, tuple(tokens), place + 2, True, 0, check())
 
 
 @at_every_width
@@ -387,7 +388,7 @@ def test_the_token_view_cuts_no_id_and_no_place(width: int) -> None:
 @at_every_width
 def test_tokenizers_side_by_side_cut_no_id(width: int) -> None:
     stream = Tty()
-    shorter = Tokenization("other", tokenization("").tokens[:3], 9, True)
+    shorter = Tokenization("other", tokenization("").tokens[:3], 9, True, 0, check())
     print_side_by_side([tokenization("[red]m:cat:"), shorter], stream)
     words = words_of(stream, width)
     assert width < 80 or "[red]m:cat:" in words

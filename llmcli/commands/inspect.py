@@ -1,0 +1,52 @@
+"""``llmcli inspect``: what is this model, and does it fit?"""
+
+from __future__ import annotations
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.interrupt import import_torch
+from llmcli.commands.model import ModelChoice, find_model, model_options
+from llmcli.commands.options import verbose_option
+
+
+@click.command()
+@click.option(
+    "--context",
+    "tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many tokens of text must fit; the model's whole context if not given.",
+)
+@form_options
+@model_options
+@verbose_option
+def inspect(tokens: int | None, form: Form, choice: ModelChoice, verbose: bool) -> None:
+    """What is this model, and does it fit? Show its shape, its parameters, and the memory that it takes here.
+
+    All is told by config.json and the headers of the weight files; if it fits, the model is then opened as the
+    options say and measured.
+
+    \b
+    Examples:
+      llmcli inspect
+      llmcli inspect --quantize int4
+      llmcli inspect -m llama-tales-11m --context 256 --dtype bfloat16
+    """
+    folder = find_model(choice.model, choice.offline)
+    import_torch()
+
+    from llmcli.explain.inspect import inspect_report
+    from llmcli.hub.cache import name_of
+    from llmcli.render.inspect import print_inspect
+
+    report = inspect_report(
+        name_of(folder),
+        folder,
+        device=choice.device,
+        dtype=choice.dtype,
+        quantization=choice.quantization,
+        tokens=tokens,
+        opened=choice.open,
+    )
+    form.show(report, print_inspect)

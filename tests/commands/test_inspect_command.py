@@ -1,0 +1,82 @@
+"""``llmcli inspect``: its forms, options and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from llmcli.explain import inspect as view
+from llmcli.model.memory import Memory
+from tests.commands.conftest import records
+
+Run = Callable[..., Result]
+
+
+def test_forms_agree(run: Run, model: Path, tmp_path: Path) -> None:
+    result = run("inspect", "-m", model, "--dtype", "float32", "--save", tmp_path / "x.svg")
+    (record,) = records(run("inspect", "-m", model, "--dtype", "float32", "--json"))
+    assert result.exit_code == 0
+    assert record["check"]["ok"]
+    lines = result.stdout.splitlines()
+    assert lines[-1].startswith("check: ok")
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in lines}
+    for group in record["groups"]:
+        assert rows[group["name"]][:2] == [str(group["parameters"]), repr(group["share"])]
+    assert rows["all"][0] == str(record["parameters"])
+    assert str(record["needs"][0]["total"]) in rows["float32, as opened"]
+    picture = (tmp_path / "x.svg").read_text(encoding="utf-8").replace("&#160;", " ")
+    assert "It fits" in picture
+    assert "check: ok" in picture
+    assert list(record) == [
+        *("model", "shape", "parameters", "active", "groups", "stored", "others", "disk_bytes", "device"),
+        *("tokens", "cache", "needs", "memory", "measured", "check"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_rounded_models(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
+    (asked,) = records(run("inspect", "-m", model, "--quantize", kind, "--json"))
+    assert run("quantize", model, tmp_path / "small", "--to", kind).exit_code == 0
+    (stored,) = records(run("inspect", "-m", tmp_path / "small", "--json"))
+    assert stored["check"]["ok"]
+    assert asked["check"]["ok"]
+    for key in ("parameters", "groups", "measured", "cache"):
+        assert stored[key] == asked[key]
+    assert stored["disk_bytes"] < asked["disk_bytes"]
+
+
+def test_options_change_what_is_needed(run: Run, model: Path) -> None:
+    (wide,) = records(run("inspect", "-m", model, "--dtype", "float32", "--json"))
+    (half,) = records(run("inspect", "-m", model, "--dtype", "bfloat16", "--context", 32, "--json"))
+    assert 2 * half["needs"][0]["weight_bytes"] == wide["needs"][0]["weight_bytes"]
+    assert 4 * half["cache"]["needed"] == wide["cache"]["needed"]  # half the bytes of half the 64 tokens
+    assert half["tokens"] == 32
+
+
+def test_what_does_not_fit_is_not_opened(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (record,) = records(run("inspect", "-m", model, "--json"))
+    between = (record["needs"][0]["total"] + record["needs"][1]["total"]) // 2
+    for memory, hint in ((between, "--quantize int8 would"), (1, "a smaller model")):
+        monkeypatch.setattr(view, "memory_of", lambda device, memory=memory: Memory(None, memory))
+        result = run("inspect", "-m", model)
+        assert result.exit_code == 0
+        assert "It does not fit" in result.stdout
+        assert "container" in result.stdout
+        assert hint in result.stdout
+        assert "measured" not in result.stdout
+
+
+@pytest.mark.parametrize("args", [["--context", "0"], ["--context", "x"], ["a prompt"], ["--save", "x.png"]])
+def test_wrong_lines_are_refused(run: Run, model: Path, args: list[str]) -> None:
+    result = run("inspect", "-m", model, *args)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_damaged_folder_is_one_line(run: Run, tmp_path: Path) -> None:
+    result = run("inspect", "-m", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1

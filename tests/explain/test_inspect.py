@@ -1,0 +1,344 @@
+"""What a model is and takes: against transformers' counts, the opened model's bytes, a cache that was filled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmcli.errors import LlmcliError
+from llmcli.explain import inspect as view
+from llmcli.explain.inspect import GROUPS, InspectReport, inspect_report
+from llmcli.explain.shape import shape_of
+from llmcli.generate.loaded import LoadedModel, load
+from llmcli.model import size
+from llmcli.model.cache import KVCache
+from llmcli.model.config import ModelConfig
+from llmcli.model.memory import Memory, memory_limit, physical_memory
+from llmcli.model.quantize import quantize
+from llmcli.model.quantized_file import save_quantized
+from llmcli.model.size import cache_bytes, empty_model, weight_bytes
+from llmcli.train.vocabulary import train_tokenizer
+from tests.tiny import CASES, CONTEXT, CPU, WINDOW, Tiny
+
+Make = Callable[[str], Tiny]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def report_of(folder: Path, **changed: Any) -> InspectReport:
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(["the cat"], 258).save(str(folder / "tokenizer.json"))
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "quantization": None} | changed
+    tokens = options.pop("tokens", None)
+
+    def opened() -> LoadedModel:
+        return load(folder, **options)
+
+    return inspect_report("m", folder, **options, tokens=tokens, opened=opened)
+
+
+# --- parameters ---
+
+
+@every_case
+def test_parameters_are_those_of_transformers(tiny: Make, name: str) -> None:
+    reference = tiny(name).reference
+    report = report_of(tiny(name).folder)
+    assert report.check.ok, report.check
+    assert report.parameters == reference.num_parameters()
+    assert sum(group.parameters for group in report.groups) == report.parameters
+    assert sum(group.share for group in report.groups) == pytest.approx(1)
+    assert sum(group.bytes for group in report.groups) == report.needs[0].weight_bytes == 4 * report.parameters
+    assert {group.name for group in report.groups} <= set(GROUPS)
+
+
+@every_case
+def test_groups_are_those_of_transformers_names(tiny: Make, name: str) -> None:
+    """Told apart by other names than ours: those that transformers gives."""
+    counts = dict.fromkeys(GROUPS, 0)
+    for theirs, parameter in tiny(name).reference.named_parameters():
+        counts[theirs_of(theirs)] += parameter.numel()
+    found = {group.name: group.parameters for group in report_of(tiny(name).folder).groups}
+    assert found == {group: count for group, count in counts.items() if count}
+
+
+def theirs_of(name: str) -> str:
+    if "embed_in" in name or "embed_tokens" in name or "wte" in name:
+        return "embedding"
+    if "wpe" in name:
+        return "positions"
+    if "lm_head" in name or "embed_out" in name:
+        return "head"
+    if "norm" in name or ".ln_" in name:
+        return "norms"
+    if ".experts." in name:
+        return "experts"
+    if name.endswith((".mlp.gate.weight", "block_sparse_moe.gate.weight", ".router.weight")):
+        return "routers"
+    return "attention" if "attn" in name or ".attention." in name else "MLP"
+
+
+@pytest.mark.parametrize(("name", "chosen", "experts"), [("mixtral", 2, 4), ("qwen3_moe", 2, 6), ("olmoe", 2, 5)])
+def test_of_experts_only_the_chosen_are_active(tiny: Make, name: str, chosen: int, experts: int) -> None:
+    report = report_of(tiny(name).folder)
+    (of_experts,) = [group.parameters for group in report.groups if group.name == "experts"]
+    assert (report.shape.experts, report.shape.experts_per_token) == (experts, chosen)
+    assert report.parameters - report.active == of_experts // experts * (experts - chosen)
+
+
+def test_without_experts_all_are_active(tiny: Make) -> None:
+    report = report_of(tiny("llama").folder)
+    assert report.active == report.parameters
+
+
+# --- bytes ---
+
+
+@every_case
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bytes_are_those_of_the_opened_model(tiny: Make, name: str, kind: Any, dtype: str) -> None:
+    model = tiny(name).load().to(DTYPES[dtype])
+    predicted = weight_bytes(empty_model(model.config), DTYPES[dtype], kind)
+    if kind is not None:
+        quantize(model, kind)
+    assert sum(predicted.values()) == sum(parameter.nbytes for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "olmoe", "phi3"])
+def test_folders_of_rounded_weights(tiny: Make, tmp_path: Path, name: str, kind: Any) -> None:
+    raw = json.loads((tiny(name).folder / "config.json").read_text())
+    save_quantized(tiny(name).load(), kind, tmp_path, raw)
+    report = report_of(tmp_path)
+    assert report.check.ok, report.check
+    assert report.parameters == tiny(name).reference.num_parameters()
+    assert [need.weights for need in report.needs] == [kind]
+    assert report.measured is not None
+    assert report.needs[0].weight_bytes == report.measured.weight_bytes
+    assert (
+        sum(part.bytes for part in report.stored) == report.disk_bytes < (tmp_path / "model.safetensors").stat().st_size
+    )
+
+
+def test_what_is_stored_beside_the_parameters_is_named(tiny: Make, tmp_path: Path) -> None:
+    """A tied head that is stored again, as old files have it, counts once."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny("llama-tied").folder, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    report = report_of(tmp_path)
+    assert report.check.ok
+    assert report.others == "lm_head.weight"
+    assert report.shape.tied
+    assert report.parameters == tiny("llama-tied").reference.num_parameters()
+    tensors["lm_head.weight"] += 1  # a head of its own after all
+    save_file(tensors, tmp_path / "model.safetensors")
+    other = report_of(tmp_path)
+    assert other.check.ok
+    assert not other.shape.tied
+    assert other.parameters == report.parameters + tensors["lm_head.weight"].numel()
+
+
+# --- the KV cache ---
+
+
+def filled(config: ModelConfig, tokens: int, chunk: int) -> KVCache:
+    """A cache that was really given keys and values, as the loop gives them."""
+    cache = KVCache(config, device=CPU, dtype=torch.float32)
+    while cache.length < tokens:
+        count = min(chunk, tokens - cache.length)
+        k = torch.zeros(1, config.num_key_value_heads, count, config.head_dim)
+        for layer in range(config.num_hidden_layers):
+            cache.append(layer, k, k)
+        cache.advance(count)
+    return cache
+
+
+def seen(config: ModelConfig, tokens: int) -> int:
+    """Bytes of the keys and values that the last position sees, counted one by one."""
+    positions = 0
+    for layer in range(config.num_hidden_layers):
+        windowed = config.layer_type(layer) == "sliding_attention"
+        window = config.sliding_window if windowed else None
+        positions += sum(window is None or tokens - 1 - position < window for position in range(tokens))
+    return positions * 2 * config.num_key_value_heads * config.head_dim * 4
+
+
+@every_case
+@pytest.mark.parametrize("tokens", [1, WINDOW, CONTEXT, 1500])
+def test_a_filled_cache_is_in_the_range_told(tiny: Make, name: str, tokens: int) -> None:
+    config = tiny(name).load().config
+    told = cache_bytes(config, torch.float32, tokens, chunk=512, device=CPU)
+    assert told.needed == seen(config, tokens)
+    for chunk in (512, 7):
+        assert told.needed <= filled(config, tokens, chunk).nbytes <= told.most
+    growth = seen(config, 3001) - seen(config, 3000)  # far beyond any window
+    assert told.per_token == growth
+    assert told.windowed + 3000 * told.per_token == seen(config, 3000)
+    assert told.most <= 1.5 * told.needed or told.windowed
+
+
+def test_windows_are_worth_it(tiny: Make) -> None:
+    config = tiny("gemma3_text").load().config
+    full = replace(config, layer_types=(), sliding_window=None)
+    assert (
+        cache_bytes(config, torch.float32, 10**5, chunk=512, device=CPU).most
+        < 0.4 * cache_bytes(full, torch.float32, 10**5, chunk=512, device=CPU).needed
+    )
+
+
+# --- whether it fits ---
+
+
+def test_fits_by_what_the_machine_has(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = report_of(tiny("llama").folder).needs[0]
+    for memory, fits in (
+        (Memory(need.total, None), True),
+        (Memory(need.total - 1, None), False),
+        (Memory(2 * need.total, need.total - 1), False),
+        (Memory(None, None), None),
+    ):
+        monkeypatch.setattr(view, "memory_of", lambda device, memory=memory: memory)
+        report = report_of(tiny("llama").folder)
+        assert report.needs[0].fits is fits
+        assert (report.measured is None) == (fits is False)
+        assert report.check.ok
+        assert [other.weights for other in report.needs] == ["float32", "int8", "int4"]
+
+
+def test_the_text_is_at_most_the_context(tiny: Make) -> None:
+    assert [report_of(tiny("llama").folder, tokens=n).tokens for n in (None, 5, 10**9)] == [CONTEXT, 5, CONTEXT]
+    assert report_of(tiny("llama").folder, tokens=5).cache.needed < report_of(tiny("llama").folder).cache.needed
+
+
+def test_this_machine_has_memory() -> None:
+    assert (physical_memory() or 0) > 2**28
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "limit"),
+    [
+        ("memory.max", "1073741824\n", 2**30),
+        ("memory.max", "max\n", None),
+        ("memory.max", "", None),
+        ("memory/memory.limit_in_bytes", "2147483648\n", 2**31),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
+    ],
+)
+def test_limits_of_containers(tmp_path: Path, file: str, text: str, limit: int | None) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert memory_limit(tmp_path) == limit
+    assert memory_limit(tmp_path / "nowhere") is None
+    assert Memory(5, limit).usable == 5
+
+
+# --- sabotage: what is wrong must be noticed ---
+
+
+def test_a_forgotten_tied_head_is_noticed(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report_of(tiny("llama-tied").folder).check.ok
+    monkeypatch.setattr(view, "empty_model", lambda config: empty_model(replace(config, tie_word_embeddings=False)))
+    report = report_of(tiny("llama-tied").folder)
+    assert [claim.holds for claim in report.check.claims] == [False, False, True]
+    monkeypatch.setattr(view, "empty_model", lambda config: empty_model(replace(config, tie_word_embeddings=True)))
+    assert not report_of(tiny("llama").folder).check.ok
+
+
+def test_an_uncapped_window_is_noticed(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(tiny("gemma2").folder, tmp_path, dirs_exist_ok=True)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"max_position_embeddings": 8192}))
+    assert report_of(tmp_path).check.ok
+
+    def uncapped(config: ModelConfig, *args: Any, **options: Any) -> size.CacheBytes:
+        return cache_bytes(replace(config, layer_types=(), sliding_window=None), *args, **options)
+
+    monkeypatch.setattr(view, "cache_bytes", uncapped)
+    assert [claim.holds for claim in report_of(tmp_path).check.claims] == [True, True, False]
+
+
+def test_forgotten_key_value_heads_are_noticed(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every head had keys and values of its own."""
+
+    def ungrouped(config: ModelConfig, *args: Any, **options: Any) -> size.CacheBytes:
+        return cache_bytes(replace(config, num_key_value_heads=config.num_attention_heads), *args, **options)
+
+    monkeypatch.setattr(view, "cache_bytes", ungrouped)
+    assert not report_of(tiny("llama").folder).check.ok
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_forgotten_scales_are_noticed(tiny: Make, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report_of(tiny("llama").folder, quantization=kind).check.ok
+    monkeypatch.setattr(size, "SCALE", 0)
+    assert not report_of(tiny("llama").folder, quantization=kind).check.ok
+
+
+def test_files_of_another_size_are_noticed(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no memory to open the model, which would say so itself."""
+    shutil.copytree(tiny("llama").folder, tmp_path, dirs_exist_ok=True)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"intermediate_size": 64}))
+    with pytest.raises(LlmcliError, match="shape"):
+        report_of(tmp_path)
+    monkeypatch.setattr(view, "memory_of", lambda device: Memory(1, None))
+    assert not report_of(tmp_path).check.ok
+
+
+# --- the shape ---
+
+
+@every_case
+def test_a_shape_is_that_of_the_config(tiny: Make, name: str) -> None:
+    reference = tiny(name).reference.config
+    shape = report_of(tiny(name).folder).shape
+    assert shape.family == reference.model_type
+    assert shape.layers == reference.num_hidden_layers
+    assert shape.hidden == reference.hidden_size
+    assert shape.heads == reference.num_attention_heads
+    types = getattr(reference, "layer_types", None) or []
+    window = getattr(reference, "sliding_window", None)
+    if types:
+        assert shape.windowed == types.count("sliding_attention")
+    elif name in ("phi3", "starcoder2", "mistral", "mixtral"):
+        assert shape.windowed == shape.layers
+    assert shape.window == (window if shape.windowed else None)
+    assert (shape.rope is None) == ("learned" in " ".join(shape.particulars))
+
+
+def test_a_plain_llama_has_no_particulars_and_every_choice_is_told(tiny: Make) -> None:
+    assert shape_of(tiny("llama").load().config, 5).particulars == ()
+    told = {name: " | ".join(shape_of(tiny(name).load().config, 5).particulars) for name in CASES}
+    for name, word in {
+        "gpt2": "learned",
+        "gemma2": "logits bounded to ±2",
+        "gemma3_text": "queries and keys are normed",
+        "llama-biases": "biases in q, k and v, attention's output, the MLP",
+        "gpt_neox": "side by side",
+        "cohere": "behind one norm",
+        "granite": "residual times 0.7",
+        "olmo2": "none before",
+        "smollm3": "without positions",
+        "qwen3_moe": "1 layers with an MLP",
+    }.items():
+        assert word in told[name], (name, told[name])
+
+
+def test_a_report_is_plain_numbers(tiny: Make) -> None:
+    from llmcli.render import ndjson
+
+    report = report_of(tiny("gemma3_text").folder)
+    assert json.loads(json.dumps(ndjson.record(report)))["parameters"] == report.parameters
+    assert dataclasses.is_dataclass(report)

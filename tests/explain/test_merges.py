@@ -1,0 +1,173 @@
+"""The views of tokens and merges: they prove themselves, and notice when they are wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from llmcli.explain import merges as merges_view
+from llmcli.explain.merges import MergesReport, merges_report
+from llmcli.explain.tokens import tokenization
+from llmcli.text import bpe as bpe_module
+from llmcli.text.bpe import Bpe, Join, replayed
+from llmcli.text.tokenizer import Token, Tokenizer
+from llmcli.text.words import words
+from tests.text.test_tokenizer import SENTENCES, TEXTS, tokenizer
+
+TEXT = "the cat sat on the mat, the cat's mat, once upon a time 日本語 🙂"
+KINDS = ["byte-level", "sentencepiece"]
+
+
+def assert_whole(report: MergesReport, ids: list[int]) -> None:
+    """Each word's merges lead from its symbols to its tokens, and the words have all tokens."""
+    for word in report.words:
+        *_, (_, last) = replayed(word.symbols, ((merge.at, merge.result) for merge in word.merges))
+        assert tuple(last) == word.tokens
+        assert word.bytes == b"".join(token.bytes for token in word.tokens)
+        steps = replayed(word.symbols, ((merge.at, merge.result) for merge in word.merges))
+        for merge, (places, now) in zip(word.merges, steps, strict=False):  # the step before each
+            n = places.index(merge.at)
+            assert (now[n], now[n + 1]) == (merge.left, merge.right)
+            assert merge.result.bytes == merge.left.bytes + merge.right.bytes
+    counted = Counter(dict.fromkeys(ids, 0))
+    for word in report.words:
+        for token in word.tokens:
+            counted[token.id] += word.count
+    assert counted == Counter(ids)
+    assert report.tokens == len(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60)
+@given(TEXTS, st.booleans())
+def test_the_words_hold_every_token_once(kind: str, text: str, parse_special: bool) -> None:
+    report = merges_report(tokenizer(kind), text, parse_special=parse_special)
+    assert report.check.ok
+    ids = tokenizer(kind).encode(text, parse_special=parse_special)
+    assert report.around == 1
+    assert_whole(report, ids[1:])
+    keys = [(word.kind, word.symbols, word.tokens) for word in report.words]
+    assert len(keys) == len(set(keys))
+
+
+def spaced() -> Tokenizer:
+    """As Llama 2's: merges learnt within words, that it does not split a text into."""
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    fast.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=90, show_progress=False))
+    fast.pre_tokenizer = None  # type: ignore[assignment]
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    fast.decoder = decoders.Metaspace()
+    return Tokenizer(fast, "spaced")
+
+
+@pytest.mark.parametrize("made", [tokenizer("byte-level"), spaced()], ids=["byte-level", "one word to the tokenizer"])
+def test_equal_words_are_shown_once(made: Tokenizer) -> None:
+    report = merges_report(made, "on the mat, the cat and the café")
+    assert report.check.ok
+    counts = {word.text.strip(): word.count for word in report.words}
+    assert counts["the"] == 3
+    assert counts["cat"] == counts["and"] == 1
+    for word in report.words:  # a part of the text became what it becomes alone
+        (alone,) = merges_report(made, word.text.removeprefix(" ") if made.name == "spaced" else word.text).words
+        assert (alone.symbols, alone.merges, alone.tokens) == (word.symbols, word.merges, word.tokens)
+
+
+def test_ranks_of_a_word_may_only_fall_where_a_join_made_the_pair() -> None:
+    """Merges are made lowest rank first, so a lower rank than the last one's needs that one's result."""
+    for word in merges_report(tokenizer("byte-level"), TEXT).words:
+        for before, after in zip(word.merges, word.merges[1:], strict=False):
+            assert after.rank >= before.rank or before.result in (after.left, after.right)
+
+
+def test_added_tokens_and_whole_words_are_told() -> None:
+    report = merges_report(tokenizer("byte-level"), "<|end_of_text|>the", parse_special=True)
+    assert [(word.kind, len(word.merges) > 0) for word in report.words] == [("added", False), ("merged", True)]
+
+
+# --- sabotage: what is wrong must be noticed ---
+
+
+def wrong_order(symbols: Any, ranks: Any) -> list[Join]:
+    """The latest learnt first."""
+    done = bpe_module.joins(symbols, {pair: (-rank, new) for pair, (rank, new) in ranks.items()})
+    return [replace(join, rank=-join.rank) for join in done]
+
+
+def swapped(symbols: Any, ranks: Any) -> list[Join]:
+    """Two results exchanged: what "t" and "h" become, and what "h" and "e" become."""
+    pairs = sorted(ranks, key=lambda pair: ranks[pair][0])
+    first, second = pairs[0], pairs[1]
+    changed = {**ranks, first: (ranks[first][0], ranks[second][1]), second: (ranks[second][0], ranks[first][1])}
+    return bpe_module.joins(symbols, changed)
+
+
+def one_short(symbols: Any, ranks: Any) -> list[Join]:
+    return bpe_module.joins(symbols, ranks)[:-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sabotage", [wrong_order, swapped, one_short])
+def test_a_wrong_replay_is_noticed(kind: str, sabotage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert merges_report(tokenizer(kind), TEXT).check.ok
+    monkeypatch.setattr(merges_view, "joins", sabotage)
+    assert not merges_report(tokenizer(kind), TEXT).check.ok
+
+
+def test_a_forgotten_byte_fallback_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(given: Tokenizer) -> Bpe:
+        return replace(bpe_module.read_bpe(given), byte_fallback=False)
+
+    monkeypatch.setattr(merges_view, "read_bpe", forgetful)
+    assert not merges_report(tokenizer("sentencepiece"), "the 🐙").check.ok
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "unigram"])
+@settings(max_examples=60)
+@given(TEXTS, st.booleans())
+def test_a_tokenization_proves_itself(kind: str, text: str, parse_special: bool) -> None:
+    found = tokenization(tokenizer(kind), text, parse_special=parse_special)
+    assert found.check.ok, found.check
+    joined = b"".join(
+        word.text.encode() if word.added else tokenizer(kind).spelt(word.text)
+        for word in words(tokenizer(kind), text, parse_special=parse_special)
+    )
+    if found.exact and not found.unknown:
+        assert joined in (text.encode(), b" " + text.encode())
+        assert len(found.check.claims) == 2
+
+
+def test_unknown_tokens_are_counted() -> None:
+    found = tokenization(tokenizer("unigram"), "the ǃ")
+    assert found.unknown == 1
+    assert "but for the unknown" in found.check.claims[0].what
+    assert tokenization(tokenizer("sentencepiece"), "the ǃ").unknown == 0
+
+
+def test_a_token_lost_or_doubled_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Tokenizer.tokens
+
+    def lost(self: Tokenizer, text: str, *, parse_special: bool = False) -> list[Token]:
+        return true(self, text, parse_special=parse_special)[:-1]
+
+    def doubled(self: Tokenizer, text: str, *, parse_special: bool = False) -> list[Token]:
+        found = true(self, text, parse_special=parse_special)
+        return [*found, found[-1]]
+
+    for sabotage in (lost, doubled):
+        monkeypatch.setattr(Tokenizer, "tokens", sabotage)
+        assert not tokenization(tokenizer("byte-level"), TEXT).check.ok
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_bytes_are_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Tokenizer.token_bytes
+    monkeypatch.setattr(Tokenizer, "token_bytes", lambda self, id: true(self, id).replace(b"\xf0", b"?"))
+    assert not tokenization(tokenizer(kind), TEXT).check.ok
