@@ -25,6 +25,7 @@ COMMANDS = {
     "lens": "When does the answer appear, layer by layer?",
     "why": "What pushed this logit?",
     "explain-step": "Why this token?",
+    "branch": "What if it had chosen another token?",
     "score": "Where was the model surprised?",
     "compare": "What did fine-tuning change?",
     "inspect": "What is this model, and does it fit?",

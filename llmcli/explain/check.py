@@ -1,16 +1,12 @@
-"""How a view proves itself: claims that must hold if its numbers are right, each with its error and its limit."""
+"""How a view proves itself: claims that must hold if its numbers are right, each with its error and its limit.
+
+No torch here: `llmcli tokenize` proves itself too.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # `llmcli tokenize` proves itself too, and should not wait for torch
-    import torch
-
-# How far two ways to the same logits may part, relative to their size: what rounding to the dtype adds up to.
-LIMITS = {"torch.float32": 1e-4, "torch.float16": 1e-2, "torch.bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -37,11 +33,6 @@ class Check:
 def check(*claims: Claim) -> Check:
     """The check that all ``claims`` make together."""
     return Check(all(claim.holds for claim in claims), claims)
-
-
-def limit(dtype: torch.dtype) -> float:
-    """What to allow a model that computes in ``dtype``."""
-    return LIMITS[str(dtype)]
 
 
 def relative(error: float, size: float) -> float:

@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from llmcli.explain.check import Claim, limit, relative
+from llmcli.explain.check import Claim, relative
+from llmcli.explain.limits import limit
 from llmcli.explain.reading import Reading
 from llmcli.model.transformer import Block, Transformer
 
@@ -59,4 +60,4 @@ def adds_up(model: Transformer, reading: Reading, layers: Sequence[int]) -> Clai
         with torch.inference_mode():
             added = heads.block.added(heads.output.to(model.dtype), heads.block.attn_post_norm).float()
         errors.append(relative(float((added - observed).abs().max()), float(observed.abs().max())))
-    return Claim("weights times values are what attention added", max(errors), limit(model.dtype))
+    return Claim("weights times values are what attention added", max(errors), limit(model))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmcli.explain.check import Check, Claim, check, limit
+from llmcli.explain.check import Check, Claim, check
+from llmcli.explain.limits import limit
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import read
 from llmcli.generate.loaded import LoadedModel
@@ -104,5 +105,5 @@ def _learned_claim(model: Transformer, ids: Sequence[int]) -> Claim:
         added = model.embed(tensor, 0) - model.embed_tokens(tensor)
         rows = torch.zeros_like(added[0]) if model.positions is None else model.positions.weight[: len(ids)]
     return Claim(
-        "what is added to a token's vector is its position's", float((added[0] - rows).abs().max()), limit(model.dtype)
+        "what is added to a token's vector is its position's", float((added[0] - rows).abs().max()), limit(model)
     )

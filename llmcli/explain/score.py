@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.check import Check, Claim, check, limit, relative
+from llmcli.explain.check import Check, Claim, check, relative
+from llmcli.explain.limits import limit
 from llmcli.explain.piece import Piece, piece
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.score import predictions, windows
@@ -105,8 +106,8 @@ def _rows(logits: Tensor, goals: Tensor) -> Iterator[tuple[float, int, float, in
 def one_by_one(loaded: LoadedModel, ids: Sequence[int], logprobs: Sequence[float], context: int | None = None) -> Claim:
     """The last tokens scored anew, read singly through the KV cache; ``context`` as of ``predictions``."""
     model = loaded.model
-    start, _ = windows(len(ids), context or model.config.max_position_embeddings)[-1]
-    first = max(len(ids) - REREAD, start + 1)  # the first token that is scored anew
+    start, counted = windows(len(ids), context or model.config.max_position_embeddings)[-1]
+    first = max(len(ids) - REREAD, counted + 1)  # the first token that is scored anew
     cache, errors = model.new_cache(), []
     cache.planned = len(ids) - 1 - start
     unread = ids[start:first]
@@ -114,4 +115,4 @@ def one_by_one(loaded: LoadedModel, ids: Sequence[int], logprobs: Sequence[float
         anew = float(next_logits(model, unread, cache).log_softmax(dim=-1)[ids[place]])
         errors.append(relative(abs(anew - logprobs[place - 1]), abs(anew)))
         unread = ids[place : place + 1]
-    return Claim(f"one by one, {loaded.name} finds the last tokens as probable", max(errors), limit(model.dtype))
+    return Claim(f"one by one, {loaded.name} finds the last tokens as probable", max(errors), limit(model))

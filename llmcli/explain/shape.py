@@ -91,7 +91,7 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
     if config.norm_offset:
         yield f"norms add {config.norm_offset:g} to their weight"
     if config.post_norm:
-        yield "norms behind attention and MLP" + (", and before" if config.pre_norm else ", none before")
+        yield "norms behind attention and MLP, " + ("and before" if config.pre_norm else "none before")
     if config.qk_norm is not None:
         each = {"head": "by head", "heads": "each head its own", "full": "all heads together"}[config.qk_norm]
         yield f"queries and keys are normed, {each}"
@@ -103,11 +103,11 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
     if config.activation != "silu" or not config.gated_mlp:
         yield f"MLP with {config.activation}, {'gated' if config.gated_mlp else 'not gated'}"
     if config.moe is not None and config.moe.dense_layers:
-        yield f"{len(config.moe.dense_layers)} layers with an MLP of {config.intermediate_size} instead of experts"
+        yield f"layers with an MLP of {config.intermediate_size} in place of experts: {len(config.moe.dense_layers)}"
     if config.position == "learned":
         yield "a learned vector for each position"
     if config.layers_without_rope:
-        yield f"{len(config.layers_without_rope)} layers without positions"
+        yield f"layers without positions: {len(config.layers_without_rope)}"
     if config.attention_scale not in (None, config.head_dim**-0.5):
         yield f"attention scores times {config.attention_scale:.4g}"
     caps = {"attention scores": config.attention_softcap, "logits": config.logit_softcap}

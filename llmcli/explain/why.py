@@ -10,7 +10,8 @@ from torch import Tensor
 
 from llmcli.errors import usage_error
 from llmcli.explain.attribution import Attribution, attribute
-from llmcli.explain.check import Check, Claim, check, limit, relative
+from llmcli.explain.check import Check, Claim, check, relative
+from llmcli.explain.limits import limit
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import read
 from llmcli.generate.loaded import LoadedModel
@@ -87,7 +88,7 @@ def why_report(
         parts=tuple(_part(name, values) for name, values in parts),
         total=_part("total", torch.stack([values for _, values in parts]).sum(dim=0)),
         sources=_sources(loaded, reading.ids, split, heads),
-        check=_claims(split, logits, softcap, model.dtype),
+        check=_claims(split, logits, softcap, limit(model)),
     )
 
 
@@ -141,13 +142,13 @@ def _sources(
     )
 
 
-def _claims(split: Attribution, logits: Tensor, softcap: float | None, dtype: torch.dtype) -> Check:
+def _claims(split: Attribution, logits: Tensor, softcap: float | None, allowed: float) -> Check:
     """The parts against what the model itself gave."""
     total = split.total if softcap is None else softcap * torch.tanh(split.total / softcap)
     error = relative(float((total - logits.double()).abs().max()), float(logits.abs().max()))
     added = split.heads.sum(dim=(-1, -2)) + split.attention_bias
     missing = relative(float((added - split.attention).abs().max()), float(split.attention.abs().max()))
     return check(
-        Claim("the parts without rounding sum to the logits", error, limit(dtype)),
-        Claim("in each layer heads sum to what attention added", missing, limit(dtype)),
+        Claim("the parts without rounding sum to the logits", error, allowed),
+        Claim("in each layer heads sum to what attention added", missing, allowed),
     )

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from llmcli.explain.inspect import InspectReport
     from llmcli.explain.shape import Rope, Shape
 
-BAR = 20  # cells
-
 
 def print_inspect(report: InspectReport, stream: TextIO) -> None:
     """The whole view."""
@@ -33,7 +31,7 @@ def print_inspect(report: InspectReport, stream: TextIO) -> None:
 def _facts(report: InspectReport) -> Iterator[tuple[str, str]]:
     shape = report.shape
     yield "family", shape.family
-    yield "layers", f"{shape.layers} layers, {shape.hidden} numbers a position"
+    yield "layers", f"{shape.layers}, each passing on {shape.hidden} numbers for a token"
     shared = "" if shape.heads == shape.kv_heads else f" that share {shape.kv_heads} for keys and values"
     yield "attention", f"{shape.heads} heads of {shape.head_dim}{shared}"
     if shape.experts is None:
@@ -84,7 +82,7 @@ def _print_parameters(report: InspectReport, stream: TextIO) -> None:
             Cell(group.name),
             Cell(f"{group.parameters:,}", str(group.parameters)),
             Cell(f"{group.share:.1%}" if group.share >= 0.0005 else "<0.1%", repr(group.share)),
-            Cell(bar(group.share, BAR), ""),
+            bar(group.share, 1.0),
             _size(group.bytes),
         ]
         for group in report.groups
@@ -122,7 +120,11 @@ def _print_memory(report: InspectReport, stream: TextIO) -> None:
     if report.shape.window is not None:
         parts.append(f"{readable(cache.windowed)} in layers that keep the last {report.shape.window} tokens")
     say(f"KV cache: {', and '.join(parts)}.", stream)
-    say(f"{report.tokens} tokens need {readable(cache.needed)}; buffers grow by half when full.", stream)
+    say(
+        f"{report.tokens} tokens need {readable(cache.needed)}; with room to grow, and for a piece of the prompt",
+        stream,
+    )
+    say(f"read at once, the buffers take at most {readable(cache.most)}.", stream)
     if report.measured is not None:
         found = report.measured
         say(

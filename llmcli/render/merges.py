@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llmcli.explain.merges import MergesReport, WordMerges
     from llmcli.explain.piece import Piece
 
+LONGEST = 48  # characters of a word
 WINDOW = 16  # symbols shown on either side of a merge: a word without spaces may be a whole text
 
 
@@ -28,7 +29,7 @@ def print_merges(report: MergesReport, stream: TextIO) -> None:
         Column("now", right=False),
     ]
     print_table(columns, [row for word in report.words for row in _rows(word)], stream)
-    around = f"; {report.around} more stand around every text" if report.around else ""
+    around = f"; tokens put around every text: {report.around}" if report.around else ""
     say(f"{len(report.words)} different words, {merges} merges of the tokenizer's {report.ranks}{around}.", stream)
     say("Rank: how early in training the pair was learnt. A word's pair of lowest rank is", stream, "dim")
     say("joined first, until none of its pairs has one; then each symbol is a token.", stream, "dim")
@@ -37,6 +38,8 @@ def print_merges(report: MergesReport, stream: TextIO) -> None:
 
 def _rows(word: WordMerges) -> list[list[Cell]]:
     name, times = label(word.text, word.bytes), str(word.count)
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]} ({len(name) - LONGEST} more)"
     first = {"merged": "", "whole": "a token as it is", "added": "an added token"}[word.kind]
     changes = [(merge.at, merge.result) for merge in word.merges]
     rows = []

@@ -112,8 +112,8 @@ def _temperature(report: TourReport, stream: TextIO) -> None:
     _tell(
         f"""The next token is drawn at random, by these probabilities. Before that, temperature divides the logits:
         below 1 the likely become likelier, at 0 the best is always taken, above 1 the unlikely get their chance. The
-        random number is u = {report.step.chosen.u or 0:.4f}, from seed {report.step.seed}: the same seed draws the same text
-        again. Other filters, such as top-p, bar the least likely altogether.""",
+        random number is u = {report.step.chosen.u or 0:.4f}, from seed {report.step.seed}: the same seed draws the
+        same text again. Other filters, such as top-p, bar the least likely altogether.""",
         stream,
     )
     print_temperatures(report.step, stream)

@@ -330,8 +330,8 @@ def test_a_plain_llama_has_no_particulars_and_every_choice_is_told(tiny: Make) -
         "cohere": "behind one norm",
         "granite": "residual times 0.7",
         "olmo2": "none before",
-        "smollm3": "without positions",
-        "qwen3_moe": "1 layers with an MLP",
+        "smollm3": "layers without positions: 1",
+        "qwen3_moe": "in place of experts: 1",
     }.items():
         assert word in told[name], (name, told[name])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from llmcli.explain import merges as merges_view
 from llmcli.explain.merges import MergesReport, merges_report
 from llmcli.explain.tokens import tokenization
+from llmcli.render.merges import print_merges
 from llmcli.text import bpe as bpe_module
 from llmcli.text.bpe import Bpe, Join, replayed
 from llmcli.text.tokenizer import Token, Tokenizer
@@ -85,6 +87,19 @@ def test_ranks_of_a_word_may_only_fall_where_a_join_made_the_pair() -> None:
     for word in merges_report(tokenizer("byte-level"), TEXT).words:
         for before, after in zip(word.merges, word.merges[1:], strict=False):
             assert after.rank >= before.rank or before.result in (after.left, after.right)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_as_long_as_a_text_makes_no_long_lines(kind: str) -> None:
+    report = merges_report(tokenizer(kind), "日本語の" * 500)
+    stream = io.StringIO()
+    print_merges(report, stream)
+    assert report.check.ok
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) < 500
+    first = next(line for line in lines if line.count("\t") == 4 and "more)" in line)
+    shown, hidden = first.split("\t")[4].rsplit(" (", 1)
+    assert len(shown.split()) + int(hidden.split()[0]) == len(report.words[0].symbols)
 
 
 def test_added_tokens_and_whole_words_are_told() -> None:

@@ -1,0 +1,44 @@
+"""``llmcli branch``: what if it had chosen another?"""
+
+from __future__ import annotations
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.places import at_option
+from llmcli.commands.prompt import Prompt, prompt_options
+
+
+@click.command()
+@prompt_options()
+@at_option
+@click.option(
+    "--width", type=click.IntRange(min=1), default=3, show_default=True, help="How many tokens at each place."
+)
+@click.option("--depth", type=click.IntRange(min=1), default=3, show_default=True, help="How many places.")
+@form_options
+@model_options
+@verbose_option
+def branch(prompt: Prompt, at: str, width: int, depth: int, form: Form, choice: ModelChoice, verbose: bool) -> None:
+    """What if it had chosen another? Show the most probable continuations as a tree.
+
+    At each place the --width most probable tokens, behind each of them again, --depth times, with the probability of
+    each token and of the whole path. Nothing is drawn and no filter applies: these are the model's own probabilities.
+
+    \b
+    Examples:
+      llmcli branch "Once upon a time there was"
+      llmcli branch "The king was" --width 2 --depth 5
+    """
+    text = prompt.read()
+    loaded = choice.open()
+
+    from llmcli.explain.branch import branch_report
+    from llmcli.explain.places import find_position
+    from llmcli.render.branch import print_branch
+
+    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    position = find_position(loaded.tokenizer, ids, at)
+    form.show(branch_report(loaded, ids, position, width=width, depth=depth), print_branch)

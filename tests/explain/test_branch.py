@@ -1,0 +1,183 @@
+"""Every node of the tree beside transformers reading its path from the beginning; and that little is read twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from llmcli.errors import LlmcliError
+from llmcli.explain import branch as module
+from llmcli.explain.branch import BranchReport, Node, branch_report
+from llmcli.generate.defaults import Defaults
+from llmcli.generate.loaded import LoadedModel
+from llmcli.model.cache import KVCache
+from llmcli.model.transformer import Transformer
+from tests.explain.reference import IDS, forget, loaded
+from tests.parity import CLOSE
+from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, VOCAB, Tiny, random_ids
+
+Make = Callable[[str], Tiny]
+WIDTH, DEPTH = 2, 3
+
+
+def report_of(
+    case: Tiny, ids: list[int] = IDS, width: int = WIDTH, depth: int = DEPTH, model: Transformer | None = None
+) -> BranchReport:
+    return branch_report(loaded(case, model), ids, len(ids) - 1, width=width, depth=depth)
+
+
+def nodes(children: tuple[Node, ...]) -> Iterator[Node]:
+    for node in children:
+        yield node
+        yield from nodes(node.children)
+
+
+def inner(report: BranchReport) -> list[tuple[tuple[int, ...], tuple[Node, ...], float]]:
+    """Every place with children: its path, them, and what they leave to others."""
+    found: list[tuple[tuple[int, ...], tuple[Node, ...], float]] = [((), report.children, report.others)]
+    for node in nodes(report.children):
+        if node.others is not None:
+            found.append((node.path, node.children, node.others))
+    return found
+
+
+def error_of(report: BranchReport, case: Tiny, ids: list[int]) -> float:
+    """Largest difference of a child's p from transformers' own."""
+    errors = []
+    for path, children, others in inner(report):
+        forget(case)
+        with torch.no_grad():
+            probs = case.reference(torch.tensor([[*ids, *path]])).logits[0, -1].double().softmax(-1)
+        best = probs.sort(descending=True, stable=True).indices[: len(children)].tolist()
+        assert [child.path for child in children] == [(*path, id) for id in best]
+        errors += [abs(child.p - float(probs[child.piece.id])) for child in children]
+        errors.append(abs(others - float(1 - probs[best].sum())))
+    return max(errors)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "llama-dynamic"])
+def test_every_node_is_transformers_own(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    report = report_of(case)
+    assert report.check.ok
+    for path, children, _ in inner(report):
+        assert len(children) == WIDTH
+        assert {child.others is None for child in children if not child.end} <= {len(path) == DEPTH - 1}
+    assert error_of(report, case, IDS) <= CLOSE
+
+
+def test_angles_that_change_on_the_way_are_changed(tiny: Make) -> None:
+    """Between the second token and the third, longrope's original context ends."""
+    case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
+    report = report_of(case, ids)
+    assert report.check.ok
+    assert error_of(report, case, ids) <= CLOSE
+
+
+def test_angles_for_a_total_are_fixed_for_it(tiny: Make) -> None:
+    assert report_of(tiny("llama-dynamic")).check.ok
+
+
+def test_paths_multiply(tiny: Make) -> None:
+    report = report_of(tiny("qwen3"), width=3)
+    for node in nodes(report.children):
+        along = [other.p for other in nodes(report.children) if node.path[: len(other.path)] == other.path]
+        assert math.exp(node.logprob) == pytest.approx(math.prod(along), rel=1e-4)
+        assert node.text == "".join(f" w{id}" for id in node.path)
+    leaves = [node for node in nodes(report.children) if not node.children]
+    assert report.best == max(leaves, key=lambda leaf: leaf.logprob)
+
+
+def test_the_text_is_read_once_and_each_branch_its_own_tokens(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    right = KVCache.advance
+
+    def counted(cache: KVCache, count: int) -> None:
+        read.append(count)
+        right(cache, count)
+
+    model = tiny("llama").load()
+    tree = module.Tree(loaded(tiny("llama"), model), IDS, WIDTH, DEPTH)
+    monkeypatch.setattr(KVCache, "advance", counted)
+    tree.grow((), 0.0)
+    assert read[0] == len(IDS)
+    assert read[1:] == [1] * (WIDTH + WIDTH**2)
+
+
+def test_a_stop_token_ends_its_branch(tiny: Make) -> None:
+    case = tiny("llama")
+    first = report_of(case).children[0].piece.id
+    opened = dataclasses.replace(loaded(case), defaults=Defaults((first,), {}, {}))
+    report = branch_report(opened, IDS, len(IDS) - 1, width=WIDTH, depth=DEPTH)
+    ended, other = report.children
+    assert (ended.piece.id, ended.end, ended.children, ended.others) == (first, "stop_token", (), None)
+    assert (other.end, len(other.children)) == (None, WIDTH)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
+def test_the_end_of_the_context_ends_all(tiny: Make, name: str) -> None:
+    ids = random_ids(CONTEXT - 1, seed=6)[0].tolist()
+    report = report_of(tiny(name), ids)
+    assert report.check.ok
+    ends = {len(node.path): node.end for node in nodes(report.children)}
+    assert ends == {1: None, 2: "context"}
+
+
+def test_rows_without_a_token_are_not_offered(tiny: Make) -> None:
+    case = tiny("llama")
+    opened = loaded(case)
+    few = LoadedModel(opened.name, opened.folder, opened.model, _first_tokens(20), opened.defaults)
+    report = branch_report(few, [1, 2, 3], 2, width=30, depth=1)
+    assert sorted(child.piece.id for child in report.children) == list(range(20))
+    with torch.no_grad():
+        probs = case.reference(torch.tensor([[1, 2, 3]])).logits[0, -1].double().softmax(-1)
+    assert report.others == pytest.approx(float(probs[20:].sum()), abs=CLOSE)
+
+
+def _first_tokens(count: int) -> Any:
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers.models import WordLevel
+
+    from llmcli.text.tokenizer import Tokenizer
+
+    return Tokenizer(FastTokenizer(WordLevel({f"w{n}": n for n in range(count)}, unk_token="w0")), "few")
+
+
+@pytest.mark.parametrize(("width", "depth"), [(1001, 1), (10, 3), (2, 9), (1, 1001)])
+def test_a_tree_too_large_is_refused(tiny: Make, width: int, depth: int) -> None:
+    with pytest.raises(LlmcliError, match="1000 nodes"):
+        report_of(tiny("llama"), width=width, depth=depth)
+
+
+def test_a_text_longer_than_the_context_is_refused(tiny: Make) -> None:
+    with pytest.raises(LlmcliError, match=str(CONTEXT)):
+        report_of(tiny("llama"), random_ids(CONTEXT + 1, seed=6)[0].tolist())
+    assert VOCAB > 20
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_branches_that_are_not_taken_back_fail(tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that only seems to go back: what the last branch read stays where this one's should be."""
+
+    def seemingly(cache: KVCache, length: int) -> None:
+        kept.append(length)
+
+    kept: list[int] = []
+    case = tiny(name)
+    model = case.load()
+    right = module.next_logits
+
+    def read(model: Transformer, ids: list[int], cache: KVCache) -> torch.Tensor:
+        return right(model, ids or [0], cache)
+
+    monkeypatch.setattr(KVCache, "truncate", seemingly)
+    monkeypatch.setattr(module, "next_logits", read)
+    assert not report_of(case, model=model).check.ok
