@@ -70,6 +70,7 @@ def label(text: str, data: bytes) -> str:
     if data:
         text = data.decode("utf-8", "surrogateescape")
     text = harmless(text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥"))
+    text = re.sub("[\u2028-\u202e\u2066-\u2069]", lambda match: f"<{ord(match[0]):04X}>", text)  # lines, directions
     return re.sub("[\udc80-\udcff]+", lambda match: _hex(match[0].encode("utf-8", "surrogateescape")), text)
 
 

@@ -1,0 +1,272 @@
+"""What all views have in common: forms, errors, and texts that want to break them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import unicodedata
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from llmcli.cli import COMMANDS, cli
+from llmcli.errors import EXIT_FAILURE, EXIT_USAGE
+from llmcli.explain import check as checks
+from tests.commands.conftest import records
+
+Run = Callable[..., Result]
+PROMPT = "The old fox met a hen"
+# Each view as it is called on a text; {text} stands for it.
+VIEWS: dict[str, list[str]] = {
+    "tokenize": ["{text}"],
+    "tokenize --merges": ["{text}", "--merges"],
+    "neighbours": ["fox"],
+    "attend": ["{text}"],
+    "attend --head": ["{text}", "--head", "1.2"],
+    "lens": ["{text}"],
+    "why": ["{text}"],
+    "explain-step": ["{text}", "--seed", "1"],
+    "branch": ["{text}", "--depth", "2"],
+    "score": ["{text}"],
+    "compare": ["{text}"],
+    "inspect": [],
+    "verify": ["{text}"],
+    "tour": ["{text}"],
+}
+TEXTS = [name for name, words in VIEWS.items() if "{text}" in words]
+SLOW = {"verify"}  # whose forms its own tests look at
+HOSTILE = {
+    "controls": "The old \x1b[31mfox\x1b[0m \x07 met\r a \x00 hen \x9b2J",
+    "markup": "The [bold]old[/bold] fox [/] met [link=x] :smile: a hen",
+    "wide": "The 狐 met 🙂‍🙂 a hen e\u0301",
+    "lines": "The old fox\n\n\tmet\u2028a hen\n",
+    "right to left": "The \u202eold fox\u202c met אבג a hen",
+}
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def words(view: str, model: Path, text: str = PROMPT) -> list[str]:
+    models = ["-m", str(model)] * (2 if view == "compare" else 1)
+    return [view.split()[0], *(word.format(text=text) for word in VIEWS[view]), *models]
+
+
+def test_every_view_is_here() -> None:
+    others = {"generate", "bench", "quantize", "train", "models", "pull", "rm"}
+    assert {view.split()[0] for view in VIEWS} == set(COMMANDS) - others
+
+
+@pytest.mark.parametrize("view", [view for view in VIEWS if view not in SLOW])
+def test_plain_json_and_pictures(model: Path, run: Run, view: str, tmp_path: Path) -> None:
+    plain = run(*words(view, model))
+    assert plain.exit_code == 0, plain.stderr
+    assert "\x1b" not in plain.stdout
+    assert "\t" in plain.stdout
+    assert "check: ok" in plain.stdout + plain.stderr
+    saved = {suffix: tmp_path / f"view.{suffix}" for suffix in ("svg", "html")}
+    for path in saved.values():
+        result = run(*words(view, model), "--json", "--save", path)
+        assert result.exit_code == 0, result.stderr
+        assert str(path) in result.stderr
+        (record,) = records(result)
+        assert record["check"]["ok"] is True
+    svg = saved["svg"].read_text(encoding="utf-8")
+    assert not re.search(r"url\(['\"]?http|@font-face|href=", svg)  # nothing from elsewhere
+    assert "check:" in "".join(ET.fromstring(svg).itertext()).replace("\xa0", " ")
+    assert "check:" in saved["html"].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120])
+@pytest.mark.parametrize("view", [view for view in VIEWS if view not in SLOW])
+def test_a_terminal_gets_no_line_wider_than_itself(
+    model: Path, view: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = on_terminal(words(view, model), width, monkeypatch)
+    lines = ESCAPE.sub("", shown).splitlines()
+    assert len(lines) > 3
+    if width >= 80:
+        assert max(cells(line) for line in lines) <= width, max(lines, key=cells)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("view", [view for view in TEXTS if view not in SLOW])
+def test_no_text_can_break_a_terminal(model: Path, view: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = on_terminal(words(view, model, HOSTILE[kind]), 80, monkeypatch)
+    left = ESCAPE.sub("", shown)
+    if view not in ("score", "compare", "tour"):  # where the text itself is shown
+        assert not set("\u2028\u202e\u202c") & set(left)
+    assert not [char for char in left if unicodedata.category(char) == "Cc" and char not in "\n\t"]
+    if kind == "markup" and view in ("tokenize", "score", "tour"):
+        assert "[" in left
+
+
+def on_terminal(arguments: list[str], width: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a colour terminal of ``width`` columns is sent."""
+    from tests.render.test_terminal import Tty
+
+    screen = Tty()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("sys.stdin", Tty("\n" * 10))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments, prog_name="llmcli")
+    assert ended.value.code == 0, screen.getvalue()
+    return screen.getvalue()
+
+
+def cells(line: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in line)
+
+
+@pytest.mark.parametrize("view", [view for view in TEXTS if view not in SLOW])
+def test_a_text_may_come_from_a_file_or_a_pipe(model: Path, run: Run, view: str, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(PROMPT, encoding="utf-8")
+    without = [word for word in words(view, model) if word != PROMPT]
+    given = [run(*words(view, model)), run(*without, "--prompt-file", file), run(*without, input=PROMPT)]
+    assert len({result.stdout for result in given}) == 1
+    assert all(result.exit_code == 0 for result in given)
+
+
+@pytest.mark.parametrize(
+    "view", [view for view in TEXTS if view not in ("tokenize", "tokenize --merges", "tour", *SLOW)]
+)
+def test_a_text_longer_than_the_context(model: Path, run: Run, view: str) -> None:
+    """Scored in windows by what reads whole texts; elsewhere one line, exit code 2, and a way out."""
+    result = run(*words(view, model, "The old fox met a hen by the river. " * 30))
+    if view in ("score", "compare"):
+        assert result.exit_code == 0, result.stderr
+        return
+    assert result.exit_code == EXIT_USAGE or view == "explain-step"
+    assert "64" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("view", ["attend", "lens", "why", "branch"])
+@pytest.mark.parametrize("at", ["3", "-2", "fox", "+1"])
+def test_positions_are_asked_for_in_one_way(model: Path, run: Run, view: str, at: str) -> None:
+    (record,) = records(run(*words(view, model), "--at", at, "--json"))
+    (tokens,) = records(run("tokenize", PROMPT, "-m", model, "--json"))
+    texts = [token["text"] for token in tokens["tokens"]]
+    expected = {"3": 3, "-2": len(texts) - 2, "+1": 1}.get(at)
+    assert record["position"] == (texts.index(" fox") if expected is None else expected)
+    assert record["at"]["text"] == texts[record["position"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lens", PROMPT, "--at", "99"], "no position 99"),
+        (["lens", PROMPT, "--at", "-99"], "no position -99"),
+        (["lens", PROMPT, "--at", "wolf"], "no token"),
+        (["lens", "a fox a fox a fox", "--at", "fox"], "several positions"),
+        (["lens", PROMPT, "--layer", "7"], "no layer 7"),
+        (["lens", PROMPT, "--layer", "x"], "names no layers"),
+        (["lens", PROMPT, "--layer", "1-0"], "names no layers"),
+        (["lens", PROMPT, "--layer", ""], "names no layers"),
+        (["lens", PROMPT, "--token", "zebra crossing"], "not one token"),
+        (["lens", PROMPT, "--token", ""], "token"),
+        (["lens", PROMPT, "--token", "99999"], "no token id"),
+        (["why", PROMPT, "--head", "1"], "names no head"),
+        (["why", PROMPT, "--head", "1.9"], "no head 9"),
+        (["why", PROMPT, "--head", "9.1"], "no layer 9"),
+        (["why", PROMPT, "--token", " fox", "--vs", " fox"], "same"),
+        (["attend", PROMPT, "--head", "0.0", "--no-sink"], "--head"),
+        (["attend", PROMPT, "--head", "0.0", "--layer", "1"], "--head"),
+        (["branch", PROMPT, "--width", "200", "--depth", "9"], "1000"),
+        (["branch", PROMPT, "--depth", "0"], "depth"),
+        (["score", "fox", "--top", "-1"], "top"),
+        (["neighbours", "zebra"], "not one token"),
+        (["neighbours", " "], "no word"),
+        (["tour", "a"], "few words"),
+        (["lens", PROMPT, "--save", "x.png"], ".svg"),
+        (["lens", PROMPT, "--save", "nowhere/x.svg"], "no folder"),
+        (["lens", ""], "empty"),
+    ],
+)
+def test_errors_are_one_line(model: Path, run: Run, arguments: list[str], said: str) -> None:
+    if said == "empty":
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        assert config["bos_token_id"] is not None
+        return  # this model has a BOS token, so an empty text can be read
+    result = run(*arguments, "-m", model)
+    assert result.exit_code == EXIT_USAGE, result.stderr
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("models", [[], ["a"], ["a", "b", "c"]])
+def test_compare_wants_two_models(model: Path, run: Run, models: list[str]) -> None:
+    result = run("compare", PROMPT, *(word for _ in models for word in ("-m", model)))
+    assert result.exit_code == EXIT_USAGE
+    assert "two models" in result.stderr
+
+
+@pytest.mark.parametrize("view", ["lens", "why", "score", "attend --head", "compare", "explain-step"])
+def test_a_check_that_fails_is_exit_code_1(model: Path, run: Run, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if view == "explain-step":
+        monkeypatch.setattr("llmcli.explain.step.Replay.ok", False, raising=False)
+        monkeypatch.setattr("llmcli.explain.step._check", lambda *_: _failed_replay())
+    else:
+        monkeypatch.setattr(checks.Claim, "holds", False)
+    result = run(*words(view, model))
+    assert result.exit_code == EXIT_FAILURE
+    assert "check: FAILED" in result.stdout
+    assert "check: FAILED" not in run(*words(view, model), "--json").stdout
+
+
+def _failed_replay() -> Any:
+    from llmcli.explain.step import Replay
+
+    return Replay(False, -1, 0.5)
+
+
+def test_a_picture_that_cannot_be_written_is_said(model: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.svg").mkdir()
+    result = run("lens", PROMPT, "-m", model, "--save", tmp_path / "x.svg")
+    assert result.exit_code == EXIT_USAGE
+    assert "x.svg" in result.stderr
+    assert "check: ok" in result.stdout  # the view itself is not lost
+
+
+def test_an_adapter_can_be_compared_with_its_base(model: Path, run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    result = run("compare", PROMPT, "-m", model, "-m", other, "--json")
+    (record,) = records(result)
+    assert record["models"] == [model.name, "other"]
+    assert record["mean_kl"] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+@pytest.mark.parametrize("stops", [8, 3])
+def test_the_tour_waits_at_every_stop_and_can_be_left(model: Path, stops: int) -> None:
+    import pexpect
+
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "llmcli", "tour", PROMPT, "-m", str(model)],
+        dimensions=(40, 80),
+        encoding="utf-8",
+        timeout=60,
+    )
+    for number in range(1, stops + 1):
+        child.expect(f"{number}/8  ")
+        if number < 8:
+            child.expect("Enter: go on, q: leave")
+            with pytest.raises(pexpect.TIMEOUT):
+                child.expect(f"{number + 1}/8  ", timeout=0.2)
+            child.sendline("" if number < stops else "q")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
