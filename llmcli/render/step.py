@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.table import Cell, Column, number, print_table, probability
-from llmcli.render.terminal import console, harmless, label, say, styled
+from llmcli.render.terminal import console, label, one_line, say, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def _print_heading(report: StepReport, stream: TextIO) -> None:
 
 def _tail(text: str, length: int = 32) -> str:
     """The end of a text on one line."""
-    return ("…" if len(text) > length else "") + harmless(text[-length:].replace("\n", "⏎"))
+    return ("…" if len(text) > length else "") + one_line(text[-length:])
 
 
 def _temperature(report: StepReport) -> float:

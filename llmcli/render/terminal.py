@@ -65,12 +65,17 @@ def harmless(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: _symbol(match[0]), text)
 
 
+def one_line(text: str) -> str:
+    """``harmless`` text on one line, from left to right: line ends and marks of direction are shown as well."""
+    text = harmless(text.replace("\n", "⏎").replace("\t", "⇥"))
+    return re.sub("[\u2028-\u202e\u2066-\u2069]", lambda match: f"<{ord(match[0]):04X}>", text)
+
+
 def label(text: str, data: bytes) -> str:
     """A token on one line: spaces as a dot, line ends and controls as symbols, parts of characters as <E2 80>."""
     if data:
         text = data.decode("utf-8", "surrogateescape")
-    text = harmless(text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥"))
-    text = re.sub("[\u2028-\u202e\u2066-\u2069]", lambda match: f"<{ord(match[0]):04X}>", text)  # lines, directions
+    text = one_line(text.replace(" ", "·"))
     return re.sub("[\udc80-\udcff]+", lambda match: _hex(match[0].encode("utf-8", "surrogateescape")), text)
 
 
