@@ -23,6 +23,7 @@ COMMANDS = {
     "lens": "When does the answer appear, layer by layer?",
     "attend": "What does a token look at?",
     "why": "What pushed this logit?",
+    "verify": "Is this model run right here?",
     "bench": "Measure how fast a model runs here.",
     "quantize": "Round a model's weights to 8 or 4 bits.",
     "train": "Train a small model of your own on text files.",
