@@ -29,6 +29,7 @@ COMMANDS = {
     "score": "Where was the model surprised?",
     "compare": "What did fine-tuning change?",
     "inspect": "What is this model, and does it fit?",
+    "verify": "Is this model run right here?",
     "bench": "Measure how fast a model runs here.",
     "quantize": "Round a model's weights to 8 or 4 bits.",
     "train": "Train a small model of your own on text files.",

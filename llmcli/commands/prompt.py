@@ -34,6 +34,11 @@ class Prompt:
             return self.argument
         return "\n\n".join(part for part in (self.argument, read_stdin()) if part)
 
+    def read_optional(self) -> str:
+        """Likewise; empty where none was given."""
+        silent = sys.stdin is None or sys.stdin.isatty()
+        return "" if self.argument is None and self.file is None and silent else self.read()
+
 
 def prompt_options(argument: str = "prompt") -> Decorator:
     """The options of a command whose argument is called ``argument``, as its parameter ``prompt``."""

@@ -33,8 +33,7 @@ def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbos
       llmcli tour
       llmcli tour "Once upon a time there was a fox" --no-pause
     """
-    given = prompt.argument is not None or prompt.file is not None or not sys.stdin.isatty()
-    text = (prompt.read() if given else "") or SENTENCE
+    text = prompt.read_optional() or SENTENCE
     loaded = choice.open()
 
     from llmcli.explain.tour import tour_report

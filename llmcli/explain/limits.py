@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llmcli.model.quantize import matrices
+from llmcli.model.quantize import rounding
 from llmcli.model.transformer import Transformer
 
 BY_DTYPE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -15,14 +15,9 @@ ROUNDED = 1e-1
 TIPPED = 3e-1
 
 
-def limit(model: Transformer, dtype: torch.dtype | None = None) -> float:
-    """What to allow the model, or what it would be in ``dtype``."""
-    dtype = dtype or model.dtype
-    if model.config.moe is not None and (is_rounded(model) or dtype != torch.float32):
+def limit(model: Transformer) -> float:
+    """What to allow the model, by its dtype and by how its weights are kept."""
+    rounded = rounding(model) is not None
+    if model.config.moe is not None and (rounded or model.dtype != torch.float32):
         return TIPPED
-    return max(BY_DTYPE[dtype], ROUNDED if is_rounded(model) else 0.0)
-
-
-def is_rounded(model: Transformer) -> bool:
-    """Whether its weights have 8 or 4 bits."""
-    return not any(True for _ in matrices(model))
+    return max(BY_DTYPE[model.dtype], ROUNDED if rounded else 0.0)

@@ -183,6 +183,13 @@ def matrices(model: Transformer) -> Iterator[tuple[str, Linear | Embedding]]:
             yield name, module
 
 
+def rounding(model: Transformer) -> Kind | None:
+    """How a model's matrices are rounded, if they are; int4 where any has 4 bits."""
+    if any(True for _ in matrices(model)):
+        return None
+    return "int4" if any(isinstance(module, Int4Linear) for module in model.modules()) else "int8"
+
+
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)

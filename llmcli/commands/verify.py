@@ -1,0 +1,54 @@
+"""``llmcli verify``: is this model run right here?"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from llmcli.commands.form import Form, form_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.prompt import Prompt, prompt_options
+
+if TYPE_CHECKING:
+    from llmcli.generate.loaded import LoadedModel
+
+
+@click.command()
+@prompt_options()
+@form_options
+@model_options
+@verbose_option
+def verify(prompt: Prompt, form: Form, choice: ModelChoice, verbose: bool) -> None:
+    """Is this model run right here? Prove it on your own checkpoint, device and dtype: each row is a proof.
+
+    The model reads a text in every way that it can be read, which must give the same logits, and is watched while
+    it does. It is compared with itself on other devices and in other dtypes and, where transformers is installed,
+    with what that makes of the same folder, layer by layer. What cannot be proved here is skipped and says why.
+    Without PROMPT a text of llmcli's own is read. If a proof fails the exit code is 1.
+
+    \b
+    Examples:
+      llmcli verify
+      llmcli verify "Once upon a time there was a fox" --dtype float32
+      llmcli verify --quantize int8 --json
+    """
+    given = prompt.read_optional()
+    loaded = choice.open()
+
+    from llmcli.explain.verify import TEXT, verify_report
+    from llmcli.render.verify import ProofsView, print_verify
+
+    text = given or TEXT
+    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    with ProofsView(sys.stderr) as view:
+
+        def reopen(device: str, dtype: str) -> LoadedModel:
+            view.pause()
+            return replace(choice, device=device, dtype=dtype).open()
+
+        report = verify_report(loaded, text, ids, reopen, adapted=choice.adapter is not None, progress=view)
+    form.show(report, print_verify)

@@ -1,0 +1,514 @@
+"""Proofs that hold on every family, and mistakes each of which must fail its own rows and no others."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmcli.errors import LlmcliError
+from llmcli.explain import subject as subject_module
+from llmcli.explain.proof import Proof, difference, largest, parting, share_of_differing
+from llmcli.explain.subject import Subject, fitting, parameters
+from llmcli.explain.verify import TEXT, VerifyReport, own, verify_report
+from llmcli.generate.loaded import LoadedModel
+from llmcli.generate.sampling import Sampler
+from llmcli.model import attention
+from llmcli.model.attention import Attention
+from llmcli.model.cache import KVCache
+from llmcli.model.memory import Memory
+from llmcli.model.quantize import Kind, quantize, rounding
+from llmcli.model.trace import Trace
+from llmcli.model.transformer import Transformer
+from llmcli.text.stream import TextStream
+from llmcli.text.tokenizer import Tokenizer
+from llmcli.train.vocabulary import train_tokenizer
+from tests.explain.reference import loaded, tokenizer
+from tests.tiny import CASES, CONTEXT, VOCAB, Tiny, random_ids
+from tests.wide import raw_config, wide_model
+
+Make = Callable[[str], Tiny]
+Mutation = Callable[[Transformer], None]
+LENGTH = 100  # more than any window, and than 4-bit matrices take as few
+IDS = random_ids(LENGTH, seed=3)[0].tolist()
+WORDS = "w5 w17"
+FAMILIES = ["llama", "gpt2", "gemma2", "qwen3", "phi3-longrope", "mixtral"]  # that are compared with transformers
+OWN = ["llama-dynamic", "gpt_neox", "gemma3_text", "mistral", "stablelm-parallel", "cohere", *FAMILIES]
+
+BEHIND_A_CACHE = {"cached = uncached", "chunked = whole", "gone back = fresh", "batched = alone"}
+LAYERS, LOGITS = "layers = transformers", "logits = transformers"
+DTYPE, DEVICE = "bfloat16 ~ float32", "cpu = accelerator"
+
+
+def untouched(model: Transformer) -> None:
+    """No mistake."""
+
+
+def opener(case: Tiny, mutate: Mutation) -> Callable[[str, str], LoadedModel]:
+    """The model again in a dtype, with the same mistake: one of the code is made everywhere."""
+
+    def reopen(device: str, dtype: str) -> LoadedModel:
+        model = case.load()
+        mutate(model)
+        return loaded(case, model.to(getattr(torch, dtype)))
+
+    return reopen
+
+
+def report_of(case: Tiny, mutate: Mutation = untouched, **options: Any) -> VerifyReport:
+    model = case.load()
+    mutate(model)
+    return verify_report(loaded(case, model), WORDS, IDS, **({"reopen": opener(case, mutate)} | options))
+
+
+def own_proofs(opened: LoadedModel, ids: Sequence[int] = IDS) -> list[Proof]:
+    subject = Subject(opened, WORDS, fitting(opened, ids), lambda device, dtype: opened, False)
+    return [plan.prove() for plan in own(subject)]
+
+
+def having(verdict: str, proofs: Sequence[Proof]) -> dict[str, Proof]:
+    return {proof.name: proof for proof in proofs if proof.verdict == verdict}
+
+
+def failed(report: VerifyReport) -> set[str]:
+    names = set(having("failed", report.proofs))
+    assert report.check.ok == (not names)
+    assert report.check.failed == len(names)
+    return names
+
+
+# What is right holds.
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_run_right_is_proved(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    report = report_of(case)
+    assert failed(report) == set()
+    # The words of ``reference.tokenizer`` know nothing of the text's spaces and marks.
+    assert set(having("skipped", report.proofs)) == {DEVICE, "decoded = text"}
+    assert (report.model, report.device, report.dtype, report.quantized) == (name, "cpu", "float32", None)
+    assert (report.text_tokens, report.tokens) == (LENGTH, LENGTH)
+    assert (report.check.held, report.check.skipped) == (len(report.proofs) - 2, 2)
+    assert [layer.layer for layer in report.layers] == list(range(case.load().config.num_hidden_layers))
+    shown = {proof.name: proof for proof in report.proofs}
+    assert shown[LAYERS].error == max(layer.error for layer in report.layers)
+    assert 0 < (shown[LAYERS].error or 0) < 1e-5
+    assert 0 < (shown[LOGITS].error or 0) < 1e-5
+    assert len({proof.name for proof in report.proofs}) == len(report.proofs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_proves_itself(tiny: Make, name: str) -> None:
+    proofs = own_proofs(loaded(tiny(name)))
+    assert set(having("skipped", proofs)) == {"decoded = text"}
+    assert not having("failed", proofs)
+    assert all(proof.error is not None and proof.error < 1e-5 for proof in proofs if proof.verdict == "ok")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_rounding_to_bfloat16_is_no_fault(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    assert not having("failed", own_proofs(loaded(case, case.load().to(torch.bfloat16))))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["llama-llama3", "gemma2", "mixtral"])
+def test_rounded_weights_are_no_fault(tiny: Make, name: str, kind: Kind) -> None:
+    def opened(dtype: str) -> LoadedModel:
+        model = wide_model(raw_config(name), dtype=getattr(torch, dtype))
+        quantize(model, kind)
+        return loaded(tiny(name), model)
+
+    for dtype in ("float32", "bfloat16"):
+        report = verify_report(opened(dtype), WORDS, IDS, lambda device, dtype: opened(dtype))
+        assert failed(report) == set()
+        assert (report.quantized, report.dtype) == (kind, dtype)
+        skipped = having("skipped", report.proofs)
+        assert {LAYERS, LOGITS} < set(skipped)
+        assert "rounded" in (skipped[LAYERS].reason or "")
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, CONTEXT])
+@pytest.mark.parametrize("name", ["mistral", "gpt2", "llama-dynamic"])
+def test_texts_of_any_length_prove_it(tiny: Make, name: str, length: int) -> None:
+    ids = random_ids(length, seed=1)[0].tolist()
+    assert not having("failed", own_proofs(loaded(tiny(name)), ids))
+
+
+def test_a_checkpoint_in_bfloat16_is_compared_in_float32(tiny: Make) -> None:
+    case = tiny("qwen3")
+    asked: list[tuple[str, str]] = []
+
+    def reopen(device: str, dtype: str) -> LoadedModel:
+        asked.append((device, dtype))
+        return opener(case, untouched)(device, dtype)
+
+    report = verify_report(loaded(case, case.load().to(torch.bfloat16)), WORDS, IDS, reopen)
+    assert failed(report) == set()
+    assert asked == [("cpu", "float32")] * 2  # for the dtype, and for transformers; never the one that is there
+    assert report.dtype == "bfloat16"
+
+
+def test_the_text_of_its_own_is_ordinary() -> None:
+    assert TEXT.isascii()
+    assert 60 <= len(TEXT.split()) <= 120
+
+
+# Mistakes in the code: each fails its rows alone.
+
+
+def test_keys_written_at_a_wrong_place(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = KVCache.append
+
+    def wrong(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = right(cache, layer, k, v)
+        if keys.shape[2] > k.shape[2]:
+            keys[:, :, -k.shape[2] - 1] = k[:, :, 0]
+        return keys, values
+
+    monkeypatch.setattr(KVCache, "append", wrong)
+    assert failed(report_of(tiny("llama"))) == BEHIND_A_CACHE
+
+
+def test_a_token_too_many_left_in_the_cache(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = KVCache.truncate
+    monkeypatch.setattr(KVCache, "truncate", lambda cache, length: right(cache, min(cache.length, length + 1)))
+    assert failed(report_of(tiny("llama"))) == {"gone back = fresh"}
+
+
+def test_texts_of_a_batch_that_touch(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Attention.forward
+
+    def wrong(*args: Any) -> Tensor:
+        out = right(*args)
+        if out.dim() == 3 and len(out) > 1:
+            out[0] += 0.1 * out[1]
+        return out
+
+    monkeypatch.setattr(Attention, "forward", wrong)
+    assert failed(report_of(tiny("llama"))) == {"batched = alone"}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("llama", set()), ("gemma2", {"cached = uncached", "past is settled", LAYERS, LOGITS})],  # plain passes have none
+)
+def test_a_mask_that_shows_the_next_token(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, more: set[str]
+) -> None:
+    right = attention.causal_mask
+
+    def wrong(past: int, count: int, *rest: Any) -> Tensor:
+        return right(past, count, *rest).roll(1, -1) | right(past, count, *rest)
+
+    for place in ("llmcli.model.attention.causal_mask", "llmcli.model.transformer.causal_mask"):
+        monkeypatch.setattr(place, wrong)
+    chunks = BEHIND_A_CACHE - {"cached = uncached"}
+    assert failed(report_of(tiny(name))) == {"attention looks back", *chunks, *more}
+
+
+def test_an_observer_that_changes_what_it_sees(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Trace.keep
+
+    def wrong(trace: Trace, into: list[Tensor], x: Tensor) -> None:
+        right(trace, into, x)
+        x.add_(1e-5)
+
+    monkeypatch.setattr(Trace, "keep", wrong)
+    assert failed(report_of(tiny("llama"))) == {"observed = unobserved"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rows"),
+    [
+        (lambda weights: weights * 1.01, {"attention sums to 1", "attention is used"}),
+        (lambda weights: (weights * weights) / (weights * weights).sum(-1, keepdim=True), {"attention is used"}),
+    ],
+    ids=["larger", "sharper"],
+)
+def test_weights_that_are_not_those_used(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor], rows: set[str]
+) -> None:
+    right = attention.attention_weights
+    monkeypatch.setattr(attention, "attention_weights", lambda *args, **options: wrong(right(*args, **options)))
+    assert failed(report_of(tiny("llama"))) == rows
+
+
+def test_a_part_that_was_not_added(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Trace.keep
+
+    def wrong(trace: Trace, into: list[Tensor], x: Tensor) -> None:
+        right(trace, into, x * 1.01 if into is trace.mlp_out else x)
+
+    monkeypatch.setattr(Trace, "keep", wrong)
+    assert failed(report_of(tiny("llama"))) == {"residual adds up"}
+
+
+def test_a_sampler_with_a_will_of_its_own(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, seeds = Sampler.__init__, iter(range(100))
+    monkeypatch.setattr(Sampler, "__init__", lambda self, filters, seed: right(self, filters, next(seeds)))
+    assert failed(report_of(tiny("llama"))) == {"drawn = drawn again"}
+
+
+# Mistakes in what a family needs: only another program can see them.
+
+
+class Bare(nn.Module):
+    """A norm that does nothing."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def without_norm(model: Transformer) -> None:
+    model.norm = Bare(model.norm.weight)  # type: ignore[assignment]
+
+
+def without_softcap(model: Transformer) -> None:
+    model.config = dataclasses.replace(model.config, logit_softcap=None)
+
+
+def other_theta(model: Transformer) -> None:
+    assert model.config.rope is not None
+    model.config = dataclasses.replace(model.config, rope=dataclasses.replace(model.config.rope, theta=777.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "mutate", "rows"),
+    [
+        ("llama", without_norm, {LOGITS}),
+        ("gpt2", without_norm, {LOGITS}),
+        ("gemma2", without_softcap, {LOGITS}),
+        ("llama", other_theta, {LAYERS, LOGITS}),
+        ("qwen3", other_theta, {LAYERS, LOGITS}),
+    ],
+)
+def test_a_model_built_wrong(tiny: Make, name: str, mutate: Mutation, rows: set[str]) -> None:
+    assert failed(report_of(tiny(name), mutate)) == rows
+
+
+def test_a_mistake_in_one_layer_shows_from_there_on(tiny: Make) -> None:
+    def mutate(model: Transformer) -> None:
+        model.blocks[1].mlp.down.weight[0] += 0.05  # type: ignore[union-attr,index]
+
+    report = report_of(tiny("llama"), mutate)
+    assert failed(report) == {LAYERS, LOGITS}
+    errors = [layer.error for layer in report.layers]
+    assert errors[0] < 1e-5 < 1e-4 < errors[1]
+
+
+def test_weights_that_are_not_those_of_the_folder(tiny: Make) -> None:
+    case = tiny("llama")
+    model = case.load()
+    model.blocks[2].attn.out.weight.mul_(1.003)  # type: ignore[union-attr,operator]
+    report = verify_report(loaded(case, model), WORDS, IDS, opener(case, untouched))
+    assert failed(report) == {LAYERS, LOGITS}
+
+
+# Text.
+
+SENTENCE = "The old fox met a hen by the river."
+
+
+@pytest.fixture
+def words(tiny: Make) -> LoadedModel:
+    """A model whose tokenizer knows every byte."""
+    fast = train_tokenizer([SENTENCE], 258)
+    model = wide_model(raw_config("llama") | {"vocab_size": 270})
+    return dataclasses.replace(loaded(tiny("llama"), model), tokenizer=Tokenizer(fast, "bytes"))
+
+
+def text_rows(words: LoadedModel, text: str = SENTENCE) -> dict[str, str]:
+    subject = Subject(words, text, tuple(words.prompt_ids(text)), lambda device, dtype: words, False)
+    return {plan.name: plan.prove().verdict for plan in own(subject) if "decoded" in plan.name}
+
+
+def test_text_comes_back(words: LoadedModel) -> None:
+    assert text_rows(words) == {"decoded = text": "ok", "streamed = decoded": "ok"}
+    assert text_rows(words, " \n ") == {"decoded = text": "ok", "streamed = decoded": "ok"}
+
+
+def test_a_decoder_that_loses_something(words: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: right(self, ids).replace("x", "y"))
+    assert text_rows(words) == {"decoded = text": "failed", "streamed = decoded": "ok"}
+
+
+def test_a_stream_of_single_tokens(words: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextStream, "feed", lambda self, id: self.tokenizer.decode([id]))
+    assert text_rows(words) == {"decoded = text": "ok", "streamed = decoded": "failed"}
+
+
+def test_a_tokenizer_that_changes_texts_is_not_blamed(tiny: Make) -> None:
+    proof = having("skipped", own_proofs(loaded(tiny("llama"))))["decoded = text"]
+    assert "no way back" in (proof.reason or "")
+    assert tokenizer().encode("w5 other") == [5, 0]
+
+
+# Other devices and dtypes.
+
+
+def test_another_device_is_compared(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    case = tiny("llama")
+
+    def elsewhere(mutate: Mutation) -> VerifyReport:
+        reopen = {"mps": opener(case, mutate), "cpu": opener(case, untouched)}
+        return report_of(case, reopen=lambda device, dtype: reopen[device](device, dtype))
+
+    assert failed(elsewhere(untouched)) == set()
+    report = elsewhere(other_theta)
+    assert failed(report) == {"cpu = mps"}
+    parted = having("failed", report.proofs)["cpu = mps"].parting
+    assert parted is not None
+    assert parted.margin > 0
+
+
+def test_a_dtype_that_is_more_than_rounding_away(tiny: Make) -> None:
+    case = tiny("llama")
+
+    def in_bfloat16(mutate: Mutation) -> VerifyReport:
+        reopen = {"bfloat16": opener(case, mutate), "float32": opener(case, untouched)}
+        return report_of(case, reopen=lambda device, dtype: reopen[dtype](device, dtype))
+
+    assert failed(in_bfloat16(untouched)) == set()
+    assert failed(in_bfloat16(other_theta)) == {DTYPE}
+
+    def overflow(model: Transformer) -> None:
+        model.norm.weight.fill_(float("inf"))
+
+    report = in_bfloat16(overflow)
+    assert failed(report) == {DTYPE}
+    assert "not numbers" in (having("failed", report.proofs)[DTYPE].reason or "")
+
+
+def test_where_two_dtypes_part_is_told(tiny: Make) -> None:
+    """Beside the continuations of both, each worked out on its own."""
+    case = tiny("llama-yarn-mscale")
+    (proof,) = [proof for proof in report_of(case).proofs if proof.name == DTYPE]
+    models = [case.load(), case.load().to(torch.bfloat16)]
+    ids = IDS[: CONTEXT - 32]
+    parted = None
+    for place in range(32):
+        with torch.inference_mode():
+            exact, rounded = (model(torch.tensor([ids]))[0, -1].float() for model in models)
+        if exact.argmax() != rounded.argmax():
+            parted = place
+            break
+        ids = [*ids, int(exact.argmax())]
+    if parted is None:
+        assert (proof.parting, proof.error) == (None, 0.0)
+        return
+    assert proof.parting is not None
+    assert proof.parting.position == CONTEXT - 32 + parted - 1
+    assert proof.parting.favourite.id == int(exact.argmax())
+    assert proof.parting.other.id == int(rounded.argmax())
+    assert proof.parting.margin == pytest.approx(float(exact.max() - exact[rounded.argmax()]), abs=1e-4)
+
+
+def test_what_does_not_fit_the_memory_is_skipped(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = tiny("llama")
+    need = 4 * sum(parameter.numel() for parameter in case.load().parameters())
+    monkeypatch.setattr(subject_module, "memory_of", lambda device: Memory(2 * need - 1, None))
+    skipped = having("skipped", report_of(case).proofs)
+    assert "memory" in (skipped[DTYPE].reason or "")
+    assert LAYERS not in skipped  # float32 is what it runs in: there is no second model of ours
+    monkeypatch.setattr(subject_module, "memory_of", lambda device: Memory(2 * need, None))
+    assert DTYPE not in having("skipped", report_of(case).proofs)
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+def test_parameters_are_counted_however_they_are_kept(kind: Kind | None) -> None:
+    model = wide_model(raw_config("llama"))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if kind is not None:
+        quantize(model, kind)
+    assert parameters(model) == count
+    assert rounding(model) == kind
+
+
+# transformers.
+
+
+def test_without_transformers_its_rows_are_skipped(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = tiny("llama")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    report = report_of(case)
+    assert report.check.ok
+    assert report.layers == ()
+    for name in (LAYERS, LOGITS):
+        assert "pip install transformers" in (having("skipped", report.proofs)[name].reason or "")
+
+
+def test_what_transformers_cannot_load_is_skipped_in_one_line(tiny: Make, tmp_path: Path) -> None:
+    case = tiny("llama")
+    shutil.copy(case.folder / "config.json", tmp_path)
+    opened = dataclasses.replace(loaded(case), folder=tmp_path)
+    report = verify_report(opened, WORDS, IDS, opener(case, untouched))
+    reason = having("skipped", report.proofs)[LAYERS].reason or ""
+    assert reason.startswith("transformers cannot run it: ")
+    assert "\n" not in reason
+
+
+def test_a_merged_adapter_is_not_in_the_folder(tiny: Make) -> None:
+    report = report_of(tiny("llama"), adapted=True)
+    assert "adapter" in (having("skipped", report.proofs)[LOGITS].reason or "")
+
+
+# The text, and single numbers.
+
+
+def test_a_long_text_is_cut_and_it_is_said(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = loaded(tiny("llama"))
+    assert len(fitting(opened, IDS * 5)) == CONTEXT
+    monkeypatch.setattr(subject_module, "MOST_LOGITS", 50 * VOCAB)
+    assert fitting(opened, IDS) == tuple(IDS[:50])
+    report = report_of(tiny("llama"))
+    assert (report.text_tokens, report.tokens) == (LENGTH, 50)
+
+
+def test_a_text_too_short_proves_nothing(tiny: Make) -> None:
+    for ids in ([], [1]):
+        with pytest.raises(LlmcliError, match="two tokens"):
+            fitting(loaded(tiny("llama")), ids)
+
+
+def test_each_proof_is_announced(tiny: Make) -> None:
+    told: list[str] = []
+    report = report_of(tiny("llama"), progress=told.append)
+    assert told == [proof.name for proof in report.proofs]
+
+
+def test_differences_are_shares() -> None:
+    reference = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    ours = reference + torch.tensor([[0.0, 0.0], [0.3, -0.4]])
+    assert difference(ours, reference) == pytest.approx(0.1)
+    assert largest(ours, reference) == pytest.approx(0.1)
+    nan = ours.clone()
+    nan[0, 0] = float("nan")
+    assert not difference(nan, reference) <= 1e9
+    assert not largest(nan, reference) <= 1e9
+    for ours_text, share in (("abcd", 0.0), ("abxd", 0.25), ("ab", 0.5), ("", 1.0)):
+        assert share_of_differing(ours_text, "abcd") == share
+    assert share_of_differing("", "") == 0
+
+
+def test_a_parting_is_the_first() -> None:
+    reference = torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 1.75], [0.0, 1.0, 0.0]])
+    ours = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 1.75], [3.0, 1.0, 0.0]])
+    found = parting(ours, reference, tokenizer(), first=10)
+    assert found is not None
+    assert (found.position, found.favourite.id, found.other.id, found.margin) == (11, 1, 2, 0.25)
+    assert parting(reference, reference, tokenizer()) is None
