@@ -1,48 +1,60 @@
-"""Draws the README's pictures from the tool's own output: ``python docs/make_pictures.py`` (needs the test extra)."""
+"""Draws the README's pictures from the shipped model: ``python docs/make_pictures.py`` (needs the test extra)."""
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pexpect
-from rich.console import Console
 from rich.text import Text
 
-WIDTH = 92
-PICTURES = {
-    "generate": 'generate "Once upon a time, a little fox" --probs=3 -n 18 --seed 5',
+from llmcli.render.picture import WIDTH, Picture
+
+HERE = Path(__file__).parent
+SENTENCE = '"The cat that I saw yesterday was sleeping"'
+FISH = '"The bird could fly, but the fish could only"'
+VIEWS = {
+    "tokenize": 'tokenize --merges "The unhappiest fox"',
+    "neighbours": 'neighbours "king - man + woman" --top 6',
+    "attend": f"attend {SENTENCE} --at was",
+    "attend-head": f"attend {SENTENCE} --head 3.2",
+    "lens": 'lens "The fish swam in the"',
+    "why": f'why {FISH} --token " swim" --vs " fly" --top 5',
     "explain-step": 'explain-step "Once upon a time there was a" --seed 3 --top-k 6 --top 9',
+    "temperatures": 'explain-step "She opened the" --temperatures 0,0.5,1,2 --top 6',
+    "branch": 'branch "Once upon a time there was" --width 2 --depth 4',
+    "score": 'score "Once upon a time there was a little spaceship. It flew to the moon!" --top 8',
+    "inspect": "inspect",
+    "verify": "verify",
 }
+GENERATE = 'generate "Once upon a time, a little fox" --probs=3 -n 18 --seed 5'
 
 
-def terminal_output(command: str) -> str:
-    """What ``llmcli`` writes on a terminal of WIDTH columns, colours included."""
+def draw_generate() -> None:
+    """What ``generate`` writes on a terminal: it is no view, so it draws no picture of itself."""
     child = pexpect.spawn(
         sys.executable,
-        ["-m", "llmcli", *shlex.split(command)],
+        ["-m", "llmcli", *shlex.split(GENERATE)],
         dimensions=(60, WIDTH),
         encoding="utf-8",
         timeout=120,
         env={**os.environ, "TERM": "xterm-256color"},
     )
     child.expect(pexpect.EOF)
-    output: str = child.before
-    return output.replace("\r\n", "\n").rstrip("\n")
+    picture = Picture()
+    picture.console.print(Text.from_ansi(child.before.replace("\r\n", "\n").rstrip("\n")))
+    picture.save(HERE / "generate.svg", "llmcli generate")
 
 
 def main() -> None:
-    for name, command in PICTURES.items():
-        console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-        console.print(Text(f"$ llmcli {command}", style="bold"))
-        console.print(Text.from_ansi(terminal_output(command)))
-        svg = console.export_svg(title="llmcli")
-        svg = re.sub(r"@font-face\s*{.*?}", "", svg, flags=re.DOTALL)  # no fonts from elsewhere
-        (Path(__file__).parent / f"{name}.svg").write_text(svg, encoding="utf-8")
+    draw_generate()
+    for name, command in VIEWS.items():
+        target = HERE / f"{name}.svg"
+        words = [*shlex.split(command), "--save", str(target)]
+        subprocess.run([sys.executable, "-m", "llmcli", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_commands_for_speed_run_as_printed(tmp_path: Path, monkeypatch: pytest.M
     """As printed; measured once and shortly."""
     monkeypatch.chdir(tmp_path)
     lines = [line for line in SHELL if "tales-int4" in line or "bench" in line]
-    assert [line.split()[1] for line in lines] == ["quantize", "generate", "bench"]
+    assert [line.split()[1] for line in lines] == ["quantize", "generate", "compare", "bench"]
     for line in lines:
         few = ["-p", "4", "-n", "2", "-r", "1"] if "bench" in line else []
         result = CliRunner().invoke(cli, shlex.split(line)[1:] + few, catch_exceptions=False)
@@ -101,3 +102,36 @@ def test_every_example_of_help_is_a_command_line_that_parses() -> None:
         for example in examples:
             words = shlex.split(example.split(" < ")[0])[2:]
             command.make_context(name, words, resilient_parsing=False).close()
+
+
+def test_every_picture_is_there_and_drawn_by_the_documented_command() -> None:
+    shown = set(re.findall(r"\(docs/([\w-]+)\.svg\)", README))
+    script = (ROOT / "docs" / "make_pictures.py").read_text(encoding="utf-8")
+    assert shown == {path.stem for path in (ROOT / "docs").glob("*.svg")}
+    assert all(f'"{name}"' in script or f"{name}.svg" in script for name in shown)
+
+
+def test_the_forms_for_programs_are_those_that_are_written() -> None:
+    """Of each view, the keys that the README tells and no others."""
+    told = re.findall(
+        r"^(tokenize --merges|attend --head|[a-z]+) +\{(.*?)(?=\n\S|\n```)", README, re.DOTALL | re.MULTILINE
+    )
+    assert len(told) == 12
+    for view, form in told:
+        text = [] if view == "inspect" else ["king" if view == "neighbours" else "Once upon a time there was"]
+        options = {"attend --head": ["1.1"], "compare": ["-m", "llama-tales-11m"] * 2}.get(view, [])
+        result = CliRunner().invoke(cli, [*view.split(), *options, *text, "--json"], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        top = re.findall(r'"(\w+)"', _flat(form))
+        assert list(json.loads(result.stdout)) == top, view
+
+
+def _flat(form: str) -> str:
+    """The outermost keys of a form: what stands in brackets within it left out."""
+    kept, depth = "", 1
+    for char in form:
+        depth += (char in "[{") - (char in "]}")
+        if depth == 0:
+            break
+        kept += char if depth == 1 else ""
+    return kept

@@ -44,7 +44,7 @@ def attend(
     Examples:
       llmcli attend "The cat that I saw yesterday was sleeping" --at was
       llmcli attend "The cat that I saw yesterday was sleeping" --at was --layer 3-5 --no-sink
-      llmcli attend "The cat that I saw yesterday was sleeping" --head 2.0
+      llmcli attend "The cat that I saw yesterday was sleeping" --head 3.2
     """
     if head is not None and (layers is not None or no_sink):
         raise usage_error("--head shows one head whole, without --layer and --no-sink", "leave them out")

@@ -43,8 +43,8 @@ def why(
     \b
     Examples:
       llmcli why "Once upon a"
-      llmcli why "The king and the" --token " queen" --vs " king"
-      llmcli why "Once upon a time" --at time --head 3.2
+      llmcli why "The bird could fly, but the fish could only" --token " swim" --vs " fly"
+      llmcli why "The bird could fly, but the fish could only" --head 4.3
     """
     text = prompt.read()
     loaded = choice.open()

@@ -29,12 +29,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """What attention to one position adds, summed over the heads looked at; ``head`` gave most of it."""
+    """What attention to one position adds, summed over the heads looked at; one (``layer``, ``head``) gave most."""
 
     position: int
     piece: Piece
     difference: float
-    head: str
+    layer: int
+    head: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _sources(
     chosen = torch.stack([taken[layer, head] for layer, head in heads])  # [heads, S]
     most = chosen.abs().argmax(dim=0).tolist()
     return tuple(
-        Source(place, piece(loaded.tokenizer, ids[place]), difference, _head_name(*heads[most[place]]))
+        Source(place, piece(loaded.tokenizer, ids[place]), difference, *heads[most[place]])
         for place, difference in enumerate(chosen.sum(dim=0).tolist())
     )
 

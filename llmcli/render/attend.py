@@ -61,7 +61,7 @@ def _rows(sources: Sequence[Source], top: int, sink: bool) -> list[list[Cell]]:
     if others:
         mean = sum(source.mean for source in candidates) - sum(source.mean for source in shown)
         moved = sum(source.moved for source in candidates) - sum(source.moved for source in shown)
-        name = Cell(f"{others} others together", style="italic")
+        name = Cell(f"{others} other{'s' * (others > 1)} together", style="italic")
         rows.append([Cell(""), name, Cell(""), Cell(""), number(mean), bar(mean, most), number(moved, 3)])
     return rows
 
@@ -99,7 +99,7 @@ def _print_triangle(report: GridReport, stream: TextIO) -> None:
     target, first = console(stream), report.rows[0].position
     digits = len(str(report.rows[-1].position))
     names = [f"{row.position:>{digits}} {_named(row.piece)}" for row in report.rows]
-    wide = min(max(cell_len(name) for name in names), 20)
+    wide = min(max(cell_len(name) for name in names), 20) + 1
     between = ["0"] * (first > 0) + ["…"] * (first > 1)
     heading = "".join(f"{name:>{CELL}}" for name in [*between, *(str(row.position) for row in report.rows)])
     target.print(Text(" " * wide + heading, style="bold"), soft_wrap=True)

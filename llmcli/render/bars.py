@@ -11,7 +11,7 @@ HALF = 9  # cells on each side of a signed bar
 SIDES = f"{'against':>{HALF}}│{'for':<{HALF}}"
 _HEIGHTS = "▁▂▃▄▅▆▇█"
 # Of one hue, told apart by lightness alone, on dark and on light grounds.
-_SHADES = ((0.5, "black on deep_sky_blue1"), (0.2, "white on dodger_blue3"), (0.05, "white on navy_blue"))
+_SHADES = ((0.5, "grey0 on deep_sky_blue1"), (0.2, "grey100 on dodger_blue3"), (0.05, "grey100 on navy_blue"))
 
 
 def signed_bar(value: float, most: float) -> Cell:

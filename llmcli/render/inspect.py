@@ -21,7 +21,9 @@ def print_inspect(report: InspectReport, stream: TextIO) -> None:
     say(f"{harmless(report.model)}: what is this model, and does it fit?", stream)
     facts = [(name, harmless(value)) for name, value in _facts(report)]
     print_table([Column("", right=False), Column("shape", right=False)], [[Cell(n), Cell(v)] for n, v in facts], stream)
+    say("", stream)
     _print_parameters(report, stream)
+    say("", stream)
     _print_memory(report, stream)
     say(_verdict(report), stream, "bold")
     say("Beside that, torch itself and what it computes in between take memory.", stream, "dim")

@@ -27,7 +27,7 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> Non
         Column(SIDES, right=False, plain="sign"),
     ]
     print_table(columns, _part_rows(report, top), stream)
-    say(f"what {heads} took from each position:", stream)
+    say(f"\nwhat {heads} took from each position:", stream)
     columns = [
         Column("#"),
         Column("token", right=False),
@@ -52,7 +52,7 @@ def _part_rows(report: WhyReport, top: int) -> list[list[Cell]]:
         token, other, difference = (
             sum(values) for values in zip(*((p.token, p.other, p.difference) for p in hidden), strict=True)
         )
-        rows.append(_sum_row(f"{len(hidden)} others", token, other, difference, most, "italic"))
+        rows.append(_sum_row(_others(len(hidden)), token, other, difference, most, "italic"))
     rows += [_part_row(part, most) for part in tail]
     total = report.total
     return [*rows, _sum_row("total", total.token, total.other, total.difference, most, "bold")]
@@ -82,7 +82,7 @@ def _source_rows(sources: Sequence[Source], top: int) -> list[list[Cell]]:
         [
             Cell(str(source.position)),
             Cell(label(source.piece.text, source.piece.bytes)),
-            Cell(source.head),
+            Cell(f"L{source.layer}.H{source.head}"),
             _signed(source.difference),
             signed_bar(source.difference, most),
         ]
@@ -91,10 +91,14 @@ def _source_rows(sources: Sequence[Source], top: int) -> list[list[Cell]]:
     if len(shown) < len(sources):
         rest = sum(s.difference for s in sources) - sum(s.difference for s in shown)
         rows.append(
-            [Cell(""), Cell(f"{len(sources) - len(shown)} others"), Cell(""), _signed(rest), signed_bar(rest, most)]
+            [Cell(""), Cell(_others(len(sources) - len(shown))), Cell(""), _signed(rest), signed_bar(rest, most)]
         )
     total = sum(source.difference for source in sources)
     return [*rows, [Cell(""), Cell("total", style="bold"), Cell(""), _signed(total, "bold"), signed_bar(total, most)]]
+
+
+def _others(count: int) -> str:
+    return f"{count} other{'s' * (count > 1)}"
 
 
 def _signed(value: float, style: str = "") -> Cell:

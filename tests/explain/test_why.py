@@ -160,7 +160,7 @@ def test_one_head_alone_is_split_by_source(tiny: Make) -> None:
     report = report_of(tiny("qwen3"), heads=[(1, 2)])
     (part,) = [part for part in report.parts if part.name == "L1.H2"]
     assert sum(source.difference for source in report.sources) == pytest.approx(part.difference, abs=1e-9)
-    assert {source.head for source in report.sources} == {"L1.H2"}
+    assert {(source.layer, source.head) for source in report.sources} == {(1, 2)}
 
 
 def test_the_pair_is_the_favourite_and_the_next_unless_said(tiny: Make) -> None:

@@ -437,7 +437,7 @@ CODE: dict[str, tuple[Patch, list[str]]] = {
     "softcap after the mask": (replaced(attention, "attention_weights", softcap_after_mask), ["gemma2"]),
     "weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
     "weights of the chosen": (replaced(MoE, "route", weights_of_the_chosen), ["olmoe"]),
-    "no post norms": (replaced(transformer.Block, "_added", added_before_norm), [*GEMMA, "olmo2"]),
+    "no post norms": (replaced(transformer.Block, "added", added_before_norm), [*GEMMA, "olmo2"]),
 }
 
 
