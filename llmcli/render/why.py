@@ -49,13 +49,9 @@ def _part_rows(report: WhyReport, top: int) -> list[list[Cell]]:
     head, hidden, tail = _split(ranked, top)
     rows = [_part_row(part, most) for part in head]
     if hidden:
-        token, other, difference = (
-            sum(values) for values in zip(*((p.token, p.other, p.difference) for p in hidden), strict=True)
-        )
-        rows.append(_sum_row(_others(len(hidden)), token, other, difference, most, "italic"))
+        rows.append([*_numbers(_others(len(hidden)), hidden, "italic"), Cell("")])
     rows += [_part_row(part, most) for part in tail]
-    total = report.total
-    return [*rows, _sum_row("total", total.token, total.other, total.difference, most, "bold")]
+    return [*rows, [*_numbers("total", [report.total], "bold"), Cell("")]]
 
 
 def _split(ranked: Sequence[Part], top: int) -> tuple[Sequence[Part], Sequence[Part], Sequence[Part]]:
@@ -66,16 +62,17 @@ def _split(ranked: Sequence[Part], top: int) -> tuple[Sequence[Part], Sequence[P
 
 
 def _part_row(part: Part, most: float) -> list[Cell]:
-    return _sum_row(part.name, part.token, part.other, part.difference, most, "")
+    return [*_numbers(part.name, [part]), signed_bar(part.difference, most)]
 
 
-def _sum_row(name: str, token: float, other: float, difference: float, most: float, style: str) -> list[Cell]:
-    numbers = [number(token, 3, style), number(other, 3, style), _signed(difference, style)]
-    return [Cell(name, style=style), *numbers, signed_bar(difference, most)]
+def _numbers(name: str, parts: Sequence[Part], style: str = "") -> list[Cell]:
+    """What parts add together. Sums get no bar: it would be out of all proportion."""
+    token, other = (number(sum(values), 3, style) for values in ([p.token for p in parts], [p.other for p in parts]))
+    return [Cell(name, style=style), token, other, _signed(sum(part.difference for part in parts), style)]
 
 
 def _source_rows(sources: Sequence[Source], top: int) -> list[list[Cell]]:
-    """The strongest in the order of the text, then the sum of the others."""
+    """The strongest in the order of the text, then the sum of the others, and the total."""
     shown = sorted(sources, key=lambda source: -abs(source.difference))[: 2 * top or None]
     most = abs(shown[0].difference)
     rows = [
@@ -88,13 +85,12 @@ def _source_rows(sources: Sequence[Source], top: int) -> list[list[Cell]]:
         ]
         for source in sorted(shown, key=lambda source: source.position)
     ]
-    if len(shown) < len(sources):
-        rest = sum(s.difference for s in sources) - sum(s.difference for s in shown)
-        rows.append(
-            [Cell(""), Cell(_others(len(sources) - len(shown))), Cell(""), _signed(rest), signed_bar(rest, most)]
-        )
     total = sum(source.difference for source in sources)
-    return [*rows, [Cell(""), Cell("total", style="bold"), Cell(""), _signed(total, "bold"), signed_bar(total, most)]]
+    hidden = len(sources) - len(shown)
+    if hidden:
+        rest = total - sum(source.difference for source in shown)
+        rows.append([Cell(""), Cell(_others(hidden), style="italic"), Cell(""), _signed(rest, "italic"), Cell("")])
+    return [*rows, [Cell(""), Cell("total", style="bold"), Cell(""), _signed(total, "bold"), Cell("")]]
 
 
 def _others(count: int) -> str:

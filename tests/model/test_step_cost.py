@@ -11,9 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmcli.generate.steps import next_logits
+from llmcli.model import attention
 from llmcli.model.quantize import quantize
+from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
-from tests.tiny import Tiny
+from tests.tiny import CASES, Tiny
 
 # Operations on tensors a layer, views included: what Llama's layer needs, with a little room.
 MOST = {"llama": 45, "qwen3": 56, "gemma2": 90, "gpt2": 40}
@@ -79,3 +81,24 @@ def test_rounded_weights_are_never_spread_out_for_a_step(tiny: Callable[[str], T
     assert count.calls[kernel] or kind == "int4"
     assert count.calls["_int_mm"] + count.calls["_weight_int4pack_mm_for_cpu"] == 4 * model.config.num_hidden_layers + 1
     assert count.largest < weights
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_is_done_for_an_observer_who_is_not_there(
+    tiny: Callable[[str], Tiny], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither reading nor decoding copies anything or computes weights, and an observed pass leaves nothing behind."""
+
+    def called(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something was kept")
+
+    model = tiny(name).load()
+    before = counted(model, 8)
+    next_logits(model, [1, 2, 3], model.new_cache(), Trace())
+    monkeypatch.setattr(Trace, "keep", called)
+    monkeypatch.setattr(attention, "keep", called)
+    if model.config.attention_softcap is None:
+        monkeypatch.setattr(attention, "attention_weights", called)
+    assert counted(model, 8).calls == before.calls
+    with pytest.raises(AssertionError):
+        next_logits(model, [1, 2, 3], model.new_cache(), Trace())
