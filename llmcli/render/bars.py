@@ -10,8 +10,8 @@ FOR, AGAINST = "dodger_blue1", "dark_orange3"  # told apart by the colour-blind,
 HALF = 9  # cells on each side of a signed bar
 SIDES = f"{'against':>{HALF}}│{'for':<{HALF}}"
 _HEIGHTS = "▁▂▃▄▅▆▇█"
-# Of one hue, told apart by lightness alone, on dark and on light grounds.
-_SHADES = ((0.5, "grey0 on deep_sky_blue1"), (0.2, "grey100 on dodger_blue3"), (0.05, "grey100 on navy_blue"))
+# Of one hue, and the more conspicuous the larger, on dark and on light grounds.
+_SHADES = ((0.5, "grey0 on deep_sky_blue1"), (0.2, "bold dodger_blue1"), (0.05, "dodger_blue1"))
 
 
 def signed_bar(value: float, most: float) -> Cell:

@@ -47,7 +47,7 @@ def _print_text(report: ScoreReport, stream: TextIO) -> None:
     text = Text()
     for token in report.tokens:
         text.append(harmless(token.chunk), rank_band(token.rank)[0])
-    legend = Text("rank: ", "dim")
+    legend = Text("rank: ")
     lower = 0
     for below, style, sign in RANK_BANDS:
         legend.append(f"{lower} on {sign}" if below == float("inf") else f"{lower}-{below - 1:.0f} {sign}", style)

@@ -1,0 +1,113 @@
+"""The tour on every family; its own view, of positions, beside transformers' angles; and which words it picks."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from llmcli.errors import LlmcliError
+from llmcli.explain import position as module
+from llmcli.explain.position import position_report
+from llmcli.explain.tour import WRITTEN, before_last_word, longest_word, tour_report
+from llmcli.model.rope import rotation
+from llmcli.render.tour import STOPS, print_tour
+from tests.explain.reference import IDS, forget, loaded
+from tests.parity import CLOSE
+from tests.tiny import CASES, Tiny
+
+Make = Callable[[str], Tiny]
+SHORT = IDS[:12]
+TEXT = " ".join(f"w{id}" for id in SHORT)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_stop_is_made_and_holds(tiny: Make, name: str) -> None:
+    report = tour_report(loaded(tiny(name)), TEXT)
+    assert report.check.ok
+    assert report.attention.position == report.lens.position == report.step.context_ids.index(SHORT[-2]) == 10
+    assert report.lens.target.id == SHORT[-1]
+    assert 1 <= len(report.loop) <= WRITTEN
+    assert report.loop[0].id == report.step.chosen.id
+    plain = io.StringIO()
+    print_tour(report, plain)
+    told = plain.getvalue()
+    assert [f"{n + 1}/8  {title}" in told for n, (title, _) in enumerate(STOPS)] == [True] * 8
+    assert told.count("check: ok") >= 6
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "llama-linear", "llama-llama3", "llama-yarn", "gpt_neox", "cohere"])
+def test_turns_are_transformers_angles(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    (frequencies,) = [buffer for name, buffer in case.reference.named_buffers() if name.endswith("rotary_emb.inv_freq")]
+    report = position_report(loaded(case), SHORT)
+    assert [turn.pair for turn in report.turns] == sorted({0, len(frequencies) // 2, len(frequencies) - 1})
+    for turn in report.turns:
+        assert math.radians(turn.degrees) == pytest.approx(float(frequencies[turn.pair]), rel=1e-5)
+        assert turn.degrees * turn.period == pytest.approx(360, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_both_orders_are_answered_by_transformers_alike(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    for ids, start in ((SHORT, 0), ([1, *SHORT], 1)):  # 1 is the BOS token, which stays in front
+        report = position_report(loaded(case), ids)
+        assert report.check.ok
+        assert bool(report.turns) == (name != "gpt2")
+        for answer, order in (
+            (report.in_order, ids),
+            (report.reversed, [*ids[:start], *reversed(ids[start:])]),
+        ):
+            forget(case)
+            with torch.no_grad():
+                probs = case.reference(torch.tensor([order])).logits[0, -1].double().softmax(-1)
+            assert answer.piece.id == int(probs.argmax())
+            assert abs(answer.p - float(probs.max())) <= CLOSE
+
+
+def test_angles_that_do_not_tell_distance_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def squared(frequencies: torch.Tensor, start: int, *rest: object) -> object:
+        return rotation(frequencies, start * start, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "rotation", squared)
+    assert not position_report(loaded(tiny("llama")), SHORT).check.ok
+
+
+def test_learned_positions_that_are_others_fail_the_check(tiny: Make) -> None:
+    case = tiny("gpt2")
+    model = case.load()
+    right = model.embed
+    model.embed = lambda ids, past: right(ids, past + 1)
+    assert not position_report(loaded(case, model), SHORT).check.ok
+
+
+@pytest.mark.parametrize(
+    ("texts", "at"),
+    [
+        (["<s>", "The", " cat", " sat"], 2),
+        (["<s>", "The", " cat", " sl", "eep", "s"], 2),
+        (["The", " cat", " sl", "eep"], 1),
+        (["The", "cat", "sat"], 1),
+        (["<s>", " The", "cat", "sat"], 2),
+    ],
+)
+def test_the_tour_stops_before_the_last_word(texts: list[str], at: int) -> None:
+    assert before_last_word(texts) == at
+
+
+def test_the_word_is_the_longest_of_letters(tiny: Make) -> None:
+    opened = loaded(tiny("llama"))
+    texts = ["<longest>", " cat", " 12345678", " tiger", " of"]
+    opened.tokenizer.token_text = texts.__getitem__  # type: ignore[method-assign]
+    try:
+        assert longest_word(opened, range(len(texts))) == 3
+    finally:
+        del opened.tokenizer.token_text
+
+
+def test_a_word_is_no_sentence(tiny: Make) -> None:
+    with pytest.raises(LlmcliError, match="few words"):
+        tour_report(loaded(tiny("llama")), "w5")
