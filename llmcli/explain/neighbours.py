@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmcli.errors import usage_error
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.explain.check import Check, Claim, check
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.places import find_token
@@ -33,7 +31,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """``cosine`` of its row with the vector; ``centred`` likewise, after the mean of all rows is taken from both."""
+    """``cosine`` of its row with the vector; ``centred`` likewise, after the mean row is taken from every row."""
 
     piece: Piece
     cosine: float
@@ -44,7 +42,7 @@ class Neighbour:
 class NeighboursReport:
     """The tokens nearest to a sum of embedding rows, by the centred cosine; the words themselves are left out.
 
-    ``vector`` are the first of its ``size`` components.
+    ``vector`` are the first of its ``size`` components, as the table has them: no mean is taken away.
     """
 
     model: str
@@ -59,18 +57,22 @@ class NeighboursReport:
 def neighbours_report(loaded: LoadedModel, expression: str, top: int) -> NeighboursReport:
     """The ``top`` neighbours of what ``expression`` adds up to, such as "king - man + woman".
 
-    Errors: a word that is several tokens.
+    The mean is that of the rows that stand for a token: some models pad their table with others.
+    Errors: a word that is several tokens, words that cancel each other.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    count = min(tokenizer.size, model.config.vocab_size)
-    terms = parse(expression, tokenizer, count)
-    ids = torch.tensor([term.piece.id for term in terms])
+    terms = parse(expression, tokenizer, min(tokenizer.size, model.config.vocab_size))
     signs = torch.tensor([term.sign for term in terms], dtype=torch.float64)
-    vector = signs @ rows(model, ids)
-    mean = torch.stack([part.sum(dim=0) for _, part in table(model, count)]).sum(dim=0) / count
-    cosines = torch.stack([torch.cat(both) for both in zip(*_cosines(model, count, vector, mean), strict=True)])
-    order = cosines[1].index_fill(0, ids, -math.inf).argsort(descending=True, stable=True)[:top]
-    order = order[~torch.isin(order, ids)]
+    words = torch.tensor([term.piece.id for term in terms])
+    vector = signs @ rows(model, words)
+    if not vector.any():
+        raise usage_error(f"the vector of {expression!r} is 0, which is like nothing", "leave a word out")
+    ids = torch.tensor([id for id in tokenizer.ids if id < model.config.vocab_size])
+    mean = torch.stack([rows(model, part).sum(dim=0) for part in parts(model, ids)]).sum(dim=0) / len(ids)
+    shared = signs.sum() * mean  # each row of the sum has it once
+    cosines = torch.cat([_cosines(rows(model, part), vector, mean, shared) for part in parts(model, ids)], dim=1)
+    order = cosines[1].argsort(descending=True, stable=True)
+    order = order[~torch.isin(ids[order], words)][:top]
     return NeighboursReport(
         model=loaded.name,
         terms=terms,
@@ -78,14 +80,17 @@ def neighbours_report(loaded: LoadedModel, expression: str, top: int) -> Neighbo
         length=float(vector.norm()),
         vector=tuple(vector[:FIRST].tolist()),
         neighbours=tuple(
-            Neighbour(piece(tokenizer, id), float(cosines[0, id]), float(cosines[1, id])) for id in order.tolist()
+            Neighbour(piece(tokenizer, int(ids[place])), *cosines[:, place].tolist()) for place in order.tolist()
         ),
-        check=check(_claim(model, count, vector, order, cosines[:, order])),
+        check=check(_claim(model, ids, terms, ids[order], cosines[:, order])),
     )
 
 
 def parse(expression: str, tokenizer: Tokenizer, count: int) -> tuple[Term, ...]:
-    """Words with + or - between them, spaces around; each is one token, if possible that with a space before it."""
+    """Words with + or - between them, spaces around: each an id below ``count``, or one token's text.
+
+    Of two tokens that differ by a space in front, the one with it is meant.
+    """
     words = re.split(r"(?:^|\s+)([+-])\s+", expression.strip())
     words = words[1:] if not words[0] else ["+", *words]
     if not all(words) or not expression.strip():
@@ -97,47 +102,64 @@ def parse(expression: str, tokenizer: Tokenizer, count: int) -> tuple[Term, ...]
 
 
 def _id(tokenizer: Tokenizer, word: str, count: int) -> int:
+    if re.fullmatch(r"[0-9]+", word):
+        return find_token(tokenizer, word, count)
     spaced = tokenizer.id_of(" " + word)
-    return spaced if spaced is not None and spaced < count else find_token(tokenizer, word, count)
+    if spaced is not None and spaced < count:
+        return spaced
+    try:
+        return find_token(tokenizer, word, count)
+    except LlmcliError as error:
+        raise usage_error(error.message, "only a token has a vector: take a shorter word, or give an id") from None
 
 
 def rows(model: Transformer, ids: Tensor) -> Tensor:
-    """Rows of the embedding in fp64, [n, C]."""
+    """Rows of the embedding in fp64 on the CPU, [n, C]."""
     with torch.inference_mode():
         found: Tensor = model.embedding(ids.to(model.device))
-        return found.double().cpu()
+        return found.cpu().double()
 
 
-def table(model: Transformer, count: int) -> Iterator[tuple[slice, Tensor]]:
-    """The first ``count`` rows, some at a time."""
-    step = max(AT_ONCE // model.config.hidden_size, 1)
-    for start in range(0, count, step):
-        part = slice(start, min(start + step, count))
-        yield part, rows(model, torch.arange(part.start, part.stop))
+def parts(model: Transformer, ids: Tensor) -> tuple[Tensor, ...]:
+    """The ids, so many at a time as may have their rows held together."""
+    return torch.split(ids, max(AT_ONCE // model.config.hidden_size, 1))
 
 
-def _cosines(model: Transformer, count: int, vector: Tensor, mean: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each row with the vector, raw and centred."""
-    for _, part in table(model, count):
-        yield cosine(part, vector), cosine(part - mean, vector - mean)
+def _cosines(table: Tensor, vector: Tensor, mean: Tensor, shared: Tensor) -> Tensor:
+    """Of each row [n, C] with the vector, raw and with what they share taken from each: [2, n]."""
+    return torch.stack([cosine(table, vector), cosine(table - mean, vector - shared)])
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Of rows a [n, C] with b [C]; 0 where one has no length."""
-    return torch.nan_to_num(a @ b / (a.norm(dim=-1) * b.norm()))
+    lengths = a.norm(dim=-1) * b.norm()
+    return torch.where(lengths == 0, 0.0, a @ b / lengths)
 
 
-def _claim(model: Transformer, count: int, vector: Tensor, order: Tensor, shown: Tensor) -> Claim:
-    """The rows shown, one by one: with the mean taken anew, in the other order, and angles by the law of cosines."""
-    mean, seen = torch.zeros_like(vector), 0
-    for part, block in reversed(list(table(model, count))):
-        seen += part.stop - part.start
-        mean += (block - mean).sum(dim=0) / seen
-    errors = [0.0]
-    for place, id in enumerate(order):
-        row = rows(model, id.view(1))[0]
-        for cosine_shown, a, b in ((shown[0, place], row, vector), (shown[1, place], row - mean, vector - mean)):
-            sides = a.square().sum() + b.square().sum() - (a - b).square().sum()
-            lengths = 2 * a.norm() * b.norm()
-            errors.append(float((sides / lengths - cosine_shown).abs()) if lengths > 0 else float(cosine_shown.abs()))
-    return Claim("each cosine is that of the triangle's sides", max(errors), CLOSE)
+def _claim(model: Transformer, ids: Tensor, terms: tuple[Term, ...], shown: Tensor, cosines: Tensor) -> Claim:
+    """The rows ``shown`` again, one by one, from the sides of the triangle that two vectors of length 1 span.
+
+    The mean is taken anew, from the last row to the first, and here from each word before they are added.
+    """
+    mean, seen = torch.zeros(model.config.hidden_size, dtype=torch.float64), 0
+    for part in reversed(parts(model, ids)):
+        seen += len(part)
+        mean += (rows(model, part) - mean).sum(dim=0) / seen
+    errors = [torch.zeros((), dtype=torch.float64)]
+    for away, found in zip((torch.zeros_like(mean), mean), cosines, strict=True):
+        vector = sum((term.sign * (_row(model, term.piece.id) - away) for term in terms), torch.zeros_like(mean))
+        for id, value in zip(shown.tolist(), found, strict=True):
+            errors.append((_by_sides(_row(model, id) - away, vector) - value).abs())
+    return Claim("each cosine is that of the triangle's sides", float(torch.stack(errors).max()), CLOSE)
+
+
+def _row(model: Transformer, id: int) -> Tensor:
+    return rows(model, torch.tensor([id]))[0]
+
+
+def _by_sides(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine between vectors [C], by the law of cosines; 0 where one has no length."""
+    if not a.any() or not b.any():
+        return torch.zeros((), dtype=torch.float64)
+    found: Tensor = 1 - (a / a.norm() - b / b.norm()).square().sum() / 2
+    return found

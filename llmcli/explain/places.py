@@ -79,6 +79,10 @@ def find_token(tokenizer: Tokenizer, token: str, rows: int) -> int:
             f"{token!r} is not one token but {len(pieces)}: {', '.join(pieces)}",
             "most words begin with a space, as in ' Paris'; or give an id",
         )
+    if id >= rows:
+        raise usage_error(
+            f"{token!r} is token {id}, but the model knows only {rows}", "is the tokenizer another model's?"
+        )
     return id
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 from llmcli.render.check import print_check
 from llmcli.render.generation import ENDINGS
 from llmcli.render.table import Cell, Column, print_table, probability
-from llmcli.render.terminal import band, label, say
+from llmcli.render.terminal import band, label, one_line, say
 
 if TYPE_CHECKING:
     from llmcli.explain.branch import BranchReport, Node
@@ -20,8 +20,8 @@ def print_branch(report: BranchReport, stream: TextIO) -> None:
     at = label(report.at.text, report.at.bytes)
     say(f"branch at {report.position}, {at}: what if another token had been chosen?", stream)
     columns = [
-        Column("token", right=False, plain="path"),
-        Column("id", optional=4),
+        Column("token", right=False),
+        Column("id", optional=4, plain="path"),
         Column("p"),
         Column("", right=False),
         Column("p of the path"),
@@ -29,25 +29,28 @@ def print_branch(report: BranchReport, stream: TextIO) -> None:
         Column("text so far", right=False, optional=3),
     ]
     print_table(columns, list(_rows(report.children, "")), stream)
-    say(f"{report.others:.4f} of the probability is with other first tokens", stream, "dim")
-    say(f"most probable path ({math.exp(report.best.logprob):.4f}): “{label(report.best.text, b'')}”", stream)
+    others, best = probability(report.others).shown, probability(math.exp(report.best.logprob)).shown
+    told = f"other tokens: how probable those are that may come next and are not shown; in the first place {others}."
+    say(told, stream, "dim")
+    say(f"most probable path ({best}): “{one_line(report.best.text)}”", stream)
     print_check(report.check, stream)
 
 
 def _rows(nodes: Sequence[Node], indent: str) -> Iterator[list[Cell]]:
-    """Depth first, each node behind the lines that lead to it."""
+    """Depth first, each node behind the lines that lead to it; an only child stands right below its parent."""
     for node in nodes:
-        last = node is nodes[-1]
-        yield _row(node, indent + ("└ " if last else "├ "))
-        yield from _rows(node.children, indent + ("  " if last else "│ "))
+        last, only = node is nodes[-1], len(nodes) == 1
+        yield _row(node, indent + ("" if only else "└ " if last else "├ "))
+        yield from _rows(node.children, indent + ("" if only else "  " if last else "│ "))
 
 
 def _row(node: Node, lines: str) -> list[Cell]:
     style, sign = band(node.p)
     end = "" if node.end is None else f" ({ENDINGS[node.end]})"
+    token = label(node.piece.text, node.piece.bytes) + end
     return [
-        Cell(lines + label(node.piece.text, node.piece.bytes) + end, "/".join(map(str, node.path)), style),
-        Cell(str(node.piece.id)),
+        Cell(lines + token, token, style),
+        Cell(str(node.piece.id), "/".join(map(str, node.path))),
         probability(node.p),
         Cell(sign, style=style),
         probability(math.exp(node.logprob)),

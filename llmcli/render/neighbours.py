@@ -12,11 +12,16 @@ from llmcli.render.terminal import label, say
 if TYPE_CHECKING:
     from llmcli.explain.neighbours import Neighbour, NeighboursReport, Term
 
+LEGEND = (
+    "cosine: 1 for one direction, 0 for nothing in common. centred: the same once the mean of all tokens, "
+    "which they share, is taken away; the rows are sorted by it."
+)
+
 
 def print_neighbours(report: NeighboursReport, stream: TextIO) -> None:
     """The whole view."""
     name = "".join(_term(term, first=n == 0) for n, term in enumerate(report.terms))
-    say(f"neighbours: which tokens does {report.model} take for like {name}?", stream)
+    say(f"neighbours: which tokens are most like {name} to {report.model}?", stream)
     numbers = ", ".join(f"{value:.3f}" for value in report.vector)
     more = ", …" if report.size > len(report.vector) else ""
     say(f"{name} = [{numbers}{more}]: {report.size} numbers, length {report.length:.3f}", stream)
@@ -28,9 +33,8 @@ def print_neighbours(report: NeighboursReport, stream: TextIO) -> None:
         Column("cosine", optional=2),
     ]
     print_table(columns, [_row(row) for row in report.neighbours], stream)
-    say("centred: cosine once the mean of all tokens, which they share, is taken away.", stream, "dim")
-    if len(report.terms) > 1:
-        say("The words themselves are left out; they would often come first.", stream, "dim")
+    left = "words themselves are" if len(report.terms) > 1 else "word itself is"
+    say(LEGEND + f" The {left} left out.", stream, "dim")
     print_check(report.check, stream)
 
 

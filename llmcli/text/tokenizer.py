@@ -41,7 +41,12 @@ class Tokenizer:
     @cached_property
     def size(self) -> int:
         """One more than the largest id; some vocabularies have holes below it."""
-        return 1 + max(self.fast.get_vocab(with_added_tokens=True).values(), default=-1)
+        return 1 + max(self.ids, default=-1)
+
+    @property
+    def ids(self) -> list[int]:
+        """Every id that has a token, in order."""
+        return sorted(set(self.fast.get_vocab(with_added_tokens=True).values()))
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Ids of ``text``, with the tokens (such as BOS) that the tokenizer puts around every text.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,7 +18,10 @@ from llmcli.explain.branch import BranchReport, Node, branch_report
 from llmcli.generate.defaults import Defaults
 from llmcli.generate.loaded import LoadedModel
 from llmcli.model.cache import KVCache
+from llmcli.model.quantize import Kind, quantize
 from llmcli.model.transformer import Transformer
+from llmcli.render import ndjson
+from llmcli.render.branch import print_branch
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
 from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, VOCAB, Tiny, random_ids
@@ -80,7 +85,21 @@ def test_angles_that_change_on_the_way_are_changed(tiny: Make) -> None:
 
 
 def test_angles_for_a_total_are_fixed_for_it(tiny: Make) -> None:
-    assert report_of(tiny("llama-dynamic")).check.ok
+    """transformers turns a text by its own length, so it reads each path with something behind it, up to the total."""
+    case, worst = tiny("llama-dynamic"), 0.0
+    ids = IDS[:20]
+    report = report_of(case, ids, depth=DEPTH + 1)
+    total = len(ids) + DEPTH + 1
+    for path, children, others in inner(report):
+        text = [*ids, *path]
+        forget(case)
+        with torch.no_grad():
+            logits = case.reference(torch.tensor([[*text, *[0] * (total - len(text))]])).logits[0, len(text) - 1]
+        probs = logits.double().softmax(-1)
+        worst = max(worst, *(abs(child.p - float(probs[child.piece.id])) for child in children))
+        worst = max(worst, abs(others - 1 + sum(float(probs[child.piece.id]) for child in children)))
+    assert report.check.ok
+    assert worst <= CLOSE
 
 
 def test_paths_multiply(tiny: Make) -> None:
@@ -93,7 +112,10 @@ def test_paths_multiply(tiny: Make) -> None:
     assert report.best == max(leaves, key=lambda leaf: leaf.logprob)
 
 
-def test_the_text_is_read_once_and_each_branch_its_own_tokens(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt2"])
+def test_the_text_is_read_once_and_each_branch_its_own_tokens(
+    tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = []
     right = KVCache.advance
 
@@ -101,12 +123,11 @@ def test_the_text_is_read_once_and_each_branch_its_own_tokens(tiny: Make, monkey
         read.append(count)
         right(cache, count)
 
-    model = tiny("llama").load()
-    tree = module.Tree(loaded(tiny("llama"), model), IDS, WIDTH, DEPTH)
+    tree = module.Tree(loaded(tiny(name)), IDS, WIDTH, DEPTH)
     monkeypatch.setattr(KVCache, "advance", counted)
-    tree.grow((), 0.0)
-    assert read[0] == len(IDS)
-    assert read[1:] == [1] * (WIDTH + WIDTH**2)
+    _, children = tree.grow((), 0.0)
+    assert read == [len(IDS)] + [1] * sum(node.others is not None for node in nodes(children))
+    assert len(read) > WIDTH
 
 
 def test_a_stop_token_ends_its_branch(tiny: Make) -> None:
@@ -117,6 +138,29 @@ def test_a_stop_token_ends_its_branch(tiny: Make) -> None:
     ended, other = report.children
     assert (ended.piece.id, ended.end, ended.children, ended.others) == (first, "stop_token", (), None)
     assert (other.end, len(other.children)) == (None, WIDTH)
+
+
+def test_branches_that_all_stop_are_checked_too(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = dataclasses.replace(loaded(tiny("llama")), defaults=Defaults(tuple(range(VOCAB)), {}, {}))
+    report = branch_report(opened, IDS, len(IDS) - 1, width=WIDTH, depth=DEPTH)
+    assert report.check.ok
+    assert [node.end for node in nodes(report.children)] == ["stop_token"] * WIDTH
+    right = module.next_logits
+    monkeypatch.setattr(module, "next_logits", lambda model, ids, cache: right(model, ids[:-1], cache))
+    tree = module.Tree(opened, IDS, WIDTH, DEPTH)
+    tree.grow((), 0.0)
+    monkeypatch.setattr(module, "next_logits", right)
+    assert not tree.fresh_claim().holds
+
+
+def test_the_best_path_and_the_last_are_those_checked(tiny: Make) -> None:
+    case = tiny("qwen3")
+    tree = module.Tree(loaded(case), IDS, 3, 3)
+    _, children = tree.grow((), 0.0)
+    leaves = [node for node in nodes(children) if not node.children]
+    assert tree.read["best"][0] == max(leaves, key=lambda leaf: leaf.logprob).path[:-1]
+    assert tree.read["last"][0] == [node.path for node in nodes(children) if node.others is not None][-1]
+    assert tree.read["best"][0] != tree.read["last"][0]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
@@ -148,10 +192,40 @@ def _first_tokens(count: int) -> Any:
     return Tokenizer(FastTokenizer(WordLevel({f"w{n}": n for n in range(count)}, unk_token="w0")), "few")
 
 
-@pytest.mark.parametrize(("width", "depth"), [(1001, 1), (10, 3), (2, 9), (1, 1001)])
-def test_a_tree_too_large_is_refused(tiny: Make, width: int, depth: int) -> None:
-    with pytest.raises(LlmcliError, match="1000 nodes"):
+@pytest.mark.parametrize(
+    ("width", "depth", "said"),
+    [(1001, 1, "1000 nodes"), (10, 3, "1000 nodes"), (2, 9, "1000 nodes"), (1, 101, "100"), (3, 10**9, "100")],
+)
+def test_a_tree_too_large_is_refused(tiny: Make, width: int, depth: int, said: str) -> None:
+    with pytest.raises(LlmcliError, match=said):
         report_of(tiny("llama"), width=width, depth=depth)
+
+
+def test_the_deepest_tree_can_be_grown_and_written(tiny: Make) -> None:
+    model = tiny("llama").load()
+    model.config = dataclasses.replace(model.config, eos_token_ids=())
+    report = report_of(tiny("llama"), IDS[:20], width=1, depth=module.MOST_DEPTH, model=model)
+    assert report.check.ok
+    assert len(report.best.path) == module.MOST_DEPTH
+    assert report.best.text == "".join(f" w{id}" for id in report.best.path)
+    stream = io.StringIO()
+    ndjson.write(ndjson.record(report), stream)
+    assert len(json.loads(stream.getvalue())["best"]["path"]) == module.MOST_DEPTH
+    print_branch(report, stream)
+    assert len([line for line in stream.getvalue().splitlines() if line.count("\t") == 6]) == module.MOST_DEPTH + 1
+    assert math.exp(report.best.logprob) < 5e-5
+    assert "(0.0000)" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama-tied", "mistral", "gpt2"])
+def test_rounded_models_have_branches(tiny: Make, name: str, kind: Kind | Literal["bfloat16"]) -> None:
+    model = tiny(name).load()
+    if kind == "bfloat16":
+        model.to(torch.bfloat16)
+    else:
+        quantize(model, kind)
+    assert report_of(tiny(name), model=model).check.ok
 
 
 def test_a_text_longer_than_the_context_is_refused(tiny: Make) -> None:
@@ -181,3 +255,39 @@ def test_branches_that_are_not_taken_back_fail(tiny: Make, name: str, monkeypatc
     monkeypatch.setattr(KVCache, "truncate", seemingly)
     monkeypatch.setattr(module, "next_logits", read)
     assert not report_of(case, model=model).check.ok
+
+
+def test_keys_turned_by_stale_angles_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where longrope's original context ends within the tree."""
+    case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
+    assert report_of(case, ids).check.ok
+    monkeypatch.setattr(Transformer, "stale", lambda *_: False)
+    assert not report_of(case, ids).check.ok
+
+
+def test_angles_planned_for_another_branch_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A length that a longer branch left behind, as if it were the next one's."""
+    monkeypatch.setattr(module, "planned", lambda rope, prompt, total: total)
+    case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
+    with pytest.raises(AssertionError):
+        assert error_of(report_of(case, ids), case, ids) <= CLOSE
+
+
+@pytest.mark.parametrize(
+    ("field", "mistake", "claim"),
+    [("others", 0.01, 1), ("p", 0.01, 1), ("p", 0.01, 2), ("logprob", 0.01, 2)],
+)
+def test_numbers_that_do_not_add_up_fail(
+    tiny: Make, field: str, mistake: float, claim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = module.Tree._node
+
+    def wrong(tree: module.Tree, path: tuple[int, ...], p: float, logprob: float) -> Node:
+        node = right(tree, path, p, logprob)
+        value = getattr(node, field)
+        return node if value is None or len(path) != 2 else dataclasses.replace(node, **{field: value + mistake})
+
+    monkeypatch.setattr(module.Tree, "_node", wrong)
+    report = report_of(tiny("llama"))
+    assert not report.check.ok
+    assert not report.check.claims[claim].holds

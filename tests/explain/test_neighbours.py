@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
@@ -43,6 +47,58 @@ def test_they_are_those_of_brute_force(tiny: Make, name: str, at_once: int, monk
     assert (report.size, report.length) == (table.shape[1], pytest.approx(float(vector.norm())))
 
 
+@pytest.mark.parametrize("signs", [[1], [-1], [1, -1], [1, 1], [1, -1, -1], [1, 1, 1, -1]])
+def test_every_row_of_a_sum_is_centred(tiny: Make, signs: list[int]) -> None:
+    """In "a - b" the mean that all share is gone already, and in "a + b" it is twice."""
+    case, ids = tiny("llama"), [5, 7, 11, 13]
+    table = case.reference.get_input_embeddings().weight.detach().double()
+    own = table - table.mean(0)
+    vector = torch.stack([sign * own[id] for sign, id in zip(signs, ids, strict=False)]).sum(0)
+    text = " ".join(f"{'+' if sign > 0 else '-'} w{id}" for sign, id in zip(signs, ids, strict=False))
+    report = neighbours_report(loaded(case), text, 10)
+    expected = cosines(own, vector)
+    assert report.check.ok
+    others = [id for id in range(VOCAB) if id not in ids[: len(signs)]]
+    assert [row.piece.id for row in report.neighbours] == sorted(others, key=lambda id: -float(expected[id]))[:10]
+    for row in report.neighbours:
+        assert row.centred == pytest.approx(float(expected[row.piece.id]), abs=1e-9)
+
+
+def test_rows_without_a_token_count_for_nothing(tiny: Make) -> None:
+    """Neither those beyond the tokenizer nor those in its holes are listed, nor in the mean."""
+    case, known = tiny("llama"), [id for id in range(60) if id % 7]
+    few = Tokenizer(FastTokenizer(WordLevel({f"w{id}": id for id in known}, unk_token="w1")), "few")
+    report = neighbours_report(dataclasses.replace(loaded(case), tokenizer=few), "w5", 1000)
+    own = case.reference.get_input_embeddings().weight.detach().double()
+    own = own - own[known].mean(0)
+    expected = cosines(own, own[5])
+    assert report.check.ok
+    assert [row.piece.id for row in report.neighbours] == sorted(
+        [id for id in known if id != 5], key=lambda id: -float(expected[id])
+    )
+
+
+def test_few_rows_are_held_at_once(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a table of 4,656 numbers; what is held beside the parts is a row or two."""
+    opened = loaded(tiny("llama"))
+    size = opened.model.config.hidden_size
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = []
+    right = module.rows
+
+    def counted(*arguments: object) -> Tensor:
+        found: Tensor = right(*arguments)  # type: ignore[arg-type]
+        alive.add(found)
+        most.append(sum(held.numel() for held in alive))
+        return found
+
+    monkeypatch.setattr(module, "AT_ONCE", 10 * size)
+    monkeypatch.setattr(module, "rows", counted)
+    assert neighbours_report(opened, "w5 - w7 + w11", 10).check.ok
+    assert len(most) > 3 * VOCAB // 10
+    assert max(most) <= 2 * 10 * size + 3 * size
+
+
 def test_all_can_be_asked_for(tiny: Make) -> None:
     report = neighbours_report(loaded(tiny("llama")), "w5", 1000)
     assert sorted(row.piece.id for row in report.neighbours) == [id for id in range(VOCAB) if id != 5]
@@ -57,6 +113,16 @@ def test_rounded_tables_have_neighbours(tiny: Make, kind: Kind) -> None:
     report = neighbours_report(loaded(case, model), "w5", 3)
     assert report.check.ok
     assert report.neighbours[0].centred == pytest.approx(plain.neighbours[0].centred, abs=0.02)
+
+
+def test_rows_of_16_bits_have_neighbours(tiny: Make) -> None:
+    case = tiny("gpt2")
+    report = neighbours_report(loaded(case, case.load().to(torch.bfloat16)), "w5 - w7", 20)
+    table = case.reference.get_input_embeddings().weight.detach().bfloat16().double()
+    raw = cosines(table, table[5] - table[7])
+    assert report.check.ok
+    for row in report.neighbours:
+        assert row.cosine == pytest.approx(float(raw[row.piece.id]), abs=1e-9)
 
 
 def terms(text: str, known: Tokenizer) -> list[tuple[int, str]]:
@@ -76,6 +142,26 @@ def test_sums_are_read_as_written() -> None:
             terms(wrong, known)
 
 
+def test_a_number_is_an_id_also_where_it_is_a_word() -> None:
+    known = Tokenizer(train_tokenizer(["only 7 of 7 and 7 more"] * 20, 300), "small")
+    assert known.id_of(" 7") not in (None, 7)
+    assert parse("7", known, known.size)[0].piece.id == 7
+
+
+def test_words_that_cancel_each_other_are_refused(tiny: Make) -> None:
+    with pytest.raises(LlmcliError, match="is 0"):
+        neighbours_report(loaded(tiny("llama")), "w5 - w5", 3)
+
+
+def test_a_word_without_a_row_is_refused(tiny: Make) -> None:
+    many = Tokenizer(FastTokenizer(WordLevel({f"w{id}": id for id in range(VOCAB + 5)}, unk_token="w0")), "many")
+    opened = dataclasses.replace(loaded(tiny("llama")), tokenizer=many)
+    assert neighbours_report(opened, "w5", 3).check.ok
+    for word in (f"w{VOCAB}", str(VOCAB)):
+        with pytest.raises(LlmcliError, match=str(VOCAB)):
+            neighbours_report(opened, word, 3)
+
+
 def test_a_word_of_several_tokens_is_told_apart(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="not one token"):
         neighbours_report(loaded(tiny("llama")), "nothing", 3)
@@ -85,13 +171,24 @@ def test_a_word_of_several_tokens_is_told_apart(tiny: Make) -> None:
 # Mistakes.
 
 
-def test_a_mean_that_is_not_the_tables_fails_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+MISTAKES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]] = {
+    "another mean": lambda table, vector, mean, shared: (table, vector, 0.9 * mean, 0.9 * shared),
+    "not centred": lambda table, vector, mean, shared: (table, vector, 0 * mean, 0 * shared),
+    "rows alone centred": lambda table, vector, mean, shared: (table, vector, mean, 0 * shared),
+    "the sum's mean taken once": lambda table, vector, mean, shared: (table, vector, mean, mean),
+    "rows in another order": lambda table, vector, mean, shared: (table.roll(1, 0), vector, mean, shared),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_fails_the_check(tiny: Make, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module._cosines
-    monkeypatch.setattr(module, "_cosines", lambda model, count, vector, mean: right(model, count, vector, mean * 0.9))
-    assert not neighbours_report(loaded(tiny("llama")), "w5", 5).check.ok
+    monkeypatch.setattr(module, "_cosines", lambda *all: right(*MISTAKES[mistake](*all)))
+    assert not neighbours_report(loaded(tiny("llama")), "w5 + w7", 5).check.ok
 
 
-def test_rows_in_the_wrong_order_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = module.cosine
-    monkeypatch.setattr(module, "cosine", lambda a, b: right(a, b).roll(1))
-    assert not neighbours_report(loaded(tiny("llama")), "w5", 5).check.ok
+def test_a_damaged_table_fails_the_check(tiny: Make) -> None:
+    model = tiny("llama").load()
+    with torch.no_grad():
+        model.embedding.weight[9] = float("nan")
+    assert not neighbours_report(loaded(tiny("llama"), model), "w5", 5).check.ok
