@@ -40,5 +40,7 @@ class Picture(io.StringIO):
             text = self.console.export_html(inline_styles=True)
         else:
             text = re.sub(r"@font-face\s*{.*?}", "", self.console.export_svg(title=title), flags=re.DOTALL)
+            # Or some viewers (librsvg) drop the spaces that a line begins with: those that indent a tree.
+            text = text.replace("<svg ", '<svg xml:space="preserve" ', 1)
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ def test_a_tree_of_one_branch_is_a_list(model: Path, monkeypatch: pytest.MonkeyP
     arguments = ["branch", PROMPT, "--width", "1", "--depth", "20", "-m", str(model)]
     shown = ESCAPE.sub("", on_terminal(arguments, 80, monkeypatch))
     assert not set("├└│") & set(shown)
+
+
+def test_a_picture_keeps_the_spaces_that_indent(model: Path, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "tree.svg"
+    run("branch", PROMPT, "--width", "2", "--depth", "2", "-m", model, "--save", path)
+    root = ET.fromstring(path.read_text(encoding="utf-8"))
+    assert root.get("{http://www.w3.org/XML/1998/namespace}space") == "preserve"
+    lines = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert len([line for line in lines if line.startswith(("\xa0\xa0├", "\xa0\xa0└"))]) == 2
 
 
 def test_half_a_character_is_completed_not_repeated(model: Path, run: Run) -> None:
