@@ -68,9 +68,13 @@ def neighbours_report(loaded: LoadedModel, expression: str, top: int) -> Neighbo
     if not vector.any():
         raise usage_error(f"the vector of {expression!r} is 0, which is like nothing", "leave a word out")
     ids = torch.tensor([id for id in tokenizer.ids if id < model.config.vocab_size])
-    mean = torch.stack([rows(model, part).sum(dim=0) for part in parts(model, ids)]).sum(dim=0) / len(ids)
+    # Both written into what is there before: small results kept between large parts would keep their memory too.
+    mean, cosines = torch.zeros_like(vector), torch.empty(2, len(ids), dtype=torch.float64)
+    for part in parts(model, ids):
+        mean += rows(model, part).sum(dim=0) / len(ids)
     shared = signs.sum() * mean  # each row of the sum has it once
-    cosines = torch.cat([_cosines(rows(model, part), vector, mean, shared) for part in parts(model, ids)], dim=1)
+    for part, found in zip(parts(model, ids), parts(model, cosines), strict=True):
+        found.copy_(_cosines(rows(model, part), vector, mean, shared))
     order = cosines[1].argsort(descending=True, stable=True)
     order = order[~torch.isin(ids[order], words)][:top]
     return NeighboursReport(
@@ -121,8 +125,8 @@ def rows(model: Transformer, ids: Tensor) -> Tensor:
 
 
 def parts(model: Transformer, ids: Tensor) -> tuple[Tensor, ...]:
-    """The ids, so many at a time as may have their rows held together."""
-    return torch.split(ids, max(AT_ONCE // model.config.hidden_size, 1))
+    """The ids, or what there is of each [..., V], so many at a time as may have their rows held together."""
+    return torch.split(ids, max(AT_ONCE // model.config.hidden_size, 1), dim=-1)
 
 
 def _cosines(table: Tensor, vector: Tensor, mean: Tensor, shared: Tensor) -> Tensor:
