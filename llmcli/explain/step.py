@@ -192,7 +192,8 @@ def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Repl
         inside = [c.id for c in candidates if c.u_low is not None and c.u_high is not None and c.u_low <= u < c.u_high]
         replayed = inside[0] if len(inside) == 1 else -1
     error = abs(float(final.double().sum()) - 1)
-    return Replay(replayed == step.token and error < 1e-5, replayed, error)
+    # A softmax in fp32 of 260,000 numbers is up to 1e-5 off.
+    return Replay(replayed == step.token and error < 1e-4, replayed, error)
 
 
 def _column(step: Step, sampler: Sampler, temperature: float, ids: list[int], tokenizer: Tokenizer) -> Column:
