@@ -43,7 +43,7 @@ def attend(
     \b
     Examples:
       llmcli attend "The cat that I saw yesterday was sleeping" --at was
-      llmcli attend "The cat that I saw yesterday was sleeping" --at was --layer 3-5 --no-sink
+      llmcli attend "The fish swam in the" --layer 3-5 --no-sink
       llmcli attend "The cat that I saw yesterday was sleeping" --head 3.2
     """
     if head is not None and (layers is not None or no_sink):
@@ -52,7 +52,7 @@ def attend(
     loaded = choice.open()
 
     from llmcli.explain.attend import attend_report, grid_report
-    from llmcli.explain.places import find_head, find_layers, find_position
+    from llmcli.explain.places import find_head, find_layers, find_position, name_layers
     from llmcli.render.attend import print_attend, print_grid
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
@@ -60,6 +60,6 @@ def attend(
     if head is not None:
         form.show(grid_report(loaded, ids, position, find_head(config, head), ROWS), print_grid)
         return
-    report = attend_report(loaded, ids, position, find_layers(config, layers))
-    whose = "all heads" if layers is None else f"the heads of layers {layers}"
+    shown = find_layers(config, layers)
+    report, whose = attend_report(loaded, ids, position, shown), name_layers(shown, config)
     form.show(report, lambda report, stream: print_attend(report, stream, top=top, sink=not no_sink, heads=whose))

@@ -24,8 +24,9 @@ def lens(
 ) -> None:
     """When does the answer appear? Show what the model would say if it stopped after each of its layers.
 
-    The final norm and the head read the residual stream after every layer (the logit lens); the last row is the
-    model's own answer. --token follows another token than the favourite.
+    A token's vector passes through the layers, and only the last step makes probabilities of it. Here that step
+    (final norm and head) is taken after every layer, which is called the logit lens; the last row is the model's own
+    answer. --token follows another token than the favourite.
 
     \b
     Examples:
@@ -44,5 +45,6 @@ def lens(
     config = loaded.model.config
     target = None if token is None else find_token(loaded.tokenizer, token, config.vocab_size)
     position = find_position(loaded.tokenizer, ids, at)
-    report = lens_report(loaded, ids, position, find_layers(config, layers), target)
+    shown = find_layers(config, layers)
+    report = lens_report(loaded, ids, position, [None, *shown] if layers is None else shown, target)
     form.show(report, print_lens)

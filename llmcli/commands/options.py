@@ -59,7 +59,7 @@ def bundle(name: str, build: Callable[..., Any], *decorators: Decorator) -> Deco
 
 device_option = click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; as many as the system allows if not given."
+    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads.  [default: all that the system allows]"
 )
 
 offline_option = click.option("--offline", is_flag=True, help="Download nothing; HF_HUB_OFFLINE=1 means the same.")

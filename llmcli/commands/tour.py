@@ -40,7 +40,7 @@ def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbos
     from llmcli.render.tour import STOPS, print_stop, print_tour
 
     report = tour_report(loaded, text)
-    if no_pause or form.as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if no_pause or form.as_json or sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         form.show(report, print_tour)
         return
     for number in range(len(STOPS)):

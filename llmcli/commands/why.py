@@ -43,13 +43,13 @@ def why(
     \b
     Examples:
       llmcli why "Once upon a"
-      llmcli why "The bird could fly, but the fish could only" --token " swim" --vs " fly"
-      llmcli why "The bird could fly, but the fish could only" --head 4.3
+      llmcli why "The fish swam in the" --token " water" --vs " forest"
+      llmcli why "The fish swam in the" --head 3.1
     """
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.places import find_heads, find_position, find_token
+    from llmcli.explain.places import find_heads, find_layers, find_position, find_token, name_layers
     from llmcli.explain.why import why_report
     from llmcli.render.why import print_why
 
@@ -63,5 +63,5 @@ def why(
         other=None if other is None else find_token(loaded.tokenizer, other, config.vocab_size),
         heads=find_heads(config, layers, head),
     )
-    whose = f"head {head}" if head else f"the heads of layers {layers}" if layers else "all heads"
+    whose = name_layers(find_layers(config, layers), config) if head is None else f"head {head}"
     form.show(report, lambda report, stream: print_why(report, stream, top=top, heads=whose))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from llmcli.errors import usage_error
 from llmcli.explain.check import Check, Claim, check
 from llmcli.explain.shape import Shape, shape_of
 from llmcli.generate.loaded import LoadedModel, device_for
@@ -101,8 +102,8 @@ def inspect_report(
 ) -> InspectReport:
     """The model in ``folder``, as ``load`` would open it with these options, behind a text of ``tokens``.
 
-    None, or more than the context, means the whole context. ``opened`` loads it, which is asked for only if it fits.
-    Errors: as of ``load``.
+    None means the whole context. ``opened`` loads it, which is asked for only if it fits.
+    Errors: as of ``load``, and more tokens than the context.
     """
     headers = read_headers(folder)
     config = headers.config
@@ -110,7 +111,10 @@ def inspect_report(
     computing = pick_dtype(dtype, where, headers.dtype)
     kind = quantization or headers.kind
     model = empty_model(config)
-    tokens = min(tokens or config.max_position_embeddings, config.max_position_embeddings)
+    context = config.max_position_embeddings
+    if tokens is not None and tokens > context:
+        raise usage_error(f"--context {tokens} is more than the model's {context} tokens", "ask for fewer")
+    tokens = tokens or context
     cache = cache_bytes(config, computing, tokens, chunk=PREFILL_CHUNK, device=where)
     memory = memory_of(where)
     needs = _needs(model, computing, kind, where, cache, memory.usable)

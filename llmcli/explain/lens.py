@@ -19,9 +19,9 @@ from llmcli.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LensRow:
-    """The model's words after a layer; ``layer`` -1 is the embedding, before the first. ``rank`` 0 is the favourite."""
+    """The model's words after a layer; None is the embedding, before the first. ``rank`` 0 is the favourite."""
 
-    layer: int
+    layer: int | None
     top: Piece
     p_top: float
     p: float  # of the target, like the rank
@@ -43,11 +43,12 @@ class LensReport:
 
 
 def lens_report(
-    loaded: LoadedModel, ids: Sequence[int], position: int, layers: Sequence[int], target: int | None
+    loaded: LoadedModel, ids: Sequence[int], position: int, layers: Sequence[int | None], target: int | None
 ) -> LensReport:
     """Final norm and head on the residual stream after each layer: p_l = softmax(cap(U N(x_l))).
 
-    The norm is computed anew for every layer. ``target`` is the token to follow, the model's favourite if None.
+    The norm is computed anew for every layer. Of ``layers`` None is the embedding; ``target`` is the token to
+    follow, the model's favourite if None.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     reading = read(model, ids[: position + 1])
@@ -55,7 +56,8 @@ def lens_report(
     with torch.inference_mode():
         # One by one, as the loop does it: so the last are the very bits of the model's logits.
         logits = [model.unembed(x[0].to(model.dtype))[0].float() for x in reading.trace.residual]
-    rows = [_row(layer, logits[layer + 1], reading.logits, target, tokenizer) for layer in (-1, *layers)]
+    behind = {None if n == 0 else n - 1: part for n, part in enumerate(logits)}
+    rows = [_row(layer, behind[layer], reading.logits, target, tokenizer) for layer in layers]
     difference = float((logits[-1] - reading.logits).abs().max())
     return LensReport(
         model=loaded.name,
@@ -67,7 +69,7 @@ def lens_report(
     )
 
 
-def _row(layer: int, logits: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
+def _row(layer: int | None, logits: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
     probs = probabilities(logits)
     p, best = probs[target], int(probs.argmax())
     return LensRow(

@@ -21,9 +21,8 @@ def find_position(tokenizer: Tokenizer, ids: Sequence[int], at: str) -> int:
             raise usage_error(f"there is no position {place}", f"the text has positions 0 to {len(ids) - 1}")
         return place % len(ids)
     texts = [tokenizer.token_text(id) for id in ids]
-    found = [n for n, text in enumerate(texts) if text == at] or [
-        n for n, text in enumerate(texts) if text.strip() == at.strip()
-    ]
+    # As it stands where the space before it is given too; otherwise with or without one.
+    found = [n for n, text in enumerate(texts) if (text if at != at.strip() else text.strip()) == at]
     if len(found) == 1:
         return found[0]
     if found:
@@ -50,6 +49,8 @@ def find_layers(config: ModelConfig, layers: str | None) -> list[int]:
 
 def find_heads(config: ModelConfig, layers: str | None, head: str | None) -> list[tuple[int, int]]:
     """(layer, head) of the one that "L.H" names, or of all in the ``layers`` named. Errors: as of each."""
+    if head is not None and layers is not None:
+        raise usage_error("--head names one head, and --layer all of its layers'", "give one of them")
     if head is not None:
         return [find_head(config, head)]
     return [(layer, n) for layer in find_layers(config, layers) for n in range(config.num_attention_heads)]
@@ -66,8 +67,17 @@ def find_head(config: ModelConfig, head: str) -> tuple[int, int]:
     return layer, number % count
 
 
+def name_layers(layers: Sequence[int], config: ModelConfig) -> str:
+    """What to call all heads of some layers."""
+    if len(layers) == config.num_hidden_layers:
+        return "all heads"
+    return f"the heads of layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
+
 def find_token(tokenizer: Tokenizer, token: str, rows: int) -> int:
     """The id that ``token`` names, below ``rows``: a number, or the token's own text. Errors: there is none."""
+    if not token:
+        raise usage_error("no token has an empty text", "give a token's text, such as ' Paris', or its id")
     if re.fullmatch(r"[0-9]+", token):
         if int(token) >= rows:
             raise usage_error(f"there is no token id {token}", f"ids are from 0 to {rows - 1}")

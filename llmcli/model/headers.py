@@ -24,7 +24,7 @@ class Headers:
     """``config`` is that of the model as it will be opened, ``dtype`` the one its weights stand for.
 
     ``entries`` are the tensors that hold parameters, ``others`` the rest (scales, copies, masks), which
-    ``others_named`` names. ``kind`` says how the weights are rounded, if they are.
+    ``others_named`` names where they are of no use. ``kind`` says how the weights are rounded, if they are.
     """
 
     config: ModelConfig
@@ -61,5 +61,5 @@ def read_headers(folder: Path) -> Headers:
         kind=kind,
         entries=tuple(entries[name] for name in sorted(wanted)),
         others=tuple(entries[name] for name in others),
-        others_named=some(others),
+        others_named="" if kind else some(others),
     )

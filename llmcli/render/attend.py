@@ -28,17 +28,17 @@ def print_attend(report: AttendReport, stream: TextIO, *, top: int, sink: bool, 
     columns = [
         Column("#"),
         Column("token", right=False),
-        Column("strongest", right=False, optional=2),
-        Column("weight"),
+        Column("strongest head", right=False, optional=2),
+        Column("its weight", optional=3),
         Column("mean"),
-        Column("", right=False),
+        Column("", right=False, optional=4, plain="bar"),
         Column("moved", optional=1),
     ]
     print_table(columns, _rows(report.sources, top, sink), stream)
     if not sink:
         first = report.sources[0]
         say(f"not shown: position 0, {_named(first.piece)}, the sink, with a mean of {first.mean:.4f}", stream)
-    say("weight: the strongest head's. mean: over heads. moved: length of what is taken.", stream, "dim")
+    say("mean: of all their weights. moved: how much a head takes from there, mean length.", stream, "dim")
     _print_end(report.check, stream)
 
 
@@ -83,6 +83,7 @@ def print_grid(report: GridReport, stream: TextIO) -> None:
     say(f"attend, head L{report.layer}.H{report.head}: where does each token (a row) look?", stream)
     if styled(stream):
         _print_triangle(report, stream)
+        say("In per cent; · is less than 1, … the positions in between together.", stream, "dim")
     else:
         columns = [Column("#"), Column("token"), *(Column(str(n)) for n in range(len(report.pieces)))]
         print_table(columns, [_grid_cells(row, len(report.pieces)) for row in report.rows], stream)
@@ -96,14 +97,16 @@ def _grid_cells(row: GridRow, count: int) -> list[Cell]:
 
 def _print_triangle(report: GridReport, stream: TextIO) -> None:
     """Weights in per cent. Columns: the first position, those between, then one for each row."""
-    target, first = console(stream), report.rows[0].position
-    digits = len(str(report.rows[-1].position))
-    names = [f"{row.position:>{digits}} {_named(row.piece)}" for row in report.rows]
-    wide = min(max(cell_len(name) for name in names), 20) + 1
+    target, digits = console(stream), len(str(report.rows[-1].position))
+    most = max(cell_len(_named(row.piece)) for row in report.rows) + digits + 1
+    wide = min(most, 20, target.width // 3) + 1
+    rows = report.rows[-max((target.width - wide) // CELL - 2, 1) :]  # two columns may be for what is before
+    first = rows[0].position
+    names = [f"{row.position:>{digits}} {_named(row.piece)}" for row in rows]
     between = ["0"] * (first > 0) + ["…"] * (first > 1)
-    heading = "".join(f"{name:>{CELL}}" for name in [*between, *(str(row.position) for row in report.rows)])
+    heading = "".join(f"{name:>{CELL}}" for name in [*between, *(str(row.position) for row in rows)])
     target.print(Text(" " * wide + heading, style="bold"), soft_wrap=True)
-    for name, row in zip(names, report.rows, strict=True):
+    for name, row in zip(names, rows, strict=True):
         line = Text(set_cell_size(name, wide))
         for weight in _columns(row.weights, first):
             line.append(f"{weight * 100:>{CELL - 1}.0f}" if weight >= 0.005 else f"{'·':>{CELL - 1}}", shade(weight))

@@ -76,7 +76,7 @@ def _print_parameters(report: InspectReport, stream: TextIO) -> None:
         Column("parameters", right=False),
         Column("count"),
         Column("share"),
-        Column("", right=False, optional=1),
+        Column("", right=False, optional=2, plain="bar"),
         Column(f"as {report.needs[0].weights}"),
     ]
     rows = [
@@ -100,8 +100,8 @@ def _print_parameters(report: InspectReport, stream: TextIO) -> None:
 def _print_memory(report: InspectReport, stream: TextIO) -> None:
     columns = [
         Column("weights as", right=False),
-        Column("weights"),
-        Column("KV cache, at most"),
+        Column("weights", optional=1),
+        Column("KV cache, at most", optional=2),
         Column("together"),
         Column("fits", right=False),
     ]

@@ -20,23 +20,25 @@ def print_lens(report: LensReport, stream: TextIO) -> None:
     columns = [
         Column("after", right=False),
         Column("favourite", right=False),
-        Column("p"),
-        Column("", right=False),
+        Column("p", optional=3),
+        Column("", right=False, plain="sign"),
         Column(f"p of {target}"),
-        Column("rank"),
+        Column("its rank"),
         Column("entropy, bits", optional=2),
         Column("lost, bits", optional=1),
     ]
     print_table(columns, [_row(row, row.top.id == report.target.id) for row in report.rows], stream)
-    say(f"p of {target} through the layers: {sparkline([row.p for row in report.rows])}", stream)
-    say("lost: Kullback-Leibler divergence of the model's own distribution from that layer's.", stream, "dim")
+    highest = max(row.p for row in report.rows)
+    rise = sparkline([row.p / highest if highest else 0.0 for row in report.rows])
+    say(f"p of {target} through the layers: {rise} (the highest is {highest:.4g})", stream)
+    say("rank: 0 is the favourite. lost: how far a layer's guess is from the last (KL divergence).", stream, "dim")
     print_check(report.check, stream)
 
 
 def _row(row: LensRow, arrived: bool) -> list[Cell]:
     style, sign = band(row.p_top)
     return [
-        Cell("embedding" if row.layer < 0 else f"layer {row.layer}"),
+        Cell("embedding" if row.layer is None else f"layer {row.layer}"),
         Cell(label(row.top.text, row.top.bytes), style="bold green" if arrived else style),
         probability(row.p_top),
         Cell(sign, style=style),

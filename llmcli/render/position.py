@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def print_position(report: PositionReport, stream: TextIO) -> None:
     """The pairs of a head that turn fastest, in the middle and slowest; then the answers in both orders."""
     if report.turns:
-        columns = [Column("pair"), Column("degrees a token"), Column("tokens for a full turn")]
+        columns = [Column("pair"), Column("degrees a token"), Column("tokens a turn")]
         rows = [[Cell(str(turn.pair)), number(turn.degrees, 3), number(turn.period, 1)] for turn in report.turns]
         print_table(columns, rows, stream)
         say("", stream)

@@ -121,3 +121,5 @@ def _print_some_temperatures(report: StepReport, shown: Sequence[TemperatureColu
     drawn = [Cell(label(column.text, column.bytes), style="bold green") for column in shown]
     rows.append([Cell("most probable" if report.chosen.u is None else "the same u draws"), *drawn])
     print_table(columns, rows, stream)
+    told = "The probabilities are those after all filters. effective choices: as open as among so many equal ones."
+    say(told, stream, "dim")

@@ -32,7 +32,7 @@ def print_tokens(reports: Sequence[Tokenization], stream: TextIO, beside: TextIO
 
 def print_tokenization(report: Tokenization, stream: TextIO) -> None:
     """One row a token."""
-    columns = [Column("#"), Column("id"), Column("token", right=False), Column("bytes", right=False), Column("at")]
+    columns = [Column("#"), Column("id"), Column("token", right=False), Column("bytes", right=False), Column("from:to")]
     rows = [
         [
             Cell(str(n)),

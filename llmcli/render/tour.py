@@ -45,7 +45,7 @@ def _tokens(report: TourReport, stream: TextIO) -> None:
     _tell(
         f"""A language model reads no letters. A tokenizer first cuts the text into tokens, pieces from a fixed list:
         here {report.step.vocabulary} of them, learnt from text, each with a number, its id. Common words are one
-        token, rare ones several. Here is “{harmless(report.text)}”:""",
+        token, rare ones several. Below, · is a space. Here is “{harmless(report.text)}”:""",
         stream,
     )
     print_tokenization(report.tokens, stream)
@@ -92,7 +92,7 @@ def _layers(report: TourReport, stream: TextIO) -> None:
         f"""A layer is attention, which moves information between tokens, and then a feed-forward layer (MLP), which
         works on each token by itself and holds much of what the model knows. Each adds its part to the token's
         vector; {report.layers} layers do so in turn. If we stop after each one and ask for the next token, we see the
-        answer form. The text goes on with {target}.""",
+        answer form: here {target}.""",
         stream,
     )
     print_lens(report.lens, stream)
@@ -102,7 +102,7 @@ def _probabilities(report: TourReport, stream: TextIO) -> None:
     _tell(
         """The vector after the last layer is compared with that of every token: a score each, the logit. Softmax makes
         probabilities of the logits: e to the logit, divided by the sum of them all. A step of 1 in the logit is a
-        factor of 2.7 in the probability.""",
+        factor of 2.7 in the probability. (The columns to the right of p are for the next stop.)""",
         stream,
     )
     print_candidates(report.step, stream)

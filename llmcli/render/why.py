@@ -24,18 +24,18 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> Non
         Column(f"to {token}", optional=2),
         Column(f"to {other}", optional=1),
         Column("difference"),
-        Column(SIDES, right=False, plain="sign"),
+        Column(SIDES, right=False, optional=3, plain="sign"),
     ]
     print_table(columns, _part_rows(report, top), stream)
-    say(f"\nwhat {heads} took from each position:", stream)
+    say(f"\nwhat {heads} took from each position (the rest is by MLPs and the embedding):", stream)
     columns = [
         Column("#"),
         Column("token", right=False),
         Column("mostly by", right=False, optional=1),
         Column("difference"),
-        Column(SIDES, right=False, plain="sign"),
+        Column(SIDES, right=False, optional=3, plain="sign"),
     ]
-    print_table(columns, _source_rows(report.sources, top), stream)
+    print_table(columns, _source_rows(report.sources, top, heads), stream)
     capped = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
     say(f"the model's own logits: {report.logits[0]:.4f} and {report.logits[1]:.4f}{capped}", stream)
     say("Direct effects: what each part itself wrote, not what later parts made of it.", stream, "dim")
@@ -71,8 +71,8 @@ def _numbers(name: str, parts: Sequence[Part], style: str = "") -> list[Cell]:
     return [Cell(name, style=style), token, other, _signed(sum(part.difference for part in parts), style)]
 
 
-def _source_rows(sources: Sequence[Source], top: int) -> list[list[Cell]]:
-    """The strongest in the order of the text, then the sum of the others, and the total."""
+def _source_rows(sources: Sequence[Source], top: int, heads: str) -> list[list[Cell]]:
+    """The strongest in the order of the text, then the sum of the others, and of all ``heads``."""
     shown = sorted(sources, key=lambda source: -abs(source.difference))[: 2 * top or None]
     most = abs(shown[0].difference)
     rows = [
@@ -90,7 +90,7 @@ def _source_rows(sources: Sequence[Source], top: int) -> list[list[Cell]]:
     if hidden:
         rest = total - sum(source.difference for source in shown)
         rows.append([Cell(""), Cell(_others(hidden), style="italic"), Cell(""), _signed(rest, "italic"), Cell("")])
-    return [*rows, [Cell(""), Cell("total", style="bold"), Cell(""), _signed(total, "bold"), Cell("")]]
+    return [*rows, [Cell(""), Cell(heads, style="bold"), Cell(""), _signed(total, "bold"), Cell("")]]
 
 
 def _others(count: int) -> str:
