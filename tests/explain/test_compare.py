@@ -89,6 +89,10 @@ def test_contexts_of_two_sizes_are_read_by_the_smaller(tiny: Make) -> None:
     report = compare_report(short, long, TEXT)
     assert report.check.ok
     assert len(report.tokens) == len(IDS) - 1
+    long.model.config = dataclasses.replace(long.model.config, max_position_embeddings=32)
+    for n, one in enumerate((short, long)):
+        found = torch.tensor([-token.logprobs[n] for token in report.tokens])
+        assert torch.allclose(found, surprisals(one.model, IDS), atol=CLOSE)
 
 
 def test_another_tokenizer_is_refused(tiny: Make) -> None:

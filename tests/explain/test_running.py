@@ -42,6 +42,12 @@ def test_a_text_that_begins_within_a_character_is_shown_whole() -> None:
     assert running(TOKENIZER, ids)[1] == len("🙂 fox".encode()) - 1
 
 
+def test_what_looks_like_a_broken_end_is_not_lost() -> None:
+    """U+FFFD is held back, as it may be half a character: here it is the text's own."""
+    chunks, size = running(TOKENIZER, TOKENIZER.encode("fox \ufffd"))
+    assert ("".join(chunks), size) == ("fox \ufffd", 7)
+
+
 def test_special_tokens_have_neither_text_nor_bytes() -> None:
     ids = [*TOKENIZER.encode("a fox"), *BOS, *TOKENIZER.encode(" met")]
     chunks, size = running(TOKENIZER, ids)
