@@ -48,7 +48,7 @@ class ModelChoice:
         with LoadingView(sys.stderr) as view:
             loaded = load(
                 folder,
-                name=name_of(folder),
+                name=" + ".join(name_of(part) for part in (folder, adapter) if part is not None),
                 adapter=adapter,
                 device=self.device,
                 dtype=self.dtype,

@@ -36,5 +36,8 @@ def check(*claims: Claim) -> Check:
 
 
 def relative(error: float, size: float) -> float:
-    """An error in units of the ``size`` of what it is an error of; sizes below 1 count as 1."""
-    return error / max(size, 1.0) if math.isfinite(size) else math.inf
+    """An error in units of the ``size`` of what it is an error of; sizes below 1 count as 1.
+
+    Infinite where either is no number: ``max`` of several errors would pass over a NaN.
+    """
+    return error / max(size, 1.0) if math.isfinite(size) and not math.isnan(error) else math.inf

@@ -13,12 +13,13 @@ from llmcli.errors import usage_error
 from llmcli.explain.check import Check, Claim, check, relative
 from llmcli.explain.limits import limit
 from llmcli.explain.piece import Piece, piece
+from llmcli.explain.running import running
 from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.score import predictions, windows
+from llmcli.generate.score import nats, predictions, windows
 from llmcli.generate.steps import next_logits
-from llmcli.text.stream import TextStream
 
 REREAD = 32  # tokens at the end that the check reads one by one
+ROUNDING = 1e-5  # of a mean over fp32 numbers, whatever the model's dtype
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,14 @@ class ScoreReport:
 
 def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
     """Score a text of any length. Errors: fewer than two tokens."""
-    if len(ids) < 2:
-        raise usage_error("the text is too short: its first token is predicted from nothing", "give a longer one")
-    stream = TextStream(loaded.tokenizer, ids[:1])
-    rows = [row for logits, goals in predictions(loaded.model, ids) for row in _rows(logits, goals)]
-    chunks = [stream.feed(id) for id in ids[1:]]
-    chunks[-1] += stream.finish()
+    check_enough(ids)
+    rows: list[tuple[float, int, float, int, float]] = []
+    sums = [0.0, 0.0]  # surprisal and entropy once more, in nats
+    for logits, goals in predictions(loaded.model, ids):
+        rows += _rows(logits, goals)
+        for n, expected in enumerate((goals, logits.softmax(dim=-1))):
+            sums[n] += float(nats(logits, expected).sum(dtype=torch.float64))
+    chunks, size = running(loaded.tokenizer, ids)
     tokens = tuple(
         Scored(
             position=place,
@@ -77,18 +80,31 @@ def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
         for place, (chunk, (logprob, rank, entropy, best, p)) in enumerate(zip(chunks, rows, strict=True), start=1)
     )
     bits = sum(token.surprisal for token in tokens)
-    size = sum(len(chunk.encode()) for chunk in chunks)
+    mean = bits / len(tokens)
     return ScoreReport(
         model=loaded.name,
         first=piece(loaded.tokenizer, ids[0]),
         tokens=tokens,
         bits=bits,
-        bits_per_token=bits / len(tokens),
+        bits_per_token=mean,
         bits_per_byte=bits / max(size, 1),
-        perplexity=math.exp(min(bits / len(tokens) * math.log(2), 700.0)),
+        perplexity=float(torch.tensor(mean, dtype=torch.float64).exp2()),  # infinite, where Python would raise
         bytes=size,
-        check=check(one_by_one(loaded, ids, [token.logprob for token in tokens])),
+        check=check(
+            one_by_one(loaded, ids, [token.logprob for token in tokens]),
+            as_cross_entropy(
+                "mean surprisal and entropy",
+                [mean, sum(token.entropy for token in tokens) / len(tokens)],
+                [total / len(tokens) for total in sums],
+            ),
+        ),
     )
+
+
+def check_enough(ids: Sequence[int]) -> None:
+    """Raise unless a text holds a token that has one before it."""
+    if len(ids) < 2:
+        raise usage_error("the text is too short: its first token is predicted from nothing", "give a longer one")
 
 
 def _rows(logits: Tensor, goals: Tensor) -> Iterator[tuple[float, int, float, int, float]]:
@@ -103,16 +119,35 @@ def _rows(logits: Tensor, goals: Tensor) -> Iterator[tuple[float, int, float, in
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def one_by_one(loaded: LoadedModel, ids: Sequence[int], logprobs: Sequence[float], context: int | None = None) -> Claim:
-    """The last tokens scored anew, read singly through the KV cache; ``context`` as of ``predictions``."""
+def one_by_one(
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    logprobs: Sequence[float],
+    context: int | None = None,
+    candidates: int | None = None,
+) -> Claim:
+    """The last tokens scored anew, read singly through the KV cache; the difference as root mean squares.
+
+    Of one token alone it is a matter of chance in bfloat16; of all together it hardly varies.
+    ``context`` as of ``predictions``; of the vocabulary only the first ``candidates`` count, if not all.
+    """
     model = loaded.model
     start, counted = windows(len(ids), context or model.config.max_position_embeddings)[-1]
     first = max(len(ids) - REREAD, counted + 1)  # the first token that is scored anew
-    cache, errors = model.new_cache(), []
+    cache, found = model.new_cache(), []
     cache.planned = len(ids) - 1 - start
     unread = ids[start:first]
     for place in range(first, len(ids)):
-        anew = float(next_logits(model, unread, cache).log_softmax(dim=-1)[ids[place]])
-        errors.append(relative(abs(anew - logprobs[place - 1]), abs(anew)))
+        anew = next_logits(model, unread, cache)[:candidates].log_softmax(dim=-1)
+        found.append(float(anew[ids[place]]))
         unread = ids[place : place + 1]
-    return Claim(f"one by one, {loaded.name} finds the last tokens as probable", max(errors), limit(model))
+    expected = torch.tensor(found, dtype=torch.float64)
+    difference = torch.tensor(logprobs[first - 1 :], dtype=torch.float64) - expected
+    error, size = (float(values.square().mean().sqrt()) for values in (difference, expected))
+    return Claim(f"one by one, {loaded.name} finds the last tokens as probable", relative(error, size), limit(model))
+
+
+def as_cross_entropy(what: str, bits: Sequence[float], nats: Sequence[float]) -> Claim:
+    """Means by the rows shown, beside the same by torch's own cross entropy."""
+    errors = [relative(abs(a * math.log(2) - b), abs(b)) for a, b in zip(bits, nats, strict=True)]
+    return Claim(f"{what} are those of cross entropy", max(errors), ROUNDING)

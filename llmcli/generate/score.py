@@ -16,9 +16,15 @@ MOST_LOGITS = 2**23  # numbers held at once, 32 MiB: 8,000 tokens of a vocabular
 
 def surprisals(model: Transformer, ids: Sequence[int]) -> Tensor:
     """-ln p of every token but the first given those before it, in nats, fp32 [len(ids) - 1] on the CPU."""
-    return torch.cat(
-        [F.cross_entropy(logits, goals, reduction="none").cpu() for logits, goals in predictions(model, ids)]
-    )
+    return torch.cat([nats(logits, goals) for logits, goals in predictions(model, ids)])
+
+
+def nats(logits: Tensor, goals: Tensor) -> Tensor:
+    """Cross entropy under each of logits [n, V], in nats, [n] on the CPU.
+
+    ``goals`` are the tokens that came [n], or the probabilities of all [n, V].
+    """
+    return F.cross_entropy(logits, goals, reduction="none").cpu()
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ def signed_bar(value: float, most: float) -> Cell:
     length = round(min(abs(value) / most, 1.0) * HALF) if most > 0 else 0
     left, right = ("", "█" * length) if value > 0 else ("█" * length, "")
     sign = "+" if value > 0 else "-" if value < 0 else ""
-    return Cell(f"{left:>{HALF}}│{right:<{HALF}}", sign, FOR if value > 0 else AGAINST)
+    return Cell(f"{left:>{HALF}}│{right:<{HALF}}", sign, {"+": FOR, "-": AGAINST}.get(sign, ""))
 
 
 def bar(value: float, most: float) -> Cell:

@@ -29,8 +29,8 @@ def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
     columns = [
         Column("#", optional=2),
         Column("token", right=False),
-        Column("logprob", optional=4),
-        Column("then", optional=3),
+        Column("logprob", optional=3),
+        Column("then", optional=4),
         Column("change, nats"),
         Column(f"{'less':>{HALF}}│{'more':<{HALF}}", right=False, plain="sign"),
         Column("KL, bits"),
@@ -40,9 +40,11 @@ def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
     if len(shown) < len(report.tokens):
         say(f"the {len(shown)} largest changes of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
     before, after = report.bits_per_byte
+    count = len(report.tokens)
     say(
         f"{before:.4f} bits a byte, then {after:.4f} ({after - before:+.4f}); KL {report.mean_kl:.4f} bits a token; "
-        f"another favourite at {report.other_favourite:.1%} of the places",
+        f"another favourite at {round(report.other_favourite * count)} of {count} places. "
+        "The first token is not compared: nothing comes before it.",
         stream,
     )
     print_check(report.check, stream)
@@ -67,7 +69,7 @@ def _row(token: Compared, most: float) -> list[Cell]:
         Cell(f"{token.delta:+.2f}", repr(token.delta)),
         signed_bar(token.delta, most),
         number(token.kl, 3),
-        Cell(before if before == after else f"{before} → {after}"),
+        Cell(before if before == after else f"{before} → {after}", f"{before} → {after}"),
     ]
 
 

@@ -26,7 +26,7 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
         Column("token", right=False),
         Column("surprisal, bits"),
         Column("rank"),
-        Column("", right=False),
+        Column("", right=False, plain="sign"),
         Column("entropy, bits", optional=2),
         Column("favourite", right=False),
         Column("its p", optional=1),
@@ -34,17 +34,18 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
     print_table(columns, [_row(token) for token in sorted(shown, key=lambda token: token.position)], stream)
     if len(shown) < len(report.tokens):
         say(f"the {len(shown)} most surprising of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
-    first = label(report.first.text, report.first.bytes)
+    count = len(report.tokens)
     say(
-        f"{len(report.tokens)} tokens, {report.bits:.1f} bits: {report.bits_per_token:.3f} a token, "
-        f"{report.bits_per_byte:.4f} a byte, perplexity {report.perplexity:.2f}. {first}, the first, is not scored.",
+        f"{count} {'token' if count == 1 else 'tokens'}, {report.bits:.1f} bits: {report.bits_per_token:.3f} a token, "
+        f"{report.bits_per_byte:.4f} a byte, perplexity {report.perplexity:.6g}. "
+        f"{_first(report)}, the first, is not scored: nothing comes before it.",
         stream,
     )
     print_check(report.check, stream)
 
 
 def _print_text(report: ScoreReport, stream: TextIO) -> None:
-    text = Text()
+    text = Text.assemble((_first(report), "dim"))
     for token in report.tokens:
         text.append(harmless(token.chunk), rank_band(token.rank)[0])
     legend = Text("rank: ")
@@ -55,6 +56,10 @@ def _print_text(report: ScoreReport, stream: TextIO) -> None:
         lower = int(min(below, 1000))
     console(stream).print(text)
     console(stream).print(legend)
+
+
+def _first(report: ScoreReport) -> str:
+    return label(report.first.text, report.first.bytes)
 
 
 def _row(token: Scored) -> list[Cell]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,10 @@ def run() -> Callable[..., Result]:
 def records(result: Result) -> list[dict[str, Any]]:
     """The NDJSON lines of stdout."""
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def coloured(line: str) -> list[tuple[str, str]]:
+    """What is written to a terminal, cut where its style changes: the escape sequence of each part, and its text."""
+    parts = re.split(r"(\x1b\[[0-9;]*m)", line)
+    styles = ["", *("" if code == "\x1b[0m" else code for code in parts[1::2])]
+    return [(style, text) for style, text in zip(styles, parts[::2], strict=True) if text]

@@ -5,19 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import nn
 
 from llmcli.errors import LlmcliError
 from llmcli.explain.compare import CompareReport, compare_report
+from llmcli.explain.divergence import divergence
+from llmcli.generate import score as engine
 from llmcli.generate.loaded import LoadedModel
+from llmcli.generate.score import surprisals
+from llmcli.model.quantize import Kind, quantize
+from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
-from tests.tiny import Tiny
+from tests.tiny import CONTEXT, VOCAB, Tiny, random_ids
 
 Make = Callable[[str], Tiny]
 TEXT = " ".join(f"w{id}" for id in IDS)
@@ -80,6 +89,10 @@ def test_contexts_of_two_sizes_are_read_by_the_smaller(tiny: Make) -> None:
     report = compare_report(short, long, TEXT)
     assert report.check.ok
     assert len(report.tokens) == len(IDS) - 1
+    long.model.config = dataclasses.replace(long.model.config, max_position_embeddings=32)
+    for n, one in enumerate((short, long)):
+        found = torch.tensor([-token.logprobs[n] for token in report.tokens])
+        assert torch.allclose(found, surprisals(one.model, IDS), atol=CLOSE)
 
 
 def test_another_tokenizer_is_refused(tiny: Make) -> None:
@@ -91,8 +104,120 @@ def test_another_tokenizer_is_refused(tiny: Make) -> None:
 
 
 def test_too_short_is_said(tiny: Make) -> None:
-    with pytest.raises(LlmcliError, match="two tokens"):
+    with pytest.raises(LlmcliError, match="too short"):
         compare_report(loaded(tiny("llama")), loaded(tiny("llama")), "w1")
+
+
+def test_one_vocabulary_that_splits_a_text_otherwise_is_refused(tiny: Make) -> None:
+    """As where one tokenizer puts a BOS before every text, and the other does not."""
+    ours = loaded(tiny("llama"))
+    fast = FastTokenizer.from_str(ours.tokenizer.fast.to_str())
+    fast.post_processor = TemplateProcessing(single="w3 $A", special_tokens=[("w3", 3)])
+    other = dataclasses.replace(ours, name="other", tokenizer=Tokenizer(fast, "other"))
+    with pytest.raises(LlmcliError, match="different tokens"):
+        compare_report(ours, other, TEXT)
+
+
+def words(count: int) -> Tokenizer:
+    fast = FastTokenizer(WordLevel({f"w{n}": n for n in range(count)}, unk_token="w0"))
+    fast.pre_tokenizer = Whitespace()
+    return Tokenizer(fast, "words")
+
+
+def widened(case: Tiny, rows: int) -> Transformer:
+    """The model with rows of noise added to its vocabulary, as some pad theirs."""
+    model = case.load()
+    weight = model.embedding.weight
+    assert model.head is None
+    noise = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(2))
+    model.embedding.weight = nn.Parameter(torch.cat([weight, noise]), requires_grad=False)
+    model.config = dataclasses.replace(model.config, vocab_size=len(model.embedding.weight))
+    return model
+
+
+@pytest.mark.parametrize(("known", "added"), [(80, 0), (97, 40), (120, 40), (200, 0)])
+def test_candidates_are_those_that_both_have(tiny: Make, known: int, added: int) -> None:
+    """Whatever rows a model pads its vocabulary with, and whatever the tokenizer has beyond a model's rows."""
+    cases, both = (tiny("llama"), tiny("gpt2")), min(known, VOCAB)
+    tokenizer, ids = words(known), [id % 80 for id in IDS]
+    pair = [loaded(cases[0]), loaded(cases[1], widened(cases[1], added))]
+    report = compare_report(
+        *(dataclasses.replace(one, tokenizer=tokenizer) for one in pair), " ".join(f"w{id}" for id in ids)
+    )
+    assert report.check.ok
+    with torch.no_grad():
+        logits = [case.reference(torch.tensor([ids])).logits[0, :-1, :both].double() for case in cases]
+    a, b = (rows.log_softmax(-1) for rows in logits)
+    kl = (a.exp() * (a - b)).sum(-1) / math.log(2)
+    for n, token in enumerate(report.tokens):
+        assert token.delta == pytest.approx(float(b[n, ids[n + 1]] - a[n, ids[n + 1]]), abs=2 * CLOSE)
+        assert token.kl == pytest.approx(float(kl[n]), abs=5 * CLOSE)
+        assert [piece.id for piece in token.favourites] == [int(a[n].argmax()), int(b[n].argmax())]
+
+
+@pytest.mark.parametrize("length", [CONTEXT + 2, 3 * CONTEXT])
+def test_a_text_longer_than_the_context_is_compared_in_step(tiny: Make, length: int) -> None:
+    """Each token under both models as ``surprisals`` has it, whose windows have tests of their own."""
+    pair, ids = (loaded(tiny("qwen3")), loaded(tiny("llama"))), random_ids(length, seed=5)[0].tolist()
+    report = compare_report(*pair, " ".join(f"w{id}" for id in ids))
+    assert report.check.ok
+    assert [token.piece.id for token in report.tokens] == ids[1:]
+    for n, one in enumerate(pair):
+        assert one.model.config.max_position_embeddings == CONTEXT
+        found = torch.tensor([-token.logprobs[n] for token in report.tokens])
+        assert torch.allclose(found, surprisals(one.model, ids), atol=CLOSE)
+
+
+def test_of_neither_model_more_than_a_few_logits_are_held(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not two whole texts of logits, nor one of them and then the other."""
+    monkeypatch.setattr(engine, "MOST_LOGITS", VOCAB * 5)
+    sizes: list[tuple[str, int]] = []
+    pair = loaded(tiny("llama")), loaded(tiny("gpt2"))
+    for one in pair:
+        right = one.model.unembed
+
+        def watched(x: torch.Tensor, name: str = one.name, right: Callable[..., torch.Tensor] = right) -> torch.Tensor:
+            logits = right(x)
+            sizes.append((name, logits.numel()))
+            return logits
+
+        monkeypatch.setattr(one.model, "unembed", watched)
+    compare_report(*pair, TEXT)
+    assert max(size for _, size in sizes) == VOCAB * 5
+    assert [name for name, _ in sizes[:6]] == ["llama", "gpt2"] * 3
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_other_dtypes_hold_their_check_and_are_as_themselves(tiny: Make, kind: Kind | None) -> None:
+    case = tiny("qwen2-windows")
+    model = case.load().to(torch.bfloat16)
+    if kind is not None:
+        quantize(model, kind)
+    assert compare_report(loaded(case), loaded(case, model), TEXT).check.ok
+    same = compare_report(loaded(case, model), loaded(case, model), TEXT)
+    assert all(token.delta == token.kl == 0 for token in same.tokens)
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda a, b: divergence(b, a),
+        lambda a, b: divergence(a, b) * math.log(2),
+        lambda a, b: divergence(a, b).clamp_max(0.1),
+        lambda a, b: divergence(a, b) * math.nan,
+    ],
+    ids=["the other way round", "in nats", "too small", "no number"],
+)
+def test_another_divergence_fails_the_check(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., torch.Tensor]
+) -> None:
+    from llmcli.explain import compare as module
+
+    monkeypatch.setattr(module, "divergence", mistake)
+    assert not compare_report(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT).check.ok
 
 
 def test_rows_out_of_step_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +225,10 @@ def test_rows_out_of_step_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyP
 
     right = module._each
 
-    def late(opened: LoadedModel, ids: list[int], context: int) -> list[torch.Tensor]:
-        rows = list(right(opened, ids, context))
+    def late(opened: LoadedModel, *rest: Any) -> list[tuple[torch.Tensor, float]]:
+        rows = list(right(opened, *rest))
         return [rows[0], *rows[:-1]] if opened.name == "gpt2" else rows
 
     monkeypatch.setattr(module, "_each", late)
     report = compare_report(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT)
-    assert [claim.holds for claim in report.check.claims] == [True, False]
+    assert [claim.holds for claim in report.check.claims] == [True, False, False]

@@ -13,6 +13,7 @@ from llmcli.explain import score as module
 from llmcli.explain.score import ScoreReport, score_report
 from llmcli.generate import score as engine
 from llmcli.model.quantize import Kind, quantize
+from llmcli.render.ndjson import record
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
 from tests.tiny import CASES, CONTEXT, Tiny, random_ids
@@ -99,15 +100,47 @@ def test_too_short_is_said(tiny: Make, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
-def test_other_dtypes_hold_their_check(tiny: Make, kind: Kind | None) -> None:
-    case = tiny("qwen3")
-    model = case.load().to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["qwen3", "llama-tied", "qwen2-windows", "smollm3-windows", "mixtral"])
+def test_other_dtypes_hold_their_check(tiny: Make, name: str, dtype: torch.dtype, kind: Kind | None) -> None:
+    case = tiny(name)
+    model = case.load().to(dtype)
     if kind is not None:
         quantize(model, kind)
     assert score_report(loaded(case, model), IDS).check.ok
 
 
+def test_a_text_as_good_as_impossible_has_no_perplexity(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^1024 is more than a float holds."""
+    monkeypatch.setattr(module, "_rows", lambda _, goals: [(-1e4, 0, 0.0, 0, 1.0)] * len(goals))
+    report = score_report(loaded(tiny("llama")), IDS)
+    assert math.isinf(report.perplexity)
+    assert record(report)["perplexity"] is None
+
+
 # Mistakes.
+
+
+def wrong_row(place: int, column: int, value: float) -> Callable[..., list[tuple[float, ...]]]:
+    """``_rows`` with one number of one token of the text put in place of the right one."""
+    right = module._rows
+
+    def rows(logits: torch.Tensor, goals: torch.Tensor) -> list[tuple[float, ...]]:
+        found = [list(row) for row in right(logits, goals)]
+        found[place][column] = value
+        return [tuple(row) for row in found]
+
+    return rows
+
+
+@pytest.mark.parametrize("place", [0, 30, -1])
+@pytest.mark.parametrize(("column", "value"), [(0, -0.01), (0, math.nan), (2, 0.01), (2, math.nan)])
+def test_one_wrong_number_anywhere_fails_the_check(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, place: int, column: int, value: float
+) -> None:
+    """A log-probability or an entropy, also of a token that is not read again, and where it is no number."""
+    monkeypatch.setattr(module, "_rows", wrong_row(place, column, value))
+    assert not score_report(loaded(tiny("llama")), IDS).check.ok
 
 
 def test_scores_of_the_next_place_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:

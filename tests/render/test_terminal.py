@@ -20,7 +20,7 @@ from llmcli.generate.steps import Step
 from llmcli.render.generation import TextWriter, note
 from llmcli.render.step import print_step
 from llmcli.render.table import Cell, Column, number, print_table, probability
-from llmcli.render.terminal import PROBABILITY_BANDS, band, console, harmless, label, styled
+from llmcli.render.terminal import PROBABILITY_BANDS, band, console, harmless, label, rank_band, styled
 from llmcli.render.tokens import print_probabilities, print_side_by_side, print_tokenization, printable
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
@@ -140,6 +140,14 @@ def test_a_label_is_one_word_without_controls(data: bytes) -> None:
 )
 def test_bands(prob: float, sign: str) -> None:
     assert band(prob)[1] == sign
+
+
+@pytest.mark.parametrize(
+    ("rank", "sign"),
+    [(0, "+++"), (9, "+++"), (10, "++"), (99, "++"), (100, "+"), (999, "+"), (1000, "-"), (10**6, "-")],
+)
+def test_rank_bands_have_the_styles_and_signs_of_bands(rank: int, sign: str) -> None:
+    assert rank_band(rank) == next((style, s) for _, style, s in PROBABILITY_BANDS if s == sign)
 
 
 def test_bands_differ_in_style_and_in_sign() -> None:

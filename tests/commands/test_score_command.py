@@ -1,0 +1,115 @@
+"""``llmcli score`` in its forms: what is listed, what is coloured, and what is said of the rest."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from llmcli.errors import EXIT_USAGE
+from llmcli.render.terminal import RANK_BANDS, harmless, rank_band
+from tests.commands.conftest import coloured, records
+from tests.commands.test_views import ESCAPE, HOSTILE, on_terminal
+
+Run = Callable[..., Result]
+TEXT = "The old fox met a hen by the moon"
+DIM = "\x1b[2m"
+
+
+def scored(run: Run, model: Path, text: str = TEXT, *more: str) -> dict[str, Any]:
+    (record,) = records(run("score", text, "-m", model, "--json", *more))
+    return record
+
+
+def table(result: Result) -> list[list[str]]:
+    return [line.split("\t") for line in result.stdout.splitlines() if "\t" in line]
+
+
+def test_a_file_gets_the_table_in_full_and_not_the_text(model: Path, run: Run) -> None:
+    result, record = run("score", TEXT, "-m", model), scored(run, model)
+    head, *rows = table(result)
+    assert head == ["#", "id", "token", "surprisal, bits", "rank", "sign", "entropy, bits", "favourite", "its p"]
+    assert len(rows) == len(record["tokens"])
+    for row, token in zip(rows, record["tokens"], strict=True):
+        assert (int(row[0]), int(row[1]), int(row[4])) == (token["position"], token["piece"]["id"], token["rank"])
+        assert [float(row[n]) for n in (3, 6, 8)] == [token["surprisal"], token["entropy"], token["p_favourite"]]
+        assert row[5] == rank_band(token["rank"])[1]
+    assert TEXT not in result.stdout
+    assert "most surprising of" not in result.stdout
+
+
+@pytest.mark.parametrize("top", [0, 1, 3, 1000])
+def test_the_most_surprising_are_listed_in_the_order_of_the_text(model: Path, run: Run, top: int) -> None:
+    record = scored(run, model)
+    result = run("score", TEXT, "-m", model, "--top", top)
+    _, *rows = table(result)
+    most = sorted(record["tokens"], key=lambda token: token["surprisal"])[-top:]
+    assert [int(row[0]) for row in rows] == sorted(token["position"] for token in most)
+    told = f"the {top} most surprising of {len(record['tokens'])} tokens"
+    assert (told in result.stdout) == (0 < top < len(record["tokens"]))
+    assert scored(run, model, TEXT, "--top", str(top)) == record
+
+
+def test_totals_are_of_the_tokens_scored(model: Path, run: Run) -> None:
+    record = scored(run, model)
+    bits = sum(token["surprisal"] for token in record["tokens"])
+    assert record["bits"] == pytest.approx(bits)
+    assert record["bytes"] == len(TEXT)
+    assert record["bits_per_byte"] == pytest.approx(bits / len(TEXT))
+    assert record["perplexity"] == pytest.approx(
+        math.exp(-sum(token["logprob"] for token in record["tokens"]) / len(record["tokens"]))
+    )
+    said = run("score", TEXT, "-m", model).stdout
+    assert f"{len(record['tokens'])} tokens, {bits:.1f} bits" in said
+    assert f"{record['first']['text']}, the first, is not scored" in said
+
+
+def test_a_terminal_shows_the_text_in_the_colours_of_its_ranks(
+    model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token's colour begins where it begins; what is not scored is dim; the legend has the very same colours."""
+    record = scored(run, model, text := "The old fox met a zebra!")
+    shown = on_terminal(["score", text, "-m", str(model)], 200, monkeypatch)
+    line, legend = shown.splitlines()[1:3]
+    assert ESCAPE.sub("", line) == record["first"]["text"] + text
+    assert line.startswith(DIM)
+    colours = {
+        sign: code for code, part in coloured(legend) for *_, sign in RANK_BANDS if part.rstrip().endswith(f" {sign}")
+    }
+    assert len(colours) == len(RANK_BANDS)
+    expected = [colours[rank_band(token["rank"])[1]] for token in record["tokens"] for _ in token["chunk"]]
+    assert len(set(expected)) > 1, "else nothing is tested"
+    found = [code for code, part in coloured(line) for _ in part]
+    assert found == [DIM] * len(record["first"]["text"]) + expected
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_the_text_is_shown_line_by_line_and_harmless(
+    model: Path, run: Run, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every character of it, but for spaces at which a line is broken and tabs."""
+    shown = ESCAPE.sub("", on_terminal(["score", HOSTILE[kind], "-m", str(model)], 200, monkeypatch))
+    text = shown[: shown.index("rank: 0-9")].split("\n", 1)[1]
+    first = scored(run, model)["first"]["text"]
+    expected = first + harmless(HOSTILE[kind])
+    assert re.sub("[ \t]+", " ", text).rstrip() == re.sub("[ \t]+", " ", expected).rstrip()
+
+
+def test_one_token_is_enough_where_something_comes_before_it(model: Path, run: Run) -> None:
+    result = run("score", "a", "-m", model)
+    assert result.exit_code == 0
+    assert "1 token, " in result.stdout
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_empty_text_is_refused(model: Path, run: Run, text: str) -> None:
+    for result in (run("score", "", "-m", model), run("score", "-m", model, input=text)):
+        assert result.exit_code == EXIT_USAGE
+        assert "too short" in result.stderr
+        assert result.stdout == ""
+        assert len(result.stderr.strip().splitlines()) == 1
