@@ -24,7 +24,7 @@ VIEWS = {
     "lens": 'lens "The fish swam in the"',
     "why": f'why {FISH} --token " swim" --vs " fly" --top 5',
     "explain-step": 'explain-step "Once upon a time there was a" --seed 3 --top-k 6 --top 9',
-    "temperatures": 'explain-step "She opened the" --temperatures 0,0.5,1,2 --top 6',
+    "temperatures": 'explain-step "She opened the" --temperatures 0,0.5,1,2 --seed 1 --top 6',
     "branch": 'branch "Once upon a time there was" --width 2 --depth 4',
     "score": 'score "Once upon a time there was a little spaceship. It flew to the moon!" --top 8',
     "inspect": "inspect",

@@ -136,7 +136,7 @@ def transformers(subject: Subject, layers: list[peer.Layer]) -> list[Plan]:
         ),
         Plan(
             "logits = transformers",
-            "and so are the logits",
+            "the logits in float32 are the same there",
             lambda: found().logits,
         ),
     ]

@@ -21,7 +21,7 @@ NOTABLE = 0.5  # nats: below that a token keeps the terminal's own colour
 def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
     """The whole view, with the ``top`` largest changes in the order of the text (0: all)."""
     first, second = report.models
-    say(f"compare: what does {second} expect that {first} did not?", stream)
+    say(f"compare: what does {second} expect that {first} does not?", stream)
     if styled(stream):
         _print_text(report, stream)
     shown = sorted(report.tokens, key=lambda token: -abs(token.delta))[: top or None]
@@ -30,9 +30,9 @@ def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
         Column("#", optional=2),
         Column("token", right=False),
         Column("logprob", optional=3),
-        Column("then", optional=4),
+        Column("second's", optional=4),
         Column("change, nats"),
-        Column(f"{'less':>{HALF}}│{'more':<{HALF}}", right=False, plain="sign"),
+        Column(f"{'less':>{HALF}}│{'more':<{HALF}}", right=False, optional=5, plain="sign"),
         Column("KL, bits"),
         Column("favourites", right=False, optional=1),
     ]
@@ -41,9 +41,10 @@ def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
         say(f"the {len(shown)} largest changes of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
     before, after = report.bits_per_byte
     count = len(report.tokens)
+    others = f"{round(report.other_favourite * count)} of {count} places"
     say(
-        f"{before:.4f} bits a byte, then {after:.4f} ({after - before:+.4f}); KL {report.mean_kl:.4f} bits a token; "
-        f"another favourite at {round(report.other_favourite * count)} of {count} places. "
+        f"{before:.4f} bits a byte, the second {after:.4f} ({after - before:+.4f}); "
+        f"KL {report.mean_kl:.4f} bits a token; another favourite at {others}. "
         "The first token is not compared: nothing comes before it.",
         stream,
     )

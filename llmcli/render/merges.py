@@ -29,7 +29,7 @@ def print_merges(report: MergesReport, stream: TextIO) -> None:
         Column("now", right=False),
     ]
     print_table(columns, [row for word in report.words for row in _rows(word)], stream)
-    around = f"; tokens put around every text: {report.around}" if report.around else ""
+    around = f"; tokens added to every text: {report.around}" if report.around else ""
     say(f"{len(report.words)} different words, {merges} merges of the tokenizer's {report.ranks}{around}.", stream)
     say("Rank: how early in training the pair was learnt. A word's pair of lowest rank is", stream, "dim")
     say("joined first, until none of its pairs has one; then each symbol is a token.", stream, "dim")

@@ -51,7 +51,7 @@ def _print_text(report: ScoreReport, stream: TextIO) -> None:
     legend = Text("rank: ")
     lower = 0
     for below, style, sign in RANK_BANDS:
-        legend.append(f"{lower} on {sign}" if below == float("inf") else f"{lower}-{below - 1:.0f} {sign}", style)
+        legend.append(f"{lower} and more {sign}" if below == float("inf") else f"{lower}-{below - 1:.0f} {sign}", style)
         legend.append("  ")
         lower = int(min(below, 1000))
     console(stream).print(text)

@@ -23,18 +23,19 @@ def print_verify(report: VerifyReport, stream: TextIO) -> None:
     say(f"verify: is {report.model} run right here, in {report.dtype}{rounded} on {report.device}?", stream)
     columns = [
         Column("proof", right=False),
-        Column("what it shows", right=False),
+        Column("what it shows", right=False, optional=2),
         Column("error"),
-        Column("limit"),
+        Column("limit", optional=1),
         Column("verdict", right=False),
     ]
     print_table(columns, [_row(proof) for proof in report.proofs], stream)
     for proof in report.proofs:
         if note := _note(proof):
             say(f"{proof.name}: {note}", stream, STYLES[proof.verdict])
+    wide = "" if report.dtype == "float32" else f", much of it in {report.dtype}"
     say(
-        f"{report.tokens} tokens{part} were read. error: a difference as a share of what is compared; up to the limit "
-        "it is rounding.",
+        f"{report.tokens} tokens{part} were read; later positions are of text that the model wrote. error: a "
+        f"difference as a share of what is compared; up to the limit it is rounding{wide}.",
         stream,
         "dim",
     )
@@ -69,8 +70,8 @@ def _note(proof: Proof) -> str:
 
 def _parted(parting: Parting) -> str:
     favourite, other = (label(piece.text, piece.bytes) for piece in (parting.favourite, parting.other))
-    lead = f"which led by {parting.margin:.2g}" if parting.margin else "with which it is tied"
-    return f'behind position {parting.position} "{other}" instead of "{favourite}", {lead}'
+    lead = f"which led by {parting.margin:.2g}" if parting.margin else "tied with it for first"
+    return f"behind position {parting.position} “{other}” instead of “{favourite}”, {lead}"
 
 
 def _check(report: VerifyReport) -> str:

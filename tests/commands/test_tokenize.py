@@ -27,7 +27,7 @@ def test_forms_agree(run: Run, model: Path) -> None:
     assert record["check"]["ok"]
     assert [token["id"] for token in record["tokens"]] == expected
     table = [line.split("\t") for line in run("tokenize", TEXT, "-m", model).stdout.splitlines()]
-    assert table[0] == ["#", "id", "token", "bytes", "at"]
+    assert table[0] == ["#", "id", "token", "bytes", "from:to"]
     assert [row[1] for row in table[1:]] == [str(id) for id in expected]
 
 

@@ -182,8 +182,8 @@ def test_a_terminal_shows_every_verdict_within_its_width(terminal: Tty) -> None:
         "skipped",
     ]
     assert "1e-07" in text
-    assert 'c = d: behind position 7 "␛[31m" instead of "·[bold]", which led by 0.25' in text
-    assert 'g = h: behind position 7 "␛[31m" instead of "·[bold]", with which it is tied' in text
+    assert "c = d: behind position 7 “␛[31m” instead of “·[bold]”, which led by 0.25" in text
+    assert "g = h: behind position 7 “␛[31m” instead of “·[bold]”, tied with it for first" in text
     assert "e = f: no token differs; logits do by up to 1e-02 of the largest" in text
     assert "k = l: nothing is here" in text
     assert lines[-1] == "check: FAILED; 2 of 5 proofs: c = d, i = j, 1 skipped"

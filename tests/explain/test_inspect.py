@@ -218,7 +218,9 @@ def test_fits_by_what_the_machine_has(tiny: Make, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_text_is_at_most_the_context(tiny: Make) -> None:
-    assert [report_of(tiny("llama").folder, tokens=n).tokens for n in (None, 5, 10**9)] == [CONTEXT, 5, CONTEXT]
+    assert [report_of(tiny("llama").folder, tokens=n).tokens for n in (None, 5, CONTEXT)] == [CONTEXT, 5, CONTEXT]
+    with pytest.raises(LlmcliError, match=str(CONTEXT)):
+        report_of(tiny("llama").folder, tokens=CONTEXT + 1)
     assert report_of(tiny("llama").folder, tokens=5).cache.needed < report_of(tiny("llama").folder).cache.needed
 
 

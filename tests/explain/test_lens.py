@@ -14,7 +14,7 @@ from llmcli.errors import LlmcliError
 from llmcli.explain import lens as module
 from llmcli.explain.divergence import divergence
 from llmcli.explain.frozen import freeze
-from llmcli.explain.lens import LensReport, lens_report
+from llmcli.explain.lens import LensReport, LensRow, lens_report
 from llmcli.explain.reading import Reading, read
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
@@ -29,7 +29,11 @@ TARGET = 11
 def report_of(case: Tiny, model: Transformer | None = None, position: int = LENGTH - 1) -> LensReport:
     opened = loaded(case, model)
     layers = range(opened.model.config.num_hidden_layers)
-    return lens_report(opened, IDS, position, list(layers), TARGET)
+    return lens_report(opened, IDS, position, [None, *layers], TARGET)
+
+
+def number(row: LensRow) -> int:
+    return -1 if row.layer is None else row.layer
 
 
 def error_of(report: LensReport, case: Tiny) -> float:
@@ -37,7 +41,7 @@ def error_of(report: LensReport, case: Tiny) -> float:
     final = stopped_after(case, IDS[: report.position + 1], len(report.rows) - 2)[-1].softmax(-1)
     errors = []
     for row in report.rows:
-        p = stopped_after(case, IDS[: report.position + 1], row.layer)[-1].softmax(-1)
+        p = stopped_after(case, IDS[: report.position + 1], number(row))[-1].softmax(-1)
         errors += [row.p - float(p[TARGET]), row.p_top - float(p.max())]
         errors.append(row.entropy - float(-(p * p.log2()).sum()))
         errors.append(row.kl - float((final * (final / p).log2()).sum()))
@@ -51,7 +55,7 @@ def test_every_row_is_transformers_own(tiny: Make, name: str) -> None:
     assert report.check.ok
     assert error_of(report, case) <= CLOSE
     for row in report.rows:
-        logits = stopped_after(case, IDS, row.layer)[-1]
+        logits = stopped_after(case, IDS, number(row))[-1]
         assert row.top.id == int(logits.argmax())
         assert row.rank == int((logits > logits[TARGET]).sum())
 
@@ -63,8 +67,8 @@ def test_any_position_can_be_looked_at(tiny: Make, position: int) -> None:
 
 
 def test_the_last_row_is_the_models_answer_and_the_favourite_its_target(tiny: Make) -> None:
-    report = lens_report(loaded(tiny("qwen3")), IDS, LENGTH - 1, [2], None)
-    assert [row.layer for row in report.rows] == [-1, 2]
+    report = lens_report(loaded(tiny("qwen3")), IDS, LENGTH - 1, [None, 2], None)
+    assert [row.layer for row in report.rows] == [None, 2]
     last = report.rows[-1]
     assert (last.kl, last.rank, last.p) == (0.0, 0, last.p_top)
     assert last.top == report.target
