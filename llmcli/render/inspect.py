@@ -75,7 +75,7 @@ def _print_parameters(report: InspectReport, stream: TextIO) -> None:
     columns = [
         Column("parameters", right=False),
         Column("count"),
-        Column("share"),
+        Column("share", optional=1),
         Column("", right=False, optional=2, plain="bar"),
         Column(f"as {report.needs[0].weights}"),
     ]

@@ -20,12 +20,12 @@ def print_lens(report: LensReport, stream: TextIO) -> None:
     columns = [
         Column("after", right=False),
         Column("favourite", right=False),
-        Column("p", optional=3),
-        Column("", right=False, plain="sign"),
+        Column("p", optional=2),
+        Column("", right=False, optional=3, plain="sign"),
         Column(f"p of {target}"),
-        Column("its rank"),
-        Column("entropy, bits", optional=2),
-        Column("lost, bits", optional=1),
+        Column("its rank", optional=1),
+        Column("entropy, bits", optional=5),
+        Column("lost, bits", optional=4),
     ]
     print_table(columns, [_row(row, row.top.id == report.target.id) for row in report.rows], stream)
     highest = max(row.p for row in report.rows)
