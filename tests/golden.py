@@ -8,7 +8,8 @@ from typing import Any
 
 import llmcli
 from llmcli.explain.generated import token_report
-from llmcli.generate.sampling import Sampler, Temperature, TopP
+from llmcli.generate.filters import Temperature, TopP
+from llmcli.generate.sampling import Sampler
 from llmcli.hub import default_model
 
 FILE = Path(__file__).parent / "golden.json"

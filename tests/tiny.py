@@ -41,7 +41,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from llmcli.generate.sampling import Sampler, Temperature
+from llmcli.generate.filters import Temperature
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import steps
 from llmcli.model.cache import KVCache
 from llmcli.model.checkpoint import load

@@ -131,7 +131,7 @@ def pick(report: StepReport) -> int | None:
 
 def parse_temperatures(text: str | None) -> list[float]:
     """Numbers between commas, each a valid temperature. Errors: anything else."""
-    from llmcli.generate.sampling import Temperature
+    from llmcli.generate.filters import Temperature
 
     values = []
     for word in (text or "").split(","):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
 from collections.abc import Mapping
@@ -11,40 +12,59 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.options import Real, bundle
+from llmcli.commands.options import Line, Real, bundle
+from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.sampling import Sampler
 
 # Written out, not taken from the sampler's module: that imports torch, and --help must not.
-FILTER_NAMES = "temperature,top-k,top-p,min-p"
+FILTER_NAMES = (
+    "logit-bias,repetition-penalty,presence-penalty,frequency-penalty,temperature,top-k,top-p,min-p,typical-p"
+)
 _OWN = "  [default: the model's own, else {}]"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The options that were given, by filter name, the order of the filters, and the seed."""
+    """The options that were given, by filter name, the order of the filters, and the seed.
+
+    ``window`` is how many of the last tokens penalties count (None: all), ``biases`` are tokens as they
+    were written, and what is added to their logits.
+    """
 
     given: dict[str, float]
     order: list[str]
     seed: int
+    window: int | None
+    biases: list[tuple[str, float]]
 
     def sampler(self, loaded: LoadedModel) -> Sampler:
         """The sampler asked for; what was not is the model's own, which is then said on stderr, or ours."""
-        from llmcli.generate.sampling import Sampler, filter_chain
+        from llmcli.explain.places import find_token
+        from llmcli.generate.filters import filter_chain
+        from llmcli.generate.sampling import Sampler
         from llmcli.render.generation import defaults_line, note
 
         own = loaded.defaults.sampling
         line = defaults_line(self.adopted(own), loaded.defaults.unmet)
         if line:
             note(line, sys.stderr)
-        filters = filter_chain(self.order, {**own, **self.given})
+        rows = loaded.model.config.vocab_size
+        bias = {find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
+        filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
         return Sampler([*loaded.vocabulary_filter(), *filters], self.seed)
 
     def adopted(self, own: Mapping[str, float]) -> dict[str, float]:
-        """Which of the model's ``own`` settings the chain follows."""
-        return {name: value for name, value in own.items() if name in self.order and name not in self.given}
+        """Which of the model's ``own`` settings the chain follows, but for those that change nothing."""
+        from llmcli.generate.filters import DEFAULTS, OFF
+
+        return {
+            name: value
+            for name, value in own.items()
+            if name in self.order and name not in self.given and not value == OFF.get(name) == DEFAULTS[name]
+        }
 
 
 def asked(
@@ -52,18 +72,47 @@ def asked(
     top_k: int | None,
     top_p: float | None,
     min_p: float | None,
+    typical_p: float | None,
+    repetition_penalty: float | None,
+    presence_penalty: float | None,
+    frequency_penalty: float | None,
+    repeat_last_n: int,
+    logit_bias: tuple[str, ...],
     samplers: str,
     seed: int | None,
 ) -> Sampling:
     """The options, checked before anything is loaded. Without a seed, one that nobody can know."""
     import_torch()
-    from llmcli.generate.sampling import filter_chain
+    from llmcli.generate.filters import filter_chain
 
-    values = {"temperature": temperature, "top-k": top_k, "top-p": top_p, "min-p": min_p}
+    values = {
+        "temperature": temperature,
+        "top-k": top_k,
+        "top-p": top_p,
+        "min-p": min_p,
+        "typical-p": typical_p,
+        "repetition-penalty": repetition_penalty,
+        "presence-penalty": presence_penalty,
+        "frequency-penalty": frequency_penalty,
+    }
     given = {name: float(value) for name, value in values.items() if value is not None}
     order = [name.strip() for name in samplers.split(",") if name.strip()]
     filter_chain(order, given)
-    return Sampling(given, order, secrets.randbelow(2**32) if seed is None else seed)
+    window = None if repeat_last_n < 0 else repeat_last_n
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    return Sampling(given, order, seed, window, [parse_bias(text) for text in logit_bias])
+
+
+def parse_bias(text: str) -> tuple[str, float]:
+    """ " Paris=+5" as the token and the number. Errors: anything else."""
+    token, sign, number = text.rpartition("=")
+    try:
+        amount = float(number)
+    except ValueError:
+        amount = math.nan
+    if not sign or not token or math.isnan(amount) or amount == math.inf:
+        raise usage_error(f"--logit-bias {text!r} is not TOKEN=NUMBER", "as in ' Paris=+5', 262=-3 or ' the=-inf'")
+    return token, amount
 
 
 sampling_options = bundle(
@@ -80,6 +129,42 @@ sampling_options = bundle(
     click.option("--top-p", type=Real(), help="Keep the fewest that reach P together. 1: off." + _OWN.format(0.95)),
     click.option(
         "--min-p", type=Real(), help="Keep those at least P times as probable as the best. 0: off." + _OWN.format(0)
+    ),
+    click.option(
+        "--typical-p",
+        type=Real(),
+        help="Keep the fewest whose surprisal is nearest the entropy and reach P. 1: off." + _OWN.format(1),
+    ),
+    click.option(
+        "--repetition-penalty",
+        "--repeat-penalty",
+        type=Real(),
+        help="Above 1 makes tokens that came before rarer: their logits are divided by it, negative ones multiplied."
+        + _OWN.format(1),
+    ),
+    click.option(
+        "--presence-penalty",
+        type=Real(),
+        help="Taken from the logit of each token that came before." + _OWN.format(0),
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=Real(),
+        help="Taken from the logit once for each time that the token came before." + _OWN.format(0),
+    ),
+    click.option(
+        "--repeat-last-n",
+        type=click.IntRange(min=-1),
+        default=-1,
+        show_default=True,
+        help="How many of the last tokens, prompt and all, the three penalties count. -1: all.",
+    ),
+    click.option(
+        "--logit-bias",
+        multiple=True,
+        type=Line(),
+        metavar="TOKEN=N",
+        help="Add N to the logit of a token, given by text or id: ' Paris=+5', 262=-inf. May be given more than once.",
     ),
     click.option(
         "--samplers", metavar="NAMES", default=FILTER_NAMES, show_default=True, help="Which filters run, in what order."

@@ -15,7 +15,7 @@ from llmcli.explain.piece import piece
 from llmcli.explain.proof import Finding, Parting, Plan, Skipped, difference, largest
 from llmcli.explain.proofs import continued, prompt, write
 from llmcli.explain.subject import Subject, dtype_name, one_pass
-from llmcli.generate.sampling import Temperature
+from llmcli.generate.filters import Temperature
 from llmcli.model.quantize import rounding
 from llmcli.model.transformer import Transformer
 

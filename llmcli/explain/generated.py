@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmcli.generate.sampling import entropy, probabilities
+from llmcli.generate.distribution import entropy, probabilities
 from llmcli.generate.steps import Step
 from llmcli.text.tokenizer import Tokenizer
 

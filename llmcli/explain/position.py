@@ -13,8 +13,8 @@ from llmcli.explain.check import Check, Claim, check
 from llmcli.explain.limits import limit
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import read
+from llmcli.generate.distribution import probabilities
 from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.sampling import probabilities
 from llmcli.model.config import RopeConfig
 from llmcli.model.rope import inverse_frequencies, rotate, rotation, span
 from llmcli.model.transformer import Transformer

@@ -12,7 +12,8 @@ from llmcli.explain.heads import adds_up
 from llmcli.explain.proof import Finding, Skipped, compared, difference, share_of_differing, worst
 from llmcli.explain.reading import read
 from llmcli.explain.subject import Subject, batch, one_pass
-from llmcli.generate.sampling import Sampler, Temperature
+from llmcli.generate.filters import Temperature
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import next_logits, steps
 from llmcli.model.cache import KVCache
 from llmcli.model.trace import Trace

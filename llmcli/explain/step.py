@@ -9,26 +9,35 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmcli.generate.sampling import Sampler, Stage, Temperature, Vocabulary, draw, entropy, intervals, probabilities
+from llmcli.generate.distribution import draw, entropy, intervals, probabilities
+from llmcli.generate.filters import LogitBias, Penalty, Temperature, Vocabulary
+from llmcli.generate.sampling import Sampler, Stage
 from llmcli.generate.steps import Step
 from llmcli.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What one filter did: how many tokens it left, and how much of the probability that reached it it cut."""
+    """What one filter did: how many tokens it left, and how much of the probability that reached it it cut.
+
+    ``changed`` counts the logits of those left that it raised or lowered, ``moved`` is how much of the probability
+    went to other tokens in all.
+    """
 
     name: str
-    value: float
+    value: float | None
     kept: int
     removed_mass: float
+    changed: int
+    moved: float
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One token's way. ``p`` is the model's own, ``p_temperature`` after temperature, ``p_final`` after all filters.
+    """One token's way. ``logit`` and ``p`` are the model's own; ``adjusted`` is the logit after bias and penalties.
 
-    It is drawn where ``u_low <= u < u_high``; ``cut`` names the filter that removed it.
+    ``p_temperature`` is the probability that this and the temperature give, ``p_final`` the one after all filters. The
+    token is drawn where ``u_low <= u < u_high``; ``cut`` names the filter that removed it.
     """
 
     rank: int
@@ -36,6 +45,7 @@ class Candidate:
     text: str
     bytes: bytes
     logit: float
+    adjusted: float
     p: float
     p_temperature: float
     cut: str | None
@@ -110,17 +120,19 @@ def step_report(
     """Explain a step that ``sampler`` chose, with its ``top`` candidates and the chosen one."""
     logits, choice = step.logits, step.choice
     probs = probabilities(logits)
-    stages = sampler.stages(logits)
+    stages = sampler.stages(logits, context_ids)
     final = probabilities(stages[-1].logits) if stages else probs
     ranking = probs.sort(descending=True, stable=True).indices.tolist()
     shown = sorted({*range(min(top, len(ranking))), choice.rank})
-    candidates = _candidates([(rank, ranking[rank]) for rank in shown], logits, probs, stages, final, tokenizer)
+    adjusted = _adjusted(sampler, logits, context_ids)
+    ranked = [(rank, ranking[rank]) for rank in shown]
+    candidates = _candidates(ranked, logits, adjusted, probs, stages, final, tokenizer)
     return StepReport(
         step=step.index,
         prompt_ids=tuple(prompt_ids),
         context_ids=tuple(context_ids),
         context=tokenizer.decode(list(context_ids)),
-        sampler=_stage_reports(stages, probs),
+        sampler=_stage_reports(stages, logits, probs),
         seed=sampler.seed,
         vocabulary=len(logits),
         entropy=entropy(probs),
@@ -134,20 +146,31 @@ def step_report(
             surprisal=-float(logits.double().log_softmax(dim=-1)[step.token]) / math.log(2) + 0.0,  # no -0.0
         ),
         check=_check(step, final, candidates),
-        columns=tuple(_column(step, sampler, t, [c.id for c in candidates], tokenizer) for t in temperatures),
+        columns=tuple(
+            _column(step, sampler, context_ids, t, [c.id for c in candidates], tokenizer) for t in temperatures
+        ),
     )
+
+
+def _adjusted(sampler: Sampler, logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """The logits after those filters that raise and lower single ones, and no other."""
+    for filter in sampler.filters:
+        if isinstance(filter, LogitBias | Penalty):
+            logits = filter(logits, ids)
+    return logits
 
 
 def _candidates(
     ranked: list[tuple[int, int]],
     logits: Tensor,
+    adjusted: Tensor,
     probs: Tensor,
     stages: list[Stage],
     final: Tensor,
     tokenizer: Tokenizer,
 ) -> tuple[Candidate, ...]:
-    warm = next((stage.value for stage in stages if stage.name == "temperature"), 1.0)
-    tempered = probabilities(Temperature(warm)(logits))
+    warm = next((stage.value for stage in stages if stage.name == "temperature"), None)
+    tempered = probabilities(adjusted if warm is None else Temperature(warm)(adjusted))
     ids, ends = intervals(final.cpu())
     ends_list = ends.tolist()
     place = {id: n for n, id in enumerate(ids.tolist())}
@@ -161,6 +184,7 @@ def _candidates(
                 text=tokenizer.token_text(id),
                 bytes=tokenizer.token_bytes(id),
                 logit=float(logits[id]),
+                adjusted=float(adjusted[id]),
                 p=float(probs[id]),
                 p_temperature=float(tempered[id]),
                 cut=next((stage.name for stage in stages if math.isinf(stage.logits[id])), None),
@@ -173,13 +197,15 @@ def _candidates(
     return tuple(rows)
 
 
-def _stage_reports(stages: list[Stage], probs: Tensor) -> tuple[StageReport, ...]:
-    reports, before = [], probs
+def _stage_reports(stages: list[Stage], logits: Tensor, probs: Tensor) -> tuple[StageReport, ...]:
+    reports = []
     for stage in stages:
-        alive = torch.isfinite(stage.logits)
-        removed = float(before[~alive].double().sum())
-        reports.append(StageReport(stage.name, stage.value, int(alive.sum()), removed))
-        before = probabilities(stage.logits)
+        alive, after = torch.isfinite(stage.logits), probabilities(stage.logits)
+        removed = float(probs[~alive].double().sum())
+        changed = int((stage.logits[alive] != logits[alive]).sum())
+        moved = float((after.double() - probs).clamp(min=0).sum())
+        reports.append(StageReport(stage.name, stage.value, int(alive.sum()), removed, changed, moved))
+        logits, probs = stage.logits, after
     return tuple(reports)
 
 
@@ -196,12 +222,19 @@ def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Repl
     return Replay(replayed == step.token and error < 1e-4, replayed, error)
 
 
-def _column(step: Step, sampler: Sampler, temperature: float, ids: list[int], tokenizer: Tokenizer) -> Column:
+def _column(
+    step: Step,
+    sampler: Sampler,
+    context_ids: Sequence[int],
+    temperature: float,
+    ids: list[int],
+    tokenizer: Tokenizer,
+) -> Column:
     """The step as it would have gone at ``temperature``, all other filters and u as they were."""
     warmed = [replace(f, value=temperature) if isinstance(f, Temperature) else f for f in sampler.filters]
     if not any(isinstance(f, Temperature) for f in warmed):
-        warmed.insert(sum(isinstance(f, Vocabulary) for f in warmed), Temperature(temperature))
-    stages = Sampler(warmed, sampler.seed).stages(step.logits)
+        warmed.insert(sum(isinstance(f, Vocabulary | LogitBias | Penalty) for f in warmed), Temperature(temperature))
+    stages = Sampler(warmed, sampler.seed).stages(step.logits, context_ids)
     final = probabilities(stages[-1].logits)
     bits = entropy(final)
     u = step.choice.u

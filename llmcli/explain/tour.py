@@ -14,8 +14,9 @@ from llmcli.explain.neighbours import NeighboursReport, neighbours_report
 from llmcli.explain.position import PositionReport, position_report
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import Tokenization, tokenization
+from llmcli.generate.filters import FILTERS, filter_chain
 from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.sampling import FILTERS, Sampler, filter_chain
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import steps
 
 SEED = 1

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from llmcli.errors import usage_error
-from llmcli.generate.sampling import Sampler, Temperature
+from llmcli.generate.filters import Temperature
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import next_logits, steps
 from llmcli.model.cache import KVCache
 from llmcli.model.layers import product, vector

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.generate.sampling import FILTERS
+from llmcli.generate.filters import FILTERS
 from llmcli.model.families.fields import field, token_ids, wrong
 from llmcli.model.jsonfile import read_json
 
 FILE = "generation_config.json"
 # Settings that change the text and that the sampler does not have, with the value at which they do nothing.
 OTHERS = {
-    "repetition_penalty": 1.0,
-    "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "no_repeat_ngram_size": 0.0,
@@ -45,15 +43,18 @@ def read_defaults(folder: Path) -> Defaults:
 
 
 def _sampling(raw: dict[str, Any]) -> dict[str, float]:
-    if raw.get("do_sample") is False:
-        return {"temperature": 0.0}
     keys = {name: name.replace("-", "_") for name in FILTERS}
     values = {name: field(raw, key, 0.0) for name, key in keys.items() if raw.get(key) is not None}
     for name, value in values.items():
         FILTERS[name](value)  # checks its range
         if name == "top-k" and value % 1:
             raise wrong("top_k", value, "a whole number")
-    return values
+    return values if raw.get("do_sample") is not False else {**_penalties(values), "temperature": 0.0}
+
+
+def _penalties(values: dict[str, float]) -> dict[str, float]:
+    """Those of the settings that also count where nothing is drawn."""
+    return {name: value for name, value in values.items() if name.endswith("-penalty")}
 
 
 def _unmet(raw: dict[str, Any]) -> dict[str, float | None]:

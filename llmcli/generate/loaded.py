@@ -9,7 +9,7 @@ import torch
 
 from llmcli.errors import LlmcliError
 from llmcli.generate.defaults import Defaults, read_defaults
-from llmcli.generate.sampling import Filter, Vocabulary
+from llmcli.generate.filters import Filter, Vocabulary
 from llmcli.model import checkpoint
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.files import ADAPTER_CONFIG

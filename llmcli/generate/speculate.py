@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
+from llmcli.generate.distribution import pick
 from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.sampling import Sampler, pick
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import forget_stale, next_logits
 from llmcli.model.transformer import Transformer
 
@@ -82,7 +83,7 @@ class DraftModel:
         text = list(ids)
         room = self.model.config.max_position_embeddings - len(text)
         for u in sampler.ahead(max(min(count, room), 0)):
-            text.append(pick(sampler.final(self._next(text)), u))
+            text.append(pick(sampler.final(self._next(text), text), u))
         return text[len(ids) :]
 
     def _next(self, text: list[int]) -> Tensor:

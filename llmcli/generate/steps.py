@@ -95,7 +95,7 @@ def steps(
             for logits, guess in zip(
                 logits_behind(model, passed, cache, 1 + len(guesses), trace), [*guesses, None], strict=True
             ):
-                choice, position = sampler.choose(logits), len(ids)
+                choice, position = sampler.choose(logits, ids), len(ids)
                 finish = ended(choice.id, stop_ids, position, asked, limit)
                 instead = yield Step(position - first, position, choice.id, logits, choice, finish, trace)
                 if finish:

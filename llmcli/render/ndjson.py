@@ -33,11 +33,16 @@ def record(report: Any) -> Any:
         return [record(part) for part in report]
     if isinstance(report, bytes):
         return report.hex()
-    return None if isinstance(report, float) and not math.isfinite(report) else report
+    return finite(report) if isinstance(report, float) else report
+
+
+def finite(number: float) -> float | None:
+    """JSON knows no other numbers."""
+    return number if math.isfinite(number) else None
 
 
 def generation_start(
-    model: str, prompt_ids: Sequence[int], seed: int, filters: Sequence[tuple[str, float]]
+    model: str, prompt_ids: Sequence[int], seed: int, filters: Sequence[tuple[str, float | None]]
 ) -> dict[str, Any]:
     return {
         "type": "start",
@@ -124,14 +129,11 @@ def iso_time(moment: float | None) -> str | None:
 
 
 def step(report: StepReport) -> dict[str, Any]:
-    record: dict[str, Any] = {
+    told: dict[str, Any] = {
         "step": report.step,
         "prompt_ids": list(report.prompt_ids),
         "context_ids": list(report.context_ids),
-        "sampler": [
-            {"name": stage.name, "value": stage.value, "kept": stage.kept, "removed_mass": stage.removed_mass}
-            for stage in report.sampler
-        ],
+        "sampler": [record(stage) for stage in report.sampler],
         "seed": report.seed,
         "entropy": report.entropy,
         "candidates": [
@@ -140,6 +142,7 @@ def step(report: StepReport) -> dict[str, Any]:
                 "id": row.id,
                 "text": row.text,
                 "logit": row.logit,
+                "adjusted": finite(row.adjusted),
                 "p": row.p,
                 "p_temperature": row.p_temperature,
                 "cut": row.cut,
@@ -163,7 +166,7 @@ def step(report: StepReport) -> dict[str, Any]:
         },
     }
     if report.columns:
-        record["temperatures"] = [
+        told["temperatures"] = [
             {
                 "temperature": column.temperature,
                 "entropy": column.entropy,
@@ -173,4 +176,4 @@ def step(report: StepReport) -> dict[str, Any]:
             }
             for column in report.columns
         ]
-    return record
+    return told

@@ -10,7 +10,7 @@ from llmcli.render.terminal import console, label, one_line, say, styled
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmcli.explain.step import Candidate, StepReport
+    from llmcli.explain.step import Candidate, StageReport, StepReport
     from llmcli.explain.step import Column as TemperatureColumn
 
 MARK = "→"
@@ -36,16 +36,18 @@ def print_candidates(report: StepReport, stream: TextIO) -> None:
     columns = [
         Column(""),
         Column("rank", optional=1),
-        Column("id", optional=5),
+        Column("id", optional=6),
         Column("token", right=False),
-        Column("logit", optional=4),
+        Column("logit", optional=5),
+        *([Column("adjusted", optional=4)] if _adjusts(report) else []),
         Column("p"),
         Column(f"p(T={_temperature(report):g})", optional=2),
         Column("cut by", right=False),
         Column("final p"),
         Column("drawn if u in", right=False, optional=3),
     ]
-    print_table(columns, [_row(row, row.id == report.chosen.id) for row in report.candidates], stream)
+    rows = [_row(row, row.id == report.chosen.id, _adjusts(report)) for row in report.candidates]
+    print_table(columns, rows, stream)
     _print_below(report, stream)
 
 
@@ -63,10 +65,17 @@ def _tail(text: str, length: int = 32) -> str:
 
 
 def _temperature(report: StepReport) -> float:
-    return next((stage.value for stage in report.sampler if stage.name == "temperature"), 1.0)
+    return next(
+        (stage.value for stage in report.sampler if stage.name == "temperature" and stage.value is not None), 1.0
+    )
 
 
-def _row(row: Candidate, chosen: bool) -> list[Cell]:
+def _adjusts(report: StepReport) -> bool:
+    """Whether a filter raised or lowered single logits."""
+    return any(row.adjusted != row.logit for row in report.candidates)
+
+
+def _row(row: Candidate, chosen: bool, adjusts: bool) -> list[Cell]:
     style = "bold green" if chosen else "dim" if row.cut else ""
     interval = Cell("", "") if row.u_low is None else Cell(_interval(row), f"{row.u_low!r}:{row.u_high!r}", style)
     return [
@@ -75,6 +84,7 @@ def _row(row: Candidate, chosen: bool) -> list[Cell]:
         Cell(str(row.id), style=style),
         Cell(label(row.text, row.bytes), style=style),
         number(row.logit, 3, style),
+        *([number(row.adjusted, 3, style)] if adjusts else []),
         probability(row.p, style),
         probability(row.p_temperature, style),
         Cell(row.cut or "", style=style),
@@ -88,10 +98,9 @@ def _interval(row: Candidate) -> str:
 
 
 def _print_below(report: StepReport, stream: TextIO) -> None:
-    for stage in report.sampler:
-        what = f"{stage.name} {stage.value:g}:"
-        cut = f", cuts {stage.removed_mass:.4f} of the probability" if stage.removed_mass else ""
-        say(f"{what:<17} keeps {stage.kept}{cut}", stream)
+    names = [stage.name + ("" if stage.value is None else f" {stage.value:g}") + ":" for stage in report.sampler]
+    for name, stage in zip(names, report.sampler, strict=True):
+        say(f"{name:<{max(map(len, names))}} {_effect(stage)}", stream)
     chosen = report.chosen
     token = label(chosen.text, chosen.bytes)
     if chosen.u is None:
@@ -99,6 +108,16 @@ def _print_below(report: StepReport, stream: TextIO) -> None:
     else:
         how = f"drawn by u = {chosen.u:.6f} (seed {report.seed}), final p {chosen.p_final:.4f}"
     say(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
+
+
+def _effect(stage: StageReport) -> str:
+    """What a filter did: cuts some tokens, changes some logits, or moves them all."""
+    if 0 < stage.changed < stage.kept:
+        changes = (
+            f"changes {stage.changed} logit{'s' * (stage.changed > 1)}, moves {stage.moved:.4f} of the probability"
+        )
+        return changes + (f", cuts {stage.removed_mass:.4f}" if stage.removed_mass else "")
+    return f"keeps {stage.kept}" + (f", cuts {stage.removed_mass:.4f} of the probability" if stage.removed_mass else "")
 
 
 def print_temperatures(report: StepReport, stream: TextIO) -> None:

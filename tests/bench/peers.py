@@ -54,7 +54,8 @@ class Engine(Protocol):
 
 class Llmcli:
     def __init__(self, folder: Path, kind: str, threads: int) -> None:
-        from llmcli.generate.sampling import Sampler, Temperature
+        from llmcli.generate.filters import Temperature
+        from llmcli.generate.sampling import Sampler
         from llmcli.model.checkpoint import load
         from llmcli.model.quantize import quantize
 

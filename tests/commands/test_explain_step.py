@@ -21,8 +21,10 @@ Run = Callable[..., Result]
         ("--temperature", 2.0, "--top-p", 1),
         ("--temperature", 0),
         ("--top-k", 7, "--min-p", 0.01, "--samplers", "top-k,min-p,temperature"),
+        ("--repetition-penalty", 2, "--frequency-penalty", 0.5, "--repeat-last-n", 4, "--typical-p", 0.9),
+        ("--temperature", 0, "--presence-penalty", 3, "--logit-bias", "e=-inf", "--logit-bias", "300=+2"),
     ],
-    ids=["hot", "greedy", "reordered"],
+    ids=["hot", "greedy", "reordered", "penalised", "biased"],
 )
 def test_step_n_names_the_token_that_generate_wrote_at_n(
     run: Run, model: Path, seed: int, options: tuple[object, ...]
@@ -47,12 +49,50 @@ def test_json_fields(run: Run, model: Path) -> None:
     report = report_of(run, model, "--top-k", 3, "--top", 6)
     fields = ["step", "prompt_ids", "context_ids", "sampler", "seed", "entropy", "candidates", "chosen", "check"]
     assert list(report) == fields
-    assert [list(stage) for stage in report["sampler"]] == [["name", "value", "kept", "removed_mass"]] * 3
-    row = ["rank", "id", "text", "logit", "p", "p_temperature", "cut", "p_final", "cumulative", "u_low", "u_high"]
-    assert all(list(candidate) == row for candidate in report["candidates"])
+    assert [list(stage) for stage in report["sampler"]] == [
+        ["name", "value", "kept", "removed_mass", "changed", "moved"]
+    ] * 3
+    row = ["rank", "id", "text", "logit", "adjusted", "p", "p_temperature", "cut", "p_final", "cumulative"]
+    assert all(list(candidate) == [*row, "u_low", "u_high"] for candidate in report["candidates"])
     assert list(report["chosen"]) == ["id", "u", "p_final", "surprisal"]
     assert [c["cut"] for c in report["candidates"]][3:] == ["top-k"] * 3
     assert [c["u_low"] for c in report["candidates"]][3:] == [None] * 3
+
+
+def test_bias_and_penalties_are_stages(run: Run, model: Path) -> None:
+    options = ("--logit-bias", "e=-inf", "--logit-bias", "o=2.5", "--repetition-penalty", 3, "--top", 1000)
+    report, plain = report_of(run, model, *options), report_of(run, model, "--top", 1000)
+    (bias, penalty), rest = report["sampler"][:2], report["sampler"][2:]
+    assert [stage["name"] for stage in rest] == ["temperature", "top-p"]
+    assert (bias["name"], bias["value"], bias["changed"]) == ("logit-bias", None, 1)
+    assert (penalty["name"], penalty["value"]) == ("repetition-penalty", 3)
+    assert penalty["changed"] == len(set(report["context_ids"]))
+    before = {row["id"]: row["logit"] for row in plain["candidates"]}
+    for row in report["candidates"]:
+        logit = before[row["id"]]
+        assert row["logit"] == logit
+        if row["text"] == "e":
+            assert row["adjusted"] is None
+            continue
+        expected = logit + 2.5 * (row["text"] == "o")
+        if row["id"] in report["context_ids"]:
+            expected = logit / 3 if logit > 0 else logit * 3
+        assert row["adjusted"] == pytest.approx(expected, rel=1e-5)
+    assert [row["cut"] for row in report["candidates"] if row["text"] == "e"] == ["logit-bias"]
+    assert report["check"]["ok"]
+
+
+@pytest.mark.parametrize("bias", ["e", "=3", "e=", "e=x", "e=nan", "e=inf", ""])
+def test_a_bias_that_is_none(run: Run, bias: str) -> None:
+    result = run("explain-step", "x", "-m", "no such model", "--logit-bias", bias)
+    assert result.exit_code == 2
+    assert "is not TOKEN=NUMBER" in result.stderr
+
+
+def test_a_bias_of_no_token(run: Run, model: Path) -> None:
+    result = run("explain-step", "x", "-m", model, "--logit-bias", "qzqz=1")
+    assert result.exit_code == 2
+    assert "is not one token" in result.stderr
 
 
 def test_temperatures_equal_separate_runs(run: Run, model: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from llmcli.commands.sampling import FILTER_NAMES, sampling_options
-from llmcli.generate.sampling import DEFAULTS, FILTERS
+from llmcli.generate.filters import DEFAULTS, ORDER
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
@@ -63,16 +63,25 @@ def test_do_sample_false_is_greedy(run: Run, with_settings: Callable[..., Path])
     assert [r["u"] for r in records(result) if r["type"] == "token"] == [None] * 3
 
 
+def test_penalties_count_also_where_nothing_is_drawn(run: Run, with_settings: Callable[..., Path]) -> None:
+    folder = with_settings(do_sample=False, repetition_penalty=1.5, typical_p=0.9)
+    assert sampler_of(run("generate", "The", "-m", folder, "-n", 1, "--json")) == {
+        "repetition-penalty": 1.5,
+        "temperature": 0,
+        "top-p": DEFAULTS["top-p"],
+    }
+
+
 def test_what_is_not_applied_is_said(run: Run, with_settings: Callable[..., Path]) -> None:
     result = run(
         "generate",
         "The",
         "-m",
-        with_settings(repetition_penalty=1.1, typical_p=1.0, suppress_tokens=[1, 2], bad_words_ids=[]),
+        with_settings(no_repeat_ngram_size=3, typical_p=1.0, suppress_tokens=[1, 2], bad_words_ids=[]),
         "-n",
         1,
     )
-    assert "not applied: repetition_penalty 1.1, suppress_tokens (generation_config.json)" in result.stderr
+    assert "not applied: no_repeat_ngram_size 3, suppress_tokens (generation_config.json)" in result.stderr
     assert "typical" not in result.stderr
 
 
@@ -112,7 +121,7 @@ def test_wrong_settings_are_one_line(
 
 def test_help_tells_the_defaults() -> None:
     """They are written out in the options, because --help must not import torch."""
-    assert ",".join(FILTERS) == FILTER_NAMES
+    assert ",".join(ORDER) == FILTER_NAMES
 
     @sampling_options
     def command() -> None: ...

@@ -18,7 +18,8 @@ from torch import Tensor
 from llmcli.explain.generated import token_report
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import tokenization
-from llmcli.generate.sampling import Filter, Sampler, Temperature, TopK, TopP, Vocabulary, filter_chain
+from llmcli.generate.filters import Filter, Temperature, TopK, TopP, Vocabulary, filter_chain
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Step
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmcli.generate import steps as loop
-from llmcli.generate.sampling import Sampler, Temperature, TopK
+from llmcli.generate.filters import Temperature, TopK
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Step, steps
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer

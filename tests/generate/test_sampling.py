@@ -16,33 +16,43 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
-from llmcli.generate.sampling import (
+from llmcli.generate.distribution import draw, entropy, intervals, probabilities
+from llmcli.generate.filters import (
     FILTERS,
     Filter,
+    FrequencyPenalty,
+    LogitBias,
     MinP,
-    Sampler,
+    Penalty,
+    PresencePenalty,
+    RepetitionPenalty,
     Temperature,
     TopK,
     TopP,
+    TypicalP,
     Vocabulary,
-    draw,
-    entropy,
     filter_chain,
-    intervals,
-    probabilities,
 )
+from llmcli.generate.sampling import Sampler
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(5, 2000)
 SCALES = st.sampled_from([0.3, 1.0, 3.0, 10.0])
 JUST_BELOW_1 = math.nextafter(1.0, 0.0)
 
-OURS: dict[str, Callable[[float], Filter]] = {"temperature": Temperature, "top-k": TopK, "top-p": TopP, "min-p": MinP}
+OURS: dict[str, Callable[[float], Filter]] = {
+    "temperature": Temperature,
+    "top-k": TopK,
+    "top-p": TopP,
+    "min-p": MinP,
+    "typical-p": TypicalP,
+}
 VALUES: dict[str, st.SearchStrategy[float]] = {
     "temperature": st.floats(0.05, 5.0),
     "top-k": st.integers(1, 300).map(float),
     "top-p": st.floats(0.01, 0.999),
     "min-p": st.floats(0.001, 0.999),
+    "typical-p": st.floats(0.01, 0.999),
 }
 
 
@@ -61,6 +71,7 @@ def warped(name: str, value: float, logits: Tensor) -> Tensor:
         "top-k": lambda: hf.TopKLogitsWarper(int(value)),
         "top-p": lambda: hf.TopPLogitsWarper(value),
         "min-p": lambda: hf.MinPLogitsWarper(value),
+        "typical-p": lambda: hf.TypicalLogitsWarper(value),
     }[name]()
     return warper(None, logits[None])[0]
 
@@ -76,6 +87,14 @@ def on_the_border(name: str, value: float, logits: Tensor) -> set[int]:
         ordered = probs.sort(descending=True)
         distance = (ordered.values.cumsum(-1) - ordered.values - value).abs()
         return set(ordered.indices[distance < 2e-6].tolist())
+    if name == "typical-p":
+        entropy = -torch.special.xlogy(probs, probs).sum()
+        distance = (-probs.log() - entropy).abs()
+        ordered = distance.sort()
+        before = probs[ordered.indices].cumsum(-1) - probs[ordered.indices]
+        near = (before - value).abs() < 2e-6
+        twins = ordered.values.diff(prepend=torch.tensor([-1.0])).abs() < 2e-5  # which of two comes first is open
+        return set(ordered.indices[near | twins | twins.roll(-1)].tolist())
     if name == "min-p":
         return set(((probs / probs.max() - value).abs() < 1e-5 * value).nonzero().flatten().tolist())
     return set()
@@ -93,7 +112,7 @@ def test_temperature_is_transformers(seed: int, size: int, scale: float, value: 
     torch.testing.assert_close(probabilities(ours), probabilities(theirs), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["top-k", "top-p", "min-p"])
+@pytest.mark.parametrize("name", ["top-k", "top-p", "min-p", "typical-p"])
 @settings(max_examples=100)
 @given(data=st.data(), seed=SEEDS, size=SIZES, scale=SCALES)
 def test_filters_keep_what_transformers_keeps(
@@ -126,6 +145,73 @@ def test_chains_in_any_order_are_transformers(
     torch.testing.assert_close(probabilities(stage.logits), probabilities(expected), rtol=1e-4, atol=1e-7)
 
 
+PENALTIES: dict[str, Callable[..., Penalty]] = {
+    "repetition-penalty": RepetitionPenalty,
+    "presence-penalty": PresencePenalty,
+    "frequency-penalty": FrequencyPenalty,
+}
+
+
+def penalised(name: str, value: float, logits: Tensor, ids: list[int]) -> Tensor:
+    """The same penalty by transformers or, where that has none, token by token in fp64."""
+    if name == "repetition-penalty":
+        warper: Any = hf.RepetitionPenaltyLogitsProcessor(value)
+        return warper(torch.tensor([ids]), logits[None].clone())[0] if ids else logits
+    expected = logits.double()
+    for id in set(ids):
+        expected[id] -= value * (ids.count(id) if name == "frequency-penalty" else 1)
+    return expected.float()
+
+
+@pytest.mark.parametrize("name", sorted(PENALTIES))
+@settings(max_examples=60)
+@given(
+    data=st.data(),
+    seed=SEEDS,
+    size=st.integers(5, 300),
+    value=st.floats(0.1, 3.0),
+    window=st.one_of(st.none(), st.integers(0, 30)),
+)
+def test_penalties_lower_what_came_before(
+    name: str, data: st.DataObject, seed: int, size: int, value: float, window: int | None
+) -> None:
+    logits = logits_without_ties(seed, size, 3.0)
+    ids = data.draw(st.lists(st.integers(0, size - 1), max_size=40))
+    counted = ids if window is None else ids[len(ids) - window :] if window < len(ids) else ids
+    ours = PENALTIES[name](value, window)(logits, ids)
+    torch.testing.assert_close(ours, penalised(name, value, logits, counted if window != 0 else []))
+
+
+@settings(max_examples=60)
+@given(st.data(), SEEDS, st.integers(5, 300))
+def test_logit_bias_is_transformers(data: st.DataObject, seed: int, size: int) -> None:
+    logits = logits_without_ties(seed, size)
+    bias = data.draw(st.dictionaries(st.integers(0, size - 1), st.floats(-50, 50), min_size=1, max_size=5))
+    warper: Any = hf.SequenceBiasLogitsProcessor({(id,): float(amount) for id, amount in bias.items()})
+    torch.testing.assert_close(LogitBias(bias)(logits), warper(torch.tensor([[0]]), logits[None].clone())[0])
+
+
+def test_a_barred_token_is_never_drawn_and_not_all_can_be() -> None:
+    logits = torch.tensor([5.0, 1.0, 0.0])
+    assert survivors(LogitBias({0: -math.inf})(logits)) == {1, 2}
+    with pytest.raises(LlmcliError, match="bars every token"):
+        LogitBias({0: -math.inf, 1: -math.inf, 2: -math.inf})(logits)
+
+
+def test_penalties_leave_what_is_cut_cut() -> None:
+    logits = torch.tensor([1.0, -math.inf, -1.0])
+    for penalty in PENALTIES.values():
+        assert survivors(penalty(2.0)(logits, [0, 1, 2])) == {0, 2}
+
+
+def test_the_sampler_tells_every_filter_what_came_before() -> None:
+    sampler = Sampler([RepetitionPenalty(1e6), Temperature(0.0)], 0)
+    ids: list[int] = []
+    for _ in range(4):
+        ids.append(sampler.choose(torch.tensor([4.0, 3.0, 2.0, 1.0]), ids).id)
+    assert ids == [0, 1, 2, 3]
+
+
 def test_order_matters() -> None:
     logits = torch.tensor([0.5, 0.3, 0.2]).log()
     values = {"temperature": 4.0, "top-p": 0.75}
@@ -139,7 +225,7 @@ def test_order_matters() -> None:
 # --- what every filter keeps to ---
 
 
-@pytest.mark.parametrize("name", ["top-k", "top-p", "min-p"])
+@pytest.mark.parametrize("name", ["top-k", "top-p", "min-p", "typical-p"])
 @settings(max_examples=60)
 @given(data=st.data(), seed=SEEDS, size=st.integers(1, 300), scale=SCALES)
 def test_stricter_filters_keep_a_subset(name: str, data: st.DataObject, seed: int, size: int, scale: float) -> None:
@@ -157,7 +243,7 @@ ANY_VALUE: dict[str, st.SearchStrategy[float]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(OURS))
+@pytest.mark.parametrize("name", sorted(ANY_VALUE))  # typical-p may cut the best
 @settings(max_examples=100)
 @given(data=st.data(), seed=SEEDS, size=st.integers(1, 50), scale=st.sampled_from([0.0, 1e-6, 1.0, 100.0, 1e30]))
 def test_the_best_is_always_kept(name: str, data: st.DataObject, seed: int, size: int, scale: float) -> None:
@@ -194,8 +280,10 @@ def test_huge_logits(temperature: float) -> None:
 def test_filters_leave_their_input_alone() -> None:
     logits = torch.tensor([0.0, 3.0, -2.0, 2.0])
     before = logits.clone()
-    for filter in (Vocabulary(2), Temperature(0.0), Temperature(0.5), TopK(1), TopP(0.1), MinP(0.9)):
-        filter(logits)
+    penalties = [penalty(1.5) for penalty in PENALTIES.values()]
+    filters = (Vocabulary(2), Temperature(0.0), Temperature(0.5), TopK(1), TopP(0.1), MinP(0.9), TypicalP(0.5))
+    for filter in (*filters, LogitBias({1: 2.0}), *penalties):
+        filter(logits, [0, 1, 1])
         assert torch.equal(logits, before)
 
 
@@ -226,10 +314,16 @@ def test_ties_in_top_p_go_by_id_and_min_p_1_keeps_all() -> None:
 # --- values that are off, or out of range ---
 
 
-@pytest.mark.parametrize("filter", [TopK(0), TopK(4), TopK(1000), TopP(1.0), MinP(0.0), Vocabulary(4), Vocabulary(9)])
+@pytest.mark.parametrize(
+    "filter",
+    [
+        *(TopK(0), TopK(4), TopK(1000), TopP(1.0), MinP(0.0), TypicalP(1.0), Vocabulary(4), Vocabulary(9)),
+        *(RepetitionPenalty(1.0), PresencePenalty(0.0), FrequencyPenalty(0.0), RepetitionPenalty(2.0, window=0)),
+    ],
+)
 def test_what_is_off_changes_nothing(filter: Filter) -> None:
     logits = torch.tensor([0.0, 3.0, -200.0, 2.0])
-    assert torch.equal(filter(logits), logits)
+    assert torch.equal(filter(logits, [0, 1, 1]), logits)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +333,15 @@ def test_what_is_off_changes_nothing(filter: Filter) -> None:
         *(("top-k", value) for value in (-1.0, math.inf, math.nan)),
         *(("top-p", value) for value in (-0.1, 1.0000001, 0.0, -0.0, math.inf, math.nan)),
         *(("min-p", value) for value in (-0.1, 1.1, math.inf, math.nan)),
+        *(("typical-p", value) for value in (-0.1, 1.1, 0.0, math.inf, math.nan)),
+        *(("repetition-penalty", value) for value in (-0.1, 0.0, math.inf, math.nan)),
+        *(("presence-penalty", value) for value in (math.inf, -math.inf, math.nan)),
+        *(("frequency-penalty", value) for value in (math.inf, math.nan)),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(LlmcliError, match=f"^{name}") as caught:
-        OURS[name](value)
+        FILTERS[name](value)
     assert caught.value.exit_code == EXIT_USAGE
 
 

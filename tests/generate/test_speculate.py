@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from llmcli.generate.sampling import Filter, Sampler, Temperature, TopP
+from llmcli.generate.filters import Filter, RepetitionPenalty, Temperature, TopP
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.speculate import DraftModel, PromptLookup
 from llmcli.generate.steps import MOST_GUESSES, Guesser, Step, steps
 from llmcli.model.random_weights import random_model
@@ -18,7 +19,7 @@ from tests.tiny import CPU, Tiny
 Make = Callable[[str], Tiny]
 FAMILIES = ["llama", "gpt2", "gemma3_text", "phi3-longrope", "mixtral"]
 PROMPT = [5, 6, 7, 8, 5, 6, 7, 8, 5, 6, 7]
-WARM: list[Filter] = [Temperature(0.7), TopP(0.9)]
+WARM: list[Filter] = [RepetitionPenalty(1.2, window=9), Temperature(0.7), TopP(0.9)]
 GREEDY: list[Filter] = [Temperature(0.0)]
 
 

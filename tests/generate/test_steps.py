@@ -15,7 +15,8 @@ from torch import Tensor
 
 from llmcli.errors import EXIT_USAGE, LlmcliError
 from llmcli.generate import steps as loop
-from llmcli.generate.sampling import Sampler, Temperature, TopK
+from llmcli.generate.filters import Temperature, TopK
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Step, steps
 from llmcli.model.transformer import Transformer
 from llmcli.train.recipe import Recipe

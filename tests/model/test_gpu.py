@@ -9,7 +9,8 @@ import torch
 
 import llmcli
 from llmcli.generate import steps as loop
-from llmcli.generate.sampling import Sampler, Temperature
+from llmcli.generate.filters import Temperature
+from llmcli.generate.sampling import Sampler
 from llmcli.hub import default_model
 from llmcli.model.cache import KVCache
 from llmcli.model.graph import DecodeGraph

@@ -15,7 +15,8 @@ from llmcli.explain.check import check
 from llmcli.explain.generated import Rival, TokenReport
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import Tokenization
-from llmcli.generate.sampling import Sampler, filter_chain
+from llmcli.generate.filters import filter_chain
+from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Step
 from llmcli.render.generation import TextWriter, note
 from llmcli.render.step import print_step
