@@ -70,9 +70,7 @@ def steps(
     """
     if max_new_tokens < 1:
         return
-    check_room(model, len(prompt_ids))
-    if not prompt_ids:
-        raise usage_error("the prompt is empty and the model has no BOS token to start from", "give a prompt")
+    check_prompt(model, prompt_ids)
     cache = model.new_cache() if cache is None else cache
     assert cache.length < len(prompt_ids)
     ids, first = list(prompt_ids), len(prompt_ids)
@@ -116,6 +114,13 @@ def ended(token: int, stop_ids: Collection[int], position: int, asked: int, limi
     if position + 1 == asked:
         return "length"
     return "context" if position + 1 >= limit else None
+
+
+def check_prompt(model: Transformer, prompt_ids: Sequence[int]) -> None:
+    """Raise where there is no prompt, or one that leaves no room in the context."""
+    check_room(model, len(prompt_ids))
+    if not prompt_ids:
+        raise usage_error("the prompt is empty and the model has no BOS token to start from", "give a prompt")
 
 
 def check_room(model: Transformer, length: int) -> None:

@@ -1,0 +1,140 @@
+"""Many texts at once: side by side in one batch, each as if it were alone, and the next as soon as one has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llmcli.generate.loaded import LoadedModel
+from llmcli.generate.sampling import Sampler
+from llmcli.generate.steps import Step, check_prompt, ended, next_logits
+from llmcli.generate.text import Writing
+from llmcli.model.cache import KVCache
+from llmcli.model.rope import planned
+from llmcli.model.rows import Rows
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text to write; ``key`` is whatever its owner knows it by. The sampler is its own, and nobody else's."""
+
+    key: int
+    prompt_ids: Sequence[int]
+    sampler: Sampler
+    max_new_tokens: int
+    stop: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """One step of a task: the text that it completes, and its writing so far. ``done`` with the last."""
+
+    task: Task
+    writing: Writing
+    step: Step
+    text: str
+    done: bool
+
+
+def write_many(loaded: LoadedModel, tasks: Iterable[Task], size: int) -> Iterator[Written]:
+    """The steps of all tasks, up to ``size`` of them side by side, each in its own order.
+
+    A task is begun as soon as there is room. One that asks for no tokens has no step. Errors: those of ``steps``.
+    """
+    batch, coming = Batch(loaded, size), iter(tasks)
+    while True:
+        while batch.room:
+            task = next(coming, None)
+            if task is None:
+                break
+            if task.max_new_tokens > 0:
+                yield batch.begin(task)
+        if not batch.texts:
+            return
+        yield from batch.advance()
+
+
+@dataclass
+class _Text:
+    """A task in the batch, and all tokens of it."""
+
+    task: Task
+    writing: Writing
+    ids: list[int]
+
+
+class Batch:
+    """Up to ``size`` texts of one model. Prompts are read one by one, and a repeated one not again."""
+
+    def __init__(self, loaded: LoadedModel, size: int) -> None:
+        self.loaded, self.size = loaded, size
+        self.texts: list[_Text] = []
+        self._rows = Rows(loaded.model)
+        self._last: tuple[tuple[int, ...], int, KVCache, Tensor] | None = None  # the prompt read last
+
+    @property
+    def room(self) -> bool:
+        return len(self.texts) < self.size
+
+    def begin(self, task: Task) -> Written:
+        """Read a prompt and choose its first token. Errors: it is empty, or leaves no room in the context."""
+        check_prompt(self.loaded.model, task.prompt_ids)
+        cache, logits = self._read(task)
+        text = _Text(task, Writing(self.loaded.tokenizer, task.prompt_ids, task.stop), list(task.prompt_ids))
+        written = self._choose(text, logits)
+        if not written.done:
+            self.texts.append(text)
+            self._rows.add(cache)
+        return written
+
+    def advance(self) -> Iterator[Written]:
+        """One token more of each text."""
+        for row in reversed(range(len(self.texts))):
+            if self._rows.stale(row):
+                self._reread(row)
+        logits = self._rows.step([text.ids[-1] for text in self.texts])
+        written = [self._choose(text, row) for text, row in zip(self.texts, logits, strict=True)]
+        for row in reversed(range(len(written))):
+            if written[row].done:
+                self._drop(row)
+        yield from written
+
+    def _choose(self, text: _Text, logits: Tensor) -> Written:
+        """The token that follows, as the loop for one text chooses it."""
+        task, position = text.task, len(text.ids)
+        first, limit = len(task.prompt_ids), self.loaded.model.config.max_position_embeddings
+        choice = task.sampler.choose(logits, text.ids)
+        finish = ended(choice.id, self.loaded.stop_ids, position, first + task.max_new_tokens, limit)
+        step = Step(position - first, position, choice.id, logits, choice, finish, None)
+        text.ids.append(choice.id)
+        chunk = text.writing.take(step)
+        return Written(task, text.writing, step, chunk, finish is not None or text.writing.stopped)
+
+    def _read(self, task: Task) -> tuple[KVCache, Tensor]:
+        """A cache that holds the task's prompt, and the logits that follow."""
+        model, prompt = self.loaded.model, tuple(task.prompt_ids)
+        total = min(len(prompt) + task.max_new_tokens, model.config.max_position_embeddings)
+        length = planned(model.config.rope, len(prompt), total)
+        if self._last is None or self._last[:2] != (prompt, length):
+            cache = model.new_cache()
+            cache.planned = length
+            self._last = (prompt, length, cache, next_logits(model, prompt, cache))
+        return self._last[2:]
+
+    def _reread(self, row: int) -> None:
+        """Turn a text's keys anew. It becomes the last."""
+        text = self.texts[row]
+        cache = self.loaded.model.new_cache()
+        cache.planned = len(text.ids)
+        next_logits(self.loaded.model, text.ids[:-1], cache)
+        self._drop(row)
+        self.texts.append(text)
+        self._rows.add(cache)
+
+    def _drop(self, row: int) -> None:
+        """Take a text out; the last one moves into its place."""
+        self._rows.remove(row)
+        self.texts[row] = self.texts[-1]
+        self.texts.pop()
