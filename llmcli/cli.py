@@ -18,6 +18,7 @@ from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError
 # Name -> one line for --help. A command's module is imported when it is called: some need torch.
 COMMANDS = {
     "generate": "Continue a text, one token after the other.",
+    "batch": "Continue many prompts, from a file to a file.",
     "tour": "How does a language model work? Eight stops.",
     "tokenize": "What does the model receive?",
     "neighbours": "Which tokens mean alike?",

@@ -36,12 +36,15 @@ class Sampling:
 
     given: dict[str, float]
     order: list[str]
-    seed: int
+    seed: int | None
     window: int | None
     biases: list[tuple[str, float]]
 
     def sampler(self, loaded: LoadedModel) -> Sampler:
-        """The sampler asked for; what was not is the model's own, which is then said on stderr, or ours."""
+        """The sampler asked for; what was not is the model's own, which is then said on stderr, or ours.
+
+        Without a seed it gets one that nobody can know.
+        """
         from llmcli.explain.places import find_token
         from llmcli.generate.filters import filter_chain
         from llmcli.generate.sampling import Sampler
@@ -54,7 +57,8 @@ class Sampling:
         rows = loaded.model.config.vocab_size
         bias = {find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
         filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
-        return Sampler([*loaded.vocabulary_filter(), *filters], self.seed)
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        return Sampler([*loaded.vocabulary_filter(), *filters], seed)
 
     def adopted(self, own: Mapping[str, float]) -> dict[str, float]:
         """Which of the model's ``own`` settings the chain follows, but for those that change nothing."""
@@ -81,7 +85,7 @@ def asked(
     samplers: str,
     seed: int | None,
 ) -> Sampling:
-    """The options, checked before anything is loaded. Without a seed, one that nobody can know."""
+    """The options, checked before anything is loaded."""
     import_torch()
     from llmcli.generate.filters import filter_chain
 
@@ -99,7 +103,6 @@ def asked(
     order = [name.strip() for name in samplers.split(",") if name.strip()]
     filter_chain(order, given)
     window = None if repeat_last_n < 0 else repeat_last_n
-    seed = secrets.randbelow(2**32) if seed is None else seed
     return Sampling(given, order, seed, window, [parse_bias(text) for text in logit_bias])
 
 

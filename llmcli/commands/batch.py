@@ -1,0 +1,157 @@
+"""``llmcli batch``: many prompts, from a file to a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llmcli.commands.interrupt import Interrupt
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import Line, verbose_option
+from llmcli.commands.overflow import overflow_option
+from llmcli.commands.sampling import Sampling, sampling_options
+from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
+
+if TYPE_CHECKING:
+    from llmcli.generate.jobs import Job, Results, Usual
+    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.many import Task
+    from llmcli.generate.overflow import Overflow
+    from llmcli.generate.sampling import Sampler
+    from llmcli.render.batch import BatchView
+
+
+@click.command()
+@click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Texts side by side.")
+@click.option(
+    "--order",
+    type=click.Choice(["input", "finished"]),
+    default="input",
+    show_default=True,
+    help="Write results in the order of the prompts, or each when it is finished.",
+)
+@click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option(
+    "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be given more than once."
+)
+@overflow_option
+@model_options
+@sampling_options
+@verbose_option
+def batch(
+    source: Path,
+    target: Path,
+    batch_size: int,
+    order: str,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    overflow: Overflow,
+    choice: ModelChoice,
+    sampling: Sampling,
+    verbose: bool,
+) -> None:
+    """Continue many prompts, side by side, from a file to a file.
+
+    IN.jsonl has a JSON object a line with a "prompt", and if wanted "id", "seed", "max_tokens" and "stop".
+    OUT.jsonl gets one for each: "id", "text", "finish" and more. A run that was stopped, even killed, goes on
+    where it was when the same command is given again. A line that cannot be used is told and left out.
+
+    Each prompt has draws of its own: its seed is --seed (0 if not given) plus its line, the first being 0.
+
+    \b
+    Examples:
+      llmcli batch prompts.jsonl texts.jsonl
+      llmcli batch prompts.jsonl texts.jsonl --batch-size 32 -n 100 --temperature 0
+    """
+    from llmcli.generate.jobs import Results, Usual, read_jobs
+
+    if "" in stop:
+        raise usage_error("--stop is empty", "give the text before which to end")
+    if source.exists() and target.exists() and source.samefile(target):
+        raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
+    usual = Usual(sampling.seed or 0, max_tokens, stop)
+    results, total = Results(target), sum(1 for _ in read_jobs(source, usual))
+    run = Run(choice.open(), sampling, overflow, results, source)
+    sys.exit(run.write(usual, total, batch_size, in_order=order == "input"))
+
+
+class Run:
+    """One run over the file of prompts."""
+
+    def __init__(
+        self, loaded: LoadedModel, sampling: Sampling, overflow: Overflow, results: Results, source: Path
+    ) -> None:
+        self.loaded, self.overflow, self.results, self.source = loaded, overflow, results, source
+        self.sampler: Sampler = sampling.sampler(loaded)
+        self._jobs: dict[int, tuple[Job, str]] = {}  # those in the batch, by the key of their task
+
+    def write(self, usual: Usual, total: int, size: int, *, in_order: bool) -> int:
+        """Write what is not yet there; the exit code."""
+        from llmcli.generate.jobs import result
+        from llmcli.generate.many import InOrder, write_many
+        from llmcli.render.batch import BatchView
+        from llmcli.render.generation import note
+
+        done, order = self.check(usual), InOrder[dict[str, object]]()
+        if self.results.torn:
+            note(f"the last line of {self.results.path} was cut short: it is written again", sys.stderr)
+        with Interrupt() as interrupt, self.results, BatchView(total, done, sys.stderr) as view:
+            try:
+                for written in write_many(self.loaded, self.tasks(usual, view), size):
+                    view.show(done=written.done)
+                    if written.done:
+                        key = written.task.key
+                        record = result(self._jobs[key][0], written, self._jobs.pop(key)[1])
+                        for ready in order.put(key, record, done=True) if in_order else [record]:
+                            self.results.append(ready)
+                    interrupt.point()
+            except KeyboardInterrupt:
+                return EXIT_INTERRUPTED
+        return EXIT_FAILURE if view.broken else EXIT_OK
+
+    def mark(self, job: Job) -> str:
+        from llmcli.generate.jobs import mark
+
+        return mark(job, self.loaded, self.sampler, {"overflow": self.overflow})
+
+    def check(self, usual: Usual) -> int:
+        """How many results are there. Errors: one of another prompt, or of other settings."""
+        from llmcli.generate.jobs import Job, read_jobs
+
+        jobs = {job.id: job for job in read_jobs(self.source, usual) if isinstance(job, Job)}
+        for id, mark in self.results.done.items():
+            if id not in jobs or self.mark(jobs[id]) != mark:
+                raise usage_error(
+                    f"{self.results.path} holds another result for {id!r}: of another prompt, model or settings",
+                    "name another file for the results",
+                )
+        return len(self.results.done)
+
+    def tasks(self, usual: Usual, view: BatchView) -> Iterator[Task]:
+        """What is left to write, as it is asked for."""
+        from llmcli.commands.overflow import fit
+        from llmcli.generate.jobs import Broken, read_jobs
+        from llmcli.generate.many import Task
+
+        key = 0
+        for job in read_jobs(self.source, usual):
+            if isinstance(job, Broken):
+                view.wrong(f"{self.source}:{job.number}", job.reason)
+                continue
+            if job.id in self.results.done:
+                continue
+            try:
+                ids = fit(self.loaded, self.loaded.prompt_ids(job.prompt), self.overflow)
+            except LlmcliError as error:
+                view.wrong(f"{self.source}:{job.number}", str(error))
+                continue
+            self._jobs[key] = job, self.mark(job)
+            sampler = self.sampler.reseeded(job.seed)
+            yield Task(key, ids, sampler, job.max_tokens, job.stop, rolls=self.overflow == "shift")
+            key += 1
