@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands.form import Form, form_options
+from llmcli.commands.grammar import GrammarChoice, grammar_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @form_options
 @model_options
 @sampling_options
+@grammar_options
 @verbose_option
 def explain_step(
     prompt: Prompt,
@@ -40,6 +42,7 @@ def explain_step(
     form: Form,
     choice: ModelChoice,
     sampling: Sampling,
+    grammar: GrammarChoice,
     verbose: bool,
 ) -> None:
     """Show how one token was chosen: every candidate's logit, probability, cut, and share of the draw.
@@ -62,7 +65,7 @@ def explain_step(
     from llmcli.render.step import print_step
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
-    sampler = sampling.sampler(loaded)
+    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     shape = {"top": top, "temperatures": warmths}
     if interactive:
         walk(loaded, sampler, ids, shape)
@@ -115,7 +118,7 @@ def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str,
 
 def pick(report: StepReport) -> int | None:
     """The id of the candidate whose rank is typed, the drawn one for Enter, None to leave."""
-    ranks = {row.rank: row.id for row in report.candidates}
+    ranks = {row.rank: row for row in report.candidates}
     while True:
         answer = click.prompt(
             "rank of the next token (Enter: the drawn one, q: leave)", default="", show_default=False
@@ -124,9 +127,10 @@ def pick(report: StepReport) -> int | None:
             return report.chosen.id
         if answer.lower() in ("q", "quit"):
             return None
-        if answer.isdecimal() and int(answer) in ranks:
-            return ranks[int(answer)]
-        click.echo(f"{answer!r} is no rank in the table")
+        row = ranks.get(int(answer)) if answer.isdecimal() else None
+        if row is not None and row.cut != "grammar":
+            return row.id
+        click.echo(f"{answer!r} is {'no rank in the table' if row is None else 'not allowed by the grammar'}")
 
 
 def parse_temperatures(text: str | None) -> list[float]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import Line, verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.sampling import Sampling, sampling_options
-from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, usage_error
+from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
 if TYPE_CHECKING:
     from llmcli.explain.generated import TokenReport
@@ -36,6 +37,7 @@ class GenerateCommand(click.Command):
 @prompt_options()
 @model_options
 @sampling_options
+@grammar_options
 @click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=0), default=512, show_default=True)
 @click.option(
     "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be given more than once."
@@ -57,6 +59,7 @@ def generate(
     prompt: Prompt,
     choice: ModelChoice,
     sampling: Sampling,
+    grammar: GrammarChoice,
     max_tokens: int,
     stop: tuple[str, ...],
     prompt_lookup: bool,
@@ -81,13 +84,15 @@ def generate(
         raise usage_error("--stop is empty", "give the text before which to end")
     if prompt_lookup and draft_model is not None:
         raise usage_error("--prompt-lookup and --draft-model exclude each other", "give one of them")
+    if stop and grammar.rules is not None:
+        raise usage_error(f"--stop and {grammar.option} exclude each other", "the grammar says where the text may end")
     text = prompt.read()
     loaded = choice.open()
 
     from llmcli.generate.text import Generation
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
-    sampler = sampling.sampler(loaded)
+    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     guesser = make_guesser(loaded, choice, draft_model) if prompt_lookup or draft_model is not None else None
     generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_tokens, stop=stop, guesser=guesser)
     tell_angles(generation.turned_for)
@@ -95,7 +100,9 @@ def generate(
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)
     else:
         write_text(generation, loaded, sampler, echoed=text if echo else "", rivals=probs, verbose=verbose)
-    sys.exit(EXIT_INTERRUPTED if generation.finish == "interrupted" else EXIT_OK)
+    if generation.finish == "interrupted":
+        sys.exit(EXIT_INTERRUPTED)
+    check_valid(generation.finish, generation.valid)
 
 
 def make_guesser(loaded: LoadedModel, choice: ModelChoice, draft_model: str | None) -> Guesser:
@@ -138,6 +145,7 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
         generation.prefill_seconds,
         generation.decode_seconds,
         guesses(generation),
+        generation.valid,
     )
     ndjson.write(end, sys.stdout)
 
@@ -158,11 +166,11 @@ def write_text(
 ) -> None:
     """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
     from llmcli.explain.generated import token_report
-    from llmcli.render.generation import TextWriter, note, print_summary
+    from llmcli.render.generation import TextWriter, note, print_summary, stage_name
     from llmcli.render.tokens import print_probabilities
 
     if verbose:
-        chain = ", ".join(f"{filter.name} {filter.value:g}" for filter in sampler.filters) or "none"
+        chain = ", ".join(stage_name(filter.name, filter.value) for filter in sampler.filters) or "none"
         note(f"{loaded.name}: {loaded.model.dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = TextWriter(sys.stdout, by_probability=rivals is not None)
     reports: list[TokenReport] = []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmcli.generate.distribution import draw, entropy, intervals, probabilities
 from llmcli.generate.filters import LogitBias, Penalty, Temperature, Vocabulary
+from llmcli.generate.grammar import GrammarFilter
 from llmcli.generate.sampling import Sampler, Stage
 from llmcli.generate.steps import Step
 from llmcli.text.tokenizer import Tokenizer
@@ -233,7 +234,8 @@ def _column(
     """The step as it would have gone at ``temperature``, all other filters and u as they were."""
     warmed = [replace(f, value=temperature) if isinstance(f, Temperature) else f for f in sampler.filters]
     if not any(isinstance(f, Temperature) for f in warmed):
-        warmed.insert(sum(isinstance(f, Vocabulary | LogitBias | Penalty) for f in warmed), Temperature(temperature))
+        before = sum(isinstance(f, Vocabulary | GrammarFilter | LogitBias | Penalty) for f in warmed)
+        warmed.insert(before, Temperature(temperature))
     stages = Sampler(warmed, sampler.seed).stages(step.logits, context_ids)
     final = probabilities(stages[-1].logits)
     bits = entropy(final)

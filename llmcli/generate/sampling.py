@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmcli.generate.distribution import pick, probabilities
 from llmcli.generate.filters import Filter, Temperature
+from llmcli.generate.grammar import GrammarFilter
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Sampler:
     @property
     def greedy(self) -> bool:
         return any(isinstance(filter, Temperature) and filter.value == 0 for filter in self.filters)
+
+    @property
+    def grammar(self) -> GrammarFilter | None:
+        """The filter that knows where a text may end, if there is one."""
+        return next((filter for filter in self.filters if isinstance(filter, GrammarFilter)), None)
+
+    def completes(self, ids: Sequence[int], token: int) -> bool:
+        """Whether a grammar allows nothing more behind ``ids`` and ``token``."""
+        return self.grammar is not None and self.grammar.ending([*ids, token]) == "must"
 
     def stages(self, logits: Tensor, ids: Sequence[int] = ()) -> list[Stage]:
         """Every filter's outcome, in order; ``ids`` are the tokens before, prompt and all."""

@@ -20,7 +20,7 @@ from llmcli.model.rope import planned
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
-Finish = Literal["length", "stop_token", "context"]
+Finish = Literal["length", "stop_token", "context", "grammar"]
 
 MOST_GUESSES = 8  # tokens that one pass checks beside the one that it must: more are seldom all right
 PREFILL_CHUNK = 512  # positions a forward pass: bounds memory on long prompts at no cost in speed
@@ -96,8 +96,10 @@ def steps(
                 logits_behind(model, passed, cache, 1 + len(guesses), trace), [*guesses, None], strict=True
             ):
                 choice, position = sampler.choose(logits, ids), len(ids)
-                finish = ended(choice.id, stop_ids, position, asked, limit)
+                finish = ended(choice.id, stop_ids, position, asked, limit, sampler.completes(ids, choice.id))
                 instead = yield Step(position - first, position, choice.id, logits, choice, finish, trace)
+                if instead is not None:
+                    finish = ended(instead, stop_ids, position, asked, limit, sampler.completes(ids, instead))
                 if finish:
                     return
                 ids.append(choice.id if instead is None else instead)
@@ -109,10 +111,17 @@ def steps(
         cache.truncate(min(cache.length, len(ids)))
 
 
-def ended(token: int, stop_ids: Collection[int], position: int, asked: int, limit: int) -> Finish | None:
-    """Why the token at ``position`` is the last, if it is: ``asked`` tokens were asked for, ``limit`` fit."""
+def ended(
+    token: int, stop_ids: Collection[int], position: int, asked: int, limit: int, complete: bool = False
+) -> Finish | None:
+    """Why the token at ``position`` is the last, if it is: ``asked`` tokens were asked for, ``limit`` fit.
+
+    ``complete``: it completes what a grammar asks for.
+    """
     if token in stop_ids:
         return "stop_token"
+    if complete:
+        return "grammar"
     if position + 1 == asked:
         return "length"
     return "context" if position + 1 >= limit else None

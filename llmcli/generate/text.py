@@ -42,6 +42,8 @@ class Generation:
         self.tokens = 0
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
+        self._ids = list(prompt_ids)
+        self._grammar = sampler.grammar
         self._stream = TextStream(loaded.tokenizer, prompt_ids, stop)
         self._steps = steps(
             loaded.model,
@@ -59,6 +61,7 @@ class Generation:
             if not self.tokens:
                 self.prefill_seconds = time.perf_counter() - began
             self.tokens += 1
+            self._ids.append(step.token)
             # The token that ends a text is no part of it, special or not.
             text = self._stream.feed(step.token) if step.finish != "stop_token" else ""
             if step.finish:
@@ -71,6 +74,11 @@ class Generation:
             yield step, text
             if self._stream.stopped:
                 return
+
+    @property
+    def valid(self) -> bool | None:
+        """Whether the text, where it stands, is what the grammar asks for; None without one."""
+        return None if self._grammar is None else self._grammar.ending(self._ids) != "not yet"
 
     def interrupt(self) -> str:
         """Stop early, as interrupted; the text that was held back until now."""
