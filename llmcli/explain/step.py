@@ -118,13 +118,14 @@ def step_report(
     top: int,
     temperatures: Sequence[float] = (),
 ) -> StepReport:
-    """Explain a step that ``sampler`` chose, with its ``top`` candidates and the chosen one."""
+    """Explain a step that ``sampler`` chose: the ``top`` candidates, as many of those left in the end, the chosen one."""
     logits, choice = step.logits, step.choice
     probs = probabilities(logits)
     stages = sampler.stages(logits, context_ids)
     final = probabilities(stages[-1].logits) if stages else probs
     ranking = probs.sort(descending=True, stable=True).indices.tolist()
-    shown = sorted({*range(min(top, len(ranking))), choice.rank})
+    left = set(intervals(final.cpu())[0][:top].tolist())  # a grammar may cut all that the model thinks best
+    shown = [rank for rank, id in enumerate(ranking) if rank < top or id in left or rank == choice.rank]
     adjusted = _adjusted(sampler, logits, context_ids)
     ranked = [(rank, ranking[rank]) for rank in shown]
     candidates = _candidates(ranked, logits, adjusted, probs, stages, final, tokenizer)

@@ -151,7 +151,7 @@ class GrammarFilter:
     """Cuts every token with which the text cannot become what was asked for; see ``Grammar``.
 
     A pure function of logits and ids. It remembers how far it has read the text, so that a text that goes on costs
-    only its new tokens, and one that parts from it (a wrong guess) those behind the place where it does.
+    only its new tokens; one that parts from it (after a wrong guess) is read anew.
     """
 
     name = "grammar"
@@ -198,11 +198,11 @@ class GrammarFilter:
 
     def _follow(self, text: list[int]) -> bool:
         """Bring the matcher to the end of ``text``, or to the stop token in it; whether there is one."""
-        same = _shared(self._read, text)
-        if same < len(self._read):
-            self._back(same)
+        if text[: len(self._read)] != self._read:
+            # The library's own way back may answer with what followed the text that was given up.
+            self._matcher, self._read, self._known = self._grammar.matcher(), [], None
         stops = self._grammar.stops.tolist()
-        new = text[same:]
+        new = text[len(self._read) :]
         end = next((place for place, token in enumerate(new) if token in stops), len(new))
         if end:
             taken = self._matcher.try_consume_tokens(new[:end])
@@ -211,13 +211,6 @@ class GrammarFilter:
             if taken < end:
                 raise LlmcliError("the text does not fit the grammar", "a token was taken that the grammar had cut")
         return end < len(new)
-
-    def _back(self, count: int) -> None:
-        """Forget all that was read but the first ``count`` tokens."""
-        if not self._matcher.rollback(len(self._read) - count):
-            self._matcher = self._grammar.matcher()
-            self._matcher.try_consume_tokens(self._read[:count])
-        self._read, self._known = self._read[:count], None
 
     def _ask(self) -> tuple[Tensor, bool]:
         may_end = self._matcher.is_accepting()
@@ -260,9 +253,3 @@ def _vocabulary(pieces: list[bytes]) -> LLTokenizer:
     told = SimpleNamespace(tokens=[*pieces, b""], eos_token_id=len(pieces), bos_token_id=None)
     made: LLTokenizer = library().LLTokenizer(library().TokenizerWrapper(told))
     return made
-
-
-def _shared(first: list[int], second: list[int]) -> int:
-    """With how many of the same tokens two texts begin."""
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
