@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 @click.command()
 @prompt_options()
 @click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many candidates to list.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many candidates to list, of all and of those left.",
+)
 @click.option("--temperatures", metavar="LIST", help="Compare temperatures, such as 0,0.5,1,1.5.")
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @form_options
@@ -54,6 +60,7 @@ def explain_step(
       llmcli explain-step "Once upon a"
       llmcli explain-step "The king was" --seed 7 --step 3 --temperature 1.2
       llmcli explain-step "She opened the" --temperatures 0,0.5,1,2
+      llmcli explain-step "The king was very" --choices "old,sad,tired"
     """
     text = prompt.read()
     warmths = parse_temperatures(temperatures)

@@ -78,6 +78,7 @@ def generate(
     Examples:
       llmcli generate "Once upon a time"
       llmcli generate "The fox said" --temperature 0.5 --probs
+      llmcli generate "The king was very" --choices '[" old", " sad", " tired"]'
       echo "It was a dark night" | llmcli generate -n 50 --json
     """
     if "" in stop:

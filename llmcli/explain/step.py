@@ -118,7 +118,7 @@ def step_report(
     top: int,
     temperatures: Sequence[float] = (),
 ) -> StepReport:
-    """Explain a step that ``sampler`` chose: the ``top`` candidates, as many of those left in the end, the chosen one."""
+    """Explain a step: its ``top`` candidates, as many of those that ``sampler`` left, and the one that it chose."""
     logits, choice = step.logits, step.choice
     probs = probabilities(logits)
     stages = sampler.stages(logits, context_ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from types import ModuleType, SimpleNamespace
@@ -54,13 +55,16 @@ def json_rules(schema: object) -> str:
 
 
 def regex_rules(pattern: str) -> str:
-    """The grammar of the texts that ``pattern`` (Rust's syntax) matches as a whole. Errors: an unusable one."""
+    """The grammar of the texts that ``pattern`` (Rust's syntax; \\d is 0-9) matches as a whole.
+
+    Errors: an unusable one.
+    """
     if not pattern:
         raise usage_error("the regular expression is empty", "as in '[A-Z][a-z]+'")
     if (len(pattern) - len(pattern.rstrip("\\"))) % 2:  # the library would drop it in silence
         raise usage_error("the regular expression ends in a lone backslash", r"write \\ for a backslash")
     try:
-        written = library().regex_to_lark(pattern, "")
+        written = library().regex_to_lark(pattern, "d")
     except UnicodeEncodeError:
         raise usage_error("the regular expression is not valid Unicode", "UTF-8 is wanted") from None
     hint = "it must match the whole text; it cannot look around or refer back"
@@ -71,7 +75,7 @@ def choice_rules(choices: Sequence[str]) -> str:
     """The grammar of exactly these texts. Errors: none, an empty one, one that is given twice, one not Unicode."""
     if not choices or "" in choices:
         raise usage_error("a choice is empty", "as in yes,no,maybe")
-    twice = next((choice for choice in choices if choices.count(choice) > 1), None)
+    twice = next((choice for choice, count in Counter(choices).items() if count > 1), None)
     if twice is not None:
         raise usage_error(f"the choice {twice!r} is given twice", "give each once")
     if any(0xD800 <= ord(char) <= 0xDFFF for choice in choices for char in choice):
@@ -94,11 +98,12 @@ def _checked(body: str, what: str, hint: str = "") -> str:
 
 
 def _reason(message: str) -> str:
-    """What the library says is wrong, without its picture of the place."""
+    """What the library says is wrong, without its picture of the place; it may quote what a schema's file holds."""
     lines = message.splitlines()
     named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     place = r"at \d+\(\d+\): (failed to compile JSON schema: |invalid regex .* \(in regex\): )?"
-    return named[-1] if named else re.sub(place, "", lines[0]).split(". ")[0]
+    told = named[-1] if named else re.sub(place, "", lines[0]).split(". ")[0]
+    return "".join(char if char.isprintable() else "?" for char in told)
 
 
 def library() -> ModuleType:
@@ -215,8 +220,9 @@ class GrammarFilter:
     def _ask(self) -> tuple[Tensor, bool]:
         may_end = self._matcher.is_accepting()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
-            raise LlmcliError(f"the grammar is too complex: {_reason(self._matcher.get_error())}", "make it simpler")
+        fault = self._matcher.get_error()
+        if fault and not fault.startswith("NoExtension"):  # that no token may come is for the caller to see
+            raise LlmcliError(f"the grammar is too complex: {_reason(fault)}", "make it simpler")
         allowed = np.unpackbits(bits, count=self._grammar.rows, bitorder="little")
         return torch.from_numpy(allowed).view(torch.bool), may_end
 
