@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,11 @@ class GrammarChoice:
         from llmcli.generate.grammar import Grammar
 
         return None if self.rules is None else Grammar(loaded, self.rules)
+
+    def exclude(self, option: str, why: str) -> None:
+        """Raise where a grammar is given beside ``option``."""
+        if self.option is not None:
+            raise usage_error(f"{option} and {self.option} exclude each other", why)
 
     def filter(self, loaded: LoadedModel, start: int) -> GrammarFilter | None:
         """The stage for one text, which begins behind ``start`` tokens of prompt."""
@@ -82,11 +88,15 @@ def parse_choices(text: str) -> list[str]:
     return choices
 
 
-def check_valid(finish: str, valid: bool | None) -> None:
-    """Raise where a text ended before it was what the grammar asks for."""
-    if valid is False:
-        hint = {"length": "give more --max-tokens", "context": "the context is full: shorten the prompt"}[finish]
-        raise LlmcliError("the text is cut off before it fits the grammar", hint)
+def check_valid(ends: Sequence[tuple[str, bool | None]]) -> None:
+    """Raise where a text ended before it was what the grammar asks for; of each, why it ended and whether it is."""
+    cut = [finish for finish, valid in ends if valid is False]
+    if cut:
+        which = (
+            "the text is cut off before it fits" if len(ends) == 1 else f"{len(cut)} of {len(ends)} texts do not fit"
+        )
+        hint = "the context is full: shorten the prompt" if "context" in cut else "give more --max-tokens"
+        raise LlmcliError(f"{which} the grammar", hint)
 
 
 grammar_options = bundle(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmcli.generate.distribution import pick, probabilities
 from llmcli.generate.filters import Filter, Temperature
-from llmcli.generate.grammar import GrammarFilter
+from llmcli.generate.grammar import Ending, GrammarFilter
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Sampler:
         self._random = random.Random(seed)
         self._coming: deque[float] = deque()  # drawn already, because somebody asked what they will be
 
+    def reseeded(self, seed: int) -> Sampler:
+        """One for another text, with the same filters."""
+        return Sampler([f.again() if isinstance(f, GrammarFilter) else f for f in self.filters], seed)
+
     @property
     def greedy(self) -> bool:
         return any(isinstance(filter, Temperature) and filter.value == 0 for filter in self.filters)
@@ -52,9 +56,9 @@ class Sampler:
         """The filter that knows where a text may end, if there is one."""
         return next((filter for filter in self.filters if isinstance(filter, GrammarFilter)), None)
 
-    def completes(self, ids: Sequence[int], token: int) -> bool:
-        """Whether a grammar allows nothing more behind ``ids`` and ``token``."""
-        return self.grammar is not None and self.grammar.ending([*ids, token]) == "must"
+    def ending(self, ids: Sequence[int], token: int) -> Ending | None:
+        """Whether a grammar lets the text end behind ``ids`` and ``token``; None without one."""
+        return None if self.grammar is None else self.grammar.ending([*ids, token])
 
     def stages(self, logits: Tensor, ids: Sequence[int] = ()) -> list[Stage]:
         """Every filter's outcome, in order; ``ids`` are the tokens before, prompt and all."""

@@ -84,9 +84,9 @@ class DraftModel:
         room = self.model.config.max_position_embeddings - len(text)
         for u in sampler.ahead(max(min(count, room), 0)):
             guess = pick(sampler.final(self._next(text), text), u)
-            complete = sampler.completes(text, guess)
+            ending = sampler.ending(text, guess)
             text.append(guess)
-            if complete:
+            if ending == "must":
                 break
         return text[len(ids) :]
 

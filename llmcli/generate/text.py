@@ -12,12 +12,56 @@ from llmcli.generate.steps import Finish, Guesser, Step, steps
 from llmcli.model.config import ModelConfig
 from llmcli.model.rope import planned, span
 from llmcli.text.stream import TextStream
+from llmcli.text.tokenizer import Tokenizer
 
 Ended = Finish | Literal["stop_string", "interrupted"]
 
 
-class Generation:
-    """Iterate to get (step, text) pairs; then the fields tell how it went. Iterate once.
+class Writing:
+    """The text that steps make: what each completes, ``text`` so far, its ``tokens``, and how it ended.
+
+    ``length`` is how many tokens of the context are taken, prompt and all. ``valid`` tells whether the text is what a
+    grammar asks for, where there is one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str] = ()) -> None:
+        self.finish: Ended = "length"
+        self.text = ""
+        self.tokens = 0
+        self.length = len(prompt_ids)
+        self.valid: bool | None = None
+        self._stream = TextStream(tokenizer, prompt_ids, stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came: then no step may follow."""
+        return self._stream.stopped is not None
+
+    def take(self, step: Step) -> str:
+        """The text that a step completes; that of the last includes what was held back."""
+        self.tokens += 1
+        self.length = step.position + 1
+        self.valid = None if step.ending is None else step.ending != "not yet"
+        # The token that ends a text is no part of it, special or not.
+        text = self._stream.feed(step.token) if step.finish != "stop_token" else ""
+        if step.finish:
+            self.finish = step.finish
+            text += self._stream.finish()
+        if self.stopped:
+            self.finish = "stop_string"
+        self.text += text
+        return text
+
+    def interrupt(self) -> str:
+        """Stop early, as interrupted; the text that was held back until now."""
+        self.finish = "interrupted"
+        text = self._stream.finish()
+        self.text += text
+        return text
+
+
+class Generation(Writing):
+    """A writing and the loop behind it: iterate, once, to get (step, text) pairs; then the fields tell how it went.
 
     ``prefill_seconds`` run from the start to the first token, ``decode_seconds`` from there to the end.
     ``turned_for`` is the length in tokens that positions were fixed for, where the model's angles
@@ -33,18 +77,16 @@ class Generation:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         guesser: Guesser | None = None,
+        rolls: bool = False,
     ) -> None:
+        super().__init__(loaded.tokenizer, prompt_ids, stop)
+        if sampler.grammar is not None:
+            self.valid = sampler.grammar.ending(prompt_ids) != "not yet"
         self.prompt_tokens = len(prompt_ids)
         self.turned_for = planned_angles(loaded.model.config, len(prompt_ids), max_new_tokens)
         self.guesser = guesser
-        self.finish: Ended = "length"
-        self.text = ""
-        self.tokens = 0
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
-        self._ids = list(prompt_ids)
-        self._grammar = sampler.grammar
-        self._stream = TextStream(loaded.tokenizer, prompt_ids, stop)
         self._steps = steps(
             loaded.model,
             prompt_ids,
@@ -52,40 +94,19 @@ class Generation:
             max_new_tokens=max_new_tokens,
             stop_ids=loaded.stop_ids,
             guesser=guesser,
+            rolls=rolls,
         )
 
     def __iter__(self) -> Iterator[tuple[Step, str]]:
-        """The text of the last step includes what was held back."""
         began = time.perf_counter()
         for step in self._steps:
             if not self.tokens:
                 self.prefill_seconds = time.perf_counter() - began
-            self.tokens += 1
-            self._ids.append(step.token)
-            # The token that ends a text is no part of it, special or not.
-            text = self._stream.feed(step.token) if step.finish != "stop_token" else ""
-            if step.finish:
-                self.finish = step.finish
-                text += self._stream.finish()
-            if self._stream.stopped:
-                self.finish = "stop_string"
-            self.text += text
+            text = self.take(step)
             self.decode_seconds = time.perf_counter() - began - self.prefill_seconds
             yield step, text
-            if self._stream.stopped:
+            if self.stopped:
                 return
-
-    @property
-    def valid(self) -> bool | None:
-        """Whether the text, where it stands, is what the grammar asks for; None without one."""
-        return None if self._grammar is None else self._grammar.ending(self._ids) != "not yet"
-
-    def interrupt(self) -> str:
-        """Stop early, as interrupted; the text that was held back until now."""
-        self.finish = "interrupted"
-        text = self._stream.finish()
-        self.text += text
-        return text
 
 
 def planned_angles(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from llmcli.model.config import ModelConfig
 
 SPARE = 64  # positions that a windowed layer keeps beyond its window, so that a few can be taken back
+
+
+class Store(Protocol):
+    """Where attention puts the keys and values of a pass, behind those of ``length`` positions."""
+
+    length: int
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep k and v [B, K, T, D] of a layer; all that the pass may look at, [B, K, S, D]."""
 
 
 class KVCache:
@@ -57,6 +68,12 @@ class KVCache:
         keys.narrow(2, end - count, count).copy_(k)  # narrow: half the time of an index, four times a layer
         values.narrow(2, end - count, count).copy_(v)
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
+
+    def held(self, layer: int) -> tuple[int, Tensor, Tensor]:
+        """The first position that a layer still has, and the keys and values from there on, [B, K, held, D]."""
+        first = self._first[layer]
+        part = slice(0, self.length - first)
+        return first, self._keys[layer][:, :, part], self._values[layer][:, :, part]
 
     def reserve(self, count: int) -> None:
         """Make room in every layer for ``count`` more positions."""

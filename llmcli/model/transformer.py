@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.model.attention import Attention, Place, causal_mask
-from llmcli.model.cache import KVCache, Slot
+from llmcli.model.cache import KVCache, Store
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear, Norm, vector
 from llmcli.model.mlp import MLP, MoE
@@ -49,7 +49,7 @@ class Block(nn.Module):
         self.mlp_post_norm = norm("mlp_post_norm")
         self.shared_norm = config.shared_norm
 
-    def forward(self, x: Tensor, place: Place, cache: KVCache | Slot | None, trace: Trace | None) -> Tensor:
+    def forward(self, x: Tensor, place: Place, cache: Store | None, trace: Trace | None) -> Tensor:
         if trace is not None:
             trace.keep(trace.residual, x)
         normed = x if self.attn_norm is None else self.attn_norm(x)
@@ -117,7 +117,7 @@ class Transformer(nn.Module):
         return x.view(*ids.shape, -1)
 
     def through(
-        self, x: Tensor, places: tuple[Place, Place], cache: KVCache | Slot | None, trace: Trace | None = None
+        self, x: Tensor, places: tuple[Place, Place], cache: Store | None, trace: Trace | None = None
     ) -> Tensor:
         """The residual stream behind the blocks, from that before them: x [B, T, C] that stands at ``places``."""
         full, sliding = places

@@ -159,10 +159,33 @@ def test_broken_json_in_a_file_is_named(run: Run, tmp_path: Path) -> None:
     assert "s.json is not valid JSON (line 3, column 1" in result.stderr
 
 
-def test_a_stop_string_beside_a_grammar(run: Run) -> None:
-    result = run("generate", "x", *NOWHERE, "--stop", "a", "--choices", "a,b")
-    assert result.exit_code == 2
-    assert "--stop and --choices exclude each other" in result.stderr
+@pytest.mark.parametrize("other", [("--stop", "a"), ("--context-overflow", "shift")], ids=lambda o: o[0])
+def test_what_a_grammar_cannot_stand_beside(run: Run, other: tuple[str, str]) -> None:
+    for command in ("generate", "explain-step") if other[1] == "shift" else ("generate",):
+        result = run(command, "x", *NOWHERE, *other, "--choices", "a,b")
+        assert result.exit_code == 2
+        assert f"{other[0]}" in result.stderr
+        assert "and --choices exclude each other" in result.stderr
+
+
+def test_several_texts_side_by_side(run: Run, model: Path) -> None:
+    """Each as if it were alone; those cut off are counted, and never the best."""
+    exact = ("-m", model, "--dtype", "float32")  # where the kernels for several texts round alike
+    options = ("generate", "The", *exact, "--temperature", 2, "--regex", "[a-z ]+!", "-n", 12, "--logit-bias", "!=4")
+    for seed in range(20):  # to one with which the best of all would be one that is cut off
+        result = run(*options, "--seed", seed, "--num-samples", 6, "--json")
+        ends = [record for record in records(result) if record["type"] == "end"]
+        cut = [end for end in ends if not end["valid"]]
+        if len(cut) < 6 and max(ends, key=lambda e: e["mean_logprob"]) in cut:
+            break
+    assert 0 < len(cut) < 6
+    alone = [records(run(*options, "--seed", seed + n, "--json"))[-1] for n in range(6)]
+    assert [(e["text"], e["finish"], e["valid"]) for e in ends] == [(e["text"], e["finish"], e["valid"]) for e in alone]
+    assert result.exit_code == 1
+    assert f"{len(cut)} of 6 texts do not fit the grammar" in result.stderr
+    best = run(*options, "--seed", seed, "--best-of", 6)
+    assert best.exit_code == 0
+    assert best.stdout.strip() == max((e for e in ends if e["valid"]), key=lambda e: e["mean_logprob"])["text"].strip()
 
 
 def test_true_is_a_schema_and_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,8 +137,8 @@ def write(rules: Grammar, model: LoadedModel, seed: int, text: str = "the mat", 
     while finish is None:
         logits = 3 * torch.randn(model.model.config.vocab_size, generator=noise)
         token = sampler.choose(logits, ids).id
-        asked = len(prompt) + count
-        finish = ended(token, model.stop_ids, len(ids), asked, asked + 1, sampler.completes(ids, token))
+        left = len(prompt) + count - len(ids) - 1
+        finish = ended(token, model.stop_ids, left, 1, sampler.ending(ids, token))
         ids.append(token)
     before = model.tokenizer.decode(prompt)
     written = model.tokenizer.decode(ids)[len(before) :]
