@@ -519,6 +519,18 @@ def test_the_view_of_a_step_shows_what_the_grammar_removed() -> None:
     assert sum(report.columns[0].probs.values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_other_temperatures_come_behind_bias_and_grammar() -> None:
+    model = loaded("byte-level")
+    bias = LogitBias({id: 2.0 for id in (model.tokenizer.id_of("c"),) if id is not None})
+    front: list[Filter] = [*model.vocabulary_filter(), Grammar(model, choice_rules(["cat", "mat"])).filter(1), bias]
+    (step,) = steps(model.model, [7], sampler=Sampler(front, 3), max_new_tokens=1)
+    (column,) = step_report(
+        step, Sampler(front, 3), model.tokenizer, prompt_ids=[7], context_ids=[7], top=4, temperatures=[0.5]
+    ).columns
+    expected = Sampler([*front, Temperature(0.5)], 3).final(step.logits, [7])
+    assert column.probs == pytest.approx({id: float(expected[id]) for id in column.probs})
+
+
 # --- tokenizers ---
 
 
