@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import Line, verbose_option
@@ -15,7 +16,7 @@ from llmcli.commands.overflow import fit, overflow_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.samples import Samples, write_samples, write_samples_json
 from llmcli.commands.sampling import Sampling, sampling_options
-from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, usage_error
+from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
 if TYPE_CHECKING:
     from llmcli.explain.generated import TokenReport
@@ -39,6 +40,7 @@ class GenerateCommand(click.Command):
 @prompt_options()
 @model_options
 @sampling_options
+@grammar_options
 @click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=0), default=512, show_default=True)
 @click.option(
     "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be given more than once."
@@ -65,6 +67,7 @@ def generate(
     prompt: Prompt,
     choice: ModelChoice,
     sampling: Sampling,
+    grammar: GrammarChoice,
     max_tokens: int,
     stop: tuple[str, ...],
     prompt_lookup: bool,
@@ -86,12 +89,17 @@ def generate(
     Examples:
       llmcli generate "Once upon a time"
       llmcli generate "The fox said" --temperature 0.5 --probs
+      llmcli generate "The king was very" --choices '[" old", " sad", " tired"]'
       echo "It was a dark night" | llmcli generate -n 50 --json
     """
     if "" in stop:
         raise usage_error("--stop is empty", "give the text before which to end")
     if prompt_lookup and draft_model is not None:
         raise usage_error("--prompt-lookup and --draft-model exclude each other", "give one of them")
+    if stop:
+        grammar.exclude("--stop", "the grammar says where the text may end")
+    if overflow == "shift":
+        grammar.exclude("--context-overflow shift", "the grammar must see the whole text")
     several = num_samples if best_of is None else best_of
     if num_samples > 1 and best_of is not None:
         raise usage_error("--num-samples and --best-of exclude each other", "give one of them")
@@ -103,7 +111,7 @@ def generate(
     from llmcli.generate.text import Generation
 
     ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
-    sampler = sampling.sampler(loaded)
+    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     if several > 1:
         options: Any = {"max_new_tokens": max_tokens, "stop": stop, "rolls": overflow == "shift"}
         samples = Samples(loaded, ids, sampler, several, options, rivals=probs or (RIVALS if as_json else None))
@@ -111,7 +119,10 @@ def generate(
             write_samples_json(samples, best=best_of is not None)
         else:
             write_samples(samples, best=best_of is not None, echoed=text if echo else "")
-        sys.exit(EXIT_INTERRUPTED if samples.interrupted else EXIT_OK)
+        if samples.interrupted:
+            sys.exit(EXIT_INTERRUPTED)
+        check_valid([(row.finish, row.valid) for row in samples.rows() if row.best or best_of is None])
+        return
     guesser = make_guesser(loaded, choice, draft_model) if prompt_lookup or draft_model is not None else None
     generation = Generation(
         loaded,
@@ -127,7 +138,9 @@ def generate(
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)
     else:
         write_text(generation, loaded, sampler, echoed=text if echo else "", rivals=probs, verbose=verbose)
-    sys.exit(EXIT_INTERRUPTED if generation.finish == "interrupted" else EXIT_OK)
+    if generation.finish == "interrupted":
+        sys.exit(EXIT_INTERRUPTED)
+    check_valid([(generation.finish, generation.valid)])
 
 
 def make_guesser(loaded: LoadedModel, choice: ModelChoice, draft_model: str | None) -> Guesser:
@@ -170,6 +183,7 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
         generation.prefill_seconds,
         generation.decode_seconds,
         guesses(generation),
+        generation.valid,
     )
     ndjson.write(end, sys.stdout)
 
@@ -190,11 +204,11 @@ def write_text(
 ) -> None:
     """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
     from llmcli.explain.generated import token_report
-    from llmcli.render.generation import TextWriter, note, print_summary
+    from llmcli.render.generation import TextWriter, note, print_summary, stage_name
     from llmcli.render.tokens import print_probabilities
 
     if verbose:
-        chain = ", ".join(f"{filter.name} {filter.value:g}" for filter in sampler.filters) or "none"
+        chain = ", ".join(stage_name(filter.name, filter.value) for filter in sampler.filters) or "none"
         note(f"{loaded.name}: {loaded.model.dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = TextWriter(sys.stdout, by_probability=rivals is not None)
     reports: list[TokenReport] = []

@@ -16,6 +16,7 @@ from llmcli.commands.options import Line, Real, bundle
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
+    from llmcli.generate.grammar import GrammarFilter
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.sampling import Sampler
 
@@ -40,10 +41,10 @@ class Sampling:
     window: int | None
     biases: list[tuple[str, float]]
 
-    def sampler(self, loaded: LoadedModel) -> Sampler:
+    def sampler(self, loaded: LoadedModel, grammar: GrammarFilter | None = None) -> Sampler:
         """The sampler asked for; what was not is the model's own, which is then said on stderr, or ours.
 
-        Without a seed it gets one that nobody can know.
+        Without a seed it gets one that nobody can know. All of it chooses among what ``grammar`` allows.
         """
         from llmcli.explain.places import find_token
         from llmcli.generate.filters import filter_chain
@@ -58,7 +59,8 @@ class Sampling:
         bias = {find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
         filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
-        return Sampler([*loaded.vocabulary_filter(), *filters], seed)
+        rules = [] if grammar is None else [grammar]
+        return Sampler([*loaded.vocabulary_filter(), *rules, *filters], seed)
 
     def adopted(self, own: Mapping[str, float]) -> dict[str, float]:
         """Which of the model's ``own`` settings the chain follows, but for those that change nothing."""

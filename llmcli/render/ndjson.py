@@ -78,8 +78,9 @@ def generation_end(
     prefill_seconds: float,
     decode_seconds: float,
     guesses: tuple[int, int] | None = None,
+    valid: bool | None = None,
 ) -> dict[str, Any]:
-    """``guesses``: how many tokens were guessed ahead and how many kept, if any were to be."""
+    """``guesses``: how many tokens were guessed ahead and how many kept, if any were to be; ``valid``: of a grammar."""
     end = {
         "type": "end",
         "finish": finish,
@@ -88,7 +89,9 @@ def generation_end(
         "prefill_seconds": prefill_seconds,
         "decode_seconds": decode_seconds,
     }
-    return end if guesses is None else {**end, "guessed": guesses[0], "kept": guesses[1]}
+    if guesses is not None:
+        end |= {"guessed": guesses[0], "kept": guesses[1]}
+    return end if valid is None else {**end, "valid": valid}
 
 
 def of_sample(sample: int, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def sample_end(row: SampleRow) -> dict[str, Any]:
         "text": row.text,
         "tokens": row.tokens,
         "mean_logprob": row.mean_logprob,
+        **({} if row.valid is None else {"valid": row.valid}),
     }
 
 
