@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
+from llmcli.commands.helping import heading
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     from llmcli.generate.steps import Step
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options()
+@heading("What is shown")
 @click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many candidates to list.")
 @click.option("--temperatures", metavar="LIST", help="Compare temperatures, such as 0,0.5,1,1.5.")
@@ -94,7 +97,7 @@ def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str,
     from llmcli.explain.step import step_report
     from llmcli.generate.steps import steps
     from llmcli.render.step import print_step
-    from llmcli.render.tokens import printable
+    from llmcli.render.terminal import printable
 
     context = list(ids)
     stepping = steps(loaded.model, ids, sampler=sampler, max_new_tokens=loaded.model.config.max_position_embeddings)

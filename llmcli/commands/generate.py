@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.command import Command
+from llmcli.commands.helping import heading
 from llmcli.commands.interrupt import Interrupt
-from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.model import ModelChoice, complete_model, model_options
 from llmcli.commands.options import Line, verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.sampling import Sampling, sampling_options
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 RIVALS = 5  # of --probs without a number, and of --json
 
 
-class GenerateCommand(click.Command):
+class GenerateCommand(Command):
     """Lets ``--probs`` stand alone or as ``--probs=N``, and never take the prompt for its N."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -36,20 +38,32 @@ class GenerateCommand(click.Command):
 @prompt_options()
 @model_options
 @sampling_options
-@click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=0), default=512, show_default=True)
+@heading("Length")
 @click.option(
-    "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be given more than once."
+    "--max-tokens",
+    "--max-new-tokens",
+    "-n",
+    type=click.IntRange(min=0),
+    default=512,
+    show_default=True,
+    help="Write at most so many tokens.",
 )
+@click.option("--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be repeated.")
+@heading("Speed")
+@click.option("--prompt-lookup", is_flag=True, help="Guess ahead where the text repeats itself.")
 @click.option(
-    "--prompt-lookup", is_flag=True, help="Faster where the text repeats itself: guess from what was written."
+    "--draft-model",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="Let this smaller model of the same tokenizer guess ahead.",
 )
-@click.option("--draft-model", metavar="MODEL", help="Faster: let this smaller model of the same tokenizer guess.")
+@heading("Output")
 @click.option("--echo", is_flag=True, help="Write the prompt before the text.")
 @click.option(
     "--probs",
     type=click.IntRange(min=1),
     metavar="[=N]",
-    help="Colour the text by probability, and list each token with its N best rivals.  [default: 5]",
+    help="Colour the text by probability; list each token with its N best rivals.  [without N: 5]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a token, with probabilities.")
 @verbose_option

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands import options
+from llmcli.commands.command import Command
 from llmcli.commands.interrupt import import_torch
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
@@ -27,12 +28,12 @@ RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("num-key-value-heads", int, "[default: 2]"),
     ("context", int, "Tokens the model can see at once.  [default: 1024]"),
     ("batch-size", int, "Sequences of a context's length a step.  [default: 8]"),
-    ("optimizer", click.Choice(["muon", "adamw"]), "For the matrices; AdamW takes the rest.  [default: muon]"),
+    ("optimizer", options.Choice(["muon", "adamw"]), "For the matrices; AdamW takes the rest.  [default: muon]"),
     ("learning-rate", options.Real(), "At its highest.  [default: 0.004]"),
     ("weight-decay", options.Real(), "Of the matrices.  [default: 0.05]"),
     ("warmup", options.Real(), "Share of the run in which the learning rate rises.  [default: 0.02]"),
     ("decay", options.Real(), "Share of the run in which it falls to zero.  [default: 0.6]"),
-    ("precision", click.Choice(["bfloat16", "float32"]), "Of matrix products.  [default: bfloat16]"),
+    ("precision", options.Choice(["bfloat16", "float32"]), "Of matrix products.  [default: bfloat16]"),
     ("seed", int, "Of the weights and the data's order.  [default: 0]"),
 )
 
@@ -43,7 +44,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the model.")
 @click.option("--valid", multiple=True, type=click.Path(path_type=Path), help="Validation text; else a twentieth.")
@@ -52,7 +53,13 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.device_option
 @options.threads_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model first: faster, needs a C++ compiler.")
-@click.option("--checkpoint-minutes", type=options.Real(), default=3.0, show_default=True)
+@click.option(
+    "--checkpoint-minutes",
+    type=options.Real(least=0),
+    default=3.0,
+    show_default=True,
+    help="Save after so many minutes; 0: after every step.",
+)
 @click.option("--validate-every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps.")
 @options.verbose_option
 def train(

@@ -13,7 +13,8 @@ from llmcli.render.generation import note
 from llmcli.render.terminal import console, styled
 from llmcli.train.metrics import Metrics
 
-PLAIN_EVERY = 50  # steps a line where there is no terminal to draw a bar on
+PLAIN_EVERY = 50  # steps a line where there is no terminal to draw a bar on; more in a long run,
+MOST_LINES = 200  # so that no more lines than this come of it
 
 
 class TrainingView:
@@ -48,7 +49,7 @@ class TrainingView:
             if not self._bar.task_ids:
                 self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=0.0, speed=0.0)
             self._bar.update(self._bar.task_ids[0], completed=step.step, loss=step.loss, speed=step.tokens_per_second)
-        elif step.step % PLAIN_EVERY == 0 or step.step in (1, step.steps):
+        elif step.step % max(PLAIN_EVERY, step.steps // MOST_LINES) == 0 or step.step in (1, step.steps):
             left = (step.steps - step.step) * step.tokens / step.step / step.tokens_per_second
             note(
                 f"step {step.step}/{step.steps}: loss {step.loss:.3f} nats a token, "
