@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -12,16 +13,20 @@ import click
 
 from llmcli.commands.command import Command, commands_of
 from llmcli.commands.configfile import VARIABLE, config_path, read_config
-from llmcli.commands.settings import entries, key_of, variable_of, variables_of
+from llmcli.commands.settings import entries, hyphened, key_of, variable_of, variables_of
 from llmcli.errors import EXIT_USAGE, LlmcliError, did_you_mean, usage_error
 
 if TYPE_CHECKING:
     from llmcli.render.settings import Setting
 
 
+def complete_command(ctx: click.Context, argument: click.Parameter, begun: str) -> list[str]:
+    return [name for name in commands_of(ctx) if name.startswith(begun)]
+
+
 # Reads no options from the config file itself, so that it runs whatever stands there.
 @click.command()
-@click.argument("command", required=False)
+@click.argument("command", required=False, shell_complete=complete_command)
 @click.option("--path", "only_path", is_flag=True, help="The config file's path alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def config(command: str | None, only_path: bool, as_json: bool) -> None:
@@ -94,7 +99,7 @@ def setting(command: Command, option: click.Option, found: Mapping[str, Any]) ->
         return Setting(name, command.name, os.environ[variable], "environment", variable)
     if option.name in found:
         entry = found[option.name]
-        return Setting(name, command.name, entry.value, "file", entry.key)
+        return Setting(name, command.name, plain(entry.value), "file", entry.key)
     return Setting(name, command.name, default_of(option), "default", None)
 
 
@@ -114,7 +119,14 @@ def set_in_file(raw: Mapping[str, Any]) -> Iterator[Setting]:
     for key, value in raw.items():
         for name, part in value.items() if isinstance(value, dict) else [(key, value)]:
             table = key if isinstance(value, dict) else None
-            yield Setting(name.replace("_", "-"), table, part, "file", f"{table}.{name}" if table else name)
+            yield Setting(hyphened(name), table, plain(part), "file", f"{table}.{name}" if table else name)
+
+
+def plain(value: Any) -> Any:
+    """A value of the file as JSON has one too: dates, tables and what no number is as text."""
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return value if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)) else str(value)
 
 
 def set_in_environment(commands: Mapping[str, Command]) -> Iterator[Setting]:

@@ -72,8 +72,12 @@ def taken(option: click.Option, value: Any) -> Any:
 def one(option: click.Option, value: Any) -> Any:
     """Likewise, one value."""
     kinds, wanted = kinds_of(option)
+    if isinstance(value, list):
+        wanted = "one value"
     if type(value) not in kinds:
         raise click.BadParameter(f"{wanted} is wanted, not {shown(value)}")
+    if isinstance(value, str) and "\0" in value:  # which no word of a command line holds
+        raise click.BadParameter("a text without the character NUL is wanted")
     if isinstance(option.type, click.Path):
         value = str(Path(value).expanduser())
     option.type(value, option, None)

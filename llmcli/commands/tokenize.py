@@ -117,7 +117,7 @@ def check_forms(
 def parse_ids(text: str) -> list[int]:
     """Whole numbers between spaces or commas. Errors: anything else."""
     words = [word for word in re.split(r"[\s,]+", text) if word]
-    bad = [word for word in words if not re.fullmatch(r"[0-9]+", word)]
+    bad = [word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)]
     if bad:
         raise usage_error(f"{bad[0]!r} is not a token id", 'ids are whole numbers, as in --decode "1 2 3"')
     return [int(word) for word in words]

@@ -57,6 +57,6 @@ def _shown(value: Any) -> str:
 
 
 def write_json(path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO) -> None:
-    """All of it; values of dates and the like as text."""
+    """All of it, in one object."""
     record = {"path": str(path), "options": [ndjson.record(row) for row in rows], "faults": list(faults)}
     ndjson.write(record, stream)
