@@ -40,6 +40,7 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
     \b
       temperature = 0.7
       threads = 2
+
     \b
       [generate]
       max-tokens = 200

@@ -15,7 +15,7 @@ PLAIN, OTHER = "Options", "Other"
 MOST_WIDTH = 23  # of the column of names: longer ones have their help below
 # What stands for a value in place of click's names for types.
 METAVARS = {"integer range": "N", "integer": "N", "number": "X", "numbers": "N,…", "text": "TEXT", "path": "FILE"}
-_RANGE = re.compile(r"  \[[-\d<=]*x[<>=\d]+\]$|; [-\d<=]*x[<>=\d]+(?=\]$)")  # of a number, as click writes it
+_RANGE = re.compile(r"  \[[-\d<=]*x[-<>=\d]+\]$|; [-\d<=]*x[-<>=\d]+(?=\]$)")  # of a number, as click writes it
 _headings: WeakKeyDictionary[click.Parameter, str] = WeakKeyDictionary()
 
 
