@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_READER_GONE = 141  # 128 + SIGPIPE, likewise: what cat and grep end with when `head` has seen enough
 
 
 class LlmcliError(Exception):
@@ -27,3 +30,11 @@ class LlmcliError(Exception):
 def usage_error(message: str, hint: str = "") -> LlmcliError:
     """An error in what the user typed: same form, exit code 2."""
     return LlmcliError(message, hint, exit_code=EXIT_USAGE)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names what is spelt most like ``word``; empty where nothing is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), n=2)
+    return f"did you mean {' or '.join(near)}?" if near else ""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.command import Command
+from llmcli.commands.grammar import GrammarChoice, grammar_options
 from llmcli.commands.interrupt import Interrupt
+from llmcli.commands.length import Length, fit, length_options
 from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import Line, verbose_option
-from llmcli.commands.overflow import overflow_option
+from llmcli.commands.options import Choice, verbose_option
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
 
@@ -20,40 +22,35 @@ if TYPE_CHECKING:
     from llmcli.generate.jobs import Job, Results, Usual
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.many import Task
-    from llmcli.generate.overflow import Overflow
     from llmcli.generate.sampling import Sampler
     from llmcli.render.batch import BatchView
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Texts side by side.")
 @click.option(
     "--order",
-    type=click.Choice(["input", "finished"]),
+    type=Choice(["input", "finished"]),
     default="input",
     show_default=True,
     help="Write results in the order of the prompts, or each when it is finished.",
 )
-@click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option(
-    "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be given more than once."
-)
-@overflow_option
+@length_options(least=1)
 @model_options
 @sampling_options
+@grammar_options
 @verbose_option
 def batch(
     source: Path,
     target: Path,
     batch_size: int,
     order: str,
-    max_tokens: int,
-    stop: tuple[str, ...],
-    overflow: Overflow,
+    length: Length,
     choice: ModelChoice,
     sampling: Sampling,
+    grammar: GrammarChoice,
     verbose: bool,
 ) -> None:
     """Continue many prompts, side by side, from a file to a file.
@@ -71,13 +68,12 @@ def batch(
     """
     from llmcli.generate.jobs import Results, Usual, read_jobs
 
-    if "" in stop:
-        raise usage_error("--stop is empty", "give the text before which to end")
+    grammar.exclude_all(length)
     if source.exists() and target.exists() and source.samefile(target):
         raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
-    usual = Usual(sampling.seed or 0, max_tokens, stop)
+    usual = Usual(sampling.seed or 0, length.max_tokens, length.stop)
     results, total = Results(target), sum(1 for _ in read_jobs(source, usual))
-    run = Run(choice.open(), sampling, overflow, results, source)
+    run = Run(choice.open(), sampling, grammar, length, results, source)
     sys.exit(run.write(usual, total, batch_size, in_order=order == "input"))
 
 
@@ -85,10 +81,17 @@ class Run:
     """One run over the file of prompts."""
 
     def __init__(
-        self, loaded: LoadedModel, sampling: Sampling, overflow: Overflow, results: Results, source: Path
+        self,
+        loaded: LoadedModel,
+        sampling: Sampling,
+        grammar: GrammarChoice,
+        length: Length,
+        results: Results,
+        source: Path,
     ) -> None:
-        self.loaded, self.overflow, self.results, self.source = loaded, overflow, results, source
-        self.sampler: Sampler = sampling.sampler(loaded)
+        self.loaded, self.length, self.results, self.source = loaded, length, results, source
+        self.sampler: Sampler = sampling.sampler(loaded, grammar.filter(loaded, 0))
+        self.others = {"overflow": length.overflow, "rules": grammar.rules}
         self._jobs: dict[int, tuple[Job, str]] = {}  # those in the batch, by the key of their task
 
     def write(self, usual: Usual, total: int, size: int, *, in_order: bool) -> int:
@@ -118,7 +121,7 @@ class Run:
     def mark(self, job: Job) -> str:
         from llmcli.generate.jobs import mark
 
-        return mark(job, self.loaded, self.sampler, {"overflow": self.overflow})
+        return mark(job, self.loaded, self.sampler, self.others)
 
     def check(self, usual: Usual) -> int:
         """How many results are there. Errors: one of another prompt, or of other settings."""
@@ -135,7 +138,6 @@ class Run:
 
     def tasks(self, usual: Usual, view: BatchView) -> Iterator[Task]:
         """What is left to write, as it is asked for."""
-        from llmcli.commands.overflow import fit
         from llmcli.generate.jobs import Broken, read_jobs
         from llmcli.generate.many import Task
 
@@ -147,11 +149,11 @@ class Run:
             if job.id in self.results.done:
                 continue
             try:
-                ids = fit(self.loaded, self.loaded.prompt_ids(job.prompt), self.overflow)
+                ids = fit(self.loaded, self.loaded.prompt_ids(job.prompt), self.length.overflow)
             except LlmcliError as error:
                 view.wrong(f"{self.source}:{job.number}", str(error))
                 continue
             self._jobs[key] = job, self.mark(job)
-            sampler = self.sampler.reseeded(job.seed)
-            yield Task(key, ids, sampler, job.max_tokens, job.stop, rolls=self.overflow == "shift")
+            limits = {**self.length.limits, "max_new_tokens": job.max_tokens, "stop": job.stop}
+            yield Task(key, ids, self.sampler.another(job.seed, len(ids)), **limits)
             key += 1

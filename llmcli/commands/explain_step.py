@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.grammar import GrammarChoice, grammar_options
+from llmcli.commands.helping import heading
+from llmcli.commands.length import fit, overflow_option
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
-from llmcli.commands.overflow import fit, overflow_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import usage_error
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from llmcli.generate.steps import Step
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options()
+@heading("What is shown")
 @click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")
 @click.option(
     "--top",
@@ -113,7 +116,7 @@ def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str,
     from llmcli.explain.step import step_report
     from llmcli.generate.steps import steps
     from llmcli.render.step import print_step
-    from llmcli.render.tokens import printable
+    from llmcli.render.terminal import printable
 
     context = list(ids)
     stepping = steps(loaded.model, ids, sampler=sampler, max_new_tokens=loaded.model.config.max_position_embeddings)

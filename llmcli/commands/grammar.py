@@ -16,6 +16,7 @@ from llmcli.commands.prompt import read_text_file
 from llmcli.errors import LlmcliError, usage_error
 
 if TYPE_CHECKING:
+    from llmcli.commands.length import Length
     from llmcli.generate.grammar import Grammar, GrammarFilter
     from llmcli.generate.loaded import LoadedModel
 
@@ -37,6 +38,13 @@ class GrammarChoice:
         """Raise where a grammar is given beside ``option``."""
         if self.option is not None:
             raise usage_error(f"{option} and {self.option} exclude each other", why)
+
+    def exclude_all(self, length: Length) -> None:
+        """Raise where a grammar is given beside what would end the text elsewhere, or cut it."""
+        if length.stop:
+            self.exclude("--stop", "the grammar says where the text may end")
+        if length.overflow == "shift":
+            self.exclude("--context-overflow shift", "the grammar must see the whole text")
 
     def filter(self, loaded: LoadedModel, start: int) -> GrammarFilter | None:
         """The stage for one text, which begins behind ``start`` tokens of prompt."""
@@ -113,4 +121,5 @@ grammar_options = bundle(
         metavar="A,B,C",
         help='Write one of these. A JSON list if one holds a comma or begins with a space: \'[" yes", " no"]\'.',
     ),
+    title="Grammar",
 )

@@ -181,9 +181,9 @@ class GrammarFilter:
             )
         return logits.masked_fill(~allowed.to(logits.device), CUT)
 
-    def again(self) -> GrammarFilter:
-        """The same for another text behind the same prompt."""
-        return self._grammar.filter(self._start)
+    def another(self, start: int) -> GrammarFilter:
+        """The same for another text, which begins behind ``start`` tokens of prompt."""
+        return self._grammar.filter(start)
 
     def ending(self, ids: Sequence[int]) -> Ending:
         """Whether the text may end behind ``ids``: "must" where nothing may follow."""

@@ -105,7 +105,7 @@ _NAMES = {str: "text", int: "a whole number", list: "a list"}
 
 def mark(job: Job, loaded: LoadedModel, sampler: Sampler, others: Mapping[str, Any]) -> str:
     """A few characters that differ where anything differs that a job's text depends on."""
-    filters = [repr(filter) for filter in sampler.filters]
+    filters = [repr(filter) for filter in sampler.filters if filter.name != "grammar"]  # its rules are among others
     all_of_it = [asdict(job), loaded.name, str(loaded.model.dtype), filters, dict(others)]
     return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -167,7 +167,7 @@ class Results:
 
 
 def result(job: Job, written: Written, mark: str) -> dict[str, Any]:
-    """What is kept of a text: logprobs in nats."""
+    """What is kept of a text: ``mean_logprob`` in nats a token, ``valid`` where a grammar was to be kept."""
     return {
         "id": job.id,
         "text": written.writing.text,
@@ -177,4 +177,5 @@ def result(job: Job, written: Written, mark: str) -> dict[str, Any]:
         "mean_logprob": written.mean_logprob,
         "seed": job.seed,
         "mark": mark,
+        **({} if written.writing.valid is None else {"valid": written.writing.valid}),
     }

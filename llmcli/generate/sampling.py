@@ -43,9 +43,9 @@ class Sampler:
         self._random = random.Random(seed)
         self._coming: deque[float] = deque()  # drawn already, because somebody asked what they will be
 
-    def reseeded(self, seed: int) -> Sampler:
-        """One for another text, with the same filters."""
-        return Sampler([f.again() if isinstance(f, GrammarFilter) else f for f in self.filters], seed)
+    def another(self, seed: int, start: int) -> Sampler:
+        """One with the same filters, for another text that begins behind ``start`` tokens of prompt."""
+        return Sampler([f.another(start) if isinstance(f, GrammarFilter) else f for f in self.filters], seed)
 
     @property
     def greedy(self) -> bool:

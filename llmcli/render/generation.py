@@ -8,8 +8,7 @@ from typing import TextIO
 from rich.color import ColorSystem
 from rich.style import Style
 
-from llmcli.render.terminal import band, say, styled
-from llmcli.render.tokens import printable
+from llmcli.render.terminal import band, printable, say, styled
 
 ENDINGS = {
     "length": "the limit of --max-tokens was reached",

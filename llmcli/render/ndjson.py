@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
@@ -19,8 +20,9 @@ if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch m
 
 
 def write(record: Mapping[str, Any], stream: TextIO) -> None:
-    """One line, at once."""
-    stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    """One line, at once; also those control characters as escapes that JSON allows and a terminal obeys."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    stream.write(re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
     stream.flush()
 
 
