@@ -13,7 +13,7 @@ from rich.text import Text
 
 from llmcli.render.terminal import console, printable, styled
 
-LEAST = 8  # cells of a column of text: it goes on in the next line, but not letter by letter
+LEAST = 4  # cells of a column of text, which goes on in the next line: with fewer it would be gone
 
 
 @dataclass(frozen=True)
