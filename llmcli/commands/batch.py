@@ -55,16 +55,18 @@ def batch(
 ) -> None:
     """Continue many prompts, side by side, from a file to a file.
 
-    IN.jsonl has a JSON object a line with a "prompt", and if wanted "id", "seed", "max_tokens" and "stop".
-    OUT.jsonl gets one for each: "id", "text", "finish" and more. A run that was stopped, even killed, goes on
-    where it was when the same command is given again. A line that cannot be used is told and left out.
+    IN.jsonl has a JSON object a line, with a "prompt" and, if wanted, "id",
+    "seed", "max_tokens" and "stop". OUT.jsonl gets one for each: "id", "text",
+    "finish" and more. A run that was stopped, even killed, goes on where it was
+    when the same command is given again. A line that cannot be used is told and
+    left out.
 
     Each prompt has draws of its own: its seed is --seed (0 if not given) plus its line, the first being 0.
 
     \b
     Examples:
       llmcli batch prompts.jsonl texts.jsonl
-      llmcli batch prompts.jsonl texts.jsonl --batch-size 32 -n 100 --temperature 0
+      llmcli batch prompts.jsonl texts.jsonl --batch-size 32 -n 100
     """
     from llmcli.generate.jobs import Results, Usual, read_jobs
 

@@ -63,8 +63,8 @@ overflow_option = click.option(
     default="error",
     show_default=True,
     metavar="WAY",
-    help="Of a prompt longer than the context: error, or cut its beginning (truncate-start). With shift a full context "
-    "also loses its older half, but for 4 tokens, and the text goes on.",
+    help="For too long a prompt: error, or cut its beginning (truncate-start). shift: a full context also goes on "
+    "without its older half.",
 )
 
 
