@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 import click
 
 from llmcli import __version__
-from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError
+from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, out_of_memory
 
 # Name -> one line for --help. A command's module is imported when it is called: some need torch.
 COMMANDS = {
     "generate": "Continue a text, one token after the other.",
+    "chat": "Talk with a model, turn by turn.",
     "tour": "How does a language model work? Eight stops.",
     "tokenize": "What does the model receive?",
     "neighbours": "Which tokens mean alike?",
@@ -115,14 +116,6 @@ def full_disk(error: Exception) -> LlmcliError | None:
     """A write that found no room, whoever wrote."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return LlmcliError("no space left to write to", "free some, or write elsewhere")
-    return None
-
-
-def out_of_memory(error: Exception) -> LlmcliError | None:
-    """torch and Python say "no memory" in several ways; one of ours for all of them."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return LlmcliError("out of memory", "use a smaller model, a shorter prompt or --dtype bfloat16")
     return None
 
 

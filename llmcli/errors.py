@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -27,3 +29,19 @@ class LlmcliError(Exception):
 def usage_error(message: str, hint: str = "") -> LlmcliError:
     """An error in what the user typed: same form, exit code 2."""
     return LlmcliError(message, hint, exit_code=EXIT_USAGE)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names what is spelt most like ``word``; empty where nothing is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), n=2)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def out_of_memory(error: Exception) -> LlmcliError | None:
+    """torch and Python say "no memory" in several ways; one of ours for all of them."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return LlmcliError("out of memory", "use a smaller model, a shorter prompt or --dtype bfloat16")
+    return None
