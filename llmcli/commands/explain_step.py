@@ -10,6 +10,7 @@ import click
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
+from llmcli.commands.overflow import fit, overflow_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import usage_error
@@ -17,6 +18,7 @@ from llmcli.errors import usage_error
 if TYPE_CHECKING:
     from llmcli.explain.step import StepReport
     from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.overflow import Overflow
     from llmcli.generate.sampling import Sampler
     from llmcli.generate.steps import Step
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many candidates to list.")
 @click.option("--temperatures", metavar="LIST", help="Compare temperatures, such as 0,0.5,1,1.5.")
+@overflow_option
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @form_options
 @model_options
@@ -36,6 +39,7 @@ def explain_step(
     index: int,
     top: int,
     temperatures: str | None,
+    overflow: Overflow,
     interactive: bool,
     form: Form,
     choice: ModelChoice,
@@ -61,25 +65,28 @@ def explain_step(
     from llmcli.render import ndjson
     from llmcli.render.step import print_step
 
-    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
     sampler = sampling.sampler(loaded)
     shape = {"top": top, "temperatures": warmths}
     if interactive:
         walk(loaded, sampler, ids, shape)
         return
-    report = report_of_step(loaded, sampler, ids, index, shape)
+    report = report_of_step(loaded, sampler, ids, index, overflow == "shift", shape)
     form.show(report, print_step, ndjson.step)
 
 
 def report_of_step(
-    loaded: LoadedModel, sampler: Sampler, ids: list[int], index: int, shape: dict[str, Any]
+    loaded: LoadedModel, sampler: Sampler, ids: list[int], index: int, rolls: bool, shape: dict[str, Any]
 ) -> StepReport:
     """The report of the index-th step of the same loop that `generate` runs. Errors: it ends before that."""
     from llmcli.explain.step import step_report
-    from llmcli.generate.steps import steps
+    from llmcli.generate.steps import roll, steps
 
     context = list(ids)
-    for step in steps(loaded.model, ids, sampler=sampler, max_new_tokens=index + 1, stop_ids=loaded.stop_ids):
+    stops, limit = loaded.stop_ids, loaded.model.config.max_position_embeddings
+    for step in steps(loaded.model, ids, sampler=sampler, max_new_tokens=index + 1, stop_ids=stops, rolls=rolls):
+        if step.position < len(context):
+            roll(context, limit)
         if step.index == index:
             return step_report(step, sampler, loaded.tokenizer, prompt_ids=ids, context_ids=context, **shape)
         context.append(step.token)

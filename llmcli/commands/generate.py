@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import Line, verbose_option
+from llmcli.commands.overflow import fit, overflow_option
 from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.samples import Samples, write_samples, write_samples_json
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, usage_error
 
 if TYPE_CHECKING:
     from llmcli.explain.generated import TokenReport
     from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.overflow import Overflow
     from llmcli.generate.sampling import Sampler
     from llmcli.generate.steps import Guesser
     from llmcli.generate.text import Generation
@@ -44,6 +47,11 @@ class GenerateCommand(click.Command):
     "--prompt-lookup", is_flag=True, help="Faster where the text repeats itself: guess from what was written."
 )
 @click.option("--draft-model", metavar="MODEL", help="Faster: let this smaller model of the same tokenizer guess.")
+@click.option("--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Write so many texts.")
+@click.option(
+    "--best-of", type=click.IntRange(min=1), help="Write so many texts, show the one the model finds most probable."
+)
+@overflow_option
 @click.option("--echo", is_flag=True, help="Write the prompt before the text.")
 @click.option(
     "--probs",
@@ -61,6 +69,9 @@ def generate(
     stop: tuple[str, ...],
     prompt_lookup: bool,
     draft_model: str | None,
+    num_samples: int,
+    best_of: int | None,
+    overflow: Overflow,
     echo: bool,
     probs: int | None,
     as_json: bool,
@@ -81,15 +92,36 @@ def generate(
         raise usage_error("--stop is empty", "give the text before which to end")
     if prompt_lookup and draft_model is not None:
         raise usage_error("--prompt-lookup and --draft-model exclude each other", "give one of them")
+    several = num_samples if best_of is None else best_of
+    if num_samples > 1 and best_of is not None:
+        raise usage_error("--num-samples and --best-of exclude each other", "give one of them")
+    if several > 1 and (prompt_lookup or draft_model is not None):
+        raise usage_error("several texts are written without guessing ahead", "leave out what guesses")
     text = prompt.read()
     loaded = choice.open()
 
     from llmcli.generate.text import Generation
 
-    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
+    ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
     sampler = sampling.sampler(loaded)
+    if several > 1:
+        options: Any = {"max_new_tokens": max_tokens, "stop": stop, "rolls": overflow == "shift"}
+        samples = Samples(loaded, ids, sampler, several, options, rivals=probs or (RIVALS if as_json else None))
+        if as_json:
+            write_samples_json(samples, best=best_of is not None)
+        else:
+            write_samples(samples, best=best_of is not None, echoed=text if echo else "")
+        sys.exit(EXIT_INTERRUPTED if samples.interrupted else EXIT_OK)
     guesser = make_guesser(loaded, choice, draft_model) if prompt_lookup or draft_model is not None else None
-    generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_tokens, stop=stop, guesser=guesser)
+    generation = Generation(
+        loaded,
+        ids,
+        sampler=sampler,
+        max_new_tokens=max_tokens,
+        stop=stop,
+        guesser=guesser,
+        rolls=overflow == "shift",
+    )
     tell_angles(generation.turned_for)
     if as_json:
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)
@@ -187,5 +219,6 @@ def write_text(
         decode_seconds=generation.decode_seconds,
         finish=generation.finish,
         seed=sampler.seed,
+        context=(generation.length, loaded.model.config.max_position_embeddings),
         guesses=guesses(generation) if verbose else None,
     )

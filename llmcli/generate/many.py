@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import Step, check_prompt, ended, next_logits
+from llmcli.generate.steps import Step, check_prompt, ended, next_logits, roll
 from llmcli.generate.text import Writing
 from llmcli.model.cache import KVCache
 from llmcli.model.rope import planned
 from llmcli.model.rows import Rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,27 @@ class Task:
     sampler: Sampler
     max_new_tokens: int
     stop: Sequence[str] = ()
+    rolls: bool = False  # as of ``steps``
 
 
 @dataclass(frozen=True)
 class Written:
-    """One step of a task: the text that it completes, and its writing so far. ``done`` with the last."""
+    """One step of a task: the text that it completes, and its writing so far. ``done`` with the last.
+
+    ``logprob`` is the sum of all its tokens' so far, in nats, by the model's own probabilities.
+    """
 
     task: Task
     writing: Writing
     step: Step
     text: str
+    logprob: float
     done: bool
+
+    @property
+    def mean_logprob(self) -> float:
+        """A token, so that a long text is no worse for its length."""
+        return self.logprob / self.writing.tokens
 
 
 def write_many(loaded: LoadedModel, tasks: Iterable[Task], size: int) -> Iterator[Written]:
@@ -56,6 +69,29 @@ def write_many(loaded: LoadedModel, tasks: Iterable[Task], size: int) -> Iterato
         yield from batch.advance()
 
 
+class InOrder(Generic[T]):
+    """What happens to texts 0, 1, 2 ... side by side, put in order: all of text 0 first, then of text 1."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[T]] = {}
+        self._ended: set[int] = set()
+        self._current = 0
+
+    def put(self, key: int, item: T, *, done: bool) -> list[T]:
+        """Whose turn it is now: this one, if it is its text's, and with a text's last those that waited behind."""
+        if done:
+            self._ended.add(key)
+        if key != self._current:
+            self._waiting.setdefault(key, []).append(item)
+            return []
+        ready = [item]
+        while self._current in self._ended:
+            self._ended.remove(self._current)
+            self._current += 1
+            ready += self._waiting.pop(self._current, [])
+        return ready
+
+
 @dataclass
 class _Text:
     """A task in the batch, and all tokens of it."""
@@ -63,6 +99,7 @@ class _Text:
     task: Task
     writing: Writing
     ids: list[int]
+    logprob: float = 0.0
 
 
 class Batch:
@@ -91,8 +128,12 @@ class Batch:
 
     def advance(self) -> Iterator[Written]:
         """One token more of each text."""
-        for row in reversed(range(len(self.texts))):
-            if self._rows.stale(row):
+        limit = self.loaded.model.config.max_position_embeddings
+        for row, text in reversed(list(enumerate(self.texts))):
+            full = len(text.ids) == limit
+            if full:
+                roll(text.ids, limit)
+            if full or self._rows.stale(row):
                 self._reread(row)
         logits = self._rows.step([text.ids[-1] for text in self.texts])
         written = [self._choose(text, row) for text, row in zip(self.texts, logits, strict=True)]
@@ -104,13 +145,15 @@ class Batch:
     def _choose(self, text: _Text, logits: Tensor) -> Written:
         """The token that follows, as the loop for one text chooses it."""
         task, position = text.task, len(text.ids)
-        first, limit = len(task.prompt_ids), self.loaded.model.config.max_position_embeddings
+        index, limit = text.writing.tokens, self.loaded.model.config.max_position_embeddings
         choice = task.sampler.choose(logits, text.ids)
-        finish = ended(choice.id, self.loaded.stop_ids, position, first + task.max_new_tokens, limit)
-        step = Step(position - first, position, choice.id, logits, choice, finish, None)
+        asked, room = task.max_new_tokens - index - 1, limit - position - 1 + task.rolls
+        finish = ended(choice.id, self.loaded.stop_ids, asked, room)
+        step = Step(index, position, choice.id, logits, choice, finish, None)
         text.ids.append(choice.id)
         chunk = text.writing.take(step)
-        return Written(task, text.writing, step, chunk, finish is not None or text.writing.stopped)
+        text.logprob += float(logits.log_softmax(dim=-1)[choice.id])
+        return Written(task, text.writing, step, chunk, text.logprob, finish is not None or text.writing.stopped)
 
     def _read(self, task: Task) -> tuple[KVCache, Tensor]:
         """A cache that holds the task's prompt, and the logits that follow."""
@@ -127,7 +170,7 @@ class Batch:
         """Turn a text's keys anew. It becomes the last."""
         text = self.texts[row]
         cache = self.loaded.model.new_cache()
-        cache.planned = len(text.ids)
+        cache.planned = self._rows.planned(row)
         next_logits(self.loaded.model, text.ids[:-1], cache)
         self._drop(row)
         self.texts.append(text)

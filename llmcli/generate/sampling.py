@@ -42,6 +42,10 @@ class Sampler:
         self._random = random.Random(seed)
         self._coming: deque[float] = deque()  # drawn already, because somebody asked what they will be
 
+    def reseeded(self, seed: int) -> Sampler:
+        """One for another text, with the same filters."""
+        return Sampler(self.filters, seed)
+
     @property
     def greedy(self) -> bool:
         return any(isinstance(filter, Temperature) and filter.value == 0 for filter in self.filters)

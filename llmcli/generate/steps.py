@@ -23,6 +23,7 @@ from llmcli.model.transformer import Transformer
 Finish = Literal["length", "stop_token", "context"]
 
 MOST_GUESSES = 8  # tokens that one pass checks beside the one that it must: more are seldom all right
+SINKS = 4  # tokens at the very beginning that a rolling context keeps: many heads rest on them (Xiao et al. 2023)
 PREFILL_CHUNK = 512  # positions a forward pass: bounds memory on long prompts at no cost in speed
 
 
@@ -59,12 +60,14 @@ def steps(
     cache: KVCache | None = None,
     observe: Collection[int] = (),
     guesser: Guesser | None = None,
+    rolls: bool = False,
 ) -> Generator[Step, int | None, None]:
     """Yield up to ``max_new_tokens`` steps that continue ``prompt_ids``.
 
     ``cache`` may hold a beginning of the prompt, which is not read again, and holds all but the last
     token afterwards. ``observe`` are indices of steps whose forward pass is traced. ``guesser`` lets one
-    pass check several tokens; see ``speculate``. Who iterates with ``send(token)`` puts that token in
+    pass check several tokens; see ``speculate``. Where the context ``rolls``, one that is full loses its older half
+    (see ``roll``), which ends the text otherwise. Who iterates with ``send(token)`` puts that token in
     place of the chosen one. Nothing is computed for zero tokens, nor after the last.
     Errors: an empty prompt, or one that leaves no room in the context.
     """
@@ -73,17 +76,18 @@ def steps(
     check_prompt(model, prompt_ids)
     cache = model.new_cache() if cache is None else cache
     assert cache.length < len(prompt_ids)
-    ids, first = list(prompt_ids), len(prompt_ids)
-    asked, limit = first + max_new_tokens, model.config.max_position_embeddings
-    cache.planned = planned(model.config.rope, first, min(asked, limit))
+    ids, index, limit = list(prompt_ids), 0, model.config.max_position_embeddings
+    cache.planned = planned(model.config.rope, len(ids), min(len(ids) + max_new_tokens, limit))
     try:
         while True:
+            if len(ids) == limit:
+                cache.truncate(roll(ids, limit))
             forget_stale(model, len(ids), cache)
-            index = len(ids) - first
             trace = Trace(rows=slice(-1, None)) if index in observe else None
             guesses: list[int] = []
             if guesser is not None and trace is None:
-                room = min((*(i - index for i in observe if i > index), asked - len(ids), limit - len(ids))) - 1
+                seen = [i - index for i in observe if i > index]
+                room = min(*seen, max_new_tokens - index, limit - len(ids)) - 1
                 guesses = guesser.guess(ids, min(room, MOST_GUESSES), sampler)
                 unread = len(ids) - cache.length
                 if model.span(cache, unread + len(guesses)) != model.span(cache, unread):
@@ -94,10 +98,11 @@ def steps(
                 logits_behind(model, passed, cache, 1 + len(guesses), trace), [*guesses, None], strict=True
             ):
                 choice, position = sampler.choose(logits, ids), len(ids)
-                finish = ended(choice.id, stop_ids, position, asked, limit)
-                instead = yield Step(position - first, position, choice.id, logits, choice, finish, trace)
+                finish = ended(choice.id, stop_ids, max_new_tokens - index - 1, limit - position - 1 + rolls)
+                instead = yield Step(index, position, choice.id, logits, choice, finish, trace)
                 if finish:
                     return
+                index += 1
                 ids.append(choice.id if instead is None else instead)
                 if guesser is None or guess != ids[-1]:
                     break
@@ -107,13 +112,20 @@ def steps(
         cache.truncate(min(cache.length, len(ids)))
 
 
-def ended(token: int, stop_ids: Collection[int], position: int, asked: int, limit: int) -> Finish | None:
-    """Why the token at ``position`` is the last, if it is: ``asked`` tokens were asked for, ``limit`` fit."""
+def ended(token: int, stop_ids: Collection[int], asked: int, room: int) -> Finish | None:
+    """Why a token is the last, if it is: ``asked`` more were asked for, ``room`` more fit behind it."""
     if token in stop_ids:
         return "stop_token"
-    if position + 1 == asked:
+    if asked == 0:
         return "length"
-    return "context" if position + 1 >= limit else None
+    return "context" if room <= 0 else None
+
+
+def roll(ids: list[int], limit: int) -> int:
+    """Take the older half out of a full context, but for its first few tokens; how many those are."""
+    kept = min(SINKS, limit // 4)
+    del ids[kept : len(ids) - limit // 2]
+    return kept
 
 
 def check_prompt(model: Transformer, prompt_ids: Sequence[int]) -> None:

@@ -19,12 +19,16 @@ Ended = Finish | Literal["stop_string", "interrupted"]
 
 
 class Writing:
-    """The text that steps make: what each completes, ``text`` so far, its ``tokens``, and how it ended."""
+    """The text that steps make: what each completes, ``text`` so far, its ``tokens``, and how it ended.
+
+    ``length`` is how many tokens of the context are taken, prompt and all.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.finish: Ended = "length"
         self.text = ""
         self.tokens = 0
+        self.length = len(prompt_ids)
         self._stream = TextStream(tokenizer, prompt_ids, stop)
 
     @property
@@ -35,6 +39,7 @@ class Writing:
     def take(self, step: Step) -> str:
         """The text that a step completes; that of the last includes what was held back."""
         self.tokens += 1
+        self.length = step.position + 1
         # The token that ends a text is no part of it, special or not.
         text = self._stream.feed(step.token) if step.finish != "stop_token" else ""
         if step.finish:
@@ -71,6 +76,7 @@ class Generation(Writing):
         stop: Sequence[str] = (),
         guesser: Guesser | None = None,
         cache: KVCache | None = None,
+        rolls: bool = False,
     ) -> None:
         super().__init__(loaded.tokenizer, prompt_ids, stop)
         self.prompt_tokens = len(prompt_ids)
@@ -86,6 +92,7 @@ class Generation(Writing):
             stop_ids=loaded.stop_ids,
             cache=cache,
             guesser=guesser,
+            rolls=rolls,
         )
 
     def __iter__(self) -> Iterator[tuple[Step, str]]:

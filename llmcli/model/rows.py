@@ -72,9 +72,13 @@ class Rows:
             numbers.pop()
         self._fit()
 
+    def planned(self, row: int) -> int:
+        """The length that decides a text's angles: what it was planned for, or will have with one more position."""
+        return max(self.lengths[row] + 1, self._planned[row])
+
     def stale(self, row: int) -> bool:
         """Whether one more position would turn a text by other angles than its keys were: then read it anew."""
-        return span(self.model.config.rope, max(self.lengths[row] + 1, self._planned[row])) != self._spans[row]
+        return span(self.model.config.rope, self.planned(row)) != self._spans[row]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:

@@ -55,16 +55,18 @@ def print_summary(
     decode_seconds: float,
     finish: str,
     seed: int,
+    context: tuple[int, int],
     guesses: tuple[int, int] | None = None,
 ) -> None:
-    """Counts, speeds, why it stopped, and the seed that repeats it."""
+    """Counts, speeds, why it stopped, and the seed that repeats it. ``context`` is what is taken, and the limit."""
     # The first token comes from prefill; the loop's own speed is that of the others.
     decode = f"{(tokens - 1) / decode_seconds:.0f} tokens/s" if tokens > 1 and decode_seconds > 0 else "-"
     prefill = f"{prompt_tokens / prefill_seconds:.0f} tokens/s" if prefill_seconds > 0 else "-"
     ahead = "" if guesses is None else f" | guessed {guesses[0]}, kept {guesses[1]}, rejected {guesses[0] - guesses[1]}"
     note(
         f"{tokens} tokens, decode {decode} | prompt {prompt_tokens} tokens, prefill {prefill} | "
-        f"first token after {prefill_seconds:.2f} s | stopped: {ENDINGS[finish]} | seed {seed}{ahead}",
+        f"first token after {prefill_seconds:.2f} s | context {context[0]} of {context[1]} | "
+        f"stopped: {ENDINGS[finish]} | seed {seed}{ahead}",
         stream,
     )
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch m
     from llmcli.explain.step import StepReport
     from llmcli.explain.tokens import Tokenization
     from llmcli.hub.cache import OnDisk
+    from llmcli.render.samples import SampleRow
     from llmcli.text.tokenizer import Token
 
 
@@ -88,6 +89,21 @@ def generation_end(
         "decode_seconds": decode_seconds,
     }
     return end if guesses is None else {**end, "guessed": guesses[0], "kept": guesses[1]}
+
+
+def of_sample(sample: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of one of several texts."""
+    return {"type": record["type"], "sample": sample, **record}
+
+
+def sample_end(row: SampleRow) -> dict[str, Any]:
+    return {
+        "type": "end",
+        "finish": row.finish,
+        "text": row.text,
+        "tokens": row.tokens,
+        "mean_logprob": row.mean_logprob,
+    }
 
 
 def tokenization(report: Tokenization) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""``generate --num-samples``, ``--best-of`` and ``--context-overflow``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from tests.commands.conftest import records
+
+Run = Callable[..., Result]
+
+
+def texts(run: Run, model: Path, *options: object) -> list[list[dict[str, Any]]]:
+    """The records of each sample, by the order of the lines."""
+    found: list[list[dict[str, Any]]] = []
+    for record in records(run("generate", "The", "-m", model, "--seed", 5, "-n", 12, "--json", *options)):
+        if record["type"] == "start":
+            found.append([])
+        found[-1].append(record)
+    return found
+
+
+def test_samples_are_the_texts_of_their_seeds(run: Run, model: Path) -> None:
+    samples = texts(run, model, "--num-samples", 4)
+    assert [start["seed"] for start, *_ in samples] == [5, 6, 7, 8]
+    for n, (start, *tokens, end) in enumerate(samples):
+        assert {record["sample"] for record in (start, *tokens, end)} == {n}
+        alone = records(run("generate", "The", "-m", model, "--seed", 5 + n, "-n", 12, "--json"))
+        assert end["text"] == alone[-1]["text"]
+        assert [token["id"] for token in tokens] == [token["id"] for token in alone[1:-1]]
+        mean = sum(token["logprob"] for token in tokens) / len(tokens)
+        assert end["mean_logprob"] == pytest.approx(mean, abs=1e-5)
+        assert end["tokens"] == len(tokens)
+
+
+def test_the_best_is_the_most_probable(run: Run, model: Path) -> None:
+    samples = texts(run, model, "--num-samples", 6)
+    (best,) = texts(run, model, "--best-of", 6)
+    assert best == max(samples, key=lambda sample: sample[-1]["mean_logprob"])
+
+
+def test_text_is_labelled_and_in_order(run: Run, model: Path) -> None:
+    ends = [sample[-1] for sample in texts(run, model, "--num-samples", 3)]
+    result = run("generate", "The", "-m", model, "--seed", 5, "-n", 12, "--num-samples", 3, "--echo")
+    expected = [f"--- sample {n}, seed {5 + n} ---\nThe{end['text'].rstrip(chr(10))}\n" for n, end in enumerate(ends)]
+    assert result.stdout == "\n".join(expected)
+    assert "3 samples, " in result.stderr
+    best = run("generate", "The", "-m", model, "--seed", 5, "-n", 12, "--best-of", 3)
+    assert "---" not in best.stdout
+    assert [line for line in best.stderr.splitlines() if line.startswith("→")]
+
+
+def test_probabilities_stand_below_each(run: Run, model: Path) -> None:
+    result = run("generate", "The", "-m", model, "--seed", 5, "-n", 4, "--num-samples", 2, "--probs")
+    assert result.stderr.count("most probable") == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--num-samples", 2, "--best-of", 2), ("--best-of", 2, "--prompt-lookup"), ("--num-samples", 0)],
+    ids=str,
+)
+def test_bad_options(run: Run, options: tuple[object, ...]) -> None:
+    result = run("generate", "x", "-m", "no such model", *options)
+    assert result.exit_code == 2
+    assert "no such model" not in result.stderr
+
+
+# --- the context ---
+
+LONG = "The old fox met a hen by the river. " * 20
+
+
+def test_a_long_prompt_is_an_error_unless_told_otherwise(run: Run, model: Path) -> None:
+    result = run("generate", LONG, "-m", model, "-n", 3)
+    assert result.exit_code == 2
+    assert "--context-overflow truncate-start" in result.stderr
+    for overflow, left in (("truncate-start", 48), ("shift", 36)):
+        result = run("generate", LONG, "-m", model, "-n", 3, "--json", "--context-overflow", overflow)
+        start, *_ = records(result)
+        assert len(start["prompt_ids"]) == left
+        assert "from its beginning are cut" in result.stderr
+
+
+ON = ("--seed", 1, "--logit-bias", "1=-inf")  # token 1 would end the text
+
+
+def test_shift_goes_on_and_explain_step_knows(run: Run, model: Path) -> None:
+    common = ("The old", "-m", model, *ON, "--context-overflow", "shift")
+    _, *tokens, end = records(run("generate", *common, "-n", 100, "--json"))
+    assert (len(tokens), end["finish"]) == (100, "length")
+    for index in (20, 64, 99):
+        (report,) = records(run("explain-step", *common, "--step", index, "--json"))
+        assert report["chosen"]["id"] == tokens[index]["id"]
+        assert report["chosen"]["p_final"] == pytest.approx(tokens[index]["final_prob"], abs=1e-5)
+        assert len(report["context_ids"]) < 64
+
+
+def test_counts_are_always_shown(run: Run, model: Path) -> None:
+    result = run("generate", "The old", "-m", model, "-n", 100, *ON)
+    assert "context 64 of 64 | stopped: the model's context is full" in result.stderr
