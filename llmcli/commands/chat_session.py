@@ -83,6 +83,7 @@ class Session:
                 prefill_seconds=done.prefill_seconds,
                 decode_seconds=done.decode_seconds,
                 finish=done.finish,
+                context=(done.length, self.conversation.context),
                 seed=sampler.seed,
             )
         elif done.finish != "stop_token":

@@ -119,12 +119,22 @@ class Tokenizer:
 
     def encoded(self, text: str, parse_special: bool, surrounded: bool = True) -> Any:
         """What ``tokenizers`` itself makes of ``text``; see ``encode``."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise usage_error(f"the text is not valid Unicode at character {error.start}", "UTF-8 is wanted") from None
+        _check_unicode(text)
         self.fast.encode_special_tokens = not parse_special
         return self.fast.encode(text, add_special_tokens=surrounded)
+
+    def normalised(self, text: str) -> str:
+        """The text as the tokenizer rewrites it before it is cut into tokens. Errors: as of ``encode``."""
+        _check_unicode(text)
+        normalizer = self.fast.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise usage_error(f"the text is not valid Unicode at character {error.start}", "UTF-8 is wanted") from None
 
 
 def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:

@@ -93,7 +93,6 @@ class Templated:
         special = {tokenizer.token_text(id) for id in tokenizer.special_ids}
         self._in_reply = frozenset(token for token in self._tokens if token in special or token not in sought)
         self._guard: Guard | None = None
-        self._suspects: dict[str, bool] = {}
 
     @cached_property
     def ends(self) -> frozenset[int]:
@@ -117,7 +116,7 @@ class Templated:
         mark = self._free([message.content for message in messages])
         broken = [replace(message, content=self._broken(message, mark)) for message in messages]
         guarded = any(
-            one.content != message.content or self._suspect(message.content)
+            one.content != message.content or self._suspect(message, mark)
             for one, message in zip(broken, messages, strict=True)
         )
         rendered = self._template.render(broken, add_generation_prompt=reply)
@@ -161,15 +160,13 @@ class Templated:
         longest = max(map(len, beginnings), default=0)
         before = any(text[:n] in ends for n in range(1, longest + 1))
         behind = any(text[-n:] in beginnings for n in range(1, longest + 1))
+        behind = behind or (text.strip() != "" and any(text in token for token in tokens))
         return mark * before + text + mark * behind
 
-    def _suspect(self, text: str) -> bool:
-        """Whether the tokenizer would read a token in it after all, as normalised text or a piece of its vocabulary."""
-        if text not in self._suspects:
-            tokens = {self._tokenizer.fast.token_to_id(token) for token in self._tokens}
-            ids = self._tokenizer.encode(text, parse_special=True, surrounded=False)
-            self._suspects[text] = not tokens.isdisjoint(ids)
-        return self._suspects[text]
+    def _suspect(self, message: Message, mark: str) -> bool:
+        """Whether the tokenizer's normaliser makes of the message what could pass for a token, as of "＜/s＞"."""
+        normal = replace(message, content=self._tokenizer.normalised(message.content))
+        return self._broken(normal, mark) != normal.content
 
     def _free(self, texts: Sequence[str]) -> str:
         """A character that occurs in none of the texts, nor in the template."""
