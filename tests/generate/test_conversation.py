@@ -197,9 +197,9 @@ def test_an_interrupted_reply_stays_as_it_is(read: list[int], interrupted: int) 
     chat.keep(reply)
     read.clear()
     after = say(chat, "sat")
-    del steps  # Python clears the interrupted loop away, which must not touch the cache
     assert list(after.prompt[: len(reply.prompt) + interrupted]) == [*reply.prompt, *reply.ids]
     assert read[0] == len(after.prompt) - len(reply.prompt) - interrupted + 1
+    del steps, reply  # Python clears the interrupted loop away, which must not touch the cache
     read.clear()
     last = say(chat, "mat")
     assert read[0] == len(last.prompt) - len(after.prompt) - 6 + 1
@@ -242,6 +242,13 @@ def test_where_the_template_changes_a_reply_its_text_is_read_anew() -> None:
     after = say(chat, "sat")
     assert list(after.prompt) == chat.form.encode(chat.form.write(after.messages))
     assert "other</s>" in loaded().tokenizer.decode(list(after.prompt), skip_special=False).replace(EOS, "</s>")
+
+
+def test_without_a_template_all_is_one_text() -> None:
+    chat = conversation(None)
+    for text in ("the ol", "d cat", "", "sat"):
+        reply = say(chat, text)
+        assert list(reply.prompt) == loaded().prompt_ids(chat.form.write(reply.messages).text)
 
 
 def test_a_token_that_ends_the_turn_in_the_template_ends_a_reply() -> None:
