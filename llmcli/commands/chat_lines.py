@@ -95,7 +95,7 @@ class Edited:
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             multiline=True,
-            prompt_continuation=MORE,
+            prompt_continuation=lambda width, line, wraps: "" if wraps else MORE,  # long lines are only wrapped
             key_bindings=_keys(),
             output=output,
         )
