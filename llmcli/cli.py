@@ -15,7 +15,15 @@ import click
 
 from llmcli.commands.helping import write_groups
 from llmcli.commands.version import print_version
-from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_READER_GONE, LlmcliError, did_you_mean, usage_error
+from llmcli.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_READER_GONE,
+    LlmcliError,
+    did_you_mean,
+    out_of_memory,
+    usage_error,
+)
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "Write": {
         "generate": "Continue a text, one token after the other.",
+        "chat": "Talk with a model, turn by turn.",
         "batch": "Continue many prompts, from a file to a file.",
     },
     "See inside": {
@@ -174,14 +183,6 @@ def full_disk(error: Exception) -> LlmcliError | None:
     """A write that found no room, whoever wrote."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return LlmcliError("no space left to write to", "free some, or write elsewhere")
-    return None
-
-
-def out_of_memory(error: Exception) -> LlmcliError | None:
-    """torch and Python say "no memory" in several ways; one of ours for all of them."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return LlmcliError("out of memory", "use a smaller model, a shorter prompt or --dtype bfloat16")
     return None
 
 

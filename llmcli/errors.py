@@ -38,3 +38,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = get_close_matches(word, list(known), n=2)
     return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def out_of_memory(error: Exception) -> LlmcliError | None:
+    """torch and Python say "no memory" in several ways; one of ours for all of them."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return LlmcliError("out of memory", "use a smaller model, a shorter prompt or --dtype bfloat16")
+    return None

@@ -18,6 +18,8 @@ FORBIDDEN = {
     "rich": set(LAYERS) - {"render"},
     "click": set(LAYERS) - {"commands", "cli"},
     "torch": {"errors", "text", "hub", "render", "cli", "__main__"},
+    "jinja2": set(LAYERS) - {"text"},
+    "prompt_toolkit": set(LAYERS) - {"commands"},
     "huggingface_hub": set(LAYERS) - {"hub"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -57,7 +59,7 @@ def test_imports_run_downwards(path: Path) -> None:
 
 
 def test_commands_import_nothing_heavy_before_they_run() -> None:
-    heavy = {"torch", "tokenizers", "safetensors", "rich", "numpy", "llguidance"}
+    heavy = {"torch", "tokenizers", "safetensors", "rich", "numpy", "llguidance", "prompt_toolkit"}
     for path in (PACKAGE / "commands").glob("*.py"):
         assert not heavy & {name.split(".")[0] for name in imports(path, top_level=True)}, path
 

@@ -33,11 +33,14 @@ class LoadedModel:
         return frozenset((*self.model.config.eos_token_ids, *self.defaults.stop_ids))
 
     def prompt_ids(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Ids of a prompt; an empty one is the model's BOS token alone, where it has one.
+        """Ids of a prompt, ``readable``."""
+        return self.readable(self.tokenizer.encode(text, parse_special=parse_special))
+
+    def readable(self, ids: list[int]) -> list[int]:
+        """Ids as the model can read them: none become its BOS token alone, where it has one.
 
         Errors: a token that the model's embedding has no row for.
         """
-        ids = self.tokenizer.encode(text, parse_special=parse_special)
         bos, rows = self.model.config.bos_token_id, self.model.config.vocab_size
         ids = ids if ids or bos is None else [bos]
         if max(ids, default=0) >= rows:

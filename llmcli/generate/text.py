@@ -9,6 +9,7 @@ from typing import Literal
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Finish, Guesser, Step, steps
+from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.rope import planned, span
 from llmcli.text.stream import TextStream
@@ -65,7 +66,7 @@ class Generation(Writing):
 
     ``prefill_seconds`` run from the start to the first token, ``decode_seconds`` from there to the end.
     ``turned_for`` is the length in tokens that positions were fixed for, where the model's angles
-    depend on it (see ``rope.planned``), else 0.
+    depend on it (see ``rope.planned``), else 0. ``cache`` may hold a beginning of the prompt; see ``steps``.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Generation(Writing):
         max_new_tokens: int,
         stop: Sequence[str] = (),
         guesser: Guesser | None = None,
+        cache: KVCache | None = None,
         rolls: bool = False,
     ) -> None:
         super().__init__(loaded.tokenizer, prompt_ids, stop)
@@ -93,6 +95,7 @@ class Generation(Writing):
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             stop_ids=loaded.stop_ids,
+            cache=cache,
             guesser=guesser,
             rolls=rolls,
         )
@@ -106,7 +109,12 @@ class Generation(Writing):
             self.decode_seconds = time.perf_counter() - began - self.prefill_seconds
             yield step, text
             if self.stopped:
+                self._steps.close()
                 return
+
+    def interrupt(self) -> str:
+        self._steps.close()  # or it would cut its cache when Python clears it away, which may be much later
+        return super().interrupt()
 
 
 def planned_angles(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:

@@ -48,13 +48,13 @@ class Tokenizer:
         """Every id that has a token, in order."""
         return sorted(set(self.fast.get_vocab(with_added_tokens=True).values()))
 
-    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Ids of ``text``, with the tokens (such as BOS) that the tokenizer puts around every text.
+    def encode(self, text: str, *, parse_special: bool = False, surrounded: bool = True) -> list[int]:
+        """Ids of ``text``, ``surrounded`` by the tokens (such as BOS) that the tokenizer puts around every text.
 
         ``parse_special`` reads special tokens written in the text as what they stand for.
         Errors: text that is not Unicode (lone surrogates, from undecodable bytes).
         """
-        return list(self.encoded(text, parse_special).ids)
+        return list(self.encoded(text, parse_special, surrounded).ids)
 
     def tokens(self, text: str, *, parse_special: bool = False) -> list[Token]:
         """``encode``, each id with its bytes and its place in the text."""
@@ -117,14 +117,24 @@ class Tokenizer:
             return f"<unused {id}>"
         return self.token_bytes(id).decode("utf-8", "replace")
 
-    def encoded(self, text: str, parse_special: bool) -> Any:
+    def encoded(self, text: str, parse_special: bool, surrounded: bool = True) -> Any:
         """What ``tokenizers`` itself makes of ``text``; see ``encode``."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise usage_error(f"the text is not valid Unicode at character {error.start}", "UTF-8 is wanted") from None
+        _check_unicode(text)
         self.fast.encode_special_tokens = not parse_special
-        return self.fast.encode(text)
+        return self.fast.encode(text, add_special_tokens=surrounded)
+
+    def normalised(self, text: str) -> str:
+        """The text as the tokenizer rewrites it before it is cut into tokens. Errors: as of ``encode``."""
+        _check_unicode(text)
+        normalizer = self.fast.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise usage_error(f"the text is not valid Unicode at character {error.start}", "UTF-8 is wanted") from None
 
 
 def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llmcli.train.corpus import Corpus
 from llmcli.train.loop import train
 from llmcli.train.recipe import Recipe
 from llmcli.train.run import begin
+from llmcli.train.vocabulary import BOS, EOS
 
 TEXTS = [
     f"The {a} fox met a {b} by the river. They sang song number {n}! \U0001f642"
@@ -47,6 +49,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in train(recipe, corpus, begin(out, recipe, corpus), out, device=torch.device("cpu")):
         pass
     return out
+
+
+@pytest.fixture(scope="session")
+def chat_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a chat template of its tokenizer's special tokens, and a context of 4096 tokens."""
+    folder = tmp_path_factory.mktemp("models") / "chatty"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ bos_token }}assistant: {% endif %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": BOS, "eos_token": EOS}))
+    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,141 @@
+"""``llmcli chat``: talk with a model, turn by turn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llmcli.commands.chat_actions import completions, resume, set_system
+from llmcli.commands.chat_lines import Lines, lines
+from llmcli.commands.chat_session import Session
+from llmcli.commands.chat_settings import Settings
+from llmcli.commands.command import Command
+from llmcli.commands.helping import heading
+from llmcli.commands.model import ModelChoice, find_model, model_options
+from llmcli.commands.options import verbose_option
+from llmcli.commands.sampling import Sampling, sampling_options
+from llmcli.errors import EXIT_INTERRUPTED, LlmcliError, usage_error
+
+if TYPE_CHECKING:
+    from llmcli.generate.conversation import Conversation
+    from llmcli.text.chat import ChatTemplate
+    from llmcli.text.turns import Templated
+
+
+@click.command(cls=Command)
+@heading("Chat")
+@click.option("--system-prompt", "-s", metavar="TEXT", help="What the model is told before the first turn.")
+@click.option("--raw", is_flag=True, help="Without a chat template: each turn continues one text, on a new line.")
+@click.option(
+    "--chat",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Go on with the chat in FILE if it is there, and save it after every turn.",
+)
+@model_options
+@sampling_options
+@heading("Length")
+@click.option(
+    "--max-tokens",
+    "--max-new-tokens",
+    "-n",
+    type=click.IntRange(min=1),
+    default=2048,
+    show_default=True,
+    help="Write at most so many tokens in a reply.",
+)
+@verbose_option
+def chat(
+    system_prompt: str | None,
+    raw: bool,
+    file: Path | None,
+    choice: ModelChoice,
+    sampling: Sampling,
+    max_tokens: int,
+    verbose: bool,
+) -> None:
+    """Talk with a model that was taught to chat, or with --raw let any model go on with what you write.
+
+    Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands. A line that ends in a backslash goes on
+    in the next. Through a pipe, each line is a turn; replies go to stdout, everything else to stderr.
+
+    \b
+    Examples:
+      llmcli chat --raw
+      llmcli chat --raw --temperature 0.5 --chat story.json
+      llmcli chat -m HuggingFaceTB/SmolLM2-135M-Instruct -s "Be brief."
+    """
+    if raw and system_prompt:
+        raise usage_error("--raw knows no system prompt", "leave one of them out")
+    template = None if raw else template_of(choice)
+    loaded = choice.open()
+
+    from llmcli.generate.conversation import Conversation
+    from llmcli.render.generation import note
+    from llmcli.text.turns import Plain, Templated
+
+    form = Plain(loaded.tokenizer) if template is None else Templated(template, loaded.tokenizer)
+    settings = Settings(click.get_current_context(), sampling, loaded)
+    session = Session(Conversation(loaded, form), settings, raw, file, verbose)
+    begin(session, system_prompt)
+    if isinstance(form, Templated):
+        warn_of_doubled(form, session.conversation)
+    help = "; /help lists the commands, Ctrl-D leaves" if sys.stdin is not None and sys.stdin.isatty() else ""
+    note(f"{loaded.name}; seed {settings.seed}{help}", sys.stderr)
+    converse(session, lines(lambda line: completions(session, line)))
+
+
+def template_of(choice: ModelChoice) -> ChatTemplate:
+    """The model's chat template, before its weights are read. Errors: it has none."""
+    from llmcli.hub.cache import name_of
+    from llmcli.text.chat import find_template
+
+    folder = find_model(choice.model, choice.offline)
+    template = find_template(folder)
+    if template is None:
+        raise LlmcliError(
+            f"{name_of(folder)} has no chat template: it was not taught to chat",
+            "with --raw it goes on with what you write",
+        )
+    return template
+
+
+def begin(session: Session, system_prompt: str | None) -> None:
+    """The chat of --chat's file, if it is there, and the system prompt."""
+    from llmcli.text.transcript import read_transcript
+
+    if session.file is not None and session.file.exists():
+        resume(session, read_transcript(session.file))
+    if system_prompt:
+        set_system(session, system_prompt)
+
+
+def warn_of_doubled(form: Templated, conversation: Conversation) -> None:
+    """Try the template before anything is typed; say so if it begins with the same special token twice."""
+    from llmcli.render.generation import note
+    from llmcli.text.chat import Message
+
+    doubled = form.doubled(conversation.messages or (Message("user", "?"),))
+    if doubled is not None:
+        note(f"the chat template puts {doubled} twice before every conversation", sys.stderr)
+
+
+def converse(session: Session, source: Lines) -> None:
+    """Turn after turn, until the lines end."""
+    from llmcli.render.generation import note
+
+    while True:
+        try:
+            session.take(source.read())
+        except EOFError:
+            return
+        except LlmcliError as error:  # of a line that cannot be read
+            session.tell(error)
+        except KeyboardInterrupt:
+            if sys.stdin is None or not sys.stdin.isatty():
+                sys.exit(EXIT_INTERRUPTED)
+            note("Ctrl-D or /quit leaves", sys.stderr)

@@ -1,0 +1,191 @@
+"""The commands that a chat knows, each a line that begins with a slash."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmcli.errors import did_you_mean, usage_error
+
+if TYPE_CHECKING:
+    from llmcli.commands.chat_session import Session
+    from llmcli.generate.conversation import Messages
+
+TOP = 10  # candidates that /explain lists
+
+
+@dataclass(frozen=True)
+class Action:
+    """``argument`` as /help shows it, what it does in a few words, and what does it."""
+
+    argument: str
+    help: str
+    run: Callable[[Session, str], None]
+
+
+def act(session: Session, line: str) -> None:
+    """Do what a line such as "/set temperature 0.5" says. Errors: no such command, or a wrong argument."""
+    name, _, argument = line[1:].partition(" ")
+    name = name.strip()
+    if name not in ACTIONS:
+        hint = (
+            did_you_mean(f"/{name}", [f"/{known}" for known in ACTIONS])
+            or "/help lists them; a text that begins with / is typed with //"
+        )
+        raise usage_error(f"there is no command /{name}", hint)
+    ACTIONS[name].run(session, argument.strip())
+
+
+def completions(session: Session, line: str) -> Sequence[str]:
+    """What may stand in the place of the last word of ``line``: a command, or what /set can set."""
+    command, space, word = line.partition(" ")
+    if not line.startswith("/") or " " in word:
+        return []
+    if not space:
+        return [f"/{name}" for name in ACTIONS if f"/{name}".startswith(command)]
+    return [name for name in session.settings.names if command == "/set" and name.startswith(word)]
+
+
+def show_help(session: Session, argument: str) -> None:
+    from llmcli.render.chat import print_actions
+
+    print_actions([(f"/{name} {action.argument}".strip(), action.help) for name, action in ACTIONS.items()], sys.stderr)
+
+
+def set_system(session: Session, argument: str) -> None:
+    """Only if the template has a place for it."""
+    from llmcli.text.chat import Message
+
+    if session.raw:
+        raise usage_error("--raw knows no system prompt", "a model with a chat template does")
+    chat = session.conversation
+    rest = tuple(message for message in chat.messages if message.role != "system")
+    messages = ((Message("system", argument),) if argument else ()) + rest
+    chat.form.write(messages if rest else (*messages, Message("user", "?")))
+    chat.messages = messages
+    _note("the system prompt is set" if argument else "there is no system prompt")
+
+
+def regenerate(session: Session, argument: str) -> None:
+    messages = session.conversation.messages
+    if messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    if not messages or messages[-1].role != "user":
+        raise usage_error("there is no reply to write anew", "say something first")
+    session.answer(messages)
+
+
+def undo(session: Session, argument: str) -> None:
+    messages = session.conversation.messages
+    asked = [n for n, message in enumerate(messages) if message.role == "user"]
+    if not asked:
+        raise usage_error("there is no turn to take back", "say something first")
+    session.conversation.messages = messages[: asked[-1]]
+    _note(f"taken back: {_beginning(messages[asked[-1]].content)}")
+
+
+def save(session: Session, argument: str) -> None:
+    from llmcli.text.transcript import write_transcript
+
+    path = _path(argument)
+    write_transcript(path, session.conversation.loaded.name, session.conversation.messages)
+    _note(f"saved {path}")
+
+
+def load(session: Session, argument: str) -> None:
+    from llmcli.text.transcript import read_transcript
+
+    path = _path(argument)
+    resume(session, read_transcript(path))
+    _note(f"loaded {path}: {len(session.conversation.messages)} messages")
+
+
+def resume(session: Session, messages: Messages) -> None:
+    """Go on from ``messages``. Errors: the template refuses them."""
+    if messages:
+        session.conversation.form.write(messages)
+    session.conversation.messages = messages
+    if messages and messages[-1].role == "user":
+        _note("the last message has no reply yet: /regenerate writes one")
+
+
+def change(session: Session, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    value = value.strip()
+    if not name or not value:
+        raise usage_error("/set takes a name and a value", "as in /set temperature 0.5")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    session.settings.set(name, value)
+    _note(f"{name.removeprefix('--')} is {value}")
+
+
+def probs(session: Session, argument: str) -> None:
+    session.probs = not session.probs
+    _note("probabilities are shown" if session.probs else "probabilities are no longer shown")
+
+
+def explain(session: Session, argument: str) -> None:
+    from llmcli.explain.step import step_report
+    from llmcli.render.step import print_step
+
+    try:
+        index = int(argument or -1)
+    except ValueError:
+        raise usage_error(f"{argument!r} is no number", "/explain 0 is the reply's first token") from None
+    chat = session.conversation
+    step, context = chat.step(index)
+    assert chat.last is not None
+    report = step_report(
+        step, chat.last.sampler, chat.loaded.tokenizer, prompt_ids=chat.last.prompt, context_ids=context, top=TOP
+    )
+    print_step(report, sys.stderr)
+
+
+def tokens(session: Session, argument: str) -> None:
+    from llmcli.render.chat import print_sizes
+
+    chat = session.conversation
+    if not chat.messages:
+        _note(f"nothing was said yet; the model's context is {chat.context} tokens")
+        return
+    print_sizes(chat.messages, chat.sizes(), chat.context, sys.stderr)
+
+
+def leave(session: Session, argument: str) -> None:
+    raise EOFError
+
+
+def _path(argument: str) -> Path:
+    if not argument:
+        raise usage_error("no file is named", "as in /save chat.json")
+    return Path(argument).expanduser()
+
+
+def _beginning(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _note(text: str) -> None:
+    from llmcli.render.generation import note
+    from llmcli.render.terminal import one_line
+
+    note(one_line(text), sys.stderr)
+
+
+ACTIONS = {
+    "help": Action("", "list these commands", show_help),
+    "system": Action("[TEXT]", "set the system prompt, or without TEXT take it away", set_system),
+    "regenerate": Action("", "write the last reply anew", regenerate),
+    "undo": Action("", "take the last turn back", undo),
+    "save": Action("FILE", "save the chat as JSON", save),
+    "load": Action("FILE", "go on with a saved chat in the place of this one", load),
+    "set": Action("NAME VALUE", "change an option, as in /set temperature 0.5", change),
+    "probs": Action("", "show the probabilities of what follows, or stop that", probs),
+    "explain": Action("[N]", "show how the last token of the reply was chosen, or its Nth from 0", explain),
+    "tokens": Action("", "count the tokens of each turn, and those left", tokens),
+    "quit": Action("", "leave; so does Ctrl-D", leave),
+}

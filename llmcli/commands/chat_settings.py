@@ -1,0 +1,72 @@
+"""How a chat samples: the command line's options, which may be set anew while it goes on."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmcli.commands.sampling import Sampling, asked
+from llmcli.errors import did_you_mean, usage_error
+
+if TYPE_CHECKING:
+    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.sampling import Sampler
+
+LENGTH = "max_tokens"
+
+
+class Settings:
+    """The values of the sampling options and of --max-tokens, checked as on the command line."""
+
+    def __init__(self, context: click.Context, sampling: Sampling, loaded: LoadedModel) -> None:
+        names = (*inspect.signature(asked).parameters, LENGTH)
+        self._context = context
+        self._loaded = loaded
+        self._options: dict[str, click.Option] = {
+            next(name for name in option.opts if name.startswith("--"))[2:]: option
+            for option in context.command.params
+            if option.name in names and isinstance(option, click.Option)
+        }
+        self._chain = sampling.sampler(loaded)
+        self._values: dict[str, Any] = {name: context.params[name] for name in names} | {"seed": self._chain.seed}
+        self._begun = 0
+
+    @property
+    def names(self) -> list[str]:
+        """What can be set."""
+        return list(self._options)
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self._values[LENGTH])
+
+    @property
+    def seed(self) -> int:
+        """That of the next reply."""
+        return self._chain.seed + self._begun
+
+    def set(self, name: str, text: str) -> None:
+        """Set an option to what ``text`` says. Errors: as on the command line, and then nothing is changed."""
+        option = self._options.get(name.removeprefix("--"))
+        if option is None:
+            hint = did_you_mean(name, self.names) or "known: " + ", ".join(self.names)
+            raise usage_error(f"there is no setting {name!r}", hint)
+        try:
+            value = option.type_cast_value(self._context, [text] if option.multiple else text)
+        except click.BadParameter as error:
+            raise usage_error(f"{name}: {error.message}") from None
+        assert option.name is not None
+        values = {**self._values, option.name: value}
+        sampling = asked(**{key: value for key, value in values.items() if key != LENGTH})
+        self._chain = sampling.sampler(self._loaded)
+        self._values = values
+        self._begun = 0 if option.name == "seed" else self._begun
+
+    def sampler(self) -> Sampler:
+        """A sampler for the next reply. Each has a seed of its own, one more than that of the reply before."""
+        from llmcli.generate.sampling import Sampler
+
+        self._begun += 1
+        return Sampler(self._chain.filters, self.seed - 1)

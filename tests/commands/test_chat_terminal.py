@@ -1,0 +1,283 @@
+"""``llmcli chat`` on a real terminal: editing, history, Ctrl-C and Ctrl-D, narrow and plain screens, hostile text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.platform == "win32":
+    pytest.skip("needs a POSIX terminal", allow_module_level=True)
+
+import pexpect
+import pyte
+
+from llmcli.render.terminal import harmless
+
+Spawn = Callable[..., "Terminal"]
+ENTER, CTRL_C, CTRL_D, UP, ALT_ENTER, TAB = "\r", "\x03", "\x04", "\x1b[A", "\x1b\r", "\t"
+
+
+class Terminal:
+    """A chat on a terminal: what was written to it, and what is on its screen."""
+
+    def __init__(self, args: list[str], columns: int, env: dict[str, str]) -> None:
+        self.screen = pyte.Screen(columns, 40)
+        self._stream = pyte.Stream(self.screen)
+        self.raw = ""
+        self.child = pexpect.spawn(
+            sys.executable, ["-m", "llmcli", "chat", *args],
+            dimensions=(40, columns), encoding="utf-8", env={**os.environ, "TERM": "xterm-256color", **env},
+        )  # fmt: skip
+
+    def wait(self, done: Callable[[], bool], told: object = "") -> None:
+        """Read until ``done``."""
+        began = time.monotonic()
+        while not done():
+            assert time.monotonic() < began + 60, (told, self.shown)
+            self._pump()
+
+    def _pump(self) -> bool:
+        """Whether something came."""
+        try:
+            data = self.child.read_nonblocking(65536, 0.02)
+        except pexpect.TIMEOUT:
+            return False
+        except pexpect.EOF:
+            time.sleep(0.02)
+            return False
+        self.raw += data
+        self._stream.feed(data)
+        return True
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.screen.display]
+
+    @property
+    def shown(self) -> str:
+        return "\n".join(self.lines).rstrip()
+
+    @property
+    def last(self) -> str:
+        return self.shown.split("\n")[-1]
+
+    def prompt(self) -> None:
+        """Wait for the next prompt, at rest."""
+        self.wait(lambda: self.last == ">" and not self._pump(), "a prompt")
+
+    def say(self, text: str) -> None:
+        """Type a line, and wait for the next prompt."""
+        self.child.send(text)
+        self.wait(lambda: text[-1] in self.shown)
+        before = len(self.raw)
+        self.child.send(ENTER)
+        self.wait(lambda: len(self.raw) > before + 2)
+        self.prompt()
+
+    def end(self) -> int:
+        """The exit code, once it has ended."""
+        self.wait(lambda: not self.child.isalive())
+        while self._pump():
+            pass
+        return int(self.child.exitstatus)
+
+
+@pytest.fixture
+def spawn(chat_model: Path, tmp_path: Path) -> Iterator[Spawn]:
+    """A chat with a model whose replies are short and the same each time; its own folder of settings."""
+    running: list[Terminal] = []
+
+    def call(*args: object, model: Path = chat_model, columns: int = 80, **env: str) -> Terminal:
+        options = ["-m", str(model), "--temperature", "0", "-n", "6", *map(str, args)]
+        running.append(Terminal(options, columns, {"XDG_CONFIG_HOME": str(tmp_path / "config"), **env}))
+        running[-1].prompt()
+        return running[-1]
+
+    yield call
+    for terminal in running:
+        terminal.child.close(force=True)
+
+
+def saved(path: Path) -> list[tuple[str, str]]:
+    return [(m["role"], m["content"]) for m in json.loads(path.read_text(encoding="utf-8"))["messages"]]
+
+
+@pytest.fixture
+def endless(chat_model: Path, tmp_path: Path) -> Path:
+    """The chat model, of which no reply ends by itself."""
+    folder = tmp_path / "endless"
+    shutil.copytree(chat_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 100_000}))
+    return folder
+
+
+def test_turns_history_and_leaving(spawn: Spawn, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    terminal = spawn("--chat", file)
+    terminal.say("The fox")
+    reply = saved(file)[1][1]
+    at = terminal.lines.index("> The fox")
+    assert "".join(terminal.lines[at + 1 :]).startswith(reply.split("\n")[0].strip()[:20])
+    terminal.say("naïve 日本語 🙂")
+    assert saved(file)[2] == ("user", "naïve 日本語 🙂")
+    terminal.child.send("/he" + TAB)
+    terminal.wait(lambda: terminal.last.startswith("> /help"))
+    terminal.child.send(ENTER)
+    terminal.wait(lambda: "/regenerate" in terminal.shown)
+    terminal.prompt()
+    terminal.child.send(CTRL_C)
+    terminal.wait(lambda: "Ctrl-D or /quit leaves" in terminal.shown)
+    terminal.prompt()
+    terminal.child.send(CTRL_D)
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.raw
+    # Another chat remembers what was typed, and nothing else.
+    history = (tmp_path / "config" / "llmcli" / "chat_history").read_text(encoding="utf-8")
+    assert [line[1:] for line in history.splitlines() if line.startswith("+")] == [
+        "The fox",
+        "naïve 日本語 🙂",
+        "/help",
+    ]
+    other = spawn()
+    for expected in ("> /help", "> naïve 日本語 🙂"):
+        other.child.send(UP)
+        other.wait(lambda: other.last.replace("\x00", "") == expected, expected)  # noqa: B023
+    other.child.send(UP)
+    other.wait(lambda: other.last == "> The fox")
+    other.child.send(" ran" + ENTER)
+    other.prompt()
+    assert "> The fox ran" in other.lines
+
+
+def test_several_lines(spawn: Spawn, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    terminal = spawn("--chat", file)
+    terminal.child.send("one\\" + ENTER)
+    terminal.wait(lambda: terminal.last == "...")
+    terminal.say("two")
+    terminal.child.send("three" + ALT_ENTER)
+    terminal.wait(lambda: terminal.last == "...")
+    terminal.say("four")
+    terminal.child.send('"""five' + ENTER + ENTER)
+    terminal.wait(lambda: terminal.shown.endswith("...\n..."))
+    terminal.say('six"""')
+    assert [content for role, content in saved(file) if role == "user"] == ["one\ntwo", "three\nfour", "five\n\nsix"]
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_chat(spawn: Spawn, tmp_path: Path, endless: Path) -> None:
+    file = tmp_path / "x.json"
+    terminal = spawn("-n", 50_000, "--temperature", 1, "--chat", file, "--logit-bias", "1=-inf", model=endless)
+    terminal.child.send("The" + ENTER)
+    terminal.wait(lambda: len(terminal.shown) > 300)
+    terminal.child.send(CTRL_C)
+    terminal.wait(lambda: "stopped: interrupted" in terminal.shown)
+    terminal.prompt()
+    (_, (role, reply)) = saved(file)
+    assert role == "assistant"
+    assert len(reply) > 50
+    # What is kept is what was shown.
+    shown = re.sub(r"\s", "", terminal.raw.split("The", 1)[1])
+    assert re.sub(r"\s", "", harmless(reply)) in shown
+    terminal.say("/set max-tokens 3")
+    terminal.say("sang")
+    assert len(saved(file)) == 4
+    terminal.child.send(CTRL_D)
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_a_plain_terminal_gets_no_codes(spawn: Spawn, tmp_path: Path, env: dict[str, str]) -> None:
+    file = tmp_path / "x.json"
+    terminal = spawn("--chat", file, **env)
+    terminal.say("/probs")
+    terminal.child.send("The\\\n")
+    terminal.wait(lambda: terminal.last.startswith("..."))
+    terminal.say("fox")
+    terminal.say("/tokens")
+    terminal.child.send(CTRL_C)
+    terminal.wait(lambda: "Ctrl-D or /quit leaves" in terminal.shown)
+    terminal.child.send(CTRL_D)
+    assert terminal.end() == 0
+    assert "\x1b" not in terminal.raw
+    assert saved(file)[0] == ("user", "The\nfox")
+
+
+def test_twenty_columns(spawn: Spawn, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    terminal = spawn("--chat", file, columns=20)
+    long = "日本語 " * 8 + "The old fox met a shy crow"
+    terminal.child.send(long)
+    terminal.wait(lambda: "The old fox met a shy crow" in "".join(terminal.screen.display).replace("\n", ""))
+    assert "..." not in terminal.shown  # the line is wrapped, it does not go on
+    terminal.child.send(ENTER)
+    terminal.wait(lambda: file.exists())
+    terminal.prompt()
+    assert saved(file)[0] == ("user", long)
+    for command in ("/tokens", "/explain", "/help"):
+        terminal.say(command)
+    assert "Traceback" not in terminal.raw
+    terminal.child.send(CTRL_D)
+    assert terminal.end() == 0
+
+
+def test_no_text_commands_the_terminal(spawn: Spawn, chat_model: Path, tmp_path: Path) -> None:
+    """A model that writes escape sequences, a saved chat that holds some, and a template's error."""
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m[bold red]"
+    chat = {"model": "m", "messages": [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]}
+    (tmp_path / "x.json").write_text(json.dumps(chat))
+    (tmp_path / "config" / "llmcli").mkdir(parents=True)
+    terminal = spawn("--logit-bias", "\x1b=+1000")
+    terminal.say("The")
+    assert "␛" * 6 in terminal.shown
+    terminal.say(f"/load {tmp_path / 'x.json'}")
+    terminal.say("/tokens")
+    terminal.say("/undo")
+    terminal.child.send("\x1b[200~/" + "\x1b]0;x\x07\x1b[201~" + ENTER)  # pasted
+    terminal.wait(lambda: "there is no command" in terminal.shown)
+    terminal.prompt()
+    assert "\x1b]" not in terminal.raw
+    assert "\x1b[2J" not in terminal.raw
+    assert "\x07" not in terminal.raw
+    assert "\x9b" not in terminal.raw
+    assert "[bold red]" in terminal.shown
+
+
+def test_replies_go_to_a_file_and_the_rest_to_the_terminal(chat_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    command = f"{sys.executable} -m llmcli chat -m {chat_model} --temperature 0 -n 6 > {out}"
+    environment = {**os.environ, "TERM": "xterm-256color", "XDG_CONFIG_HOME": str(tmp_path)}
+    child = pexpect.spawn("/bin/sh", ["-c", command], encoding="utf-8", timeout=60, env=environment)
+    child.expect(">")
+    child.send("The fox\r")
+    child.expect("stopped|> ")
+    time.sleep(0.5)
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    written = out.read_text(encoding="utf-8")
+    assert written.endswith("\n")
+    assert "\x1b" not in written
+    assert ">" not in written
+
+
+@pytest.mark.parametrize("folder", ["a file", "nowhere to write"])
+def test_without_a_place_for_its_history_a_chat_goes_on(spawn: Spawn, tmp_path: Path, folder: str) -> None:
+    place: Any = tmp_path / "config"
+    if folder == "a file":
+        place.write_text("x")
+    else:
+        (place / "llmcli" / "chat_history").mkdir(parents=True)
+    terminal = spawn()
+    terminal.say("The fox")
+    terminal.child.send(UP)
+    terminal.wait(lambda: terminal.last == "> The fox")

@@ -1,0 +1,228 @@
+"""Chat templates: found where transformers looks, rendered as it renders them, and every fault one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models
+from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llmcli.errors import LlmcliError
+from llmcli.text.chat import ChatTemplate, Message, find_template
+
+SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
+REAL = [
+    *sorted(path for path in (SHARED / "chat-templates").glob("*")),
+    *(SHARED / "tokenizers" / name for name in ("qwen2.5-0.5b-instruct", "tinyllama-1.1b-chat")),
+]
+CONVERSATIONS = [
+    [("user", "hi")],
+    [("user", "")],
+    [("system", "Be brief."), ("user", "ünï 🙂 한국어\n\n"), ("assistant", "  ok\n"), ("user", " again ")],
+    [("system", ""), ("user", "a"), ("assistant", ""), ("user", "b")],
+    [("user", "{{ 1 }} {% raw %} <b>&amp;"), ("assistant", "<think>\nhm\n</think>\n\nyes"), ("user", "c")],
+    [("system", "/no_think be quick"), ("user", "a"), ("assistant", "</think>b"), ("user", "<tool_response>")],
+]
+
+
+def messages(conversation: list[tuple[str, str]]) -> list[Message]:
+    return [Message(role, content) for role, content in conversation]
+
+
+def dicts(conversation: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in conversation]
+
+
+# --- rendering ---
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real model files are not here")
+@pytest.mark.parametrize("prompted", [True, False])
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
+@pytest.mark.parametrize("folder", REAL, ids=lambda path: path.name)
+def test_rendered_as_transformers_does(folder: Path, conversation: list[tuple[str, str]], prompted: bool) -> None:
+    template = find_template(folder)
+    assert template is not None
+    # Read anew from the files: what is shared with the reference is the template's text alone.
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    tokens = {name: config[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(name)}
+    (expected,), _ = render_jinja_template(
+        [dicts(conversation)], chat_template=template.source, add_generation_prompt=prompted, **tokens
+    )
+    assert template.render(messages(conversation), add_generation_prompt=prompted) == expected
+
+
+# What published templates use of Jinja, each line with its own pitfall.
+FEATURES = [
+    "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\nend",
+    "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content | trim }};{% endfor %}",
+    "{{ messages | tojson }}{{ {'b': '<é>', 'a': [1, none]} | tojson(indent=2, sort_keys=true) }}",
+    "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}{{ tools is none }}{{ documents is none }}",
+    "{% set n = namespace(a=0) %}{% for m in messages %}{% set n.a = n.a + m.content|length %}{% endfor %}{{ n.a }}",
+    "{% set x = 1 %}{% generation %}{% set x = 2 %}[{{ x }}]{% endgeneration %}{{ x }}",
+    "{%- for m in messages[::-1] -%} {{ m.content.split('</think>')[-1].strip() }} {%- endfor -%}",
+    "{% macro say(m) %}<{{ m.role | upper }}>{% endmacro %}{% for m in messages %}{{ say(m) }}{% endfor %}\n",
+    "{{ strftime_now('%Y') }}{{ dict(a=1)['a'] }}{{ range(3) | list }}{{ 'a' ~ 1 }}",
+    "{% if enable_thinking is defined and not enable_thinking %}x{% endif %}{{ missing }}{{ messages[0].missing }}",
+]
+
+
+@pytest.mark.parametrize("source", FEATURES)
+@pytest.mark.parametrize("conversation", CONVERSATIONS[:4], ids=range(4))
+def test_jinja_means_what_it_means_there(source: str, conversation: list[tuple[str, str]]) -> None:
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    (expected,), _ = render_jinja_template(
+        [dicts(conversation)], chat_template=source, add_generation_prompt=True, **tokens
+    )
+    assert ChatTemplate(source, tokens, Path("x")).render(messages(conversation)) == expected
+
+
+def test_the_date_is_today() -> None:
+    before = datetime.now().strftime("%d %B %Y")
+    shown = ChatTemplate("{{ strftime_now('%d %B %Y') }}", {}, Path("x")).render([])
+    assert shown in (before, datetime.now().strftime("%d %B %Y"))
+
+
+# --- where it is found ---
+
+
+def folder_with(folder: Path, files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    FastTokenizer(models.WordLevel({"a": 0, "<s>": 1}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+NAMED = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "named {{ bos_token }}"}]
+OBJECT = {"content": "<s>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+PLACES: dict[str, dict[str, Any]] = {
+    "config": {"tokenizer_config.json": {"chat_template": "config", "bos_token": "<s>"}},
+    "named": {"tokenizer_config.json": {"chat_template": NAMED, "bos_token": "<s>"}},
+    "object": {
+        "tokenizer_config.json": {"chat_template": "{{ bos_token }}", "bos_token": {"__type": "AddedToken"} | OBJECT}
+    },
+    "jinja first": {"tokenizer_config.json": {"chat_template": "config"}, "chat_template.jinja": "file é"},
+    "jinja alone": {"chat_template.jinja": "{{ bos_token }}file", "tokenizer_config.json": {"bos_token": "<s>"}},
+    "older map": {
+        "tokenizer_config.json": {"chat_template": "{{ bos_token }}"},
+        "special_tokens_map.json": {"bos_token": OBJECT},
+    },
+    "no map": {
+        "tokenizer_config.json": {
+            "chat_template": "[{{ eos_token }}]",
+            "added_tokens_decoder": {"1": OBJECT | {"special": True}},
+        },
+        "special_tokens_map.json": {"eos_token": "<s>"},
+    },
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_found_where_transformers_finds_it(place: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, PLACES[place])
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    other = tmp_path / "theirs"
+    shutil.copytree(folder, other)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (other / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = AutoTokenizer.from_pretrained(other)
+    template = find_template(folder)
+    assert template is not None
+    rendered = theirs.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert template.render([Message("user", "x")], add_generation_prompt=False) == rendered
+
+
+def test_the_older_file_counts_where_there_is_no_other(tmp_path: Path) -> None:
+    folder_with(tmp_path, {"chat_template.json": {"chat_template": "older"}})
+    template = find_template(tmp_path)
+    assert template is not None
+    assert template.render([]) == "older"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "newer"}))
+    template = find_template(tmp_path)
+    assert template is not None
+    assert template.render([]) == "newer"
+
+
+@pytest.mark.parametrize(
+    "files", [{}, {"tokenizer_config.json": {}}, {"tokenizer_config.json": {"chat_template": None}}]
+)
+def test_none_is_none(files: dict[str, Any], tmp_path: Path) -> None:
+    assert find_template(folder_with(tmp_path, files)) is None
+
+
+# --- faults ---
+
+BROKEN: dict[str, Any] = {
+    "not a string": 7,
+    "a list of strings": ["x"],
+    "an empty list": [],
+    "no default": [{"name": "tool_use", "template": "x"}],
+    "default is no text": [{"name": "default", "template": None}],
+    "syntax": "{% for %}",
+    "not closed": "{% if messages %}",
+    "unknown filter": "{{ messages | frobnicate }}",
+    "unknown tag": "{% frobnicate %}",
+    "nested too deeply": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+    "a constant that fails": "{{ 1 // 0 }}",
+}
+FAILING = {
+    "refused": "{{ raise_exception('Conversation roles\nmust alternate') }}",
+    "attribute of undefined": "{{ messages[0].a.b }}",
+    "sum with undefined": "{{ 'x' + eos_token }}",
+    "needs tools": "{{ tools | length }}",
+    "a message too few": "{{ messages[7]['content'] }}",
+    "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__['os'] }}",
+    "format": "{{ '{0.__class__.__init__.x}'.format(messages) }}",
+    "changes the messages": "{{ messages.append(1) }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "endless": "{% for n in range(999999999) %}x{% endfor %}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "no number": "{{ 'x' * 'y' }}",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_template_is_one_line(name: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, {"tokenizer_config.json": {"chat_template": BROKEN[name]}})
+
+    def use() -> None:
+        template = find_template(folder)
+        assert template is not None
+        template.render([Message("user", "x")])
+
+    with pytest.raises(LlmcliError) as caught:
+        use()
+    assert str(tmp_path / "tokenizer_config.json") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_failing_template_is_one_line(name: str) -> None:
+    template = ChatTemplate(FAILING[name], {}, Path("folder/x.jinja"))
+    with pytest.raises(LlmcliError) as caught:
+        template.render([Message("user", "secret")])
+    told = str(caught.value)
+    assert told.startswith(f"{Path('folder/x.jinja')}: the chat template ")
+    assert "\n" not in told
+    assert ("refuses this conversation: Conversation roles must alternate" in told) == (name == "refused")
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"\xff{{"), lambda p: p.mkdir()], ids=["bytes", "folder"])
+def test_a_file_that_cannot_be_read(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    damage(tmp_path / "chat_template.jinja")
+    if (tmp_path / "chat_template.jinja").is_dir():
+        assert find_template(tmp_path) is None
+        return
+    with pytest.raises(LlmcliError, match="cannot be read"):
+        find_template(tmp_path)
