@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -252,6 +254,22 @@ def test_no_text_commands_the_terminal(spawn: Spawn, chat_model: Path, tmp_path:
     assert "\x07" not in terminal.raw
     assert "\x9b" not in terminal.raw
     assert "[bold red]" in terminal.shown
+
+
+def test_ctrl_c_ends_a_chat_that_nobody_types(endless: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    options = ["-m", str(endless), "-n", "50000", "--logit-bias", "1=-inf", "--chat", str(file)]
+    command = [sys.executable, "-m", "llmcli", "chat", *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"The fox\nsang\n")
+        process.stdin.flush()
+        process.stdout.read(200)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(60) == 130
+    assert [role for role, _ in saved(file)] == ["user", "assistant"]
 
 
 def test_replies_go_to_a_file_and_the_rest_to_the_terminal(chat_model: Path, tmp_path: Path) -> None:
