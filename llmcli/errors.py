@@ -8,6 +8,7 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_READER_GONE = 141  # 128 + SIGPIPE, likewise: what cat and grep end with when `head` has seen enough
 
 
 class LlmcliError(Exception):

@@ -6,6 +6,8 @@ import os
 
 # For tiny models more threads only cost, and much where other programs run. Before torch is imported, and inherited.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing that whoever runs the tests has set for themselves.
+os.environ.update({"LLMCLI_CONFIG": os.devnull})
 
 from collections.abc import Callable, Iterator
 from functools import cache

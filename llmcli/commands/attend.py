@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
@@ -14,7 +15,7 @@ from llmcli.errors import usage_error
 ROWS = 14  # of the triangle: what 80 columns hold beside the tokens' names
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options()
 @at_option
 @layer_option

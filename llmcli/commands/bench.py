@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.model import DTYPES, QUANTIZATIONS, ModelChoice
+from llmcli.commands.model import DTYPES, QUANTIZATIONS, ModelChoice, complete_model
 from llmcli.commands.options import MOST_THREADS, Line, device_option, offline_option, verbose_option
 from llmcli.errors import usage_error
 
@@ -39,7 +40,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         return tuple(int(word) for word in words)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--model",
     "-m",
@@ -47,6 +48,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
     multiple=True,
     type=Line(),
     metavar="MODEL",
+    shell_complete=complete_model,
     help="As for generate; several are compared.",
 )
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json instead of a model; with --random.")

@@ -12,6 +12,8 @@ from llmcli.commands.chat_actions import completions, resume, set_system
 from llmcli.commands.chat_lines import Lines, lines
 from llmcli.commands.chat_session import Session
 from llmcli.commands.chat_settings import Settings
+from llmcli.commands.command import Command
+from llmcli.commands.helping import heading
 from llmcli.commands.model import ModelChoice, find_model, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.sampling import Sampling, sampling_options
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from llmcli.text.turns import Templated
 
 
-@click.command()
+@click.command(cls=Command)
+@heading("Chat")
 @click.option("--system-prompt", "-s", metavar="TEXT", help="What the model is told before the first turn.")
 @click.option("--raw", is_flag=True, help="Without a chat template: each turn continues one text, on a new line.")
 @click.option(
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 )
 @model_options
 @sampling_options
+@heading("Length")
 @click.option(
     "--max-tokens",
     "--max-new-tokens",
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=2048,
     show_default=True,
-    help="How long a reply may be.",
+    help="Write at most so many tokens in a reply.",
 )
 @verbose_option
 def chat(

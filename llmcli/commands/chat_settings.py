@@ -29,8 +29,8 @@ class Settings:
             for option in context.command.params
             if option.name in names and isinstance(option, click.Option)
         }
-        self._values: dict[str, Any] = {name: context.params[name] for name in names} | {"seed": sampling.seed}
         self._chain = sampling.sampler(loaded)
+        self._values: dict[str, Any] = {name: context.params[name] for name in names} | {"seed": self._chain.seed}
         self._begun = 0
 
     @property

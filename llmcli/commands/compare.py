@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, pair_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options("text")
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the largest changes; 0: all."
@@ -28,7 +29,7 @@ def compare(prompt: Prompt, top: int, form: Form, choices: tuple[ModelChoice, Mo
     Examples:
       llmcli compare -m llama-tales-11m -m my-model "The king was very old."
       llmcli compare -m llama-tales-11m --adapter my-lora --top 5 < story.txt
-      llmcli compare -m llama-tales-11m -m llama-tales-11m "The same model twice." --json
+      llmcli compare -m llama-tales-11m -m llama-tales-11m "Twice." --json
     """
     text = prompt.read()
     first, second = (choice.open() for choice in choices)

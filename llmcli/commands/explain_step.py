@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
+from llmcli.commands.grammar import GrammarChoice, grammar_options
+from llmcli.commands.helping import heading
+from llmcli.commands.length import fit, overflow_option
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
-from llmcli.commands.overflow import fit, overflow_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import usage_error
@@ -23,16 +26,24 @@ if TYPE_CHECKING:
     from llmcli.generate.steps import Step
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options()
+@heading("What is shown")
 @click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many candidates to list.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many candidates to list, of all and of those left.",
+)
 @click.option("--temperatures", metavar="LIST", help="Compare temperatures, such as 0,0.5,1,1.5.")
 @overflow_option
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @form_options
 @model_options
 @sampling_options
+@grammar_options
 @verbose_option
 def explain_step(
     prompt: Prompt,
@@ -44,6 +55,7 @@ def explain_step(
     form: Form,
     choice: ModelChoice,
     sampling: Sampling,
+    grammar: GrammarChoice,
     verbose: bool,
 ) -> None:
     """Show how one token was chosen: every candidate's logit, probability, cut, and share of the draw.
@@ -55,7 +67,10 @@ def explain_step(
       llmcli explain-step "Once upon a"
       llmcli explain-step "The king was" --seed 7 --step 3 --temperature 1.2
       llmcli explain-step "She opened the" --temperatures 0,0.5,1,2
+      llmcli explain-step "The king was very" --choices "old,sad,tired"
     """
+    if overflow == "shift":
+        grammar.exclude("--context-overflow shift", "the grammar must see the whole text")
     text = prompt.read()
     warmths = parse_temperatures(temperatures)
     if interactive and (form.as_json or form.picture or not (sys.stdin.isatty() and sys.stdout.isatty())):
@@ -66,7 +81,7 @@ def explain_step(
     from llmcli.render.step import print_step
 
     ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
-    sampler = sampling.sampler(loaded)
+    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     shape = {"top": top, "temperatures": warmths}
     if interactive:
         walk(loaded, sampler, ids, shape)
@@ -101,7 +116,7 @@ def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str,
     from llmcli.explain.step import step_report
     from llmcli.generate.steps import steps
     from llmcli.render.step import print_step
-    from llmcli.render.tokens import printable
+    from llmcli.render.terminal import printable
 
     context = list(ids)
     stepping = steps(loaded.model, ids, sampler=sampler, max_new_tokens=loaded.model.config.max_position_embeddings)
@@ -122,7 +137,7 @@ def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str,
 
 def pick(report: StepReport) -> int | None:
     """The id of the candidate whose rank is typed, the drawn one for Enter, None to leave."""
-    ranks = {row.rank: row.id for row in report.candidates}
+    ranks = {row.rank: row for row in report.candidates}
     while True:
         answer = click.prompt(
             "rank of the next token (Enter: the drawn one, q: leave)", default="", show_default=False
@@ -131,9 +146,10 @@ def pick(report: StepReport) -> int | None:
             return report.chosen.id
         if answer.lower() in ("q", "quit"):
             return None
-        if answer.isdecimal() and int(answer) in ranks:
-            return ranks[int(answer)]
-        click.echo(f"{answer!r} is no rank in the table")
+        row = ranks.get(int(answer)) if answer.isdecimal() else None
+        if row is not None and row.cut != "grammar":
+            return row.id
+        click.echo(f"{answer!r} is {'no rank in the table' if row is None else 'not allowed by the grammar'}")
 
 
 def parse_temperatures(text: str | None) -> list[float]:

@@ -87,4 +87,5 @@ form_options = bundle(
     click.option(
         "--save", type=click.Path(path_type=Path), metavar="FILE", help="Also draw it as a picture, .svg or .html."
     ),
+    title="Output",
 )

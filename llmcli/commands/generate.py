@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.command import Command
+from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
+from llmcli.commands.helping import heading
 from llmcli.commands.interrupt import Interrupt
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import Line, verbose_option
-from llmcli.commands.overflow import fit, overflow_option
+from llmcli.commands.length import Length, fit, length_options
+from llmcli.commands.model import ModelChoice, complete_model, model_options
+from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.samples import Samples, write_samples, write_samples_json
 from llmcli.commands.sampling import Sampling, sampling_options
-from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK, usage_error
+from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
 if TYPE_CHECKING:
     from llmcli.explain.generated import TokenReport
     from llmcli.generate.loaded import LoadedModel
-    from llmcli.generate.overflow import Overflow
     from llmcli.generate.sampling import Sampler
     from llmcli.generate.steps import Guesser
     from llmcli.generate.text import Generation
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 RIVALS = 5  # of --probs without a number, and of --json
 
 
-class GenerateCommand(click.Command):
+class GenerateCommand(Command):
     """Lets ``--probs`` stand alone or as ``--probs=N``, and never take the prompt for its N."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -39,25 +41,27 @@ class GenerateCommand(click.Command):
 @prompt_options()
 @model_options
 @sampling_options
-@click.option("--max-tokens", "--max-new-tokens", "-n", type=click.IntRange(min=0), default=512, show_default=True)
+@grammar_options
+@length_options(least=0)
+@heading("Speed")
+@click.option("--prompt-lookup", is_flag=True, help="Guess ahead where the text repeats itself.")
 @click.option(
-    "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be given more than once."
+    "--draft-model",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="Let this smaller model of the same tokenizer guess ahead.",
 )
-@click.option(
-    "--prompt-lookup", is_flag=True, help="Faster where the text repeats itself: guess from what was written."
-)
-@click.option("--draft-model", metavar="MODEL", help="Faster: let this smaller model of the same tokenizer guess.")
+@heading("Output")
 @click.option("--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Write so many texts.")
 @click.option(
-    "--best-of", type=click.IntRange(min=1), help="Write so many texts, show the one the model finds most probable."
+    "--best-of", type=click.IntRange(min=1), help="Write so many texts; show the one the model finds most probable."
 )
-@overflow_option
 @click.option("--echo", is_flag=True, help="Write the prompt before the text.")
 @click.option(
     "--probs",
     type=click.IntRange(min=1),
     metavar="[=N]",
-    help="Colour the text by probability, and list each token with its N best rivals.  [default: 5]",
+    help="Colour the text by probability; list each token with its N best rivals.  [without N: 5]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a token, with probabilities.")
 @verbose_option
@@ -65,13 +69,12 @@ def generate(
     prompt: Prompt,
     choice: ModelChoice,
     sampling: Sampling,
-    max_tokens: int,
-    stop: tuple[str, ...],
+    grammar: GrammarChoice,
+    length: Length,
     prompt_lookup: bool,
     draft_model: str | None,
     num_samples: int,
     best_of: int | None,
-    overflow: Overflow,
     echo: bool,
     probs: int | None,
     as_json: bool,
@@ -86,12 +89,12 @@ def generate(
     Examples:
       llmcli generate "Once upon a time"
       llmcli generate "The fox said" --temperature 0.5 --probs
+      llmcli generate "The king was very" --choices '[" old", " sad", " tired"]'
       echo "It was a dark night" | llmcli generate -n 50 --json
     """
-    if "" in stop:
-        raise usage_error("--stop is empty", "give the text before which to end")
     if prompt_lookup and draft_model is not None:
         raise usage_error("--prompt-lookup and --draft-model exclude each other", "give one of them")
+    grammar.exclude_all(length)
     several = num_samples if best_of is None else best_of
     if num_samples > 1 and best_of is not None:
         raise usage_error("--num-samples and --best-of exclude each other", "give one of them")
@@ -102,32 +105,28 @@ def generate(
 
     from llmcli.generate.text import Generation
 
-    ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
-    sampler = sampling.sampler(loaded)
+    ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), length.overflow)
+    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     if several > 1:
-        options: Any = {"max_new_tokens": max_tokens, "stop": stop, "rolls": overflow == "shift"}
-        samples = Samples(loaded, ids, sampler, several, options, rivals=probs or (RIVALS if as_json else None))
+        samples = Samples(loaded, ids, sampler, several, length.limits, rivals=probs or (RIVALS if as_json else None))
         if as_json:
             write_samples_json(samples, best=best_of is not None)
         else:
             write_samples(samples, best=best_of is not None, echoed=text if echo else "")
-        sys.exit(EXIT_INTERRUPTED if samples.interrupted else EXIT_OK)
+        if samples.interrupted:
+            sys.exit(EXIT_INTERRUPTED)
+        check_valid([(row.finish, row.valid) for row in samples.rows() if row.best or best_of is None])
+        return
     guesser = make_guesser(loaded, choice, draft_model) if prompt_lookup or draft_model is not None else None
-    generation = Generation(
-        loaded,
-        ids,
-        sampler=sampler,
-        max_new_tokens=max_tokens,
-        stop=stop,
-        guesser=guesser,
-        rolls=overflow == "shift",
-    )
+    generation = Generation(loaded, ids, sampler=sampler, guesser=guesser, **length.limits)
     tell_angles(generation.turned_for)
     if as_json:
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)
     else:
         write_text(generation, loaded, sampler, echoed=text if echo else "", rivals=probs, verbose=verbose)
-    sys.exit(EXIT_INTERRUPTED if generation.finish == "interrupted" else EXIT_OK)
+    if generation.finish == "interrupted":
+        sys.exit(EXIT_INTERRUPTED)
+    check_valid([(generation.finish, generation.valid)])
 
 
 def make_guesser(loaded: LoadedModel, choice: ModelChoice, draft_model: str | None) -> Guesser:
@@ -170,6 +169,7 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
         generation.prefill_seconds,
         generation.decode_seconds,
         guesses(generation),
+        generation.valid,
     )
     ndjson.write(end, sys.stdout)
 
@@ -190,11 +190,11 @@ def write_text(
 ) -> None:
     """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
     from llmcli.explain.generated import token_report
-    from llmcli.render.generation import TextWriter, note, print_summary
+    from llmcli.render.generation import TextWriter, note, print_summary, stage_name
     from llmcli.render.tokens import print_probabilities
 
     if verbose:
-        chain = ", ".join(f"{filter.name} {filter.value:g}" for filter in sampler.filters) or "none"
+        chain = ", ".join(stage_name(filter.name, filter.value) for filter in sampler.filters) or "none"
         note(f"{loaded.name}: {loaded.model.dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = TextWriter(sys.stdout, by_probability=rivals is not None)
     reports: list[TokenReport] = []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.interrupt import import_torch
 from llmcli.commands.model import ModelChoice, find_model, model_options
 from llmcli.commands.options import verbose_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--context",
     "tokens",

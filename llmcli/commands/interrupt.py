@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from llmcli.errors import EXIT_INTERRUPTED
 
 
-def import_torch() -> None:
-    """Import torch and what it needs; Ctrl-C ends the process at once, where an import could swallow it."""
-    former = signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """While inside, Ctrl-C ends the process at once: an import could swallow an exception, or show it."""
+    former = signal.getsignal(signal.SIGINT)
+    if former is not signal.default_int_handler:  # somebody's own; or ignored, as in a shell's background jobs
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
     try:
-        import torch  # noqa: F401
+        yield
     finally:
         signal.signal(signal.SIGINT, former)
+
+
+def import_torch() -> None:
+    """Import torch and what it needs, which takes a second or two."""
+    with ending_at_once():
+        import torch  # noqa: F401
 
 
 class Interrupt:

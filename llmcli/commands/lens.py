@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
@@ -11,7 +12,7 @@ from llmcli.commands.places import at_option, layer_option, token_option
 from llmcli.commands.prompt import Prompt, prompt_options
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options()
 @at_option
 @token_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.options import Line, bundle, device_option, offline_option, threads_option
-from llmcli.errors import usage_error
+from llmcli.commands.options import Choice, Line, bundle, device_option, offline_option, threads_option
+from llmcli.errors import LlmcliError, usage_error
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from llmcli.generate.loaded import LoadedModel
     from llmcli.model.quantize import Kind
 
@@ -87,31 +90,70 @@ def pair(
     return first, replace(first, model=models[-1], adapter=adapter)
 
 
-MODEL_HELP = "A folder, a name of `llmcli models`, or org/name of the Hugging Face hub"
+def complete_model(ctx: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem[str]]:
+    """What a shell offers for a model: those on disk by name, else folders."""
+    from click.shell_completion import CompletionItem
+
+    from llmcli import hub
+
+    with suppress(OSError, LlmcliError):  # a shell that completes shows no errors
+        names = [model.name for model in hub.on_disk() if model.name.startswith(begun)]
+        return [CompletionItem(begun, type="dir"), *map(CompletionItem, names)]
+    return []
+
+
+MODEL_HELP = "A folder, a name of `llmcli models`, or org/name of the hub"
 _opening = (
     click.option(
-        "--adapter", metavar="ADAPTER", help="A LoRA to merge into it, as PEFT saves it: a folder, or org/name."
+        "--adapter",
+        metavar="ADAPTER",
+        shell_complete=complete_model,
+        help="A LoRA to merge into it, as PEFT saves it: a folder, or org/name.",
     ),
     offline_option,
     device_option,
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: as stored."),
+    click.option(
+        "--dtype",
+        type=Choice(DTYPES),
+        default="auto",
+        show_default=True,
+        metavar="DTYPE",
+        help="auto (as stored), float32, bfloat16 or float16.",
+    ),
     click.option(
         "--quantize",
         "quantization",
-        type=click.Choice(QUANTIZATIONS),
-        help="Round the weights to 8 or 4 bits: less to read for each token, for a little quality. CPU only.",
+        type=Choice(QUANTIZATIONS),
+        help="Round the weights as they are read: less to read for each token, for a little quality. CPU only.",
     ),
     threads_option,
 )
 model_options = bundle(
     "choice",
     ModelChoice,
-    click.option("--model", "-m", metavar="MODEL", help=f"{MODEL_HELP}."),
+    click.option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        shell_complete=complete_model,
+        help=f"{MODEL_HELP}.  [default: the shipped one]",
+    ),
     *_opening,
+    title="Model",
 )
 pair_options = bundle(
     "choices",
     pair,
-    click.option("--model", "-m", "models", multiple=True, type=Line(), metavar="MODEL", help=f"{MODEL_HELP}; twice."),
+    click.option(
+        "--model",
+        "-m",
+        "models",
+        multiple=True,
+        type=Line(),
+        metavar="MODEL",
+        shell_complete=complete_model,
+        help=f"{MODEL_HELP}; twice.",
+    ),
     *_opening,
+    title="Model",
 )

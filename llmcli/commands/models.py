@@ -7,9 +7,10 @@ import sys
 import click
 
 from llmcli.commands import options
+from llmcli.commands.command import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a model.")
 @options.verbose_option
 def models(as_json: bool, verbose: bool) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("word")
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many neighbours.")
 @form_options

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from llmcli.commands.options import Decorator, bundle
+from llmcli.commands.helping import Decorator
+from llmcli.commands.options import bundle
 from llmcli.errors import LlmcliError, usage_error
 
 
@@ -34,10 +35,14 @@ class Prompt:
             return self.argument
         return "\n\n".join(part for part in (self.argument, read_stdin()) if part)
 
-    def read_optional(self) -> str:
-        """Likewise; empty where none was given."""
+    def read_optional(self) -> str | None:
+        """Likewise; None where none was given, as by an empty pipe. Errors: an empty one was."""
+        given = self.argument is not None or self.file is not None
         silent = sys.stdin is None or sys.stdin.isatty()
-        return "" if self.argument is None and self.file is None and silent else self.read()
+        text = self.read() if given or not silent else ""
+        if given and not text:
+            raise usage_error("the text is empty", "leave it out, and llmcli takes one of its own")
+        return text or None
 
 
 def prompt_options(argument: str = "prompt") -> Decorator:
@@ -52,6 +57,7 @@ def prompt_options(argument: str = "prompt") -> Decorator:
         click.option(
             "--parse-special", is_flag=True, help=f"Read special tokens in the {argument} as tokens, not as text."
         ),
+        title="Prompt",
     )
 
 
@@ -77,5 +83,5 @@ def _text(data: bytes, source: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LlmcliError(f"{source} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8 first") from None
+        raise usage_error(f"{source} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8 first") from None
     return text.removesuffix("\n").removesuffix("\r")

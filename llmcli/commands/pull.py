@@ -7,11 +7,13 @@ import sys
 import click
 
 from llmcli.commands import options
+from llmcli.commands.command import Command
+from llmcli.commands.model import complete_model
 from llmcli.errors import usage_error
 
 
-@click.command()
-@click.argument("name")
+@click.command(cls=Command)
+@click.argument("name", shell_complete=complete_model)
 @options.offline_option
 @options.verbose_option
 def pull(name: str, offline: bool, verbose: bool) -> None:

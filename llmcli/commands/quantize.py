@@ -9,16 +9,17 @@ from typing import Any
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.model import QUANTIZATIONS, ModelChoice
-from llmcli.commands.options import offline_option, threads_option, verbose_option
+from llmcli.commands.model import QUANTIZATIONS, ModelChoice, complete_model
+from llmcli.commands.options import Choice, offline_option, threads_option, verbose_option
 from llmcli.errors import usage_error
 
 
-@click.command()
-@click.argument("model")
+@click.command(cls=Command)
+@click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "kind", type=click.Choice(QUANTIZATIONS), default="int8", show_default=True)
+@click.option("--to", "kind", type=Choice(QUANTIZATIONS), default="int8", show_default=True)
 @click.option(
     "--text",
     "texts",

@@ -37,7 +37,7 @@ class Samples:
         from llmcli.generate.many import Task
 
         self.loaded, self.rivals = loaded, rivals
-        self.tasks = [Task(n, ids, sampler.reseeded(sampler.seed + n), **options) for n in range(count)]
+        self.tasks = [Task(n, ids, sampler.another(sampler.seed + n, len(ids)), **options) for n in range(count)]
         self.interrupted = False
         self.seconds = 0.0
         self._last: dict[int, Written] = {}
@@ -64,10 +64,12 @@ class Samples:
                 yield from order.put(key, held_back, done=True)
 
     def rows(self) -> list[SampleRow]:
-        """How each went, the best of them marked: that of the highest mean log probability."""
+        """How each went, the best of them marked: that of the highest mean log probability, of the valid if any are."""
         from llmcli.render.samples import SampleRow
 
-        best = max(self._last.values(), key=lambda last: last.mean_logprob, default=None)
+        best = max(
+            self._last.values(), key=lambda last: (last.writing.valid is not False, last.mean_logprob), default=None
+        )
         return [
             SampleRow(
                 sample=key,
@@ -77,6 +79,7 @@ class Samples:
                 finish=last.writing.finish,
                 text=last.writing.text,
                 best=last is best,
+                valid=last.writing.valid,
             )
             for key, last in sorted(self._last.items())
         ]

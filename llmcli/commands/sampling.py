@@ -16,6 +16,7 @@ from llmcli.commands.options import Line, Real, bundle
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
+    from llmcli.generate.grammar import GrammarFilter
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.sampling import Sampler
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 FILTER_NAMES = (
     "logit-bias,repetition-penalty,presence-penalty,frequency-penalty,temperature,top-k,top-p,min-p,typical-p"
 )
-_OWN = "  [default: the model's own, else {}]"
+_OWN = "  [default: the model's, else {}]"
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class Sampling:
 
     given: dict[str, float]
     order: list[str]
-    seed: int
+    seed: int | None
     window: int | None
     biases: list[tuple[str, float]]
 
-    def sampler(self, loaded: LoadedModel) -> Sampler:
-        """The sampler asked for; what was not is the model's own, which is then said on stderr, or ours."""
+    def sampler(self, loaded: LoadedModel, grammar: GrammarFilter | None = None) -> Sampler:
+        """The sampler asked for; what was not is the model's own, which is then said on stderr, or ours.
+
+        Without a seed it gets one that nobody can know. All of it chooses among what ``grammar`` allows.
+        """
         from llmcli.explain.places import find_token
         from llmcli.generate.filters import filter_chain
         from llmcli.generate.sampling import Sampler
@@ -54,7 +58,9 @@ class Sampling:
         rows = loaded.model.config.vocab_size
         bias = {find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
         filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
-        return Sampler([*loaded.vocabulary_filter(), *filters], self.seed)
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        rules = [] if grammar is None else [grammar]
+        return Sampler([*loaded.vocabulary_filter(), *rules, *filters], seed)
 
     def adopted(self, own: Mapping[str, float]) -> dict[str, float]:
         """Which of the model's ``own`` settings the chain follows, but for those that change nothing."""
@@ -81,7 +87,7 @@ def asked(
     samplers: str,
     seed: int | None,
 ) -> Sampling:
-    """The options, checked before anything is loaded. Without a seed, one that nobody can know."""
+    """The options, checked before anything is loaded."""
     import_torch()
     from llmcli.generate.filters import filter_chain
 
@@ -99,7 +105,6 @@ def asked(
     order = [name.strip() for name in samplers.split(",") if name.strip()]
     filter_chain(order, given)
     window = None if repeat_last_n < 0 else repeat_last_n
-    seed = secrets.randbelow(2**32) if seed is None else seed
     return Sampling(given, order, seed, window, [parse_bias(text) for text in logit_bias])
 
 
@@ -122,52 +127,51 @@ sampling_options = bundle(
         "--temperature",
         "--temp",
         type=Real(),
-        help="Below 1 bolder choices become rarer, above 1 commoner. 0: always the most probable token."
-        + _OWN.format(0.8),
+        help="Below 1 rare tokens come less, above 1 more. 0: the best alone." + _OWN.format(0.8),
     ),
-    click.option("--top-k", type=click.IntRange(min=0), help="Keep the K most probable. 0: off." + _OWN.format(0)),
-    click.option("--top-p", type=Real(), help="Keep the fewest that reach P together. 1: off." + _OWN.format(0.95)),
+    click.option("--top-k", type=click.IntRange(min=0), help="Keep the N most probable. 0: off." + _OWN.format(0)),
+    click.option("--top-p", type=Real(), help="Keep the fewest that reach X together. 1: off." + _OWN.format(0.95)),
     click.option(
-        "--min-p", type=Real(), help="Keep those at least P times as probable as the best. 0: off." + _OWN.format(0)
+        "--min-p", type=Real(), help="Keep those at least X times as probable as the best. 0: off." + _OWN.format(0)
     ),
     click.option(
         "--typical-p",
         type=Real(),
-        help="Keep the fewest whose surprisal is nearest the entropy and reach P. 1: off." + _OWN.format(1),
+        help="Keep the least unusual that reach X together. 1: off." + _OWN.format(1),
     ),
     click.option(
         "--repetition-penalty",
         "--repeat-penalty",
         type=Real(),
-        help="Above 1 makes tokens that came before rarer: their logits are divided by it, negative ones multiplied."
-        + _OWN.format(1),
+        help="Above 1 makes tokens that came before rarer. 1: off." + _OWN.format(1),
     ),
     click.option(
         "--presence-penalty",
         type=Real(),
-        help="Taken from the logit of each token that came before." + _OWN.format(0),
+        help="Taken from the logit of each token that came before. 0: off." + _OWN.format(0),
     ),
     click.option(
         "--frequency-penalty",
         type=Real(),
-        help="Taken from the logit once for each time that the token came before." + _OWN.format(0),
+        help="Likewise, once for each time that it came. 0: off." + _OWN.format(0),
     ),
     click.option(
         "--repeat-last-n",
         type=click.IntRange(min=-1),
         default=-1,
         show_default=True,
-        help="How many of the last tokens, prompt and all, the three penalties count. -1: all.",
+        help="How many of the last tokens, prompt and all, the penalties count. -1: all.",
     ),
     click.option(
         "--logit-bias",
         multiple=True,
         type=Line(),
         metavar="TOKEN=N",
-        help="Add N to the logit of a token, given by text or id: ' Paris=+5', 262=-inf. May be given more than once.",
+        help="Add N to a token's logit, by text or id, as in 262=+5 or ' Paris=-inf'. May be repeated.",
     ),
     click.option(
         "--samplers", metavar="NAMES", default=FILTER_NAMES, show_default=True, help="Which filters run, in what order."
     ),
-    click.option("--seed", type=click.IntRange(min=0), help="Repeats a run; random, and reported, if not given."),
+    click.option("--seed", type=click.IntRange(min=0), help="Repeats a run.  [default: random, and told]"),
+    title="Sampling",
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options("text")
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the most surprising; 0: all."

@@ -7,14 +7,15 @@ import sys
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import find_model
+from llmcli.commands.model import complete_model, find_model
 from llmcli.commands.options import Line, offline_option, verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.errors import EXIT_FAILURE, usage_error
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options("text")
 @click.option(
     "--model",
@@ -23,6 +24,7 @@ from llmcli.errors import EXIT_FAILURE, usage_error
     multiple=True,
     type=Line(),
     metavar="MODEL",
+    shell_complete=complete_model,
     help="A folder, a name of `llmcli models`, or org/name of the hub; several stand side by side.",
 )
 @offline_option
@@ -64,6 +66,7 @@ def tokenize(
     from llmcli.render import ndjson
     from llmcli.render import tokens as view
     from llmcli.render.merges import print_merges
+    from llmcli.render.terminal import printable
     from llmcli.text.tokenizer import load_tokenizer
 
     folders = [find_model(name, offline) for name in models or (None,)]
@@ -73,7 +76,7 @@ def tokenize(
         return
     for tokenizer in tokenizers:
         if decode is not None:
-            click.echo(view.printable(tokenizer.decode(parse_ids(decode), skip_special=False), sys.stdout))
+            click.echo(printable(tokenizer.decode(parse_ids(decode), skip_special=False), sys.stdout))
         elif only_ids or only_count:
             ids = tokenizer.encode(source, parse_special=prompt.parse_special)
             click.echo(" ".join(map(str, ids)) if only_ids else len(ids))
@@ -114,7 +117,7 @@ def check_forms(
 def parse_ids(text: str) -> list[int]:
     """Whole numbers between spaces or commas. Errors: anything else."""
     words = [word for word in re.split(r"[\s,]+", text) if word]
-    bad = [word for word in words if not re.fullmatch(r"[0-9]+", word)]
+    bad = [word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)]
     if bad:
         raise usage_error(f"{bad[0]!r} is not a token id", 'ids are whole numbers, as in --decode "1 2 3"')
     return [int(word) for word in words]

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
@@ -15,7 +16,7 @@ from llmcli.errors import EXIT_FAILURE
 SENTENCE = "The cat that I saw yesterday was sleeping"
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options("sentence")
 @click.option("--no-pause", is_flag=True, help="Do not wait for Enter after each stop.")
 @form_options

@@ -10,30 +10,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands import options
+from llmcli.commands.command import Command
 from llmcli.commands.interrupt import import_torch
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
 if TYPE_CHECKING:
     from llmcli.train.recipe import Recipe
 
+SIZE = click.IntRange(max=2**31 - 1)  # what is too small the recipe says
 # Options that set a field of the recipe: name, type, help. The defaults are the recipe's own.
 RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("tokens", int, "Tokens to train on in all.  [default: 20000000]"),
-    ("vocab-size", int, "Tokens of the vocabulary.  [default: 4096]"),
-    ("hidden-size", int, "Width of the residual stream.  [default: 384]"),
-    ("intermediate-size", int, "Width of the MLPs.  [default: 1024]"),
-    ("num-hidden-layers", int, "[default: 6]"),
-    ("num-attention-heads", int, "[default: 6]"),
-    ("num-key-value-heads", int, "[default: 2]"),
-    ("context", int, "Tokens the model can see at once.  [default: 1024]"),
-    ("batch-size", int, "Sequences of a context's length a step.  [default: 8]"),
-    ("optimizer", click.Choice(["muon", "adamw"]), "For the matrices; AdamW takes the rest.  [default: muon]"),
+    ("tokens", click.IntRange(max=2**60), "Tokens to train on in all.  [default: 20000000]"),
+    ("vocab-size", SIZE, "Tokens of the vocabulary.  [default: 4096]"),
+    ("hidden-size", SIZE, "Width of the residual stream.  [default: 384]"),
+    ("intermediate-size", SIZE, "Width of the MLPs.  [default: 1024]"),
+    ("num-hidden-layers", SIZE, "[default: 6]"),
+    ("num-attention-heads", SIZE, "[default: 6]"),
+    ("num-key-value-heads", SIZE, "[default: 2]"),
+    ("context", SIZE, "Tokens the model can see at once.  [default: 1024]"),
+    ("batch-size", click.IntRange(max=2**16), "Sequences of a context's length a step.  [default: 8]"),
+    ("optimizer", options.Choice(["muon", "adamw"]), "For the matrices; AdamW takes the rest.  [default: muon]"),
     ("learning-rate", options.Real(), "At its highest.  [default: 0.004]"),
     ("weight-decay", options.Real(), "Of the matrices.  [default: 0.05]"),
     ("warmup", options.Real(), "Share of the run in which the learning rate rises.  [default: 0.02]"),
     ("decay", options.Real(), "Share of the run in which it falls to zero.  [default: 0.6]"),
-    ("precision", click.Choice(["bfloat16", "float32"]), "Of matrix products.  [default: bfloat16]"),
-    ("seed", int, "Of the weights and the data's order.  [default: 0]"),
+    ("precision", options.Choice(["bfloat16", "float32"]), "Of matrix products.  [default: bfloat16]"),
+    ("seed", click.IntRange(max=2**63 - 1), "Of the weights and the data's order.  [default: 0]"),
 )
 
 
@@ -43,7 +45,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the model.")
 @click.option("--valid", multiple=True, type=click.Path(path_type=Path), help="Validation text; else a twentieth.")
@@ -52,7 +54,13 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.device_option
 @options.threads_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model first: faster, needs a C++ compiler.")
-@click.option("--checkpoint-minutes", type=options.Real(), default=3.0, show_default=True)
+@click.option(
+    "--checkpoint-minutes",
+    type=options.Real(least=0),
+    default=3.0,
+    show_default=True,
+    help="Save after so many minutes; 0: after every step.",
+)
 @click.option("--validate-every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps.")
 @options.verbose_option
 def train(

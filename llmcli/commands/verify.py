@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from llmcli.generate.loaded import LoadedModel
 
 
-@click.command()
+@click.command(cls=Command)
 @prompt_options()
 @form_options
 @model_options

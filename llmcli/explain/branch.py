@@ -112,7 +112,7 @@ class Tree:
         """The part not shown, and (id, p, log-probability of its path) of each child, the most probable first."""
         logits = self._logits(path)
         probs = probabilities(logits)
-        ids = leading(probs[: self.size], self.width)[: self.width]
+        ids = leading(probs[: self.size], self.width)
         totals = [logprob + part for part in logits.double().log_softmax(dim=-1)[ids].tolist()]
         found = list(zip(ids.tolist(), probs[ids].tolist(), totals, strict=True))
         leaves = [total for id, _, total in found if self._ends((*path, id))]

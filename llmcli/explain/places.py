@@ -15,7 +15,7 @@ def find_position(tokenizer: Tokenizer, ids: Sequence[int], at: str) -> int:
 
     Errors: there is no such position, or more than one.
     """
-    if re.fullmatch(r"[+-]?[0-9]+", at):
+    if re.fullmatch(r"[+-]?[0-9]{1,9}", at):
         place = int(at)
         if not -len(ids) <= place < len(ids):
             raise usage_error(f"there is no position {place}", f"the text has positions 0 to {len(ids) - 1}")
@@ -37,7 +37,7 @@ def find_layers(config: ModelConfig, layers: str | None) -> list[int]:
         return list(range(count))
     found: set[int] = set()
     for word in layers.split(","):
-        match = re.fullmatch(r"(-?[0-9]+)(?:-(-?[0-9]+))?", word.strip())
+        match = re.fullmatch(r"(-?[0-9]{1,9})(?:-(-?[0-9]{1,9}))?", word.strip())
         if not match:
             raise usage_error(f"{word!r} names no layers", f"the model has 0 to {count - 1}, as in 0-{count - 1} or 2")
         first, last = (_layer(int(number), count) for number in (match[1], match[2] or match[1]))
@@ -58,7 +58,7 @@ def find_heads(config: ModelConfig, layers: str | None, head: str | None) -> lis
 
 def find_head(config: ModelConfig, head: str) -> tuple[int, int]:
     """The layer and the head in it that "L.H" names. Errors: anything else."""
-    match = re.fullmatch(r"L?(-?[0-9]+)\.H?(-?[0-9]+)", head.strip())
+    match = re.fullmatch(r"L?(-?[0-9]{1,9})\.H?(-?[0-9]{1,9})", head.strip())
     if not match:
         raise usage_error(f"{head!r} names no head", "layer, dot, head, as in 0.3")
     layer, number, count = _layer(int(match[1]), config.num_hidden_layers), int(match[2]), config.num_attention_heads
@@ -78,7 +78,7 @@ def find_token(tokenizer: Tokenizer, token: str, rows: int) -> int:
     """The id that ``token`` names, below ``rows``: a number, or the token's own text. Errors: there is none."""
     if not token:
         raise usage_error("no token has an empty text", "give a token's text, such as ' Paris', or its id")
-    if re.fullmatch(r"[0-9]+", token):
+    if re.fullmatch(r"[0-9]{1,9}", token):
         if int(token) >= rows:
             raise usage_error(f"there is no token id {token}", f"ids are from 0 to {rows - 1}")
         return int(token)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmcli.generate.distribution import draw, entropy, intervals, probabilities
 from llmcli.generate.filters import LogitBias, Penalty, Temperature, Vocabulary
+from llmcli.generate.grammar import GrammarFilter
 from llmcli.generate.sampling import Sampler, Stage
 from llmcli.generate.steps import Step
 from llmcli.text.tokenizer import Tokenizer
@@ -117,13 +118,14 @@ def step_report(
     top: int,
     temperatures: Sequence[float] = (),
 ) -> StepReport:
-    """Explain a step that ``sampler`` chose, with its ``top`` candidates and the chosen one."""
+    """Explain a step: its ``top`` candidates, as many of those that ``sampler`` left, and the one that it chose."""
     logits, choice = step.logits, step.choice
     probs = probabilities(logits)
     stages = sampler.stages(logits, context_ids)
     final = probabilities(stages[-1].logits) if stages else probs
     ranking = probs.sort(descending=True, stable=True).indices.tolist()
-    shown = sorted({*range(min(top, len(ranking))), choice.rank})
+    left = set(intervals(final.cpu())[0][:top].tolist())  # a grammar may cut all that the model thinks best
+    shown = [rank for rank, id in enumerate(ranking) if rank < top or id in left or rank == choice.rank]
     adjusted = _adjusted(sampler, logits, context_ids)
     ranked = [(rank, ranking[rank]) for rank in shown]
     candidates = _candidates(ranked, logits, adjusted, probs, stages, final, tokenizer)
@@ -233,7 +235,8 @@ def _column(
     """The step as it would have gone at ``temperature``, all other filters and u as they were."""
     warmed = [replace(f, value=temperature) if isinstance(f, Temperature) else f for f in sampler.filters]
     if not any(isinstance(f, Temperature) for f in warmed):
-        warmed.insert(sum(isinstance(f, Vocabulary | LogitBias | Penalty) for f in warmed), Temperature(temperature))
+        before = sum(isinstance(f, Vocabulary | GrammarFilter | LogitBias | Penalty) for f in warmed)
+        warmed.insert(before, Temperature(temperature))
     stages = Sampler(warmed, sampler.seed).stages(step.logits, context_ids)
     final = probabilities(stages[-1].logits)
     bits = entropy(final)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
 
-FEW = 256  # candidates to order first: nearly always enough
+SMALLEST = 2.0**-149  # probability above 0 in fp32
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -30,26 +30,29 @@ def entropy(probs: Tensor) -> float:
     return float(-torch.special.xlogy(p, p).sum() / math.log(2)) + 0.0
 
 
-def leading(values: Tensor, count: int) -> Tensor:
-    """Ids of at least the ``count`` largest of values [V], ties with the last included, by (-value, id).
+def ranked(values: Tensor, least: float | None = None) -> Tensor:
+    """Ids of values [V], of those not below ``least``, by (-value, id).
 
-    Beside sorting all, this costs next to nothing where few are asked for.
+    On a CPU value and id are packed into one whole number each, because numpy sorts those some fifteen times
+    faster than torch sorts floats in a stable way.
     """
+    if values.device.type != "cpu":
+        order = torch.sort(values, descending=True, stable=True).indices
+        return order if least is None else order[: int((values >= least).sum())]
+    floats = values.float().numpy() + np.float32(0)  # one zero, not two
+    ids = np.arange(len(floats)) if least is None else np.flatnonzero(floats >= np.float32(least))
+    bits = floats[ids].view(np.int32)
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # whole numbers in the order of the floats
+    keys = (~bits).astype(np.int64) << 32 | ids
+    keys.sort()
+    return torch.from_numpy(keys & 0xFFFFFFFF)
+
+
+def leading(values: Tensor, count: int) -> Tensor:
+    """``ranked`` ids of the ``count`` largest of values [V]."""
     if count >= len(values):
-        return torch.sort(values, descending=True, stable=True).indices
-    least = torch.topk(values, count, sorted=True).values[-1]
-    ids = (values >= least).nonzero().flatten()
-    return ids[torch.sort(values[ids], descending=True, stable=True).indices]
-
-
-def widening(probs: Tensor) -> Iterator[Tensor]:
-    """``leading`` ids for more and more of the tokens that have a chance, up to all of them."""
-    alive = int((probs > 0).sum())
-    count = FEW
-    while count < alive:
-        yield leading(probs, count)[:alive]
-        count *= 16
-    yield leading(probs, alive)[:alive]
+        return ranked(values)
+    return ranked(values, float(torch.topk(values, count).values[-1]))[:count]
 
 
 def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,29 +60,18 @@ def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
 
     The ends are shares of their sum, which rounding keeps from being 1; the last is exactly 1.
     """
-    alive = int((probs > 0).sum())
-    ids = leading(probs, alive)[:alive]
-    ends = _ends(probs, ids)
+    ids = ranked(probs, SMALLEST)
+    ends = probs[ids].double().cumsum(dim=-1) / probs.double().sum()
     ends[-1] = 1.0
     return ids, ends
 
 
 def draw(probs: Tensor, u: float) -> int:
     """The token in whose interval u lies: the inverse of the cumulative distribution. 0 <= u < 1."""
-    probs = probs.cpu()
-    for ids in widening(probs):
-        ends = _ends(probs, ids)
-        if ends[-1] > u:
-            break
-    place = int(torch.searchsorted(ends, u, right=True))
-    return int(ids[min(place, len(ids) - 1)])
+    ids, ends = intervals(probs.cpu())
+    return int(ids[int(torch.searchsorted(ends, u, right=True))])
 
 
 def pick(probs: Tensor, u: float | None) -> int:
     """The token drawn by u, or where nothing is drawn (None) the most probable."""
     return int(probs.argmax()) if u is None else draw(probs, u)
-
-
-def _ends(probs: Tensor, ids: Tensor) -> Tensor:
-    """Where the shares of the first ``ids`` end, in units of the whole distribution's sum."""
-    return probs[ids].double().cumsum(dim=-1) / probs.double().sum()

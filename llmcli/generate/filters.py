@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.generate.distribution import leading, widening
+from llmcli.generate.distribution import leading, ranked
 
 CUT = float("-inf")
 
@@ -149,7 +149,7 @@ class TopK:
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if not 0 < self.value < len(logits):
             return logits
-        return _only(logits, leading(logits, int(self.value))[: int(self.value)])
+        return _only(logits, leading(logits, int(self.value)))
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,10 @@ class TopP:
         if self.value == 1:
             return logits
         probs = logits.softmax(dim=-1)
-        for tokens in widening(probs):
-            p = probs[tokens]
-            before = p.cumsum(dim=-1) - p  # the mass of all that are more probable
-            if before[-1] >= self.value:
-                break
+        # All that are less probable than this do not make up, together, half of what may be left out.
+        tokens = ranked(probs, (1 - self.value) / len(probs) / 2)
+        p = probs[tokens]
+        before = p.cumsum(dim=-1) - p  # the mass of all that are more probable
         kept = before < self.value
         kept[0] = True
         return _only(logits, tokens[kept])
@@ -212,7 +211,7 @@ class TypicalP:
         logprobs = logits.log_softmax(dim=-1)
         probs = logprobs.exp()
         mean = -torch.special.xlogy(probs, probs).sum()
-        order = (-logprobs - mean).abs().sort(stable=True).indices  # of equal distances the smaller id
+        order = ranked(-(-logprobs - mean).abs())  # the nearest first, of equal distances the smaller id
         p = probs[order]
         kept = p.cumsum(dim=-1) - p < self.value  # what comes before has not reached it
         kept[0] = True

@@ -148,8 +148,9 @@ class Batch:
         index, limit = text.writing.tokens, self.loaded.model.config.max_position_embeddings
         choice = task.sampler.choose(logits, text.ids)
         asked, room = task.max_new_tokens - index - 1, limit - position - 1 + task.rolls
-        finish = ended(choice.id, self.loaded.stop_ids, asked, room)
-        step = Step(index, position, choice.id, logits, choice, finish, None)
+        ending = task.sampler.ending(text.ids, choice.id)
+        finish = ended(choice.id, self.loaded.stop_ids, asked, room, ending)
+        step = Step(index, position, choice.id, logits, choice, finish, None, ending)
         text.ids.append(choice.id)
         chunk = text.writing.take(step)
         text.logprob += float(logits.log_softmax(dim=-1)[choice.id])

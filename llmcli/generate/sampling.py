@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmcli.generate.distribution import pick, probabilities
 from llmcli.generate.filters import Filter, Temperature
+from llmcli.generate.grammar import Ending, GrammarFilter
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,22 @@ class Sampler:
         self._random = random.Random(seed)
         self._coming: deque[float] = deque()  # drawn already, because somebody asked what they will be
 
-    def reseeded(self, seed: int) -> Sampler:
-        """One for another text, with the same filters."""
-        return Sampler(self.filters, seed)
+    def another(self, seed: int, start: int) -> Sampler:
+        """One with the same filters, for another text that begins behind ``start`` tokens of prompt."""
+        return Sampler([f.another(start) if isinstance(f, GrammarFilter) else f for f in self.filters], seed)
 
     @property
     def greedy(self) -> bool:
         return any(isinstance(filter, Temperature) and filter.value == 0 for filter in self.filters)
+
+    @property
+    def grammar(self) -> GrammarFilter | None:
+        """The filter that knows where a text may end, if there is one."""
+        return next((filter for filter in self.filters if isinstance(filter, GrammarFilter)), None)
+
+    def ending(self, ids: Sequence[int], token: int) -> Ending | None:
+        """Whether a grammar lets the text end behind ``ids`` and ``token``; None without one."""
+        return None if self.grammar is None else self.grammar.ending([*ids, token])
 
     def stages(self, logits: Tensor, ids: Sequence[int] = ()) -> list[Stage]:
         """Every filter's outcome, in order; ``ids`` are the tokens before, prompt and all."""

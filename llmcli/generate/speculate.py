@@ -83,7 +83,11 @@ class DraftModel:
         text = list(ids)
         room = self.model.config.max_position_embeddings - len(text)
         for u in sampler.ahead(max(min(count, room), 0)):
-            text.append(pick(sampler.final(self._next(text), text), u))
+            guess = pick(sampler.final(self._next(text), text), u)
+            ending = sampler.ending(text, guess)
+            text.append(guess)
+            if ending == "must":
+                break
         return text[len(ids) :]
 
     def _next(self, text: list[int]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
+from llmcli.generate.grammar import Ending
 from llmcli.generate.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
 from llmcli.model.graph import decode, replays
@@ -20,7 +21,7 @@ from llmcli.model.rope import planned
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
-Finish = Literal["length", "stop_token", "context"]
+Finish = Literal["length", "stop_token", "context", "grammar"]
 
 MOST_GUESSES = 8  # tokens that one pass checks beside the one that it must: more are seldom all right
 SINKS = 4  # tokens at the very beginning that a rolling context keeps: many heads rest on them (Xiao et al. 2023)
@@ -29,7 +30,10 @@ PREFILL_CHUNK = 512  # positions a forward pass: bounds memory on long prompts a
 
 @dataclass(frozen=True)
 class Step:
-    """One token. ``position`` is its place in the context; ``finish`` says why it is the last, if it is."""
+    """One token. ``position`` is its place in the context; ``finish`` says why it is the last, if it is.
+
+    ``ending`` tells whether the text would be what a grammar asks for if it ended here; None without one.
+    """
 
     index: int
     position: int
@@ -38,6 +42,7 @@ class Step:
     choice: Choice
     finish: Finish | None
     trace: Trace | None  # of the forward pass that gave the logits, where it was observed
+    ending: Ending | None = None
 
 
 class Guesser(Protocol):
@@ -98,8 +103,12 @@ def steps(
                 logits_behind(model, passed, cache, 1 + len(guesses), trace), [*guesses, None], strict=True
             ):
                 choice, position = sampler.choose(logits, ids), len(ids)
-                finish = ended(choice.id, stop_ids, max_new_tokens - index - 1, limit - position - 1 + rolls)
-                instead = yield Step(index, position, choice.id, logits, choice, finish, trace)
+                asked, room = max_new_tokens - index - 1, limit - position - 1 + rolls
+                ending = sampler.ending(ids, choice.id)
+                finish = ended(choice.id, stop_ids, asked, room, ending)
+                instead = yield Step(index, position, choice.id, logits, choice, finish, trace, ending)
+                if instead is not None:
+                    finish = ended(instead, stop_ids, asked, room, sampler.ending(ids, instead))
                 if finish:
                     return
                 index += 1
@@ -112,10 +121,15 @@ def steps(
         cache.truncate(min(cache.length, len(ids)))
 
 
-def ended(token: int, stop_ids: Collection[int], asked: int, room: int) -> Finish | None:
-    """Why a token is the last, if it is: ``asked`` more were asked for, ``room`` more fit behind it."""
+def ended(token: int, stop_ids: Collection[int], asked: int, room: int, ending: Ending | None = None) -> Finish | None:
+    """Why a token is the last, if it is: ``asked`` more were asked for, ``room`` more fit behind it.
+
+    ``ending`` is what a grammar says of the text with it.
+    """
     if token in stop_ids:
         return "stop_token"
+    if ending == "must":
+        return "grammar"
     if asked == 0:
         return "length"
     return "context" if room <= 0 else None

@@ -21,7 +21,8 @@ Ended = Finish | Literal["stop_string", "interrupted"]
 class Writing:
     """The text that steps make: what each completes, ``text`` so far, its ``tokens``, and how it ended.
 
-    ``length`` is how many tokens of the context are taken, prompt and all.
+    ``length`` is how many tokens of the context are taken, prompt and all. ``valid`` tells whether the text is what a
+    grammar asks for, where there is one.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str] = ()) -> None:
@@ -29,6 +30,7 @@ class Writing:
         self.text = ""
         self.tokens = 0
         self.length = len(prompt_ids)
+        self.valid: bool | None = None
         self._stream = TextStream(tokenizer, prompt_ids, stop)
 
     @property
@@ -40,6 +42,7 @@ class Writing:
         """The text that a step completes; that of the last includes what was held back."""
         self.tokens += 1
         self.length = step.position + 1
+        self.valid = None if step.ending is None else step.ending != "not yet"
         # The token that ends a text is no part of it, special or not.
         text = self._stream.feed(step.token) if step.finish != "stop_token" else ""
         if step.finish:
@@ -79,6 +82,8 @@ class Generation(Writing):
         rolls: bool = False,
     ) -> None:
         super().__init__(loaded.tokenizer, prompt_ids, stop)
+        if sampler.grammar is not None:
+            self.valid = sampler.grammar.ending(prompt_ids) != "not yet"
         self.prompt_tokens = len(prompt_ids)
         self.turned_for = planned_angles(loaded.model.config, len(prompt_ids), max_new_tokens)
         self.guesser = guesser

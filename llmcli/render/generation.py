@@ -8,12 +8,12 @@ from typing import TextIO
 from rich.color import ColorSystem
 from rich.style import Style
 
-from llmcli.render.terminal import band, say, styled
-from llmcli.render.tokens import printable
+from llmcli.render.terminal import band, printable, say, styled
 
 ENDINGS = {
     "length": "the limit of --max-tokens was reached",
     "stop_token": "the model ended its text",
+    "grammar": "the grammar allows nothing more",
     "stop_string": "a --stop string came",
     "context": "the model's context is full",
     "interrupted": "interrupted",
@@ -77,9 +77,13 @@ def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float | None
     if adopted:
         parts.append("the model's own settings: " + ", ".join(f"{name} {value:g}" for name, value in adopted.items()))
     if unmet:
-        told = (name if value is None else f"{name} {value:g}" for name, value in unmet.items())
-        parts.append("not applied: " + ", ".join(told))
+        parts.append("not applied: " + ", ".join(stage_name(*setting) for setting in unmet.items()))
     return f"{'; '.join(parts)} (generation_config.json)" if parts else ""
+
+
+def stage_name(name: str, value: float | None) -> str:
+    """A filter with its value, where that is a number."""
+    return name if value is None else f"{name} {value:g}"
 
 
 def note(text: str, stream: TextIO) -> None:

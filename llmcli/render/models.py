@@ -16,10 +16,10 @@ def print_models(models: Sequence[OnDisk], stream: TextIO) -> None:
     """One row a model."""
     columns = [
         Column("name", right=False),
-        Column("family", right=False, optional=2),
-        Column("size"),
-        Column("last use", optional=1),
-        Column("where", right=False),
+        Column("family", right=False, optional=4),
+        Column("size", optional=2),
+        Column("last use", optional=3),
+        Column("where", right=False, optional=1),
     ]
     rows = [
         [

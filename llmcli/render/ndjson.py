@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
@@ -19,8 +20,9 @@ if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch m
 
 
 def write(record: Mapping[str, Any], stream: TextIO) -> None:
-    """One line, at once."""
-    stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    """One line, at once; also those control characters as escapes that JSON allows and a terminal obeys."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    stream.write(re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
     stream.flush()
 
 
@@ -78,8 +80,9 @@ def generation_end(
     prefill_seconds: float,
     decode_seconds: float,
     guesses: tuple[int, int] | None = None,
+    valid: bool | None = None,
 ) -> dict[str, Any]:
-    """``guesses``: how many tokens were guessed ahead and how many kept, if any were to be."""
+    """``guesses``: how many tokens were guessed ahead and how many kept, if any were to be; ``valid``: of a grammar."""
     end = {
         "type": "end",
         "finish": finish,
@@ -88,7 +91,9 @@ def generation_end(
         "prefill_seconds": prefill_seconds,
         "decode_seconds": decode_seconds,
     }
-    return end if guesses is None else {**end, "guessed": guesses[0], "kept": guesses[1]}
+    if guesses is not None:
+        end |= {"guessed": guesses[0], "kept": guesses[1]}
+    return end if valid is None else {**end, "valid": valid}
 
 
 def of_sample(sample: int, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +108,7 @@ def sample_end(row: SampleRow) -> dict[str, Any]:
         "text": row.text,
         "tokens": row.tokens,
         "mean_logprob": row.mean_logprob,
+        **({} if row.valid is None else {"valid": row.valid}),
     }
 
 

@@ -36,6 +36,7 @@ class SampleRow:
     finish: str
     text: str
     best: bool
+    valid: bool | None  # whether it is what a grammar asks for, where there is one
 
 
 class SamplesWriter:

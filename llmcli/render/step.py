@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
+from llmcli.render.generation import stage_name
 from llmcli.render.table import Cell, Column, number, print_table, probability
 from llmcli.render.terminal import console, label, one_line, say, styled
 
@@ -98,7 +99,7 @@ def _interval(row: Candidate) -> str:
 
 
 def _print_below(report: StepReport, stream: TextIO) -> None:
-    names = [stage.name + ("" if stage.value is None else f" {stage.value:g}") + ":" for stage in report.sampler]
+    names = [stage_name(stage.name, stage.value) + ":" for stage in report.sampler]
     for name, stage in zip(names, report.sampler, strict=True):
         say(f"{name:<{max(map(len, names))}} {_effect(stage)}", stream)
     chosen = report.chosen

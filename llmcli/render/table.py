@@ -11,7 +11,9 @@ from rich.cells import cell_len
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from llmcli.render.terminal import console, styled
+from llmcli.render.terminal import console, printable, styled
+
+LEAST = 4  # cells of a column of text, which goes on in the next line: with fewer it would be gone
 
 
 @dataclass(frozen=True)
@@ -56,23 +58,26 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], strea
     if not styled(stream):
         lines = [[column.name if column.plain is None else column.plain for column in columns]]
         lines += [[cell.shown if cell.plain is None else cell.plain for cell in row] for row in rows]
-        stream.writelines("\t".join(line) + "\n" for line in lines)
+        stream.writelines("\t".join(printable(part, stream) for part in line) + "\n" for line in lines)
         stream.flush()
         return
     target = console(stream)
-    kept = _fitting(columns, rows, target.width)
+    widths = [max(cell_len(text) for text in (c.name, *(row[n].shown for row in rows))) for n, c in enumerate(columns)]
+    kept = _fitting(columns, widths, target.width)
+    least = [width if column.right else min(width, LEAST) for column, width in zip(columns, widths, strict=True)]
+    # Where not even that has room, the lines go on below: better than numbers cut, or tokens left out.
+    target.width = max(target.width, sum(least[n] + 2 for n in kept))
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for n in kept:
-        right = columns[n].right
-        table.add_column(columns[n].name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        right, name = columns[n].right, printable(columns[n].name, stream)
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=least[n])
     for row in rows:
-        table.add_row(*(Text(row[n].shown, style=row[n].style) for n in kept))
-    target.print(table)
+        table.add_row(*(Text(printable(row[n].shown, stream), style=row[n].style) for n in kept))
+    target.print(table, crop=False)
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
+def _fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
     """Which columns fit into ``width`` cells, with two between each; the others are optional ones."""
-    widths = [max(cell_len(text) for text in (c.name, *(row[n].shown for row in rows))) for n, c in enumerate(columns)]
     kept = list(range(len(columns)))
     while sum(widths[n] + 2 for n in kept) > width:
         droppable = [n for n in kept if columns[n].optional]

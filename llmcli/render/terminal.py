@@ -43,6 +43,7 @@ def console(stream: TextIO) -> Console:
 
 def say(text: str, stream: TextIO, style: str = "") -> None:
     """A line of a view, or beside one."""
+    text = printable(text, stream)
     if styled(stream):
         console(stream).print(Text(text, style=style))
     else:
@@ -63,6 +64,11 @@ def rank_band(rank: int) -> tuple[str, str]:
 def harmless(text: str) -> str:
     """Text with its control characters as visible symbols, for a terminal: a model may write escape sequences."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: _symbol(match[0]), text)
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """Text as it may go to ``stream``: as it is to a file, ``harmless`` to a terminal or into a picture."""
+    return harmless(text) if isinstance(stream, Picture) or stream.isatty() else text
 
 
 def one_line(text: str) -> str:

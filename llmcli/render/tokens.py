@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.check import print_check
 from llmcli.render.table import Cell, Column, print_table, probability
-from llmcli.render.terminal import band, harmless, label, say, styled
+from llmcli.render.terminal import band, label, say, styled
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
     from llmcli.explain.generated import TokenReport
@@ -101,11 +101,6 @@ def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
             ]
         )
     print_table(columns, rows, stream)
-
-
-def printable(text: str, stream: TextIO) -> str:
-    """Text as it may go to ``stream``: as it is to a file, with its control characters shown to a terminal."""
-    return harmless(text) if stream.isatty() else text
 
 
 def _brief(prob: float) -> str:

@@ -13,7 +13,8 @@ from llmcli.render.generation import note
 from llmcli.render.terminal import console, styled
 from llmcli.train.metrics import Metrics
 
-PLAIN_EVERY = 50  # steps a line where there is no terminal to draw a bar on
+PLAIN_EVERY = 50  # steps a line where there is no terminal to draw a bar on; more in a long run,
+MOST_LINES = 200  # so that no more lines than this come of it
 
 
 class TrainingView:
@@ -22,6 +23,7 @@ class TrainingView:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._bar: Progress | None = None
+        self._told = 0  # the step of the last line about a validation
         if styled(stream):
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -42,20 +44,25 @@ class TrainingView:
         if self._bar:
             self._bar.stop()
 
+    def _worth_telling(self, step: Metrics) -> bool:
+        """Whether a validation gets its line: of a run that makes very many not each, but the last."""
+        return step.step == step.steps or step.step - self._told >= step.steps // MOST_LINES
+
     def show(self, step: Metrics) -> None:
-        """Move the bar, or now and then write a line; a validation always gets its line."""
+        """Move the bar, or now and then write a line; a validation gets one too."""
         if self._bar:
             if not self._bar.task_ids:
                 self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=0.0, speed=0.0)
             self._bar.update(self._bar.task_ids[0], completed=step.step, loss=step.loss, speed=step.tokens_per_second)
-        elif step.step % PLAIN_EVERY == 0 or step.step in (1, step.steps):
+        elif step.step % max(PLAIN_EVERY, step.steps // MOST_LINES) == 0 or step.step in (1, step.steps):
             left = (step.steps - step.step) * step.tokens / step.step / step.tokens_per_second
             note(
                 f"step {step.step}/{step.steps}: loss {step.loss:.3f} nats a token, "
                 f"{step.tokens_per_second:.0f} tokens/s, {left / 60:.0f} min left",
                 self._stream,
             )
-        if step.bits_per_byte is not None:
+        if step.bits_per_byte is not None and self._worth_telling(step):
+            self._told = step.step
             said = (
                 f"step {step.step}: validation {step.nats_per_token:.4f} nats a token, "
                 f"{step.bits_per_byte:.4f} bits a byte"

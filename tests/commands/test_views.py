@@ -57,7 +57,7 @@ def words(view: str, model: Path, text: str = PROMPT) -> list[str]:
 
 
 def test_every_view_is_here() -> None:
-    others = {"generate", "bench", "quantize", "train", "models", "pull", "rm"}
+    others = {"generate", "batch", "bench", "quantize", "train", "models", "config", "completion", "pull", "rm"}
     assert {view.split()[0] for view in VIEWS} == set(COMMANDS) - others
 
 

@@ -21,8 +21,8 @@ from llmcli.generate.steps import Step
 from llmcli.render.generation import TextWriter, note
 from llmcli.render.step import print_step
 from llmcli.render.table import Cell, Column, number, print_table, probability
-from llmcli.render.terminal import PROBABILITY_BANDS, band, console, harmless, label, rank_band, styled
-from llmcli.render.tokens import print_probabilities, print_side_by_side, print_tokenization, printable
+from llmcli.render.terminal import PROBABILITY_BANDS, band, console, harmless, label, printable, rank_band, styled
+from llmcli.render.tokens import print_probabilities, print_side_by_side, print_tokenization
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 

@@ -1,0 +1,161 @@
+"""``llmcli batch``: many prompts, from a file to a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llmcli.commands.command import Command
+from llmcli.commands.grammar import GrammarChoice, grammar_options
+from llmcli.commands.interrupt import Interrupt
+from llmcli.commands.length import Length, fit, length_options
+from llmcli.commands.model import ModelChoice, model_options
+from llmcli.commands.options import Choice, verbose_option
+from llmcli.commands.sampling import Sampling, sampling_options
+from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
+
+if TYPE_CHECKING:
+    from llmcli.generate.jobs import Job, Results, Usual
+    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.many import Task
+    from llmcli.generate.sampling import Sampler
+    from llmcli.render.batch import BatchView
+
+
+@click.command(cls=Command)
+@click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Texts side by side.")
+@click.option(
+    "--order",
+    type=Choice(["input", "finished"]),
+    default="input",
+    show_default=True,
+    help="Write results in the order of the prompts, or each when it is finished.",
+)
+@length_options(least=1)
+@model_options
+@sampling_options
+@grammar_options
+@verbose_option
+def batch(
+    source: Path,
+    target: Path,
+    batch_size: int,
+    order: str,
+    length: Length,
+    choice: ModelChoice,
+    sampling: Sampling,
+    grammar: GrammarChoice,
+    verbose: bool,
+) -> None:
+    """Continue many prompts, side by side, from a file to a file.
+
+    IN.jsonl has a JSON object a line, with a "prompt" and, if wanted, "id",
+    "seed", "max_tokens" and "stop". OUT.jsonl gets one for each: "id", "text",
+    "finish" and more. A run that was stopped, even killed, goes on where it was
+    when the same command is given again. A line that cannot be used is told and
+    left out.
+
+    Each prompt has draws of its own: its seed is --seed (0 if not given) plus its line, the first being 0.
+
+    \b
+    Examples:
+      llmcli batch prompts.jsonl texts.jsonl
+      llmcli batch prompts.jsonl texts.jsonl --batch-size 32 -n 100
+    """
+    from llmcli.generate.jobs import Results, Usual, read_jobs
+
+    grammar.exclude_all(length)
+    if source.exists() and target.exists() and source.samefile(target):
+        raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
+    usual = Usual(sampling.seed or 0, length.max_tokens, length.stop)
+    results, total = Results(target), sum(1 for _ in read_jobs(source, usual))
+    run = Run(choice.open(), sampling, grammar, length, results, source)
+    sys.exit(run.write(usual, total, batch_size, in_order=order == "input"))
+
+
+class Run:
+    """One run over the file of prompts."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        sampling: Sampling,
+        grammar: GrammarChoice,
+        length: Length,
+        results: Results,
+        source: Path,
+    ) -> None:
+        self.loaded, self.length, self.results, self.source = loaded, length, results, source
+        self.sampler: Sampler = sampling.sampler(loaded, grammar.filter(loaded, 0))
+        self.others = {"overflow": length.overflow, "rules": grammar.rules}
+        self._jobs: dict[int, tuple[Job, str]] = {}  # those in the batch, by the key of their task
+
+    def write(self, usual: Usual, total: int, size: int, *, in_order: bool) -> int:
+        """Write what is not yet there; the exit code."""
+        from llmcli.generate.jobs import result
+        from llmcli.generate.many import InOrder, write_many
+        from llmcli.render.batch import BatchView
+        from llmcli.render.generation import note
+
+        done, order = self.check(usual), InOrder[dict[str, object]]()
+        if self.results.torn:
+            note(f"the last line of {self.results.path} was cut short: it is written again", sys.stderr)
+        with Interrupt() as interrupt, self.results, BatchView(total, done, sys.stderr) as view:
+            try:
+                for written in write_many(self.loaded, self.tasks(usual, view), size):
+                    view.show(done=written.done)
+                    if written.done:
+                        key = written.task.key
+                        record = result(self._jobs[key][0], written, self._jobs.pop(key)[1])
+                        for ready in order.put(key, record, done=True) if in_order else [record]:
+                            self.results.append(ready)
+                    interrupt.point()
+            except KeyboardInterrupt:
+                return EXIT_INTERRUPTED
+        return EXIT_FAILURE if view.broken else EXIT_OK
+
+    def mark(self, job: Job) -> str:
+        from llmcli.generate.jobs import mark
+
+        return mark(job, self.loaded, self.sampler, self.others)
+
+    def check(self, usual: Usual) -> int:
+        """How many results are there. Errors: one of another prompt, or of other settings."""
+        from llmcli.generate.jobs import Job, read_jobs
+
+        jobs = {job.id: job for job in read_jobs(self.source, usual) if isinstance(job, Job)}
+        for id, mark in self.results.done.items():
+            if id not in jobs or self.mark(jobs[id]) != mark:
+                raise usage_error(
+                    f"{self.results.path} holds another result for {id!r}: of another prompt, model or settings",
+                    "name another file for the results",
+                )
+        return len(self.results.done)
+
+    def tasks(self, usual: Usual, view: BatchView) -> Iterator[Task]:
+        """What is left to write, as it is asked for."""
+        from llmcli.generate.jobs import Broken, read_jobs
+        from llmcli.generate.many import Task
+
+        key = 0
+        for job in read_jobs(self.source, usual):
+            if isinstance(job, Broken):
+                view.wrong(f"{self.source}:{job.number}", job.reason)
+                continue
+            if job.id in self.results.done:
+                continue
+            try:
+                ids = fit(self.loaded, self.loaded.prompt_ids(job.prompt), self.length.overflow)
+            except LlmcliError as error:
+                view.wrong(f"{self.source}:{job.number}", str(error))
+                continue
+            self._jobs[key] = job, self.mark(job)
+            limits = {**self.length.limits, "max_new_tokens": job.max_tokens, "stop": job.stop}
+            yield Task(key, ids, self.sampler.another(job.seed, len(ids)), **limits)
+            key += 1

@@ -1,0 +1,47 @@
+"""The config file: where it lies, and what stands in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmcli.errors import usage_error
+
+VARIABLE = "LLMCLI_CONFIG"
+
+
+def config_path() -> Path:
+    """The config file, whether it is there or not: that of LLMCLI_CONFIG, or the system's usual place."""
+    if os.environ.get(VARIABLE):
+        return Path(os.environ[VARIABLE]).expanduser()
+    if sys.platform == "win32":
+        return Path(click.get_app_dir("llmcli", roaming=True)) / "config.toml"
+    told = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    # By the XDG rules a path that is not absolute does not count.
+    return (told if told.is_absolute() else Path("~/.config").expanduser()) / "llmcli" / "config.toml"
+
+
+def read_config() -> dict[str, Any]:
+    """The file's contents; empty if there is none. Errors: cannot be read, is no TOML."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    path = config_path()
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        if os.environ.get(VARIABLE):
+            raise usage_error(f"{path}: no such file", f"{VARIABLE} names it") from None
+        return {}
+    except OSError as error:
+        raise usage_error(f"{path}: {error.strerror or error}", "the config file must be readable") from error
+    except UnicodeDecodeError as error:
+        raise usage_error(f"{path} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8 first") from None
+    except (ValueError, RecursionError) as error:
+        raise usage_error(f"{path}: not TOML: {error}", "as in: temperature = 0.7") from None

@@ -1,0 +1,74 @@
+"""Many prompts for the eye: a bar as they are written, on a terminal, and a line when all is done."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from llmcli.render.generation import note
+from llmcli.render.terminal import console, styled
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class BatchView:
+    """A context manager: ``show`` each token on ``stream`` while inside, and what is wrong with a line."""
+
+    def __init__(self, total: int, done: int, stream: TextIO) -> None:
+        self._stream, self._total = stream, total
+        self._before = self._done = done
+        self.tokens = self.broken = 0
+        self._began = time.monotonic()
+        self._bar = _bar(stream, total, done) if styled(stream) else None
+
+    def __enter__(self) -> BatchView:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        written = self._done - self._before
+        parts = [f"{written} of {self._total} prompts written"]
+        parts += [f"{self._before} were there"] if self._before else []
+        parts += [f"{self.broken} left out"] if self.broken else []
+        left = self._total - self._done - self.broken
+        parts += [f"{left} to go: the same command goes on"] if left > 0 else []
+        note(f"{', '.join(parts)} | {self.tokens} tokens, {self._rate():.0f} tokens/s", self._stream)
+
+    def show(self, *, done: bool) -> None:
+        """A token, which may be the last of its text."""
+        self.tokens += 1
+        self._done += done
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self._done + self.broken, speed=self._rate())
+
+    def wrong(self, where: str, reason: str) -> None:
+        """A line that is left out."""
+        self.broken += 1
+        if self._bar:
+            self._bar.stop()
+        note(f"{where}: {reason}", self._stream)
+        if self._bar:
+            self._bar.start()
+
+    def _rate(self) -> float:
+        return self.tokens / max(time.monotonic() - self._began, 1e-9)
+
+
+def _bar(stream: TextIO, total: int, done: int) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.completed}/{task.total} prompts"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[speed]:.0f} tokens/s "),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console(stream),
+        transient=True,
+    )
+    bar.add_task("", total=total, completed=done, speed=0.0)
+    return bar

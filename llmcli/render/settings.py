@@ -1,0 +1,62 @@
+"""Options and where they are set: a table for the eye, an object for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from llmcli.render import ndjson
+from llmcli.render.generation import note
+from llmcli.render.table import Cell, Column, print_table
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An option and its value. ``command`` is None where it holds for all that have it.
+
+    ``source`` is "default", "file" or "environment"; ``where`` the file's key or the variable's name.
+    """
+
+    option: str
+    command: str | None
+    value: Any
+    source: str
+    where: str | None
+
+
+def print_settings(
+    path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO, beside: TextIO, *, of: str | None
+) -> None:
+    """One row a setting on ``stream``; ``beside`` it what is wrong. ``of`` is the one command that they are of."""
+    for fault in faults:
+        note(fault, beside)
+    if rows:
+        whose = [] if of else [Column("command", right=False)]
+        columns = [Column("option", right=False), *whose, Column("value", right=False), Column("from", right=False)]
+        print_table(columns, [_row(row, path, of) for row in rows], stream)
+    if of is None:
+        lead = "" if rows else "nothing is set; "
+        note(f"{lead}llmcli config COMMAND shows all that can be; the file is {path}", beside)
+
+
+def _row(row: Setting, path: Path, of: str | None) -> list[Cell]:
+    origin = f"{path}: {row.where}" if row.source == "file" else row.where or row.source
+    style = "dim" if row.source == "default" else ""
+    whose = [] if of else [Cell(row.command or "every")]
+    return [Cell(row.option, style=style), *whose, Cell(_shown(row.value), style=style), Cell(origin, style=style)]
+
+
+def _shown(value: Any) -> str:
+    if value is None or value is False:
+        return "" if value is None else "off"
+    if value is True:
+        return "on"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def write_json(path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO) -> None:
+    """All of it, in one object."""
+    record = {"path": str(path), "options": [ndjson.record(row) for row in rows], "faults": list(faults)}
+    ndjson.write(record, stream)

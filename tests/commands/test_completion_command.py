@@ -1,0 +1,126 @@
+"""Shell completion: what is offered where, that nothing heavy is imported for it, and a real bash."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from llmcli.cli import COMMANDS, cli
+from tests.commands.test_shell import posix
+
+Run = Callable[..., Result]
+
+
+def offered(run: Run, line: str, **env: str) -> list[str]:
+    """What bash is told for the last word of a command line, as "type,value"."""
+    words = line.split(" ")
+    asked = {"_LLMCLI_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), **env}
+    result = run(env=asked)
+    assert result.stderr == ""
+    return result.stdout.split()
+
+
+def test_words_that_can_stand_there(run: Run) -> None:
+    assert offered(run, "llmcli gen") == ["plain,generate"]
+    assert offered(run, "llmcli ") == [f"plain,{name}" for name in COMMANDS]
+    assert offered(run, "llmcli generate --te") == ["plain,--temperature", "plain,--temp"]
+    assert offered(run, "llmcli generate --quantize ") == ["plain,int8", "plain,int4"]
+    assert offered(run, "llmcli completion ") == ["plain,bash", "plain,zsh", "plain,fish"]
+    assert offered(run, "llmcli config exp") == ["plain,explain-step"]
+    assert offered(run, "llmcli --ver") == ["plain,--version"]
+
+
+@pytest.mark.parametrize(
+    "line", ["generate -m", "tokenize --model", "compare -m", "bench -m", "generate --draft-model", "rm", "quantize"]
+)
+def test_models_on_disk_are_offered_or_else_folders(run: Run, line: str, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub/models--some--model/snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    ref = snapshot.parents[1] / "refs/main"
+    ref.parent.mkdir()
+    ref.write_text("a" * 40)
+    env = {"HF_HOME": str(tmp_path)}
+    assert offered(run, f"llmcli {line} ", **env) == ["dir,", "plain,llama-tales-11m", "plain,some/model"]
+    assert offered(run, f"llmcli {line} so", **env) == ["dir,so", "plain,some/model"]
+
+
+def test_paths_are_offered_where_one_is_wanted(run: Run) -> None:
+    for line in ("generate --prompt-file", "lens --save", "bench --config", "train", "quantize a b --text"):
+        assert offered(run, f"llmcli {line} ") == ["file,"], line
+    assert offered(run, "llmcli train --out ") == ["dir,"]
+
+
+def test_a_broken_config_or_cache_says_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "hub").write_text("no folder")
+    env = {"LLMCLI_CONFIG": str(tmp_path / "none"), "HF_HOME": str(tmp_path), "LLMCLI_TOP_K": "x"}
+    assert offered(run, "llmcli generate -m lla", **env) == ["dir,lla", "plain,llama-tales-11m"]
+
+
+def test_completing_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from llmcli.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+assert not {'torch', 'rich', 'tokenizers', 'numpy', 'huggingface_hub'} & set(sys.modules)
+"""
+    for line, word in (("llmcli generate -m ", 3), ("llmcli tr", 1), ("llmcli train --o", 2)):
+        env = {**os.environ, "_LLMCLI_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(word)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_is_one_that_the_shell_can_read(run: Run, shell: str) -> None:
+    script = run("completion", shell).stdout
+    assert f"_LLMCLI_COMPLETE={shell}_complete" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+    assert f"llmcli completion {shell}" in run("completion", "--help").stdout
+
+
+@posix
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_tab_in_a_real_bash(tmp_path: Path) -> None:
+    import pexpect
+
+    program = tmp_path / "llmcli"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m llmcli "$@"\n')
+    program.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PS1": "> ", "TERM": "dumb"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    child = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=env, encoding="utf-8", timeout=30)
+    child.sendline('bind "set enable-bracketed-paste off"; eval "$(llmcli completion bash)"; echo rea""dy')
+    child.expect("ready")
+    child.send("llmcli gen\t")
+    child.expect_exact("llmcli generate ")
+    child.send("-m lla\t")
+    child.expect_exact("-m llama-tales-11m ")
+    child.send("--ech\t")
+    child.expect_exact("--echo ")
+    child.sendintr()
+    child.sendline("exit")
+    child.expect(pexpect.EOF)
+
+
+def test_the_group_offers_every_command_without_importing_it() -> None:
+    code = """
+import sys
+from llmcli.cli import cli
+import click
+cli.shell_complete(click.Context(cli), 'g')
+assert 'llmcli.commands.generate' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "generate" in cli.list_commands(None)  # type: ignore[arg-type]

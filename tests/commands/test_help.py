@@ -1,0 +1,127 @@
+"""--help, --version and mistyped words: in groups, at 80 columns, and without waiting for torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import click
+import pytest
+from click.testing import Result
+
+from llmcli import __version__
+from llmcli.cli import COMMANDS, GROUPS, cli
+from llmcli.commands import version
+from llmcli.errors import EXIT_INTERRUPTED, EXIT_READER_GONE
+
+Run = Callable[..., Result]
+
+
+def groups(text: str) -> dict[str, list[str]]:
+    """Heading -> the long names of the options, or the commands, below it."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if re.fullmatch(r"[A-Z][\w ]*:", line):
+            title = line[:-1]
+            found[title] = []
+        elif found and (match := re.match(r"  (?:-\w, )?(--[\w-]+|[a-z][\w-]*(?=  ))", line)):
+            found[title].append(match[1])
+    return found
+
+
+def test_commands_stand_under_their_purpose(run: Run) -> None:
+    told = groups(run("--help").stdout)
+    for title, names in GROUPS.items():
+        assert told[title] == list(names)
+    assert [name for names in GROUPS.values() for name in names] == list(COMMANDS)
+
+
+def test_exit_codes_are_told(run: Run) -> None:
+    codes = re.findall(r"^    (\d+) ", run("--help").stdout, re.MULTILINE)
+    assert codes == ["0", "1", "2", str(EXIT_INTERRUPTED), str(EXIT_READER_GONE)]
+
+
+def test_options_of_generate_stand_under_headings(run: Run) -> None:
+    told = groups(run("generate", "--help").stdout)
+    assert told["Prompt"] == ["--prompt-file", "--parse-special"]
+    assert {"--model", "--device", "--threads"} <= set(told["Model"])
+    assert {"--temperature", "--samplers", "--seed"} <= set(told["Sampling"])
+    assert {"--echo", "--probs", "--json"} <= set(told["Output"])
+    assert told["Other"] == ["--verbose", "--help"]
+    assert list(told)[-1] == "Other"
+    assert "Options" not in told
+    assert "--step" in groups(run("explain-step", "--help").stdout)["What is shown"]
+    assert list(groups(run("models", "--help").stdout)) == ["Options"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_told_once_and_briefly(run: Run, name: str) -> None:
+    text = run(name, "--help").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    told = [option for names in groups(text).values() for option in names if option.startswith("--")]
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    options = [o for o in command.get_params(click.Context(command)) if isinstance(o, click.Option)]
+    assert sorted(told) == sorted(next(n for n in o.opts if n.startswith("--")) for o in options)
+    assert "x>=" not in text
+    assert "RANGE" not in text
+    described = text[text.index("\n", text.index("Examples:")) :]
+    entries = re.split(r"\n(?=  -)", described)
+    for entry in entries[1:]:
+        # the names' own line, where they are long, and two of text; the list of samplers is a line longer
+        body = re.split(r"\n\n", entry)[0].split("\n")
+        assert len(body) <= 3 + ("--samplers" in entry), entry
+
+
+def test_help_is_of_the_program_not_of_the_config_file(run: Run, tmp_path: object) -> None:
+    from pathlib import Path
+
+    path = Path(str(tmp_path)) / "c.toml"
+    path.write_text("max-tokens = 7\n")
+    told = run("generate", "--help", env={"LLMCLI_CONFIG": str(path)}).stdout
+    assert told == run("generate", "--help").stdout
+    assert "[default: 512]" in told
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["gnerate"], "did you mean generate?"),
+        (["explainstep"], "did you mean explain-step?"),
+        (["generate", "--temprature", "1"], "did you mean --temperature"),
+        (["generate", "x", "--dtype", "bfloat"], "did you mean bfloat16"),
+        (["quantize", "a", "b", "--to", "int44"], "did you mean int4"),
+        (["completion", "bsh"], "did you mean bash"),
+        (["generate", "Once", "upon"], "in quotes"),
+        (["xyzzy"], "see llmcli --help"),
+        (["models", "x"], "see llmcli models --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistyped_word_is_one_line_with_the_nearest(run: Run, args: list[str], hint: str) -> None:
+    result = run(*args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.fullmatch(r"llmcli: [^\n]*\n", result.stderr)
+    assert hint in result.stderr
+
+
+def test_version_tells_python_torch_and_device(run: Run) -> None:
+    import torch
+
+    told = run("--version").stdout
+    device = version.device_with("2.9.0")
+    assert re.fullmatch(rf"llmcli {re.escape(__version__)} \(Python 3\.\d+\.\d+, torch \S+, device {device}\)\n", told)
+    assert f"torch {torch.__version__}," in told
+
+
+def test_version_of_a_build_for_the_cpu_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from llmcli.commands.version import device_with\n"
+        "print(device_with('2.9.0+cpu'))"
+    )
+    if sys.platform == "darwin":
+        pytest.skip("every build for macOS may have a GPU")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "cpu\n"

@@ -1,0 +1,310 @@
+"""Terminals and pipes for real: nothing of a model's text commands a terminal, and a reader may leave at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.commands.test_shell import PROGRAM, bare, posix, slow_model, terminal
+
+pytestmark = posix
+
+ALLOWED = re.compile(r"\x1b\[[0-9;]*m")  # colours and styles: all that llmcli writes but for progress bars
+EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\x08\x0b\x7f\x85end\r"
+
+
+def commanding(text: str) -> list[str]:
+    """The control characters in what a terminal was sent, other than styles, line ends and tabs."""
+    return re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", ALLOWED.sub("", text.replace("\r\n", "\n")))
+
+
+def raw(*args: object, code: int | None = 0, width: int = 80, **env: str) -> str:
+    """What the program writes on a terminal, byte for byte."""
+    ((shown, ended),) = each_raw([args], width=width, **env)
+    assert code in (None, ended), shown
+    return shown
+
+
+RUN = """
+import json, sys
+from llmcli.cli import cli
+for args in json.loads(sys.argv[1]):
+    try:
+        cli.main(args, prog_name="llmcli")
+    except SystemExit as end:
+        print(f"\\n<<{end.code or 0}>>", flush=True)
+"""
+
+
+def each_raw(commands: Sequence[Sequence[object]], *, width: int = 80, **env: str) -> list[tuple[str, int]]:
+    """Likewise for several command lines, in one process, each with its exit code."""
+    import pexpect
+
+    lines = json.dumps([[str(word) for word in args] for args in commands])
+    child = pexpect.spawn(
+        sys.executable,
+        ["-c", RUN, lines],
+        dimensions=(40, width),
+        timeout=60,
+        env={**os.environ, "TERM": "xterm-256color", **env},
+    )
+    child.expect(pexpect.EOF)
+    child.close()
+    text: str = child.before.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+    parts = re.split(r"\n<<(\d+)>>\n", text)
+    assert len(parts) == 2 * len(commands) + 1, text
+    return [(shown, int(code)) for shown, code in zip(parts[::2], parts[1::2], strict=False)]
+
+
+def evil_model(model: Path) -> list[object]:
+    """The arguments with which the tiny model writes little but control characters, in one byte and in two."""
+    from llmcli.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    ids = [tokenizer.id_of(char) for char in "\x1b\x07\x7f[\udcc2\udc9b"]
+    assert None not in ids
+    biases = [word for id in ids for word in ("--logit-bias", f"{id}=+300")]
+    return ["generate", "The", "-m", model, "-n", 60, "--temperature", 20, "--top-p", 1, "--seed", 4, *biases]
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["colour", "NO_COLOR", "dumb"])
+def test_no_text_of_a_model_commands_the_terminal(model: Path, env: dict[str, str]) -> None:
+    args = [*map(str, evil_model(model))]
+    (shown, _), (machine, _) = each_raw([[*args, "--probs"], [*args, "--json"]], **env)
+    written = json.loads(machine.strip().splitlines()[-1])["text"]
+    assert {"\x1b", "\x07", "\x7f", "\x9b"} <= set(commanding(written))
+    assert commanding(shown) == []
+    assert ("\x1b[" in shown) == (not env)
+    assert {"␛", "␇", "␡", "<9B>"} <= set(re.findall("[␛␇␡]|<9B>", shown))
+    assert commanding(machine) == []
+
+
+COMMANDS = [
+    "generate|-n|5|--echo|TEXT",
+    "generate|-n|5|--json|TEXT",
+    "explain-step|TEXT",
+    "tokenize|TEXT",
+    "tokenize|TEXT|--merges",
+    "tokenize|TEXT|--json",
+    "lens|TEXT",
+    "attend|TEXT",
+    "attend|TEXT|--head|1.1",
+    "why|TEXT",
+    "branch|TEXT",
+    "score|TEXT",
+    "neighbours|TEXT",
+    "generate|x|--dtype|TEXT",
+    "generate|x|--samplers|TEXT",
+    "generate|x|--TEXT",
+    "generate|x|-m|TEXT",
+    "generate|x|-m|TEXT|--verbose",
+    "config|TEXT",
+    "TEXT",
+]
+
+
+def test_no_text_of_a_user_commands_the_terminal(model: Path) -> None:
+    commands = [[word.replace("TEXT", EVIL) for word in line.split("|")] for line in COMMANDS]
+    shown = each_raw(commands, LLMCLI_MODEL=str(model))
+    assert {code for _, code in shown} == {0, 1, 2}
+    for line, (text, _) in zip(COMMANDS, shown, strict=True):
+        assert text, line
+        assert "Traceback" not in text or "verbose" in line
+        assert commanding(text) == [], line
+
+
+def test_no_name_of_a_model_commands_the_terminal(tmp_path: Path, model: Path) -> None:
+    """Neither a folder's name nor what its config.json tells, in views, tables and errors."""
+    folder = shutil.copytree(model, tmp_path / "a\x1b[2Jb")
+    wrong = shutil.copytree(model, tmp_path / "hub/models--some--model/snapshots" / ("a" * 40))
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps({**config, "model_type": EVIL}))
+    views = [["tokenize", "x"], ["tokenize", "x", "-m", folder], ["generate", "x", "-n", "1", "--verbose"], ["inspect"]]
+    told = each_raw([[*view, "-m", folder] for view in views])
+    told += each_raw([["generate", "x", "-m", wrong, *more] for more in ([], ["--verbose"])])
+    told += each_raw([["models"]], HF_HOME=str(tmp_path), width=150)
+    assert [code for _, code in told] == [0, 0, 0, 0, 1, 1, 0]
+    assert "some/model" in told[-1][0]
+    for shown, _ in told:
+        assert "␛" in shown or r"\x1b" in shown
+        assert commanding(shown) == []
+
+
+def test_sabotage_raw_text_is_noticed(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import llmcli.render.terminal as t\nt.harmless = lambda text: text\n")
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
+    assert commanding(raw(*evil_model(model), PYTHONPATH=path))
+
+
+NARROW = [
+    "explain-step|The|--seed|1",
+    "generate|The|-n|4|--probs|--seed|1",
+    "tokenize|The fox 🙂",
+    "lens|The",
+    "why|The",
+    "attend|The old fox",
+    "attend|The old fox|--head|1.1",
+    "branch|The",
+    "score|The old fox",
+    "models",
+]
+
+
+def test_twenty_columns_cut_no_number(model: Path) -> None:
+    """Nothing crashes; each number of a table that a narrow terminal shows is one that a wide one shows too."""
+    commands = [line.split("|") for line in NARROW]
+    shown = [each_raw(commands, width=width, LLMCLI_MODEL=str(model)) for width in (200, 20)]
+    numbers = re.compile(r"(?<![\w.:,-])\d+\.\d{2,4}(?![\w.])")
+    with_numbers = 0
+    for (name, *more), (wide, code), (narrow, other) in zip(commands, *shown, strict=True):
+        assert (code, other) == (0, 0), narrow
+        wide, narrow = bare(wide), bare(narrow)
+        rows = [line for line in narrow.split("\n") if re.search(r"\S {2,}\S", line)]  # of tables, not of text
+        found = {number for row in rows for number in numbers.findall(row)}
+        assert found <= set(numbers.findall(wide)), (name, more)
+        with_numbers += bool(found)
+        if name == "tokenize":
+            ids = re.findall(r"^ ?\d+ {2,}(\d+)  ", wide, re.MULTILINE)
+            assert len(ids) == 4
+            assert ids == re.findall(r"^ ?\d+ {2,}(\d+)  ", narrow, re.MULTILINE)
+    assert with_numbers >= 6
+
+
+def test_resizing_while_text_streams_loses_nothing(tmp_path: Path, model: Path) -> None:
+    import pexpect
+
+    folder = slow_model(tmp_path, model)
+    args = ["generate", "The", "-m", str(folder), "-n", "400", "--seed", "3", "--temperature", "0.9"]
+    alone = subprocess.run(
+        [*PROGRAM, *args], capture_output=True, text=True, stdin=subprocess.DEVNULL, encoding="utf-8"
+    )
+    child = pexpect.spawn(
+        PROGRAM[0], [*PROGRAM[1:], *args], dimensions=(24, 80), encoding="utf-8", timeout=60, env={**os.environ}
+    )
+    seen = child.read(40)
+    for width in (20, 132, 3, 80):
+        child.setwinsize(24, width)
+        child.kill(signal.SIGWINCH)
+        seen += child.read(20)
+        time.sleep(0.02)
+    seen += child.read()
+    child.close()
+    assert child.exitstatus == 0
+    from llmcli.render.terminal import harmless
+
+    assert bare(seen).replace("\r\n", "\n").startswith(harmless(alone.stdout))
+
+
+def test_wide_characters_go_on_in_the_next_line(model: Path) -> None:
+    """As a terminal places them: on pyte's screen of 20 columns the text is whole, characters of two cells too."""
+    import pyte
+
+    text = "狐狸 🙂 fox 狐狸狐狸狐狸狐狸 🙂🙂 naïve"
+    screen = pyte.Screen(20, 40)
+    pyte.Stream(screen).feed(raw("generate", text, "-m", model, "-n", "1", "--echo", width=20).replace("\n", "\r\n"))
+    assert "".join(screen.display).replace(" ", "").startswith(text.replace(" ", ""))
+
+
+READERS = [
+    "lens|The",
+    "generate|The|-n|60",
+    "generate|The|-n|60|--json",
+    "explain-step|The",
+    "tokenize|The fox",
+    "inspect",
+]
+
+
+@pytest.mark.parametrize("args", [*READERS, "models", "--help", "config|generate"])
+def test_a_reader_that_leaves_at_once_is_silence_and_141(model: Path, args: str) -> None:
+    """What a shell reports of `cat` in the same place; where the reader had stderr too, likewise."""
+    pipe = "2>&1 |" if args == "generate|The|-n|60" else "|"
+    words = [*PROGRAM, *args.split("|"), *(["-m", str(model)] if args in READERS else [])]
+    quoted = " ".join(f"'{word}'" for word in words)
+    script = f"{quoted} {pipe} true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+@pytest.mark.parametrize("args", ["generate|The|-n|5", "explain-step|The"])
+def test_what_goes_to_files_has_no_escape_codes(model: Path, args: str, tmp_path: Path) -> None:
+    """Not even where the other stream is a terminal."""
+    import pexpect
+
+    for redirect in (f"> {tmp_path}/out", f"2> {tmp_path}/out"):
+        words = " ".join(f"'{word}'" for word in [*PROGRAM, *args.split("|"), "-m", str(model)])
+        child = pexpect.spawn("bash", ["-c", f"{words} {redirect}"], encoding="utf-8", timeout=60)
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
+        assert "\x1b" not in (tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_long_work_is_quiet_in_a_file(tmp_path: Path, model: Path) -> None:
+    """Training, quantising and measuring write a few plain lines each."""
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a fox. " * 60, encoding="utf-8")
+    size = "--hidden-size 16 --num-attention-heads 2 --num-key-value-heads 2 --num-hidden-layers 1"
+    train = f"train {text} --out {tmp_path}/m {size} --vocab-size 300 --context 16 --batch-size 1 --tokens 1600"
+    for words in (
+        train.split(),
+        ["quantize", str(model), str(tmp_path / "q"), "--text", str(text)],
+        ["bench", "-m", str(model), "-p", "4", "-n", "2", "-r", "1"],
+    ):
+        done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr
+        assert not {"\x1b", "\r"} & set(done.stderr + done.stdout)
+        assert done.stderr.count("\n") <= 40
+
+
+def test_a_run_of_a_million_steps_is_no_million_lines() -> None:
+    from io import StringIO
+
+    from llmcli.render.training import MOST_LINES, TrainingView
+    from llmcli.train.metrics import Metrics
+
+    stream = StringIO()
+    steps = 1_000_000
+    with TrainingView(stream) as view:
+        for step in range(500, steps + 1, 500):
+            view.show(Metrics(step, steps, step, 1.0, 0.1, 9.0, nats_per_token=1.0, bits_per_byte=1.0))
+    lines = stream.getvalue().splitlines()
+    assert MOST_LINES < len(lines) <= 2 * MOST_LINES + 2
+    assert f"step {steps}: validation" in lines[-1]
+
+
+def test_ctrl_c_while_the_program_starts_is_no_traceback(tmp_path: Path) -> None:
+    """While click is imported, as on a slow disk; before that it is Python that starts."""
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
+    done = subprocess.run([*PROGRAM, "--help"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
+    """As in the background of a shell script."""
+    code = (
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from llmcli.commands.interrupt import ending_at_once\n"
+        "with ending_at_once():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n")
+
+
+def test_a_text_that_is_empty_is_not_taken_for_none(model: Path) -> None:
+    for command in ("verify", "tour"):
+        assert "the text is empty" in raw(command, "", "-m", model, code=2)
+    assert "check: ok" in terminal(f"tour|--no-pause|-m|{model}")
