@@ -230,6 +230,7 @@ def test_twenty_columns(spawn: Spawn, tmp_path: Path) -> None:
     for command in ("/tokens", "/explain", "/help"):
         terminal.say(command)
     assert "Traceback" not in terminal.raw
+    assert "\x1b[6n" not in terminal.raw  # a question that not every terminal answers
     terminal.child.send(CTRL_D)
     assert terminal.end() == 0
 
