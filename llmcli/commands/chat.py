@@ -125,10 +125,11 @@ def warn_of_doubled(form: Templated, conversation: Conversation) -> None:
 
 
 def converse(session: Session, source: Lines) -> None:
-    """Turn after turn, until the lines end."""
+    """Turn after turn, until the lines end. Ctrl-C ends a chat that nobody types."""
     from llmcli.render.generation import note
 
-    while True:
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    while typed or not session.interrupted:
         try:
             session.take(source.read())
         except EOFError:
@@ -136,6 +137,7 @@ def converse(session: Session, source: Lines) -> None:
         except LlmcliError as error:  # of a line that cannot be read
             session.tell(error)
         except KeyboardInterrupt:
-            if sys.stdin is None or not sys.stdin.isatty():
-                sys.exit(EXIT_INTERRUPTED)
+            if not typed:
+                break
             note("Ctrl-D or /quit leaves", sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from llmcli.commands.paths import config_folder
+from llmcli.commands.configfile import config_folder
 from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:

@@ -21,7 +21,10 @@ RIVALS = 5  # of a token in the table of /probs
 
 @dataclass
 class Session:
-    """``raw`` chats have no template; ``probs`` is whether probabilities are shown; ``file`` is kept up to date."""
+    """``raw`` chats have no template; ``probs`` is whether probabilities are shown; ``file`` is kept up to date.
+
+    ``interrupted`` is whether Ctrl-C stopped the last reply.
+    """
 
     conversation: Conversation
     settings: Settings
@@ -29,6 +32,7 @@ class Session:
     file: Path | None
     verbose: bool
     probs: bool = False
+    interrupted: bool = False
 
     def take(self, text: str) -> None:
         """Do what was typed. Raises EOFError where that was to leave."""
@@ -71,8 +75,9 @@ class Session:
         reply = self.conversation.answer(messages, sampler, self.settings.max_tokens)
         self._write(reply)
         done = reply.generation
+        self.interrupted = done.finish == "interrupted"
         if not reply.choices:
-            note("interrupted before the first token: the turn is taken back", sys.stderr)
+            note("interrupted before the first token: the chat is as it was", sys.stderr)
             return
         self.conversation.keep(reply)
         if self.verbose:

@@ -15,14 +15,19 @@ VARIABLE = "LLMCLI_CONFIG"
 
 
 def config_path() -> Path:
-    """The config file, whether it is there or not: that of LLMCLI_CONFIG, or the system's usual place."""
+    """The config file, whether it is there or not: that of LLMCLI_CONFIG, or the one in the usual folder."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).expanduser()
+    return config_folder() / "config.toml"
+
+
+def config_folder() -> Path:
+    """Where the system keeps a user's settings and histories of llmcli; it may not be there yet."""
     if sys.platform == "win32":
-        return Path(click.get_app_dir("llmcli", roaming=True)) / "config.toml"
+        return Path(click.get_app_dir("llmcli", roaming=True))
     told = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     # By the XDG rules a path that is not absolute does not count.
-    return (told if told.is_absolute() else Path("~/.config").expanduser()) / "llmcli" / "config.toml"
+    return (told if told.is_absolute() else Path("~/.config").expanduser()) / "llmcli"
 
 
 def read_config() -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Reply:
 
 
 class Conversation:
-    """``messages`` are what was said; change them at will. ``last`` is the reply that was begun last."""
+    """``messages`` are what was said; change them at will. ``last`` is the reply that was kept last."""
 
     def __init__(self, loaded: LoadedModel, form: Form) -> None:
         stops = (*loaded.stop_ids, *form.ends)
@@ -92,12 +92,12 @@ class Conversation:
             )
         self._share(ids)
         generation = Generation(self.loaded, ids, sampler=sampler, max_new_tokens=max_new_tokens, cache=self._cache)
-        self.last = Reply(messages, generation, sampler, ids, self._read)
-        return self.last
+        return Reply(messages, generation, sampler, ids, self._read)
 
     def keep(self, reply: Reply) -> None:
         """Go on from a reply, or from as much of it as was written."""
         self.messages = (*reply.messages, reply.message)
+        self.last = reply
         text = self.form.write(reply.messages).text + reply.message.content
         self._kept[self.messages] = Kept(text, (*reply.prompt, *reply.ids))
 

@@ -127,7 +127,7 @@ def test_a_model_may_be_continued_though_it_could_chat(run: Run, chat_model: Pat
     assert told == run("generate", "The old", "-m", chat_model, "-n", 4, "--temperature", 0).stdout
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", sorted(BROKEN.keys() - {"a constant that fails"}))  # that, when it is rendered
 def test_a_broken_template_is_one_line_before_the_model_is_read(
     name: str, run: Run, chat_model: Path, tmp_path: Path
 ) -> None:
@@ -135,8 +135,6 @@ def test_a_broken_template_is_one_line_before_the_model_is_read(
     folder.mkdir()
     shutil.copy(chat_model / "config.json", folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": BROKEN[name]}))
-    if name == "a constant that fails":
-        pytest.skip("fails when it is rendered, which needs the model")
     result = run("chat", "-m", folder, input="hi\n")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.count("\n") == 1
