@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,13 @@ from llmcli.commands.length import Length, fit, length_options
 from llmcli.commands.model import ModelChoice, complete_model, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.prompt_cache import (
+    cached,
+    check_prompt_cache,
+    open_prompt_cache,
+    prompt_cache_option,
+    tell_unsaved,
+)
 from llmcli.commands.samples import Samples, write_samples, write_samples_json
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
@@ -51,6 +59,7 @@ class GenerateCommand(Command):
     shell_complete=complete_model,
     help="Let this smaller model of the same tokenizer guess ahead.",
 )
+@prompt_cache_option
 @heading("Output")
 @click.option("--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Write so many texts.")
 @click.option(
@@ -73,6 +82,7 @@ def generate(
     length: Length,
     prompt_lookup: bool,
     draft_model: str | None,
+    prompt_cache: Path | None,
     num_samples: int,
     best_of: int | None,
     echo: bool,
@@ -100,6 +110,10 @@ def generate(
         raise usage_error("--num-samples and --best-of exclude each other", "give one of them")
     if several > 1 and (prompt_lookup or draft_model is not None):
         raise usage_error("several texts are written without guessing ahead", "leave out what guesses")
+    if several > 1 and prompt_cache is not None:
+        raise usage_error("--prompt-cache is for one text", "leave it out, or --num-samples and --best-of")
+    if prompt_cache is not None:
+        check_prompt_cache(prompt_cache)
     text = prompt.read()
     loaded = choice.open()
 
@@ -118,12 +132,14 @@ def generate(
         check_valid([(row.finish, row.valid) for row in samples.rows() if row.best or best_of is None])
         return
     guesser = make_guesser(loaded, choice, draft_model) if prompt_lookup or draft_model is not None else None
-    generation = Generation(loaded, ids, sampler=sampler, guesser=guesser, **length.limits)
+    kept = None if prompt_cache is None else open_prompt_cache(prompt_cache, loaded, ids, length.max_tokens)
+    generation = Generation(loaded, ids, sampler=sampler, guesser=guesser, prompt_cache=kept, **length.limits)
     tell_angles(generation.turned_for)
     if as_json:
         write_json(generation, loaded, ids, sampler, rivals=probs or RIVALS)
     else:
         write_text(generation, loaded, sampler, echoed=text if echo else "", rivals=probs, verbose=verbose)
+    tell_unsaved(generation)
     if generation.finish == "interrupted":
         sys.exit(EXIT_INTERRUPTED)
     check_valid([(generation.finish, generation.valid)])
@@ -154,7 +170,8 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
     from llmcli.render import ndjson
 
     filters = [(filter.name, filter.value) for filter in sampler.filters]
-    ndjson.write(ndjson.generation_start(loaded.name, ids, sampler.seed, filters), sys.stdout)
+    start = ndjson.generation_start(loaded.name, ids, sampler.seed, filters, cached(generation))
+    ndjson.write(start, sys.stdout)
     with Interrupt() as interrupt:
         try:
             for step, _ in generation:
@@ -221,4 +238,5 @@ def write_text(
         seed=sampler.seed,
         context=(generation.length, loaded.model.config.max_position_embeddings),
         guesses=guesses(generation) if verbose else None,
+        cached=cached(generation) or 0,
     )

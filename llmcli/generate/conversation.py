@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Choice, Sampler
-from llmcli.generate.steps import Step, forget_stale, next_logits
+from llmcli.generate.steps import Step, forget_stale, next_logits, shared
 from llmcli.generate.text import Generation
 from llmcli.text.chat import Message
 from llmcli.text.turns import Form
@@ -139,7 +139,5 @@ class Conversation:
 
     def _share(self, ids: Sequence[int]) -> None:
         """Keep of the cache what it shares with ``ids``, less the last of them, whose logits are wanted."""
-        held = self._read[: self._cache.length]
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(held, ids[:-1], strict=False)))
-        self._cache.truncate(shared)
+        self._cache.truncate(shared(self._read[: self._cache.length], ids[:-1]))
         self._read = list(ids)

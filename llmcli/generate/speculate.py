@@ -16,7 +16,7 @@ from llmcli.errors import LlmcliError
 from llmcli.generate.distribution import pick
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import forget_stale, next_logits
+from llmcli.generate.steps import forget_stale, next_logits, shared
 from llmcli.model.transformer import Transformer
 
 
@@ -92,10 +92,7 @@ class DraftModel:
 
     def _next(self, text: list[int]) -> Tensor:
         """The logits behind ``text``, of which the cache holds a beginning, perhaps with a wrong guess at its end."""
-        same = 0
-        while same < min(len(self._read), len(text) - 1) and self._read[same] == text[same]:
-            same += 1
-        self._cache.truncate(same)
+        self._cache.truncate(shared(self._read, text[:-1]))
         forget_stale(self.model, len(text), self._cache)
         logits = next_logits(self.model, text[self._cache.length :], self._cache)
         self._read = list(text)

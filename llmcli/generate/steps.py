@@ -159,6 +159,11 @@ def check_room(model: Transformer, length: int) -> None:
         )
 
 
+def shared(before: Sequence[int], ids: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
+
+
 def forget_stale(model: Transformer, length: int, cache: KVCache) -> None:
     """Empty the cache where a text of ``length`` turns its positions otherwise than they were: to be read anew."""
     if model.stale(cache, length - cache.length):

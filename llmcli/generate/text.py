@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from llmcli.generate.loaded import LoadedModel
+from llmcli.generate.prompt_cache import PromptCache
 from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Finish, Guesser, Step, steps
 from llmcli.model.cache import KVCache
@@ -67,6 +68,8 @@ class Generation(Writing):
     ``prefill_seconds`` run from the start to the first token, ``decode_seconds`` from there to the end.
     ``turned_for`` is the length in tokens that positions were fixed for, where the model's angles
     depend on it (see ``rope.planned``), else 0. ``cache`` may hold a beginning of the prompt; see ``steps``.
+    A ``prompt_cache`` comes in its place; it is saved behind the first token, so that what comes later loses nothing.
+    Of its time, opening counts as prefill, and saving as neither.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Generation(Writing):
         guesser: Guesser | None = None,
         cache: KVCache | None = None,
         rolls: bool = False,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
         super().__init__(loaded.tokenizer, prompt_ids, stop)
         if sampler.grammar is not None:
@@ -87,6 +91,7 @@ class Generation(Writing):
         self.prompt_tokens = len(prompt_ids)
         self.turned_for = planned_angles(loaded.model.config, len(prompt_ids), max_new_tokens)
         self.guesser = guesser
+        self.prompt_cache = prompt_cache
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
         self._steps = steps(
@@ -95,19 +100,23 @@ class Generation(Writing):
             sampler=sampler,
             max_new_tokens=max_new_tokens,
             stop_ids=loaded.stop_ids,
-            cache=cache,
+            cache=cache if prompt_cache is None else prompt_cache.cache,
             guesser=guesser,
             rolls=rolls,
         )
 
     def __iter__(self) -> Iterator[tuple[Step, str]]:
-        began = time.perf_counter()
+        began = time.perf_counter() - (self.prompt_cache.seconds if self.prompt_cache else 0.0)
         for step in self._steps:
             if not self.tokens:
                 self.prefill_seconds = time.perf_counter() - began
             text = self.take(step)
             self.decode_seconds = time.perf_counter() - began - self.prefill_seconds
             yield step, text
+            if step.index == 0 and self.prompt_cache is not None:
+                paused = time.perf_counter()
+                self.prompt_cache.save()
+                began += time.perf_counter() - paused
             if self.stopped:
                 self._steps.close()
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -49,6 +50,11 @@ class KVCache:
         self._values = [torch.empty_like(keys) for keys in self._keys]
 
     @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self._keys)
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated."""
         return sum(t.nbytes for t in (*self._keys, *self._values))
@@ -74,6 +80,14 @@ class KVCache:
         first = self._first[layer]
         part = slice(0, self.length - first)
         return first, self._keys[layer][:, :, part], self._values[layer][:, :, part]
+
+    def restore(self, length: int, span: int, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Fill an empty cache with what ``held`` told of each layer of another that had ``length`` positions."""
+        assert self.length == 0
+        for layer, (keys, values) in enumerate(layers):
+            self.append(layer, keys, values)
+            self._first[layer] = length - keys.shape[2]
+        self.length, self.span = length, span
 
     def reserve(self, count: int) -> None:
         """Make room in every layer for ``count`` more positions."""

@@ -1,4 +1,7 @@
-"""One safetensors file: what it holds, each tensor read on its own, or mapped so that it is read when used."""
+"""One safetensors file: what it holds, each tensor read on its own, or mapped so that it is read when used.
+
+And written so that beside the tensors there is never more than one of them in memory.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,11 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-WHOLE_NUMBERS = {"I8": torch.int8, "U8": torch.uint8}  # which mean something only to who knows their scale
+WHOLE_NUMBERS = {  # which mean something only to who knows their scale, or what they count
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I64": torch.int64,
+}
 MOST_HEADER = 2**23  # bytes; a hundred times a usual one, and still parsed in a moment
 
 
@@ -120,3 +127,24 @@ class TensorFile:
             self._bytes = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
         shape = (sum(entry.shape[0] for entry in entries), *first.shape[1:])
         return self._bytes[first.start : entries[-1].end].view(dtype).view(shape)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A file of ``tensors``, from wherever they lie; it begins with the metadata.
+
+    safetensors' own function would hold all of them in memory twice more, which a long context has no room for.
+    """
+    names = {dtype: name for name, dtype in {**DTYPES, **WHOLE_NUMBERS}.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    place = 0
+    for name, tensor in tensors.items():
+        offsets = [place, place + tensor.nbytes]
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        place = offsets[1]
+    told = json.dumps(header, separators=(",", ":")).encode()
+    told += b" " * (-len(told) % 8)
+    with path.open("wb") as file:
+        file.write(len(told).to_bytes(8, "little") + told)
+        for tensor in tensors.values():
+            bits: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            file.write(memoryview(bits))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.color import ColorSystem
 from rich.style import Style
 
 from llmcli.render.terminal import band, printable, say, styled
+
+if TYPE_CHECKING:  # types alone: torch must not come with them
+    from llmcli.generate.prompt_cache import Reuse
 
 ENDINGS = {
     "length": "the limit of --max-tokens was reached",
@@ -17,6 +20,16 @@ ENDINGS = {
     "stop_string": "a --stop string came",
     "context": "the model's context is full",
     "interrupted": "interrupted",
+}
+# Why nothing of a prompt cache's file could be used.
+UNUSED = {
+    "damaged": "is damaged",
+    "version": "is of another version of llmcli",
+    "dtype": "is of another dtype",
+    "model": "is of another model, or of other weights",
+    "text": "is of a text that begins otherwise",
+    "window": "goes on where this prompt parts from it, and the model's window has moved past that place",
+    "angles": "is of a text of another length, for which the model turns positions otherwise",
 }
 
 
@@ -57,18 +70,32 @@ def print_summary(
     seed: int,
     context: tuple[int, int],
     guesses: tuple[int, int] | None = None,
+    cached: int = 0,
 ) -> None:
-    """Counts, speeds, why it stopped, and the seed that repeats it. ``context`` is what is taken, and the limit."""
+    """Counts, speeds, why it stopped, and the seed that repeats it. ``context`` is what is taken, and the limit.
+
+    ``cached`` tokens of the prompt were not read but taken from a prompt cache.
+    """
     # The first token comes from prefill; the loop's own speed is that of the others.
     decode = f"{(tokens - 1) / decode_seconds:.0f} tokens/s" if tokens > 1 and decode_seconds > 0 else "-"
     prefill = f"{prompt_tokens / prefill_seconds:.0f} tokens/s" if prefill_seconds > 0 else "-"
     ahead = "" if guesses is None else f" | guessed {guesses[0]}, kept {guesses[1]}, rejected {guesses[0] - guesses[1]}"
+    spared = f" ({cached} cached)" if cached else ""
     note(
-        f"{tokens} tokens, decode {decode} | prompt {prompt_tokens} tokens, prefill {prefill} | "
+        f"{tokens} tokens, decode {decode} | prompt {prompt_tokens} tokens{spared}, prefill {prefill} | "
         f"first token after {prefill_seconds:.2f} s | context {context[0]} of {context[1]} | "
         f"stopped: {ENDINGS[finish]} | seed {seed}{ahead}",
         stream,
     )
+
+
+def prompt_cache_line(reuse: Reuse, file: str) -> str:
+    """What became of the file of ``--prompt-cache``."""
+    if reuse.reason == "missing":
+        return f"prompt cache: {file} does not exist yet"
+    if reuse.reason is not None:
+        return f"prompt cache: {file} {UNUSED[reuse.reason]}; the prompt is read anew"
+    return f"prompt cache: {reuse.tokens} of {reuse.prompt} tokens reused from {file}"
 
 
 def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float | None]) -> str:

@@ -45,15 +45,21 @@ def finite(number: float) -> float | None:
 
 
 def generation_start(
-    model: str, prompt_ids: Sequence[int], seed: int, filters: Sequence[tuple[str, float | None]]
+    model: str,
+    prompt_ids: Sequence[int],
+    seed: int,
+    filters: Sequence[tuple[str, float | None]],
+    cached: int | None = None,
 ) -> dict[str, Any]:
-    return {
+    """``cached``: how many of the prompt's tokens a prompt cache held, if one was given."""
+    start = {
         "type": "start",
         "model": model,
         "prompt_ids": list(prompt_ids),
         "seed": seed,
         "sampler": [{"name": name, "value": value} for name, value in filters],
     }
+    return start if cached is None else {**start, "cached": cached}
 
 
 def generated_token(report: TokenReport) -> dict[str, Any]:

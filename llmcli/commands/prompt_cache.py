@@ -1,0 +1,73 @@
+"""``--prompt-cache``: the file that keeps what reading a prompt computed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llmcli.commands.interrupt import import_torch
+from llmcli.errors import LlmcliError, usage_error
+
+if TYPE_CHECKING:
+    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generate.prompt_cache import PromptCache
+    from llmcli.generate.text import Generation
+
+prompt_cache_option = click.option(
+    "--prompt-cache",
+    type=click.Path(path_type=Path),
+    help="Keep what was read in this file; a prompt that begins alike then reads on from there.",
+)
+
+
+def check_prompt_cache(file: Path) -> None:
+    """Errors: a file that cannot be written, or that is something else and would be lost."""
+    import_torch()
+    from llmcli.model.cachefile import may_replace
+
+    folder = file.absolute().parent
+    try:
+        there = file.exists()
+        if not folder.is_dir():
+            raise _refused(file, f"there is no folder {folder}")
+        if file.is_dir():
+            raise _refused(file, "that is a folder")
+        if not os.access(folder, os.W_OK) or (there and not os.access(file, os.W_OK)):
+            raise _refused(file, "it cannot be written")
+        if there and not (file.is_file() and may_replace(file)):
+            raise _refused(file, "that is something else, and would be overwritten")
+    except OSError as error:
+        raise _refused(file, error.strerror or str(error)) from error
+
+
+def _refused(file: Path, why: str) -> LlmcliError:
+    return usage_error(f"--prompt-cache {file}: {why}", "name another file")
+
+
+def open_prompt_cache(file: Path, loaded: LoadedModel, ids: Sequence[int], max_new_tokens: int) -> PromptCache:
+    """What the file tells of the prompt, and a line about it."""
+    from llmcli.generate.prompt_cache import PromptCache
+    from llmcli.render.generation import note, prompt_cache_line
+
+    prompt_cache = PromptCache(file, loaded.model, ids, max_new_tokens)
+    note(prompt_cache_line(prompt_cache.reuse, str(file)), sys.stderr)
+    return prompt_cache
+
+
+def cached(generation: Generation) -> int | None:
+    """How many of the prompt's tokens need not be read; None without ``--prompt-cache``."""
+    return None if generation.prompt_cache is None else generation.prompt_cache.reuse.tokens
+
+
+def tell_unsaved(generation: Generation) -> None:
+    """Say so if the file could not be written."""
+    from llmcli.render.generation import note
+
+    if generation.prompt_cache is not None and generation.prompt_cache.failure:
+        kept = generation.prompt_cache
+        note(f"prompt cache: {kept.file} was not written: {kept.failure}", sys.stderr)
