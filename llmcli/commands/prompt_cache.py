@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.helping import under
 from llmcli.commands.interrupt import import_torch
 from llmcli.errors import LlmcliError, usage_error
 
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from llmcli.generate.prompt_cache import PromptCache
     from llmcli.generate.text import Generation
 
-prompt_cache_option = click.option(
-    "--prompt-cache",
-    type=click.Path(path_type=Path),
-    help="Keep what was read in this file; a prompt that begins alike then reads on from there.",
+prompt_cache_option = under(
+    "Speed",
+    click.option(
+        "--prompt-cache",
+        type=click.Path(path_type=Path),
+        help="Keep what was read in this file; a prompt that begins alike then reads on from there.",
+    ),
 )
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from llmcli.commands.interrupt import Interrupt
+from llmcli.commands.options import bundle
+from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
     from llmcli.generate.loaded import LoadedModel
@@ -16,6 +21,21 @@ if TYPE_CHECKING:
     from llmcli.render.samples import Event, SampleRow
 
 SIDE_BY_SIDE = 32  # texts in one batch
+
+
+@dataclass(frozen=True)
+class Several:
+    """How many texts to write, and whether only the best of them is shown."""
+
+    count: int
+    best: bool
+
+
+def asked(num_samples: int, best_of: int | None) -> Several:
+    """The options, checked."""
+    if num_samples > 1 and best_of is not None:
+        raise usage_error("--num-samples and --best-of exclude each other", "give one of them")
+    return Several(best_of or num_samples, best_of is not None)
 
 
 class Samples:
@@ -128,3 +148,16 @@ def chosen(samples: Samples) -> list[Event]:
     """The tokens of the best text, once all are written."""
     events = list(samples)
     return [event for row in samples.rows() if row.best for event in events if event.sample == row.sample]
+
+
+several_options = bundle(
+    "several",
+    asked,
+    click.option(
+        "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Write so many texts."
+    ),
+    click.option(
+        "--best-of", type=click.IntRange(min=1), help="Write so many texts; show the one the model finds most probable."
+    ),
+    title="Output",
+)
