@@ -19,6 +19,8 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("needs a POSIX terminal", allow_module_level=True)
 
+import termios
+
 import pexpect
 import pyte
 
@@ -26,6 +28,13 @@ from llmcli.render.terminal import harmless
 
 Spawn = Callable[..., "Terminal"]
 ENTER, CTRL_C, CTRL_D, UP, ALT_ENTER, TAB = "\r", "\x03", "\x04", "\x1b[A", "\x1b\r", "\t"
+
+
+def keep_output() -> None:
+    """At Ctrl-C a terminal throws away what is on its way to the screen, unless told to keep it."""
+    modes = termios.tcgetattr(0)
+    modes[3] |= termios.NOFLSH
+    termios.tcsetattr(0, termios.TCSANOW, modes)
 
 
 class Terminal:
@@ -36,8 +45,8 @@ class Terminal:
         self._stream = pyte.Stream(self.screen)
         self.raw = ""
         self.child = pexpect.spawn(
-            sys.executable, ["-m", "llmcli", "chat", *args],
-            echo=echo, dimensions=(40, columns), encoding="utf-8", env={**os.environ, "TERM": "xterm-256color", **env},
+            sys.executable, ["-m", "llmcli", "chat", *args], encoding="utf-8", dimensions=(40, columns),
+            env={**os.environ, "TERM": "xterm-256color", **env}, echo=echo, preexec_fn=keep_output,
         )  # fmt: skip
 
     def wait(self, done: Callable[[], bool], told: object = "") -> None:
