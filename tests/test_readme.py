@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,19 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 ONLINE = "HuggingFaceTB/SmolLM2-135M"
+# Of commands that are run otherwise, further below.
+ELSEWHERE = (
+    "venv",
+    "train",
+    "my-model",
+    "tales-int4",
+    "bench",
+    ONLINE,
+    "llmcli models",
+    "chat",
+    "batch",
+    "--prompt-cache",
+)
 STORIES = "<|endoftext|>".join(
     f"Once upon a time there was a {a}. It had a {b}." for a in ("fox", "hen") * 15 for b in "xyz"
 )
@@ -25,17 +39,11 @@ STORIES = "<|endoftext|>".join(
 
 @pytest.mark.parametrize(
     "line",
-    [
-        line
-        for line in SHELL
-        if "llmcli" in line
-        and not any(
-            word in line for word in ("venv", "train", "my-model", "tales-int4", "bench", ONLINE, "llmcli models")
-        )
-    ],
+    [line for line in SHELL if "llmcli" in line and not any(word in line for word in ELSEWHERE)],
 )
 def test_commands_run_as_printed(line: str) -> None:
     given = None
+    line = re.sub(r'^eval "\$\((.*)\)"$', r"\1", line)
     if " | " in line:
         echo, line = line.split(" | ")
         given = shlex.split(echo)[1] + "\n"
@@ -51,6 +59,7 @@ def test_commands_for_other_models_run_as_printed(hub: Hub) -> None:
     """As printed, with the shipped model in the place of the hub's."""
     hub.add({path.name: path.read_bytes() for path in find(default_model()).iterdir()}, ONLINE)
     lines = [line for line in SHELL if ONLINE in line or line == "llmcli models"]
+    lines = [line for line in lines if "chat" not in line]
     assert [line.split()[1] for line in lines] == ["pull", "generate", "models", "rm"]
     for line in lines:
         result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
@@ -68,6 +77,32 @@ def test_commands_for_speed_run_as_printed(tmp_path: Path, monkeypatch: pytest.M
         result = CliRunner().invoke(cli, shlex.split(line)[1:] + few, catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
         assert result.stdout
+
+
+def test_a_chat_runs_as_printed(tmp_path: Path) -> None:
+    """As printed, with a turn through a pipe; the shipped model and a template stand for the hub's."""
+    folder = tmp_path / "chatty"
+    shutil.copytree(find(default_model()), folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}", encoding="utf-8")
+    raw, named = [line for line in SHELL if "chat" in line]
+    for line in (raw, named.replace(f"{ONLINE}-Instruct", str(folder))):
+        words = [*shlex.split(line)[1:], "-n", "8"]
+        result = CliRunner().invoke(cli, words, input="The fox\n", catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout
+
+
+def test_batch_and_a_prompt_cache_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "The fox", "max_tokens": 5}\n', encoding="utf-8")
+    batch, cache = [line for line in SHELL if "llmcli batch" in line or "--prompt-cache" in line][::-1]
+    for line in (batch, cache, cache):
+        result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+    assert "tokens reused" in result.stderr
+    (form,) = re.findall(r'^(\{"id", "text", .*\})$', README, re.MULTILINE)
+    (written,) = (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert list(json.loads(written)) == re.findall(r'"(\w+)"', form)
 
 
 def test_training_commands_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
