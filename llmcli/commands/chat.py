@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmcli.commands.chat_actions import completions, resume, set_system
+from llmcli.commands.chat_actions import completions, resume, set_system, take
 from llmcli.commands.chat_lines import Lines, lines
 from llmcli.commands.chat_session import Session
 from llmcli.commands.chat_settings import Settings
@@ -131,7 +131,7 @@ def converse(session: Session, source: Lines) -> None:
     typed = sys.stdin is not None and sys.stdin.isatty()
     while typed or not session.interrupted:
         try:
-            session.take(source.read())
+            take(session, source.read())
         except EOFError:
             return
         except LlmcliError as error:  # of a line that cannot be read

@@ -1,4 +1,4 @@
-"""The commands that a chat knows, each a line that begins with a slash."""
+"""What is typed in a chat: turns, and commands, each a line that begins with a slash."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ class Action:
     argument: str
     help: str
     run: Callable[[Session, str], None]
+
+
+def take(session: Session, text: str) -> None:
+    """Do what was typed; an error costs no more than that. Raises EOFError where it was to leave."""
+    before = session.conversation.messages
+    try:
+        if text.startswith("/") and not text.startswith("//"):
+            act(session, text)
+        elif text.strip() or session.raw:
+            session.say(text[1:] if text.startswith("//") else text)
+        if session.conversation.messages != before:
+            session.save()
+    except Exception as error:
+        session.tell(error)
 
 
 def act(session: Session, line: str) -> None:

@@ -1,4 +1,4 @@
-"""A chat as it goes on: what is typed becomes a turn or a command, and an error costs no more than its turn."""
+"""A chat as it goes on: turns and their replies, shown and saved, and errors told."""
 
 from __future__ import annotations
 
@@ -33,21 +33,6 @@ class Session:
     verbose: bool
     probs: bool = False
     interrupted: bool = False
-
-    def take(self, text: str) -> None:
-        """Do what was typed. Raises EOFError where that was to leave."""
-        from llmcli.commands.chat_actions import act
-
-        before = self.conversation.messages
-        try:
-            if text.startswith("/") and not text.startswith("//"):
-                act(self, text)
-            elif text.strip() or self.raw:
-                self.say(text[1:] if text.startswith("//") else text)
-            if self.conversation.messages != before:
-                self.save()
-        except Exception as error:
-            self.tell(error)
 
     def tell(self, error: Exception) -> None:
         """One line for what went wrong; raises what is nobody's to mend."""
