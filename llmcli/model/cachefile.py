@@ -2,7 +2,7 @@
 
 ``keys.N`` and ``values.N`` are those of layer N, [K, held, D], of the last positions where a window moved on; ``ids``
 are the tokens [length] and ``span`` [1] says how positions were turned (see ``rope.span``). The metadata tell the
-``model``'s fingerprint, the ``llmcli`` that wrote the file, and a ``digest`` of all tensors. By that any damage is
+``model``'s fingerprint, the ``version`` of this form, and a ``digest`` of all tensors. By that any damage is
 found, also where a power failure left half a file: so nobody waits until it is safe on the disk.
 """
 
@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llmcli import __version__
 from llmcli.errors import LlmcliError
 from llmcli.model.cache import KVCache
 from llmcli.model.fingerprint import digest
@@ -26,6 +25,7 @@ from llmcli.model.transformer import Transformer
 Fault = Literal["damaged", "version", "dtype", "model"]
 
 FORMAT = "llmcli prompt cache"
+VERSION = "1"  # to be raised when what a file or a cache holds changes its meaning
 BEGINNING = f'{{"__metadata__":{{"format":"{FORMAT}"'.encode()  # behind the 8 bytes of the header's length
 
 
@@ -54,7 +54,7 @@ def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> N
         first, keys, values = cache.held(layer)
         for name, part in (("keys", keys), ("values", values)):
             tensors[f"{name}.{layer}"] = part[0, :, : len(ids) - first]
-    metadata = {"format": FORMAT, "llmcli": __version__, "model": model, "digest": digest(tensors)}
+    metadata = {"format": FORMAT, "version": VERSION, "model": model, "digest": digest(tensors)}
     with replacing(path) as temporary:
         write_tensors(temporary, tensors, metadata)
 
@@ -64,7 +64,7 @@ def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[i
     try:
         file = TensorFile(path, WHOLE_NUMBERS)
         told = file.metadata
-        if told.get("llmcli") != __version__:
+        if told.get("version") != VERSION:
             raise Unusable("version")
         tensors = {name: file.viewed(entry) for name, entry in file.entries.items()}
     except LlmcliError as error:

@@ -127,7 +127,7 @@ def test_another_model_dtype_or_version_is_told(
 ) -> None:
     assert fault(path, model, "another") == "model"
     assert fault(path, model.to(torch.bfloat16), "another") == "dtype"
-    monkeypatch.setattr(cachefile, "__version__", "0.0.0")
+    monkeypatch.setattr(cachefile, "VERSION", "0")
     assert fault(path, model) == "version"
 
 
