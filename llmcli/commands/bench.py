@@ -14,8 +14,8 @@ import click
 
 from llmcli.commands.command import Command
 from llmcli.commands.interrupt import import_torch
-from llmcli.commands.model import DTYPES, QUANTIZATIONS, ModelChoice, complete_model
-from llmcli.commands.options import MOST_THREADS, Line, device_option, offline_option, verbose_option
+from llmcli.commands.model import DTYPES, QUANTIZATIONS, ModelChoice, several_models
+from llmcli.commands.options import MOST_THREADS, device_option, offline_option, verbose_option
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
@@ -41,16 +41,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 
 
 @click.command(cls=Command)
-@click.option(
-    "--model",
-    "-m",
-    "models",
-    multiple=True,
-    type=Line(),
-    metavar="MODEL",
-    shell_complete=complete_model,
-    help="As for generate; several are compared.",
-)
+@several_models("As for generate; several are compared.")
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json instead of a model; with --random.")
 @click.option("--random", "random_weights", is_flag=True, help="Random weights of the shape that --config tells.")
 @click.option("--prompt-tokens", "-p", type=click.IntRange(min=1), default=256, show_default=True)

@@ -66,16 +66,7 @@ class Session:
             return
         self.conversation.keep(reply)
         if self.verbose:
-            print_summary(
-                sys.stderr,
-                prompt_tokens=done.prompt_tokens,
-                tokens=done.tokens,
-                prefill_seconds=done.prefill_seconds,
-                decode_seconds=done.decode_seconds,
-                finish=done.finish,
-                context=(done.length, self.conversation.context),
-                seed=sampler.seed,
-            )
+            print_summary(done, sys.stderr, seed=sampler.seed, context=self.conversation.context)
         elif done.finish != "stop_token":
             note(f"stopped: {ENDINGS[done.finish]}", sys.stderr)
 

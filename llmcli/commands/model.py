@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.helping import Decorator
 from llmcli.commands.interrupt import import_torch
 from llmcli.commands.options import Choice, Line, bundle, device_option, offline_option, threads_option
 from llmcli.errors import LlmcliError, usage_error
@@ -103,6 +104,22 @@ def complete_model(ctx: click.Context, option: click.Parameter, begun: str) -> l
 
 
 MODEL_HELP = "A folder, a name of `llmcli models`, or org/name of the hub"
+
+
+def several_models(help: str) -> Decorator:
+    """``--model`` of a command that takes several, as ``models``."""
+    return click.option(
+        "--model",
+        "-m",
+        "models",
+        multiple=True,
+        type=Line(),
+        metavar="MODEL",
+        shell_complete=complete_model,
+        help=help,
+    )
+
+
 _opening = (
     click.option(
         "--adapter",
@@ -144,16 +161,7 @@ model_options = bundle(
 pair_options = bundle(
     "choices",
     pair,
-    click.option(
-        "--model",
-        "-m",
-        "models",
-        multiple=True,
-        type=Line(),
-        metavar="MODEL",
-        shell_complete=complete_model,
-        help=f"{MODEL_HELP}; twice.",
-    ),
+    several_models(f"{MODEL_HELP}; twice."),
     *_opening,
     title="Model",
 )

@@ -9,24 +9,15 @@ import click
 
 from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import complete_model, find_model
-from llmcli.commands.options import Line, offline_option, verbose_option
+from llmcli.commands.model import MODEL_HELP, find_model, several_models
+from llmcli.commands.options import offline_option, verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.errors import EXIT_FAILURE, usage_error
 
 
 @click.command(cls=Command)
 @prompt_options("text")
-@click.option(
-    "--model",
-    "-m",
-    "models",
-    multiple=True,
-    type=Line(),
-    metavar="MODEL",
-    shell_complete=complete_model,
-    help="A folder, a name of `llmcli models`, or org/name of the hub; several stand side by side.",
-)
+@several_models(f"{MODEL_HELP}; several stand side by side.")
 @offline_option
 @click.option("--ids", "only_ids", is_flag=True, help="The ids alone, on one line.")
 @click.option("--count", "only_count", is_flag=True, help="The number of tokens alone.")

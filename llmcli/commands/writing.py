@@ -94,14 +94,10 @@ def write_text(
     if rivals is not None:
         print_probabilities(reports, sys.stderr)
     print_summary(
+        generation,
         sys.stderr,
-        prompt_tokens=generation.prompt_tokens,
-        tokens=generation.tokens,
-        prefill_seconds=generation.prefill_seconds,
-        decode_seconds=generation.decode_seconds,
-        finish=generation.finish,
         seed=sampler.seed,
-        context=(generation.length, loaded.model.config.max_position_embeddings),
+        context=loaded.model.config.max_position_embeddings,
         guesses=guesses(generation) if verbose else None,
         cached=cached(generation) or 0,
     )

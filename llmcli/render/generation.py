@@ -12,6 +12,7 @@ from llmcli.render.terminal import band, printable, say, styled
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
     from llmcli.generate.prompt_cache import Reuse
+    from llmcli.generate.text import Generation
 
 ENDINGS = {
     "length": "the limit of --max-tokens was reached",
@@ -60,31 +61,30 @@ class TextWriter:
 
 
 def print_summary(
+    generation: Generation,
     stream: TextIO,
     *,
-    prompt_tokens: int,
-    tokens: int,
-    prefill_seconds: float,
-    decode_seconds: float,
-    finish: str,
     seed: int,
-    context: tuple[int, int],
+    context: int,
     guesses: tuple[int, int] | None = None,
     cached: int = 0,
 ) -> None:
-    """Counts, speeds, why it stopped, and the seed that repeats it. ``context`` is what is taken, and the limit.
+    """Counts, speeds, why it stopped, and the seed that repeats it. ``context`` is the most tokens there may be.
 
     ``cached`` tokens of the prompt were not read but taken from a prompt cache.
     """
+    done = generation
     # The first token comes from prefill; the loop's own speed is that of the others.
-    decode = f"{(tokens - 1) / decode_seconds:.0f} tokens/s" if tokens > 1 and decode_seconds > 0 else "-"
-    prefill = f"{prompt_tokens / prefill_seconds:.0f} tokens/s" if prefill_seconds > 0 else "-"
+    decode = f"{(done.tokens - 1) / done.decode_seconds:.0f} tokens/s" if done.tokens > 1 else "-"
+    if cached:
+        prefill = f" ({cached} cached)"
+    else:
+        prefill = f", prefill {done.prompt_tokens / done.prefill_seconds:.0f} tokens/s" if done.tokens else ""
     ahead = "" if guesses is None else f" | guessed {guesses[0]}, kept {guesses[1]}, rejected {guesses[0] - guesses[1]}"
-    spared = f" ({cached} cached)" if cached else ""
     note(
-        f"{tokens} tokens, decode {decode} | prompt {prompt_tokens} tokens{spared}, prefill {prefill} | "
-        f"first token after {prefill_seconds:.2f} s | context {context[0]} of {context[1]} | "
-        f"stopped: {ENDINGS[finish]} | seed {seed}{ahead}",
+        f"{done.tokens} tokens, decode {decode} | prompt {done.prompt_tokens} tokens{prefill} | "
+        f"first token after {done.prefill_seconds:.2f} s | context {done.length} of {context} | "
+        f"stopped: {ENDINGS[done.finish]} | seed {seed}{ahead}",
         stream,
     )
 
