@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from llmcli.errors import usage_error
+from llmcli.model.tomlfile import read_toml
 
 VARIABLE = "LLMCLI_CONFIG"
 
@@ -32,21 +32,7 @@ def config_folder() -> Path:
 
 def read_config() -> dict[str, Any]:
     """The file's contents; empty if there is none. Errors: cannot be read, is no TOML."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     path = config_path()
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        if os.environ.get(VARIABLE):
-            raise usage_error(f"{path}: no such file", f"{VARIABLE} names it") from None
+    if not os.environ.get(VARIABLE) and not path.exists():
         return {}
-    except OSError as error:
-        raise usage_error(f"{path}: {error.strerror or error}", "the config file must be readable") from error
-    except UnicodeDecodeError as error:
-        raise usage_error(f"{path} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8 first") from None
-    except (ValueError, RecursionError) as error:
-        raise usage_error(f"{path}: not TOML: {error}", "as in: temperature = 0.7") from None
+    return read_toml(path, f"{VARIABLE} names it", "as in: temperature = 0.7")

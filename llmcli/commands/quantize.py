@@ -65,16 +65,17 @@ def quantize(
     from llmcli.model.stored import weight_files
     from llmcli.render.generation import note
     from llmcli.render.loading import LoadingView
-    from llmcli.train.corpus import read_documents
+    from llmcli.train.batches import Encoded
+    from llmcli.train.corpus import read_examples
     from llmcli.train.validate import validate
 
-    documents = read_documents(texts) if texts else []
+    documents = [example.text for example in read_examples(texts)] if texts else []
     loaded = ModelChoice(model, None, offline, "cpu", "auto", None, threads).open()
     make(out)
-    texts_ids = [loaded.prompt_ids(document) for document in documents]
+    encoded = [Encoded(loaded.prompt_ids(document)) for document in documents]
     size = sum(len(document.encode()) for document in documents)
     # Before all else, because a text may turn out too short.
-    old = validate(loaded.model, texts_ids, size, precision=torch.float32) if documents else None
+    old = validate(loaded.model, encoded, size, precision=torch.float32) if documents else None
     with LoadingView(sys.stderr) as view:
         save_quantized(loaded.model, kind, out, read_json(loaded.folder / "config.json"), view)
     copy_rest(loaded.folder, out)
@@ -83,7 +84,7 @@ def quantize(
     note(f"{loaded.name}: {readable(before)} before, {readable(after)} as {kind}", sys.stderr)
     if old is not None:
         rounded = ModelChoice(str(out), None, offline, "cpu", "auto", None, threads).open()
-        new = validate(rounded.model, texts_ids, size, precision=torch.float32)
+        new = validate(rounded.model, encoded, size, precision=torch.float32)
         note(
             f"{old.bits_per_byte:.4f} bits per byte before, {new.bits_per_byte:.4f} after: "
             f"perplexity {new.more_perplexity(old):+.2%}",

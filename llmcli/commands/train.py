@@ -1,9 +1,10 @@
-"""``llmcli train``: a tokenizer and a model from text."""
+"""``llmcli train``: a tokenizer and a model from text, and what comes after: fine-tuning, preference tuning."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,49 +12,81 @@ import click
 
 from llmcli.commands import options
 from llmcli.commands.command import Command
+from llmcli.commands.helping import heading
 from llmcli.commands.interrupt import import_torch
+from llmcli.commands.model import complete_model, find_model
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
 if TYPE_CHECKING:
+    import torch
+
+    from llmcli.train.metrics import Metrics
     from llmcli.train.recipe import Recipe
+    from llmcli.train.run import Run
+    from llmcli.train.stages import Stage
 
 SIZE = click.IntRange(max=2**31 - 1)  # what is too small the recipe says
+SAMPLED = 60  # tokens of what --sample shows
 # Options that set a field of the recipe: name, type, help. The defaults are the recipe's own.
-RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("tokens", click.IntRange(max=2**60), "Tokens to train on in all.  [default: 20000000]"),
+SHAPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("vocab-size", SIZE, "Tokens of the vocabulary.  [default: 4096]"),
     ("hidden-size", SIZE, "Width of the residual stream.  [default: 384]"),
     ("intermediate-size", SIZE, "Width of the MLPs.  [default: 1024]"),
     ("num-hidden-layers", SIZE, "[default: 6]"),
     ("num-attention-heads", SIZE, "[default: 6]"),
     ("num-key-value-heads", SIZE, "[default: 2]"),
+)
+COURSE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("method", options.Choice(["pretrain", "sft", "dpo"]), "What is learnt, see above.  [default: pretrain]"),
     ("context", SIZE, "Tokens the model can see at once.  [default: 1024]"),
     ("batch-size", click.IntRange(max=2**16), "Sequences of a context's length a step.  [default: 8]"),
+    (
+        "tokens",
+        click.IntRange(max=2**60),
+        "Tokens to train on in all; sft 2000000, dpo 1000000.  [default: 20000000]",
+    ),
     ("optimizer", options.Choice(["muon", "adamw"]), "For the matrices; AdamW takes the rest.  [default: muon]"),
-    ("learning-rate", options.Real(), "At its highest.  [default: 0.004]"),
+    ("learning-rate", options.Real(), "At its highest; sft 0.001, dpo 0.0001.  [default: 0.004]"),
     ("weight-decay", options.Real(), "Of the matrices.  [default: 0.05]"),
     ("warmup", options.Real(), "Share of the run in which the learning rate rises.  [default: 0.02]"),
-    ("decay", options.Real(), "Share of the run in which it falls to zero.  [default: 0.6]"),
+    ("decay", options.Real(), "Share in which it falls to zero; sft, dpo 0.9.  [default: 0.6]"),
+    ("plain", options.Real(), "sft: share of the replies learnt without their prompts.  [default: 0.0]"),
+    ("beta", options.Real(), "dpo: how closely the model is held to what it was.  [default: 0.1]"),
     ("precision", options.Choice(["bfloat16", "float32"]), "Of matrix products.  [default: bfloat16]"),
     ("seed", click.IntRange(max=2**63 - 1), "Of the weights and the data's order.  [default: 0]"),
 )
 
 
-def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name, kind, help in reversed(RECIPE_OPTIONS):
-        command = click.option(f"--{name}", type=kind, help=help)(command)
-    return command
+def recipe_options(rows: tuple[tuple[str, Any, str], ...]) -> Callable[..., Any]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, kind, help in reversed(rows):
+            command = click.option(f"--{name}", type=kind, help=help)(command)
+        return command
+
+    return decorate
 
 
 @click.command(cls=Command)
 @click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path))
+@heading("Run")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the model.")
 @click.option("--valid", multiple=True, type=click.Path(path_type=Path), help="Validation text; else a twentieth.")
+@click.option(
+    "--init", metavar="MODEL", shell_complete=complete_model, help="Begin with this model, not with a new one."
+)
+@click.option(
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="A file that says all of what follows here."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; --tokens may set a new end.")
-@recipe_options
+@heading("Course")
+@recipe_options(COURSE_OPTIONS)
+@heading("Shape of a new model")
+@recipe_options(SHAPE_OPTIONS)
+@heading("Machine")
 @options.device_option
 @options.threads_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model first: faster, needs a C++ compiler.")
+@heading("Progress")
 @click.option(
     "--checkpoint-minutes",
     type=options.Real(least=0),
@@ -62,97 +95,164 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Save after so many minutes; 0: after every step.",
 )
 @click.option("--validate-every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps.")
+@click.option("--sample", metavar="TEXT", help="At each validation show what the model makes of this prompt.")
 @options.verbose_option
 def train(
     corpus: tuple[Path, ...],
     out: Path,
     valid: tuple[Path, ...],
+    init: str | None,
+    recipe_file: Path | None,
     resume: bool,
     device: str,
     threads: int | None,
     compiled: bool,
     checkpoint_minutes: float,
     validate_every: int,
+    sample: str | None,
     verbose: bool,
     **recipe_values: Any,
 ) -> None:
-    """Train a tokenizer and a Llama-shaped model on the text of the CORPUS files.
+    """Train a tokenizer and a Llama-shaped model on the text of the CORPUS files, or any model further.
 
     Text files (documents separated by <|endoftext|>) and JSON lines with a "text", plain, .gz or .xz.
     --out becomes a model folder that llmcli and transformers load. Ctrl-C keeps what was learnt.
+
+    --method sft (supervised fine-tuning) learns replies from lines with a "prompt" and a "completion", and
+    texts from those that have none; --method dpo learns which reply is the better from lines with a "prompt",
+    a "chosen" and a "rejected" reply. Both begin with --init, which learns a chat template if it has none.
 
     \b
     Examples:
       llmcli train stories.txt --out my-model --tokens 2000000
       llmcli train stories.txt --out my-model --resume
-      llmcli generate -m my-model "Once upon a time"
+      llmcli train requests.jsonl --out my-chat --init my-model --method sft
+      llmcli train pairs.jsonl --out my-best --init my-chat --method dpo
     """
     given = {name: value for name, value in recipe_values.items() if value is not None}
     import_torch()
     from llmcli.model.device import pick_device
     from llmcli.model.threads import use_threads
-    from llmcli.render.training import TrainingView, loss_svg, print_curve
-    from llmcli.train.corpus import read_corpus
-    from llmcli.train.loop import train as run
-    from llmcli.train.metrics import MetricsFile
-    from llmcli.train.run import begin, go_on
-    from llmcli.train.state import FILE
+    from llmcli.train.stages import stages
 
     where = pick_device(device)
     use_threads(threads)
-    recipe = recipe_for(out, given, resume=resume)
-    texts = read_corpus(corpus, valid)
-    tokenizer = go_on(out, recipe) if resume else begin(out, recipe, texts)
-    metrics = MetricsFile(out)
-    stepping = run(
-        recipe,
-        texts,
-        tokenizer,
-        out,
-        device=where,
-        resume=resume,
-        compiled=compiled,
-        checkpoint_seconds=checkpoint_minutes * 60,
-        validate_every=validate_every,
-    )
-    interrupted = False
-    try:
-        with TrainingView(sys.stderr) as view:
-            for step in stepping:
-                metrics.append(step)
-                view.show(step)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        stepping.close()
-    if metrics.history:
-        (out / "loss.svg").write_text(loss_svg(metrics.history), encoding="utf-8")
-        print_curve(metrics.history, sys.stderr)
-    if interrupted:
-        saved = (out / FILE).exists()
-        click.echo("interrupted; " + ("--resume goes on from here" if saved else "nothing was saved yet"), err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    beginning = None if init is None else find_model(init, offline=False)
+    recipes = recipes_for(out, given, recipe_file, resume=resume, begins=beginning is not None)
+    running = Running(corpus, valid, where, compiled, checkpoint_minutes * 60, validate_every, sample)
+    planned = stages(recipes, out, beginning)
+    check(planned, resume=resume)
+    for stage in planned:
+        if not stage.done:
+            running.do(stage, told=len(planned) > 1)
+        elif len(planned) == 1:
+            click.echo(f"{out}: all {stage.recipe.steps} steps are done; --tokens sets a new end", err=True)
 
 
-def recipe_for(out: Path, given: dict[str, Any], *, resume: bool) -> Recipe:
-    """The recipe of a new run, or that of the run in ``out`` with perhaps another end.
+@dataclass(frozen=True)
+class Running:
+    """How each run is done."""
 
-    Errors: a run is in ``out`` already; a resumed run's recipe would change.
+    corpus: tuple[Path, ...]
+    valid: tuple[Path, ...]
+    device: torch.device
+    compiled: bool
+    checkpoint_seconds: float
+    validate_every: int
+    sample: str | None
+
+    def do(self, stage: Stage, *, told: bool) -> None:
+        """One run to its end, from where it was; ``told`` is whether it is named. Ctrl-C ends the command."""
+        from llmcli.render.generation import note
+        from llmcli.render.training import TrainingView, loss_svg, print_curve
+        from llmcli.train.loop import train
+        from llmcli.train.metrics import MetricsFile
+
+        if told:
+            note(f"{stage.recipe.method}: {stage.out}", sys.stderr)
+        resume, run = stage.begun, self.open(stage)
+        metrics = MetricsFile(stage.out)
+        stepping = train(
+            run,
+            stage.out,
+            resume=resume,
+            compiled=self.compiled,
+            checkpoint_seconds=self.checkpoint_seconds,
+            validate_every=self.validate_every,
+        )
+        interrupted = False
+        try:
+            with TrainingView(sys.stderr, stage.recipe.unit) as view:
+                for step in stepping:
+                    metrics.append(step)
+                    view.show(step)
+                    if step.scored and self.sample is not None:
+                        view.sample(self.written(run, stage, step))
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            stepping.close()
+        if metrics.history:
+            (stage.out / "loss.svg").write_text(loss_svg(metrics.history, stage.recipe.unit), encoding="utf-8")
+            print_curve(metrics.history, stage.recipe.unit, sys.stderr)
+        if interrupted:
+            click.echo(
+                "interrupted; " + ("--resume goes on from here" if stage.begun else "nothing was saved yet"), err=True
+            )
+            sys.exit(EXIT_INTERRUPTED)
+
+    def open(self, stage: Stage) -> Run:
+        """The run, its corpus read."""
+        from llmcli.train.corpus import read_corpus
+        from llmcli.train.run import begin, go_on
+
+        corpus = read_corpus(self.corpus, self.valid, preferences=stage.recipe.method == "dpo")
+        if stage.begun:
+            return go_on(stage.out, stage.recipe, corpus, device=self.device)
+        return begin(stage.out, stage.recipe, corpus, init=stage.init, device=self.device)
+
+    def written(self, run: Run, stage: Stage, step: Metrics) -> str:
+        """What the model makes of --sample just now."""
+        from llmcli.train.sample import sample
+
+        return sample(run, stage.out, self.sample or "", max_new_tokens=SAMPLED, seed=step.step)
+
+
+def recipes_for(out: Path, given: dict[str, Any], file: Path | None, *, resume: bool, begins: bool) -> list[Recipe]:
+    """The recipes of new runs, or that of the run in ``out`` with perhaps another end.
+
+    Errors: options beside a recipe file; a resumed run's recipe would change.
     """
     from dataclasses import replace
 
-    from llmcli.train.recipe import Recipe, read_recipe
-    from llmcli.train.state import FILE
+    from llmcli.train.recipe import FILE, make_recipe, read_recipe, resumed_recipe
 
-    if resume and not (out / FILE).exists():
-        raise usage_error(f"{out} holds no run that could go on", "start one without --resume")
+    if file is not None:
+        if given:
+            raise usage_error(f"--recipe says it all, so not {_option(given)}", "change it in a copy of the file")
+        return read_recipe(file, begins=begins)
     if not resume:
-        if (out / FILE).exists():
-            raise usage_error(f"{out} holds a run already", "go on with it (--resume), or name another --out")
-        return Recipe(**given)
-    fixed = sorted(given.keys() - {"tokens"})
-    if fixed:
+        return [make_recipe(given, begins=begins)]
+    fixed = {name: value for name, value in given.items() if name != "tokens"}
+    if fixed or begins:
         raise usage_error(
-            f"--resume keeps the recipe, so not --{fixed[0].replace('_', '-')}", "only --tokens may change"
+            f"--resume keeps the recipe, so not {_option(fixed) if fixed else '--init'}", "only --tokens may change"
         )
-    return replace(read_recipe(out), **given)
+    if not (out / FILE).exists():
+        raise usage_error(f"{out} holds no run that could go on", "start one without --resume")
+    return [replace(resumed_recipe(out), **given)]
+
+
+def _option(given: dict[str, Any]) -> str:
+    return f"--{min(given).replace('_', '-')}"
+
+
+def check(planned: list[Stage], *, resume: bool) -> None:
+    """Errors: a run would be written over, or there is none to go on with."""
+    out, begun = planned[-1].out, [stage for stage in planned if stage.begun]
+    if resume and not begun:
+        raise usage_error(f"{out} holds no run that could go on", "start one without --resume")
+    if not resume and begun:
+        raise usage_error(f"{begun[0].out} holds a run already", "go on with it (--resume), or name another --out")
+    if any(stage.init is not None and stage.init.resolve() == out.resolve() for stage in planned):
+        raise usage_error("--out is the model to begin with", "name another folder")

@@ -1,4 +1,4 @@
-"""Text files -> documents: plain text or JSON lines, as they are or compressed with xz or gzip."""
+"""Text files -> examples: plain text or JSON lines, as they are or compressed with xz or gzip."""
 
 from __future__ import annotations
 
@@ -7,50 +7,66 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from llmcli.errors import LlmcliError
 
 SEPARATOR = "<|endoftext|>"  # stands between the documents of a plain text file
+REPLIES = ("text", "completion", "response", "chosen")  # what data sets call what is to be learnt
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text to learn; perhaps the reply to a ``prompt``, and perhaps liked better than one that is ``rejected``."""
+
+    text: str
+    prompt: str | None = None
+    rejected: str | None = None
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on, and others to validate on."""
+    """Examples to train on, and others to validate on."""
 
-    train: list[str]
-    valid: list[str]
+    train: list[Example]
+    valid: list[Example]
 
 
-def read_corpus(train: Iterable[Path], valid: Iterable[Path]) -> Corpus:
-    """The documents of both; where no validation files are named, a twentieth is held out of the others."""
-    documents, valid = read_documents(train), list(valid)
-    if valid:
-        return Corpus(documents, read_documents(valid))
-    if len(documents) >= 20:
-        return Corpus([d for n, d in enumerate(documents) if n % 20], documents[::20])
-    ends = [len(document) * 19 // 20 for document in documents]
-    cut = [(d[:end], d[end:]) for d, end in zip(documents, ends, strict=True)]
+def read_corpus(train: Iterable[Path], valid: Iterable[Path], *, preferences: bool = False) -> Corpus:
+    """The examples of both; where no validation files are named, a twentieth is held out of the others.
+
+    Of ``preferences`` those that have a rejected reply, else those that have none. Errors: there are none.
+    """
+    examples = read_examples(train, preferences=preferences)
+    if held_out := list(valid):
+        return Corpus(examples, read_examples(held_out, preferences=preferences))
+    if len(examples) >= 20:
+        return Corpus([d for n, d in enumerate(examples) if n % 20], examples[::20])
+    if preferences:
+        return Corpus(examples[1:] or examples, examples[:1])
+    ends = [len(example.text) * 19 // 20 for example in examples]
+    cut = [(replace(e, text=e.text[:end]), Example(e.text[end:])) for e, end in zip(examples, ends, strict=True)]
     return Corpus([start for start, _ in cut], [rest for _, rest in cut])
 
 
-def read_documents(paths: Iterable[Path]) -> list[str]:
-    """Every document of every file, in order, empty ones left out. Errors name the file and the line."""
-    documents = [text for path in paths for text in _documents(path)]
-    if not documents:
-        raise LlmcliError("the corpus holds no text", "give files with text in them")
-    return documents
+def read_examples(paths: Iterable[Path], *, preferences: bool = False) -> list[Example]:
+    """Every example of every file, in order, empty ones left out. Errors name the file and the line."""
+    examples = [e for path in paths for e in _examples(path) if (e.rejected is not None) == preferences]
+    if not examples:
+        what = 'no "chosen" and "rejected" replies' if preferences else "no text"
+        raise LlmcliError(f"the corpus holds {what}", "give files with some in them")
+    return examples
 
 
-def _documents(path: Path) -> Iterator[str]:
+def _examples(path: Path) -> Iterator[Example]:
     lines = ".jsonl" in path.suffixes
     try:
         with _opened(path) as file:
-            for text in _json_lines(file, path) if lines else file.read().split(SEPARATOR):
-                if text.strip():
-                    yield text.strip()
+            for example in _json_lines(file, path) if lines else map(Example, file.read().split(SEPARATOR)):
+                if example.text.strip():
+                    yield replace(example, text=example.text.strip())
     except FileNotFoundError:
         raise LlmcliError(f"{path}: no such file") from None
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
@@ -65,14 +81,25 @@ def _opened(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _json_lines(file: TextIO, path: Path) -> Iterator[str]:
+def _json_lines(file: TextIO, path: Path) -> Iterator[Example]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            text = None
-        if not isinstance(text, str):
-            raise LlmcliError(f'{path}, line {number}: not an object with a "text"', "one JSON object a line is wanted")
-        yield text
+            said = json.loads(line)
+            text = next(said[name] for name in REPLIES if name in said)
+            example = Example(text, said.get("prompt"), said.get("rejected"))
+        except (ValueError, StopIteration, TypeError, AttributeError, RecursionError):
+            example = None
+        if example is None or not _sound(example):
+            raise LlmcliError(
+                f'{path}, line {number}: not an object with a "text"',
+                'a line is {"text"}, {"prompt", "completion"} or {"prompt", "chosen", "rejected"}',
+            )
+        yield example
+
+
+def _sound(example: Example) -> bool:
+    optional = (example.prompt, example.rejected)
+    whole = example.rejected is None or example.prompt is not None
+    return isinstance(example.text, str) and all(t is None or isinstance(t, str) for t in optional) and whole

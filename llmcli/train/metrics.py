@@ -16,7 +16,8 @@ FILE = "metrics.jsonl"
 class Metrics:
     """One step that was taken. ``loss`` and ``nats_per_token`` are natural logarithms' units.
 
-    ``nats_per_token`` and ``bits_per_byte`` are of the validation text, where it was scored after this step.
+    ``nats_per_token`` and ``bits_per_byte`` are of the validation text, where it was scored after this step, and
+    ``preferred`` (dpo) is the share of the validation pairs of which the better reply has gained more.
     """
 
     step: int  # steps taken, this one included
@@ -27,6 +28,12 @@ class Metrics:
     tokens_per_second: float  # of this step, without validation
     nats_per_token: float | None = None
     bits_per_byte: float | None = None
+    preferred: float | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether the validation examples were scored after this step."""
+        return self.nats_per_token is not None or self.preferred is not None
 
 
 class MetricsFile:

@@ -1,32 +1,129 @@
-"""The folder of a run: made with its tokenizer and recipe when it begins, opened again when it goes on."""
+"""A run about to step: its model, and what it minimises; and its folder, made when it begins."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+import torch
 
 from llmcli.errors import LlmcliError
+from llmcli.model import checkpoint
+from llmcli.model.families import llama
+from llmcli.model.jsonfile import read_json
+from llmcli.model.quantized_file import copy_rest
+from llmcli.model.replacing import replacing
+from llmcli.model.transformer import Transformer
+from llmcli.text.chat import find_template
 from llmcli.text.tokenizer import load_tokenizer
+from llmcli.text.turns import Templated
+from llmcli.train.batches import cut, pack
 from llmcli.train.corpus import Corpus
+from llmcli.train.encoding import Encoder
+from llmcli.train.objective import NextToken, Objective
+from llmcli.train.optimizer import initialise
+from llmcli.train.preference import Preference
 from llmcli.train.recipe import Recipe
+from llmcli.train.turns import teach_turns
 from llmcli.train.vocabulary import save_tokenizer, train_tokenizer
 
 
-def begin(out: Path, recipe: Recipe, corpus: Corpus) -> Tokenizer:
-    """Make ``out``, train the tokenizer and write both; the recipe last, since it marks a run that can go on."""
+@dataclass(frozen=True)
+class Run:
+    """``described`` is the model's config.json."""
+
+    recipe: Recipe
+    model: Transformer
+    encoder: Encoder
+    objective: Objective
+    described: Mapping[str, Any]
+
+
+def begin(out: Path, recipe: Recipe, corpus: Corpus, *, init: Path | None = None, device: torch.device) -> Run:
+    """Make ``out`` and write what does not change: tokenizer, config and recipe, which comes last as the mark of a run.
+
+    The model is that of the folder ``init``, or a new one with a tokenizer trained on the corpus.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        tokenizer = train_tokenizer(corpus.train, recipe.vocab_size)
-        save_tokenizer(tokenizer, out, recipe.context)
+        model, described = _new(out, recipe, corpus) if init is None else _taken(out, recipe, init)
+        with replacing(out / "config.json") as temporary:
+            temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         recipe.write(out)
     except OSError as error:
         raise LlmcliError(f"{out}: cannot be written: {error.strerror or error}", "name another --out") from error
-    return tokenizer
+    return _run(out, recipe, corpus, model.to(device), described)
 
 
-def go_on(out: Path, recipe: Recipe) -> Tokenizer:
-    """The tokenizer of the run in ``out``, whose recipe may have a new end."""
-    tokenizer = load_tokenizer(out).fast
+def go_on(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.device) -> Run:
+    """The run in ``out``, whose recipe may have a new end; its weights are yet to be read."""
     recipe.write(out)
-    return tokenizer
+    model = Transformer(checkpoint.read_config(out))
+    return _run(out, recipe, corpus, model.to(device), read_json(out / "config.json"))
+
+
+def _new(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[str, Any]]:
+    """A Llama that knows nothing, and its config.json; the tokenizer is written."""
+    assert recipe.shape is not None
+    tokenizer = train_tokenizer((example.text for example in corpus.train), recipe.shape.vocab_size)
+    save_tokenizer(tokenizer, out, recipe.context)
+    model = Transformer(recipe.shape.model_config(tokenizer.get_vocab_size(), recipe.context))
+    initialise(model, recipe.seed)
+    return model, llama.describe(model.config)
+
+
+def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str, Any]]:
+    """The model of ``init`` and its config.json; the rest of its folder is copied. Turns are added where it needs them.
+
+    Errors: its weights are quantised, or its context is shorter than the recipe's.
+    """
+    if checkpoint.is_quantized(init):
+        raise LlmcliError(f"{init}: quantised weights cannot be trained", "begin with the model they were made from")
+    model = checkpoint.load(init, device=torch.device("cpu"), dtype=torch.float32)
+    if recipe.context > model.config.max_position_embeddings:
+        raise LlmcliError(
+            f"--context {recipe.context} is beyond the model's {model.config.max_position_embeddings}", "give a smaller"
+        )
+    copy_rest(init, out)
+    if recipe.method != "pretrain" and find_template(out) is None:
+        teach_turns(out, model, seed=recipe.seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))  # of its own: a file may lie behind
+    rows = model.embedding.weight.shape[0]
+    told = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
+    described = {k: v for k, v in read_json(init / "config.json").items() if k != "quantization_config"}
+    model.config = replace(model.config, vocab_size=rows)
+    return model.train(), {**described, **told}
+
+
+def _run(out: Path, recipe: Recipe, corpus: Corpus, model: Transformer, described: Mapping[str, Any]) -> Run:
+    tokenizer, ends = load_tokenizer(out), model.config.eos_token_ids
+    template = None if recipe.method == "pretrain" else find_template(out)
+    form = None if template is None else Templated(template, tokenizer)
+    encoder = Encoder(tokenizer, ends[0] if ends else None, form)
+    return Run(recipe, model, encoder, objective_of(recipe, corpus, encoder), described)
+
+
+def objective_of(recipe: Recipe, corpus: Corpus, encoder: Encoder) -> Objective:
+    """What the recipe's method minimises, over the corpus."""
+    if recipe.method == "dpo":
+        return Preference(
+            encoder.pairs(corpus.train),
+            encoder.pairs(corpus.valid),
+            context=recipe.context,
+            batch_size=recipe.batch_size,
+            beta=recipe.beta,
+            seed=recipe.seed,
+        )
+    sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
+    if recipe.method == "sft":
+        batches = pack(encoder.mixed(corpus.train, plain=recipe.plain, seed=recipe.seed), **sizes)
+        held_out = encoder.mixed(corpus.valid, plain=0.0, seed=recipe.seed)
+    else:
+        batches = cut(encoder.texts(corpus.train), **sizes)
+        held_out = encoder.texts(corpus.valid)
+    return NextToken(batches, held_out, sum(len(example.text.encode()) for example in corpus.valid))

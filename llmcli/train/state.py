@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,9 +18,12 @@ from llmcli.model.transformer import Transformer
 FILE = "state.safetensors"
 
 
-def save_state(path: Path, model: Transformer, optimizers: list[Optimizer], step: int) -> None:
-    """Write all that decides the steps to come; the file appears whole or not at all."""
+def save_state(
+    path: Path, model: Transformer, optimizers: list[Optimizer], kept: Mapping[str, Tensor], step: int
+) -> None:
+    """Write all that decides the steps to come; the file appears whole or not at all. ``kept`` is the objective's."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"kept.{name}": tensor for name, tensor in kept.items()}
     for i, optimizer in enumerate(optimizers):
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -27,18 +31,28 @@ def save_state(path: Path, model: Transformer, optimizers: list[Optimizer], step
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata={"step": str(step)})
 
 
-def load_state(path: Path, model: Transformer, optimizers: list[Optimizer]) -> int:
-    """Restore what ``save_state`` wrote into a model and optimizers of the same recipe; returns the step."""
+def load_state(path: Path, model: Transformer, optimizers: list[Optimizer], kept: dict[str, Tensor]) -> int:
+    """Restore what ``save_state`` wrote, of a run with the same recipe; returns the step."""
     if not path.is_file():
         raise LlmcliError(f"{path}: no such file", "nothing to resume here; start without --resume")
-    step = int(TensorFile(path).metadata["step"])
+    step = saved_step(path)
     tensors = load_file(path)
-    model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
+    model.load_state_dict(_below("model.", tensors))
+    kept.update(_below("kept.", tensors))
     for i, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{i}."):
-                number, key = name.removeprefix(f"optimizer.{i}.").split(".")
-                state.setdefault(int(number), {})[key] = tensor
+        for name, tensor in _below(f"optimizer.{i}.", tensors).items():
+            number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return step
+
+
+def saved_step(path: Path) -> int:
+    """How many steps had been taken when the state was saved."""
+    return int(TensorFile(path).metadata["step"])
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from llmcli.errors import usage_error
 from llmcli.generate.score import surprisals
 from llmcli.model.transformer import Transformer
+from llmcli.train.batches import Encoded
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,15 @@ class Validation:
 
 
 def validate(
-    model: Transformer, documents: list[list[int]], bytes_of_text: int, *, precision: torch.dtype
+    model: Transformer, examples: Sequence[Encoded], bytes_of_text: int, *, precision: torch.dtype
 ) -> Validation:
-    """Score each document from its BOS, computing in ``precision``."""
+    """Score what is to be learnt of each example, computing in ``precision``."""
     nats, tokens = 0.0, 0
     with torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
-        for ids in documents:
-            if len(ids) < 2:
+        for example in examples:
+            if len(example.ids) <= example.first:
                 continue  # a token alone is predicted from nothing
-            scores = surprisals(model, ids)
+            scores = surprisals(model, example.ids)[example.first - 1 :]
             nats += float(scores.sum(dtype=torch.float64))
             tokens += len(scores)
     if not tokens:

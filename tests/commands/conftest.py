@@ -14,9 +14,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from llmcli.cli import cli
-from llmcli.train.corpus import Corpus
+from llmcli.train.corpus import Corpus, Example
 from llmcli.train.loop import train
-from llmcli.train.recipe import Recipe
+from llmcli.train.recipe import Recipe, Shape
 from llmcli.train.run import begin
 from llmcli.train.vocabulary import BOS, EOS
 
@@ -33,20 +33,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 64 tokens of context that has learnt a little, in fp32 precision."""
     out = tmp_path_factory.mktemp("models") / "tiny"
     recipe = Recipe(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        shape=Shape(
+            vocab_size=320,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        ),
         context=64,
         batch_size=2,
         tokens=64 * 2 * 40,
         learning_rate=1e-2,
         precision="float32",
     )
-    corpus = Corpus(TEXTS, TEXTS[:2])
-    for _ in train(recipe, corpus, begin(out, recipe, corpus), out, device=torch.device("cpu")):
+    examples = [Example(text) for text in TEXTS]
+    for _ in train(begin(out, recipe, Corpus(examples, examples[:2]), device=torch.device("cpu")), out):
         pass
     return out
 

@@ -17,6 +17,7 @@ from click.testing import Result
 from llmcli.commands import quantize as command
 from llmcli.model.checkpoint import load
 from llmcli.text.tokenizer import load_tokenizer
+from llmcli.train.batches import Encoded
 from llmcli.train.validate import validate
 from tests.commands.conftest import TEXTS, records
 
@@ -67,7 +68,7 @@ def test_text_measures_what_it_costs(run: Run, model: Path, tmp_path: Path) -> N
     told = re.fullmatch(r"([\d.]+) bits per byte before, ([\d.]+) after: perplexity ([+-][\d.]+)%", line)
     assert told is not None
     texts = [*TEXTS[:3], TEXTS[4]]
-    ids = [load_tokenizer(model).encode(text) for text in texts]
+    ids = [Encoded(load_tokenizer(model).encode(text)) for text in texts]
     size = sum(len(text.encode()) for text in texts)
     old, new = (validate(load(f, device=CPU), ids, size, precision=torch.float32) for f in (model, out))
     assert float(told[1]) == pytest.approx(old.bits_per_byte, abs=1e-4)

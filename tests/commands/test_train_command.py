@@ -41,17 +41,23 @@ def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
 
 
 def test_help_tells_the_recipe_s_defaults() -> None:
-    from llmcli.commands.train import RECIPE_OPTIONS
-    from llmcli.train.recipe import Recipe
+    from llmcli.commands.train import COURSE_OPTIONS, SHAPE_OPTIONS
+    from llmcli.train.recipe import USUAL, Recipe
 
-    told = {name.replace("-", "_"): help.split("[default: ")[1].removesuffix("]") for name, _, help in RECIPE_OPTIONS}
-    assert told == {name: str(value) for name, value in asdict(Recipe()).items()}
+    rows = {name.replace("-", "_"): help for name, _, help in (*SHAPE_OPTIONS, *COURSE_OPTIONS)}
+    values = asdict(Recipe())
+    values |= values.pop("shape")
+    assert {name: help.split("[default: ")[1].removesuffix("]") for name, help in rows.items()} == {
+        name: str(value) for name, value in values.items()
+    }
+    for name in ("tokens", "learning_rate", "decay"):
+        assert {str(USUAL[method][name]) in rows[name] for method in ("sft", "dpo")} == {True}
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(run: Run, corpus: Path, tmp_path: Path) -> None:
     too_long = run("train", corpus, "--out", tmp_path / "m", *SMALL, "--context", 100_000)
     assert (too_long.exit_code, "less than one context" in too_long.stderr) == (1, True)
-    assert (tmp_path / "m" / "recipe.json").exists()
+    assert (tmp_path / "m" / "recipe.toml").exists()
     assert run("train", corpus, "--out", tmp_path / "m", "--resume").exit_code == 2
     assert run("train", corpus, "--out", tmp_path / "m", *SMALL).exit_code == 0
 
@@ -71,7 +77,7 @@ def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
         result = run("train", *args)
         assert result.exit_code == code, result.stderr
         assert says in result.stderr
-        assert not (out / "recipe.json").exists()
+        assert not (out / "recipe.toml").exists()
     assert run("train", corpus, "--out", out, *SMALL).exit_code == 0
     result = run("train", corpus, "--out", out, *SMALL)
     assert (result.exit_code, "holds a run already" in result.stderr) == (2, True)

@@ -15,6 +15,7 @@ from llmcli.generate import loaded, score
 from llmcli.generate.score import surprisals
 from llmcli.model.quantize import Kind
 from llmcli.model.transformer import Transformer
+from llmcli.train.batches import Encoded
 from llmcli.train.validate import Validation, validate
 from tests.tiny import CONTEXT, Tiny, random_ids
 
@@ -98,8 +99,8 @@ def test_chunks_and_rows_change_nothing_and_bound_the_logits(
 def test_validation_computes_in_the_precision_asked_for(tiny: Callable[[str], Tiny]) -> None:
     """In bf16 the score is near that of fp32, and not it."""
     model = tiny("llama").load()
-    exact = validate(model, [ids_of(60)], 200, precision=torch.float32)
-    near = validate(model, [ids_of(60)], 200, precision=torch.bfloat16)
+    exact = validate(model, [Encoded(ids_of(60))], 200, precision=torch.float32)
+    near = validate(model, [Encoded(ids_of(60))], 200, precision=torch.bfloat16)
     assert near.nats_per_token != exact.nats_per_token
     assert near.nats_per_token == pytest.approx(exact.nats_per_token, rel=0.05)
     assert not torch.is_autocast_enabled("cpu")
@@ -112,8 +113,8 @@ def test_a_chunk_of_one_token_is_scored_in_mixed_precision_too(
     model = tiny("llama").load()
     monkeypatch.setattr(score, "PREFILL_CHUNK", 16)
     ids = random_ids(length, seed=0)[0].tolist()
-    mixed = validate(model, [ids], length, precision=torch.bfloat16)
-    exact = validate(model, [ids], length, precision=torch.float32)
+    mixed = validate(model, [Encoded(ids)], length, precision=torch.bfloat16)
+    exact = validate(model, [Encoded(ids)], length, precision=torch.float32)
     assert 0 < abs(mixed.nats_per_token - exact.nats_per_token) < 0.2
 
 
@@ -121,7 +122,7 @@ def test_validation_is_the_mean_over_all_tokens_of_all_documents(tiny: Callable[
     model = tiny("llama").load()
     documents = [ids_of(40), ids_of(2), [5], []]  # one token, or none, predicts nothing
     nats = float(torch.cat([brute_force(model, ids) for ids in documents[:2]]).sum())
-    found = validate(model, documents, 77, precision=torch.float32)
+    found = validate(model, [Encoded(ids) for ids in documents], 77, precision=torch.float32)
     assert found.nats_per_token == pytest.approx(nats / 40, rel=1e-5)
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / 77, rel=1e-5)
 
@@ -129,7 +130,7 @@ def test_validation_is_the_mean_over_all_tokens_of_all_documents(tiny: Callable[
 @pytest.mark.parametrize("documents", [[], [[]], [[3], [4]]])
 def test_nothing_to_predict_is_an_error(tiny: Callable[[str], Tiny], documents: list[list[int]]) -> None:
     with pytest.raises(LlmcliError, match="too short") as caught:
-        validate(tiny("llama").load(), documents, 10, precision=torch.float32)
+        validate(tiny("llama").load(), [Encoded(ids) for ids in documents], 10, precision=torch.float32)
     assert caught.value.exit_code == EXIT_USAGE
 
 
@@ -175,7 +176,7 @@ def test_the_shipped_model_loses_little() -> None:
         opened = loaded.load(folder, device="cpu", quantization=kind)
         ids = opened.prompt_ids(STORY.strip())
         assert len(ids) >= 300
-        found[kind] = validate(opened.model, [ids], len(STORY.strip().encode()), precision=torch.float32)
+        found[kind] = validate(opened.model, [Encoded(ids)], len(STORY.strip().encode()), precision=torch.float32)
     assert found[None].nats_per_token < 4.0, "it should know how stories go"
     assert -0.01 < found["int8"].more_perplexity(found[None]) < 0.01
     assert 0.001 < found["int4"].more_perplexity(found[None]) < 0.08

@@ -19,7 +19,7 @@ from llmcli.generate.filters import Temperature, TopK
 from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Step, steps
 from llmcli.model.transformer import Transformer
-from llmcli.train.recipe import Recipe
+from llmcli.train.recipe import Shape
 
 VOCAB, CONTEXT, LAYERS, HEADS = 300, 64, 2, 4
 PROMPT = [0, 17, 250, 3, 99]
@@ -27,16 +27,15 @@ PROMPT = [0, 17, 250, 3, 99]
 
 @cache
 def model() -> Transformer:
-    recipe = Recipe(
+    shape = Shape(
         vocab_size=VOCAB,
         hidden_size=32,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=2,
         intermediate_size=64,
-        context=CONTEXT,
     )
-    transformer = Transformer(recipe.model_config(VOCAB))
+    transformer = Transformer(shape.model_config(VOCAB, CONTEXT))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in transformer.parameters():

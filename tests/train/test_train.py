@@ -17,13 +17,13 @@ from llmcli.generate.score import windows
 from llmcli.model import checkpoint
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.train import state
-from llmcli.train.batches import Batches, encode
-from llmcli.train.corpus import Corpus, read_corpus, read_documents
+from llmcli.train.batches import Encoded, cut
+from llmcli.train.corpus import Corpus, Example, read_corpus, read_examples
 from llmcli.train.loop import train
 from llmcli.train.metrics import Metrics, MetricsFile
 from llmcli.train.optimizer import initialise, learning_rate, optimizers
-from llmcli.train.recipe import Recipe
-from llmcli.train.run import begin
+from llmcli.train.recipe import Recipe, Shape, make_recipe
+from llmcli.train.run import begin, go_on
 from llmcli.train.validate import validate
 
 CPU = torch.device("cpu")
@@ -36,14 +36,18 @@ TEXTS = [
         for c in ("hen", "frog", "crow", "boy")
     )
 ]
-CORPUS = Corpus(TEXTS[5:], TEXTS[:5])
-SMALL = Recipe(
+EXAMPLES = [Example(text) for text in TEXTS]
+CORPUS = Corpus(EXAMPLES[5:], EXAMPLES[:5])
+SHAPE = Shape(
     vocab_size=300,
     hidden_size=32,
     intermediate_size=48,
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
+)
+SMALL = Recipe(
+    shape=SHAPE,
     context=16,
     batch_size=4,
     tokens=16 * 4 * 12,
@@ -55,8 +59,8 @@ def run(
     recipe: Recipe, out: Path, *, steps: int | None = None, resume: bool = False, **options: float
 ) -> list[Metrics]:
     """Train in ``out``, stopping after ``steps``."""
-    tokenizer = load_tokenizer(out).fast if resume else begin(out, recipe, CORPUS)
-    stepping = train(recipe, CORPUS, tokenizer, out, device=CPU, resume=resume, **options)  # type: ignore[arg-type]
+    opened = (go_on if resume else begin)(out, recipe, CORPUS, device=CPU)
+    stepping = train(opened, out, resume=resume, **options)  # type: ignore[arg-type]
     taken = []
     for metrics in stepping:
         taken.append(metrics)
@@ -75,7 +79,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, optimizer: str, stop: int)
     rest = run(recipe, tmp_path / "parts", resume=True)
     assert [m.loss for m in first + rest] == [m.loss for m in whole]
     assert [m.step for m in first + rest] == list(range(1, recipe.steps + 1))
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "recipe.json"):
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "recipe.toml"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
 
 
@@ -91,9 +95,7 @@ def test_killed_between_checkpoints_goes_on_from_the_last(tmp_path: Path) -> Non
 
 
 def test_checkpoints_come_while_training(tmp_path: Path) -> None:
-    recipe = SMALL
-    tokenizer = begin(tmp_path, recipe, CORPUS)
-    stepping = train(recipe, CORPUS, tokenizer, tmp_path, device=CPU, checkpoint_seconds=0.0)
+    stepping = train(begin(tmp_path, SMALL, CORPUS, device=CPU), tmp_path, checkpoint_seconds=0.0)
     next(stepping)
     assert (tmp_path / state.FILE).is_file()
     checkpoint.load(tmp_path, device=CPU)
@@ -104,8 +106,8 @@ def test_interrupted_within_an_update_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(SMALL, tmp_path / "whole")
-    tokenizer = begin(tmp_path / "cut", SMALL, CORPUS)
-    stepping = train(SMALL, CORPUS, tokenizer, tmp_path / "cut", device=CPU, checkpoint_seconds=0.0)
+    out = tmp_path / "cut"
+    stepping = train(begin(out, SMALL, CORPUS, device=CPU), out, checkpoint_seconds=0.0)
     next(stepping)
     next(stepping)
 
@@ -129,9 +131,9 @@ def test_it_learns_and_its_measures_agree(tmp_path: Path) -> None:
     last = taken[-1]
     assert last.nats_per_token is not None
     assert last.bits_per_byte is not None
-    ids = encode(load_tokenizer(tmp_path).fast, CORPUS.valid)
-    tokens = sum(len(document) - 1 for document in ids)
-    size = sum(len(text.encode()) for text in CORPUS.valid)
+    held_out = [example.text for example in CORPUS.valid]
+    tokens = sum(len(load_tokenizer(tmp_path).encode(text)) for text in held_out)  # EOS counts, BOS does not
+    size = sum(len(text.encode()) for text in held_out)
     assert last.bits_per_byte == pytest.approx(last.nats_per_token * tokens / size / math.log(2))
 
 
@@ -149,10 +151,9 @@ def test_transformers_loads_what_training_wrote_and_agrees(tmp_path: Path) -> No
 
 def test_validation_is_the_mean_surprisal_of_every_token_once(tmp_path: Path) -> None:
     """Against a plain computation with full context, for documents within the context and beyond it."""
-    begin(tmp_path, SMALL, CORPUS)
     from llmcli.model.transformer import Transformer
 
-    model = Transformer(SMALL.model_config(300))
+    model = Transformer(SHAPE.model_config(300, SMALL.context))
     initialise(model, 0)
     documents = [torch.randint(2, 300, (n,)).tolist() for n in (3, 16, 17)]
     nats, count = 0.0, 0
@@ -161,7 +162,7 @@ def test_validation_is_the_mean_surprisal_of_every_token_once(tmp_path: Path) ->
             probs = model(torch.tensor([ids[:-1]])).double().softmax(-1)[0]
         nats -= sum(math.log(float(probs[t, ids[t + 1]])) for t in range(len(ids) - 1))
         count += len(ids) - 1
-    score = validate(model, documents, 1000, precision=torch.float32)
+    score = validate(model, [Encoded(ids) for ids in documents], 1000, precision=torch.float32)
     assert score.nats_per_token == pytest.approx(nats / count, rel=1e-5)
     assert score.bits_per_byte == pytest.approx(nats / math.log(2) / 1000, rel=1e-5)
 
@@ -178,15 +179,13 @@ def test_windows_score_each_token_once_with_at_least_half_a_context(length: int)
 
 
 def test_batches_are_a_function_of_seed_and_step_and_cover_an_epoch() -> None:
-    documents = [list(range(n * 10, n * 10 + 10)) for n in range(20)]
-    batches = Batches(documents, context=4, batch_size=5, seed=3)
-    again = Batches(documents, context=4, batch_size=5, seed=3)
-    other = Batches(documents, context=4, batch_size=5, seed=4)
+    documents = [Encoded(list(range(n * 10, n * 10 + 10))) for n in range(20)]
+    batches, again, other = (cut(documents, context=4, batch_size=5, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(batches.at(7)[0], again.at(7)[0])
     assert not torch.equal(batches.at(0)[0], other.at(0)[0])
-    steps = batches.windows * 3 // 5  # so many that they need whole epochs
+    steps = len(batches.rows) * 3 // 5  # so many that they need whole epochs
     seen = torch.cat([batches.at(step)[0].flatten() for step in range(steps)])
-    assert set(seen.tolist()) == set(batches.ids[: batches.windows * 4].tolist())
+    assert set(seen.tolist()) == set(batches.rows[:, :4].flatten().tolist())
     inputs, targets = batches.at(2)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
 
@@ -204,7 +203,7 @@ def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
 def test_every_parameter_has_one_optimizer() -> None:
     from llmcli.model.transformer import Transformer
 
-    model = Transformer(SMALL.model_config(300))
+    model = Transformer(SHAPE.model_config(300, SMALL.context))
     for kind in ("muon", "adamw"):
         groups = [g for o in optimizers(model, replace(SMALL, optimizer=kind)) for g in o.param_groups]
         ids = [id(p) for group in groups for p in group["params"]]
@@ -218,7 +217,7 @@ def test_corpus_reads_every_form_alike(tmp_path: Path) -> None:
     (tmp_path / "c.txt.xz").write_bytes(lzma.compress(plain.encode()))
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     for name in ("a.txt", "b.jsonl", "c.txt.xz", "d.jsonl.gz"):
-        assert read_documents([tmp_path / name]) == ["one", "two"], name
+        assert read_examples([tmp_path / name]) == [Example("one"), Example("two")], name
 
 
 @pytest.mark.parametrize(
@@ -235,7 +234,7 @@ def test_corpus_reads_every_form_alike(tmp_path: Path) -> None:
 def test_corpus_errors_name_the_file(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LlmcliError, match=says):
-        read_documents([tmp_path / name])
+        read_examples([tmp_path / name])
 
 
 def test_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
@@ -246,8 +245,8 @@ def test_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
     assert len(many.train) + len(many.valid) == 60
     (tmp_path / "one.txt").write_text("0123456789" * 10)
     one = read_corpus([tmp_path / "one.txt"], [])
-    assert one.train[0] + one.valid[0] == "0123456789" * 10
-    assert len(one.valid[0]) == 5
+    assert one.train[0].text + one.valid[0].text == "0123456789" * 10
+    assert len(one.valid[0].text) == 5
 
 
 def test_metrics_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
@@ -278,7 +277,7 @@ def test_metrics_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
 )
 def test_recipe_refuses(bad: dict[str, float]) -> None:
     with pytest.raises(LlmcliError):
-        replace(SMALL, **bad)  # type: ignore[arg-type]
+        make_recipe(bad, begins=False)
 
 
 def test_too_little_text_is_said(tmp_path: Path) -> None:
@@ -288,7 +287,7 @@ def test_too_little_text_is_said(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcli.train.loop.next_token_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    monkeypatch.setattr("llmcli.train.objective.next_token_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(LlmcliError, match="nan at step 0"):
         run(SMALL, tmp_path)
     assert not (tmp_path / state.FILE).exists()

@@ -1,0 +1,66 @@
+"""Turns for a model that knows only texts: two tokens that begin them, and the chat template that writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken
+from torch import nn
+
+from llmcli.model.jsonfile import read_json
+from llmcli.model.replacing import replacing
+from llmcli.model.transformer import Transformer
+from llmcli.text.chat import CONFIG, JINJA
+from llmcli.text.tokenizer import Tokenizer, load_tokenizer
+
+USER, ASSISTANT = "<|user|>", "<|assistant|>"
+TEMPLATE = """\
+{{ bos_token }}
+{%- for message in messages %}
+{%- if message.role == 'user' %}
+{{- '<|user|>' + message.content }}
+{%- elif message.role == 'assistant' %}
+{{- '<|assistant|>' + message.content + eos_token }}
+{%- else %}
+{{- raise_exception('there are only the turns of a user and an assistant') }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|assistant|>' }}
+{%- endif %}"""
+
+
+def teach_turns(folder: Path, model: Transformer, *, seed: int) -> Tokenizer:
+    """Give the tokenizer in ``folder`` both tokens and the template, and ``model`` rows for them, which know nothing.
+
+    A row is the mean of all others and as much noise as one that training begins with.
+    """
+    tokenizer = load_tokenizer(folder)
+    tokenizer.fast.add_special_tokens([AddedToken(text, special=True) for text in (USER, ASSISTANT)])
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    bos, eos = model.config.bos_token_id, next(iter(model.config.eos_token_ids), None)
+    named = {"bos_token": bos, "eos_token": eos}
+    texts = {name: tokenizer.fast.id_to_token(id) for name, id in named.items() if id is not None}
+    files = {
+        "tokenizer.json": tokenizer.fast.to_str(pretty=False),
+        JINJA: TEMPLATE,
+        CONFIG: json.dumps({**texts, **config}, indent=2),
+    }
+    for name, text in files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    tokenizer = load_tokenizer(folder)
+    enlarge(model, tokenizer.size, seed=seed)
+    return tokenizer
+
+
+def enlarge(model: Transformer, rows: int, *, seed: int) -> None:
+    """Give embedding and head at least so many rows."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in (model.embedding, model.head):
+        if module is not None and (missing := rows - module.weight.shape[0]) > 0:
+            old = module.weight.detach()
+            noise = 0.02 * torch.randn(missing, old.shape[1], generator=generator)
+            module.weight = nn.Parameter(torch.cat([old, old.mean(0) + noise.to(old)]))
