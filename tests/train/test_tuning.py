@@ -132,7 +132,7 @@ def test_the_prompt_is_read_and_only_the_reply_learnt(base: Path, tmp_path: Path
 
 
 def test_replies_are_learnt_and_plain_text_not_forgotten(base: Path, tmp_path: Path) -> None:
-    recipe = replace(TUNED, method="sft", tokens=64 * 4 * 60, plain=0.3)
+    recipe = replace(TUNED, method="sft", tokens=64 * 4 * 250, learning_rate=1e-2, plain=0.3)
     run = begin(tmp_path, recipe, Corpus(TOLD, TOLD[:4]), init=base, device=CPU)
     taken = steps(run, tmp_path)
     assert taken[-1].loss < taken[0].loss / 2
