@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,14 @@ from llmcli.errors import EXIT_INTERRUPTED, usage_error
 if TYPE_CHECKING:
     import torch
 
-    from llmcli.train.metrics import Metrics
-    from llmcli.train.recipe import Recipe
+    from llmcli.train.recipe import Method, Recipe
     from llmcli.train.run import Run
     from llmcli.train.stages import Stage
 
 SIZE = click.IntRange(max=2**31 - 1)  # what is too small the recipe says
-SAMPLED = 60  # tokens of what --sample shows
+SAMPLED = 90  # tokens of what --sample shows
+VALIDATE_EVERY = 250  # steps; that of the demo depends on how many there are
+DEMO_OUT = "llmcli-demo"
 # Options that set a field of the recipe: name, type, help. The defaults are the recipe's own.
 SHAPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("vocab-size", SIZE, "Tokens of the vocabulary.  [default: 4096]"),
@@ -67,9 +68,9 @@ def recipe_options(rows: tuple[tuple[str, Any, str], ...]) -> Callable[..., Any]
 
 
 @click.command(cls=Command)
-@click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("corpus", nargs=-1, type=click.Path(path_type=Path))
 @heading("Run")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the model.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the model.")
 @click.option("--valid", multiple=True, type=click.Path(path_type=Path), help="Validation text; else a twentieth.")
 @click.option(
     "--init", metavar="MODEL", shell_complete=complete_model, help="Begin with this model, not with a new one."
@@ -78,6 +79,9 @@ def recipe_options(rows: tuple[tuple[str, Any, str], ...]) -> Callable[..., Any]
     "--recipe", "recipe_file", type=click.Path(path_type=Path), help="A file that says all of what follows here."
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; --tokens may set a new end.")
+@click.option(
+    "--demo", is_flag=True, help=f"All of it on a tiny world, in two minutes.  [--out if not given: {DEMO_OUT}]"
+)
 @heading("Course")
 @recipe_options(COURSE_OPTIONS)
 @heading("Shape of a new model")
@@ -94,7 +98,7 @@ def recipe_options(rows: tuple[tuple[str, Any, str], ...]) -> Callable[..., Any]
     show_default=True,
     help="Save after so many minutes; 0: after every step.",
 )
-@click.option("--validate-every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps.")
+@click.option("--validate-every", type=click.IntRange(min=1), help="Steps.  [default: 250]")
 @click.option("--sample", metavar="TEXT", help="At each validation show what the model makes of this prompt.")
 @options.verbose_option
 def train(
@@ -104,11 +108,12 @@ def train(
     init: str | None,
     recipe_file: Path | None,
     resume: bool,
+    demo: bool,
     device: str,
     threads: int | None,
     compiled: bool,
     checkpoint_minutes: float,
-    validate_every: int,
+    validate_every: int | None,
     sample: str | None,
     verbose: bool,
     **recipe_values: Any,
@@ -124,6 +129,7 @@ def train(
 
     \b
     Examples:
+      llmcli train --demo
       llmcli train stories.txt --out my-model --tokens 2000000
       llmcli train stories.txt --out my-model --resume
       llmcli train requests.jsonl --out my-chat --init my-model --method sft
@@ -137,29 +143,40 @@ def train(
 
     where = pick_device(device)
     use_threads(threads)
+    if demo:
+        if corpus or valid or init or recipe_file or given:
+            raise usage_error("--demo brings its own text and recipe", "leave yours out")
+        out = out or Path(DEMO_OUT)
+    if out is None or not (corpus or demo):
+        raise usage_error(f"there is no {'--out' if corpus else 'CORPUS'}", "give both, or --demo")
     beginning = None if init is None else find_model(init, offline=False)
-    recipes = recipes_for(out, given, recipe_file, resume=resume, begins=beginning is not None)
-    running = Running(corpus, valid, where, compiled, checkpoint_minutes * 60, validate_every, sample)
+    recipes = demo_recipes() if demo else recipes_for(out, given, recipe_file, resume=resume, begins=init is not None)
     planned = stages(recipes, out, beginning)
     check(planned, resume=resume)
+    running = Running(corpus, valid, where, compiled, checkpoint_minutes * 60, validate_every, sample)
+    if demo:
+        running = of_demo(running, out)
     for stage in planned:
         if not stage.done:
             running.do(stage, told=len(planned) > 1)
         elif len(planned) == 1:
             click.echo(f"{out}: all {stage.recipe.steps} steps are done; --tokens sets a new end", err=True)
+    if demo:
+        click.echo(f"Ask it for a story: llmcli chat -m {out}", err=True)
 
 
 @dataclass(frozen=True)
 class Running:
-    """How each run is done."""
+    """How each run is done; ``samples`` are prompts by method, for what is shown in place of --sample."""
 
     corpus: tuple[Path, ...]
     valid: tuple[Path, ...]
     device: torch.device
     compiled: bool
     checkpoint_seconds: float
-    validate_every: int
+    validate_every: int | None
     sample: str | None
+    samples: Mapping[Method, str] = field(default_factory=dict)
 
     def do(self, stage: Stage, *, told: bool) -> None:
         """One run to its end, from where it was; ``told`` is whether it is named. Ctrl-C ends the command."""
@@ -167,6 +184,7 @@ class Running:
         from llmcli.render.training import TrainingView, loss_svg, print_curve
         from llmcli.train.loop import train
         from llmcli.train.metrics import MetricsFile
+        from llmcli.train.sample import sample
 
         if told:
             note(f"{stage.recipe.method}: {stage.out}", sys.stderr)
@@ -178,16 +196,17 @@ class Running:
             resume=resume,
             compiled=self.compiled,
             checkpoint_seconds=self.checkpoint_seconds,
-            validate_every=self.validate_every,
+            validate_every=self.validate_every or (max(stage.recipe.steps // 4, 1) if self.samples else VALIDATE_EVERY),
         )
+        prompt = self.sample or self.samples.get(stage.recipe.method)
         interrupted = False
         try:
             with TrainingView(sys.stderr, stage.recipe.unit) as view:
                 for step in stepping:
                     metrics.append(step)
                     view.show(step)
-                    if step.scored and self.sample is not None:
-                        view.sample(self.written(run, stage, step))
+                    if step.scored and prompt is not None:
+                        view.sample(sample(run, stage.out, prompt, max_new_tokens=SAMPLED, seed=step.step))
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -211,11 +230,24 @@ class Running:
             return go_on(stage.out, stage.recipe, corpus, device=self.device)
         return begin(stage.out, stage.recipe, corpus, init=stage.init, device=self.device)
 
-    def written(self, run: Run, stage: Stage, step: Metrics) -> str:
-        """What the model makes of --sample just now."""
-        from llmcli.train.sample import sample
 
-        return sample(run, stage.out, self.sample or "", max_new_tokens=SAMPLED, seed=step.step)
+def demo_recipes() -> list[Recipe]:
+    from llmcli.train.demo import recipes
+
+    return recipes()
+
+
+def of_demo(running: Running, out: Path) -> Running:
+    """On the demo's own text, which is written into ``out`` for whoever wants to see it."""
+    from llmcli.train.demo import SAMPLES, write_corpus
+
+    path = out / "corpus.jsonl"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_corpus(path)
+    except OSError as error:
+        raise usage_error(f"{path}: {error.strerror or error}", "name another --out") from error
+    return replace(running, corpus=(path,), samples=SAMPLES)
 
 
 def recipes_for(out: Path, given: dict[str, Any], file: Path | None, *, resume: bool, begins: bool) -> list[Recipe]:
@@ -223,8 +255,6 @@ def recipes_for(out: Path, given: dict[str, Any], file: Path | None, *, resume: 
 
     Errors: options beside a recipe file; a resumed run's recipe would change.
     """
-    from dataclasses import replace
-
     from llmcli.train.recipe import FILE, make_recipe, read_recipe, resumed_recipe
 
     if file is not None:

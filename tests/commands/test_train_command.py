@@ -73,6 +73,7 @@ def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
         ((corpus, "--out", out, "--hidden-size", "7"), 2, "hidden_size"),
         ((corpus,), 2, "--out"),
         (("--out", out), 2, "CORPUS"),
+        ((corpus, "--out", out, "--demo"), 2, "--demo"),
     ):
         result = run("train", *args)
         assert result.exit_code == code, result.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,42 @@ def test_a_recipe_runs_from_nothing_to_preferences_and_goes_on(run: Run, corpus:
     assert (out / "model.safetensors").read_bytes() == whole
     done = run("train", corpus, "--out", out, "--resume")
     assert (done.exit_code, "all 4 steps are done" in done.stderr) == (0, True)
+
+
+def test_the_demo_runs_the_whole_life_of_a_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a hundredth of its steps; that it learns in full length is for whoever looks on."""
+    from llmcli.train import demo
+
+    short = [replace(recipe, tokens=recipe.tokens // 100) for recipe in demo.recipes()]
+    monkeypatch.setattr(demo, "recipes", lambda: short)
+    monkeypatch.setattr(demo, "STORIES", 100)
+    monkeypatch.chdir(tmp_path)
+    result = run("train", "--demo")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("\n  | ") >= 6
+    told = run("chat", "-m", "llmcli-demo", "-n", 5, input="Tell a story about a fox and a kite.\n")
+    assert told.exit_code == 0, told.stderr
+    assert run("train", "--demo").exit_code == 2  # a run is there
+    assert run("train", "--demo", "--tokens", 5).exit_code == 2
+
+
+def test_the_demo_s_stories_are_what_was_asked_for() -> None:
+    """Each names the hero and the thing of its request, and of a pair the end alone differs."""
+    from llmcli.train import demo
+
+    lines = list(demo.lines())
+    assert len(lines) == demo.STORIES + demo.PAIRS
+    assert len({line.get("completion") for line in lines}) > 0.95 * demo.STORIES
+    for line in lines:
+        told = line.get("completion") or line["chosen"]
+        for word in re.findall(r"\ba (\w+)", line["prompt"].replace("a story", "")):
+            assert f" {word}" in told, line
+        assert " a owl" not in told
+        assert "{" not in told
+        if "chosen" in line:
+            ends = [line[name].split(". ") for name in ("chosen", "rejected")]
+            assert ends[0] != ends[1]
+            assert ends[0][:2] == ends[1][:2]
 
 
 def test_errors(run: Run, model: Path, corpus: Path, tmp_path: Path) -> None:

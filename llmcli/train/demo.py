@@ -1,0 +1,120 @@
+"""A world so small that a model learns it while you wait: its stories, requests for them, and what readers prefer.
+
+Every story has the same turns, told in many ways; half of them end well. Nothing in them is anybody else's text.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmcli.train.recipe import Method, Recipe, make_recipe
+
+STORIES = 3000
+PAIRS = 300
+HEROES = ["fox", "hen", "bear", "frog", "mouse", "cat", "goat", "wolf", "crow", "hare", "duck", "snail"]
+NAMES = ["Ada", "Bo", "Cleo", "Dan", "Edda", "Finn", "Gus", "Ida", "Juna", "Kim", "Lou", "Mio", "Nell", "Otto", "Pia"]
+THINGS = ["kite", "drum", "lamp", "key", "boat", "bell", "hat", "spoon", "map", "coin", "ball", "cup"]
+PLACES = ["river", "hill", "old mill", "barn", "forest", "garden", "sea", "bridge", "well", "market"]
+MOODS = ["small", "brave", "shy", "clever", "little", "merry", "sleepy", "proud"]
+
+BEGINNINGS = [
+    "Once there was a {mood} {hero} named {name}.",
+    "There was once a {mood} {hero}, and its name was {name}.",
+    "By the {place} lived a {mood} {hero} named {name}.",
+    "A {mood} {hero} named {name} lived near the {place}.",
+]
+LOVES = [
+    "{name} had a {thing} and took it everywhere.",
+    "Nothing was dearer to {name} than a {thing}.",
+    "Every morning {name} played with a {thing}.",
+    "{name} owned one thing only, a {thing}.",
+]
+LOSSES = [
+    "One day the {thing} was gone.",
+    "Then a storm came and carried the {thing} away.",
+    "One night somebody took the {thing}.",
+    "But one day {name} lost the {thing} by the {far}.",
+]
+SEARCHES = [
+    '{name} asked a {other}, "Have you seen my {thing}?"',
+    "{name} looked behind the {far}, and a {other} helped.",
+    '"I will help you look," said a {other}.',
+    "{name} and a {other} looked for it all day.",
+]
+HAPPY = [
+    "At last they found the {thing}, and {name} danced for joy.",
+    "They found it by the {far}, and {name} and the {other} became friends.",
+    'There it was! "Thank you," said {name}, and they laughed.',
+    "The {other} found the {thing}, and everyone was glad.",
+]
+SAD = [
+    "They never found the {thing}, and {name} cried.",
+    "The {thing} was broken, and {name} went home alone.",
+    "It grew dark, and {name} was lost and afraid.",
+    "The {other} ran away with the {thing}, and nobody was glad.",
+]
+REQUESTS = [
+    "Tell a story about a {hero} and a {thing}.",
+    "Write about a {hero} who loses a {thing}.",
+    "I want to hear of a {hero} named {name} and a {thing}.",
+]
+# What is asked of the model while it learns, by method.
+SAMPLES: dict[Method, str] = {
+    "pretrain": "Once there was",
+    "sft": "Tell a story about a fox and a kite.",
+    "dpo": "Tell a story about a fox and a kite.",
+}
+
+
+def recipes() -> list[Recipe]:
+    """From nothing to a model that replies, and replies as readers prefer: a minute and a half on two cores."""
+    course = {"context": 128, "batch_size": 16}
+    shape = {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return [
+        make_recipe({**shape, **course, "tokens": 1_000_000, "learning_rate": 1e-2}, begins=False),
+        make_recipe({**course, "method": "sft", "tokens": 400_000, "learning_rate": 5e-3}, begins=True),
+        make_recipe(
+            {**course, "method": "dpo", "batch_size": 8, "tokens": 100_000, "learning_rate": 1e-3}, begins=True
+        ),
+    ]
+
+
+def write_corpus(path: Path) -> None:
+    """Stories with requests for them, and pairs of which the better one ends well, as JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        for line in lines():
+            file.write(json.dumps(line) + "\n")
+
+
+def lines() -> Iterator[dict[str, str]]:
+    """The same every time."""
+    draw = random.Random(0)
+    for number in range(STORIES):
+        told, request = story(draw)
+        yield {"prompt": request, "completion": told[number % 2]}
+    for _ in range(PAIRS):
+        (happy, sad), request = story(draw)
+        yield {"prompt": request, "chosen": happy, "rejected": sad}
+
+
+def story(draw: random.Random) -> tuple[tuple[str, str], str]:
+    """A story with its happy and its sad end, and a request for it."""
+    hero, other = draw.sample(HEROES, 2)
+    place, far = draw.sample(PLACES, 2)
+    words = {
+        **{"hero": hero, "other": other, "place": place, "far": far},
+        **{"name": draw.choice(NAMES), "thing": draw.choice(THINGS), "mood": draw.choice(MOODS)},
+    }
+    begun = [draw.choice(part) for part in (BEGINNINGS, LOVES, LOSSES, SEARCHES)]
+    happy, sad = (" ".join([*begun, draw.choice(end)]).format(**words) for end in (HAPPY, SAD))
+    return (happy, sad), draw.choice(REQUESTS).format(**words)
