@@ -103,9 +103,11 @@ def asked(
     }
     given = {name: float(value) for name, value in values.items() if value is not None}
     order = [name.strip() for name in samplers.split(",") if name.strip()]
-    filter_chain(order, given)
+    biases = [parse_bias(text) for text in logit_bias]
+    amounts = dict(enumerate(amount for _, amount in biases))  # of which tokens, only the model can tell
+    filter_chain(order, given, bias=amounts)
     window = None if repeat_last_n < 0 else repeat_last_n
-    return Sampling(given, order, seed, window, [parse_bias(text) for text in logit_bias])
+    return Sampling(given, order, seed, window, biases)
 
 
 def parse_bias(text: str) -> tuple[str, float]:
