@@ -71,8 +71,15 @@ def read_jobs(path: Path, usual: Usual) -> Iterator[Job | Broken]:
 
 
 def _check_file(path: Path) -> None:
-    """Raise at a pipe or a device: what was stopped could not go on, and each file is read more than once."""
-    if str(path) == "-" or (path.exists() and not (path.is_file() or path.is_dir())):
+    """Raise at a pipe or a device: what was stopped could not go on, and each file is read more than once.
+
+    Raise also at a name that can be none.
+    """
+    try:
+        other = path.exists() and not (path.is_file() or path.is_dir())
+    except OSError as error:
+        raise usage_error(f"{path}: {error.strerror or error}", "name another file") from error
+    if other or str(path) == "-":
         raise usage_error(f"{path} is no file", "a pipe cannot be read again when a run goes on: name a file")
 
 

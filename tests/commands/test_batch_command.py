@@ -196,6 +196,8 @@ def test_bad_files(run: Run, prompts: Path, tmp_path: Path) -> None:
         (prompts, tmp_path),
         (prompts, prompts),
         (prompts, tmp_path / "no folder" / "out"),
+        (tmp_path / ("x" * 300), tmp_path / "out"),
+        (prompts, tmp_path / ("x" * 300)),
     ):
         result = run("batch", source, target, "-m", "no such model")
         assert result.exit_code == 2, result.stderr
