@@ -117,6 +117,7 @@ class Run:
                         record = result(self._jobs[key][0], written, self._jobs.pop(key)[1])
                         for ready in order.put(key, record, done=True) if in_order else [record]:
                             self.results.append(ready)
+                            view.kept += 1
                     interrupt.point()
             except KeyboardInterrupt:
                 return EXIT_INTERRUPTED

@@ -136,7 +136,7 @@ class Results:
     """The file of results: each is appended whole, and ``done`` tells the mark of each that is there, by id.
 
     A last line that was cut short (``torn``) is taken off when the file is opened for more.
-    Errors: it cannot be read or written, or is no file of results.
+    Errors: it cannot be read or written, or is no file of results, or somebody else writes to it too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,6 +144,7 @@ class Results:
         self.done: dict[str | int, str] = {}
         self.torn = False
         self._whole = 0  # bytes of whole lines
+        self._rest = 0  # bytes of a torn one
         self._file: Any = None
         _check_file(path)
         if not path.absolute().parent.is_dir():
@@ -158,7 +159,7 @@ class Results:
                     if not line.endswith(b"\n"):
                         if not _cut_short(line):
                             raise self._foreign(number)
-                        self.torn = True
+                        self.torn, self._rest = True, len(line)
                         return
                     self._note(number, line)
                     self._whole += len(line)
@@ -178,6 +179,7 @@ class Results:
     def __enter__(self) -> Results:
         try:
             self._file = self.path.open("ab", buffering=0)
+            self._check_size(self._whole + self._rest)
             self._file.truncate(self._whole)
         except OSError as error:
             raise usage_error(f"{self.path}: {error.strerror or error}", "name another file") from error
@@ -189,9 +191,16 @@ class Results:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """A line, in one write: a process that is killed leaves it whole or not at all."""
+        self._check_size(self._whole)
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         if self._file.write(line) != len(line):
             raise LlmcliError(f"{self.path}: no space left to write to", "free some, and start again")
+        self._whole += len(line)
+
+    def _check_size(self, size: int) -> None:
+        """Raise where the file is not as it was left: two runs at once would each write every text."""
+        if os.fstat(self._file.fileno()).st_size != size:
+            raise LlmcliError(f"{self.path} is written to by somebody else too", "wait for the other run to end")
 
 
 def _cut_short(line: bytes) -> bool:

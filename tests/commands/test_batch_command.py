@@ -16,7 +16,9 @@ import pytest
 from click.testing import Result
 
 from llmcli.cli import cli
-from llmcli.generate import jobs
+from llmcli.errors import LlmcliError
+from llmcli.generate import jobs, many
+from llmcli.generate.many import write_many
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
@@ -203,6 +205,42 @@ def test_bad_files(run: Run, prompts: Path, tmp_path: Path) -> None:
         assert result.exit_code == 2, result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
         assert "no such model" not in result.stderr
+
+
+@pytest.mark.parametrize(("order", "kept"), [("input", 0), ("finished", 4)])
+def test_what_is_told_is_what_is_in_the_file(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, kept: int
+) -> None:
+    """Interrupted while the first prompt is being written and four others are done."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"prompt": "The", "max_tokens": 1 if n else 30} for n in range(5)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def interrupted(*args: Any) -> Any:
+        for number, written in enumerate(write_many(*args)):
+            yield written
+            if number == 6:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(many, "write_many", interrupted)
+    result = write(run, model, source, out, "--order", order)
+    assert result.exit_code == 130
+    assert len(read(out)) == kept
+    assert f"{kept} of 5 prompts written, {5 - kept} to go" in result.stderr
+
+
+def test_of_two_runs_at_once_one_gives_way(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with jobs.Results(out) as first:
+        second, late = jobs.Results(out), jobs.Results(out)
+        with second:
+            first.append({"id": 1, "mark": "a"})
+            with pytest.raises(LlmcliError, match="somebody else"):
+                second.append({"id": 1, "mark": "a"})
+        with pytest.raises(LlmcliError, match="somebody else"):
+            late.__enter__()
+        first.append({"id": 2, "mark": "b"})
+    assert [record["id"] for record in read(out)] == [1, 2]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes have no names there")
