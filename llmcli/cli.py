@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from llmcli.commands.helping import write_groups
+from llmcli.commands.helping import plainly, write_groups
 from llmcli.commands.version import print_version
 from llmcli.errors import (
     EXIT_INTERRUPTED,
@@ -176,7 +176,7 @@ def wrong_usage(error: Exception) -> LlmcliError | None:
     if near:
         return LlmcliError(error.message.rstrip("."), f"did you mean {' or '.join(near)}?", exit_code=error.exit_code)
     hint = f"see {context.command_path} --help" if context else ""
-    return LlmcliError(error.format_message(), hint, exit_code=error.exit_code)
+    return LlmcliError(plainly(error.format_message()), hint, exit_code=error.exit_code)
 
 
 def full_disk(error: Exception) -> LlmcliError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,8 +72,9 @@ def batch(
     from llmcli.generate.jobs import Results, Usual, read_jobs
 
     grammar.exclude_all(length)
-    if source.exists() and target.exists() and source.samefile(target):
-        raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
+    with suppress(OSError):  # of which either may not be there
+        if source.samefile(target):
+            raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
     usual = Usual(sampling.seed or 0, length.max_tokens, length.stop)
     results, total = Results(target), sum(1 for _ in read_jobs(source, usual))
     run = Run(choice.open(), sampling, grammar, length, results, source)
@@ -115,6 +117,7 @@ class Run:
                         record = result(self._jobs[key][0], written, self._jobs.pop(key)[1])
                         for ready in order.put(key, record, done=True) if in_order else [record]:
                             self.results.append(ready)
+                            view.kept += 1
                     interrupt.point()
             except KeyboardInterrupt:
                 return EXIT_INTERRUPTED

@@ -17,6 +17,7 @@ from llmcli.commands.helping import heading
 from llmcli.commands.model import ModelChoice, find_model, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.sampling import Sampling, sampling_options
+from llmcli.commands.writable import check_writable
 from llmcli.errors import EXIT_INTERRUPTED, LlmcliError, usage_error
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def chat(
     """
     if raw and system_prompt:
         raise usage_error("--raw knows no system prompt", "leave one of them out")
+    if file is not None:
+        check_writable("--chat", file)
     template = None if raw else template_of(choice)
     loaded = choice.open()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmcli.commands.configfile import expanded
 from llmcli.errors import did_you_mean, usage_error
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def leave(session: Session, argument: str) -> None:
 def _path(argument: str) -> Path:
     if not argument:
         raise usage_error("no file is named", "as in /save chat.json")
-    return Path(argument).expanduser()
+    return expanded(argument)
 
 
 def _beginning(text: str, length: int = 40) -> str:

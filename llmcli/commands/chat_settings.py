@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli.commands.helping import plainly
 from llmcli.commands.sampling import Sampling, asked
 from llmcli.errors import did_you_mean, usage_error
 
@@ -56,7 +57,7 @@ class Settings:
         try:
             value = option.type_cast_value(self._context, [text] if option.multiple else text)
         except click.BadParameter as error:
-            raise usage_error(f"{name}: {error.message}") from None
+            raise usage_error(f"{name}: {plainly(error.message)}") from None
         assert option.name is not None
         values = {**self._values, option.name: value}
         sampling = asked(**{key: value for key, value in values.items() if key != LENGTH})

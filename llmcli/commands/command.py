@@ -9,6 +9,7 @@ import click
 
 from llmcli.commands import helping
 from llmcli.commands.configfile import read_config
+from llmcli.commands.helping import plainly
 from llmcli.commands.settings import ENTRIES, entries, hyphened, key_of, place, variables_of
 from llmcli.errors import EXIT_USAGE, LlmcliError, usage_error
 
@@ -33,7 +34,7 @@ class Command(click.Command):
         try:
             rest = super().parse_args(ctx, args)
         except click.BadParameter as error:
-            raise LlmcliError(error.format_message(), hint_for(ctx, error), exit_code=EXIT_USAGE) from error
+            raise LlmcliError(plainly(error.format_message()), hint_for(ctx, error), exit_code=EXIT_USAGE) from error
         if rest and not ctx.resilient_parsing:
             texts = any(isinstance(parameter, click.Argument) for parameter in self.params)
             hint = "a text of several words stands in quotes" if texts else f"see {ctx.command_path} --help"

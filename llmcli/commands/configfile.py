@@ -17,7 +17,7 @@ VARIABLE = "LLMCLI_CONFIG"
 def config_path() -> Path:
     """The config file, whether it is there or not: that of LLMCLI_CONFIG, or the one in the usual folder."""
     if os.environ.get(VARIABLE):
-        return Path(os.environ[VARIABLE]).expanduser()
+        return expanded(os.environ[VARIABLE])
     return config_folder() / "config.toml"
 
 
@@ -27,7 +27,12 @@ def config_folder() -> Path:
         return Path(click.get_app_dir("llmcli", roaming=True))
     told = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     # By the XDG rules a path that is not absolute does not count.
-    return (told if told.is_absolute() else Path("~/.config").expanduser()) / "llmcli"
+    return (told if told.is_absolute() else expanded("~/.config")) / "llmcli"
+
+
+def expanded(path: str) -> Path:
+    """A path as somebody typed it, with ~ for a home; as it stands where there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's own fails then)
 
 
 def read_config() -> dict[str, Any]:

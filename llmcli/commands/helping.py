@@ -72,6 +72,11 @@ def write_groups(groups: Mapping[str, Sequence[tuple[str, str]]], formatter: cli
             formatter.write_dl([(f"{name:<{width}}", told) for name, told in rows], col_max=MOST_WIDTH)
 
 
+def plainly(message: str) -> str:
+    """What click says of a wrong value, on one line and without its names for types."""
+    return re.sub("is not a valid integer( range)?", "is not a whole number", message.replace("\n\t", " "))
+
+
 def name_values(options: Sequence[click.Parameter]) -> None:
     """Give each option that takes a value, and says not what to call it, a short name for it."""
     for option in options:

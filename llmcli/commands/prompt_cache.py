@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from llmcli.commands.helping import under
 from llmcli.commands.interrupt import import_torch
-from llmcli.errors import LlmcliError, usage_error
+from llmcli.commands.writable import check_writable, refused
 
 if TYPE_CHECKING:
     from llmcli.generate.loaded import LoadedModel
@@ -34,23 +33,13 @@ def check_prompt_cache(file: Path) -> None:
     import_torch()
     from llmcli.model.cachefile import may_replace
 
-    folder = file.absolute().parent
+    check_writable("--prompt-cache", file)
     try:
-        there = file.exists()
-        if not folder.is_dir():
-            raise _refused(file, f"there is no folder {folder}")
-        if file.is_dir():
-            raise _refused(file, "that is a folder")
-        if not os.access(folder, os.W_OK) or (there and not os.access(file, os.W_OK)):
-            raise _refused(file, "it cannot be written")
-        if there and not (file.is_file() and may_replace(file)):
-            raise _refused(file, "that is something else, and would be overwritten")
+        replaceable = not file.exists() or (file.is_file() and may_replace(file))
     except OSError as error:
-        raise _refused(file, error.strerror or str(error)) from error
-
-
-def _refused(file: Path, why: str) -> LlmcliError:
-    return usage_error(f"--prompt-cache {file}: {why}", "name another file")
+        raise refused("--prompt-cache", file, error.strerror or str(error)) from error
+    if not replaceable:
+        raise refused("--prompt-cache", file, "that is something else, and would be overwritten")
 
 
 def open_prompt_cache(file: Path, loaded: LoadedModel, ids: Sequence[int], max_new_tokens: int) -> PromptCache:

@@ -85,24 +85,28 @@ class Samples:
 
     def rows(self) -> list[SampleRow]:
         """How each went, the best of them marked: that of the highest mean log probability, of the valid if any are."""
+        best = max(
+            self._last,
+            key=lambda key: (self._last[key].writing.valid is not False, self._last[key].mean_logprob),
+            default=None,
+        )
+        return [self.row(key, best=key == best) for key in sorted(self._last)]
+
+    def row(self, key: int, *, best: bool = False) -> SampleRow:
+        """How one went."""
         from llmcli.render.samples import SampleRow
 
-        best = max(
-            self._last.values(), key=lambda last: (last.writing.valid is not False, last.mean_logprob), default=None
+        last = self._last[key]
+        return SampleRow(
+            sample=key,
+            seed=self.tasks[key].sampler.seed,
+            tokens=last.writing.tokens,
+            mean_logprob=last.mean_logprob,
+            finish=last.writing.finish,
+            text=last.writing.text,
+            best=best,
+            valid=last.writing.valid,
         )
-        return [
-            SampleRow(
-                sample=key,
-                seed=self.tasks[key].sampler.seed,
-                tokens=last.writing.tokens,
-                mean_logprob=last.mean_logprob,
-                finish=last.writing.finish,
-                text=last.writing.text,
-                best=last is best,
-                valid=last.writing.valid,
-            )
-            for key, last in sorted(self._last.items())
-        ]
 
     def _event(self, written: Written) -> Event:
         from llmcli.explain.generated import token_report
@@ -141,7 +145,7 @@ def write_samples_json(samples: Samples, *, best: bool) -> None:
         if event.report is not None:
             ndjson.write(ndjson.of_sample(current, ndjson.generated_token(event.report)), sys.stdout)
         if event.done:
-            ndjson.write(ndjson.of_sample(current, ndjson.sample_end(samples.rows()[current])), sys.stdout)
+            ndjson.write(ndjson.of_sample(current, ndjson.sample_end(samples.row(current))), sys.stdout)
 
 
 def chosen(samples: Samples) -> list[Event]:

@@ -55,12 +55,20 @@ class Sampling:
         line = defaults_line(self.adopted(own), loaded.defaults.unmet)
         if line:
             note(line, sys.stderr)
+        if self.left_out:
+            note(f"not applied, for --samplers leaves it out: {', '.join(self.left_out)}", sys.stderr)
         rows = loaded.model.config.vocab_size
         bias = {find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
         filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         rules = [] if grammar is None else [grammar]
         return Sampler([*loaded.vocabulary_filter(), *rules, *filters], seed)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Which filters were given a value, but no place in the order."""
+        given = [*self.given, *["logit-bias"] * bool(self.biases)]
+        return [name for name in given if name not in self.order]
 
     def adopted(self, own: Mapping[str, float]) -> dict[str, float]:
         """Which of the model's ``own`` settings the chain follows, but for those that change nothing."""
@@ -103,9 +111,11 @@ def asked(
     }
     given = {name: float(value) for name, value in values.items() if value is not None}
     order = [name.strip() for name in samplers.split(",") if name.strip()]
-    filter_chain(order, given)
+    biases = [parse_bias(text) for text in logit_bias]
+    amounts = dict(enumerate(amount for _, amount in biases))  # of which tokens, only the model can tell
+    filter_chain(order, given, bias=amounts)
     window = None if repeat_last_n < 0 else repeat_last_n
-    return Sampling(given, order, seed, window, [parse_bias(text) for text in logit_bias])
+    return Sampling(given, order, seed, window, biases)
 
 
 def parse_bias(text: str) -> tuple[str, float]:

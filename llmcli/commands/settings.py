@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
-from llmcli.commands.configfile import VARIABLE, config_path
+from llmcli.commands.configfile import VARIABLE, config_path, expanded
 from llmcli.errors import LlmcliError, did_you_mean, usage_error
 
 ENTRIES = "llmcli.entries"  # under which a context keeps what the file sets for its command
@@ -79,7 +78,7 @@ def one(option: click.Option, value: Any) -> Any:
     if isinstance(value, str) and "\0" in value:  # which no word of a command line holds
         raise click.BadParameter("a text without the character NUL is wanted")
     if isinstance(option.type, click.Path):
-        value = str(Path(value).expanduser())
+        value = str(expanded(value))
     option.type(value, option, None)
     return value
 

@@ -19,6 +19,7 @@ from llmcli.errors import LlmcliError, usage_error
 from llmcli.generate.distribution import leading, ranked
 
 CUT = float("-inf")
+MOST = 1e9  # that a logit is changed by, or times: beyond any logit, and far from what fp32 cannot hold
 
 
 class Filter(Protocol):
@@ -45,11 +46,19 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class LogitBias:
-    """Adds a number to the logits of chosen tokens, given by id; -inf bars one. Errors: nothing would be left."""
+    """Adds a number to the logits of chosen tokens, given by id; -inf bars one.
+
+    Errors: a number too large; nothing would be left.
+    """
 
     bias: Mapping[int, float]
     value: None = None
     name: str = "logit-bias"
+
+    def __post_init__(self) -> None:
+        for amount in self.bias.values():
+            if amount != CUT and not abs(amount) <= MOST:
+                raise usage_error(f"logit-bias must be from {-MOST:g} to {MOST:g}, or -inf, not {amount:g}")
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         tokens = torch.tensor(list(self.bias), device=logits.device)
@@ -81,9 +90,9 @@ class RepetitionPenalty(Penalty):
     name: str = "repetition-penalty"
 
     def __post_init__(self) -> None:
-        _within(self, 0.0, math.inf)
         if self.value == 0:
             raise usage_error("repetition-penalty 0 would divide by nothing", "1 is off, more makes repeating rarer")
+        _within(self, 1 / MOST, MOST)
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         tokens, _ = self.counts(logits, ids)
@@ -98,7 +107,7 @@ class PresencePenalty(Penalty):
     name: str = "presence-penalty"
 
     def __post_init__(self) -> None:
-        _within(self, -math.inf, math.inf)
+        _within(self, -MOST, MOST)
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         tokens, _ = self.counts(logits, ids)
@@ -112,7 +121,7 @@ class FrequencyPenalty(Penalty):
     name: str = "frequency-penalty"
 
     def __post_init__(self) -> None:
-        _within(self, -math.inf, math.inf)
+        _within(self, -MOST, MOST)
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         tokens, times = self.counts(logits, ids)
@@ -271,7 +280,6 @@ def _within(filter: Filter, low: float, high: float) -> None:
     assert filter.value is not None
     if not low <= filter.value <= high or math.isinf(filter.value):
         limits = f"from {low:g} to {high:g}" if high < math.inf else f"a number of at least {low:g}"
-        limits = "finite" if low == -math.inf else limits
         raise usage_error(f"{filter.name} must be {limits}, not {filter.value:g}")
 
 

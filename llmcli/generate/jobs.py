@@ -15,7 +15,7 @@ from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.many import Written
 from llmcli.generate.sampling import Sampler
 
-KEYS = ("id", "prompt", "seed", "max_tokens", "stop")
+BEGINNING = b'{"id": '  # of every result
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Usual:
 
 
 def read_jobs(path: Path, usual: Usual) -> Iterator[Job | Broken]:
-    """What each line asks for, in order; empty lines are passed over. Errors: the file cannot be read."""
+    """What each line asks for, in order; empty lines are passed over. Errors: no file, or it cannot be read."""
+    _check_file(path)
     seen: dict[str | int, int] = {}
     try:
         with path.open("rb") as lines:
@@ -61,12 +62,25 @@ def read_jobs(path: Path, usual: Usual) -> Iterator[Job | Broken]:
                     yield Broken(number, str(error))
                     continue
                 if job.id in seen:
-                    yield Broken(number, f"id {job.id!r} is that of line {seen[job.id]}")
+                    yield Broken(number, f"id {_shown(job.id)} is that of line {seen[job.id]}")
                     continue
                 seen[job.id] = number
                 yield job
     except OSError as error:
         raise usage_error(f"{path}: {error.strerror or error}", "give a file of JSON lines") from error
+
+
+def _check_file(path: Path) -> None:
+    """Raise at a pipe or a device: what was stopped could not go on, and each file is read more than once.
+
+    Raise also at a name that can be none.
+    """
+    try:
+        other = path.exists() and not (path.is_file() or path.is_dir())
+    except OSError as error:
+        raise usage_error(f"{path}: {error.strerror or error}", "name another file") from error
+    if other or str(path) == "-":
+        raise usage_error(f"{path} is no file", "a pipe cannot be read again when a run goes on: name a file")
 
 
 def _job(number: int, line: bytes, usual: Usual) -> Job:
@@ -80,6 +94,8 @@ def _job(number: int, line: bytes, usual: Usual) -> Job:
     if not isinstance(said, dict):
         raise ValueError("not a JSON object")
     id = _of_type(said, "id", (str, int), number)
+    if isinstance(id, str) and any(0xD800 <= ord(char) <= 0xDFFF for char in id):
+        raise ValueError("id is not valid Unicode")
     stop = _of_type(said, "stop", (str, list), list(usual.stop))
     stop = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(text, str) and text for text in stop):
@@ -96,8 +112,14 @@ def _job(number: int, line: bytes, usual: Usual) -> Job:
 def _of_type(said: Mapping[str, Any], key: str, types: tuple[type, ...], otherwise: Any) -> Any:
     value = said.get(key, otherwise)
     if not isinstance(value, types) or isinstance(value, bool):
-        raise ValueError(f"{key} is {value!r}, not {' or '.join(_NAMES[kind] for kind in types)}")
+        raise ValueError(f"{key} is {_shown(value)}, not {' or '.join(_NAMES[kind] for kind in types)}")
     return value
+
+
+def _shown(value: Any, most: int = 60) -> str:
+    """A value in a message, or its beginning."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 _NAMES = {str: "text", int: "a whole number", list: "a list"}
@@ -114,7 +136,7 @@ class Results:
     """The file of results: each is appended whole, and ``done`` tells the mark of each that is there, by id.
 
     A last line that was cut short (``torn``) is taken off when the file is opened for more.
-    Errors: it cannot be read or written, or is no file of results.
+    Errors: it cannot be read or written, or is no file of results, or somebody else writes to it too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +144,9 @@ class Results:
         self.done: dict[str | int, str] = {}
         self.torn = False
         self._whole = 0  # bytes of whole lines
+        self._rest = 0  # bytes of a torn one
         self._file: Any = None
+        _check_file(path)
         if not path.absolute().parent.is_dir():
             raise usage_error(f"there is no folder {path.parent}", "make it first, or name another file")
         if path.exists():
@@ -133,7 +157,9 @@ class Results:
             with self.path.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     if not line.endswith(b"\n"):
-                        self.torn = True
+                        if not _cut_short(line):
+                            raise self._foreign(number)
+                        self.torn, self._rest = True, len(line)
                         return
                     self._note(number, line)
                     self._whole += len(line)
@@ -144,12 +170,16 @@ class Results:
         try:
             record = json.loads(line)
             self.done[record["id"]] = record["mark"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise usage_error(f"{self.path}:{number} is no result of llmcli batch", "name another file") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._foreign(number) from error
+
+    def _foreign(self, number: int) -> LlmcliError:
+        return usage_error(f"{self.path}:{number} is no result of llmcli batch", "name another file")
 
     def __enter__(self) -> Results:
         try:
             self._file = self.path.open("ab", buffering=0)
+            self._check_size(self._whole + self._rest)
             self._file.truncate(self._whole)
         except OSError as error:
             raise usage_error(f"{self.path}: {error.strerror or error}", "name another file") from error
@@ -161,9 +191,26 @@ class Results:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """A line, in one write: a process that is killed leaves it whole or not at all."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
+        self._check_size(self._whole)
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         if self._file.write(line) != len(line):
             raise LlmcliError(f"{self.path}: no space left to write to", "free some, and start again")
+        self._whole += len(line)
+
+    def _check_size(self, size: int) -> None:
+        """Raise where the file is not as it was left: two runs at once would each write every text."""
+        if os.fstat(self._file.fileno()).st_size != size:
+            raise LlmcliError(f"{self.path} is written to by somebody else too", "wait for the other run to end")
+
+
+def _cut_short(line: bytes) -> bool:
+    """Whether this may be the beginning of a result: nothing else is taken off a file."""
+    if not (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+        return False
+    try:
+        return "mark" in json.loads(line)
+    except (ValueError, RecursionError):
+        return True
 
 
 def result(job: Job, written: Written, mark: str) -> dict[str, Any]:

@@ -172,7 +172,8 @@ class Batch:
         text = self.texts[row]
         cache = self.loaded.model.new_cache()
         cache.planned = self._rows.planned(row)
-        next_logits(self.loaded.model, text.ids[:-1], cache)
+        if len(text.ids) > 1:
+            next_logits(self.loaded.model, text.ids[:-1], cache)
         self._drop(row)
         self.texts.append(text)
         self._rows.add(cache)

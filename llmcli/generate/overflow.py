@@ -20,6 +20,8 @@ def fitted(ids: Sequence[int], limit: int, overflow: Overflow, *, front: int) ->
     fits = list(ids)
     if len(fits) < limit:
         return fits
+    if limit < 2:
+        raise usage_error(f"the model's context is {limit}: there is no room for a prompt", "use another model")
     if overflow == "error":
         raise usage_error(
             f"the prompt is {len(fits)} tokens long, but the model's context is {limit}",

@@ -22,8 +22,10 @@ def read_json(path: Path, hint: str = "a model folder has config.json beside its
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LlmcliError(f"{path}: no such file", hint) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LlmcliError(f"{path}: cannot be read: {error}", "check the file") from error
+    except OSError as error:
+        raise LlmcliError(f"{path}: cannot be read: {error.strerror or error}", "check the file") from error
+    except UnicodeDecodeError as error:
+        raise LlmcliError(f"{path}: cannot be read: no UTF-8 at byte {error.start}", "check the file") from error
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
         raise LlmcliError(f"{path}: not valid JSON{where}", "the file may be damaged; get it again") from error

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
 
 class BatchView:
-    """A context manager: ``show`` each token on ``stream`` while inside, and what is wrong with a line."""
+    """A context manager: ``show`` each token on ``stream`` while inside, and what is wrong with a line.
+
+    ``kept`` counts the results that are in the file: in the order of the prompts, one that is done may have to wait.
+    """
 
     def __init__(self, total: int, done: int, stream: TextIO) -> None:
         self._stream, self._total = stream, total
         self._before = self._done = done
-        self.tokens = self.broken = 0
+        self.tokens = self.broken = self.kept = 0
         self._began = time.monotonic()
         self._bar = _bar(stream, total, done) if styled(stream) else None
 
@@ -30,11 +33,10 @@ class BatchView:
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
-        written = self._done - self._before
-        parts = [f"{written} of {self._total} prompts written"]
+        parts = [f"{self.kept} of {self._total} prompts written"]
         parts += [f"{self._before} were there"] if self._before else []
         parts += [f"{self.broken} left out"] if self.broken else []
-        left = self._total - self._done - self.broken
+        left = self._total - self._before - self.kept - self.broken
         parts += [f"{left} to go: the same command goes on"] if left > 0 else []
         note(f"{', '.join(parts)} | {self.tokens} tokens, {self._rate():.0f} tokens/s", self._stream)
 

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from llmcli.render import ndjson
 from llmcli.render.generation import note
 from llmcli.render.table import Cell, Column, print_table
+from llmcli.render.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def print_settings(
 ) -> None:
     """One row a setting on ``stream``; ``beside`` it what is wrong. ``of`` is the one command that they are of."""
     for fault in faults:
-        note(fault, beside)
+        note(one_line(fault), beside)
     if rows:
         whose = [] if of else [Column("command", right=False)]
         columns = [Column("option", right=False), *whose, Column("value", right=False), Column("from", right=False)]
@@ -44,8 +45,8 @@ def print_settings(
 def _row(row: Setting, path: Path, of: str | None) -> list[Cell]:
     origin = f"{path}: {row.where}" if row.source == "file" else row.where or row.source
     style = "dim" if row.source == "default" else ""
-    whose = [] if of else [Cell(row.command or "every")]
-    return [Cell(row.option, style=style), *whose, Cell(_shown(row.value), style=style), Cell(origin, style=style)]
+    whose = [] if of else [row.command or "every"]
+    return [Cell(one_line(text), style=style) for text in (row.option, *whose, _shown(row.value), origin)]
 
 
 def _shown(value: Any) -> str:

@@ -43,12 +43,12 @@ def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> Non
 
     Errors: the file cannot be written, or holds something else than a chat.
     """
-    path = path.resolve()  # a link stays one
-    if path.exists():
-        _check_chat(path)
     record = {"model": model, "messages": [asdict(message) for message in messages]}
     data = json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n"
     try:
+        path = path.resolve()  # a link stays one
+        if path.exists():
+            _check_chat(path)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -60,8 +60,8 @@ def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> Non
             with contextlib.suppress(OSError):
                 Path(name).unlink()
             raise
-    except OSError as error:
-        raise LlmcliError(f"{path}: {error.strerror or error}", "save it elsewhere") from error
+    except (OSError, RuntimeError, ValueError) as error:  # the last two of links in a circle, or of a NUL in its name
+        raise LlmcliError(f"{path}: {getattr(error, 'strerror', None) or error}", "save it elsewhere") from error
 
 
 def _check_chat(path: Path) -> None:

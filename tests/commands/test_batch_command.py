@@ -16,7 +16,9 @@ import pytest
 from click.testing import Result
 
 from llmcli.cli import cli
-from llmcli.generate import jobs
+from llmcli.errors import LlmcliError
+from llmcli.generate import jobs, many
+from llmcli.generate.many import write_many
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
@@ -139,12 +141,17 @@ def test_broken_lines_are_told_and_left_out(run: Run, model: Path, tmp_path: Pat
         (b'{"prompt": "\\ud800"}', "not valid Unicode"),
         (b'{"prompt": "' + b"word " * 500 + b'"}', "--context-overflow"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"prompt": "x", "id": "\\ud800"}', "id is not valid Unicode"),
+        (
+            b'{"prompt": [' + b"1, " * 9999 + b"1]}",
+            "prompt is [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…, not",
+        ),
     ]
     lines = [b"", b'{"prompt": "The", "id": "a", "max_tokens": 2}', b"   ", *(line for line, _ in wrong)]
     source.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines) + b'\n{"prompt": "They", "seed": 7, "max_tokens": 2}')
     result = write(run, model, source, out)
     assert result.exit_code == 1
-    assert [(record["id"], record["seed"]) for record in read(out)] == [("a", 1), (17, 7)]
+    assert [(record["id"], record["seed"]) for record in read(out)] == [("a", 1), (19, 7)]
     for number, (_, reason) in enumerate(wrong, start=4):
         (told,) = [line for line in result.stderr.splitlines() if line.startswith(f"{source}:{number}: ")]
         assert reason in told
@@ -168,7 +175,13 @@ def test_results_of_other_settings_are_not_mixed(
     assert whole.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"hello\n", b"[]\n", b'{"id": []}\n', b'{"id": 1}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"hello\n", b"[]\n", b'{"id": []}\n', b'{"id": 1}\n', b"[" * 100_000 + b"\n"),
+        *(b"hello", b"\x00\xff", b'{"prompt": "The"}', b'{"id": 1, "prompt": "The"}'),  # no line end, and no result
+    ],
+)
 def test_a_file_that_is_no_results_is_left_alone(run: Run, model: Path, prompts: Path, content: bytes) -> None:
     out = prompts.with_name("letter.txt")
     out.write_bytes(content)
@@ -185,11 +198,65 @@ def test_bad_files(run: Run, prompts: Path, tmp_path: Path) -> None:
         (prompts, tmp_path),
         (prompts, prompts),
         (prompts, tmp_path / "no folder" / "out"),
+        (tmp_path / ("x" * 300), tmp_path / "out"),
+        (prompts, tmp_path / ("x" * 300)),
     ):
         result = run("batch", source, target, "-m", "no such model")
         assert result.exit_code == 2, result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
         assert "no such model" not in result.stderr
+
+
+@pytest.mark.parametrize(("order", "kept"), [("input", 0), ("finished", 4)])
+def test_what_is_told_is_what_is_in_the_file(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, kept: int
+) -> None:
+    """Interrupted while the first prompt is being written and four others are done."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"prompt": "The", "max_tokens": 1 if n else 30} for n in range(5)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def interrupted(*args: Any) -> Any:
+        for number, written in enumerate(write_many(*args)):
+            yield written
+            if number == 6:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(many, "write_many", interrupted)
+    result = write(run, model, source, out, "--order", order)
+    assert result.exit_code == 130
+    assert len(read(out)) == kept
+    assert f"{kept} of 5 prompts written, {5 - kept} to go" in result.stderr
+
+
+def test_of_two_runs_at_once_one_gives_way(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with jobs.Results(out) as first:
+        second, late = jobs.Results(out), jobs.Results(out)
+        with second:
+            first.append({"id": 1, "mark": "a"})
+            with pytest.raises(LlmcliError, match="somebody else"):
+                second.append({"id": 1, "mark": "a"})
+        with pytest.raises(LlmcliError, match="somebody else"):
+            late.__enter__()
+        first.append({"id": 2, "mark": "b"})
+    assert [record["id"] for record in read(out)] == [1, 2]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes have no names there")
+def test_a_pipe_is_no_file(run: Run, prompts: Path, tmp_path: Path) -> None:
+    """It could not be read a second time: its prompts would be lost."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for source, target in (
+        (pipe, tmp_path / "out"),
+        (prompts, pipe),
+        (prompts, Path("-")),
+        (Path("-"), tmp_path / "out"),
+    ):
+        result = run("batch", source, target, "-m", "no such model")
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert "is no file" in result.stderr
 
 
 def test_sabotage_is_seen(run: Run, model: Path, prompts: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -224,7 +227,7 @@ def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
         ("/set temperature nan", "nan is not a number"),
         ("/set temperature -1", "temperature must be"),
         ("/set top-p 0", "would keep nothing"),
-        ("/set top-k 1.5", "not a valid integer"),
+        ("/set top-k 1.5", "not a whole number"),
         ("/set max-tokens 0", "not in the range"),
         ("/set samplers top-q", "there is no sampler"),
         ("/set logit-bias no=such=token", "token"),
@@ -286,15 +289,39 @@ def test_saving_and_loading(talk: Callable[..., tuple[list[str], list[str]]], tm
     assert resumed == straight[: len(resumed)]
 
 
+def test_files_that_cannot_be_cost_the_command_alone(
+    talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path
+) -> None:
+    loop = tmp_path / "loop"
+    with contextlib.suppress(OSError):  # Windows may not let us
+        loop.symlink_to(loop)
+    names = (loop, tmp_path / ("x" * 300), f"{tmp_path}/a\0b", "~nobody-of-this-name/x")
+    replies, told = talk("The fox", *(f"/{do} {name}" for do in ("save", "load") for name in names), "The fox")
+    assert sum(line.startswith("llmcli: ") for line in told) == 2 * len(names) - (not loop.is_symlink())
+    assert len(replies) == 2
+
+
+@pytest.mark.parametrize("name", ["no/x.json", "x" * 300, ""])
+def test_a_chat_file_that_cannot_be_written_is_told_before_the_chat(run: Run, tmp_path: Path, name: str) -> None:
+    result = run("chat", "-m", "no such model", "--chat", tmp_path / name, input="The\n")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "--chat" in result.stderr
+
+
 def test_the_chat_file_is_kept_up_to_date_and_never_taken_for_one_if_it_is_none(
-    run: Run, chat_model: Path, tmp_path: Path
+    run: Run, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "x.json"
     file.write_text("mine")
     result = run("chat", "-m", chat_model, "--chat", file, input="hi\n")
     assert (result.exit_code, file.read_text()) == (1, "mine")
     assert result.stderr.count("\n") == 1
-    options = ("-m", chat_model, "-n", 3, "--temperature", 0, "--chat", tmp_path / "no" / "x.json")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    options = ("-m", chat_model, "-n", 3, "--temperature", 0, "--chat", tmp_path / "y.json")
     result = run("chat", *options, input="The\nThe\n")
     assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
     assert result.stderr.count("save it elsewhere") == 2

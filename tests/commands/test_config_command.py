@@ -141,6 +141,24 @@ def test_files_that_cannot_be_read(run: Run, tmp_path: Path, write: Write) -> No
     assert "UTF-8" in run("generate", "x").stderr
 
 
+def test_the_home_of_nobody_is_a_name_like_any_other(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write('prompt-file = "~nobody-of-this-name/x"\n')
+    result = run("generate", "-m", "no such model")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "nobody-of-this-name" in result.stderr
+    monkeypatch.setenv("LLMCLI_CONFIG", "~nobody-of-this-name/config.toml")
+    assert run("config", "--path").stdout.startswith("~nobody-of-this-name")
+
+
+def test_a_setting_is_one_row_whatever_stands_in_it(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write('stop = "a\\tb\\u001b[31m"\n"x\\ny" = 1\n')
+    monkeypatch.setenv("LLMCLI_GENERATE_STOP", "one\ntwo")
+    result = run("config")
+    assert "\x1b" not in result.stdout + result.stderr
+    assert [line.count("\t") for line in result.stdout.splitlines()] == [3] * 4
+    assert result.stderr.count("\n") == 2
+
+
 def test_a_byte_order_mark_is_no_key(run: Run, model: Path, write: Write) -> None:
     write("").write_bytes(b"\xef\xbb\xbfseed = 9\n")
     assert seed_of(run("generate", "The", "-m", model, "-n", 1, "--json")) == 9

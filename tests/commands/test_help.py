@@ -107,6 +107,21 @@ def test_a_mistyped_word_is_one_line_with_the_nearest(run: Run, args: list[str],
     assert hint in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["generate", "x", "-n", "abc"], "'abc' is not a whole number"),
+        (["generate", "x", "-n", "1.5"], "'1.5' is not a whole number"),
+        (["generate", "x", "--seed", ""], "'' is not a whole number"),
+        (["completion"], "Choose from: bash, zsh, fish"),
+    ],
+)
+def test_what_is_wrong_is_said_in_plain_words(run: Run, args: list[str], told: str) -> None:
+    result = run(*args)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert told in result.stderr
+
+
 def test_version_tells_python_torch_and_device(run: Run) -> None:
     import torch
 

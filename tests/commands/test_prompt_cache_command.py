@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from llmcli.commands import prompt_cache as command
 from llmcli.generate.prompt_cache import Reuse
 from llmcli.hub import default_model, find
 from llmcli.model import cachefile
@@ -139,7 +138,7 @@ def test_what_cannot_be_a_prompt_cache_is_a_usage_error(
     refused(tmp_path / ("x" * 5000), "name another file")
     refused(tmp_path / "x", "one text", "--num-samples", 2)
     refused(tmp_path / "x", "one text", "--best-of", 2)
-    monkeypatch.setattr(command.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     refused(tmp_path / "x", "cannot be written")
     assert (tmp_path / "notes.txt").read_text() == "Once upon a time, in a land of notes."
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]

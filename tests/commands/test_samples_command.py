@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llmcli.render import samples as view
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
@@ -103,3 +104,12 @@ def test_shift_goes_on_and_explain_step_knows(run: Run, model: Path) -> None:
 def test_counts_are_always_shown(run: Run, model: Path) -> None:
     result = run("generate", "The old", "-m", model, "-n", 100, *ON)
     assert "context 64 of 64 | stopped: the model's context is full" in result.stderr
+
+
+def test_many_samples_are_not_gone_through_for_each(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    row = view.SampleRow
+    monkeypatch.setattr(view, "SampleRow", lambda **fields: made.append(fields) or row(**fields))
+    found = records(run("generate", "The", "-m", model, "-n", 1, "--num-samples", 40, "--json"))
+    assert sum(record["type"] == "end" for record in found) == 40
+    assert len(made) == 80  # one for each end, and for whether all are valid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,6 +75,16 @@ def test_it_rolls_alike_side_by_side_and_with_guesses(tiny: Make, name: str) -> 
     assert [step.token for step in guessed] == found[1]
 
 
+@pytest.mark.parametrize("limit", [2, 3, 4, 5])
+def test_the_smallest_contexts_roll_too(tiny: Make, limit: int) -> None:
+    model = tiny("llama").load()
+    model.config = replace(model.config, max_position_embeddings=limit)
+    alone = [step.token for step in steps(model, [5], sampler=Sampler(FILTERS, 1), max_new_tokens=9, rolls=True)]
+    task = Task(1, [5], Sampler(FILTERS, 1), 9, rolls=True)
+    assert [written.step.token for written in write_many(opened(model, stop=()), [task], 2)] == alone
+    assert len(alone) == 9
+
+
 def test_a_context_that_does_not_roll_ends_the_text(tiny: Make) -> None:
     model = tiny("llama").load()
     found = list(steps(model, PROMPT, sampler=Sampler(FILTERS, 1), max_new_tokens=COUNT))
@@ -106,6 +117,12 @@ def test_what_is_left_of_a_prompt(length: int, limit: int, overflow: Any, front:
         assert len(left) == limit - max(limit // 4, 1)
         assert left[0] == 0 or not (front and len(left) > 1)
         assert not breaks or breaks == [1]
+
+
+@pytest.mark.parametrize("overflow", ["error", "truncate-start", "shift"])
+def test_a_context_of_one_token_has_no_room(overflow: Any) -> None:
+    with pytest.raises(LlmcliError, match="no room for a prompt"):
+        fitted([1], 1, overflow, front=1)
 
 
 def test_too_long_is_an_error_with_both_counts_and_what_helps() -> None:

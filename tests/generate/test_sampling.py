@@ -19,6 +19,7 @@ from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
 from llmcli.generate.distribution import draw, entropy, intervals, probabilities
 from llmcli.generate.filters import (
     FILTERS,
+    MOST,
     Filter,
     FrequencyPenalty,
     LogitBias,
@@ -334,15 +335,35 @@ def test_what_is_off_changes_nothing(filter: Filter) -> None:
         *(("top-p", value) for value in (-0.1, 1.0000001, 0.0, -0.0, math.inf, math.nan)),
         *(("min-p", value) for value in (-0.1, 1.1, math.inf, math.nan)),
         *(("typical-p", value) for value in (-0.1, 1.1, 0.0, math.inf, math.nan)),
-        *(("repetition-penalty", value) for value in (-0.1, 0.0, math.inf, math.nan)),
-        *(("presence-penalty", value) for value in (math.inf, -math.inf, math.nan)),
-        *(("frequency-penalty", value) for value in (math.inf, math.nan)),
+        *(("repetition-penalty", value) for value in (-0.1, 0.0, 1e-300, 1e300, math.inf, math.nan)),
+        *(("presence-penalty", value) for value in (1e300, -1e300, math.inf, -math.inf, math.nan)),
+        *(("frequency-penalty", value) for value in (1e300, -1e300, math.inf, math.nan)),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(LlmcliError, match=f"^{name}") as caught:
         FILTERS[name](value)
     assert caught.value.exit_code == EXIT_USAGE
+
+
+@pytest.mark.parametrize("amount", [1e300, -1e300, math.inf, math.nan])
+def test_a_bias_out_of_range_is_refused(amount: float) -> None:
+    with pytest.raises(LlmcliError, match=r"^logit-bias must be") as caught:
+        LogitBias({0: amount})
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        *(RepetitionPenalty(1 / MOST), RepetitionPenalty(MOST), LogitBias({0: MOST}), LogitBias({0: -MOST})),
+        *(penalty(amount) for penalty in (PresencePenalty, FrequencyPenalty) for amount in (MOST, -MOST)),
+    ],
+)
+def test_the_largest_values_still_leave_probabilities(filter: Filter) -> None:
+    logits = torch.tensor([300.0, 299.0, -300.0, -math.inf])
+    choice = Sampler([filter, Temperature(1e-9), TopP(0.5), TypicalP(0.5)], 0).choose(logits, [0, 2] * 10_000)
+    assert 0 < choice.final_prob <= 1
 
 
 def test_top_p_0_has_a_hint() -> None:
