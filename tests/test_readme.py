@@ -84,7 +84,7 @@ def test_a_chat_runs_as_printed(tmp_path: Path) -> None:
     folder = tmp_path / "chatty"
     shutil.copytree(find(default_model()), folder)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}", encoding="utf-8")
-    raw, named = [line for line in SHELL if "chat" in line]
+    raw, named = [line for line in SHELL if line.startswith("llmcli chat")]
     for line in (raw, named.replace(f"{ONLINE}-Instruct", str(folder))):
         words = [*shlex.split(line)[1:], "-n", "8"]
         result = CliRunner().invoke(cli, words, input="The fox\n", catch_exceptions=False)
@@ -109,9 +109,15 @@ def test_training_commands_run_as_printed(tmp_path: Path, monkeypatch: pytest.Mo
     """As printed but for the size, which would take minutes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stories.txt").write_text(STORIES, encoding="utf-8")
-    first, second, third = [line for line in SHELL if "my-model" in line]
-    small = " --hidden-size 16 --num-attention-heads 2 --num-hidden-layers 1 --context 16 --vocab-size 300"
-    for line in (first.replace("2000000", "1280") + small, second, third + " -n 5"):
+    requests = [{"prompt": f"Tell {n}", "completion": f"Told {n}"} for n in range(40)]
+    pairs = [{"prompt": f"Tell {n}", "chosen": f"Told {n}", "rejected": "No"} for n in range(40)]
+    for name, lines in (("requests", requests), ("pairs", pairs)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    first, second, third, sft, dpo = [line for line in SHELL if "my-model" in line or "my-chat" in line]
+    few = " --tokens 1280"
+    small = " --hidden-size 16 --num-attention-heads 2 --num-hidden-layers 1 --context 64 --vocab-size 300"
+    for line in (first.replace("2000000", "1280") + small, second, third + " -n 5", sft + few, dpo + few):
         result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
 

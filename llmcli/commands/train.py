@@ -137,6 +137,7 @@ def train(
     """
     given = {name: value for name, value in recipe_values.items() if value is not None}
     import_torch()
+    from llmcli.model.checkpoint import read_config
     from llmcli.model.device import pick_device
     from llmcli.model.threads import use_threads
     from llmcli.train.stages import stages
@@ -150,7 +151,8 @@ def train(
     if out is None or not (corpus or demo):
         raise usage_error(f"there is no {'--out' if corpus else 'CORPUS'}", "give both, or --demo")
     beginning = None if init is None else find_model(init, offline=False)
-    recipes = demo_recipes() if demo else recipes_for(out, given, recipe_file, resume=resume, begins=init is not None)
+    positions = None if beginning is None else read_config(beginning).max_position_embeddings
+    recipes = demo_recipes() if demo else recipes_for(out, given, recipe_file, resume=resume, positions=positions)
     planned = stages(recipes, out, beginning)
     check(planned, resume=resume)
     running = Running(corpus, valid, where, compiled, checkpoint_minutes * 60, validate_every, sample)
@@ -250,7 +252,9 @@ def of_demo(running: Running, out: Path) -> Running:
     return replace(running, corpus=(path,), samples=SAMPLES)
 
 
-def recipes_for(out: Path, given: dict[str, Any], file: Path | None, *, resume: bool, begins: bool) -> list[Recipe]:
+def recipes_for(
+    out: Path, given: dict[str, Any], file: Path | None, *, resume: bool, positions: int | None
+) -> list[Recipe]:
     """The recipes of new runs, or that of the run in ``out`` with perhaps another end.
 
     Errors: options beside a recipe file; a resumed run's recipe would change.
@@ -260,11 +264,11 @@ def recipes_for(out: Path, given: dict[str, Any], file: Path | None, *, resume: 
     if file is not None:
         if given:
             raise usage_error(f"--recipe says it all, so not {_option(given)}", "change it in a copy of the file")
-        return read_recipe(file, begins=begins)
+        return read_recipe(file, positions=positions)
     if not resume:
-        return [make_recipe(given, begins=begins)]
+        return [make_recipe(given, positions=positions)]
     fixed = {name: value for name, value in given.items() if name != "tokens"}
-    if fixed or begins:
+    if fixed or positions is not None:
         raise usage_error(
             f"--resume keeps the recipe, so not {_option(fixed) if fixed else '--init'}", "only --tokens may change"
         )

@@ -81,10 +81,11 @@ def recipes() -> list[Recipe]:
         "num_key_value_heads": 2,
     }
     return [
-        make_recipe({**shape, **course, "tokens": 1_000_000, "learning_rate": 1e-2}, begins=False),
-        make_recipe({**course, "method": "sft", "tokens": 400_000, "learning_rate": 5e-3}, begins=True),
+        make_recipe({**shape, **course, "tokens": 1_000_000, "learning_rate": 1e-2}, positions=None),
+        make_recipe({**course, "method": "sft", "tokens": 400_000, "learning_rate": 5e-3}, positions=course["context"]),
         make_recipe(
-            {**course, "method": "dpo", "batch_size": 8, "tokens": 100_000, "learning_rate": 1e-3}, begins=True
+            {**course, "method": "dpo", "batch_size": 8, "tokens": 100_000, "learning_rate": 1e-3},
+            positions=course["context"],
         ),
     ]
 

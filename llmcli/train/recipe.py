@@ -130,43 +130,54 @@ USUAL: dict[Method, dict[str, Any]] = {
 }
 
 
-def make_recipe(given: Mapping[str, Any], *, begins: bool) -> Recipe:
-    """The recipe of these values, others being as usual; ``begins`` where there is a model to begin with.
+def make_recipe(given: Mapping[str, Any], *, positions: int | None) -> Recipe:
+    """The recipe of these values, others being as usual; ``positions`` is the context of a model to begin with.
 
-    Errors: unknown names, values that cannot be, a shape for a model that has one.
+    Errors: unknown names, values that cannot be, a shape for a model that has one, a context beyond its own.
     """
     ours, of_shape = _names(Recipe) - {"shape"}, _names(Shape)
     for name in given:
         if name not in ours | of_shape:
             raise usage_error(f"a recipe has no {name}", did_you_mean(name, sorted(ours | of_shape)))
-        if begins and name in of_shape:
+        if positions is not None and name in of_shape:
             raise usage_error(f"{name} is that of the model to begin with", "leave it out")
     method = given.get("method", "pretrain")
     if method not in USUAL:
         raise usage_error(f"method is {method!r}", f"it is one of {', '.join(USUAL)}")
-    if method != "pretrain" and not begins:
+    if method != "pretrain" and positions is None:
         raise usage_error(f"{method} begins with a model", "name it with --init")
-    shape = None if begins else Shape(**{name: value for name, value in given.items() if name in of_shape})
-    return Recipe(shape=shape, **{**USUAL[method], **{name: given[name] for name in given if name in ours}})
+    values = {**USUAL[method], **{name: given[name] for name in given if name in ours}}
+    if positions is None:
+        return Recipe(shape=Shape(**{name: given[name] for name in given if name in of_shape}), **values)
+    recipe = Recipe(shape=None, **{"context": min(Recipe.context, positions), **values})
+    if recipe.context > positions:
+        raise usage_error(
+            f"a context of {recipe.context} is beyond the model's {positions}", "give a smaller --context"
+        )
+    return recipe
 
 
 def resumed_recipe(folder: Path) -> Recipe:
     """The recipe of the run in ``folder``; one that began with a model tells no shape."""
     path = folder / FILE
     raw = read_toml(path, "name the folder of a run", "the file may be damaged")
-    (recipe,) = read_recipe(path, begins=not raw.keys() & _names(Shape))
+    (recipe,) = read_recipe(path, positions=None if raw.keys() & _names(Shape) else raw.get("context"))
     return recipe
 
 
-def read_recipe(path: Path, *, begins: bool) -> list[Recipe]:
-    """The recipes of a file, one after the other; ``begins`` as of ``make_recipe``, for the first."""
+def read_recipe(path: Path, *, positions: int | None) -> list[Recipe]:
+    """The recipes of a file, one after the other; ``positions`` as of ``make_recipe``, for the first."""
     raw = read_toml(path, "name a recipe", "as in: learning_rate = 0.001")
     stages = raw.get(STAGES)
     tables = stages if isinstance(stages, list) and len(raw) == 1 else [raw]
     if not tables or not all(isinstance(table, dict) for table in tables):
         raise usage_error(f"{path} holds no recipe", f"values, or tables of them called [[{STAGES}]]")
+    recipes: list[Recipe] = []
     try:
-        return [make_recipe(_typed(table), begins=begins or number > 0) for number, table in enumerate(tables)]
+        for table in tables:
+            recipes.append(make_recipe(_typed(table), positions=positions))
+            positions = recipes[0].context if positions is None else positions
+        return recipes
     except LlmcliError as error:
         raise usage_error(f"{path}: {error.message}", error.hint) from error
 

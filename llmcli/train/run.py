@@ -78,15 +78,11 @@ def _new(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[s
 def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str, Any]]:
     """The model of ``init`` and its config.json; the rest of its folder is copied. Turns are added where it needs them.
 
-    Errors: its weights are quantised, or its context is shorter than the recipe's.
+    Errors: its weights are quantised.
     """
     if checkpoint.is_quantized(init):
         raise LlmcliError(f"{init}: quantised weights cannot be trained", "begin with the model they were made from")
     model = checkpoint.load(init, device=torch.device("cpu"), dtype=torch.float32)
-    if recipe.context > model.config.max_position_embeddings:
-        raise LlmcliError(
-            f"--context {recipe.context} is beyond the model's {model.config.max_position_embeddings}", "give a smaller"
-        )
     copy_rest(init, out)
     if recipe.method != "pretrain" and find_template(out) is None:
         teach_turns(out, model, seed=recipe.seed)

@@ -277,7 +277,7 @@ def test_metrics_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
 )
 def test_recipe_refuses(bad: dict[str, float]) -> None:
     with pytest.raises(LlmcliError):
-        make_recipe(bad, begins=False)
+        make_recipe(bad, positions=None)
 
 
 def test_too_little_text_is_said(tmp_path: Path) -> None:
