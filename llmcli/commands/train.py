@@ -76,7 +76,10 @@ def recipe_options(rows: tuple[tuple[str, Any, str], ...]) -> Callable[..., Any]
     "--init", metavar="MODEL", shell_complete=complete_model, help="Begin with this model, not with a new one."
 )
 @click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="A file that says all of what follows here."
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help="A TOML file with course and shape, of one run or of several.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; --tokens may set a new end.")
 @click.option(
