@@ -31,6 +31,7 @@ from llmcli.train.corpus import read_examples
 from llmcli.train.validate import validate
 from tests.bench.measures import (
     WORD,
+    Numbers,
     Training,
     Words,
     characters,
@@ -132,17 +133,30 @@ def shape(samples: Sequence[str], alike: Sequence[str]) -> list[Row]:
 def reciting(train: Sequence[Path], samples: Sequence[str], alike: Sequence[str]) -> list[Row]:
     """How much of them stands in the training text."""
     documents = [example.text for example in read_examples(train)]
+    rows = recited(Words(), documents, samples, alike, "words", (4, 8, 16))
+    return rows + recited(characters, documents, samples, alike, "characters", ())
+
+
+def recited(
+    numbers: Callable[[str], Numbers],
+    documents: Sequence[str],
+    samples: Sequence[str],
+    alike: Sequence[str],
+    unit: str,
+    sizes: Sequence[int],
+) -> list[Row]:
+    """The share of n-grams of these sizes, and the longest run, in such units."""
+    training = Training(numbers(text) for text in documents)
+    ours, theirs = ([numbers(text) for text in texts] for texts in (samples, alike))
     rows: list[Row] = []
-    for unit, numbers in (("words", Words()), ("characters", characters)):
-        training = Training(numbers(text) for text in documents)
-        ours, theirs = ([numbers(text) for text in texts] for texts in (samples, alike))
-        for n in (4, 8, 16) if unit == "words" else ():
-            told = [f"{training.recited(texts, n):.1%}" for texts in (ours, theirs)]
-            rows.append((f"{n}-grams that stand in the training text", *told))
-        runs = training.longest([*ours, *theirs])
-        told = [f"{statistics.median(run):.0f} (at most {max(run)})" for run in (runs[: len(ours)], runs[len(ours) :])]
-        rows.append((f"longest run of {unit} from the training text, median", *told))
-    return rows
+    for n in sizes:
+        mine, yours = (f"{training.recited(texts, n):.1%}" for texts in (ours, theirs))
+        rows.append((f"{n}-grams of {unit} that stand in the training text", mine, yours))
+    runs = training.longest([*ours, *theirs])
+    mine, yours = (
+        f"{statistics.median(run):.0f} (at most {max(run)})" for run in (runs[: len(ours)], runs[len(ours) :])
+    )
+    return [*rows, (f"longest run of {unit} from the training text, median", mine, yours)]
 
 
 def following(loaded: LoadedModel, options: argparse.Namespace) -> list[Row]:

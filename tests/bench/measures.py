@@ -131,9 +131,13 @@ class _Laid:
         parts = [np.append(text, np.uint64(border)) for text in texts]
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
         self.numbers = np.concatenate([*parts, np.zeros(0, np.uint64)])
+        del parts  # as large as all of them together
         size = len(self.numbers)
         self._sums = np.zeros(size + 1, np.uint64)
-        np.cumsum(_mixed(self.numbers) * _powers(BASE, size), out=self._sums[1:])
+        terms = _mixed(self.numbers)
+        terms *= _powers(BASE, size)
+        np.cumsum(terms, out=self._sums[1:])
+        del terms
         self._inverse = _powers(INVERSE, size)
 
     def places(self, n: int) -> Places:
@@ -180,6 +184,7 @@ def _powers(base: int, count: int) -> Numbers:
 def _mixed(numbers: Numbers) -> Numbers:
     """Numbers that look drawn at random, others of others (Steele et al. 2014, the last step of SplitMix64)."""
     mixed = numbers + np.uint64(BASE)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    return mixed

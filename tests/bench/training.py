@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llmcli.model.families import llama
 from llmcli.model.transformer import Transformer
@@ -184,7 +184,9 @@ def trainer(recipe: Recipe, rows: Tensor, device: torch.device, steps: int, *, c
                 report_to=[],
                 disable_tqdm=True,
             )
-            Trainer(model, arguments, train_dataset=data, callbacks=[watch]).train()
+            training = Trainer(model, arguments, train_dataset=data, callbacks=[watch])
+            training.remove_callback(PrinterCallback)  # it writes to stdout, where the table goes
+            training.train()
         yield from (after - before for before, after in pairwise(watch.times))
 
 
