@@ -15,14 +15,14 @@ from llmcli.render.picture import WIDTH, Picture
 
 HERE = Path(__file__).parent
 SENTENCE = '"The cat that I saw yesterday was sleeping"'
-FISH = '"The bird could fly, but the fish could only"'
+LILY = '"Tom was a boy. Lily was a girl. Lily lost"'
 VIEWS = {
     "tokenize": 'tokenize --merges "The unhappiest fox"',
     "neighbours": 'neighbours "king - man + woman" --top 6',
     "attend": f"attend {SENTENCE} --at was",
     "attend-head": f"attend {SENTENCE} --head 3.2",
-    "lens": 'lens "The fish swam in the"',
-    "why": f'why {FISH} --token " swim" --vs " fly" --top 5',
+    "lens": 'lens "The sun was shining and the birds were"',
+    "why": f'why {LILY} --token " her" --vs " his" --top 5',
     "explain-step": 'explain-step "Once upon a time there was a" --seed 3 --top-k 6 --top 9',
     "temperatures": 'explain-step "She opened the" --temperatures 0,0.5,1,2 --seed 1 --top 6',
     "branch": 'branch "Once upon a time there was" --width 2 --depth 4',

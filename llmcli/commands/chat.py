@@ -66,7 +66,7 @@ def chat(
 
     \b
     Examples:
-      llmcli chat --raw
+      llmcli chat
       llmcli chat --raw --temperature 0.5 --chat story.json
       llmcli chat -m HuggingFaceTB/SmolLM2-135M-Instruct -s "Be brief."
     """

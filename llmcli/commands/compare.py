@@ -27,9 +27,9 @@ def compare(prompt: Prompt, top: int, form: Form, choices: tuple[ModelChoice, Mo
 
     \b
     Examples:
-      llmcli compare -m llama-tales-11m -m my-model "The king was very old."
-      llmcli compare -m llama-tales-11m --adapter my-lora --top 5 < story.txt
-      llmcli compare -m llama-tales-11m -m llama-tales-11m "Twice." --json
+      llmcli compare -m llama-tales-12m -m my-model "The king was very old."
+      llmcli compare -m llama-tales-12m --adapter my-lora --top 5 < story.txt
+      llmcli compare -m llama-tales-12m -m llama-tales-12m "Twice." --json
     """
     text = prompt.read()
     first, second = (choice.open() for choice in choices)

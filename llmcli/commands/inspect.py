@@ -32,7 +32,7 @@ def inspect(tokens: int | None, form: Form, choice: ModelChoice, verbose: bool) 
     Examples:
       llmcli inspect
       llmcli inspect --quantize int4
-      llmcli inspect -m llama-tales-11m --context 256 --dtype bfloat16
+      llmcli inspect -m llama-tales-12m --context 256 --dtype bfloat16
     """
     folder = find_model(choice.model, choice.offline)
     import_torch()

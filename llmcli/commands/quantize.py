@@ -49,8 +49,8 @@ def quantize(
 
     \b
     Examples:
-      llmcli quantize llama-tales-11m tales-int8
-      llmcli quantize llama-tales-11m tales-int4 --to int4 --text stories.txt
+      llmcli quantize llama-tales-12m tales-int8
+      llmcli quantize llama-tales-12m tales-int4 --to int4 --text stories.txt
       llmcli generate -m tales-int4 "Once upon a time"
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

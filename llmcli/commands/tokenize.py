@@ -45,7 +45,7 @@ def tokenize(
       llmcli tokenize "Once upon a time"
       llmcli tokenize "The unhappiest fox" --merges
       llmcli tokenize --count < story.txt
-      llmcli tokenize "naïve 🙂" -m llama-tales-11m -m path/to/another/model
+      llmcli tokenize "naïve 🙂" -m llama-tales-12m -m path/to/another/model
       llmcli tokenize --decode "302 259 351"
     """
     check_forms(prompt, models, only_ids, only_count, merges, decode, form)

@@ -44,8 +44,8 @@ def why(
     \b
     Examples:
       llmcli why "Once upon a"
-      llmcli why "The fish swam in the" --token " water" --vs " forest"
-      llmcli why "The fish swam in the" --head 3.1
+      llmcli why "Tom was a boy. Lily was a girl. Lily lost" --token " her" --vs " his"
+      llmcli why "The sun was shining and the birds were" --head 4.3
     """
     text = prompt.read()
     loaded = choice.open()

@@ -48,7 +48,7 @@ def test_models_on_disk_are_offered_or_else_folders(run: Run, line: str, tmp_pat
     ref.parent.mkdir()
     ref.write_text("a" * 40)
     env = {"HF_HOME": str(tmp_path)}
-    assert offered(run, f"llmcli {line} ", **env) == ["dir,", "plain,llama-tales-11m", "plain,some/model"]
+    assert offered(run, f"llmcli {line} ", **env) == ["dir,", "plain,llama-tales-12m", "plain,some/model"]
     assert offered(run, f"llmcli {line} so", **env) == ["dir,so", "plain,some/model"]
 
 
@@ -61,7 +61,7 @@ def test_paths_are_offered_where_one_is_wanted(run: Run) -> None:
 def test_a_broken_config_or_cache_says_nothing(run: Run, tmp_path: Path) -> None:
     (tmp_path / "hub").write_text("no folder")
     env = {"LLMCLI_CONFIG": str(tmp_path / "none"), "HF_HOME": str(tmp_path), "LLMCLI_TOP_K": "x"}
-    assert offered(run, "llmcli generate -m lla", **env) == ["dir,lla", "plain,llama-tales-11m"]
+    assert offered(run, "llmcli generate -m lla", **env) == ["dir,lla", "plain,llama-tales-12m"]
 
 
 def test_completing_imports_nothing_heavy() -> None:
@@ -106,7 +106,7 @@ def test_tab_in_a_real_bash(tmp_path: Path) -> None:
     child.send("llmcli gen\t")
     child.expect_exact("llmcli generate ")
     child.send("-m lla\t")
-    child.expect_exact("-m llama-tales-11m ")
+    child.expect_exact("-m llama-tales-12m ")
     child.send("--ech\t")
     child.expect_exact("--echo ")
     child.sendintr()

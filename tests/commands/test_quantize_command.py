@@ -194,8 +194,8 @@ def test_bench_has_a_row_for_each(run: Run, model: Path) -> None:
         (("generate", "x", "--quantize", "none"), "none"),
         (("bench", "--quantize", "none,int3"), "int3"),
         (("bench", "--quantize", ""), "--quantize"),
-        (("quantize", "llama-tales-11m", "OUT", "--to", "int2"), "int2"),
-        (("quantize", "llama-tales-11m"), "OUT"),
+        (("quantize", "llama-tales-12m", "OUT", "--to", "int2"), "int2"),
+        (("quantize", "llama-tales-12m"), "OUT"),
         (("quantize",), "MODEL"),
     ],
 )
