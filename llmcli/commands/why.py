@@ -44,7 +44,7 @@ def why(
     \b
     Examples:
       llmcli why "Once upon a"
-      llmcli why "Tom was a boy. Lily was a girl. Lily lost" --token " her" --vs " his"
+      llmcli why "Tom was a boy. Lily was a girl. Lily lost" --token " her"
       llmcli why "The sun was shining and the birds were" --head 4.3
     """
     text = prompt.read()
