@@ -15,10 +15,12 @@ import click
 
 from llmcli.commands.helping import plainly, write_groups
 from llmcli.commands.version import print_version
+from llmcli.commands.world import torchrun
 from llmcli.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_READER_GONE,
+    EXIT_USAGE,
     LlmcliError,
     did_you_mean,
     out_of_memory,
@@ -151,6 +153,8 @@ def fail(error: Exception, *, verbose: bool) -> NoReturn:
     told = error if isinstance(error, LlmcliError) else wrong_usage(error) or full_disk(error) or out_of_memory(error)
     if told is None:
         raise error
+    if told.exit_code == EXIT_USAGE and torchrun().rank > 0:  # the first of several processes says the same
+        sys.exit(EXIT_USAGE)
     hint = f" ({told.hint})" if told.hint else ""
     lines = traceback.format_exception(error) if verbose else []
     for line in [*"".join(lines).splitlines(), f"llmcli: {told.message}{hint}".replace("\n", " ")]:

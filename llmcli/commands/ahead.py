@@ -33,7 +33,7 @@ class Ahead:
 
         if self.draft_model is None:
             return PromptLookup() if self.prompt_lookup else None
-        draft = replace(choice, model=self.draft_model, adapter=None).open()
+        draft = replace(choice.alone(), model=self.draft_model, adapter=None).open()
         check_vocabularies(loaded, draft)
         return DraftModel(draft.model)
 

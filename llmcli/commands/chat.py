@@ -14,8 +14,9 @@ from llmcli.commands.chat_session import Session
 from llmcli.commands.chat_settings import Settings
 from llmcli.commands.command import Command
 from llmcli.commands.helping import heading
-from llmcli.commands.model import ModelChoice, find_model, model_options
+from llmcli.commands.model import ModelChoice, find_model
 from llmcli.commands.options import verbose_option
+from llmcli.commands.ranks import SplitChoice, split_options
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.commands.writable import check_writable
 from llmcli.errors import EXIT_INTERRUPTED, LlmcliError, usage_error
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from llmcli.text.turns import Templated
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, together="share")
 @heading("Chat")
 @click.option("--system-prompt", "-s", metavar="TEXT", help="What the model is told before the first turn.")
 @click.option("--raw", is_flag=True, help="Without a chat template: each turn continues one text, on a new line.")
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Go on with the chat in FILE if it is there, and save it after every turn.",
 )
-@model_options
+@split_options
 @sampling_options
 @heading("Length")
 @click.option(
@@ -54,7 +55,7 @@ def chat(
     system_prompt: str | None,
     raw: bool,
     file: Path | None,
-    choice: ModelChoice,
+    choice: SplitChoice,
     sampling: Sampling,
     max_tokens: int,
     verbose: bool,

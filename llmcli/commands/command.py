@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import fields
+from typing import Any, Literal
 
 import click
 
@@ -11,6 +12,7 @@ from llmcli.commands import helping
 from llmcli.commands.configfile import read_config
 from llmcli.commands.helping import plainly
 from llmcli.commands.settings import ENTRIES, entries, hyphened, key_of, place, variables_of
+from llmcli.commands.world import torchrun
 from llmcli.errors import EXIT_USAGE, LlmcliError, usage_error
 
 
@@ -19,10 +21,14 @@ class Command(click.Command):
 
     An option is what the command line says, or else the environment, the config file, its own default. A
     fault of the file is told after --help had its turn, which so always runs.
+
+    ``together`` tells whether processes that torchrun started can run it: all of them alike, or the first one alone,
+    whose model the others ``share``.
     """
 
-    def __init__(self, *args: Any, **more: Any) -> None:
+    def __init__(self, *args: Any, together: Literal["no", "alike", "share"] = "no", **more: Any) -> None:
         super().__init__(*args, **more)
+        self.together = together
         helping.name_values(self.params)
         for option in self.params:
             if isinstance(option, click.Option):
@@ -44,6 +50,13 @@ class Command(click.Command):
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
+        world = torchrun()
+        if world.size > 1 and self.together == "no":
+            raise usage_error(f"{self.name} runs in one process", "start it without torchrun")
+        if world.rank > 0 and self.together == "share":
+            from llmcli.commands.ranks import SplitChoice, follow
+
+            return follow(SplitChoice(**{field.name: ctx.params[field.name] for field in fields(SplitChoice)}), world)
         try:
             return super().invoke(ctx)
         except LlmcliError as error:

@@ -12,9 +12,9 @@ from llmcli.commands.form import Form, form_options
 from llmcli.commands.grammar import GrammarChoice, grammar_options
 from llmcli.commands.helping import heading
 from llmcli.commands.length import fit, overflow_option
-from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.ranks import SplitChoice, split_options
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import usage_error
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmcli.generate.steps import Step
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, together="share")
 @prompt_options()
 @heading("What is shown")
 @click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @overflow_option
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @form_options
-@model_options
+@split_options
 @sampling_options
 @grammar_options
 @verbose_option
@@ -53,7 +53,7 @@ def explain_step(
     overflow: Overflow,
     interactive: bool,
     form: Form,
-    choice: ModelChoice,
+    choice: SplitChoice,
     sampling: Sampling,
     grammar: GrammarChoice,
     verbose: bool,

@@ -12,10 +12,10 @@ from llmcli.commands.ahead import Ahead, ahead_options
 from llmcli.commands.command import Command
 from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.length import Length, fit, length_options
-from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.prompt_cache import check_prompt_cache, open_prompt_cache, prompt_cache_option, tell_unsaved
+from llmcli.commands.ranks import SplitChoice, split_options
 from llmcli.commands.samples import Samples, Several, several_options, write_samples, write_samples_json
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.commands.writing import RIVALS, Showing, showing_options, write_json, write_text
@@ -32,9 +32,9 @@ class GenerateCommand(Command):
         return super().parse_args(ctx, [f"--probs={RIVALS}" if arg == "--probs" else arg for arg in args])
 
 
-@click.command(cls=GenerateCommand)
+@click.command(cls=GenerateCommand, together="share")
 @prompt_options()
-@model_options
+@split_options
 @sampling_options
 @grammar_options
 @length_options(least=0)
@@ -45,7 +45,7 @@ class GenerateCommand(Command):
 @verbose_option
 def generate(
     prompt: Prompt,
-    choice: ModelChoice,
+    choice: SplitChoice,
     sampling: Sampling,
     grammar: GrammarChoice,
     length: Length,
@@ -74,6 +74,8 @@ def generate(
         raise usage_error("--prompt-cache is for one text", "leave it out, or --num-samples and --best-of")
     if prompt_cache is not None:
         check_prompt_cache(prompt_cache)
+    choice.exclude("--prompt-cache", prompt_cache)
+    choice.exclude("writing several texts", several.count > 1)
     text = prompt.read()
     loaded = choice.open()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from llmcli.generate.loaded import LoadedModel
     from llmcli.model.quantize import Kind
+    from llmcli.model.ranks import Ranks
 
 QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -39,16 +40,29 @@ class ModelChoice:
 
     def open(self) -> LoadedModel:
         """Find and load the model, with a bar for what takes long."""
-        folder = find_model(self.model, self.offline)
-        adapter = find_model(self.adapter, self.offline) if self.adapter is not None else None
+        found = self.find()
         import_torch()
+        from llmcli.model.threads import use_threads
+
+        use_threads(self.threads)
+        return self.load(*found)
+
+    def alone(self) -> ModelChoice:
+        """The same for one process."""
+        return self
+
+    def find(self) -> tuple[Path, Path | None]:
+        """The folders of the model and of its adapter, if it has one; shows the download if there is one."""
+        folder = find_model(self.model, self.offline)
+        return folder, find_model(self.adapter, self.offline) if self.adapter is not None else None
+
+    def load(self, folder: Path, adapter: Path | None, ranks: Ranks | None = None) -> LoadedModel:
+        """Read the model, or this rank's share of it."""
         from llmcli.generate.loaded import load
         from llmcli.hub.cache import name_of
-        from llmcli.model.threads import use_threads
         from llmcli.render.generation import note
         from llmcli.render.loading import LoadingView
 
-        use_threads(self.threads)
         with LoadingView(sys.stderr) as view:
             loaded = load(
                 folder,
@@ -57,10 +71,11 @@ class ModelChoice:
                 device=self.device,
                 dtype=self.dtype,
                 quantization=self.quantization,
-                progress=view,
+                ranks=ranks,
+                progress=view if ranks is None or ranks.leads else None,
             )
         tokens, rows = loaded.tokenizer.size, loaded.model.config.vocab_size
-        if tokens > rows:
+        if tokens > rows and (ranks is None or ranks.leads):
             note(f"the tokenizer has {tokens} tokens, the model {rows}: is it another model's?", sys.stderr)
         return loaded
 
@@ -120,7 +135,7 @@ def several_models(help: str) -> Decorator:
     )
 
 
-_opening = (
+opening_options = (
     click.option(
         "--adapter",
         metavar="ADAPTER",
@@ -145,23 +160,18 @@ _opening = (
     ),
     threads_option,
 )
-model_options = bundle(
-    "choice",
-    ModelChoice,
-    click.option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        shell_complete=complete_model,
-        help=f"{MODEL_HELP}.  [default: the shipped one]",
-    ),
-    *_opening,
-    title="Model",
+model_option = click.option(
+    "--model",
+    "-m",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help=f"{MODEL_HELP}.  [default: the shipped one]",
 )
+model_options = bundle("choice", ModelChoice, model_option, *opening_options, title="Model")
 pair_options = bundle(
     "choices",
     pair,
     several_models(f"{MODEL_HELP}; twice."),
-    *_opening,
+    *opening_options,
     title="Model",
 )

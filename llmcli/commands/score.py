@@ -6,20 +6,20 @@ import click
 
 from llmcli.commands.command import Command
 from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.ranks import SplitChoice, split_options
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, together="share")
 @prompt_options("text")
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the most surprising; 0: all."
 )
 @form_options
-@model_options
+@split_options
 @verbose_option
-def score(prompt: Prompt, top: int, form: Form, choice: ModelChoice, verbose: bool) -> None:
+def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, verbose: bool) -> None:
     """Where was the model surprised? Score TEXT: each token's surprisal, rank and the entropy of its place.
 
     Surprisal is -log2 of the probability that the model gave the token before it came; the totals are bits per byte

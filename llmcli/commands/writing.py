@@ -11,6 +11,7 @@ import click
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.options import bundle
 from llmcli.commands.prompt_cache import cached
+from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:
     from llmcli.explain.generated import TokenReport
@@ -90,6 +91,10 @@ def write_text(
                 interrupt.point()
         except KeyboardInterrupt:
             writer.write(generation.interrupt())
+        except LlmcliError:  # the text up to there is kept
+            writer.write(generation.interrupt())
+            writer.end_line()
+            raise
     writer.end_line()
     if rivals is not None:
         print_probabilities(reports, sys.stderr)

@@ -14,6 +14,7 @@ from llmcli.model import checkpoint
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.files import ADAPTER_CONFIG
 from llmcli.model.quantize import Kind, quantize
+from llmcli.model.ranks import Ranks
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -65,13 +66,15 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     quantization: Kind | None = None,
+    ranks: Ranks | None = None,
     progress: checkpoint.Progress | None = None,
 ) -> LoadedModel:
     """Open ``folder``; the model is called as the folder unless ``name`` is given.
 
     ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest. ``adapter`` is
     the folder of a LoRA, merged into the weights. ``quantization`` rounds them then, which runs on the
-    CPU alone. ``progress`` is told of the work done and in all.
+    CPU alone. ``ranks`` share the model; then ``device`` is where this one computes. ``progress`` is told of the work
+    done and in all.
     """
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise LlmcliError(f"{folder} is a LoRA adapter", "give its base model with -m, and this with --adapter")
@@ -84,6 +87,7 @@ def load(
         device=where,
         dtype=lambda stored: pick_dtype(dtype, where, stored),
         adapter=adapter,
+        ranks=ranks,
         progress=progress,
     )
     if quantization is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.families.rules import Rule
+from llmcli.model.families.splits import Share
 from llmcli.model.files import WEIGHTS
 from llmcli.model.jsonfile import read_json
 from llmcli.model.quantized_file import METHOD, kind_of, load_quantized
+from llmcli.model.ranks import Ranks
 from llmcli.model.replacing import replacing
+from llmcli.model.slices import read_share
+from llmcli.model.split import SplitTransformer
 from llmcli.model.stored import Stored
 from llmcli.model.transformer import Transformer
 
@@ -53,12 +58,14 @@ def load(
     device: torch.device,
     dtype: torch.dtype | Callable[[torch.dtype], torch.dtype] | None = None,
     adapter: Path | None = None,
+    ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Transformer:
     """The model in ``folder``, ready to run. ``dtype`` may be a function of the stored one; None keeps that.
 
     The stored dtype is the token embedding's, which stands for all weights. ``adapter`` is the folder
-    of a LoRA to merge. What ``llmcli quantize`` wrote is read as it is.
+    of a LoRA to merge. What ``llmcli quantize`` wrote is read as it is. With ``ranks`` it is this rank's
+    share, of which alone is read.
 
     On a CPU, what lies in the files as it is needed is mapped: read when first used, shared with
     other processes. Errors name the file and the tensor: missing, unexpected or misshapen tensors,
@@ -70,6 +77,8 @@ def load(
     if kind is not None:
         if adapter is not None:
             raise usage_error("an adapter cannot be merged into quantised weights", "merge it first, then quantise")
+        if ranks is not None:
+            raise usage_error("quantised weights are not split among ranks", "give the model in bfloat16")
         return load_quantized(folder, config, kind, device=device, dtype=dtype, progress=progress)
     stored, config, rules = find_stored(folder, config, adapter, scaled="quantization_config" in raw)
     stored.check_adapter(rules, tied=config.tie_word_embeddings)
@@ -82,15 +91,33 @@ def load(
     if not isinstance(dtype, torch.dtype):
         kept = stored.dtype(rules[0].parts[0].source)
         dtype = kept if dtype is None else dtype(kept)
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if ranks is None:
+        _fill(model, rules, stored, lambda rule: stored.parameter(rule, shapes[rule.target], dtype, device), progress)
+        return model.eval()
+    share = Share(config, ranks.rank, ranks.size)
+    with torch.device("meta"):
+        split = SplitTransformer(share, ranks)
+    read = partial(read_share, stored, share=share, dtype=dtype)
+    _fill(split, rules, stored, lambda rule: read(rule, shape=shapes[rule.target]).to(device), progress)
+    return split.eval()
+
+
+def _fill(
+    model: Transformer,
+    rules: list[Rule],
+    stored: Stored,
+    parameter: Callable[[Rule], Tensor],
+    progress: Progress | None,
+) -> None:
+    """Give a model on the meta device its parameters, one after the other."""
     done, total = 0, sum(stored.nbytes(rule) for rule in rules)
     for rule in rules:
         module, _, name = rule.target.rpartition(".")
-        filled = stored.parameter(rule, parameters[rule.target].shape, dtype, device)
-        setattr(model.get_submodule(module), name, torch.nn.Parameter(filled, requires_grad=False))
+        setattr(model.get_submodule(module), name, torch.nn.Parameter(parameter(rule), requires_grad=False))
         done += stored.nbytes(rule)
         if progress is not None:
             progress(done, total)
-    return model.eval()
 
 
 def find_stored(

@@ -22,7 +22,7 @@ from llmcli.model.transformer import Transformer
 
 def replays(model: Transformer) -> bool:
     """Whether ``decode`` is the fast way to take this model's steps."""
-    return model.device.type == "cuda" and model.config.one_path
+    return model.device.type == "cuda" and model.config.one_path and model.alone
 
 
 @torch.inference_mode()

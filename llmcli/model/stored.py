@@ -143,10 +143,15 @@ class Stored:
         ):
             file.read_into(entry, rows)
             return
+        rows.copy_(part.arranged(self.whole(part), tuple(rows.shape[1:])))
+
+    def whole(self, part: Part) -> Tensor:
+        """The part's tensor with its scale and the adapter in it, of the shape in which it is stored."""
+        file, entry = self.places[part.source]
         tensor = self._scaled(part.source, file.read(entry))
         if self.adapter is not None:
             tensor = self.adapter.applied(part.source, tensor, transposed=part.transposed)
-        rows.copy_(part.arranged(tensor, tuple(rows.shape[1:])))
+        return tensor
 
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
         """8-bit floats times their scale: one for all, one a row, or one for each block."""

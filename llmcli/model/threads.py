@@ -11,8 +11,10 @@ import torch
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells what a container may use
 
 
-def use_threads(threads: int | None) -> None:
+def use_threads(threads: int | None, *, among: int = 1) -> None:
     """Compute on so many threads; None: on torch's own choice, but on no more than there is processor time for.
+
+    ``among`` so many processes that compute at the same time, that time is divided.
 
     torch takes one a core. In a container that is allowed two of sixty-four, the others would only wait
     for each other. What OMP_NUM_THREADS says is left as it is.
@@ -20,8 +22,8 @@ def use_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        allowed = allowed_cpus(CGROUP)
-        if allowed is not None and allowed < torch.get_num_threads():
+        allowed = min(torch.get_num_threads(), allowed_cpus(CGROUP) or math.inf) / among
+        if allowed < torch.get_num_threads():
             torch.set_num_threads(max(math.ceil(allowed), 1))
 
 

@@ -74,6 +74,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Embedding, blocks, final norm and head. Parameters come from ``checkpoint.load`` or from training."""
 
+    alone = True  # whether all of the model is in this process; see ``split``
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

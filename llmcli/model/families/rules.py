@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmcli.model.config import ModelConfig
@@ -44,6 +44,12 @@ class Part:
             return rows
         a, b, c = self.grouped
         return rows.reshape(a, b, c, -1).transpose(1, 2).reshape(self.rows, *columns)
+
+    def arranged_rows(self) -> Tensor:
+        """Which stored row each of ours is, [rows]; of one stored [in, out], which column."""
+        import torch
+
+        return replace(self, transposed=False).arranged(torch.arange(self.rows), ())
 
     def in_file(self, rows: Tensor, columns: tuple[int, ...]) -> Tensor:
         """``arranged``'s inverse."""
