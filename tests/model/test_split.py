@@ -35,26 +35,11 @@ SPOILT = [
 
 
 # A case of every family, which has four heads or more.
-FOUR = [
-    "llama-biases",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "smollm3",
-    "gemma2",
-    "gemma3_text",
-    "phi3",
-    "gpt2",
-    "gpt_neox-serial",
-    "olmo2",
-    "granite",
-    "stablelm-parallel",
-    "starcoder2",
-    "cohere-normed",
-    "mixtral",
-    "qwen3_moe",
-    "olmoe",
-]
+FOUR = (
+    *("llama-biases", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "gpt2"),
+    *("gpt_neox-serial", "olmo2", "granite", "stablelm-parallel", "starcoder2", "cohere-normed", "mixtral"),
+    *("qwen3_moe", "olmoe"),
+)
 TRIED = [(name, 2) for name in CASES] + [(name, 4) for name in CASES if name in FOUR]
 
 
