@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.batch_share import Share
 from llmcli.commands.command import Command
 from llmcli.commands.grammar import GrammarChoice, grammar_options
 from llmcli.commands.interrupt import Interrupt
@@ -17,17 +18,18 @@ from llmcli.commands.length import Length, fit, length_options
 from llmcli.commands.model import ModelChoice, model_options
 from llmcli.commands.options import Choice, verbose_option
 from llmcli.commands.sampling import Sampling, sampling_options
+from llmcli.commands.world import World, torchrun
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
 
 if TYPE_CHECKING:
-    from llmcli.generate.jobs import Job, Results, Usual
+    from llmcli.generate.jobs import Broken, Job, Results, Usual
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.many import Task
     from llmcli.generate.sampling import Sampler
     from llmcli.render.batch import BatchView
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, together="alike")
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Texts side by side.")
@@ -69,20 +71,42 @@ def batch(
       llmcli batch prompts.jsonl texts.jsonl
       llmcli batch prompts.jsonl texts.jsonl --batch-size 32 -n 100
     """
-    from llmcli.generate.jobs import Results, Usual, read_jobs
+    from llmcli.generate.jobs import Results, Usual
+    from llmcli.generate.parts import check_name, merge, parts_of
 
+    check_name(target)
     grammar.exclude_all(length)
     with suppress(OSError):  # of which either may not be there
         if source.samefile(target):
             raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
     usual = Usual(sampling.seed or 0, length.max_tokens, length.stop)
-    results, total = Results(target), sum(1 for _ in read_jobs(source, usual))
-    run = Run(choice.open(), sampling, grammar, length, results, source)
-    sys.exit(run.write(usual, total, batch_size, in_order=order == "input"))
+    results, places = Results(target), places_of(source, usual)
+    wanted = places if order == "input" else None
+    world = torchrun()
+    if world.size > 1:
+        share = Share(world, target, wanted)
+        loaded = share.open(choice)
+        run = Run(loaded, sampling, grammar, length, share.results(), source, usual, world)
+        sys.exit(share.end(run.write(batch_size, in_order=order == "input")))
+    if parts_of(target):  # which several processes left
+        merge(target, wanted)
+        results = Results(target)
+    run = Run(choice.open(), sampling, grammar, length, results, source, usual, world)
+    code = run.write(batch_size, in_order=order == "input")
+    if wanted is not None and list(results.done) != sorted(results.done, key=wanted.__getitem__):
+        merge(target, wanted)
+    sys.exit(code)
+
+
+def places_of(source: Path, usual: Usual) -> dict[str | int, int]:
+    """The line of each prompt, by its id."""
+    from llmcli.generate.jobs import Job, read_jobs
+
+    return {job.id: job.number for job in read_jobs(source, usual) if isinstance(job, Job)}
 
 
 class Run:
-    """One run over the file of prompts."""
+    """One run over the file of prompts, or over a process's share of it."""
 
     def __init__(
         self,
@@ -92,25 +116,36 @@ class Run:
         length: Length,
         results: Results,
         source: Path,
+        usual: Usual,
+        world: World,
     ) -> None:
         self.loaded, self.length, self.results, self.source = loaded, length, results, source
+        self.usual, self.world = usual, world
         self.sampler: Sampler = sampling.sampler(loaded, grammar.filter(loaded, 0))
         self.others = {"overflow": length.overflow, "rules": grammar.rules}
         self._jobs: dict[int, tuple[Job, str]] = {}  # those in the batch, by the key of their task
 
-    def write(self, usual: Usual, total: int, size: int, *, in_order: bool) -> int:
+    def jobs(self) -> Iterator[Job | Broken]:
+        """Of the file's lines those that this process is to write."""
+        from llmcli.generate.jobs import read_jobs
+
+        for job in read_jobs(self.source, self.usual):
+            if job.number % self.world.size == self.world.rank:
+                yield job
+
+    def write(self, size: int, *, in_order: bool) -> int:
         """Write what is not yet there; the exit code."""
         from llmcli.generate.jobs import result
         from llmcli.generate.many import InOrder, write_many
-        from llmcli.render.batch import BatchView
         from llmcli.render.generation import note
 
-        done, order = self.check(usual), InOrder[dict[str, object]]()
+        total, done = self.check()
+        order = InOrder[dict[str, object]]()
         if self.results.torn:
             note(f"the last line of {self.results.path} was cut short: it is written again", sys.stderr)
-        with Interrupt() as interrupt, self.results, BatchView(total, done, sys.stderr) as view:
+        with Interrupt() as interrupt, self.results, self.view(total, done) as view:
             try:
-                for written in write_many(self.loaded, self.tasks(usual, view), size):
+                for written in write_many(self.loaded, self.tasks(view), size):
                     view.show(done=written.done)
                     if written.done:
                         key = written.task.key
@@ -128,26 +163,35 @@ class Run:
 
         return mark(job, self.loaded, self.sampler, self.others)
 
-    def check(self, usual: Usual) -> int:
-        """How many results are there. Errors: one of another prompt, or of other settings."""
+    def view(self, total: int, done: int) -> BatchView:
+        from llmcli.render.batch import BatchView
+
+        return BatchView(total, done, sys.stderr, self.world.rank if self.world.size > 1 else None)
+
+    def check(self) -> tuple[int, int]:
+        """How many lines there are to do, and how many of them are done.
+
+        Errors: a result of another prompt, or of other settings.
+        """
         from llmcli.generate.jobs import Job, read_jobs
 
-        jobs = {job.id: job for job in read_jobs(self.source, usual) if isinstance(job, Job)}
+        jobs = {job.id: job for job in read_jobs(self.source, self.usual) if isinstance(job, Job)}
         for id, mark in self.results.done.items():
             if id not in jobs or self.mark(jobs[id]) != mark:
                 raise usage_error(
                     f"{self.results.path} holds another result for {id!r}: of another prompt, model or settings",
                     "name another file for the results",
                 )
-        return len(self.results.done)
+        own = list(self.jobs())
+        return len(own), sum(1 for job in own if isinstance(job, Job) and job.id in self.results.done)
 
-    def tasks(self, usual: Usual, view: BatchView) -> Iterator[Task]:
+    def tasks(self, view: BatchView) -> Iterator[Task]:
         """What is left to write, as it is asked for."""
-        from llmcli.generate.jobs import Broken, read_jobs
+        from llmcli.generate.jobs import Broken
         from llmcli.generate.many import Task
 
         key = 0
-        for job in read_jobs(self.source, usual):
+        for job in self.jobs():
             if isinstance(job, Broken):
                 view.wrong(f"{self.source}:{job.number}", job.reason)
                 continue

@@ -75,7 +75,7 @@ def generate(
     if prompt_cache is not None:
         check_prompt_cache(prompt_cache)
     choice.exclude("--prompt-cache", prompt_cache)
-    choice.exclude("writing several texts", several.count > 1)
+    choice.exclude("--num-samples (or --best-of)", several.count > 1)
     text = prompt.read()
     loaded = choice.open()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,8 +24,6 @@ from llmcli.errors import EXIT_FAILURE, EXIT_OK, LlmcliError, out_of_memory, usa
 if TYPE_CHECKING:
     from llmcli.generate.loaded import LoadedModel
     from llmcli.model.ranks import Ranks
-
-T = TypeVar("T")
 
 FAREWELL = 10.0  # seconds for another process to end by itself
 
@@ -63,43 +61,42 @@ class SplitChoice(ModelChoice):
         if world.size == 1:
             folder, adapter = self.find()
             found = replace(self, model=str(folder), adapter=None if adapter is None else str(adapter))
-            loaded = found.share(found.meet(start(found)))
+            loaded = found.share(meet(found, start(found)))
         else:
-            loaded = self.share(self.meet(world))
+            loaded = self.share(meet(self, world))
         model: Any = loaded.model
         click.get_current_context().call_on_close(model.end)
         return loaded
 
-    def meet(self, world: World) -> Ranks:
-        """Join the other processes, until the command ends. Errors: they are not there."""
-        import_torch()
-        from llmcli.model.ranks import Ranks, device_of
-        from llmcli.model.threads import use_threads
-
-        use_threads(self.threads, among=world.local_size)
-        ranks = Ranks(device_of(self.device, world.local_rank), world.rank, world.size, world.meeting)
-        click.get_current_context().call_on_close(ranks.close)
-        return ranks
-
     def share(self, ranks: Ranks) -> LoadedModel:
-        """This rank's share, once all ranks have theirs. Errors: those of any rank.
-
-        A model that must be downloaded is so by one process of a machine, for which the others wait.
-        """
-        first = torchrun().local_rank == 0
-        found = agreed(ranks, lambda: self.find() if first else None)
-        return agreed(ranks, lambda: self.load(*(found or replace(self, offline=True).find()), ranks))
+        """This rank's share, once all ranks have theirs. Errors: those of any rank."""
+        folder, adapter = find_in_turn(self, ranks)
+        return ranks.agreed(lambda: self.load(folder, adapter, ranks))
 
 
-def agreed(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What ``work`` returns, once it is done on every rank. Errors: those of any of them."""
-    try:
-        done = work()
-    except LlmcliError as error:
-        ranks.agree(error)
-        raise
-    ranks.agree(None)
-    return done
+def find_in_turn(choice: ModelChoice, ranks: Ranks) -> tuple[Path, Path | None]:
+    """The model's folders, once all ranks have found them; one process of each machine downloads what must be."""
+    first = ranks.agreed(choice.find) if torchrun().local_rank == 0 else ranks.agreed(lambda: None)
+    return first or replace(choice, offline=True).find()
+
+
+def meet(choice: ModelChoice, world: World) -> Ranks:
+    """Join the other processes, until the command ends. Errors: they are not there."""
+    import_torch()
+    from llmcli.model.ranks import Ranks, device_of
+    from llmcli.model.threads import use_threads
+
+    use_threads(choice.threads, among=world.local_size)
+    ranks = Ranks(device_of(choice.device, world.local_rank), world.rank, world.size, world.meeting)
+    click.get_current_context().call_on_close(ranks.close)
+    return ranks
+
+
+def open_each(choice: ModelChoice, world: World) -> tuple[LoadedModel, Ranks]:
+    """The whole model in each of the processes that torchrun started. Errors: those of any of them."""
+    ranks = meet(choice, world)
+    folder, adapter = find_in_turn(choice, ranks)
+    return ranks.agreed(lambda: choice.load(folder, adapter)), ranks
 
 
 def start(choice: SplitChoice) -> World:
@@ -147,7 +144,7 @@ def follow(choice: SplitChoice, world: World) -> int:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        model: Any = choice.share(choice.meet(world)).model
+        model: Any = choice.share(meet(choice, world)).model
         model.serve()
     except LlmcliError:
         return EXIT_FAILURE

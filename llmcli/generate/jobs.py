@@ -133,7 +133,7 @@ def mark(job: Job, loaded: LoadedModel, sampler: Sampler, others: Mapping[str, A
 
 
 class Results:
-    """The file of results: each is appended whole, and ``done`` tells the mark of each that is there, by id.
+    """The file of results: each is appended whole, and ``done`` tells the mark of each that is there, by id, in order.
 
     A last line that was cut short (``torn``) is taken off when the file is opened for more.
     Errors: it cannot be read or written, or is no file of results, or somebody else writes to it too.
@@ -196,6 +196,12 @@ class Results:
         if self._file.write(line) != len(line):
             raise LlmcliError(f"{self.path}: no space left to write to", "free some, and start again")
         self._whole += len(line)
+        self.done[record["id"]] = record["mark"]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the results that are there."""
+        return self._whole
 
     def _check_size(self, size: int) -> None:
         """Raise where the file is not as it was left: two runs at once would each write every text."""

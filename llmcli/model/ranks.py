@@ -10,11 +10,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.device import pick_device
+
+T = TypeVar("T")
 
 JOIN = timedelta(minutes=5)  # for every rank to start and import torch
 PATIENCE = timedelta(days=365)  # of ranks that wait for a message: a user may think for long
@@ -84,14 +86,25 @@ class Ranks:
         told: list[int] = message.tolist()
         return told
 
-    def agree(self, failure: LlmcliError | None) -> None:
-        """Wait for all others. Raises the failure that any of them had, at all of them: the first one's first."""
-        told = None if failure is None else (failure.message, failure.hint, failure.exit_code)
+    def share(self, told: T) -> list[T]:
+        """What every rank tells, in their order, once all have told it, however long that takes."""
         everyone: list[Any] = [None] * self.size
         with self._kept():
             dist.all_gather_object(everyone, told, group=self._messages)
-        for rank, (message, hint, code) in ((rank, told) for rank, told in enumerate(everyone) if told is not None):
-            raise LlmcliError(f"rank {rank}: {message}" if rank else message, hint, exit_code=code) from failure
+        return everyone
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, once it is done on every rank. Errors: those of any of them, at all of them."""
+        done, told = None, None
+        try:
+            done = work()
+        except LlmcliError as error:
+            told = (error.message, error.hint, error.exit_code)
+        for rank, failure in enumerate(self.share(told)):
+            if failure is not None:
+                message, hint, code = failure
+                raise LlmcliError(f"rank {rank}: {message}" if rank else message, hint, exit_code=code)
+        return cast(T, done)
 
     def close(self) -> None:
         """Part from the others; a process that ends without may crash at its end."""

@@ -16,14 +16,16 @@ class BatchView:
     """A context manager: ``show`` each token on ``stream`` while inside, and what is wrong with a line.
 
     ``kept`` counts the results that are in the file: in the order of the prompts, one that is done may have to wait.
+    Of several processes (``rank`` is not None), the first one alone shows a bar, and each says which one it is.
     """
 
-    def __init__(self, total: int, done: int, stream: TextIO) -> None:
+    def __init__(self, total: int, done: int, stream: TextIO, rank: int | None = None) -> None:
         self._stream, self._total = stream, total
+        self._who = "" if rank is None else f"rank {rank}: "
         self._before = self._done = done
         self.tokens = self.broken = self.kept = 0
         self._began = time.monotonic()
-        self._bar = _bar(stream, total, done) if styled(stream) else None
+        self._bar = _bar(stream, total, done) if styled(stream) and not rank else None
 
     def __enter__(self) -> BatchView:
         if self._bar:
@@ -38,7 +40,7 @@ class BatchView:
         parts += [f"{self.broken} left out"] if self.broken else []
         left = self._total - self._before - self.kept - self.broken
         parts += [f"{left} to go: the same command goes on"] if left > 0 else []
-        note(f"{', '.join(parts)} | {self.tokens} tokens, {self._rate():.0f} tokens/s", self._stream)
+        note(f"{self._who}{', '.join(parts)} | {self.tokens} tokens, {self._rate():.0f} tokens/s", self._stream)
 
     def show(self, *, done: bool) -> None:
         """A token, which may be the last of its text."""

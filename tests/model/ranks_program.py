@@ -74,7 +74,7 @@ def run(job: dict[str, Any], ranks: Counting) -> dict[str, Any] | None:
     assert isinstance(model, SplitTransformer)
     held = torch.tensor([sum(parameter.nbytes for parameter in model.parameters())])
     held_by = [int(part) for part in ranks.collect(held)]
-    ranks.agree(None)
+    ranks.share(None)
     if not ranks.leads:
         model.serve()
         return None
