@@ -153,11 +153,27 @@ def test_a_template_that_refuses_costs_the_turn_alone(run: Run, chat_model: Path
     lines = ("The fox", "no", "/system x", "/tokens", "sang")
     result = run("chat", "-m", folder, "-n", 3, "--temperature", 0, input="\n".join(lines))
     assert result.exit_code == 0
-    assert result.stderr.count("not this") == 2
+    assert result.stderr.count("not this") == 1
+    assert result.stderr.count("model knows no system prompt (leave it out") == 1
     assert len(result.stdout.splitlines()) == 2
     assert "you\t" in result.stderr
-    result = run("chat", "-m", folder, "-s", "x", input="hi\n")
+
+
+@pytest.mark.parametrize("words", ["{{ raise_exception('System role not supported') }}", "{{ 1 + 'x' }}"])
+def test_a_template_without_a_place_for_a_system_prompt(run: Run, chat_model: Path, tmp_path: Path, words: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    refuse = f"{{% if messages[0].role == 'system' %}}{words}{{% endif %}}"
+    (folder / "chat_template.jinja").write_text(refuse + template)
+    result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    told = "llmcli: model knows no system prompt (leave it out, and say it in your first turn)\n"
+    assert result.stderr == told
+    (folder / "chat_template.jinja").write_text(words)  # nor is the chat itself to its liking
+    result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "chat_template.jinja: the chat template" in result.stderr
 
 
 def test_a_doubled_beginning_is_told(run: Run, chat_model: Path, tmp_path: Path) -> None:
