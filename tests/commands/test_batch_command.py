@@ -70,13 +70,17 @@ def test_each_text_is_that_of_generate(run: Run, model: Path, prompts: Path, who
 def test_the_batch_does_not_matter(run: Run, model: Path, prompts: Path, whole: Path, size: int) -> None:
     out = whole.with_name("other.jsonl")
     assert write(run, model, prompts, out, "--batch-size", size).exit_code == 0
-    assert out.read_bytes() == whole.read_bytes()
+    expected = read(whole)
+    if size == 1:  # not in a block of rows, so the last bits differ
+        for mine, other in zip(read(out), expected, strict=True):
+            assert mine["mean_logprob"] == pytest.approx(other["mean_logprob"], abs=1e-5)
+            other["mean_logprob"] = mine["mean_logprob"]
+    assert read(out) == expected
     finished = whole.with_name("finished.jsonl")
     write(run, model, prompts, finished, "--batch-size", size, "--order", "finished")
-    lines = [sorted(file.read_bytes().splitlines()) for file in (finished, whole)]
+    lines = [sorted(file.read_bytes().splitlines()) for file in (finished, out)]
     assert lines[0] == lines[1]
-    if size == 5:
-        assert finished.read_bytes() != whole.read_bytes()
+    assert (finished.read_bytes() != out.read_bytes()) == (size != 1)
 
 
 def test_it_goes_on_where_it_was(run: Run, model: Path, prompts: Path, whole: Path) -> None:
