@@ -27,12 +27,12 @@ class Event:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """How a text went; ``mean_logprob`` in nats a token."""
+    """How a text went; ``mean_logprob`` in nats a token, None where there are none."""
 
     sample: int
     seed: int
     tokens: int
-    mean_logprob: float
+    mean_logprob: float | None
     finish: str
     text: str
     best: bool
@@ -107,5 +107,5 @@ def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int,
     ]
     print_table(columns, cells, stream)
     tokens = sum(row.tokens for row in rows)
-    rate = f", {tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
+    rate = f", {tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
     note(f"{len(rows)} samples, {tokens} tokens{rate} together | prompt {prompt_tokens} tokens, read once", stream)
