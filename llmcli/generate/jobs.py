@@ -94,12 +94,14 @@ def _job(number: int, line: bytes, usual: Usual) -> Job:
     if not isinstance(said, dict):
         raise ValueError("not a JSON object")
     id = _of_type(said, "id", (str, int), number)
-    if isinstance(id, str) and any(0xD800 <= ord(char) <= 0xDFFF for char in id):
+    if isinstance(id, str) and not _is_unicode(id):
         raise ValueError("id is not valid Unicode")
     stop = _of_type(said, "stop", (str, list), list(usual.stop))
     stop = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(text, str) and text for text in stop):
         raise ValueError("stop is no text, nor a list of texts")
+    if not all(map(_is_unicode, stop)):
+        raise ValueError("stop is not valid Unicode")
     seed = _of_type(said, "seed", (int,), usual.seed + number - 1)
     max_tokens = _of_type(said, "max_tokens", (int,), usual.max_tokens)
     if "prompt" not in said:
@@ -114,6 +116,10 @@ def _of_type(said: Mapping[str, Any], key: str, types: tuple[type, ...], otherwi
     if not isinstance(value, types) or isinstance(value, bool):
         raise ValueError(f"{key} is {_shown(value)}, not {' or '.join(_NAMES[kind] for kind in types)}")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    return not any(0xD800 <= ord(char) <= 0xDFFF for char in text)
 
 
 def _shown(value: Any, most: int = 60) -> str:

@@ -146,6 +146,7 @@ def test_broken_lines_are_told_and_left_out(run: Run, model: Path, tmp_path: Pat
         (b'{"prompt": "' + b"word " * 500 + b'"}', "--context-overflow"),
         (b"[" * 100_000, "not JSON"),
         (b'{"prompt": "x", "id": "\\ud800"}', "id is not valid Unicode"),
+        (b'{"prompt": "x", "stop": ["a", "\\ud800"]}', "stop is not valid Unicode"),
         (
             b'{"prompt": [' + b"1, " * 9999 + b"1]}",
             "prompt is [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…, not",
@@ -155,7 +156,7 @@ def test_broken_lines_are_told_and_left_out(run: Run, model: Path, tmp_path: Pat
     source.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines) + b'\n{"prompt": "They", "seed": 7, "max_tokens": 2}')
     result = write(run, model, source, out)
     assert result.exit_code == 1
-    assert [(record["id"], record["seed"]) for record in read(out)] == [("a", 1), (19, 7)]
+    assert [(record["id"], record["seed"]) for record in read(out)] == [("a", 1), (20, 7)]
     for number, (_, reason) in enumerate(wrong, start=4):
         (told,) = [line for line in result.stderr.splitlines() if line.startswith(f"{source}:{number}: ")]
         assert reason in told
