@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands.command import Command
-from llmcli.commands.grammar import GrammarChoice, grammar_options
+from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.length import Length, fit, length_options
 from llmcli.commands.model import ModelChoice, model_options
@@ -78,7 +78,10 @@ def batch(
     usual = Usual(sampling.seed or 0, length.max_tokens, length.stop)
     results, total = Results(target), sum(1 for _ in read_jobs(source, usual))
     run = Run(choice.open(), sampling, grammar, length, results, source)
-    sys.exit(run.write(usual, total, batch_size, in_order=order == "input"))
+    code = run.write(usual, total, batch_size, in_order=order == "input")
+    if code != EXIT_INTERRUPTED:
+        check_valid(results.ends)
+    sys.exit(code)
 
 
 class Run:

@@ -141,6 +141,7 @@ def mark(job: Job, loaded: LoadedModel, sampler: Sampler, others: Mapping[str, A
 class Results:
     """The file of results: each is appended whole, and ``done`` tells the mark of each that is there, by id.
 
+    ``ends`` are why each ended, and whether it is what a grammar asks for, where there is one.
     A last line that was cut short (``torn``) is taken off when the file is opened for more.
     Errors: it cannot be read or written, or is no file of results, or somebody else writes to it too.
     """
@@ -148,6 +149,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: dict[str | int, str] = {}
+        self.ends: list[tuple[str, bool | None]] = []
         self.torn = False
         self._whole = 0  # bytes of whole lines
         self._rest = 0  # bytes of a torn one
@@ -176,6 +178,7 @@ class Results:
         try:
             record = json.loads(line)
             self.done[record["id"]] = record["mark"]
+            self._note_end(record)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._foreign(number) from error
 
@@ -202,6 +205,10 @@ class Results:
         if self._file.write(line) != len(line):
             raise LlmcliError(f"{self.path}: no space left to write to", "free some, and start again")
         self._whole += len(line)
+        self._note_end(record)
+
+    def _note_end(self, record: Mapping[str, Any]) -> None:
+        self.ends.append((record["finish"], record.get("valid")))
 
     def _check_size(self, size: int) -> None:
         """Raise where the file is not as it was left: two runs at once would each write every text."""

@@ -239,12 +239,12 @@ def test_of_two_runs_at_once_one_gives_way(tmp_path: Path) -> None:
     with jobs.Results(out) as first:
         second, late = jobs.Results(out), jobs.Results(out)
         with second:
-            first.append({"id": 1, "mark": "a"})
+            first.append({"id": 1, "mark": "a", "finish": "length"})
             with pytest.raises(LlmcliError, match="somebody else"):
-                second.append({"id": 1, "mark": "a"})
+                second.append({"id": 1, "mark": "a", "finish": "length"})
         with pytest.raises(LlmcliError, match="somebody else"):
             late.__enter__()
-        first.append({"id": 2, "mark": "b"})
+        first.append({"id": 2, "mark": "b", "finish": "length"})
     assert [record["id"] for record in read(out)] == [1, 2]
 
 
