@@ -117,11 +117,12 @@ def save(session: Session, argument: str) -> None:
 
 
 def load(session: Session, argument: str) -> None:
+    from llmcli.render.counted import counted
     from llmcli.text.transcript import read_transcript
 
     path = _path(argument)
     resume(session, read_transcript(path))
-    _note(f"loaded {path}: {len(session.conversation.messages)} messages")
+    _note(f"loaded {path}: {counted(len(session.conversation.messages), 'message')}")
 
 
 def resume(session: Session, messages: Messages) -> None:

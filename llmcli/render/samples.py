@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from llmcli.render.counted import counted
 from llmcli.render.generation import ENDINGS, TextWriter, note
 from llmcli.render.table import Cell, Column, number, print_table
 from llmcli.render.tokens import print_probabilities
@@ -108,4 +109,5 @@ def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int,
     print_table(columns, cells, stream)
     tokens = sum(row.tokens for row in rows)
     rate = f", {tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
-    note(f"{len(rows)} samples, {tokens} tokens{rate} together | prompt {prompt_tokens} tokens, read once", stream)
+    all, prompt = counted(tokens, "token"), counted(prompt_tokens, "token")
+    note(f"{len(rows)} samples, {all}{rate} together | prompt {prompt}, read once", stream)
