@@ -38,6 +38,10 @@ def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
     again = run("train", corpus, "--out", out, "--resume", "--tokens", 480)
     assert again.exit_code == 0, again.stderr
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 15
+    corpus.write_text(corpus.read_text(encoding="utf-8") + "!", encoding="utf-8")
+    other = run("train", corpus, "--out", out, "--resume", "--tokens", 640)
+    assert (other.exit_code, other.stderr.count("\n")) == (2, 1)
+    assert "learns from other text (give the same files as before" in other.stderr
 
 
 def test_help_tells_the_recipe_s_defaults() -> None:
