@@ -234,7 +234,7 @@ def test_system_prompts(talk: Callable[..., tuple[list[str], list[str]]], tmp_pa
 
 def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
     _, told = talk("The", "/set max-tokens 1", "The", args=("--verbose",))
-    assert [line.split(" tokens")[0] for line in told if "decode" in line] == ["6", "1"]
+    assert [line.split(" token")[0] for line in told if "decode" in line] == ["6", "1"]
     wrong = [
         ("/set", "takes a name and a value"),
         ("/set temperature", "takes a name and a value"),
