@@ -91,7 +91,7 @@ def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int,
         Column(""),
         Column("sample"),
         Column("seed", optional=2),
-        Column("tokens"),
+        Column("tokens", optional=-1),
         Column("mean logprob, nats"),
         Column("stopped", right=False, optional=1),
     ]

@@ -78,10 +78,10 @@ def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
         Column("id", optional=2),
         Column("token", right=False),
         Column("p"),
-        Column("", right=False),
-        Column("rank"),
+        Column("", right=False, optional=-3),
+        Column("rank", optional=-2),
         Column("final p", optional=1),
-        Column("most probable", right=False),
+        Column("most probable", right=False, optional=-1),
     ]
     rows = []
     for report in reports:
