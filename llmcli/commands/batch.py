@@ -12,7 +12,7 @@ import click
 
 from llmcli.commands.batch_share import Share
 from llmcli.commands.command import Command
-from llmcli.commands.grammar import GrammarChoice, grammar_options
+from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.length import Length, fit, length_options
 from llmcli.commands.model import ModelChoice, model_options
@@ -87,7 +87,10 @@ def batch(
         share = Share(world, target, wanted)
         loaded = share.open(choice)
         run = Run(loaded, sampling, grammar, length, share.results(), source, usual, world)
-        sys.exit(share.end(run.write(batch_size, in_order=order == "input")))
+        code = share.end(run.write(batch_size, in_order=order == "input"))
+        if world.rank == 0 and code != EXIT_INTERRUPTED:
+            check_valid(Results(target).ends)
+        sys.exit(code)
     if parts_of(target):  # which several processes left
         merge(target, wanted)
         results = Results(target)
@@ -95,6 +98,8 @@ def batch(
     code = run.write(batch_size, in_order=order == "input")
     if wanted is not None and list(results.done) != sorted(results.done, key=wanted.__getitem__):
         merge(target, wanted)
+    if code != EXIT_INTERRUPTED:
+        check_valid(results.ends)
     sys.exit(code)
 
 

@@ -19,7 +19,7 @@ from llmcli.commands.options import verbose_option
 from llmcli.commands.ranks import SplitChoice, split_options
 from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.commands.writable import check_writable
-from llmcli.errors import EXIT_INTERRUPTED, LlmcliError, usage_error
+from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
 
 if TYPE_CHECKING:
     from llmcli.generate.conversation import Conversation
@@ -63,7 +63,8 @@ def chat(
     """Talk with a model that was taught to chat, or with --raw let any model go on with what you write.
 
     Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands. A line that ends in a backslash goes on
-    in the next. Through a pipe, each line is a turn; replies go to stdout, everything else to stderr.
+    in the next. Through a pipe, each line is a turn; replies go to stdout, everything else to stderr, and the
+    exit code is 1 if a line could not be used.
 
     \b
     Examples:
@@ -129,7 +130,7 @@ def warn_of_doubled(form: Templated, conversation: Conversation) -> None:
 
 
 def converse(session: Session, source: Lines) -> None:
-    """Turn after turn, until the lines end. Ctrl-C ends a chat that nobody types."""
+    """Turn after turn, until the lines end. A chat that nobody types ends at Ctrl-C, and fails if one of them did."""
     from llmcli.render.generation import note
 
     typed = sys.stdin is not None and sys.stdin.isatty()
@@ -137,7 +138,7 @@ def converse(session: Session, source: Lines) -> None:
         try:
             take(session, source.read())
         except EOFError:
-            return
+            sys.exit(EXIT_FAILURE if session.failed and not typed else EXIT_OK)
         except LlmcliError as error:  # of a line that cannot be read
             session.tell(error)
         except KeyboardInterrupt:

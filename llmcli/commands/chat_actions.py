@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcli.commands.configfile import expanded
-from llmcli.errors import did_you_mean, usage_error
+from llmcli.errors import LlmcliError, did_you_mean, usage_error
 
 if TYPE_CHECKING:
     from llmcli.commands.chat_session import Session
@@ -71,16 +71,22 @@ def show_help(session: Session, argument: str) -> None:
 
 
 def set_system(session: Session, argument: str) -> None:
-    """Only if the template has a place for it."""
+    """Only if the template has a place for it: each refuses in words of its own, or fails."""
     from llmcli.text.chat import Message
 
     if session.raw:
         raise usage_error("--raw knows no system prompt", "a model with a chat template does")
     chat = session.conversation
+    system = (Message("system", argument),) if argument else ()
     rest = tuple(message for message in chat.messages if message.role != "system")
-    messages = ((Message("system", argument),) if argument else ()) + rest
-    chat.form.write(messages if rest else (*messages, Message("user", "?")))
-    chat.messages = messages
+    tried = rest or (Message("user", "?"),)
+    try:
+        chat.form.write((*system, *tried))
+    except LlmcliError as error:
+        chat.form.write(tried)  # raises what is not the system prompt's fault
+        hint = "leave it out, and say it in your first turn"
+        raise LlmcliError(f"{chat.loaded.name} knows no system prompt", hint) from error
+    chat.messages = system + rest
     _note("the system prompt is set" if argument else "there is no system prompt")
 
 
@@ -111,11 +117,12 @@ def save(session: Session, argument: str) -> None:
 
 
 def load(session: Session, argument: str) -> None:
+    from llmcli.render.counted import counted
     from llmcli.text.transcript import read_transcript
 
     path = _path(argument)
     resume(session, read_transcript(path))
-    _note(f"loaded {path}: {len(session.conversation.messages)} messages")
+    _note(f"loaded {path}: {counted(len(session.conversation.messages), 'message')}")
 
 
 def resume(session: Session, messages: Messages) -> None:

@@ -23,7 +23,7 @@ RIVALS = 5  # of a token in the table of /probs
 class Session:
     """``raw`` chats have no template; ``probs`` is whether probabilities are shown; ``file`` is kept up to date.
 
-    ``interrupted`` is whether Ctrl-C stopped the last reply.
+    ``interrupted`` is whether Ctrl-C stopped the last reply, ``failed`` whether any line came to nothing.
     """
 
     conversation: Conversation
@@ -33,6 +33,7 @@ class Session:
     verbose: bool
     probs: bool = False
     interrupted: bool = False
+    failed: bool = False
 
     def tell(self, error: Exception) -> None:
         """One line for what went wrong; raises what is nobody's to mend."""
@@ -42,6 +43,7 @@ class Session:
         told = error if isinstance(error, LlmcliError) else out_of_memory(error)
         if told is None:
             raise error
+        self.failed = True
         if self.verbose:
             traceback.print_exception(error)
         note(one_line(f"llmcli: {told}"), sys.stderr)

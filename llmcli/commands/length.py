@@ -37,6 +37,8 @@ def asked(max_tokens: int, stop: tuple[str, ...], overflow: Overflow) -> Length:
     """The options, checked."""
     if "" in stop:
         raise usage_error("--stop is empty", "give the text before which to end")
+    if any(0xD800 <= ord(char) <= 0xDFFF for text in stop for char in text):  # bytes that could not be decoded
+        raise usage_error("--stop is not valid Unicode", "UTF-8 is wanted")
     return Length(max_tokens, stop, overflow)
 
 

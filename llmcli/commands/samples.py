@@ -87,7 +87,7 @@ class Samples:
         """How each went, the best of them marked: that of the highest mean log probability, of the valid if any are."""
         best = max(
             self._last,
-            key=lambda key: (self._last[key].writing.valid is not False, self._last[key].mean_logprob),
+            key=lambda key: (self._last[key].writing.valid is not False, self._last[key].mean_logprob or 0.0),
             default=None,
         )
         return [self.row(key, best=key == best) for key in sorted(self._last)]
@@ -112,6 +112,8 @@ class Samples:
         from llmcli.explain.generated import token_report
         from llmcli.render.samples import Event
 
+        if written.step is None:
+            return Event(written.task.key, written.text, 1.0, None, written.done)
         report = None if self.rivals is None else token_report(written.step, self.loaded.tokenizer, self.rivals)
         return Event(written.task.key, written.text, written.step.choice.prob, report, written.done)
 

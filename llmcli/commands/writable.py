@@ -10,7 +10,7 @@ from llmcli.errors import LlmcliError, usage_error
 
 def check_writable(option: str, file: Path) -> None:
     """Errors: ``file`` of ``option`` cannot be written."""
-    folder = file.absolute().parent
+    folder = Path(os.path.realpath(file)).parent  # of a link: where the file lies that it leads to
     try:
         there = file.exists()
         if not folder.is_dir():

@@ -94,12 +94,14 @@ def _job(number: int, line: bytes, usual: Usual) -> Job:
     if not isinstance(said, dict):
         raise ValueError("not a JSON object")
     id = _of_type(said, "id", (str, int), number)
-    if isinstance(id, str) and any(0xD800 <= ord(char) <= 0xDFFF for char in id):
+    if isinstance(id, str) and not _is_unicode(id):
         raise ValueError("id is not valid Unicode")
     stop = _of_type(said, "stop", (str, list), list(usual.stop))
     stop = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(text, str) and text for text in stop):
         raise ValueError("stop is no text, nor a list of texts")
+    if not all(map(_is_unicode, stop)):
+        raise ValueError("stop is not valid Unicode")
     seed = _of_type(said, "seed", (int,), usual.seed + number - 1)
     max_tokens = _of_type(said, "max_tokens", (int,), usual.max_tokens)
     if "prompt" not in said:
@@ -114,6 +116,10 @@ def _of_type(said: Mapping[str, Any], key: str, types: tuple[type, ...], otherwi
     if not isinstance(value, types) or isinstance(value, bool):
         raise ValueError(f"{key} is {_shown(value)}, not {' or '.join(_NAMES[kind] for kind in types)}")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    return not any(0xD800 <= ord(char) <= 0xDFFF for char in text)
 
 
 def _shown(value: Any, most: int = 60) -> str:
@@ -135,6 +141,7 @@ def mark(job: Job, loaded: LoadedModel, sampler: Sampler, others: Mapping[str, A
 class Results:
     """The file of results: each is appended whole, and ``done`` tells the mark of each that is there, by id, in order.
 
+    ``ends`` are why each ended, and whether it is what a grammar asks for, where there is one.
     A last line that was cut short (``torn``) is taken off when the file is opened for more.
     Errors: it cannot be read or written, or is no file of results, or somebody else writes to it too.
     """
@@ -142,6 +149,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: dict[str | int, str] = {}
+        self.ends: list[tuple[str, bool | None]] = []
         self.torn = False
         self._whole = 0  # bytes of whole lines
         self._rest = 0  # bytes of a torn one
@@ -170,6 +178,7 @@ class Results:
         try:
             record = json.loads(line)
             self.done[record["id"]] = record["mark"]
+            self._note_end(record)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._foreign(number) from error
 
@@ -197,11 +206,15 @@ class Results:
             raise LlmcliError(f"{self.path}: no space left to write to", "free some, and start again")
         self._whole += len(line)
         self.done[record["id"]] = record["mark"]
+        self._note_end(record)
 
     @property
     def size(self) -> int:
         """Bytes of the results that are there."""
         return self._whole
+
+    def _note_end(self, record: Mapping[str, Any]) -> None:
+        self.ends.append((record["finish"], record.get("valid")))
 
     def _check_size(self, size: int) -> None:
         """Raise where the file is not as it was left: two runs at once would each write every text."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llmcli.errors import LlmcliError
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.generate.defaults import Defaults, read_defaults
 from llmcli.generate.filters import Filter, Vocabulary
 from llmcli.model import checkpoint
@@ -79,6 +79,11 @@ def load(
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise LlmcliError(f"{folder} is a LoRA adapter", "give its base model with -m, and this with --adapter")
     checkpoint.read_config(folder)  # its faults first
+    if quantization is not None and checkpoint.is_quantized(folder):
+        raise usage_error(
+            f"the weights of {name or folder.name} are quantised already",
+            "leave --quantize out, or name the model that they were rounded from",
+        )
     where = device_for(folder, device, quantization)
     tokenizer = load_tokenizer(folder, name)
     defaults = read_defaults(folder)

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Step, check_prompt, ended, next_logits, roll
-from llmcli.generate.text import Writing
+from llmcli.generate.text import Generation, Writing
 from llmcli.model.cache import KVCache
 from llmcli.model.rope import planned
 from llmcli.model.rows import Rows
@@ -35,27 +35,32 @@ class Task:
 class Written:
     """One step of a task: the text that it completes, and its writing so far. ``done`` with the last.
 
+    A task that asks for no tokens has one of these, without a step.
     ``logprob`` is the sum of all its tokens' so far, in nats, by the model's own probabilities.
     """
 
     task: Task
     writing: Writing
-    step: Step
+    step: Step | None
     text: str
     logprob: float
     done: bool
 
     @property
-    def mean_logprob(self) -> float:
-        """A token, so that a long text is no worse for its length."""
-        return self.logprob / self.writing.tokens
+    def mean_logprob(self) -> float | None:
+        """A token, so that a long text is no worse for its length; None where there are none."""
+        return self.logprob / self.writing.tokens if self.writing.tokens else None
 
 
 def write_many(loaded: LoadedModel, tasks: Iterable[Task], size: int) -> Iterator[Written]:
     """The steps of all tasks, up to ``size`` of them side by side, each in its own order.
 
-    A task is begun as soon as there is room. One that asks for no tokens has no step. Errors: those of ``steps``.
+    A task is begun as soon as there is room. Errors: those of ``steps``.
     """
+    if size == 1:
+        for only in tasks:
+            yield from write_one(loaded, only)
+        return
     batch, coming = Batch(loaded, size), iter(tasks)
     while True:
         while batch.room:
@@ -64,9 +69,29 @@ def write_many(loaded: LoadedModel, tasks: Iterable[Task], size: int) -> Iterato
                 break
             if task.max_new_tokens > 0:
                 yield batch.begin(task)
+            else:
+                yield from write_one(loaded, task)
         if not batch.texts:
             return
         yield from batch.advance()
+
+
+def write_one(loaded: LoadedModel, task: Task) -> Iterator[Written]:
+    """A task without company, by the loop for one text, which need not fill a block of rows."""
+    generation = Generation(
+        loaded,
+        task.prompt_ids,
+        sampler=task.sampler,
+        max_new_tokens=task.max_new_tokens,
+        stop=task.stop,
+        rolls=task.rolls,
+    )
+    logprob = 0.0
+    for step, text in generation:
+        logprob += float(step.logits.log_softmax(dim=-1)[step.token])
+        yield Written(task, generation, step, text, logprob, step.finish is not None or generation.stopped)
+    if not generation.tokens:
+        yield Written(task, generation, None, "", logprob, True)
 
 
 class InOrder(Generic[T]):

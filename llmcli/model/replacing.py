@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block succeeds: never half a file."""
+    """A temporary path beside ``path`` that takes its place if the block succeeds: never half a file.
+
+    A link stays one: the file that it leads to is replaced.
+    """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(path.name + ".part")
     try:
         temporary.touch()

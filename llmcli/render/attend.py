@@ -10,6 +10,7 @@ from rich.text import Text
 
 from llmcli.render.bars import bar, shade
 from llmcli.render.check import print_check
+from llmcli.render.counted import counted
 from llmcli.render.table import Cell, Column, number, print_table
 from llmcli.render.terminal import console, label, say, styled
 
@@ -61,7 +62,7 @@ def _rows(sources: Sequence[Source], top: int, sink: bool) -> list[list[Cell]]:
     if others:
         mean = sum(source.mean for source in candidates) - sum(source.mean for source in shown)
         moved = sum(source.moved for source in candidates) - sum(source.moved for source in shown)
-        name = Cell(f"{others} other{'s' * (others > 1)} together", style="italic")
+        name = Cell(f"{counted(others, 'other')} together", style="italic")
         rows.append([Cell(""), name, Cell(""), Cell(""), number(mean), bar(mean, most), number(moved, 3)])
     return rows
 

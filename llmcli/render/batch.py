@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from llmcli.render.counted import counted
 from llmcli.render.generation import note
 from llmcli.render.terminal import console, styled
 
@@ -35,12 +36,15 @@ class BatchView:
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
-        parts = [f"{self.kept} of {self._total} prompts written"]
+        parts = [f"{self.kept} of {counted(self._total, 'prompt')} written"]
         parts += [f"{self._before} were there"] if self._before else []
         parts += [f"{self.broken} left out"] if self.broken else []
         left = self._total - self._before - self.kept - self.broken
         parts += [f"{left} to go: the same command goes on"] if left > 0 else []
-        note(f"{self._who}{', '.join(parts)} | {self.tokens} tokens, {self._rate():.0f} tokens/s", self._stream)
+        note(
+            f"{self._who}{', '.join(parts)} | {counted(self.tokens, 'token')}, {self._rate():.0f} tokens/s",
+            self._stream,
+        )
 
     def show(self, *, done: bool) -> None:
         """A token, which may be the last of its text."""

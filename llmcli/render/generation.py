@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.color import ColorSystem
 from rich.style import Style
 
+from llmcli.render.counted import counted
 from llmcli.render.terminal import band, printable, say, styled
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
@@ -82,7 +83,7 @@ def print_summary(
         prefill = f", prefill {done.prompt_tokens / done.prefill_seconds:.0f} tokens/s" if done.tokens else ""
     ahead = "" if guesses is None else f" | guessed {guesses[0]}, kept {guesses[1]}, rejected {guesses[0] - guesses[1]}"
     note(
-        f"{done.tokens} tokens, decode {decode} | prompt {done.prompt_tokens} tokens{prefill} | "
+        f"{counted(done.tokens, 'token')}, decode {decode} | prompt {counted(done.prompt_tokens, 'token')}{prefill} | "
         f"first token after {done.prefill_seconds:.2f} s | context {done.length} of {context} | "
         f"stopped: {ENDINGS[done.finish]} | seed {seed}{ahead}",
         stream,
@@ -95,7 +96,7 @@ def prompt_cache_line(reuse: Reuse, file: str) -> str:
         return f"prompt cache: {file} does not exist yet"
     if reuse.reason is not None:
         return f"prompt cache: {file} {UNUSED[reuse.reason]}; the prompt is read anew"
-    return f"prompt cache: {reuse.tokens} of {reuse.prompt} tokens reused from {file}"
+    return f"prompt cache: {reuse.tokens} of {counted(reuse.prompt, 'token')} reused from {file}"
 
 
 def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float | None]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from llmcli.hub.sizes import readable
 from llmcli.render.bars import bar
 from llmcli.render.check import print_check
+from llmcli.render.counted import counted
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import harmless, say
 
@@ -35,7 +36,7 @@ def _facts(report: InspectReport) -> Iterator[tuple[str, str]]:
     yield "family", shape.family
     yield "layers", f"{shape.layers}, each passing on {shape.hidden} numbers for a token"
     shared = "" if shape.heads == shape.kv_heads else f" that share {shape.kv_heads} for keys and values"
-    yield "attention", f"{shape.heads} heads of {shape.head_dim}{shared}"
+    yield "attention", f"{counted(shape.heads, 'head')} of {shape.head_dim}{shared}"
     if shape.experts is None:
         yield "MLP", f"{shape.intermediate} wide"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.check import print_check
+from llmcli.render.counted import counted
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import label, say
 from llmcli.text.bpe import replayed
@@ -20,7 +21,7 @@ WINDOW = 16  # symbols shown on either side of a merge: a word without spaces ma
 def print_merges(report: MergesReport, stream: TextIO) -> None:
     """The whole view."""
     words, merges = sum(word.count for word in report.words), sum(len(word.merges) for word in report.words)
-    say(f"merges of {report.model}: how {words} words became {report.tokens} tokens", stream)
+    say(f"merges of {report.model}: how {counted(words, 'word')} became {counted(report.tokens, 'token')}", stream)
     columns = [
         Column("word", right=False),
         Column("times", optional=2),
@@ -30,7 +31,8 @@ def print_merges(report: MergesReport, stream: TextIO) -> None:
     ]
     print_table(columns, [row for word in report.words for row in _rows(word)], stream)
     around = f"; tokens added to every text: {report.around}" if report.around else ""
-    say(f"{len(report.words)} different words, {merges} merges of the tokenizer's {report.ranks}{around}.", stream)
+    different, joined = counted(len(report.words), "different word"), counted(merges, "merge")
+    say(f"{different}, {joined} of the tokenizer's {report.ranks}{around}.", stream)
     say("Rank: how early in training the pair was learnt. A word's pair of lowest rank is", stream, "dim")
     say("joined first, until none of its pairs has one; then each symbol is a token.", stream, "dim")
     print_check(report.check, stream)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from llmcli.render.counted import counted
 from llmcli.render.generation import ENDINGS, TextWriter, note
 from llmcli.render.table import Cell, Column, number, print_table
 from llmcli.render.tokens import print_probabilities
@@ -27,12 +28,12 @@ class Event:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """How a text went; ``mean_logprob`` in nats a token."""
+    """How a text went; ``mean_logprob`` in nats a token, None where there are none."""
 
     sample: int
     seed: int
     tokens: int
-    mean_logprob: float
+    mean_logprob: float | None
     finish: str
     text: str
     best: bool
@@ -90,7 +91,7 @@ def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int,
         Column(""),
         Column("sample"),
         Column("seed", optional=2),
-        Column("tokens"),
+        Column("tokens", optional=-1),
         Column("mean logprob, nats"),
         Column("stopped", right=False, optional=1),
     ]
@@ -107,5 +108,6 @@ def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int,
     ]
     print_table(columns, cells, stream)
     tokens = sum(row.tokens for row in rows)
-    rate = f", {tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
-    note(f"{len(rows)} samples, {tokens} tokens{rate} together | prompt {prompt_tokens} tokens, read once", stream)
+    rate = f", {tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
+    all, prompt = counted(tokens, "token"), counted(prompt_tokens, "token")
+    note(f"{len(rows)} samples, {all}{rate} together | prompt {prompt}, read once", stream)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.text import Text
 
 from llmcli.render.check import print_check
+from llmcli.render.counted import counted
 from llmcli.render.table import Cell, Column, number, print_table, probability
 from llmcli.render.terminal import RANK_BANDS, console, harmless, label, rank_band, say, styled
 
@@ -34,9 +35,8 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
     print_table(columns, [_row(token) for token in sorted(shown, key=lambda token: token.position)], stream)
     if len(shown) < len(report.tokens):
         say(f"the {len(shown)} most surprising of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
-    count = len(report.tokens)
     say(
-        f"{count} {'token' if count == 1 else 'tokens'}, {report.bits:.1f} bits: {report.bits_per_token:.3f} a token, "
+        f"{counted(len(report.tokens), 'token')}, {report.bits:.1f} bits: {report.bits_per_token:.3f} a token, "
         f"{report.bits_per_byte:.4f} a byte, perplexity {report.perplexity:.6g}. "
         f"{_first(report)}, the first, is not scored: nothing comes before it.",
         stream,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
+from llmcli.render.counted import counted
 from llmcli.render.generation import stage_name
 from llmcli.render.table import Cell, Column, number, print_table, probability
 from llmcli.render.terminal import console, label, one_line, say, styled
@@ -53,8 +54,9 @@ def print_candidates(report: StepReport, stream: TextIO) -> None:
 
 
 def _print_heading(report: StepReport, stream: TextIO) -> None:
+    read = counted(len(report.context_ids), "token")
     say(
-        f"step {report.step}: what follows “{_tail(report.context)}”? {len(report.context_ids)} tokens read, "
+        f"step {report.step}: what follows “{_tail(report.context)}”? {read} read, "
         f"{report.vocabulary} candidates, entropy {report.entropy:.2f} bits",
         stream,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -20,6 +20,7 @@ LEAST = 4  # cells of a column of text, which goes on in the next line: with few
 class Column:
     """``optional`` columns are left out where the terminal is too narrow, the highest number first.
 
+    Those below 0 go only where it does not help that the text of others goes on in the next line.
     ``plain`` is its name where there is no terminal (the same, if not given).
     """
 
@@ -62,26 +63,44 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], strea
         stream.flush()
         return
     target = console(stream)
-    widths = [max(cell_len(text) for text in (c.name, *(row[n].shown for row in rows))) for n, c in enumerate(columns)]
-    kept = _fitting(columns, widths, target.width)
-    least = [width if column.right else min(width, LEAST) for column, width in zip(columns, widths, strict=True)]
+    widths, least = _sizes(columns, rows)
+    kept = _fitting(columns, widths, least, target.width)
     # Where not even that has room, the lines go on below: better than numbers cut, or tokens left out.
-    target.width = max(target.width, sum(least[n] + 2 for n in kept))
+    target.width = max(target.width, _together(least[n] for n in kept))
+    stacked = _together((widths if columns[n].right else least)[n] for n in kept) > target.width
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for n in kept:
         right, name = columns[n].right, printable(columns[n].name, stream)
+        name = name.replace(" ", "\n") if right and stacked else name
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=least[n])
     for row in rows:
         table.add_row(*(Text(printable(row[n].shown, stream), style=row[n].style) for n in kept))
     target.print(table, crop=False)
 
 
-def _fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
-    """Which columns fit into ``width`` cells, with two between each; the others are optional ones."""
+def _sizes(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> tuple[list[int], list[int]]:
+    """How many cells each column takes at most, and at least: with its text folded, or the words of a number's name."""
+    cells = [max((cell_len(row[n].shown) for row in rows), default=0) for n in range(len(columns))]
+    widths = [max(cell_len(column.name), size) for column, size in zip(columns, cells, strict=True)]
+    words = [max(map(cell_len, column.name.split(" "))) for column in columns]
+    least = [
+        max(word, size) if column.right else min(width, LEAST)
+        for column, word, size, width in zip(columns, words, cells, widths, strict=True)
+    ]
+    return widths, least
+
+
+def _fitting(columns: Sequence[Column], widths: Sequence[int], least: Sequence[int], width: int) -> list[int]:
+    """Which columns fit into ``width`` cells; the others are optional ones."""
     kept = list(range(len(columns)))
-    while sum(widths[n] + 2 for n in kept) > width:
-        droppable = [n for n in kept if columns[n].optional]
-        if not droppable:
-            break
-        kept.remove(max(droppable, key=lambda n: columns[n].optional))
+    droppable = [n for n in kept if columns[n].optional]
+    for n in sorted(droppable, key=lambda n: columns[n].optional, reverse=True):
+        sizes = widths if columns[n].optional > 0 else least
+        if _together(sizes[m] for m in kept) > width:
+            kept.remove(n)
     return kept
+
+
+def _together(sizes: Iterable[int]) -> int:
+    """The width of columns of these sizes, with two cells between each and one behind the last."""
+    return sum(size + 2 for size in sizes) - 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.check import print_check
+from llmcli.render.counted import counted
 from llmcli.render.table import Cell, Column, print_table, probability
 from llmcli.render.terminal import band, label, say, styled
 
@@ -49,10 +50,8 @@ def print_tokenization(report: Tokenization, stream: TextIO) -> None:
 def tokenization_summary(report: Tokenization) -> str:
     """Count, and bytes per token."""
     unknown = f", of which {report.unknown} unknown to the tokenizer" if report.unknown else ""
-    return (
-        f"{report.model}: {len(report.tokens)} tokens{unknown}; {report.text_bytes} bytes of text, "
-        f"{report.bytes_per_token:.2f} bytes a token"
-    )
+    tokens, size = counted(len(report.tokens), "token"), counted(report.text_bytes, "byte")
+    return f"{report.model}: {tokens}{unknown}; {size} of text, {report.bytes_per_token:.2f} bytes a token"
 
 
 def print_side_by_side(reports: Sequence[Tokenization], stream: TextIO) -> None:
@@ -79,10 +78,10 @@ def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
         Column("id", optional=2),
         Column("token", right=False),
         Column("p"),
-        Column("", right=False),
-        Column("rank"),
+        Column("", right=False, optional=-3),
+        Column("rank", optional=-2),
         Column("final p", optional=1),
-        Column("most probable", right=False),
+        Column("most probable", right=False, optional=-1),
     ]
     rows = []
     for report in reports:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.bars import SIDES, signed_bar
 from llmcli.render.check import print_check
+from llmcli.render.counted import counted
 from llmcli.render.table import Cell, Column, number, print_table
 from llmcli.render.terminal import label, say
 
@@ -49,7 +50,7 @@ def _part_rows(report: WhyReport, top: int) -> list[list[Cell]]:
     head, hidden, tail = _split(ranked, top)
     rows = [_part_row(part, most) for part in head]
     if hidden:
-        rows.append([*_numbers(_others(len(hidden)), hidden, "italic"), Cell("")])
+        rows.append([*_numbers(counted(len(hidden), "other"), hidden, "italic"), Cell("")])
     rows += [_part_row(part, most) for part in tail]
     return [*rows, [*_numbers("total", [report.total], "bold"), Cell("")]]
 
@@ -89,12 +90,10 @@ def _source_rows(sources: Sequence[Source], top: int, heads: str) -> list[list[C
     hidden = len(sources) - len(shown)
     if hidden:
         rest = total - sum(source.difference for source in shown)
-        rows.append([Cell(""), Cell(_others(hidden), style="italic"), Cell(""), _signed(rest, "italic"), Cell("")])
+        rows.append(
+            [Cell(""), Cell(counted(hidden, "other"), style="italic"), Cell(""), _signed(rest, "italic"), Cell("")]
+        )
     return [*rows, [Cell(""), Cell(heads, style="bold"), Cell(""), _signed(total, "bold"), Cell("")]]
-
-
-def _others(count: int) -> str:
-    return f"{count} other{'s' * (count > 1)}"
 
 
 def _signed(value: float, style: str = "") -> Cell:

@@ -41,7 +41,7 @@ def train(
 
     def save() -> None:
         checkpoint.save(model, out, run.described, dtype=torch.bfloat16)
-        state.save_state(out / state.FILE, model, optimizing, objective.kept, step)
+        state.save_state(out / state.FILE, model, optimizing, objective.kept, step=step, corpus=run.corpus)
 
     saved, saved_at, whole = step, time.monotonic(), True
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -90,8 +91,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_whole(self)
-        if not self.learning_rate > 0 or not self.weight_decay >= 0 or not self.beta > 0:
-            raise usage_error("learning_rate and beta must be above 0, and weight_decay at least 0")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf and 0 < self.beta < math.inf):
+            raise usage_error("learning_rate and beta must be above 0, weight_decay at least 0, and none infinite")
         if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
             raise usage_error("warmup and decay are shares of the run: from 0 to 1, together at most 1")
         if not 0 <= self.plain <= 1:

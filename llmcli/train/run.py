@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llmcli.errors import LlmcliError
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.model import checkpoint
 from llmcli.model.families import llama
 from llmcli.model.jsonfile import read_json
@@ -20,6 +20,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.text.chat import find_template
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.text.turns import Templated
+from llmcli.train import state
 from llmcli.train.batches import cut, pack
 from llmcli.train.corpus import Corpus
 from llmcli.train.encoding import Encoder
@@ -33,13 +34,14 @@ from llmcli.train.vocabulary import save_tokenizer, train_tokenizer
 
 @dataclass(frozen=True)
 class Run:
-    """``described`` is the model's config.json."""
+    """``described`` is the model's config.json, ``corpus`` the digest of the examples."""
 
     recipe: Recipe
     model: Transformer
     encoder: Encoder
     objective: Objective
     described: Mapping[str, Any]
+    corpus: str
 
 
 def begin(out: Path, recipe: Recipe, corpus: Corpus, *, init: Path | None = None, device: torch.device) -> Run:
@@ -59,7 +61,12 @@ def begin(out: Path, recipe: Recipe, corpus: Corpus, *, init: Path | None = None
 
 
 def go_on(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.device) -> Run:
-    """The run in ``out``, whose recipe may have a new end; its weights are yet to be read."""
+    """The run in ``out``, whose recipe may have a new end; its weights are yet to be read. Errors: another corpus."""
+    if state.saved_corpus(out / state.FILE) not in (corpus.digest, None):
+        raise usage_error(
+            f"the run in {out} learns from other text",
+            "give the same files as before, --valid too; to learn from these, begin a new run with --init",
+        )
     recipe.write(out)
     model = Transformer(checkpoint.read_config(out))
     return _run(out, recipe, corpus, model.to(device), read_json(out / "config.json"))
@@ -101,7 +108,7 @@ def _run(out: Path, recipe: Recipe, corpus: Corpus, model: Transformer, describe
     template = None if recipe.method == "pretrain" else find_template(out)
     form = None if template is None else Templated(template, tokenizer)
     encoder = Encoder(tokenizer, ends[0] if ends else None, form)
-    return Run(recipe, model, encoder, objective_of(recipe, corpus, encoder), described)
+    return Run(recipe, model, encoder, objective_of(recipe, corpus, encoder), described, corpus.digest)
 
 
 def objective_of(recipe: Recipe, corpus: Corpus, encoder: Encoder) -> Objective:

@@ -19,16 +19,20 @@ FILE = "state.safetensors"
 
 
 def save_state(
-    path: Path, model: Transformer, optimizers: list[Optimizer], kept: Mapping[str, Tensor], step: int
+    path: Path, model: Transformer, optimizers: list[Optimizer], kept: Mapping[str, Tensor], *, step: int, corpus: str
 ) -> None:
-    """Write all that decides the steps to come; the file appears whole or not at all. ``kept`` is the objective's."""
+    """Write all that decides the steps to come; the file appears whole or not at all.
+
+    ``kept`` is the objective's, ``corpus`` the digest of what is learnt.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"kept.{name}": tensor for name, tensor in kept.items()}
     for i, optimizer in enumerate(optimizers):
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
     with replacing(path) as temporary:
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata={"step": str(step)})
+        told = {"step": str(step), "corpus": corpus}
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=told)
 
 
 def load_state(path: Path, model: Transformer, optimizers: list[Optimizer], kept: dict[str, Tensor]) -> int:
@@ -51,6 +55,11 @@ def load_state(path: Path, model: Transformer, optimizers: list[Optimizer], kept
 def saved_step(path: Path) -> int:
     """How many steps had been taken when the state was saved."""
     return int(TensorFile(path).metadata["step"])
+
+
+def saved_corpus(path: Path) -> str | None:
+    """The digest of the corpus of the run; None where that is not told."""
+    return TensorFile(path).metadata.get("corpus")
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

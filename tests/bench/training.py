@@ -108,7 +108,7 @@ def ours(recipe: Recipe, rows: Tensor, device: torch.device, optimizer: Any, *, 
     initialise(model, 0)
     batches = Batches(rows, torch.ones_like(rows, dtype=torch.bool), batch_size=recipe.batch_size, seed=0)
     encoder: Any = None  # for samples, of which there are none
-    run = Run(recipe, model.to(device), encoder, NextToken(batches, [], 0), llama.describe(model.config))
+    run = Run(recipe, model.to(device), encoder, NextToken(batches, [], 0), llama.describe(model.config), "")
     with tempfile.TemporaryDirectory() as out:
         began = clock(device)
         for _ in train(run, Path(out), compiled=compiled, checkpoint_seconds=1e9, validate_every=2**40):

@@ -25,10 +25,10 @@ Run = Callable[..., Result]
 def talk(run: Run, chat_model: Path) -> Callable[..., tuple[list[str], list[str]]]:
     """``talk("hi", "/tokens")`` -> the lines of stdout and of stderr after the first, with short greedy replies."""
 
-    def call(*lines: str, args: tuple[object, ...] = (), code: int = 0) -> tuple[list[str], list[str]]:
+    def call(*lines: str, args: tuple[object, ...] = ()) -> tuple[list[str], list[str]]:
         options = ("-m", chat_model, "-n", 6, "--temperature", 0, *args)
         result = run("chat", *options, input="\n".join(lines) + "\n")
-        assert result.exit_code == code, result.stderr
+        assert result.exit_code == ("\nllmcli: " in result.stderr), result.stderr
         assert "\x1b" not in result.stdout + result.stderr
         return result.stdout.splitlines(), result.stderr.splitlines()[1:]
 
@@ -109,7 +109,7 @@ def test_lines_that_go_on(talk: Callable[..., tuple[list[str], list[str]]], tmp_
 def test_a_line_that_is_no_text_costs_itself_alone(run: Run, chat_model: Path) -> None:
     options = ("-m", chat_model, "-n", 3, "--temperature", 0)
     result = run("chat", *options, input=b"The fox\nb\xffd\nThe fox\n")
-    assert result.exit_code == 0
+    assert result.exit_code == 1  # or whoever reads the replies alone would not know
     assert "not valid UTF-8 at byte 1" in result.stderr
     assert len(result.stdout.splitlines()) == 2
 
@@ -152,12 +152,28 @@ def test_a_template_that_refuses_costs_the_turn_alone(run: Run, chat_model: Path
     (folder / "chat_template.jinja").write_text(refuse + "{% endif %}" + template)
     lines = ("The fox", "no", "/system x", "/tokens", "sang")
     result = run("chat", "-m", folder, "-n", 3, "--temperature", 0, input="\n".join(lines))
-    assert result.exit_code == 0
-    assert result.stderr.count("not this") == 2
+    assert result.exit_code == 1
+    assert result.stderr.count("not this") == 1
+    assert result.stderr.count("model knows no system prompt (leave it out") == 1
     assert len(result.stdout.splitlines()) == 2
     assert "you\t" in result.stderr
-    result = run("chat", "-m", folder, "-s", "x", input="hi\n")
+
+
+@pytest.mark.parametrize("words", ["{{ raise_exception('System role not supported') }}", "{{ 1 + 'x' }}"])
+def test_a_template_without_a_place_for_a_system_prompt(run: Run, chat_model: Path, tmp_path: Path, words: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    refuse = f"{{% if messages[0].role == 'system' %}}{words}{{% endif %}}"
+    (folder / "chat_template.jinja").write_text(refuse + template)
+    result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    told = "llmcli: model knows no system prompt (leave it out, and say it in your first turn)\n"
+    assert result.stderr == told
+    (folder / "chat_template.jinja").write_text(words)  # nor is the chat itself to its liking
+    result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "chat_template.jinja: the chat template" in result.stderr
 
 
 def test_a_doubled_beginning_is_told(run: Run, chat_model: Path, tmp_path: Path) -> None:
@@ -218,7 +234,7 @@ def test_system_prompts(talk: Callable[..., tuple[list[str], list[str]]], tmp_pa
 
 def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
     _, told = talk("The", "/set max-tokens 1", "The", args=("--verbose",))
-    assert [line.split(" tokens")[0] for line in told if "decode" in line] == ["6", "1"]
+    assert [line.split(" token")[0] for line in told if "decode" in line] == ["6", "1"]
     wrong = [
         ("/set", "takes a name and a value"),
         ("/set temperature", "takes a name and a value"),
@@ -323,7 +339,7 @@ def test_the_chat_file_is_kept_up_to_date_and_never_taken_for_one_if_it_is_none(
     monkeypatch.setattr(os, "replace", full)
     options = ("-m", chat_model, "-n", 3, "--temperature", 0, "--chat", tmp_path / "y.json")
     result = run("chat", *options, input="The\nThe\n")
-    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
+    assert (result.exit_code, len(result.stdout.splitlines())) == (1, 2)
     assert result.stderr.count("save it elsewhere") == 2
 
 
@@ -346,7 +362,7 @@ def test_a_conversation_too_long_and_a_reply_that_fills_the_context(run: Run, ch
     options = ("-m", folder, "--temperature", 0, "--chat", file)
     lines = ("/set logit-bias <|end_of_text|>=-inf", "The fox " * 30, "The", "/undo", "The")
     result = run("chat", *options, input="\n".join(lines))
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert "but the model's context is 48 (" in result.stderr
     assert "the model's context is full" in result.stderr
     assert [role for role, _ in saved(file)] == ["user", "assistant"]

@@ -264,6 +264,8 @@ def test_no_text_commands_the_terminal(spawn: Spawn, chat_model: Path, tmp_path:
     assert "\x07" not in terminal.raw
     assert "\x9b" not in terminal.raw
     assert "[bold red]" in terminal.shown
+    terminal.child.send(CTRL_D)
+    assert terminal.end() == 0  # whoever typed it saw the error
 
 
 def test_ctrl_c_ends_a_chat_that_nobody_types(endless: Path, tmp_path: Path) -> None:

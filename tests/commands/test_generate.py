@@ -207,6 +207,7 @@ def one_line(result: Result, code: int, *words: object) -> None:
         ("--samplers", "top-k,top-k"),
         ("--max-tokens", "-1"),
         ("--stop", ""),
+        ("--stop", "\udcff"),
         ("--seed", "-1"),
         ("--probs=0",),
         ("--dtype", "int3"),

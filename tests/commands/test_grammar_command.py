@@ -188,6 +188,24 @@ def test_several_texts_side_by_side(run: Run, model: Path) -> None:
     assert best.stdout.strip() == max((e for e in ends if e["valid"]), key=lambda e: e["mean_logprob"])["text"].strip()
 
 
+def test_a_batch_with_texts_cut_off_fails_as_one_text_does(run: Run, model: Path, tmp_path: Path) -> None:
+    """Also when it is asked again, or was stopped in between."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "The", "max_tokens": 1}\n{"prompt": "The"}\n', encoding="utf-8")
+    command = ("batch", source, out, "-m", model, "--regex", "[a-z ]{9}!")
+    for left in (2, 0, 1, 2):
+        out.write_text("".join(out.read_text().splitlines(keepends=True)[: 2 - left]) if out.exists() else "")
+        result = run(*command)
+        assert [end["valid"] for end in map(json.loads, out.read_text().splitlines())] == [False, True]
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1] == (
+            "llmcli: 1 of 2 texts do not fit the grammar (give more --max-tokens)"
+        )
+    source.write_text('{"prompt": "The"}\n', encoding="utf-8")
+    out.unlink()
+    assert run(*command).exit_code == 0
+
+
 def test_true_is_a_schema_and_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "true").write_text('{"type": "null"}', encoding="utf-8")

@@ -49,6 +49,21 @@ def test_the_text_stays_and_the_line_tells(run: Run, model: Path, tmp_path: Path
         assert "prompt cache" not in plain.stderr + kept.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_leads_to_the_file(run: Run, model: Path, tmp_path: Path) -> None:
+    link, folder = tmp_path / "link", tmp_path / "folder"
+    link.symlink_to(folder / "x.cache")
+    common = ("generate", TEXT, "-m", model, "-n", 2, "--prompt-cache", link)
+    refused = run(*common)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert f"there is no folder {folder}" in refused.stderr
+    folder.mkdir()
+    assert "does not exist yet" in told(run(*common))
+    assert "tokens reused from" in told(run(*common))
+    assert link.is_symlink()
+    assert [path.name for path in folder.iterdir()] == ["x.cache"]
+
+
 def test_json_tells_how_many_were_cached(run: Run, model: Path, tmp_path: Path) -> None:
     common = ("generate", TEXT, "-m", model, "-n", 9, "--seed", 3, "--dtype", "float32", "--json")
     start, *plain, _ = records(run(*common))

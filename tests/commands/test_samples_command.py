@@ -71,6 +71,24 @@ def test_bad_options(run: Run, options: tuple[object, ...]) -> None:
     assert "no such model" not in result.stderr
 
 
+def test_no_tokens_are_as_of_one_text(run: Run, model: Path) -> None:
+    """A start and an end for each, its label, and the same answer of a grammar."""
+    options = ("generate", "The", "-m", model, "--seed", 5, "-n", 0)
+    start, end = records(run(*options, "--json"))
+    (begun, ended), (_, _) = texts(run, model, "-n", 0, "--num-samples", 2)
+    assert begun == {"type": "start", "sample": 0, **start}
+    shared = ("type", "finish", "text", "tokens")
+    assert {key: ended[key] for key in shared} == {key: end[key] for key in shared}
+    assert ended["mean_logprob"] is None
+    shown = run(*options, "--num-samples", 2, "--echo", "--probs")
+    assert shown.stdout == "--- sample 0, seed 5 ---\nThe\n\n--- sample 1, seed 6 ---\nThe\n"
+    assert "2 samples, 0 tokens together" in shown.stderr
+    assert run(*options, "--best-of", 2, "--echo").stdout == "The\n"
+    for count in (1, 2):
+        refused = run(*options, "--num-samples", count, "--choices", "a,b", "--json")
+        assert (refused.exit_code, records(refused)[1]["valid"]) == (1, False)
+
+
 # --- the context ---
 
 LONG = "The old fox met a hen by the river. " * 20

@@ -38,6 +38,10 @@ def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
     again = run("train", corpus, "--out", out, "--resume", "--tokens", 480)
     assert again.exit_code == 0, again.stderr
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 15
+    corpus.write_text(corpus.read_text(encoding="utf-8") + "!", encoding="utf-8")
+    other = run("train", corpus, "--out", out, "--resume", "--tokens", 640)
+    assert (other.exit_code, other.stderr.count("\n")) == (2, 1)
+    assert "learns from other text (give the same files as before" in other.stderr
 
 
 def test_help_tells_the_recipe_s_defaults() -> None:
@@ -71,6 +75,9 @@ def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
         ((corpus, "--out", out, "--threads", "100000"), 2, "threads"),
         ((corpus, "--out", out, "--tokens", "0"), 2, "tokens"),
         ((corpus, "--out", out, "--hidden-size", "7"), 2, "hidden_size"),
+        ((corpus, "--out", out, "--learning-rate", "inf"), 2, "learning_rate"),
+        ((corpus, "--out", out, "--learning-rate", "nan"), 2, "--learning-rate"),
+        ((corpus, "--out", out, "--weight-decay", "inf"), 2, "weight_decay"),
         ((corpus,), 2, "--out"),
         (("--out", out), 2, "CORPUS"),
         ((corpus, "--out", out, "--demo"), 2, "--demo"),
@@ -78,6 +85,7 @@ def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
         result = run("train", *args)
         assert result.exit_code == code, result.stderr
         assert says in result.stderr
+        assert result.stderr.count("\n") == 1
         assert not (out / "recipe.toml").exists()
     assert run("train", corpus, "--out", out, *SMALL).exit_code == 0
     result = run("train", corpus, "--out", out, *SMALL)

@@ -56,6 +56,35 @@ def words(view: str, model: Path, text: str = PROMPT) -> list[str]:
     return [view.split()[0], *(word.format(text=text) for word in VIEWS[view]), *models]
 
 
+ONE_OF_MANY = re.compile(
+    r"(?<![\d.,])1 (?:different )?(?:tokens|words|merges|prompts|messages|heads|bytes|others)\b(?!/s)"
+)
+
+
+def test_one_is_no_plural(run: Run, model: Path, chat_model: Path, tmp_path: Path) -> None:
+    source, chat = tmp_path / "in.jsonl", tmp_path / "chat.json"
+    source.write_text('{"prompt": "", "max_tokens": 1}\n')
+    chat.write_text(json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}))
+    told = {
+        "1 token, decode - | prompt 1 token,": ("generate", "", "-n", 1),
+        "prompt 1 token,": ("generate", "", "-n", 1, "--num-samples", 2),
+        "0 of 1 token reused": ("generate", "", "-n", 1, "--prompt-cache", tmp_path / "cache"),
+        "2 tokens; 1 byte of text": ("tokenize", "a"),
+        "1 word became 1 token": ("tokenize", "a", "--merges"),
+        "1 token read": ("explain-step", ""),
+        "1 token, ": ("score", "a"),
+        "1 of 1 prompt written | 1 token, ": ("batch", source, tmp_path / "out.jsonl"),
+        "1 message\n": ("chat",),
+    }
+    run("generate", "The", "-m", model, "-n", 1, "--prompt-cache", tmp_path / "cache")
+    for expected, (command, *rest) in told.items():
+        used = chat_model if command == "chat" else model
+        result = run(command, *rest, "-m", used, input=f"/load {chat}\n" if command == "chat" else "")
+        assert expected in result.output, result.output
+        assert not ONE_OF_MANY.search(result.output), result.output
+    assert ONE_OF_MANY.search("prompt 1 tokens, prefill 1 tokens/s")
+
+
 def test_every_view_is_here() -> None:
     others = {"generate", "chat", "batch", "bench", "quantize", "train", "models", "config", "completion", "pull", "rm"}
     assert {view.split()[0] for view in VIEWS} == set(COMMANDS) - others

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
+from llmcli.generate import many
 from llmcli.generate.defaults import Defaults
 from llmcli.generate.filters import RepetitionPenalty, Temperature, TopP
 from llmcli.generate.loaded import LoadedModel
@@ -54,6 +55,7 @@ def tasks() -> list[Task]:
 def steps_of(written: Iterable[Written]) -> dict[int, list[Step]]:
     found: dict[int, list[Step]] = {}
     for one in written:
+        assert one.step is not None
         found.setdefault(one.task.key, []).append(one.step)
     return found
 
@@ -83,8 +85,8 @@ def test_each_text_is_what_it_is_alone(tiny: Make, name: str) -> None:
 
 def test_more_texts_than_one_block_of_rows(tiny: Make) -> None:
     loaded = opened(tiny("llama").load())
-    many = [task(key, 1 + key % 13, 6) for key in range(21)]
-    found = steps_of(write_many(loaded, many, 19))
+    crowd = [task(key, 1 + key % 13, 6) for key in range(21)]
+    found = steps_of(write_many(loaded, crowd, 19))
     again = [task(key, 1 + key % 13, 6) for key in range(21)]
     assert {one.key: told(alone(loaded, one)) for one in again} == {key: told(s) for key, s in found.items()}
 
@@ -95,13 +97,47 @@ def test_company_changes_not_one_bit(tiny: Make, kind: Any) -> None:
     if kind is not None:
         quantize(model, kind)
     loaded = opened(model)
-    apart = {one.key: steps_of(write_many(loaded, [one], 1))[one.key] for one in tasks()}
+    apart = {one.key: steps_of(write_many(loaded, [one], 2))[one.key] for one in tasks()}
     for size, order in ((2, 1), (3, -1), (7, 1), (16, -1)):
         found = steps_of(write_many(loaded, tasks()[::order], size))
         for key, expected in apart.items():
             assert told(found[key]) == told(expected)
             for a, b in zip(found[key], expected, strict=True):
                 assert torch.equal(a.logits, b.logits)
+
+
+def one_by_one(loaded: LoadedModel) -> None:
+    """Assert that texts written one at a time are those of ``Generation``, bit for bit, and end alike."""
+    stop = ("at",)
+    shift = {"rolls": True}
+    several = [*tasks(), task(50, 9, stop=stop), Task(51, [5] * (CONTEXT - 2), Sampler([], 1), 9, **shift)]
+    found = list(write_many(loaded, several, 1))
+    assert [one.task.key for one in found if one.done] == [one.key for one in several]
+    for one in several:
+        again = Sampler(one.sampler.filters, one.sampler.seed)
+        options: Any = {"max_new_tokens": one.max_new_tokens, "stop": one.stop, "rolls": one.rolls}
+        expected = Generation(loaded, one.prompt_ids, sampler=again, **options)
+        mine = [w for w in found if w.task is one]
+        total = 0.0
+        for written, (step, text) in zip(mine, expected, strict=True):
+            assert written.step is not None
+            assert (written.step.token, written.text) == (step.token, text)
+            assert torch.equal(written.step.logits, step.logits)
+            total += float(step.logits.double().log_softmax(-1)[step.token])
+        last = mine[-1]
+        assert (last.writing.text, last.writing.finish) == (expected.text, expected.finish)
+        assert last.mean_logprob == pytest.approx(total / len(mine), abs=1e-5)
+
+
+def test_one_at_a_time_is_the_loop_for_one_text(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = opened(tiny("llama").load().to(torch.bfloat16))
+    one_by_one(loaded)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "step", None)  # whole blocks of rows are for several texts
+        one_by_one(loaded)
+    monkeypatch.setattr(many, "write_one", lambda loaded, task: write_many(loaded, [task], 2))
+    with pytest.raises(AssertionError):
+        one_by_one(loaded)
 
 
 @pytest.fixture
@@ -142,7 +178,7 @@ def test_a_task_begins_when_there_is_room(tiny: Make) -> None:
     for one in write_many(loaded, coming(), 2):
         assert len(begun) <= len([w for w in seen if w[1]]) + 4  # two in the batch, one that asks for nothing, one next
         seen.append((one.task.key, one.done))
-    assert sorted(key for key, done in seen if done) == [0, 1, 2, 4]
+    assert sorted(key for key, done in seen if done) == [0, 1, 2, 3, 4]
     assert next(key for key, done in seen if done) == 1
 
 

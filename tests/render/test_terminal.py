@@ -19,6 +19,7 @@ from llmcli.generate.filters import filter_chain
 from llmcli.generate.sampling import Sampler
 from llmcli.generate.steps import Step
 from llmcli.render.generation import TextWriter, note
+from llmcli.render.samples import SampleRow, print_samples
 from llmcli.render.step import print_step
 from llmcli.render.table import Cell, Column, number, print_table, probability
 from llmcli.render.terminal import PROBABILITY_BANDS, band, console, harmless, label, printable, rank_band, styled
@@ -310,6 +311,70 @@ def test_a_long_token_is_folded_and_numbers_are_not(width: int) -> None:
     words = words_of(stream, width)
     assert {"151643", "-123.456", "1e-300", ">.9999"} <= set(words)
     assert "".join(word for word in words if word.isalpha() and word.islower()) == token
+
+
+def generated() -> list[TokenReport]:
+    rivals = tuple(Rival(n, f" word{n}", f" word{n}".encode(), 0.5 / (n + 1)) for n in range(5))
+    return [
+        TokenReport(
+            index=n,
+            id=1000 + n,
+            text=text,
+            bytes=text.encode(),
+            logprob=-0.7,
+            prob=prob,
+            final_prob=prob,
+            rank=n,
+            entropy=1.0,
+            u=0.5,
+            top=rivals,
+        )
+        for n, (text, prob) in enumerate(((" fox", 0.5), (" 日本", 0.25), (" hen", 1e-9)))
+    ]
+
+
+def shown_columns(words: list[str], names: dict[str, str]) -> str:
+    return " ".join(name for name, sign in names.items() if sign in words)
+
+
+def test_what_goes_where_probabilities_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are never wider than the terminal, and the token and its probability stay whole to the last."""
+    names = {"id": "1000", "token": "·fox", "p": "0.2500", "sign": "+++", "rank": "rank", "rivals": "0.50"}
+    found = []
+    for width in range(120, 17, -1):
+        monkeypatch.setenv("COLUMNS", str(width))
+        stream = Tty()
+        print_probabilities(generated(), stream)
+        found.append(shown_columns(words_of(stream, width), names))
+    assert list(dict.fromkeys(found)) == [
+        "id token p sign rank rivals",
+        "token p sign rank rivals",
+        "token p sign rank",
+        "token p sign",
+        "token p",
+    ]
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_what_goes_where_the_table_of_samples_has_no_room(monkeypatch: pytest.MonkeyPatch, best: bool) -> None:
+    fields = {"finish": "length", "text": "", "valid": None}
+    rows = [SampleRow(n, 4_000_000_000 + n, 512, -1.25, best=n == 1, **fields) for n in range(12)]
+    names = {"seed": "4000000001", "tokens": "512", "logprob": "-1.250", "stopped": "limit"}
+    found = []
+    for width in range(120, 19, -1):
+        monkeypatch.setenv("COLUMNS", str(width))
+        stream = Tty()
+        print_samples(rows, 1.0, 3, stream, best=best)
+        words = words_of(stream, width)
+        assert {"sample", "11", "mean", "nats"} <= set(words)
+        assert words.count("→") == best
+        found.append(shown_columns(words, names))
+    assert list(dict.fromkeys(found)) == [
+        "seed tokens logprob stopped",
+        "tokens logprob stopped",
+        "tokens logprob",
+        "logprob",
+    ]
 
 
 # --- whole views ---

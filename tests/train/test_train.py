@@ -94,6 +94,32 @@ def test_killed_between_checkpoints_goes_on_from_the_last(tmp_path: Path) -> Non
     assert [m.loss for m in rest] == [m.loss for m in whole[4:]]
 
 
+def changed_corpora() -> list[Corpus]:
+    """Others than ``CORPUS``, none of them in how many characters it has."""
+    texts, held_out = CORPUS.train, CORPUS.valid
+    joined = texts[0].text + texts[1].text
+    return [
+        Corpus([*texts[:-1], Example(texts[-1].text.replace("fox", "cat").replace("bear", "boar"))], held_out),
+        Corpus([Example(joined[:30]), Example(joined[30:]), *texts[2:]], held_out),
+        Corpus([texts[1], texts[0], *texts[2:]], held_out),
+        Corpus([*texts, held_out[0]], held_out[1:]),
+        Corpus([Example("", prompt=texts[0].text), *texts[1:]], held_out),
+    ]
+
+
+def test_another_corpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(SMALL, tmp_path, steps=2)
+    longer = replace(SMALL, tokens=2 * SMALL.tokens)
+    for other in changed_corpora():
+        before = (tmp_path / "recipe.toml").read_bytes()
+        with pytest.raises(LlmcliError, match="learns from other text"):
+            go_on(tmp_path, longer, other, device=CPU)
+        assert (tmp_path / "recipe.toml").read_bytes() == before
+    go_on(tmp_path, SMALL, Corpus(list(CORPUS.train), list(CORPUS.valid)), device=CPU)
+    monkeypatch.setattr(state, "saved_corpus", lambda path: None)  # as in a state without it
+    go_on(tmp_path, SMALL, changed_corpora()[0], device=CPU)
+
+
 def test_checkpoints_come_while_training(tmp_path: Path) -> None:
     stepping = train(begin(tmp_path, SMALL, CORPUS, device=CPU), tmp_path, checkpoint_seconds=0.0)
     next(stepping)
@@ -270,7 +296,9 @@ def test_metrics_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
         {"hidden_size": 33},
         {"vocab_size": 100},
         {"learning_rate": -1.0},
-        {"learning_rate": math.nan},
+        *({"learning_rate": rate} for rate in (0.0, math.inf, math.nan)),
+        *({"weight_decay": decay} for decay in (-0.1, math.inf, math.nan)),
+        *({"beta": beta} for beta in (0.0, math.inf, math.nan)),
         {"warmup": 0.7, "decay": 0.7},
         {"num_key_value_heads": 0},
     ],
