@@ -13,11 +13,25 @@ import llmcli
 
 PACKAGE = Path(llmcli.__file__).parent
 # From the ground up. Folders and files of one row may import each other (a folder's own files do).
-LAYERS = ["errors", "model", "text", "generate", "explain", "train", "hub", "render", "commands", "cli", "__main__"]
+LAYERS = [
+    "errors",
+    "model",
+    "text",
+    "generate",
+    "explain",
+    "train",
+    "hub",
+    "endpoint",
+    "render",
+    "commands",
+    "cli",
+    "__main__",
+]
 FORBIDDEN = {
     "rich": set(LAYERS) - {"render"},
     "click": set(LAYERS) - {"commands", "cli"},
-    "torch": {"errors", "text", "hub", "render", "cli", "__main__"},
+    "torch": {"errors", "text", "hub", "endpoint", "render", "cli", "__main__"},
+    "httpx2": set(LAYERS) - {"endpoint"},
     "jinja2": set(LAYERS) - {"text"},
     "prompt_toolkit": set(LAYERS) - {"commands"},
     "huggingface_hub": set(LAYERS) - {"hub"},

@@ -13,7 +13,7 @@ from llmcli.errors import LlmcliError, out_of_memory
 
 if TYPE_CHECKING:
     from llmcli.commands.chat_settings import Settings
-    from llmcli.explain.generated import TokenReport
+    from llmcli.explain.rivals import TokenReport
     from llmcli.generate.conversation import Conversation, Messages, Reply
 
 RIVALS = 5  # of a token in the table of /probs

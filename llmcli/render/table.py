@@ -53,6 +53,9 @@ def probability(value: float, style: str = "") -> Cell:
     return Cell(shown, repr(value), style)
 
 
+UNKNOWN = Cell("–", "")  # what nobody told
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], stream: TextIO) -> None:
     """Write the table in the form that suits the stream."""
     if not styled(stream):
