@@ -40,9 +40,8 @@ def answer(server: Server, text: str, sampling: Sampling, length: Length, showin
 
 def write_answer(server: Server, ask: Ask, *, echoed: str, seed: int | None) -> Writing:
     """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
-    from llmcli.render.endpoint import print_answer_summary, print_unknown
+    from llmcli.render.endpoint import print_answer_summary, print_told
     from llmcli.render.generation import TextWriter
-    from llmcli.render.tokens import print_probabilities
 
     writer = TextWriter(sys.stdout, by_probability=ask.rivals is not None)
     writing = server.write(ask)
@@ -52,8 +51,7 @@ def write_answer(server: Server, ask: Ask, *, echoed: str, seed: int | None) -> 
     finally:
         writer.end_line()
     if ask.rivals is not None:
-        print_probabilities(told, sys.stderr)
-        print_unknown(told, sys.stderr)
+        print_told(told, sys.stderr)
     print_answer_summary(writing, sys.stderr, seed=seed)
     return writing
 

@@ -36,7 +36,8 @@ class Client:
         self._http = httpx2.Client(
             headers=headers,
             timeout=httpx2.Timeout(SILENCE, connect=CONNECT, pool=None),
-            limits=httpx2.Limits(max_connections=None),
+            # One that a server has closed meanwhile fails when it is used again: each request has its own.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             follow_redirects=False,
             trust_env=not address.here,
         )

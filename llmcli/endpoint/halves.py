@@ -13,13 +13,14 @@ class Halves:
         """Whole characters; a half that found no other is U+FFFD."""
         text = self._held + text
         self._held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        return _joined(text[: len(text) - len(self._held)])
+        return whole(text[: len(text) - len(self._held)])
 
     def finish(self) -> str:
         """What still waits."""
         held, self._held = self._held, ""
-        return _joined(held)
+        return whole(held)
 
 
-def _joined(text: str) -> str:
+def whole(text: str) -> str:
+    """The text with its halves made whole, where two follow each other."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

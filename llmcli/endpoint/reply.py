@@ -28,8 +28,11 @@ class Piece:
     usage: Usage | None
 
 
-def read_piece(said: Mapping[str, Any]) -> Piece:
-    """Of /completions or /chat/completions, whole or as an event. Errors: another form."""
+def read_piece(said: Mapping[str, Any], rivals: int | None = None) -> Piece:
+    """Of /completions or /chat/completions, whole or as an event; tokens with so many ``rivals``.
+
+    Errors: another form.
+    """
     choices = said.get("choices")
     if not isinstance(choices, list):
         raise malformed("it has no choices")
@@ -44,7 +47,7 @@ def read_piece(said: Mapping[str, Any]) -> Piece:
     finish = choice.get("finish_reason")
     if not isinstance(text, str | None) or not isinstance(finish, str | None):
         raise malformed("its text is none")
-    return Piece(text or "", read_tokens(choice.get("logprobs")), finish, usage)
+    return Piece(text or "", read_tokens(choice.get("logprobs"), rivals) if rivals else (), finish, usage)
 
 
 def _usage(said: Any) -> Usage | None:

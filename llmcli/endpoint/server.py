@@ -64,7 +64,8 @@ class Server:
 
     def write(self, ask: Ask, *, needed: bool = True) -> Writing:
         """The answer as it comes. Unless they are ``needed``, a server that tells no probabilities is asked without."""
-        return Writing(self._events(ask, needed), ask.max_tokens, stops=bool(ask.stop))
+        events = self._events(ask, needed)
+        return Writing(events, ask.max_tokens, stops=bool(ask.stop), rivals=ask.rivals)
 
     def _events(self, ask: Ask, needed: bool) -> Generator[dict[str, Any]]:
         try:
@@ -103,8 +104,10 @@ def _models(client: Client, *, needed: bool) -> dict[str, str]:
     try:
         said = client.get("/models").get("data")
     except ServerError as error:
-        if needed or error.status != 404:
+        if error.status in (None, 401, 403):
             raise
+        if needed:
+            raise ServerError(error.message, "name the model with -m", status=error.status) from None
         return {}  # some have no list
     entries = [entry for entry in said if isinstance(entry, dict)] if isinstance(said, list) else []
     return {entry["id"]: str(entry.get("owned_by")) for entry in entries if isinstance(entry.get("id"), str)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -37,11 +37,14 @@ class Token(Rated):
     @property
     def rank(self) -> int | None:
         """Its place among ``top``; None if it is not there: then only that it comes later is known."""
-        return next((n for n, rival in enumerate(self.top) if rival.bytes == self.bytes), None)
+        own = (self.bytes, self.id)
+        return next((n for n, rival in enumerate(self.top) if (rival.bytes, rival.id) == own), None)
 
 
-def read_tokens(said: Any) -> tuple[Token, ...]:
+def read_tokens(said: Any, most: int) -> tuple[Token, ...]:
     """The field "logprobs" of an answer, in the form of chats or in the older one of completions.
+
+    Of each place the ``most`` probable tokens are kept: some servers add the one that was written, whatever its rank.
 
     Errors: it has another form.
     """
@@ -50,18 +53,19 @@ def read_tokens(said: Any) -> tuple[Token, ...]:
     if not isinstance(said, Mapping):
         raise malformed("logprobs are no object")
     if said.get("content") is not None or "tokens" not in said:
-        return tuple(_token(entry) for entry in _list(said.get("content"), "logprobs"))
+        return tuple(_token(entry, most) for entry in _list(said.get("content"), "logprobs"))
     texts, numbers = _list(said["tokens"], "tokens"), _list(said.get("token_logprobs"), "token_logprobs")
     tops = _list(said.get("top_logprobs"), "top_logprobs")
     if len(numbers) > len(texts) or len(tops) > len(texts):
         raise malformed("more log probabilities than tokens")
     rows = zip_longest(texts, numbers, tops)
-    return tuple(_older(text, number, top) for text, number, top in rows)
+    return tuple(_older(text, number, top, most) for text, number, top in rows)
 
 
-def _token(said: Any) -> Token:
+def _token(said: Any, most: int) -> Token:
     own = _rated(said)
-    return Token(own.text, own.bytes, own.id, own.logprob, _sorted(map(_rated, _list(said.get("top_logprobs"), "top"))))
+    rivals = _best(map(_rated, _list(said.get("top_logprobs"), "top_logprobs")), most)
+    return Token(own.text, own.bytes, own.id, own.logprob, rivals)
 
 
 def _rated(said: Any) -> Rated:
@@ -77,16 +81,18 @@ def _rated(said: Any) -> Rated:
     return Rated(_text(text), raw, id if type(id) is int else None, _logprob(said.get("logprob")))
 
 
-def _older(text: Any, number: Any, top: Any) -> Token:
+def _older(text: Any, number: Any, top: Any, most: int) -> Token:
     if not isinstance(text, str) or not isinstance(top, Mapping | None):
         raise malformed("a token is no text, or its rivals no object")
-    rivals = _sorted(Rated(_text(t), _bytes(t), None, _logprob(n)) for t, n in (top or {}).items())
+    # By text: of several that a server has no text for, parts of characters, all but one are lost, maybe the best.
+    top = {} if top is None or any(not name.strip("\ufffd") for name in top) else top
+    rivals = _best((Rated(_text(t), _bytes(t), None, _logprob(n)) for t, n in top.items()), most)
     return Token(_text(text), _bytes(text), None, _logprob(number), rivals)
 
 
-def _sorted(rivals: Any) -> tuple[Rated, ...]:
-    known = [rival for rival in rivals if rival.logprob is not None]
-    return tuple(sorted(known, key=lambda rival: -rival.logprob))
+def _best(rivals: Iterable[Rated], most: int) -> tuple[Rated, ...]:
+    known = [(-rival.logprob, n, rival) for n, rival in enumerate(rivals) if rival.logprob is not None]
+    return tuple(rival for _, _, rival in sorted(known)[:most])
 
 
 def _logprob(number: Any) -> float | None:

@@ -24,13 +24,13 @@ class Writing:
     ``first_seconds`` run to the first piece of text, ``seconds`` to the last.
     """
 
-    def __init__(self, events: Generator[dict[str, Any]], max_tokens: int, *, stops: bool) -> None:
+    def __init__(self, events: Generator[dict[str, Any]], max_tokens: int, *, stops: bool, rivals: int | None) -> None:
         self.text = ""
         self.finish: str | None = None
         self.usage = Usage(None, None)
         self.first_seconds = 0.0
         self.seconds = 0.0
-        self._events, self._most, self._stops = events, max_tokens, stops
+        self._events, self._most, self._stops, self._rivals = events, max_tokens, stops, rivals
         self._seen = 0  # tokens that were told, or else pieces of text
         self._told = False
         self._empty = 0
@@ -50,7 +50,7 @@ class Writing:
         began = time.perf_counter()
         with closing(self._events):
             for said in self._events:
-                piece = self._take(read_piece(said))
+                piece = self._take(read_piece(said, self._rivals))
                 if piece.text or piece.tokens:
                     self.seconds = time.perf_counter() - began
                     self.first_seconds = self.first_seconds or self.seconds

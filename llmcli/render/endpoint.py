@@ -5,12 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from llmcli.render import table
+from llmcli.render.check import print_check
 from llmcli.render.generation import ENDINGS, note
-from llmcli.render.terminal import one_line
+from llmcli.render.step import MARK, tail
+from llmcli.render.table import Cell, Column, number, print_table, probability
+from llmcli.render.terminal import label, one_line, say
+from llmcli.render.tokens import print_probabilities
+
+UNKNOWN = (
+    "p is as the server tells it, before or after its temperature. From outside nobody can know the final p, the draw "
+    "or the entropy, nor anything of tokens that the server does not list."
+)
 
 if TYPE_CHECKING:
+    from llmcli.endpoint.step import ServerCandidate, ServerStep
     from llmcli.endpoint.writing import Writing
     from llmcli.explain.rivals import TokenReport
+
+
+def print_server_step(report: ServerStep, stream: TextIO) -> None:
+    """The candidates that the server lists, the one that was written, and how much is left to all others."""
+    say(f"step {report.step}: what follows “{tail(report.context)}”? {report.model}", stream)
+    columns = [
+        Column(""),
+        Column("rank"),
+        Column("id", optional=2),
+        Column("token", right=False),
+        Column("logprob", optional=1),
+        Column("p"),
+    ]
+    print_table(columns, [_candidate(row) for row in report.candidates], stream)
+    say(f"all tokens that are not listed: p {probability(report.rest).shown} together", stream)
+    token = label(report.chosen.text, report.chosen.bytes)
+    seed = "seed not set" if report.seed is None else f"seed {report.seed}"
+    say(f"chosen: {token}; surprisal {report.surprisal:.2f} bits; {seed}", stream)
+    note(UNKNOWN, stream)
+    print_check(report.check, stream)
+
+
+def _candidate(row: ServerCandidate) -> list[Cell]:
+    style, rated = "bold green" if row.chosen else "", row.rated
+    return [
+        Cell(MARK if row.chosen else "", style=style),
+        table.UNKNOWN if row.rank is None else Cell(str(row.rank), style=style),
+        table.UNKNOWN if rated.id is None else Cell(str(rated.id), style=style),
+        Cell(label(rated.text, rated.bytes), style=style),
+        number(rated.logprob, 3, style),
+        probability(rated.prob or 0.0, style),
+    ]
 
 
 def ending(finish: str | None) -> str:
@@ -31,13 +74,10 @@ def print_answer_summary(writing: Writing, stream: TextIO, *, seed: int | None) 
     )
 
 
-def print_unknown(told: Sequence[TokenReport], stream: TextIO) -> None:
-    """What a table of a server's tokens cannot hold."""
+def print_told(told: Sequence[TokenReport], stream: TextIO) -> None:
+    """The table of a server's tokens, and what it cannot hold."""
     if all(report.logprob is None for report in told):
-        note("this server tells no probabilities", stream)
+        note("no table: this server tells no probabilities", stream)
         return
-    note(
-        "p is as the server tells it, before or after its temperature. From outside nobody knows the entropy, "
-        "final p, the draw, nor the rank and p of tokens that it does not list.",
-        stream,
-    )
+    print_probabilities(told, stream)
+    note(UNKNOWN, stream)

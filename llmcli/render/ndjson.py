@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch must not come with it
+    from llmcli.endpoint.step import ServerStep
     from llmcli.explain.rivals import TokenReport
     from llmcli.explain.step import StepReport
     from llmcli.explain.tokens import Tokenization
@@ -208,3 +209,36 @@ def step(report: StepReport) -> dict[str, Any]:
             for column in report.columns
         ]
     return told
+
+
+def server_step(report: ServerStep) -> dict[str, Any]:
+    """Under the names of ``step``, null for what nobody can know from outside; and ``rest``, of all not listed."""
+    unknown = ("logit", "adjusted", "p_temperature", "cut", "p_final", "cumulative", "u_low", "u_high")
+    return {
+        "step": report.step,
+        "prompt_ids": None,
+        "context_ids": None,
+        "sampler": None,
+        "seed": report.seed,
+        "entropy": None,
+        "candidates": [
+            {
+                "rank": row.rank,
+                "id": row.rated.id,
+                "text": row.rated.text,
+                "logprob": row.rated.logprob,
+                "p": row.rated.prob,
+                **dict.fromkeys(unknown),
+            }
+            for row in report.candidates
+        ],
+        "rest": report.rest,
+        "chosen": {
+            "id": report.chosen.id,
+            "text": report.chosen.text,
+            "u": None,
+            "p_final": None,
+            "surprisal": report.surprisal,
+        },
+        "check": record(report.check),
+    }

@@ -53,7 +53,7 @@ def probability(value: float, style: str = "") -> Cell:
     return Cell(shown, repr(value), style)
 
 
-UNKNOWN = Cell("–", "")  # what nobody told
+UNKNOWN = Cell("–", "")  # a column of nothing else is left out on a terminal
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], stream: TextIO) -> None:
@@ -64,6 +64,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], strea
         stream.writelines("\t".join(printable(part, stream) for part in line) + "\n" for line in lines)
         stream.flush()
         return
+    known = [n for n in range(len(columns)) if not rows or any(row[n] != UNKNOWN for row in rows)]
+    columns, rows = [columns[n] for n in known], [[row[n] for n in known] for row in rows]
     target = console(stream)
     widths = [max(cell_len(text) for text in (c.name, *(row[n].shown for row in rows))) for n, c in enumerate(columns)]
     kept = _fitting(columns, widths, target.width)
