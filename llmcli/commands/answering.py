@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmcli.commands.sampling import Sampling
     from llmcli.commands.writing import Showing
     from llmcli.endpoint.server import Ask, Server
+    from llmcli.endpoint.tokens import Token
     from llmcli.endpoint.writing import Writing
     from llmcli.explain.rivals import TokenReport
     from llmcli.render.generation import TextWriter
@@ -56,8 +57,10 @@ def write_answer(server: Server, ask: Ask, *, echoed: str, seed: int | None) -> 
     return writing
 
 
-def show(writing: Writing, writer: TextWriter) -> list[TokenReport]:
+def show(writing: Writing, writer: TextWriter, tokens: list[Token] | None = None) -> list[TokenReport]:
     """Write what comes, each token in its own colour where that can be; what was told of all of them.
+
+    ``tokens`` gets them as the server told them.
 
     Ctrl-C leaves all that was written whole, and so does a server that fails.
     """
@@ -74,6 +77,8 @@ def show(writing: Writing, writer: TextWriter) -> list[TokenReport]:
                 for text, prob in [(one.text, one.prob) for one in new] if apart else [(piece.text, _least(new))]:
                     writer.write(text, 1.0 if prob is None else prob)
                 told += new
+                if tokens is not None:
+                    tokens += piece.tokens
                 shown = len(writing.text)
                 interrupt.rest()
         except KeyboardInterrupt:
