@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.batch_endpoint import ServerRun
 from llmcli.commands.command import Command
+from llmcli.commands.endpoint import Endpoint, endpoint_options
 from llmcli.commands.grammar import GrammarChoice, grammar_options
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.length import Length, fit, length_options
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 )
 @length_options(least=1)
 @model_options
+@endpoint_options
 @sampling_options
 @grammar_options
 @verbose_option
@@ -50,6 +53,7 @@ def batch(
     order: str,
     length: Length,
     choice: ModelChoice,
+    endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
     verbose: bool,
@@ -77,6 +81,9 @@ def batch(
             raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
     usual = Usual(sampling.seed or 0, length.max_tokens, length.stop)
     results, total = Results(target), sum(1 for _ in read_jobs(source, usual))
+    if endpoint.given:
+        there = ServerRun(endpoint.open(), sampling, results, source, usual)
+        sys.exit(there.write(batch_size, in_order=order == "input"))
     run = Run(choice.open(), sampling, grammar, length, results, source)
     sys.exit(run.write(usual, total, batch_size, in_order=order == "input"))
 

@@ -35,7 +35,6 @@ class Client:
             headers["Authorization"] = f"Bearer {key.value}"
         self._http = httpx2.Client(
             headers=headers,
-            timeout=httpx2.Timeout(SILENCE, connect=CONNECT, pool=None),
             # One that a server has closed meanwhile fails when it is used again: each request has its own.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             follow_redirects=False,
@@ -47,9 +46,9 @@ class Client:
         with told(self.address, self._key), self._asked("GET", path, None) as answer:
             return self._clean(parse(b"".join(_bounded(answer))))
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The whole answer to ``body``."""
-        with told(self.address, self._key), self._asked("POST", path, body) as answer:
+    def post(self, path: str, body: dict[str, Any], patience: float = 0.0) -> dict[str, Any]:
+        """The whole answer to ``body``, on which the server may work for so many seconds longer in silence."""
+        with told(self.address, self._key), self._asked("POST", path, body, patience) as answer:
             return self._clean(parse(b"".join(_bounded(answer))))
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
@@ -76,8 +75,11 @@ class Client:
         return found
 
     @contextmanager
-    def _asked(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[httpx2.Response]:
-        with self._http.stream(method, self.address.base + path, json=body) as answer:
+    def _asked(
+        self, method: str, path: str, body: dict[str, Any] | None, patience: float = 0.0
+    ) -> Iterator[httpx2.Response]:
+        times = httpx2.Timeout(SILENCE, connect=CONNECT, read=SILENCE + patience, pool=None)
+        with self._http.stream(method, self.address.base + path, json=body, timeout=times) as answer:
             if answer.status_code != 200:
                 start = b""
                 for chunk in answer.iter_raw():

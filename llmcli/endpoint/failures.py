@@ -36,7 +36,7 @@ class ServerError(LlmcliError):
     @property
     def of_this_request(self) -> bool:
         """Whether another request may be answered all the same."""
-        return self.again or self.status in (400, 413, 422)
+        return self.status in (400, 413, 422, 500)
 
 
 def malformed(what: str) -> ServerError:

@@ -16,6 +16,7 @@ from llmcli.endpoint.writing import Writing
 from llmcli.errors import usage_error
 from llmcli.text.chat import Message
 
+SLOWEST = 2.0  # seconds a token, where a whole answer is waited for
 MOST_NAMES = 12  # models that an error lists
 COMPLETIONS, CHATS = "/completions", "/chat/completions"
 
@@ -77,7 +78,7 @@ class Server:
 
     def answer(self, ask: Ask, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The whole answer, as the server's JSON; ``more`` are other fields of the request."""
-        return self.client.post(ask.path, ask.body(self.model) | dict(more or {}))
+        return self.client.post(ask.path, ask.body(self.model) | dict(more or {}), SLOWEST * ask.max_tokens)
 
 
 def open_server(url: str, model: str | None, key_file: Path | None) -> Server:

@@ -78,15 +78,19 @@ class Writing:
             raise malformed("it goes on without a text")
         text = self._halves.feed(piece.text)
         if piece.finish:
-            self.finish = self._named(piece.finish)
+            self.finish = named(piece.finish, stops=self._stops)
             text += self._halves.finish()
         self.text += text
-        if len(self.text) > MOST_CHARACTERS * self._most:
-            raise malformed("it is longer than any text of so many tokens")
+        check_length(self.text, self._most)
         return replace(piece, text=text)
 
-    def _named(self, finish: str) -> str:
-        """A server says "stop" whether the model ended its text or a stop string came."""
-        if finish in ("stop", "eos"):
-            return "stop" if self._stops else "stop_token"
-        return finish
+
+def check_length(text: str, tokens: int) -> None:
+    """Raise at a text that no ``tokens`` can be."""
+    if len(text) > MOST_CHARACTERS * tokens:
+        raise malformed("it is longer than any text of so many tokens")
+
+
+def named(finish: str, *, stops: bool) -> str:
+    """Why a text ended, in our words: a server says "stop" whether the model ended it or a stop string came."""
+    return finish if finish != "stop" else "stop" if stops else "stop_token"
