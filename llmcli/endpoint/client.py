@@ -54,6 +54,9 @@ class Client:
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         """The answer to ``body`` bit by bit; who leaves off closes the connection, at which a server stops."""
         with told(self.address, self._key), self._asked("POST", path, body) as answer:
+            if answer.headers.get("content-type", "").startswith("application/json"):  # some know no streams
+                yield self._clean(parse(b"".join(_bounded(answer))))
+                return
             for event in events(_bounded(answer)):
                 yield self._clean(event)
 
@@ -88,6 +91,8 @@ class Client:
                         break
                 status, headers = answer.status_code, answer.headers
                 raise refusal(self.address, self._key, path, status, headers, start[:MOST_ERROR])
+            if answer.headers.get("content-type", "").startswith("text/html"):
+                raise malformed("it is a web page")
             if answer.headers.get("content-encoding", "identity") != "identity":
                 raise malformed("it is packed, though nobody asked for that")
             yield answer
