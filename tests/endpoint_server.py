@@ -231,11 +231,20 @@ def echoed(body: dict[str, Any]) -> dict[str, Any]:
     return {"choices": [{"text": body["prompt"] + more[1], "logprobs": logprobs, "finish_reason": "length"}]}
 
 
+class Silent(ThreadingHTTPServer):
+    """Says nothing of those that left early."""
+
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
 @contextmanager
 def serving() -> Iterator[Endpoint]:
     """A server while inside."""
     handler = type("Own", (Handler,), {})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Silent(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         handler.endpoint = Endpoint(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
