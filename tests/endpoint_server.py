@@ -103,6 +103,7 @@ def chat_logprobs(found: list[tuple[int, str, float]], most: int) -> dict[str, A
 
 class Handler(BaseHTTPRequestHandler):
     endpoint: Endpoint
+    body: dict[str, Any]
     protocol_version = "HTTP/1.1"
     busy = 0
     lock = threading.Lock()
@@ -121,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             self.json({"error": {"message": "no such page"}}, 404)
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.take(body)
         with self.lock:
             Handler.busy += 1

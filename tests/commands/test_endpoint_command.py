@@ -500,7 +500,7 @@ def busy(handler: Handler) -> None:
 
 def slow(handler: Handler) -> None:
     time.sleep(0.02)
-    handler.usual(handler.endpoint.posts[0] | {"max_tokens": 1})
+    handler.usual(handler.body)
 
 
 @pytest.fixture
@@ -551,11 +551,10 @@ def test_what_failed_for_the_moment_is_asked_again(
 
 def test_a_prompt_that_is_refused_is_told_and_left_out(run: Run, endpoint: Endpoint, prompts: Path) -> None:
     def picky(handler: Handler) -> None:
-        body = handler.endpoint.posts[-1]
-        if body["prompt"] == "Zero 3":
+        if handler.body["prompt"] == "Zero 3":
             handler.json({"error": {"message": "too long"}}, 400)
         else:
-            handler.usual(body)
+            handler.usual(handler.body)
 
     endpoint.always = picky
     result, found = batch(run, endpoint, prompts, "--batch-size", 1)
@@ -576,7 +575,7 @@ def test_a_server_that_is_gone_ends_the_run_which_then_goes_on(
         if len(handler.endpoint.posts) > sent + 6:
             handler.json({}, 503)
         else:
-            handler.usual(handler.endpoint.posts[-1])
+            handler.usual(handler.body)
 
     endpoint.always = dies
     result, some = batch(run, endpoint, prompts, "--batch-size", 1)
@@ -628,7 +627,7 @@ def test_ctrl_c_keeps_what_came_and_closes_the_connection(
     name = "generate" if command == "json" else command
     options = [*words(name, tmp_path), "--endpoint", endpoint.url, *(["--json"] if command == "json" else [])]
     if command == "batch":
-        endpoint.acts = [lambda handler: handler.usual(handler.endpoint.posts[-1])] * 2
+        endpoint.acts = [lambda handler: handler.usual(handler.body)] * 2
         options += ["--batch-size", 1]
     process = subprocess.Popen(
         [sys.executable, "-m", "llmcli", *map(str, options)],
@@ -670,7 +669,7 @@ def test_a_batch_that_is_killed_goes_on(run: Run, endpoint: Endpoint, prompts: P
 
     def slowly(handler: Handler) -> None:
         time.sleep(0.05)
-        handler.usual(json.loads(json.dumps(handler.endpoint.posts[-1])))
+        handler.usual(handler.body)
 
     endpoint.always = slowly
     arguments = ["batch", prompts, out, "--endpoint", endpoint.url, "--batch-size", 1, "--order", order]
