@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
-
 import click
 
 from llmcli.commands.command import Command
@@ -13,10 +10,6 @@ from llmcli.commands.form import Form, form_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
 from llmcli.commands.ranks import SplitChoice, split_options
-
-if TYPE_CHECKING:
-    from llmcli.endpoint.server import Server
-    from llmcli.explain.scored import ScoreReport
 
 
 @click.command(cls=Command, together="share")
@@ -42,7 +35,9 @@ def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, endpoint: E
     """
     text = prompt.read()
     if endpoint.given:
-        report = score_there(endpoint.open(), text)
+        from llmcli.endpoint.scoring import server_score
+
+        report = server_score(endpoint.open(), text)
     else:
         loaded = choice.open()
         from llmcli.explain.score import score_report
@@ -52,14 +47,3 @@ def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, endpoint: E
     from llmcli.render.score import print_score
 
     form.show(report, lambda report, stream: print_score(report, stream, top=top))
-
-
-def score_there(server: Server, text: str) -> ScoreReport:
-    """The report of a server's model, which says on stderr what it cannot hold."""
-    from llmcli.endpoint.scoring import server_score
-    from llmcli.render.endpoint import UNKNOWN
-    from llmcli.render.generation import note
-
-    report = server_score(server, text)
-    note(UNKNOWN, sys.stderr)
-    return report

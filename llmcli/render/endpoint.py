@@ -13,11 +13,6 @@ from llmcli.render.table import Cell, Column, number, print_table, probability
 from llmcli.render.terminal import label, one_line, say
 from llmcli.render.tokens import print_probabilities
 
-UNKNOWN = (
-    "p is as the server tells it, before or after its temperature. From outside nobody can know the final p, the draw "
-    "or the entropy, nor anything of tokens that the server does not list."
-)
-
 if TYPE_CHECKING:
     from llmcli.endpoint.step import ServerCandidate, ServerStep
     from llmcli.endpoint.writing import Writing
@@ -40,7 +35,7 @@ def print_server_step(report: ServerStep, stream: TextIO) -> None:
     token = label(report.chosen.text, report.chosen.bytes)
     seed = "seed not set" if report.seed is None else f"seed {report.seed}"
     say(f"chosen: {token}; surprisal {report.surprisal:.2f} bits; {seed}", stream)
-    note(UNKNOWN, stream)
+    print_unknown(stream, "the final p, the draw, the entropy")
     print_check(report.check, stream)
 
 
@@ -54,6 +49,15 @@ def _candidate(row: ServerCandidate) -> list[Cell]:
         number(rated.logprob, 3, style),
         probability(rated.prob or 0.0, style),
     ]
+
+
+def print_unknown(stream: TextIO, what: str) -> None:
+    """What numbers from a server are, and what they cannot tell."""
+    note(
+        f"p is as the server tells it, before or after its temperature. From outside nobody can know {what}, "
+        "or anything of tokens that the server does not list.",
+        stream,
+    )
 
 
 def ending(finish: str | None) -> str:
@@ -80,4 +84,4 @@ def print_told(told: Sequence[TokenReport], stream: TextIO) -> None:
         note("no table: this server tells no probabilities", stream)
         return
     print_probabilities(told, stream)
-    note(UNKNOWN, stream)
+    print_unknown(stream, "the final p, the draw, the entropy")

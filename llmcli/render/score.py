@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.text import Text
 
 from llmcli.render.check import print_check
+from llmcli.render.endpoint import print_unknown
 from llmcli.render.table import UNKNOWN, Cell, Column, number, print_table, probability
 from llmcli.render.terminal import RANK_BANDS, console, harmless, label, rank_band, say, styled
 
@@ -41,6 +42,8 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
         f"{_first(report)}, the first, is not scored: nothing comes before it.",
         stream,
     )
+    if any(token.entropy is None for token in report.tokens):
+        print_unknown(stream, "the entropy")
     print_check(report.check, stream)
 
 
@@ -68,7 +71,7 @@ def _row(token: Scored) -> list[Cell]:
     return [
         Cell(str(token.position)),
         UNKNOWN if token.piece.id is None else Cell(str(token.piece.id)),
-        Cell(label(token.piece.text, token.piece.bytes), style=style),
+        Cell(label(token.piece.text, token.piece.bytes), style=style) if token.piece.bytes else UNKNOWN,
         number(token.surprisal, 2),
         UNKNOWN if token.rank is None else Cell(str(token.rank)),
         Cell(sign, style=style),

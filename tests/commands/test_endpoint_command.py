@@ -384,7 +384,7 @@ def test_a_score_is_the_sum_of_what_the_server_tells(run: Run, endpoint: Endpoin
     assert endpoint.posts[-1]["echo"]
     table = run("score", text, "--endpoint", endpoint.url, input="")
     assert "3 tokens, 12.0 bits" in table.stdout
-    assert "before or after its temperature" in table.stderr
+    assert "before or after its temperature" in table.stdout
 
 
 def test_a_server_that_does_not_repeat_the_prompt_is_told_so(run: Run, endpoint: Endpoint) -> None:
@@ -693,3 +693,4 @@ def test_requests_are_recorded_as_they_came(run: Run, endpoint: Endpoint) -> Non
     run("generate", "Zero", "--endpoint", endpoint.url, "-n", 1, input="")
     assert [type(asked) for asked in endpoint.asked] == [Asked, Asked]
     assert [asked.path for asked in endpoint.asked] == ["/v1/models", "/v1/completions"]
+    assert {asked.headers["Accept-Encoding"] for asked in endpoint.asked} == {"identity"}
