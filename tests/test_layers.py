@@ -73,7 +73,7 @@ def test_imports_run_downwards(path: Path) -> None:
 
 
 def test_commands_import_nothing_heavy_before_they_run() -> None:
-    heavy = {"torch", "tokenizers", "safetensors", "rich", "numpy", "llguidance", "prompt_toolkit"}
+    heavy = {"torch", "httpx2", "tokenizers", "safetensors", "rich", "numpy", "llguidance", "prompt_toolkit"}
     for path in (PACKAGE / "commands").glob("*.py"):
         assert not heavy & {name.split(".")[0] for name in imports(path, top_level=True)}, path
 

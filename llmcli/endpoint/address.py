@@ -22,6 +22,11 @@ class Address:
     encrypted: bool
 
     @property
+    def of_openai(self) -> bool:
+        """Whether it is OpenAI's own."""
+        return self.encrypted and re.search(r"(^|\.)openai\.com$", self.domain) is not None
+
+    @property
     def here(self) -> bool:
         """Whether it is this very machine, which no wire lies between."""
         if self.domain == "localhost" or self.domain.endswith(".localhost"):

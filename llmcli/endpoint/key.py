@@ -44,7 +44,7 @@ def find_key(address: Address, file: Path | None) -> Key | None:
         value, source = _of_file(file), str(file)
     elif os.environ.get(VARIABLE):
         value, source = os.environ[VARIABLE].strip(), VARIABLE
-    elif os.environ.get(OPENAI) and re.search(r"(^|\.)openai\.com$", address.domain):
+    elif os.environ.get(OPENAI) and address.of_openai:
         value, source = os.environ[OPENAI].strip(), OPENAI
     else:
         return None

@@ -35,9 +35,11 @@ class Kind:
     owner: str
     fields: Mapping[str, str]
     all_tokens: int = 0  # what turns top-k off there
+    most_tokens: str = "max_tokens"  # of a reply in a chat
 
 
 PLAIN_KIND = Kind("this server", "", PLAIN)
+OPENAI = Kind("OpenAI", "", PLAIN, most_tokens="max_completion_tokens")  # known by its address; its newer models insist
 # Sources: vLLM's and SGLang's protocol.py, llama.cpp's tools/server, llama-cpp-python's server/types.py and ollama's
 # docs on its OpenAI-compatible part.
 KINDS = (

@@ -11,12 +11,13 @@ from llmcli.endpoint.address import parse_address
 from llmcli.endpoint.client import Client
 from llmcli.endpoint.failures import ServerError
 from llmcli.endpoint.key import find_key
-from llmcli.endpoint.options import KINDS, PLAIN_KIND, Kind
+from llmcli.endpoint.options import KINDS, OPENAI, PLAIN_KIND, Kind
 from llmcli.endpoint.writing import Writing
 from llmcli.errors import usage_error
 from llmcli.text.chat import Message
 
 SLOWEST = 2.0  # seconds a token, where a whole answer is waited for
+MOST_NAME = 300  # characters
 MOST_NAMES = 12  # models that an error lists
 COMPLETIONS, CHATS = "/completions", "/chat/completions"
 
@@ -38,14 +39,15 @@ class Ask:
     def path(self) -> str:
         return COMPLETIONS if isinstance(self.prompt, str) else CHATS
 
-    def body(self, model: str) -> dict[str, Any]:
+    def body(self, model: str, kind: Kind) -> dict[str, Any]:
         """The request, but for whether it is streamed."""
-        body: dict[str, Any] = {"model": model, "max_tokens": self.max_tokens, **self.fields}
+        body: dict[str, Any] = {"model": model, **self.fields}
         if isinstance(self.prompt, str):
-            body["prompt"] = self.prompt
+            body |= {"prompt": self.prompt, "max_tokens": self.max_tokens}
             body |= {} if self.rivals is None else {"logprobs": self.rivals}
         else:
-            body["messages"] = [{"role": said.role, "content": said.content} for said in self.prompt]
+            messages = [{"role": said.role, "content": said.content} for said in self.prompt]
+            body |= {"messages": messages, kind.most_tokens: self.max_tokens}
             body |= {} if self.rivals is None else {"logprobs": True, "top_logprobs": self.rivals}
         return body | ({"stop": list(self.stop)} if self.stop else {})
 
@@ -70,7 +72,7 @@ class Server:
 
     def _events(self, ask: Ask, needed: bool) -> Generator[dict[str, Any]]:
         try:
-            yield from self.client.stream(ask.path, ask.body(self.model) | {"stream": True})
+            yield from self.client.stream(ask.path, ask.body(self.model, self.kind) | {"stream": True})
         except ServerError as error:  # which one of this kind is before there is any event
             if needed or ask.rivals is None or error.status not in (400, 422):
                 raise
@@ -78,7 +80,7 @@ class Server:
 
     def answer(self, ask: Ask, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The whole answer, as the server's JSON; ``more`` are other fields of the request."""
-        return self.client.post(ask.path, ask.body(self.model) | dict(more or {}), SLOWEST * ask.max_tokens)
+        return self.client.post(ask.path, ask.body(self.model, self.kind) | dict(more or {}), SLOWEST * ask.max_tokens)
 
 
 def open_server(url: str, model: str | None, key_file: Path | None) -> Server:
@@ -89,7 +91,7 @@ def open_server(url: str, model: str | None, key_file: Path | None) -> Server:
     address = parse_address(url)
     client = Client(address, find_key(address, key_file))
     found = _models(client, needed=model is None)
-    kind = next((kind for kind in KINDS if any(kind.owner == owner for owner in found.values())), PLAIN_KIND)
+    kind = OPENAI if address.of_openai else next((kind for kind in KINDS if kind.owner in found.values()), PLAIN_KIND)
     if model is None:
         if len(found) != 1:
             names = ", ".join(list(found)[:MOST_NAMES]) + (", …" if len(found) > MOST_NAMES else "")
@@ -111,4 +113,9 @@ def _models(client: Client, *, needed: bool) -> dict[str, str]:
             raise ServerError(error.message, "name the model with -m", status=error.status) from None
         return {}  # some have no list
     entries = [entry for entry in said if isinstance(entry, dict)] if isinstance(said, list) else []
-    return {entry["id"]: str(entry.get("owned_by")) for entry in entries if isinstance(entry.get("id"), str)}
+    return {entry["id"]: str(entry.get("owned_by")) for entry in entries if _is_name(entry.get("id"))}
+
+
+def _is_name(found: Any) -> bool:
+    """Whether it can be the name of a model: nothing that would fill the screen, or command it."""
+    return isinstance(found, str) and 0 < len(found) <= MOST_NAME and found.isprintable()

@@ -20,7 +20,7 @@ from llmcli.endpoint.events import events, lines
 from llmcli.endpoint.failures import ServerError
 from llmcli.endpoint.halves import Halves
 from llmcli.endpoint.key import Key, find_key
-from llmcli.endpoint.options import KINDS, PLAIN_KIND, request_fields
+from llmcli.endpoint.options import KINDS, OPENAI, PLAIN_KIND, request_fields
 from llmcli.endpoint.reply import read_piece
 from llmcli.endpoint.scoring import own
 from llmcli.endpoint.server import Ask, Server, open_server
@@ -92,6 +92,7 @@ def test_only_this_machine_is_here() -> None:
         ("https://x.example", {"OPENAI_API_KEY": "b"}, None),
         ("https://api.openai.com.evil.example", {"OPENAI_API_KEY": "b"}, None),
         ("https://notopenai.com", {"OPENAI_API_KEY": "b"}, None),
+        ("http://api.openai.com", {"OPENAI_API_KEY": "b"}, None),
         ("http://localhost:1", {"OPENAI_API_KEY": "b"}, None),
         ("http://x.example", {}, None),
     ],
@@ -300,7 +301,10 @@ def test_biases_are_by_id_and_within_what_openai_takes() -> None:
 
 def test_a_conversation_is_asked_as_chats_are() -> None:
     ask = Ask((Message("user", "hi"),), 5, {"top_p": 0.5}, ("x",), 3)
-    assert (ask.path, ask.body("m")) == (
+    newer = ask.body("m", OPENAI)
+    assert ("max_tokens" in newer, newer["max_completion_tokens"]) == (False, 5)
+    assert Ask("x", 5, {}).body("m", OPENAI) == {"model": "m", "prompt": "x", "max_tokens": 5}
+    assert (ask.path, ask.body("m", PLAIN_KIND)) == (
         "/chat/completions",
         {
             "model": "m",
@@ -488,6 +492,8 @@ def test_the_only_model_is_taken_and_several_are_listed(endpoint: Endpoint) -> N
         open_server(endpoint.url, None, None)
     assert "a, b" in caught.value.hint
     assert open_server(endpoint.url, "c", None).model == "c"
+    endpoint.models = ["a", "x\x1b[31m", "y" * 10**6, ""]
+    assert open_server(endpoint.url, None, None).model == "a"
     endpoint.models = []
     with pytest.raises(LlmcliError, match="has 0 models"):
         open_server(endpoint.url, None, None)
