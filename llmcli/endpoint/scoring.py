@@ -50,10 +50,10 @@ def own(tokens: Sequence[Token], text: str) -> tuple[int, int]:
     data = text.encode()
     for first in (0, 1):
         joined = b""
-        for end in range(first, len(tokens)):
+        for end, token in enumerate(tokens[first:], start=first + 1):
+            joined += token.bytes
             if joined == data:
                 return first, end
-            joined += tokens[end].bytes
     return 0, len(tokens) - 1
 
 

@@ -84,8 +84,9 @@ def _rated(said: Any) -> Rated:
 def _older(text: Any, number: Any, top: Any, most: int) -> Token:
     if not isinstance(text, str) or not isinstance(top, Mapping | None):
         raise malformed("a token is no text, or its rivals no object")
-    # By text: of several that a server has no text for, parts of characters, all but one are lost, maybe the best.
-    top = {} if top is None or any(not name.strip("\ufffd") for name in top) else top
+    # By text: of several that a server has no text for, such as parts of characters, one is left, not the best.
+    blank = any(not name.strip("\ufffd") for name in top or ())
+    top = {} if top is None or (blank and len(top) < most) else top
     rivals = _best((Rated(_text(t), _bytes(t), None, _logprob(n)) for t, n in top.items()), most)
     return Token(_text(text), _bytes(text), None, _logprob(number), rivals)
 

@@ -45,7 +45,7 @@ def _candidate(row: ServerCandidate) -> list[Cell]:
         Cell(MARK if row.chosen else "", style=style),
         table.UNKNOWN if row.rank is None else Cell(str(row.rank), style=style),
         table.UNKNOWN if rated.id is None else Cell(str(rated.id), style=style),
-        Cell(label(rated.text, rated.bytes), style=style),
+        Cell(label(rated.text, rated.bytes) or table.UNKNOWN.shown, style=style),
         number(rated.logprob, 3, style),
         probability(rated.prob or 0.0, style),
     ]

@@ -76,6 +76,6 @@ def _row(token: Scored) -> list[Cell]:
         UNKNOWN if token.rank is None else Cell(str(token.rank)),
         Cell(sign, style=style),
         UNKNOWN if token.entropy is None else number(token.entropy, 2),
-        UNKNOWN if favourite is None else Cell(label(favourite.text, favourite.bytes)),
+        UNKNOWN if favourite is None else Cell(label(favourite.text, favourite.bytes) or UNKNOWN.shown),
         UNKNOWN if token.p_favourite is None else probability(token.p_favourite),
     ]

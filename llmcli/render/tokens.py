@@ -87,7 +87,9 @@ def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
     rows = []
     for report in reports:
         style, sign = ("", "") if report.prob is None else band(report.prob)
-        rivals = "  ".join(f"{label(rival.text, rival.bytes)} {_brief(rival.prob)}" for rival in report.top)
+        rivals = "  ".join(
+            f"{label(rival.text, rival.bytes) or UNKNOWN.shown} {_brief(rival.prob)}" for rival in report.top
+        )
         rows.append(
             [
                 Cell(str(report.index)),

@@ -211,9 +211,10 @@ def test_a_written_token_that_is_added_to_its_rivals_has_no_rank() -> None:
     assert read_tokens(said, 3)[0].rank == 2
 
 
-def test_rivals_without_text_are_no_list() -> None:
+def test_where_rivals_without_text_are_lost_there_is_no_list() -> None:
     said = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"": -0.5, "b": -1}]}
-    assert read_tokens(said, 2)[0].top == ()
+    assert [rival.text for rival in read_tokens(said, 2)[0].top] == ["", "b"]
+    assert read_tokens(said, 3)[0].top == ()
 
 
 NAMES = ["choices", "delta", "message", "text", "content", "logprobs", "tokens", "token_logprobs", "top_logprobs"]
@@ -252,6 +253,7 @@ def test_the_tokens_of_a_text_are_found_between_bos_and_what_was_written() -> No
 
     assert own(rated("The", " king", " ran"), "The king") == (0, 2)
     assert own(rated("<s>", "The", " king", " ran"), "The king") == (1, 3)
+    assert own(rated("The", " king"), "The king") == (0, 2)  # what was written ended the text, and is not told
     assert own(rated("The", "", "", " king", " ran"), "The 🙂 king") == (0, 4)
 
 
