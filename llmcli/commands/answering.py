@@ -10,9 +10,6 @@ from llmcli.commands.interrupt import Interrupt
 from llmcli.errors import EXIT_INTERRUPTED, LlmcliError, usage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     from llmcli.commands.length import Length
     from llmcli.commands.sampling import Sampling
     from llmcli.commands.writing import Showing
@@ -29,10 +26,9 @@ def answer(server: Server, text: str, sampling: Sampling, length: Length, showin
 
     if length.max_tokens == 0:
         raise usage_error("--max-tokens 0 asks a server for nothing", "give at least 1")
-    fields = fields_of(sampling, server, sampling.seed)
-    ask = Ask(text, length.max_tokens, fields, length.stop, showing.rivals)
+    ask = Ask(text, length.max_tokens, fields_of(sampling, server, sampling.seed), length.stop, showing.rivals)
     if showing.as_json:
-        writing = write_answer_json(server, ask, fields, sampling.seed, needed=showing.probs is not None)
+        writing = write_answer_json(server, ask, sampling, needed=showing.probs is not None)
     else:
         writing = write_answer(server, ask, echoed=text if showing.echo else "", seed=sampling.seed)
     if writing.finish == "interrupted":
@@ -94,9 +90,7 @@ def _least(told: list[TokenReport]) -> float | None:
     return min((one.prob for one in told if one.prob is not None), default=None)
 
 
-def write_answer_json(
-    server: Server, ask: Ask, fields: Mapping[str, Any], seed: int | None, *, needed: bool
-) -> Writing:
+def write_answer_json(server: Server, ask: Ask, sampling: Sampling, *, needed: bool) -> Writing:
     """NDJSON: a start, a line a token, an end, which is written also when interrupted.
 
     Probabilities are ``needed`` where they were asked for by name; else a server that tells none is asked without.
@@ -105,11 +99,12 @@ def write_answer_json(
     from llmcli.render import ndjson
 
     writing, count = server.write(ask, needed=needed), 0
-    sampler = [(name, value if isinstance(value, int | float) else None) for name, value in fields.items()]
+    sampler: list[tuple[str, float | None]] = list(sampling.given.items())
+    sampler += [("logit-bias", None)] if sampling.biases else []
     with Interrupt() as interrupt:
         interrupt.rest()
         try:
-            ndjson.write(ndjson.generation_start(server.name, None, seed, sampler), sys.stdout)
+            ndjson.write(ndjson.generation_start(server.name, None, sampling.seed, sampler), sys.stdout)
             for piece in writing:
                 interrupt.point()
                 for report in reports(piece, count):

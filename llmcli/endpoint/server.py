@@ -110,7 +110,9 @@ def _models(client: Client, *, needed: bool) -> dict[str, str]:
         if error.status in (None, 401, 403):
             raise
         if needed:
-            raise ServerError(error.message, "name the model with -m", status=error.status) from None
+            raise ServerError(
+                error.message, "is the address right? if it is, name the model with -m", status=error.status
+            ) from None
         return {}  # some have no list
     entries = [entry for entry in said if isinstance(entry, dict)] if isinstance(said, list) else []
     return {entry["id"]: str(entry.get("owned_by")) for entry in entries if _is_name(entry.get("id"))}

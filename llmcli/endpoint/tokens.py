@@ -84,11 +84,20 @@ def _rated(said: Any) -> Rated:
 def _older(text: Any, number: Any, top: Any, most: int) -> Token:
     if not isinstance(text, str) or not isinstance(top, Mapping | None):
         raise malformed("a token is no text, or its rivals no object")
-    # By text: of several that a server has no text for, such as parts of characters, one is left, not the best.
-    blank = any(not name.strip("\ufffd") for name in top or ())
-    top = {} if top is None or (blank and len(top) < most) else top
+    top = {} if top is None or _lossy(text, top, most) else top
     rivals = _best((Rated(_text(t), _bytes(t), None, _logprob(n)) for t, n in top.items()), most)
     return Token(_text(text), _bytes(text), None, _logprob(number), rivals)
+
+
+def _lossy(text: str, top: Mapping[str, Any], most: int) -> bool:
+    """Whether a list by text may lack one of the ``most`` probable tokens.
+
+    Of several that have no text, such as parts of characters, one is left, and not the best; and the token that was
+    written may be an extra one, which hides the gap.
+    """
+    blank = any(not name.strip("\ufffd") for name in top)
+    others = len(top) - (text == min(top, key=lambda name: _logprob(top[name]) or 0.0, default=None))
+    return blank and (others < most or not text.strip("\ufffd"))
 
 
 def _best(rivals: Iterable[Rated], most: int) -> tuple[Rated, ...]:

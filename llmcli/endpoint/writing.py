@@ -59,7 +59,11 @@ class Writing:
                     self._seen, self.finish = self._most, "length"
                     return
         if self.finish is None:
-            raise ServerError("the server broke off in the middle of its answer", "its log may say more", again=True)
+            raise ServerError(
+                "the server broke off in the middle of its answer",
+                "its log may say why; a prompt too long?",
+                again=True,
+            )
 
     def interrupt(self) -> None:
         """Stop early."""

@@ -29,7 +29,6 @@ Run = Callable[..., Result]
 SECRET = "sk-Very/Secret+0123456789="
 FIVE = ("generate", "chat", "batch", "score", "explain-step")
 TEXT = " one two 🙂 [bold] \x1b[31m six"
-FIVE_TOKENS = "".join(ROUND[:5])
 
 
 @pytest.fixture
@@ -89,13 +88,18 @@ def test_what_was_given_is_sent_and_nothing_else(run: Run, endpoint: Endpoint) -
 
 
 def test_json_has_the_same_names_and_null_for_what_nobody_knows(run: Run, endpoint: Endpoint, model: Path) -> None:
-    there = records(run("generate", "Zero", "--endpoint", endpoint.url, "-n", 5, "--seed", 8, "--json", input=""))
+    options = ("--endpoint", endpoint.url, "--seed", 8, "--repetition-penalty", 2)
+    there = records(run("generate", "Zero", *options, "-n", 5, "--json", input=""))
     here = records(run("generate", "The old", "-m", model, "-n", 5, "--json", input=""))
     assert [list(record) for record in (there[0], there[1], there[-1])] == [
         list(record) for record in (here[0], here[1], here[-1])
     ]
     start, *tokens, end = there
-    assert (start["prompt_ids"], start["seed"], start["sampler"]) == (None, 8, [{"name": "seed", "value": 8}])
+    assert (start["prompt_ids"], start["seed"], start["sampler"]) == (
+        None,
+        8,
+        [{"name": "repetition-penalty", "value": 2.0}],
+    )
     assert end["text"] == "".join(token["text"] for token in tokens) == " one two \x1b[31m [bold] \x1b[31m"
     for place, token in enumerate(tokens):
         rank = 2 if place == 2 else 0

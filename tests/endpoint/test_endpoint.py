@@ -215,6 +215,10 @@ def test_where_rivals_without_text_are_lost_there_is_no_list() -> None:
     said = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"": -0.5, "b": -1}]}
     assert [rival.text for rival in read_tokens(said, 2)[0].top] == ["", "b"]
     assert read_tokens(said, 3)[0].top == ()
+    said["top_logprobs"] = [{"": -0.5, "z": -9}]  # of the best two one is lost, and the one written is an extra
+    assert read_tokens(said, 2)[0].top == ()
+    said = {"tokens": [""], "token_logprobs": [-9], "top_logprobs": [{"": -9, "b": -1}]}
+    assert read_tokens(said, 2)[0].top == ()
 
 
 NAMES = ["choices", "delta", "message", "text", "content", "logprobs", "tokens", "token_logprobs", "top_logprobs"]
