@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import endpoint_server
+from tests.endpoint_server import Endpoint
 from tests.hub_server import Hub, serving
 from tests.tiny import Tiny, make
 
@@ -45,4 +47,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("NO_PROXY", "*")
+        yield server
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """A server of this test's own, and no key in the environment."""
+    for name in ("LLMCLI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with endpoint_server.serving() as server:
         yield server

@@ -13,11 +13,25 @@ import llmcli
 
 PACKAGE = Path(llmcli.__file__).parent
 # From the ground up. Folders and files of one row may import each other (a folder's own files do).
-LAYERS = ["errors", "model", "text", "generate", "explain", "train", "hub", "render", "commands", "cli", "__main__"]
+LAYERS = [
+    "errors",
+    "model",
+    "text",
+    "generate",
+    "explain",
+    "train",
+    "hub",
+    "endpoint",
+    "render",
+    "commands",
+    "cli",
+    "__main__",
+]
 FORBIDDEN = {
     "rich": set(LAYERS) - {"render"},
     "click": set(LAYERS) - {"commands", "cli"},
-    "torch": {"errors", "text", "hub", "render", "cli", "__main__"},
+    "torch": {"errors", "text", "hub", "endpoint", "render", "cli", "__main__"},
+    "httpx2": set(LAYERS) - {"endpoint"},
     "jinja2": set(LAYERS) - {"text"},
     "prompt_toolkit": set(LAYERS) - {"commands"},
     "huggingface_hub": set(LAYERS) - {"hub"},
@@ -59,7 +73,7 @@ def test_imports_run_downwards(path: Path) -> None:
 
 
 def test_commands_import_nothing_heavy_before_they_run() -> None:
-    heavy = {"torch", "tokenizers", "safetensors", "rich", "numpy", "llguidance", "prompt_toolkit"}
+    heavy = {"torch", "httpx2", "tokenizers", "safetensors", "rich", "numpy", "llguidance", "prompt_toolkit"}
     for path in (PACKAGE / "commands").glob("*.py"):
         assert not heavy & {name.split(".")[0] for name in imports(path, top_level=True)}, path
 

@@ -21,6 +21,8 @@ ONLINE = "HuggingFaceTB/SmolLM2-135M"
 # Of commands that are run otherwise, further below.
 ELSEWHERE = (
     "venv",
+    "torchrun",
+    "--endpoint",
     "train",
     "my-model",
     "tales-int4",

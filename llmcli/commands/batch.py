@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli.commands.batch_endpoint import ServerRun
 from llmcli.commands.batch_share import Share
 from llmcli.commands.command import Command
+from llmcli.commands.endpoint import Endpoint, endpoint_options
 from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.interrupt import Interrupt
 from llmcli.commands.length import Length, fit, length_options
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 )
 @length_options(least=1)
 @model_options
+@endpoint_options
 @sampling_options
 @grammar_options
 @verbose_option
@@ -52,6 +55,7 @@ def batch(
     order: str,
     length: Length,
     choice: ModelChoice,
+    endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
     verbose: bool,
@@ -83,7 +87,7 @@ def batch(
     results, places = Results(target), places_of(source, usual)
     wanted = places if order == "input" else None
     world = torchrun()
-    if world.size > 1:
+    if world.size > 1 and not endpoint.given:
         share = Share(world, target, wanted)
         loaded = share.open(choice)
         run = Run(loaded, sampling, grammar, length, share.results(), source, usual, world)
@@ -91,6 +95,9 @@ def batch(
         if world.rank == 0 and code != EXIT_INTERRUPTED:
             check_valid(Results(target).ends)
         sys.exit(code)
+    if endpoint.given:
+        there = ServerRun(endpoint.open(), sampling, results, source, usual)
+        sys.exit(there.write(batch_size, in_order=order == "input"))
     if parts_of(target):  # which several processes left
         merge(target, wanted)
         results = Results(target)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands.chat_actions import completions, resume, set_system, take
+from llmcli.commands.chat_endpoint import server_session
 from llmcli.commands.chat_lines import Lines, lines
-from llmcli.commands.chat_session import Session
-from llmcli.commands.chat_settings import Settings
+from llmcli.commands.chat_session import AnySession, LocalSession
+from llmcli.commands.chat_settings import SamplerSettings
 from llmcli.commands.command import Command
+from llmcli.commands.endpoint import Endpoint, endpoint_options
 from llmcli.commands.helping import heading
 from llmcli.commands.model import ModelChoice, find_model
 from llmcli.commands.options import verbose_option
@@ -24,7 +26,6 @@ from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, 
 if TYPE_CHECKING:
     from llmcli.generate.conversation import Conversation
     from llmcli.text.chat import ChatTemplate
-    from llmcli.text.turns import Templated
 
 
 @click.command(cls=Command, together="share")
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     help="Go on with the chat in FILE if it is there, and save it after every turn.",
 )
 @split_options
+@endpoint_options
 @sampling_options
 @heading("Length")
 @click.option(
@@ -56,6 +58,7 @@ def chat(
     raw: bool,
     file: Path | None,
     choice: SplitChoice,
+    endpoint: Endpoint,
     sampling: Sampling,
     max_tokens: int,
     verbose: bool,
@@ -76,22 +79,36 @@ def chat(
         raise usage_error("--raw knows no system prompt", "leave one of them out")
     if file is not None:
         check_writable("--chat", file)
+    session: AnySession
+    if endpoint.given:
+        session = server_session(endpoint.open(), sampling, raw=raw, file=file, verbose=verbose)
+        begin(session, system_prompt)
+    else:
+        session = local_session(choice, sampling, raw=raw, file=file, verbose=verbose)
+        begin(session, system_prompt)
+        warn_of_doubled(session.conversation)
+
+    from llmcli.render.generation import note
+
+    seed = session.settings.seed
+    help = "; /help lists the commands, Ctrl-D leaves" if sys.stdin is not None and sys.stdin.isatty() else ""
+    note(f"{session.conversation.name}; seed {'not set' if seed is None else seed}{help}", sys.stderr)
+    converse(session, lines(lambda line: completions(session, line)))
+
+
+def local_session(
+    choice: ModelChoice, sampling: Sampling, *, raw: bool, file: Path | None, verbose: bool
+) -> LocalSession:
+    """A chat with a model that runs here."""
     template = None if raw else template_of(choice)
     loaded = choice.open()
 
     from llmcli.generate.conversation import Conversation
-    from llmcli.render.generation import note
     from llmcli.text.turns import Plain, Templated
 
     form = Plain(loaded.tokenizer) if template is None else Templated(template, loaded.tokenizer)
-    settings = Settings(click.get_current_context(), sampling, loaded)
-    session = Session(Conversation(loaded, form), settings, raw, file, verbose)
-    begin(session, system_prompt)
-    if isinstance(form, Templated):
-        warn_of_doubled(form, session.conversation)
-    help = "; /help lists the commands, Ctrl-D leaves" if sys.stdin is not None and sys.stdin.isatty() else ""
-    note(f"{loaded.name}; seed {settings.seed}{help}", sys.stderr)
-    converse(session, lines(lambda line: completions(session, line)))
+    settings = SamplerSettings(click.get_current_context(), sampling, loaded)
+    return LocalSession(Conversation(loaded, form), settings, raw, file, verbose)
 
 
 def template_of(choice: ModelChoice) -> ChatTemplate:
@@ -109,7 +126,7 @@ def template_of(choice: ModelChoice) -> ChatTemplate:
     return template
 
 
-def begin(session: Session, system_prompt: str | None) -> None:
+def begin(session: AnySession, system_prompt: str | None) -> None:
     """The chat of --chat's file, if it is there, and the system prompt."""
     from llmcli.text.transcript import read_transcript
 
@@ -119,17 +136,21 @@ def begin(session: Session, system_prompt: str | None) -> None:
         set_system(session, system_prompt)
 
 
-def warn_of_doubled(form: Templated, conversation: Conversation) -> None:
+def warn_of_doubled(conversation: Conversation) -> None:
     """Try the template before anything is typed; say so if it begins with the same special token twice."""
     from llmcli.render.generation import note
     from llmcli.text.chat import Message
+    from llmcli.text.turns import Templated
 
+    form = conversation.form
+    if not isinstance(form, Templated):
+        return
     doubled = form.doubled(conversation.messages or (Message("user", "?"),))
     if doubled is not None:
         note(f"the chat template puts {doubled} twice before every conversation", sys.stderr)
 
 
-def converse(session: Session, source: Lines) -> None:
+def converse(session: AnySession, source: Lines) -> None:
     """Turn after turn, until the lines end. A chat that nobody types ends at Ctrl-C, and fails if one of them did."""
     from llmcli.render.generation import note
 

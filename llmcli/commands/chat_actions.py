@@ -12,10 +12,8 @@ from llmcli.commands.configfile import expanded
 from llmcli.errors import LlmcliError, did_you_mean, usage_error
 
 if TYPE_CHECKING:
-    from llmcli.commands.chat_session import Session
+    from llmcli.commands.chat_session import AnySession
     from llmcli.generate.conversation import Messages
-
-TOP = 10  # candidates that /explain lists
 
 
 @dataclass(frozen=True)
@@ -24,10 +22,10 @@ class Action:
 
     argument: str
     help: str
-    run: Callable[[Session, str], None]
+    run: Callable[[AnySession, str], None]
 
 
-def take(session: Session, text: str) -> None:
+def take(session: AnySession, text: str) -> None:
     """Do what was typed; an error costs no more than that. Raises EOFError where it was to leave."""
     before = session.conversation.messages
     try:
@@ -41,7 +39,7 @@ def take(session: Session, text: str) -> None:
         session.tell(error)
 
 
-def act(session: Session, line: str) -> None:
+def act(session: AnySession, line: str) -> None:
     """Do what a line such as "/set temperature 0.5" says. Errors: no such command, or a wrong argument."""
     name, _, argument = line[1:].partition(" ")
     name = name.strip()
@@ -54,7 +52,7 @@ def act(session: Session, line: str) -> None:
     ACTIONS[name].run(session, argument.strip())
 
 
-def completions(session: Session, line: str) -> Sequence[str]:
+def completions(session: AnySession, line: str) -> Sequence[str]:
     """What may stand in the place of the last word of ``line``: a command, or what /set can set."""
     command, space, word = line.partition(" ")
     if not line.startswith("/") or " " in word:
@@ -64,33 +62,33 @@ def completions(session: Session, line: str) -> Sequence[str]:
     return [name for name in session.settings.names if command == "/set" and name.startswith(word)]
 
 
-def show_help(session: Session, argument: str) -> None:
+def show_help(session: AnySession, argument: str) -> None:
     from llmcli.render.chat import print_actions
 
     print_actions([(f"/{name} {action.argument}".strip(), action.help) for name, action in ACTIONS.items()], sys.stderr)
 
 
-def set_system(session: Session, argument: str) -> None:
+def set_system(session: AnySession, argument: str) -> None:
     """Only if the template has a place for it: each refuses in words of its own, or fails."""
     from llmcli.text.chat import Message
 
     if session.raw:
         raise usage_error("--raw knows no system prompt", "a model with a chat template does")
     chat = session.conversation
-    system = (Message("system", argument),) if argument else ()
     rest = tuple(message for message in chat.messages if message.role != "system")
+    system = (Message("system", argument),) if argument else ()
     tried = rest or (Message("user", "?"),)
     try:
-        chat.form.write((*system, *tried))
+        chat.check((*system, *tried))
     except LlmcliError as error:
-        chat.form.write(tried)  # raises what is not the system prompt's fault
+        chat.check(tried)  # raises what is not the system prompt's fault
         hint = "leave it out, and say it in your first turn"
-        raise LlmcliError(f"{chat.loaded.name} knows no system prompt", hint) from error
+        raise LlmcliError(f"{chat.name} knows no system prompt", hint) from error
     chat.messages = system + rest
     _note("the system prompt is set" if argument else "there is no system prompt")
 
 
-def regenerate(session: Session, argument: str) -> None:
+def regenerate(session: AnySession, argument: str) -> None:
     messages = session.conversation.messages
     if messages and messages[-1].role == "assistant":
         messages = messages[:-1]
@@ -99,7 +97,7 @@ def regenerate(session: Session, argument: str) -> None:
     session.answer(messages)
 
 
-def undo(session: Session, argument: str) -> None:
+def undo(session: AnySession, argument: str) -> None:
     messages = session.conversation.messages
     asked = [n for n, message in enumerate(messages) if message.role == "user"]
     if not asked:
@@ -108,15 +106,15 @@ def undo(session: Session, argument: str) -> None:
     _note(f"taken back: {_beginning(messages[asked[-1]].content)}")
 
 
-def save(session: Session, argument: str) -> None:
+def save(session: AnySession, argument: str) -> None:
     from llmcli.text.transcript import write_transcript
 
     path = _path(argument)
-    write_transcript(path, session.conversation.loaded.name, session.conversation.messages)
+    write_transcript(path, session.conversation.name, session.conversation.messages)
     _note(f"saved {path}")
 
 
-def load(session: Session, argument: str) -> None:
+def load(session: AnySession, argument: str) -> None:
     from llmcli.render.counted import counted
     from llmcli.text.transcript import read_transcript
 
@@ -125,16 +123,16 @@ def load(session: Session, argument: str) -> None:
     _note(f"loaded {path}: {counted(len(session.conversation.messages), 'message')}")
 
 
-def resume(session: Session, messages: Messages) -> None:
+def resume(session: AnySession, messages: Messages) -> None:
     """Go on from ``messages``. Errors: the template refuses them."""
     if messages:
-        session.conversation.form.write(messages)
+        session.conversation.check(messages)
     session.conversation.messages = messages
     if messages and messages[-1].role == "user":
         _note("the last message has no reply yet: /regenerate writes one")
 
 
-def change(session: Session, argument: str) -> None:
+def change(session: AnySession, argument: str) -> None:
     name, _, value = argument.partition(" ")
     value = value.strip()
     if not name or not value:
@@ -145,29 +143,20 @@ def change(session: Session, argument: str) -> None:
     _note(f"{name.removeprefix('--')} is {value}")
 
 
-def probs(session: Session, argument: str) -> None:
+def probs(session: AnySession, argument: str) -> None:
     session.probs = not session.probs
     _note("probabilities are shown" if session.probs else "probabilities are no longer shown")
 
 
-def explain(session: Session, argument: str) -> None:
-    from llmcli.explain.step import step_report
-    from llmcli.render.step import print_step
-
+def explain(session: AnySession, argument: str) -> None:
     try:
         index = int(argument or -1)
     except ValueError:
         raise usage_error(f"{argument!r} is no number", "/explain 0 is the reply's first token") from None
-    chat = session.conversation
-    step, context = chat.step(index)
-    assert chat.last is not None
-    report = step_report(
-        step, chat.last.sampler, chat.loaded.tokenizer, prompt_ids=chat.last.prompt, context_ids=context, top=TOP
-    )
-    print_step(report, sys.stderr)
+    session.explain(index)
 
 
-def tokens(session: Session, argument: str) -> None:
+def tokens(session: AnySession, argument: str) -> None:
     from llmcli.render.chat import print_sizes
 
     chat = session.conversation
@@ -177,7 +166,7 @@ def tokens(session: Session, argument: str) -> None:
     print_sizes(chat.messages, chat.sizes(), chat.context, sys.stderr)
 
 
-def leave(session: Session, argument: str) -> None:
+def leave(session: AnySession, argument: str) -> None:
     raise EOFError
 
 

@@ -4,30 +4,56 @@ from __future__ import annotations
 
 import sys
 import traceback
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from llmcli.commands.interrupt import Interrupt
 from llmcli.errors import LlmcliError, out_of_memory
 
 if TYPE_CHECKING:
-    from llmcli.commands.chat_settings import Settings
-    from llmcli.explain.generated import TokenReport
+    from llmcli.commands.chat_settings import SamplerSettings, Settings
+    from llmcli.explain.rivals import TokenReport
     from llmcli.generate.conversation import Conversation, Messages, Reply
 
 RIVALS = 5  # of a token in the table of /probs
+TOP = 10  # candidates that /explain lists
+
+
+class Talk(Protocol):
+    """What a session needs of a conversation, wherever the model runs."""
+
+    messages: Messages
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model can read and write in all."""
+
+    def check(self, messages: Messages) -> None:
+        """Raise where they cannot be told to the model."""
+
+    def sizes(self) -> list[int]:
+        """Tokens of each message."""
+
+
+T = TypeVar("T", bound=Talk)
+S = TypeVar("S", bound="Settings")
 
 
 @dataclass
-class Session:
+class Session(ABC, Generic[T, S]):
     """``raw`` chats have no template; ``probs`` is whether probabilities are shown; ``file`` is kept up to date.
 
     ``interrupted`` is whether Ctrl-C stopped the last reply, ``failed`` whether any line came to nothing.
     """
 
-    conversation: Conversation
-    settings: Settings
+    conversation: T
+    settings: S
     raw: bool
     file: Path | None
     verbose: bool
@@ -54,8 +80,33 @@ class Session:
 
         self.answer((*self.conversation.messages, Message("user", text)))
 
+    @abstractmethod
     def answer(self, messages: Messages) -> None:
         """The reply to ``messages``; they are the conversation only if something was written."""
+
+    @abstractmethod
+    def explain(self, index: int) -> None:
+        """Show how the index-th token of the last reply was chosen. Errors: there is none."""
+
+    def save(self) -> None:
+        """Bring --chat's file up to date, if there is one."""
+        from llmcli.text.transcript import write_transcript
+
+        if self.file is not None:
+            write_transcript(self.file, self.conversation.name, self.conversation.messages)
+
+
+AnySession = Session[Any, Any]
+if TYPE_CHECKING:
+    Local = Session[Conversation, SamplerSettings]
+else:
+    Local = Session  # the names of its types would bring torch
+
+
+class LocalSession(Local):
+    """Replies come from a model that runs here."""
+
+    def answer(self, messages: Messages) -> None:
         from llmcli.render.generation import ENDINGS, note, print_summary
 
         sampler = self.settings.sampler()
@@ -71,6 +122,18 @@ class Session:
             print_summary(done, sys.stderr, seed=sampler.seed, context=self.conversation.context)
         elif done.finish != "stop_token":
             note(f"stopped: {ENDINGS[done.finish]}", sys.stderr)
+
+    def explain(self, index: int) -> None:
+        from llmcli.explain.step import step_report
+        from llmcli.render.step import print_step
+
+        chat = self.conversation
+        step, context = chat.step(index)
+        assert chat.last is not None
+        report = step_report(
+            step, chat.last.sampler, chat.loaded.tokenizer, prompt_ids=chat.last.prompt, context_ids=context, top=TOP
+        )
+        print_step(report, sys.stderr)
 
     def _write(self, reply: Reply) -> None:
         """The reply as it comes; then the table of its probabilities, if they are shown."""
@@ -94,10 +157,3 @@ class Session:
         writer.end_line()
         if reports:
             print_probabilities(reports, sys.stderr)
-
-    def save(self) -> None:
-        """Bring --chat's file up to date, if there is one."""
-        from llmcli.text.transcript import write_transcript
-
-        if self.file is not None:
-            write_transcript(self.file, self.conversation.loaded.name, self.conversation.messages)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands.command import Command
+from llmcli.commands.endpoint import Endpoint, endpoint_options, fields_of
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.grammar import GrammarChoice, grammar_options
 from llmcli.commands.helping import heading
@@ -19,6 +20,7 @@ from llmcli.commands.sampling import Sampling, sampling_options
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
+    from llmcli.endpoint.server import Server
     from llmcli.explain.step import StepReport
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.overflow import Overflow
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @form_options
 @split_options
+@endpoint_options
 @sampling_options
 @grammar_options
 @verbose_option
@@ -54,6 +57,7 @@ def explain_step(
     interactive: bool,
     form: Form,
     choice: SplitChoice,
+    endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
     verbose: bool,
@@ -75,6 +79,9 @@ def explain_step(
     warmths = parse_temperatures(temperatures)
     if interactive and (form.as_json or form.picture or not (sys.stdin.isatty() and sys.stdout.isatty())):
         raise usage_error("--interactive needs a terminal and excludes --json and --save", "leave it out")
+    if endpoint.given:
+        explain_there(endpoint.open(), text, sampling, index, top, form)
+        return
     loaded = choice.open()
 
     from llmcli.render import ndjson
@@ -88,6 +95,18 @@ def explain_step(
         return
     report = report_of_step(loaded, sampler, ids, index, overflow == "shift", shape)
     form.show(report, print_step, ndjson.step)
+
+
+def explain_there(server: Server, text: str, sampling: Sampling, index: int, top: int, form: Form) -> None:
+    """Show the index-th token that a server writes, and its rivals as far as it tells them."""
+    from llmcli.endpoint.server import Ask
+    from llmcli.endpoint.step import server_step
+    from llmcli.render import ndjson
+    from llmcli.render.endpoint import print_server_step
+
+    fields = fields_of(sampling, server, sampling.seed)
+    report = server_step(server, Ask(text, index + 1, fields, rivals=top), index)
+    form.show(report, print_server_step, ndjson.server_step)
 
 
 def report_of_step(

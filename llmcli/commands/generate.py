@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from llmcli.commands.ahead import Ahead, ahead_options
+from llmcli.commands.answering import answer
 from llmcli.commands.command import Command
+from llmcli.commands.endpoint import Endpoint, endpoint_options
 from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.length import Length, fit, length_options
 from llmcli.commands.options import verbose_option
@@ -35,6 +37,7 @@ class GenerateCommand(Command):
 @click.command(cls=GenerateCommand, together="share")
 @prompt_options()
 @split_options
+@endpoint_options
 @sampling_options
 @grammar_options
 @length_options(least=0)
@@ -46,6 +49,7 @@ class GenerateCommand(Command):
 def generate(
     prompt: Prompt,
     choice: SplitChoice,
+    endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
     length: Length,
@@ -67,6 +71,9 @@ def generate(
       llmcli generate "The king was very" --choices '[" old", " sad", " tired"]'
       echo "It was a dark night" | llmcli generate -n 50 --json
     """
+    if endpoint.given:
+        answer(endpoint.open(), prompt.read(), sampling, length, showing)
+        return
     grammar.exclude_all(length)
     if several.count > 1 and ahead.given:
         raise usage_error("several texts are written without guessing ahead", "leave out what guesses")

@@ -56,6 +56,11 @@ class Interrupt:
             raise KeyboardInterrupt
         self._waits = True
 
+    def rest(self) -> None:
+        """From here to the next ``point`` Ctrl-C raises at once: what is waited for may never come."""
+        self.point()
+        self._waits = False
+
     def _press(self, number: int, frame: FrameType | None) -> None:
         if self._pressed or not self._waits:
             raise KeyboardInterrupt

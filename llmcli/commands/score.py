@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from llmcli.commands.command import Command
+from llmcli.commands.endpoint import Endpoint, endpoint_options
 from llmcli.commands.form import Form, form_options
 from llmcli.commands.options import verbose_option
 from llmcli.commands.prompt import Prompt, prompt_options
@@ -18,8 +19,9 @@ from llmcli.commands.ranks import SplitChoice, split_options
 )
 @form_options
 @split_options
+@endpoint_options
 @verbose_option
-def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, verbose: bool) -> None:
+def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, endpoint: Endpoint, verbose: bool) -> None:
     """Where was the model surprised? Score TEXT: each token's surprisal, rank and the entropy of its place.
 
     Surprisal is -log2 of the probability that the model gave the token before it came; the totals are bits per byte
@@ -32,10 +34,16 @@ def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, verbose: bo
       llmcli score "The king was a very good dragon." --json
     """
     text = prompt.read()
-    loaded = choice.open()
+    if endpoint.given:
+        from llmcli.endpoint.scoring import server_score
 
-    from llmcli.explain.score import score_report
+        report = server_score(endpoint.open(), text)
+    else:
+        loaded = choice.open()
+        from llmcli.explain.score import score_report
+
+        report = score_report(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special))
+
     from llmcli.render.score import print_score
 
-    report = score_report(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special))
     form.show(report, lambda report, stream: print_score(report, stream, top=top))

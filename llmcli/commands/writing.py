@@ -14,7 +14,7 @@ from llmcli.commands.prompt_cache import cached
 from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:
-    from llmcli.explain.generated import TokenReport
+    from llmcli.explain.rivals import TokenReport
     from llmcli.generate.loaded import LoadedModel
     from llmcli.generate.sampling import Sampler
     from llmcli.generate.text import Generation

@@ -2,38 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from llmcli.explain.rivals import Rival, TokenReport
 from llmcli.generate.distribution import entropy, probabilities
 from llmcli.generate.steps import Step
 from llmcli.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A token that might have stood there, with the model's own probability of it."""
-
-    id: int
-    text: str
-    bytes: bytes
-    prob: float
-
-
-@dataclass(frozen=True)
-class TokenReport:
-    """One generated token. Probabilities are the model's own, but for ``final_prob``, after the sampler."""
-
-    index: int
-    id: int
-    text: str
-    bytes: bytes
-    logprob: float  # nats
-    prob: float
-    final_prob: float
-    rank: int  # 0 is the model's favourite
-    entropy: float  # bits
-    u: float | None
-    top: tuple[Rival, ...]  # the most probable tokens, best first
 
 
 def token_report(step: Step, tokenizer: Tokenizer, rivals: int) -> TokenReport:

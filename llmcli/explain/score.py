@@ -4,55 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.check import Check, Claim, check, relative
+from llmcli.explain.check import Claim, check, relative
 from llmcli.explain.limits import limit
-from llmcli.explain.piece import Piece, piece
+from llmcli.explain.piece import piece
 from llmcli.explain.running import running
+from llmcli.explain.scored import Scored, ScoreReport
 from llmcli.generate.loaded import LoadedModel
 from llmcli.generate.score import nats, predictions, windows
 from llmcli.generate.steps import next_logits
 
 REREAD = 32  # tokens at the end that the check reads one by one
 ROUNDING = 1e-5  # of a mean over fp32 numbers, whatever the model's dtype
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One token of the text. ``chunk`` is the text that it completes: often its own, sometimes none.
-
-    ``surprisal`` (-log2 p) and ``entropy`` (of all candidates) in bits; ``rank`` 0 is the model's ``favourite``.
-    """
-
-    position: int
-    piece: Piece
-    chunk: str
-    logprob: float  # nats
-    surprisal: float
-    rank: int
-    entropy: float
-    favourite: Piece
-    p_favourite: float
-
-
-@dataclass(frozen=True)
-class ScoreReport:
-    """Every token but the ``first``, which nothing comes before. ``bytes`` are those of the tokens scored."""
-
-    model: str
-    first: Piece
-    tokens: tuple[Scored, ...]
-    bits: float
-    bits_per_token: float
-    bits_per_byte: float
-    perplexity: float
-    bytes: int
-    check: Check
 
 
 def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
@@ -94,7 +61,7 @@ def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
             one_by_one(loaded, ids, [token.logprob for token in tokens]),
             as_cross_entropy(
                 "mean surprisal and entropy",
-                [mean, sum(token.entropy for token in tokens) / len(tokens)],
+                [mean, sum(entropy for _, _, entropy, _, _ in rows) / len(tokens)],
                 [total / len(tokens) for total in sums],
             ),
         ),

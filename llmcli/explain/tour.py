@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from llmcli.errors import usage_error
 from llmcli.explain.attend import AttendReport, attend_report
 from llmcli.explain.check import Check, Claim, check
-from llmcli.explain.generated import TokenReport, token_report
+from llmcli.explain.generated import token_report
 from llmcli.explain.lens import LensReport, lens_report
 from llmcli.explain.neighbours import NeighboursReport, neighbours_report
 from llmcli.explain.position import PositionReport, position_report
+from llmcli.explain.rivals import TokenReport
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import Tokenization, tokenization
 from llmcli.generate.filters import FILTERS, filter_chain

@@ -75,6 +75,15 @@ class Conversation:
         self._kept: dict[Messages, Kept] = {}
 
     @property
+    def name(self) -> str:
+        """The model's."""
+        return self.loaded.name
+
+    def check(self, messages: Messages) -> None:
+        """Raise where the template refuses ``messages``."""
+        self.form.write(messages)
+
+    @property
     def context(self) -> int:
         """How many tokens the model can read and write in all."""
         return self.loaded.model.config.max_position_embeddings

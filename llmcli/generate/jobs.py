@@ -134,8 +134,12 @@ _NAMES = {str: "text", int: "a whole number", list: "a list"}
 def mark(job: Job, loaded: LoadedModel, sampler: Sampler, others: Mapping[str, Any]) -> str:
     """A few characters that differ where anything differs that a job's text depends on."""
     filters = [repr(filter) for filter in sampler.filters if filter.name != "grammar"]  # its rules are among others
-    all_of_it = [asdict(job), loaded.name, str(loaded.model.dtype), filters, dict(others)]
-    return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(asdict(job), loaded.name, str(loaded.model.dtype), filters, dict(others))
+
+
+def digest(*all_of_it: Any) -> str:
+    """A mark: a few characters that differ where any part does."""
+    return hashlib.sha256(json.dumps(list(all_of_it), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Results:

@@ -46,9 +46,9 @@ class BatchView:
             self._stream,
         )
 
-    def show(self, *, done: bool) -> None:
-        """A token, which may be the last of its text."""
-        self.tokens += 1
+    def show(self, *, done: bool, tokens: int = 1) -> None:
+        """A token, or several, which may be the last of their text."""
+        self.tokens += tokens
         self._done += done
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done + self.broken, speed=self._rate())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # types alone: torch must not come with them
 ENDINGS = {
     "length": "the limit of --max-tokens was reached",
     "stop_token": "the model ended its text",
+    "stop": "the model ended its text, or a --stop string came",
     "grammar": "the grammar allows nothing more",
     "stop_string": "a --stop string came",
     "context": "the model's context is full",

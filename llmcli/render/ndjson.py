@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch must not come with it
-    from llmcli.explain.generated import TokenReport
+    from llmcli.endpoint.step import ServerStep
+    from llmcli.explain.rivals import TokenReport
     from llmcli.explain.step import StepReport
     from llmcli.explain.tokens import Tokenization
     from llmcli.hub.cache import OnDisk
@@ -46,16 +47,19 @@ def finite(number: float) -> float | None:
 
 def generation_start(
     model: str,
-    prompt_ids: Sequence[int],
-    seed: int,
+    prompt_ids: Sequence[int] | None,
+    seed: int | None,
     filters: Sequence[tuple[str, float | None]],
     cached: int | None = None,
 ) -> dict[str, Any]:
-    """``cached``: how many of the prompt's tokens a prompt cache held, if one was given."""
+    """``cached``: how many of the prompt's tokens a prompt cache held, if one was given.
+
+    Of a server's model ``prompt_ids`` are unknown, and ``seed`` is if none was asked for.
+    """
     start = {
         "type": "start",
         "model": model,
-        "prompt_ids": list(prompt_ids),
+        "prompt_ids": None if prompt_ids is None else list(prompt_ids),
         "seed": seed,
         "sampler": [{"name": name, "value": value} for name, value in filters],
     }
@@ -205,3 +209,36 @@ def step(report: StepReport) -> dict[str, Any]:
             for column in report.columns
         ]
     return told
+
+
+def server_step(report: ServerStep) -> dict[str, Any]:
+    """Under the names of ``step``, null for what nobody can know from outside; and ``rest``, of all not listed."""
+    unknown = ("logit", "adjusted", "p_temperature", "cut", "p_final", "cumulative", "u_low", "u_high")
+    return {
+        "step": report.step,
+        "prompt_ids": None,
+        "context_ids": None,
+        "sampler": None,
+        "seed": report.seed,
+        "entropy": None,
+        "candidates": [
+            {
+                "rank": row.rank,
+                "id": row.rated.id,
+                "text": row.rated.text,
+                "logprob": row.rated.logprob,
+                "p": row.rated.prob,
+                **dict.fromkeys(unknown),
+            }
+            for row in report.candidates
+        ],
+        "rest": report.rest,
+        "chosen": {
+            "id": report.chosen.id,
+            "text": report.chosen.text,
+            "u": None,
+            "p_final": None,
+            "surprisal": report.surprisal,
+        },
+        "check": record(report.check),
+    }

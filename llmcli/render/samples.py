@@ -12,7 +12,7 @@ from llmcli.render.table import Cell, Column, number, print_table
 from llmcli.render.tokens import print_probabilities
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
-    from llmcli.explain.generated import TokenReport
+    from llmcli.explain.rivals import TokenReport
 
 
 @dataclass(frozen=True)

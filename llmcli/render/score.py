@@ -8,11 +8,12 @@ from rich.text import Text
 
 from llmcli.render.check import print_check
 from llmcli.render.counted import counted
-from llmcli.render.table import Cell, Column, number, print_table, probability
+from llmcli.render.endpoint import print_unknown
+from llmcli.render.table import UNKNOWN, Cell, Column, number, print_table, probability
 from llmcli.render.terminal import RANK_BANDS, console, harmless, label, rank_band, say, styled
 
 if TYPE_CHECKING:
-    from llmcli.explain.score import Scored, ScoreReport
+    from llmcli.explain.scored import Scored, ScoreReport
 
 
 def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
@@ -41,13 +42,15 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
         f"{_first(report)}, the first, is not scored: nothing comes before it.",
         stream,
     )
+    if any(token.entropy is None for token in report.tokens):
+        print_unknown(stream, "the entropy")
     print_check(report.check, stream)
 
 
 def _print_text(report: ScoreReport, stream: TextIO) -> None:
     text = Text.assemble((_first(report), "dim"))
     for token in report.tokens:
-        text.append(harmless(token.chunk), rank_band(token.rank)[0])
+        text.append(harmless(token.chunk), "" if token.rank is None else rank_band(token.rank)[0])
     legend = Text("rank: ")
     lower = 0
     for below, style, sign in RANK_BANDS:
@@ -63,15 +66,16 @@ def _first(report: ScoreReport) -> str:
 
 
 def _row(token: Scored) -> list[Cell]:
-    style, sign = rank_band(token.rank)
+    style, sign = ("", "") if token.rank is None else rank_band(token.rank)
+    favourite = token.favourite
     return [
         Cell(str(token.position)),
-        Cell(str(token.piece.id)),
-        Cell(label(token.piece.text, token.piece.bytes), style=style),
+        UNKNOWN if token.piece.id is None else Cell(str(token.piece.id)),
+        Cell(label(token.piece.text, token.piece.bytes), style=style) if token.piece.bytes else UNKNOWN,
         number(token.surprisal, 2),
-        Cell(str(token.rank)),
+        UNKNOWN if token.rank is None else Cell(str(token.rank)),
         Cell(sign, style=style),
-        number(token.entropy, 2),
-        Cell(label(token.favourite.text, token.favourite.bytes)),
-        probability(token.p_favourite),
+        UNKNOWN if token.entropy is None else number(token.entropy, 2),
+        UNKNOWN if favourite is None else Cell(label(favourite.text, favourite.bytes) or UNKNOWN.shown),
+        UNKNOWN if token.p_favourite is None else probability(token.p_favourite),
     ]

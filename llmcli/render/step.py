@@ -56,13 +56,13 @@ def print_candidates(report: StepReport, stream: TextIO) -> None:
 def _print_heading(report: StepReport, stream: TextIO) -> None:
     read = counted(len(report.context_ids), "token")
     say(
-        f"step {report.step}: what follows “{_tail(report.context)}”? {read} read, "
+        f"step {report.step}: what follows “{tail(report.context)}”? {read} read, "
         f"{report.vocabulary} candidates, entropy {report.entropy:.2f} bits",
         stream,
     )
 
 
-def _tail(text: str, length: int = 32) -> str:
+def tail(text: str, length: int = 32) -> str:
     """The end of a text on one line."""
     return ("…" if len(text) > length else "") + one_line(text[-length:])
 

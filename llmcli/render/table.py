@@ -54,6 +54,9 @@ def probability(value: float, style: str = "") -> Cell:
     return Cell(shown, repr(value), style)
 
 
+UNKNOWN = Cell("–", "")  # a column of nothing else is left out on a terminal
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], stream: TextIO) -> None:
     """Write the table in the form that suits the stream."""
     if not styled(stream):
@@ -62,6 +65,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], strea
         stream.writelines("\t".join(printable(part, stream) for part in line) + "\n" for line in lines)
         stream.flush()
         return
+    known = [n for n in range(len(columns)) if not rows or any(row[n] != UNKNOWN for row in rows)]
+    columns, rows = [columns[n] for n in known], [[row[n] for n in known] for row in rows]
     target = console(stream)
     widths, least = _sizes(columns, rows)
     kept = _fitting(columns, widths, least, target.width)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.check import print_check
 from llmcli.render.counted import counted
-from llmcli.render.table import Cell, Column, print_table, probability
+from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability
 from llmcli.render.terminal import band, label, say, styled
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
-    from llmcli.explain.generated import TokenReport
+    from llmcli.explain.rivals import TokenReport
     from llmcli.explain.tokens import Tokenization
     from llmcli.text.tokenizer import Token
 
@@ -85,17 +85,19 @@ def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
     ]
     rows = []
     for report in reports:
-        style, sign = band(report.prob)
-        rivals = "  ".join(f"{label(rival.text, rival.bytes)} {_brief(rival.prob)}" for rival in report.top)
+        style, sign = ("", "") if report.prob is None else band(report.prob)
+        rivals = "  ".join(
+            f"{label(rival.text, rival.bytes) or UNKNOWN.shown} {_brief(rival.prob)}" for rival in report.top
+        )
         rows.append(
             [
                 Cell(str(report.index)),
-                Cell(str(report.id)),
+                UNKNOWN if report.id is None else Cell(str(report.id)),
                 Cell(label(report.text, report.bytes), style=style),
-                probability(report.prob),
+                UNKNOWN if report.prob is None else probability(report.prob),
                 Cell(sign, style=style),
-                Cell(str(report.rank)),
-                probability(report.final_prob),
+                UNKNOWN if report.rank is None else Cell(str(report.rank)),
+                UNKNOWN if report.final_prob is None else probability(report.final_prob),
                 Cell(rivals),
             ]
         )

@@ -59,6 +59,15 @@ class Form(Protocol):
         """Where each message's content ends in the text without a next reply's beginning."""
 
 
+def plain(messages: Sequence[Message]) -> str:
+    """The messages as one text, each turn of the user's on a new line."""
+    text = ""
+    for message in messages:
+        breaks = message.role == "user" and text and message.content
+        text += "\n" * bool(breaks) + message.content
+    return text
+
+
 class Plain:
     """No form at all: each turn stands on a new line of one text, as for a model that was never taught to chat."""
 
@@ -68,11 +77,7 @@ class Plain:
         self._tokenizer = tokenizer
 
     def write(self, messages: Sequence[Message], *, reply: bool = True) -> Written:
-        text = ""
-        for message in messages:
-            breaks = message.role == "user" and text and message.content
-            text += "\n" * bool(breaks) + message.content
-        return Written(text)
+        return Written(plain(messages))
 
     def encode(self, written: Written) -> list[int]:
         return self._tokenizer.encode(written.text)

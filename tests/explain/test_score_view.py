@@ -10,7 +10,8 @@ import torch
 
 from llmcli.errors import EXIT_USAGE, LlmcliError
 from llmcli.explain import score as module
-from llmcli.explain.score import ScoreReport, score_report
+from llmcli.explain.score import score_report
+from llmcli.explain.scored import ScoreReport
 from llmcli.generate import score as engine
 from llmcli.model.quantize import Kind, quantize
 from llmcli.render.ndjson import record

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcli.explain.check import check
-from llmcli.explain.generated import Rival, TokenReport
+from llmcli.explain.rivals import Rival, TokenReport
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import Tokenization
 from llmcli.generate.filters import filter_chain

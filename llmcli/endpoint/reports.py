@@ -1,0 +1,34 @@
+"""A server's tokens as the views show them: what nobody outside can know is None."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmcli.endpoint.reply import Piece
+from llmcli.endpoint.tokens import Token
+from llmcli.explain.rivals import Rival, TokenReport
+
+
+def reports(piece: Piece, first: int) -> Iterator[TokenReport]:
+    """Of the tokens of a piece, numbered from ``first``; a text without tokens counts as one."""
+    text = piece.text
+    tokens = piece.tokens or ((Token(text, text.encode(), None, None, ()),) if text else ())
+    for index, token in enumerate(tokens, start=first):
+        yield report(token, index)
+
+
+def report(token: Token, index: int) -> TokenReport:
+    """Of one token. The rank is known where it is among those told."""
+    return TokenReport(
+        index=index,
+        id=token.id,
+        text=token.text,
+        bytes=token.bytes,
+        logprob=token.logprob,
+        prob=token.prob,
+        final_prob=None,
+        rank=token.rank,
+        entropy=None,
+        u=None,
+        top=tuple(Rival(rival.id, rival.text, rival.bytes, rival.prob or 0.0) for rival in token.top),
+    )
