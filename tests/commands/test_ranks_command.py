@@ -159,6 +159,11 @@ def together(arguments: list[str], size: int, kill: dict[int, float] | None = No
     for rank, after in sorted((kill or {}).items(), key=lambda item: item[1]):
         time.sleep(max(began + after - time.monotonic(), 0))
         os.kill(children[rank], signal.SIGKILL)
+    if not kill:
+        return [os.waitpid(child, 0)[1] for child in children]
+    time.sleep(0.3)
+    for child in children:
+        os.kill(child, signal.SIGKILL)  # as torchrun does with those that are left, some in the middle of merging
     return [os.waitpid(child, 0)[1] for child in children]
 
 
