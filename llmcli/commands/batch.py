@@ -95,12 +95,12 @@ def batch(
         if world.rank == 0 and code != EXIT_INTERRUPTED:
             check_valid(Results(target).ends)
         sys.exit(code)
-    if endpoint.given:
-        there = ServerRun(endpoint.open(), sampling, results, source, usual)
-        sys.exit(there.write(batch_size, in_order=order == "input"))
     if parts_of(target):  # which several processes left
         merge(target, wanted)
         results = Results(target)
+    if endpoint.given:
+        there = ServerRun(endpoint.open(), sampling, results, source, usual)
+        sys.exit(there.write(batch_size, in_order=order == "input"))
     run = Run(choice.open(), sampling, grammar, length, results, source, usual, world)
     code = run.write(batch_size, in_order=order == "input")
     if wanted is not None and list(results.done) != sorted(results.done, key=wanted.__getitem__):
