@@ -30,7 +30,7 @@ def offered(run: Run, line: str, **env: str) -> list[str]:
 def test_words_that_can_stand_there(run: Run) -> None:
     assert offered(run, "llmcli gen") == ["plain,generate"]
     assert offered(run, "llmcli ") == [f"plain,{name}" for name in COMMANDS]
-    assert offered(run, "llmcli generate --te") == ["plain,--temperature", "plain,--temp"]
+    assert offered(run, "llmcli generate --tem") == ["plain,--temperature", "plain,--temp"]
     assert offered(run, "llmcli generate --quantize ") == ["plain,int8", "plain,int4"]
     assert offered(run, "llmcli completion ") == ["plain,bash", "plain,zsh", "plain,fish"]
     assert offered(run, "llmcli config exp") == ["plain,explain-step"]
