@@ -93,7 +93,7 @@ def test_a_chat_runs_as_printed() -> None:
 def test_batch_and_a_prompt_cache_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "The fox", "max_tokens": 5}\n', encoding="utf-8")
-    batch, cache = [line for line in SHELL if "llmcli batch" in line or "--prompt-cache" in line][::-1]
+    cache, batch, _ = [line for line in SHELL if line.startswith("llmcli batch") or "--prompt-cache" in line]
     for line in (batch, cache, cache):
         result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr

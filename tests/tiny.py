@@ -195,7 +195,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "gpt2-untied": _gpt2(tie_word_embeddings=False, n_inner=40, activation_function="gelu"),
     "gpt_neox": _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=3),
     "gpt_neox-serial": _of(
-        GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6, use_parallel_residual=False
+        GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=3, use_parallel_residual=False
     ),
     "olmo2": _of(Olmo2Config, _EVEN),
     "granite": _of(
@@ -246,6 +246,8 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "olmoe": _of(OlmoeConfig, _EVEN, **_MOE, num_experts=5),
 }
 CASES = tuple(CONFIGS)
+# Not a case of every test: with heads enough for four ranks.
+CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)
 # Of the first few seeds those with which a model does not soon repeat itself.
 SEEDS = {
     "llama-yarn-mscale": 1,

@@ -481,7 +481,7 @@ def test_a_failure_costs_its_turn_alone_and_keeps_what_came(run: Run, endpoint: 
     endpoint.acts = [lambda handler: handler.json({}, 500), lambda handler: handler.raw(cut)]
     file = tmp_path / "chat.json"
     result = talk(run, endpoint, "a", "b", "c", args=("--chat", file))
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert result.stdout == " half\n one two\n"
     assert "status 500" in result.stderr
     assert "broke off" in result.stderr

@@ -240,7 +240,7 @@ def tear(prompts: Path, rng: random.Random) -> None:
 
 
 def test_merging_killed_after_the_file_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, line = tmp_path / "out", '{{"id": {}, "text": "x", "mark": "m"}}\n'
+    out, line = tmp_path / "out", '{{"id": {}, "text": "x", "finish": "length", "mark": "m"}}\n'
     out.write_text(line.format(3), encoding="utf-8")
     part_path(out, 0).write_text(line.format(1) + line.format(4), encoding="utf-8")
     part_path(out, 1).write_text(line.format(2) + '{"id": 5, "te', encoding="utf-8")
