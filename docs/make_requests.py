@@ -1,20 +1,26 @@
 """Stories -> requests and stories: how the text is made on which the shipped model learns to follow a request.
 
     python docs/make_requests.py stories.train.jsonl.xz requests.jsonl
+    python docs/make_requests.py --pairs stories.train.jsonl.xz pairs.jsonl
 
 A story's own prompt is kept one time in three; otherwise it gets a request of ours, for what the story is about: the
 nouns that stand out in it. Nouns are words that often follow an article and precede what follows a noun.
+
+Pairs are for preference tuning: a request, a story that begins with what it asks for, and one of the same kind that
+has nothing of it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import lzma
 import math
 import random
 import re
-import sys
 from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 KINDS = {
@@ -47,11 +53,28 @@ ARTICLE = re.compile(
 NAMED = re.compile(
     r"\b(girl|boy|man|woman|fox|rabbit|bear|dog|cat|mouse|bird|squirrel|owl) (?:named|called) ([A-Z][a-z]{2,})\b"
 )
+CLEAREST = 3  # nouns of a story from which its topics are drawn
+SOON, TWO = 180, 2  # words of a story within which its topic stands at least twice, in pairs
 LEAST_TIMES = 3  # that a noun stands in a story it is the topic of
-ONE = 0.04  # how often at least the article of a noun is "a", where it is no plural
+ONE = 0.15  # how often at least the article of a noun is "a", where it is not "the" alone
+MORE_TIMES = 5  # the same as LEAST_TIMES for nouns of "the" alone: there are hardly more of them that make a story
 NO_TOPIC = re.compile(
     "day|night|time|end|way|world|people|place|one|others?|story|tale|moment|things?|rest|same|old|young|big|few|lot|while"
+    "|edge|top|middle|cent(?:er|re)|bottom|back|side|ground|air|weight|smell|scent|depths|value|surface|importance|past"
+    "|moral|first|last|next|two|three|beginning|unknown|better|future|help|midst|sounds?|distance|small|dark|wise|magic|peace|food|[a-z]+(?:est|ness)"
 )
+
+
+Story = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Nouns:
+    """Of so many stories: in how many each noun is, and its article."""
+
+    stories: int
+    among: Mapping[str, int]
+    articles: Mapping[str, str]
 
 
 def nouns_of(text: str) -> Counter[str]:
@@ -59,26 +82,35 @@ def nouns_of(text: str) -> Counter[str]:
     return Counter(match[2] for match in ARTICLE.finditer(text.lower()) if not NO_TOPIC.fullmatch(match[2]))
 
 
-def singular(stories: list[str]) -> set[str]:
-    """The nouns of which there is one at a time."""
-    articles: dict[str, Counter[str]] = defaultdict(Counter)
+def one_of(noun: str) -> str:
+    """The article of one of many."""
+    return "an" if noun[0] in "aeiou" else "a"
+
+
+def articles(stories: list[str], nouns: Container[str]) -> dict[str, str]:
+    """Of each noun the article that a request has for it; up to two words may stand between ("a wise old owl")."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
     for story in stories:
-        for article, noun, *_ in ARTICLE.findall(story.lower()):
-            articles[noun]["the" if article == "the" else "a"] += 1
-    return {noun for noun, found in articles.items() if found["a"] >= ONE * found.total()}
+        words = re.findall("[a-z]+", story.lower())
+        for place, word in enumerate(words):
+            if word in ("a", "an", "the"):
+                for noun in words[place + 1 : place + 4]:
+                    if noun in nouns:
+                        found[noun]["the" if word == "the" else "a"] += 1
+    one = {noun: times["a"] >= ONE * times.total() for noun, times in found.items()}
+    plural = {noun for noun in one if noun[-1] == "s" and noun[:-1] in one}
+    return {noun: one_of(noun) if one[noun] and noun not in plural else "the" for noun in one}
 
 
-def topics(text: str, nouns: dict[str, int], stories: int, draw: random.Random) -> list[str]:
-    """What a story is about, the clearest first: "a fox", "a girl named Lily"; ``nouns`` tells in how many each is."""
-    found = [f"a {kind} named {name}" for kind, name in NAMED.findall(text)[:1]]
-    times = {noun: len(re.findall(rf"\b{noun}s?\b", text.lower())) for noun in nouns_of(text) if noun in nouns}
-    often = [noun for noun, count in times.items() if count >= LEAST_TIMES]
-    ranked = sorted(often, key=lambda noun: -times[noun] * math.log(stories / nouns[noun]))
-    for noun in ranked[:2]:
-        found.append(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}")
-    if len(found) > 2:
-        found = draw.sample(found, 2)
-    return found
+def topics(text: str, nouns: Nouns, draw: random.Random) -> list[str]:
+    """What a story is about, at most two things: "a fox", "the sea", "a girl named Lily"."""
+    found = [f"{one_of(kind)} {kind} named {name}" for kind, name in NAMED.findall(text)[:1]]
+    times = {one: len(re.findall(rf"\b{one}s?\b", text.lower())) for one in nouns_of(text) if one in nouns.articles}
+    least = {"the": MORE_TIMES}
+    often = [one for one, count in times.items() if count >= least.get(nouns.articles[one], LEAST_TIMES)]
+    ranked = sorted(often, key=lambda one: -times[one] * math.log(nouns.stories / nouns.among[one]))
+    found += [f"{nouns.articles[one]} {one}" for one in ranked[:CLEAREST]]
+    return draw.sample(found, min(len(found), 2))
 
 
 def request(kind: str, about: list[str], draw: random.Random) -> str:
@@ -88,20 +120,46 @@ def request(kind: str, about: list[str], draw: random.Random) -> str:
     return text[0].upper() + text[1:]
 
 
-def main(source: Path, target: Path) -> None:
-    draw = random.Random(0)
+def requested(stories: list[Story], nouns: Nouns, draw: random.Random) -> Iterator[Story]:
+    """Each story with its request, if there is one for it."""
+    for story in stories:
+        prompt, about = story.get("prompt"), topics(story["text"], nouns, draw)
+        if about and (prompt is None or draw.random() >= OWN):
+            prompt = request(story.get("kind", ""), about, draw)
+        yield {"text": story["text"]} if prompt is None else {"prompt": prompt, "completion": story["text"]}
+
+
+def pairs(stories: list[Story], nouns: Nouns, draw: random.Random) -> Iterator[Story]:
+    """Of each story that soon comes to its topic, a request for it, and another story without."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for story in stories:
+        alike[story.get("kind", "")].append(story["text"])
+    for story in stories:
+        text, kind = story["text"], story.get("kind", "")
+        soon = " ".join(text.split(" ")[:SOON])
+        for topic in topics(text, nouns, draw)[:1]:
+            thing = re.compile(rf"\b{topic.split()[-1]}", re.IGNORECASE)
+            others = (other for other in draw.sample(alike[kind], len(alike[kind])) if not thing.search(other))
+            other = next(others, None)
+            if other is not None and len(thing.findall(soon)) >= TWO:
+                yield {"prompt": request(kind, [topic], draw), "chosen": text, "rejected": other}
+
+
+def main(source: Path, target: Path, made: Callable[..., Iterator[Story]]) -> None:
     with lzma.open(source, "rt", encoding="utf-8") as lines:
         stories = [json.loads(line) for line in lines]
-    known = singular([story["text"] for story in stories])
-    nouns = Counter(noun for story in stories for noun in nouns_of(story["text"]) if noun in known)
+    texts = [story["text"] for story in stories]
+    among = Counter(noun for text in texts for noun in nouns_of(text))
+    nouns = Nouns(len(stories), among, articles(texts, among))
     with target.open("w", encoding="utf-8") as out:
-        for story in stories:
-            prompt, about = story.get("prompt"), topics(story["text"], nouns, len(stories), draw)
-            if about and (prompt is None or draw.random() >= OWN):
-                prompt = request(story.get("kind", ""), about, draw)
-            line = {"text": story["text"]} if prompt is None else {"prompt": prompt, "completion": story["text"]}
+        for line in made(stories, nouns, random.Random(0)):
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--pairs", dest="made", action="store_const", const=pairs, default=requested)
+    given = parser.parse_args()
+    main(given.source, given.target, given.made)
