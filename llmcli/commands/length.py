@@ -53,7 +53,7 @@ def fit(loaded: LoadedModel, ids: list[int], overflow: Overflow) -> list[int]:
     if len(left) < len(ids):
         gone = len(ids) - len(left)
         note(
-            f"the prompt is {len(ids)} tokens long, the context {limit}: {gone} from its beginning are cut", sys.stderr
+            f"the prompt is {len(ids)} tokens long, the context {limit}: its first {gone} left out", sys.stderr
         )
     return left
 

@@ -165,7 +165,7 @@ def train(
         if not stage.done:
             running.do(stage, told=len(planned) > 1)
         elif len(planned) == 1:
-            click.echo(f"{out}: all {stage.recipe.steps} steps are done; --tokens sets a new end", err=True)
+            click.echo(f"{out}: done, after step {stage.recipe.steps}; --tokens sets a new end", err=True)
     if demo:
         click.echo(f"Ask it for a story: llmcli chat -m {out}", err=True)
 

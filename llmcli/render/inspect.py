@@ -124,7 +124,7 @@ def _print_memory(report: InspectReport, stream: TextIO) -> None:
         parts.append(f"{readable(cache.windowed)} in layers that keep the last {report.shape.window} tokens")
     say(f"KV cache: {', and '.join(parts)}.", stream)
     say(
-        f"{report.tokens} tokens need {readable(cache.needed)}; with room to grow, and for a piece of the prompt",
+        f"{counted(report.tokens, 'token')}: {readable(cache.needed)}; with room to grow, and for a piece of the prompt",
         stream,
     )
     say(f"read at once, the buffers take at most {readable(cache.most)}.", stream)
@@ -137,17 +137,17 @@ def _print_memory(report: InspectReport, stream: TextIO) -> None:
 
 
 def _verdict(report: InspectReport) -> str:
-    need, usable = report.needs[0], report.memory.usable
+    need, usable, text = report.needs[0], report.memory.usable, counted(report.tokens, "token")
     where = "this machine" if report.device in ("cpu", "mps") else "the GPU"
     if usable is None:
-        return f"It needs {readable(need.total)} for {report.tokens} tokens; {where} does not tell its memory."
+        return f"It needs {readable(need.total)} for {text}; {where} does not tell its memory."
     limited = report.memory.limit is not None and report.memory.limit == usable
     has = f"{readable(usable)} that {'its container may use' if limited else where + ' has'}"
     if need.fits:
-        return f"It fits: {report.tokens} tokens need {readable(need.total)} of the {has}."
+        return f"It fits: {readable(need.total)} for {text}, of the {has}."
     smaller = [other for other in report.needs[1:] if other.fits]
     hint = f"--quantize {smaller[0].weights} would" if smaller else "a shorter --context may, or a smaller model"
-    return f"It does not fit: {report.tokens} tokens need {readable(need.total)}, more than the {has}; {hint}."
+    return f"It does not fit: {readable(need.total)} for {text}, more than the {has}; {hint}."
 
 
 def _size(count: int) -> Cell:
