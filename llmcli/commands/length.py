@@ -52,9 +52,7 @@ def fit(loaded: LoadedModel, ids: list[int], overflow: Overflow) -> list[int]:
     left = fitted(ids, limit, overflow, front=front)
     if len(left) < len(ids):
         gone = len(ids) - len(left)
-        note(
-            f"the prompt is {len(ids)} tokens long, the context {limit}: its first {gone} left out", sys.stderr
-        )
+        note(f"the prompt is {len(ids)} tokens long, the context {limit}: its first {gone} left out", sys.stderr)
     return left
 
 

@@ -124,7 +124,7 @@ def _print_memory(report: InspectReport, stream: TextIO) -> None:
         parts.append(f"{readable(cache.windowed)} in layers that keep the last {report.shape.window} tokens")
     say(f"KV cache: {', and '.join(parts)}.", stream)
     say(
-        f"{counted(report.tokens, 'token')}: {readable(cache.needed)}; with room to grow, and for a piece of the prompt",
+        f"{counted(report.tokens, 'token')}: {readable(cache.needed)}; with room to grow, and a piece of the prompt",
         stream,
     )
     say(f"read at once, the buffers take at most {readable(cache.most)}.", stream)
