@@ -19,7 +19,7 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,18 +53,12 @@ ARTICLE = re.compile(
 NAMED = re.compile(
     r"\b(girl|boy|man|woman|fox|rabbit|bear|dog|cat|mouse|bird|squirrel|owl) (?:named|called) ([A-Z][a-z]{2,})\b"
 )
-CLEAREST = 3  # nouns of a story from which its topics are drawn
 PAIRS = 2400  # at most
-SOON, TWO = 180, 2  # words of a story within which its topic stands at least twice, in pairs
+SOON, TWICE_SOON = 180, 2  # words of a story within which its topic stands so often, in pairs
 LEAST_TIMES = 3  # that a noun stands in a story it is the topic of
-ONE = 0.15  # how often at least the article of a noun is "a", where it is not "the" alone
-MORE_TIMES = 5  # the same as LEAST_TIMES for nouns of "the" alone: there are hardly more of them that make a story
-# The last are superlatives and qualities; a forest and a chest are lost with them.
+ONE = 0.04  # how often at least the article of a noun is "a", where it is no plural
 NO_TOPIC = re.compile(
     "day|night|time|end|way|world|people|place|one|others?|story|tale|moment|things?|rest|same|old|young|big|few|lot|while"
-    "|edge|top|middle|cent(?:er|re)|bottom|back|side|ground|air|weight|smell|scent|depths|value|surface|importance|past"
-    "|moral|first|last|next|two|three|beginning|unknown|better|future|help|midst|sounds?|distance|small|dark|wise|magic"
-    "|peace|food|[a-z]+(?:est|ness)"
 )
 
 Story = dict[str, str]
@@ -72,11 +66,10 @@ Story = dict[str, str]
 
 @dataclass(frozen=True)
 class Nouns:
-    """Of so many stories: in how many each noun is, and its article."""
+    """Of so many stories: in how many each noun is of which there is one at a time."""
 
     stories: int
     among: Mapping[str, int]
-    articles: Mapping[str, str]
 
 
 def nouns_of(text: str) -> Counter[str]:
@@ -84,35 +77,26 @@ def nouns_of(text: str) -> Counter[str]:
     return Counter(match[2] for match in ARTICLE.finditer(text.lower()) if not NO_TOPIC.fullmatch(match[2]))
 
 
-def one_of(noun: str) -> str:
-    """The article of one of many."""
-    return "an" if noun[0] in "aeiou" else "a"
-
-
-def articles(stories: list[str], nouns: Container[str]) -> dict[str, str]:
-    """Of each noun the article that a request has for it; up to two words may stand between ("a wise old owl")."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
+def singular(stories: list[str]) -> set[str]:
+    """The nouns of which there is one at a time."""
+    articles: dict[str, Counter[str]] = defaultdict(Counter)
     for story in stories:
-        words = re.findall("[a-z]+", story.lower())
-        for place, word in enumerate(words):
-            if word in ("a", "an", "the"):
-                for noun in words[place + 1 : place + 4]:
-                    if noun in nouns:
-                        found[noun]["the" if word == "the" else "a"] += 1
-    one = {noun: times["a"] >= ONE * times.total() for noun, times in found.items()}
-    plural = {noun for noun in one if noun[-1] == "s" and noun[:-1] in one}
-    return {noun: one_of(noun) if one[noun] and noun not in plural else "the" for noun in one}
+        for article, noun, *_ in ARTICLE.findall(story.lower()):
+            articles[noun]["the" if article == "the" else "a"] += 1
+    return {noun for noun, found in articles.items() if found["a"] >= ONE * found.total()}
 
 
 def topics(text: str, nouns: Nouns, draw: random.Random) -> list[str]:
-    """What a story is about, at most two things: "a fox", "the sea", "a girl named Lily"."""
-    found = [f"{one_of(kind)} {kind} named {name}" for kind, name in NAMED.findall(text)[:1]]
-    times = {one: len(re.findall(rf"\b{one}s?\b", text.lower())) for one in nouns_of(text) if one in nouns.articles}
-    least = {"the": MORE_TIMES}
-    often = [one for one, count in times.items() if count >= least.get(nouns.articles[one], LEAST_TIMES)]
-    ranked = sorted(often, key=lambda one: -times[one] * math.log(nouns.stories / nouns.among[one]))
-    found += [f"{nouns.articles[one]} {one}" for one in ranked[:CLEAREST]]
-    return draw.sample(found, min(len(found), 2))
+    """What a story is about, the clearest first: "a fox", "a girl named Lily"."""
+    found = [f"a {kind} named {name}" for kind, name in NAMED.findall(text)[:1]]
+    times = {noun: len(re.findall(rf"\b{noun}s?\b", text.lower())) for noun in nouns_of(text) if noun in nouns.among}
+    often = [noun for noun, count in times.items() if count >= LEAST_TIMES]
+    ranked = sorted(often, key=lambda noun: -times[noun] * math.log(nouns.stories / nouns.among[noun]))
+    for noun in ranked[:2]:
+        found.append(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}")
+    if len(found) > 2:
+        found = draw.sample(found, 2)
+    return found
 
 
 def request(kind: str, about: list[str], draw: random.Random) -> str:
@@ -141,7 +125,7 @@ def pairs(stories: list[Story], nouns: Nouns, draw: random.Random) -> Iterator[S
         soon = " ".join(story["text"].split(" ")[:SOON])
         for topic in topics(story["text"], nouns, draw)[:1]:
             thing = re.compile(rf"\b{topic.split()[-1]}", re.IGNORECASE)
-            if len(thing.findall(soon)) >= TWO and sum(map(len, told.values())) < PAIRS:
+            if len(thing.findall(soon)) >= TWICE_SOON and sum(map(len, told.values())) < PAIRS:
                 told[story.get("kind", "")].append((story["text"], topic, thing))
     for kind, ring in told.items():
         for (text, topic, thing), (other, *_) in zip(ring, ring[1:] + ring[:1], strict=True):
@@ -153,8 +137,8 @@ def main(source: Path, target: Path, made: Callable[..., Iterator[Story]]) -> No
     with lzma.open(source, "rt", encoding="utf-8") as lines:
         stories = [json.loads(line) for line in lines]
     texts = [story["text"] for story in stories]
-    among = Counter(noun for text in texts for noun in nouns_of(text))
-    nouns = Nouns(len(stories), among, articles(texts, among))
+    known = singular(texts)
+    nouns = Nouns(len(stories), Counter(noun for text in texts for noun in nouns_of(text) if noun in known))
     with target.open("w", encoding="utf-8") as out:
         for line in made(stories, nouns, random.Random(0)):
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
