@@ -49,7 +49,7 @@ THINGS = (
     *("lighthouse", "dragon", "kitten", "robot", "garden", "rabbit", "princess", "boat", "snowman", "owl"),
     *("teacher", "castle", "bicycle", "spider", "moon", "horse", "cake", "pirate", "train", "bear"),
 )
-ASKED = 3  # times for each thing
+ASKED = 10  # times for each thing
 REQUEST = "Write a bedtime story about a {thing}."
 Row = tuple[str, str, str]
 
