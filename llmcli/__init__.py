@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmcli.generate.loaded import LoadedModel
-    from llmcli.generate.steps import steps as steps
+    from llmcli.generation.loaded import LoadedModel
+    from llmcli.generation.steps import steps as steps
 
 __all__ = ["__version__", "load", "steps"]
 __version__ = "0.1.0"
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 def load(name: str, *, offline: bool = False, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     """Open a model by folder, shipped name or org/name of the hub: its transformer, tokenizer and stop tokens."""
-    from llmcli.generate import loaded
+    from llmcli.generation import loaded
     from llmcli.hub import find
     from llmcli.hub.cache import name_of
 
@@ -25,7 +25,7 @@ def load(name: str, *, offline: bool = False, device: str = "auto", dtype: str =
 def __getattr__(name: str) -> object:
     # ``steps`` needs torch, which takes a second to import: not before somebody asks for it.
     if name == "steps":
-        from llmcli.generate.steps import steps
+        from llmcli.generation.steps import steps
 
         return steps
     raise AttributeError(f"module 'llmcli' has no attribute {name!r}")

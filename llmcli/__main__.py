@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmcli.commands.interrupt import ending_at_once
+from llmcli.commands.shell.interrupt import ending_at_once
 
 
 def main() -> None:

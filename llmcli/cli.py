@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from llmcli.commands.helping import plainly, write_groups
-from llmcli.commands.version import print_version
-from llmcli.commands.world import torchrun
+from llmcli.commands.shell.help import plainly, write_groups
+from llmcli.commands.shell.hints import hint_of
+from llmcli.commands.shell.torchrun import torchrun
+from llmcli.commands.shell.version import print_version
 from llmcli.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -155,7 +156,7 @@ def fail(error: Exception, *, verbose: bool) -> NoReturn:
         raise error
     if told.exit_code == EXIT_USAGE and torchrun().rank > 0:  # the first of several processes says the same
         sys.exit(EXIT_USAGE)
-    hint = f" ({told.hint})" if told.hint else ""
+    hint = f" ({hint_of(told)})" if hint_of(told) else ""
     lines = traceback.format_exception(error) if verbose else []
     for line in [*"".join(lines).splitlines(), f"llmcli: {told.message}{hint}".replace("\n", " ")]:
         click.echo(visible(line), err=True)

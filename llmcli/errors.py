@@ -12,24 +12,27 @@ EXIT_READER_GONE = 141  # 128 + SIGPIPE, likewise: what cat and grep end with wh
 
 
 class LlmcliError(Exception):
-    """Something the user can mend: ``message`` says what is wrong, ``hint`` what to do about it.
+    """Something the user can fix: ``message`` says what is wrong, ``hint`` what to do about it.
 
-    ``exit_code`` is EXIT_FAILURE, or EXIT_USAGE when the command line itself is at fault.
+    The library states facts and names no option. Where the remedy is an option of the command line, the error has a
+    ``kind`` instead, such as "prompt-too-long", for which ``commands.shell.hints`` has the hint. ``exit_code`` is
+    EXIT_FAILURE, or EXIT_USAGE if the arguments themselves are wrong.
     """
 
-    def __init__(self, message: str, hint: str = "", *, exit_code: int = EXIT_FAILURE) -> None:
+    def __init__(self, message: str, hint: str = "", *, kind: str = "", exit_code: int = EXIT_FAILURE) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.kind = kind
         self.exit_code = exit_code
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
-def usage_error(message: str, hint: str = "") -> LlmcliError:
-    """An error in what the user typed: same form, exit code 2."""
-    return LlmcliError(message, hint, exit_code=EXIT_USAGE)
+def usage_error(message: str, hint: str = "", *, kind: str = "") -> LlmcliError:
+    """An error in the arguments: exit code 2."""
+    return LlmcliError(message, hint, kind=kind, exit_code=EXIT_USAGE)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import llmcli
 from llmcli.explain.generated import token_report
-from llmcli.generate.filters import Temperature, TopP
-from llmcli.generate.sampling import Sampler
+from llmcli.generation.filters import Temperature, TopP
+from llmcli.generation.sampling import Sampler
 from llmcli.hub import default_model
 
 FILE = Path(__file__).parent / "golden.json"

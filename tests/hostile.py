@@ -26,12 +26,12 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from llmcli.errors import LlmcliError
-from llmcli.generate import loaded
-from llmcli.generate.bench import peak_memory
+from llmcli.files.names import INDEX, WEIGHTS
+from llmcli.generation import loaded
+from llmcli.generation.bench import peak_memory
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import FAMILIES
 from llmcli.model.families.llama import describe
-from llmcli.model.files import INDEX, WEIGHTS
 from llmcli.model.transformer import Transformer
 
 SECRET = "a line that no error may show"
@@ -45,7 +45,7 @@ def good_folder(folder: Path) -> Path:
     model = Transformer(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
-    from llmcli.model.checkpoint import save
+    from llmcli.storage.checkpoint import save
 
     save(model, folder, describe(config), dtype=torch.bfloat16)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2], "temperature": 0.7}))

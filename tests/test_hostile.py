@@ -36,5 +36,5 @@ def test_a_fault_is_noticed(good: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def told(*_: object, **__: object) -> None:
         raise ValueError(SECRET)
 
-    monkeypatch.setattr("llmcli.generate.loaded.load", told)
+    monkeypatch.setattr("llmcli.generation.loaded.load", told)
     assert SECRET in outcome(good, 0).fault

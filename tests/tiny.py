@@ -41,12 +41,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from llmcli.generate.filters import Temperature
-from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import steps
+from llmcli.generation.filters import Temperature
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import steps
 from llmcli.model.cache import KVCache
-from llmcli.model.checkpoint import load
 from llmcli.model.transformer import Transformer
+from llmcli.storage.checkpoint import load
 
 VOCAB = 97
 CONTEXT = 128

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import verbose_option
-from llmcli.commands.places import at_option, head_option, layer_option
-from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.location import at_option, head_option, layer_option
+from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
 
 ROWS = 14  # of the triangle: what 80 columns hold beside the tokens' names
@@ -53,7 +53,7 @@ def attend(
     loaded = choice.open()
 
     from llmcli.explain.attend import attend_report, grid_report
-    from llmcli.explain.places import find_head, find_layers, find_position, name_layers
+    from llmcli.explain.locate import find_head, find_layers, find_position, name_layers
     from llmcli.render.attend import print_attend, print_grid
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)

@@ -12,22 +12,22 @@ import click
 
 from llmcli.commands.batch_endpoint import ServerRun
 from llmcli.commands.batch_share import Share
-from llmcli.commands.command import Command
-from llmcli.commands.endpoint import Endpoint, endpoint_options
-from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
-from llmcli.commands.interrupt import Interrupt
-from llmcli.commands.length import Length, fit, length_options
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import Choice, verbose_option
-from llmcli.commands.sampling import Sampling, sampling_options
-from llmcli.commands.world import World, torchrun
+from llmcli.commands.options.common import Choice, verbose_option
+from llmcli.commands.options.endpoint import Endpoint, endpoint_options
+from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
+from llmcli.commands.options.length import Length, fit, length_options
+from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.sampling import Sampling, sampling_options
+from llmcli.commands.shell.command import Command
+from llmcli.commands.shell.interrupt import Interrupt
+from llmcli.commands.shell.torchrun import World, torchrun
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
 
 if TYPE_CHECKING:
-    from llmcli.generate.jobs import Broken, Job, Results, Usual
-    from llmcli.generate.loaded import LoadedModel
-    from llmcli.generate.many import Task
-    from llmcli.generate.sampling import Sampler
+    from llmcli.generation.batch import Task
+    from llmcli.generation.jobs.files import Broken, Job, Results, Usual
+    from llmcli.generation.loaded import LoadedModel
+    from llmcli.generation.sampling import Sampler
     from llmcli.render.batch import BatchView
 
 
@@ -75,8 +75,8 @@ def batch(
       llmcli batch prompts.jsonl texts.jsonl
       llmcli batch prompts.jsonl texts.jsonl --batch-size 32 -n 100
     """
-    from llmcli.generate.jobs import Results, Usual
-    from llmcli.generate.parts import check_name, merge, parts_of
+    from llmcli.generation.jobs.files import Results, Usual
+    from llmcli.generation.jobs.parts import check_name, merge, parts_of
 
     check_name(target)
     grammar.exclude_all(length)
@@ -112,7 +112,7 @@ def batch(
 
 def places_of(source: Path, usual: Usual) -> dict[str | int, int]:
     """The line of each prompt, by its id."""
-    from llmcli.generate.jobs import Job, read_jobs
+    from llmcli.generation.jobs.files import Job, read_jobs
 
     return {job.id: job.number for job in read_jobs(source, usual) if isinstance(job, Job)}
 
@@ -139,7 +139,7 @@ class Run:
 
     def jobs(self) -> Iterator[Job | Broken]:
         """Of the file's lines those that this process is to write."""
-        from llmcli.generate.jobs import read_jobs
+        from llmcli.generation.jobs.files import read_jobs
 
         for job in read_jobs(self.source, self.usual):
             if job.number % self.world.size == self.world.rank:
@@ -147,8 +147,8 @@ class Run:
 
     def write(self, size: int, *, in_order: bool) -> int:
         """Write what is not yet there; the exit code."""
-        from llmcli.generate.jobs import result
-        from llmcli.generate.many import InOrder, write_many
+        from llmcli.generation.batch import InOrder, write_many
+        from llmcli.generation.jobs.files import result
         from llmcli.render.generation import note
 
         total, done = self.check()
@@ -171,7 +171,7 @@ class Run:
         return EXIT_FAILURE if view.broken else EXIT_OK
 
     def mark(self, job: Job) -> str:
-        from llmcli.generate.jobs import mark
+        from llmcli.generation.jobs.files import mark
 
         return mark(job, self.loaded, self.sampler, self.others)
 
@@ -185,7 +185,7 @@ class Run:
 
         Errors: a result of another prompt, or of other settings.
         """
-        from llmcli.generate.jobs import Job, read_jobs
+        from llmcli.generation.jobs.files import Job, read_jobs
 
         jobs = {job.id: job for job in read_jobs(self.source, self.usual) if isinstance(job, Job)}
         for id, mark in self.results.done.items():
@@ -199,8 +199,8 @@ class Run:
 
     def tasks(self, view: BatchView) -> Iterator[Task]:
         """What is left to write, as it is asked for."""
-        from llmcli.generate.jobs import Broken
-        from llmcli.generate.many import Task
+        from llmcli.generation.batch import Task
+        from llmcli.generation.jobs.files import Broken
 
         key = 0
         for job in self.jobs():

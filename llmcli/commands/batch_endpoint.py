@@ -8,15 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.endpoint import fields_of
-from llmcli.commands.interrupt import Interrupt
+from llmcli.commands.options.endpoint import fields_of
+from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, usage_error
 
 if TYPE_CHECKING:
-    from llmcli.commands.sampling import Sampling
+    from llmcli.commands.options.sampling import Sampling
     from llmcli.endpoint.many import Answer
     from llmcli.endpoint.server import Ask, Server
-    from llmcli.generate.jobs import Job, Results, Usual
+    from llmcli.generation.jobs.files import Job, Results, Usual
     from llmcli.render.batch import BatchView
 
 
@@ -31,7 +31,7 @@ class ServerRun:
     def write(self, size: int, *, in_order: bool) -> int:
         """Write what is not yet there; the exit code. Errors: the server does not go on."""
         from llmcli.endpoint.many import side_by_side
-        from llmcli.generate.many import InOrder
+        from llmcli.generation.batch import InOrder
         from llmcli.render.batch import BatchView
         from llmcli.render.generation import note
 
@@ -76,13 +76,13 @@ class ServerRun:
         }
 
     def mark(self, job: Job) -> str:
-        from llmcli.generate.jobs import digest
+        from llmcli.generation.jobs.files import digest
 
         return digest(asdict(job), self.server.client.address.base, self.server.model, self.fields)
 
     def check(self) -> int:
         """How many lines there are. Errors: a result of another prompt, or of other settings."""
-        from llmcli.generate.jobs import Job, read_jobs
+        from llmcli.generation.jobs.files import Job, read_jobs
 
         lines = list(read_jobs(self.source, self.usual))
         marks = {job.id: self.mark(job) for job in lines if isinstance(job, Job)}
@@ -97,7 +97,7 @@ class ServerRun:
     def asks(self, view: BatchView) -> Iterator[tuple[int, Ask]]:
         """What is left to ask for, as there is room."""
         from llmcli.endpoint.server import Ask
-        from llmcli.generate.jobs import Broken, read_jobs
+        from llmcli.generation.jobs.files import Broken, read_jobs
 
         done, key = set(self.results.done), 0
         for job in read_jobs(self.source, self.usual):

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcli.commands.model import ModelChoice
-from llmcli.commands.ranks import open_each
-from llmcli.commands.world import World
+from llmcli.commands.options.distributed import open_each
+from llmcli.commands.options.model import ModelChoice
+from llmcli.commands.shell.torchrun import World
 from llmcli.errors import EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from llmcli.generate.jobs import Results
-    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generation.jobs.files import Results
+    from llmcli.generation.loaded import LoadedModel
 
 
 class Share:
@@ -30,8 +30,8 @@ class Share:
 
     def results(self) -> Results:
         """Where to write to; what is done by anybody counts as done there."""
-        from llmcli.generate.jobs import Results
-        from llmcli.generate.parts import part_path
+        from llmcli.generation.jobs.files import Results
+        from llmcli.generation.jobs.parts import part_path
 
         done = self._ranks.agreed(lambda: Results(self.target).done)
         self._part = Results(part_path(self.target, self.world.rank))
@@ -40,7 +40,7 @@ class Share:
 
     def end(self, code: int) -> int:
         """Wait for the others, and put everything together; the exit code for all of them."""
-        from llmcli.generate.parts import Part, check_parts
+        from llmcli.generation.jobs.parts import Part, check_parts
 
         if code == EXIT_INTERRUPTED:
             return code
@@ -51,6 +51,6 @@ class Share:
         return max(code for _, code in told) if self._ranks.leads else EXIT_OK
 
     def _merge(self) -> None:
-        from llmcli.generate.parts import merge
+        from llmcli.generation.jobs.parts import merge
 
         self._ranks.agreed(lambda: merge(self.target, self.order) if self._ranks.leads else None)

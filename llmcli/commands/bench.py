@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.interrupt import import_torch
-from llmcli.commands.model import DTYPES, QUANTIZATIONS, ModelChoice, several_models
-from llmcli.commands.options import MOST_THREADS, device_option, offline_option, verbose_option
+from llmcli.commands.options.common import MOST_THREADS, device_option, offline_option, verbose_option
+from llmcli.commands.options.model import DTYPES, QUANTIZATIONS, ModelChoice, several_models
+from llmcli.commands.shell.command import Command
+from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
-    from llmcli.generate.bench import Speed
-    from llmcli.model.quantize import Kind
+    from llmcli.generation.bench import Speed
     from llmcli.model.transformer import Transformer
     from llmcli.render.bench import Row
+    from llmcli.storage.quantize import Kind
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):
@@ -92,7 +92,7 @@ def bench(
     roundings = listed("--quantize", quantize, ("none", *QUANTIZATIONS))
 
     import_torch()
-    from llmcli.generate.bench import measure, read_bandwidth
+    from llmcli.generation.bench import measure, read_bandwidth
     from llmcli.model.device import pick_device
     from llmcli.model.threads import use_threads
     from llmcli.render import bench as view
@@ -147,7 +147,7 @@ def row_of(name: str, model: Transformer, rounding: str, speed: Speed, load_seco
     """A measurement together with what it was taken on."""
     import torch
 
-    from llmcli.generate.bench import peak_memory
+    from llmcli.generation.bench import peak_memory
     from llmcli.render.bench import Row
 
     return Row(
@@ -166,11 +166,11 @@ def random_model(config: Path, device: str, dtype: str, quantization: Kind | Non
     """Random weights in the shape of a config.json."""
     import torch
 
+    from llmcli.files.json import read_json
     from llmcli.model import random_weights
     from llmcli.model.device import pick_device, pick_dtype
     from llmcli.model.families import family_of
-    from llmcli.model.jsonfile import read_json
-    from llmcli.model.quantize import quantize
+    from llmcli.storage.quantize import quantize
 
     raw = read_json(config)
     where = pick_device(device)

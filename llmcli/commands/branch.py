@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import verbose_option
-from llmcli.commands.places import at_option
-from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.location import at_option
+from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.shell.command import Command
 
 
 @click.command(cls=Command)
@@ -37,7 +37,7 @@ def branch(prompt: Prompt, at: str, width: int, depth: int, form: Form, choice: 
     loaded = choice.open()
 
     from llmcli.explain.branch import branch_report
-    from llmcli.explain.places import find_position
+    from llmcli.explain.locate import find_position
     from llmcli.render.branch import print_branch
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from llmcli.commands.options import Choice
+from llmcli.commands.options.common import Choice
 
 SHELLS = ("bash", "zsh", "fish")
 

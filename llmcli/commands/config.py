@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands.command import Command, commands_of
-from llmcli.commands.configfile import VARIABLE, config_path, read_config
-from llmcli.commands.settings import entries, hyphened, key_of, variable_of, variables_of
+from llmcli.commands.shell.command import Command, commands_of
+from llmcli.commands.shell.config_file import VARIABLE, config_path, read_config
+from llmcli.commands.shell.settings import entries, hyphened, key_of, variable_of, variables_of
 from llmcli.errors import EXIT_USAGE, LlmcliError, did_you_mean, usage_error
 
 if TYPE_CHECKING:

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.endpoint import Endpoint, endpoint_options, fields_of
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.grammar import GrammarChoice, grammar_options
-from llmcli.commands.helping import heading
-from llmcli.commands.length import fit, overflow_option
-from llmcli.commands.options import verbose_option
-from llmcli.commands.prompt import Prompt, prompt_options
-from llmcli.commands.ranks import SplitChoice, split_options
-from llmcli.commands.sampling import Sampling, sampling_options
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.distributed import SplitChoice, split_options
+from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
+from llmcli.commands.options.grammar import GrammarChoice, grammar_options
+from llmcli.commands.options.length import fit, overflow_option
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.options.sampling import Sampling, sampling_options
+from llmcli.commands.shell.command import Command
+from llmcli.commands.shell.help import heading
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
     from llmcli.endpoint.server import Server
     from llmcli.explain.step import StepReport
-    from llmcli.generate.loaded import LoadedModel
-    from llmcli.generate.overflow import Overflow
-    from llmcli.generate.sampling import Sampler
-    from llmcli.generate.steps import Step
+    from llmcli.generation.loaded import LoadedModel
+    from llmcli.generation.overflow import Overflow
+    from llmcli.generation.sampling import Sampler
+    from llmcli.generation.steps import Step
 
 
 @click.command(cls=Command, together="share")
@@ -114,7 +114,7 @@ def report_of_step(
 ) -> StepReport:
     """The report of the index-th step of the same loop that `generate` runs. Errors: it ends before that."""
     from llmcli.explain.step import step_report
-    from llmcli.generate.steps import roll, steps
+    from llmcli.generation.steps import roll, steps
 
     context = list(ids)
     stops, limit = loaded.stop_ids, loaded.model.config.max_position_embeddings
@@ -133,7 +133,7 @@ def report_of_step(
 def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str, Any]) -> None:
     """Step by step: show the candidates, append the one that the user picks, and go on until they leave."""
     from llmcli.explain.step import step_report
-    from llmcli.generate.steps import steps
+    from llmcli.generation.steps import steps
     from llmcli.render.step import print_step
     from llmcli.render.terminal import printable
 
@@ -173,7 +173,7 @@ def pick(report: StepReport) -> int | None:
 
 def parse_temperatures(text: str | None) -> list[float]:
     """Numbers between commas, each a valid temperature. Errors: anything else."""
-    from llmcli.generate.filters import Temperature
+    from llmcli.generation.filters import Temperature
 
     values = []
     for word in (text or "").split(","):

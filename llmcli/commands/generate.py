@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmcli.commands.ahead import Ahead, ahead_options
-from llmcli.commands.answering import answer
-from llmcli.commands.command import Command
-from llmcli.commands.endpoint import Endpoint, endpoint_options
-from llmcli.commands.grammar import GrammarChoice, check_valid, grammar_options
-from llmcli.commands.length import Length, fit, length_options
-from llmcli.commands.options import verbose_option
-from llmcli.commands.prompt import Prompt, prompt_options
-from llmcli.commands.prompt_cache import check_prompt_cache, open_prompt_cache, prompt_cache_option, tell_unsaved
-from llmcli.commands.ranks import SplitChoice, split_options
-from llmcli.commands.samples import Samples, Several, several_options, write_samples, write_samples_json
-from llmcli.commands.sampling import Sampling, sampling_options
-from llmcli.commands.writing import RIVALS, Showing, showing_options, write_json, write_text
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.distributed import SplitChoice, split_options
+from llmcli.commands.options.endpoint import Endpoint, endpoint_options
+from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
+from llmcli.commands.options.length import Length, fit, length_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.options.prompt_cache import (
+    check_prompt_cache,
+    open_prompt_cache,
+    prompt_cache_option,
+    tell_unsaved,
+)
+from llmcli.commands.options.sampling import Sampling, sampling_options
+from llmcli.commands.options.speculative import Ahead, ahead_options
+from llmcli.commands.shell.command import Command
+from llmcli.commands.writing.samples import Samples, Several, several_options, write_samples, write_samples_json
+from llmcli.commands.writing.server import answer
+from llmcli.commands.writing.text import RIVALS, Showing, showing_options, write_json, write_text
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
 if TYPE_CHECKING:
@@ -86,7 +91,7 @@ def generate(
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.generate.text import Generation
+    from llmcli.generation.text import Generation
 
     ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), length.overflow)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))

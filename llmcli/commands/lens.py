@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import verbose_option
-from llmcli.commands.places import at_option, layer_option, token_option
-from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.location import at_option, layer_option, token_option
+from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.shell.command import Command
 
 
 @click.command(cls=Command)
@@ -39,7 +39,7 @@ def lens(
     loaded = choice.open()
 
     from llmcli.explain.lens import lens_report
-    from llmcli.explain.places import find_layers, find_position, find_token
+    from llmcli.explain.locate import find_layers, find_position, find_token
     from llmcli.render.lens import print_lens
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from llmcli.commands import options
-from llmcli.commands.command import Command
+from llmcli.commands.options import common as options
+from llmcli.commands.shell.command import Command
 
 
 @click.command(cls=Command)

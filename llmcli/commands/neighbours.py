@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import verbose_option
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.shell.command import Command
 
 
 @click.command(cls=Command)

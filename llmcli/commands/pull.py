@@ -6,9 +6,9 @@ import sys
 
 import click
 
-from llmcli.commands import options
-from llmcli.commands.command import Command
-from llmcli.commands.model import complete_model
+from llmcli.commands.options import common as options
+from llmcli.commands.options.model import complete_model
+from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
 
 
@@ -29,8 +29,8 @@ def pull(name: str, offline: bool, verbose: bool) -> None:
       llmcli pull HuggingFaceTB/SmolLM2-135M@main
     """
     from llmcli import hub
+    from llmcli.files.sizes import readable
     from llmcli.hub.cache import size_of
-    from llmcli.hub.sizes import readable
     from llmcli.render.download import DownloadView
     from llmcli.render.generation import note
 

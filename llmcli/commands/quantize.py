@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.interrupt import import_torch
-from llmcli.commands.model import QUANTIZATIONS, ModelChoice, complete_model
-from llmcli.commands.options import Choice, offline_option, threads_option, verbose_option
+from llmcli.commands.options.common import Choice, offline_option, threads_option, verbose_option
+from llmcli.commands.options.model import QUANTIZATIONS, ModelChoice, complete_model
+from llmcli.commands.shell.command import Command
+from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import usage_error
 
 
@@ -58,13 +58,13 @@ def quantize(
     import_torch()
     import torch
 
-    from llmcli.hub.sizes import readable
-    from llmcli.model.files import WEIGHTS
-    from llmcli.model.jsonfile import read_json
-    from llmcli.model.quantized_file import copy_rest, save_quantized
-    from llmcli.model.stored import weight_files
+    from llmcli.files.json import read_json
+    from llmcli.files.names import WEIGHTS
+    from llmcli.files.sizes import readable
     from llmcli.render.generation import note
     from llmcli.render.loading import LoadingView
+    from llmcli.storage.quantized_checkpoint import copy_rest, save_quantized
+    from llmcli.storage.tensors import weight_files
     from llmcli.train.batches import Encoded
     from llmcli.train.corpus import read_examples
     from llmcli.train.validate import validate

@@ -6,9 +6,9 @@ import sys
 
 import click
 
-from llmcli.commands import options
-from llmcli.commands.command import Command
-from llmcli.commands.model import complete_model
+from llmcli.commands.options import common as options
+from llmcli.commands.options.model import complete_model
+from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
 
 
@@ -26,8 +26,8 @@ def rm(name: str, yes: bool, verbose: bool) -> None:
       llmcli rm HuggingFaceTB/SmolLM2-135M
       llmcli rm HuggingFaceTB/SmolLM2-135M --yes
     """
+    from llmcli.files.sizes import readable
     from llmcli.hub.remove import removable, remove
-    from llmcli.hub.sizes import readable
     from llmcli.render.generation import note
 
     model = removable(name)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.endpoint import Endpoint, endpoint_options
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.options import verbose_option
-from llmcli.commands.prompt import Prompt, prompt_options
-from llmcli.commands.ranks import SplitChoice, split_options
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.distributed import SplitChoice, split_options
+from llmcli.commands.options.endpoint import Endpoint, endpoint_options
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.shell.command import Command
 
 
 @click.command(cls=Command, together="share")

@@ -7,11 +7,11 @@ import sys
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import MODEL_HELP, find_model, several_models
-from llmcli.commands.options import offline_option, verbose_option
-from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.options.common import offline_option, verbose_option
+from llmcli.commands.options.model import MODEL_HELP, find_model, several_models
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.shell.command import Command
 from llmcli.errors import EXIT_FAILURE, usage_error
 
 

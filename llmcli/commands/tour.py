@@ -6,11 +6,11 @@ import sys
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import verbose_option
-from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.shell.command import Command
 from llmcli.errors import EXIT_FAILURE
 
 SENTENCE = "The cat that I saw yesterday was sleeping"

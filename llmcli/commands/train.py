@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands import options
-from llmcli.commands.command import Command
-from llmcli.commands.helping import heading
-from llmcli.commands.interrupt import import_torch
-from llmcli.commands.model import complete_model, find_model
+from llmcli.commands.options import common as options
+from llmcli.commands.options.model import complete_model, find_model
+from llmcli.commands.shell.command import Command
+from llmcli.commands.shell.help import heading
+from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ def train(
     """
     given = {name: value for name, value in recipe_values.items() if value is not None}
     import_torch()
-    from llmcli.model.checkpoint import read_config
     from llmcli.model.device import pick_device
     from llmcli.model.threads import use_threads
+    from llmcli.storage.checkpoint import read_config
     from llmcli.train.stages import stages
 
     where = pick_device(device)

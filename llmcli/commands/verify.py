@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import verbose_option
-from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.shell.command import Command
 
 if TYPE_CHECKING:
-    from llmcli.generate.loaded import LoadedModel
+    from llmcli.generation.loaded import LoadedModel
 
 
 @click.command(cls=Command)
@@ -40,7 +40,7 @@ def verify(prompt: Prompt, form: Form, choice: ModelChoice, verbose: bool) -> No
     given = prompt.read_optional()
     loaded = choice.open()
 
-    from llmcli.explain.verify import TEXT, verify_report
+    from llmcli.explain.verify.report import TEXT, verify_report
     from llmcli.render.verify import ProofsView, print_verify
 
     text = given or TEXT

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from llmcli.commands.command import Command
-from llmcli.commands.form import Form, form_options
-from llmcli.commands.model import ModelChoice, model_options
-from llmcli.commands.options import verbose_option
-from llmcli.commands.places import at_option, head_option, layer_option, token_option
-from llmcli.commands.prompt import Prompt, prompt_options
+from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.location import at_option, head_option, layer_option, token_option
+from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.shell.command import Command
 
 
 @click.command(cls=Command)
@@ -50,7 +50,7 @@ def why(
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.places import find_heads, find_layers, find_position, find_token, name_layers
+    from llmcli.explain.locate import find_heads, find_layers, find_position, find_token, name_layers
     from llmcli.explain.why import why_report
     from llmcli.render.why import print_why
 

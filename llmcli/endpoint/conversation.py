@@ -9,7 +9,7 @@ from llmcli.endpoint.server import Ask, Server
 from llmcli.endpoint.step import ServerStep, step_of
 from llmcli.endpoint.tokens import Token
 from llmcli.errors import usage_error
-from llmcli.text.chat import Message
+from llmcli.text.chat_template import Message
 from llmcli.text.turns import plain
 
 Messages = tuple[Message, ...]

@@ -14,7 +14,7 @@ from llmcli.endpoint.key import find_key
 from llmcli.endpoint.options import KINDS, OPENAI, PLAIN_KIND, Kind
 from llmcli.endpoint.writing import Writing
 from llmcli.errors import usage_error
-from llmcli.text.chat import Message
+from llmcli.text.chat_template import Message
 
 SLOWEST = 2.0  # seconds a token, where a whole answer is waited for
 MOST_NAME = 300  # characters

@@ -12,7 +12,7 @@ from llmcli.explain.check import Check, Claim, check
 from llmcli.explain.heads import adds_up, heads_of
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import read
-from llmcli.generate.loaded import LoadedModel
+from llmcli.generation.loaded import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from llmcli.explain.check import Check, Claim, check, relative
 from llmcli.explain.limits import limit
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import check_length
-from llmcli.generate.distribution import leading, probabilities
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.steps import forget_stale, next_logits
-from llmcli.model.rope import planned
+from llmcli.generation.distribution import leading, probabilities
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.steps import forget_stale, next_logits
+from llmcli.model.positions import planned
 
 MOST_NODES = 1000
 MOST_DEPTH = 100

@@ -15,8 +15,8 @@ from llmcli.explain.divergence import divergence
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.running import running
 from llmcli.explain.score import as_cross_entropy, check_enough, one_by_one
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.score import nats, predictions
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.score import nats, predictions
 
 Pair = tuple[LoadedModel, LoadedModel]
 

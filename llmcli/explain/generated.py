@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llmcli.explain.rivals import Rival, TokenReport
-from llmcli.generate.distribution import entropy, probabilities
-from llmcli.generate.steps import Step
+from llmcli.generation.distribution import entropy, probabilities
+from llmcli.generation.steps import Step
 from llmcli.text.tokenizer import Tokenizer
 
 

@@ -12,16 +12,16 @@ import torch
 from llmcli.errors import usage_error
 from llmcli.explain.check import Check, Claim, check
 from llmcli.explain.shape import Shape, shape_of
-from llmcli.generate.loaded import LoadedModel, device_for
-from llmcli.generate.steps import PREFILL_CHUNK
+from llmcli.generation.loaded import LoadedModel, device_for
+from llmcli.generation.steps import PREFILL_CHUNK
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.device import pick_dtype
-from llmcli.model.headers import Headers, read_headers
 from llmcli.model.memory import Memory, memory_of
-from llmcli.model.quantize import Kind
-from llmcli.model.size import CacheBytes, cache_bytes, empty_model, weight_bytes
 from llmcli.model.transformer import Transformer
+from llmcli.storage.headers import Headers, read_headers
+from llmcli.storage.quantize import Kind
+from llmcli.storage.size import CacheBytes, cache_bytes, empty_model, weight_bytes
 from llmcli.text.tokenizer import load_tokenizer
 
 GROUPS = ("embedding", "positions", "attention", "MLP", "experts", "routers", "norms", "head")

@@ -12,8 +12,8 @@ from llmcli.explain.check import Check, Claim, check
 from llmcli.explain.divergence import divergence
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import read
-from llmcli.generate.distribution import entropy, probabilities
-from llmcli.generate.loaded import LoadedModel
+from llmcli.generation.distribution import entropy, probabilities
+from llmcli.generation.loaded import LoadedModel
 from llmcli.text.tokenizer import Tokenizer
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from llmcli.model.quantize import rounding
 from llmcli.model.transformer import Transformer
+from llmcli.storage.quantize import rounding
 
 BY_DTYPE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Rounded weights round activations to 8 bits too: a last bit moves one to the next of 255 steps. And 4-bit weights

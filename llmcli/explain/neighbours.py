@@ -10,9 +10,9 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.explain.check import Check, Claim, check
+from llmcli.explain.locate import find_token
 from llmcli.explain.piece import Piece, piece
-from llmcli.explain.places import find_token
-from llmcli.generate.loaded import LoadedModel
+from llmcli.generation.loaded import LoadedModel
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer
 

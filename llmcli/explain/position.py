@@ -13,10 +13,10 @@ from llmcli.explain.check import Check, Claim, check
 from llmcli.explain.limits import limit
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import read
-from llmcli.generate.distribution import probabilities
-from llmcli.generate.loaded import LoadedModel
+from llmcli.generation.distribution import probabilities
+from llmcli.generation.loaded import LoadedModel
 from llmcli.model.config import RopeConfig
-from llmcli.model.rope import inverse_frequencies, rotate, rotation, span
+from llmcli.model.positions import inverse_frequencies, rotate, rotation, span
 from llmcli.model.transformer import Transformer
 
 

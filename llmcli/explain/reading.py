@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.generate.steps import next_logits
+from llmcli.generation.steps import next_logits
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 

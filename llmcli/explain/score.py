@@ -14,9 +14,9 @@ from llmcli.explain.limits import limit
 from llmcli.explain.piece import piece
 from llmcli.explain.running import running
 from llmcli.explain.scored import Scored, ScoreReport
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.score import nats, predictions, windows
-from llmcli.generate.steps import next_logits
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.score import nats, predictions, windows
+from llmcli.generation.steps import next_logits
 
 REREAD = 32  # tokens at the end that the check reads one by one
 ROUNDING = 1e-5  # of a mean over fp32 numbers, whatever the model's dtype

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmcli.generate.distribution import draw, entropy, intervals, probabilities
-from llmcli.generate.filters import LogitBias, Penalty, Temperature, Vocabulary
-from llmcli.generate.grammar import GrammarFilter
-from llmcli.generate.sampling import Sampler, Stage
-from llmcli.generate.steps import Step
+from llmcli.generation.distribution import draw, entropy, intervals, probabilities
+from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
+from llmcli.generation.grammar import GrammarFilter
+from llmcli.generation.sampling import Sampler, Stage
+from llmcli.generation.steps import Step
 from llmcli.text.tokenizer import Tokenizer
 
 

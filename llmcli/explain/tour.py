@@ -15,10 +15,10 @@ from llmcli.explain.position import PositionReport, position_report
 from llmcli.explain.rivals import TokenReport
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import Tokenization, tokenization
-from llmcli.generate.filters import FILTERS, filter_chain
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import steps
+from llmcli.generation.filters import FILTERS, filter_chain
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import steps
 
 SEED = 1
 WRITTEN = 12  # tokens that the loop writes

@@ -14,7 +14,7 @@ from llmcli.explain.check import Check, Claim, check, relative
 from llmcli.explain.limits import limit
 from llmcli.explain.piece import Piece, piece
 from llmcli.explain.reading import read
-from llmcli.generate.loaded import LoadedModel
+from llmcli.generation.loaded import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
+from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.hub import cache
 from llmcli.hub.cache import OnDisk, Progress
 from llmcli.hub.names import HubName, parse
-from llmcli.model.files import INDEX, WEIGHTS
 
 _PACKAGE = Path(__file__).parents[1]
 # Installed, the shipped models lie inside the package; in a clone, beside it.

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmcli.errors import LlmcliError
+from llmcli.files.names import INDEX
+from llmcli.files.sizes import readable
 from llmcli.hub.cache import Progress, cache_folder, commit_of, repo_folder
 from llmcli.hub.failures import AGAIN, host, is_of_the_network, quietly, told
 from llmcli.hub.files import shards, small_files, weight_files
 from llmcli.hub.names import COMMIT, HubName, endpoint
-from llmcli.hub.sizes import readable
 from llmcli.model.families import family_of
-from llmcli.model.files import INDEX
 
 if TYPE_CHECKING:
     from hashlib import _Hash

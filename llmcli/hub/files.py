@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
-from llmcli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS
+from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS
 
 _SMALL = re.compile(
     r"config\.json|generation_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.model.blockwise import attend_blockwise, suits
+from llmcli.engine.blockwise import attend_blockwise, suits
 from llmcli.model.cache import Store
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
-from llmcli.model.rope import rotate
+from llmcli.model.positions import rotate
 from llmcli.model.trace import Trace, keep
 
 

@@ -18,7 +18,7 @@ from llmcli.model.cache import KVCache, Store
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear, Norm, vector
 from llmcli.model.mlp import MLP, MoE
-from llmcli.model.rope import inverse_frequencies, rotation, span
+from llmcli.model.positions import inverse_frequencies, rotation, span
 from llmcli.model.trace import Trace
 
 GPU_BLOCK = 256  # positions by which a cache on a GPU grows: every growth records the step anew; see ``graph``

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from llmcli.hub.sizes import readable
+from llmcli.files.sizes import readable
 from llmcli.render.ndjson import write
 from llmcli.render.table import Cell, Column, number, print_table
 
 if TYPE_CHECKING:
-    from llmcli.generate.bench import Speed
+    from llmcli.generation.bench import Speed
 
 
 @dataclass(frozen=True)

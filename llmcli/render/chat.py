@@ -9,7 +9,7 @@ from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import one_line, say, styled
 
 if TYPE_CHECKING:
-    from llmcli.text.chat import Message
+    from llmcli.text.chat_template import Message
 
 SPEAKERS = {"system": "system", "user": "you", "assistant": "reply"}
 BEGINNING = 40  # characters of a message that are shown

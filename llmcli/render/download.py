@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from llmcli.hub.sizes import readable
+from llmcli.files.sizes import readable
 from llmcli.render.generation import note
 from llmcli.render.terminal import console, styled
 

@@ -12,8 +12,8 @@ from llmcli.render.counted import counted
 from llmcli.render.terminal import band, printable, say, styled
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
-    from llmcli.generate.prompt_cache import Reuse
-    from llmcli.generate.text import Generation
+    from llmcli.generation.prompt_cache import Reuse
+    from llmcli.generation.text import Generation
 
 ENDINGS = {
     "length": "the limit of --max-tokens was reached",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from llmcli.hub.sizes import readable
+from llmcli.files.sizes import readable
 from llmcli.render.bars import bar
 from llmcli.render.check import print_check
 from llmcli.render.counted import counted

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TextIO
 
+from llmcli.files.sizes import readable
 from llmcli.hub.cache import COMPLETE, OnDisk
-from llmcli.hub.sizes import readable
 from llmcli.render.ndjson import iso_time
 from llmcli.render.table import Cell, Column, print_table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llmcli.model.replacing import replacing
+from llmcli.files.atomic import replacing
 
 SUFFIXES = (".svg", ".html")
 WIDTH = 92  # columns: what a page can show without making the letters small

@@ -10,8 +10,8 @@ from llmcli.render.terminal import console, label, say, styled
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from llmcli.explain.proof import Parting, Proof
-    from llmcli.explain.verify import VerifyReport
+    from llmcli.explain.verify.proof import Parting, Proof
+    from llmcli.explain.verify.report import VerifyReport
 
 STYLES = {"ok": "", "failed": "bold red", "skipped": "dim"}
 

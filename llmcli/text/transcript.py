@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
-from llmcli.model.jsonfile import read_json
-from llmcli.text.chat import ROLES, Message
+from llmcli.files.json import read_json
+from llmcli.text.chat_template import ROLES, Message
 
 HINT = 'a saved chat is {"model": NAME, "messages": [{"role": ROLE, "content": TEXT}]}'
 

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from llmcli.errors import LlmcliError
-from llmcli.text.chat import ChatTemplate, Message
+from llmcli.text.chat_template import ChatTemplate, Message
 from llmcli.text.guard import Guard
 from llmcli.text.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from llmcli.text.chat import Message
+from llmcli.text.chat_template import Message
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.turns import Templated
 from llmcli.train.batches import Encoded

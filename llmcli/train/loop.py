@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.model import checkpoint
+from llmcli.storage import checkpoint
 from llmcli.train import state
 from llmcli.train.metrics import Metrics
 from llmcli.train.optimizer import learning_rate, optimizers, update

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
-from llmcli.model.replacing import replacing
+from llmcli.files.atomic import replacing
 
 FILE = "metrics.jsonl"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from llmcli.errors import LlmcliError, did_you_mean, usage_error
+from llmcli.files.atomic import replacing
+from llmcli.files.toml import read_toml
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.replacing import replacing
-from llmcli.model.tomlfile import read_toml
 from llmcli.train.vocabulary import BOS_ID, EOS_ID
 
 FILE = "recipe.toml"

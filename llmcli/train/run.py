@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.model import checkpoint
+from llmcli.files.atomic import replacing
+from llmcli.files.json import read_json
 from llmcli.model.families import llama
-from llmcli.model.jsonfile import read_json
-from llmcli.model.quantized_file import copy_rest
-from llmcli.model.replacing import replacing
 from llmcli.model.transformer import Transformer
-from llmcli.text.chat import find_template
+from llmcli.storage import checkpoint
+from llmcli.storage.quantized_checkpoint import copy_rest
+from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.text.turns import Templated
 from llmcli.train import state

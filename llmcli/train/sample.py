@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from llmcli.generate.defaults import read_defaults
-from llmcli.generate.filters import Temperature
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.sampling import Sampler
-from llmcli.generate.text import Generation
-from llmcli.text.chat import Message
+from llmcli.generation.filters import Temperature
+from llmcli.generation.generation_config import read_defaults
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.text import Generation
+from llmcli.text.chat_template import Message
 from llmcli.train.run import Run
 
 TEMPERATURE = 0.8

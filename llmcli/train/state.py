@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llmcli.errors import LlmcliError
-from llmcli.model.replacing import replacing
-from llmcli.model.tensorfile import TensorFile
+from llmcli.files.atomic import replacing
+from llmcli.files.safetensors import TensorFile
 from llmcli.model.transformer import Transformer
 
 FILE = "state.safetensors"

@@ -9,10 +9,10 @@ import torch
 from tokenizers import AddedToken
 from torch import nn
 
-from llmcli.model.jsonfile import read_json
-from llmcli.model.replacing import replacing
+from llmcli.files.atomic import replacing
+from llmcli.files.json import read_json
 from llmcli.model.transformer import Transformer
-from llmcli.text.chat import CONFIG, JINJA
+from llmcli.text.chat_template import CONFIG, JINJA
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"

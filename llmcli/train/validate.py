@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from llmcli.errors import usage_error
-from llmcli.generate.score import surprisals
+from llmcli.generation.score import surprisals
 from llmcli.model.transformer import Transformer
 from llmcli.train.batches import Encoded
 

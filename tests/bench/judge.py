@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from llmcli import load
-from llmcli.generate.filters import FILTERS, filter_chain
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.many import Task, Writing, write_many
-from llmcli.generate.sampling import Sampler
-from llmcli.text.chat import Message, find_template
+from llmcli.generation.batch import Task, Writing, write_many
+from llmcli.generation.filters import FILTERS, filter_chain
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
+from llmcli.text.chat_template import Message, find_template
 from llmcli.text.turns import Templated
 from llmcli.train.batches import Encoded
 from llmcli.train.corpus import read_examples

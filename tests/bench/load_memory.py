@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from llmcli.generate.bench import peak_memory
+from llmcli.files.names import INDEX, WEIGHTS
+from llmcli.generation.bench import peak_memory
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families.llama import FAMILY, describe
-from llmcli.model.files import INDEX, WEIGHTS
 from llmcli.model.transformer import Transformer
 
 MIB = 2**20
@@ -73,7 +73,7 @@ def write(folder: Path, shape: ModelConfig, dtype: torch.dtype, *, shards: bool)
 
 def child(folder: Path) -> None:
     """Load, read eight tokens, and print seconds and the peak of this process in bytes."""
-    from llmcli.model.checkpoint import load
+    from llmcli.storage.checkpoint import load
 
     began = time.perf_counter()
     model = load(folder, device=torch.device("cpu"), dtype=torch.bfloat16)

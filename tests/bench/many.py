@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from llmcli.generate.defaults import Defaults
-from llmcli.generate.filters import Temperature, TopP
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.many import Task, write_many
-from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import steps
-from llmcli.model.checkpoint import load
+from llmcli.generation.batch import Task, write_many
+from llmcli.generation.filters import Temperature, TopP
+from llmcli.generation.generation_config import Defaults
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import steps
+from llmcli.storage.checkpoint import load
 from tests.bench.peers import SHAPES, write_models
 
 FILTERS = [Temperature(0.8), TopP(0.95)]

@@ -54,10 +54,10 @@ class Engine(Protocol):
 
 class Llmcli:
     def __init__(self, folder: Path, kind: str, threads: int) -> None:
-        from llmcli.generate.filters import Temperature
-        from llmcli.generate.sampling import Sampler
-        from llmcli.model.checkpoint import load
-        from llmcli.model.quantize import quantize
+        from llmcli.generation.filters import Temperature
+        from llmcli.generation.sampling import Sampler
+        from llmcli.storage.checkpoint import load
+        from llmcli.storage.quantize import quantize
 
         torch.set_num_threads(threads)
         rounded = kind in ("int8", "int4")
@@ -68,7 +68,7 @@ class Llmcli:
         self.sampler = Sampler([Temperature(0.0)], seed=0)
 
     def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
-        from llmcli.generate.steps import steps
+        from llmcli.generation.steps import steps
 
         times, tokens = [time.perf_counter()], []
         for step in steps(self.model, prompt, sampler=self.sampler, max_new_tokens=output):
@@ -163,7 +163,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def write_models(folder: Path, shape: dict[str, Any], kinds: list[str]) -> None:
     """The random model as a checkpoint, and as GGUF in each kind."""
-    from llmcli.model.checkpoint import save
+    from llmcli.storage.checkpoint import save
 
     config = ModelConfig(
         "llama", **shape, max_position_embeddings=CONTEXT, tie_word_embeddings=False, norm_eps=1e-5, rope=RopeConfig()

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from llmcli.generate.bench import peak_memory
-from llmcli.generate.filters import Temperature
-from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import steps
-from llmcli.model.checkpoint import load
-from llmcli.model.ranks import Ranks
-from llmcli.model.split import SplitTransformer
+from llmcli.engine.tensor_parallel.process_group import Ranks
+from llmcli.engine.tensor_parallel.transformer import SplitTransformer
+from llmcli.generation.bench import peak_memory
+from llmcli.generation.filters import Temperature
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import steps
+from llmcli.storage.checkpoint import load
 from tests.bench.load_memory import MIB, config, write
 
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from click.testing import Result
 
-from llmcli.generate import bench
-from llmcli.generate.bench import measure, read_bytes
-from llmcli.model.checkpoint import load
+from llmcli.generation import bench
+from llmcli.generation.bench import measure, read_bytes
 from llmcli.model.random_weights import random_model
+from llmcli.storage.checkpoint import load
 from tests.commands.conftest import records
 from tests.tiny import Tiny
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from llmcli.model import checkpoint
+from llmcli.storage import checkpoint
 from llmcli.text.tokenizer import load_tokenizer
 from tests.commands.conftest import records
 
@@ -280,7 +280,7 @@ def test_out_of_memory(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -
     def exhausted(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("llmcli.generate.steps.logits_behind", exhausted)
+    monkeypatch.setattr("llmcli.generation.steps.logits_behind", exhausted)
     result = run("generate", "x", "-m", model)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "out of memory" in result.stderr
@@ -293,7 +293,7 @@ def test_verbose_shows_the_traceback(run: Run) -> None:
 
 
 def test_interrupted_keeps_the_text(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcli.generate import steps
+    from llmcli.generation import steps
 
     real, calls = steps.logits_behind, [0]
 
@@ -304,7 +304,7 @@ def test_interrupted_keeps_the_text(run: Run, model: Path, monkeypatch: pytest.M
         return real(*args, **more)  # type: ignore[arg-type]
 
     whole = run("generate", "The", "-m", model, "-n", 2, "--seed", 1).stdout
-    monkeypatch.setattr("llmcli.generate.steps.logits_behind", third_is_interrupted)
+    monkeypatch.setattr("llmcli.generation.steps.logits_behind", third_is_interrupted)
     result = run("generate", "The", "-m", model, "--seed", 1)
     assert result.exit_code == 130
     assert result.stdout == whole

@@ -13,7 +13,7 @@ from click.testing import Result
 
 from llmcli import __version__
 from llmcli.cli import COMMANDS, GROUPS, cli
-from llmcli.commands import version
+from llmcli.commands.shell import version
 from llmcli.errors import EXIT_INTERRUPTED, EXIT_READER_GONE
 
 Run = Callable[..., Result]
@@ -134,7 +134,7 @@ def test_version_tells_python_torch_and_device(run: Run) -> None:
 def test_version_of_a_build_for_the_cpu_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from llmcli.commands.version import device_with\n"
+        "from llmcli.commands.shell.version import device_with\n"
         "print(device_with('2.9.0+cpu'))"
     )
     if sys.platform == "darwin":

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from llmcli.commands.sampling import FILTER_NAMES, sampling_options
-from llmcli.generate.filters import DEFAULTS, ORDER
+from llmcli.commands.options.sampling import FILTER_NAMES, sampling_options
+from llmcli.generation.filters import DEFAULTS, ORDER
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]

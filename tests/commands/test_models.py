@@ -16,8 +16,8 @@ from rich.cells import cell_len
 
 import llmcli
 from llmcli import hub as hub_module
+from llmcli.files.sizes import readable
 from llmcli.hub import cache
-from llmcli.hub.sizes import readable
 from tests.commands.conftest import records
 from tests.commands.test_shell import PROGRAM, bare, posix, terminal
 from tests.hub_server import Hub

@@ -209,5 +209,8 @@ def test_ctrl_c_while_libraries_load_is_not_lost(tmp_path: Path) -> None:
         "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
         "except BaseException:\n    pass\n"
     )
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from llmcli.commands.interrupt import import_torch as f; f()"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "from llmcli.commands.shell import interrupt; interrupt.import_torch()"
+    )
     assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == 130

@@ -296,7 +296,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
     """As in the background of a shell script."""
     code = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from llmcli.commands.interrupt import ending_at_once\n"
+        "from llmcli.commands.shell.interrupt import ending_at_once\n"
         "with ending_at_once():\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     )

@@ -26,8 +26,8 @@ from llmcli.endpoint.scoring import own
 from llmcli.endpoint.server import Ask, Server, open_server
 from llmcli.endpoint.tokens import Token, read_tokens
 from llmcli.errors import EXIT_USAGE, LlmcliError
-from llmcli.generate.filters import FILTERS
-from llmcli.text.chat import Message
+from llmcli.generation.filters import FILTERS
+from llmcli.text.chat_template import Message
 from tests.endpoint_server import Endpoint, Handler, event
 
 SECRET = "sk-Very/Secret+0123456789="

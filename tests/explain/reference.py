@@ -16,8 +16,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from llmcli.generate.defaults import Defaults
-from llmcli.generate.loaded import LoadedModel
+from llmcli.generation.generation_config import Defaults
+from llmcli.generation.loaded import LoadedModel
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer
 from tests.tiny import VOCAB, Tiny, random_ids

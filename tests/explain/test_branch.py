@@ -15,13 +15,13 @@ import torch
 from llmcli.errors import LlmcliError
 from llmcli.explain import branch as module
 from llmcli.explain.branch import BranchReport, Node, branch_report
-from llmcli.generate.defaults import Defaults
-from llmcli.generate.loaded import LoadedModel
+from llmcli.generation.generation_config import Defaults
+from llmcli.generation.loaded import LoadedModel
 from llmcli.model.cache import KVCache
-from llmcli.model.quantize import Kind, quantize
 from llmcli.model.transformer import Transformer
 from llmcli.render import ndjson
 from llmcli.render.branch import print_branch
+from llmcli.storage.quantize import Kind, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
 from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, VOCAB, Tiny, random_ids

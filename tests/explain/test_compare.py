@@ -18,11 +18,11 @@ from torch import nn
 from llmcli.errors import LlmcliError
 from llmcli.explain.compare import CompareReport, compare_report
 from llmcli.explain.divergence import divergence
-from llmcli.generate import score as engine
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.score import surprisals
-from llmcli.model.quantize import Kind, quantize
+from llmcli.generation import score as engine
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.score import surprisals
 from llmcli.model.transformer import Transformer
+from llmcli.storage.quantize import Kind, quantize
 from llmcli.text.tokenizer import Tokenizer
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE

@@ -17,14 +17,14 @@ from llmcli.errors import LlmcliError
 from llmcli.explain import inspect as view
 from llmcli.explain.inspect import GROUPS, InspectReport, inspect_report
 from llmcli.explain.shape import shape_of
-from llmcli.generate.loaded import LoadedModel, load
-from llmcli.model import size
+from llmcli.generation.loaded import LoadedModel, load
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.memory import Memory, memory_limit, physical_memory
-from llmcli.model.quantize import quantize
-from llmcli.model.quantized_file import save_quantized
-from llmcli.model.size import cache_bytes, empty_model, weight_bytes
+from llmcli.storage import size
+from llmcli.storage.quantize import quantize
+from llmcli.storage.quantized_checkpoint import save_quantized
+from llmcli.storage.size import cache_bytes, empty_model, weight_bytes
 from llmcli.train.vocabulary import train_tokenizer
 from tests.tiny import CASES, CONTEXT, CPU, WINDOW, Tiny
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.explain import neighbours as module
 from llmcli.explain.neighbours import neighbours_report, parse
-from llmcli.model.quantize import Kind, quantize
+from llmcli.storage.quantize import Kind, quantize
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.explain.reference import loaded, tokenizer

@@ -18,9 +18,9 @@ from torch import Tensor
 from llmcli.explain.generated import token_report
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import tokenization
-from llmcli.generate.filters import Filter, Temperature, TopK, TopP, Vocabulary, filter_chain
-from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import Step
+from llmcli.generation.filters import Filter, Temperature, TopK, TopP, Vocabulary, filter_chain
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import Step
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 

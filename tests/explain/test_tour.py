@@ -13,7 +13,7 @@ from llmcli.errors import LlmcliError
 from llmcli.explain import position as module
 from llmcli.explain.position import position_report
 from llmcli.explain.tour import WRITTEN, before_last_word, longest_word, tour_report
-from llmcli.model.rope import rotation
+from llmcli.model.positions import rotation
 from llmcli.render.tour import STOPS, print_tour
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE

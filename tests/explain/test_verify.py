@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import subject as subject_module
-from llmcli.explain.proof import Proof, difference, largest, parting, share_of_differing
-from llmcli.explain.subject import Subject, fitting, parameters
-from llmcli.explain.verify import TEXT, VerifyReport, own, verify_report
-from llmcli.generate.loaded import LoadedModel
-from llmcli.generate.sampling import Sampler
+from llmcli.explain.verify.proof import Proof, difference, largest, parting, share_of_differing
+from llmcli.explain.verify.report import TEXT, VerifyReport, own, verify_report
+from llmcli.explain.verify.report import subject as subject_module
+from llmcli.explain.verify.subject import Subject, fitting, parameters
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
 from llmcli.model import attention
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache
 from llmcli.model.memory import Memory
-from llmcli.model.quantize import Kind, quantize, rounding
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
+from llmcli.storage.quantize import Kind, quantize, rounding
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer

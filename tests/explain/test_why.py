@@ -17,8 +17,8 @@ from llmcli.explain.heads import Heads
 from llmcli.explain.reading import Reading, read
 from llmcli.explain.why import WhyReport, why_report
 from llmcli.model.layers import Norm
-from llmcli.model.quantize import Kind, quantize
 from llmcli.model.transformer import Transformer
+from llmcli.storage.quantize import Kind, quantize
 from tests.explain.reference import IDS, Inside, attention_out, blocks, inside, loaded
 from tests.parity import CLOSE, WRONG
 from tests.tiny import CASES, Tiny

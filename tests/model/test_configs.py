@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
 from llmcli.errors import LlmcliError
-from llmcli.model.checkpoint import read_config
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.transformer import Transformer
+from llmcli.storage.checkpoint import read_config
 
 REAL = Path(__file__).parents[3] / "shared" / "checkpoints" / "configs"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="real config files are not here")

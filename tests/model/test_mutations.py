@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.model import attention, rope, transformer
+from llmcli.model import attention, transformer
+from llmcli.model import positions as rope
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig

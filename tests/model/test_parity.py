@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
 from llmcli.errors import LlmcliError
-from llmcli.model import checkpoint
-from llmcli.model.files import WEIGHTS
+from llmcli.files.names import WEIGHTS
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
+from llmcli.storage import checkpoint
 from tests.parity import CLOSE, DECODED, IDS, parity_error
 from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, Tiny, greedy, random_ids, reopen
 

@@ -15,9 +15,9 @@ from llmcli.explain.check import check
 from llmcli.explain.rivals import Rival, TokenReport
 from llmcli.explain.step import StepReport, step_report
 from llmcli.explain.tokens import Tokenization
-from llmcli.generate.filters import filter_chain
-from llmcli.generate.sampling import Sampler
-from llmcli.generate.steps import Step
+from llmcli.generation.filters import filter_chain
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import Step
 from llmcli.render.generation import TextWriter, note
 from llmcli.render.samples import SampleRow, print_samples
 from llmcli.render.step import print_step

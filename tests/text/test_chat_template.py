@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmcli.errors import LlmcliError
-from llmcli.text.chat import ChatTemplate, Message, find_template
+from llmcli.text.chat_template import ChatTemplate, Message, find_template
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 REAL = [

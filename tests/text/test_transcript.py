@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcli.errors import LlmcliError
-from llmcli.text.chat import ROLES, Message
+from llmcli.text.chat_template import ROLES, Message
 from llmcli.text.transcript import read_transcript, write_transcript
 
 MESSAGES = st.lists(
@@ -99,7 +99,7 @@ def test_killed_at_any_moment_one_of_the_two_is_there(tmp_path: Path) -> None:
     """A process that saves two chats in turn, each too large for one write, killed ten times."""
     path = tmp_path / "x.json"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom llmcli.text.chat import Message\n"
+        "import sys\nfrom pathlib import Path\nfrom llmcli.text.chat_template import Message\n"
         "from llmcli.text.transcript import write_transcript\n"
         "while True:\n    for c in 'ab':\n"
         "        write_transcript(Path(sys.argv[1]), c, [Message('user', c * 300000)])\n"

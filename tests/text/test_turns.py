@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from llmcli.text import turns
-from llmcli.text.chat import ROLES, ChatTemplate, Message, find_template
+from llmcli.text.chat_template import ROLES, ChatTemplate, Message, find_template
 from llmcli.text.guard import Guard
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from llmcli.text.turns import Plain, Templated

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from llmcli.errors import LlmcliError
-from llmcli.generate.score import windows
-from llmcli.model import checkpoint
+from llmcli.generation.score import windows
+from llmcli.storage import checkpoint
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.train import state
 from llmcli.train.batches import Encoded, cut

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmcli.errors import LlmcliError
-from llmcli.generate import loaded
-from llmcli.model import checkpoint
+from llmcli.generation import loaded
 from llmcli.model.transformer import Transformer
-from llmcli.text.chat import find_template
+from llmcli.storage import checkpoint
+from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.text.turns import Templated
 from llmcli.train import preference

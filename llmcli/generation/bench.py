@@ -1,0 +1,149 @@
+"""How fast a model runs: the real loop, timed over prompt, output and context lengths."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmcli.errors import usage_error
+from llmcli.generation.filters import Temperature
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import next_logits, steps
+from llmcli.model.cache import KVCache
+from llmcli.model.layers import product, vector
+from llmcli.model.transformer import Transformer
+
+WARM_UP = 16  # tokens generated before any is timed
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens a second, over several runs."""
+
+    runs: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.runs)
+
+    @property
+    def low(self) -> float:
+        return min(self.runs)
+
+    @property
+    def high(self) -> float:
+        return max(self.runs)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One depth: reading ``prompt`` tokens behind ``depth`` others, then writing ``output`` more, greedily.
+
+    ``cache_bytes`` is what the KV cache took at the end. ``read_bytes`` are those of the weights that
+    one token reads.
+    """
+
+    depth: int
+    prompt: int
+    output: int
+    prefill: Rate
+    decode: Rate
+    cache_bytes: int
+    read_bytes: int
+
+    def share(self, bandwidth: float) -> float:
+        """Of the memory's ``bandwidth`` in bytes a second, what decoding used. Caches can make it exceed 1."""
+        return self.decode.median * self.read_bytes / bandwidth
+
+
+def measure(model: Transformer, *, prompt: int, output: int, depths: Sequence[int], repeat: int) -> Iterator[Speed]:
+    """A ``Speed`` for each depth. Errors: lengths beyond the model's context."""
+    limit = model.config.max_position_embeddings
+    longest = max(depths) + prompt + output
+    if longest > limit:
+        raise usage_error(
+            f"{longest} tokens (depth + prompt + output) do not fit the model's context of {limit}", "use fewer"
+        )
+    rng = random.Random(0)
+    ids = [rng.randrange(model.config.vocab_size) for _ in range(max(depths) + prompt)]
+    sampler = Sampler([Temperature(0.0)], seed=0)
+    for _ in steps(model, ids[:1], sampler=sampler, max_new_tokens=min(WARM_UP, limit - 1)):
+        pass
+    for depth in depths:
+        yield _at_depth(model, ids[: depth + prompt], depth, output, repeat, sampler)
+
+
+def _at_depth(model: Transformer, ids: Sequence[int], depth: int, output: int, repeat: int, sampler: Sampler) -> Speed:
+    cache = model.new_cache()
+    prefills, decodes, size = [], [], 0
+    for _ in range(repeat):
+        if cache.length < depth:  # at first, and where windowed layers could not go back
+            next_logits(model, ids[:depth], cache)
+        prefill, decode = _run(model, ids, cache, output, sampler)
+        prefills.append((len(ids) - depth) / prefill)
+        decodes.append((output - 1) / decode)
+        size = cache.nbytes
+        cache.truncate(depth)
+    return Speed(
+        depth=depth,
+        prompt=len(ids) - depth,
+        output=output,
+        prefill=Rate(tuple(prefills)),
+        decode=Rate(tuple(decodes)),
+        cache_bytes=size,
+        read_bytes=read_bytes(model),
+    )
+
+
+def _run(model: Transformer, ids: Sequence[int], cache: KVCache, output: int, sampler: Sampler) -> tuple[float, float]:
+    """Seconds to the first token, and from there to the last of ``output``."""
+    began = time.perf_counter()
+    first = began
+    for step in steps(model, ids, sampler=sampler, max_new_tokens=output, cache=cache):
+        if step.index == 0:
+            first = time.perf_counter()
+    return first - began, time.perf_counter() - first
+
+
+def read_bytes(model: Transformer) -> int:
+    """Bytes of the weights that decoding one token reads: all but the rows of tables, and of experts the chosen."""
+    moe = model.config.moe
+    share = 1.0 if moe is None else moe.num_experts_per_tok / moe.num_experts
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        table = name.startswith("positions.") or (name.startswith("embedding.") and model.head is not None)
+        unread = table or name.endswith(".factors")  # of 4-bit weights, which many tokens at once are multiplied with
+        total += 0.0 if unread else parameter.nbytes * (share if ".experts." in name else 1.0)
+    return int(total)
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes a second at which torch reads memory, by the fastest of a few passes over 512 MiB."""
+    matrix = torch.zeros(2**14, 2**14, dtype=torch.bfloat16, device=device)
+    ones = torch.ones(1, 2**14, dtype=torch.bfloat16, device=device)
+    best = 0.0
+    for _ in range(8):
+        with torch.inference_mode():
+            began = time.perf_counter()
+            float(product(vector(ones), matrix).sum())  # to a number: waits for the device
+            best = max(best, matrix.nbytes / (time.perf_counter() - began))
+    return best
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has had, in bytes; None where the system does not tell."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None

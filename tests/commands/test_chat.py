@@ -1,0 +1,398 @@
+"""``llmcli chat`` through a pipe: one turn a line, replies alone on stdout, and an error costs its turn alone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from llmcli.generation.loaded import load
+from llmcli.text.chat_template import find_template
+from llmcli.text.turns import Templated
+from tests.text.test_chat_template import BROKEN
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def talk(run: Run, chat_model: Path) -> Callable[..., tuple[list[str], list[str]]]:
+    """``talk("hi", "/tokens")`` -> the lines of stdout and of stderr after the first, with short greedy replies."""
+
+    def call(*lines: str, args: tuple[object, ...] = ()) -> tuple[list[str], list[str]]:
+        options = ("-m", chat_model, "-n", 6, "--temperature", 0, *args)
+        result = run("chat", *options, input="\n".join(lines) + "\n")
+        assert result.exit_code == ("\nllmcli: " in result.stderr), result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
+        return result.stdout.splitlines(), result.stderr.splitlines()[1:]
+
+    return call
+
+
+def saved(path: Path) -> list[tuple[str, str]]:
+    return [(m["role"], m["content"]) for m in json.loads(path.read_text(encoding="utf-8"))["messages"]]
+
+
+# --- turns ---
+
+
+def test_each_line_is_a_turn_and_each_reply_ends_a_line(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    options = ("-m", chat_model, "-n", 5, "--seed", 3, "--chat", file)
+    result = run("chat", *options, input="The fox\r\nsang\n\nthe end")
+    assert result.exit_code == 0
+    messages = saved(file)
+    assert [m for m in messages if m[0] == "user"] == [("user", "The fox"), ("user", "sang"), ("user", "the end")]
+    replies = [content for role, content in messages if role == "assistant"]
+    assert result.stdout == "".join(reply if reply.endswith("\n") else reply + "\n" for reply in replies)
+    assert "seed 3" in result.stderr
+    assert "> " not in result.stdout + result.stderr
+    again = run("chat", *options[:-2], input="The fox\nsang\nthe end\n")
+    assert again.stdout == result.stdout
+
+
+def test_a_reply_is_what_transformers_writes(
+    talk: Callable[..., tuple[list[str], list[str]]], chat_model: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = load(chat_model, dtype="float32")
+    template = find_template(chat_model)
+    assert template is not None
+    form = Templated(template, loaded.tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
+    ids: list[int] = []
+    replies = []
+    for text in ("The fox", "sang"):
+        ids += loaded.tokenizer.encode(
+            f"<|begin_of_text|>user: {text}<|end_of_text|><|begin_of_text|>assistant: ",
+            parse_special=True,
+            surrounded=False,
+        )
+        out = theirs.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=list(form.ends))
+        new = out[0, len(ids) :].tolist()
+        replies.append(loaded.tokenizer.decode(new))
+        ids += [id for id in new if id not in form.ends] + list(form.ends)
+    shown, _ = talk("The fox", "sang", args=("--dtype", "float32"))
+    assert shown == [line for reply in replies for line in reply.splitlines() or [""]]
+
+
+def test_lines_that_go_on(talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    typed = [
+        "a\\",
+        "b",
+        '"""one',
+        "",
+        '  two"""',
+        '/system """be',
+        'brief"""',
+        '"""',
+        "x",
+        '"""',
+        "//slash",
+        "/quit",
+        "no",
+    ]
+    talk(*typed, args=("--chat", file))
+    told = [content for role, content in saved(file) if role != "assistant"]
+    assert told == ["be\nbrief", "a\nb", "one\n\n  two", "x", "/slash"]
+
+
+def test_a_line_that_is_no_text_costs_itself_alone(run: Run, chat_model: Path) -> None:
+    options = ("-m", chat_model, "-n", 3, "--temperature", 0)
+    result = run("chat", *options, input=b"The fox\nb\xffd\nThe fox\n")
+    assert result.exit_code == 1  # or whoever reads the replies alone would not know
+    assert "not valid UTF-8 at byte 1" in result.stderr
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_without_a_template(run: Run, model: Path) -> None:
+    result = run("chat", "-m", model, input="hi\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert "has no chat template" in result.stderr
+    assert "--raw" in result.stderr
+    raw = run("chat", "-m", model, "--raw", "-n", 4, "--temperature", 0, input="The old\n\n")
+    text = run("generate", "The old", "-m", model, "-n", 8, "--temperature", 0).stdout
+    assert raw.stdout.replace("\n", "") == text.replace("\n", "")
+
+
+def test_a_model_may_be_continued_though_it_could_chat(run: Run, chat_model: Path) -> None:
+    told = run("chat", "-m", chat_model, "--raw", "-n", 4, "--temperature", 0, input="The old\n").stdout
+    assert told == run("generate", "The old", "-m", chat_model, "-n", 4, "--temperature", 0).stdout
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN.keys() - {"a constant that fails"}))  # that, when it is rendered
+def test_a_broken_template_is_one_line_before_the_model_is_read(
+    name: str, run: Run, chat_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(chat_model / "config.json", folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": BROKEN[name]}))
+    result = run("chat", "-m", folder, input="hi\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert "chat" in result.stderr
+
+
+def test_a_template_that_refuses_costs_the_turn_alone(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    refuse = "{% if 'no' in messages[-1].content or messages[0].role == 'system' %}{{ raise_exception('not this') }}"
+    (folder / "chat_template.jinja").write_text(refuse + "{% endif %}" + template)
+    lines = ("The fox", "no", "/system x", "/tokens", "sang")
+    result = run("chat", "-m", folder, "-n", 3, "--temperature", 0, input="\n".join(lines))
+    assert result.exit_code == 1
+    assert result.stderr.count("not this") == 1
+    assert result.stderr.count("model knows no system prompt (leave it out") == 1
+    assert len(result.stdout.splitlines()) == 2
+    assert "you\t" in result.stderr
+
+
+@pytest.mark.parametrize("words", ["{{ raise_exception('System role not supported') }}", "{{ 1 + 'x' }}"])
+def test_a_template_without_a_place_for_a_system_prompt(run: Run, chat_model: Path, tmp_path: Path, words: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    refuse = f"{{% if messages[0].role == 'system' %}}{words}{{% endif %}}"
+    (folder / "chat_template.jinja").write_text(refuse + template)
+    result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    told = "llmcli: model knows no system prompt (leave it out, and say it in your first turn)\n"
+    assert result.stderr == told
+    (folder / "chat_template.jinja").write_text(words)  # nor is the chat itself to its liking
+    result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "chat_template.jinja: the chat template" in result.stderr
+
+
+def test_a_doubled_beginning_is_told(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + template)
+    result = run("chat", "-m", folder, "-n", 3, input="hi\n")
+    assert "puts <|begin_of_text|> twice" in result.stderr
+
+
+def test_options_that_make_no_sense(run: Run, model: Path) -> None:
+    for args in (("--raw", "-s", "x"), ("-n", 0), ("--temperature", -1), ("--top-p", 0)):
+        result = run("chat", "-m", model, *args, input="")
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), args
+        assert "Traceback" not in result.stderr
+
+
+# --- commands ---
+
+
+def test_undo_and_regenerate(talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    first, told = talk("The fox", "sang", "/undo", "/undo", "/undo", "/regenerate", args=("--chat", file))
+    assert saved(file) == []
+    assert sum("taken back" in line for line in told) == 2
+    assert "llmcli: there is no turn to take back (say something first)" in told
+    assert any("no reply to write anew" in line for line in told)
+    again, _ = talk("The fox", "/regenerate", args=("--chat", file))
+    assert again[0] == again[-1] == first[0]
+    assert [role for role, _ in saved(file)] == ["user", "assistant"]
+
+
+def test_each_reply_draws_anew_and_the_seed_repeats_them(run: Run, chat_model: Path) -> None:
+    def replies(seed: int, *lines: str) -> list[str]:
+        options = ("-m", chat_model, "-n", 8, "--temperature", 2, "--seed", seed)
+        return run("chat", *options, input="\n".join(lines)).stdout.splitlines()
+
+    assert replies(1, "The", "/regenerate", "/regenerate") == replies(1, "The", "/regenerate", "/regenerate")
+    assert len({*replies(1, "The", "/regenerate", "/regenerate")}) > 1
+    assert replies(9, "The", "/set seed 1", "/regenerate")[-1] == replies(1, "The")[0]
+
+
+def test_system_prompts(talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    talk("The fox", "/system Be  brief.", "sang", args=("--chat", file, "-s", "old"))
+    assert [m for m in saved(file) if m[0] != "assistant"] == [
+        ("system", "Be  brief."),
+        ("user", "The fox"),
+        ("user", "sang"),
+    ]
+    _, told = talk("/system", "/tokens", args=("--chat", file))
+    assert saved(file)[0] == ("user", "The fox")
+    assert "there is no system prompt" in told
+    _, told = talk("/system x", args=("--raw",))
+    assert "--raw knows no system prompt" in told[0]
+
+
+def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
+    _, told = talk("The", "/set max-tokens 1", "The", args=("--verbose",))
+    assert [line.split(" token")[0] for line in told if "decode" in line] == ["6", "1"]
+    wrong = [
+        ("/set", "takes a name and a value"),
+        ("/set temperature", "takes a name and a value"),
+        ("/set temperatur 1", "did you mean temperature?"),
+        ("/set temperature warm", "'warm' is not a number"),
+        ("/set temperature nan", "nan is not a number"),
+        ("/set temperature -1", "temperature must be"),
+        ("/set top-p 0", "would keep nothing"),
+        ("/set top-k 1.5", "not a whole number"),
+        ("/set max-tokens 0", "not in the range"),
+        ("/set samplers top-q", "there is no sampler"),
+        ("/set logit-bias no=such=token", "token"),
+        ("/set logit-bias", "takes a name and a value"),
+    ]
+    for line, expected in wrong:
+        _, (error,) = talk(line)
+        assert expected in error, error
+        assert error.startswith("llmcli: ")
+    biased, told = talk("The", '/set logit-bias "X=+1000"', "The")
+    assert "logit-bias is X=+1000" in told
+    assert biased[-1] == "XXXXXX"
+    # What was wrong is not kept.
+    kept, _ = talk("/set temperature -1", "/set logit-bias no=such=token", "The")
+    assert kept == [biased[0]]
+
+
+def test_probs_explain_and_tokens(talk: Callable[..., tuple[list[str], list[str]]], chat_model: Path) -> None:
+    shown, told = talk("/explain", "The fox", "/explain", "/explain 0", "/explain 6", "/explain x", "/undo", "/explain")
+    assert "no reply" in told[0]
+    assert [line.split(":")[0] for line in told if line.startswith("step")] == ["step 5", "step 0"]
+    assert sum("check: ok" in line for line in told) == 2
+    assert any("numbered from 0 to 5" in line for line in told)
+    assert any("'x' is no number" in line for line in told)
+    assert "no reply" in told[-1]
+    assert len(shown) == 1
+    _, told = talk("/probs", "The fox", "/probs", "The fox")
+    tables = [line for line in told if line.startswith("#\tid")]
+    assert len(tables) == 1
+    loaded = load(chat_model)
+    _, told = talk("The fox", "/tokens", args=("-s", "Be brief."))
+    assert "context is 4096 tokens" in talk("/tokens")[1][0]
+    rows = dict(line.split("\t")[:2] for line in told if "\t" in line and not line.startswith("who"))
+    expected = loaded.tokenizer.encode("<|begin_of_text|>system: Be brief.", parse_special=True, surrounded=False)
+    assert int(rows["system"]) == len(expected)
+    assert list(rows) == ["system", "you", "reply", "end"]
+    total = sum(map(int, rows.values()))
+    assert told[-1] == f"{total} of 4096 tokens used, {4096 - total} left"
+
+
+def test_saving_and_loading(talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
+    file, other = tmp_path / "a b.json", tmp_path / "other.json"
+    other.write_text("mine")
+    _, told = talk(
+        "The fox", f"/save {file}", f"/save {other}", "/save", "/load", f"/load {tmp_path}/none", f"/load {other}"
+    )
+    assert f"saved {file}" in told
+    assert other.read_text() == "mine"
+    assert sum(line.startswith("llmcli: ") for line in told) == 5
+    straight, _ = talk("The fox", "sang")
+    _, told = talk(f"/load {file}", "/tokens")
+    assert f"loaded {file}: 2 messages" in told
+    resumed, _ = talk(f"/load {file}", "sang")
+    assert resumed == straight[-len(resumed) :]
+    begun = json.loads(file.read_text()) | {"messages": [{"role": "user", "content": "The fox"}]}
+    file.write_text(json.dumps(begun))
+    resumed, told = talk(f"/load {file}", "/regenerate")
+    assert any("/regenerate writes one" in line for line in told)
+    assert resumed == straight[: len(resumed)]
+
+
+def test_files_that_cannot_be_cost_the_command_alone(
+    talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path
+) -> None:
+    loop = tmp_path / "loop"
+    with contextlib.suppress(OSError):  # Windows may not let us
+        loop.symlink_to(loop)
+    names = (loop, tmp_path / ("x" * 300), f"{tmp_path}/a\0b", "~nobody-of-this-name/x")
+    replies, told = talk("The fox", *(f"/{do} {name}" for do in ("save", "load") for name in names), "The fox")
+    assert sum(line.startswith("llmcli: ") for line in told) == 2 * len(names) - (not loop.is_symlink())
+    assert len(replies) == 2
+
+
+@pytest.mark.parametrize("name", ["no/x.json", "x" * 300, ""])
+def test_a_chat_file_that_cannot_be_written_is_told_before_the_chat(run: Run, tmp_path: Path, name: str) -> None:
+    result = run("chat", "-m", "no such model", "--chat", tmp_path / name, input="The\n")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "--chat" in result.stderr
+
+
+def test_the_chat_file_is_kept_up_to_date_and_never_taken_for_one_if_it_is_none(
+    run: Run, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("mine")
+    result = run("chat", "-m", chat_model, "--chat", file, input="hi\n")
+    assert (result.exit_code, file.read_text()) == (1, "mine")
+    assert result.stderr.count("\n") == 1
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    options = ("-m", chat_model, "-n", 3, "--temperature", 0, "--chat", tmp_path / "y.json")
+    result = run("chat", *options, input="The\nThe\n")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (1, 2)
+    assert result.stderr.count("save it elsewhere") == 2
+
+
+def test_mistyped_commands(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
+    _, told = talk("/hlep", "/", "/etc/passwd", "/UNDO", "/help")
+    assert told[0] == "llmcli: there is no command /hlep (did you mean /help?)"
+    assert all("there is no command" in line for line in told[:4])
+    assert all(f"/{name}" in "\n".join(told[4:]) for name in ("system", "undo", "set", "probs", "quit"))
+
+
+# --- limits ---
+
+
+def test_a_conversation_too_long_and_a_reply_that_fills_the_context(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 48}))
+    file = tmp_path / "x.json"
+    options = ("-m", folder, "--temperature", 0, "--chat", file)
+    lines = ("/set logit-bias <|end_of_text|>=-inf", "The fox " * 30, "The", "/undo", "The")
+    result = run("chat", *options, input="\n".join(lines))
+    assert result.exit_code == 1
+    assert "but the model's context is 48 (" in result.stderr
+    assert "the model's context is full" in result.stderr
+    assert [role for role, _ in saved(file)] == ["user", "assistant"]
+
+
+def test_out_of_memory_costs_the_turn_alone(
+    talk: Callable[..., tuple[list[str], list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmcli.generation.conversation import Conversation
+
+    answer, calls = Conversation.answer, iter((True, False))
+
+    def failing(self: Conversation, *args: object) -> object:
+        if next(calls):
+            raise RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried")
+        return answer(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Conversation, "answer", failing)
+    shown, told = talk("The", "The")
+    assert len(shown) == 1
+    assert "out of memory" in told[0]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfrom llmcli.cli import main\nsys.argv[1:] = ['chat', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'jinja2', 'prompt_toolkit', 'tokenizers', 'rich'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

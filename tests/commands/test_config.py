@@ -1,0 +1,282 @@
+"""The config file and the environment: what they set, which is stronger, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import Result
+
+from llmcli.cli import COMMANDS, cli
+from llmcli.commands.shell import settings
+from llmcli.commands.shell.command import Command
+from llmcli.commands.shell.config_file import config_path
+from tests.commands.conftest import records
+
+Run = Callable[..., Result]
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Makes its argument the config file."""
+
+    def put(text: str) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.setenv("LLMCLI_CONFIG", str(path))
+        return path
+
+    return put
+
+
+def seed_of(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return records(result)[0]["seed"]
+
+
+def test_each_source_is_stronger_than_the_next(run: Run, model: Path, write: Write) -> None:
+    """Taken away one by one, from the strongest: each time the next one's seed is what runs."""
+    args = ["generate", "The", "-m", model, "-n", 1, "--json"]
+    assert seed_of(run(*args)) not in range(1, 6)
+    write("seed = 5\n")
+    assert seed_of(run(*args)) == 5
+    write("seed = 5\n[generate]\nseed = 4\n")
+    assert seed_of(run(*args)) == 4
+    assert seed_of(run(*args, env={"LLMCLI_SEED": "3"})) == 3
+    both = {"LLMCLI_SEED": "3", "LLMCLI_GENERATE_SEED": "2"}
+    assert seed_of(run(*args, env=both)) == 2
+    assert seed_of(run(*args, "--seed", 1, env=both)) == 1
+
+
+def test_the_file_is_stronger_than_the_models_own_settings(run: Run, model: Path, write: Write, tmp_path: Path) -> None:
+    import shutil
+
+    warm = shutil.copytree(model, tmp_path / "warm")
+    (warm / "generation_config.json").write_text('{"temperature": 0.3, "top_k": 7}')
+    write("temperature = 0.5\n")
+    sampler = records(run("generate", "The", "-m", warm, "-n", 1, "--json"))[0]["sampler"]
+    told = {filter["name"]: filter["value"] for filter in sampler}
+    assert (told["temperature"], told["top-k"]) == (0.5, 7)
+
+
+def test_every_kind_of_value(
+    run: Run, model: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flags, numbers, text, lists, paths from the home folder; hyphens or underscores, any of an option's names."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "prompt.txt").write_text("The old", encoding="utf-8")
+    write(
+        f"model = {json.dumps(str(model))}\ntemp = 1\n[generate]\njson = true\nmax_tokens = 30\n"
+        'prompt-file = "~/prompt.txt"\nstop = ["fox", "hen"]\nseed = 1\n'
+    )
+    start, *_, end = records(run("generate"))
+    assert {"name": "temperature", "value": 1.0} in start["sampler"]
+    assert not {"fox", "hen"} & set(end["text"].split())
+    free = run("generate", "The old", "--prompt-file", tmp_path / "prompt.txt", "--no-such")
+    assert free.exit_code == 2
+    # What may be repeated takes one value too: here `tokenize -m`.
+    assert run("tokenize", "x", "--ids").exit_code == 0
+
+
+def test_a_key_of_another_command_disturbs_none(run: Run, model: Path, write: Write) -> None:
+    write('temperatures = "0,1"\n[train]\ntokens = 5\n[tour]\nno-pause = 3\n')
+    assert run("generate", "The", "-m", model, "-n", 1).exit_code == 0
+    assert "no-pause" in run("tour").stderr
+
+
+BROKEN = {
+    "temperatur = 1": ["temperatur:", "did you mean temperature"],
+    "temperature = 'hot'": ["temperature:", "a number is wanted", '"hot"'],
+    "temperature = true": ["temperature:", "a number is wanted", "true"],
+    "temperature = nan": ["temperature:", "nan"],
+    "top-k = 1.5": ["top-k:", "a whole number"],
+    "top-k = -1": ["top-k:", "-1"],
+    "json = 'yes'": ["json:", "true or false"],
+    "model = 3": ["model:", "text in quotes"],
+    "model = ['a', 'b']": ["model:", "one value"],
+    "quantize = 'int9'": ["quantize:", "did you mean int"],
+    "temp = 1\ntemperature = 2": ["temperature:", "temp says the same"],
+    "prompt-file = 'a\\u0000b'".replace("'", '"'): ["prompt-file:", "NUL"],
+    "seed = 2000-01-01": ["seed:", "a whole number"],
+    "[genrate]": ["[genrate]", "did you mean generate"],
+    "[generate]\ntop_q = 1": ["generate.top_q:", "did you mean top-p or top-k"],
+    "[generate.model]\na = 1": ["generate.model:", "a table"],
+    "help = true": ["help:", "no such option"],
+    "model = ": ["not TOML", "line 1"],
+    "x = " + "[" * 100_000: ["not TOML"],
+}
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=[key[:30] for key in BROKEN])
+def test_what_is_wrong_is_one_line_that_names_file_and_key(run: Run, write: Write, text: str) -> None:
+    """For a command that it concerns; --help and config run all the same."""
+    path = write(text + "\n")
+    result = run("generate", "x", "-m", "no such model")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    for word in [str(path), *BROKEN[text]]:
+        assert word in result.stderr
+    assert run("generate", "--help").exit_code == 0
+    assert run("--help").exit_code == 0
+    shown = run("config")
+    assert shown.exit_code == 2
+    assert BROKEN[text][0] in shown.stderr
+    assert json.loads(run("config", "--json").stdout)["faults"]
+    assert run("config", "--path").stdout == f"{path}\n"
+
+
+def test_files_that_cannot_be_read(run: Run, tmp_path: Path, write: Write) -> None:
+    for path in (tmp_path, tmp_path / "none.toml"):
+        result = run("generate", "x", env={"LLMCLI_CONFIG": str(path)})
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert str(path) in result.stderr
+    write("").write_bytes(b"seed = 1 # \xff")
+    assert "UTF-8" in run("generate", "x").stderr
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write('prompt-file = "~nobody-of-this-name/x"\n')
+    result = run("generate", "-m", "no such model")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "nobody-of-this-name" in result.stderr
+    monkeypatch.setenv("LLMCLI_CONFIG", "~nobody-of-this-name/config.toml")
+    assert run("config", "--path").stdout.startswith("~nobody-of-this-name")
+
+
+def test_a_setting_is_one_row_whatever_stands_in_it(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write('stop = "a\\tb\\u001b[31m"\n"x\\ny" = 1\n')
+    monkeypatch.setenv("LLMCLI_GENERATE_STOP", "one\ntwo")
+    result = run("config")
+    assert "\x1b" not in result.stdout + result.stderr
+    assert [line.count("\t") for line in result.stdout.splitlines()] == [3] * 4
+    assert result.stderr.count("\n") == 2
+
+
+def test_a_byte_order_mark_is_no_key(run: Run, model: Path, write: Write) -> None:
+    write("").write_bytes(b"\xef\xbb\xbfseed = 9\n")
+    assert seed_of(run("generate", "The", "-m", model, "-n", 1, "--json")) == 9
+
+
+def test_a_bad_value_says_where_it_stands(run: Run, model: Path, write: Write) -> None:
+    path = write("[generate]\ntemperature = -2\n")
+    assert f"{path}: generate.temperature" in run("generate", "x", "-m", model).stderr
+    result = run("generate", "x", "-m", model, env={"LLMCLI_TEMPERATURE": "-3"})
+    assert "LLMCLI_TEMPERATURE" in result.stderr
+    assert str(path) not in result.stderr
+    assert "LLMCLI_TOP_K" in run("generate", "x", env={"LLMCLI_TOP_K": "many"}).stderr
+    assert str(path) not in run("generate", "x", "-m", model, "--temperature", "-4").stderr
+
+
+def test_config_tells_where_each_value_comes_from(run: Run, write: Write) -> None:
+    path = write('seed = 5\n[generate]\nmax-tokens = 7\nstop = ["a", "b"]\n')
+    env = {"LLMCLI_TOP_K": "3", "LLMCLI_GENERATE_SEED": "2", "LLMCLI_TEMPRATURE": "1"}
+    told = json.loads(run("config", "generate", "--json", env=env).stdout)
+    rows = {row["option"]: (row["value"], row["source"], row["where"]) for row in told["options"]}
+    assert told["path"] == str(path)
+    assert rows["seed"] == ("2", "environment", "LLMCLI_GENERATE_SEED")
+    assert rows["top-k"] == ("3", "environment", "LLMCLI_TOP_K")
+    assert rows["max-tokens"] == (7, "file", "generate.max-tokens")
+    assert rows["stop"] == (["a", "b"], "file", "generate.stop")
+    assert rows["repeat-last-n"] == (-1, "default", None)
+    assert rows["model"] == ("the shipped one", "default", None)
+    table = run("config", env=env)
+    assert [line.split("\t")[:3] for line in table.stdout.splitlines()[1:]] == [
+        ["top-k", "every", "3"],
+        ["seed", "generate", "2"],
+        ["seed", "every", "5"],
+        ["max-tokens", "generate", "7"],
+        ["stop", "generate", "a, b"],
+    ]
+    assert "LLMCLI_TEMPRATURE sets no option (did you mean LLMCLI_TEMPERATURE" in table.stderr
+    assert "did you mean generate?" in run("config", "genrate").stderr
+
+
+def test_config_agrees_with_what_click_takes(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every option of every command the source that `config` tells is the one that click used."""
+    write('temperature = 0.5\nthreads = 2\nmodel = "m"\ntop = 3\n[train]\nout = "o"\n[bench]\nrepeat = 2\n')
+    monkeypatch.setenv("LLMCLI_THREADS", "1")
+    monkeypatch.setenv("LLMCLI_BRANCH_WIDTH", "2")
+    sources = {"environment": "ENVIRONMENT", "file": "DEFAULT_MAP", "default": "DEFAULT"}
+    root = cli.make_context("llmcli", ["config"])
+    for name in COMMANDS:
+        command = cli.get_command(root, name)
+        if not isinstance(command, Command):
+            continue
+        needed = sum(isinstance(p, click.Argument) and p.required for p in command.params)
+        context = command.make_context(name, ["x"] * needed, parent=root)
+        told = json.loads(run("config", name, "--json").stdout)["options"]
+        by_key = {settings.key_of(p): p.name for p in command.params if isinstance(p, click.Option)}
+        assert [row["option"] for row in told] == list(by_key)
+        for row in told:
+            used = context.get_parameter_source(by_key[row["option"]])
+            assert used is not None
+            assert used.name == sources[row["source"]], (name, row)
+
+
+def test_where_the_file_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LLMCLI_CONFIG")
+    if sys.platform == "win32":
+        assert config_path().name == "config.toml"
+        return
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    assert config_path() == tmp_path / ".config/llmcli/config.toml"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "x"))
+    assert config_path() == tmp_path / "x/llmcli/config.toml"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    assert config_path() == tmp_path / ".config/llmcli/config.toml"
+    monkeypatch.setenv("LLMCLI_CONFIG", "~/own.toml")
+    assert config_path() == tmp_path / "own.toml"
+
+
+def test_no_two_options_share_a_variable_by_chance() -> None:
+    """One command's own variable is no other's shared one, and none names the config file or click's own."""
+    own: dict[str, str] = {}
+    shared: set[str] = set()
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        for option in command.params if isinstance(command, Command) else []:
+            if isinstance(option, click.Option):
+                first, *rest = settings.variables_of(name, option)
+                assert first not in own, (first, name)
+                own[first] = name
+                shared |= set(rest)
+    assert not shared & set(own)
+    assert "LLMCLI_CONFIG" not in shared | set(own)
+
+
+def test_every_command_takes_part() -> None:
+    without = {name for name in COMMANDS if not isinstance(cli.get_command(click.Context(cli), name), Command)}
+    assert without == {"config", "completion"}
+
+
+def test_the_example_in_help_is_a_config_file(run: Run, write: Write) -> None:
+    text = run("config", "--help").stdout.split("LLMCLI_CONFIG:")[1].split("Examples:")[0]
+    write("\n".join(line.strip() for line in text.splitlines()))
+    assert run("config").exit_code == 0
+    assert json.loads(run("config", "generate", "--json").stdout)["faults"] == []
+    rows = run("config").stdout.splitlines()
+    assert len(rows) == 1 + 4
+
+
+def test_sabotage_a_weaker_variable_first_is_noticed(
+    run: Run, model: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = cli.get_command(click.Context(cli), "generate")
+    assert command is not None
+    seed = next(option for option in command.params if option.name == "seed")
+    assert isinstance(seed.envvar, list)
+    monkeypatch.setattr(seed, "envvar", seed.envvar[::-1])
+    with pytest.raises(AssertionError):
+        test_each_source_is_stronger_than_the_next(run, model, write)
+
+
+def test_tests_read_nobodys_config() -> None:
+    assert os.environ["LLMCLI_CONFIG"] == os.devnull

@@ -1,0 +1,210 @@
+"""``generate --prompt-cache``: the same text, a line about the file, and nothing overwritten that is something else."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from llmcli.generation.prompt_cache import Reuse
+from llmcli.hub import default_model, find
+from llmcli.render.generation import UNUSED, note, prompt_cache_line
+from llmcli.storage import cache_file as cachefile
+from tests.commands.conftest import records
+from tests.commands.test_shell import PROGRAM, slow_model
+
+Run = Callable[..., Result]
+TEXT = "The old fox met a hen by the river."
+
+
+def told(result: Result) -> str:
+    """The line about the file."""
+    assert result.exit_code == 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("prompt cache: ")]
+    return line
+
+
+def test_the_text_stays_and_the_line_tells(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "story.cache"
+    longer = TEXT + " They sang song number 3"
+    for text, line in (
+        (TEXT, f"prompt cache: {file} does not exist yet"),
+        (longer, "prompt cache: {shared} of {prompt} tokens reused from {file}"),
+        (longer, "prompt cache: {less} of {prompt} tokens reused from {file}"),
+    ):
+        common = ("generate", text, "-m", model, "-n", 12, "--seed", 3, "--dtype", "float32")
+        plain, kept = run(*common), run(*common, "--prompt-cache", file)
+        assert kept.stdout == plain.stdout
+        count = len(records(run(*common, "--json"))[0]["prompt_ids"])
+        shared = len(records(run("generate", TEXT, "-m", model, "-n", 1, "--json"))[0]["prompt_ids"])
+        assert told(kept) == line.format(shared=shared, less=count - 1, prompt=count, file=file)
+        assert ("cached)" in kept.stderr) == ("reused" in line)
+        assert "prompt cache" not in plain.stderr + kept.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_leads_to_the_file(run: Run, model: Path, tmp_path: Path) -> None:
+    link, folder = tmp_path / "link", tmp_path / "folder"
+    link.symlink_to(folder / "x.cache")
+    common = ("generate", TEXT, "-m", model, "-n", 2, "--prompt-cache", link)
+    refused = run(*common)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert f"there is no folder {folder}" in refused.stderr
+    folder.mkdir()
+    assert "does not exist yet" in told(run(*common))
+    assert "tokens reused from" in told(run(*common))
+    assert link.is_symlink()
+    assert [path.name for path in folder.iterdir()] == ["x.cache"]
+
+
+def test_json_tells_how_many_were_cached(run: Run, model: Path, tmp_path: Path) -> None:
+    common = ("generate", TEXT, "-m", model, "-n", 9, "--seed", 3, "--dtype", "float32", "--json")
+    start, *plain, _ = records(run(*common))
+    assert "cached" not in start
+    for cached in (0, len(start["prompt_ids"]) - 1):
+        again, *tokens, _ = records(run(*common, "--prompt-cache", tmp_path / "x"))
+        assert again == {**start, "cached": cached}
+        assert [token["id"] for token in tokens] == [token["id"] for token in plain]
+
+
+@pytest.mark.parametrize(
+    "options", [("--prompt-lookup",), ("--draft-model", "MODEL"), ("--quantize", "int8"), ("--max-tokens", 0)], ids=str
+)
+def test_beside_other_options(run: Run, model: Path, tmp_path: Path, options: tuple[object, ...]) -> None:
+    options = tuple(model if option == "MODEL" else option for option in options)
+    common = ("generate", "The old fox. The old fox. The", "-m", model, "-n", 20, "--temperature", 0, *options)
+    plain = run(*common).stdout
+    for _ in range(2):
+        result = run(*common, "--prompt-cache", tmp_path / "x")
+        assert result.stdout == plain
+    assert ("reused" in told(result)) == (0 not in options)
+
+
+def test_what_cannot_be_used_is_said_and_written_anew(run: Run, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+
+    def line(*options: object, text: str = TEXT) -> str:
+        return told(run("generate", text, "-m", model, "-n", 2, "--prompt-cache", file, *options))
+
+    line("--dtype", "float32")
+    for options, why in (
+        (("--dtype", "bfloat16"), UNUSED["dtype"]),
+        (("--dtype", "bfloat16", "--quantize", "int8"), UNUSED["model"]),
+    ):
+        assert line(*options) == f"prompt cache: {file} {why}; the prompt is read anew"
+        assert "reused" in line(*options)
+    file.write_bytes(file.read_bytes()[:-9])
+    assert line() == f"prompt cache: {file} {UNUSED['damaged']}; the prompt is read anew"
+    assert line() != f"prompt cache: {file} {UNUSED['damaged']}; the prompt is read anew"
+
+
+def test_every_reason_has_its_words() -> None:
+    from typing import get_args
+
+    from llmcli.generation.prompt_cache import Reason
+
+    assert {*UNUSED, "missing"} == set(get_args(Reason))
+    for reason in get_args(Reason):
+        line = prompt_cache_line(Reuse(0, 9, reason), "{file}[/b]")
+        assert line.startswith("prompt cache: {file}[/b] ")
+
+
+def test_a_name_is_never_markup_nor_a_command_to_the_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    note(prompt_cache_line(Reuse(3, 9, None), "\x1b]0;x\x07[red]x"), stream)
+    assert "\x1b]" not in stream.getvalue()
+    assert "[red]x" in stream.getvalue()
+
+
+# --- before the model is loaded ---
+
+
+def one_line(result: Result, what: str) -> None:
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert what in result.stderr
+    assert "no such model" not in result.stderr
+
+
+def test_what_cannot_be_a_prompt_cache_is_a_usage_error(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: object, what: str, *options: object) -> None:
+        one_line(run("generate", "x", "-m", "no such model", "--prompt-cache", file, *options), what)
+
+    (tmp_path / "notes.txt").write_text("Once upon a time, in a land of notes.")
+    refused(tmp_path / "notes.txt", "something else")
+    refused(find(default_model()) / "model.safetensors", "something else")
+    refused(tmp_path, "a folder")
+    refused("", "a folder")
+    refused(tmp_path / "none" / "x", "there is no folder")
+    refused(tmp_path / "notes.txt" / "x", "there is no folder")
+    refused(tmp_path / ("x" * 5000), "name another file")
+    refused(tmp_path / "x", "one text", "--num-samples", 2)
+    refused(tmp_path / "x", "one text", "--best-of", 2)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    refused(tmp_path / "x", "cannot be written")
+    assert (tmp_path / "notes.txt").read_text() == "Once upon a time, in a land of notes."
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no /dev/null")
+def test_a_device_is_no_file(run: Run) -> None:
+    one_line(run("generate", "x", "-m", "no such model", "--prompt-cache", "/dev/null"), "something else")
+
+
+def test_a_file_that_cannot_be_written_in_the_end_costs_no_text(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cachefile, "write_tensors", full)
+    common = ("generate", TEXT, "-m", model, "-n", 12, "--seed", 3)
+    result = run(*common, "--prompt-cache", tmp_path / "x")
+    assert result.exit_code == 0
+    assert result.stdout == run(*common).stdout
+    assert f"prompt cache: {tmp_path / 'x'} was not written: No space left on device" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# --- for real ---
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=str)
+def test_a_run_that_is_killed_while_it_writes_loses_nothing(
+    run: Run, model: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    folder, file = slow_model(tmp_path, model), tmp_path / "x"
+    arguments = ["generate", TEXT, "-m", str(folder), "--json", "-n", "2000", "--prompt-cache", str(file)]
+    with subprocess.Popen(
+        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(3):
+            process.stdout.readline()
+        os.kill(process.pid, how)
+        process.stdout.read()
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert "reused" in told(run("generate", TEXT, "-m", folder, "-n", 1, "--prompt-cache", file))
+
+
+def test_greedy_ids_of_the_shipped_model_stay(run: Run, tmp_path: Path) -> None:
+    text = "Once upon a time there was a little fox who lived in a forest. " * 6
+    common = ("generate", text + "One day", "-n", 40, "--temperature", 0, "--json")
+    run("generate", text, "-n", 1, "--prompt-cache", tmp_path / "x")
+    start, *tokens, _ = records(run(*common, "--prompt-cache", tmp_path / "x"))
+    assert start["cached"] > 80
+    assert [token["id"] for token in tokens] == [token["id"] for token in records(run(*common))[1:-1]]

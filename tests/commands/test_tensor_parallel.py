@@ -1,0 +1,269 @@
+"""Commands in several processes: --tensor-parallel, and what torchrun starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from llmcli.cli import cli
+from llmcli.errors import LlmcliError
+from llmcli.generation.jobs.parts import Part, check_parts, merge, part_path
+
+Run = Callable[..., Result]
+MODULE = [sys.executable, "-m", "llmcli"]
+FORKS = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+EXACT = ("--dtype", "float32", "--seed", "5", "--temperature", "1.2")
+
+
+def llmcli(*arguments: object, input: str = "", program: list[str] = MODULE) -> subprocess.CompletedProcess[str]:
+    command = [*program, *map(str, arguments)]
+    return subprocess.run(command, input=input, capture_output=True, encoding="utf-8", timeout=120)
+
+
+def without_floats(text: str) -> Any:
+    """JSON lines with numbers rounded: sums in another order differ in their last bits; times are left out."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, float):
+            return round(value, 3)
+        if isinstance(value, dict):
+            return {key: rounded(part) for key, part in value.items() if not key.endswith("seconds")}
+        return [rounded(part) for part in value] if isinstance(value, list) else value
+
+    return [rounded(json.loads(line)) for line in text.splitlines()]
+
+
+def test_a_split_model_writes_the_same(model: Path, run: Run) -> None:
+    arguments = ("generate", "The old fox", "-m", model, "-n", 30, "--json", *EXACT)
+    split = llmcli(*arguments, "--tensor-parallel", 2)
+    assert (split.returncode, split.stderr) == (0, "")
+    assert without_floats(split.stdout) == without_floats(run(*arguments).stdout)
+
+
+def test_torchrun_splits_and_the_first_rank_talks(model: Path, run: Run) -> None:
+    arguments = ("explain-step", "The old fox", "-m", model, "--step", 3, "--json", *EXACT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "llmcli"]
+    split = llmcli(*arguments, program=torchrun)
+    assert split.returncode == 0
+    assert without_floats(split.stdout) == without_floats(run(*arguments).stdout)
+
+
+def test_score_and_chat_of_a_split_model(model: Path, chat_model: Path, run: Run) -> None:
+    scored = ("score", "The old fox met a hen.", "-m", model, "--dtype", "float32", "--json")
+    assert without_floats(llmcli(*scored, "--tensor-parallel", 3).stdout) == without_floats(run(*scored).stdout)
+    said = "The fox\n/undo\nThe hen\nThe crow\n"
+    chat = ("chat", "-m", chat_model, "-n", 12, *EXACT)
+    assert llmcli(*chat, "--tensor-parallel", 2, input=said).stdout == run(*chat, input=said).stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_a_rank_is_killed_and_the_text_is_kept(model: Path, run: Run, tmp_path: Path) -> None:
+    arguments = ["generate", "The old fox", "-m", str(model), "--context-overflow", "shift", *EXACT]
+    written = tmp_path / "text"
+    with written.open("wb") as out:
+        process = subprocess.Popen(
+            [*MODULE, *arguments, "-n", "100000", "--tensor-parallel", "2"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        while written.stat().st_size < 60:
+            assert process.poll() is None
+            time.sleep(0.05)
+    children = subprocess.run(["ps", "-o", "pid,args", "--ppid", str(process.pid)], capture_output=True, text=True)
+    other = next(line.split()[0] for line in children.stdout.splitlines() if "spawn_main" in line)
+    os.kill(int(other), signal.SIGKILL)
+    began = time.monotonic()
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == 1
+    assert told == "llmcli: another rank has ended, or does not answer (all end with it: start again)\n"
+    text = written.read_text(encoding="utf-8").removesuffix("\n").rstrip("\ufffd")  # its last character may be half
+    assert run(*arguments, "-n", 2000).stdout.startswith(text[:2000])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tensor-parallel", 5), "has 4 attention heads, too few for 5 ranks"),
+        (("--tensor-parallel", 2, "--quantize", "int8"), "--quantize needs the whole model"),
+        (("--tensor-parallel", 2, "--num-samples", 2), "--num-samples (or --best-of) needs the whole model"),
+        (("--tensor-parallel", 2, "--prompt-cache", "x"), "--prompt-cache needs the whole model"),
+        (("--tensor-parallel", 2, "--device", "mps"), "ranks compute on cpu or cuda"),
+    ],
+)
+def test_what_ranks_cannot_do(arguments: tuple[object, ...], message: str, model: Path) -> None:
+    result = llmcli("generate", "x", "-m", model, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_commands_of_one_process(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables(0, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    result = run("attend", "x", "-m", model)
+    assert result.exit_code == 2
+    assert "attend runs in one process" in result.stderr
+    monkeypatch.setenv("RANK", "1")
+    assert run("attend", "x", "-m", model).stderr == ""  # the first one has said it
+    monkeypatch.setenv("RANK", "0")
+    result = run("generate", "x", "-m", model, "--tensor-parallel", 3)
+    assert result.exit_code == 2
+    assert "torchrun started 2 processes, --tensor-parallel asks for 3" in result.stderr
+
+
+def variables(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun sets for a process."""
+    ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    return {**{name: str(value) for name, value in ranks.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def together(arguments: list[str], size: int, kill: dict[int, float] | None = None) -> list[int]:
+    """The wait statuses of ``size`` processes that run the command as torchrun's would, some killed after a while."""
+    port, children = free_port(), []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(variables(rank, size, port))
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            try:
+                cli.main(arguments, prog_name="llmcli")
+            except SystemExit as done:
+                os._exit(int(done.code or 0))
+            finally:
+                os._exit(99)
+        children.append(child)
+    began = time.monotonic()
+    for rank, after in sorted((kill or {}).items(), key=lambda item: item[1]):
+        time.sleep(max(began + after - time.monotonic(), 0))
+        os.kill(children[rank], signal.SIGKILL)
+    if not kill:
+        return [os.waitpid(child, 0)[1] for child in children]
+    time.sleep(0.3)
+    for child in children:
+        os.kill(child, signal.SIGKILL)  # as torchrun does with those that are left, some in the middle of merging
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file, rng = tmp_path / "in.jsonl", random.Random(4)
+    lines = [{"id": f"p{n}", "prompt": "The old fox" * (n % 3), "max_tokens": rng.randint(1, 30)} for n in range(30)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def batch(model: Path, prompts: Path, run: Run) -> Callable[..., list[str]]:
+    """The arguments of a batch that writes to a file of that name."""
+
+    def arguments(name: str, *more: str) -> list[str]:
+        options = ["-m", str(model), "--dtype", "float32", "--temperature", "1.2", "--batch-size", "4"]
+        return ["batch", str(prompts), str(prompts.with_name(name)), *options, *more]
+
+    return arguments
+
+
+@pytest.fixture
+def whole(batch: Callable[..., list[str]], prompts: Path, run: Run) -> bytes:
+    """What one process writes."""
+    assert run(*batch("whole.jsonl")).exit_code == 0
+    return prompts.with_name("whole.jsonl").read_bytes()
+
+
+@FORKS
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_prompts(size: int, batch: Callable[..., list[str]], whole: bytes, prompts: Path) -> None:
+    assert together(batch("out.jsonl"), size) == [0] * size
+    assert prompts.with_name("out.jsonl").read_bytes() == whole
+    assert sorted(path.name for path in prompts.parent.glob("*.jsonl*")) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
+
+
+@FORKS
+@pytest.mark.parametrize("order", ["input", "finished"])
+def test_killed_at_any_moment_with_any_number(
+    order: str, batch: Callable[..., list[str]], whole: bytes, prompts: Path, run: Run
+) -> None:
+    """Nothing is lost, repeated or changed, also where one process goes on with what several began."""
+    rng, out, kills = random.Random(2), prompts.with_name("out.jsonl"), 0
+    for _ in range(12):
+        out.unlink(missing_ok=True)
+        for _ in range(rng.randint(1, 3)):
+            size = rng.randint(2, 4)
+            gone = rng.sample(range(size), rng.randint(1, size))
+            statuses = together(
+                batch("out.jsonl", "--order", order), size, {rank: rng.uniform(0, 0.25) for rank in gone}
+            )
+            kills += sum(os.WIFSIGNALED(status) for status in statuses)
+            tear(prompts, rng)
+        if rng.random() < 0.5:
+            assert run(*batch("out.jsonl", "--order", order)).exit_code == 0
+        else:
+            size = rng.randint(2, 3)
+            assert together(batch("out.jsonl", "--order", order), size) == [0] * size
+        found = out.read_bytes()
+        assert sorted(found.splitlines()) == sorted(whole.splitlines())
+        if order == "input":
+            assert found == whole
+        assert not list(prompts.parent.glob("*.rank*"))
+    assert kills >= 12
+
+
+def tear(prompts: Path, rng: random.Random) -> None:
+    """Cut the last line of a part, as if its machine had stopped while it was written."""
+    for part in prompts.parent.glob("out.jsonl.rank*"):
+        lines = part.read_bytes().splitlines(keepends=True)
+        if lines and rng.random() < 0.5:
+            part.write_bytes(b"".join(lines[:-1]) + lines[-1][: rng.randint(1, len(lines[-1]) - 1)])
+
+
+def test_merging_killed_after_the_file_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, line = tmp_path / "out", '{{"id": {}, "text": "x", "finish": "length", "mark": "m"}}\n'
+    out.write_text(line.format(3), encoding="utf-8")
+    part_path(out, 0).write_text(line.format(1) + line.format(4), encoding="utf-8")
+    part_path(out, 1).write_text(line.format(2) + '{"id": 5, "te', encoding="utf-8")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+        merge(out, {id: id for id in range(1, 6)})
+    assert part_path(out, 0).exists()
+    merge(out, {id: id for id in range(1, 6)})
+    assert out.read_text(encoding="utf-8") == "".join(line.format(id) for id in range(1, 5))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_part_that_cannot_be_seen(tmp_path: Path) -> None:
+    path = part_path(tmp_path / "out", 1)
+    with pytest.raises(LlmcliError, match="results of rank 0, cannot be seen"):
+        check_parts([Part(path, 0)])
+    path.write_bytes(b"ab")
+    check_parts([Part(path, 2)])
+    with pytest.raises(LlmcliError, match="cannot be seen here as they were written"):
+        check_parts([Part(path, 3)])
+
+
+def test_a_part_is_no_target(run: Run, batch: Callable[..., list[str]]) -> None:
+    result = run(*batch("out.jsonl.rank1"))
+    assert result.exit_code == 2
+    assert "name of a part" in result.stderr

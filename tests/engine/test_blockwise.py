@@ -1,0 +1,111 @@
+"""Attention by blocks of queries: as near to float64 as torch's own kernel, for every mask and shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llmcli.engine.blockwise import BLOCK, MANY, MOST_SCORES, attend_blockwise, suits
+from llmcli.model import attention
+from llmcli.model.attention import Place, attend, causal_mask
+
+pytestmark = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 instructions")
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> object:
+    with torch.no_grad():
+        yield
+
+
+def draws(B: int, H: int, K: int, T: int, S: int, D: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    shapes = ((B, H, T, D), (B, K, S, D), (B, K, S, D))
+    q, k, v = (2 * torch.randn(shape).bfloat16() for shape in shapes)
+    return q, k, v
+
+
+def error(y: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> float:
+    """The largest difference from the same in float64."""
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), attn_mask=mask, scale=scale, enable_gqa=True
+    )
+    assert y.shape == exact.shape
+    return float((y - exact).abs().max())
+
+
+@settings(max_examples=40)
+@given(
+    batch=st.integers(1, 2),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    past=st.sampled_from([0, 1, 7, 130]),
+    count=st.sampled_from([1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5]),
+    window=st.sampled_from([None, 1, 20, 100]),
+    seed=st.integers(0, 99),
+)
+def test_it_is_as_exact_as_torchs_kernel(
+    batch: int, kv_heads: int, group: int, past: int, count: int, window: int | None, seed: int
+) -> None:
+    H, S, D, scale = kv_heads * group, past + count, 24, 0.3
+    q, k, v = draws(batch, H, kv_heads, count, S, D, seed)
+    mask = causal_mask(past, count, q.device, window)
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    most = 1.5 * error(theirs, q, k, v, mask, scale) + 2**-7
+    ours = attend_blockwise(q, k, v, window, scale)
+    assert ours.dtype == torch.bfloat16
+    assert error(ours, q, k, v, mask, scale) <= most
+
+
+def test_a_wrong_window_shows() -> None:
+    q, k, v = draws(1, 4, 2, 70, 70, 24, seed=0)
+    right = causal_mask(0, 70, q.device, 20)
+    assert error(attend_blockwise(q, k, v, 20, 0.3), q, k, v, right, 0.3) < 0.05
+    for window in (None, 19, 21):
+        assert error(attend_blockwise(q, k, v, window, 0.3), q, k, v, right, 0.3) > 0.5
+
+
+@pytest.mark.parametrize("past", [0, 100])
+def test_attention_takes_it_for_many_queries_in_bfloat16(monkeypatch: pytest.MonkeyPatch, past: int) -> None:
+    taken = []
+
+    def watched(*args: object) -> Tensor:
+        taken.append(args)
+        return attend_blockwise(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "attend_blockwise", watched)
+    for T, dtype, times in (
+        (MANY // 4, torch.bfloat16, 1),
+        (MANY // 4 - 1, torch.bfloat16, 0),
+        (MANY, torch.float32, 0),
+    ):
+        q, k, v = (x.to(dtype) for x in draws(1, 4, 2, T, past + T, 8, seed=0))
+        mask = causal_mask(past, T, q.device)
+        y = attend(q, k, v, Place(None, None, mask if past else None), scale=0.5, softcap=None)
+        assert len(taken) == times
+        assert error(y, q, k, v, mask, 0.5) <= 0.1
+        taken.clear()
+
+
+def test_training_and_long_contexts_keep_to_torchs_kernel() -> None:
+    q = torch.zeros(1, 8, MANY, 8, dtype=torch.bfloat16)
+    k = q[:, :2]
+    assert suits(q, k)
+    most = MOST_SCORES // (8 * BLOCK)
+    assert suits(q, k[:, :, :1].expand(1, 2, most, 8))
+    assert not suits(q, k[:, :, :1].expand(1, 2, most + 1, 8))
+    with torch.enable_grad():
+        assert not suits(q, k)
+
+
+def test_the_precision_of_products_is_left_as_it_was() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    a, b = torch.randn(2, 64, 64), torch.randn(2, 64, 64)
+    product = torch.bmm(a, b)
+    attend_blockwise(*draws(1, 2, 1, 70, 70, 8, seed=0), None, 1.0)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert torch.equal(torch.bmm(a, b), product)

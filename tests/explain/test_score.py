@@ -1,0 +1,161 @@
+"""Scores beside transformers' own loss, and by brute force; on texts short, long and strange."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from llmcli.errors import EXIT_USAGE, LlmcliError
+from llmcli.explain import score as module
+from llmcli.explain.score import score_report
+from llmcli.explain.scored import ScoreReport
+from llmcli.generation import score as engine
+from llmcli.render.ndjson import record
+from llmcli.storage.quantize import Kind, quantize
+from tests.explain.reference import IDS, forget, loaded
+from tests.parity import CLOSE
+from tests.tiny import CASES, CONTEXT, Tiny, random_ids
+
+Make = Callable[[str], Tiny]
+
+
+def expected(case: Tiny, ids: list[int]) -> torch.Tensor:
+    """transformers' log-probabilities of every candidate for each place but the first, fp64 [T - 1, V]."""
+    forget(case)
+    with torch.no_grad():
+        return case.reference(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_mean_is_transformers_loss_and_every_row_its_own(tiny: Make, name: str) -> None:
+    case = tiny(name)
+    ids = IDS[: case.reference.config.max_position_embeddings]
+    report, logps = score_report(loaded(case), ids), expected(case, ids)
+    assert report.check.ok
+    goals = torch.tensor(ids[1:])
+    loss = torch.nn.functional.cross_entropy(logps, goals)
+    assert math.log(report.perplexity) == pytest.approx(float(loss), abs=CLOSE)
+    assert [token.piece.id for token in report.tokens] == ids[1:]
+    for token, row in zip(report.tokens, logps, strict=True):
+        own = row[token.piece.id]
+        assert abs(token.logprob - float(own)) <= CLOSE
+        assert abs(token.surprisal + float(own) / math.log(2)) <= 2 * CLOSE
+        assert token.rank == int((row > own).sum())
+        assert abs(token.entropy + float((row.exp() * row).sum()) / math.log(2)) <= CLOSE
+        assert token.favourite.id == int(row.argmax())
+        assert abs(token.p_favourite - float(row.max().exp())) <= CLOSE
+
+
+def test_totals_add_up(tiny: Make) -> None:
+    report = score_report(loaded(tiny("gpt2")), IDS)
+    assert report.bits == pytest.approx(sum(token.surprisal for token in report.tokens))
+    assert report.bytes == len(" ".join(f"w{id}" for id in IDS).encode()) - len(f"w{IDS[0]}")
+    assert report.bits_per_byte == pytest.approx(report.bits / report.bytes)
+    assert report.perplexity == pytest.approx(2**report.bits_per_token)
+    assert "".join(token.chunk for token in report.tokens) == "".join(f" w{id}" for id in IDS[1:])
+
+
+@pytest.mark.parametrize("length", [CONTEXT + 1, CONTEXT + 2, 3 * CONTEXT])
+def test_a_text_longer_than_the_context_is_scored_whole(tiny: Make, length: int) -> None:
+    case, ids = tiny("qwen3"), random_ids(length, seed=5)[0].tolist()
+    report = score_report(loaded(case), ids)
+    assert report.check.ok
+    assert [token.position for token in report.tokens] == list(range(1, length))
+    half = CONTEXT // 2
+    for token in report.tokens[-3:]:  # read with at least half a context before them
+        starts = range(0, token.position, half)
+        start = next(s for s in starts if token.position <= s + CONTEXT)
+        logps = expected(case, ids[start : token.position + 1])[-1]
+        assert abs(token.logprob - float(logps[token.piece.id])) <= CLOSE
+
+
+def test_a_long_text_is_never_held_as_logits(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MOST_LOGITS", 97 * 5)
+    sizes = []
+    right = module._rows
+
+    def watched(logits: torch.Tensor, goals: torch.Tensor) -> object:
+        sizes.append(logits.numel())
+        return right(logits, goals)
+
+    monkeypatch.setattr(module, "_rows", watched)
+    score_report(loaded(tiny("llama")), IDS)
+    assert max(sizes) <= 97 * 5
+    assert sum(sizes) == 97 * (len(IDS) - 1)
+
+
+def test_equal_logits_are_ranked_by_id() -> None:
+    logits = torch.zeros(2, 6)
+    ranks = [row[1] for row in module._rows(logits, torch.tensor([4, 0]))]
+    assert ranks == [4, 0]
+
+
+@pytest.mark.parametrize("ids", [[], [5]])
+def test_too_short_is_said(tiny: Make, ids: list[int]) -> None:
+    with pytest.raises(LlmcliError, match="too short") as error:
+        score_report(loaded(tiny("llama")), ids)
+    assert error.value.exit_code == EXIT_USAGE
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["qwen3", "llama-tied", "qwen2-windows", "smollm3-windows", "mixtral"])
+def test_other_dtypes_hold_their_check(tiny: Make, name: str, dtype: torch.dtype, kind: Kind | None) -> None:
+    case = tiny(name)
+    model = case.load().to(dtype)
+    if kind is not None:
+        quantize(model, kind)
+    assert score_report(loaded(case, model), IDS).check.ok
+
+
+def test_a_text_as_good_as_impossible_has_no_perplexity(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^1024 is more than a float holds."""
+    monkeypatch.setattr(module, "_rows", lambda _, goals: [(-1e4, 0, 0.0, 0, 1.0)] * len(goals))
+    report = score_report(loaded(tiny("llama")), IDS)
+    assert math.isinf(report.perplexity)
+    assert record(report)["perplexity"] is None
+
+
+# Mistakes.
+
+
+def wrong_row(place: int, column: int, value: float) -> Callable[..., list[tuple[float, ...]]]:
+    """``_rows`` with one number of one token of the text put in place of the right one."""
+    right = module._rows
+
+    def rows(logits: torch.Tensor, goals: torch.Tensor) -> list[tuple[float, ...]]:
+        found = [list(row) for row in right(logits, goals)]
+        found[place][column] = value
+        return [tuple(row) for row in found]
+
+    return rows
+
+
+@pytest.mark.parametrize("place", [0, 30, -1])
+@pytest.mark.parametrize(("column", "value"), [(0, -0.01), (0, math.nan), (2, 0.01), (2, math.nan)])
+def test_one_wrong_number_anywhere_fails_the_check(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, place: int, column: int, value: float
+) -> None:
+    """A log-probability or an entropy, also of a token that is not read again, and where it is no number."""
+    monkeypatch.setattr(module, "_rows", wrong_row(place, column, value))
+    assert not score_report(loaded(tiny("llama")), IDS).check.ok
+
+
+def test_scores_of_the_next_place_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = module._rows
+    monkeypatch.setattr(module, "_rows", lambda logits, goals: right(logits.roll(1, 0), goals))
+    report: ScoreReport = score_report(loaded(tiny("llama")), IDS)
+    assert not report.check.ok
+
+
+def test_a_cache_that_loses_a_position_fails_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = module.next_logits
+
+    def forgetful(model: object, ids: list[int], cache: object, *rest: object) -> torch.Tensor:
+        return right(model, ids[1:] if len(ids) > 1 else ids, cache, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "next_logits", forgetful)
+    assert not score_report(loaded(tiny("llama")), IDS).check.ok

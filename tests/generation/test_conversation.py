@@ -1,0 +1,319 @@
+"""A conversation reads every token once: what is new in a turn, and no more, whatever was taken back or changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmcli.errors import LlmcliError
+from llmcli.generation.conversation import Conversation, Reply
+from llmcli.generation.filters import LogitBias, Temperature
+from llmcli.generation.generation_config import Defaults
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
+from llmcli.model.cache import KVCache
+from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.transformer import Transformer
+from llmcli.text.chat_template import ChatTemplate, Message
+from llmcli.text.tokenizer import Tokenizer
+from llmcli.text.turns import Plain, Templated
+from llmcli.train.vocabulary import BOS, EOS, EOS_ID, train_tokenizer
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+LATE = TURNS.replace("{{ m.content }}", "{{ m.content | trim }}").replace("assistant: {%", "assistant:\n{%")
+WORDS = ["once upon a time", "the old cat", "user: assistant: system:", "sat on the mat, 🙂 naïve"]
+
+
+@cache
+def loaded(context: int = 512, **changed: Any) -> LoadedModel:
+    """A random model whose tokenizer is byte-level, and that never ends a text unless it is made to."""
+    torch.manual_seed(0)
+    fast = train_tokenizer(WORDS * 3, 300)
+    config = ModelConfig(
+        "llama",
+        fast.get_vocab_size(),
+        16,
+        24,
+        2,
+        2,
+        1,
+        8,
+        context,
+        rope=RopeConfig(),
+        eos_token_ids=(EOS_ID,),
+        bos_token_id=0,
+    )
+    model = Transformer(replace(config, **changed)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return LoadedModel("random", Path(), model, Tokenizer(fast, "random"), Defaults((), {}, {}))
+
+
+def conversation(source: str | None = TURNS, **changed: Any) -> Conversation:
+    model = loaded(**changed)
+    if source is None:
+        return Conversation(model, Plain(model.tokenizer))
+    template = ChatTemplate(source, {"bos_token": BOS, "eos_token": EOS}, Path("x"))
+    return Conversation(model, Templated(template, model.tokenizer))
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions went through the model, one number a pass."""
+    counts: list[int] = []
+    hidden = Transformer.hidden
+
+    def counted(self: Transformer, ids: Tensor, cache: KVCache | None, *rest: Any) -> Tensor:
+        counts.append(ids.shape[1])
+        return hidden(self, ids, cache, *rest)
+
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    return counts
+
+
+def warm(seed: int = 0, stop_at: int | None = None) -> Sampler:
+    """Any token but the one that ends a reply; or only that."""
+    bias = {EOS_ID: -float("inf")} if stop_at is None else {EOS_ID: 1e9}
+    return Sampler([LogitBias(bias), Temperature(1.0)], seed)
+
+
+def answer(chat: Conversation, messages: tuple[Message, ...], count: int = 6, seed: int = 0) -> Reply:
+    """A reply of ``count`` tokens, kept."""
+    reply = chat.answer(messages, warm(seed), count)
+    for _ in reply:
+        pass
+    chat.keep(reply)
+    return reply
+
+
+def say(chat: Conversation, text: str, **options: Any) -> Reply:
+    return answer(chat, (*chat.messages, Message("user", text)), **options)
+
+
+def fresh(ids: list[int]) -> Tensor:
+    with torch.inference_mode():
+        return loaded().model(torch.tensor([ids]))[0, -1].float()
+
+
+# --- what is read ---
+
+
+def test_a_turn_reads_what_is_new_alone(read: list[int]) -> None:
+    chat = conversation()
+    first = say(chat, "the old cat")
+    assert read == [len(first.prompt), 1, 1, 1, 1, 1]
+    for text in ("sat", "", "on the mat 🙂"):
+        before, read[:] = [*chat.last.prompt, *chat.last.ids], []  # type: ignore[union-attr]
+        reply = say(chat, text)
+        # The last token of the reply was written, not yet read.
+        assert read == [len(reply.prompt) - len(before) + 1, 1, 1, 1, 1, 1]
+        assert list(reply.prompt[: len(before)]) == before
+
+
+def test_a_reply_that_ended_by_itself_is_read_to_its_end(read: list[int]) -> None:
+    chat = conversation()
+    say(chat, "the cat", count=3)
+    messages = (*chat.messages, Message("user", "sat"))
+    reply = chat.answer(messages, warm(stop_at=0), 9)
+    assert [step.finish for step, _ in reply] == ["stop_token"]
+    chat.keep(reply)
+    assert (reply.ids, reply.message.content) == ([], "")
+    read.clear()
+    after = say(chat, "on the mat")
+    assert read[0] == len(after.prompt) - len(reply.prompt)
+    assert list(after.prompt[: len(reply.prompt) + 1]) == [*reply.prompt, EOS_ID]
+
+
+def test_writing_anew_reads_one_position(read: list[int]) -> None:
+    chat = conversation()
+    say(chat, "the old cat")
+    first = say(chat, "sat")
+    read.clear()
+    second = answer(chat, chat.messages[:-1], seed=7)
+    assert read == [1] * 6
+    assert second.prompt == first.prompt
+    assert second.ids != first.ids
+    read.clear()
+    again = answer(chat, chat.messages[:-1], seed=0)
+    assert (read, again.ids) == ([1] * 6, first.ids)
+
+
+def test_after_a_turn_was_taken_back_only_the_new_one_is_read(read: list[int]) -> None:
+    chat = conversation()
+    first = say(chat, "the old cat")
+    say(chat, "sat on the mat")
+    chat.messages = chat.messages[:2]
+    read.clear()
+    reply = say(chat, "time")
+    assert list(reply.prompt[: len(first.prompt) + 6]) == [*first.prompt, *first.ids]
+    shared = len(first.prompt) + len(first.ids)
+    new = len(reply.prompt) - shared
+    # The turn that was taken back began with the same few tokens.
+    common = len(chat.form.encode(chat.form.write((Message("user", ""),), reply=False))) - 1
+    assert new - common <= read[0] <= new
+    assert read[1:] == [1] * 5
+
+
+def test_another_system_prompt_is_read_anew_with_all_behind_it(read: list[int]) -> None:
+    chat = conversation()
+    say(chat, "the old cat")
+    chat.messages = (Message("system", "time"), *chat.messages)
+    read.clear()
+    reply = say(chat, "sat")
+    assert len(reply.prompt) - 3 <= read[0] < len(reply.prompt)  # <s> is the same
+    assert read[1:] == [1] * 5
+
+
+def test_what_was_read_is_what_a_model_without_a_cache_would_read() -> None:
+    chat = conversation()
+    for n, text in enumerate(("the old cat", "sat", "on the mat")):
+        reply = chat.answer((*chat.messages, Message("user", text)), warm(n), 5)
+        ids = list(reply.prompt)
+        for step, _ in reply:
+            torch.testing.assert_close(step.logits, fresh(ids), rtol=1e-3, atol=1e-3)
+            ids.append(step.token)
+        chat.keep(reply)
+        if n == 1:
+            chat.messages = chat.messages[:2]
+
+
+@pytest.mark.parametrize("interrupted", [1, 3])
+def test_an_interrupted_reply_stays_as_it_is(read: list[int], interrupted: int) -> None:
+    chat = conversation()
+    reply = chat.answer((Message("user", "the cat"),), warm(), 50)
+    steps = iter(reply)
+    for _ in range(interrupted):
+        next(steps)
+    reply.generation.interrupt()
+    chat.keep(reply)
+    read.clear()
+    after = say(chat, "sat")
+    assert list(after.prompt[: len(reply.prompt) + interrupted]) == [*reply.prompt, *reply.ids]
+    assert read[0] == len(after.prompt) - len(reply.prompt) - interrupted + 1
+    del steps, reply  # Python clears the interrupted loop away, which must not touch the cache
+    read.clear()
+    last = say(chat, "mat")
+    assert read[0] == len(last.prompt) - len(after.prompt) - 6 + 1
+
+
+def test_a_pass_that_fails_costs_nothing_that_was_read(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = conversation()
+    first = say(chat, "the cat")
+    failing = chat.answer((*chat.messages, Message("user", "sat")), warm(), 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Transformer, "unembed", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            next(iter(failing))
+    assert chat.messages == (*failing.messages[:-1],)
+    read.clear()
+    reply = say(chat, "sat")
+    assert read[0] <= len(reply.prompt) - len(first.prompt) - 5
+    torch.testing.assert_close(chat.step(0)[0].logits, fresh(list(reply.prompt)), rtol=1e-3, atol=1e-3)
+
+
+# --- the reply's own ids ---
+
+
+def test_the_ids_of_a_reply_are_the_models_own_not_its_texts() -> None:
+    chat = conversation()
+    split = next(
+        reply for seed in range(50)
+        if (reply := say(conversation(), "the cat", count=12, seed=seed))
+        and loaded().tokenizer.encode(reply.message.content, surrounded=False) != reply.ids
+    )  # fmt: skip
+    chat.keep(split)
+    after = say(chat, "sat")
+    assert list(after.prompt[: len(split.prompt) + 12]) == [*split.prompt, *split.ids]
+
+
+def test_where_the_template_changes_a_reply_its_text_is_read_anew() -> None:
+    chat = conversation(LATE)
+    say(chat, "the cat", count=12)
+    chat.messages = (*chat.messages[:-1], Message("assistant", " other \n"))
+    after = say(chat, "sat")
+    assert list(after.prompt) == chat.form.encode(chat.form.write(after.messages))
+    assert "other</s>" in loaded().tokenizer.decode(list(after.prompt), skip_special=False).replace(EOS, "</s>")
+
+
+def test_without_a_template_all_is_one_text() -> None:
+    chat = conversation(None)
+    for text in ("the ol", "d cat", "", "sat"):
+        reply = say(chat, text)
+        assert list(reply.prompt) == loaded().prompt_ids(chat.form.write(reply.messages).text)
+
+
+def test_a_token_that_ends_the_turn_in_the_template_ends_a_reply() -> None:
+    silent = replace(loaded(), model=Transformer(replace(loaded().model.config, eos_token_ids=())).eval())
+    template = ChatTemplate(TURNS, {"bos_token": BOS, "eos_token": EOS}, Path("x"))
+    chat = Conversation(silent, Templated(template, silent.tokenizer))
+    assert silent.stop_ids == set()
+    assert chat.loaded.stop_ids == {EOS_ID}
+
+
+# --- limits ---
+
+
+def test_a_conversation_that_does_not_fit_is_an_error_that_loses_nothing() -> None:
+    chat = conversation(context=64)
+    say(chat, "the old cat", count=4)
+    kept = chat.messages
+    with pytest.raises(LlmcliError, match=r"\d+ tokens long, but the model's context is 64 \(.*/undo"):
+        say(chat, "on the mat " * 30)
+    assert chat.messages == kept
+    reply = say(chat, "sat", count=1000)
+    assert reply.generation.finish == "context"
+    assert len(reply.prompt) + len(reply.choices) == 64
+
+
+def test_windowed_layers_that_forgot_are_read_anew() -> None:
+    layers = {"sliding_window": 8, "layer_types": ("sliding_attention", "full_attention")}
+    chat = conversation(**layers)
+    say(chat, "the old cat sat on the mat", count=80)
+    chat.messages = ()
+    reply = say(chat, "the old cat sat on the mat", count=80)
+    other = say(conversation(**layers), "the old cat sat on the mat", count=80)
+    assert reply.ids == other.ids
+
+
+# --- sizes, and a step once more ---
+
+
+@pytest.mark.parametrize("source", [TURNS, None])
+def test_sizes_are_all_tokens_of_the_conversation(source: str | None) -> None:
+    chat = conversation(source)
+    for text in ("the old cat", "sat 🙂"):
+        say(chat, text)
+    sizes = chat.sizes()
+    assert len(sizes) == len(chat.messages) + 1
+    assert sum(sizes) == len(chat.form.encode(chat.form.write(chat.messages, reply=False)))
+    assert all(size > 0 for size in sizes[:-1])
+
+
+def test_a_step_once_more_is_the_step_that_was() -> None:
+    chat = conversation()
+    say(chat, "the cat")
+    reply = chat.answer((*chat.messages, Message("user", "sat")), warm(3), 5)
+    steps = [step for step, _ in reply]
+    chat.keep(reply)
+    for index in (4, 0, 2, -1):
+        step, context = chat.step(index)
+        then = steps[index]
+        assert (step.index, step.position, step.token, step.choice) == (
+            then.index, then.position, then.token, then.choice,
+        )  # fmt: skip
+        assert context == [*reply.prompt, *(s.token for s in steps[: then.index])]
+        torch.testing.assert_close(step.logits, then.logits, rtol=1e-3, atol=1e-3)
+    with pytest.raises(LlmcliError, match="from 0 to 4"):
+        chat.step(5)
+    chat.messages = chat.messages[:2]
+    with pytest.raises(LlmcliError, match="no reply"):
+        chat.step(0)

@@ -1,0 +1,669 @@
+"""Constrained output: what is written is valid by other means, and nothing is cut that could have become valid."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from llmcli.errors import LlmcliError
+from llmcli.explain.step import step_report
+from llmcli.generation.filters import Filter, LogitBias, RepetitionPenalty, Temperature, TopK, TopP
+from llmcli.generation.generation_config import Defaults
+from llmcli.generation.grammar import LONGEST, Grammar, GrammarFilter, choice_rules, json_rules, regex_rules
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.speculative import DraftModel, PromptLookup
+from llmcli.generation.steps import Guesser, Step, ended, steps
+from llmcli.generation.text import Generation
+from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.random_weights import random_model
+from llmcli.model.transformer import Transformer
+from llmcli.text.tokenizer import Tokenizer, load_tokenizer
+from tests.text.test_tokenizer import KINDS, REAL
+from tests.tiny import CPU, VOCAB, Tiny
+
+PADDED = 3  # rows of the embedding beyond the tokenizer's
+STOP = {"byte-level": 1, "sentencepiece": 2, "unigram": 1}
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 3}, "maxItems": 2},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+SCHEMAS: list[Any] = [
+    PERSON,
+    True,
+    {"type": "object"},
+    {"type": "string"},
+    {"type": ["null", "boolean", "integer"]},
+    {"type": "string", "minLength": 3, "maxLength": 6},
+    {"type": "string", "pattern": "^[a-f]+$"},
+    {"type": "number", "minimum": -3.5, "maximum": 17.25},
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    {"type": "integer", "multipleOf": 7},
+    {"enum": ["a", "naïve 🙂", 'q"\\\n', 1, None, {"x": [1, 2]}]},
+    {"const": {"b": [1.5, "é"], "a": None}},
+    {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": {"type": "integer"}},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4},
+    {"anyOf": [{"type": "number"}, {"type": "array", "items": {"enum": ["x", "y"]}}]},
+    {"oneOf": [{"type": "string", "maxLength": 5}, {"type": "boolean"}]},
+    {
+        "$defs": {
+            "list": {
+                "type": "object",
+                "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/list"}]}},
+                "required": ["next"],
+                "additionalProperties": False,
+            }
+        },
+        "$ref": "#/$defs/list",
+    },
+    {"type": "object", "patternProperties": {"^[a-z]{1,3}$": {"type": "integer"}}, "additionalProperties": False},
+    {"allOf": [{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"required": ["b"]}]},
+]
+REGEXES = [
+    "(cat|cats|dog)?( sat)*",
+    "[^a]{3,9}",
+    ".*the.*",
+    "(é|🙂){2,5}",
+    "a*b*c*",
+    r"\d{4}-\d\d-\d\d",
+    "a/b\\\\c|\"'",
+]
+CHOICES = [
+    ["yes", "no", "maybe"],
+    ["the", "the cat", "the cat sat"],
+    ['{"a": 1}', "é🙂", "a|b", ".*", "\\", "x\ny", " z"],
+]
+
+
+def config(rows: int, stops: Sequence[int] = (), context: int = 512) -> ModelConfig:
+    return ModelConfig("llama", rows, 16, 24, 1, 2, 1, 8, context, rope=RopeConfig(), eos_token_ids=tuple(stops))
+
+
+def opened(tokenizer: Tokenizer, model: Transformer) -> LoadedModel:
+    return LoadedModel("x", Path(), model, tokenizer, Defaults((), {}, {}))
+
+
+@cache
+def loaded(kind: str, stops: tuple[int, ...] | None = None) -> LoadedModel:
+    """A random model of one of the kinds of tokenizers; ``stops`` are its stop tokens, by default the usual one."""
+    tokenizer = Tokenizer(KINDS[kind](), kind)
+    shape = config(tokenizer.size + PADDED, (STOP[kind],) if stops is None else stops)
+    return opened(tokenizer, random_model(shape, device=CPU, dtype=torch.float32))
+
+
+@cache
+def grammar(kind: str, rules: str, stops: tuple[int, ...] | None = None) -> Grammar:
+    return Grammar(loaded(kind, stops), rules)
+
+
+def prompt_of(tokenizer: Tokenizer, text: str = "the mat") -> list[int]:
+    """Without what the tokenizer puts behind a text."""
+    return tokenizer.encode(text)[: None if tokenizer.name != "unigram" else -1]
+
+
+def closing(model: LoadedModel) -> LogitBias:
+    """So that random strings end: the tokens that close something, and the stop tokens, are more probable."""
+    ids = [id for id in model.tokenizer.ids if set(model.tokenizer.token_bytes(id)) & set(b'"]}')]
+    return LogitBias(dict.fromkeys({*ids, *model.stop_ids}, 3.0))
+
+
+def write(rules: Grammar, model: LoadedModel, seed: int, text: str = "the mat", count: int = 150) -> tuple[str, str]:
+    """A text of random logits, drawn as the loop draws it: (the text, why it ended or "cut off")."""
+    prompt = prompt_of(model.tokenizer, text)
+    rule = rules.filter(len(prompt))
+    sampler = Sampler([*model.vocabulary_filter(), rule, closing(model), Temperature(2.0)], seed)
+    noise = torch.Generator().manual_seed(seed)
+    ids, finish = list(prompt), None
+    while finish is None:
+        logits = 3 * torch.randn(model.model.config.vocab_size, generator=noise)
+        token = sampler.choose(logits, ids).id
+        left = len(prompt) + count - len(ids) - 1
+        finish = ended(token, model.stop_ids, left, 1, sampler.ending(ids, token))
+        ids.append(token)
+    before = model.tokenizer.decode(prompt)
+    written = model.tokenizer.decode(ids)[len(before) :]
+    return written, "cut off" if rule.ending(ids) == "not yet" else finish
+
+
+def exact(number: str) -> Decimal | float:
+    """A number of JSON: exactly, unless its exponent has no end."""
+    try:
+        return Decimal(number)
+    except InvalidOperation:
+        return float(number)
+
+
+def fits(value: Any, schema: Any, root: Any = None) -> bool:
+    """Whether a JSON value fits a schema: as JSON Schema 2020-12 says, for the keywords of these tests."""
+    root = schema if root is None else root
+    if isinstance(schema, bool):
+        return schema
+    if "$ref" in schema:
+        target = root
+        for part in schema["$ref"].split("/")[1:]:
+            target = target[part]
+        return fits(value, target, root)
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    kinds = {
+        "null": value is None,
+        "boolean": isinstance(value, bool),
+        "integer": number and Decimal(value) == Decimal(value).to_integral_value(),
+        "number": number,
+        "string": isinstance(value, str),
+        "array": isinstance(value, list),
+        "object": isinstance(value, dict),
+    }
+    asked = schema.get("type", list(kinds))
+    tests = [any(kinds[kind] for kind in ([asked] if isinstance(asked, str) else asked))]
+    tests.append("enum" not in schema or value in schema["enum"])
+    tests.append("const" not in schema or value == schema["const"])
+    for name, count in (("anyOf", range(1, 99)), ("oneOf", range(1, 2))):
+        tests.append(name not in schema or sum(fits(value, part, root) for part in schema[name]) in count)
+    tests += [fits(value, part, root) for part in schema.get("allOf", [])]
+    if kinds["number"]:
+        tests += [value >= schema.get("minimum", value), value <= schema.get("maximum", value)]
+        tests.append("exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"])
+        tests.append("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
+        tests.append("multipleOf" not in schema or value % schema["multipleOf"] == 0)
+    if kinds["string"]:
+        tests += [schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))]
+        tests.append(re.search(schema.get("pattern", ""), value) is not None)
+    if kinds["array"]:
+        first = schema.get("prefixItems", [])
+        tests += [schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))]
+        tests += [fits(part, own, root) for part, own in zip(value, first, strict=False)]
+        tests += [fits(part, schema.get("items", True), root) for part in value[len(first) :]]
+    if kinds["object"]:
+        tests += [name in value for name in schema.get("required", [])]
+        for name, part in value.items():
+            own = [schema["properties"][name]] if name in schema.get("properties", {}) else []
+            own += [s for pattern, s in schema.get("patternProperties", {}).items() if re.search(pattern, name)]
+            tests += [fits(part, s, root) for s in own or [schema.get("additionalProperties", True)]]
+    return all(tests)
+
+
+def test_the_judge_of_schemas_says_no() -> None:
+    assert fits({"name": "Bo", "age": 3}, PERSON)
+    wrong = [
+        {},
+        {"name": "Bo"},
+        {"name": "Bobbyy", "age": 3},
+        {"name": "Bo", "age": 151},
+        {"name": "Bo", "age": Decimal("1.5")},
+        [],
+    ]
+    wrong += [{"name": "Bo", "age": 3, "x": 1}, {"name": "Bo", "age": 3, "tags": [1]}, {"name": "Bo", "age": True}]
+    assert not any(fits(value, PERSON) for value in wrong)
+    assert not fits(0, {"type": "number", "exclusiveMinimum": 0})
+    assert not fits("ag", {"pattern": "^[a-f]+$"})
+    assert not fits(True, {"oneOf": [{"type": "boolean"}, {"enum": [True]}]})
+    assert fits({"next": {"next": None}}, SCHEMAS[16])
+    assert not fits({"next": {"next": 1}}, SCHEMAS[16])
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda s: json.dumps(s)[:40])
+def test_json_fits_its_schema(schema: Any) -> None:
+    finished = 0
+    for kind, seed in itertools.product(("byte-level", "sentencepiece"), range(8)):
+        stops = () if seed % 4 == 3 else None  # some models have no stop token
+        text, finish = write(grammar(kind, json_rules(schema), stops), loaded(kind, stops), seed)
+        if finish != "cut off":
+            assert fits(json.loads(text, parse_float=exact), schema), text
+            assert "\n" not in text
+            finished += 1
+    assert finished >= 6
+
+
+@pytest.mark.parametrize("pattern", REGEXES)
+def test_a_text_matches_its_regex(pattern: str) -> None:
+    finished = 0
+    for kind, seed in itertools.product(("byte-level", "sentencepiece"), range(6)):
+        text, finish = write(grammar(kind, regex_rules(pattern)), loaded(kind), seed, count=60)
+        if finish != "cut off":
+            assert re.fullmatch(pattern, text), text
+            finished += 1
+    assert finished >= 4
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+def test_a_text_is_one_of_its_choices(choices: list[str]) -> None:
+    drawn = set()
+    for kind, seed in itertools.product(("byte-level", "sentencepiece"), range(12)):
+        stops = () if seed % 4 == 3 else None
+        text, finish = write(grammar(kind, choice_rules(choices), stops), loaded(kind, stops), seed)
+        assert text in choices
+        assert finish in ("grammar", "stop_token") if stops is None else finish == "grammar"
+        drawn.add(text)
+    assert len(drawn) == len(choices) or (len(drawn) >= 2 and "the" in choices)
+
+
+# --- the mask beside brute force: all texts of a small language are known ---
+
+LANGUAGES: list[tuple[str, set[str]]] = [
+    *((choice_rules(choices), set(choices)) for choices in CHOICES),
+    (
+        regex_rules("[ac]{1,3}(cat|mat)?"),
+        {
+            "".join(word) + end
+            for n in (1, 2, 3)
+            for word in itertools.product("ac", repeat=n)
+            for end in ("", "cat", "mat")
+        },
+    ),
+    (
+        json_rules(
+            {
+                "type": "object",
+                "properties": {"a": {"type": "integer", "minimum": 8, "maximum": 12}, "b": {"enum": [None, "the é"]}},
+                "required": ["a"],
+                "additionalProperties": False,
+            }
+        ),
+        {
+            json.dumps({"a": a, **b}, ensure_ascii=False)
+            for a in range(8, 13)
+            for b in ({}, {"b": None}, {"b": "the é"})
+        },
+    ),
+]
+
+
+def assert_mask(
+    rule: GrammarFilter, model: LoadedModel, prompt: list[int], language: set[bytes], tokens: list[int]
+) -> set[int]:
+    """Compare what may follow ``tokens`` with what the language says; the tokens that may."""
+    pieces = [
+        b"" if id in model.tokenizer.special_ids else model.tokenizer.token_bytes(id)
+        for id in range(model.tokenizer.size)
+    ]
+    text = b"".join(pieces[id] for id in tokens)
+    expected = {id for id, piece in enumerate(pieces) if piece and any(t.startswith(text + piece) for t in language)}
+    expected |= model.stop_ids if text in language else set()
+    left = rule(torch.zeros(model.model.config.vocab_size), [*prompt, *tokens])
+    assert set(torch.isfinite(left).nonzero().flatten().tolist()) == expected
+    longer = any(t.startswith(text) and t != text for t in language)
+    assert rule.ending([*prompt, *tokens]) == ("not yet" if text not in language else "may" if longer else "must")
+    return expected
+
+
+def walk(kind: str, rules: str, texts: set[str], seed: int) -> None:
+    """A random text of the language, the mask compared at every place, with steps back in between."""
+    model, rng = loaded(kind), random.Random(seed)
+    language = {text.encode() for text in texts}
+    prompt = prompt_of(model.tokenizer)
+    rule, tokens = grammar(kind, rules).filter(len(prompt)), list[int]()
+    for _ in range(25):
+        expected = assert_mask(rule, model, prompt, language, tokens)
+        go_on = sorted(expected - model.stop_ids)
+        tokens = [*tokens, rng.choice(go_on)] if go_on else tokens[: rng.randrange(len(tokens))]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+@pytest.mark.parametrize(("rules", "texts"), LANGUAGES, ids=lambda v: "" if isinstance(v, str) else str(sorted(v))[:20])
+def test_a_token_is_left_if_and_only_if_it_can_lead_to_a_text(kind: str, rules: str, texts: set[str]) -> None:
+    for seed in range(3):
+        walk(kind, rules, texts, seed)
+
+
+def test_likewise_for_a_tokenizer_of_words() -> None:
+    walk("unigram", choice_rules(["the cat", "once", "a time"]), {"the cat", "once", "a time"}, 0)
+
+
+def off_by_one(real: Callable[..., tuple[Tensor, bool]]) -> Callable[..., tuple[Tensor, bool]]:
+    return lambda self: (real(self)[0].roll(1), real(self)[1])
+
+
+def early(real: Callable[..., tuple[Tensor, bool]]) -> Callable[..., tuple[Tensor, bool]]:
+    return lambda self: (real(self)[0], True)
+
+
+def deaf(real: Callable[..., bool]) -> Callable[..., bool]:
+    return lambda self, text: real(self, text[:1])
+
+
+def forgetful(real: Callable[..., bool]) -> Callable[..., bool]:
+    """Keeps what it knew, whatever the text."""
+
+    def follow(self: GrammarFilter, text: list[int]) -> bool:
+        known = self._known
+        stopped = real(self, text)
+        self._known = known or self._known
+        return stopped
+
+    return follow
+
+
+@pytest.mark.parametrize(
+    ("method", "broken"), [("_ask", off_by_one), ("_ask", early), ("_follow", deaf), ("_follow", forgetful)]
+)
+def test_a_broken_mask_is_noticed(monkeypatch: pytest.MonkeyPatch, method: str, broken: Callable[..., Any]) -> None:
+    monkeypatch.setattr(GrammarFilter, method, broken(getattr(GrammarFilter, method)))
+    with pytest.raises((AssertionError, LlmcliError)):
+        walk("byte-level", *LANGUAGES[0], seed=0)
+
+
+@pytest.mark.parametrize("schema", [True, PERSON], ids=str)
+def test_the_mask_depends_on_the_text_alone(schema: Any) -> None:
+    """One filter asked about texts here and there answers as one that reads each for the first time."""
+    rules, rng = grammar("byte-level", json_rules(schema)), random.Random(5)
+    zeros, texts = torch.zeros(loaded("byte-level").model.config.vocab_size), [[7]]
+    one = rules.filter(1)
+    for _ in range(300):
+        ids = rng.choice(texts)[: rng.randint(1, 12)]
+        left = one(zeros, ids)
+        assert torch.equal(left, rules.filter(1)(zeros, ids))
+        assert one.ending(ids) == rules.filter(1).ending(ids)
+        if one.ending(ids) != "must":
+            texts.append(
+                [*ids, rng.choice([id for id in torch.isfinite(left).nonzero().flatten().tolist() if id != 1])]
+            )
+
+
+# --- ends ---
+
+
+def test_stop_tokens_end_and_are_never_text() -> None:
+    """Whatever their names are: here one is an ordinary letter, one special, one beyond the tokenizer."""
+    letter = loaded("byte-level").tokenizer.id_of("x")
+    assert letter is not None
+    stops = (1, letter, loaded("byte-level").tokenizer.size + 1)
+    model = loaded("byte-level", stops)
+    rule = grammar("byte-level", regex_rules("[a-z<>|_]{2,}"), stops).filter(1)
+    start, zeros = [7], torch.zeros(model.model.config.vocab_size)
+    a = model.tokenizer.id_of("a")
+    assert a is not None
+    before, behind = rule(zeros, start), rule(zeros, [*start, a, a])
+    assert torch.isinf(before[list(stops)]).all()
+    assert torch.isfinite(behind[[1, letter]]).all()
+    assert torch.isinf(behind[[0, stops[2]]]).all()
+    assert rule.ending([*start, a, a]) == "may"
+    assert rule.ending([*start, a, a, letter]) == "must"
+    assert rule.ending([*start, letter]) == "not yet"  # nobody asked whether it might end there
+
+
+def test_a_model_without_stop_tokens_ends_where_nothing_may_follow() -> None:
+    model = loaded("byte-level", ())
+    rules = choice_rules(["the cat", "the mat"])
+    generation, _ = generate(model, rules, 40, seed=1)
+    assert (generation.finish, generation.valid, generation.text in ("the cat", "the mat")) == ("grammar", True, True)
+
+
+@pytest.mark.parametrize(("count", "valid"), [(0, False), (3, False), (5, True)])
+def test_a_text_that_was_cut_off_says_so(count: int, valid: bool) -> None:
+    generation, _ = generate(loaded("byte-level", ()), regex_rules("[bdf]{5,}"), count, seed=1)
+    assert (generation.finish, generation.valid) == ("length", valid)
+
+
+def test_a_token_that_completes_the_text_at_the_limit() -> None:
+    generation, _ = generate(loaded("byte-level"), regex_rules("[bdf]{5}"), 5, seed=1)
+    assert (generation.finish, generation.valid) == ("grammar", True)
+
+
+def test_who_puts_another_token_in_place_ends_the_text_or_goes_on() -> None:
+    model = loaded("byte-level")
+    a, b = model.tokenizer.id_of("a"), model.tokenizer.id_of("b")
+    rule = grammar("byte-level", regex_rules("a|b[ab]")).filter(1)
+    for first, count in ((a, 1), (b, 2)):
+        stepping = steps(model.model, [7], sampler=Sampler([rule, Temperature(0.0)], 0), max_new_tokens=9)
+        next(stepping)
+        assert first is not None
+        assert a is not None
+        assert len(list(sent(stepping, [first, a, a]))) == count - 1
+
+
+def sent(stepping: Generator[Step, int | None, None], tokens: list[int]) -> Iterator[Step]:
+    """The steps that follow when each of ``tokens`` is put in place of what was chosen."""
+    for token in tokens:
+        try:
+            yield stepping.send(token)
+        except StopIteration:
+            return
+
+
+# --- with the sampler, guesses and views ---
+
+
+def generate(
+    model: LoadedModel, rules: str, count: int, seed: int, guesser: Guesser | None = None, text: str = "the mat"
+) -> tuple[Generation, list[int]]:
+    prompt = prompt_of(model.tokenizer, text)
+    filters: list[Filter] = [Grammar(model, rules).filter(len(prompt)), closing(model), Temperature(2.0)]
+    generation = Generation(
+        model,
+        prompt,
+        sampler=Sampler([*model.vocabulary_filter(), *filters], seed),
+        max_new_tokens=count,
+        guesser=guesser,
+    )
+    return generation, [step.token for step, _ in generation]
+
+
+@pytest.mark.parametrize("stops", [None, ()], ids=["stops", "no stops"])
+@pytest.mark.parametrize(
+    "rules", [json_rules(PERSON), regex_rules("(the cat |the mat )*sat"), choice_rules(CHOICES[1])]
+)
+def test_guesses_change_nothing(stops: tuple[int, ...] | None, rules: str) -> None:
+    model = loaded("byte-level", stops)
+    other = random_model(model.model.config, device=CPU, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    kept = 0
+    for seed in range(3):
+        plain, tokens = generate(model, rules, 60, seed)
+        for guesser in (PromptLookup(), DraftModel(model.model), DraftModel(other)):
+            guessed, same = generate(model, rules, 60, seed, guesser)
+            assert (same, guessed.text, guessed.finish) == (tokens, plain.text, plain.finish)
+            kept += guesser.kept
+    assert kept
+
+
+@pytest.mark.parametrize(
+    "after",
+    [[Temperature(0.0)], [TopK(1)], [RepetitionPenalty(9.0), Temperature(5.0)], [TopP(0.01)], [LogitBias({5: 50.0})]],
+    ids=lambda after: after[0].name,
+)
+def test_settings_choose_among_what_is_valid(after: list[Filter]) -> None:
+    model = loaded("byte-level")
+    for seed in range(3):
+        rule = Grammar(model, choice_rules(CHOICES[0])).filter(1)
+        sampler = Sampler([rule, *after], seed)
+        found = [s.token for s in steps(model.model, [7], sampler=sampler, max_new_tokens=9, stop_ids=model.stop_ids)]
+        assert model.tokenizer.decode(found) in CHOICES[0]
+
+
+def test_a_bias_against_all_that_is_valid() -> None:
+    model = loaded("byte-level")
+    sampler = Sampler(
+        [Grammar(model, choice_rules(["b"])).filter(1), LogitBias({model.tokenizer.id_of("b"): -torch.inf})], 0
+    )  # type: ignore[dict-item]
+    with pytest.raises(LlmcliError, match="bars every token"):
+        sampler.choose(torch.zeros(model.model.config.vocab_size), [7])
+
+
+def test_the_view_of_a_step_shows_what_the_grammar_removed() -> None:
+    model, choices = loaded("byte-level"), ["cat", "mat"]
+    rule = Grammar(model, choice_rules(choices)).filter(1)
+    sampler = Sampler([*model.vocabulary_filter(), rule, TopK(2)], 3)
+    (step,) = steps(model.model, [7], sampler=sampler, max_new_tokens=1)
+    report = step_report(step, sampler, model.tokenizer, prompt_ids=[7], context_ids=[7], top=4, temperatures=[0.5])
+    left = {id for id in model.tokenizer.ids if any(c.startswith(model.tokenizer.token_text(id)) for c in choices)}
+    probs = step.logits.softmax(-1)
+    _, stage, _ = report.sampler
+    assert (stage.name, stage.value, stage.kept) == ("grammar", None, len(left))
+    known = float(probs[: model.tokenizer.size].sum())  # the grammar comes behind the filter of the unused rows
+    assert stage.removed_mass == pytest.approx(1 - float(probs[sorted(left)].sum()) / known, abs=1e-5)
+    assert [row.cut for row in report.candidates if row.id not in left] == ["grammar"] * 4
+    assert len([row for row in report.candidates if row.cut is None]) == 2  # both that were left, however improbable
+    assert report.check.ok
+    assert sum(report.columns[0].probs.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_other_temperatures_come_behind_bias_and_grammar() -> None:
+    model = loaded("byte-level")
+    bias = LogitBias({id: 2.0 for id in (model.tokenizer.id_of("c"),) if id is not None})
+    front: list[Filter] = [*model.vocabulary_filter(), Grammar(model, choice_rules(["cat", "mat"])).filter(1), bias]
+    (step,) = steps(model.model, [7], sampler=Sampler(front, 3), max_new_tokens=1)
+    (column,) = step_report(
+        step, Sampler(front, 3), model.tokenizer, prompt_ids=[7], context_ids=[7], top=4, temperatures=[0.5]
+    ).columns
+    expected = Sampler([*front, Temperature(0.5)], 3).final(step.logits, [7])
+    assert column.probs == pytest.approx({id: float(expected[id]) for id in column.probs})
+
+
+# --- tokenizers ---
+
+
+def test_tiny_random_models_of_letters(tiny: Callable[[str], Tiny]) -> None:
+    """A vocabulary of characters alone, and logits of order 1 to 10."""
+    chars = sorted(set('abcdefghijklmnopqrstuvwxyzABCDEF0123456789 {}[]":,.-+\\/_'))
+    fast = FastTokenizer(models.BPE({c: n + 4 for n, c in enumerate(chars)} | {f"<{n}>": n for n in range(4)}, []))
+    fast.decoder = decoders.Fuse()
+    fast.add_special_tokens([f"<{n}>" for n in range(4)])
+    for case in ("llama", "gpt2"):
+        model = opened(Tokenizer(fast, "letters"), tiny(case).load())
+        assert model.model.config.vocab_size == VOCAB > model.tokenizer.size
+        for seed, schema in enumerate([PERSON, SCHEMAS[13], SCHEMAS[9]]):
+            generation, _ = generate(model, json_rules(schema), 100, seed, text="a")
+            assert generation.valid
+            assert fits(json.loads(generation.text), schema)
+
+
+def test_a_space_that_the_tokenizer_drops_is_no_part_of_the_text() -> None:
+    """At the beginning of a whole text, SentencePiece's decoder leaves one out: " yes" cannot be written there."""
+    model = loaded("sentencepiece")
+    rules = grammar("sentencepiece", choice_rules([" the", "mat"]))
+    assert {write(rules, model, seed, "")[0] for seed in range(8)} == {"mat"}
+    assert {write(rules, model, seed, "cat")[0] for seed in range(8)} == {" the", "mat"}
+
+
+@pytest.mark.parametrize("folder", REAL, ids=lambda path: path.name)
+def test_real_tokenizers_write_what_they_would_write_anyway(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    shape = config(tokenizer.size + PADDED, (2,))
+    with torch.device("meta"):
+        model = opened(tokenizer, Transformer(shape))
+    rule = Grammar(model, json_rules(PERSON)).filter(1)
+    text = json.dumps({"name": "Zoë🙂", "age": 47, "tags": ["a b", "日本"]}, ensure_ascii=False)
+    ids = [tokenizer.encode("x")[-1]]
+    own = [id for id in tokenizer.encode("x" + text) if id not in tokenizer.special_ids]
+    zeros = torch.zeros(shape.vocab_size)
+    written = tokenizer.decode([*ids])
+    own = own[len(ids) :] if tokenizer.decode(own[: len(ids)]) == written else []
+    assert own
+    for token in own:
+        assert rule.ending(ids) == "not yet"
+        assert torch.isfinite(rule(zeros, ids)[token])
+        ids.append(token)
+    assert rule.ending(ids) == "must"
+    assert tokenizer.decode(ids) == written + text
+
+
+def test_a_tokenizer_that_writes_words_apart_is_refused() -> None:
+    fast = FastTokenizer(models.WordPiece(unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast.decoder = decoders.WordPiece()
+    fast.train_from_iterator(["the cat sat"], trainers.WordPieceTrainer(special_tokens=["[UNK]"], show_progress=False))
+    tokenizer = Tokenizer(fast, "pieces")
+    model = opened(tokenizer, random_model(config(tokenizer.size), device=CPU, dtype=torch.float32))
+    with pytest.raises(LlmcliError, match="pieces: its tokenizer does not write tokens one behind the other"):
+        Grammar(model, choice_rules(["cat"]))
+
+
+def test_a_token_longer_than_the_library_takes_is_never_written() -> None:
+    pieces = ["a", "a" * LONGEST, "a" * (LONGEST + 1)]
+    fast = FastTokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, []))
+    fast.decoder = decoders.Fuse()
+    model = opened(Tokenizer(fast, "long"), random_model(config(3), device=CPU, dtype=torch.float32))
+    left = Grammar(model, regex_rules("a+")).filter(0)(torch.zeros(3))
+    assert torch.isfinite(left).tolist() == [True, True, False]
+
+
+def test_what_no_token_can_spell() -> None:
+    model = loaded("unigram")
+    the = model.tokenizer.encode("x the")[-2]
+    assert model.tokenizer.token_bytes(the) == b" the"
+    rule = grammar("unigram", regex_rules(" the#")).filter(0)
+    with pytest.raises(LlmcliError, match="allows no token of this model here"):
+        rule(torch.zeros(model.model.config.vocab_size), [the])
+
+
+def test_a_text_that_left_the_grammar() -> None:
+    model = loaded("byte-level")
+    rule = grammar("byte-level", choice_rules(["cat"])).filter(0)
+    wrong, right = model.tokenizer.id_of("m"), model.tokenizer.id_of("c")
+    assert wrong is not None
+    assert right is not None
+    with pytest.raises(LlmcliError, match="does not fit the grammar"):
+        rule(torch.zeros(model.model.config.vocab_size), [wrong])
+    assert rule.ending([right]) == "not yet"  # and it can be asked on
+
+
+# --- what is asked for ---
+
+
+@pytest.mark.parametrize(
+    ("build", "given", "told"),
+    [
+        (json_rules, False, "allows nothing"),
+        (json_rules, [1], "is an object"),
+        (json_rules, {"x-guidance": 3}, "x-guidance"),
+        (json_rules, {"type": "foo"}, "cannot be used: Invalid type: foo"),
+        (json_rules, {"type": "\x1b[2J\n"}, "Invalid type: ?[2J"),
+        (json_rules, {"not": {}}, 'Unimplemented keys: ["not"]'),
+        (json_rules, {"x-guidance": {"lenient": True}, "not": {}}, 'Unimplemented keys: ["not"]'),
+        (json_rules, {"minimum": 5, "maximum": 3, "type": "integer"}, "Unsatisfiable"),
+        (json_rules, {"pattern": "(", "type": "string"}, "unclosed group"),
+        (json_rules, {"oneOf": [{"type": "string"}, {"minLength": 2}]}, "oneOf constraints are not supported"),
+        (regex_rules, "", "is empty"),
+        (regex_rules, "a(", "unclosed group"),
+        (regex_rules, "a\\", "lone backslash"),
+        (regex_rules, r"\bab", "lookarounds not supported"),
+        (regex_rules, "(?=x)", "look-around"),
+        (regex_rules, "\udcff", "not valid Unicode"),
+        (choice_rules, [], "empty"),
+        (choice_rules, ["a", ""], "empty"),
+        (choice_rules, ["a", "b", "a"], "'a' is given twice"),
+        (choice_rules, ["\udcff"], "not valid Unicode"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_for(build: Callable[[Any], str], given: Any, told: str) -> None:
+    with pytest.raises(LlmcliError) as caught:
+        build(given)
+    assert told in caught.value.message
+    assert "\n" not in str(caught.value)
+    assert (caught.value.exit_code, "%llguidance" in str(caught.value)) == (2, False)
+
+
+def test_whitespace_is_as_the_schema_asks() -> None:
+    model, schema = loaded("byte-level"), {"x-guidance": {"whitespace_flexible": False, "item_separator": ","}}
+    rule = Grammar(model, json_rules({"type": "array", "items": {"const": 1}, **schema})).filter(0)
+    ids = [id for char in "[1,1]" if (id := model.tokenizer.id_of(char)) is not None]
+    assert rule.ending(ids) == "must"
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(LlmcliError, match=r"need the library llguidance \(pip install llguidance\)"):
+        choice_rules(["a"])

@@ -1,0 +1,131 @@
+"""Texts longer than the context: what is cut of a prompt, and a context that rolls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmcli.errors import LlmcliError
+from llmcli.generation import steps as loop
+from llmcli.generation.batch import Task, write_many
+from llmcli.generation.filters import Filter, LogitBias, Temperature
+from llmcli.generation.overflow import fitted
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.speculative import PromptLookup
+from llmcli.generation.steps import SINKS, Step, steps
+from llmcli.model.transformer import Transformer
+from tests.generation.test_batch import opened
+from tests.tiny import CONTEXT, Tiny, random_ids
+
+Make = Callable[[str], Tiny]
+FAMILIES = ["llama", "mistral", "gpt2", "gemma3_text", "phi3-longrope", "llama-dynamic", "mixtral"]
+PROMPT: list[int] = random_ids(CONTEXT - 5, seed=3)[0].tolist()
+COUNT = CONTEXT
+FILTERS: list[Filter] = [LogitBias({2: -math.inf, 3: -math.inf}), Temperature(1.2)]  # stop tokens
+
+
+def run(model: Transformer, seed: int = 1, **options: Any) -> list[Step]:
+    sampler = Sampler(FILTERS, seed)
+    return list(steps(model, PROMPT, sampler=sampler, max_new_tokens=COUNT, rolls=True, **options))
+
+
+def contexts(tokens: Sequence[int]) -> list[list[int]]:
+    """What stands before each token, by the rule: a full context keeps its first few and its newer half."""
+    before, found = list(PROMPT), []
+    for token in tokens:
+        if len(before) == CONTEXT:
+            before = before[:SINKS] + before[CONTEXT // 2 :]
+        found.append(list(before))
+        before.append(token)
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_rolling_context_is_read_as_it_stands(tiny: Make, name: str) -> None:
+    model = tiny(name).load()
+    found = run(model)
+    assert [step.finish for step in found] == [None] * (COUNT - 1) + ["length"]
+    before = contexts([step.token for step in found])
+    assert [step.position for step in found] == [len(ids) for ids in before]
+    assert [step.index for step in found] == list(range(COUNT))
+    for step, ids in list(zip(found, before, strict=True))[::9]:
+        cache = model.new_cache()
+        cache.planned = CONTEXT  # as long as a text has been, its angles are
+        logits = loop.next_logits(model, ids, cache)
+        torch.testing.assert_close(step.logits, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_rolls_alike_side_by_side_and_with_guesses(tiny: Make, name: str) -> None:
+    loaded = opened(tiny(name).load(), stop=())
+    alone = [run(loaded.model, seed) for seed in (1, 2)]
+    tasks = [Task(seed, PROMPT, Sampler(FILTERS, seed), COUNT, rolls=True) for seed in (1, 2)]
+    found: dict[int, list[int]] = {1: [], 2: []}
+    for written in write_many(loaded, tasks, 2):
+        found[written.task.key].append(written.step.token)
+    assert [found[1], found[2]] == [[step.token for step in steps] for steps in alone]
+    guessed = run(loaded.model, guesser=PromptLookup())
+    assert [step.token for step in guessed] == found[1]
+
+
+@pytest.mark.parametrize("limit", [2, 3, 4, 5])
+def test_the_smallest_contexts_roll_too(tiny: Make, limit: int) -> None:
+    model = tiny("llama").load()
+    model.config = replace(model.config, max_position_embeddings=limit)
+    alone = [step.token for step in steps(model, [5], sampler=Sampler(FILTERS, 1), max_new_tokens=9, rolls=True)]
+    task = Task(1, [5], Sampler(FILTERS, 1), 9, rolls=True)
+    assert [written.step.token for written in write_many(opened(model, stop=()), [task], 2)] == alone
+    assert len(alone) == 9
+
+
+def test_a_context_that_does_not_roll_ends_the_text(tiny: Make) -> None:
+    model = tiny("llama").load()
+    found = list(steps(model, PROMPT, sampler=Sampler(FILTERS, 1), max_new_tokens=COUNT))
+    assert [step.finish for step in found] == [None] * 4 + ["context"]
+    assert [step.token for step in found] == [step.token for step in run(model)][:5]
+
+
+def test_sabotage_is_seen(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of what was dropped are kept."""
+    model = tiny("llama").load()
+    roll = loop.roll
+    monkeypatch.setattr(loop, "roll", lambda ids, limit: roll(ids, limit) + 3)
+    found = run(model)
+    before = contexts([step.token for step in found])
+    assert (found[-1].logits - loop.next_logits(model, before[-1], model.new_cache())).abs().max() > 1e-2
+
+
+@given(st.integers(1, 300), st.integers(2, 64), st.sampled_from(["truncate-start", "shift"]), st.integers(0, 1))
+def test_what_is_left_of_a_prompt(length: int, limit: int, overflow: Any, front: int) -> None:
+    ids = list(range(length))
+    left = fitted(ids, limit, overflow, front=front)
+    if length < limit:
+        assert left == ids
+        return
+    assert limit // 2 <= len(left) < limit
+    assert left[-1] == ids[-1]
+    breaks = [n for n in range(1, len(left)) if left[n] != left[n - 1] + 1]
+    assert len(breaks) <= 1
+    if overflow == "truncate-start":
+        assert len(left) == limit - max(limit // 4, 1)
+        assert left[0] == 0 or not (front and len(left) > 1)
+        assert not breaks or breaks == [1]
+
+
+@pytest.mark.parametrize("overflow", ["error", "truncate-start", "shift"])
+def test_a_context_of_one_token_has_no_room(overflow: Any) -> None:
+    with pytest.raises(LlmcliError, match="no room for a prompt"):
+        fitted([1], 1, overflow, front=1)
+
+
+def test_too_long_is_an_error_with_both_counts_and_what_helps() -> None:
+    with pytest.raises(LlmcliError, match="70 tokens long, but the model's context is 64") as caught:
+        fitted([1] * 70, 64, "error", front=1)
+    assert "--context-overflow truncate-start" in caught.value.hint

@@ -1,0 +1,362 @@
+"""A prompt cache changes nothing but the time: the text and its numbers are those of a prompt that is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llmcli.generation import prompt_cache as module
+from llmcli.generation import steps as loop
+from llmcli.generation.filters import Temperature, TopK
+from llmcli.generation.prompt_cache import PromptCache, Reason
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.speculative import PromptLookup
+from llmcli.generation.steps import Guesser, Step, shared, steps
+from llmcli.model import cache as cache_module
+from llmcli.model.cache import KVCache
+from llmcli.model.transformer import Transformer
+from llmcli.storage import cache_file as cachefile
+from llmcli.storage.quantize import Kind, quantize
+from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, Tiny, random_ids
+
+Make = Callable[[str], Tiny]
+LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"
+CLOSE = 1e-5  # of the largest logit: chunks of other lengths are rounded otherwise, in fp32
+TOTAL = 60  # tokens of prompt and text: those of "dynamic" angles depend on it
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windowed layers forget often, and prompts are read in several passes."""
+    monkeypatch.setattr(cache_module, "SPARE", 2)
+    monkeypatch.setattr(loop, "PREFILL_CHUNK", 8)
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions each forward pass had."""
+    passes: list[int] = []
+    hidden = Transformer.hidden
+
+    def counted(self: Transformer, ids: Tensor, *rest: object) -> Tensor:
+        passes.append(ids.shape[1])
+        return hidden(self, ids, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    return passes
+
+
+def ids_of(count: int, seed: int = 0) -> list[int]:
+    ids: list[int] = random_ids(count, seed=seed)[0].tolist()
+    return ids
+
+
+def stepping(
+    model: Transformer, ids: Sequence[int], count: int, cache: KVCache | None = None, guesser: Guesser | None = None
+) -> Generator[Step, int | None, None]:
+    """Steps with sampled tokens: other texts than greedy ones, which come back to themselves."""
+    sampler = Sampler([Temperature(1.5), TopK(40)], seed=7)
+    return steps(model, ids, sampler=sampler, max_new_tokens=count, cache=cache, guesser=guesser)
+
+
+def kept_run(
+    file: Path, model: Transformer, ids: Sequence[int], count: int, guesser: Guesser | None = None
+) -> tuple[PromptCache, list[Step]]:
+    """A run that goes on from the file, and saves what it read behind the first token."""
+    kept, found = PromptCache(file, model, ids, count), []
+    for step in stepping(model, ids, count, kept.cache, guesser):
+        found.append(step)
+        if step.index == 0:
+            kept.save()
+    assert not kept.failure
+    return kept, found
+
+
+def assert_same(found: Sequence[Step], expected: Sequence[Step]) -> None:
+    assert [step.token for step in found] == [step.token for step in expected]
+    for step, other in zip(found, expected, strict=True):
+        assert float((step.logits - other.logits).abs().max()) <= CLOSE * float(other.logits.abs().max()), step.index
+
+
+# --- nothing but the time ---
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_next_prompt_reads_only_what_is_new(tiny: Make, tmp_path: Path, forwards: list[int], name: str) -> None:
+    """In every family: first a prompt, then the same with more behind it, then that once more."""
+    model, file = tiny(name).load(), tmp_path / "kept"
+    first, second = ids_of(40), ids_of(40) + ids_of(9, seed=1)
+    expected = [list(stepping(model, ids, TOTAL - len(ids))) for ids in (first, second)]
+    for ids, steps_alone, reused, reason in (
+        (first, expected[0], 0, "missing"),
+        (second, expected[1], 40, None),
+        (second, expected[1], 48, None),
+        (first, expected[0], 39, None),
+    ):
+        forwards.clear()
+        kept, found = kept_run(file, model, ids, TOTAL - len(ids))
+        if reason is None and kept.reuse.reason == "window":
+            assert ids == first  # the window has moved from its end: it is read as if there were no file
+            assert model.config.sliding_window
+            reused, reason = 0, "window"
+        assert (kept.reuse.tokens, kept.reuse.prompt, kept.reuse.reason) == (reused, len(ids), reason)
+        assert sum(forwards) == len(ids) - reused + len(found) - 1
+        assert_same(found, steps_alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_in_small_dtypes_too(tiny: Make, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    """Where the passes are the same, so is every bit."""
+    model, file, ids = tiny(name).load().to(dtype), tmp_path / "kept", ids_of(33)
+    kept_run(file, model, ids[:32], 1)
+    cache = model.new_cache()
+    list(stepping(model, ids[:32], 1, cache))
+    kept, found = kept_run(file, model, ids, 9)
+    assert kept.reuse.tokens == 32
+    for step, other in zip(found, stepping(model, ids, 9, cache), strict=True):
+        assert torch.equal(step.logits, other.logits)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_with_rounded_weights(tiny: Make, tmp_path: Path, forwards: list[int], kind: Kind) -> None:
+    plain, model, file = tiny("llama").load(), tiny("llama").load(), tmp_path / "kept"
+    quantize(model, kind)
+    kept_run(file, plain, ids_of(40), 3)
+    assert kept_run(file, model, ids_of(40), 3)[0].reuse.reason == "model"
+    forwards.clear()
+    kept, found = kept_run(file, model, ids_of(40), 5)
+    assert (kept.reuse.tokens, sum(forwards)) == (39, 5)
+    assert [step.token for step in found] == [step.token for step in stepping(model, ids_of(40), 5)]
+
+
+class Oracle:
+    """Guesses what will be chosen, and then something else."""
+
+    guessed = kept = 0
+
+    def __init__(self, text: Sequence[int]) -> None:
+        self.text = list(text)
+
+    def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
+        return [*self.text[len(ids) : len(ids) + 2], 5][:count]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2"])
+def test_guesses_are_no_part_of_what_is_kept(tiny: Make, tmp_path: Path, name: str) -> None:
+    """Behind the first token the cache holds guesses that are not yet checked."""
+    model, file, ids = tiny(name).load(), tmp_path / "kept", ids_of(40)
+    expected = list(stepping(model, ids, 12))
+    for reused, guesser in ((0, Oracle([*ids, *(step.token for step in expected)])), (39, PromptLookup())):
+        kept, found = kept_run(file, model, ids, 12, guesser)
+        assert kept.reuse.tokens == reused
+        assert_same(found, expected)
+        assert cachefile.read_cache(file, model, kept.fingerprint)[0] == ids
+
+
+texts = st.tuples(st.integers(1, 50), st.integers(0, 50), st.integers(0, 20))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", LONG, DYNAMIC])
+@given(script=st.lists(texts, min_size=2, max_size=4))
+def test_whatever_prompts_come_the_text_is_that_of_a_fresh_run(
+    tiny: Make, tmp_path_factory: pytest.TempPathFactory, name: str, script: list[tuple[int, int, int]]
+) -> None:
+    """Each keeps a beginning of the one before, and has something new behind."""
+    model, file = tiny(name).load(), tmp_path_factory.getbasetemp() / f"kept {name}"
+    file.unlink(missing_ok=True)
+    ids: list[int] = []
+    for turn, (least, share, more) in enumerate(script):
+        before, ids = ids, ids[:share] + ids_of(more, seed=turn)
+        ids = ids or ids_of(least, seed=turn)
+        kept, found = kept_run(file, model, ids, 4)
+        assert_same(found, list(stepping(model, ids, 4)))
+        known = min(shared(before, ids), len(ids) - 1)
+        assert kept.reuse.tokens == (0 if kept.reuse.reason else known)
+        if kept.reuse.reason == "window":
+            assert model.config.sliding_window
+        elif kept.reuse.reason == "angles":
+            assert name in (LONG, DYNAMIC)
+        elif kept.reuse.reason == "text":
+            assert known == 0
+
+
+def test_shared_is_the_longest_common_beginning() -> None:
+    assert shared([], [1]) == shared([1], []) == shared([2, 1], [1, 2]) == 0
+    assert shared([1, 2, 3], [1, 2]) == shared([1, 2], [1, 2, 3]) == shared([1, 2, 4], [1, 2, 3]) == 2
+
+
+# --- where nothing can be used, and why ---
+
+
+def reason(file: Path, model: Transformer, ids: Sequence[int], count: int = 3) -> Reason | None:
+    """Why a run had to read all; its text is right nevertheless, and the next run finds it."""
+    kept, found = kept_run(file, model, ids, count)
+    assert kept.reuse.tokens == 0
+    assert_same(found, list(stepping(model, ids, count)))
+    assert kept_run(file, model, ids, count)[0].reuse.tokens == len(ids) - 1
+    return kept.reuse.reason
+
+
+def test_another_model_text_or_damage(tiny: Make, tmp_path: Path) -> None:
+    model, file, ids = tiny("llama").load(), tmp_path / "kept", ids_of(20)
+    assert reason(file, model, ids) == "missing"
+    assert reason(file, model, [ids[0] + 1, *ids[1:]]) == "text"
+    model.norm.weight.data.view(torch.uint8)[0] ^= 1  # the least bit of one number
+    assert reason(file, model, ids) == "model"
+    assert reason(file, tiny("llama-biases").load(), ids) == "model"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert reason(file, model, ids) == "damaged"
+    assert kept_run(file, model.to(torch.bfloat16), ids, 3)[0].reuse.reason == "dtype"
+
+
+def test_a_window_that_has_moved_past_the_place(tiny: Make, tmp_path: Path) -> None:
+    model, file, ids = tiny("mistral").load(), tmp_path / "kept", ids_of(100)
+    assert reason(file, model, ids) == "missing"
+    assert reason(file, model, ids[: 100 - 2 * WINDOW]) == "window"
+    assert kept_run(file, model, ids, 3)[0].reuse.tokens == 100 - 2 * WINDOW
+
+
+@pytest.mark.parametrize(("name", "first", "second"), [(LONG, 20, 45), (LONG, 45, 20), (DYNAMIC, 40, 50)])
+def test_angles_of_another_length(tiny: Make, tmp_path: Path, name: str, first: int, second: int) -> None:
+    model, file, ids = tiny(name).load(), tmp_path / "kept", ids_of(60)
+    assert min(first, second) < ROPE_ORIGINAL or name == DYNAMIC
+    assert reason(file, model, ids[:first]) == "missing"
+    assert reason(file, model, ids[:second]) == "angles"
+
+
+def test_a_prompt_of_one_token_is_read(tiny: Make, tmp_path: Path) -> None:
+    model, file = tiny("llama").load(), tmp_path / "kept"
+    assert kept_run(file, model, [7], 3)[0].reuse.reason == "missing"
+    assert kept_run(file, model, [7], 3)[0].reuse == module.Reuse(0, 1, None)
+
+
+# --- the file ---
+
+
+def test_it_is_written_only_where_it_tells_more(tiny: Make, tmp_path: Path) -> None:
+    model, file, ids = tiny("llama").load(), tmp_path / "kept", ids_of(40)
+    kept_run(file, model, ids, 2)
+    os.utime(file, ns=(10**18, 10**18))
+    for told in (40, 40, 12, 1):
+        kept_run(file, model, ids[:told], 2)
+        assert file.stat().st_mtime_ns == 10**18
+    for text in ([*ids, 1], [*ids[:12], ids[12] ^ 1]):
+        kept_run(file, model, text, 2)
+        assert file.stat().st_mtime_ns != 10**18
+        os.utime(file, ns=(10**18, 10**18))
+        assert cachefile.read_cache(file, model, module.fingerprint(model))[0] == text
+
+
+def test_nothing_that_happens_behind_the_first_token_loses_it(tiny: Make, tmp_path: Path, forwards: list[int]) -> None:
+    model, file, ids = tiny("gemma3_text").load(), tmp_path / "kept", ids_of(40)
+    kept = PromptCache(file, model, ids, 9)
+    running = stepping(model, ids, 9, kept.cache)
+    next(running)
+    kept.save()
+    next(running)
+    with pytest.raises(KeyboardInterrupt):
+        running.throw(KeyboardInterrupt)
+    forwards.clear()
+    assert kept_run(file, model, ids, 1)[0].reuse.tokens == 39
+    assert forwards == [1]
+
+
+def test_a_file_that_cannot_be_written_is_told_and_stops_nothing(tiny: Make, tmp_path: Path) -> None:
+    model, folder, ids = tiny("llama").load(), tmp_path / "folder", ids_of(9)
+    folder.mkdir()
+    kept = PromptCache(folder / "kept", model, ids, 4)
+    folder.rmdir()
+    found = []
+    for step in stepping(model, ids, 4, kept.cache):
+        kept.save()
+        found.append(step)
+    assert "No such file" in kept.failure
+    assert_same(found, list(stepping(model, ids, 4)))
+
+
+def test_the_model_is_told_apart_only_where_there_is_a_file(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first token of a new file nobody waits for it, and it is taken once."""
+    model, asked, real = tiny("llama").load(), [0], module.fingerprint
+
+    def counted(model: Transformer) -> str:
+        asked[0] += 1
+        return real(model)
+
+    monkeypatch.setattr(module, "fingerprint", counted)
+    kept = PromptCache(tmp_path / "kept", model, ids_of(9), 3)
+    assert asked == [0]
+    list(stepping(model, ids_of(9), 1, kept.cache))
+    kept.save()
+    assert asked == [1]
+    kept = PromptCache(tmp_path / "kept", model, [*ids_of(9), 4], 3)
+    list(stepping(model, [*ids_of(9), 4], 1, kept.cache))
+    kept.save()
+    assert asked == [2]
+
+
+# --- sabotage ---
+
+
+def everything(tiny: Make, folder: Path) -> None:
+    """What the tests above say, in short, of two models."""
+    for name in ("llama", "mistral"):
+        model, file, ids = tiny(name).load(), folder / name, ids_of(40)
+        expected = list(stepping(model, ids, 6))
+        oracle = Oracle([*ids, *(step.token for step in expected)])
+        assert_same(kept_run(file, model, ids, 6, oracle)[1], expected)
+        for other in (ids, [*ids, 0, 0, 3], ids + ids_of(9, seed=1), ids[:36] + ids_of(3, seed=2)):
+            kept, found = kept_run(file, model, other, 6)
+            assert_same(found, list(stepping(model, other, 6)))
+            assert kept.reuse.tokens
+        model.norm.weight.data[0] *= 1.5
+        model.blocks[0].attn_norm.weight.data[0] *= 1.5
+        assert_same(kept_run(file, model, ids, 6)[1], list(stepping(model, ids, 6)))
+
+
+def test_everything_holds(tiny: Make, tmp_path: Path) -> None:
+    everything(tiny, tmp_path)
+
+
+def _one_more(before: Sequence[int], ids: Sequence[int]) -> int:
+    return min(shared(before, ids) + 1, len(before), len(ids))
+
+
+def _all_that_is_held(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> None:
+    spoilt = [*ids, *[0] * (cache.length - len(ids))]
+    cachefile.write_cache(path, spoilt, cache, model)
+
+
+def _from_the_beginning(self: KVCache, length: int, span: int, layers: object) -> None:
+    _restore(self, length, span, layers)  # type: ignore[arg-type]
+    self._first = [0] * self.layers
+
+
+def _values_for_keys(self: KVCache, length: int, span: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    _restore(self, length, span, ((values, keys) for keys, values in layers))
+
+
+_restore = KVCache.restore
+SABOTAGE: dict[str, tuple[object, str, object]] = {
+    "one token too many": (module, "shared", _one_more),
+    "guesses kept": (module, "write_cache", _all_that_is_held),
+    "windows forgotten": (KVCache, "restore", _from_the_beginning),
+    "keys for values": (KVCache, "restore", _values_for_keys),
+    "any model": (module, "fingerprint", lambda model: "the same"),
+}
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_a_mistake_is_found(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(*SABOTAGE[name])
+    with pytest.raises((AssertionError, RuntimeError)):
+        everything(tiny, tmp_path)

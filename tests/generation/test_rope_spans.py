@@ -1,0 +1,180 @@
+"""Angles that depend on a text's length: cached keys are turned anew where they must be, and nowhere else.
+
+"longrope" has one set of factors up to the original context and another beyond it. "dynamic" angles are
+those of the length that the text is planned to reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llmcli.generation import steps as loop
+from llmcli.generation.filters import Temperature, TopK
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import Step, steps
+from llmcli.model.cache import KVCache
+from llmcli.model.transformer import Transformer
+from tests.parity import CLOSE
+from tests.tiny import CONTEXT, ROPE_ORIGINAL, Tiny, random_ids
+
+LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"
+Make = Callable[[str], Tiny]
+
+
+def ids_of(count: int, seed: int = 0) -> list[int]:
+    ids: list[int] = random_ids(count, seed=seed)[0].tolist()
+    return ids
+
+
+def run(model: Transformer, prompt: Sequence[int], count: int, cache: KVCache | None = None) -> list[Step]:
+    """Steps with sampled tokens: other texts than greedy ones, which come back to themselves."""
+    sampler = Sampler([Temperature(1.5), TopK(40)], seed=7)
+    return list(steps(model, prompt, sampler=sampler, max_new_tokens=count, cache=cache))
+
+
+def reference_logits(case: Tiny, prompt: list[int], found: list[Step]) -> list[Tensor]:
+    """transformers' logits for each step, by passes over all ids without a cache."""
+    ids = [*prompt, *(step.token for step in found)]
+    with torch.no_grad():
+        if case.name == DYNAMIC:
+            case.reference(torch.tensor([[0]]))  # it keeps the angles of a longer text until it meets a short one
+            # One pass over the whole, whose length is the planned one.
+            whole = case.reference(torch.tensor([ids])).logits[0]
+            return [whole[step.position - 1] for step in found]
+        return [case.reference(torch.tensor([ids[: step.position]])).logits[0, -1] for step in found]
+
+
+def assert_right(case: Tiny, prompt: list[int], found: list[Step]) -> None:
+    for step, expected in zip(found, reference_logits(case, prompt, found), strict=True):
+        assert (step.logits - expected).abs().max() <= CLOSE, step.position
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions each forward pass had."""
+    passes: list[int] = []
+    hidden = Transformer.hidden
+
+    def counted(self: Transformer, ids: Tensor, *rest: Any) -> Tensor:
+        passes.append(ids.shape[1])
+        return hidden(self, ids, *rest)
+
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    return passes
+
+
+@pytest.mark.parametrize("name", [LONG, DYNAMIC])
+@pytest.mark.parametrize(
+    ("length", "count"), [(5, 20), (16, 64), (31, 3), (32, 3), (33, 3), (50, 10), (1, 32), (1, 33)]
+)
+def test_every_step_has_the_logits_of_transformers(tiny: Make, name: str, length: int, count: int) -> None:
+    case, prompt = tiny(name), ids_of(length)
+    assert_right(case, prompt, run(case.load(), prompt, count))
+
+
+@pytest.mark.parametrize("name", [LONG, DYNAMIC])
+@pytest.mark.parametrize("length", [20, 33, 50, 100])
+def test_a_prefill_in_chunks_has_the_logits_of_one_pass(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, forwards: list[int], name: str, length: int
+) -> None:
+    monkeypatch.setattr(loop, "PREFILL_CHUNK", 8)
+    case, prompt = tiny(name), ids_of(length)
+    found = run(case.load(), prompt, 5)
+    assert sum(forwards) == length + 4, "no position is read twice"
+    assert_right(case, prompt, found)
+
+
+def test_longrope_reads_the_text_anew_once_where_it_outgrows_the_original_context(
+    tiny: Make, forwards: list[int]
+) -> None:
+    run(tiny(LONG).load(), ids_of(30), 10)
+    assert forwards == [30, 1, 1, ROPE_ORIGINAL + 1, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("length", [30, 40])
+def test_dynamic_angles_are_planned_so_that_nothing_is_read_twice(tiny: Make, forwards: list[int], length: int) -> None:
+    run(tiny(DYNAMIC).load(), ids_of(length), 10)
+    assert forwards == [length, *[1] * 9]
+
+
+@pytest.mark.parametrize("name", [LONG, DYNAMIC])
+@pytest.mark.parametrize("kept", [0, 3, 25, 32, 33, 40])
+@pytest.mark.parametrize("more", [2, 12, 50])
+def test_a_truncated_cache_goes_on_rightly(tiny: Make, name: str, kept: int, more: int) -> None:
+    """From beyond the original context back below it, and across it again."""
+    case, prompt = tiny(name), ids_of(45)
+    model = case.load()
+    cache = model.new_cache()
+    run(model, prompt, 3, cache)
+    cache.truncate(kept)
+    other = prompt[:kept] + ids_of(more, seed=1)
+    assert_right(case, other, run(model, other, 4, cache))
+
+
+@pytest.mark.parametrize("name", [LONG, DYNAMIC])
+def test_the_next_prompt_may_cross_the_original_context(tiny: Make, name: str) -> None:
+    case, text = tiny(name), ids_of(12)
+    model = case.load()
+    cache = model.new_cache()
+    for turn in range(4):
+        found = run(model, text, 5, cache)
+        assert_right(case, text, found)
+        text = [*text, *(step.token for step in found), *ids_of(7, seed=turn)]
+    assert cache.length > ROPE_ORIGINAL
+
+
+@pytest.mark.parametrize("name", [LONG, DYNAMIC])
+def test_within_the_original_context_a_cached_prompt_is_not_read_again(
+    tiny: Make, forwards: list[int], name: str
+) -> None:
+    model, prompt = tiny(name).load(), ids_of(20)
+    cache = model.new_cache()
+    run(model, prompt[:12], 1, cache)
+    forwards.clear()
+    run(model, prompt, 3, cache)
+    assert forwards == [8, 1, 1]
+
+
+turns = st.lists(
+    st.tuples(st.floats(0.0, 1.0), st.integers(1, 45), st.integers(1, 12)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("name", [LONG, DYNAMIC])
+@given(script=turns)
+def test_whatever_happened_to_a_cache_the_next_logits_are_right(
+    tiny: Make, name: str, script: list[tuple[float, int, int]]
+) -> None:
+    """Each turn keeps a share of what was read, adds a prompt, and generates."""
+    case = tiny(name)
+    model = case.load()
+    cache, text = model.new_cache(), ids_of(0)
+    for turn, (share, more, count) in enumerate(script):
+        kept = round(cache.length * share)
+        cache.truncate(kept)
+        prompt = text[:kept] + ids_of(more, seed=turn)
+        if len(prompt) >= CONTEXT:
+            return
+        found = run(model, prompt, count, cache)
+        assert_right(case, prompt, found)
+        text = [*prompt, *(step.token for step in found)]
+
+
+def test_a_model_refuses_keys_turned_by_other_angles(tiny: Make) -> None:
+    model = tiny(LONG).load()
+    cache = model.new_cache()
+    with torch.no_grad():
+        model(random_ids(ROPE_ORIGINAL, seed=0), cache)
+        assert model.stale(cache, 1)
+        with pytest.raises(AssertionError, match="angles"):
+            model(random_ids(1, seed=1), cache)
+    assert cache.length == ROPE_ORIGINAL

@@ -1,0 +1,786 @@
+"""Names, the cache and downloads, against a hub on the loopback that fails in every way a network can."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcli import hub as hub_module
+from llmcli.errors import LlmcliError
+from llmcli.files.sizes import readable
+from llmcli.hub import cache, fetch
+from llmcli.hub.names import HubName, parse
+from llmcli.hub.remove import removable, remove
+from tests.hub_server import Hub
+
+find = hub_module.find
+WEIGHTS = bytes(range(256)) * 400
+LARGE = bytes(range(256)) * 12_000  # more than is worth a retry
+FILES = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
+INDEX = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}).encode()
+SHARDED = {
+    "config.json": FILES["config.json"],
+    "tokenizer.json": b"{}",
+    "model.safetensors.index.json": INDEX,
+    "model-1-of-2.safetensors": b"one",
+    "model-2-of-2.safetensors": b"three",
+}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def partials() -> list[Path]:
+    return list(cache.cache_folder().glob("*/blobs/*.incomplete"))
+
+
+def fails(call: Callable[[], Any]) -> LlmcliError:
+    """The error of the call, which must be one line and have a hint."""
+    with pytest.raises(LlmcliError) as caught:
+        call()
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("org/name", HubName("org/name", "main")),
+        ("Org-1/na.me_2@v1.0", HubName("Org-1/na.me_2", "v1.0")),
+        ("org/name@refs/pr/1", HubName("org/name", "refs/pr/1")),
+        ("org/name@" + "a" * 40, HubName("org/name", "a" * 40)),
+    ],
+)
+def test_names_of_the_hub(text: str, name: HubName) -> None:
+    assert parse(text) == name
+    assert str(name) == text
+    assert str(HubName("org/name", "main")) == "org/name"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../no-such-etc",
+        "org/../x",
+        "org/..",
+        "a/b/c",
+        "/org/name",
+        "@",
+        "@main",
+        "org/name@",
+        "org/name@../../x",
+        "org/name@/etc",
+        "org/name@a//b",
+        "org/name@a b",
+        "org/na me",
+        " org/name",
+        "org/-name",
+        "org/a--b",
+        "org/x.git",
+        "órg/name",
+        "\udcff/name",
+        "org/a\0b",
+        "org/" + "x" * 97,
+        "x" * 5000,
+        "~nobody-has-this-name/x",
+        "C:\\models\\x",
+    ],
+)
+def test_names_that_no_model_has(hub: Hub, name: str) -> None:
+    assert parse(name) is None
+    error = fails(lambda: find(name))
+    assert "there is no model" in error.message
+    assert len(error.message) < 300
+    assert not hub.log
+    assert not cache.cache_folder().exists()
+
+
+def test_a_name_without_an_organisation_is_one_of_the_hub_if_it_is_on_disk(hub: Hub) -> None:
+    assert "there is no model" in fails(lambda: find("nowhere")).message
+    assert not hub.log
+    folder = cache.repo_folder("gpt2") / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / file).write_text("{}")
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text("a" * 40)
+    assert find("gpt2") == folder
+    assert cache.name_of(folder) == "gpt2"
+    assert removable("gpt2").folder == folder
+    assert not hub.log
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_no_folder(name: str) -> None:
+    assert "empty" in fails(lambda: find(name)).message
+
+
+def test_a_line_end_belongs_to_no_name() -> None:
+    assert parse("org/name\n") is parse("org/name@v1\n") is None
+
+
+def test_a_folder_comes_before_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(FILES)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert find("org/name") == (tmp_path / "org" / "name").resolve()
+    assert not hub.log
+
+
+def test_weights_stand_for_their_folder(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model.safetensors.index.json", "weights.gguf"):
+        (tmp_path / name).touch()
+    assert find(str(tmp_path / "model.safetensors")) == tmp_path.resolve()
+    assert find(str(tmp_path / "model.safetensors.index.json")) == tmp_path.resolve()
+    assert "is a file, not a model folder" in fails(lambda: find(str(tmp_path / "weights.gguf"))).message
+
+
+# What is downloaded
+
+
+def test_only_the_files_of_the_model_are_taken(hub: Hub) -> None:
+    others = [
+        "README.md",
+        "modeling_x.py",
+        "pytorch_model.bin",
+        "model.fp16.safetensors",
+        "consolidated.safetensors",
+        "model-1-of-2.safetensors",
+        "model.safetensors.index.json",
+        "original/config.json",
+        "onnx/tokenizer.json",
+        "training_args.bin",
+    ]
+    small = [
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "chat_template.json",
+    ]
+    repo = hub.add(FILES | {name: name.encode() for name in (*others, *small)})
+    folder = find("org/name")
+    assert folder.name == repo.commit
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES | {n: n.encode() for n in small}
+    asked = {request.path for request in hub.log}
+    assert not [path for path in asked if path.endswith(tuple(others))]
+
+
+def test_shards(hub: Hub) -> None:
+    hub.add(SHARDED | {"consolidated.safetensors": b"x", "model-3-of-2.safetensors": b"x"})
+    assert names_in(find("org/name")) == set(SHARDED)
+
+
+def test_an_adapter_is_a_model_too(hub: Hub) -> None:
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}
+    hub.add(files | {"adapter_model.bin": b"x"})
+    assert names_in(find("org/name")) == set(files)
+    before = len(hub.log)
+    find("org/name")
+    assert len(hub.log) == before
+
+
+def without(name: str, **more: bytes) -> dict[str, bytes]:
+    return {file: data for file, data in FILES.items() if file != name} | more
+
+
+@pytest.mark.parametrize(
+    ("files", "fragment"),
+    [
+        (without("model.safetensors", **{"pytorch_model.bin": b"x"}), "its weights are pickled (pytorch_model.bin)"),
+        (without("model.safetensors", **{"model.gguf": b"x"}), "it holds no weights that llmcli reads"),
+        (without("config.json"), "it holds no config.json"),
+        (FILES | {"config.json": b'{"model_type": "martian"}'}, "model_type 'martian' is not supported"),
+        (FILES | {"config.json": b"["}, "config.json is no JSON object"),
+        (FILES | {"config.json": b"[]"}, "config.json is no JSON object"),
+        (SHARDED | {"model.safetensors.index.json": b"{}"}, "lists no shards"),
+        (SHARDED | {"model.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'}, "lists no shards"),
+        (SHARDED | {"model.safetensors.index.json": b'{"weight_map": {"a": "no.safetensors"}}'}, "which is not there"),
+    ],
+)
+def test_models_that_cannot_be_used_are_not_downloaded(hub: Hub, files: dict[str, bytes], fragment: str) -> None:
+    hub.add(files)
+    error = fails(lambda: find("org/name"))
+    assert error.message.startswith("org/name cannot be used: ")
+    assert fragment in error.message
+    assert not [request for request in hub.log if request.path.endswith((".safetensors", ".bin"))]
+    assert not list(cache.models())
+
+
+# The cache
+
+
+def test_what_is_cached_needs_no_network(hub: Hub) -> None:
+    for revision in ("main", "v1"):
+        hub.add(FILES | {"merges.txt": revision.encode()}, refs=(revision,))
+    commit = hub.repos["org/name"][1].commit
+    folders = [find("org/name"), find("org/name@v1")]
+    hub.log.clear()
+    assert [find("org/name"), find("org/name@v1")] == folders
+    assert find("org/name@main") == folders[0]
+    assert find(f"org/name@{commit}") == folders[1]
+    assert not hub.log
+
+
+def test_what_is_cached_needs_no_huggingface_hub(hub: Hub) -> None:
+    hub.add(FILES)
+    find("org/name")
+    code = "import sys; from llmcli.hub import find; find('org/name'); assert 'huggingface_hub' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("files", [FILES, SHARDED], ids=["one file", "shards"])
+def test_what_is_missing_is_fetched_and_nothing_else(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.add(files)
+    folder = find("org/name")
+    for name in files:
+        (folder / name).resolve().unlink()
+        hub.log.clear()
+        assert hub_module.find_here("org/name") is None
+        find("org/name")
+        assert [request.path.rpartition("/")[2] for request in hub.log] == ["main", name]
+        assert (folder / name).read_bytes() == files[name]
+
+
+def test_a_model_without_tokenizer_json_is_complete_without_it(hub: Hub) -> None:
+    hub.add(without("tokenizer.json", **{"tokenizer.model": b"x"}))
+    find("org/name")
+    hub.log.clear()
+    find("org/name")
+    assert not hub.log
+
+
+def test_the_cache_is_that_of_huggingface_hub(hub: Hub) -> None:
+    """What we download its own functions find and count, and what they download we find."""
+    from huggingface_hub import hf_hub_download, scan_cache_dir, try_to_load_from_cache
+
+    repo = hub.add(FILES)
+    theirs = hub.add(FILES, "org/theirs")
+    folder = find("org/name")
+    where = cache.cache_folder()
+    assert try_to_load_from_cache("org/name", "config.json", cache_dir=where) == str(folder / "config.json")
+    scan = scan_cache_dir(where)
+    assert not scan.warnings
+    (known,) = scan.repos
+    assert (known.repo_id, known.size_on_disk) == ("org/name", sum(map(len, FILES.values())))
+    assert known.refs["main"].commit_hash == repo.commit
+    for name in FILES:
+        hf_hub_download("org/theirs", name, cache_dir=where, endpoint=hub.url)
+    hub.log.clear()
+    assert find("org/theirs").name == theirs.commit
+    assert not hub.log
+
+
+def test_the_cache_lies_where_huggingface_hub_puts_it(tmp_path: Path) -> None:
+    code = """
+import importlib, itertools, os
+from pathlib import Path
+from huggingface_hub import constants
+from llmcli.hub.cache import cache_folder
+names = ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"]
+for values in itertools.product([None, "~/x", "$HOME/y"], repeat=len(names)):
+    for name, value in zip(names, values):
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value + name
+    importlib.reload(constants)
+    assert cache_folder() == Path(constants.HF_HUB_CACHE).resolve(), values
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"HOME": str(tmp_path)})
+
+
+def test_where_links_are_not_allowed_the_files_themselves_lie_in_the_snapshot(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    hub.add(FILES)
+    hub.cut["model.safetensors"] = 1000
+    fails(lambda: find("org/name"))
+    folder = find("org/name")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert not list(folder.parents[1].glob("blobs/*"))
+    hub.log.clear()
+    assert find("org/name") == folder
+    assert not hub.log
+    assert remove(removable("org/name")) == sum(map(len, FILES.values()))
+    assert not folder.exists()
+
+
+def test_a_use_is_noted_on_the_folder(hub: Hub) -> None:
+    hub.add(FILES)
+    os.utime(find("org/name"), (1000, 1000))
+    assert [model.last_use for model in cache.models()] == [1000]
+    find("org/name")
+    (model,) = cache.models()
+    assert model.last_use is not None
+    assert model.last_use > 1000
+
+
+# Updates
+
+
+def test_only_a_download_looks_for_what_is_new(hub: Hub) -> None:
+    hub.add(FILES)
+    old = find("org/name")
+    new = hub.add(FILES | {"config.json": b'{"model_type": "gpt2"}'})
+    assert find("org/name") == old
+    hub.log.clear()
+    folder = hub_module.download(HubName("org/name"))
+    assert folder.name == new.commit
+    assert find("org/name") == folder
+    assert [request.path.rpartition("/")[2] for request in hub.log] == ["main", "config.json"]
+
+
+def test_an_update_that_breaks_off_leaves_the_old_model_in_place(hub: Hub) -> None:
+    hub.add(FILES)
+    old = find("org/name")
+    hub.add(FILES | {"model.safetensors": WEIGHTS + b"new"})
+    hub.cut["model.safetensors"] = 10
+    fails(lambda: hub_module.download(HubName("org/name")))
+    hub.log.clear()
+    assert find("org/name") == old
+    assert not hub.log
+
+
+# Interruptions
+
+
+def test_an_interrupted_download_is_not_taken_for_a_model_and_goes_on(hub: Hub) -> None:
+    hub.add(FILES)
+    hub.cut["model.safetensors"] = 60_000
+    error = fails(lambda: find("org/name"))
+    assert "the connection to 127.0.0.1 failed" in error.message
+    assert [path.stat().st_size for path in partials()] == [60_000]
+    assert hub_module.find_here("org/name") is None
+    assert [(model.state, model.name) for model in cache.models()] == [("incomplete", "org/name")]
+    folder = find("org/name")
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    first, second = hub.asked("model.safetensors")
+    assert second.headers["range"] == "bytes=60000-"
+    assert first.sent + second.sent == len(WEIGHTS)
+    assert len(hub.asked("config.json")) == len(hub.asked("tokenizer.json")) == 1
+    assert not partials()
+
+
+def test_ctrl_c_leaves_what_came(hub: Hub) -> None:
+    hub.add(FILES)
+
+    def progress(done: int, total: int) -> None:
+        if done > 50_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find("org/name", progress=progress)
+    (kept,) = [path.stat().st_size for path in partials()]
+    assert kept > 0
+    find("org/name")
+    assert hub.asked("model.safetensors")[1].headers["range"] == f"bytes={kept}-"
+
+
+def test_a_connection_that_brought_much_is_taken_up_again(hub: Hub) -> None:
+    hub.add(FILES | {"model.safetensors": LARGE})
+    hub.cut["model.safetensors"] = 2_000_000
+    folder = find("org/name")
+    assert (folder / "model.safetensors").read_bytes() == LARGE
+    assert sum(request.sent for request in hub.asked("model.safetensors")) == len(LARGE)
+
+
+def test_a_server_that_cannot_resume_sends_all_again(hub: Hub) -> None:
+    hub.add(FILES)
+    hub.cut["model.safetensors"] = 60_000
+    fails(lambda: find("org/name"))
+    hub.ranges = False
+    seen: list[tuple[int, int]] = []
+    folder = find("org/name", progress=lambda done, total: seen.append((done, total)))
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_progress_counts_the_whole_model(hub: Hub) -> None:
+    hub.add(FILES)
+    hub.cut["model.safetensors"] = 60_000
+    seen: list[tuple[int, int]] = []
+    fails(lambda: find("org/name", progress=lambda done, total: seen.append((done, total))))
+    stopped = seen[-1][0]
+    seen.clear()
+    find("org/name", progress=lambda done, total: seen.append((done, total)))
+    total = sum(map(len, FILES.values()))
+    assert seen[0] == (stopped, total)
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+    seen.clear()
+    hub_module.download(HubName("org/name"), lambda done, total: seen.append((done, total)))
+    assert not seen
+
+
+def test_two_at_once_fetch_each_file_once(hub: Hub) -> None:
+    hub.add(FILES | {"model.safetensors": LARGE})
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(find("org/name"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert (found[0] / "model.safetensors").read_bytes() == LARGE
+    assert len(hub.asked("model.safetensors")) == 1
+
+
+# Contents
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_wrong_checksum_is_told_and_the_file_deleted(hub: Hub, name: str) -> None:
+    hub.add(FILES)
+    hub.damaged.add(name)
+    error = fails(lambda: find("org/name"))
+    assert f"{name} came damaged" in error.message
+    assert not partials()
+    assert hub_module.find_here("org/name") is None
+    hub.damaged.clear()
+    assert (find("org/name") / name).read_bytes() == FILES[name]
+
+
+def test_a_damaged_beginning_is_found_when_the_download_goes_on(hub: Hub) -> None:
+    hub.add(FILES)
+    hub.cut["model.safetensors"] = 60_000
+    fails(lambda: find("org/name"))
+    partials()[0].write_bytes(b"x" * 60_000)
+    assert "came damaged" in fails(lambda: find("org/name")).message
+    assert (find("org/name") / "model.safetensors").read_bytes() == WEIGHTS
+
+
+# Refusals
+
+
+def refused(hub: Hub, name: str = "org/name") -> LlmcliError:
+    error = fails(lambda: find(name))
+    assert "hf_" not in str(error)
+    assert not partials()
+    return error
+
+
+def test_gated_models(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(FILES, gated=True)
+    error = refused(hub)
+    assert "licence" in error.message
+    assert "127.0.0.1/org/name" in error.hint
+    assert "HF_TOKEN" in error.hint
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    find("org/name")
+
+
+def test_private_and_missing_models_cannot_be_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(FILES, private=True)
+    for name in ("org/name", "org/other"):
+        error = refused(hub, name)
+        assert f"there is no model {name}" in error.message
+        assert "HF_TOKEN" in error.hint
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    find("org/name")
+
+
+def test_the_token_goes_to_the_hub_alone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(FILES, gated=True)
+    hub.elsewhere = True
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    find("org/name")
+    tokens = {request.path.startswith("/cdn"): request.headers.get("authorization") for request in hub.log}
+    assert tokens == {False: "Bearer hf_right", True: None}
+
+
+def test_missing_revisions(hub: Hub) -> None:
+    hub.add(FILES)
+    assert "has no revision v9" in refused(hub, "org/name@v9").message
+
+
+@pytest.mark.parametrize(
+    ("status", "fragment", "hint"),
+    [
+        (400, "status 400", "try again"),
+        (403, "refuses access to org/name", "HF_TOKEN"),
+        (404, "status 404", "try again"),
+        (429, "too many requests", "wait"),
+        (500, "status 500", "try again"),
+        (503, "status 503", "try again"),
+    ],
+)
+def test_refusals_by_status(hub: Hub, status: int, fragment: str, hint: str) -> None:
+    hub.status = status
+    error = refused(hub)
+    assert fragment in error.message
+    assert hint in error.hint
+
+
+def test_a_token_that_is_not_accepted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.status, hub.reason = 401, "Invalid credentials in Authorization header"
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "does not accept the token" in refused(hub).message
+
+
+@pytest.mark.parametrize("token", ["hf_se\x0bcret", "hf_secrét"])
+def test_a_token_that_cannot_be_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = refused(hub)
+    assert "holds characters that no token has" in error.message
+    assert error.__cause__ is None  # it names the token, and --verbose prints causes
+    assert error.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>log in</html>",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"id": "org/name", "sha": "../../x", "siblings": []}',
+        b'{"id": "org/name", "sha": null, "siblings": []}',
+        json.dumps(
+            {"id": "x", "sha": "a" * 40, "siblings": [{"rfilename": "config.json", "size": 1, "blobId": "../x"}]}
+        ).encode(),
+    ],
+)
+def test_an_answer_that_is_no_hubs(hub: Hub, body: bytes) -> None:
+    hub.body = body
+    assert "does not answer as a model hub does" in refused(hub).message
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense", "http://[bad", "ftp://x"])
+def test_no_connection(hub: Hub, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert "connection" in refused(hub).message
+
+
+def test_a_silent_server_is_not_waited_for_without_end(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    hub.add(FILES)
+    hub.stall["listing"] = 0
+    assert "did not answer in time" in refused(hub).message
+
+
+def test_a_server_that_sends_too_little_or_too_much(hub: Hub) -> None:
+    hub.add(FILES)
+    hub.short["model.safetensors"] = 40_000
+    assert "sent only 40000 of the 102400 bytes of model.safetensors" in fails(lambda: find("org/name")).message
+    assert [path.stat().st_size for path in partials()] == [40_000]
+    hub.short.clear()
+    hub.long["model.safetensors"] = 1 << 23
+    seen: list[int] = []
+    error = fails(lambda: find("org/name", progress=lambda done, total: seen.append(done)))
+    assert "came damaged" in error.message
+    assert len(WEIGHTS) < max(seen) < 1 << 23  # its end was not waited for
+    assert not partials()
+
+
+def test_a_server_that_falls_silent_is_left_and_what_came_is_kept(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.add(FILES)
+    hub.stall["model.safetensors"] = 40_000
+    error = fails(lambda: find("org/name"))
+    assert "did not answer in time" in error.message
+    assert "HF_HUB_DOWNLOAD_TIMEOUT" in error.hint
+    assert [path.stat().st_size for path in partials()] == [40_000]
+
+
+@pytest.mark.parametrize("variable", ["", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    hub.add(FILES)
+    if variable:
+        monkeypatch.setenv(variable, "yes")
+    error = fails(lambda: find("org/name", offline=not variable))
+    assert "offline" in error.message
+    assert "llmcli pull org/name" in error.hint
+    assert not hub.log
+    folder = hub_module.download(HubName("org/name"))
+    hub.log.clear()
+    assert find("org/name", offline=not variable) == folder
+    assert not hub.log
+
+
+# The disk
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(FILES)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=70_000))
+    error = fails(lambda: find("org/name"))
+    assert "org/name needs 102 kB more" in error.message
+    assert "has 70.0 kB free" in error.message
+    assert not hub.asked("model.safetensors")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=103_000))
+    find("org/name")
+
+
+class FullDisk:
+    """A file with room for so many bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file = file
+        self.room = room
+
+    def __enter__(self) -> FullDisk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.room -= self.file.write(data[: self.room])
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_fills_up_keeps_what_came(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(FILES)
+    opened = fetch.Download._opened
+    monkeypatch.setattr(fetch.Download, "_opened", lambda self, part: FullDisk(opened(self, part), 30_000))
+    error = fails(lambda: find("org/name"))
+    assert "no space left" in error.message
+    assert [path.stat().st_size for path in partials()] == [30_000]
+    monkeypatch.setattr(fetch.Download, "_opened", opened)
+    assert (find("org/name") / "model.safetensors").read_bytes() == WEIGHTS
+    assert hub.asked("model.safetensors")[1].headers["range"] == "bytes=30000-"
+
+
+def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(FILES)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+    error = fails(lambda: find("org/name"))
+    assert str(tmp_path / "file") in error.message
+    assert "HF_HOME" in error.hint
+
+
+# What else is in the cache, and removal
+
+
+def test_the_list_tells_models_from_other_things(hub: Hub) -> None:
+    hub.add(FILES)
+    find("org/name")
+    for repo, names in {
+        "models--org--pickled": ["config.json", "pytorch_model.bin"],
+        "models--org--tokenizer-alone": ["config.json", "tokenizer.json"],
+        "models--org--gguf": ["x.gguf"],
+        "models--gpt2": ["config.json", "tokenizer.json", "model.safetensors"],
+        "datasets--org--name": ["config.json"],
+    }.items():
+        folder = cache.cache_folder() / repo / "snapshots" / hashlib.sha1(repo.encode()).hexdigest()
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_bytes(b"[]")
+    states = {model.name.partition("@")[0]: (model.state, model.family) for model in cache.models()}
+    assert states == {
+        "org/name": ("complete", "llama"),
+        "org/pickled": ("no safetensors", None),
+        "org/tokenizer-alone": ("incomplete", None),
+        "gpt2": ("complete", None),
+    }
+
+
+def test_every_listed_name_can_be_found_and_removed(hub: Hub) -> None:
+    for revision in ("main", "v1", "old"):
+        hub.add(FILES | {"merges.txt": revision.encode()}, refs=(revision,))
+    commit = hub.repos["org/name"][2].commit
+    for name in ("org/name", "org/name@v1", f"org/name@{commit}"):
+        find(name)
+    names = [model.name for model in cache.models()]
+    assert sorted(names) == sorted(["org/name", "org/name@v1", f"org/name@{commit}"])
+    hub.log.clear()
+    assert [find(model.name) for model in cache.models()] == [model.folder for model in cache.models()]
+    assert not hub.log
+    for name in names:
+        remove(removable(name))
+    assert not list(cache.models())
+    assert not list(cache.cache_folder().glob("models--*"))
+
+
+def test_removal_leaves_what_others_need(hub: Hub) -> None:
+    hub.add(FILES)
+    hub.add(FILES | {"merges.txt": b"x" * 100}, refs=("v1",))
+    hub.add(FILES, "org/copy")  # the very same commit, as a copy on the hub has
+    for name in ("org/name", "org/name@v1", "org/copy"):
+        find(name)
+    assert remove(removable("org/name@v1")) == 100
+    hub.log.clear()
+    assert {path.name: path.read_bytes() for path in find("org/name").iterdir()} == FILES
+    assert remove(removable("org/name")) == sum(map(len, FILES.values()))
+    find("org/copy")
+    assert not hub.log
+
+
+def test_removal_takes_what_an_interrupted_download_left(hub: Hub) -> None:
+    hub.add(FILES)
+    hub.cut["model.safetensors"] = 60_000
+    fails(lambda: find("org/name"))
+    model = removable("org/name")
+    size = 60_000 + len(FILES["config.json"]) + len(FILES["tokenizer.json"])
+    assert model.bytes == size
+    assert remove(model) == size
+    assert not list(cache.cache_folder().glob("models--*"))
+
+
+def test_a_broken_entry_can_be_removed(hub: Hub) -> None:
+    hub.add(FILES)
+    (find("org/name") / "tokenizer.json").resolve().unlink()
+    folder = removable("org/name").folder
+    remove(removable("org/name"))
+    assert not folder.exists()
+
+
+def test_what_is_not_in_the_cache_stays(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert "a folder of your own" in fails(lambda: removable(str(tmp_path / "mine"))).message
+    assert "came with llmcli" in fails(lambda: removable(hub_module.default_model())).message
+    assert "is not on disk" in fails(lambda: removable("org/name")).message
+    assert "there is no model" in fails(lambda: removable("../../no-such-etc")).message
+    hub.add(FILES)
+    folder = find("org/name")
+    assert removable(str(folder)).folder == folder
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (99_949, "99.9 kB"),
+        (99_951, "100 kB"),
+        (999_600, "1.0 MB"),
+        (269_060_552, "269 MB"),
+        (16_000_000_000, "16.0 GB"),
+        (10**16, "10000 TB"),
+    ],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert readable(count) == text

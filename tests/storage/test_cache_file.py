@@ -1,0 +1,292 @@
+"""A KV cache's file: what is read is what was written, and any damage is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmcli.files.safetensors import MOST_HEADER, TensorFile, write_tensors
+from llmcli.model import cache as cache_module
+from llmcli.model.cache import KVCache
+from llmcli.model.transformer import Transformer
+from llmcli.storage import cache_file as cachefile
+from llmcli.storage.cache_file import Unusable, may_replace, read_cache, write_cache
+from tests.tiny import Tiny, random_ids
+
+Make = Callable[[str], Tiny]
+COUNT = 60  # tokens, more than a window
+MODEL = "a fingerprint"
+
+
+def filled(model: Transformer, count: int = COUNT) -> tuple[list[int], KVCache]:
+    """A text and what the model keeps of it."""
+    ids, cache = random_ids(count, seed=1), model.new_cache()
+    cache.planned = count
+    with torch.no_grad():
+        for part in ids.split(6, dim=1):
+            model.hidden(part, cache)
+    return ids[0].tolist(), cache
+
+
+def contents(cache: KVCache) -> list[tuple[int, Tensor, Tensor]]:
+    return [cache.held(layer) for layer in range(cache.layers)]
+
+
+def assert_equal(a: KVCache, b: KVCache) -> None:
+    assert (a.length, a.span) == (b.length, b.span)
+    for (first, keys, values), (other, k, v) in zip(contents(a), contents(b), strict=True):
+        assert first == other
+        assert torch.equal(keys, k)
+        assert torch.equal(values, v)
+
+
+def fault(path: Path, model: Transformer, fingerprint: str = MODEL) -> str:
+    with pytest.raises(Unusable) as caught:
+        read_cache(path, model, fingerprint)
+    return caught.value.fault
+
+
+@pytest.fixture
+def model(tiny: Make) -> Transformer:
+    return tiny("gemma3_text").load()  # both kinds of layers
+
+
+@pytest.fixture
+def path(tmp_path: Path, model: Transformer) -> Path:
+    ids, cache = filled(model)
+    write_cache(tmp_path / "kept", ids, cache, MODEL)
+    return tmp_path / "kept"
+
+
+# --- what is read is what was written ---
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "phi3-longrope"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_bit_comes_back(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(cache_module, "SPARE", 2)  # windowed layers forget often
+    model = tiny(name).load().to(dtype)
+    ids, cache = filled(model)
+    write_cache(tmp_path / "kept", ids, cache, MODEL)
+    read, restored = read_cache(tmp_path / "kept", model, MODEL)
+    assert read == ids
+    assert_equal(restored, cache)
+    assert (name == "phi3-longrope") == bool(restored.span)
+    assert (name in ("mistral", "gemma3_text")) == any(first for first, _, _ in contents(cache))
+
+
+def test_a_cache_that_holds_more_is_written_as_far_as_asked(path: Path, model: Transformer) -> None:
+    ids, cache = filled(model)
+    write_cache(path, ids[: COUNT - 4], cache, MODEL)
+    assert cache.length == COUNT
+    read, restored = read_cache(path, model, MODEL)
+    cache.truncate(COUNT - 4)
+    assert read == ids[: COUNT - 4]
+    assert_equal(restored, cache)
+
+
+def test_other_programs_can_read_it(path: Path, model: Transformer) -> None:
+    ids, cache = filled(model)
+    tensors = load_file(path)
+    assert tensors.pop("ids").tolist() == ids
+    assert tensors.pop("span").tolist() == [0]
+    for layer, (first, keys, values) in enumerate(contents(cache)):
+        assert torch.equal(tensors.pop(f"keys.{layer}"), keys[0])
+        assert torch.equal(tensors.pop(f"values.{layer}"), values[0])
+        assert keys.shape[2] == COUNT - first
+    assert not tensors
+
+
+def test_tensors_are_written_from_wherever_they_lie(tmp_path: Path) -> None:
+    whole = torch.randn(6, 8).bfloat16()
+    tensors = {"a": whole[1::2, :3], "b": whole.t().float(), "c": torch.tensor(7), "d": whole[:0], "é": torch.arange(3)}
+    write_tensors(tmp_path / "x", tensors, {"b": "1", "a": "2"})
+    read = load_file(tmp_path / "x")
+    assert list(read) == list(tensors)
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert TensorFile(tmp_path / "x").metadata == {"b": "1", "a": "2"}
+
+
+# --- what cannot be used ---
+
+
+def test_another_model_dtype_or_version_is_told(
+    path: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fault(path, model, "another") == "model"
+    assert fault(path, model.to(torch.bfloat16), "another") == "dtype"
+    monkeypatch.setattr(cachefile, "VERSION", "0")
+    assert fault(path, model) == "version"
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), near=st.booleans())
+@settings(max_examples=150)
+def test_no_changed_bit_is_taken_for_what_was_written(
+    tiny: Make, tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, near: bool
+) -> None:
+    model = tiny("gemma3_text").load()
+    ids, cache = filled(model)
+    path = tmp_path_factory.getbasetemp() / "changed bits"
+    write_cache(path, ids, cache, MODEL)
+    data = bytearray(path.read_bytes())
+    data[int(place * (1000 if near else len(data)))] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        read, restored = read_cache(path, model, MODEL)
+    except Unusable:
+        return
+    assert read == ids  # the word that says what kind of file it is: no more than that
+    assert_equal(restored, cache)
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_off_anywhere_is_damaged(tiny: Make, tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+    model = tiny("gemma3_text").load()
+    path = tmp_path_factory.getbasetemp() / "cut off"
+    write_cache(path, *filled(model), MODEL)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    assert fault(path, model) == "damaged"
+
+
+def change_ids(path: Path, **other: object) -> None:
+    """Say something else of the ids, and leave the data as they are."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["ids"] |= other
+    new = json.dumps(header).encode()
+    new += b" " * (-len(new) % 8)
+    path.write_bytes(len(new).to_bytes(8, "little") + new + data[end:])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"shape": [COUNT // 2, 2]}, {"dtype": "F64"}, {"dtype": "F32", "shape": [2 * COUNT]}, {"shape": [1]}],
+    ids=str,
+)
+def test_other_shapes_and_dtypes_are_damage(path: Path, model: Transformer, other: dict[str, object]) -> None:
+    change_ids(path)
+    assert read_cache(path, model, MODEL)[0] == filled(model)[0]
+    change_ids(path, **other)
+    assert fault(path, model) == "damaged"
+
+
+def test_no_number_is_damage(path: Path, model: Transformer) -> None:
+    data = bytearray(path.read_bytes())
+    data[-4:] = torch.tensor([float("nan")]).numpy().tobytes()
+    path.write_bytes(data)
+    assert fault(path, model) == "damaged"
+
+
+def test_what_is_no_such_file_is_damaged_and_not_to_be_replaced(tmp_path: Path, model: Transformer) -> None:
+    huge = (MOST_HEADER + 1).to_bytes(8, "little") + b"{" * 100
+    for name, data in (("text", b"Once upon a time " * 9), ("short", b"x"), ("huge", huge), ("zeros", bytes(999))):
+        (tmp_path / name).write_bytes(data)
+        assert fault(tmp_path / name, model) == "damaged"
+        assert not may_replace(tmp_path / name)
+    save_file({"x": torch.zeros(3), "scalar": torch.tensor(1.0)}, tmp_path / "other", {"format": "pt"})
+    assert fault(tmp_path / "other", model) == "version"
+    assert not may_replace(tmp_path / "other")
+    assert fault(tmp_path, model) == "damaged"
+    assert fault(tmp_path / "none", model) == "damaged"
+
+
+def test_what_was_written_may_be_replaced_however_damaged_behind(path: Path, tmp_path: Path) -> None:
+    assert may_replace(path)
+    path.write_bytes(path.read_bytes()[:100])
+    assert may_replace(path)
+    path.write_bytes(b"")
+    assert may_replace(path)
+
+
+# --- whole or not at all ---
+
+
+def test_an_interrupted_write_leaves_the_old_file(
+    path: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(target: Path, *rest: object) -> None:
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    ids, cache = filled(model)
+    monkeypatch.setattr(cachefile, "write_tensors", half)
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(path, ids[:9], cache, MODEL)
+    assert read_cache(path, model, MODEL)[0] == ids
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file(path: Path, model: Transformer) -> None:
+    """And what it leaves beside does not stop the next."""
+    code = f"""
+import os, pathlib, sys
+from llmcli.storage import cache_file as cachefile
+class Half:
+    def __init__(self, file): self.file, self.left = file, 3
+    def __enter__(self): return self
+    def __exit__(self, *rest): os._exit(8)
+    def write(self, data):
+        self.file.write(data); self.file.flush(); self.left -= 1
+        if not self.left: os._exit(9)
+opened = pathlib.Path.open
+pathlib.Path.open = lambda path, mode="r", **more: Half(opened(path, mode)) if mode == "wb" else opened(path, mode)
+ids, cache = cachefile.torch.load(sys.argv[2], weights_only=False)
+cachefile.write_cache(pathlib.Path(sys.argv[1]), ids[:9], cache, {MODEL!r})
+"""
+    ids, cache = filled(model)
+    given = path.parent / "given"
+    torch.save((ids, cache), given)
+    assert subprocess.run([sys.executable, "-c", code, path, given]).returncode == 9
+    assert {found.name for found in path.parent.iterdir()} == {path.name, path.name + ".part", "given"}
+    assert read_cache(path, model, MODEL)[0] == ids
+    write_cache(path, ids[:9], cache, MODEL)
+    assert read_cache(path, model, MODEL)[0] == ids[:9]
+    assert not path.with_name(path.name + ".part").exists()
+
+
+# --- sabotage ---
+
+
+def test_a_restore_that_forgets_where_windows_begin_is_found(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = KVCache.restore
+
+    def forgetful(self: KVCache, *rest: object) -> None:
+        real(self, *rest)  # type: ignore[arg-type]
+        self._first = [0] * self.layers
+
+    monkeypatch.setattr(cache_module, "SPARE", 2)
+    monkeypatch.setattr(KVCache, "restore", forgetful)
+    model = tiny("mistral").load()
+    ids, cache = filled(model)
+    write_cache(tmp_path / "kept", ids, cache, MODEL)
+    with pytest.raises(AssertionError):
+        assert_equal(read_cache(tmp_path / "kept", model, MODEL)[1], cache)
+
+
+def test_without_the_digest_damage_is_not_found(
+    path: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = TensorFile(path).metadata["digest"]
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    assert fault(path, model) == "damaged"
+    monkeypatch.setattr(cachefile, "digest", lambda tensors: told)
+    with pytest.raises(AssertionError):
+        assert_equal(read_cache(path, model, MODEL)[1], filled(model)[1])

@@ -1,0 +1,510 @@
+"""Model folders: what is wrong with one is said precisely, and real ones are read rightly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmcli.errors import EXIT_FAILURE, LlmcliError
+from llmcli.files.names import INDEX, WEIGHTS
+from llmcli.model.families import FAMILIES
+from llmcli.storage import checkpoint
+from llmcli.storage.checkpoint import load
+from tests.tiny import CPU, VOCAB, Tiny, greedy, random_ids, reopen
+
+SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real model files are not here")
+
+NORM = "model.norm.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture
+def llama(tiny: Callable[[str], Tiny], tmp_path: Path) -> Path:
+    """A model folder to damage."""
+    return Path(shutil.copytree(tiny("llama").folder, tmp_path / "llama"))
+
+
+@pytest.fixture
+def gpt2(tiny: Callable[[str], Tiny], tmp_path: Path) -> Path:
+    """The other one."""
+    return Path(shutil.copytree(tiny("gpt2").folder, tmp_path / "gpt2"))
+
+
+def assert_refused(folder: Path, *culprits: object) -> None:
+    """Loading must fail with one error that names every culprit and says what to do."""
+    with pytest.raises(LlmcliError) as caught:
+        load(folder, device=CPU)
+    error = caught.value
+    assert error.hint.strip()
+    assert error.exit_code == EXIT_FAILURE
+    for culprit in culprits:
+        assert str(culprit) in f"{error.message} {error.hint}"
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_tensors(folder: Path, changes: dict[str, Tensor | None]) -> None:
+    """Replace or add tensors; None removes one."""
+    tensors = load_file(folder / WEIGHTS) | changes
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / WEIGHTS)
+
+
+def shard(folder: Path, index: object) -> None:
+    """Split the weights into a.safetensors (the embedding) and b.safetensors (the rest), under any index."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    save_file({EMBEDDING: tensors.pop(EMBEDDING)}, folder / "a.safetensors")
+    save_file(tensors, folder / "b.safetensors")
+    (folder / INDEX).write_text(index if isinstance(index, str) else json.dumps(index))
+
+
+BOTH = {"weight_map": {EMBEDDING: "a.safetensors", NORM: "b.safetensors"}}
+
+
+# config.json
+
+
+def test_no_config(llama: Path) -> None:
+    (llama / "config.json").unlink()
+    assert_refused(llama, llama / "config.json", "no such file")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "nowhere", tmp_path / "nowhere" / "config.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"model_type": "llama",}', b"\xff\xfe", b"[" * 100_000, b'{"vocab_size": ' + b"9" * 5000 + b"}"],
+    ids=["empty", "open", "comma", "no-text", "deep", "huge-number"],
+)
+def test_config_that_is_not_json(llama: Path, content: bytes) -> None:
+    (llama / "config.json").write_bytes(content)
+    assert_refused(llama, llama / "config.json")
+
+
+def test_broken_json_is_located(llama: Path) -> None:
+    (llama / "config.json").write_text('{\n "model_type": "llama",\n oops\n}')
+    assert_refused(llama, llama / "config.json", "line 3")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"llama"'])
+def test_config_that_is_no_object(llama: Path, content: str) -> None:
+    (llama / "config.json").write_text(content)
+    assert_refused(llama, llama / "config.json", "object")
+
+
+@pytest.mark.parametrize("value", ["mamba", 3, ["llama"], {}])
+def test_unknown_family(llama: Path, value: object) -> None:
+    change_config(llama, model_type=value)
+    assert_refused(llama, "model_type", repr(value), *FAMILIES)
+
+
+def test_no_family(llama: Path) -> None:
+    change_config(llama, model_type=None)
+    assert_refused(llama, "config.json", "model_type")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "48"),
+        ("hidden_size", 48.0),
+        ("hidden_size", True),
+        ("hidden_size", [48]),
+        ("hidden_size", 0),
+        ("hidden_size", -48),
+        ("vocab_size", 0),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", 1.5),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", -6),
+        ("num_key_value_heads", 0),
+        ("num_key_value_heads", -2),
+        ("head_dim", 15),
+        ("max_position_embeddings", 0),
+        ("max_position_embeddings", -128),
+        ("intermediate_size", {}),
+        ("rms_norm_eps", "1e-5"),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", float("inf")),
+        pytest.param("rms_norm_eps", 10**400, id="rms_norm_eps-huge"),
+        ("rms_norm_eps", -1.0),
+        ("tie_word_embeddings", "false"),
+        ("tie_word_embeddings", 1),
+        ("attention_bias", 0),
+        ("mlp_bias", "no"),
+        ("hidden_act", "relu"),
+        ("hidden_act", ["silu"]),
+        ("hidden_act", {}),
+        ("hidden_act", 0),
+        ("bos_token_id", "1"),
+        ("bos_token_id", -1),
+        ("eos_token_id", [2, None]),
+        ("eos_token_id", True),
+    ],
+)
+def test_wrong_value_in_config(llama: Path, key: str, value: object) -> None:
+    change_config(llama, **{key: value})
+    names = {"rms_norm_eps": "norm_eps"}
+    assert_refused(llama, "config.json", names.get(key, key))
+
+
+def test_activations_that_are_supported_are_listed(llama: Path) -> None:
+    change_config(llama, hidden_act="relu")
+    assert_refused(llama, "hidden_act", "'relu'", "silu", "gelu", "gelu_new", "gelu_pytorch_tanh")
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_key_value_heads", 4), ("num_attention_heads", 5)])
+def test_heads_that_do_not_divide(llama: Path, key: str, value: int) -> None:
+    change_config(llama, **{key: value})
+    assert_refused(llama, "config.json", f"{key} ({value})", "multiple")
+
+
+@pytest.mark.parametrize("heads", [5, 7, 96])
+def test_gpt2_heads_that_do_not_divide(gpt2: Path, heads: int) -> None:
+    change_config(gpt2, n_head=heads)
+    assert_refused(gpt2, "config.json", heads, 48)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True), ("n_inner", 0)]
+)
+def test_gpt2_settings_that_are_not_supported(gpt2: Path, key: str, value: object) -> None:
+    change_config(gpt2, **{key: value})
+    assert_refused(gpt2, "config.json", {"n_inner": "intermediate_size"}.get(key, key))
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprit"),
+    [
+        ({"rope_type": "ntk", "factor": 2.0}, "rope_type is 'ntk'"),
+        ({"type": "proportional", "factor": 2.0}, "rope_type is 'proportional'"),
+        ({"type": "mrope", "mrope_section": [16, 24, 24]}, "rope_type is 'mrope'"),
+        ({"rope_type": ["linear"], "factor": 2.0}, "rope_type is ['linear']"),
+        ({"rope_type": "linear"}, "factor"),
+        ({"rope_type": "llama3"}, "factor"),
+        ({"rope_type": "dynamic"}, "factor"),
+        ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.0}, "attention_factor"),
+        ({"rope_type": "yarn", "factor": 4.0, "attention_factor": "1"}, "attention_factor is '1'"),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 1, "beta_slow": 2}, "beta_fast"),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_slow": 0}, "beta_slow"),
+        ({"rope_type": "yarn", "factor": 4.0, "truncate": "no"}, "truncate is 'no'"),
+        ({"rope_type": "yarn", "factor": 4.0, "mscale": [1.0]}, "mscale is [1.0]"),
+        ({"rope_type": "longrope", "factor": 4.0}, "short_factor"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7}, "long_factor"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": ["1"] * 8}, "long_factor"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [0.0] * 8}, "long_factor"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.0}, "partial_rotary_factor"),
+        ({"rope_type": "default", "partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.2}, "rotated"),
+        ({"rope_type": "linear", "factor": "2"}, "factor is '2'"),
+        ({"rope_type": "linear", "factor": 0}, "factor"),
+        ({"rope_type": "linear", "factor": -2.0}, "factor"),
+        ({"rope_type": "default", "rope_theta": 0}, "theta"),
+        ({"rope_type": "default", "rope_theta": -1.0}, "theta"),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}, "freq_factor"),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": -3}, "original_max"),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 2.5}, "original_max"),
+        ([1], "rope"),
+        ("linear", "rope"),
+    ],
+)
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_wrong_rope_settings(llama: Path, key: str, settings: object, culprit: str) -> None:
+    change_config(llama, **({"rope_parameters": None, "rope_theta": 500.0} | {key: settings}))
+    assert_refused(llama, "config.json", culprit)
+
+
+def test_rope_types_that_are_supported_are_listed(llama: Path) -> None:
+    change_config(llama, rope_parameters={"rope_type": "ntk", "factor": 2.0})
+    assert_refused(llama, "default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size"])
+@pytest.mark.parametrize("value", [2**40, 2**62, 10**30])
+def test_absurd_sizes_are_refused_before_memory_is_asked_for(llama: Path, key: str, value: int) -> None:
+    change_config(llama, **{key: value})
+    assert_refused(llama, value)
+
+
+# Which files
+
+
+def test_no_weights(llama: Path) -> None:
+    (llama / WEIGHTS).unlink()
+    assert_refused(llama, llama, WEIGHTS)
+
+
+def test_only_pickled_weights(llama: Path) -> None:
+    (llama / WEIGHTS).rename(llama / "pytorch_model.bin")
+    assert_refused(llama, llama, WEIGHTS, "pickled")
+
+
+def test_two_shards(llama: Path, tiny: Callable[[str], Tiny]) -> None:
+    shard(llama, BOTH)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        assert torch.equal(load(llama, device=CPU)(ids), tiny("llama").load()(ids))
+
+
+@pytest.mark.parametrize("lost", [["a"], ["b"], ["a", "b"]])
+def test_missing_shards_are_all_named(llama: Path, lost: list[str]) -> None:
+    shard(llama, BOTH)
+    for name in lost:
+        (llama / f"{name}.safetensors").unlink()
+    assert_refused(llama, llama, *(f"{name}.safetensors" for name in lost))
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {NORM: 1}}, {"weight_map": None}])
+def test_index_without_weight_map(llama: Path, index: object) -> None:
+    shard(llama, index)
+    assert_refused(llama, llama / INDEX, "weight_map")
+
+
+@pytest.mark.parametrize("index", ["", "{", "[]"])
+def test_index_that_is_no_json_object(llama: Path, index: str) -> None:
+    shard(llama, index)
+    assert_refused(llama, llama / INDEX)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "x" * 5000, ""])
+def test_index_that_names_no_file_of_the_folder(llama: Path, name: str) -> None:
+    shutil.copy(llama / WEIGHTS, llama.parent / "outside.safetensors")
+    shard(llama, {"weight_map": {NORM: name}})
+    assert_refused(llama, llama, "shard", name)
+
+
+def test_index_that_lists_too_little(llama: Path) -> None:
+    shard(llama, {"weight_map": {NORM: "b.safetensors"}})
+    assert_refused(llama, EMBEDDING)
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 7, 8, 9, 500, -20_000, -1])
+def test_truncated_weights(llama: Path, length: int) -> None:
+    path = llama / WEIGHTS
+    path.write_bytes(path.read_bytes()[:length])
+    assert_refused(llama, path)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_truncated_shard(llama: Path, length: int) -> None:
+    shard(llama, BOTH)
+    path = llama / "b.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    assert_refused(llama, path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff" * 64,
+        b"not json".ljust(64),
+        b"[]",
+        b'{"x": 1}',
+        b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,99]}}',
+    ],
+    ids=["no-text", "no-json", "list", "no-tensor", "bad-offsets"],
+)
+def test_garbage_header(llama: Path, header: bytes) -> None:
+    (llama / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert_refused(llama, llama / WEIGHTS)
+
+
+def test_header_longer_than_the_file(llama: Path) -> None:
+    (llama / WEIGHTS).write_bytes(b"\xff" * 8 + (llama / WEIGHTS).read_bytes()[8:])
+    assert_refused(llama, llama / WEIGHTS)
+
+
+# Tensors that do not fit
+
+
+def test_all_missing_tensors_are_named_at_once(llama: Path) -> None:
+    missing = [EMBEDDING, NORM, "lm_head.weight", "model.layers.2.mlp.up_proj.weight"]
+    change_tensors(llama, dict.fromkeys(missing))
+    assert_refused(llama, "missing", *missing)
+
+
+def test_missing_and_unexpected_tensors_are_named_together(llama: Path) -> None:
+    change_tensors(llama, {NORM: None, "model.norm.gain": torch.ones(48), "model.layers.3.x": torch.ones(1)})
+    assert_refused(llama, NORM, "unexpected", "model.norm.gain", "model.layers.3.x")
+
+
+def test_many_missing_tensors_are_all_named(llama: Path) -> None:
+    change_config(llama, num_hidden_layers=5)
+    change_tensors(llama, {"model.layers.1.mlp.up_proj.weight": None})
+    parts = ["input_layernorm", "post_attention_layernorm", *(f"self_attn.{p}_proj" for p in "qkvo")]
+    whole = [f"model.layers.{{3,4}}.{part}.weight" for part in (*parts, "mlp.down_proj", "mlp.gate_proj")]
+    assert_refused(llama, *whole, "model.layers.{1,3,4}.mlp.up_proj.weight", llama)
+
+
+def test_biases_that_config_does_not_know(gpt2: Path, llama: Path) -> None:
+    change_tensors(llama, {"model.layers.0.self_attn.q_proj.bias": torch.ones(96)})
+    assert_refused(llama, "unexpected", "model.layers.0.self_attn.q_proj.bias")
+    change_tensors(gpt2, {"transformer.h.0.attn.c_attn.bias": None})
+    assert_refused(gpt2, "missing", "h.0.attn.c_attn.bias")
+
+
+def test_weights_of_another_family(llama: Path, gpt2: Path) -> None:
+    shutil.copy(gpt2 / WEIGHTS, llama / WEIGHTS)
+    assert_refused(llama, "missing", "unexpected")
+
+
+@pytest.mark.parametrize("shape", [(47,), (49,), (1, 48), ()])
+def test_misshapen_tensor(llama: Path, shape: tuple[int, ...]) -> None:
+    change_tensors(llama, {NORM: torch.ones(shape)})
+    assert_refused(llama, llama / WEIGHTS, NORM, list(shape), "[48]")
+
+
+def test_misshapen_tensor_in_a_shard(llama: Path) -> None:
+    change_tensors(llama, {NORM: torch.ones(47)})
+    shard(llama, BOTH)
+    assert_refused(llama, llama / "b.safetensors", NORM, "[47]", "[48]")
+
+
+def test_transposed_tensor_of_gpt2(gpt2: Path) -> None:
+    name = "transformer.h.1.mlp.c_fc.weight"
+    change_tensors(gpt2, {name: load_file(gpt2 / WEIGHTS)[name].T.contiguous()})
+    assert_refused(gpt2, gpt2 / WEIGHTS, name, "[192, 48]", "[48, 192]")
+
+
+def test_heads_of_another_size(llama: Path) -> None:
+    change_config(llama, head_dim=8)
+    assert_refused(llama, llama / WEIGHTS, "q_proj", "[96, 48]", "[48, 48]")
+
+
+@pytest.mark.parametrize("name", [EMBEDDING, NORM])
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [(torch.int64, "I64"), (torch.int8, "I8"), (torch.uint8, "U8"), (torch.bool, "BOOL"), (torch.float64, "F64")],
+)
+def test_tensor_of_an_unsupported_dtype(llama: Path, name: str, dtype: torch.dtype, stored: str) -> None:
+    change_tensors(llama, {name: load_file(llama / WEIGHTS)[name].to(dtype)})
+    assert_refused(llama, llama / WEIGHTS, name, stored, "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
+
+
+def test_tensor_stored_twice(llama: Path, gpt2: Path) -> None:
+    """Which of the two counts would be a guess."""
+    norm = load_file(llama / WEIGHTS)[NORM]
+    shard(llama, BOTH)
+    save_file({EMBEDDING: load_file(llama / "a.safetensors")[EMBEDDING], NORM: 2 * norm}, llama / "a.safetensors")
+    assert_refused(llama, NORM)
+    change_tensors(gpt2, {"ln_f.weight": torch.ones(48)})
+    assert_refused(gpt2, "ln_f.weight")
+
+
+# What is read, and written
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_a_stored_head_is_dropped_where_config_ties_it(tiny: Callable[[str], Tiny], tmp_path: Path, name: str) -> None:
+    case = tiny(name)
+    folder = Path(shutil.copytree(case.folder, tmp_path / name))
+    embedding = case.load().embedding.weight
+    change_tensors(folder, {"lm_head.weight": embedding.clone()})
+    model = load(folder, device=CPU)
+    assert model.head is None
+    assert torch.equal(model.embedding.weight, embedding)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_a_head_that_is_not_the_embedding_counts_as_in_transformers(
+    tiny: Callable[[str], Tiny], tmp_path: Path, name: str
+) -> None:
+    case = tiny(name)
+    folder = Path(shutil.copytree(case.folder, tmp_path / name))
+    head = torch.randn(VOCAB, 48, generator=torch.Generator().manual_seed(0))
+    change_tensors(folder, {"lm_head.weight": head})
+    model = load(folder, device=CPU)
+    ids = random_ids(20, seed=0)
+    with torch.no_grad():
+        assert (model(ids) - reopen(folder)(ids).logits).abs().max() <= 1e-4
+        assert (model(ids) - case.reference(ids).logits).abs().max() > 1
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("asked", [None, torch.float32, torch.bfloat16])
+def test_dtype_is_the_one_asked_for_or_the_stored_one(
+    llama: Path, stored: torch.dtype, asked: torch.dtype | None
+) -> None:
+    tensors = {name: tensor.to(stored) for name, tensor in load_file(llama / WEIGHTS).items()}
+    change_tensors(llama, dict(tensors))
+    model = load(llama, device=CPU, dtype=asked)
+    assert {parameter.dtype for parameter in model.parameters()} == {asked or stored}
+    assert torch.equal(model.norm.weight, tensors[NORM].to(asked or stored))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training
+
+
+def test_dtype_may_be_a_function_of_the_stored_one(llama: Path) -> None:
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(llama / WEIGHTS).items()}
+    change_tensors(llama, dict(tensors))
+    asked: list[torch.dtype] = []
+
+    def pick(stored: torch.dtype) -> torch.dtype:
+        asked.append(stored)
+        return torch.float16
+
+    model = load(llama, device=CPU, dtype=pick)
+    assert asked == [torch.bfloat16]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+
+def test_progress_counts_the_bytes_up_to_all(llama: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    model = load(llama, device=CPU, progress=lambda done, total: seen.append((done, total)))
+    assert {total for _, total in seen} == {sum(parameter.nbytes for parameter in model.parameters())}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("file", ["config.json", WEIGHTS])
+def test_an_interrupted_save_leaves_what_was_there(llama: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    model = load(llama, device=CPU)
+    before, raw = (llama / file).read_bytes(), json.loads((llama / "config.json").read_text())
+
+    def half(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    if file == WEIGHTS:
+        monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path, **_: half(path))
+    else:
+        monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: half(path))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(model, llama, raw, dtype=torch.bfloat16)
+    assert (llama / file).read_bytes() == before
+    assert not list(llama.glob("*.part"))
+
+
+# Real models
+
+
+@needs_shared
+def test_a_trained_model_writes_what_it_is_known_to_write() -> None:
+    folder = SHARED / "stories260K"
+    expected = json.loads((folder / "expected.json").read_text())
+    model = load(folder, device=CPU, dtype=torch.float32)
+    prompt, ids = expected["prompt_ids"], expected["greedy_ids"]
+    count = len(ids) - len(prompt)
+    assert count >= 200
+    assert greedy(model, prompt, count) == ids[len(prompt) :]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[:16]]))[0, -1, :8]
+    known = torch.tensor(expected["logits_last_first8_of_first16tokens"])
+    assert (logits - known).abs().max() <= 1e-4

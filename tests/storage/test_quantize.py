@@ -1,0 +1,404 @@
+"""Matrices of 8 and 4 bits against products in fp64, and whole models against plain ones with those weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
+from llmcli.generation.bench import read_bytes
+from llmcli.model.layers import Embedding, Linear, Norm
+from llmcli.model.transformer import Transformer
+from llmcli.storage import quantize as module
+from llmcli.storage.quantize import (
+    BLOCK,
+    FEW,
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    Kind,
+    build,
+    matrices,
+    packed,
+    quantize,
+    stored_tensors,
+    unpacked,
+)
+from tests.tiny import CASES, VOCAB, random_ids
+from tests.wide import GROUP, raw_config, reference, wide_model
+
+KINDS: tuple[Kind, ...] = ("int8", "int4")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What a product may be off, as a share of the row's norm times the weights': by the dtype of the result.
+PRECISION = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def linear(out: int, inner: int, *, bias: bool = False, seed: int = 0) -> Linear:
+    """A matrix with an outlier, so that groups have different factors."""
+    made = Linear(inner, out, bias=bias).requires_grad_(False)
+    made.weight.copy_(noise(out, inner, seed=seed))
+    made.weight[out // 2, inner // 2] = 9.0
+    if made.bias is not None:
+        made.bias.copy_(noise(out, seed=seed + 1))
+    return made
+
+
+def rounded(given: Linear | Embedding, kind: Kind, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """What ``quantize`` puts in its place."""
+    return build(stored_tensors(given, kind, "it"), dtype, table=isinstance(given, Embedding))
+
+
+def weights_of(given: Linear | Embedding, kind: Kind) -> Tensor:
+    """The numbers that its stored tensors stand for, fp64, taken apart by hand."""
+    tensors = stored_tensors(given, kind, "it")
+    codes, scale = tensors["weight"], tensors["scale"].double().view(-1, 1)
+    if "factors" not in tensors:
+        return codes.double() * scale
+    low, high = (codes & 15).int(), (codes >> 4).int()
+    pairs = torch.stack((low, high), -1).flatten(1)
+    signed = torch.where(pairs > 7, pairs - 16, pairs)
+    return signed.double() * tensors["factors"].double().repeat_interleave(GROUP, 1) * scale
+
+
+def as_int8(rows: Tensor) -> Tensor:
+    """Each row rounded to 255 steps of its own, fp64."""
+    wide = rows.double()
+    step = wide.abs().amax(-1, keepdim=True) / 127
+    return (wide / step).round() * step
+
+
+def assert_close(ours: Tensor, exact: Tensor, rows: Tensor, weights: Tensor) -> None:
+    bound = rows.double().norm(dim=-1).unsqueeze(-1) * weights.norm(dim=-1)
+    difference = (ours.double() - exact).abs()
+    assert (difference <= PRECISION[ours.dtype] * bound).all(), float((difference / bound).max())
+
+
+# Modules
+
+SHAPES = [(1, 32), (7, 32), (64, 64), (65, 96), (130, 256), (200, 160)]
+ODD = [(1, 1), (3, 5), (64, 33), (70, 48)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES + ODD)
+def test_int8_is_the_product_with_each_row_rounded(shape: tuple[int, int], bias: bool, dtype: torch.dtype) -> None:
+    given = linear(*shape, bias=bias).to(dtype)
+    ours, weights = rounded(given, "int8", dtype), weights_of(given, "int8")
+    assert isinstance(ours, Int8Linear)
+    for count in (1, 2, 80):
+        rows = noise(count, shape[1], seed=2).to(dtype)
+        exact = as_int8(rows) @ weights.t()
+        y = ours(rows)
+        assert y.dtype == dtype
+        if given.bias is not None:  # as if every row had a last number of 1
+            exact, weights = exact + given.bias.double(), torch.cat((weights, given.bias.double().unsqueeze(1)), 1)
+            rows = torch.cat((rows, torch.ones(count, 1, dtype=dtype)), 1)
+        assert_close(y, exact, rows, weights)
+        weights = weights[:, : shape[1]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int4_of_few_tokens_is_the_product_and_of_many_that_with_each_row_rounded(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    given = linear(*shape)
+    ours, weights = rounded(given, "int4", dtype), weights_of(given, "int4")
+    assert isinstance(ours, Int4Linear)
+    rows = noise(FEW + 6, shape[1], seed=2).to(dtype)
+    for count in (1, 2, 5, FEW):
+        assert ours(rows[:count]).dtype == dtype
+        assert_close(ours(rows[:count]), rows[:count].double() @ weights.t(), rows[:count], weights)
+    for count in (FEW + 1, FEW + 6):
+        assert_close(ours(rows[:count]), as_int8(rows[:count]) @ weights.t(), rows[:count], weights)
+
+
+@pytest.mark.parametrize("count", [1, 3, FEW + 1])
+def test_int4_adds_its_bias(count: int) -> None:
+    given = linear(70, 64, bias=True)
+    with_bias, without = rounded(given, "int4"), linear(70, 64)
+    rows = noise(count, 64, seed=2)
+    assert given.bias is not None
+    assert torch.equal(given.weight, without.weight)
+    assert torch.allclose(with_bias(rows) - rounded(without, "int4")(rows), given.bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ODD)
+def test_rows_that_groups_do_not_divide_have_8_bits(shape: tuple[int, int]) -> None:
+    given = linear(*shape)
+    four, eight = rounded(given, "int4"), rounded(given, "int8")
+    assert isinstance(four, Int8Linear)
+    assert torch.equal(four.weight, eight.weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_has_8_bits_to_look_up_and_to_compare_with(kind: Kind, dtype: torch.dtype) -> None:
+    given = Embedding(71, 64).requires_grad_(False)
+    given.weight.copy_(noise(71, 64))
+    ours, weights = rounded(given, kind, dtype), weights_of(given, "int8")
+    assert isinstance(ours, Int8Embedding)
+    ids = torch.tensor([[0, 70, 3], [5, 5, 1]])
+    assert torch.equal(ours(ids), weights.float()[ids].to(dtype))
+    rows = noise(2, 3, 64, seed=2).to(dtype)
+    y = ours.unembed(rows)
+    assert y.shape == (2, 3, 71)
+    assert_close(y.flatten(0, 1), as_int8(rows.flatten(0, 1)) @ weights.t(), rows.flatten(0, 1), weights)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [*KINDS, "table"])
+def test_a_single_vector_is_the_row_of_a_batch_and_is_left_as_it_was(kind: str, dtype: torch.dtype) -> None:
+    product: Callable[[Tensor], Tensor]
+    if kind == "table":
+        table = Embedding(71, 64).requires_grad_(False)
+        table.weight.copy_(noise(71, 64))
+        made = rounded(table, "int8", dtype)
+        assert isinstance(made, Int8Embedding)
+        product = made.unembed
+    else:
+        product = rounded(linear(71, 64), "int8" if kind == "int8" else "int4", dtype)
+    rows = noise(6, 64, seed=3).to(dtype)
+    kept = rows.clone()
+    batch = product(rows)
+    for number, row in enumerate(rows):
+        y = product(row)
+        assert y.shape == (71,)
+        assert y.dtype == dtype
+        assert torch.allclose(y, batch[number], rtol=2 * PRECISION[dtype], atol=30 * PRECISION[dtype])
+    assert torch.equal(rows, kept)
+    assert not product(torch.zeros(64, dtype=dtype)).any()
+    assert not product(torch.zeros(3, 64, dtype=dtype)).any()
+    assert product(torch.full((64,), math.nan, dtype=dtype)).isnan().all()
+
+
+@pytest.mark.parametrize("count", [3, FEW + 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_is_what_it_is_whatever_else_is_in_the_batch(kind: Kind, count: int) -> None:
+    ours = rounded(linear(70, 64), kind)
+    rows = noise(count, 64, seed=2)
+    others = 1000 * noise(count, 64, seed=3)
+    others[1] = rows[1]
+    assert torch.equal(ours(rows)[1], ours(others)[1])
+    assert torch.equal(ours(rows.view(1, count, 64))[0], ours(rows))
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.lists(st.integers(1, 3), max_size=2), st.sampled_from(KINDS), st.booleans()
+)
+def test_shapes_are_kept(blocks: int, groups: int, batch: list[int], kind: Kind, bias: bool) -> None:
+    out, inner = blocks * 37, groups * GROUP
+    ours = rounded(linear(out, inner, bias=bias), kind)
+    assert ours(noise(*batch, inner)).shape == (*batch, out)
+
+
+# The 4-bit kernel's layout
+
+
+@pytest.mark.parametrize("shape", [(BLOCK, 32), (2 * BLOCK, 96), (5 * BLOCK, 256)])
+def test_unpacked_undoes_packed(shape: tuple[int, int]) -> None:
+    codes = torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    packs = packed(codes)
+    assert packs.dtype == torch.uint8
+    assert packs.shape == (shape[0], shape[1] // 2)
+    if not module.knows_layout():
+        pytest.skip("this processor's layout is another")
+    blocks = unpacked(packs)
+    assert blocks.shape == (shape[0] // BLOCK, shape[1], BLOCK)
+    assert torch.equal(blocks.transpose(1, 2).reshape(shape), codes)
+
+
+PARTS = (slice(None), slice(70, 71), slice(63, 129), slice(-3, None), slice(5, 5))
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_the_matrix_itself_can_be_had(
+    kind: Kind | None, known: bool, part: slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the products multiply with: each of its columns is the product with a one."""
+    monkeypatch.setattr(module, "knows_layout", lambda: known)
+    given = linear(150, 2 * GROUP, bias=True)
+    made = given if kind is None else rounded(given, kind)
+    dense = made.dense(part)
+    assert dense.dtype == torch.float32
+    products = torch.stack([made(one) for one in torch.eye(2 * GROUP)], dim=-1) - given.bias.unsqueeze(-1)
+    torch.testing.assert_close(dense, products[part], rtol=1e-5, atol=1e-5)
+
+
+def test_a_layout_that_is_not_known_is_noticed_and_still_gives_right_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = linear(70, 64)
+    ours, weights = rounded(given, "int4"), weights_of(given, "int4")
+    rows = noise(FEW + 20, 64, seed=2)
+    monkeypatch.setattr(module, "unpacked", lambda packs: unpacked(packs.flip(0)))
+    module.knows_layout.cache_clear()
+    try:
+        assert not module.knows_layout()
+        assert_close(ours(rows), rows.double() @ weights.t(), rows, weights)  # no row rounded: the kernel for few
+    finally:
+        module.knows_layout.cache_clear()
+
+
+@pytest.mark.parametrize("pieces", [1, 64 * 64, 3 * 64 * 64])
+def test_matrices_may_be_rounded_and_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    given, rows = linear(300, 64, bias=True), noise(FEW + 3, 64, seed=2)
+    whole = {kind: (stored_tensors(given, kind, "it"), rounded(given, kind)(rows)) for kind in KINDS}
+    monkeypatch.setattr(module, "AT_ONCE", pieces)
+    for kind, (tensors, y) in whole.items():
+        again = stored_tensors(given, kind, "it")
+        assert again.keys() == tensors.keys()
+        assert all(torch.equal(again[part], tensors[part]) for part in tensors)
+        assert torch.equal(rounded(given, kind)(rows), y)
+
+
+# Models
+
+
+def quantized(model: Transformer, kind: Kind) -> Transformer:
+    other = copy.deepcopy(model)
+    quantize(other, kind)
+    return other
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """Mean difference, as a share of the logits' spread; infinite where ours are no numbers."""
+    return float((ours - theirs).abs().nan_to_num(nan=math.inf).mean() / theirs.std())
+
+
+# Sums of another order now and then turn one rounding of an activation, and all that follow: half of what
+# rounding activations costs at all. Most cases agree to the last bits.
+FLIPPED = 0.015
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_computes_with_its_rounded_weights(name: str, kind: Kind) -> None:
+    model = wide_model(raw_config(name))
+    ours, theirs = quantized(model, kind), reference(model, kind)
+    with torch.inference_mode():
+        for count in (FEW - 20, FEW + 8):
+            ids = random_ids(count, seed=5)
+            logits, expected = ours(ids), theirs(ids)
+            assert distance(logits, expected) <= FLIPPED
+            assert 0.01 < distance(logits, model(ids)) < 0.4, "rounding should show, and not much more"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_cached_is_uncached(name: str, kind: Kind) -> None:
+    model = quantized(wide_model(raw_config(name)), kind)
+    ids = random_ids(40, seed=5)
+    cache = model.new_cache()
+    cache.planned = 40
+    with torch.inference_mode():
+        cuts = [ids[:, :30], ids[:, 30:33], *ids[:, 33:].split(1, dim=1)]
+        cached = torch.cat([model(part, cache) for part in cuts], dim=1)
+        assert distance(cached, model(ids)) <= FLIPPED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["gpt2", "mixtral", "qwen3_moe", "llama-biases", "llama-tied"])
+def test_what_is_rounded_and_what_is_not(name: str, kind: Kind) -> None:
+    model = wide_model(raw_config(name), dtype=torch.bfloat16)
+    ours = quantized(model, kind)
+    assert ours.dtype == torch.bfloat16
+    kept = dict(ours.named_parameters())
+    for key, parameter in model.named_parameters():
+        owner = model.get_submodule(key.rpartition(".")[0])
+        untouched = isinstance(owner, Norm) or key.endswith((".bias", ".router.weight")) or key == "positions.weight"
+        if untouched:
+            assert torch.equal(kept[key], parameter), key
+        else:
+            assert isinstance(owner, (Linear, Embedding)), key
+            assert isinstance(ours.get_submodule(key.rpartition(".")[0]), (Int8Linear, Int4Linear, Int8Embedding)), key
+    assert not list(matrices(ours))
+    assert isinstance(ours.embedding, Int8Embedding)
+    assert (ours.head is None) == (model.head is None)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.53), ("int4", 0.4)])
+def test_weights_take_a_half_and_a_third_of_the_bytes(kind: Kind, most: float) -> None:
+    model = wide_model(raw_config("llama") | {"hidden_size": 512, "intermediate_size": 768}, dtype=torch.bfloat16)
+    ours = quantized(model, kind)
+    before, after = (sum(p.nbytes for p in m.parameters()) for m in (model, ours))
+    assert after < most * before
+    assert read_bytes(ours) < most * read_bytes(model)
+
+
+def test_tied_tables_are_shared_and_gain_no_head() -> None:
+    ours = quantized(wide_model(raw_config("llama-tied")), "int8")
+    x = noise(1, 2, 96)
+    with torch.inference_mode():
+        before = ours.unembed(x)
+        ours.embedding.weight.mul_(-1)
+        assert torch.equal(ours.unembed(x), -before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_reaches_the_number_of_rounded_weights(kind: Kind) -> None:
+    model = wide_model(raw_config("mixtral"))
+    total = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".router." not in name)
+    seen: list[tuple[int, int]] = []
+    quantize(model, kind, lambda done, all_: seen.append((done, all_)))
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert {all_ for _, all_ in seen} == {total}
+    assert seen[-1][0] == total
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounding_twice_is_refused(kind: Kind) -> None:
+    model = quantized(wide_model(raw_config("llama")), kind)
+    for again in KINDS:
+        with pytest.raises(LlmcliError, match="already") as caught:
+            quantize(model, again)
+        assert caught.value.exit_code == EXIT_USAGE
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["embedding", "blocks.1.mlp.down"])
+def test_weights_that_are_no_numbers_are_named(kind: Kind, value: float, name: str) -> None:
+    model = wide_model(raw_config("llama"))
+    weight = model.get_parameter(f"{name}.weight")
+    weight[-1, -1] = value
+    with pytest.raises(LlmcliError, match=rf"{name}\.weight") as caught:
+        quantize(model, kind)
+    assert caught.value.exit_code == EXIT_FAILURE
+    assert caught.value.hint
+
+
+def test_models_elsewhere_than_on_the_cpu_are_refused() -> None:
+    model = wide_model(raw_config("llama")).to("meta")
+    with pytest.raises(LlmcliError, match="not on meta") as caught:
+        quantize(model, "int8")
+    assert caught.value.exit_code == EXIT_USAGE
+    assert "--device cpu" in caught.value.hint
+    assert len(list(matrices(model))) > 5, "nothing was rounded"
+
+
+def test_experts_that_no_token_asks_for_do_not_run() -> None:
+    """And those that a single token asks for see one row: the path of few."""
+    ours = quantized(wide_model(raw_config("qwen3_moe")), "int4")
+    called: list[int] = []
+    moe = ours.blocks[1].mlp
+    for number, expert in enumerate(moe.experts):
+        expert.register_forward_hook(lambda *_, number=number: called.append(number))
+    with torch.inference_mode():
+        assert ours(random_ids(1, seed=0)).isfinite().all()
+    assert len(called) == 2
+    assert len(moe.experts) == 6
+    assert ours(torch.zeros(1, 1, dtype=torch.long)).shape == (1, 1, VOCAB)
