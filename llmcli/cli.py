@@ -167,7 +167,7 @@ def visible(line: str) -> str:
     """A message may quote what stands in a file or a name: nothing in it may command the terminal."""
     if line.isprintable():
         return line
-    from llmcli.render.terminal import one_line
+    from llmcli.render.text import one_line
 
     return one_line(line)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llmcli.generation.jobs.files import Broken, Job, Results, Usual
     from llmcli.generation.loaded import LoadedModel
     from llmcli.generation.sampling import Sampler
-    from llmcli.render.batch import BatchView
+    from llmcli.render.progress import BatchProgress
 
 
 @click.command(cls=Command, together="alike")
@@ -149,7 +149,7 @@ class Run:
         """Write what is not yet there; the exit code."""
         from llmcli.generation.batch import InOrder, write_many
         from llmcli.generation.jobs.files import result
-        from llmcli.render.generation import note
+        from llmcli.render.terminal import note
 
         total, done = self.check()
         order = InOrder[dict[str, object]]()
@@ -175,10 +175,10 @@ class Run:
 
         return mark(job, self.loaded, self.sampler, self.others)
 
-    def view(self, total: int, done: int) -> BatchView:
-        from llmcli.render.batch import BatchView
+    def view(self, total: int, done: int) -> BatchProgress:
+        from llmcli.render.progress import BatchProgress
 
-        return BatchView(total, done, sys.stderr, self.world.rank if self.world.size > 1 else None)
+        return BatchProgress(total, done, sys.stderr, self.world.rank if self.world.size > 1 else None)
 
     def check(self) -> tuple[int, int]:
         """How many lines there are to do, and how many of them are done.
@@ -197,7 +197,7 @@ class Run:
         own = list(self.jobs())
         return len(own), sum(1 for job in own if isinstance(job, Job) and job.id in self.results.done)
 
-    def tasks(self, view: BatchView) -> Iterator[Task]:
+    def tasks(self, view: BatchProgress) -> Iterator[Task]:
         """What is left to write, as it is asked for."""
         from llmcli.generation.batch import Task
         from llmcli.generation.jobs.files import Broken

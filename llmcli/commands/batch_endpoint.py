@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmcli.endpoint.many import Answer
     from llmcli.endpoint.server import Ask, Server
     from llmcli.generation.jobs.files import Job, Results, Usual
-    from llmcli.render.batch import BatchView
+    from llmcli.render.progress import BatchProgress
 
 
 class ServerRun:
@@ -32,13 +32,13 @@ class ServerRun:
         """Write what is not yet there; the exit code. Errors: the server does not go on."""
         from llmcli.endpoint.many import side_by_side
         from llmcli.generation.batch import InOrder
-        from llmcli.render.batch import BatchView
-        from llmcli.render.generation import note
+        from llmcli.render.progress import BatchProgress
+        from llmcli.render.terminal import note
 
         total, order = self.check(), InOrder[dict[str, Any] | None]()
         if self.results.torn:
             note(f"the last line of {self.results.path} was cut short: it is written again", sys.stderr)
-        with Interrupt() as interrupt, self.results, BatchView(total, len(self.results.done), sys.stderr) as view:
+        with Interrupt() as interrupt, self.results, BatchProgress(total, len(self.results.done), sys.stderr) as view:
             interrupt.rest()
             try:
                 for key, answer in side_by_side(self.server, self.asks(view), size):
@@ -53,7 +53,7 @@ class ServerRun:
                 return EXIT_INTERRUPTED
         return EXIT_FAILURE if view.broken else EXIT_OK
 
-    def record(self, key: int, answer: Answer | Exception, view: BatchView) -> dict[str, Any] | None:
+    def record(self, key: int, answer: Answer | Exception, view: BatchProgress) -> dict[str, Any] | None:
         """A result, under the names of ``jobs.result``; None of a prompt that the server refuses, which is told."""
         from llmcli.endpoint.failures import ServerError
 
@@ -94,7 +94,7 @@ class ServerRun:
                 )
         return len(lines)
 
-    def asks(self, view: BatchView) -> Iterator[tuple[int, Ask]]:
+    def asks(self, view: BatchProgress) -> Iterator[tuple[int, Ask]]:
         """What is left to ask for, as there is room."""
         from llmcli.endpoint.server import Ask
         from llmcli.generation.jobs.files import Broken, read_jobs

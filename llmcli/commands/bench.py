@@ -21,7 +21,7 @@ from llmcli.errors import usage_error
 if TYPE_CHECKING:
     from llmcli.generation.bench import Speed
     from llmcli.model.transformer import Transformer
-    from llmcli.render.bench import Row
+    from llmcli.render.bench import BenchRow
     from llmcli.storage.quantize import Kind
 
 
@@ -96,11 +96,11 @@ def bench(
     from llmcli.model.device import pick_device
     from llmcli.model.threads import use_threads
     from llmcli.render import bench as view
-    from llmcli.render.generation import note
+    from llmcli.render.terminal import note
 
     sources: tuple[str | None, ...] = (str(config),) if config is not None else models or (None,)
 
-    def measured() -> Iterator[Row]:
+    def measured() -> Iterator[BenchRow]:
         for source in sources:
             for kind, rounding in itertools.product(kinds, roundings):
                 began = time.perf_counter()
@@ -120,7 +120,7 @@ def bench(
 
     rows = []
     for row in measured():
-        note(view.progress(row), sys.stderr)
+        note(view.bench_line(row), sys.stderr)
         rows.append(row)
     bandwidths = {}  # last, because it takes memory of its own
     for count in {row.threads for row in rows}:
@@ -128,11 +128,11 @@ def bench(
         bandwidths[count] = read_bandwidth(pick_device(device))
     rows = [replace(row, bandwidth=bandwidths[row.threads]) for row in rows]
     if as_json:
-        view.write_json(rows, sys.stdout)
+        view.write_bench_json(rows, sys.stdout)
     elif markdown:
-        view.write_markdown(rows, sys.stdout)
+        view.print_bench_markdown(rows, sys.stdout)
     else:
-        view.print_rows(rows, sys.stdout)
+        view.print_bench(rows, sys.stdout)
 
 
 def listed(option: str, words: str, known: Sequence[str]) -> list[Any]:
@@ -143,14 +143,14 @@ def listed(option: str, words: str, known: Sequence[str]) -> list[Any]:
     return found
 
 
-def row_of(name: str, model: Transformer, rounding: str, speed: Speed, load_seconds: float) -> Row:
+def row_of(name: str, model: Transformer, rounding: str, speed: Speed, load_seconds: float) -> BenchRow:
     """A measurement together with what it was taken on."""
     import torch
 
     from llmcli.generation.bench import peak_memory
-    from llmcli.render.bench import Row
+    from llmcli.render.bench import BenchRow
 
-    return Row(
+    return BenchRow(
         model=name,
         dtype=str(model.dtype).removeprefix("torch.") if rounding == "none" else rounding,
         device=str(model.device),

@@ -72,7 +72,7 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
         rows, strays = [setting(commands[command], option, found[0]) for option in options(commands[command])], []
     texts = list(dict.fromkeys(str(fault) for fault in faults)) + strays
     if as_json:
-        view.write_json(config_path(), rows, texts, sys.stdout)
+        view.write_settings_json(config_path(), rows, texts, sys.stdout)
     else:
         view.print_settings(config_path(), rows, texts, sys.stdout, sys.stderr, of=command)
     if faults:

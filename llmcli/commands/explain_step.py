@@ -84,7 +84,7 @@ def explain_step(
         return
     loaded = choice.open()
 
-    from llmcli.render import ndjson
+    from llmcli.render import json_forms
     from llmcli.render.step import print_step
 
     ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
@@ -94,19 +94,19 @@ def explain_step(
         walk(loaded, sampler, ids, shape)
         return
     report = report_of_step(loaded, sampler, ids, index, overflow == "shift", shape)
-    form.show(report, print_step, ndjson.step)
+    form.show(report, print_step, json_forms.step)
 
 
 def explain_there(server: Server, text: str, sampling: Sampling, index: int, top: int, form: Form) -> None:
     """Show the index-th token that a server writes, and its rivals as far as it tells them."""
     from llmcli.endpoint.server import Ask
     from llmcli.endpoint.step import server_step
-    from llmcli.render import ndjson
-    from llmcli.render.endpoint import print_server_step
+    from llmcli.render import json_forms
+    from llmcli.render.step import print_server_step
 
     fields = fields_of(sampling, server, sampling.seed)
     report = server_step(server, Ask(text, index + 1, fields, rivals=top), index)
-    form.show(report, print_server_step, ndjson.server_step)
+    form.show(report, print_server_step, json_forms.server_step)
 
 
 def report_of_step(

@@ -127,7 +127,7 @@ def write_several(samples: Samples, several: Several, showing: Showing, echoed: 
 
 def tell_angles(length: int) -> None:
     """Say that another --max-tokens would give another text, for the few models of which that is true."""
-    from llmcli.render.generation import note
+    from llmcli.render.terminal import note
 
     if length:
         note(f"dynamic rope scaling: positions are turned for {length} tokens, prompt and --max-tokens", sys.stderr)

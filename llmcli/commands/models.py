@@ -24,7 +24,7 @@ def models(as_json: bool, verbose: bool) -> None:
       llmcli models --json
     """
     from llmcli import hub
-    from llmcli.render import ndjson
+    from llmcli.render import json_forms
     from llmcli.render.models import print_models
 
     found = hub.on_disk()
@@ -32,4 +32,4 @@ def models(as_json: bool, verbose: bool) -> None:
         print_models(found, sys.stdout)
         return
     for model in found:
-        ndjson.write(ndjson.model(model), sys.stdout)
+        json_forms.write(json_forms.model(model), sys.stdout)

@@ -31,13 +31,13 @@ def pull(name: str, offline: bool, verbose: bool) -> None:
     from llmcli import hub
     from llmcli.files.sizes import readable
     from llmcli.hub.cache import size_of
-    from llmcli.render.download import DownloadView
-    from llmcli.render.generation import note
+    from llmcli.render.progress import DownloadProgress
+    from llmcli.render.terminal import note
 
     if hub.local_folder(name) is not None and name not in hub.shipped():
         raise usage_error(f"{name} is a folder here, and -m would take that one", "run this in another folder")
     if name not in hub.shipped() and not hub.is_offline(offline):
-        with DownloadView(name, sys.stderr) as view:
+        with DownloadProgress(name, sys.stderr) as view:
             hub.download(hub.of_the_hub(name), view)
     folder = hub.find(name, offline=True)
     note(f"{name} is complete: {readable(size_of(folder))} in", sys.stderr)

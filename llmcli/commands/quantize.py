@@ -61,8 +61,8 @@ def quantize(
     from llmcli.files.json import read_json
     from llmcli.files.names import WEIGHTS
     from llmcli.files.sizes import readable
-    from llmcli.render.generation import note
-    from llmcli.render.loading import LoadingView
+    from llmcli.render.progress import LoadingProgress
+    from llmcli.render.terminal import note
     from llmcli.storage.quantized_checkpoint import copy_rest, save_quantized
     from llmcli.storage.tensors import weight_files
     from llmcli.train.batches import Encoded
@@ -76,7 +76,7 @@ def quantize(
     size = sum(len(document.encode()) for document in documents)
     # Before all else, because a text may turn out too short.
     old = validate(loaded.model, encoded, size, precision=torch.float32) if documents else None
-    with LoadingView(sys.stderr) as view:
+    with LoadingProgress(sys.stderr) as view:
         save_quantized(loaded.model, kind, out, read_json(loaded.folder / "config.json"), view)
     copy_rest(loaded.folder, out)
     before = sum(path.stat().st_size for path in weight_files(loaded.folder))

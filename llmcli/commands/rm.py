@@ -28,7 +28,7 @@ def rm(name: str, yes: bool, verbose: bool) -> None:
     """
     from llmcli.files.sizes import readable
     from llmcli.hub.remove import removable, remove
-    from llmcli.render.generation import note
+    from llmcli.render.terminal import note
 
     model = removable(name)
     if not yes and (sys.stdin is None or not sys.stdin.isatty()):

@@ -54,10 +54,10 @@ def tokenize(
     from llmcli.explain.merges import merges_report
     from llmcli.explain.tokens import tokenization
     from llmcli.hub.cache import name_of
-    from llmcli.render import ndjson
+    from llmcli.render import json_forms
     from llmcli.render import tokens as view
-    from llmcli.render.merges import print_merges
     from llmcli.render.terminal import printable
+    from llmcli.render.tokens import print_merges
     from llmcli.text.tokenizer import load_tokenizer
 
     folders = [find_model(name, offline) for name in models or (None,)]
@@ -76,10 +76,10 @@ def tokenize(
     reports = [tokenization(tokenizer, source, parse_special=prompt.parse_special) for tokenizer in tokenizers]
     if form.as_json:
         for report in reports:
-            ndjson.write(ndjson.tokenization(report), sys.stdout)
+            json_forms.write(json_forms.tokenization(report), sys.stdout)
     else:
-        view.print_tokens(reports, sys.stdout, sys.stderr)
-    form.paint(lambda stream: view.print_tokens(reports, stream, stream))
+        view.print_tokenize(reports, sys.stdout, sys.stderr)
+    form.paint(lambda stream: view.print_tokenize(reports, stream, stream))
     if not all(report.check.ok for report in reports):
         sys.exit(EXIT_FAILURE)
 

@@ -38,15 +38,15 @@ def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbos
     loaded = choice.open()
 
     from llmcli.explain.tour import tour_report
-    from llmcli.render.tour import STOPS, print_stop, print_tour
+    from llmcli.render.tour import TOUR_STOPS, print_tour, print_tour_stop
 
     report = tour_report(loaded, text)
     if no_pause or form.as_json or sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         form.show(report, print_tour)
         return
-    for number in range(len(STOPS)):
-        print_stop(report, sys.stdout, number)
-        if number < len(STOPS) - 1 and click.prompt(
+    for number in range(len(TOUR_STOPS)):
+        print_tour_stop(report, sys.stdout, number)
+        if number < len(TOUR_STOPS) - 1 and click.prompt(
             "\nEnter: go on, q: leave", default="", show_default=False, prompt_suffix=" "
         ).strip().lower() in ("q", "quit"):
             break

@@ -185,8 +185,8 @@ class Running:
 
     def do(self, stage: Stage, *, told: bool) -> None:
         """One run to its end, from where it was; ``told`` is whether it is named. Ctrl-C ends the command."""
-        from llmcli.render.generation import note
-        from llmcli.render.training import TrainingView, loss_svg, print_curve
+        from llmcli.render.terminal import note
+        from llmcli.render.training import TrainingProgress, loss_svg, print_loss_curve
         from llmcli.train.loop import train
         from llmcli.train.metrics import MetricsFile
         from llmcli.train.sample import sample
@@ -206,7 +206,7 @@ class Running:
         prompt = self.sample or self.samples.get(stage.recipe.method)
         interrupted = False
         try:
-            with TrainingView(sys.stderr, stage.recipe.unit) as view:
+            with TrainingProgress(sys.stderr, stage.recipe.unit) as view:
                 for step in stepping:
                     metrics.append(step)
                     view.show(step)
@@ -218,7 +218,7 @@ class Running:
             stepping.close()
         if metrics.history:
             (stage.out / "loss.svg").write_text(loss_svg(metrics.history, stage.recipe.unit), encoding="utf-8")
-            print_curve(metrics.history, stage.recipe.unit, sys.stderr)
+            print_loss_curve(metrics.history, stage.recipe.unit, sys.stderr)
         if interrupted:
             click.echo(
                 "interrupted; " + ("--resume goes on from here" if stage.begun else "nothing was saved yet"), err=True

@@ -41,11 +41,12 @@ def verify(prompt: Prompt, form: Form, choice: ModelChoice, verbose: bool) -> No
     loaded = choice.open()
 
     from llmcli.explain.verify.report import TEXT, verify_report
-    from llmcli.render.verify import ProofsView, print_verify
+    from llmcli.render.progress import VerifyProgress
+    from llmcli.render.verify import print_verify
 
     text = given or TEXT
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
-    with ProofsView(sys.stderr) as view:
+    with VerifyProgress(sys.stderr) as view:
 
         def reopen(device: str, dtype: str) -> LoadedModel:
             view.pause()

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, TextIO
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from llmcli.render.bars import bar, shade
-from llmcli.render.check import print_check
-from llmcli.render.counted import counted
-from llmcli.render.table import Cell, Column, number, print_table
-from llmcli.render.terminal import console, label, say, styled
+from llmcli.render.marks import bar_cell, shade
+from llmcli.render.table import Cell, Column, number_cell, print_table
+from llmcli.render.terminal import console, print_check, print_line, styled
+from llmcli.render.text import counted, token_label
 
 if TYPE_CHECKING:
     from llmcli.explain.attend import AttendReport, GridReport, GridRow, Source
@@ -25,7 +24,7 @@ NOT_WHY = "Attention says where a head looks, not why; what came of it, llmcli w
 
 def print_attend(report: AttendReport, stream: TextIO, *, top: int, sink: bool, heads: str) -> None:
     """The whole view, with the ``top`` positions (0: all) in ``heads``; position 0 only if ``sink``."""
-    say(f"attend at {report.position}, {_named(report.at)}: what does it look at, in {heads}?", stream)
+    print_line(f"attend at {report.position}, {_named(report.at)}: what does it look at, in {heads}?", stream)
     columns = [
         Column("#"),
         Column("token", right=False),
@@ -38,18 +37,18 @@ def print_attend(report: AttendReport, stream: TextIO, *, top: int, sink: bool, 
     print_table(columns, _rows(report.sources, top, sink), stream)
     if not sink:
         first = report.sources[0]
-        say(f"not shown: position 0, {_named(first.piece)}, the sink, with a mean of {first.mean:.4f}", stream)
-    say("mean: of all their weights. moved: how much a head takes from there, mean length.", stream, "dim")
+        print_line(f"not shown: position 0, {_named(first.piece)}, the sink, with a mean of {first.mean:.4f}", stream)
+    print_line("mean: of all their weights. moved: how much a head takes from there, mean length.", stream, "dim")
     _print_end(report.check, stream)
 
 
 def _print_end(check: Check, stream: TextIO) -> None:
-    say(NOT_WHY, stream, "dim")
+    print_line(NOT_WHY, stream, "dim")
     print_check(check, stream)
 
 
 def _named(piece: Piece) -> str:
-    return label(piece.text, piece.bytes)
+    return token_label(piece.text, piece.bytes)
 
 
 def _rows(sources: Sequence[Source], top: int, sink: bool) -> list[list[Cell]]:
@@ -63,7 +62,9 @@ def _rows(sources: Sequence[Source], top: int, sink: bool) -> list[list[Cell]]:
         mean = sum(source.mean for source in candidates) - sum(source.mean for source in shown)
         moved = sum(source.moved for source in candidates) - sum(source.moved for source in shown)
         name = Cell(f"{counted(others, 'other')} together", style="italic")
-        rows.append([Cell(""), name, Cell(""), Cell(""), number(mean), bar(mean, most), number(moved, 3)])
+        rows.append(
+            [Cell(""), name, Cell(""), Cell(""), number_cell(mean), bar_cell(mean, most), number_cell(moved, 3)]
+        )
     return rows
 
 
@@ -73,18 +74,18 @@ def _row(source: Source, most: float) -> list[Cell]:
         Cell(_named(source.piece)),
         Cell(f"L{source.layer}.H{source.head}"),
         Cell(f"{source.weight:.2f}", repr(source.weight), shade(source.weight)),
-        number(source.mean),
-        bar(source.mean, most),
-        number(source.moved, 3),
+        number_cell(source.mean),
+        bar_cell(source.mean, most),
+        number_cell(source.moved, 3),
     ]
 
 
-def print_grid(report: GridReport, stream: TextIO) -> None:
+def print_attend_grid(report: GridReport, stream: TextIO) -> None:
     """The triangle of the last positions; in a terminal with what stands before them summed."""
-    say(f"attend, head L{report.layer}.H{report.head}: where does each token (a row) look?", stream)
+    print_line(f"attend, head L{report.layer}.H{report.head}: where does each token (a row) look?", stream)
     if styled(stream):
         _print_triangle(report, stream)
-        say("In per cent; · is less than 1, … the positions in between together.", stream, "dim")
+        print_line("In per cent; · is less than 1, … the positions in between together.", stream, "dim")
     else:
         columns = [Column("#"), Column("token"), *(Column(str(n)) for n in range(len(report.pieces)))]
         print_table(columns, [_grid_cells(row, len(report.pieces)) for row in report.rows], stream)

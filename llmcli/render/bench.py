@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llmcli.files.sizes import readable
-from llmcli.render.ndjson import write
-from llmcli.render.table import Cell, Column, number, print_table
+from llmcli.render.json_forms import write
+from llmcli.render.table import Cell, Column, number_cell, print_table
 
 if TYPE_CHECKING:
     from llmcli.generation.bench import Speed
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One measurement and what it was taken on. ``peak_bytes`` is the process's memory at its highest so far."""
 
     model: str
@@ -30,7 +30,7 @@ class Row:
     bandwidth: float = math.nan  # bytes a second
 
 
-def print_rows(rows: Sequence[Row], stream: TextIO) -> None:
+def print_bench(rows: Sequence[BenchRow], stream: TextIO) -> None:
     """Tokens a second, median and range; the share of the bandwidth; memory."""
     columns = [
         Column("model", right=False),
@@ -50,26 +50,26 @@ def print_rows(rows: Sequence[Row], stream: TextIO) -> None:
     print_table(columns, [_cells(row) for row in rows], stream)
 
 
-def _cells(row: Row) -> list[Cell]:
+def _cells(row: BenchRow) -> list[Cell]:
     speed = row.speed
     return [
         Cell(row.model),
         Cell(row.dtype),
         Cell(str(row.threads)),
         Cell(str(speed.depth)),
-        number(speed.prefill.median, 0),
+        number_cell(speed.prefill.median, 0),
         Cell(f"{speed.prefill.low:.0f}-{speed.prefill.high:.0f}"),
-        number(speed.decode.median, 1),
+        number_cell(speed.decode.median, 1),
         Cell(f"{speed.decode.low:.1f}-{speed.decode.high:.1f}"),
         Cell(f"{speed.share(row.bandwidth):.0%}", repr(speed.share(row.bandwidth))),
         Cell(readable(row.weight_bytes), str(row.weight_bytes)),
         Cell(readable(speed.cache_bytes), str(speed.cache_bytes)),
         Cell("", "") if row.peak_bytes is None else Cell(readable(row.peak_bytes), str(row.peak_bytes)),
-        number(row.load_seconds, 2),
+        number_cell(row.load_seconds, 2),
     ]
 
 
-def progress(row: Row) -> str:
+def bench_line(row: BenchRow) -> str:
     """A row as soon as it is measured."""
     speed = row.speed
     return (
@@ -78,7 +78,7 @@ def progress(row: Row) -> str:
     )
 
 
-def write_json(rows: Sequence[Row], stream: TextIO) -> None:
+def write_bench_json(rows: Sequence[BenchRow], stream: TextIO) -> None:
     """NDJSON, an object a row; every run's figure is there."""
     for row in rows:
         speed = row.speed
@@ -102,7 +102,7 @@ def write_json(rows: Sequence[Row], stream: TextIO) -> None:
         write(record, stream)
 
 
-def write_markdown(rows: Sequence[Row], stream: TextIO) -> None:
+def print_bench_markdown(rows: Sequence[BenchRow], stream: TextIO) -> None:
     """A table for a README: medians with their range."""
     stream.write("| model | dtype | threads | depth | prefill tokens/s | decode tokens/s | share of bandwidth |\n")
     stream.write("|---|---|---|---|---|---|---|\n")

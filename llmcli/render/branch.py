@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from llmcli.render.check import print_check
 from llmcli.render.generation import ENDINGS
-from llmcli.render.table import Cell, Column, print_table, probability
-from llmcli.render.terminal import band, label, one_line, say
+from llmcli.render.marks import probability_band
+from llmcli.render.table import Cell, Column, print_table, probability_cell
+from llmcli.render.terminal import print_check, print_line
+from llmcli.render.text import one_line, token_label
 
 if TYPE_CHECKING:
     from llmcli.explain.branch import BranchReport, Node
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 def print_branch(report: BranchReport, stream: TextIO) -> None:
     """The whole view."""
-    at = label(report.at.text, report.at.bytes)
-    say(f"branch at {report.position}, {at}: what if another token had been chosen?", stream)
+    at = token_label(report.at.text, report.at.bytes)
+    print_line(f"branch at {report.position}, {at}: what if another token had been chosen?", stream)
     columns = [
         Column("token", right=False),
         Column("id", optional=4, plain="path"),
@@ -29,10 +30,10 @@ def print_branch(report: BranchReport, stream: TextIO) -> None:
         Column("text so far", right=False, optional=3),
     ]
     print_table(columns, list(_rows(report.children, "")), stream)
-    others, best = probability(report.others).shown, probability(math.exp(report.best.logprob)).shown
+    others, best = probability_cell(report.others).shown, probability_cell(math.exp(report.best.logprob)).shown
     told = f"other tokens: how probable those are that may come next and are not shown; in the first place {others}."
-    say(told, stream, "dim")
-    say(f"most probable path ({best}): “{one_line(report.best.text)}”", stream)
+    print_line(told, stream, "dim")
+    print_line(f"most probable path ({best}): “{one_line(report.best.text)}”", stream)
     print_check(report.check, stream)
 
 
@@ -45,15 +46,15 @@ def _rows(nodes: Sequence[Node], indent: str) -> Iterator[list[Cell]]:
 
 
 def _row(node: Node, lines: str) -> list[Cell]:
-    style, sign = band(node.p)
+    style, sign = probability_band(node.p)
     end = "" if node.end is None else f" ({ENDINGS[node.end]})"
-    token = label(node.piece.text, node.piece.bytes) + end
+    token = token_label(node.piece.text, node.piece.bytes) + end
     return [
         Cell(lines + token, token, style),
         Cell(str(node.piece.id), "/".join(map(str, node.path))),
-        probability(node.p),
+        probability_cell(node.p),
         Cell(sign, style=style),
-        probability(math.exp(node.logprob)),
-        Cell("", "") if node.others is None else probability(node.others),
-        Cell(label(node.text, b"")),
+        probability_cell(math.exp(node.logprob)),
+        Cell("", "") if node.others is None else probability_cell(node.others),
+        Cell(token_label(node.text, b"")),
     ]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.text import Text
 
-from llmcli.render.bars import AGAINST, FOR, HALF, signed_bar
-from llmcli.render.check import print_check
-from llmcli.render.table import Cell, Column, number, print_table
-from llmcli.render.terminal import console, harmless, label, say, styled
+from llmcli.render.marks import AGAINST, FOR, HALF, signed_bar_cell
+from llmcli.render.table import Cell, Column, number_cell, print_table
+from llmcli.render.terminal import console, print_check, print_line, styled
+from llmcli.render.text import escape_controls, token_label
 
 if TYPE_CHECKING:
     from llmcli.explain.compare import Compared, CompareReport
@@ -21,7 +21,7 @@ NOTABLE = 0.5  # nats: below that a token keeps the terminal's own colour
 def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
     """The whole view, with the ``top`` largest changes in the order of the text (0: all)."""
     first, second = report.models
-    say(f"compare: what does {second} expect that {first} does not?", stream)
+    print_line(f"compare: what does {second} expect that {first} does not?", stream)
     if styled(stream):
         _print_text(report, stream)
     shown = sorted(report.tokens, key=lambda token: -abs(token.delta))[: top or None]
@@ -38,11 +38,11 @@ def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
     ]
     print_table(columns, [_row(token, most) for token in sorted(shown, key=lambda token: token.position)], stream)
     if len(shown) < len(report.tokens):
-        say(f"the {len(shown)} largest changes of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
+        print_line(f"the {len(shown)} largest changes of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
     before, after = report.bits_per_byte
     count = len(report.tokens)
     others = f"{round(report.other_favourite * count)} of {count} places"
-    say(
+    print_line(
         f"{before:.4f} bits a byte, the second {after:.4f} ({after - before:+.4f}); "
         f"KL {report.mean_kl:.4f} bits a token; another favourite at {others}. "
         "The first token is not compared: nothing comes before it.",
@@ -54,7 +54,9 @@ def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
 def _print_text(report: CompareReport, stream: TextIO) -> None:
     text = Text()
     for token in report.tokens:
-        text.append(harmless(token.chunk), "" if abs(token.delta) < NOTABLE else FOR if token.delta > 0 else AGAINST)
+        text.append(
+            escape_controls(token.chunk), "" if abs(token.delta) < NOTABLE else FOR if token.delta > 0 else AGAINST
+        )
     legend = Text.assemble(("more probable than before", FOR), "  ", ("less", AGAINST), f"  by {NOTABLE} nats or more")
     console(stream).print(text)
     console(stream).print(legend)
@@ -65,14 +67,14 @@ def _row(token: Compared, most: float) -> list[Cell]:
     return [
         Cell(str(token.position)),
         Cell(_named(token.piece)),
-        number(token.logprobs[0], 2),
-        number(token.logprobs[1], 2),
+        number_cell(token.logprobs[0], 2),
+        number_cell(token.logprobs[1], 2),
         Cell(f"{token.delta:+.2f}", repr(token.delta)),
-        signed_bar(token.delta, most),
-        number(token.kl, 3),
+        signed_bar_cell(token.delta, most),
+        number_cell(token.kl, 3),
         Cell(before if before == after else f"{before} → {after}", f"{before} → {after}"),
     ]
 
 
 def _named(piece: Piece) -> str:
-    return label(piece.text, piece.bytes)
+    return token_label(piece.text, piece.bytes)

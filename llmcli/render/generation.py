@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from rich.color import ColorSystem
 from rich.style import Style
 
-from llmcli.render.counted import counted
-from llmcli.render.terminal import band, printable, say, styled
+from llmcli.render.marks import probability_band
+from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability_cell
+from llmcli.render.terminal import note, printable, styled
+from llmcli.render.text import counted, one_line, token_label
 
-if TYPE_CHECKING:  # types alone: torch must not come with them
+if TYPE_CHECKING:
+    from llmcli.endpoint.writing import Writing
+    from llmcli.explain.rivals import TokenReport
     from llmcli.generation.prompt_cache import Reuse
     from llmcli.generation.text import Generation
 
@@ -25,7 +29,7 @@ ENDINGS = {
     "interrupted": "interrupted",
 }
 # Why nothing of a prompt cache's file could be used.
-UNUSED = {
+PROMPT_CACHE_UNUSED = {
     "damaged": "is damaged",
     "version": "is of another version of llmcli",
     "dtype": "is of another dtype",
@@ -49,7 +53,7 @@ class TextWriter:
             return
         self._ended = text.endswith("\n")
         text = printable(text, self.stream)
-        style = band(prob)[0] if self._coloured else ""
+        style = probability_band(prob)[0] if self._coloured else ""
         if style:
             text = Style.parse(style).render(text, color_system=ColorSystem.EIGHT_BIT)
         self.stream.write(text)
@@ -96,7 +100,7 @@ def prompt_cache_line(reuse: Reuse, file: str) -> str:
     if reuse.reason == "missing":
         return f"prompt cache: {file} does not exist yet"
     if reuse.reason is not None:
-        return f"prompt cache: {file} {UNUSED[reuse.reason]}; the prompt is read anew"
+        return f"prompt cache: {file} {PROMPT_CACHE_UNUSED[reuse.reason]}; the prompt is read anew"
     return f"prompt cache: {reuse.tokens} of {counted(reuse.prompt, 'token')} reused from {file}"
 
 
@@ -106,15 +110,84 @@ def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float | None
     if adopted:
         parts.append("the model's own settings: " + ", ".join(f"{name} {value:g}" for name, value in adopted.items()))
     if unmet:
-        parts.append("not applied: " + ", ".join(stage_name(*setting) for setting in unmet.items()))
+        parts.append("not applied: " + ", ".join(filter_label(*setting) for setting in unmet.items()))
     return f"{'; '.join(parts)} (generation_config.json)" if parts else ""
 
 
-def stage_name(name: str, value: float | None) -> str:
+def filter_label(name: str, value: float | None) -> str:
     """A filter with its value, where that is a number."""
     return name if value is None else f"{name} {value:g}"
 
 
-def note(text: str, stream: TextIO) -> None:
-    """A line beside the text: dim on a terminal."""
-    say(text, stream, "dim")
+def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
+    """One row a generated token: its probability and rank, and the tokens that were likelier or next."""
+    columns = [
+        Column("#"),
+        Column("id", optional=2),
+        Column("token", right=False),
+        Column("p"),
+        Column("", right=False, optional=-3),
+        Column("rank", optional=-2),
+        Column("final p", optional=1),
+        Column("most probable", right=False, optional=-1),
+    ]
+    rows = []
+    for report in reports:
+        style, sign = ("", "") if report.prob is None else probability_band(report.prob)
+        rivals = "  ".join(
+            f"{token_label(rival.text, rival.bytes) or UNKNOWN.shown} {_brief(rival.prob)}" for rival in report.top
+        )
+        rows.append(
+            [
+                Cell(str(report.index)),
+                UNKNOWN if report.id is None else Cell(str(report.id)),
+                Cell(token_label(report.text, report.bytes), style=style),
+                UNKNOWN if report.prob is None else probability_cell(report.prob),
+                Cell(sign, style=style),
+                UNKNOWN if report.rank is None else Cell(str(report.rank)),
+                UNKNOWN if report.final_prob is None else probability_cell(report.final_prob),
+                Cell(rivals),
+            ]
+        )
+    print_table(columns, rows, stream)
+
+
+def _brief(prob: float) -> str:
+    """A rival's probability in four characters; never 0.00 for one above zero."""
+    return f"{prob:.2f}" if prob >= 0.005 or prob == 0 else "<.01"
+
+
+def print_server_limits(stream: TextIO, what: str) -> None:
+    """What numbers from a server are, and what they cannot tell."""
+    note(
+        f"p is as the server tells it, before or after its temperature. From outside nobody can know {what}, "
+        "or anything of tokens that the server does not list.",
+        stream,
+    )
+
+
+def ending(finish: str | None) -> str:
+    """Why a server's text ended; an unknown reason is told in its own word."""
+    return ENDINGS.get(finish or "", one_line(f"the server says “{(finish or '')[:40]}”"))
+
+
+def print_server_summary(writing: Writing, stream: TextIO, *, seed: int | None) -> None:
+    """Counts, speed, why it stopped, and the seed if one was asked for."""
+    about = "" if writing.counted else "about "
+    decoded, seconds = writing.tokens - 1, writing.seconds - writing.first_seconds
+    speed = f"{decoded / seconds:.0f} tokens/s" if decoded > 0 and seconds > 0 else "-"
+    prompt = "" if writing.usage.prompt is None else f"prompt {writing.usage.prompt} tokens | "
+    note(
+        f"{about}{writing.tokens} tokens, {speed} | {prompt}first token after {writing.first_seconds:.2f} s | "
+        f"stopped: {ending(writing.finish)} | seed {'not set' if seed is None else seed}",
+        stream,
+    )
+
+
+def print_server_probabilities(told: Sequence[TokenReport], stream: TextIO) -> None:
+    """The table of a server's tokens, and what it cannot hold."""
+    if all(report.logprob is None for report in told):
+        note("no table: this server tells no probabilities", stream)
+        return
+    print_probabilities(told, stream)
+    print_server_limits(stream, "the final p, the draw, the entropy")

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from llmcli.files.sizes import readable
-from llmcli.render.bars import bar
-from llmcli.render.check import print_check
-from llmcli.render.counted import counted
+from llmcli.render.marks import bar_cell
 from llmcli.render.table import Cell, Column, print_table
-from llmcli.render.terminal import harmless, say
+from llmcli.render.terminal import print_check, print_line
+from llmcli.render.text import counted, escape_controls
 
 if TYPE_CHECKING:
     from llmcli.explain.inspect import InspectReport
@@ -19,15 +18,15 @@ if TYPE_CHECKING:
 
 def print_inspect(report: InspectReport, stream: TextIO) -> None:
     """The whole view."""
-    say(f"{harmless(report.model)}: what is this model, and does it fit?", stream)
-    facts = [(name, harmless(value)) for name, value in _facts(report)]
+    print_line(f"{escape_controls(report.model)}: what is this model, and does it fit?", stream)
+    facts = [(name, escape_controls(value)) for name, value in _facts(report)]
     print_table([Column("", right=False), Column("shape", right=False)], [[Cell(n), Cell(v)] for n, v in facts], stream)
-    say("", stream)
+    print_line("", stream)
     _print_parameters(report, stream)
-    say("", stream)
+    print_line("", stream)
     _print_memory(report, stream)
-    say(_verdict(report), stream, "bold")
-    say("Beside that, torch itself and what it computes in between take memory.", stream, "dim")
+    print_line(_verdict(report), stream, "bold")
+    print_line("Beside that, torch itself and what it computes in between take memory.", stream, "dim")
     print_check(report.check, stream)
 
 
@@ -85,7 +84,7 @@ def _print_parameters(report: InspectReport, stream: TextIO) -> None:
             Cell(group.name),
             Cell(f"{group.parameters:,}", str(group.parameters)),
             Cell(f"{group.share:.1%}" if group.share >= 0.0005 else "<0.1%", repr(group.share)),
-            bar(group.share, 1.0),
+            bar_cell(group.share, 1.0),
             _size(group.bytes),
         ]
         for group in report.groups
@@ -95,7 +94,7 @@ def _print_parameters(report: InspectReport, stream: TextIO) -> None:
     rows.append([Cell("all"), Cell(total, str(report.parameters)), Cell("", "1.0"), Cell(""), _size(everything)])
     print_table(columns, rows, stream)
     if report.active != report.parameters:
-        say(f"One token passes {report.active:,} of them: of the experts, those chosen for it.", stream)
+        print_line(f"One token passes {report.active:,} of them: of the experts, those chosen for it.", stream)
 
 
 def _print_memory(report: InspectReport, stream: TextIO) -> None:
@@ -122,15 +121,15 @@ def _print_memory(report: InspectReport, stream: TextIO) -> None:
     parts = [f"{readable(cache.per_token)} for each token of the text"] if cache.per_token else []
     if report.shape.window is not None:
         parts.append(f"{readable(cache.windowed)} in layers that keep the last {report.shape.window} tokens")
-    say(f"KV cache: {', and '.join(parts)}.", stream)
-    say(
+    print_line(f"KV cache: {', and '.join(parts)}.", stream)
+    print_line(
         f"{counted(report.tokens, 'token')}: {readable(cache.needed)}; with room to grow, and a piece of the prompt",
         stream,
     )
-    say(f"read at once, the buffers take at most {readable(cache.most)}.", stream)
+    print_line(f"read at once, the buffers take at most {readable(cache.most)}.", stream)
     if report.measured is not None:
         found = report.measured
-        say(
+        print_line(
             f"Opened and measured: weights {readable(found.weight_bytes)}, KV cache {readable(found.cache_bytes)}.",
             stream,
         )

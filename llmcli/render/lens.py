@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
-from llmcli.render.bars import sparkline
-from llmcli.render.check import print_check
-from llmcli.render.table import Cell, Column, number, print_table, probability
-from llmcli.render.terminal import band, label, say
+from llmcli.render.marks import probability_band, sparkline
+from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
+from llmcli.render.terminal import print_check, print_line
+from llmcli.render.text import token_label
 
 if TYPE_CHECKING:
     from llmcli.explain.lens import LensReport, LensRow
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def print_lens(report: LensReport, stream: TextIO) -> None:
     """The whole view."""
-    at, target = label(report.at.text, report.at.bytes), label(report.target.text, report.target.bytes)
-    say(f"lens at {report.position}, {at}: what would follow if the model stopped after each layer?", stream)
+    at, target = token_label(report.at.text, report.at.bytes), token_label(report.target.text, report.target.bytes)
+    print_line(f"lens at {report.position}, {at}: what would follow if the model stopped after each layer?", stream)
     columns = [
         Column("after", right=False),
         Column("favourite", right=False),
@@ -30,20 +30,22 @@ def print_lens(report: LensReport, stream: TextIO) -> None:
     print_table(columns, [_row(row, row.top.id == report.target.id) for row in report.rows], stream)
     highest = max(row.p for row in report.rows)
     rise = sparkline([row.p / highest if highest else 0.0 for row in report.rows])
-    say(f"p of {target} through the layers: {rise} (the highest is {highest:.4g})", stream)
-    say("rank: 0 is the favourite. lost: how far a layer's guess is from the last (KL divergence).", stream, "dim")
+    print_line(f"p of {target} through the layers: {rise} (the highest is {highest:.4g})", stream)
+    print_line(
+        "rank: 0 is the favourite. lost: how far a layer's guess is from the last (KL divergence).", stream, "dim"
+    )
     print_check(report.check, stream)
 
 
 def _row(row: LensRow, arrived: bool) -> list[Cell]:
-    style, sign = band(row.p_top)
+    style, sign = probability_band(row.p_top)
     return [
         Cell("embedding" if row.layer is None else f"layer {row.layer}"),
-        Cell(label(row.top.text, row.top.bytes), style="bold green" if arrived else style),
-        probability(row.p_top),
+        Cell(token_label(row.top.text, row.top.bytes), style="bold green" if arrived else style),
+        probability_cell(row.p_top),
         Cell(sign, style=style),
-        probability(row.p),
+        probability_cell(row.p),
         Cell(str(row.rank)),
-        number(row.entropy, 2),
-        number(row.kl, 2),
+        number_cell(row.entropy, 2),
+        number_cell(row.kl, 2),
     ]

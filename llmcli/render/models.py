@@ -8,7 +8,7 @@ from typing import TextIO
 
 from llmcli.files.sizes import readable
 from llmcli.hub.cache import COMPLETE, OnDisk
-from llmcli.render.ndjson import iso_time
+from llmcli.render.json_forms import iso_time
 from llmcli.render.table import Cell, Column, print_table
 
 

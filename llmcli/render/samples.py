@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from llmcli.render.counted import counted
-from llmcli.render.generation import ENDINGS, TextWriter, note
-from llmcli.render.table import Cell, Column, number, print_table
-from llmcli.render.tokens import print_probabilities
+from llmcli.render.generation import ENDINGS, TextWriter, print_probabilities
+from llmcli.render.table import Cell, Column, number_cell, print_table
+from llmcli.render.terminal import note
+from llmcli.render.text import counted
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
     from llmcli.explain.rivals import TokenReport
 
 
 @dataclass(frozen=True)
-class Event:
+class SampleToken:
     """A token of one of the texts: what it completes, how probable it was and, where it was asked for, all about it."""
 
     sample: int
@@ -60,7 +60,7 @@ class SamplesWriter:
         self._writer = TextWriter(stream, by_probability=by_probability)
         self._reports: list[TokenReport] = []
 
-    def write(self, event: Event) -> None:
+    def write(self, event: SampleToken) -> None:
         """A text's next token; with the first comes its label, with the last, if asked for, its probabilities."""
         if event.sample != self._current:
             self.end()
@@ -101,7 +101,7 @@ def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int,
             Cell(str(row.sample)),
             Cell(str(row.seed)),
             Cell(str(row.tokens)),
-            number(row.mean_logprob, 3),
+            number_cell(row.mean_logprob, 3),
             Cell(ENDINGS[row.finish]),
         ]
         for row in rows

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.text import Text
 
-from llmcli.render.check import print_check
-from llmcli.render.counted import counted
-from llmcli.render.endpoint import print_unknown
-from llmcli.render.table import UNKNOWN, Cell, Column, number, print_table, probability
-from llmcli.render.terminal import RANK_BANDS, console, harmless, label, rank_band, say, styled
+from llmcli.render.generation import print_server_limits
+from llmcli.render.marks import RANK_BANDS, rank_band
+from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
+from llmcli.render.terminal import console, print_check, print_line, styled
+from llmcli.render.text import counted, escape_controls, token_label
 
 if TYPE_CHECKING:
     from llmcli.explain.scored import Scored, ScoreReport
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
     """The whole view, with the ``top`` most surprising tokens in the order of the text (0: all)."""
-    say(f"score: where was {report.model} surprised?", stream)
+    print_line(f"score: where was {report.model} surprised?", stream)
     if styled(stream):
         _print_text(report, stream)
     shown = sorted(report.tokens, key=lambda token: -token.surprisal)[: top or None]
@@ -35,22 +35,22 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
     ]
     print_table(columns, [_row(token) for token in sorted(shown, key=lambda token: token.position)], stream)
     if len(shown) < len(report.tokens):
-        say(f"the {len(shown)} most surprising of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
-    say(
+        print_line(f"the {len(shown)} most surprising of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
+    print_line(
         f"{counted(len(report.tokens), 'token')}, {report.bits:.1f} bits: {report.bits_per_token:.3f} a token, "
         f"{report.bits_per_byte:.4f} a byte, perplexity {report.perplexity:.6g}. "
         f"{_first(report)}, the first, is not scored: nothing comes before it.",
         stream,
     )
     if any(token.entropy is None for token in report.tokens):
-        print_unknown(stream, "the entropy")
+        print_server_limits(stream, "the entropy")
     print_check(report.check, stream)
 
 
 def _print_text(report: ScoreReport, stream: TextIO) -> None:
     text = Text.assemble((_first(report), "dim"))
     for token in report.tokens:
-        text.append(harmless(token.chunk), "" if token.rank is None else rank_band(token.rank)[0])
+        text.append(escape_controls(token.chunk), "" if token.rank is None else rank_band(token.rank)[0])
     legend = Text("rank: ")
     lower = 0
     for below, style, sign in RANK_BANDS:
@@ -62,7 +62,7 @@ def _print_text(report: ScoreReport, stream: TextIO) -> None:
 
 
 def _first(report: ScoreReport) -> str:
-    return label(report.first.text, report.first.bytes)
+    return token_label(report.first.text, report.first.bytes)
 
 
 def _row(token: Scored) -> list[Cell]:
@@ -71,11 +71,11 @@ def _row(token: Scored) -> list[Cell]:
     return [
         Cell(str(token.position)),
         UNKNOWN if token.piece.id is None else Cell(str(token.piece.id)),
-        Cell(label(token.piece.text, token.piece.bytes), style=style) if token.piece.bytes else UNKNOWN,
-        number(token.surprisal, 2),
+        Cell(token_label(token.piece.text, token.piece.bytes), style=style) if token.piece.bytes else UNKNOWN,
+        number_cell(token.surprisal, 2),
         UNKNOWN if token.rank is None else Cell(str(token.rank)),
         Cell(sign, style=style),
-        UNKNOWN if token.entropy is None else number(token.entropy, 2),
-        UNKNOWN if favourite is None else Cell(label(favourite.text, favourite.bytes) or UNKNOWN.shown),
-        UNKNOWN if token.p_favourite is None else probability(token.p_favourite),
+        UNKNOWN if token.entropy is None else number_cell(token.entropy, 2),
+        UNKNOWN if favourite is None else Cell(token_label(favourite.text, favourite.bytes) or UNKNOWN.shown),
+        UNKNOWN if token.p_favourite is None else probability_cell(token.p_favourite),
     ]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from llmcli.render import ndjson
-from llmcli.render.generation import note
+from llmcli.render import json_forms
 from llmcli.render.table import Cell, Column, print_table
-from llmcli.render.terminal import one_line
+from llmcli.render.terminal import note
+from llmcli.render.text import one_line
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def write_json(path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO) -> None:
+def write_settings_json(path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO) -> None:
     """All of it, in one object."""
-    record = {"path": str(path), "options": [ndjson.record(row) for row in rows], "faults": list(faults)}
-    ndjson.write(record, stream)
+    record = {"path": str(path), "options": [json_forms.record(row) for row in rows], "faults": list(faults)}
+    json_forms.write(record, stream)

@@ -1,17 +1,17 @@
-"""One step for the eye: the table of candidates, what each filter did, the draw, and the check."""
+"""``explain-step``: the table of candidates, what each filter did, the draw, and the check."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from llmcli.render.counted import counted
-from llmcli.render.generation import stage_name
-from llmcli.render.table import Cell, Column, number, print_table, probability
-from llmcli.render.terminal import console, label, one_line, say, styled
+from llmcli.render.generation import filter_label, print_server_limits
+from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
+from llmcli.render.terminal import console, print_check, print_line, styled
+from llmcli.render.text import counted, one_line, token_label
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from llmcli.endpoint.step import ServerCandidate, ServerStep
     from llmcli.explain.step import Candidate, StageReport, StepReport
     from llmcli.explain.step import Column as TemperatureColumn
 
@@ -24,7 +24,7 @@ def print_step(report: StepReport, stream: TextIO) -> None:
     if report.columns:
         print_temperatures(report, stream)
     check = report.check
-    say(
+    print_line(
         f"check: {'ok' if check.ok else 'FAILED'}; the choice repeated from the rows gives id {check.replayed_id}; "
         f"all final p sum to 1 within {check.sum_error:.0e}",
         stream,
@@ -55,7 +55,7 @@ def print_candidates(report: StepReport, stream: TextIO) -> None:
 
 def _print_heading(report: StepReport, stream: TextIO) -> None:
     read = counted(len(report.context_ids), "token")
-    say(
+    print_line(
         f"step {report.step}: what follows “{tail(report.context)}”? {read} read, "
         f"{report.vocabulary} candidates, entropy {report.entropy:.2f} bits",
         stream,
@@ -85,13 +85,13 @@ def _row(row: Candidate, chosen: bool, adjusts: bool) -> list[Cell]:
         Cell(MARK if chosen else "", style=style),
         Cell(str(row.rank), style=style),
         Cell(str(row.id), style=style),
-        Cell(label(row.text, row.bytes), style=style),
-        number(row.logit, 3, style),
-        *([number(row.adjusted, 3, style)] if adjusts else []),
-        probability(row.p, style),
-        probability(row.p_temperature, style),
+        Cell(token_label(row.text, row.bytes), style=style),
+        number_cell(row.logit, 3, style),
+        *([number_cell(row.adjusted, 3, style)] if adjusts else []),
+        probability_cell(row.p, style),
+        probability_cell(row.p_temperature, style),
         Cell(row.cut or "", style=style),
-        probability(row.p_final, style),
+        probability_cell(row.p_final, style),
         interval,
     ]
 
@@ -101,16 +101,16 @@ def _interval(row: Candidate) -> str:
 
 
 def _print_below(report: StepReport, stream: TextIO) -> None:
-    names = [stage_name(stage.name, stage.value) + ":" for stage in report.sampler]
+    names = [filter_label(stage.name, stage.value) + ":" for stage in report.sampler]
     for name, stage in zip(names, report.sampler, strict=True):
-        say(f"{name:<{max(map(len, names))}} {_effect(stage)}", stream)
+        print_line(f"{name:<{max(map(len, names))}} {_effect(stage)}", stream)
     chosen = report.chosen
-    token = label(chosen.text, chosen.bytes)
+    token = token_label(chosen.text, chosen.bytes)
     if chosen.u is None:
         how = "the most probable, as temperature 0 asks; nothing was drawn"
     else:
         how = f"drawn by u = {chosen.u:.6f} (seed {report.seed}), final p {chosen.p_final:.4f}"
-    say(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
+    print_line(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
 
 
 def _effect(stage: StageReport) -> str:
@@ -135,13 +135,45 @@ def _print_some_temperatures(report: StepReport, shown: Sequence[TemperatureColu
     """Below the candidates, the width of the choice, and what is chosen."""
     columns = [Column("token", right=False), *(Column(f"T={column.temperature:g}") for column in shown)]
     rows = [
-        [Cell(label(row.text, row.bytes)), *(probability(column.probs[row.id]) for column in shown)]
+        [Cell(token_label(row.text, row.bytes)), *(probability_cell(column.probs[row.id]) for column in shown)]
         for row in report.candidates
     ]
-    rows.append([Cell("entropy, bits"), *(number(column.entropy, 2, "italic") for column in shown)])
-    rows.append([Cell("effective choices"), *(number(column.choices, 1, "italic") for column in shown)])
-    drawn = [Cell(label(column.text, column.bytes), style="bold green") for column in shown]
+    rows.append([Cell("entropy, bits"), *(number_cell(column.entropy, 2, "italic") for column in shown)])
+    rows.append([Cell("effective choices"), *(number_cell(column.choices, 1, "italic") for column in shown)])
+    drawn = [Cell(token_label(column.text, column.bytes), style="bold green") for column in shown]
     rows.append([Cell("most probable" if report.chosen.u is None else "the same u draws"), *drawn])
     print_table(columns, rows, stream)
     told = "The probabilities are those after all filters. effective choices: as open as among so many equal ones."
-    say(told, stream, "dim")
+    print_line(told, stream, "dim")
+
+
+def print_server_step(report: ServerStep, stream: TextIO) -> None:
+    """The candidates that the server lists, the one that was written, and how much is left to all others."""
+    print_line(f"step {report.step}: what follows “{tail(report.context)}”? {report.model}", stream)
+    columns = [
+        Column(""),
+        Column("rank"),
+        Column("id", optional=2),
+        Column("token", right=False),
+        Column("logprob", optional=1),
+        Column("p"),
+    ]
+    print_table(columns, [_candidate(row) for row in report.candidates], stream)
+    print_line(f"all tokens that are not listed: p {probability_cell(report.rest).shown} together", stream)
+    token = token_label(report.chosen.text, report.chosen.bytes)
+    seed = "seed not set" if report.seed is None else f"seed {report.seed}"
+    print_line(f"chosen: {token}; surprisal {report.surprisal:.2f} bits; {seed}", stream)
+    print_server_limits(stream, "the final p, the draw, the entropy")
+    print_check(report.check, stream)
+
+
+def _candidate(row: ServerCandidate) -> list[Cell]:
+    style, rated = "bold green" if row.chosen else "", row.rated
+    return [
+        Cell(MARK if row.chosen else "", style=style),
+        UNKNOWN if row.rank is None else Cell(str(row.rank), style=style),
+        UNKNOWN if rated.id is None else Cell(str(rated.id), style=style),
+        Cell(token_label(rated.text, rated.bytes) or UNKNOWN.shown, style=style),
+        number_cell(rated.logprob, 3, style),
+        probability_cell(rated.prob or 0.0, style),
+    ]

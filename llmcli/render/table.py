@@ -39,12 +39,12 @@ class Cell:
     style: str = ""
 
 
-def number(value: float | None, digits: int = 4, style: str = "") -> Cell:
+def number_cell(value: float | None, digits: int = 4, style: str = "") -> Cell:
     """A number rounded for the eye and in full for programs; nothing for None."""
     return Cell("", "") if value is None else Cell(f"{value:.{digits}f}", repr(value), style)
 
 
-def probability(value: float, style: str = "") -> Cell:
+def probability_cell(value: float, style: str = "") -> Cell:
     """A probability: four decimals, but never 0.0000 for one above zero nor 1.0000 for one below one."""
     shown = f"{value:.4f}"
     if shown == "0.0000" and value > 0:

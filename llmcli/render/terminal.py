@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from llmcli.render.picture import Picture
+from llmcli.render.text import escape_controls
 
-# From likely to unlikely, in colours that the colour-blind tell apart on dark and light grounds,
-# with a sign for where there is no colour.
-PROBABILITY_BANDS = (
-    (0.5, "", "+++"),
-    (0.1, "dodger_blue1", "++"),
-    (0.01, "dark_orange3", "+"),
-    (0.0, "bold magenta", "-"),
-)
-
-# Of a token's rank among the candidates, from expected to unexpected (Gehrmann et al. 2019, GLTR).
-RANK_BANDS = tuple(
-    (below, style, sign) for below, (_, style, sign) in zip((10, 100, 1000, math.inf), PROBABILITY_BANDS, strict=True)
-)
+if TYPE_CHECKING:
+    from llmcli.explain.check import Check, Claim
 
 
 def styled(stream: TextIO) -> bool:
@@ -41,7 +29,7 @@ def console(stream: TextIO) -> Console:
     return Console(file=stream, markup=False, emoji=False, highlight=False)
 
 
-def say(text: str, stream: TextIO, style: str = "") -> None:
+def print_line(text: str, stream: TextIO, style: str = "") -> None:
     """A line of a view, or beside one."""
     text = printable(text, stream)
     if styled(stream):
@@ -51,46 +39,22 @@ def say(text: str, stream: TextIO, style: str = "") -> None:
         stream.flush()
 
 
-def band(prob: float) -> tuple[str, str]:
-    """Style and sign of a probability."""
-    return next((style, sign) for least, style, sign in PROBABILITY_BANDS if prob >= least)
-
-
-def rank_band(rank: int) -> tuple[str, str]:
-    """Style and sign of a rank, 0 the best."""
-    return next((style, sign) for below, style, sign in RANK_BANDS if rank < below)
-
-
-def harmless(text: str) -> str:
-    """Text with its control characters as visible symbols, for a terminal: a model may write escape sequences."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: _symbol(match[0]), text)
-
-
 def printable(text: str, stream: TextIO) -> str:
     """Text as it may go to ``stream``: as it is to a file, ``harmless`` to a terminal or into a picture."""
-    return harmless(text) if isinstance(stream, Picture) or stream.isatty() else text
+    return escape_controls(text) if isinstance(stream, Picture) or stream.isatty() else text
 
 
-def one_line(text: str) -> str:
-    """``harmless`` text on one line, from left to right: line ends and marks of direction are shown as well."""
-    text = harmless(text.replace("\n", "⏎").replace("\t", "⇥"))
-    return re.sub("[\u2028-\u202e\u2066-\u2069]", lambda match: f"<{ord(match[0]):04X}>", text)
+def note(text: str, stream: TextIO) -> None:
+    """A line beside the text: dim on a terminal."""
+    print_line(text, stream, "dim")
 
 
-def label(text: str, data: bytes) -> str:
-    """A token on one line: spaces as a dot, line ends and controls as symbols, parts of characters as <E2 80>."""
-    if data:
-        text = data.decode("utf-8", "surrogateescape")
-    text = one_line(text.replace(" ", "·"))
-    return re.sub("[\udc80-\udcff]+", lambda match: _hex(match[0].encode("utf-8", "surrogateescape")), text)
+def print_check(check: Check, stream: TextIO) -> None:
+    """One line: each claim, and how far it is from holding."""
+    claims = "; ".join(_told(claim) for claim in check.claims)
+    print_line(f"check: {'ok' if check.ok else 'FAILED'}; {claims}", stream, style="" if check.ok else "bold red")
 
 
-def _hex(data: bytes) -> str:
-    return f"<{data.hex(' ').upper()}>"
-
-
-def _symbol(char: str) -> str:
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"<{code:02X}>"
+def _told(claim: Claim) -> str:
+    within = "exactly" if claim.error == 0 else f"within {claim.error:.0e}"
+    return f"{claim.what} {within}" + ("" if claim.holds else f", where at most {claim.limit:.0e} is right")

@@ -1,22 +1,26 @@
-"""Tokens for the eye: a text's tokens, tokenizers side by side, and the table of ``generate --probs``."""
+"""``tokenize``: a text's tokens, tokenizers side by side, and the merges that made each word."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from llmcli.render.check import print_check
-from llmcli.render.counted import counted
-from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability
-from llmcli.render.terminal import band, label, say, styled
+from llmcli.render.table import Cell, Column, print_table
+from llmcli.render.terminal import print_check, print_line, styled
+from llmcli.render.text import counted, token_label
+from llmcli.text.bpe import replayed
 
-if TYPE_CHECKING:  # types alone: torch must not come with them
-    from llmcli.explain.rivals import TokenReport
+if TYPE_CHECKING:
+    from llmcli.explain.merges import MergesReport, WordMerges
+    from llmcli.explain.piece import Piece
     from llmcli.explain.tokens import Tokenization
     from llmcli.text.tokenizer import Token
 
+LONGEST = 48  # characters of a word
+WINDOW = 16  # symbols shown on either side of a merge: a word without spaces may be a whole text
 
-def print_tokens(reports: Sequence[Tokenization], stream: TextIO, beside: TextIO) -> None:
+
+def print_tokenize(reports: Sequence[Tokenization], stream: TextIO, beside: TextIO) -> None:
     """One tokenizer's view, or several side by side.
 
     What is no table, the check among it, goes to the stream for the eye, and ``beside`` the table elsewhere.
@@ -27,7 +31,7 @@ def print_tokens(reports: Sequence[Tokenization], stream: TextIO, beside: TextIO
         print_side_by_side(reports, stream)
     target = stream if styled(stream) else beside
     for report in reports:
-        say(tokenization_summary(report), target, "dim")
+        print_line(tokenization_summary(report), target, "dim")
         print_check(report.check, target)
 
 
@@ -71,43 +75,61 @@ def print_side_by_side(reports: Sequence[Tokenization], stream: TextIO) -> None:
     print_table(columns, rows, stream)
 
 
-def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
-    """One row a generated token: its probability and rank, and the tokens that were likelier or next."""
+def _token_cell(token: Token) -> Cell:
+    return Cell(token_label(token.text, token.bytes), style="dim" if token.special else "")
+
+
+def print_merges(report: MergesReport, stream: TextIO) -> None:
+    """The whole view."""
+    words, merges = sum(word.count for word in report.words), sum(len(word.merges) for word in report.words)
+    print_line(
+        f"merges of {report.model}: how {counted(words, 'word')} became {counted(report.tokens, 'token')}", stream
+    )
     columns = [
-        Column("#"),
-        Column("id", optional=2),
-        Column("token", right=False),
-        Column("p"),
-        Column("", right=False, optional=-3),
-        Column("rank", optional=-2),
-        Column("final p", optional=1),
-        Column("most probable", right=False, optional=-1),
+        Column("word", right=False),
+        Column("times", optional=2),
+        Column("rank"),
+        Column("joined", right=False),
+        Column("now", right=False),
     ]
+    print_table(columns, [row for word in report.words for row in _rows(word)], stream)
+    around = f"; tokens added to every text: {report.around}" if report.around else ""
+    different, joined = counted(len(report.words), "different word"), counted(merges, "merge")
+    print_line(f"{different}, {joined} of the tokenizer's {report.ranks}{around}.", stream)
+    print_line("Rank: how early in training the pair was learnt. A word's pair of lowest rank is", stream, "dim")
+    print_line("joined first, until none of its pairs has one; then each symbol is a token.", stream, "dim")
+    print_check(report.check, stream)
+
+
+def _rows(word: WordMerges) -> list[list[Cell]]:
+    name, times = token_label(word.text, word.bytes), str(word.count)
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]} ({len(name) - LONGEST} more)"
+    first = {"merged": "", "whole": "a token as it is", "added": "an added token"}[word.kind]
+    changes = [(merge.at, merge.result) for merge in word.merges]
     rows = []
-    for report in reports:
-        style, sign = ("", "") if report.prob is None else band(report.prob)
-        rivals = "  ".join(
-            f"{label(rival.text, rival.bytes) or UNKNOWN.shown} {_brief(rival.prob)}" for rival in report.top
-        )
+    for n, (places, symbols) in enumerate(replayed(word.symbols, changes)):
+        merge = word.merges[n - 1] if n else None
+        done = n == len(changes)
         rows.append(
             [
-                Cell(str(report.index)),
-                UNKNOWN if report.id is None else Cell(str(report.id)),
-                Cell(label(report.text, report.bytes), style=style),
-                UNKNOWN if report.prob is None else probability(report.prob),
-                Cell(sign, style=style),
-                UNKNOWN if report.rank is None else Cell(str(report.rank)),
-                UNKNOWN if report.final_prob is None else probability(report.final_prob),
-                Cell(rivals),
+                Cell("" if n else name, name, style="bold"),
+                Cell("" if n else times, times),
+                Cell("" if merge is None else str(merge.rank)),
+                Cell(first if merge is None else f"{_name(merge.left)} + {_name(merge.right)}"),
+                Cell(_now(symbols, 0 if merge is None else places.index(merge.at)), style="green" if done else ""),
             ]
         )
-    print_table(columns, rows, stream)
+    return rows
 
 
-def _brief(prob: float) -> str:
-    """A rival's probability in four characters; never 0.00 for one above zero."""
-    return f"{prob:.2f}" if prob >= 0.005 or prob == 0 else "<.01"
+def _now(symbols: list[Piece], at: int) -> str:
+    """The symbols around the ``at``-th, and how many more there are on either side."""
+    start, end = max(at - WINDOW, 0), at + WINDOW + 1
+    shown = [_name(symbol) for symbol in symbols[start:end]]
+    before, behind = start, len(symbols) - end
+    return " ".join([*([f"({before} more)"] if before else []), *shown, *([f"({behind} more)"] if behind > 0 else [])])
 
 
-def _token_cell(token: Token) -> Cell:
-    return Cell(label(token.text, token.bytes), style="dim" if token.special else "")
+def _name(symbol: Piece) -> str:
+    return token_label(symbol.text, symbol.bytes)

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.attend import print_attend
-from llmcli.render.check import print_check
+from llmcli.render.generation import print_probabilities
 from llmcli.render.lens import print_lens
 from llmcli.render.neighbours import print_neighbours
-from llmcli.render.position import print_position
 from llmcli.render.step import print_candidates, print_temperatures
-from llmcli.render.terminal import harmless, label, say
-from llmcli.render.tokens import print_probabilities, print_tokenization
+from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
+from llmcli.render.terminal import print_check, print_line
+from llmcli.render.text import escape_controls, token_label
+from llmcli.render.tokens import print_tokenization
 
 if TYPE_CHECKING:
+    from llmcli.explain.position import Answer, PositionReport
     from llmcli.explain.tour import TourReport
 
 WIDTH = 78
@@ -24,28 +26,28 @@ SOURCES = 12  # rows of the attention's table
 
 def print_tour(report: TourReport, stream: TextIO) -> None:
     """All stops, one after the other."""
-    for number in range(len(STOPS)):
-        print_stop(report, stream, number)
+    for number in range(len(TOUR_STOPS)):
+        print_tour_stop(report, stream, number)
     print_check(report.check, stream)
 
 
-def print_stop(report: TourReport, stream: TextIO, number: int) -> None:
+def print_tour_stop(report: TourReport, stream: TextIO, number: int) -> None:
     """One stop: its name, and what there is to see."""
-    name, show = STOPS[number]
-    say(f"\n{number + 1}/{len(STOPS)}  {name}", stream, "bold")
+    name, show = TOUR_STOPS[number]
+    print_line(f"\n{number + 1}/{len(TOUR_STOPS)}  {name}", stream, "bold")
     show(report, stream)
 
 
 def _tell(text: str, stream: TextIO) -> None:
     """A paragraph."""
-    say("\n" + textwrap.fill(" ".join(text.split()), WIDTH) + "\n", stream)
+    print_line("\n" + textwrap.fill(" ".join(text.split()), WIDTH) + "\n", stream)
 
 
 def _tokens(report: TourReport, stream: TextIO) -> None:
     _tell(
         f"""A language model reads no letters. A tokenizer first cuts the text into tokens, pieces from a fixed list:
         here {report.step.vocabulary} of them, learnt from text, each with a number, its id. Common words are one
-        token, rare ones several. Below, · is a space. Here is “{harmless(report.text)}”:""",
+        token, rare ones several. Below, · is a space. Here is “{escape_controls(report.text)}”:""",
         stream,
     )
     print_tokenization(report.tokens, stream)
@@ -58,7 +60,7 @@ def _vectors(report: TourReport, stream: TextIO) -> None:
         f"""Each id is looked up in a table and becomes a vector: {report.vectors.size} numbers, learnt in training.
         No single number means anything, but directions do: tokens that are used alike end up with vectors that
         point the same way. A cosine of 1 is the same direction, 0 none in common. Near
-        {label(word.text, word.bytes)}:""",
+        {token_label(word.text, word.bytes)}:""",
         stream,
     )
     print_neighbours(report.vectors, stream)
@@ -87,7 +89,7 @@ def _attention(report: TourReport, stream: TextIO) -> None:
 
 
 def _layers(report: TourReport, stream: TextIO) -> None:
-    target = label(report.lens.target.text, report.lens.target.bytes)
+    target = token_label(report.lens.target.text, report.lens.target.bytes)
     _tell(
         f"""A layer is attention, which moves information between tokens, and then a feed-forward layer (MLP), which
         works on each token by itself and holds much of what the model knows. Each adds its part to the token's
@@ -124,7 +126,7 @@ def _loop(report: TourReport, stream: TextIO) -> None:
     _tell(
         f"""The token drawn is put behind the text, and all begins again: that is the whole loop. What was read is
         kept (the KV cache), so each step only computes the new token, as long as there is room: this model's context
-        is {report.context} tokens. Behind “{harmless(report.begun)}” it wrote “{harmless(written)}”:""",
+        is {report.context} tokens. Behind “{escape_controls(report.begun)}” it wrote “{escape_controls(written)}”:""",
         stream,
     )
     print_probabilities(report.loop, stream)
@@ -137,7 +139,25 @@ def _loop(report: TourReport, stream: TextIO) -> None:
     )
 
 
-STOPS: tuple[tuple[str, Callable[[TourReport, TextIO], None]], ...] = (
+def print_position(report: PositionReport, stream: TextIO) -> None:
+    """The pairs of a head that turn fastest, in the middle and slowest; then the answers in both orders."""
+    if report.turns:
+        columns = [Column("pair"), Column("degrees a token"), Column("tokens a turn")]
+        rows = [
+            [Cell(str(turn.pair)), number_cell(turn.degrees, 3), number_cell(turn.period, 1)] for turn in report.turns
+        ]
+        print_table(columns, rows, stream)
+        print_line("", stream)
+    columns = [Column("the same tokens", right=False), Column("next would be", right=False), Column("p")]
+    print_table(columns, [_answer_row("in order", report.in_order), _answer_row("in reverse", report.reversed)], stream)
+    print_check(report.check, stream)
+
+
+def _answer_row(name: str, answer: Answer) -> list[Cell]:
+    return [Cell(name), Cell(token_label(answer.piece.text, answer.piece.bytes)), probability_cell(answer.p)]
+
+
+TOUR_STOPS: tuple[tuple[str, Callable[[TourReport, TextIO], None]], ...] = (
     ("Tokens: what the model receives", _tokens),
     ("Vectors: what a token becomes", _vectors),
     ("Position: where it stands", _position),

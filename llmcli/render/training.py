@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import TextIO
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from llmcli.render.curve import Points, smooth, svg_curve, terminal_curve
-from llmcli.render.generation import note
-from llmcli.render.terminal import console, harmless, styled
+from llmcli.render.terminal import console, note, styled
+from llmcli.render.text import escape_controls
 from llmcli.train.metrics import Metrics
+
+Points = Sequence[tuple[float, float]]  # (x, y), x rising
 
 PLAIN_EVERY = 50  # steps a line where there is no terminal to draw a bar on; more in a long run,
 MOST_LINES = 200  # so that no more lines than this come of it
 
+# The eight rows of one character, from the lowest.
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
 
-class TrainingView:
+
+class TrainingProgress:
     """A context manager: ``show`` each step on ``stream`` while inside. ``unit`` is that of the loss."""
 
     def __init__(self, stream: TextIO, unit: str) -> None:
@@ -35,7 +40,7 @@ class TrainingView:
                 console=console(stream),
             )
 
-    def __enter__(self) -> TrainingView:
+    def __enter__(self) -> TrainingProgress:
         if self._bar:
             self._bar.start()
         return self
@@ -67,7 +72,7 @@ class TrainingView:
 
     def sample(self, text: str) -> None:
         """What the model wrote, marked as such."""
-        self._say("\n".join(f"  | {line}" for line in harmless(text.strip()).splitlines()) or "  |")
+        self._say("\n".join(f"  | {line}" for line in escape_controls(text.strip()).splitlines()) or "  |")
 
     def _say(self, text: str) -> None:
         if self._bar:
@@ -82,7 +87,7 @@ def _score(step: Metrics) -> str:
     return f"{step.nats_per_token:.4f} nats a token, {step.bits_per_byte:.4f} bits a byte"
 
 
-def print_curve(history: Sequence[Metrics], unit: str, stream: TextIO) -> None:
+def print_loss_curve(history: Sequence[Metrics], unit: str, stream: TextIO) -> None:
     """The training loss, smoothed, from the first step to the last."""
     width = min(64, console(stream).width - 12) if styled(stream) else 64
     note(f"loss, {unit}:\n" + terminal_curve(smooth(_training(history)), width=width), stream)
@@ -99,3 +104,76 @@ def loss_svg(history: Sequence[Metrics], unit: str) -> str:
 
 def _training(history: Sequence[Metrics]) -> list[tuple[float, float]]:
     return [(m.tokens, m.loss) for m in history]
+
+
+def smooth(points: Points, share: float = 0.02) -> list[tuple[float, float]]:
+    """Each y averaged exponentially with those before it, over about ``share`` of the points."""
+    keep = 1 - 1 / max(1.0, share * len(points))
+    smoothed: list[tuple[float, float]] = []
+    for x, y in points:
+        smoothed.append((x, y if not smoothed else keep * smoothed[-1][1] + (1 - keep) * y))
+    return smoothed
+
+
+def terminal_curve(points: Points, *, width: int = 64, height: int = 8) -> str:
+    """A bar chart of y over x, ``height`` lines of ``width`` columns between labelled limits."""
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    last_x = max(x for x, _ in points)
+    columns: list[list[float]] = [[] for _ in range(width)]
+    for x, y in points:
+        columns[min(width - 1, int(x / last_x * width))].append(y)
+    level, eighths = high, []
+    for column in columns:
+        level = sum(column) / len(column) if column else level
+        eighths.append(round((level - low) / (high - low or 1.0) * height * 8))
+    lines = []
+    for row in range(height - 1, -1, -1):
+        label = f"{high:8.3f}" if row == height - 1 else f"{low:8.3f}" if row == 0 else " " * 8
+        lines.append(label + " ┤" + "".join(_EIGHTHS[max(0, min(8, value - row * 8))] for value in eighths).rstrip())
+    return "\n".join(lines)
+
+
+def _short(count: float) -> str:
+    """A count with three digits and its thousands or millions."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}"
+
+
+def svg_curve(title: str, series: Sequence[tuple[str, str, Points]], *, x_label: str, y_label: str) -> str:
+    """Lines (name, colour, points) over common axes, as the text of an SVG file."""
+    width, height, left, bottom = 720, 400, 60, 50
+    xs = [x for _, _, points in series for x, _ in points]
+    ys = [y for _, _, points in series for _, y in points]
+    x_high, y_low, y_high = max(xs), min(ys), max(ys)
+
+    def place(x: float, y: float) -> str:
+        across = left + x / (x_high or 1.0) * (width - left - 20)
+        down = 40 + (y_high - y) / (y_high - y_low or 1.0) * (height - bottom - 40)
+        return f"{across:.1f},{down:.1f}"
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="{left}" y="24" font-size="16">{escape(title)}</text>',
+        f'<text x="{width / 2:.0f}" y="{height - 10}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text x="16" y="{height / 2:.0f}" transform="rotate(-90 16 {height / 2:.0f})" '
+        f'text-anchor="middle">{escape(y_label)}</text>',
+    ]
+    for n in range(5):
+        x, y = x_high * n / 4, y_low + (y_high - y_low) * n / 4
+        at_x, at_y = place(x, y_low).split(",")[0], place(0, y).split(",")[1]
+        parts += [
+            f'<line x1="{left}" y1="{at_y}" x2="{width - 20}" y2="{at_y}" stroke="#ddd"/>',
+            f'<text x="{left - 6}" y="{at_y}" dy="4" text-anchor="end">{y:.2f}</text>',
+            f'<text x="{at_x}" y="{height - bottom + 18}" text-anchor="middle">{_short(x)}</text>',
+        ]
+    for n, (name, colour, points) in enumerate(series):
+        path = " ".join(place(x, y) for x, y in points)
+        parts += [
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>',
+            f'<text x="{width - 24}" y="{58 + 16 * n}" text-anchor="end" fill="{colour}">{escape(name)}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"]) + "\n"

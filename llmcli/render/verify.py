@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.table import Cell, Column, print_table
-from llmcli.render.terminal import console, label, say, styled
+from llmcli.render.terminal import print_line
+from llmcli.render.text import token_label
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from llmcli.explain.verify.proof import Parting, Proof
     from llmcli.explain.verify.report import VerifyReport
 
@@ -20,7 +19,7 @@ def print_verify(report: VerifyReport, stream: TextIO) -> None:
     """The whole view."""
     rounded = f" with {report.quantized} weights" if report.quantized else ""
     part = "" if report.tokens == report.text_tokens else f" of {report.text_tokens}, the first,"
-    say(f"verify: is {report.model} run right here, in {report.dtype}{rounded} on {report.device}?", stream)
+    print_line(f"verify: is {report.model} run right here, in {report.dtype}{rounded} on {report.device}?", stream)
     columns = [
         Column("proof", right=False),
         Column("what it shows", right=False, optional=2),
@@ -31,15 +30,15 @@ def print_verify(report: VerifyReport, stream: TextIO) -> None:
     print_table(columns, [_row(proof) for proof in report.proofs], stream)
     for proof in report.proofs:
         if note := _note(proof):
-            say(f"{proof.name}: {note}", stream, STYLES[proof.verdict])
+            print_line(f"{proof.name}: {note}", stream, STYLES[proof.verdict])
     wide = "" if report.dtype == "float32" else f", much of it in {report.dtype}"
-    say(
+    print_line(
         f"{report.tokens} tokens{part} were read; later positions are of text that the model wrote. error: a "
         f"difference as a share of what is compared; up to the limit it is rounding{wide}.",
         stream,
         "dim",
     )
-    say(_check(report), stream, "" if report.check.ok else "bold red")
+    print_line(_check(report), stream, "" if report.check.ok else "bold red")
 
 
 def _row(proof: Proof) -> list[Cell]:
@@ -69,7 +68,7 @@ def _note(proof: Proof) -> str:
 
 
 def _parted(parting: Parting) -> str:
-    favourite, other = (label(piece.text, piece.bytes) for piece in (parting.favourite, parting.other))
+    favourite, other = (token_label(piece.text, piece.bytes) for piece in (parting.favourite, parting.other))
     lead = f"which led by {parting.margin:.2g}" if parting.margin else "tied with it for first"
     return f"behind position {parting.position} “{other}” instead of “{favourite}”, {lead}"
 
@@ -81,29 +80,3 @@ def _check(report: VerifyReport) -> str:
         return f"check: ok; {verdicts.held} proofs hold{skipped}"
     failed = ", ".join(proof.name for proof in report.proofs if proof.verdict == "failed")
     return f"check: FAILED; {verdicts.failed} of {verdicts.held + verdicts.failed} proofs: {failed}{skipped}"
-
-
-class ProofsView:
-    """A context manager that, called with a proof's name, shows on a terminal that it is being made."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._status: Status | None = None
-
-    def __enter__(self) -> ProofsView:
-        return self
-
-    def __call__(self, name: str) -> None:
-        self.pause()
-        if styled(self._stream):
-            self._status = console(self._stream).status(name)
-            self._status.start()
-
-    def pause(self) -> None:
-        """Make room for another bar, until the next proof."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-
-    def __exit__(self, *_: object) -> None:
-        self.pause()

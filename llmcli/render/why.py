@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from llmcli.render.bars import SIDES, signed_bar
-from llmcli.render.check import print_check
-from llmcli.render.counted import counted
-from llmcli.render.table import Cell, Column, number, print_table
-from llmcli.render.terminal import label, say
+from llmcli.render.marks import SIDES, signed_bar_cell
+from llmcli.render.table import Cell, Column, number_cell, print_table
+from llmcli.render.terminal import print_check, print_line
+from llmcli.render.text import counted, token_label
 
 if TYPE_CHECKING:
     from llmcli.explain.why import Part, Source, WhyReport
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
 
 def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> None:
     """The whole view, with the ``top`` parts and sources each way (0: all); ``heads`` names whose sources they are."""
-    token, other = (label(piece.text, piece.bytes) for piece in (report.token, report.other))
-    at = label(report.at.text, report.at.bytes)
-    say(f"why at {report.position}, {at}: what pushed {token} above {other}?", stream)
+    token, other = (token_label(piece.text, piece.bytes) for piece in (report.token, report.other))
+    at = token_label(report.at.text, report.at.bytes)
+    print_line(f"why at {report.position}, {at}: what pushed {token} above {other}?", stream)
     columns = [
         Column("part", right=False),
         Column(f"to {token}", optional=2),
@@ -28,7 +27,7 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> Non
         Column(SIDES, right=False, optional=3, plain="sign"),
     ]
     print_table(columns, _part_rows(report, top), stream)
-    say(f"\nwhat {heads} took from each position (the rest is by MLPs and the embedding):", stream)
+    print_line(f"\nwhat {heads} took from each position (the rest is by MLPs and the embedding):", stream)
     columns = [
         Column("#"),
         Column("token", right=False),
@@ -38,8 +37,8 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> Non
     ]
     print_table(columns, _source_rows(report.sources, top, heads), stream)
     capped = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
-    say(f"the model's own logits: {report.logits[0]:.4f} and {report.logits[1]:.4f}{capped}", stream)
-    say("Direct effects: what each part itself wrote, not what later parts made of it.", stream, "dim")
+    print_line(f"the model's own logits: {report.logits[0]:.4f} and {report.logits[1]:.4f}{capped}", stream)
+    print_line("Direct effects: what each part itself wrote, not what later parts made of it.", stream, "dim")
     print_check(report.check, stream)
 
 
@@ -63,12 +62,14 @@ def _split(ranked: Sequence[Part], top: int) -> tuple[Sequence[Part], Sequence[P
 
 
 def _part_row(part: Part, most: float) -> list[Cell]:
-    return [*_numbers(part.name, [part]), signed_bar(part.difference, most)]
+    return [*_numbers(part.name, [part]), signed_bar_cell(part.difference, most)]
 
 
 def _numbers(name: str, parts: Sequence[Part], style: str = "") -> list[Cell]:
     """What parts add together. Sums get no bar: it would be out of all proportion."""
-    token, other = (number(sum(values), 3, style) for values in ([p.token for p in parts], [p.other for p in parts]))
+    token, other = (
+        number_cell(sum(values), 3, style) for values in ([p.token for p in parts], [p.other for p in parts])
+    )
     return [Cell(name, style=style), token, other, _signed(sum(part.difference for part in parts), style)]
 
 
@@ -79,10 +80,10 @@ def _source_rows(sources: Sequence[Source], top: int, heads: str) -> list[list[C
     rows = [
         [
             Cell(str(source.position)),
-            Cell(label(source.piece.text, source.piece.bytes)),
+            Cell(token_label(source.piece.text, source.piece.bytes)),
             Cell(f"L{source.layer}.H{source.head}"),
             _signed(source.difference),
-            signed_bar(source.difference, most),
+            signed_bar_cell(source.difference, most),
         ]
         for source in sorted(shown, key=lambda source: source.position)
     ]

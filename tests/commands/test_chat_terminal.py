@@ -24,7 +24,7 @@ import termios
 import pexpect
 import pyte
 
-from llmcli.render.terminal import harmless
+from llmcli.render.text import escape_controls
 
 Spawn = Callable[..., "Terminal"]
 ENTER, CTRL_C, CTRL_D, UP, ALT_ENTER, TAB = "\r", "\x03", "\x04", "\x1b[A", "\x1b\r", "\t"
@@ -200,7 +200,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_chat(spawn: Spawn, tmp_path: Path, e
     assert len(reply) > 50
     # What is kept is what was shown.
     shown = re.sub(r"\s", "", terminal.raw.split("The", 1)[1])
-    assert re.sub(r"\s", "", harmless(reply)) in shown
+    assert re.sub(r"\s", "", escape_controls(reply)) in shown
     terminal.say("/set max-tokens 3")
     terminal.say("sang")
     assert len(saved(file)) == 4

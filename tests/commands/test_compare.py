@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from llmcli.errors import EXIT_USAGE
-from llmcli.render.bars import AGAINST, FOR, signed_bar
 from llmcli.render.compare import NOTABLE
+from llmcli.render.marks import AGAINST, FOR, signed_bar_cell
 from llmcli.train.vocabulary import train_tokenizer
 from tests.commands.conftest import coloured, records
 from tests.commands.test_views import ESCAPE, on_terminal
@@ -143,7 +143,7 @@ def test_a_model_beside_itself_has_no_colour_at_all(model: Path, run: Run, monke
     ("value", "sign", "style"), [(0.3, "+", FOR), (-0.3, "-", AGAINST), (0.0, "", ""), (-0.0, "", "")]
 )
 def test_only_a_change_has_a_side(value: float, sign: str, style: str) -> None:
-    cell = signed_bar(value, 1.0)
+    cell = signed_bar_cell(value, 1.0)
     assert (cell.plain, cell.style) == (sign, style)
     assert ("█" in cell.shown) == (sign != "")
 

@@ -15,7 +15,8 @@ from click.testing import Result
 
 from llmcli.generation.prompt_cache import Reuse
 from llmcli.hub import default_model, find
-from llmcli.render.generation import UNUSED, note, prompt_cache_line
+from llmcli.render.generation import PROMPT_CACHE_UNUSED, prompt_cache_line
+from llmcli.render.terminal import note
 from llmcli.storage import cache_file as cachefile
 from tests.commands.conftest import records
 from tests.commands.test_shell import PROGRAM, slow_model
@@ -95,14 +96,14 @@ def test_what_cannot_be_used_is_said_and_written_anew(run: Run, model: Path, tmp
 
     line("--dtype", "float32")
     for options, why in (
-        (("--dtype", "bfloat16"), UNUSED["dtype"]),
-        (("--dtype", "bfloat16", "--quantize", "int8"), UNUSED["model"]),
+        (("--dtype", "bfloat16"), PROMPT_CACHE_UNUSED["dtype"]),
+        (("--dtype", "bfloat16", "--quantize", "int8"), PROMPT_CACHE_UNUSED["model"]),
     ):
         assert line(*options) == f"prompt cache: {file} {why}; the prompt is read anew"
         assert "reused" in line(*options)
     file.write_bytes(file.read_bytes()[:-9])
-    assert line() == f"prompt cache: {file} {UNUSED['damaged']}; the prompt is read anew"
-    assert line() != f"prompt cache: {file} {UNUSED['damaged']}; the prompt is read anew"
+    assert line() == f"prompt cache: {file} {PROMPT_CACHE_UNUSED['damaged']}; the prompt is read anew"
+    assert line() != f"prompt cache: {file} {PROMPT_CACHE_UNUSED['damaged']}; the prompt is read anew"
 
 
 def test_every_reason_has_its_words() -> None:
@@ -110,7 +111,7 @@ def test_every_reason_has_its_words() -> None:
 
     from llmcli.generation.prompt_cache import Reason
 
-    assert {*UNUSED, "missing"} == set(get_args(Reason))
+    assert {*PROMPT_CACHE_UNUSED, "missing"} == set(get_args(Reason))
     for reason in get_args(Reason):
         line = prompt_cache_line(Reuse(0, 9, reason), "{file}[/b]")
         assert line.startswith("prompt cache: {file}[/b] ")

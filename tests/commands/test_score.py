@@ -12,7 +12,8 @@ import pytest
 from click.testing import Result
 
 from llmcli.errors import EXIT_USAGE
-from llmcli.render.terminal import RANK_BANDS, harmless, rank_band
+from llmcli.render.marks import RANK_BANDS, rank_band
+from llmcli.render.text import escape_controls
 from tests.commands.conftest import coloured, records
 from tests.commands.test_views import ESCAPE, HOSTILE, on_terminal
 
@@ -96,7 +97,7 @@ def test_the_text_is_shown_line_by_line_and_harmless(
     shown = ESCAPE.sub("", on_terminal(["score", HOSTILE[kind], "-m", str(model)], 200, monkeypatch))
     text = shown[: shown.index("rank: 0-9")].split("\n", 1)[1]
     first = scored(run, model)["first"]["text"]
-    expected = first + harmless(HOSTILE[kind])
+    expected = first + escape_controls(HOSTILE[kind])
     assert re.sub("[ \t]+", " ", text).rstrip() == re.sub("[ \t]+", " ", expected).rstrip()
 
 

@@ -141,7 +141,9 @@ def test_no_name_of_a_model_commands_the_terminal(tmp_path: Path, model: Path) -
 
 
 def test_sabotage_raw_text_is_noticed(tmp_path: Path, model: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import llmcli.render.terminal as t\nt.harmless = lambda text: text\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import llmcli.render.terminal as t\nt.escape_controls = lambda text: text\n"
+    )
     path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
     assert commanding(raw(*evil_model(model), PYTHONPATH=path))
 
@@ -200,9 +202,9 @@ def test_resizing_while_text_streams_loses_nothing(tmp_path: Path, model: Path) 
     seen += child.read()
     child.close()
     assert child.exitstatus == 0
-    from llmcli.render.terminal import harmless
+    from llmcli.render.text import escape_controls
 
-    assert bare(seen).replace("\r\n", "\n").startswith(harmless(alone.stdout))
+    assert bare(seen).replace("\r\n", "\n").startswith(escape_controls(alone.stdout))
 
 
 def test_wide_characters_go_on_in_the_next_line(model: Path) -> None:
@@ -271,12 +273,12 @@ def test_long_work_is_quiet_in_a_file(tmp_path: Path, model: Path) -> None:
 def test_a_run_of_a_million_steps_is_no_million_lines() -> None:
     from io import StringIO
 
-    from llmcli.render.training import MOST_LINES, TrainingView
+    from llmcli.render.training import MOST_LINES, TrainingProgress
     from llmcli.train.metrics import Metrics
 
     stream = StringIO()
     steps = 1_000_000
-    with TrainingView(stream, "nats a token") as view:
+    with TrainingProgress(stream, "nats a token") as view:
         for step in range(500, steps + 1, 500):
             view.show(Metrics(step, steps, step, 1.0, 0.1, 9.0, nats_per_token=1.0, bits_per_byte=1.0))
     lines = stream.getvalue().splitlines()

@@ -19,7 +19,8 @@ from llmcli.explain.piece import Piece
 from llmcli.explain.verify.proof import Parting, Proof
 from llmcli.explain.verify.report import TEXT, Verdicts, VerifyReport
 from llmcli.generation.loaded import LoadedModel
-from llmcli.render.verify import ProofsView, print_verify
+from llmcli.render.progress import VerifyProgress
+from llmcli.render.verify import print_verify
 from llmcli.text.tokenizer import load_tokenizer
 from tests.commands.conftest import records
 
@@ -190,7 +191,7 @@ def test_a_terminal_shows_every_verdict_within_its_width(terminal: Tty) -> None:
 
 
 def test_numbers_that_are_none_are_null_for_programs() -> None:
-    from llmcli.render.ndjson import record
+    from llmcli.render.json_forms import record
 
     told = json.dumps(record(report()), allow_nan=False)
     assert json.loads(told)["proofs"][4]["error"] is None
@@ -200,7 +201,7 @@ def test_numbers_that_are_none_are_null_for_programs() -> None:
 def test_progress_is_shown_on_a_terminal_alone_and_taken_back(terminal: Tty) -> None:
     plain = io.StringIO()
     for stream in (terminal, plain):
-        with ProofsView(stream) as view:
+        with VerifyProgress(stream) as view:
             view("first proof")
             view.pause()
             view("second proof")

@@ -19,7 +19,7 @@ from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
-from llmcli.render import ndjson
+from llmcli.render import json_forms
 from llmcli.render.branch import print_branch
 from llmcli.storage.quantize import Kind, quantize
 from tests.explain.reference import IDS, forget, loaded
@@ -209,7 +209,7 @@ def test_the_deepest_tree_can_be_grown_and_written(tiny: Make) -> None:
     assert len(report.best.path) == module.MOST_DEPTH
     assert report.best.text == "".join(f" w{id}" for id in report.best.path)
     stream = io.StringIO()
-    ndjson.write(ndjson.record(report), stream)
+    json_forms.write(json_forms.record(report), stream)
     assert len(json.loads(stream.getvalue())["best"]["path"]) == module.MOST_DEPTH
     print_branch(report, stream)
     assert len([line for line in stream.getvalue().splitlines() if line.count("\t") == 6]) == module.MOST_DEPTH + 1

@@ -339,8 +339,8 @@ def test_a_plain_llama_has_no_particulars_and_every_choice_is_told(tiny: Make) -
 
 
 def test_a_report_is_plain_numbers(tiny: Make) -> None:
-    from llmcli.render import ndjson
+    from llmcli.render import json_forms
 
     report = report_of(tiny("gemma3_text").folder)
-    assert json.loads(json.dumps(ndjson.record(report)))["parameters"] == report.parameters
+    assert json.loads(json.dumps(json_forms.record(report)))["parameters"] == report.parameters
     assert dataclasses.is_dataclass(report)

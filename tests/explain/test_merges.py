@@ -16,7 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from llmcli.explain import merges as merges_view
 from llmcli.explain.merges import MergesReport, merges_report
 from llmcli.explain.tokens import tokenization
-from llmcli.render.merges import print_merges
+from llmcli.render.tokens import print_merges
 from llmcli.text import bpe as bpe_module
 from llmcli.text.bpe import Bpe, Join, replayed
 from llmcli.text.tokenizer import Token, Tokenizer

@@ -13,7 +13,7 @@ from llmcli.explain import score as module
 from llmcli.explain.score import score_report
 from llmcli.explain.scored import ScoreReport
 from llmcli.generation import score as engine
-from llmcli.render.ndjson import record
+from llmcli.render.json_forms import record
 from llmcli.storage.quantize import Kind, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE

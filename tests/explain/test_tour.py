@@ -14,7 +14,7 @@ from llmcli.explain import position as module
 from llmcli.explain.position import position_report
 from llmcli.explain.tour import WRITTEN, before_last_word, longest_word, tour_report
 from llmcli.model.positions import rotation
-from llmcli.render.tour import STOPS, print_tour
+from llmcli.render.tour import TOUR_STOPS, print_tour
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
 from tests.tiny import CASES, Tiny
@@ -35,7 +35,7 @@ def test_every_stop_is_made_and_holds(tiny: Make, name: str) -> None:
     plain = io.StringIO()
     print_tour(report, plain)
     told = plain.getvalue()
-    assert [f"{n + 1}/8  {title}" in told for n, (title, _) in enumerate(STOPS)] == [True] * 8
+    assert [f"{n + 1}/8  {title}" in told for n, (title, _) in enumerate(TOUR_STOPS)] == [True] * 8
     assert told.count("check: ok") >= 6
 
 

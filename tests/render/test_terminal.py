@@ -18,12 +18,14 @@ from llmcli.explain.tokens import Tokenization
 from llmcli.generation.filters import filter_chain
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step
-from llmcli.render.generation import TextWriter, note
+from llmcli.render.generation import TextWriter, print_probabilities
+from llmcli.render.marks import PROBABILITY_BANDS, probability_band, rank_band
 from llmcli.render.samples import SampleRow, print_samples
 from llmcli.render.step import print_step
-from llmcli.render.table import Cell, Column, number, print_table, probability
-from llmcli.render.terminal import PROBABILITY_BANDS, band, console, harmless, label, printable, rank_band, styled
-from llmcli.render.tokens import print_probabilities, print_side_by_side, print_tokenization
+from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
+from llmcli.render.terminal import console, note, printable, styled
+from llmcli.render.text import escape_controls, token_label
+from llmcli.render.tokens import print_side_by_side, print_tokenization
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 
@@ -79,7 +81,7 @@ def words_of(stream: io.StringIO, width: int) -> list[str]:
 
 @given(st.text())
 def test_harmless_text_has_no_control_characters(text: str) -> None:
-    shown = harmless(text)
+    shown = escape_controls(text)
     assert not [char for char in shown if unicodedata.category(char) == "Cc" and char not in "\t\n"]
     if not any(unicodedata.category(char) == "Cc" for char in text):
         assert shown == text
@@ -96,7 +98,7 @@ def test_harmless_text_has_no_control_characters(text: str) -> None:
     ],
 )
 def test_control_characters_are_shown(text: str, shown: str) -> None:
-    assert harmless(text) == shown
+    assert escape_controls(text) == shown
     assert printable(text, Tty()) == shown
     assert printable(text, io.StringIO()) == text
 
@@ -118,18 +120,18 @@ def test_control_characters_are_shown(text: str, shown: str) -> None:
     ],
 )
 def test_labels(data: bytes, shown: str) -> None:
-    assert label(data.decode("utf-8", "replace"), data) == shown
+    assert token_label(data.decode("utf-8", "replace"), data) == shown
 
 
 def test_a_token_without_bytes_is_labelled_by_its_text() -> None:
-    assert label("", b"") == ""
-    assert label("<unused>", b"") == "<unused>"
+    assert token_label("", b"") == ""
+    assert token_label("<unused>", b"") == "<unused>"
 
 
 @settings(max_examples=100)
 @given(st.binary(max_size=12))
 def test_a_label_is_one_word_without_controls(data: bytes) -> None:
-    shown = label(data.decode("utf-8", "replace"), data)
+    shown = token_label(data.decode("utf-8", "replace"), data)
     assert not [char for char in shown if unicodedata.category(char) == "Cc" or char in "\t\n"]
     outside = re.sub(r"<[0-9A-F ]+>", "", shown)
     assert " " not in outside
@@ -141,7 +143,7 @@ def test_a_label_is_one_word_without_controls(data: bytes) -> None:
     [(1.0, "+++"), (0.5, "+++"), (0.4999, "++"), (0.1, "++"), (0.0999, "+"), (0.01, "+"), (0.0099, "-"), (0.0, "-")],
 )
 def test_bands(prob: float, sign: str) -> None:
-    assert band(prob)[1] == sign
+    assert probability_band(prob)[1] == sign
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_styles_are_for_terminals(monkeypatch: pytest.MonkeyPatch, env: dict[str
 @settings(max_examples=200)
 @given(st.floats(0.0, 1.0))
 def test_a_probability_is_never_rounded_to_none_or_all(prob: float) -> None:
-    cell = probability(prob)
+    cell = probability_cell(prob)
     assert (cell.shown == "0.0000") == (prob == 0)
     assert (cell.shown == "1.0000") == (prob == 1)
     assert len(cell.shown) <= 6
@@ -187,17 +189,17 @@ def test_a_probability_is_never_rounded_to_none_or_all(prob: float) -> None:
 
 
 def test_numbers_are_rounded_for_the_eye_alone() -> None:
-    assert number(1 / 3) == Cell("0.3333", "0.3333333333333333")
-    assert number(-12.3456, 1, "bold") == Cell("-12.3", "-12.3456", "bold")
-    assert number(None) == Cell("", "")
+    assert number_cell(1 / 3) == Cell("0.3333", "0.3333333333333333")
+    assert number_cell(-12.3456, 1, "bold") == Cell("-12.3", "-12.3456", "bold")
+    assert number_cell(None) == Cell("", "")
 
 
 # --- tables as text ---
 
 COLUMNS = [Column("id"), Column("token", right=False), Column("p", optional=1)]
 ROWS = [
-    [Cell("151643"), Cell("[bold]x[/bold] :smile:", style="bold red"), probability(1 / 3, "bold")],
-    [Cell("7"), Cell("日本" * 60), probability(1e-30)],
+    [Cell("151643"), Cell("[bold]x[/bold] :smile:", style="bold red"), probability_cell(1 / 3, "bold")],
+    [Cell("7"), Cell("日本" * 60), probability_cell(1e-30)],
 ]
 PLAIN = f"id\ttoken\tp\n151643\t[bold]x[/bold] :smile:\t0.3333333333333333\n7\t{'日本' * 60}\t1e-30\n"
 
@@ -407,10 +409,10 @@ def test_the_step_view_cuts_no_number(width: int) -> None:
     print_step(report, stream)
     words = words_of(stream, width)
     for row in report.candidates:
-        assert probability(row.p).shown in words
-        assert probability(row.p_final).shown in words
+        assert probability_cell(row.p).shown in words
+        assert probability_cell(row.p_final).shown in words
         for column in report.columns:
-            assert probability(column.probs[row.id]).shown in words
+            assert probability_cell(column.probs[row.id]).shown in words
     if width == 120:
         assert {str(row.id) for row in report.candidates} <= set(words)
     if width >= 80:
@@ -430,7 +432,7 @@ def test_the_step_view_in_a_file_has_everything_in_full() -> None:
     for cells_of_row, row in zip(table[1:], report.candidates, strict=True):
         mark, rank, id, token, logit, p, warm, cut, final, drawn = cells_of_row
         assert (mark != "") == (row.id == report.chosen.id)
-        assert (int(rank), int(id), token) == (row.rank, row.id, label(row.text, row.bytes))
+        assert (int(rank), int(id), token) == (row.rank, row.id, token_label(row.text, row.bytes))
         assert (float(logit), float(p), float(warm), float(final)) == (row.logit, row.p, row.p_temperature, row.p_final)
         assert cut == (row.cut or "")
         assert drawn == ("" if row.u_low is None else f"{row.u_low!r}:{row.u_high!r}")
@@ -492,7 +494,7 @@ def test_the_probability_view_cuts_no_number(width: int) -> None:
     print_probabilities(reports, stream)
     words = words_of(stream, width)
     for report in reports:
-        assert {probability(report.prob).shown, str(report.rank), band(report.prob)[1]} <= set(words)
+        assert {probability_cell(report.prob).shown, str(report.rank), probability_band(report.prob)[1]} <= set(words)
         assert width < 80 or str(report.id) in words
     assert {"·:smile:", "日本語", "⏎", "[bold]", "0.25", "·日本"} <= set(words)
 
@@ -502,7 +504,7 @@ def test_the_probability_view_cuts_no_number(width: int) -> None:
 
 def test_text_is_written_as_it_is_to_a_file_and_harmless_to_a_terminal() -> None:
     text = "[bold]a[/] :smile: \x1b[31m日本\n"
-    for stream, shown in ((io.StringIO(), text), (Tty(), harmless(text))):
+    for stream, shown in ((io.StringIO(), text), (Tty(), escape_controls(text))):
         writer = TextWriter(stream, by_probability=True)
         writer.write(text, 0.9)
         writer.end_line()

@@ -88,7 +88,7 @@ def chat(
         begin(session, system_prompt)
         warn_of_doubled(session.conversation)
 
-    from llmcli.render.generation import note
+    from llmcli.render.terminal import note
 
     seed = session.settings.seed
     help = "; /help lists the commands, Ctrl-D leaves" if sys.stdin is not None and sys.stdin.isatty() else ""
@@ -138,7 +138,7 @@ def begin(session: AnySession, system_prompt: str | None) -> None:
 
 def warn_of_doubled(conversation: Conversation) -> None:
     """Try the template before anything is typed; say so if it begins with the same special token twice."""
-    from llmcli.render.generation import note
+    from llmcli.render.terminal import note
     from llmcli.text.chat_template import Message
     from llmcli.text.turns import Templated
 
@@ -152,7 +152,7 @@ def warn_of_doubled(conversation: Conversation) -> None:
 
 def converse(session: AnySession, source: Lines) -> None:
     """Turn after turn, until the lines end. A chat that nobody types ends at Ctrl-C, and fails if one of them did."""
-    from llmcli.render.generation import note
+    from llmcli.render.terminal import note
 
     typed = sys.stdin is not None and sys.stdin.isatty()
     while typed or not session.interrupted:

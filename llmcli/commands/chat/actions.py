@@ -63,9 +63,11 @@ def completions(session: AnySession, line: str) -> Sequence[str]:
 
 
 def show_help(session: AnySession, argument: str) -> None:
-    from llmcli.render.chat import print_actions
+    from llmcli.render.chat import print_chat_commands
 
-    print_actions([(f"/{name} {action.argument}".strip(), action.help) for name, action in ACTIONS.items()], sys.stderr)
+    print_chat_commands(
+        [(f"/{name} {action.argument}".strip(), action.help) for name, action in ACTIONS.items()], sys.stderr
+    )
 
 
 def set_system(session: AnySession, argument: str) -> None:
@@ -115,7 +117,7 @@ def save(session: AnySession, argument: str) -> None:
 
 
 def load(session: AnySession, argument: str) -> None:
-    from llmcli.render.counted import counted
+    from llmcli.render.text import counted
     from llmcli.text.transcript import read_transcript
 
     path = _path(argument)
@@ -157,13 +159,13 @@ def explain(session: AnySession, argument: str) -> None:
 
 
 def tokens(session: AnySession, argument: str) -> None:
-    from llmcli.render.chat import print_sizes
+    from llmcli.render.chat import print_context_use
 
     chat = session.conversation
     if not chat.messages:
         _note(f"nothing was said yet; the model's context is {chat.context} tokens")
         return
-    print_sizes(chat.messages, chat.sizes(), chat.context, sys.stderr)
+    print_context_use(chat.messages, chat.sizes(), chat.context, sys.stderr)
 
 
 def leave(session: AnySession, argument: str) -> None:
@@ -181,8 +183,8 @@ def _beginning(text: str, length: int = 40) -> str:
 
 
 def _note(text: str) -> None:
-    from llmcli.render.generation import note
-    from llmcli.render.terminal import one_line
+    from llmcli.render.terminal import note
+    from llmcli.render.text import one_line
 
     note(one_line(text), sys.stderr)
 

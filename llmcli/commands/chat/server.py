@@ -51,8 +51,8 @@ class ServerSession(There):
     fields: Mapping[str, Any] = {}  # of the last reply
 
     def answer(self, messages: Messages) -> None:
-        from llmcli.render.endpoint import ending, print_answer_summary, print_told
-        from llmcli.render.generation import TextWriter, note
+        from llmcli.render.generation import TextWriter, ending, print_server_probabilities, print_server_summary
+        from llmcli.render.terminal import note
 
         self.fields = self.settings.fields()
         rivals = RIVALS if self.probs else None
@@ -79,14 +79,14 @@ class ServerSession(There):
             return
         self.conversation.keep(messages, writing.text, tokens)
         if self.probs:
-            print_told(told, sys.stderr)
+            print_server_probabilities(told, sys.stderr)
         if self.verbose:
-            print_answer_summary(writing, sys.stderr, seed=self.fields.get("seed"))
+            print_server_summary(writing, sys.stderr, seed=self.fields.get("seed"))
         elif writing.finish != "stop_token":
             note(f"stopped: {ending(writing.finish)}", sys.stderr)
 
     def explain(self, index: int) -> None:
-        from llmcli.render.endpoint import print_server_step
+        from llmcli.render.step import print_server_step
 
         print_server_step(self.conversation.step(index, self.fields), sys.stderr)
 

@@ -63,8 +63,8 @@ class Session(ABC, Generic[T, S]):
 
     def tell(self, error: Exception) -> None:
         """One line for what went wrong; raises what is nobody's to mend."""
-        from llmcli.render.generation import note
-        from llmcli.render.terminal import one_line
+        from llmcli.render.terminal import note
+        from llmcli.render.text import one_line
 
         told = error if isinstance(error, LlmcliError) else out_of_memory(error)
         if told is None:
@@ -107,7 +107,8 @@ class LocalSession(Local):
     """Replies come from a model that runs here."""
 
     def answer(self, messages: Messages) -> None:
-        from llmcli.render.generation import ENDINGS, note, print_summary
+        from llmcli.render.generation import ENDINGS, print_summary
+        from llmcli.render.terminal import note
 
         sampler = self.settings.sampler()
         reply = self.conversation.answer(messages, sampler, self.settings.max_tokens)
@@ -138,8 +139,7 @@ class LocalSession(Local):
     def _write(self, reply: Reply) -> None:
         """The reply as it comes; then the table of its probabilities, if they are shown."""
         from llmcli.explain.generated import token_report
-        from llmcli.render.generation import TextWriter
-        from llmcli.render.tokens import print_probabilities
+        from llmcli.render.generation import TextWriter, print_probabilities
 
         writer = TextWriter(sys.stdout, by_probability=self.probs)
         reports: list[TokenReport] = []

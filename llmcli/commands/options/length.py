@@ -45,7 +45,7 @@ def asked(max_tokens: int, stop: tuple[str, ...], overflow: Overflow) -> Length:
 def fit(loaded: LoadedModel, ids: list[int], overflow: Overflow) -> list[int]:
     """The prompt, or what is left of it where it was too long, which is then said. Errors: it is to be one."""
     from llmcli.generation.overflow import fitted
-    from llmcli.render.generation import note
+    from llmcli.render.terminal import note
 
     limit = loaded.model.config.max_position_embeddings
     front = int(ids[:1] == loaded.tokenizer.encode("")[:1])  # a BOS token stays

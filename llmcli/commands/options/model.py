@@ -60,10 +60,10 @@ class ModelChoice:
         """Read the model, or this rank's share of it."""
         from llmcli.generation.loaded import load
         from llmcli.hub.cache import name_of
-        from llmcli.render.generation import note
-        from llmcli.render.loading import LoadingView
+        from llmcli.render.progress import LoadingProgress
+        from llmcli.render.terminal import note
 
-        with LoadingView(sys.stderr) as view:
+        with LoadingProgress(sys.stderr) as view:
             loaded = load(
                 folder,
                 name=" + ".join(name_of(part) for part in (folder, adapter) if part is not None),
@@ -83,10 +83,10 @@ class ModelChoice:
 def find_model(name: str | None, offline: bool) -> Path:
     """The folder of the model, the shipped one if none is named; shows the download if there is one."""
     from llmcli import hub
-    from llmcli.render.download import DownloadView
+    from llmcli.render.progress import DownloadProgress
 
     name = hub.default_model() if name is None else name
-    with DownloadView(name, sys.stderr) as view:
+    with DownloadProgress(name, sys.stderr) as view:
         return hub.find(name, offline=offline, progress=view)
 
 

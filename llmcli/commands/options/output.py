@@ -45,10 +45,10 @@ class Form:
 
         ``record`` makes the JSON where its keys are not the report's fields.
         """
-        from llmcli.render import ndjson
+        from llmcli.render import json_forms
 
         if self.as_json:
-            ndjson.write((record or ndjson.record)(report), sys.stdout)
+            json_forms.write((record or json_forms.record)(report), sys.stdout)
         else:
             draw(report, sys.stdout)
         self.paint(lambda stream: draw(report, stream))
@@ -57,8 +57,8 @@ class Form:
 
     def paint(self, draw: Callable[[TextIO], None]) -> None:
         """What ``draw`` prints, as the picture that was asked for, if one was."""
-        from llmcli.render.generation import note
         from llmcli.render.picture import Picture
+        from llmcli.render.terminal import note
 
         if self.picture is None:
             return

@@ -45,7 +45,8 @@ def check_prompt_cache(file: Path) -> None:
 def open_prompt_cache(file: Path, loaded: LoadedModel, ids: Sequence[int], max_new_tokens: int) -> PromptCache:
     """What the file tells of the prompt, and a line about it."""
     from llmcli.generation.prompt_cache import PromptCache
-    from llmcli.render.generation import note, prompt_cache_line
+    from llmcli.render.generation import prompt_cache_line
+    from llmcli.render.terminal import note
 
     prompt_cache = PromptCache(file, loaded.model, ids, max_new_tokens)
     note(prompt_cache_line(prompt_cache.reuse, str(file)), sys.stderr)
@@ -59,7 +60,7 @@ def cached(generation: Generation) -> int | None:
 
 def tell_unsaved(generation: Generation) -> None:
     """Say so if the file could not be written."""
-    from llmcli.render.generation import note
+    from llmcli.render.terminal import note
 
     if generation.prompt_cache is not None and generation.prompt_cache.failure:
         kept = generation.prompt_cache

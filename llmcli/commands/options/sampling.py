@@ -49,7 +49,8 @@ class Sampling:
         from llmcli.explain.locate import find_token
         from llmcli.generation.filters import filter_chain
         from llmcli.generation.sampling import Sampler
-        from llmcli.render.generation import defaults_line, note
+        from llmcli.render.generation import defaults_line
+        from llmcli.render.terminal import note
 
         own = loaded.defaults.sampling
         line = defaults_line(self.adopted(own), loaded.defaults.unmet)

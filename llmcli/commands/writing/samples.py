@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmcli.generation.batch import Written
     from llmcli.generation.loaded import LoadedModel
     from llmcli.generation.sampling import Sampler
-    from llmcli.render.samples import Event, SampleRow
+    from llmcli.render.samples import SampleRow, SampleToken
 
 SIDE_BY_SIDE = 32  # texts in one batch
 
@@ -62,12 +62,12 @@ class Samples:
         self.seconds = 0.0
         self._last: dict[int, Written] = {}
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[SampleToken]:
         """Every token, of text 0 first, then of text 1; after Ctrl-C those that were written by then."""
         from llmcli.generation.batch import InOrder, write_many
-        from llmcli.render.samples import Event
+        from llmcli.render.samples import SampleToken
 
-        order: InOrder[Event] = InOrder()
+        order: InOrder[SampleToken] = InOrder()
         began = time.perf_counter()
         with Interrupt() as interrupt:
             try:
@@ -80,7 +80,7 @@ class Samples:
                 self.interrupted = True
         for key, last in sorted(self._last.items()):
             if not last.done:
-                held_back = Event(key, last.writing.interrupt(), 1.0, None, True)
+                held_back = SampleToken(key, last.writing.interrupt(), 1.0, None, True)
                 yield from order.put(key, held_back, done=True)
 
     def rows(self) -> list[SampleRow]:
@@ -108,14 +108,14 @@ class Samples:
             valid=last.writing.valid,
         )
 
-    def _event(self, written: Written) -> Event:
+    def _event(self, written: Written) -> SampleToken:
         from llmcli.explain.generated import token_report
-        from llmcli.render.samples import Event
+        from llmcli.render.samples import SampleToken
 
         if written.step is None:
-            return Event(written.task.key, written.text, 1.0, None, written.done)
+            return SampleToken(written.task.key, written.text, 1.0, None, written.done)
         report = None if self.rivals is None else token_report(written.step, self.loaded.tokenizer, self.rivals)
-        return Event(written.task.key, written.text, written.step.choice.prob, report, written.done)
+        return SampleToken(written.task.key, written.text, written.step.choice.prob, report, written.done)
 
 
 def write_samples(samples: Samples, *, best: bool, echoed: str) -> None:
@@ -134,7 +134,7 @@ def write_samples(samples: Samples, *, best: bool, echoed: str) -> None:
 
 def write_samples_json(samples: Samples, *, best: bool) -> None:
     """Likewise as NDJSON: for each text its start, a line a token, and an end."""
-    from llmcli.render import ndjson
+    from llmcli.render import json_forms
 
     current = None
     for event in chosen(samples) if best else samples:
@@ -142,15 +142,15 @@ def write_samples_json(samples: Samples, *, best: bool) -> None:
             current = event.sample
             task = samples.tasks[current]
             filters = [(filter.name, filter.value) for filter in task.sampler.filters]
-            start = ndjson.generation_start(samples.loaded.name, task.prompt_ids, task.sampler.seed, filters)
-            ndjson.write(ndjson.of_sample(current, start), sys.stdout)
+            start = json_forms.generation_start(samples.loaded.name, task.prompt_ids, task.sampler.seed, filters)
+            json_forms.write(json_forms.of_sample(current, start), sys.stdout)
         if event.report is not None:
-            ndjson.write(ndjson.of_sample(current, ndjson.generated_token(event.report)), sys.stdout)
+            json_forms.write(json_forms.of_sample(current, json_forms.generated_token(event.report)), sys.stdout)
         if event.done:
-            ndjson.write(ndjson.of_sample(current, ndjson.sample_end(samples.row(current))), sys.stdout)
+            json_forms.write(json_forms.of_sample(current, json_forms.sample_end(samples.row(current))), sys.stdout)
 
 
-def chosen(samples: Samples) -> list[Event]:
+def chosen(samples: Samples) -> list[SampleToken]:
     """The tokens of the best text, once all are written."""
     events = list(samples)
     return [event for row in samples.rows() if row.best for event in events if event.sample == row.sample]

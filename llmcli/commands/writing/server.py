@@ -37,8 +37,7 @@ def answer(server: Server, text: str, sampling: Sampling, length: Length, showin
 
 def write_answer(server: Server, ask: Ask, *, echoed: str, seed: int | None) -> Writing:
     """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
-    from llmcli.render.endpoint import print_answer_summary, print_told
-    from llmcli.render.generation import TextWriter
+    from llmcli.render.generation import TextWriter, print_server_probabilities, print_server_summary
 
     writer = TextWriter(sys.stdout, by_probability=ask.rivals is not None)
     writing = server.write(ask)
@@ -48,8 +47,8 @@ def write_answer(server: Server, ask: Ask, *, echoed: str, seed: int | None) -> 
     finally:
         writer.end_line()
     if ask.rivals is not None:
-        print_told(told, sys.stderr)
-    print_answer_summary(writing, sys.stderr, seed=seed)
+        print_server_probabilities(told, sys.stderr)
+    print_server_summary(writing, sys.stderr, seed=seed)
     return writing
 
 
@@ -96,7 +95,7 @@ def write_answer_json(server: Server, ask: Ask, sampling: Sampling, *, needed: b
     Probabilities are ``needed`` where they were asked for by name; else a server that tells none is asked without.
     """
     from llmcli.endpoint.reports import reports
-    from llmcli.render import ndjson
+    from llmcli.render import json_forms
 
     writing, count = server.write(ask, needed=needed), 0
     sampler: list[tuple[str, float | None]] = list(sampling.given.items())
@@ -104,17 +103,18 @@ def write_answer_json(server: Server, ask: Ask, sampling: Sampling, *, needed: b
     with Interrupt() as interrupt:
         interrupt.rest()
         try:
-            ndjson.write(ndjson.generation_start(server.name, None, sampling.seed, sampler), sys.stdout)
+            json_forms.write(json_forms.generation_start(server.name, None, sampling.seed, sampler), sys.stdout)
             for piece in writing:
                 interrupt.point()
                 for report in reports(piece, count):
-                    ndjson.write(ndjson.generated_token(report), sys.stdout)
+                    json_forms.write(json_forms.generated_token(report), sys.stdout)
                     count += 1
                 interrupt.rest()
         except KeyboardInterrupt:
             writing.interrupt()
     first, all_of_it = writing.first_seconds, writing.seconds
-    ndjson.write(
-        ndjson.generation_end(writing.finish or "", writing.text, writing.tokens, first, all_of_it - first), sys.stdout
+    json_forms.write(
+        json_forms.generation_end(writing.finish or "", writing.text, writing.tokens, first, all_of_it - first),
+        sys.stdout,
     )
     return writing

@@ -38,19 +38,19 @@ class Showing:
 def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], sampler: Sampler, *, rivals: int) -> None:
     """NDJSON: a start, a line a token, an end, which is written also when interrupted."""
     from llmcli.explain.generated import token_report
-    from llmcli.render import ndjson
+    from llmcli.render import json_forms
 
     filters = [(filter.name, filter.value) for filter in sampler.filters]
-    start = ndjson.generation_start(loaded.name, ids, sampler.seed, filters, cached(generation))
-    ndjson.write(start, sys.stdout)
+    start = json_forms.generation_start(loaded.name, ids, sampler.seed, filters, cached(generation))
+    json_forms.write(start, sys.stdout)
     with Interrupt() as interrupt:
         try:
             for step, _ in generation:
-                ndjson.write(ndjson.generated_token(token_report(step, loaded.tokenizer, rivals)), sys.stdout)
+                json_forms.write(json_forms.generated_token(token_report(step, loaded.tokenizer, rivals)), sys.stdout)
                 interrupt.point()
         except KeyboardInterrupt:
             generation.interrupt()
-    end = ndjson.generation_end(
+    end = json_forms.generation_end(
         generation.finish,
         generation.text,
         generation.tokens,
@@ -59,7 +59,7 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
         guesses(generation),
         generation.valid,
     )
-    ndjson.write(end, sys.stdout)
+    json_forms.write(end, sys.stdout)
 
 
 def write_text(
@@ -73,11 +73,11 @@ def write_text(
 ) -> None:
     """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
     from llmcli.explain.generated import token_report
-    from llmcli.render.generation import TextWriter, note, print_summary, stage_name
-    from llmcli.render.tokens import print_probabilities
+    from llmcli.render.generation import TextWriter, filter_label, print_probabilities, print_summary
+    from llmcli.render.terminal import note
 
     if verbose:
-        chain = ", ".join(stage_name(filter.name, filter.value) for filter in sampler.filters) or "none"
+        chain = ", ".join(filter_label(filter.name, filter.value) for filter in sampler.filters) or "none"
         note(f"{loaded.name}: {loaded.model.dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = TextWriter(sys.stdout, by_probability=rivals is not None)
     reports: list[TokenReport] = []

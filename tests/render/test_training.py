@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmcli.render.curve import smooth, svg_curve, terminal_curve
+from llmcli.render.training import smooth, svg_curve, terminal_curve
 
 
 def test_the_terminal_curve_falls_where_the_loss_falls() -> None:

@@ -1,0 +1,205 @@
+"""Progress bars on a terminal, and plain lines elsewhere: loading, downloading, verifying, and batches of prompts."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TextIO
+
+from llmcli.files.sizes import readable
+from llmcli.render.terminal import console, note, styled
+from llmcli.render.text import counted
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.status import Status
+
+PATIENCE = 1.0  # seconds before the bar appears
+
+
+class LoadingProgress:
+    """A context manager that, called with bytes read and bytes in all, shows them on a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._bar: Progress | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> LoadingProgress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None and styled(self._stream) and time.monotonic() - self._began > PATIENCE:
+            self._bar = _loading_bar(self._stream)
+            self._bar.add_task("loading", total=total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _loading_bar(stream: TextIO) -> Progress:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(compact=True),
+        console=console(stream),
+        transient=True,
+    )
+
+
+class DownloadProgress:
+    """A context manager that, called with bytes done and in all, shows them; never called, it is silent."""
+
+    def __init__(self, name: str, stream: TextIO) -> None:
+        self._name = name
+        self._stream = stream
+        self._bar: Progress | None = None
+        self._started = 0.0
+        self._done = self._total = 0
+
+    def __enter__(self) -> DownloadProgress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._total:
+            self._begin(done, total)
+        self._done, self._total = done, total
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=done)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._total:
+            return
+        if self._bar:
+            self._bar.stop()
+        share = f"{readable(self._done)} of {readable(self._total)}"
+        if kind is None:
+            note(f"downloaded {self._name} in {time.monotonic() - self._started:.0f} s", self._stream)
+        elif issubclass(kind, KeyboardInterrupt):
+            note(f"interrupted at {share}; the same command goes on from there", self._stream)
+        else:
+            note(f"stopped at {share}", self._stream)
+
+    def _begin(self, done: int, total: int) -> None:
+        resumed = done * 100 > total  # less than a hundredth is not worth a word
+        size = f"{readable(total - done)}, the rest of {readable(total)}" if resumed else readable(total)
+        note(f"downloading {self._name}: {size}", self._stream)
+        self._started = time.monotonic()
+        if styled(self._stream):
+            self._bar = _download_bar(self._stream)
+            self._bar.add_task("", total=total, completed=done)
+            self._bar.start()
+
+
+def _download_bar(stream: TextIO) -> Progress:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    return Progress(
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console(stream),
+    )
+
+
+class VerifyProgress:
+    """A context manager that, called with a proof's name, shows on a terminal that it is being made."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._status: Status | None = None
+
+    def __enter__(self) -> VerifyProgress:
+        return self
+
+    def __call__(self, name: str) -> None:
+        self.pause()
+        if styled(self._stream):
+            self._status = console(self._stream).status(name)
+            self._status.start()
+
+    def pause(self) -> None:
+        """Make room for another bar, until the next proof."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def __exit__(self, *_: object) -> None:
+        self.pause()
+
+
+class BatchProgress:
+    """A context manager: ``show`` each token on ``stream`` while inside, and what is wrong with a line.
+
+    ``kept`` counts the results that are in the file: in the order of the prompts, one that is done may have to wait.
+    Of several processes (``rank`` is not None), the first one alone shows a bar, and each says which one it is.
+    """
+
+    def __init__(self, total: int, done: int, stream: TextIO, rank: int | None = None) -> None:
+        self._stream, self._total = stream, total
+        self._who = "" if rank is None else f"rank {rank}: "
+        self._before = self._done = done
+        self.tokens = self.broken = self.kept = 0
+        self._began = time.monotonic()
+        self._bar = _batch_bar(stream, total, done) if styled(stream) and not rank else None
+
+    def __enter__(self) -> BatchProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        parts = [f"{self.kept} of {counted(self._total, 'prompt')} written"]
+        parts += [f"{self._before} were there"] if self._before else []
+        parts += [f"{self.broken} left out"] if self.broken else []
+        left = self._total - self._before - self.kept - self.broken
+        parts += [f"{left} to go: the same command goes on"] if left > 0 else []
+        note(
+            f"{self._who}{', '.join(parts)} | {counted(self.tokens, 'token')}, {self._rate():.0f} tokens/s",
+            self._stream,
+        )
+
+    def show(self, *, done: bool, tokens: int = 1) -> None:
+        """A token, or several, which may be the last of their text."""
+        self.tokens += tokens
+        self._done += done
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self._done + self.broken, speed=self._rate())
+
+    def wrong(self, where: str, reason: str) -> None:
+        """A line that is left out."""
+        self.broken += 1
+        if self._bar:
+            self._bar.stop()
+        note(f"{where}: {reason}", self._stream)
+        if self._bar:
+            self._bar.start()
+
+    def _rate(self) -> float:
+        return self.tokens / max(time.monotonic() - self._began, 1e-9)
+
+
+def _batch_bar(stream: TextIO, total: int, done: int) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.completed}/{task.total} prompts"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[speed]:.0f} tokens/s "),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console(stream),
+        transient=True,
+    )
+    bar.add_task("", total=total, completed=done, speed=0.0)
+    return bar
