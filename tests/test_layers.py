@@ -15,6 +15,7 @@ PACKAGE = Path(llmcli.__file__).parent
 # From the ground up. Folders and files of one row may import each other (a folder's own files do).
 LAYERS = [
     "errors",
+    "lazy",
     "files",
     "model",
     "storage",
@@ -33,7 +34,7 @@ LAYERS = [
 FORBIDDEN = {
     "rich": set(LAYERS) - {"render"},
     "click": set(LAYERS) - {"commands", "cli"},
-    "torch": {"errors", "text", "hub", "endpoint", "render", "cli", "__main__"},
+    "torch": {"errors", "lazy", "text", "hub", "endpoint", "render", "cli", "__main__"},
     "httpx2": set(LAYERS) - {"endpoint"},
     "jinja2": set(LAYERS) - {"text"},
     "prompt_toolkit": set(LAYERS) - {"commands"},
