@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.files.ndjson import to_line
 from llmcli.generation.batch import Written
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
@@ -205,7 +206,7 @@ class Results:
     def append(self, record: Mapping[str, Any]) -> None:
         """A line, in one write: a process that is killed leaves it whole or not at all."""
         self._check_size(self._whole)
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = to_line(record).encode()
         if self._file.write(line) != len(line):
             raise LlmcliError(f"{self.path}: no space left to write to", "free some, and start again")
         self._whole += len(line)
