@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import llmcli
-from llmcli.explain.generated import token_report
+from llmcli.explain.sampling_step import generated_token_of
 from llmcli.generation.filters import Temperature, TopP
 from llmcli.generation.sampling import Sampler
 from llmcli.hub import default_model
@@ -24,7 +24,9 @@ def record() -> dict[str, Any]:
     def steps(sampler: Sampler, count: int) -> Any:
         return llmcli.steps(loaded.model, prompt, sampler=sampler, max_new_tokens=count, stop_ids=loaded.stop_ids)
 
-    sampled = [token_report(s, loaded.tokenizer, 1) for s in steps(Sampler([Temperature(0.8), TopP(0.95)], 1), 40)]
+    sampled = [
+        generated_token_of(s, loaded.tokenizer, 1) for s in steps(Sampler([Temperature(0.8), TopP(0.95)], 1), 40)
+    ]
     return {
         "model": loaded.name,
         "prompt_ids": prompt,

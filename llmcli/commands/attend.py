@@ -52,14 +52,14 @@ def attend(
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.attend import attend_report, grid_report
-    from llmcli.explain.locate import find_head, find_layers, find_position, name_layers
+    from llmcli.explain.attention import attend_report, attention_pattern
+    from llmcli.explain.selection import find_head, find_layers, find_position, name_layers
     from llmcli.render.attend import print_attend, print_attend_grid
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
     position, config = find_position(loaded.tokenizer, ids, at), loaded.model.config
     if head is not None:
-        form.show(grid_report(loaded, ids, position, find_head(config, head), ROWS), print_attend_grid)
+        form.show(attention_pattern(loaded, ids, position, find_head(config, head), ROWS), print_attend_grid)
         return
     shown = find_layers(config, layers)
     report, whose = attend_report(loaded, ids, position, shown), name_layers(shown, config)

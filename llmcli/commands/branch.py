@@ -36,8 +36,8 @@ def branch(prompt: Prompt, at: str, width: int, depth: int, form: Form, choice: 
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.branch import branch_report
-    from llmcli.explain.locate import find_position
+    from llmcli.explain.continuations import branch_report
+    from llmcli.explain.selection import find_position
     from llmcli.render.branch import print_branch
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)

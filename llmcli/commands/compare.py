@@ -34,7 +34,7 @@ def compare(prompt: Prompt, top: int, form: Form, choices: tuple[ModelChoice, Mo
     text = prompt.read()
     first, second = (choice.open() for choice in choices)
 
-    from llmcli.explain.compare import compare_report
+    from llmcli.explain.comparison import compare_report
     from llmcli.render.compare import print_compare
 
     report = compare_report(first, second, text, parse_special=prompt.parse_special)

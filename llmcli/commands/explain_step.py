@@ -21,7 +21,7 @@ from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
     from llmcli.endpoint.server import Server
-    from llmcli.explain.step import StepReport
+    from llmcli.explain.sampling_step import StepReport
     from llmcli.generation.loaded import LoadedModel
     from llmcli.generation.overflow import Overflow
     from llmcli.generation.sampling import Sampler
@@ -113,7 +113,7 @@ def report_of_step(
     loaded: LoadedModel, sampler: Sampler, ids: list[int], index: int, rolls: bool, shape: dict[str, Any]
 ) -> StepReport:
     """The report of the index-th step of the same loop that `generate` runs. Errors: it ends before that."""
-    from llmcli.explain.step import step_report
+    from llmcli.explain.sampling_step import step_report
     from llmcli.generation.steps import roll, steps
 
     context = list(ids)
@@ -132,7 +132,7 @@ def report_of_step(
 
 def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str, Any]) -> None:
     """Step by step: show the candidates, append the one that the user picks, and go on until they leave."""
-    from llmcli.explain.step import step_report
+    from llmcli.explain.sampling_step import step_report
     from llmcli.generation.steps import steps
     from llmcli.render.step import print_step
     from llmcli.render.terminal import printable

@@ -37,7 +37,7 @@ def inspect(tokens: int | None, form: Form, choice: ModelChoice, verbose: bool) 
     folder = find_model(choice.model, choice.offline)
     import_torch()
 
-    from llmcli.explain.inspect import inspect_report
+    from llmcli.explain.inspection import inspect_report
     from llmcli.hub.cache import name_of
     from llmcli.render.inspect import print_inspect
 

@@ -38,8 +38,8 @@ def lens(
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.lens import lens_report
-    from llmcli.explain.locate import find_layers, find_position, find_token
+    from llmcli.explain.logit_lens import lens_report
+    from llmcli.explain.selection import find_layers, find_position, find_token
     from llmcli.render.lens import print_lens
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)

@@ -29,7 +29,7 @@ def neighbours(word: str, top: int, form: Form, choice: ModelChoice, verbose: bo
     """
     loaded = choice.open()
 
-    from llmcli.explain.neighbours import neighbours_report
+    from llmcli.explain.embeddings import neighbours_report
     from llmcli.render.neighbours import print_neighbours
 
     form.show(neighbours_report(loaded, word, top), print_neighbours)

@@ -40,7 +40,7 @@ def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, endpoint: E
         report = server_score(endpoint.open(), text)
     else:
         loaded = choice.open()
-        from llmcli.explain.score import score_report
+        from llmcli.explain.scoring import score_report
 
         report = score_report(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special))
 

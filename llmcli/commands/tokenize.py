@@ -51,8 +51,8 @@ def tokenize(
     check_forms(prompt, models, only_ids, only_count, merges, decode, form)
     source = prompt.read() if decode is None else ""
 
-    from llmcli.explain.merges import merges_report
-    from llmcli.explain.tokens import tokenization
+    from llmcli.explain.bpe_merges import merges_report
+    from llmcli.explain.tokenization import tokenization
     from llmcli.hub.cache import name_of
     from llmcli.render import json_forms
     from llmcli.render import tokens as view

@@ -37,7 +37,7 @@ def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbos
     text = prompt.read_optional() or SENTENCE
     loaded = choice.open()
 
-    from llmcli.explain.tour import tour_report
+    from llmcli.explain.guided_tour import tour_report
     from llmcli.render.tour import TOUR_STOPS, print_tour, print_tour_stop
 
     report = tour_report(loaded, text)

@@ -40,7 +40,7 @@ def verify(prompt: Prompt, form: Form, choice: ModelChoice, verbose: bool) -> No
     given = prompt.read_optional()
     loaded = choice.open()
 
-    from llmcli.explain.verify.report import TEXT, verify_report
+    from llmcli.explain.verification.view import TEXT, verify_report
     from llmcli.render.progress import VerifyProgress
     from llmcli.render.verify import print_verify
 

@@ -50,8 +50,8 @@ def why(
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.locate import find_heads, find_layers, find_position, find_token, name_layers
-    from llmcli.explain.why import why_report
+    from llmcli.explain.attribution import why_report
+    from llmcli.explain.selection import find_heads, find_layers, find_position, find_token, name_layers
     from llmcli.render.why import print_why
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)

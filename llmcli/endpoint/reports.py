@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from llmcli.endpoint.reply import Piece
 from llmcli.endpoint.tokens import Token
-from llmcli.explain.rivals import Rival, TokenReport
+from llmcli.explain.report import Alternative, GeneratedToken
 
 
-def reports(piece: Piece, first: int) -> Iterator[TokenReport]:
+def reports(piece: Piece, first: int) -> Iterator[GeneratedToken]:
     """Of the tokens of a piece, numbered from ``first``; a text without tokens counts as one."""
     text = piece.text
     tokens = piece.tokens or ((Token(text, text.encode(), None, None, ()),) if text else ())
@@ -17,9 +17,9 @@ def reports(piece: Piece, first: int) -> Iterator[TokenReport]:
         yield report(token, index)
 
 
-def report(token: Token, index: int) -> TokenReport:
+def report(token: Token, index: int) -> GeneratedToken:
     """Of one token. The rank is known where it is among those told."""
-    return TokenReport(
+    return GeneratedToken(
         index=index,
         id=token.id,
         text=token.text,
@@ -30,5 +30,5 @@ def report(token: Token, index: int) -> TokenReport:
         rank=token.rank,
         entropy=None,
         u=None,
-        top=tuple(Rival(rival.id, rival.text, rival.bytes, rival.prob or 0.0) for rival in token.top),
+        top=tuple(Alternative(rival.id, rival.text, rival.bytes, rival.prob or 0.0) for rival in token.top),
     )

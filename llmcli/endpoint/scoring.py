@@ -11,8 +11,7 @@ from llmcli.endpoint.reply import read_piece
 from llmcli.endpoint.server import Ask, Server
 from llmcli.endpoint.tokens import Rated, Token
 from llmcli.errors import usage_error
-from llmcli.explain.check import Claim, check
-from llmcli.explain.scored import Scored, ScoreReport, Unnumbered
+from llmcli.explain.report import Claim, RemoteVocabEntry, ScoredToken, ScoreReport, check
 
 RIVALS = 5  # the most that plain OpenAI allows
 ROUNDING = 1e-3  # by which probabilities may be more than 1 together
@@ -84,10 +83,10 @@ def _ascii(text: str) -> str:
     return "".join(char for char in text if char.isascii())
 
 
-def _scored(token: Token, place: int) -> Scored:
+def _scored(token: Token, place: int) -> ScoredToken:
     assert token.logprob is not None
     best = token.top[0] if token.top else None
-    return Scored(
+    return ScoredToken(
         position=place,
         piece=_piece(token),
         chunk=token.text,
@@ -100,5 +99,5 @@ def _scored(token: Token, place: int) -> Scored:
     )
 
 
-def _piece(rated: Rated) -> Unnumbered:
-    return Unnumbered(rated.id, rated.text, rated.bytes)
+def _piece(rated: Rated) -> RemoteVocabEntry:
+    return RemoteVocabEntry(rated.id, rated.text, rated.bytes)

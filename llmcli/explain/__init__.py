@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
-    from llmcli.explain.check import Check as Check
-    from llmcli.explain.check import Claim as Claim
+    from llmcli.explain.report import Check as Check
+    from llmcli.explain.report import Claim as Claim
 
 __all__ = ["Check", "Claim"]
 __getattr__, __dir__ = lazy.exports(__name__, {"Check": "check", "Claim": "check"})

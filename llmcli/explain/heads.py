@@ -9,9 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from llmcli.explain.check import Claim, relative
-from llmcli.explain.limits import limit
-from llmcli.explain.reading import Reading
+from llmcli.explain.forward_pass import ForwardPass, tolerance
+from llmcli.explain.report import Claim, relative_error
 from llmcli.model.transformer import Block, Transformer
 
 
@@ -43,7 +42,7 @@ class Heads:
         return (self.weights * squares.clamp_min(0).sqrt()).flatten(0, 1)
 
 
-def heads_of(model: Transformer, reading: Reading, layer: int) -> Heads:
+def heads_of(model: Transformer, reading: ForwardPass, layer: int) -> Heads:
     """The heads of one layer."""
     block = cast(Block, model.blocks[layer])
     values = reading.trace.values[layer][0].double()
@@ -52,12 +51,12 @@ def heads_of(model: Transformer, reading: Reading, layer: int) -> Heads:
     return Heads(block, weights, values, matrix.view(len(matrix), *weights.shape[:2], -1))
 
 
-def adds_up(model: Transformer, reading: Reading, layers: Sequence[int]) -> Claim:
+def adds_up(model: Transformer, reading: ForwardPass, layers: Sequence[int]) -> Claim:
     """That weights and values, through the output matrix, are what attention was seen to add in ``layers``."""
     errors = []
     for layer in layers:
         heads, observed = heads_of(model, reading, layer), reading.trace.attn_out[layer][0, -1]
         with torch.inference_mode():
             added = heads.block.added(heads.output.to(model.dtype), heads.block.attn_post_norm).float()
-        errors.append(relative(float((added - observed).abs().max()), float(observed.abs().max())))
-    return Claim("weights times values are what attention added", max(errors), limit(model))
+        errors.append(relative_error(float((added - observed).abs().max()), float(observed.abs().max())))
+    return Claim("weights times values are what attention added", max(errors), tolerance(model))

@@ -14,9 +14,8 @@ from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.attend import AttendReport, GridReport, GridRow, Source
-    from llmcli.explain.check import Check
-    from llmcli.explain.piece import Piece
+    from llmcli.explain.attention import AttendReport, AttentionPattern, PatternRow, Source
+    from llmcli.explain.report import Check, VocabEntry
 
 CELL = 4  # columns of the terminal a weight of the triangle takes
 NOT_WHY = "Attention says where a head looks, not why; what came of it, llmcli why tells."
@@ -47,7 +46,7 @@ def _print_end(check: Check, stream: TextIO) -> None:
     print_check(check, stream)
 
 
-def _named(piece: Piece) -> str:
+def _named(piece: VocabEntry) -> str:
     return token_label(piece.text, piece.bytes)
 
 
@@ -80,7 +79,7 @@ def _row(source: Source, most: float) -> list[Cell]:
     ]
 
 
-def print_attend_grid(report: GridReport, stream: TextIO) -> None:
+def print_attend_grid(report: AttentionPattern, stream: TextIO) -> None:
     """The triangle of the last positions; in a terminal with what stands before them summed."""
     print_line(f"attend, head L{report.layer}.H{report.head}: where does each token (a row) look?", stream)
     if styled(stream):
@@ -92,12 +91,12 @@ def print_attend_grid(report: GridReport, stream: TextIO) -> None:
     _print_end(report.check, stream)
 
 
-def _grid_cells(row: GridRow, count: int) -> list[Cell]:
+def _grid_cells(row: PatternRow, count: int) -> list[Cell]:
     ahead = [Cell("")] * (count - len(row.weights))
     return [Cell(str(row.position)), Cell(_named(row.piece)), *(Cell(repr(weight)) for weight in row.weights), *ahead]
 
 
-def _print_triangle(report: GridReport, stream: TextIO) -> None:
+def _print_triangle(report: AttentionPattern, stream: TextIO) -> None:
     """Weights in per cent. Columns: the first position, those between, then one for each row."""
     target, digits = console(stream), len(str(report.rows[-1].position))
     most = max(cell_len(_named(row.piece)) for row in report.rows) + digits + 1

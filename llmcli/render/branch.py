@@ -13,7 +13,7 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import one_line, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.branch import BranchReport, Node
+    from llmcli.explain.continuations import BranchReport, Node
 
 
 def print_branch(report: BranchReport, stream: TextIO) -> None:

@@ -12,8 +12,8 @@ from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import escape_controls, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.compare import Compared, CompareReport
-    from llmcli.explain.piece import Piece
+    from llmcli.explain.comparison import Compared, CompareReport
+    from llmcli.explain.report import VocabEntry
 
 NOTABLE = 0.5  # nats: below that a token keeps the terminal's own colour
 
@@ -76,5 +76,5 @@ def _row(token: Compared, most: float) -> list[Cell]:
     ]
 
 
-def _named(piece: Piece) -> str:
+def _named(piece: VocabEntry) -> str:
     return token_label(piece.text, piece.bytes)

@@ -15,7 +15,7 @@ from llmcli.render.text import counted, one_line, token_label
 
 if TYPE_CHECKING:
     from llmcli.endpoint.writing import Writing
-    from llmcli.explain.rivals import TokenReport
+    from llmcli.explain.report import GeneratedToken
     from llmcli.generation.prompt_cache import Reuse
     from llmcli.generation.text import Generation
 
@@ -119,7 +119,7 @@ def filter_label(name: str, value: float | None) -> str:
     return name if value is None else f"{name} {value:g}"
 
 
-def print_probabilities(reports: Sequence[TokenReport], stream: TextIO) -> None:
+def print_probabilities(reports: Sequence[GeneratedToken], stream: TextIO) -> None:
     """One row a generated token: its probability and rank, and the tokens that were likelier or next."""
     columns = [
         Column("#"),
@@ -184,7 +184,7 @@ def print_server_summary(writing: Writing, stream: TextIO, *, seed: int | None) 
     )
 
 
-def print_server_probabilities(told: Sequence[TokenReport], stream: TextIO) -> None:
+def print_server_probabilities(told: Sequence[GeneratedToken], stream: TextIO) -> None:
     """The table of a server's tokens, and what it cannot hold."""
     if all(report.logprob is None for report in told):
         note("no table: this server tells no probabilities", stream)

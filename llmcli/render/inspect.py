@@ -12,8 +12,8 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import counted, escape_controls
 
 if TYPE_CHECKING:
-    from llmcli.explain.inspect import InspectReport
-    from llmcli.explain.shape import Rope, Shape
+    from llmcli.explain.architecture import Rope, Shape
+    from llmcli.explain.inspection import InspectReport
 
 
 def print_inspect(report: InspectReport, stream: TextIO) -> None:

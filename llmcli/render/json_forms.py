@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch must not come with it
     from llmcli.endpoint.step import ServerStep
-    from llmcli.explain.rivals import TokenReport
-    from llmcli.explain.step import StepReport
-    from llmcli.explain.tokens import Tokenization
+    from llmcli.explain.report import GeneratedToken
+    from llmcli.explain.sampling_step import StepReport
+    from llmcli.explain.tokenization import Tokenization
     from llmcli.hub.cache import OnDisk
     from llmcli.render.samples import SampleRow
     from llmcli.text.tokenizer import Token
@@ -66,7 +66,7 @@ def generation_start(
     return start if cached is None else {**start, "cached": cached}
 
 
-def generated_token(report: TokenReport) -> dict[str, Any]:
+def generated_token(report: GeneratedToken) -> dict[str, Any]:
     return {
         "type": "token",
         "index": report.index,

@@ -10,7 +10,7 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.lens import LensReport, LensRow
+    from llmcli.explain.logit_lens import LensReport, LensRow
 
 
 def print_lens(report: LensReport, stream: TextIO) -> None:

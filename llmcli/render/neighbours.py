@@ -10,7 +10,7 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.neighbours import Neighbour, NeighboursReport, Term
+    from llmcli.explain.embeddings import Neighbour, NeighboursReport, Term
 
 LEGEND = (
     "cosine: 1 for one direction, 0 for nothing in common. centred: the same once the mean of all tokens, "

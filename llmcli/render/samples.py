@@ -12,7 +12,7 @@ from llmcli.render.terminal import note
 from llmcli.render.text import counted
 
 if TYPE_CHECKING:  # types alone: torch must not come with them
-    from llmcli.explain.rivals import TokenReport
+    from llmcli.explain.report import GeneratedToken
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SampleToken:
     sample: int
     text: str
     prob: float
-    report: TokenReport | None
+    report: GeneratedToken | None
     done: bool
 
 
@@ -58,7 +58,7 @@ class SamplesWriter:
         self._by_probability = by_probability
         self._current = -1
         self._writer = TextWriter(stream, by_probability=by_probability)
-        self._reports: list[TokenReport] = []
+        self._reports: list[GeneratedToken] = []
 
     def write(self, event: SampleToken) -> None:
         """A text's next token; with the first comes its label, with the last, if asked for, its probabilities."""

@@ -13,7 +13,7 @@ from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, escape_controls, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.scored import Scored, ScoreReport
+    from llmcli.explain.report import ScoredToken, ScoreReport
 
 
 def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
@@ -65,7 +65,7 @@ def _first(report: ScoreReport) -> str:
     return token_label(report.first.text, report.first.bytes)
 
 
-def _row(token: Scored) -> list[Cell]:
+def _row(token: ScoredToken) -> list[Cell]:
     style, sign = ("", "") if token.rank is None else rank_band(token.rank)
     favourite = token.favourite
     return [

@@ -12,8 +12,8 @@ from llmcli.render.text import counted, one_line, token_label
 
 if TYPE_CHECKING:
     from llmcli.endpoint.step import ServerCandidate, ServerStep
-    from llmcli.explain.step import Candidate, StageReport, StepReport
-    from llmcli.explain.step import Column as TemperatureColumn
+    from llmcli.explain.sampling_step import Candidate, StageReport, StepReport
+    from llmcli.explain.sampling_step import Column as TemperatureColumn
 
 MARK = "→"
 

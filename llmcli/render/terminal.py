@@ -12,7 +12,7 @@ from llmcli.render.picture import Picture
 from llmcli.render.text import escape_controls
 
 if TYPE_CHECKING:
-    from llmcli.explain.check import Check, Claim
+    from llmcli.explain.report import Check, Claim
 
 
 def styled(stream: TextIO) -> bool:

@@ -11,9 +11,9 @@ from llmcli.render.text import counted, token_label
 from llmcli.text.bpe import replayed
 
 if TYPE_CHECKING:
-    from llmcli.explain.merges import MergesReport, WordMerges
-    from llmcli.explain.piece import Piece
-    from llmcli.explain.tokens import Tokenization
+    from llmcli.explain.bpe_merges import MergesReport, WordMerges
+    from llmcli.explain.report import VocabEntry
+    from llmcli.explain.tokenization import Tokenization
     from llmcli.text.tokenizer import Token
 
 LONGEST = 48  # characters of a word
@@ -123,7 +123,7 @@ def _rows(word: WordMerges) -> list[list[Cell]]:
     return rows
 
 
-def _now(symbols: list[Piece], at: int) -> str:
+def _now(symbols: list[VocabEntry], at: int) -> str:
     """The symbols around the ``at``-th, and how many more there are on either side."""
     start, end = max(at - WINDOW, 0), at + WINDOW + 1
     shown = [_name(symbol) for symbol in symbols[start:end]]
@@ -131,5 +131,5 @@ def _now(symbols: list[Piece], at: int) -> str:
     return " ".join([*([f"({before} more)"] if before else []), *shown, *([f"({behind} more)"] if behind > 0 else [])])
 
 
-def _name(symbol: Piece) -> str:
+def _name(symbol: VocabEntry) -> str:
     return token_label(symbol.text, symbol.bytes)

@@ -17,8 +17,8 @@ from llmcli.render.text import escape_controls, token_label
 from llmcli.render.tokens import print_tokenization
 
 if TYPE_CHECKING:
-    from llmcli.explain.position import Answer, PositionReport
-    from llmcli.explain.tour import TourReport
+    from llmcli.explain.guided_tour import TourReport
+    from llmcli.explain.position_encoding import Answer, PositionReport
 
 WIDTH = 78
 SOURCES = 12  # rows of the attention's table

@@ -9,8 +9,8 @@ from llmcli.render.terminal import print_line
 from llmcli.render.text import token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.verify.proof import Parting, Proof
-    from llmcli.explain.verify.report import VerifyReport
+    from llmcli.explain.verification.proof import Parting, Proof
+    from llmcli.explain.verification.view import VerifyReport
 
 STYLES = {"ok": "", "failed": "bold red", "skipped": "dim"}
 

@@ -11,7 +11,7 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import counted, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.why import Part, Source, WhyReport
+    from llmcli.explain.attribution import Part, Source, WhyReport
 
 
 def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> None:

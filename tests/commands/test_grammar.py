@@ -14,7 +14,7 @@ from click.testing import Result
 
 from llmcli.commands.explain_step import pick
 from llmcli.commands.options.grammar import read_schema
-from llmcli.explain.step import Candidate, StepReport
+from llmcli.explain.sampling_step import Candidate, StepReport
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]

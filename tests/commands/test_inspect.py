@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from llmcli.explain import inspect as view
+from llmcli.explain import inspection as view
 from llmcli.model.memory import Memory
 from tests.commands.conftest import records
 

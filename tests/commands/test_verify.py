@@ -15,9 +15,9 @@ from click.testing import Result
 
 from llmcli.commands.options import model as model_module
 from llmcli.commands.options.model import ModelChoice
-from llmcli.explain.piece import Piece
-from llmcli.explain.verify.proof import Parting, Proof
-from llmcli.explain.verify.report import TEXT, Verdicts, VerifyReport
+from llmcli.explain.report import VocabEntry
+from llmcli.explain.verification.proof import Parting, Proof
+from llmcli.explain.verification.view import TEXT, Verdicts, VerifyReport
 from llmcli.generation.loaded import LoadedModel
 from llmcli.render.progress import VerifyProgress
 from llmcli.render.verify import print_verify
@@ -154,7 +154,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Tty:
 
 def report() -> VerifyReport:
     """A proof of every kind, over hostile text."""
-    parted = Parting(7, Piece(1, " [bold]", b" [bold]"), Piece(2, "\x1b[31m", b"\x1b[31m"), 0.25)
+    parted = Parting(7, VocabEntry(1, " [bold]", b" [bold]"), VocabEntry(2, "\x1b[31m", b"\x1b[31m"), 0.25)
     tie = dataclasses.replace(parted, margin=0.0)
     proofs = (
         Proof("a = b", "one gives what the other gives", "ok", 1.25e-7, 1e-4, 2e-7, None, None),

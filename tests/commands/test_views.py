@@ -17,7 +17,7 @@ from click.testing import Result
 
 from llmcli.cli import COMMANDS, cli
 from llmcli.errors import EXIT_FAILURE, EXIT_USAGE
-from llmcli.explain import check as checks
+from llmcli.explain import report as checks
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
@@ -169,7 +169,7 @@ def test_a_text_may_come_from_a_file_or_a_pipe(model: Path, run: Run, view: str,
     "view", [view for view in TEXTS if view not in ("tokenize", "tokenize --merges", "tour", *SLOW)]
 )
 def test_a_text_longer_than_the_context(model: Path, run: Run, view: str) -> None:
-    """Scored in windows by what reads whole texts; elsewhere one line, exit code 2, and a way out."""
+    """ScoredToken in windows by what reads whole texts; elsewhere one line, exit code 2, and a way out."""
     result = run(*words(view, model, "The old fox met a hen by the river. " * 30))
     if view in ("score", "compare"):
         assert result.exit_code == 0, result.stderr
@@ -244,8 +244,8 @@ def test_compare_wants_two_models(model: Path, run: Run, models: list[str]) -> N
 @pytest.mark.parametrize("view", ["lens", "why", "score", "attend --head", "compare", "explain-step"])
 def test_a_check_that_fails_is_exit_code_1(model: Path, run: Run, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if view == "explain-step":
-        monkeypatch.setattr("llmcli.explain.step.Replay.ok", False, raising=False)
-        monkeypatch.setattr("llmcli.explain.step._check", lambda *_: _failed_replay())
+        monkeypatch.setattr("llmcli.explain.sampling_step.Replay.ok", False, raising=False)
+        monkeypatch.setattr("llmcli.explain.sampling_step._check", lambda *_: _failed_replay())
     else:
         monkeypatch.setattr(checks.Claim, "holds", False)
     result = run(*words(view, model))
@@ -255,7 +255,7 @@ def test_a_check_that_fails_is_exit_code_1(model: Path, run: Run, view: str, mon
 
 
 def _failed_replay() -> Any:
-    from llmcli.explain.step import Replay
+    from llmcli.explain.sampling_step import Replay
 
     return Replay(False, -1, 0.5)
 

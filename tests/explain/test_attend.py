@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.explain.attend import AttendReport, attend_report, grid_report
+from llmcli.explain.attention import AttendReport, attend_report, attention_pattern
+from llmcli.explain.forward_pass import observe
 from llmcli.explain.heads import heads_of
-from llmcli.explain.reading import read
 from llmcli.model import attention
 from llmcli.model.transformer import Transformer
 from tests.explain.reference import IDS, LENGTH, Inside, attention_out, blocks, inside, loaded
@@ -70,7 +70,7 @@ def test_a_heads_pattern_is_transformers_own(tiny: Make, name: str) -> None:
     case = tiny(name)
     seen = inside(case, IDS)
     for layer in range(len(seen.attention)):
-        report = grid_report(loaded(case), IDS, LENGTH - 1, (layer, 1), ROWS)
+        report = attention_pattern(loaded(case), IDS, LENGTH - 1, (layer, 1), ROWS)
         assert report.check.ok
         assert [row.position for row in report.rows] == list(range(LENGTH - ROWS, LENGTH))
         for row in report.rows:
@@ -96,7 +96,7 @@ def test_what_lies_out_of_every_window_is_not_seen(tiny: Make) -> None:
 
 
 def test_a_short_text_has_a_small_triangle(tiny: Make) -> None:
-    report = grid_report(loaded(tiny("llama")), IDS, 2, (0, 0), ROWS)
+    report = attention_pattern(loaded(tiny("llama")), IDS, 2, (0, 0), ROWS)
     assert [len(row.weights) for row in report.rows] == [1, 2, 3]
     assert report.rows[0].weights == (1.0,)
 
@@ -109,7 +109,7 @@ def test_without_the_mask_it_is_wrong(tiny: Make, monkeypatch: pytest.MonkeyPatc
         return torch.ones(count, past + count, dtype=torch.bool, device=device)
 
     monkeypatch.setattr(attention, "causal_mask", all_seen)
-    report = grid_report(loaded(tiny("llama")), IDS, LENGTH - 1, (0, 0), ROWS)
+    report = attention_pattern(loaded(tiny("llama")), IDS, LENGTH - 1, (0, 0), ROWS)
     failed = [claim.what for claim in report.check.claims if not claim.holds]
     assert "nothing ahead is seen" in failed
 
@@ -134,7 +134,7 @@ def test_weights_that_are_not_those_that_were_used_fail_the_check(
 def test_lengths_of_another_heads_matrix_are_wrong(tiny: Make) -> None:
     case = tiny("llama")
     model, seen = case.load(), inside(case, IDS)
-    reading = read(model, IDS)
+    reading = observe(model, IDS)
     heads = heads_of(model, reading, 0)
     assert float((heads.lengths - expected_lengths(case, seen)[0]).abs().max()) <= CLOSE
     wrong = heads_of(model, reading, 1)

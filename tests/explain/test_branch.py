@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import branch as module
-from llmcli.explain.branch import BranchReport, Node, branch_report
+from llmcli.explain import continuations as module
+from llmcli.explain.continuations import BranchReport, Node, branch_report
 from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.cache import KVCache

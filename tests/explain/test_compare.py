@@ -16,9 +16,9 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.compare import CompareReport, compare_report
-from llmcli.explain.divergence import divergence
+from llmcli.explain.comparison import CompareReport, compare_report
 from llmcli.generation import score as engine
+from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import surprisals
 from llmcli.model.transformer import Transformer
@@ -204,24 +204,24 @@ def test_other_dtypes_hold_their_check_and_are_as_themselves(tiny: Make, kind: K
 @pytest.mark.parametrize(
     "mistake",
     [
-        lambda a, b: divergence(b, a),
-        lambda a, b: divergence(a, b) * math.log(2),
-        lambda a, b: divergence(a, b).clamp_max(0.1),
-        lambda a, b: divergence(a, b) * math.nan,
+        lambda a, b: kl_divergence(b, a),
+        lambda a, b: kl_divergence(a, b) * math.log(2),
+        lambda a, b: kl_divergence(a, b).clamp_max(0.1),
+        lambda a, b: kl_divergence(a, b) * math.nan,
     ],
     ids=["the other way round", "in nats", "too small", "no number"],
 )
 def test_another_divergence_fails_the_check(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., torch.Tensor]
 ) -> None:
-    from llmcli.explain import compare as module
+    from llmcli.explain import comparison as module
 
-    monkeypatch.setattr(module, "divergence", mistake)
+    monkeypatch.setattr(module, "kl_divergence", mistake)
     assert not compare_report(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT).check.ok
 
 
 def test_rows_out_of_step_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcli.explain import compare as module
+    from llmcli.explain import comparison as module
 
     right = module._each
 

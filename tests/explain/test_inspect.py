@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import inspect as view
-from llmcli.explain.inspect import GROUPS, InspectReport, inspect_report
-from llmcli.explain.shape import shape_of
+from llmcli.explain import inspection as view
+from llmcli.explain.architecture import shape_of
+from llmcli.explain.inspection import GROUPS, InspectReport, inspect_report
 from llmcli.generation.loaded import LoadedModel, load
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig

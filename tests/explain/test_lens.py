@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import lens as module
-from llmcli.explain.divergence import divergence
-from llmcli.explain.frozen import freeze
-from llmcli.explain.lens import LensReport, LensRow, lens_report
-from llmcli.explain.reading import Reading, read
+from llmcli.explain import logit_lens as module
+from llmcli.explain.attribution import freeze
+from llmcli.explain.forward_pass import ForwardPass, observe
+from llmcli.explain.logit_lens import LensReport, LensRow, lens_report
+from llmcli.generation.distribution import kl_divergence
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
 from tests.explain.reference import IDS, LENGTH, loaded, stopped_after
@@ -97,7 +97,7 @@ def test_without_the_final_norm_it_is_wrong(tiny: Make, name: str) -> None:
 def test_with_the_norm_frozen_it_is_wrong_before_the_last_layer(tiny: Make, name: str) -> None:
     case = tiny(name)
     model = case.load()
-    norm = freeze(model.norm, read(model, IDS).trace.residual[-1][0, -1])
+    norm = freeze(model.norm, observe(model, IDS).trace.residual[-1][0, -1])
     model.norm = Instead(model.norm, lambda x: norm.back(x.double()).float())
     if norm.bias is not None:
         bias = norm.bias.float()
@@ -115,13 +115,13 @@ def test_without_the_softcap_it_is_wrong(tiny: Make) -> None:
 
 
 def test_a_lens_that_is_not_the_models_own_head_fails_its_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_wrongly(*args: object) -> Reading:
-        reading = read(*args)  # type: ignore[arg-type]
+    def read_wrongly(*args: object) -> ForwardPass:
+        reading = observe(*args)  # type: ignore[arg-type]
         reading.trace.residual[-1] = reading.trace.residual[-1] * 1.001
         reading.trace.residual[-1][..., 0] = 9.0
         return reading
 
-    monkeypatch.setattr(module, "read", read_wrongly)
+    monkeypatch.setattr(module, "observe", read_wrongly)
     report = report_of(tiny("llama"))
     assert not report.check.ok
 
@@ -140,11 +140,11 @@ def test_divergence_is_that_of_torch_and_survives_impossible_tokens() -> None:
     a, b = torch.randn(2, 5, 50, generator=torch.Generator().manual_seed(1)).unbind()
     logs = [logits.double().log_softmax(-1) for logits in (b, a)]
     expected = torch.nn.functional.kl_div(*logs, reduction="none", log_target=True).sum(-1) / math.log(2)
-    torch.testing.assert_close(divergence(a, b), expected)
-    assert (divergence(a, a) == 0).all()
+    torch.testing.assert_close(kl_divergence(a, b), expected)
+    assert (kl_divergence(a, a) == 0).all()
     barred = a.masked_fill(torch.arange(50) == 3, -math.inf)
-    assert divergence(barred, a).isfinite().all()
-    assert divergence(a, barred).isposinf().all()
+    assert kl_divergence(barred, a).isfinite().all()
+    assert kl_divergence(a, barred).isposinf().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from llmcli.explain import merges as merges_view
-from llmcli.explain.merges import MergesReport, merges_report
-from llmcli.explain.tokens import tokenization
+from llmcli.explain import bpe_merges as merges_view
+from llmcli.explain.bpe_merges import MergesReport, merges_report
+from llmcli.explain.tokenization import tokenization
 from llmcli.render.tokens import print_merges
 from llmcli.text import bpe as bpe_module
 from llmcli.text.bpe import Bpe, Join, replayed

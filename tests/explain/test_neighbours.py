@@ -13,8 +13,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import neighbours as module
-from llmcli.explain.neighbours import neighbours_report, parse
+from llmcli.explain import embeddings as module
+from llmcli.explain.embeddings import neighbours_report, parse
 from llmcli.storage.quantize import Kind, quantize
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from llmcli.errors import EXIT_USAGE, LlmcliError
-from llmcli.explain import score as module
-from llmcli.explain.score import score_report
-from llmcli.explain.scored import ScoreReport
+from llmcli.explain import scoring as module
+from llmcli.explain.report import ScoreReport
+from llmcli.explain.scoring import score_report
 from llmcli.generation import score as engine
 from llmcli.render.json_forms import record
 from llmcli.storage.quantize import Kind, quantize

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 from torch import Tensor
 
-from llmcli.explain.generated import token_report
-from llmcli.explain.step import StepReport, step_report
-from llmcli.explain.tokens import tokenization
+from llmcli.explain.sampling_step import StepReport, generated_token_of, step_report
+from llmcli.explain.tokenization import tokenization
 from llmcli.generation.filters import Filter, Temperature, TopK, TopP, Vocabulary, filter_chain
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step
@@ -317,7 +316,7 @@ def test_columns_without_temperature_bar_rows_that_no_token_has() -> None:
 def test_a_token_report_is_that_of_brute_force(seed: int, scale: float, rivals: int, temperature: float) -> None:
     logits, sampler = logits_of(seed, scale), Sampler([Temperature(temperature), TopP(0.95)], seed)
     step = step_of(logits, sampler, 6)
-    report = token_report(step, tokenizer(), rivals)
+    report = generated_token_of(step, tokenizer(), rivals)
     probs = softmax(dict(enumerate(logits.double().tolist())))
     order = sorted(probs, key=lambda id: (-probs[id], id))
     assert (report.index, report.id, report.u) == (6, step.token, step.choice.u)

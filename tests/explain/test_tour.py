@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import position as module
-from llmcli.explain.position import position_report
-from llmcli.explain.tour import WRITTEN, before_last_word, longest_word, tour_report
+from llmcli.explain import position_encoding as module
+from llmcli.explain.guided_tour import WRITTEN, before_last_word, longest_word, tour_report
+from llmcli.explain.position_encoding import position_report
 from llmcli.model.positions import rotation
 from llmcli.render.tour import TOUR_STOPS, print_tour
 from tests.explain.reference import IDS, forget, loaded

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.verify.proof import Proof, difference, largest, parting, share_of_differing
-from llmcli.explain.verify.report import TEXT, VerifyReport, own, verify_report
-from llmcli.explain.verify.report import subject as subject_module
-from llmcli.explain.verify.subject import Subject, fitting, parameters
+from llmcli.explain.verification import subject as subject_module
+from llmcli.explain.verification.proof import Proof, difference, largest, parting, share_of_differing
+from llmcli.explain.verification.subject import Subject, fitting, parameters
+from llmcli.explain.verification.view import TEXT, VerifyReport, own, verify_report
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.model import attention

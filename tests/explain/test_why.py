@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.explain import attribution as module
-from llmcli.explain.attribution import Attribution, attribute
-from llmcli.explain.frozen import FrozenNorm, freeze
+from llmcli.explain.attribution import Attribution, FrozenNorm, WhyReport, attribute, freeze, why_report
+from llmcli.explain.forward_pass import ForwardPass, observe
 from llmcli.explain.heads import Heads
-from llmcli.explain.reading import Reading, read
-from llmcli.explain.why import WhyReport, why_report
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Kind, quantize
@@ -28,9 +26,9 @@ TOKENS = (5, 11)
 POST_NORMED = ("gemma2", "gemma3_text", "olmo2")  # whose attention has a norm behind it
 
 
-def split_of(case: Tiny, model: Transformer | None = None) -> tuple[Attribution, Reading]:
+def split_of(case: Tiny, model: Transformer | None = None) -> tuple[Attribution, ForwardPass]:
     model = model or case.load()
-    reading = read(model, IDS)
+    reading = observe(model, IDS)
     return attribute(model, reading, TOKENS), reading
 
 

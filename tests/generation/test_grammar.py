@@ -20,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.step import step_report
+from llmcli.explain.sampling_step import step_report
 from llmcli.generation.filters import Filter, LogitBias, RepetitionPenalty, Temperature, TopK, TopP
 from llmcli.generation.generation_config import Defaults
 from llmcli.generation.grammar import LONGEST, Grammar, GrammarFilter, choice_rules, json_rules, regex_rules

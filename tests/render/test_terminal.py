@@ -11,10 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcli.explain.check import check
-from llmcli.explain.rivals import Rival, TokenReport
-from llmcli.explain.step import StepReport, step_report
-from llmcli.explain.tokens import Tokenization
+from llmcli.explain.report import Alternative, GeneratedToken, check
+from llmcli.explain.sampling_step import StepReport, step_report
+from llmcli.explain.tokenization import Tokenization
 from llmcli.generation.filters import filter_chain
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step
@@ -315,10 +314,10 @@ def test_a_long_token_is_folded_and_numbers_are_not(width: int) -> None:
     assert "".join(word for word in words if word.isalpha() and word.islower()) == token
 
 
-def generated() -> list[TokenReport]:
-    rivals = tuple(Rival(n, f" word{n}", f" word{n}".encode(), 0.5 / (n + 1)) for n in range(5))
+def generated() -> list[GeneratedToken]:
+    rivals = tuple(Alternative(n, f" word{n}", f" word{n}".encode(), 0.5 / (n + 1)) for n in range(5))
     return [
-        TokenReport(
+        GeneratedToken(
             index=n,
             id=1000 + n,
             text=text,
@@ -475,7 +474,7 @@ def test_tokenizers_side_by_side_cut_no_id(width: int) -> None:
 @at_every_width
 def test_the_probability_view_cuts_no_number(width: int) -> None:
     reports = [
-        TokenReport(
+        GeneratedToken(
             index=n,
             id=150_000 + n,
             text=text,
@@ -486,7 +485,7 @@ def test_the_probability_view_cuts_no_number(width: int) -> None:
             rank=n * 1000,
             entropy=1.0,
             u=0.5,
-            top=(Rival(1, "[bold]", b"[bold]", 0.25), Rival(2, " 日本", " 日本".encode(), 0.125)),
+            top=(Alternative(1, "[bold]", b"[bold]", 0.25), Alternative(2, " 日本", " 日本".encode(), 0.125)),
         )
         for n, (text, prob) in enumerate([(" :smile:", 0.75), ("日本語", 0.3), ("\n", 0.0123), ("a", 1e-9)])
     ]

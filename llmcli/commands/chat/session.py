@@ -14,7 +14,7 @@ from llmcli.errors import LlmcliError, out_of_memory
 
 if TYPE_CHECKING:
     from llmcli.commands.chat.settings import SamplerSettings, Settings
-    from llmcli.explain.rivals import TokenReport
+    from llmcli.explain.report import GeneratedToken
     from llmcli.generation.conversation import Conversation, Messages, Reply
 
 RIVALS = 5  # of a token in the table of /probs
@@ -125,7 +125,7 @@ class LocalSession(Local):
             note(f"stopped: {ENDINGS[done.finish]}", sys.stderr)
 
     def explain(self, index: int) -> None:
-        from llmcli.explain.step import step_report
+        from llmcli.explain.sampling_step import step_report
         from llmcli.render.step import print_step
 
         chat = self.conversation
@@ -138,17 +138,17 @@ class LocalSession(Local):
 
     def _write(self, reply: Reply) -> None:
         """The reply as it comes; then the table of its probabilities, if they are shown."""
-        from llmcli.explain.generated import token_report
+        from llmcli.explain.sampling_step import generated_token_of
         from llmcli.render.generation import TextWriter, print_probabilities
 
         writer = TextWriter(sys.stdout, by_probability=self.probs)
-        reports: list[TokenReport] = []
+        reports: list[GeneratedToken] = []
         with Interrupt() as interrupt:
             try:
                 for step, text in reply:
                     writer.write(text, step.choice.prob)
                     if self.probs:
-                        reports.append(token_report(step, self.conversation.loaded.tokenizer, RIVALS))
+                        reports.append(generated_token_of(step, self.conversation.loaded.tokenizer, RIVALS))
                     interrupt.point()
             except KeyboardInterrupt:
                 writer.write(reply.generation.interrupt())

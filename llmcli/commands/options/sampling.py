@@ -46,7 +46,7 @@ class Sampling:
 
         Without a seed it gets one that nobody can know. All of it chooses among what ``grammar`` allows.
         """
-        from llmcli.explain.locate import find_token
+        from llmcli.explain.selection import find_token
         from llmcli.generation.filters import filter_chain
         from llmcli.generation.sampling import Sampler
         from llmcli.render.generation import defaults_line

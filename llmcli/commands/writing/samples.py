@@ -109,12 +109,12 @@ class Samples:
         )
 
     def _event(self, written: Written) -> SampleToken:
-        from llmcli.explain.generated import token_report
+        from llmcli.explain.sampling_step import generated_token_of
         from llmcli.render.samples import SampleToken
 
         if written.step is None:
             return SampleToken(written.task.key, written.text, 1.0, None, written.done)
-        report = None if self.rivals is None else token_report(written.step, self.loaded.tokenizer, self.rivals)
+        report = None if self.rivals is None else generated_token_of(written.step, self.loaded.tokenizer, self.rivals)
         return SampleToken(written.task.key, written.text, written.step.choice.prob, report, written.done)
 
 

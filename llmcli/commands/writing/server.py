@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmcli.endpoint.server import Ask, Server
     from llmcli.endpoint.tokens import Token
     from llmcli.endpoint.writing import Writing
-    from llmcli.explain.rivals import TokenReport
+    from llmcli.explain.report import GeneratedToken
     from llmcli.render.generation import TextWriter
 
 
@@ -52,7 +52,7 @@ def write_answer(server: Server, ask: Ask, *, echoed: str, seed: int | None) -> 
     return writing
 
 
-def show(writing: Writing, writer: TextWriter, tokens: list[Token] | None = None) -> list[TokenReport]:
+def show(writing: Writing, writer: TextWriter, tokens: list[Token] | None = None) -> list[GeneratedToken]:
     """Write what comes, each token in its own colour where that can be; what was told of all of them.
 
     ``tokens`` gets them as the server told them.
@@ -61,7 +61,7 @@ def show(writing: Writing, writer: TextWriter, tokens: list[Token] | None = None
     """
     from llmcli.endpoint.reports import reports
 
-    told: list[TokenReport] = []
+    told: list[GeneratedToken] = []
     shown = 0
     with Interrupt() as interrupt:
         try:
@@ -85,7 +85,7 @@ def show(writing: Writing, writer: TextWriter, tokens: list[Token] | None = None
     return told
 
 
-def _least(told: list[TokenReport]) -> float | None:
+def _least(told: list[GeneratedToken]) -> float | None:
     return min((one.prob for one in told if one.prob is not None), default=None)
 
 

@@ -14,7 +14,7 @@ from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:
-    from llmcli.explain.rivals import TokenReport
+    from llmcli.explain.report import GeneratedToken
     from llmcli.generation.loaded import LoadedModel
     from llmcli.generation.sampling import Sampler
     from llmcli.generation.text import Generation
@@ -37,7 +37,7 @@ class Showing:
 
 def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], sampler: Sampler, *, rivals: int) -> None:
     """NDJSON: a start, a line a token, an end, which is written also when interrupted."""
-    from llmcli.explain.generated import token_report
+    from llmcli.explain.sampling_step import generated_token_of
     from llmcli.render import json_forms
 
     filters = [(filter.name, filter.value) for filter in sampler.filters]
@@ -46,7 +46,9 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
     with Interrupt() as interrupt:
         try:
             for step, _ in generation:
-                json_forms.write(json_forms.generated_token(token_report(step, loaded.tokenizer, rivals)), sys.stdout)
+                json_forms.write(
+                    json_forms.generated_token(generated_token_of(step, loaded.tokenizer, rivals)), sys.stdout
+                )
                 interrupt.point()
         except KeyboardInterrupt:
             generation.interrupt()
@@ -72,7 +74,7 @@ def write_text(
     verbose: bool,
 ) -> None:
     """The text as it comes; then, on stderr, the table of probabilities if asked for, and the summary."""
-    from llmcli.explain.generated import token_report
+    from llmcli.explain.sampling_step import generated_token_of
     from llmcli.render.generation import TextWriter, filter_label, print_probabilities, print_summary
     from llmcli.render.terminal import note
 
@@ -80,14 +82,14 @@ def write_text(
         chain = ", ".join(filter_label(filter.name, filter.value) for filter in sampler.filters) or "none"
         note(f"{loaded.name}: {loaded.model.dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = TextWriter(sys.stdout, by_probability=rivals is not None)
-    reports: list[TokenReport] = []
+    reports: list[GeneratedToken] = []
     with Interrupt() as interrupt:
         try:
             writer.write(echoed)
             for step, text in generation:
                 writer.write(text, step.choice.prob)
                 if rivals is not None:
-                    reports.append(token_report(step, loaded.tokenizer, rivals))
+                    reports.append(generated_token_of(step, loaded.tokenizer, rivals))
                 interrupt.point()
         except KeyboardInterrupt:
             writer.write(generation.interrupt())

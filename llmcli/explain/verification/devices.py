@@ -9,12 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from llmcli.explain.check import relative
-from llmcli.explain.limits import limit
-from llmcli.explain.piece import piece
-from llmcli.explain.verify.proof import Finding, Parting, Plan, Skipped, difference, largest
-from llmcli.explain.verify.proofs import continued, prompt, write
-from llmcli.explain.verify.subject import Subject, dtype_name, one_pass
+from llmcli.explain.forward_pass import tolerance
+from llmcli.explain.report import relative_error, vocab_entry
+from llmcli.explain.verification.consistency import continued, prompt, write
+from llmcli.explain.verification.proof import Finding, Parting, Plan, Skipped, difference, largest
+from llmcli.explain.verification.subject import Subject, dtype_name, one_pass
 from llmcli.generation.filters import Temperature
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import rounding
@@ -71,9 +70,9 @@ def dtypes(subject: Subject) -> list[Plan]:
         # The reference first, and of it only the numbers: so there are never more than two models in memory.
         exact = run(subject, subject.opened(device, "float32").model)
         other = subject.opened(device, name).model
-        ours, allowed = run(subject, other), limit(other)
+        ours, allowed = run(subject, other), tolerance(other)
         parted, far = first_parting(subject, ours, exact), largest(ours.logits, exact.logits)
-        margin = 0.0 if parted is None else relative(parted.margin, float(exact.logits.abs().max()))
+        margin = 0.0 if parted is None else relative_error(parted.margin, float(exact.logits.abs().max()))
         return Finding(margin if math.isfinite(far) else math.inf, allowed, parted, far)
 
     return [
@@ -94,5 +93,5 @@ def first_parting(subject: Subject, ours: Run, reference: Run) -> Parting | None
         if one != two:
             tokenizer = subject.loaded.tokenizer
             margin = float(logits[two] - logits[one])
-            return Parting(start + n - 1, piece(tokenizer, two), piece(tokenizer, one), margin)
+            return Parting(start + n - 1, vocab_entry(tokenizer, two), vocab_entry(tokenizer, one), margin)
     return None

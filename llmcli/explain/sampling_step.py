@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from llmcli.explain.report import Alternative, GeneratedToken
 from llmcli.generation.distribution import draw, entropy, intervals, probabilities
 from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
 from llmcli.generation.grammar import GrammarFilter
@@ -250,4 +251,26 @@ def _column(
         text=tokenizer.token_text(chosen),
         bytes=tokenizer.token_bytes(chosen),
         probs={id: float(final[id]) for id in ids},
+    )
+
+
+def generated_token_of(step: Step, tokenizer: Tokenizer, rivals: int) -> GeneratedToken:
+    """What ``generate --json`` and ``--probs`` tell of a step, with its ``rivals`` most probable tokens."""
+    probs = probabilities(step.logits)
+    logprob = float(step.logits.log_softmax(dim=-1)[step.token])
+    order = probs.sort(descending=True, stable=True).indices[:rivals].tolist()
+    return GeneratedToken(
+        index=step.index,
+        id=step.token,
+        text=tokenizer.token_text(step.token),
+        bytes=tokenizer.token_bytes(step.token),
+        logprob=logprob,
+        prob=step.choice.prob,
+        final_prob=step.choice.final_prob,
+        rank=step.choice.rank,
+        entropy=entropy(probs),
+        u=step.choice.u,
+        top=tuple(
+            Alternative(id, tokenizer.token_text(id), tokenizer.token_bytes(id), float(probs[id])) for id in order
+        ),
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.piece import Piece, piece
+from llmcli.explain.report import VocabEntry, vocab_entry
 from llmcli.text.tokenizer import Tokenizer
 
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -27,8 +27,8 @@ class Parting:
     """
 
     position: int
-    favourite: Piece
-    other: Piece
+    favourite: VocabEntry
+    other: VocabEntry
     margin: float
 
 
@@ -110,7 +110,7 @@ def parting(ours: Tensor, reference: Tensor, tokenizer: Tokenizer, first: int = 
     for row in (favourites != others).nonzero()[:1, 0].tolist():
         favourite, other = int(favourites[row]), int(others[row])
         margin = float(reference[row, favourite] - reference[row, other])
-        return Parting(first + row, piece(tokenizer, favourite), piece(tokenizer, other), margin)
+        return Parting(first + row, vocab_entry(tokenizer, favourite), vocab_entry(tokenizer, other), margin)
     return None
 
 

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmcli.explain.check import Check, Claim, check
-from llmcli.explain.divergence import divergence
-from llmcli.explain.piece import Piece, piece
-from llmcli.explain.reading import read
-from llmcli.generation.distribution import entropy, probabilities
+from llmcli.explain.forward_pass import observe
+from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
+from llmcli.generation.distribution import entropy, kl_divergence, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.text.tokenizer import Tokenizer
 
@@ -22,7 +20,7 @@ class LensRow:
     """The model's words after a layer; None is the embedding, before the first. ``rank`` 0 is the favourite."""
 
     layer: int | None
-    top: Piece
+    top: VocabEntry
     p_top: float
     p: float  # of the target, like the rank
     rank: int
@@ -36,8 +34,8 @@ class LensReport:
 
     model: str
     position: int
-    at: Piece
-    target: Piece
+    at: VocabEntry
+    target: VocabEntry
     rows: tuple[LensRow, ...]
     check: Check
 
@@ -51,7 +49,7 @@ def lens_report(
     follow, the model's favourite if None.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    reading = read(model, ids[: position + 1])
+    reading = observe(model, ids[: position + 1])
     target = int(reading.logits.argmax()) if target is None else target
     with torch.inference_mode():
         # One by one, as the loop does it: so the last are the very bits of the model's logits.
@@ -62,8 +60,8 @@ def lens_report(
     return LensReport(
         model=loaded.name,
         position=position,
-        at=piece(tokenizer, ids[position]),
-        target=piece(tokenizer, target),
+        at=vocab_entry(tokenizer, ids[position]),
+        target=vocab_entry(tokenizer, target),
         rows=tuple(rows),
         check=check(Claim("the last layer's logits are the model's", difference, 0.0)),
     )
@@ -74,10 +72,10 @@ def _row(layer: int | None, logits: Tensor, final: Tensor, target: int, tokenize
     p, best = probs[target], int(probs.argmax())
     return LensRow(
         layer=layer,
-        top=piece(tokenizer, best),
+        top=vocab_entry(tokenizer, best),
         p_top=float(probs[best]),
         p=float(p),
         rank=int((probs > p).sum()) + int((probs[:target] == p).sum()),
         entropy=entropy(probs),
-        kl=float(divergence(final, logits)),
+        kl=float(kl_divergence(final, logits)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmcli.explain.check import Check, Claim, check
+from llmcli.explain.report import Check, Claim, check
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.text.words import words
 

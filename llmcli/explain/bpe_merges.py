@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmcli.explain.check import Check, Claim, check
-from llmcli.explain.piece import Piece, piece
+from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
 from llmcli.text.bpe import Bpe, Join, joins, read_bpe, replayed
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.words import Word, words
@@ -23,9 +22,9 @@ class MergeRow:
     """``left`` and ``right`` become ``result``, which begins with the word's symbol ``at``. Rank 0 was learnt first."""
 
     rank: int
-    left: Piece
-    right: Piece
-    result: Piece
+    left: VocabEntry
+    right: VocabEntry
+    result: VocabEntry
     at: int
 
 
@@ -40,9 +39,9 @@ class WordMerges:
     bytes: bytes
     count: int
     kind: Literal["merged", "whole", "added"]
-    symbols: tuple[Piece, ...]
+    symbols: tuple[VocabEntry, ...]
     merges: tuple[MergeRow, ...]
-    tokens: tuple[Piece, ...]
+    tokens: tuple[VocabEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,9 @@ def _word(tokenizer: Tokenizer, way: _Way, count: int) -> WordMerges:
     rows = (
         MergeRow(
             rank=join.rank,
-            left=piece(tokenizer, join.left),
-            right=piece(tokenizer, join.right),
-            result=piece(tokenizer, join.result),
+            left=vocab_entry(tokenizer, join.left),
+            right=vocab_entry(tokenizer, join.right),
+            result=vocab_entry(tokenizer, join.result),
             at=join.at,
         )
         for join in way.done
@@ -143,9 +142,9 @@ def _word(tokenizer: Tokenizer, way: _Way, count: int) -> WordMerges:
         bytes=data,
         count=count,
         kind=way.kind,
-        symbols=tuple(piece(tokenizer, id) for id in way.symbols),
+        symbols=tuple(vocab_entry(tokenizer, id) for id in way.symbols),
         merges=tuple(rows),
-        tokens=tuple(piece(tokenizer, id) for id in way.tokens),
+        tokens=tuple(vocab_entry(tokenizer, id) for id in way.tokens),
     )
 
 

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmcli.errors import usage_error
-from llmcli.explain.attend import AttendReport, attend_report
-from llmcli.explain.check import Check, Claim, check
-from llmcli.explain.generated import token_report
-from llmcli.explain.lens import LensReport, lens_report
-from llmcli.explain.neighbours import NeighboursReport, neighbours_report
-from llmcli.explain.position import PositionReport, position_report
-from llmcli.explain.rivals import TokenReport
-from llmcli.explain.step import StepReport, step_report
-from llmcli.explain.tokens import Tokenization, tokenization
+from llmcli.explain.attention import AttendReport, attend_report
+from llmcli.explain.embeddings import NeighboursReport, neighbours_report
+from llmcli.explain.logit_lens import LensReport, lens_report
+from llmcli.explain.position_encoding import PositionReport, position_report
+from llmcli.explain.report import Check, Claim, GeneratedToken, check
+from llmcli.explain.sampling_step import StepReport, generated_token_of, step_report
+from llmcli.explain.tokenization import Tokenization, tokenization
 from llmcli.generation.filters import FILTERS, filter_chain
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
@@ -42,7 +40,7 @@ class TourReport:
     attention: AttendReport
     lens: LensReport
     step: StepReport
-    loop: tuple[TokenReport, ...]
+    loop: tuple[GeneratedToken, ...]
     check: Check
 
 
@@ -94,7 +92,7 @@ def longest_word(loaded: LoadedModel, ids: Sequence[int]) -> int:
     return max(ids, key=lambda id: len(text) if (text := loaded.tokenizer.token_text(id).strip()).isalpha() else 0)
 
 
-def _walk(loaded: LoadedModel, ids: Sequence[int]) -> tuple[StepReport, tuple[TokenReport, ...]]:
+def _walk(loaded: LoadedModel, ids: Sequence[int]) -> tuple[StepReport, tuple[GeneratedToken, ...]]:
     """The first step behind ``ids`` explained, and the tokens of the first few."""
     chain = filter_chain(list(FILTERS), loaded.defaults.sampling)
     sampler = Sampler([*loaded.vocabulary_filter(), *chain], SEED)
@@ -108,4 +106,4 @@ def _walk(loaded: LoadedModel, ids: Sequence[int]) -> tuple[StepReport, tuple[To
         top=SHOWN,
         temperatures=TEMPERATURES,
     )
-    return first, tuple(token_report(step, loaded.tokenizer, rivals=3) for step in taken)
+    return first, tuple(generated_token_of(step, loaded.tokenizer, rivals=3) for step in taken)

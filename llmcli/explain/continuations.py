@@ -10,10 +10,8 @@ from typing import Literal
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.check import Check, Claim, check, relative
-from llmcli.explain.limits import limit
-from llmcli.explain.piece import Piece, piece
-from llmcli.explain.reading import check_length
+from llmcli.explain.forward_pass import check_length, tolerance
+from llmcli.explain.report import Check, Claim, VocabEntry, check, relative_error, vocab_entry
 from llmcli.generation.distribution import leading, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.steps import forget_stale, next_logits
@@ -37,7 +35,7 @@ class Node:
     """
 
     path: tuple[int, ...]
-    piece: Piece
+    piece: VocabEntry
     p: float
     logprob: float
     text: str
@@ -52,7 +50,7 @@ class BranchReport:
 
     model: str
     position: int
-    at: Piece
+    at: VocabEntry
     others: float
     children: tuple[Node, ...]
     best: Node
@@ -72,7 +70,7 @@ def branch_report(loaded: LoadedModel, ids: Sequence[int], position: int, *, wid
     return BranchReport(
         model=loaded.name,
         position=position,
-        at=piece(loaded.tokenizer, ids[position]),
+        at=vocab_entry(loaded.tokenizer, ids[position]),
         others=others,
         children=children,
         best=max(leaves, key=lambda leaf: leaf.logprob),
@@ -126,7 +124,7 @@ class Tree:
         others, children = (None, ()) if self._ends(path) else self.grow(path, logprob)
         return Node(
             path=path,
-            piece=piece(self.loaded.tokenizer, path[-1]),
+            piece=vocab_entry(self.loaded.tokenizer, path[-1]),
             p=p,
             logprob=logprob,
             text=self._text(path),
@@ -167,8 +165,8 @@ class Tree:
             cache = model.new_cache()
             cache.planned = self.planned
             fresh = next_logits(model, [*self.ids, *path], cache)
-            errors.append(relative(float((fresh - logits).abs().max()), float(fresh.abs().max())))
-        return Claim("the best path and the last are as if read from the beginning", max(errors), limit(model))
+            errors.append(relative_error(float((fresh - logits).abs().max()), float(fresh.abs().max())))
+        return Claim("the best path and the last are as if read from the beginning", max(errors), tolerance(model))
 
 
 def nodes_of(children: Sequence[Node]) -> Iterator[Node]:

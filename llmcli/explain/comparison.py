@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.check import Check, check
-from llmcli.explain.divergence import divergence
-from llmcli.explain.piece import Piece, piece
-from llmcli.explain.running import running
-from llmcli.explain.score import as_cross_entropy, check_enough, one_by_one
+from llmcli.explain.report import Check, VocabEntry, check, vocab_entry
+from llmcli.explain.scoring import as_cross_entropy, check_enough, one_by_one, running
+from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions
 
@@ -29,12 +27,12 @@ class Compared:
     """
 
     position: int
-    piece: Piece
+    piece: VocabEntry
     chunk: str
     logprobs: tuple[float, float]
     delta: float
     kl: float
-    favourites: tuple[Piece, Piece]
+    favourites: tuple[VocabEntry, VocabEntry]
 
 
 @dataclass(frozen=True)
@@ -111,12 +109,12 @@ def _tokens(
         rows.append(
             Compared(
                 position=place,
-                piece=piece(tokenizer, ids[place]),
+                piece=vocab_entry(tokenizer, ids[place]),
                 chunk=chunks[place - 1],
                 logprobs=(logprobs[0], logprobs[1]),
                 delta=logprobs[1] - logprobs[0],
-                kl=float(divergence(a, b)),
-                favourites=(piece(tokenizer, int(a.argmax())), piece(tokenizer, int(b.argmax()))),
+                kl=float(kl_divergence(a, b)),
+                favourites=(vocab_entry(tokenizer, int(a.argmax())), vocab_entry(tokenizer, int(b.argmax()))),
             )
         )
         sums = [total + more for total, more in zip(sums, (nats_a, nats_b, _excess(a, b)), strict=True)]

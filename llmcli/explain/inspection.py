@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from llmcli.errors import usage_error
-from llmcli.explain.check import Check, Claim, check
-from llmcli.explain.shape import Shape, shape_of
+from llmcli.explain.architecture import Shape, shape_of
+from llmcli.explain.report import Check, Claim, check
 from llmcli.generation.loaded import LoadedModel, device_for
 from llmcli.generation.steps import PREFILL_CHUNK
 from llmcli.model.cache import KVCache

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmcli.explain.limits import BY_DTYPE
-from llmcli.explain.verify.proof import Finding, Skipped, compared
-from llmcli.explain.verify.subject import Subject, batch
+from llmcli.explain.forward_pass import BY_DTYPE
+from llmcli.explain.verification.proof import Finding, Skipped, compared
+from llmcli.explain.verification.subject import Subject, batch
 from llmcli.files.json import read_json
 from llmcli.storage.quantize import rounding
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.limits import limit
-from llmcli.explain.verify.proof import Skipped
+from llmcli.explain.forward_pass import tolerance
+from llmcli.explain.verification.proof import Skipped
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.memory import memory_of
 from llmcli.model.transformer import Transformer
@@ -45,7 +45,7 @@ class Subject:
     @property
     def allowed(self) -> float:
         """How far two ways to this model's logits may lie apart."""
-        return limit(self.model)
+        return tolerance(self.model)
 
     def opened(self, device: str, dtype: str) -> LoadedModel:
         """The model on a device and in a dtype: itself if that is what it is, else once more.

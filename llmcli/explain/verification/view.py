@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from llmcli.explain.verify import devices, peer, proofs
-from llmcli.explain.verify.proof import Finding, Plan, Proof, Skipped
-from llmcli.explain.verify.subject import Reopen, Subject, dtype_name, fitting
+from llmcli.explain.verification import consistency, devices, reference
+from llmcli.explain.verification.proof import Finding, Plan, Proof, Skipped
+from llmcli.explain.verification.subject import Reopen, Subject, dtype_name, fitting
 from llmcli.generation.loaded import LoadedModel
 from llmcli.storage.quantize import rounding
 
@@ -45,7 +45,7 @@ class VerifyReport:
     text_tokens: int
     tokens: int
     proofs: tuple[Proof, ...]
-    layers: tuple[peer.Layer, ...]
+    layers: tuple[reference.Layer, ...]
     check: Verdicts
 
 
@@ -63,7 +63,7 @@ def verify_report(
     Errors: fewer than two ids.
     """
     subject = Subject(loaded, text, fitting(loaded, ids), reopen, adapted)
-    layers: list[peer.Layer] = []
+    layers: list[reference.Layer] = []
     made = []
     for plan in [*own(subject), *devices.devices(subject), *devices.dtypes(subject), *transformers(subject, layers)]:
         progress(plan.name)
@@ -84,8 +84,8 @@ def verify_report(
 
 def own(subject: Subject) -> list[Plan]:
     """The proofs that need nothing beside the model itself."""
-    watched = cache(lambda: proofs.watch(subject))
-    allowed, repeated = subject.allowed, proofs.continued(subject)
+    watched = cache(lambda: consistency.watch(subject))
+    allowed, repeated = subject.allowed, consistency.continued(subject)
 
     def observed(what: str, limit: float) -> Callable[[], Finding]:
         return lambda: Finding(getattr(watched(), what), limit)
@@ -94,35 +94,35 @@ def own(subject: Subject) -> list[Plan]:
         return lambda: find(subject)
 
     return [
-        Plan("cached = uncached", "one token at a time gives the logits of all at once", of(proofs.cached)),
-        Plan("chunked = whole", "a text read in pieces gives the logits of all at once", of(proofs.chunked)),
-        Plan("gone back = fresh", "tokens read and taken back leave no trace", of(proofs.taken_back)),
-        Plan("batched = alone", "two texts side by side do not touch each other", of(proofs.batched)),
-        Plan("past is settled", "no token changes what comes before it", of(proofs.causal)),
+        Plan("cached = uncached", "one token at a time gives the logits of all at once", of(consistency.cached)),
+        Plan("chunked = whole", "a text read in pieces gives the logits of all at once", of(consistency.chunked)),
+        Plan("gone back = fresh", "tokens read and taken back leave no trace", of(consistency.taken_back)),
+        Plan("batched = alone", "two texts side by side do not touch each other", of(consistency.batched)),
+        Plan("past is settled", "no token changes what comes before it", of(consistency.causal)),
         Plan("observed = unobserved", "watching the model changes no bit of its logits", observed("logits", 0.0)),
-        Plan("attention sums to 1", "each head shares out its whole attention", observed("sums", proofs.SUMS)),
+        Plan("attention sums to 1", "each head shares out its whole attention", observed("sums", consistency.SUMS)),
         Plan("attention looks back", "no head looks at a later token", observed("ahead", 0.0)),
-        Plan("attention is used", "what attention adds is its weights times the values", of(proofs.weighed)),
+        Plan("attention is used", "what attention adds is its weights times the values", of(consistency.weighed)),
         Plan("residual adds up", "each layer's output is its input plus what it added", observed("parts", allowed)),
-        Plan("decoded = text", "the tokens of a text give the text back", of(proofs.decoded)),
-        Plan("streamed = decoded", "text shown token by token is the text of all tokens", of(proofs.streamed)),
-        Plan("drawn = drawn again", f"one seed writes the same {repeated} tokens twice", of(proofs.drawn_again)),
+        Plan("decoded = text", "the tokens of a text give the text back", of(consistency.decoded)),
+        Plan("streamed = decoded", "text shown token by token is the text of all tokens", of(consistency.streamed)),
+        Plan("drawn = drawn again", f"one seed writes the same {repeated} tokens twice", of(consistency.drawn_again)),
     ]
 
 
-def transformers(subject: Subject, layers: list[peer.Layer]) -> list[Plan]:
+def transformers(subject: Subject, layers: list[reference.Layer]) -> list[Plan]:
     """The plans for both rows, made of one comparison, whose layers are put into ``layers``."""
 
     @cache
-    def compared() -> peer.Compared | Skipped:
+    def compared() -> reference.Compared | Skipped:
         try:
-            found = peer.compare(subject)
+            found = reference.compare(subject)
         except Skipped as reason:
             return reason
         layers.extend(found.layers)
         return found
 
-    def found() -> peer.Compared:
+    def found() -> reference.Compared:
         result = compared()
         if isinstance(result, Skipped):
             raise result
@@ -132,7 +132,7 @@ def transformers(subject: Subject, layers: list[peer.Layer]) -> list[Plan]:
         Plan(
             "layers = transformers",
             "each layer's output in float32 is the same there",
-            lambda: Finding(found().worst.error, peer.LIMIT),
+            lambda: Finding(found().worst.error, reference.LIMIT),
         ),
         Plan(
             "logits = transformers",

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmcli.explain.check import Check, Claim, check
-from llmcli.explain.limits import limit
-from llmcli.explain.piece import Piece, piece
-from llmcli.explain.reading import read
+from llmcli.explain.forward_pass import observe, tolerance
+from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
 from llmcli.generation.distribution import probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.config import RopeConfig
@@ -33,7 +31,7 @@ class Turn:
 class Answer:
     """The token that the model holds most probable, and how probable."""
 
-    piece: Piece
+    piece: VocabEntry
     p: float
 
 
@@ -77,9 +75,9 @@ def _turn(pair: int, radians: float) -> Turn:
 
 
 def _answer(loaded: LoadedModel, ids: Sequence[int]) -> Answer:
-    probs = probabilities(read(loaded.model, ids).logits)
+    probs = probabilities(observe(loaded.model, ids).logits)
     best = int(probs.argmax())
-    return Answer(piece(loaded.tokenizer, best), float(probs[best]))
+    return Answer(vocab_entry(loaded.tokenizer, best), float(probs[best]))
 
 
 def _distance_claim(frequencies: Tensor, rope: RopeConfig) -> Claim:
@@ -105,5 +103,5 @@ def _learned_claim(model: Transformer, ids: Sequence[int]) -> Claim:
         added = model.embed(tensor, 0) - model.embed_tokens(tensor)
         rows = torch.zeros_like(added[0]) if model.positions is None else model.positions.weight[: len(ids)]
     return Claim(
-        "what is added to a token's vector is its position's", float((added[0] - rows).abs().max()), limit(model)
+        "what is added to a token's vector is its position's", float((added[0] - rows).abs().max()), tolerance(model)
     )

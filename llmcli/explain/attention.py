@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmcli.explain.check import Check, Claim, check
+from llmcli.explain.forward_pass import observe
 from llmcli.explain.heads import adds_up, heads_of
-from llmcli.explain.piece import Piece, piece
-from llmcli.explain.reading import read
+from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
 from llmcli.generation.loaded import LoadedModel
 
 
@@ -24,7 +23,7 @@ class Source:
     """
 
     position: int
-    piece: Piece
+    piece: VocabEntry
     layer: int  # of the head that looks most
     head: int
     weight: float  # of that head
@@ -38,36 +37,36 @@ class AttendReport:
 
     model: str
     position: int
-    at: Piece
+    at: VocabEntry
     sources: tuple[Source, ...]
     check: Check
 
 
 @dataclass(frozen=True)
-class GridRow:
+class PatternRow:
     """Where one position's query looks: ``weights`` over all positions up to its own."""
 
     position: int
-    piece: Piece
+    piece: VocabEntry
     weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class GridReport:
+class AttentionPattern:
     """One head's pattern: the last positions of a text as rows."""
 
     model: str
     layer: int
     head: int
-    rows: tuple[GridRow, ...]
-    pieces: tuple[Piece, ...]  # of all positions
+    rows: tuple[PatternRow, ...]
+    pieces: tuple[VocabEntry, ...]  # of all positions
     check: Check
 
 
 def attend_report(loaded: LoadedModel, ids: Sequence[int], position: int, layers: Sequence[int]) -> AttendReport:
     """What the token at ``position`` looks at, in all heads of ``layers``."""
     model = loaded.model
-    reading = read(model, ids[: position + 1])
+    reading = observe(model, ids[: position + 1])
     weights = torch.cat([reading.trace.attention[layer][0, :, -1] for layer in layers])  # [layers H, S]
     moved = torch.cat([heads_of(model, reading, layer).lengths for layer in layers])
     most = weights.argmax(dim=0)
@@ -75,11 +74,11 @@ def attend_report(loaded: LoadedModel, ids: Sequence[int], position: int, layers
     return AttendReport(
         model=loaded.name,
         position=position,
-        at=piece(loaded.tokenizer, ids[position]),
+        at=vocab_entry(loaded.tokenizer, ids[position]),
         sources=tuple(
             Source(
                 position=place,
-                piece=piece(loaded.tokenizer, ids[place]),
+                piece=vocab_entry(loaded.tokenizer, ids[place]),
                 layer=layers[int(row) // heads],
                 head=int(row) % heads,
                 weight=float(weights[row, place]),
@@ -92,21 +91,23 @@ def attend_report(loaded: LoadedModel, ids: Sequence[int], position: int, layers
     )
 
 
-def grid_report(loaded: LoadedModel, ids: Sequence[int], position: int, head: tuple[int, int], rows: int) -> GridReport:
+def attention_pattern(
+    loaded: LoadedModel, ids: Sequence[int], position: int, head: tuple[int, int], rows: int
+) -> AttentionPattern:
     """The pattern of one ``head`` (layer and head), of the last ``rows`` positions up to ``position``."""
     model, (layer, number) = loaded.model, head
     rows = min(rows, position + 1)
-    reading = read(model, ids[: position + 1], rows)
+    reading = observe(model, ids[: position + 1], rows)
     weights = reading.trace.attention[layer][0, number]  # [rows, S]
     first = position + 1 - len(weights)
-    pieces = tuple(piece(loaded.tokenizer, id) for id in reading.ids)
+    pieces = tuple(vocab_entry(loaded.tokenizer, id) for id in reading.ids)
     ahead = weights.triu(first + 1).abs().max()
-    return GridReport(
+    return AttentionPattern(
         model=loaded.name,
         layer=layer,
         head=number,
         rows=tuple(
-            GridRow(place, pieces[place], tuple(row[: place + 1]))
+            PatternRow(place, pieces[place], tuple(row[: place + 1]))
             for place, row in enumerate(weights.tolist(), start=first)
         ),
         pieces=pieces,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmcli.explain.forward_pass import observe
 from llmcli.explain.heads import adds_up
-from llmcli.explain.reading import read
-from llmcli.explain.verify.proof import Finding, Skipped, compared, difference, share_of_differing, worst
-from llmcli.explain.verify.subject import Subject, batch, one_pass
+from llmcli.explain.verification.proof import Finding, Skipped, compared, difference, share_of_differing, worst
+from llmcli.explain.verification.subject import Subject, batch, one_pass
 from llmcli.generation.filters import Temperature
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import next_logits, steps
@@ -149,7 +149,7 @@ def _parts(trace: Trace) -> float:
 
 def weighed(subject: Subject) -> Finding:
     """Behind the last token, in every layer: values times the weights observed are what attention added."""
-    reading = read(subject.model, subject.ids)
+    reading = observe(subject.model, subject.ids)
     claim = adds_up(subject.model, reading, range(subject.model.config.num_hidden_layers))
     return Finding(claim.error, subject.allowed)
 

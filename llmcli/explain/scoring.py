@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.check import Claim, check, relative
-from llmcli.explain.limits import limit
-from llmcli.explain.piece import piece
-from llmcli.explain.running import running
-from llmcli.explain.scored import Scored, ScoreReport
+from llmcli.explain.forward_pass import tolerance
+from llmcli.explain.report import Claim, ScoredToken, ScoreReport, check, relative_error, vocab_entry
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions, windows
 from llmcli.generation.steps import next_logits
+from llmcli.text.stream import TextStream
+from llmcli.text.tokenizer import Tokenizer
 
 REREAD = 32  # tokens at the end that the check reads one by one
 ROUNDING = 1e-5  # of a mean over fp32 numbers, whatever the model's dtype
@@ -33,15 +32,15 @@ def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
             sums[n] += float(nats(logits, expected).sum(dtype=torch.float64))
     chunks, size = running(loaded.tokenizer, ids)
     tokens = tuple(
-        Scored(
+        ScoredToken(
             position=place,
-            piece=piece(loaded.tokenizer, ids[place]),
+            piece=vocab_entry(loaded.tokenizer, ids[place]),
             chunk=chunk,
             logprob=logprob,
             surprisal=-logprob / math.log(2) + 0.0,  # no -0.0
             rank=rank,
             entropy=entropy,
-            favourite=piece(loaded.tokenizer, best),
+            favourite=vocab_entry(loaded.tokenizer, best),
             p_favourite=p,
         )
         for place, (chunk, (logprob, rank, entropy, best, p)) in enumerate(zip(chunks, rows, strict=True), start=1)
@@ -50,7 +49,7 @@ def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
     mean = bits / len(tokens)
     return ScoreReport(
         model=loaded.name,
-        first=piece(loaded.tokenizer, ids[0]),
+        first=vocab_entry(loaded.tokenizer, ids[0]),
         tokens=tokens,
         bits=bits,
         bits_per_token=mean,
@@ -111,10 +110,26 @@ def one_by_one(
     expected = torch.tensor(found, dtype=torch.float64)
     difference = torch.tensor(logprobs[first - 1 :], dtype=torch.float64) - expected
     error, size = (float(values.square().mean().sqrt()) for values in (difference, expected))
-    return Claim(f"one by one, {loaded.name} finds the last tokens as probable", relative(error, size), limit(model))
+    return Claim(
+        f"one by one, {loaded.name} finds the last tokens as probable", relative_error(error, size), tolerance(model)
+    )
 
 
 def as_cross_entropy(what: str, bits: Sequence[float], nats: Sequence[float]) -> Claim:
     """Means by the rows shown, beside the same by torch's own cross entropy."""
-    errors = [relative(abs(a * math.log(2) - b), abs(b)) for a, b in zip(bits, nats, strict=True)]
+    errors = [relative_error(abs(a * math.log(2) - b), abs(b)) for a, b in zip(bits, nats, strict=True)]
     return Claim(f"{what} are those of cross entropy", max(errors), ROUNDING)
+
+
+def running(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[str], int]:
+    """The text that each token but the first completes, and how many bytes of the text are theirs.
+
+    A character that the first token only begins is shown whole where it is completed; the bytes of the
+    first are not counted. Special tokens have neither text nor bytes.
+    """
+    stream = TextStream(tokenizer)
+    first = stream.feed(ids[0])
+    chunks = [stream.feed(id) for id in ids[1:]]
+    chunks[-1] += stream.finish()
+    begun = b"" if first or ids[0] in tokenizer.special_ids else tokenizer.token_bytes(ids[0])
+    return chunks, len("".join(chunks).encode()) - len(begun)

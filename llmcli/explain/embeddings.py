@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.explain.check import Check, Claim, check
-from llmcli.explain.locate import find_token
-from llmcli.explain.piece import Piece, piece
+from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
+from llmcli.explain.selection import find_token
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer
@@ -26,14 +25,14 @@ class Term:
     """One word of the sum: added (sign 1) or taken away (-1)."""
 
     sign: int
-    piece: Piece
+    piece: VocabEntry
 
 
 @dataclass(frozen=True)
 class Neighbour:
     """``cosine`` of its row with the vector; ``centred`` likewise, after the mean row is taken from every row."""
 
-    piece: Piece
+    piece: VocabEntry
     cosine: float
     centred: float
 
@@ -84,7 +83,7 @@ def neighbours_report(loaded: LoadedModel, expression: str, top: int) -> Neighbo
         length=float(vector.norm()),
         vector=tuple(vector[:FIRST].tolist()),
         neighbours=tuple(
-            Neighbour(piece(tokenizer, int(ids[place])), *cosines[:, place].tolist()) for place in order.tolist()
+            Neighbour(vocab_entry(tokenizer, int(ids[place])), *cosines[:, place].tolist()) for place in order.tolist()
         ),
         check=check(_claim(model, ids, terms, ids[order], cosines[:, order])),
     )
@@ -100,7 +99,7 @@ def parse(expression: str, tokenizer: Tokenizer, count: int) -> tuple[Term, ...]
     if not all(words) or not expression.strip():
         raise usage_error(f"{expression!r} is no word, nor a sum of words", "as in king, or 'king - man + woman'")
     return tuple(
-        Term(1 if sign == "+" else -1, piece(tokenizer, _id(tokenizer, word, count)))
+        Term(1 if sign == "+" else -1, vocab_entry(tokenizer, _id(tokenizer, word, count)))
         for sign, word in zip(words[::2], words[1::2], strict=True)
     )
 
