@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmcli.explain.forward_pass import observe
 from llmcli.explain.heads import adds_up, heads_of
-from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
+from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.generation.loaded import LoadedModel
 
 
@@ -32,7 +32,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class AttendReport:
+class AttendReport(Report):
     """One row a position that the token at ``position`` can see."""
 
     model: str
@@ -52,7 +52,7 @@ class PatternRow:
 
 
 @dataclass(frozen=True)
-class AttentionPattern:
+class AttentionPattern(Report):
     """One head's pattern: the last positions of a text as rows."""
 
     model: str

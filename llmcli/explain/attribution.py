@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import ForwardPass, observe, tolerance
 from llmcli.explain.heads import Heads, heads_of
-from llmcli.explain.report import Check, Claim, VocabEntry, check, relative_error, vocab_entry
+from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
@@ -39,7 +39,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class WhyReport:
+class WhyReport(Report):
     """The logit of ``token`` beside that of ``other``, before a softcap; ``parts`` sum to ``total``.
 
     ``sources`` split further what attention adds. ``logits`` are the model's own, after the softcap if it has one.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
+from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.text.bpe import Bpe, Join, joins, read_bpe, replayed
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.words import Word, words
@@ -45,7 +45,7 @@ class WordMerges:
 
 
 @dataclass(frozen=True)
-class MergesReport:
+class MergesReport(Report):
     """The different words of a text, in the order of their first places.
 
     ``tokens`` counts those of all words, ``around`` those that are put around every text, ``ranks`` the merges

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.report import Check, VocabEntry, check, vocab_entry
+from llmcli.explain.report import Check, Report, VocabEntry, check, vocab_entry
 from llmcli.explain.scoring import as_cross_entropy, check_enough, one_by_one, running
 from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
@@ -36,7 +36,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class CompareReport:
+class CompareReport(Report):
     """Every token but the first. ``other_favourite`` is the share of places where the favourites differ."""
 
     models: tuple[str, str]

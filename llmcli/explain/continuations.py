@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import check_length, tolerance
-from llmcli.explain.report import Check, Claim, VocabEntry, check, relative_error, vocab_entry
+from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.generation.distribution import leading, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.steps import forget_stale, next_logits
@@ -45,7 +45,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class BranchReport:
+class BranchReport(Report):
     """The tree behind ``position``; ``best`` is its most probable path of all that are of full length or ended."""
 
     model: str

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
+from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.explain.selection import find_token
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.transformer import Transformer
@@ -38,7 +38,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class NeighboursReport:
+class NeighboursReport(Report):
     """The tokens nearest to a sum of embedding rows, by the centred cosine; the words themselves are left out.
 
     ``vector`` are the first of its ``size`` components, as the table has them: no mean is taken away.

@@ -10,7 +10,7 @@ from llmcli.explain.attention import AttendReport, attend_report
 from llmcli.explain.embeddings import NeighboursReport, neighbours_report
 from llmcli.explain.logit_lens import LensReport, lens_report
 from llmcli.explain.position_encoding import PositionReport, position_report
-from llmcli.explain.report import Check, Claim, GeneratedToken, check
+from llmcli.explain.report import Check, Claim, GeneratedToken, Report, check
 from llmcli.explain.sampling_step import StepReport, generated_token_of, step_report
 from llmcli.explain.tokenization import Tokenization, tokenization
 from llmcli.generation.filters import FILTERS, filter_chain
@@ -25,7 +25,7 @@ SHOWN = 8  # candidates
 
 
 @dataclass(frozen=True)
-class TourReport:
+class TourReport(Report):
     """One report a stop; ``begun`` is the part of the text behind which the model is asked to go on."""
 
     model: str

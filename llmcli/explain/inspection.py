@@ -11,7 +11,7 @@ import torch
 
 from llmcli.errors import usage_error
 from llmcli.explain.architecture import Shape, shape_of
-from llmcli.explain.report import Check, Claim, check
+from llmcli.explain.report import Check, Claim, Report, check
 from llmcli.generation.loaded import LoadedModel, device_for
 from llmcli.generation.steps import PREFILL_CHUNK
 from llmcli.model.cache import KVCache
@@ -66,7 +66,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class InspectReport:
+class InspectReport(Report):
     """``needs`` are for a text of ``tokens``, first as asked for, then rounded further.
 
     ``active`` parameters take part in one token. ``others`` names tensors that are no parameters of their own.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.explain.forward_pass import observe
-from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
+from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.generation.distribution import entropy, kl_divergence, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ class LensRow:
 
 
 @dataclass(frozen=True)
-class LensReport:
+class LensReport(Report):
     """One row a layer, at one position of a text."""
 
     model: str

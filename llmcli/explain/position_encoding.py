@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcli.explain.forward_pass import observe, tolerance
-from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
+from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.generation.distribution import probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.config import RopeConfig
@@ -36,7 +36,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class PositionReport:
+class PositionReport(Report):
     """``turns`` of the fastest, the middle and the slowest pair; none where positions are learned vectors.
 
     ``in_order`` follows the text, ``reversed`` the same tokens in reverse order (BOS stays in front).

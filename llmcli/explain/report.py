@@ -1,19 +1,35 @@
-"""How a view proves itself: claims that must hold if its numbers are right, each with its error and its limit.
+"""What every view's report is made of: the report itself, its check, and the entries of a vocabulary that it names.
 
-No torch here: `llmcli tokenize` proves itself too.
+This module imports no torch: ``llmcli tokenize`` uses it, and so do views of a model that a server runs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from llmcli.text.tokenizer import Tokenizer
+if TYPE_CHECKING:
+    from llmcli.text.tokenizer import Tokenizer
+
+
+class Report:
+    """Base class of the views' reports, which a notebook shows as the table that the command prints.
+
+    Jupyter calls ``_repr_html_``. Drawing belongs to ``llmcli.render``, a layer above this one, so ``llmcli.load`` sets
+    ``Report.to_html`` to ``render.html``, which looks up how to draw a report by its class.
+    """
+
+    to_html: ClassVar[Callable[[Report], str] | None] = None
+
+    def _repr_html_(self) -> str | None:
+        return None if Report.to_html is None else Report.to_html(self)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """``what`` holds if ``error`` is at most ``limit``."""
+    """A statement that must hold if a view's numbers are right: ``what`` holds if ``error`` is at most ``limit``."""
 
     what: str
     error: float
@@ -21,47 +37,56 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        return self.error <= self.limit  # a NaN is not
+        return self.error <= self.limit  # False for a NaN
 
 
 @dataclass(frozen=True)
 class Check:
-    """The last line of a view."""
+    """A view's verdict on itself, its last line: ``ok`` if all ``claims`` hold."""
 
     ok: bool
     claims: tuple[Claim, ...]
 
 
 def check(*claims: Claim) -> Check:
-    """The check that all ``claims`` make together."""
+    """Return the check that consists of ``claims``."""
     return Check(all(claim.holds for claim in claims), claims)
 
 
 def relative_error(error: float, size: float) -> float:
-    """An error in units of the ``size`` of what it is an error of; sizes below 1 count as 1.
+    """Return ``error`` relative to ``size``, the magnitude of the exact value; sizes below 1 count as 1.
 
-    Infinite where either is no number: ``max`` of several errors would pass over a NaN.
+    Infinite if either is not a finite number, so that ``max`` over several errors cannot skip a NaN.
     """
     return error / max(size, 1.0) if math.isfinite(size) and not math.isnan(error) else math.inf
 
 
 @dataclass(frozen=True)
 class VocabEntry:
-    """An entry of the vocabulary; ``text`` is its bytes as UTF-8, U+FFFD for parts of characters."""
+    """A token of the vocabulary; ``text`` is its bytes as UTF-8, with U+FFFD for incomplete characters."""
 
     id: int
     text: str
     bytes: bytes
 
 
+@dataclass(frozen=True)
+class RemoteVocabEntry:
+    """A token of a server's model; ``id`` is None if the server does not send ids."""
+
+    id: int | None
+    text: str
+    bytes: bytes
+
+
 def vocab_entry(tokenizer: Tokenizer, id: int) -> VocabEntry:
-    """The entry of an id."""
+    """Return the vocabulary entry of token ``id``."""
     return VocabEntry(id, tokenizer.token_text(id), tokenizer.token_bytes(id))
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that might have stood there, with the model's own probability of it."""
+    """A token that could have been generated instead; ``prob`` is the model's own probability, before any filter."""
 
     id: int | None
     text: str
@@ -71,9 +96,9 @@ class Alternative:
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One generated token. Probabilities are the model's own, but for ``final_prob``, after the sampler.
+    """One generated token. All probabilities are the model's own except ``final_prob``, which is after all filters.
 
-    None is what cannot be known: of a model that a server runs, all that the server does not tell.
+    Fields are None if they are unknown: for a model that a server runs, whatever the server does not send.
     """
 
     index: int
@@ -83,27 +108,18 @@ class GeneratedToken:
     logprob: float | None  # nats
     prob: float | None
     final_prob: float | None
-    rank: int | None  # 0 is the model's favourite
+    rank: int | None  # 0: the most probable token
     entropy: float | None  # bits
-    u: float | None
-    top: tuple[Alternative, ...]  # the most probable tokens, best first
-
-
-@dataclass(frozen=True)
-class RemoteVocabEntry:
-    """An entry of a vocabulary whose ids a server does not tell, or not always."""
-
-    id: int | None
-    text: str
-    bytes: bytes
+    u: float | None  # the random number that drew it
+    top: tuple[Alternative, ...]  # the most probable tokens, in order of probability
 
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """One token of the text. ``chunk`` is the text that it completes: often its own, sometimes none.
+    """One token of a scored text. ``chunk`` is the text that it completes: usually its own, sometimes empty.
 
-    ``surprisal`` (-log2 p) and ``entropy`` (of all candidates) in bits; ``rank`` 0 is the model's ``favourite``.
-    None is what a server does not tell of its model.
+    ``surprisal`` (-log2 p) and ``entropy`` (of the whole distribution) are in bits; ``rank`` 0 is the most probable
+    token, which is ``favourite``. Fields are None if a server does not send them.
     """
 
     position: int
@@ -118,8 +134,11 @@ class ScoredToken:
 
 
 @dataclass(frozen=True)
-class ScoreReport:
-    """Every token but the ``first``, which nothing comes before. ``bytes`` are those of the tokens scored."""
+class ScoreReport(Report):
+    """A scored text: all tokens except the ``first``, which has no context. ``bytes`` counts the scored tokens' bytes.
+
+    ``bits`` is the sum of the surprisals; ``perplexity`` is 2 ** ``bits_per_token``.
+    """
 
     model: str
     first: VocabEntry | RemoteVocabEntry

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmcli.explain.report import Alternative, GeneratedToken
+from llmcli.explain.report import Alternative, GeneratedToken, Report
 from llmcli.generation.distribution import draw, entropy, intervals, probabilities
 from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
 from llmcli.generation.grammar import GrammarFilter
@@ -92,7 +92,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepReport(Report):
     """Everything about one step; ``entropy`` in bits, of the model's own distribution."""
 
     step: int

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmcli.explain.report import Check, Claim, check
+from llmcli.explain.report import Check, Claim, Report, check
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.text.words import words
 
 
 @dataclass(frozen=True)
-class Tokenization:
+class Tokenization(Report):
     """A text as one tokenizer sees it. ``exact`` says that the tokens' bytes, joined, are the text.
 
     ``unknown`` counts the tokens that stand for what the tokenizer does not know.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from llmcli.explain.report import Report
 from llmcli.explain.verification import consistency, devices, reference
 from llmcli.explain.verification.proof import Finding, Plan, Proof, Skipped
 from llmcli.explain.verification.subject import Reopen, Subject, dtype_name, fitting
@@ -32,7 +33,7 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Report):
     """A row a proof. ``quantized`` says how the weights are rounded; ``layers`` are those compared with transformers'.
 
     Of the text's ``text_tokens`` the first ``tokens`` were read.
