@@ -54,12 +54,12 @@ def attend(
 
     from llmcli.explain.attention import attend_report, attention_pattern
     from llmcli.explain.selection import find_head, find_layers, find_position, name_layers
-    from llmcli.render.attend import print_attend, print_attend_grid
+    from llmcli.render.attend import print_attend, print_attention_pattern
 
     ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
     position, config = find_position(loaded.tokenizer, ids, at), loaded.model.config
     if head is not None:
-        form.show(attention_pattern(loaded, ids, position, find_head(config, head), ROWS), print_attend_grid)
+        form.show(attention_pattern(loaded, ids, position, find_head(config, head), ROWS), print_attention_pattern)
         return
     shown = find_layers(config, layers)
     report, whose = attend_report(loaded, ids, position, shown), name_layers(shown, config)

@@ -24,6 +24,7 @@ def models(as_json: bool, verbose: bool) -> None:
       llmcli models --json
     """
     from llmcli import hub
+    from llmcli.files.ndjson import write_line
     from llmcli.render import json_forms
     from llmcli.render.models import print_models
 
@@ -32,4 +33,4 @@ def models(as_json: bool, verbose: bool) -> None:
         print_models(found, sys.stdout)
         return
     for model in found:
-        json_forms.write(json_forms.model(model), sys.stdout)
+        write_line(json_forms.model(model), sys.stdout)

@@ -53,6 +53,7 @@ def tokenize(
 
     from llmcli.explain.bpe_merges import merges_report
     from llmcli.explain.tokenization import tokenization
+    from llmcli.files.ndjson import write_line
     from llmcli.hub.cache import name_of
     from llmcli.render import json_forms
     from llmcli.render import tokens as view
@@ -76,7 +77,7 @@ def tokenize(
     reports = [tokenization(tokenizer, source, parse_special=prompt.parse_special) for tokenizer in tokenizers]
     if form.as_json:
         for report in reports:
-            json_forms.write(json_forms.tokenization(report), sys.stdout)
+            write_line(json_forms.tokenization(report), sys.stdout)
     else:
         view.print_tokenize(reports, sys.stdout, sys.stderr)
     form.paint(lambda stream: view.print_tokenize(reports, stream, stream))

@@ -1,0 +1,231 @@
+"""How everything is shown: reports and texts on a terminal, as plain lines, as JSON, and as pictures.
+
+A view's function is named after its command: ``render.print_lens(report, stream)``. The JSON forms are in
+``render.json_forms``. Only this package imports Rich, and only when something is printed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmcli import lazy
+
+if TYPE_CHECKING:
+    from llmcli.render.attend import print_attend as print_attend
+    from llmcli.render.attend import print_attention_pattern as print_attention_pattern
+    from llmcli.render.bench import BenchRow as BenchRow
+    from llmcli.render.bench import bench_line as bench_line
+    from llmcli.render.bench import print_bench as print_bench
+    from llmcli.render.bench import print_bench_markdown as print_bench_markdown
+    from llmcli.render.bench import write_bench_json as write_bench_json
+    from llmcli.render.branch import print_branch as print_branch
+    from llmcli.render.chat import print_chat_commands as print_chat_commands
+    from llmcli.render.chat import print_context_use as print_context_use
+    from llmcli.render.compare import print_compare as print_compare
+    from llmcli.render.generation import ENDINGS as ENDINGS
+    from llmcli.render.generation import PROMPT_CACHE_UNUSED as PROMPT_CACHE_UNUSED
+    from llmcli.render.generation import TextWriter as TextWriter
+    from llmcli.render.generation import defaults_line as defaults_line
+    from llmcli.render.generation import ending as ending
+    from llmcli.render.generation import filter_label as filter_label
+    from llmcli.render.generation import print_probabilities as print_probabilities
+    from llmcli.render.generation import print_server_limits as print_server_limits
+    from llmcli.render.generation import print_server_probabilities as print_server_probabilities
+    from llmcli.render.generation import print_server_summary as print_server_summary
+    from llmcli.render.generation import print_summary as print_summary
+    from llmcli.render.generation import prompt_cache_line as prompt_cache_line
+    from llmcli.render.inspect import print_inspect as print_inspect
+    from llmcli.render.lens import print_lens as print_lens
+    from llmcli.render.models import print_models as print_models
+    from llmcli.render.neighbours import print_neighbours as print_neighbours
+    from llmcli.render.picture import Picture as Picture
+    from llmcli.render.progress import BatchProgress as BatchProgress
+    from llmcli.render.progress import DownloadProgress as DownloadProgress
+    from llmcli.render.progress import LoadingProgress as LoadingProgress
+    from llmcli.render.progress import VerifyProgress as VerifyProgress
+    from llmcli.render.reports import html as html
+    from llmcli.render.reports import print_report as print_report
+    from llmcli.render.samples import SampleRow as SampleRow
+    from llmcli.render.samples import SamplesWriter as SamplesWriter
+    from llmcli.render.samples import SampleToken as SampleToken
+    from llmcli.render.samples import print_samples as print_samples
+    from llmcli.render.score import print_score as print_score
+    from llmcli.render.settings import Setting as Setting
+    from llmcli.render.settings import print_settings as print_settings
+    from llmcli.render.settings import write_settings_json as write_settings_json
+    from llmcli.render.step import print_candidates as print_candidates
+    from llmcli.render.step import print_server_step as print_server_step
+    from llmcli.render.step import print_step as print_step
+    from llmcli.render.step import print_temperatures as print_temperatures
+    from llmcli.render.table import Cell as Cell
+    from llmcli.render.table import Column as Column
+    from llmcli.render.table import print_table as print_table
+    from llmcli.render.terminal import note as note
+    from llmcli.render.terminal import print_check as print_check
+    from llmcli.render.terminal import print_line as print_line
+    from llmcli.render.terminal import printable as printable
+    from llmcli.render.terminal import styled as styled
+    from llmcli.render.text import counted as counted
+    from llmcli.render.text import escape_controls as escape_controls
+    from llmcli.render.text import one_line as one_line
+    from llmcli.render.text import token_label as token_label
+    from llmcli.render.tokens import print_merges as print_merges
+    from llmcli.render.tokens import print_tokenization as print_tokenization
+    from llmcli.render.tokens import print_tokenize as print_tokenize
+    from llmcli.render.tour import TOUR_STOPS as TOUR_STOPS
+    from llmcli.render.tour import print_position as print_position
+    from llmcli.render.tour import print_tour as print_tour
+    from llmcli.render.tour import print_tour_stop as print_tour_stop
+    from llmcli.render.training import TrainingProgress as TrainingProgress
+    from llmcli.render.training import loss_svg as loss_svg
+    from llmcli.render.training import print_loss_curve as print_loss_curve
+    from llmcli.render.verify import print_verify as print_verify
+    from llmcli.render.why import print_why as print_why
+
+__all__ = [
+    "ENDINGS",
+    "PROMPT_CACHE_UNUSED",
+    "TOUR_STOPS",
+    "BatchProgress",
+    "BenchRow",
+    "Cell",
+    "Column",
+    "DownloadProgress",
+    "LoadingProgress",
+    "Picture",
+    "SampleRow",
+    "SampleToken",
+    "SamplesWriter",
+    "Setting",
+    "TextWriter",
+    "TrainingProgress",
+    "VerifyProgress",
+    "bench_line",
+    "counted",
+    "defaults_line",
+    "ending",
+    "escape_controls",
+    "filter_label",
+    "html",
+    "loss_svg",
+    "note",
+    "one_line",
+    "print_attend",
+    "print_attention_pattern",
+    "print_bench",
+    "print_bench_markdown",
+    "print_branch",
+    "print_candidates",
+    "print_chat_commands",
+    "print_check",
+    "print_compare",
+    "print_context_use",
+    "print_inspect",
+    "print_lens",
+    "print_line",
+    "print_loss_curve",
+    "print_merges",
+    "print_models",
+    "print_neighbours",
+    "print_position",
+    "print_probabilities",
+    "print_report",
+    "print_samples",
+    "print_score",
+    "print_server_limits",
+    "print_server_probabilities",
+    "print_server_step",
+    "print_server_summary",
+    "print_settings",
+    "print_step",
+    "print_summary",
+    "print_table",
+    "print_temperatures",
+    "print_tokenization",
+    "print_tokenize",
+    "print_tour",
+    "print_tour_stop",
+    "print_verify",
+    "print_why",
+    "printable",
+    "prompt_cache_line",
+    "styled",
+    "token_label",
+    "write_bench_json",
+    "write_settings_json",
+]
+__getattr__, __dir__ = lazy.exports(
+    __name__,
+    {
+        "print_attend": "attend",
+        "print_attention_pattern": "attend",
+        "BenchRow": "bench",
+        "bench_line": "bench",
+        "print_bench": "bench",
+        "print_bench_markdown": "bench",
+        "write_bench_json": "bench",
+        "print_branch": "branch",
+        "print_chat_commands": "chat",
+        "print_context_use": "chat",
+        "print_compare": "compare",
+        "ENDINGS": "generation",
+        "PROMPT_CACHE_UNUSED": "generation",
+        "TextWriter": "generation",
+        "defaults_line": "generation",
+        "ending": "generation",
+        "filter_label": "generation",
+        "print_probabilities": "generation",
+        "print_server_limits": "generation",
+        "print_server_probabilities": "generation",
+        "print_server_summary": "generation",
+        "print_summary": "generation",
+        "prompt_cache_line": "generation",
+        "print_inspect": "inspect",
+        "print_lens": "lens",
+        "print_models": "models",
+        "print_neighbours": "neighbours",
+        "Picture": "picture",
+        "BatchProgress": "progress",
+        "DownloadProgress": "progress",
+        "LoadingProgress": "progress",
+        "VerifyProgress": "progress",
+        "html": "reports",
+        "print_report": "reports",
+        "SampleRow": "samples",
+        "SampleToken": "samples",
+        "SamplesWriter": "samples",
+        "print_samples": "samples",
+        "print_score": "score",
+        "Setting": "settings",
+        "print_settings": "settings",
+        "write_settings_json": "settings",
+        "print_candidates": "step",
+        "print_server_step": "step",
+        "print_step": "step",
+        "print_temperatures": "step",
+        "Cell": "table",
+        "Column": "table",
+        "print_table": "table",
+        "note": "terminal",
+        "print_check": "terminal",
+        "print_line": "terminal",
+        "printable": "terminal",
+        "styled": "terminal",
+        "counted": "text",
+        "escape_controls": "text",
+        "one_line": "text",
+        "token_label": "text",
+        "print_merges": "tokens",
+        "print_tokenization": "tokens",
+        "print_tokenize": "tokens",
+        "TOUR_STOPS": "tour",
+        "print_position": "tour",
+        "print_tour": "tour",
+        "print_tour_stop": "tour",
+        "TrainingProgress": "training",
+        "loss_svg": "training",
+        "print_loss_curve": "training",
+        "print_verify": "verify",
+        "print_why": "why",
+    },
+)

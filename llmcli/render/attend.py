@@ -21,7 +21,9 @@ CELL = 4  # columns of the terminal a weight of the triangle takes
 NOT_WHY = "Attention says where a head looks, not why; what came of it, llmcli why tells."
 
 
-def print_attend(report: AttendReport, stream: TextIO, *, top: int, sink: bool, heads: str) -> None:
+def print_attend(
+    report: AttendReport, stream: TextIO, *, top: int = 20, sink: bool = True, heads: str = "all heads"
+) -> None:
     """The whole view, with the ``top`` positions (0: all) in ``heads``; position 0 only if ``sink``."""
     print_line(f"attend at {report.position}, {_named(report.at)}: what does it look at, in {heads}?", stream)
     columns = [
@@ -79,7 +81,7 @@ def _row(source: Source, most: float) -> list[Cell]:
     ]
 
 
-def print_attend_grid(report: AttentionPattern, stream: TextIO) -> None:
+def print_attention_pattern(report: AttentionPattern, stream: TextIO) -> None:
     """The triangle of the last positions; in a terminal with what stands before them summed."""
     print_line(f"attend, head L{report.layer}.H{report.head}: where does each token (a row) look?", stream)
     if styled(stream):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
+from llmcli.files.ndjson import write_line
 from llmcli.files.sizes import readable
-from llmcli.render.json_forms import write
 from llmcli.render.table import Cell, Column, number_cell, print_table
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def write_bench_json(rows: Sequence[BenchRow], stream: TextIO) -> None:
             "peak_bytes": row.peak_bytes,
             "load_seconds": row.load_seconds,
         }
-        write(record, stream)
+        write_line(record, stream)
 
 
 def print_bench_markdown(rows: Sequence[BenchRow], stream: TextIO) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NOTABLE = 0.5  # nats: below that a token keeps the terminal's own colour
 
 
-def print_compare(report: CompareReport, stream: TextIO, *, top: int) -> None:
+def print_compare(report: CompareReport, stream: TextIO, *, top: int = 20) -> None:
     """The whole view, with the ``top`` largest changes in the order of the text (0: all)."""
     first, second = report.models
     print_line(f"compare: what does {second} expect that {first} does not?", stream)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch must not come with it
     from llmcli.endpoint.step import ServerStep
@@ -18,13 +16,6 @@ if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch m
     from llmcli.hub.cache import OnDisk
     from llmcli.render.samples import SampleRow
     from llmcli.text.tokenizer import Token
-
-
-def write(record: Mapping[str, Any], stream: TextIO) -> None:
-    """One line, at once; also those control characters as escapes that JSON allows and a terminal obeys."""
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    stream.write(re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
-    stream.flush()
 
 
 def record(report: Any) -> Any:

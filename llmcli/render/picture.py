@@ -1,4 +1,4 @@
-"""A picture of what a terminal would show, as SVG or HTML."""
+"""Pictures of what a color terminal would show, as SVG or HTML."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.console import Console
 
 from llmcli.files.atomic import replacing
 
-SUFFIXES = (".svg", ".html")
-WIDTH = 92  # columns: what a page can show without making the letters small
+WIDTH = 92  # columns: as wide as a web page shows in letters of readable size
+FRAGMENT = "<pre style=\"font-family: Menlo, 'DejaVu Sans Mono', Consolas, monospace; line-height: 1.25\">{code}</pre>"
 
 
 class Picture(io.StringIO):
-    """A stream that passes for a colour terminal, on which everything is printed through ``console``."""
+    """A stream that stands for a color terminal. Print to it with the functions of ``render.terminal``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,13 +34,18 @@ class Picture(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+    def html(self) -> str:
+        """Return what was printed as an HTML fragment that needs no style sheet."""
+        return self.console.export_html(inline_styles=True, code_format=FRAGMENT, clear=False)
+
     def save(self, path: Path, title: str) -> None:
-        """Write it to ``path``, in the format that its suffix tells; fonts are the viewer's own."""
+        """Write what was printed to ``path``: as HTML if its suffix is .html, otherwise as SVG with ``title``."""
         if path.suffix == ".html":
-            text = self.console.export_html(inline_styles=True)
+            text = self.console.export_html(inline_styles=True, clear=False)
         else:
-            text = re.sub(r"@font-face\s*{.*?}", "", self.console.export_svg(title=title), flags=re.DOTALL)
-            # Or some viewers (librsvg) drop the spaces that a line begins with: those that indent a tree.
+            svg = self.console.export_svg(title=title, clear=False)
+            text = re.sub(r"@font-face\s*{.*?}", "", svg, flags=re.DOTALL)  # no download: the viewer's own fonts
+            # Without this, some viewers (librsvg) drop the spaces that indent a tree.
             text = text.replace("<svg ", '<svg xml:space="preserve" ', 1)
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

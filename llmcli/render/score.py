@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmcli.explain.report import ScoredToken, ScoreReport
 
 
-def print_score(report: ScoreReport, stream: TextIO, *, top: int) -> None:
+def print_score(report: ScoreReport, stream: TextIO, *, top: int = 20) -> None:
     """The whole view, with the ``top`` most surprising tokens in the order of the text (0: all)."""
     print_line(f"score: where was {report.model} surprised?", stream)
     if styled(stream):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from llmcli.files.ndjson import write_line
 from llmcli.render import json_forms
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import note
@@ -60,4 +61,4 @@ def _shown(value: Any) -> str:
 def write_settings_json(path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO) -> None:
     """All of it, in one object."""
     record = {"path": str(path), "options": [json_forms.record(row) for row in rows], "faults": list(faults)}
-    json_forms.write(record, stream)
+    write_line(record, stream)

@@ -20,23 +20,23 @@ LONGEST = 48  # characters of a word
 WINDOW = 16  # symbols shown on either side of a merge: a word without spaces may be a whole text
 
 
-def print_tokenize(reports: Sequence[Tokenization], stream: TextIO, beside: TextIO) -> None:
-    """One tokenizer's view, or several side by side.
+def print_tokenize(reports: Sequence[Tokenization], stream: TextIO, notes: TextIO) -> None:
+    """Print one tokenizer's view of a text, or those of several side by side.
 
-    What is no table, the check among it, goes to the stream for the eye, and ``beside`` the table elsewhere.
+    On a terminal, summaries and checks follow on ``stream``; elsewhere they go to ``notes``, so that ``stream`` gets
+    nothing but the table.
     """
+    target = stream if styled(stream) else notes
     if len(reports) == 1:
-        print_tokenization(reports[0], stream)
-    else:
-        print_side_by_side(reports, stream)
-    target = stream if styled(stream) else beside
+        print_tokenization(reports[0], stream, target)
+        return
+    print_side_by_side(reports, stream)
     for report in reports:
-        print_line(tokenization_summary(report), target, "dim")
-        print_check(report.check, target)
+        _print_summary(report, target)
 
 
-def print_tokenization(report: Tokenization, stream: TextIO) -> None:
-    """One row a token."""
+def print_tokenization(report: Tokenization, stream: TextIO, notes: TextIO | None = None) -> None:
+    """Print a row for each token on ``stream``, then the summary and the check on ``notes`` (default: ``stream``)."""
     columns = [Column("#"), Column("id"), Column("token", right=False), Column("bytes", right=False), Column("from:to")]
     rows = [
         [
@@ -49,6 +49,12 @@ def print_tokenization(report: Tokenization, stream: TextIO) -> None:
         for n, token in enumerate(report.tokens)
     ]
     print_table(columns, rows, stream)
+    _print_summary(report, stream if notes is None else notes)
+
+
+def _print_summary(report: Tokenization, stream: TextIO) -> None:
+    print_line(tokenization_summary(report), stream, "dim")
+    print_check(report.check, stream)
 
 
 def tokenization_summary(report: Tokenization) -> str:

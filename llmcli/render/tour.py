@@ -51,7 +51,6 @@ def _tokens(report: TourReport, stream: TextIO) -> None:
         stream,
     )
     print_tokenization(report.tokens, stream)
-    print_check(report.tokens.check, stream)
 
 
 def _vectors(report: TourReport, stream: TextIO) -> None:

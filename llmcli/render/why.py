@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmcli.explain.attribution import Part, Source, WhyReport
 
 
-def print_why(report: WhyReport, stream: TextIO, *, top: int, heads: str) -> None:
+def print_why(report: WhyReport, stream: TextIO, *, top: int = 8, heads: str = "all heads") -> None:
     """The whole view, with the ``top`` parts and sources each way (0: all); ``heads`` names whose sources they are."""
     token, other = (token_label(piece.text, piece.bytes) for piece in (report.token, report.other))
     at = token_label(report.at.text, report.at.bytes)

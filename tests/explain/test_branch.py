@@ -15,6 +15,7 @@ import torch
 from llmcli.errors import LlmcliError
 from llmcli.explain import continuations as module
 from llmcli.explain.continuations import BranchReport, Node, branch_report
+from llmcli.files.ndjson import write_line
 from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.cache import KVCache
@@ -209,7 +210,7 @@ def test_the_deepest_tree_can_be_grown_and_written(tiny: Make) -> None:
     assert len(report.best.path) == module.MOST_DEPTH
     assert report.best.text == "".join(f" w{id}" for id in report.best.path)
     stream = io.StringIO()
-    json_forms.write(json_forms.record(report), stream)
+    write_line(json_forms.record(report), stream)
     assert len(json.loads(stream.getvalue())["best"]["path"]) == module.MOST_DEPTH
     print_branch(report, stream)
     assert len([line for line in stream.getvalue().splitlines() if line.count("\t") == 6]) == module.MOST_DEPTH + 1

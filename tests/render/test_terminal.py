@@ -457,7 +457,8 @@ def test_the_token_view_cuts_no_id_and_no_place(width: int) -> None:
         assert {str(n), str(token.id), f"{token.start}:{token.end}"} <= set(words)
     for shown in ("[bold]", "·:smile:", "日本語", "🙂", "␛[0m", "·"):
         assert shown in words
-    assert "".join(words).count("x") == 30
+    table = words[: words.index("m:")]
+    assert "".join(table).count("x") == 30
 
 
 @at_every_width

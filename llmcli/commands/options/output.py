@@ -45,10 +45,11 @@ class Form:
 
         ``record`` makes the JSON where its keys are not the report's fields.
         """
+        from llmcli.files.ndjson import write_line
         from llmcli.render import json_forms
 
         if self.as_json:
-            json_forms.write((record or json_forms.record)(report), sys.stdout)
+            write_line((record or json_forms.record)(report), sys.stdout)
         else:
             draw(report, sys.stdout)
         self.paint(lambda stream: draw(report, stream))

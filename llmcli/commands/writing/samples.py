@@ -134,6 +134,7 @@ def write_samples(samples: Samples, *, best: bool, echoed: str) -> None:
 
 def write_samples_json(samples: Samples, *, best: bool) -> None:
     """Likewise as NDJSON: for each text its start, a line a token, and an end."""
+    from llmcli.files.ndjson import write_line
     from llmcli.render import json_forms
 
     current = None
@@ -143,11 +144,11 @@ def write_samples_json(samples: Samples, *, best: bool) -> None:
             task = samples.tasks[current]
             filters = [(filter.name, filter.value) for filter in task.sampler.filters]
             start = json_forms.generation_start(samples.loaded.name, task.prompt_ids, task.sampler.seed, filters)
-            json_forms.write(json_forms.of_sample(current, start), sys.stdout)
+            write_line(json_forms.of_sample(current, start), sys.stdout)
         if event.report is not None:
-            json_forms.write(json_forms.of_sample(current, json_forms.generated_token(event.report)), sys.stdout)
+            write_line(json_forms.of_sample(current, json_forms.generated_token(event.report)), sys.stdout)
         if event.done:
-            json_forms.write(json_forms.of_sample(current, json_forms.sample_end(samples.row(current))), sys.stdout)
+            write_line(json_forms.of_sample(current, json_forms.sample_end(samples.row(current))), sys.stdout)
 
 
 def chosen(samples: Samples) -> list[SampleToken]:

@@ -95,6 +95,7 @@ def write_answer_json(server: Server, ask: Ask, sampling: Sampling, *, needed: b
     Probabilities are ``needed`` where they were asked for by name; else a server that tells none is asked without.
     """
     from llmcli.endpoint.reports import reports
+    from llmcli.files.ndjson import write_line
     from llmcli.render import json_forms
 
     writing, count = server.write(ask, needed=needed), 0
@@ -103,17 +104,17 @@ def write_answer_json(server: Server, ask: Ask, sampling: Sampling, *, needed: b
     with Interrupt() as interrupt:
         interrupt.rest()
         try:
-            json_forms.write(json_forms.generation_start(server.name, None, sampling.seed, sampler), sys.stdout)
+            write_line(json_forms.generation_start(server.name, None, sampling.seed, sampler), sys.stdout)
             for piece in writing:
                 interrupt.point()
                 for report in reports(piece, count):
-                    json_forms.write(json_forms.generated_token(report), sys.stdout)
+                    write_line(json_forms.generated_token(report), sys.stdout)
                     count += 1
                 interrupt.rest()
         except KeyboardInterrupt:
             writing.interrupt()
     first, all_of_it = writing.first_seconds, writing.seconds
-    json_forms.write(
+    write_line(
         json_forms.generation_end(writing.finish or "", writing.text, writing.tokens, first, all_of_it - first),
         sys.stdout,
     )

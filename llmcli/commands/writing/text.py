@@ -38,17 +38,16 @@ class Showing:
 def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], sampler: Sampler, *, rivals: int) -> None:
     """NDJSON: a start, a line a token, an end, which is written also when interrupted."""
     from llmcli.explain.sampling_step import generated_token_of
+    from llmcli.files.ndjson import write_line
     from llmcli.render import json_forms
 
     filters = [(filter.name, filter.value) for filter in sampler.filters]
     start = json_forms.generation_start(loaded.name, ids, sampler.seed, filters, cached(generation))
-    json_forms.write(start, sys.stdout)
+    write_line(start, sys.stdout)
     with Interrupt() as interrupt:
         try:
             for step, _ in generation:
-                json_forms.write(
-                    json_forms.generated_token(generated_token_of(step, loaded.tokenizer, rivals)), sys.stdout
-                )
+                write_line(json_forms.generated_token(generated_token_of(step, loaded.tokenizer, rivals)), sys.stdout)
                 interrupt.point()
         except KeyboardInterrupt:
             generation.interrupt()
@@ -61,7 +60,7 @@ def write_json(generation: Generation, loaded: LoadedModel, ids: list[int], samp
         guesses(generation),
         generation.valid,
     )
-    json_forms.write(end, sys.stdout)
+    write_line(end, sys.stdout)
 
 
 def write_text(
