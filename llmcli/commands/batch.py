@@ -216,5 +216,5 @@ class Run:
                 continue
             self._jobs[key] = job, self.mark(job)
             limits = {**self.length.limits, "max_new_tokens": job.max_tokens, "stop": job.stop}
-            yield Task(key, ids, self.sampler.another(job.seed, len(ids)), **limits)
+            yield Task(key, ids, self.sampler.copy(job.seed, len(ids)), **limits)
             key += 1

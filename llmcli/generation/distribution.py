@@ -1,64 +1,67 @@
-"""A distribution over the vocabulary: from logits, in order of probability, and one token drawn from it."""
+"""A distribution over the vocabulary: logits to probabilities, tokens ranked by probability, and one token drawn."""
 
 from __future__ import annotations
 
 import math
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from llmcli.errors import LlmcliError
 
-SMALLEST = 2.0**-149  # probability above 0 in fp32
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALLEST = 2.0**-149  # the smallest probability above 0 in fp32
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Softmax over the whole vocabulary, in fp32: cutting first would overstate every probability."""
+    """Softmax over the whole vocabulary in fp32: softmax after a cut would overstate every probability.
+
+    Raises LlmcliError if the logits contain NaN or infinity.
+    """
     probs = logits.float().softmax(dim=-1)
-    if not bool(torch.isfinite(probs.sum())):
-        raise LlmcliError(
-            "the model's logits are not numbers",
-            "the weights are damaged, or overflow in float16: try --dtype float32",
-        )
+    if not bool(probs.sum().isfinite()):
+        raise LlmcliError("the model's logits are not numbers", kind="logits-not-finite")
     return probs
 
 
 def entropy(probs: Tensor) -> float:
     """Shannon entropy in bits."""
     p = probs.double()
-    return float(-torch.special.xlogy(p, p).sum() / math.log(2)) + 0.0
+    return float(-p.xlogy(p).sum() / math.log(2)) + 0.0  # no -0.0
 
 
 def ranked(values: Tensor, least: float | None = None) -> Tensor:
-    """Ids of values [V], of those not below ``least``, by (-value, id).
+    """Ids of values [V] in the order (-value, id); with ``least``, only of values that are not below it.
 
-    On a CPU value and id are packed into one whole number each, because numpy sorts those some fifteen times
-    faster than torch sorts floats in a stable way.
+    On a CPU, this packs value and id into one integer each, because numpy sorts integers about fifteen times faster
+    than torch sorts floats stably.
     """
     if values.device.type != "cpu":
-        order = torch.sort(values, descending=True, stable=True).indices
+        order = values.sort(descending=True, stable=True).indices
         return order if least is None else order[: int((values >= least).sum())]
-    floats = values.float().numpy() + np.float32(0)  # one zero, not two
+    import numpy as np
+    import torch
+
+    floats = values.float().numpy() + np.float32(0)  # turns -0.0 into 0.0
     ids = np.arange(len(floats)) if least is None else np.flatnonzero(floats >= np.float32(least))
     bits = floats[ids].view(np.int32)
-    bits ^= (bits >> 31) & 0x7FFFFFFF  # whole numbers in the order of the floats
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # integers in the same order as the floats
     keys = (~bits).astype(np.int64) << 32 | ids
     keys.sort()
     return torch.from_numpy(keys & 0xFFFFFFFF)
 
 
 def leading(values: Tensor, count: int) -> Tensor:
-    """``ranked`` ids of the ``count`` largest of values [V]."""
+    """Ids of the ``count`` largest of values [V], in the order of ``ranked``."""
     if count >= len(values):
         return ranked(values)
-    return ranked(values, float(torch.topk(values, count).values[-1]))[:count]
+    return ranked(values, float(values.topk(count).values[-1]))[:count]
 
 
 def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids with p > 0 by (-p, id), and where each one's share of [0, 1) ends, in fp64.
+    """Ids with p > 0 in the order (-p, id), and the upper end of each one's interval of [0, 1), in fp64.
 
-    The ends are shares of their sum, which rounding keeps from being 1; the last is exactly 1.
+    The ends are divided by the sum of the probabilities, which rounding keeps from being 1. The last end is exactly 1.
     """
     ids = ranked(probs, SMALLEST)
     ends = probs[ids].double().cumsum(dim=-1) / probs.double().sum()
@@ -67,21 +70,21 @@ def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(probs: Tensor, u: float) -> int:
-    """The token in whose interval u lies: the inverse of the cumulative distribution. 0 <= u < 1."""
+    """The token whose interval contains u: the inverse of the cumulative distribution function. 0 <= u < 1."""
     ids, ends = intervals(probs.cpu())
-    return int(ids[int(torch.searchsorted(ends, u, right=True))])
+    return int(ids[int((ends <= u).sum())])
 
 
 def pick(probs: Tensor, u: float | None) -> int:
-    """The token drawn by u, or where nothing is drawn (None) the most probable."""
+    """The token drawn with u, or the most probable token if u is None."""
     return int(probs.argmax()) if u is None else draw(probs, u)
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
     """Kullback-Leibler divergence D(p‖q) of softmax(logits) from softmax(other), both [..., V]: [...], bits, fp64.
 
-    The bits a token that are lost by expecting q where p is right; 0 only where both are the same.
+    The bits per token that are lost by expecting q when p is right; 0 only where both are the same.
     """
     p, q = logits.double().log_softmax(dim=-1), other.double().log_softmax(dim=-1)
-    terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))
+    terms = (p.exp() * (p - q)).masked_fill(p.isneginf(), 0.0)
     return terms.sum(dim=-1).clamp_min(0) / math.log(2)

@@ -1,29 +1,35 @@
-"""The sampler's filters: each takes the logits and the text so far, and lowers, raises or cuts some of them.
+"""The filters of the sampler: each one changes or cuts logits before a token is drawn.
 
-A filter takes logits [V] in fp32 and the ids of all tokens before; it sets those that it cuts to -inf, and
-leaves at least one.
+A filter takes logits [V] in fp32 and the ids of all earlier tokens, and returns new logits. It sets the logits that it
+cuts to -inf and leaves at least one token.
+
+A filter with one number as its setting is a ``NumberFilter``. Its class declares everything that its command-line
+option needs (name, help, range, default, the value that turns it off), and its place among the ``@register``-ed classes
+of this file is its place in the default order. To add a sampler, write such a class here, and test it.
+
+This module does not import torch until a filter runs, so that ``--help`` can list the options quickly.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.generation.distribution import leading, ranked
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CUT = float("-inf")
-MOST = 1e9  # that a logit is changed by, or times: beyond any logit, and far from what fp32 cannot hold
+MAX_CHANGE = 1e9  # largest bias or penalty: beyond any logit, and safely within the range of fp32
 
 
 class Filter(Protocol):
-    """One stage of the sampler, under the name and value that its option has; None where that is no number."""
+    """One stage of the sampler. ``value`` is its setting, or None if that is not a single number."""
 
     @property
     def name(self) -> str: ...
@@ -33,22 +39,78 @@ class Filter(Protocol):
 
 
 @dataclass(frozen=True)
+class NumberOption:
+    """What a filter's command-line option needs besides the filter's name.
+
+    ``default`` applies if neither the user nor the model chooses a value. ``off`` is the value that turns the filter
+    off, if there is one. Values from ``low`` to ``high`` are valid, except 0 where ``zero`` names the kind of error
+    that 0 raises. ``help`` calls the value N if it must be ``whole``, otherwise X.
+    """
+
+    help: str
+    default: float
+    off: float | None
+    low: float = 0.0
+    high: float = math.inf
+    whole: bool = False
+    zero: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class NumberFilter:
+    """A filter with one number as its setting, and the command-line option for it."""
+
+    value: float
+    name: str
+    option: ClassVar[NumberOption]
+
+    def __init__(self, value: float) -> None:  # replaced by that of each dataclass
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        """Raise a usage error if the value is out of range."""
+        name, value, option = self.name, self.value, self.option
+        if value == 0 and option.zero:
+            raise usage_error(f"{name} must not be 0", kind=option.zero)
+        if not option.low <= value <= option.high or math.isinf(value):
+            limits = f"from {option.low:g} to {option.high:g}"
+            if option.high == math.inf:
+                limits = f"{'finite and ' if value == math.inf else ''}at least {option.low:g}"
+            raise usage_error(f"{name} must be {limits}, not {value:g}")
+
+    def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
+        """The filtered logits [V]."""
+        raise NotImplementedError
+
+
+FILTERS: dict[str, type[NumberFilter]] = {}  # by option name, in the default order, which is Hugging Face's
+F = TypeVar("F", bound=type[NumberFilter])
+
+
+def register(cls: F) -> F:
+    """Add a filter class to ``FILTERS``, after those registered before it."""
+    FILTERS[cls.name] = cls
+    return cls
+
+
+@dataclass(frozen=True)
 class Vocabulary:
-    """Cuts rows of the embedding that no token has: some models pad theirs beyond the tokenizer's size."""
+    """Cut the ids that no token has: some models pad their embedding beyond the tokenizer's size, ``value``."""
 
     value: float
     name: str = "vocabulary"
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        unused = torch.arange(len(logits), device=logits.device) >= self.value
-        return logits.masked_fill(unused, CUT)
+        logits = logits.clone()
+        logits[int(self.value) :] = CUT
+        return logits
 
 
 @dataclass(frozen=True)
 class LogitBias:
-    """Adds a number to the logits of chosen tokens, given by id; -inf bars one.
+    """Add ``bias`` to the logits of chosen token ids; -inf bans a token.
 
-    Errors: a number too large; nothing would be left.
+    Raises LlmcliError if an amount is too large, or if the bias bans every token that is left.
     """
 
     bias: Mapping[int, float]
@@ -57,103 +119,118 @@ class LogitBias:
 
     def __post_init__(self) -> None:
         for amount in self.bias.values():
-            if amount != CUT and not abs(amount) <= MOST:
-                raise usage_error(f"logit-bias must be from {-MOST:g} to {MOST:g}, or -inf, not {amount:g}")
+            if amount != CUT and not abs(amount) <= MAX_CHANGE:
+                raise usage_error(f"logit-bias must be from {-MAX_CHANGE:g} to {MAX_CHANGE:g}, or -inf, not {amount:g}")
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        tokens = torch.tensor(list(self.bias), device=logits.device)
-        added = torch.tensor(list(self.bias.values()), device=logits.device)
-        biased = logits.index_add(0, tokens, added)
-        if not bool(torch.isfinite(biased.max())):
-            raise LlmcliError("the logit bias bars every token that may follow", "bar fewer with --logit-bias")
+        biased = logits.index_add(0, _index(self.bias, logits), logits.new_tensor(list(self.bias.values())))
+        if not bool(biased.max().isfinite()):
+            raise LlmcliError("the logit bias bans every possible token", kind="logit-bias-bans-all")
         return biased
 
 
 @dataclass(frozen=True)
-class Penalty:
-    """What the filters against repetition share: ``window`` is how many of the last tokens count, None all."""
+class Penalty(NumberFilter):
+    """Base of the penalties on repetition. They count the last ``window`` tokens, prompt included; None counts all."""
 
     value: float
     window: int | None = None
 
     def counts(self, logits: Tensor, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The tokens of the window, and how often each stands there, in fp32."""
+        """The distinct tokens of the window [n], and how often each occurs in it, fp32 [n]."""
         counted = Counter(ids if self.window is None else ids[max(len(ids) - self.window, 0) :])
-        times = torch.tensor(list(counted.values()), dtype=torch.float32, device=logits.device)
-        return torch.tensor(list(counted), dtype=torch.long, device=logits.device), times
+        return _index(counted, logits), logits.new_tensor(list(counted.values()))
 
 
+@register
 @dataclass(frozen=True)
 class RepetitionPenalty(Penalty):
-    """Divides positive logits of tokens that came before, multiplies negative ones (Keskar et al. 2019). 1 is off."""
+    """Divide the positive logits of earlier tokens and multiply the negative ones (Keskar et al. 2019). 1 is off."""
 
     name: str = "repetition-penalty"
-
-    def __post_init__(self) -> None:
-        if self.value == 0:
-            raise usage_error("repetition-penalty 0 would divide by nothing", "1 is off, more makes repeating rarer")
-        _within(self, 1 / MOST, MOST)
+    option = NumberOption(
+        "Above 1, tokens that occurred before become less likely. 1: off.",
+        default=1.0,
+        off=1.0,
+        low=1 / MAX_CHANGE,
+        high=MAX_CHANGE,
+        zero="repetition-penalty-zero",
+        aliases=("repeat-penalty",),
+    )
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         tokens, _ = self.counts(logits, ids)
         seen = logits[tokens]
-        return logits.index_copy(0, tokens, torch.where(seen > 0, seen / self.value, seen * self.value))
+        return logits.index_copy(0, tokens, (seen / self.value).where(seen > 0, seen * self.value))
 
 
+@register
 @dataclass(frozen=True)
 class PresencePenalty(Penalty):
-    """Takes this from the logit of every token that came before (as OpenAI's API names it). 0 is off."""
+    """Subtract the value from the logit of every earlier token (as in OpenAI's API). 0 is off."""
 
     name: str = "presence-penalty"
-
-    def __post_init__(self) -> None:
-        _within(self, -MOST, MOST)
+    option = NumberOption(
+        "Subtract X from the logit of each token that occurred before. 0: off.",
+        default=0.0,
+        off=0.0,
+        low=-MAX_CHANGE,
+        high=MAX_CHANGE,
+    )
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         tokens, _ = self.counts(logits, ids)
         return logits.index_copy(0, tokens, logits[tokens] - self.value)
 
 
+@register
 @dataclass(frozen=True)
 class FrequencyPenalty(Penalty):
-    """Takes this from the logit of a token as often as it came before (likewise). 0 is off."""
+    """Subtract the value from the logit of a token once per earlier occurrence (as in OpenAI's API). 0 is off."""
 
     name: str = "frequency-penalty"
-
-    def __post_init__(self) -> None:
-        _within(self, -MOST, MOST)
+    option = NumberOption(
+        "The same, once for each time that the token occurred. 0: off.",
+        default=0.0,
+        off=0.0,
+        low=-MAX_CHANGE,
+        high=MAX_CHANGE,
+    )
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         tokens, times = self.counts(logits, ids)
         return logits.index_copy(0, tokens, logits[tokens] - self.value * times)
 
 
+@register
 @dataclass(frozen=True)
-class Temperature:
-    """Divides the logits: below 1 sharpens the distribution, above 1 flattens it. 0 leaves the argmax alone."""
+class Temperature(NumberFilter):
+    """Divide the logits: below 1 sharpens the distribution, above 1 flattens it. 0 keeps only the argmax."""
 
     value: float
     name: str = "temperature"
-
-    def __post_init__(self) -> None:
-        _within(self, 0.0, math.inf)
+    option = NumberOption(
+        "Below 1, rare tokens are drawn less often; above 1, more often. 0: always the most probable token.",
+        default=0.8,
+        off=None,
+        aliases=("temp",),
+    )
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if self.value > 0:
-            # From the maximum, so that the best stays 0, and in fp64, so that no temperature becomes 0.
+            # Relative to the maximum, so that the best logit stays 0; in fp64, so that no temperature rounds to 0.
             return ((logits - logits.max()).double() / self.value).float()
         return _only(logits, logits.argmax().unsqueeze(0))
 
 
+@register
 @dataclass(frozen=True)
-class TopK:
-    """Keeps the k largest logits (Fan et al. 2018); equal ones at the border by smaller id. 0 is off."""
+class TopK(NumberFilter):
+    """Keep the k largest logits (Fan et al. 2018); of equal logits at the border, those with smaller ids. 0 is off."""
 
     value: float
     name: str = "top-k"
-
-    def __post_init__(self) -> None:
-        _within(self, 0, math.inf)
+    option = NumberOption("Keep only the N most probable tokens. 0: off.", default=0.0, off=0.0, whole=True)
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if not 0 < self.value < len(logits):
@@ -161,40 +238,44 @@ class TopK:
         return _only(logits, leading(logits, int(self.value)))
 
 
+@register
 @dataclass(frozen=True)
-class TopP:
-    """Keeps the fewest most probable tokens that together reach p (nucleus: Holtzman et al. 2020). 1 is off."""
+class TopP(NumberFilter):
+    """Keep the fewest most probable tokens that together reach p (nucleus: Holtzman et al. 2020). 1 is off."""
 
     value: float
     name: str = "top-p"
-
-    def __post_init__(self) -> None:
-        _within(self, 0.0, 1.0)
-        if self.value == 0:
-            raise usage_error("top-p 0 would keep nothing", "for the most probable token alone use --temperature 0")
+    option = NumberOption(
+        "Keep the fewest tokens whose probabilities add up to X. 1: off.",
+        default=0.95,
+        off=1.0,
+        high=1.0,
+        zero="top-p-zero",
+    )
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if self.value == 1:
             return logits
         probs = logits.softmax(dim=-1)
-        # All that are less probable than this do not make up, together, half of what may be left out.
+        # Tokens below this bound add up to less than half of the probability that may be cut: no need to rank them.
         tokens = ranked(probs, (1 - self.value) / len(probs) / 2)
         p = probs[tokens]
-        before = p.cumsum(dim=-1) - p  # the mass of all that are more probable
+        before = p.cumsum(dim=-1) - p  # the total probability of all more probable tokens
         kept = before < self.value
         kept[0] = True
         return _only(logits, tokens[kept])
 
 
+@register
 @dataclass(frozen=True)
-class MinP:
-    """Keeps tokens at least ``value`` times as probable as the most probable (Nguyen et al. 2024). 0 is off."""
+class MinP(NumberFilter):
+    """Keep tokens at least ``value`` times as probable as the most probable one (Nguyen et al. 2024). 0 is off."""
 
     value: float
     name: str = "min-p"
-
-    def __post_init__(self) -> None:
-        _within(self, 0.0, 1.0)
+    option = NumberOption(
+        "Keep tokens at least X times as probable as the most probable one. 0: off.", default=0.0, off=0.0, high=1.0
+    )
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if self.value == 0:
@@ -202,53 +283,37 @@ class MinP:
         return logits.masked_fill(logits < logits.max() + math.log(self.value), CUT)
 
 
+@register
 @dataclass(frozen=True)
-class TypicalP:
-    """Keeps tokens whose surprisal is nearest to the entropy, as many as reach p (Meister et al. 2023). 1 is off."""
+class TypicalP(NumberFilter):
+    """Keep the tokens whose surprisal is nearest to the entropy, as many as reach p (Meister et al. 2023). 1 is off."""
 
     value: float
     name: str = "typical-p"
-
-    def __post_init__(self) -> None:
-        _within(self, 0.0, 1.0)
-        if self.value == 0:
-            raise usage_error("typical-p 0 would keep nothing", "1 is off")
+    option = NumberOption(
+        "Keep the most typical tokens (surprisal nearest to the entropy) that add up to X. 1: off.",
+        default=1.0,
+        off=1.0,
+        high=1.0,
+        zero="typical-p-zero",
+    )
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if self.value == 1:
             return logits
         logprobs = logits.log_softmax(dim=-1)
         probs = logprobs.exp()
-        mean = -torch.special.xlogy(probs, probs).sum()
-        order = ranked(-(-logprobs - mean).abs())  # the nearest first, of equal distances the smaller id
+        mean = -probs.xlogy(probs).sum()
+        order = ranked(-(-logprobs - mean).abs())  # nearest first; equal distances by id
         p = probs[order]
-        kept = p.cumsum(dim=-1) - p < self.value  # what comes before has not reached it
+        kept = p.cumsum(dim=-1) - p < self.value
         kept[0] = True
         return _only(logits, order[kept])
 
 
-# Those of one number, in the order in which they run when nobody says otherwise (that of Hugging Face's generate).
-FILTERS: dict[str, Callable[[float], Filter]] = {
-    "repetition-penalty": RepetitionPenalty,
-    "presence-penalty": PresencePenalty,
-    "frequency-penalty": FrequencyPenalty,
-    "temperature": Temperature,
-    "top-k": TopK,
-    "top-p": TopP,
-    "min-p": MinP,
-    "typical-p": TypicalP,
-}
-ORDER = ("logit-bias", *FILTERS)
-OFF = {
-    "repetition-penalty": 1.0,
-    "presence-penalty": 0.0,
-    "frequency-penalty": 0.0,
-    "top-k": 0.0,
-    "top-p": 1.0,
-    "min-p": 0.0,
-    "typical-p": 1.0,
-}
-DEFAULTS = {**OFF, "temperature": 0.8, "top-p": 0.95}  # where neither user nor model says
+def default_order() -> tuple[str, ...]:
+    """The names of all filters in the order in which they run by default."""
+    return (LogitBias.name, *FILTERS)
 
 
 def filter_chain(
@@ -258,31 +323,35 @@ def filter_chain(
     window: int | None = None,
     bias: Mapping[int, float] | None = None,
 ) -> list[Filter]:
-    """The filters named in ``order``, with their ``values`` or else ``DEFAULTS``; those turned off are left out.
+    """The filters named in ``order``, with ``values`` or their defaults, without those that are off.
 
-    ``window`` is how many of the last tokens the penalties count (None: all), ``bias`` is added by "logit-bias".
-    Errors: an unknown or repeated name, or a value out of range (also of a filter not in ``order``).
+    The penalties count the last ``window`` tokens (None: all); "logit-bias" adds ``bias``. Raises a usage error for an
+    unknown or repeated name, and for a value out of range even if its filter is not in ``order``.
     """
+    known = default_order()
     for name in order:
-        if name not in ORDER:
-            raise usage_error(f"there is no sampler {name!r}", "known: " + ", ".join(ORDER))
+        if name not in known:
+            raise usage_error(f"unknown sampler {name!r}", "known: " + ", ".join(known))
         if order.count(name) > 1:
-            raise usage_error(f"sampler {name} is named twice", "name each at most once")
-    values = {**DEFAULTS, **values}
-    built = {name: FILTERS[name](value) for name, value in values.items() if value != OFF.get(name)}
-    built = {name: replace(f, window=window) if isinstance(f, Penalty) else f for name, f in built.items()}
+            raise usage_error(f"sampler {name} is listed twice", "list each sampler at most once")
+    built: dict[str, Filter] = {}
+    for name, cls in FILTERS.items():
+        value = values.get(name, cls.option.default)
+        if value != cls.option.off:
+            filter = cls(value)
+            built[name] = replace(filter, window=window) if isinstance(filter, Penalty) else filter
     if bias:
-        built["logit-bias"] = LogitBias(bias)
+        built[LogitBias.name] = LogitBias(bias)
     return [built[name] for name in order if name in built]
 
 
-def _within(filter: Filter, low: float, high: float) -> None:
-    assert filter.value is not None
-    if not low <= filter.value <= high or math.isinf(filter.value):
-        limits = f"from {low:g} to {high:g}" if high < math.inf else f"a number of at least {low:g}"
-        raise usage_error(f"{filter.name} must be {limits}, not {filter.value:g}")
+def _index(ids: Iterable[int], logits: Tensor) -> Tensor:
+    """Token ids as a tensor that can index ``logits``."""
+    import torch
+
+    return torch.tensor(list(ids), dtype=torch.long, device=logits.device)
 
 
 def _only(logits: Tensor, ids: Tensor) -> Tensor:
-    """The logits of ``ids``, and all others cut."""
-    return torch.full_like(logits, CUT).index_copy_(0, ids, logits[ids])
+    """The logits of ``ids``, with all others cut."""
+    return logits.new_full(logits.shape, CUT).index_copy_(0, ids, logits[ids])

@@ -1,4 +1,4 @@
-"""What a model's generation_config.json asks for: where to stop, and how to sample unless told otherwise."""
+"""generation_config.json: a model's own stop tokens and sampling settings."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.files.json import read_json
-from llmcli.generation.filters import FILTERS
+from llmcli.generation.filters import FILTERS, Penalty
 from llmcli.model.families.fields import field, token_ids, wrong
 
 FILE = "generation_config.json"
-# Settings that change the text and that the sampler does not have, with the value at which they do nothing.
-OTHERS = {
+# Settings that change the text but that our sampler does not support, with the values at which they do nothing.
+UNSUPPORTED = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "no_repeat_ngram_size": 0.0,
     "num_beams": 1.0,
 }
-LISTS = ("suppress_tokens", "bad_words_ids", "sequence_bias")  # likewise; they do nothing where they are empty
+UNSUPPORTED_LISTS = ("suppress_tokens", "bad_words_ids", "sequence_bias")  # these do nothing if they are empty
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """``sampling`` by filter name; ``unmet`` are settings asked for that we do not have (None: a list)."""
+    """``sampling`` holds values by filter name, ``unmet`` the unsupported settings (None for a list)."""
 
     stop_ids: tuple[int, ...]
     sampling: dict[str, float]
@@ -32,32 +32,35 @@ class Defaults:
 
 
 def read_defaults(folder: Path) -> Defaults:
-    """Of the folder's generation_config.json; empty without one. Errors: broken JSON, values out of range."""
+    """Read the generation_config.json of ``folder``; without that file, nothing is set.
+
+    Raises LlmcliError for invalid JSON and for values out of range.
+    """
     path = folder / FILE
     raw = read_json(path) if path.is_file() else {}
     try:
         return Defaults(token_ids(raw, "eos_token_id"), _sampling(raw), _unmet(raw))
     except LlmcliError as error:
         message = error.message.removeprefix("config.json: ")
-        raise LlmcliError(f"{path}: {message}", "correct the file, or remove it") from error
+        raise LlmcliError(f"{path}: {message}", "correct the file or remove it") from error
 
 
 def _sampling(raw: dict[str, Any]) -> dict[str, float]:
-    keys = {name: name.replace("-", "_") for name in FILTERS}
-    values = {name: field(raw, key, 0.0) for name, key in keys.items() if raw.get(key) is not None}
-    for name, value in values.items():
-        FILTERS[name](value)  # checks its range
-        if name == "top-k" and value % 1:
-            raise wrong("top_k", value, "a whole number")
-    return values if raw.get("do_sample") is not False else {**_penalties(values), "temperature": 0.0}
-
-
-def _penalties(values: dict[str, float]) -> dict[str, float]:
-    """Those of the settings that also count where nothing is drawn."""
-    return {name: value for name, value in values.items() if name.endswith("-penalty")}
+    values = {}
+    for name, cls in FILTERS.items():
+        key = name.replace("-", "_")
+        if raw.get(key) is not None:
+            values[name] = field(raw, key, 0.0)
+            cls(values[name])  # raises if the value is out of range
+            if cls.option.whole and values[name] % 1:
+                raise wrong(key, values[name], "a whole number")
+    if raw.get("do_sample") is not False:
+        return values
+    penalties = {name: value for name, value in values.items() if issubclass(FILTERS[name], Penalty)}
+    return {**penalties, "temperature": 0.0}  # greedy decoding applies penalties, but draws nothing
 
 
 def _unmet(raw: dict[str, Any]) -> dict[str, float | None]:
-    asked = {key: field(raw, key, neutral) for key, neutral in OTHERS.items()}
-    unmet: dict[str, float | None] = {key: value for key, value in asked.items() if value != OTHERS[key]}
-    return unmet | {key: None for key in LISTS if raw.get(key)}
+    requested = {key: field(raw, key, neutral) for key, neutral in UNSUPPORTED.items()}
+    unmet: dict[str, float | None] = {key: value for key, value in requested.items() if value != UNSUPPORTED[key]}
+    return unmet | {key: None for key in UNSUPPORTED_LISTS if raw.get(key)}

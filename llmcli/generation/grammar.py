@@ -181,7 +181,7 @@ class GrammarFilter:
             )
         return logits.masked_fill(~allowed.to(logits.device), CUT)
 
-    def another(self, start: int) -> GrammarFilter:
+    def copy(self, start: int) -> GrammarFilter:
         """The same for another text, which begins behind ``start`` tokens of prompt."""
         return self._grammar.filter(start)
 

@@ -1,4 +1,4 @@
-"""Logits -> one token: a chain of filters, then one draw that can be replayed."""
+"""Logits to one token: a chain of filters, then one draw that can be replayed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from llmcli.generation.distribution import pick, probabilities
 from llmcli.generation.filters import Filter, Temperature
 from llmcli.generation.grammar import Ending, GrammarFilter
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Stage:
-    """What one filter did: the logits that left it, fp32 [V]."""
+    """The output of one filter: logits [V] in fp32."""
 
     name: str
     value: float | None
@@ -25,43 +27,47 @@ class Stage:
 
 @dataclass(frozen=True)
 class Choice:
-    """One token and how it came to be chosen. ``u`` is None where nothing was drawn (temperature 0)."""
+    """One chosen token. ``u`` is the number that it was drawn with, or None without a draw (temperature 0)."""
 
     id: int
     prob: float  # the model's own, over the whole vocabulary
     final_prob: float  # after the filters
-    rank: int  # among the model's own probabilities, 0 the best
+    rank: int  # among the model's own probabilities; 0 is the most probable
     u: float | None
 
 
 class Sampler:
-    """Filters in order, and a seeded source of one number u a step: the same seed, the same draws on any device."""
+    """A chain of filters and a seeded random generator that yields one number u per step.
+
+    The same seed gives the same draws on every device.
+    """
 
     def __init__(self, filters: Sequence[Filter], seed: int) -> None:
         self.filters = tuple(filters)
         self.seed = seed
         self._random = random.Random(seed)
-        self._coming: deque[float] = deque()  # drawn already, because somebody asked what they will be
+        self._upcoming: deque[float] = deque()  # numbers that ``upcoming`` has drawn ahead of their steps
 
-    def another(self, seed: int, start: int) -> Sampler:
-        """One with the same filters, for another text that begins behind ``start`` tokens of prompt."""
-        return Sampler([f.another(start) if isinstance(f, GrammarFilter) else f for f in self.filters], seed)
+    def copy(self, seed: int, start: int) -> Sampler:
+        """A sampler with the same filters and its own seed, for a text that begins after ``start`` prompt tokens."""
+        return Sampler([f.copy(start) if isinstance(f, GrammarFilter) else f for f in self.filters], seed)
 
     @property
     def greedy(self) -> bool:
+        """Whether the most probable token is always chosen (temperature 0)."""
         return any(isinstance(filter, Temperature) and filter.value == 0 for filter in self.filters)
 
     @property
     def grammar(self) -> GrammarFilter | None:
-        """The filter that knows where a text may end, if there is one."""
+        """The filter of the grammar, if the output is constrained."""
         return next((filter for filter in self.filters if isinstance(filter, GrammarFilter)), None)
 
     def ending(self, ids: Sequence[int], token: int) -> Ending | None:
-        """Whether a grammar lets the text end behind ``ids`` and ``token``; None without one."""
+        """Whether the grammar lets the text end after ``ids`` and ``token``; None without a grammar."""
         return None if self.grammar is None else self.grammar.ending([*ids, token])
 
     def stages(self, logits: Tensor, ids: Sequence[int] = ()) -> list[Stage]:
-        """Every filter's outcome, in order; ``ids`` are the tokens before, prompt and all."""
+        """The output of every filter, in order. ``ids`` are all earlier tokens, prompt included."""
         stages = []
         for filter in self.filters:
             logits = filter(logits, ids)
@@ -69,26 +75,26 @@ class Sampler:
         return stages
 
     def choose(self, logits: Tensor, ids: Sequence[int] = ()) -> Choice:
-        """Filter, draw and describe what follows ``ids``. Errors: logits that are no numbers."""
+        """Choose the token that follows ``ids``, given its logits [V]. Raises LlmcliError for NaN or infinity."""
         probs = probabilities(logits)
         final = self.final(logits, ids) if self.filters else probs
         u = None
         if not self.greedy:
-            u = self._coming.popleft() if self._coming else self._random.random()
+            u = self._upcoming.popleft() if self._upcoming else self._random.random()
         id = pick(final, u)
         prob = probs[id]
         rank = int((probs > prob).sum()) + int((probs[:id] == prob).sum())
         return Choice(id, float(prob), float(final[id]), rank, u)
 
     def final(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        """The probabilities that are drawn from: those of the logits that all filters left."""
+        """The probabilities [V] after all filters, from which the token is drawn."""
         stages = self.stages(logits.float(), ids)
         return probabilities(stages[-1].logits if stages else logits)
 
-    def ahead(self, count: int) -> Sequence[float | None]:
-        """What ``u`` will be in the next ``count`` choices; they come all the same."""
+    def upcoming(self, count: int) -> Sequence[float | None]:
+        """The ``u`` of the next ``count`` choices, without using them up; None where nothing is drawn."""
         if self.greedy:
             return [None] * count
-        while len(self._coming) < count:
-            self._coming.append(self._random.random())
-        return list(self._coming)[:count]
+        while len(self._upcoming) < count:
+            self._upcoming.append(self._random.random())
+        return list(self._upcoming)[:count]

@@ -82,7 +82,7 @@ class DraftModel:
     def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
         text = list(ids)
         room = self.model.config.max_position_embeddings - len(text)
-        for u in sampler.ahead(max(min(count, room), 0)):
+        for u in sampler.upcoming(max(min(count, room), 0)):
             guess = pick(sampler.final(self._next(text), text), u)
             ending = sampler.ending(text, guess)
             text.append(guess)

@@ -242,10 +242,10 @@ def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
         ("/set temperature warm", "'warm' is not a number"),
         ("/set temperature nan", "nan is not a number"),
         ("/set temperature -1", "temperature must be"),
-        ("/set top-p 0", "would keep nothing"),
+        ("/set top-p 0", "must not be 0"),
         ("/set top-k 1.5", "not a whole number"),
         ("/set max-tokens 0", "not in the range"),
-        ("/set samplers top-q", "there is no sampler"),
+        ("/set samplers top-q", "unknown sampler"),
         ("/set logit-bias no=such=token", "token"),
         ("/set logit-bias", "takes a name and a value"),
     ]

@@ -1,21 +1,29 @@
-"""generation_config.json: its stop tokens and sampling settings are followed, said, and give way to options."""
+"""Sampling options, and the defaults that a model's generation_config.json gives them."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
+from torch import Tensor
 
-from llmcli.commands.options.sampling import FILTER_NAMES, sampling_options
-from llmcli.generation.filters import DEFAULTS, ORDER
+from llmcli.commands.options import sampling
+from llmcli.commands.options.sampling import Sampling, sampling_bundle, sampling_options
+from llmcli.errors import LlmcliError
+from llmcli.generation import filters, generation_config
+from llmcli.generation.filters import FILTERS, NumberFilter, NumberOption, default_order, register
+from llmcli.generation.loaded import load
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
+DEFAULTS = {name: filter.option.default for name, filter in FILTERS.items()}
 
 
 @pytest.fixture
@@ -102,7 +110,7 @@ def test_every_stop_token_of_the_list_stops(run: Run, model: Path, with_settings
     [
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"temperature": -1}, "temperature must be"),
-        ({"top_p": 0}, "top-p 0"),
+        ({"top_p": 0}, "top-p must not be 0"),
         ({"top_k": [1]}, "top_k is [1]"),
         ({"top_k": 1.5}, "top_k is 1.5"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
@@ -119,13 +127,60 @@ def test_wrong_settings_are_one_line(
     assert "generation_config.json" in result.stderr
 
 
-def test_help_tells_the_defaults() -> None:
-    """They are written out in the options, because --help must not import torch."""
-    assert ",".join(ORDER) == FILTER_NAMES
-
+def test_help_shows_each_filters_default_and_the_default_order() -> None:
     @sampling_options
     def command() -> None: ...
 
-    told = {p.name.replace("_", "-"): p.help for p in command.__click_params__}  # type: ignore[attr-defined]
+    options = {p.name.replace("_", "-"): p for p in command.__click_params__}  # type: ignore[attr-defined]
+    assert options["samplers"].default == ",".join(default_order())
     for name, value in DEFAULTS.items():
-        assert f"else {value:g}]" in told[name]
+        assert f"else {value:g}]" in options[name].help
+
+
+@pytest.fixture
+def shout(monkeypatch: pytest.MonkeyPatch) -> type[NumberFilter]:
+    """A filter that only this test knows."""
+    monkeypatch.setattr(filters, "FILTERS", {**FILTERS})
+    for user in (sampling, generation_config):
+        monkeypatch.setattr(user, "FILTERS", filters.FILTERS)
+
+    @register
+    @dataclass(frozen=True)
+    class Shout(NumberFilter):
+        value: float
+        name: str = "shout-factor"
+        option = NumberOption("Multiply every logit by X. 1: off.", default=1.0, off=1.0, low=0.5, aliases=("shout",))
+
+        def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
+            return logits * self.value
+
+    return Shout
+
+
+def test_a_new_filter_needs_nothing_but_its_class(
+    shout: type[NumberFilter], with_settings: Callable[..., Path], model: Path
+) -> None:
+    """Its option, its range, its place in the order, and its key in generation_config.json come from the class."""
+    made: list[Sampling] = []
+
+    @click.command()
+    @sampling_bundle()
+    def command(sampling: Sampling) -> None:
+        made.append(sampling)
+
+    def call(*args: str) -> Any:
+        result = CliRunner().invoke(command, args)
+        return result.exception or made.pop()
+
+    help = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    assert "--shout-factor, --shout NUMBER Multiply every logit by X. 1: off. [default: the model's, else 1]" in help
+    chosen = call("--shout", "2", "--top-k", "3")
+    assert chosen.given == {"top-k": 3.0, "shout-factor": 2.0}
+    assert chosen.order[-1] == "shout-factor"
+    assert isinstance(call("--shout", "0.1"), LlmcliError)
+
+    opened = load(with_settings(shout_factor=3.0))
+    assert opened.defaults.sampling == {"shout-factor": 3.0}
+    assert shout(3.0) in call().sampler(opened).filters
+    assert shout(2.0) in call("--shout", "2").sampler(opened).filters
+    assert shout(1.0) not in call().sampler(load(model)).filters

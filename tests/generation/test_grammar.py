@@ -497,7 +497,7 @@ def test_a_bias_against_all_that_is_valid() -> None:
     sampler = Sampler(
         [Grammar(model, choice_rules(["b"])).filter(1), LogitBias({model.tokenizer.id_of("b"): -torch.inf})], 0
     )  # type: ignore[dict-item]
-    with pytest.raises(LlmcliError, match="bars every token"):
+    with pytest.raises(LlmcliError, match="bans every possible token"):
         sampler.choose(torch.zeros(model.model.config.vocab_size), [7])
 
 

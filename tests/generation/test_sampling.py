@@ -19,7 +19,7 @@ from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
 from llmcli.generation.distribution import draw, entropy, intervals, probabilities
 from llmcli.generation.filters import (
     FILTERS,
-    MOST,
+    MAX_CHANGE,
     Filter,
     FrequencyPenalty,
     LogitBias,
@@ -195,7 +195,7 @@ def test_logit_bias_is_transformers(data: st.DataObject, seed: int, size: int) -
 def test_a_barred_token_is_never_drawn_and_not_all_can_be() -> None:
     logits = torch.tensor([5.0, 1.0, 0.0])
     assert survivors(LogitBias({0: -math.inf})(logits)) == {1, 2}
-    with pytest.raises(LlmcliError, match="bars every token"):
+    with pytest.raises(LlmcliError, match="bans every possible token"):
         LogitBias({0: -math.inf, 1: -math.inf, 2: -math.inf})(logits)
 
 
@@ -356,8 +356,13 @@ def test_a_bias_out_of_range_is_refused(amount: float) -> None:
 @pytest.mark.parametrize(
     "filter",
     [
-        *(RepetitionPenalty(1 / MOST), RepetitionPenalty(MOST), LogitBias({0: MOST}), LogitBias({0: -MOST})),
-        *(penalty(amount) for penalty in (PresencePenalty, FrequencyPenalty) for amount in (MOST, -MOST)),
+        *(
+            RepetitionPenalty(1 / MAX_CHANGE),
+            RepetitionPenalty(MAX_CHANGE),
+            LogitBias({0: MAX_CHANGE}),
+            LogitBias({0: -MAX_CHANGE}),
+        ),
+        *(penalty(amount) for penalty in (PresencePenalty, FrequencyPenalty) for amount in (MAX_CHANGE, -MAX_CHANGE)),
     ],
 )
 def test_the_largest_values_still_leave_probabilities(filter: Filter) -> None:
@@ -366,10 +371,11 @@ def test_the_largest_values_still_leave_probabilities(filter: Filter) -> None:
     assert 0 < choice.final_prob <= 1
 
 
-def test_top_p_0_has_a_hint() -> None:
-    with pytest.raises(LlmcliError) as caught:
-        TopP(0.0)
-    assert "--temperature 0" in caught.value.hint
+@pytest.mark.parametrize("name", ["top-p", "typical-p", "repetition-penalty"])
+def test_a_zero_that_means_nothing_is_an_error_of_its_own_kind(name: str) -> None:
+    with pytest.raises(LlmcliError, match=f"{name} must not be 0") as caught:
+        FILTERS[name](0.0)
+    assert caught.value.kind == f"{name}-zero"
 
 
 GOOD = {"temperature": 0.7, "top-k": 40.0, "top-p": 0.9, "min-p": 0.1}
@@ -386,7 +392,7 @@ def test_what_is_off_is_left_out_of_the_chain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "says"), [(["top_k"], "top_k"), (["top-k", "min-p", "top-k"], "top-k is named twice")]
+    ("order", "says"), [(["top_k"], "top_k"), (["top-k", "min-p", "top-k"], "top-k is listed twice")]
 )
 def test_unknown_and_repeated_names_are_refused(order: list[str], says: str) -> None:
     with pytest.raises(LlmcliError, match=says) as caught:
@@ -564,7 +570,7 @@ def test_logits_that_are_no_numbers_are_refused(bad: float, filters: list[Filter
     with pytest.raises(LlmcliError, match="not numbers") as caught:
         Sampler(filters, 0).choose(torch.tensor([0.0, bad, 1.0]))
     assert caught.value.exit_code == EXIT_FAILURE
-    assert "float32" in caught.value.hint
+    assert caught.value.kind == "logits-not-finite"
 
 
 def test_all_cut_is_refused() -> None:

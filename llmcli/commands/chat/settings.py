@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands.options.sampling import Sampling, asked
+from llmcli.commands.options.sampling import Sampling, parse_sampling, sampling_parameters
 from llmcli.commands.shell.help import plainly
 from llmcli.errors import did_you_mean, usage_error
 
@@ -23,7 +22,7 @@ class Settings(ABC):
     """The values of the sampling options and of --max-tokens, checked as on the command line."""
 
     def __init__(self, context: click.Context, sampling: Sampling) -> None:
-        names = (*inspect.signature(asked).parameters, LENGTH)
+        names = (*sampling_parameters(), LENGTH)
         self._context = context
         self._options: dict[str, click.Option] = {
             next(name for name in option.opts if name.startswith("--"))[2:]: option
@@ -70,7 +69,7 @@ class Settings(ABC):
             raise usage_error(f"{name}: {plainly(error.message)}") from None
         assert option.name is not None
         values = {**self._values, option.name: value}
-        sampling = asked(**{key: value for key, value in values.items() if key != LENGTH})
+        sampling = parse_sampling(**{key: value for key, value in values.items() if key != LENGTH})
         self._first = self.use(sampling)
         self._values = values
         self._begun = 0 if option.name == "seed" else self._begun

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -51,12 +51,19 @@ class Line(click.types.StringParamType):
     envvar_list_splitter = "\n"
 
 
-def bundle(name: str, build: Callable[..., Any], *decorators: Decorator, title: str = PLAIN) -> Decorator:
+def bundle(
+    name: str,
+    build: Callable[..., Any],
+    *decorators: Decorator,
+    title: str = PLAIN,
+    parameters: Sequence[str] | None = None,
+) -> Decorator:
     """Several option decorators as one. The command gets what ``build`` makes of their values, as ``name``.
 
     --help shows them in the order given, under the heading ``title``; ``build`` takes exactly their parameters.
+    ``parameters`` names them if its signature does not.
     """
-    taken = inspect.signature(build).parameters
+    taken = inspect.signature(build).parameters if parameters is None else parameters
 
     def decorate(command: Any) -> Any:
         @functools.wraps(command)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from llmcli.errors import LlmcliError
 
 # By ``LlmcliError.kind``.
-HINTS: dict[str, str] = {}
+HINTS: dict[str, str] = {
+    "logit-bias-bans-all": "ban fewer tokens with --logit-bias",
+    "logits-not-finite": "the weights are damaged, or overflow in float16: try --dtype float32",
+    "repetition-penalty-zero": "1 turns the penalty off; values above 1 make repetition less likely",
+    "top-p-zero": "to always take the most probable token, use --temperature 0",
+    "typical-p-zero": "1 turns it off",
+}
 
 
 def hint_of(error: LlmcliError) -> str:

@@ -57,7 +57,7 @@ class Samples:
         from llmcli.generation.batch import Task
 
         self.loaded, self.rivals = loaded, rivals
-        self.tasks = [Task(n, ids, sampler.another(sampler.seed + n, len(ids)), **options) for n in range(count)]
+        self.tasks = [Task(n, ids, sampler.copy(sampler.seed + n, len(ids)), **options) for n in range(count)]
         self.interrupted = False
         self.seconds = 0.0
         self._last: dict[int, Written] = {}
