@@ -1,50 +1,63 @@
-"""The view of attention: what does a token look at, head by head, and how much does it take from there?"""
+"""Attention: which earlier tokens each head looks at, and how much it copies from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from llmcli.explain.forward_pass import observe
-from llmcli.explain.heads import adds_up, heads_of
-from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
+from llmcli.explain.heads import attention_output_claim, heads_of
+from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, VocabEntry, check, vocab_entry
+from llmcli.explain.selection import (
+    Head,
+    Layers,
+    Text,
+    find_head,
+    find_layers,
+    find_position,
+    name_heads,
+    token_ids,
+)
 from llmcli.generation.loaded import LoadedModel
+
+PATTERN_ROWS = 14  # as many rows and columns as fit into 80 terminal columns next to the tokens' text
 
 
 @dataclass(frozen=True)
-class Source:
-    """How one position is looked at: by the head that looks most, and by all of them on average.
+class AttendedToken:
+    """How much attention one position gets: from the head that gives it most, and from all heads on average.
 
-    ``moved`` is the mean length of what a head takes from there, |alpha v W_O| (Kobayashi et al. 2020): a head may look
-    where there is next to nothing to take.
+    ``moved`` is the average norm of what a head copies from there, |alpha v W_O| (Kobayashi et al. 2020): a large
+    weight on a small value moves little.
     """
 
     position: int
     piece: VocabEntry
-    layer: int  # of the head that looks most
+    layer: int  # of the head with the largest weight
     head: int
     weight: float  # of that head
-    mean: float
+    mean: float  # over all heads
     moved: float
 
 
 @dataclass(frozen=True)
 class AttendReport(Report):
-    """One row a position that the token at ``position`` can see."""
+    """What the token at ``position`` attends to: one entry in ``sources`` for each position up to its own."""
 
     model: str
     position: int
     at: VocabEntry
-    sources: tuple[Source, ...]
+    sources: tuple[AttendedToken, ...]
     check: Check
+    heads: str = field(metadata=NOT_IN_JSON)  # which ones, such as "all heads"
 
 
 @dataclass(frozen=True)
 class PatternRow:
-    """Where one position's query looks: ``weights`` over all positions up to its own."""
+    """The attention of one query: ``weights`` on all positions up to its own."""
 
     position: int
     piece: VocabEntry
@@ -53,7 +66,7 @@ class PatternRow:
 
 @dataclass(frozen=True)
 class AttentionPattern(Report):
-    """One head's pattern: the last positions of a text as rows."""
+    """One head's attention pattern, a lower triangle: a row for each of the last positions of a text."""
 
     model: str
     layer: int
@@ -63,59 +76,91 @@ class AttentionPattern(Report):
     check: Check
 
 
-def attend_report(loaded: LoadedModel, ids: Sequence[int], position: int, layers: Sequence[int]) -> AttendReport:
-    """What the token at ``position`` looks at, in all heads of ``layers``."""
-    model = loaded.model
-    reading = observe(model, ids[: position + 1])
-    weights = torch.cat([reading.trace.attention[layer][0, :, -1] for layer in layers])  # [layers H, S]
-    moved = torch.cat([heads_of(model, reading, layer).lengths for layer in layers])
-    most = weights.argmax(dim=0)
-    heads = model.config.num_attention_heads
+def attend(
+    loaded: LoadedModel,
+    text: Text,
+    *,
+    position: int | str = -1,
+    layers: Layers | None = None,
+    parse_special: bool = False,
+) -> AttendReport:
+    """Return what the token at ``position`` attends to, in all heads of ``layers`` (None: of the whole model).
+
+    Errors: a text that is empty or longer than the context; a position or layer that does not exist.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    ids = token_ids(loaded, text, parse_special=parse_special)
+    position, shown = find_position(tokenizer, ids, position), find_layers(model.config, layers)
+    observed = observe(model, ids[: position + 1])
+    weights = torch.cat([observed.trace.attention[layer][0, :, -1] for layer in shown])  # [layers * H, S]
+    norms = torch.cat([heads_of(model, observed, layer).value_norms for layer in shown])  # [layers * H, S]
     return AttendReport(
         model=loaded.name,
         position=position,
-        at=vocab_entry(loaded.tokenizer, ids[position]),
-        sources=tuple(
-            Source(
-                position=place,
-                piece=vocab_entry(loaded.tokenizer, ids[place]),
-                layer=layers[int(row) // heads],
-                head=int(row) % heads,
-                weight=float(weights[row, place]),
-                mean=float(weights[:, place].mean()),
-                moved=float(moved[:, place].mean()),
-            )
-            for place, row in enumerate(most.tolist())
-        ),
-        check=check(_sums(weights), adds_up(model, reading, layers)),
+        at=vocab_entry(tokenizer, ids[position]),
+        sources=_sources(loaded, ids, shown, weights, norms),
+        check=check(_sum_claim(weights), attention_output_claim(model, observed, shown)),
+        heads=name_heads(model.config, layers),
+    )
+
+
+def _sources(
+    loaded: LoadedModel, ids: Sequence[int], layers: Sequence[int], weights: Tensor, norms: Tensor
+) -> tuple[AttendedToken, ...]:
+    """One entry per position; a row of ``weights`` and ``norms`` [layers * H, S] is a head."""
+    heads = loaded.model.config.num_attention_heads
+    return tuple(
+        AttendedToken(
+            position=position,
+            piece=vocab_entry(loaded.tokenizer, ids[position]),
+            layer=layers[row // heads],
+            head=row % heads,
+            weight=float(weights[row, position]),
+            mean=float(weights[:, position].mean()),
+            moved=float(norms[:, position].mean()),
+        )
+        for position, row in enumerate(weights.argmax(dim=0).tolist())
     )
 
 
 def attention_pattern(
-    loaded: LoadedModel, ids: Sequence[int], position: int, head: tuple[int, int], rows: int
+    loaded: LoadedModel,
+    text: Text,
+    head: Head,
+    *,
+    position: int | str = -1,
+    rows: int = PATTERN_ROWS,
+    parse_special: bool = False,
 ) -> AttentionPattern:
-    """The pattern of one ``head`` (layer and head), of the last ``rows`` positions up to ``position``."""
-    model, (layer, number) = loaded.model, head
-    rows = min(rows, position + 1)
-    reading = observe(model, ids[: position + 1], rows)
-    weights = reading.trace.attention[layer][0, number]  # [rows, S]
+    """Return the attention pattern of one ``head``, for the last ``rows`` positions up to ``position``.
+
+    Errors: a text that is empty or longer than the context; a position or head that does not exist.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    ids = token_ids(loaded, text, parse_special=parse_special)
+    position, (layer, number) = find_position(tokenizer, ids, position), find_head(model.config, head)
+    observed = observe(model, ids[: position + 1], min(rows, position + 1))
+    weights = observed.trace.attention[layer][0, number]  # [rows, S]
     first = position + 1 - len(weights)
-    pieces = tuple(vocab_entry(loaded.tokenizer, id) for id in reading.ids)
-    ahead = weights.triu(first + 1).abs().max()
+    pieces = tuple(vocab_entry(tokenizer, id) for id in observed.ids)
+    later = float(weights.triu(first + 1).abs().max())
     return AttentionPattern(
         model=loaded.name,
         layer=layer,
         head=number,
         rows=tuple(
-            PatternRow(place, pieces[place], tuple(row[: place + 1]))
-            for place, row in enumerate(weights.tolist(), start=first)
+            PatternRow(query, pieces[query], tuple(row[: query + 1]))
+            for query, row in enumerate(weights.tolist(), start=first)
         ),
         pieces=pieces,
         check=check(
-            _sums(weights), Claim("nothing ahead is seen", float(ahead), 0.0), adds_up(model, reading, [layer])
+            _sum_claim(weights),
+            Claim("later tokens get a weight of 0", later, 0.0),
+            attention_output_claim(model, observed, [layer]),
         ),
     )
 
 
-def _sums(weights: Tensor) -> Claim:
+def _sum_claim(weights: Tensor) -> Claim:
+    """Claim that the weights of each head, weights [..., S], sum to 1."""
     return Claim("each head's weights sum to 1", float((weights.sum(dim=-1) - 1).abs().max()), 1e-5)

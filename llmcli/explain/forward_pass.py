@@ -1,4 +1,4 @@
-"""A text read by the model and watched at its last position: what most views begin with."""
+"""One observed forward pass over a text, which most views start from, and the rounding error that its numbers may have."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import rounding
 
+DTYPE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Quantized weights quantize activations to 8 bits too, where the last bit of an input can move it to the next of 255
+# levels. And 4-bit weights quantize activations only for many tokens at a time.
+QUANTIZED_TOLERANCE = 1e-1
+# A last bit can decide which expert a router chooses, and then another expert's output is added. For comparison: the
+# logits of two unrelated texts differ by about 1.4.
+ROUTER_TOLERANCE = 3e-1
+
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """``logits`` [V], fp32, are what follows the last of ``ids``; ``trace`` is of the pass that gave them."""
+    """A text that the model read: ``logits`` [V], fp32, predict the token after ``ids``; ``trace`` is what was observed."""
 
     ids: tuple[int, ...]
     logits: Tensor
@@ -25,9 +33,9 @@ class ForwardPass:
 
 
 def observe(model: Transformer, ids: Sequence[int], rows: int = 1) -> ForwardPass:
-    """Read ``ids`` and keep what passed through the last ``rows`` positions.
+    """Run the model over ``ids`` and record a trace of the last ``rows`` positions.
 
-    Errors: no ids, or more than the context holds.
+    Errors: no ids, or more than the model's context.
     """
     check_length(model, len(ids))
     trace = Trace(rows=slice(-rows, None))
@@ -36,28 +44,23 @@ def observe(model: Transformer, ids: Sequence[int], rows: int = 1) -> ForwardPas
 
 
 def check_length(model: Transformer, length: int) -> None:
-    """Raise unless a text of ``length`` tokens can be read."""
+    """Raise an error unless the model can read a text of ``length`` tokens."""
     if not length:
         raise usage_error("the text is empty, and the model has no BOS token to start from", "give a text")
-    limit = model.config.max_position_embeddings
-    if length > limit:
+    context = model.config.max_position_embeddings
+    if length > context:
         raise usage_error(
-            f"the text up to that position is {length} tokens long, but the model's context is {limit}",
-            f"shorten it, or ask for a position before {limit} with --at",
+            f"the text up to that position is {length} tokens long, but the model's context is {context}",
+            kind="position-beyond-context",
         )
 
 
-BY_DTYPE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# Rounded weights round activations to 8 bits too: a last bit moves one to the next of 255 steps. And 4-bit weights
-# round only those of many tokens together.
-ROUNDED = 1e-1
-# Where a last bit can tip the choice between two experts, what they say is exchanged. Another text's logits are at 1.4.
-TIPPED = 3e-1
-
-
 def tolerance(model: Transformer) -> float:
-    """What to allow the model, by its dtype and by how its weights are kept."""
-    rounded = rounding(model) is not None
-    if model.config.moe is not None and (rounded or model.dtype != torch.float32):
-        return TIPPED
-    return max(BY_DTYPE[model.dtype], ROUNDED if rounded else 0.0)
+    """Return how much two correct computations of the model's numbers may differ, relative to the numbers' size.
+
+    It depends on the dtype, on whether the weights are quantized, and on whether the model routes between experts.
+    """
+    quantized = rounding(model) is not None
+    if model.config.moe is not None and (quantized or model.dtype != torch.float32):
+        return ROUTER_TOLERANCE
+    return max(DTYPE_TOLERANCE[model.dtype], QUANTIZED_TOLERANCE if quantized else 0.0)

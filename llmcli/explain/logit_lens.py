@@ -1,8 +1,7 @@
-"""The view of layers: what would the model say if it stopped at each? The logit lens (nostalgebraist 2020)."""
+"""The lens: what the model would predict if it stopped after each layer. The logit lens (nostalgebraist 2020)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from llmcli.explain.forward_pass import observe
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
+from llmcli.explain.selection import Layers, Text, find_layers, find_position, find_token, token_ids
 from llmcli.generation.distribution import entropy, kl_divergence, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.text.tokenizer import Tokenizer
@@ -17,20 +17,23 @@ from llmcli.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LensRow:
-    """The model's words after a layer; None is the embedding, before the first. ``rank`` 0 is the favourite."""
+    """The prediction after one layer; ``layer`` None is the embedding, before the first. ``rank`` 0 is the top token.
+
+    ``kl`` is the divergence D(final‖layer) in bits: the information lost by stopping here.
+    """
 
     layer: int | None
     top: VocabEntry
     p_top: float
-    p: float  # of the target, like the rank
-    rank: int
+    p: float  # of the target
+    rank: int  # of the target
     entropy: float  # bits
-    kl: float  # bits, of the model's own distribution from this one: what is lost by stopping here
+    kl: float  # bits
 
 
 @dataclass(frozen=True)
 class LensReport(Report):
-    """One row a layer, at one position of a text."""
+    """One row per layer, at one position of a text."""
 
     model: str
     position: int
@@ -40,42 +43,55 @@ class LensReport(Report):
     check: Check
 
 
-def lens_report(
-    loaded: LoadedModel, ids: Sequence[int], position: int, layers: Sequence[int | None], target: int | None
+def lens(
+    loaded: LoadedModel,
+    text: Text,
+    *,
+    position: int | str = -1,
+    token: int | str | None = None,
+    layers: Layers | None = None,
+    parse_special: bool = False,
 ) -> LensReport:
-    """Final norm and head on the residual stream after each layer: p_l = softmax(cap(U N(x_l))).
+    """Apply the final norm and the head after each layer: p_l = softmax(cap(U N(x_l))).
 
-    The norm is computed anew for every layer. Of ``layers`` None is the embedding; ``target`` is the token to
-    follow, the model's favourite if None.
+    x_l is the residual stream [C] after layer l at ``position``, N the final norm, recomputed for each layer, U the
+    head and cap the softcap, if the model has one. Follows ``token`` through the layers, or if None the model's own
+    prediction. With ``layers`` None the report has all of them and the embedding.
+    Errors: a text that is empty or longer than the context; a position, token or layer that does not exist.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    reading = observe(model, ids[: position + 1])
-    target = int(reading.logits.argmax()) if target is None else target
+    ids = token_ids(loaded, text, parse_special=parse_special)
+    position = find_position(tokenizer, ids, position)
+    target = None if token is None else find_token(tokenizer, token, model.config.vocab_size)
+    shown: list[int | None] = [*find_layers(model.config, layers)]
+    if layers is None:
+        shown.insert(0, None)
+    observed = observe(model, ids[: position + 1])
+    target = int(observed.logits.argmax()) if target is None else target
     with torch.inference_mode():
-        # One by one, as the loop does it: so the last are the very bits of the model's logits.
-        logits = [model.unembed(x[0].to(model.dtype))[0].float() for x in reading.trace.residual]
-    behind = {None if n == 0 else n - 1: part for n, part in enumerate(logits)}
-    rows = [_row(layer, behind[layer], reading.logits, target, tokenizer) for layer in layers]
-    difference = float((logits[-1] - reading.logits).abs().max())
+        # One by one, as generation does it: so the last ones equal the model's logits bit by bit.
+        logits = [model.unembed(x[0].to(model.dtype))[0].float() for x in observed.trace.residual]
+    after = {None if n == 0 else n - 1: part for n, part in enumerate(logits)}
+    difference = float((logits[-1] - observed.logits).abs().max())
     return LensReport(
         model=loaded.name,
         position=position,
         at=vocab_entry(tokenizer, ids[position]),
         target=vocab_entry(tokenizer, target),
-        rows=tuple(rows),
-        check=check(Claim("the last layer's logits are the model's", difference, 0.0)),
+        rows=tuple(_row(layer, after[layer], observed.logits, target, tokenizer) for layer in shown),
+        check=check(Claim("the last layer's logits equal the model's", difference, 0.0)),
     )
 
 
 def _row(layer: int | None, logits: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
     probs = probabilities(logits)
-    p, best = probs[target], int(probs.argmax())
+    p, top = probs[target], int(probs.argmax())
     return LensRow(
         layer=layer,
-        top=vocab_entry(tokenizer, best),
-        p_top=float(probs[best]),
+        top=vocab_entry(tokenizer, top),
+        p_top=float(probs[top]),
         p=float(p),
-        rank=int((probs > p).sum()) + int((probs[:target] == p).sum()),
+        rank=int((probs > p).sum()) + int((probs[:target] == p).sum()),  # ties are ordered by id
         entropy=entropy(probs),
         kl=float(kl_divergence(final, logits)),
     )

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from llmcli.text.tokenizer import Tokenizer
 
+NOT_IN_JSON = {"json": False}  # metadata of a dataclass field that only the drawn forms of a report show
+
 
 class Report:
     """Base class of the views' reports, which a notebook shows as the table that the command prints.

@@ -1,4 +1,8 @@
-"""Where to look: positions, layers, heads and tokens as a user writes them, the same in every view."""
+"""What a view looks at: positions, layers, heads and tokens, given as numbers or as a user types them.
+
+All views take the same forms: a position is an index or a token's text, layers are "0-5" or "0,2,-1", a head is "L.H",
+a token is its text or its id.
+"""
 
 from __future__ import annotations
 
@@ -6,81 +10,120 @@ import re
 from collections.abc import Sequence
 
 from llmcli.errors import usage_error
+from llmcli.generation.loaded import LoadedModel
 from llmcli.model.config import ModelConfig
 from llmcli.text.tokenizer import Tokenizer
 
+Text = str | Sequence[int]  # a text, or its token ids
+Layers = str | int | Sequence[int]
+Head = str | tuple[int, int]  # "L.H", or layer and head
 
-def find_position(tokenizer: Tokenizer, ids: Sequence[int], at: str) -> int:
-    """The position ``at`` names in a text: a number, from the end if negative, or a token's own text.
 
+def token_ids(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> list[int]:
+    """Return the ids of ``text``; ids are returned unchanged.
+
+    ``parse_special`` reads special tokens in the text as tokens, not as plain text.
+    Errors: an empty text for a model without a BOS token, ids that the model has no embedding for.
+    """
+    if isinstance(text, str):
+        ids = loaded.prompt_ids(text, parse_special=parse_special)
+    else:
+        ids = loaded.readable(list(text))
+    if not ids:
+        raise usage_error("the text is empty, and the model has no BOS token to start from", "give a text")
+    return ids
+
+
+def find_position(tokenizer: Tokenizer, ids: Sequence[int], position: int | str) -> int:
+    """Return the index in ``ids`` of ``position``: an index, negative from the end, or a token's text.
+
+    A text with a space at either end must match exactly; otherwise spaces around the token are ignored.
     Errors: there is no such position, or more than one.
     """
-    if re.fullmatch(r"[+-]?[0-9]{1,9}", at):
-        place = int(at)
-        if not -len(ids) <= place < len(ids):
-            raise usage_error(f"there is no position {place}", f"the text has positions 0 to {len(ids) - 1}")
-        return place % len(ids)
+    if isinstance(position, int) or re.fullmatch(r"[+-]?[0-9]{1,9}", position):
+        index = int(position)
+        if not -len(ids) <= index < len(ids):
+            raise usage_error(f"there is no position {index}", f"the text has positions 0 to {len(ids) - 1}")
+        return index % len(ids)
     texts = [tokenizer.token_text(id) for id in ids]
-    # As it stands where the space before it is given too; otherwise with or without one.
-    found = [n for n, text in enumerate(texts) if (text if at != at.strip() else text.strip()) == at]
+    exact = position != position.strip()
+    found = [n for n, text in enumerate(texts) if (text if exact else text.strip()) == position]
     if len(found) == 1:
         return found[0]
     if found:
-        raise usage_error(f"{at!r} stands at several positions", "say which: " + ", ".join(map(str, found)))
-    raise usage_error(f"no token of the text is {at!r}", "`llmcli tokenize` shows them and their positions")
+        positions = ", ".join(map(str, found))
+        raise usage_error(f"{position!r} occurs at several positions: {positions}", "choose one by its number")
+    raise usage_error(f"no token of the text is {position!r}", kind="token-not-in-text")
 
 
-def find_layers(config: ModelConfig, layers: str | None) -> list[int]:
-    """The layers that "0-5", "3" or "0,2,-1" name, in order; all for None. Errors: anything else."""
+def find_layers(config: ModelConfig, layers: Layers | None) -> list[int]:
+    """Return the layers that ``layers`` names, in ascending order; None means all.
+
+    Errors: a layer that the model does not have, an empty selection, anything that is not a number or a range.
+    """
     count = config.num_hidden_layers
     if layers is None:
         return list(range(count))
+    words = layers.split(",") if isinstance(layers, str) else [str(n) for n in _as_sequence(layers)]
     found: set[int] = set()
-    for word in layers.split(","):
+    for word in words:
         match = re.fullmatch(r"(-?[0-9]{1,9})(?:-(-?[0-9]{1,9}))?", word.strip())
         if not match:
-            raise usage_error(f"{word!r} names no layers", f"the model has 0 to {count - 1}, as in 0-{count - 1} or 2")
-        first, last = (_layer(int(number), count) for number in (match[1], match[2] or match[1]))
+            example = f"the model has layers 0 to {count - 1}; give one or a range, such as 0-{count - 1}"
+            raise usage_error(f"{word!r} names no layers", example)
+        first, last = (_find_layer(int(number), count) for number in (match[1], match[2] or match[1]))
         found |= set(range(first, last + 1))
     if not found:
-        raise usage_error(f"{layers!r} names no layers", "the first comes first, as in 0-2")
+        raise usage_error(f"{layers!r} names no layers", "put the lower layer first, as in 0-2")
     return sorted(found)
 
 
-def find_heads(config: ModelConfig, layers: str | None, head: str | None) -> list[tuple[int, int]]:
-    """(layer, head) of the one that "L.H" names, or of all in the ``layers`` named. Errors: as of each."""
+def find_heads(config: ModelConfig, layers: Layers | None, head: Head | None) -> list[tuple[int, int]]:
+    """Return the (layer, head) of one ``head``, or of every head in ``layers``.
+
+    Errors: both are given; as ``find_head`` and ``find_layers``.
+    """
     if head is not None and layers is not None:
-        raise usage_error("--head names one head, and --layer all of its layers'", "give one of them")
+        raise usage_error("one head and whole layers exclude each other", kind="head-and-layers")
     if head is not None:
         return [find_head(config, head)]
     return [(layer, n) for layer in find_layers(config, layers) for n in range(config.num_attention_heads)]
 
 
-def find_head(config: ModelConfig, head: str) -> tuple[int, int]:
-    """The layer and the head in it that "L.H" names. Errors: anything else."""
-    match = re.fullmatch(r"L?(-?[0-9]{1,9})\.H?(-?[0-9]{1,9})", head.strip())
+def find_head(config: ModelConfig, head: Head) -> tuple[int, int]:
+    """Return the (layer, head) that "L.H" names. Errors: another form, a layer or head that does not exist."""
+    text = head if isinstance(head, str) else f"{head[0]}.{head[1]}"
+    match = re.fullmatch(r"L?(-?[0-9]{1,9})\.H?(-?[0-9]{1,9})", text.strip())
     if not match:
-        raise usage_error(f"{head!r} names no head", "layer, dot, head, as in 0.3")
-    layer, number, count = _layer(int(match[1]), config.num_hidden_layers), int(match[2]), config.num_attention_heads
+        raise usage_error(f"{text!r} names no head", "give layer and head with a dot between them, as in 0.3")
+    layer, number = _find_layer(int(match[1]), config.num_hidden_layers), int(match[2])
+    count = config.num_attention_heads
     if not -count <= number < count:
         raise usage_error(f"there is no head {number}", f"each layer has heads 0 to {count - 1}")
     return layer, number % count
 
 
-def name_layers(layers: Sequence[int], config: ModelConfig) -> str:
-    """What to call all heads of some layers."""
-    if len(layers) == config.num_hidden_layers:
+def name_heads(config: ModelConfig, layers: Layers | None, head: Head | None = None) -> str:
+    """Return a name for a selection of heads: "all heads", "head 2.5", "the heads of layers 3, 4"."""
+    if head is not None:
+        layer, number = find_head(config, head)
+        return f"head {layer}.{number}"
+    found = find_layers(config, layers)
+    if len(found) == config.num_hidden_layers:
         return "all heads"
-    return f"the heads of layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+    return f"the heads of layer{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
 
 
-def find_token(tokenizer: Tokenizer, token: str, rows: int) -> int:
-    """The id that ``token`` names, below ``rows``: a number, or the token's own text. Errors: there is none."""
-    if not token:
+def find_token(tokenizer: Tokenizer, token: int | str, vocab_size: int) -> int:
+    """Return the id of ``token``, which is an id or the text of one token, and must be below ``vocab_size``.
+
+    A text of digits is an id. Errors: no such id, a text that is not exactly one token.
+    """
+    if token == "":
         raise usage_error("no token has an empty text", "give a token's text, such as ' Paris', or its id")
-    if re.fullmatch(r"[0-9]{1,9}", token):
-        if int(token) >= rows:
-            raise usage_error(f"there is no token id {token}", f"ids are from 0 to {rows - 1}")
+    if isinstance(token, int) or re.fullmatch(r"[0-9]{1,9}", token):
+        if not 0 <= int(token) < vocab_size:
+            raise usage_error(f"there is no token id {token}", f"ids are from 0 to {vocab_size - 1}")
         return int(token)
     id = tokenizer.id_of(token)
     if id is None:
@@ -89,14 +132,19 @@ def find_token(tokenizer: Tokenizer, token: str, rows: int) -> int:
             f"{token!r} is not one token but {len(pieces)}: {', '.join(pieces)}",
             "most words begin with a space, as in ' Paris'; or give an id",
         )
-    if id >= rows:
+    if id >= vocab_size:
         raise usage_error(
-            f"{token!r} is token {id}, but the model knows only {rows}", "is the tokenizer another model's?"
+            f"{token!r} is token {id}, but the model has only {vocab_size} tokens",
+            "check that the tokenizer belongs to this model",
         )
     return id
 
 
-def _layer(number: int, count: int) -> int:
+def _as_sequence(layers: int | Sequence[int]) -> Sequence[int]:
+    return [layers] if isinstance(layers, int) else layers
+
+
+def _find_layer(number: int, count: int) -> int:
     if not -count <= number < count:
-        raise usage_error(f"there is no layer {number}", f"the model has 0 to {count - 1}")
+        raise usage_error(f"there is no layer {number}", f"the model has layers 0 to {count - 1}")
     return number % count

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.explain.forward_pass import observe
-from llmcli.explain.heads import adds_up
+from llmcli.explain.heads import attention_output_claim
 from llmcli.explain.verification.proof import Finding, Skipped, compared, difference, share_of_differing, worst
 from llmcli.explain.verification.subject import Subject, batch, one_pass
 from llmcli.generation.filters import Temperature
@@ -150,7 +150,7 @@ def _parts(trace: Trace) -> float:
 def weighed(subject: Subject) -> Finding:
     """Behind the last token, in every layer: values times the weights observed are what attention added."""
     reading = observe(subject.model, subject.ids)
-    claim = adds_up(subject.model, reading, range(subject.model.config.num_hidden_layers))
+    claim = attention_output_claim(subject.model, reading, range(subject.model.config.num_hidden_layers))
     return Finding(claim.error, subject.allowed)
 
 

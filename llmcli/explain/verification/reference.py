@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmcli.explain.forward_pass import BY_DTYPE
+from llmcli.explain.forward_pass import DTYPE_TOLERANCE
 from llmcli.explain.verification.proof import Finding, Skipped, compared
 from llmcli.explain.verification.subject import Subject, batch
 from llmcli.files.json import read_json
 from llmcli.storage.quantize import rounding
 
-LIMIT = BY_DTYPE[torch.float32]
+LIMIT = DTYPE_TOLERANCE[torch.float32]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""A logit as an exact sum of what each component wrote into the residual stream (direct logit attribution).
+
+For each token the head reads the residual stream along one direction, and the stream is the sum of what the embedding,
+the attention heads and the MLPs wrote. What a head wrote is in turn a sum over the positions that it attended to
+(Elhage et al. 2021, A Mathematical Framework for Transformer Circuits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmcli.explain.forward_pass import ForwardPass
+from llmcli.explain.heads import Heads, heads_of
+from llmcli.model.layers import Norm
+from llmcli.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Contributions to the logits of N tokens, before a softcap, at the last position of a text of S tokens; in fp64."""
+
+    embedding: Tensor  # [N]
+    position: Tensor  # [N], of a learned position embedding; 0 in models with rotary positions
+    heads: Tensor  # [N, L, H, S], by attended position
+    attention_bias: Tensor  # [N, L]
+    mlps: Tensor  # [N, L]
+    norm_bias: Tensor  # [N], of the final norm
+    stream: Tensor  # [N], of the residual stream as observed, which all contributions must sum to
+    attention: Tensor  # [N, L], of attention's output as observed, which heads and bias must sum to
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all contributions, [N]."""
+        layers = self.heads.sum(dim=(-1, -2)) + self.attention_bias + self.mlps
+        return self.embedding + self.position + layers.sum(dim=-1) + self.norm_bias
+
+
+def attribute(model: Transformer, observed: ForwardPass, tokens: Sequence[int]) -> Attribution:
+    """Split the logits of ``tokens`` into contributions, with the norms frozen at the observed residual stream."""
+    trace, position = observed.trace, len(observed.ids) - 1
+    rows = torch.cat([head_row(model, token) for token in tokens]).double() * model.config.logit_scale  # [N, C]
+    final_norm = freeze(model.norm, trace.residual[-1][0, -1])
+    directions = final_norm.input_direction(rows)
+    with torch.inference_mode():
+        token = model.embed_tokens(torch.tensor(observed.ids[-1:], device=model.device))[0].double()
+        learned = torch.zeros_like(token) if model.positions is None else model.positions.weight[position].double()
+        layers = [_attention(heads_of(model, observed, n), directions) for n in range(model.config.num_hidden_layers)]
+        heads, biases = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
+        return Attribution(
+            embedding=directions @ token,
+            position=directions @ learned,
+            heads=heads,
+            attention_bias=biases,
+            mlps=torch.stack([directions @ out[0, -1].double() for out in trace.mlp_out], dim=1),
+            norm_bias=final_norm.bias_along(rows),
+            stream=directions @ trace.residual[-1][0, -1].double() + final_norm.bias_along(rows),
+            attention=torch.stack([directions @ out[0, -1].double() for out in trace.attn_out], dim=1),
+        )
+
+
+def _attention(heads: Heads, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer's contributions along ``directions`` [N, C]: of its heads [N, H, S], and of its biases [N]."""
+    bias, post = heads.block.attn.out.bias, heads.block.attn_post_norm
+    directions = directions * heads.block.scale
+    constant = torch.zeros(len(directions), dtype=directions.dtype, device=directions.device)
+    if post is not None:
+        norm = freeze(post, heads.output)
+        directions, constant = norm.input_direction(directions), norm.bias_along(directions)
+    along = torch.einsum("nc,ckgd->nkgd", directions, heads.matrix)
+    by_position = torch.einsum("nkgd,ksd,kgs->nkgs", along, heads.values, heads.weights).flatten(1, 2)
+    return by_position, constant if bias is None else directions @ bias.double() + constant
+
+
+def head_row(model: Transformer, token: int) -> Tensor:
+    """Return the direction along which the head reads a token's logit from the normed residual stream, fp32 [1, C]."""
+    if model.head is not None:
+        return model.head.dense(slice(token, token + 1))
+    row: Tensor = model.embedding(torch.tensor([token], device=model.device)).detach().float()
+    return row
+
+
+@dataclass(frozen=True)
+class FrozenNorm:
+    """A norm with the scale that it had for one vector: a linear map, under which the parts of the vector add up.
+
+    y = gain * (x - mean(x)) + bias; RMSNorm subtracts no mean. Applying the norm to each part by itself would
+    give numbers that do not sum to what the model computed.
+    """
+
+    gain: Tensor  # [C], fp64: the norm's weight divided by the size of the vector
+    bias: Tensor | None  # [C], fp64
+    centered: bool
+
+    def input_direction(self, direction: Tensor) -> Tensor:
+        """Return the direction [..., C] in the norm's input that maps to ``direction`` in its output."""
+        scaled = direction * self.gain
+        return scaled - scaled.mean(dim=-1, keepdim=True) if self.centered else scaled
+
+    def bias_along(self, direction: Tensor) -> Tensor:
+        """Return what the bias adds along ``direction`` [..., C] of the output: [...]."""
+        return direction.new_zeros(direction.shape[:-1]) if self.bias is None else direction @ self.bias
+
+
+def freeze(norm: Norm, x: Tensor) -> FrozenNorm:
+    """Return ``norm`` as it acts on x [C]."""
+    x = x.double()
+    if not norm.rms:
+        x = x - x.mean()
+    size = (x.square().mean() + norm.eps).sqrt()
+    bias = None if norm.bias is None else norm.bias.detach().double()
+    return FrozenNorm((norm.weight.detach().double() + norm.offset) / size, bias, centered=not norm.rms)
