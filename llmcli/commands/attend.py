@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, head_option, layer_option
 from llmcli.commands.options.model import ModelChoice, model_options
@@ -11,8 +14,6 @@ from llmcli.commands.options.output import Form, form_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
-
-ROWS = 14  # of the triangle: what 80 columns hold beside the tokens' names
 
 
 @click.command(cls=Command)
@@ -52,15 +53,9 @@ def attend(
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.attention import attend_report, attention_pattern
-    from llmcli.explain.selection import find_head, find_layers, find_position, name_layers
-    from llmcli.render.attend import print_attend, print_attention_pattern
-
-    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
-    position, config = find_position(loaded.tokenizer, ids, at), loaded.model.config
     if head is not None:
-        form.show(attention_pattern(loaded, ids, position, find_head(config, head), ROWS), print_attention_pattern)
+        pattern = explain.attention_pattern(loaded, text, head, position=at, parse_special=prompt.parse_special)
+        form.show(pattern, render.print_attention_pattern)
         return
-    shown = find_layers(config, layers)
-    report, whose = attend_report(loaded, ids, position, shown), name_layers(shown, config)
-    form.show(report, lambda report, stream: print_attend(report, stream, top=top, sink=not no_sink, heads=whose))
+    report = explain.attend(loaded, text, position=at, layers=layers, parse_special=prompt.parse_special)
+    form.show(report, partial(render.print_attend, top=top, sink=not no_sink))

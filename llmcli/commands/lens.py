@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, layer_option, token_option
 from llmcli.commands.options.model import ModelChoice, model_options
@@ -38,14 +39,5 @@ def lens(
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.logit_lens import lens_report
-    from llmcli.explain.selection import find_layers, find_position, find_token
-    from llmcli.render.lens import print_lens
-
-    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
-    config = loaded.model.config
-    target = None if token is None else find_token(loaded.tokenizer, token, config.vocab_size)
-    position = find_position(loaded.tokenizer, ids, at)
-    shown = find_layers(config, layers)
-    report = lens_report(loaded, ids, position, [None, *shown] if layers is None else shown, target)
-    form.show(report, print_lens)
+    report = explain.lens(loaded, text, position=at, token=token, layers=layers, parse_special=prompt.parse_special)
+    form.show(report, render.print_lens)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, head_option, layer_option, token_option
 from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.output import Form, form_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
+from llmcli.errors import usage_error
 
 
 @click.command(cls=Command)
@@ -47,22 +51,19 @@ def why(
       llmcli why "Tom was a boy. Lily was a girl. Lily lost" --token " her"
       llmcli why "The sun was shining and the birds were" --head 4.3
     """
+    if head is not None and layers is not None:
+        raise usage_error("--head and --layer exclude each other", "give one of them")
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.attribution import why_report
-    from llmcli.explain.selection import find_heads, find_layers, find_position, find_token, name_layers
-    from llmcli.render.why import print_why
-
-    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
-    config = loaded.model.config
-    report = why_report(
+    report = explain.why(
         loaded,
-        ids,
-        find_position(loaded.tokenizer, ids, at),
-        token=None if token is None else find_token(loaded.tokenizer, token, config.vocab_size),
-        other=None if other is None else find_token(loaded.tokenizer, other, config.vocab_size),
-        heads=find_heads(config, layers, head),
+        text,
+        position=at,
+        token=token,
+        other=other,
+        layers=layers,
+        head=head,
+        parse_special=prompt.parse_special,
     )
-    whose = name_layers(find_layers(config, layers), config) if head is None else f"head {head}"
-    form.show(report, lambda report, stream: print_why(report, stream, top=top, heads=whose))
+    form.show(report, partial(render.print_why, top=top))

@@ -153,8 +153,8 @@ def _sources(
     chosen = torch.stack([differences[layer, head] for layer, head in heads])  # [heads, S]
     strongest = chosen.abs().argmax(dim=0).tolist()
     return tuple(
-        SourceContribution(position, vocab_entry(loaded.tokenizer, ids[position]), difference, *heads[strongest[position]])
-        for position, difference in enumerate(chosen.sum(dim=0).tolist())
+        SourceContribution(n, vocab_entry(loaded.tokenizer, ids[n]), difference, *heads[strongest[n]])
+        for n, difference in enumerate(chosen.sum(dim=0).tolist())
     )
 
 

@@ -1,4 +1,4 @@
-"""One observed forward pass over a text, which most views start from, and the rounding error that its numbers may have."""
+"""An observed forward pass over a text, which most views start from, and the rounding error to expect in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROUTER_TOLERANCE = 3e-1
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A text that the model read: ``logits`` [V], fp32, predict the token after ``ids``; ``trace`` is what was observed."""
+    """One pass over ``ids``: the ``logits`` [V], fp32, of the token after them, and what ``trace`` recorded."""
 
     ids: tuple[int, ...]
     logits: Tensor

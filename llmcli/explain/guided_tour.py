@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmcli.errors import usage_error
-from llmcli.explain.attention import AttendReport, attend_report
+from llmcli.explain.attention import AttendReport, attend
 from llmcli.explain.embeddings import NeighboursReport, neighbours_report
-from llmcli.explain.logit_lens import LensReport, lens_report
+from llmcli.explain.logit_lens import LensReport, lens
 from llmcli.explain.position_encoding import PositionReport, position_report
 from llmcli.explain.report import Check, Claim, GeneratedToken, Report, check
 from llmcli.explain.sampling_step import StepReport, generated_token_of, step_report
@@ -54,14 +54,13 @@ def tour_report(loaded: LoadedModel, text: str) -> TourReport:
     if len(ids) < 3:
         raise usage_error("the tour needs a sentence of a few words", "give a longer one, or none")
     at = before_last_word([tokenizer.token_text(id) for id in ids])
-    every = range(config.num_hidden_layers)
     step, loop = _walk(loaded, ids[: at + 1])
     tokens = tokenization(tokenizer, text)
     vectors = neighbours_report(loaded, str(longest_word(loaded, ids)), SHOWN)
     position = position_report(loaded, ids[: at + 1])
-    attention = attend_report(loaded, ids, at, every)
-    lens = lens_report(loaded, ids, at, [None, *every], None)
-    checks = (tokens.check, vectors.check, position.check, attention.check, lens.check)
+    attention = attend(loaded, ids, position=at)
+    layers = lens(loaded, ids, position=at)
+    checks = (tokens.check, vectors.check, position.check, attention.check, layers.check)
     failed = sum(not each.ok for each in checks) + (not step.check.ok)
     return TourReport(
         model=loaded.name,
@@ -74,7 +73,7 @@ def tour_report(loaded: LoadedModel, text: str) -> TourReport:
         vectors=vectors,
         position=position,
         attention=attention,
-        lens=lens,
+        lens=layers,
         step=step,
         loop=loop,
         check=check(Claim("the checks of all stops hold", failed, 0.0)),

@@ -21,7 +21,7 @@ from llmcli.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Attribution:
-    """Contributions to the logits of N tokens, before a softcap, at the last position of a text of S tokens; in fp64."""
+    """Contributions to the logits of N tokens, before a softcap, after the last position of S tokens; in fp64."""
 
     embedding: Tensor  # [N]
     position: Tensor  # [N], of a learned position embedding; 0 in models with rotary positions

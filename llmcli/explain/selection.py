@@ -20,15 +20,13 @@ Head = str | tuple[int, int]  # "L.H", or layer and head
 
 
 def token_ids(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> list[int]:
-    """Return the ids of ``text``; ids are returned unchanged.
+    """Return the ids of ``text``, or the ids given; an empty text is the model's BOS token.
 
     ``parse_special`` reads special tokens in the text as tokens, not as plain text.
     Errors: an empty text for a model without a BOS token, ids that the model has no embedding for.
     """
-    if isinstance(text, str):
-        ids = loaded.prompt_ids(text, parse_special=parse_special)
-    else:
-        ids = loaded.readable(list(text))
+    ids = loaded.tokenizer.encode(text, parse_special=parse_special) if isinstance(text, str) else list(text)
+    ids = loaded.readable(ids)
     if not ids:
         raise usage_error("the text is empty, and the model has no BOS token to start from", "give a text")
     return ids

@@ -14,18 +14,16 @@ from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.attention import AttendReport, AttentionPattern, PatternRow, Source
+    from llmcli.explain.attention import AttendedToken, AttendReport, AttentionPattern, PatternRow
     from llmcli.explain.report import Check, VocabEntry
 
 CELL = 4  # columns of the terminal a weight of the triangle takes
 NOT_WHY = "Attention says where a head looks, not why; what came of it, llmcli why tells."
 
 
-def print_attend(
-    report: AttendReport, stream: TextIO, *, top: int = 20, sink: bool = True, heads: str = "all heads"
-) -> None:
-    """The whole view, with the ``top`` positions (0: all) in ``heads``; position 0 only if ``sink``."""
-    print_line(f"attend at {report.position}, {_named(report.at)}: what does it look at, in {heads}?", stream)
+def print_attend(report: AttendReport, stream: TextIO, *, top: int = 20, sink: bool = True) -> None:
+    """The whole view, with the ``top`` positions (0: all); position 0 only if ``sink``."""
+    print_line(f"attend at {report.position}, {_named(report.at)}: what does it look at, in {report.heads}?", stream)
     columns = [
         Column("#"),
         Column("token", right=False),
@@ -52,7 +50,7 @@ def _named(piece: VocabEntry) -> str:
     return token_label(piece.text, piece.bytes)
 
 
-def _rows(sources: Sequence[Source], top: int, sink: bool) -> list[list[Cell]]:
+def _rows(sources: Sequence[AttendedToken], top: int, sink: bool) -> list[list[Cell]]:
     """Those with the largest means, in the order of the text, and the sum of the others."""
     candidates = sources if sink else sources[1:]
     shown = sorted(candidates, key=lambda source: -source.mean)[: top or None]
@@ -69,7 +67,7 @@ def _rows(sources: Sequence[Source], top: int, sink: bool) -> list[list[Cell]]:
     return rows
 
 
-def _row(source: Source, most: float) -> list[Cell]:
+def _row(source: AttendedToken, most: float) -> list[Cell]:
     return [
         Cell(str(source.position)),
         Cell(_named(source.piece)),

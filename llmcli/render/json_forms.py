@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch m
 def record(report: Any) -> Any:
     """A report of ``explain`` with its fields' names as keys: bytes as hex, null for what is no finite number."""
     if is_dataclass(report):
-        return {field.name: record(getattr(report, field.name)) for field in fields(report)}
+        shown = (field.name for field in fields(report) if field.metadata.get("json", True))
+        return {name: record(getattr(report, name)) for name in shown}
     if isinstance(report, Mapping):
         return {str(key): record(value) for key, value in report.items()}
     if isinstance(report, list | tuple):

@@ -84,7 +84,7 @@ def _attention(report: TourReport, stream: TextIO) -> None:
         much of it from heads that find nothing to look for.""",
         stream,
     )
-    print_attend(report.attention, stream, top=SOURCES, sink=True, heads="all heads")
+    print_attend(report.attention, stream, top=SOURCES, sink=True)
 
 
 def _layers(report: TourReport, stream: TextIO) -> None:

@@ -11,11 +11,11 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import counted, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.attribution import Part, Source, WhyReport
+    from llmcli.explain.attribution import Contribution, SourceContribution, WhyReport
 
 
-def print_why(report: WhyReport, stream: TextIO, *, top: int = 8, heads: str = "all heads") -> None:
-    """The whole view, with the ``top`` parts and sources each way (0: all); ``heads`` names whose sources they are."""
+def print_why(report: WhyReport, stream: TextIO, *, top: int = 8) -> None:
+    """The whole view, with the ``top`` parts and sources each way (0: all)."""
     token, other = (token_label(piece.text, piece.bytes) for piece in (report.token, report.other))
     at = token_label(report.at.text, report.at.bytes)
     print_line(f"why at {report.position}, {at}: what pushed {token} above {other}?", stream)
@@ -27,7 +27,7 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int = 8, heads: str = "
         Column(SIDES, right=False, optional=3, plain="sign"),
     ]
     print_table(columns, _part_rows(report, top), stream)
-    print_line(f"\nwhat {heads} took from each position (the rest is by MLPs and the embedding):", stream)
+    print_line(f"\nwhat {report.heads} took from each position (the rest is by MLPs and the embedding):", stream)
     columns = [
         Column("#"),
         Column("token", right=False),
@@ -35,7 +35,7 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int = 8, heads: str = "
         Column("difference"),
         Column(SIDES, right=False, optional=3, plain="sign"),
     ]
-    print_table(columns, _source_rows(report.sources, top, heads), stream)
+    print_table(columns, _source_rows(report.sources, top, report.heads), stream)
     capped = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
     print_line(f"the model's own logits: {report.logits[0]:.4f} and {report.logits[1]:.4f}{capped}", stream)
     print_line("Direct effects: what each part itself wrote, not what later parts made of it.", stream, "dim")
@@ -54,18 +54,18 @@ def _part_rows(report: WhyReport, top: int) -> list[list[Cell]]:
     return [*rows, [*_numbers("total", [report.total], "bold"), Cell("")]]
 
 
-def _split(ranked: Sequence[Part], top: int) -> tuple[Sequence[Part], Sequence[Part], Sequence[Part]]:
+def _split(ranked: Sequence[Contribution], top: int) -> tuple[Sequence[Contribution], ...]:
     """The first ``top``, those between, the last ``top``; 0, or so few that none is between: all."""
     if top == 0 or len(ranked) <= 2 * top + 1:
         return ranked, [], []
     return ranked[:top], ranked[top:-top], ranked[-top:]
 
 
-def _part_row(part: Part, most: float) -> list[Cell]:
+def _part_row(part: Contribution, most: float) -> list[Cell]:
     return [*_numbers(part.name, [part]), signed_bar_cell(part.difference, most)]
 
 
-def _numbers(name: str, parts: Sequence[Part], style: str = "") -> list[Cell]:
+def _numbers(name: str, parts: Sequence[Contribution], style: str = "") -> list[Cell]:
     """What parts add together. Sums get no bar: it would be out of all proportion."""
     token, other = (
         number_cell(sum(values), 3, style) for values in ([p.token for p in parts], [p.other for p in parts])
@@ -73,7 +73,7 @@ def _numbers(name: str, parts: Sequence[Part], style: str = "") -> list[Cell]:
     return [Cell(name, style=style), token, other, _signed(sum(part.difference for part in parts), style)]
 
 
-def _source_rows(sources: Sequence[Source], top: int, heads: str) -> list[list[Cell]]:
+def _source_rows(sources: Sequence[SourceContribution], top: int, heads: str) -> list[list[Cell]]:
     """The strongest in the order of the text, then the sum of the others, and of all ``heads``."""
     shown = sorted(sources, key=lambda source: -abs(source.difference))[: 2 * top or None]
     most = abs(shown[0].difference)

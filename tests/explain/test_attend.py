@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.explain.attention import AttendReport, attend_report, attention_pattern
+from llmcli.explain.attention import AttendReport, attend, attention_pattern
 from llmcli.explain.forward_pass import observe
 from llmcli.explain.heads import heads_of
 from llmcli.model import attention
@@ -22,9 +22,7 @@ ROWS = 12
 
 
 def report_of(case: Tiny, model: Transformer | None = None, layers: list[int] | None = None) -> AttendReport:
-    opened = loaded(case, model)
-    every = list(range(opened.model.config.num_hidden_layers))
-    return attend_report(opened, IDS, LENGTH - 1, every if layers is None else layers)
+    return attend(loaded(case, model), IDS, layers=layers)
 
 
 def expected_lengths(case: Tiny, seen: Inside) -> Tensor:
@@ -70,7 +68,7 @@ def test_a_heads_pattern_is_transformers_own(tiny: Make, name: str) -> None:
     case = tiny(name)
     seen = inside(case, IDS)
     for layer in range(len(seen.attention)):
-        report = attention_pattern(loaded(case), IDS, LENGTH - 1, (layer, 1), ROWS)
+        report = attention_pattern(loaded(case), IDS, (layer, 1), rows=ROWS)
         assert report.check.ok
         assert [row.position for row in report.rows] == list(range(LENGTH - ROWS, LENGTH))
         for row in report.rows:
@@ -96,7 +94,7 @@ def test_what_lies_out_of_every_window_is_not_seen(tiny: Make) -> None:
 
 
 def test_a_short_text_has_a_small_triangle(tiny: Make) -> None:
-    report = attention_pattern(loaded(tiny("llama")), IDS, 2, (0, 0), ROWS)
+    report = attention_pattern(loaded(tiny("llama")), IDS, (0, 0), position=2, rows=ROWS)
     assert [len(row.weights) for row in report.rows] == [1, 2, 3]
     assert report.rows[0].weights == (1.0,)
 
@@ -109,9 +107,9 @@ def test_without_the_mask_it_is_wrong(tiny: Make, monkeypatch: pytest.MonkeyPatc
         return torch.ones(count, past + count, dtype=torch.bool, device=device)
 
     monkeypatch.setattr(attention, "causal_mask", all_seen)
-    report = attention_pattern(loaded(tiny("llama")), IDS, LENGTH - 1, (0, 0), ROWS)
+    report = attention_pattern(loaded(tiny("llama")), IDS, (0, 0), rows=ROWS)
     failed = [claim.what for claim in report.check.claims if not claim.holds]
-    assert "nothing ahead is seen" in failed
+    assert "later tokens get a weight of 0" in failed
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gpt_neox"])
@@ -127,7 +125,7 @@ def test_weights_that_are_not_those_that_were_used_fail_the_check(
     monkeypatch.setattr(attention, "attention_weights", sharper)
     report = report_of(tiny(name))
     assert [claim.what for claim in report.check.claims if not claim.holds] == [
-        "weights times values are what attention added"
+        "weights times values equal what attention added"
     ]
 
 
@@ -136,9 +134,9 @@ def test_lengths_of_another_heads_matrix_are_wrong(tiny: Make) -> None:
     model, seen = case.load(), inside(case, IDS)
     reading = observe(model, IDS)
     heads = heads_of(model, reading, 0)
-    assert float((heads.lengths - expected_lengths(case, seen)[0]).abs().max()) <= CLOSE
+    assert float((heads.value_norms - expected_lengths(case, seen)[0]).abs().max()) <= CLOSE
     wrong = heads_of(model, reading, 1)
-    assert float((wrong.lengths - expected_lengths(case, seen)[0]).abs().max()) > WRONG
+    assert float((wrong.value_norms - expected_lengths(case, seen)[0]).abs().max()) > WRONG
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.explain import logit_lens as module
-from llmcli.explain.attribution import freeze
 from llmcli.explain.forward_pass import ForwardPass, observe
-from llmcli.explain.logit_lens import LensReport, LensRow, lens_report
+from llmcli.explain.logit_lens import LensReport, LensRow, lens
+from llmcli.explain.residual_stream import freeze
 from llmcli.generation.distribution import kl_divergence
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
@@ -27,9 +27,7 @@ TARGET = 11
 
 
 def report_of(case: Tiny, model: Transformer | None = None, position: int = LENGTH - 1) -> LensReport:
-    opened = loaded(case, model)
-    layers = range(opened.model.config.num_hidden_layers)
-    return lens_report(opened, IDS, position, [None, *layers], TARGET)
+    return lens(loaded(case, model), IDS, position=position, token=TARGET)
 
 
 def number(row: LensRow) -> int:
@@ -67,8 +65,8 @@ def test_any_position_can_be_looked_at(tiny: Make, position: int) -> None:
 
 
 def test_the_last_row_is_the_models_answer_and_the_favourite_its_target(tiny: Make) -> None:
-    report = lens_report(loaded(tiny("qwen3")), IDS, LENGTH - 1, [None, 2], None)
-    assert [row.layer for row in report.rows] == [None, 2]
+    report = lens(loaded(tiny("qwen3")), IDS, layers=[2])
+    assert [row.layer for row in report.rows] == [2]
     last = report.rows[-1]
     assert (last.kl, last.rank, last.p) == (0.0, 0, last.p_top)
     assert last.top == report.target
@@ -98,7 +96,7 @@ def test_with_the_norm_frozen_it_is_wrong_before_the_last_layer(tiny: Make, name
     case = tiny(name)
     model = case.load()
     norm = freeze(model.norm, observe(model, IDS).trace.residual[-1][0, -1])
-    model.norm = Instead(model.norm, lambda x: norm.back(x.double()).float())
+    model.norm = Instead(model.norm, lambda x: norm.input_direction(x.double()).float())
     if norm.bias is not None:
         bias = norm.bias.float()
         model.norm.act = lambda x: (x - x.mean(-1, keepdim=True)) * norm.gain.float() + bias
@@ -128,12 +126,14 @@ def test_a_lens_that_is_not_the_models_own_head_fails_its_check(tiny: Make, monk
 
 def test_what_cannot_be_read_is_said(tiny: Make) -> None:
     opened = loaded(tiny("llama"))
+    assert lens(opened, []).at.id == opened.model.config.bos_token_id
+    opened.model.config = dataclasses.replace(opened.model.config, bos_token_id=None)
     with pytest.raises(LlmcliError, match="empty"):
-        lens_report(opened, [], -1, [0], None)
+        lens(opened, [])
     long = IDS * 10
     with pytest.raises(LlmcliError, match="128") as error:
-        lens_report(opened, long, len(long) - 1, [0], None)
-    assert "--at" in error.value.hint
+        lens(opened, long)
+    assert error.value.kind == "position-beyond-context"
 
 
 def test_divergence_is_that_of_torch_and_survives_impossible_tokens() -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import attribution as module
-from llmcli.explain.attribution import Attribution, FrozenNorm, WhyReport, attribute, freeze, why_report
+from llmcli.explain import residual_stream as module
+from llmcli.explain.attribution import WhyReport, why
 from llmcli.explain.forward_pass import ForwardPass, observe
 from llmcli.explain.heads import Heads
+from llmcli.explain.residual_stream import Attribution, FrozenNorm, attribute, freeze
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Kind, quantize
@@ -136,10 +137,7 @@ def test_parts_that_a_family_lacks_are_zero_and_the_others_are_not(tiny: Make, n
 
 
 def report_of(case: Tiny, model: Transformer | None = None, **options: Any) -> WhyReport:
-    opened = loaded(case, model)
-    config = opened.model.config
-    every = [(layer, head) for layer in range(config.num_hidden_layers) for head in range(config.num_attention_heads)]
-    return why_report(opened, IDS, len(IDS) - 1, **({"heads": every} | options))
+    return why(loaded(case, model), IDS, **options)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -155,7 +153,7 @@ def test_the_report_adds_up_at_every_level(tiny: Make, name: str) -> None:
 
 
 def test_one_head_alone_is_split_by_source(tiny: Make) -> None:
-    report = report_of(tiny("qwen3"), heads=[(1, 2)])
+    report = report_of(tiny("qwen3"), head=(1, 2))
     (part,) = [part for part in report.parts if part.name == "L1.H2"]
     assert sum(source.difference for source in report.sources) == pytest.approx(part.difference, abs=1e-9)
     assert {(source.layer, source.head) for source in report.sources} == {(1, 2)}
@@ -204,17 +202,17 @@ def wrong_length(norm: Norm, x: Tensor) -> FrozenNorm:
 
 def without_offset(norm: Norm, x: Tensor) -> FrozenNorm:
     made = freeze(norm, x)
-    return FrozenNorm(made.gain * 0.5, made.bias, made.centred)
+    return FrozenNorm(made.gain * 0.5, made.bias, made.centered)
 
 
-def uncentred(norm: Norm, x: Tensor) -> FrozenNorm:
+def uncentered(norm: Norm, x: Tensor) -> FrozenNorm:
     made = freeze(norm, x)
-    return FrozenNorm(made.gain, made.bias, not made.centred)
+    return FrozenNorm(made.gain, made.bias, not made.centered)
 
 
 def without_bias(norm: Norm, x: Tensor) -> FrozenNorm:
     made = freeze(norm, x)
-    return FrozenNorm(made.gain, None, made.centred)
+    return FrozenNorm(made.gain, None, made.centered)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +220,7 @@ def without_bias(norm: Norm, x: Tensor) -> FrozenNorm:
     [
         *((name, wrong_length) for name in ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox")),
         *((name, without_offset) for name in ("llama", "gemma2")),
-        *((name, uncentred) for name in ("llama", "gpt2", "gpt_neox")),
+        *((name, uncentered) for name in ("llama", "gpt2", "gpt_neox")),
         *((name, without_bias) for name in ("gpt2", "gpt_neox")),
     ],
 )
