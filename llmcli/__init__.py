@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from llmcli.generation.steps import steps as steps
 
 __all__ = ["__version__", "load", "steps"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(name: str, *, offline: bool = False, device: str = "auto", dtype: str = "auto") -> LoadedModel:
