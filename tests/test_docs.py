@@ -1,4 +1,4 @@
-"""The documents are true: their commands and code run as printed, their links lead somewhere, their tables are complete.
+"""The documents are correct: their commands and code run as printed, their links work, their tables are complete.
 
 The word after a fence's language is for these tests:
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,17 +116,16 @@ def done() -> set[str]:
 
 
 @pytest.fixture
-def served(hub: Hub) -> Iterator[None]:
+def hub_of_the_documents(hub: Hub) -> None:
     """A hub on which the models of the documents are the shipped one, under their names."""
     files = {path.name: path.read_bytes() for path in find(default_model()).iterdir()}
     hub.add(files, HUB_MODELS[0])
     hub.add({**files, "chat_template.jinja": TEMPLATE_WITH_SYSTEM.encode()}, HUB_MODELS[1])
-    yield
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_run_as_printed(
-    document: str, desk: Path, done: set[str], served: None, monkeypatch: pytest.MonkeyPatch
+    document: str, desk: Path, done: set[str], hub_of_the_documents: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(desk)
     for line in lines_of(mark="", document=document):
