@@ -74,7 +74,7 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
     if as_json:
         view.write_settings_json(config_path(), rows, texts, sys.stdout)
     else:
-        view.print_settings(config_path(), rows, texts, sys.stdout, sys.stderr, of=command)
+        view.print_settings(config_path(), rows, texts, sys.stdout, sys.stderr, command=command)
     if faults:
         sys.exit(EXIT_USAGE)
 

@@ -1,4 +1,4 @@
-"""Measured speeds: a table for the eye, for programs, and for a README."""
+"""``bench``: measured speeds as a table, as JSON, and as Markdown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from llmcli.files.ndjson import write_line
 from llmcli.files.sizes import readable
 from llmcli.render.table import Cell, Column, number_cell, print_table
+from llmcli.render.text import counted
 
 if TYPE_CHECKING:
     from llmcli.generation.bench import Speed
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One measurement and what it was taken on. ``peak_bytes`` is the process's memory at its highest so far."""
+    """One measurement and its conditions. ``peak_bytes`` is the process's peak memory so far."""
 
     model: str
     dtype: str
@@ -27,24 +28,24 @@ class BenchRow:
     weight_bytes: int
     load_seconds: float
     peak_bytes: int | None
-    bandwidth: float = math.nan  # bytes a second
+    bandwidth: float = math.nan  # bytes per second
 
 
 def print_bench(rows: Sequence[BenchRow], stream: TextIO) -> None:
-    """Tokens a second, median and range; the share of the bandwidth; memory."""
+    """Print tokens per second (median and range), the share of the memory bandwidth, and memory."""
     columns = [
         Column("model", right=False),
         Column("dtype", right=False),
         Column("threads", optional=3),
         Column("depth"),
         Column("prefill t/s"),
-        Column("lowest-highest", optional=5),
+        Column("min-max", optional=5),
         Column("decode t/s"),
-        Column("lowest-highest", optional=1),
-        Column("share"),
+        Column("min-max", optional=1),
+        Column("bandwidth"),
         Column("weights", optional=4),
-        Column("KV", optional=7),
-        Column("peak", optional=6),
+        Column("KV cache", optional=7),
+        Column("peak memory", optional=6),
         Column("load s", optional=8),
     ]
     print_table(columns, [_cells(row) for row in rows], stream)
@@ -70,16 +71,16 @@ def _cells(row: BenchRow) -> list[Cell]:
 
 
 def bench_line(row: BenchRow) -> str:
-    """A row as soon as it is measured."""
+    """Return the line that reports a measurement as soon as it is made."""
     speed = row.speed
     return (
-        f"{row.model} {row.dtype}, {row.threads} threads, depth {speed.depth}: "
+        f"{row.model} {row.dtype}, {counted(row.threads, 'thread')}, depth {speed.depth}: "
         f"prefill {speed.prefill.median:.0f}, decode {speed.decode.median:.1f} tokens/s"
     )
 
 
 def write_bench_json(rows: Sequence[BenchRow], stream: TextIO) -> None:
-    """NDJSON, an object a row; every run's figure is there."""
+    """Write one JSON object per row, with the speed of every run."""
     for row in rows:
         speed = row.speed
         record: dict[str, Any] = {
@@ -103,7 +104,7 @@ def write_bench_json(rows: Sequence[BenchRow], stream: TextIO) -> None:
 
 
 def print_bench_markdown(rows: Sequence[BenchRow], stream: TextIO) -> None:
-    """A table for a README: medians with their range."""
+    """Write a Markdown table of medians and ranges."""
     stream.write("| model | dtype | threads | depth | prefill tokens/s | decode tokens/s | share of bandwidth |\n")
     stream.write("|---|---|---|---|---|---|---|\n")
     for row in rows:

@@ -1,4 +1,4 @@
-"""The tree of continuations for the eye."""
+"""``branch``: the tree of continuations."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from llmcli.render.generation import ENDINGS
 from llmcli.render.marks import probability_band
 from llmcli.render.table import Cell, Column, print_table, probability_cell
 from llmcli.render.terminal import print_check, print_line
-from llmcli.render.text import one_line, token_label
+from llmcli.render.text import one_line, text_label, token_label
 
 if TYPE_CHECKING:
     from llmcli.explain.continuations import BranchReport, Node
 
 
 def print_branch(report: BranchReport, stream: TextIO) -> None:
-    """The whole view."""
-    at = token_label(report.at.text, report.at.bytes)
-    print_line(f"branch at {report.position}, {at}: what if another token had been chosen?", stream)
+    """Print the whole view."""
+    at = token_label(report.at)
+    print_line(f"branch at position {report.position}, {at}: what if another token had been chosen?", stream)
     columns = [
         Column("token", right=False),
         Column("id", optional=4, plain="path"),
         Column("p"),
         Column("", right=False),
-        Column("p of the path"),
-        Column("other tokens", optional=2),
-        Column("text so far", right=False, optional=3),
+        Column("p of path"),
+        Column("p of others", optional=2),
+        Column("text", right=False, optional=3),
     ]
     print_table(columns, list(_rows(report.children, "")), stream)
     others, best = probability_cell(report.others).shown, probability_cell(math.exp(report.best.logprob)).shown
-    told = f"other tokens: how probable those are that may come next and are not shown; in the first place {others}."
-    print_line(told, stream, "dim")
-    print_line(f"most probable path ({best}): “{one_line(report.best.text)}”", stream)
+    legend = f"p of others: total probability of the continuations not shown; {others} for the first token."
+    print_line(legend, stream, "dim")
+    print_line(f"most probable path (p {best}): “{one_line(report.best.text)}”", stream)
     print_check(report.check, stream)
 
 
 def _rows(nodes: Sequence[Node], indent: str) -> Iterator[list[Cell]]:
-    """Depth first, each node behind the lines that lead to it; an only child stands right below its parent."""
+    """Yield rows depth first, each token after the lines of the tree; an only child is not indented."""
     for node in nodes:
         last, only = node is nodes[-1], len(nodes) == 1
         yield _row(node, indent + ("" if only else "└ " if last else "├ "))
@@ -48,7 +48,7 @@ def _rows(nodes: Sequence[Node], indent: str) -> Iterator[list[Cell]]:
 def _row(node: Node, lines: str) -> list[Cell]:
     style, sign = probability_band(node.p)
     end = "" if node.end is None else f" ({ENDINGS[node.end]})"
-    token = token_label(node.piece.text, node.piece.bytes) + end
+    token = token_label(node.piece) + end
     return [
         Cell(lines + token, token, style),
         Cell(str(node.piece.id), "/".join(map(str, node.path))),
@@ -56,5 +56,5 @@ def _row(node: Node, lines: str) -> list[Cell]:
         Cell(sign, style=style),
         probability_cell(math.exp(node.logprob)),
         Cell("", "") if node.others is None else probability_cell(node.others),
-        Cell(token_label(node.text, b"")),
+        Cell(text_label(node.text)),
     ]

@@ -1,4 +1,4 @@
-"""What a chat shows beside its replies: its commands, and how much of the context it fills."""
+"""What a chat prints besides its replies: its commands, and how much of the context it uses."""
 
 from __future__ import annotations
 
@@ -13,30 +13,28 @@ if TYPE_CHECKING:
     from llmcli.text.chat_template import Message
 
 SPEAKERS = {"system": "system", "user": "you", "assistant": "reply"}
-BEGINNING = 40  # characters of a message that are shown
+EXCERPT = 40  # characters shown of a message
 
 
 def print_chat_commands(actions: Sequence[tuple[str, str]], stream: TextIO) -> None:
-    """The commands, one a line, and how to type more than one line."""
+    """Print the chat's commands, one per line, and how to type several lines."""
     width = max(len(usage) for usage, _ in actions)
     for usage, help in actions:
         print_line(f"{usage:<{width}}  {help}", stream)
-    print_line(
-        'A line that ends in \\ goes on, as does what stands between """ and """; Alt-Enter begins a line.', stream
-    )
-    print_line("Ctrl-C stops a reply. A text that begins with / is typed with //.", stream)
+    print_line('To write several lines, end each with \\, enclose them in """, or press Alt-Enter.', stream)
+    print_line("Ctrl-C stops a reply. To send a text that starts with /, type //.", stream)
 
 
 def print_context_use(messages: Sequence[Message], sizes: Sequence[int], context: int, stream: TextIO) -> None:
-    """One row a message, with the template's part before it, and what is left of the context.
+    """Print the tokens of each message, including the template's tokens before it, and what is left of the context.
 
-    ``sizes`` has one number more than there are messages, or is the total alone.
+    ``sizes`` has an entry per message and one for the template's end, or a single one, the total.
     """
     used = sum(sizes)
     if len(sizes) > len(messages):
         columns = [Column("who", right=False), Column("tokens"), Column("text", right=False, optional=1)]
         rows = [
-            [Cell(SPEAKERS[message.role]), Cell(str(size)), Cell(_beginning(message.content))]
+            [Cell(SPEAKERS[message.role]), Cell(str(size)), Cell(_excerpt(message.content))]
             for message, size in zip(messages, sizes, strict=False)
         ]
         if sizes[-1]:
@@ -47,6 +45,6 @@ def print_context_use(messages: Sequence[Message], sizes: Sequence[int], context
     )
 
 
-def _beginning(text: str) -> str:
+def _excerpt(text: str) -> str:
     text = one_line(text)
-    return text if len(text) <= BEGINNING else f"{text[:BEGINNING]}…"
+    return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}…"

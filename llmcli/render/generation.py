@@ -1,4 +1,4 @@
-"""Generated text as it comes, and the line that sums a generation up."""
+"""Generated text as it arrives, the line that summarizes it, and the table of its probabilities."""
 
 from __future__ import annotations
 
@@ -19,48 +19,50 @@ if TYPE_CHECKING:
     from llmcli.generation.prompt_cache import Reuse
     from llmcli.generation.text import Generation
 
+# Why a text ended, by its ``finish``.
 ENDINGS = {
-    "length": "the limit of --max-tokens was reached",
-    "stop_token": "the model ended its text",
-    "stop": "the model ended its text, or a --stop string came",
-    "grammar": "the grammar allows nothing more",
-    "stop_string": "a --stop string came",
-    "context": "the model's context is full",
+    "length": "--max-tokens reached",
+    "stop_token": "end of text",
+    "stop": "end of text or a --stop string",
+    "grammar": "the grammar is complete",
+    "stop_string": "--stop string found",
+    "context": "the context is full",
     "interrupted": "interrupted",
 }
-# Why nothing of a prompt cache's file could be used.
+# Why a prompt cache file cannot be used: "prompt cache: FILE ...".
 PROMPT_CACHE_UNUSED = {
     "damaged": "is damaged",
-    "version": "is of another version of llmcli",
-    "dtype": "is of another dtype",
-    "model": "is of another model, or of other weights",
-    "text": "is of a text that begins otherwise",
-    "window": "goes on where this prompt parts from it, and the model's window has moved past that place",
-    "angles": "is of a text of another length, for which the model turns positions otherwise",
+    "version": "is from another version of llmcli",
+    "dtype": "is in another dtype",
+    "model": "is from another model or other weights",
+    "text": "starts with a different text",
+    "window": "differs from this prompt too far back for the model's sliding window",
+    "angles": "is from a text of another length, for which this model rotates positions differently",
 }
 
 
 class TextWriter:
-    """Writes chunks at once; with ``by_probability``, on a terminal, each in the colour of its probability."""
+    """Writes text as it arrives; on a color terminal, ``by_probability`` colors each chunk by its probability."""
 
     def __init__(self, stream: TextIO, *, by_probability: bool) -> None:
         self.stream = stream
-        self._coloured = by_probability and styled(stream)
-        self._ended = True  # whether the last thing written was a line end
+        self._colored = by_probability and styled(stream)
+        self._ended = True  # whether the last line is finished
 
     def write(self, text: str, prob: float = 1.0) -> None:
+        """Write a chunk and flush it."""
         if not text:
             return
         self._ended = text.endswith("\n")
         text = printable(text, self.stream)
-        style = probability_band(prob)[0] if self._coloured else ""
+        style = probability_band(prob)[0] if self._colored else ""
         if style:
             text = Style.parse(style).render(text, color_system=ColorSystem.EIGHT_BIT)
         self.stream.write(text)
         self.stream.flush()
 
     def end_line(self) -> None:
-        """Finish the last line, so that a prompt or a table does not stick to the text."""
+        """End the last line, so that a table or the shell's prompt starts on a new one."""
         if not self._ended:
             self.stream.write("\n")
             self.stream.flush()
@@ -75,52 +77,53 @@ def print_summary(
     guesses: tuple[int, int] | None = None,
     cached: int = 0,
 ) -> None:
-    """Counts, speeds, why it stopped, and the seed that repeats it. ``context`` is the most tokens there may be.
+    """Print the counts and speeds of a finished generation, why it stopped, and the seed that repeats it.
 
-    ``cached`` tokens of the prompt were not read but taken from a prompt cache.
+    ``context`` is the model's context in tokens; ``cached`` prompt tokens came from a prompt cache. ``guesses`` counts
+    the tokens drafted and accepted, with speculative decoding.
     """
     done = generation
-    # The first token comes from prefill; the loop's own speed is that of the others.
+    # The first token comes from prefill, so the decode speed is that of the others.
     decode = f"{(done.tokens - 1) / done.decode_seconds:.0f} tokens/s" if done.tokens > 1 else "-"
     if cached:
         prefill = f" ({cached} cached)"
     else:
         prefill = f", prefill {done.prompt_tokens / done.prefill_seconds:.0f} tokens/s" if done.tokens else ""
-    ahead = "" if guesses is None else f" | guessed {guesses[0]}, kept {guesses[1]}, rejected {guesses[0] - guesses[1]}"
+    drafted = "" if guesses is None else f" | {guesses[0]} tokens drafted, {guesses[1]} accepted"
     note(
         f"{counted(done.tokens, 'token')}, decode {decode} | prompt {counted(done.prompt_tokens, 'token')}{prefill} | "
         f"first token after {done.prefill_seconds:.2f} s | context {done.length} of {context} | "
-        f"stopped: {ENDINGS[done.finish]} | seed {seed}{ahead}",
+        f"stopped: {ENDINGS[done.finish]} | seed {seed}{drafted}",
         stream,
     )
 
 
 def prompt_cache_line(reuse: Reuse, file: str) -> str:
-    """What became of the file of ``--prompt-cache``."""
+    """Return the line that says how much of the prompt a prompt cache file held, or why it was not used."""
     if reuse.reason == "missing":
         return f"prompt cache: {file} does not exist yet"
     if reuse.reason is not None:
-        return f"prompt cache: {file} {PROMPT_CACHE_UNUSED[reuse.reason]}; the prompt is read anew"
+        return f"prompt cache: {file} {PROMPT_CACHE_UNUSED[reuse.reason]}; the whole prompt is read"
     return f"prompt cache: {reuse.tokens} of {counted(reuse.prompt, 'token')} reused from {file}"
 
 
 def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float | None]) -> str:
-    """What generation_config.json decided, and what it asks for in vain; empty if neither."""
+    """Return the line that lists the settings from generation_config.json, used and not; empty if there are none."""
     parts = []
     if adopted:
-        parts.append("the model's own settings: " + ", ".join(f"{name} {value:g}" for name, value in adopted.items()))
+        parts.append(", ".join(f"{name} {value:g}" for name, value in adopted.items()))
     if unmet:
         parts.append("not applied: " + ", ".join(filter_label(*setting) for setting in unmet.items()))
-    return f"{'; '.join(parts)} (generation_config.json)" if parts else ""
+    return f"from generation_config.json: {'; '.join(parts)}" if parts else ""
 
 
 def filter_label(name: str, value: float | None) -> str:
-    """A filter with its value, where that is a number."""
+    """Return a filter's name with its value, if it has one: "top-p 0.95"."""
     return name if value is None else f"{name} {value:g}"
 
 
-def print_probabilities(reports: Sequence[GeneratedToken], stream: TextIO) -> None:
-    """One row a generated token: its probability and rank, and the tokens that were likelier or next."""
+def print_probabilities(tokens: Sequence[GeneratedToken], stream: TextIO) -> None:
+    """Print a row for each generated token: its probability and rank, and the most probable tokens in its place."""
     columns = [
         Column("#"),
         Column("id", optional=2),
@@ -131,63 +134,61 @@ def print_probabilities(reports: Sequence[GeneratedToken], stream: TextIO) -> No
         Column("final p", optional=1),
         Column("most probable", right=False, optional=-1),
     ]
-    rows = []
-    for report in reports:
-        style, sign = ("", "") if report.prob is None else probability_band(report.prob)
-        rivals = "  ".join(
-            f"{token_label(rival.text, rival.bytes) or UNKNOWN.shown} {_brief(rival.prob)}" for rival in report.top
-        )
-        rows.append(
-            [
-                Cell(str(report.index)),
-                UNKNOWN if report.id is None else Cell(str(report.id)),
-                Cell(token_label(report.text, report.bytes), style=style),
-                UNKNOWN if report.prob is None else probability_cell(report.prob),
-                Cell(sign, style=style),
-                UNKNOWN if report.rank is None else Cell(str(report.rank)),
-                UNKNOWN if report.final_prob is None else probability_cell(report.final_prob),
-                Cell(rivals),
-            ]
-        )
-    print_table(columns, rows, stream)
+    print_table(columns, [_probability_row(token) for token in tokens], stream)
+
+
+def _probability_row(token: GeneratedToken) -> list[Cell]:
+    style, sign = ("", "") if token.prob is None else probability_band(token.prob)
+    top = "  ".join(f"{token_label(other) or UNKNOWN.shown} {_brief(other.prob)}" for other in token.top)
+    return [
+        Cell(str(token.index)),
+        UNKNOWN if token.id is None else Cell(str(token.id)),
+        Cell(token_label(token), style=style),
+        UNKNOWN if token.prob is None else probability_cell(token.prob),
+        Cell(sign, style=style),
+        UNKNOWN if token.rank is None else Cell(str(token.rank)),
+        UNKNOWN if token.final_prob is None else probability_cell(token.final_prob),
+        Cell(top),
+    ]
 
 
 def _brief(prob: float) -> str:
-    """A rival's probability in four characters; never 0.00 for one above zero."""
+    """Return a probability in four characters, but never 0.00 for one above 0."""
     return f"{prob:.2f}" if prob >= 0.005 or prob == 0 else "<.01"
 
 
-def print_server_limits(stream: TextIO, what: str) -> None:
-    """What numbers from a server are, and what they cannot tell."""
-    note(
-        f"p is as the server tells it, before or after its temperature. From outside nobody can know {what}, "
-        "or anything of tokens that the server does not list.",
-        stream,
-    )
-
-
 def ending(finish: str | None) -> str:
-    """Why a server's text ended; an unknown reason is told in its own word."""
-    return ENDINGS.get(finish or "", one_line(f"the server says “{(finish or '')[:40]}”"))
+    """Return why a server's text ended; a reason that llmcli does not know is quoted."""
+    return ENDINGS.get(finish or "", one_line(f"the server's reason is “{(finish or '')[:40]}”"))
 
 
 def print_server_summary(writing: Writing, stream: TextIO, *, seed: int | None) -> None:
-    """Counts, speed, why it stopped, and the seed if one was asked for."""
+    """Print the counts and speed of a server's text, why it stopped, and the seed, if one was requested."""
     about = "" if writing.counted else "about "
     decoded, seconds = writing.tokens - 1, writing.seconds - writing.first_seconds
     speed = f"{decoded / seconds:.0f} tokens/s" if decoded > 0 and seconds > 0 else "-"
-    prompt = "" if writing.usage.prompt is None else f"prompt {writing.usage.prompt} tokens | "
+    prompt = "" if writing.usage.prompt is None else f"prompt {counted(writing.usage.prompt, 'token')} | "
     note(
-        f"{about}{writing.tokens} tokens, {speed} | {prompt}first token after {writing.first_seconds:.2f} s | "
+        f"{about}{counted(writing.tokens, 'token')}, {speed} | {prompt}"
+        f"first token after {writing.first_seconds:.2f} s | "
         f"stopped: {ending(writing.finish)} | seed {'not set' if seed is None else seed}",
         stream,
     )
 
 
-def print_server_probabilities(told: Sequence[GeneratedToken], stream: TextIO) -> None:
-    """The table of a server's tokens, and what it cannot hold."""
-    if all(report.logprob is None for report in told):
-        note("no table: this server tells no probabilities", stream)
+def print_server_probabilities(tokens: Sequence[GeneratedToken], stream: TextIO) -> None:
+    """Print the table of a server's tokens, and what it cannot show."""
+    if all(token.logprob is None for token in tokens):
+        note("no table: this server does not send probabilities", stream)
         return
-    print_probabilities(told, stream)
+    print_probabilities(tokens, stream)
     print_server_limits(stream, "the final p, the draw, the entropy")
+
+
+def print_server_limits(stream: TextIO, unknown: str) -> None:
+    """Print what a server's probabilities are, and what stays unknown."""
+    note(
+        "p comes from the server, before or after its temperature. "
+        f"Unknown: {unknown}, and the tokens that the server does not list.",
+        stream,
+    )

@@ -1,4 +1,4 @@
-"""The machine forms: one JSON object a line, under names that stay (README, "For programs")."""
+"""The JSON forms of reports and events, whose keys are stable: programs read them (see docs/json.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch m
 
 
 def record(report: Any) -> Any:
-    """A report of ``explain`` with its fields' names as keys: bytes as hex, null for what is no finite number."""
+    """Return a report as JSON values, with its fields' names as keys: bytes in hex, null for NaN and infinities."""
     if is_dataclass(report):
         shown = (field.name for field in fields(report) if field.metadata.get("json", True))
         return {name: record(getattr(report, name)) for name in shown}
@@ -33,7 +33,7 @@ def record(report: Any) -> Any:
 
 
 def finite(number: float) -> float | None:
-    """JSON knows no other numbers."""
+    """Return ``number``, or None for NaN and infinities, which JSON has no form for."""
     return number if math.isfinite(number) else None
 
 
@@ -44,9 +44,10 @@ def generation_start(
     filters: Sequence[tuple[str, float | None]],
     cached: int | None = None,
 ) -> dict[str, Any]:
-    """``cached``: how many of the prompt's tokens a prompt cache held, if one was given.
+    """Return the first record of ``generate --json``.
 
-    Of a server's model ``prompt_ids`` are unknown, and ``seed`` is if none was asked for.
+    ``cached`` is the number of prompt tokens that a prompt cache held, if one was given. For a server's model,
+    ``prompt_ids`` are unknown, and so is ``seed`` unless one was requested.
     """
     start = {
         "type": "start",
@@ -59,6 +60,7 @@ def generation_start(
 
 
 def generated_token(report: GeneratedToken) -> dict[str, Any]:
+    """Return the record of one generated token."""
     return {
         "type": "token",
         "index": report.index,
@@ -84,7 +86,11 @@ def generation_end(
     guesses: tuple[int, int] | None = None,
     valid: bool | None = None,
 ) -> dict[str, Any]:
-    """``guesses``: how many tokens were guessed ahead and how many kept, if any were to be; ``valid``: of a grammar."""
+    """Return the last record of ``generate --json``.
+
+    ``guesses`` counts the tokens drafted and accepted, with speculative decoding; ``valid`` says whether the text
+    satisfies the grammar, if one was given.
+    """
     end = {
         "type": "end",
         "finish": finish,
@@ -99,11 +105,12 @@ def generation_end(
 
 
 def of_sample(sample: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of one of several texts."""
+    """Return ``record`` with the number of the sample that it belongs to."""
     return {"type": record["type"], "sample": sample, **record}
 
 
 def sample_end(row: SampleRow) -> dict[str, Any]:
+    """Return the last record of one of several samples."""
     return {
         "type": "end",
         "finish": row.finish,
@@ -115,6 +122,7 @@ def sample_end(row: SampleRow) -> dict[str, Any]:
 
 
 def tokenization(report: Tokenization) -> dict[str, Any]:
+    """Return the record of ``tokenize --json``."""
     return {
         "model": report.model,
         "count": len(report.tokens),
@@ -136,6 +144,7 @@ def _token(token: Token) -> dict[str, Any]:
 
 
 def model(found: OnDisk) -> dict[str, Any]:
+    """Return the record of one model of ``models --json``."""
     return {
         "name": found.name,
         "family": found.family,
@@ -148,12 +157,13 @@ def model(found: OnDisk) -> dict[str, Any]:
 
 
 def iso_time(moment: float | None) -> str | None:
-    """A time in UTC, to the second."""
+    """Return a POSIX time in ISO 8601, in UTC and to the second."""
     return None if moment is None else datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
 
 
 def step(report: StepReport) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    """Return the record of ``explain-step --json``."""
+    form: dict[str, Any] = {
         "step": report.step,
         "prompt_ids": list(report.prompt_ids),
         "context_ids": list(report.context_ids),
@@ -190,7 +200,7 @@ def step(report: StepReport) -> dict[str, Any]:
         },
     }
     if report.columns:
-        told["temperatures"] = [
+        form["temperatures"] = [
             {
                 "temperature": column.temperature,
                 "entropy": column.entropy,
@@ -200,11 +210,14 @@ def step(report: StepReport) -> dict[str, Any]:
             }
             for column in report.columns
         ]
-    return told
+    return form
 
 
 def server_step(report: ServerStep) -> dict[str, Any]:
-    """Under the names of ``step``, null for what nobody can know from outside; and ``rest``, of all not listed."""
+    """Return a server's step with the keys of ``step``: null for what a server does not send.
+
+    ``rest`` is the probability of all tokens that the server does not list.
+    """
     unknown = ("logit", "adjusted", "p_temperature", "cut", "p_final", "cumulative", "u_low", "u_high")
     return {
         "step": report.step,

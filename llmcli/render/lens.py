@@ -1,4 +1,4 @@
-"""The layers for the eye: a row each, and the target's way through them."""
+"""``lens``: what the model would predict after each layer, and the target's probability through the layers."""
 
 from __future__ import annotations
 
@@ -14,34 +14,32 @@ if TYPE_CHECKING:
 
 
 def print_lens(report: LensReport, stream: TextIO) -> None:
-    """The whole view."""
-    at, target = token_label(report.at.text, report.at.bytes), token_label(report.target.text, report.target.bytes)
-    print_line(f"lens at {report.position}, {at}: what would follow if the model stopped after each layer?", stream)
+    """Print the whole view."""
+    at, target = token_label(report.at), token_label(report.target)
+    print_line(f"lens at position {report.position}, {at}: what would the model predict after each layer?", stream)
     columns = [
         Column("after", right=False),
-        Column("favourite", right=False),
+        Column("top token", right=False),
         Column("p", optional=2),
         Column("", right=False, optional=3, plain="sign"),
-        Column(f"p of {target}"),
-        Column("its rank", optional=1),
+        Column(f"p({target})"),
+        Column("rank", optional=1),
         Column("entropy, bits", optional=5),
-        Column("lost, bits", optional=4),
+        Column("KL, bits", optional=4),
     ]
     print_table(columns, [_row(row, row.top.id == report.target.id) for row in report.rows], stream)
     highest = max(row.p for row in report.rows)
     rise = sparkline([row.p / highest if highest else 0.0 for row in report.rows])
-    print_line(f"p of {target} through the layers: {rise} (the highest is {highest:.4g})", stream)
-    print_line(
-        "rank: 0 is the favourite. lost: how far a layer's guess is from the last (KL divergence).", stream, "dim"
-    )
+    print_line(f"p({target}) by layer: {rise} (highest: {highest:.4g})", stream)
+    print_line(f"rank: of {target}; 0 is the top token. KL: divergence from the final prediction.", stream, "dim")
     print_check(report.check, stream)
 
 
-def _row(row: LensRow, arrived: bool) -> list[Cell]:
+def _row(row: LensRow, is_target: bool) -> list[Cell]:
     style, sign = probability_band(row.p_top)
     return [
         Cell("embedding" if row.layer is None else f"layer {row.layer}"),
-        Cell(token_label(row.top.text, row.top.bytes), style="bold green" if arrived else style),
+        Cell(token_label(row.top), style="bold green" if is_target else style),
         probability_cell(row.p_top),
         Cell(sign, style=style),
         probability_cell(row.p),

@@ -1,4 +1,4 @@
-"""The models on disk as a table."""
+"""``models``: the models on disk as a table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from llmcli.render.table import Cell, Column, print_table
 
 
 def print_models(models: Sequence[OnDisk], stream: TextIO) -> None:
-    """One row a model."""
+    """Print a row for each model."""
     columns = [
         Column("name", right=False),
         Column("family", right=False, optional=4),
         Column("size", optional=2),
-        Column("last use", optional=3),
+        Column("last used", optional=3),
         Column("where", right=False, optional=1),
     ]
     rows = [

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from llmcli.files.atomic import replacing
 
-WIDTH = 92  # columns: as wide as a web page shows in letters of readable size
+WIDTH = 92  # columns: as many as a web page shows in readable letters
 FRAGMENT = "<pre style=\"font-family: Menlo, 'DejaVu Sans Mono', Consolas, monospace; line-height: 1.25\">{code}</pre>"
 
 

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.status import Status
 
-PATIENCE = 1.0  # seconds before the bar appears
+PATIENCE = 1.0  # seconds of loading before a bar appears
 
 
 class LoadingProgress:
-    """A context manager that, called with bytes read and bytes in all, shows them on a terminal."""
+    """A context manager that shows a bar on a terminal while a model loads. Call it with bytes read and total bytes.
+
+    A model that loads in less than PATIENCE seconds shows no bar.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -54,7 +57,10 @@ def _loading_bar(stream: TextIO) -> Progress:
 
 
 class DownloadProgress:
-    """A context manager that, called with bytes done and in all, shows them; never called, it is silent."""
+    """A context manager that shows a download: a bar on a terminal, a line at the start and the end.
+
+    Call it with bytes done and total bytes; if it is never called, it prints nothing.
+    """
 
     def __init__(self, name: str, stream: TextIO) -> None:
         self._name = name
@@ -82,13 +88,13 @@ class DownloadProgress:
         if kind is None:
             note(f"downloaded {self._name} in {time.monotonic() - self._started:.0f} s", self._stream)
         elif issubclass(kind, KeyboardInterrupt):
-            note(f"interrupted at {share}; the same command goes on from there", self._stream)
+            note(f"interrupted at {share}; run the same command again to resume", self._stream)
         else:
             note(f"stopped at {share}", self._stream)
 
     def _begin(self, done: int, total: int) -> None:
-        resumed = done * 100 > total  # less than a hundredth is not worth a word
-        size = f"{readable(total - done)}, the rest of {readable(total)}" if resumed else readable(total)
+        resumed = done * 100 > total  # less than a hundredth is not worth mentioning
+        size = f"{readable(total - done)} left of {readable(total)}" if resumed else readable(total)
         note(f"downloading {self._name}: {size}", self._stream)
         self._started = time.monotonic()
         if styled(self._stream):
@@ -111,7 +117,7 @@ def _download_bar(stream: TextIO) -> Progress:
 
 
 class VerifyProgress:
-    """A context manager that, called with a proof's name, shows on a terminal that it is being made."""
+    """A context manager that shows on a terminal which proof is running. Call it with the proof's name."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -127,7 +133,7 @@ class VerifyProgress:
             self._status.start()
 
     def pause(self) -> None:
-        """Make room for another bar, until the next proof."""
+        """Hide the name until the next proof, so that another bar can be shown."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -137,15 +143,16 @@ class VerifyProgress:
 
 
 class BatchProgress:
-    """A context manager: ``show`` each token on ``stream`` while inside, and what is wrong with a line.
+    """A context manager that shows a batch of prompts: a bar on a terminal, a summary line at the end.
 
-    ``kept`` counts the results that are in the file: in the order of the prompts, one that is done may have to wait.
-    Of several processes (``rank`` is not None), the first one alone shows a bar, and each says which one it is.
+    ``kept``, which the caller counts, is the number of results written to the file: results are written in the order
+    of the prompts, so one that is done may have to wait. Among several processes (``rank`` is not None) only the first
+    shows a bar, and each line begins with the rank.
     """
 
     def __init__(self, total: int, done: int, stream: TextIO, rank: int | None = None) -> None:
         self._stream, self._total = stream, total
-        self._who = "" if rank is None else f"rank {rank}: "
+        self._prefix = "" if rank is None else f"rank {rank}: "
         self._before = self._done = done
         self.tokens = self.broken = self.kept = 0
         self._began = time.monotonic()
@@ -160,24 +167,24 @@ class BatchProgress:
         if self._bar:
             self._bar.stop()
         parts = [f"{self.kept} of {counted(self._total, 'prompt')} written"]
-        parts += [f"{self._before} were there"] if self._before else []
-        parts += [f"{self.broken} left out"] if self.broken else []
+        parts += [f"{self._before} already done"] if self._before else []
+        parts += [f"{self.broken} skipped"] if self.broken else []
         left = self._total - self._before - self.kept - self.broken
-        parts += [f"{left} to go: the same command goes on"] if left > 0 else []
+        parts += [f"{left} left: run the same command again to continue"] if left > 0 else []
         note(
-            f"{self._who}{', '.join(parts)} | {counted(self.tokens, 'token')}, {self._rate():.0f} tokens/s",
+            f"{self._prefix}{', '.join(parts)} | {counted(self.tokens, 'token')}, {self._rate():.0f} tokens/s",
             self._stream,
         )
 
     def show(self, *, done: bool, tokens: int = 1) -> None:
-        """A token, or several, which may be the last of their text."""
+        """Count generated tokens; ``done`` if they end their text."""
         self.tokens += tokens
         self._done += done
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done + self.broken, speed=self._rate())
 
     def wrong(self, where: str, reason: str) -> None:
-        """A line that is left out."""
+        """Count a line of the input that is skipped, and print why."""
         self.broken += 1
         if self._bar:
             self._bar.stop()

@@ -1,4 +1,4 @@
-"""Several texts that continue one prompt: each under its own label, and a table of them all."""
+"""Several samples of one prompt: each text under its own label, and a table of them all."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:  # types alone: torch must not come with them
 
 @dataclass(frozen=True)
 class SampleToken:
-    """A token of one of the texts: what it completes, how probable it was and, where it was asked for, all about it."""
+    """A token of one sample: the text it completes, its probability, and its report if probabilities are shown."""
 
     sample: int
     text: str
     prob: float
     report: GeneratedToken | None
-    done: bool
+    done: bool  # whether it is the sample's last
 
 
 @dataclass(frozen=True)
 class SampleRow:
-    """How a text went; ``mean_logprob`` in nats a token, None where there are none."""
+    """One finished sample. ``mean_logprob`` is in nats per token, None if there are no tokens."""
 
     sample: int
     seed: int
@@ -37,23 +37,26 @@ class SampleRow:
     finish: str
     text: str
     best: bool
-    valid: bool | None  # whether it is what a grammar asks for, where there is one
+    valid: bool | None  # whether it satisfies the grammar, if there is one
 
 
 class SamplesWriter:
-    """Writes texts one after the other, each behind ``echoed`` and, if ``labels`` are wanted, its number and seed."""
+    """Writes samples one after another, each after ``echoed``, and with ``labels`` after its number and seed.
+
+    Tables of probabilities go to ``notes``.
+    """
 
     def __init__(
         self,
         stream: TextIO,
-        beside: TextIO,
+        notes: TextIO,
         seeds: Sequence[int],
         *,
         echoed: str,
         by_probability: bool,
         labels: bool,
     ) -> None:
-        self.stream, self.beside, self.seeds = stream, beside, seeds
+        self.stream, self.notes, self.seeds = stream, notes, seeds
         self.echoed, self.labels = echoed, labels
         self._by_probability = by_probability
         self._current = -1
@@ -61,7 +64,7 @@ class SamplesWriter:
         self._reports: list[GeneratedToken] = []
 
     def write(self, event: SampleToken) -> None:
-        """A text's next token; with the first comes its label, with the last, if asked for, its probabilities."""
+        """Write a sample's next token: the first follows its label, the last is followed by the probabilities."""
         if event.sample != self._current:
             self.end()
             if self.labels:
@@ -77,16 +80,16 @@ class SamplesWriter:
             self.end()
 
     def end(self) -> None:
-        """Finish the last line of a text, and tell its probabilities."""
+        """End a sample's last line, and print its probabilities if they are shown."""
         self._writer.end_line()
         self._writer = TextWriter(self.stream, by_probability=self._by_probability)
         if self._reports:
-            print_probabilities(self._reports, self.beside)
+            print_probabilities(self._reports, self.notes)
         self._reports = []
 
 
 def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int, stream: TextIO, *, best: bool) -> None:
-    """How all went, which was the ``best`` if that was asked for, and how fast they were together."""
+    """Print a row for each sample, marking the best one if ``best``, and their speed in total."""
     columns = [
         Column(""),
         Column("sample"),
@@ -109,5 +112,5 @@ def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int,
     print_table(columns, cells, stream)
     tokens = sum(row.tokens for row in rows)
     rate = f", {tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
-    all, prompt = counted(tokens, "token"), counted(prompt_tokens, "token")
-    note(f"{len(rows)} samples, {all}{rate} together | prompt {prompt}, read once", stream)
+    total, prompt = counted(tokens, "token"), counted(prompt_tokens, "token")
+    note(f"{len(rows)} samples, {total}{rate} in total | prompt {prompt}, read once", stream)

@@ -1,4 +1,4 @@
-"""A scored text for the eye: the text itself in colour, its most surprising tokens, and the totals."""
+"""``score``: a text colored by how surprising its tokens are, the most surprising ones, and the totals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_score(report: ScoreReport, stream: TextIO, *, top: int = 20) -> None:
-    """The whole view, with the ``top`` most surprising tokens in the order of the text (0: all)."""
+    """Print the whole view: the text, its ``top`` most surprising tokens in text order (0: all), and the totals."""
     print_line(f"score: where was {report.model} surprised?", stream)
     if styled(stream):
         _print_text(report, stream)
@@ -30,16 +30,16 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int = 20) -> None:
         Column("rank"),
         Column("", right=False, plain="sign"),
         Column("entropy, bits", optional=2),
-        Column("favourite", right=False),
+        Column("top token", right=False),
         Column("its p", optional=1),
     ]
     print_table(columns, [_row(token) for token in sorted(shown, key=lambda token: token.position)], stream)
     if len(shown) < len(report.tokens):
-        print_line(f"the {len(shown)} most surprising of {len(report.tokens)} tokens; --top 0 lists all", stream, "dim")
+        print_line(f"the {len(shown)} most surprising of {len(report.tokens)} tokens; --top 0 shows all", stream, "dim")
     print_line(
-        f"{counted(len(report.tokens), 'token')}, {report.bits:.1f} bits: {report.bits_per_token:.3f} a token, "
-        f"{report.bits_per_byte:.4f} a byte, perplexity {report.perplexity:.6g}. "
-        f"{_first(report)}, the first, is not scored: nothing comes before it.",
+        f"{counted(len(report.tokens), 'token')}, {report.bits:.1f} bits: {report.bits_per_token:.3f} per token, "
+        f"{report.bits_per_byte:.4f} per byte; perplexity {report.perplexity:.6g}. "
+        f"The first token, {token_label(report.first)}, is not scored: it has no context.",
         stream,
     )
     if any(token.entropy is None for token in report.tokens):
@@ -48,21 +48,17 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int = 20) -> None:
 
 
 def _print_text(report: ScoreReport, stream: TextIO) -> None:
-    text = Text.assemble((_first(report), "dim"))
+    text = Text.assemble((token_label(report.first), "dim"))
     for token in report.tokens:
         text.append(escape_controls(token.chunk), "" if token.rank is None else rank_band(token.rank)[0])
     legend = Text("rank: ")
     lower = 0
     for below, style, sign in RANK_BANDS:
-        legend.append(f"{lower} and more {sign}" if below == float("inf") else f"{lower}-{below - 1:.0f} {sign}", style)
+        legend.append(f"{lower}+ {sign}" if below == float("inf") else f"{lower}-{below - 1:.0f} {sign}", style)
         legend.append("  ")
         lower = int(min(below, 1000))
     console(stream).print(text)
     console(stream).print(legend)
-
-
-def _first(report: ScoreReport) -> str:
-    return token_label(report.first.text, report.first.bytes)
 
 
 def _row(token: ScoredToken) -> list[Cell]:
@@ -71,11 +67,11 @@ def _row(token: ScoredToken) -> list[Cell]:
     return [
         Cell(str(token.position)),
         UNKNOWN if token.piece.id is None else Cell(str(token.piece.id)),
-        Cell(token_label(token.piece.text, token.piece.bytes), style=style) if token.piece.bytes else UNKNOWN,
+        Cell(token_label(token.piece), style=style) if token.piece.bytes else UNKNOWN,
         number_cell(token.surprisal, 2),
         UNKNOWN if token.rank is None else Cell(str(token.rank)),
         Cell(sign, style=style),
         UNKNOWN if token.entropy is None else number_cell(token.entropy, 2),
-        UNKNOWN if favourite is None else Cell(token_label(favourite.text, favourite.bytes) or UNKNOWN.shown),
+        UNKNOWN if favourite is None else Cell(token_label(favourite) or UNKNOWN.shown),
         UNKNOWN if token.p_favourite is None else probability_cell(token.p_favourite),
     ]

@@ -1,4 +1,4 @@
-"""Options and where they are set: a table for the eye, an object for programs."""
+"""``config``: options and where they are set, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llmcli.render.text import one_line
 
 @dataclass(frozen=True)
 class Setting:
-    """An option and its value. ``command`` is None where it holds for all that have it.
+    """An option and its value. ``command`` is None if it applies to every command that has the option.
 
-    ``source`` is "default", "file" or "environment"; ``where`` the file's key or the variable's name.
+    ``source`` is "default", "file" or "environment"; ``where`` is the key in the file or the name of the variable.
     """
 
     option: str
@@ -29,25 +29,28 @@ class Setting:
 
 
 def print_settings(
-    path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO, beside: TextIO, *, of: str | None
+    path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO, notes: TextIO, *, command: str | None
 ) -> None:
-    """One row a setting on ``stream``; ``beside`` it what is wrong. ``of`` is the one command that they are of."""
+    """Print a row for each setting on ``stream``, and what is wrong on ``notes``.
+
+    ``command`` is the command whose options these are, None for the options that are set anywhere.
+    """
     for fault in faults:
-        note(one_line(fault), beside)
+        note(one_line(fault), notes)
     if rows:
-        whose = [] if of else [Column("command", right=False)]
-        columns = [Column("option", right=False), *whose, Column("value", right=False), Column("from", right=False)]
-        print_table(columns, [_row(row, path, of) for row in rows], stream)
-    if of is None:
-        lead = "" if rows else "nothing is set; "
-        note(f"{lead}llmcli config COMMAND shows all that can be; the file is {path}", beside)
+        owner = [] if command else [Column("command", right=False)]
+        columns = [Column("option", right=False), *owner, Column("value", right=False), Column("source", right=False)]
+        print_table(columns, [_row(row, path, command) for row in rows], stream)
+    if command is None:
+        lead = "" if rows else "no options are set. "
+        note(f"{lead}llmcli config COMMAND lists a command's options. Config file: {path}", notes)
 
 
-def _row(row: Setting, path: Path, of: str | None) -> list[Cell]:
+def _row(row: Setting, path: Path, command: str | None) -> list[Cell]:
     origin = f"{path}: {row.where}" if row.source == "file" else row.where or row.source
     style = "dim" if row.source == "default" else ""
-    whose = [] if of else [row.command or "every"]
-    return [Cell(one_line(text), style=style) for text in (row.option, *whose, _shown(row.value), origin)]
+    owner = [] if command else [row.command or "all"]
+    return [Cell(one_line(text), style=style) for text in (row.option, *owner, _shown(row.value), origin)]
 
 
 def _shown(value: Any) -> str:
@@ -59,6 +62,6 @@ def _shown(value: Any) -> str:
 
 
 def write_settings_json(path: Path, rows: Sequence[Setting], faults: Sequence[str], stream: TextIO) -> None:
-    """All of it, in one object."""
+    """Write the settings and what is wrong as one JSON object."""
     record = {"path": str(path), "options": [json_forms.record(row) for row in rows], "faults": list(faults)}
     write_line(record, stream)

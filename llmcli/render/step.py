@@ -1,4 +1,4 @@
-"""``explain-step``: the table of candidates, what each filter did, the draw, and the check."""
+"""``explain-step``: a step's candidates, what each filter did, the draw, and other temperatures."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from llmcli.explain.sampling_step import Candidate, StageReport, StepReport
     from llmcli.explain.sampling_step import Column as TemperatureColumn
 
-MARK = "→"
+CHOSEN = "→"
 
 
 def print_step(report: StepReport, stream: TextIO) -> None:
-    """The whole view."""
+    """Print the whole view."""
     print_candidates(report, stream)
     if report.columns:
         print_temperatures(report, stream)
     check = report.check
     print_line(
-        f"check: {'ok' if check.ok else 'FAILED'}; the choice repeated from the rows gives id {check.replayed_id}; "
-        f"all final p sum to 1 within {check.sum_error:.0e}",
+        f"check: {'ok' if check.ok else 'FAILED'}; replaying the draw from the table gives id {check.replayed_id}; "
+        f"the final p sum to 1 (error {check.sum_error:.0e})",
         stream,
         style="" if check.ok else "bold red",
     )
 
 
 def print_candidates(report: StepReport, stream: TextIO) -> None:
-    """The candidates' way through the sampler, and the draw."""
+    """Print each candidate's way through the sampler, and the draw."""
     _print_heading(report, stream)
     columns = [
         Column(""),
@@ -54,16 +54,16 @@ def print_candidates(report: StepReport, stream: TextIO) -> None:
 
 
 def _print_heading(report: StepReport, stream: TextIO) -> None:
-    read = counted(len(report.context_ids), "token")
+    context = counted(len(report.context_ids), "token")
     print_line(
-        f"step {report.step}: what follows “{tail(report.context)}”? {read} read, "
+        f"step {report.step}: what follows “{tail(report.context)}”? context {context}, "
         f"{report.vocabulary} candidates, entropy {report.entropy:.2f} bits",
         stream,
     )
 
 
 def tail(text: str, length: int = 32) -> str:
-    """The end of a text on one line."""
+    """Return the end of a text, on one line."""
     return ("…" if len(text) > length else "") + one_line(text[-length:])
 
 
@@ -74,7 +74,7 @@ def _temperature(report: StepReport) -> float:
 
 
 def _adjusts(report: StepReport) -> bool:
-    """Whether a filter raised or lowered single logits."""
+    """Return whether a filter raised or lowered individual logits."""
     return any(row.adjusted != row.logit for row in report.candidates)
 
 
@@ -82,10 +82,10 @@ def _row(row: Candidate, chosen: bool, adjusts: bool) -> list[Cell]:
     style = "bold green" if chosen else "dim" if row.cut else ""
     interval = Cell("", "") if row.u_low is None else Cell(_interval(row), f"{row.u_low!r}:{row.u_high!r}", style)
     return [
-        Cell(MARK if chosen else "", style=style),
+        Cell(CHOSEN if chosen else "", style=style),
         Cell(str(row.rank), style=style),
         Cell(str(row.id), style=style),
-        Cell(token_label(row.text, row.bytes), style=style),
+        Cell(token_label(row), style=style),
         number_cell(row.logit, 3, style),
         *([number_cell(row.adjusted, 3, style)] if adjusts else []),
         probability_cell(row.p, style),
@@ -105,26 +105,24 @@ def _print_below(report: StepReport, stream: TextIO) -> None:
     for name, stage in zip(names, report.sampler, strict=True):
         print_line(f"{name:<{max(map(len, names))}} {_effect(stage)}", stream)
     chosen = report.chosen
-    token = token_label(chosen.text, chosen.bytes)
+    token = token_label(chosen)
     if chosen.u is None:
-        how = "the most probable, as temperature 0 asks; nothing was drawn"
+        how = "the most probable token (temperature 0: no draw)"
     else:
-        how = f"drawn by u = {chosen.u:.6f} (seed {report.seed}), final p {chosen.p_final:.4f}"
+        how = f"drawn with u = {chosen.u:.6f} (seed {report.seed}), final p {chosen.p_final:.4f}"
     print_line(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
 
 
 def _effect(stage: StageReport) -> str:
-    """What a filter did: cuts some tokens, changes some logits, or moves them all."""
+    """Return what a filter did: how many tokens it kept, which share of the probability it cut or moved."""
+    cut = f", cuts {stage.removed_mass:.4f}" if stage.removed_mass else ""
     if 0 < stage.changed < stage.kept:
-        changes = (
-            f"changes {stage.changed} logit{'s' * (stage.changed > 1)}, moves {stage.moved:.4f} of the probability"
-        )
-        return changes + (f", cuts {stage.removed_mass:.4f}" if stage.removed_mass else "")
-    return f"keeps {stage.kept}" + (f", cuts {stage.removed_mass:.4f} of the probability" if stage.removed_mass else "")
+        return f"changes {counted(stage.changed, 'logit')}, moves {stage.moved:.4f} of the probability{cut}"
+    return f"keeps {counted(stage.kept, 'token')}" + (f"{cut} of the probability" if cut else "")
 
 
 def print_temperatures(report: StepReport, stream: TextIO) -> None:
-    """The candidates' final p, a column a temperature; in several tables where the terminal is narrow."""
+    """Print the candidates' final p with a column per temperature; a narrow terminal gets several tables."""
     count = len(report.columns)
     together = max(1, (console(stream).width - 20) // 12) if styled(stream) else count
     for first in range(0, count, together):
@@ -132,23 +130,23 @@ def print_temperatures(report: StepReport, stream: TextIO) -> None:
 
 
 def _print_some_temperatures(report: StepReport, shown: Sequence[TemperatureColumn], stream: TextIO) -> None:
-    """Below the candidates, the width of the choice, and what is chosen."""
+    """Print the candidates, then the entropy, the effective number of choices, and the token drawn."""
     columns = [Column("token", right=False), *(Column(f"T={column.temperature:g}") for column in shown)]
     rows = [
-        [Cell(token_label(row.text, row.bytes)), *(probability_cell(column.probs[row.id]) for column in shown)]
+        [Cell(token_label(row)), *(probability_cell(column.probs[row.id]) for column in shown)]
         for row in report.candidates
     ]
     rows.append([Cell("entropy, bits"), *(number_cell(column.entropy, 2, "italic") for column in shown)])
     rows.append([Cell("effective choices"), *(number_cell(column.choices, 1, "italic") for column in shown)])
-    drawn = [Cell(token_label(column.text, column.bytes), style="bold green") for column in shown]
-    rows.append([Cell("most probable" if report.chosen.u is None else "the same u draws"), *drawn])
+    drawn = [Cell(token_label(column), style="bold green") for column in shown]
+    rows.append([Cell("most probable" if report.chosen.u is None else "drawn (same u)"), *drawn])
     print_table(columns, rows, stream)
-    told = "The probabilities are those after all filters. effective choices: as open as among so many equal ones."
-    print_line(told, stream, "dim")
+    legend = "p after all filters. effective choices: as open as a choice among this many equally likely tokens."
+    print_line(legend, stream, "dim")
 
 
 def print_server_step(report: ServerStep, stream: TextIO) -> None:
-    """The candidates that the server lists, the one that was written, and how much is left to all others."""
+    """Print the candidates that a server lists, the one it chose, and the probability of all others."""
     print_line(f"step {report.step}: what follows “{tail(report.context)}”? {report.model}", stream)
     columns = [
         Column(""),
@@ -159,8 +157,8 @@ def print_server_step(report: ServerStep, stream: TextIO) -> None:
         Column("p"),
     ]
     print_table(columns, [_candidate(row) for row in report.candidates], stream)
-    print_line(f"all tokens that are not listed: p {probability_cell(report.rest).shown} together", stream)
-    token = token_label(report.chosen.text, report.chosen.bytes)
+    print_line(f"all tokens not listed: p {probability_cell(report.rest).shown} in total", stream)
+    token = token_label(report.chosen)
     seed = "seed not set" if report.seed is None else f"seed {report.seed}"
     print_line(f"chosen: {token}; surprisal {report.surprisal:.2f} bits; {seed}", stream)
     print_server_limits(stream, "the final p, the draw, the entropy")
@@ -170,10 +168,10 @@ def print_server_step(report: ServerStep, stream: TextIO) -> None:
 def _candidate(row: ServerCandidate) -> list[Cell]:
     style, rated = "bold green" if row.chosen else "", row.rated
     return [
-        Cell(MARK if row.chosen else "", style=style),
+        Cell(CHOSEN if row.chosen else "", style=style),
         UNKNOWN if row.rank is None else Cell(str(row.rank), style=style),
         UNKNOWN if rated.id is None else Cell(str(rated.id), style=style),
-        Cell(token_label(rated.text, rated.bytes) or UNKNOWN.shown, style=style),
+        Cell(token_label(rated) or UNKNOWN.shown, style=style),
         number_cell(rated.logprob, 3, style),
         probability_cell(rated.prob or 0.0, style),
     ]

@@ -1,4 +1,4 @@
-"""What kind of place the output goes to, and how text is made safe and visible there."""
+"""Lines for a stream, which may be a color terminal, a plain terminal, a file, or a picture."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ if TYPE_CHECKING:
 
 
 def styled(stream: TextIO) -> bool:
-    """Whether colours and boxes may be written: a picture, or a terminal and neither NO_COLOR nor TERM=dumb."""
+    """Return whether ``stream`` shows colors: a picture, or a terminal without NO_COLOR and TERM=dumb."""
     if isinstance(stream, Picture):
         return True
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def console(stream: TextIO) -> Console:
-    """A Rich console that treats what it is given as plain text: no markup, no emoji codes, no highlighting."""
+    """Return a Rich console for ``stream`` that prints text literally: no markup, no emoji codes, no highlighting."""
     if isinstance(stream, Picture):
         return stream.console
     return Console(file=stream, markup=False, emoji=False, highlight=False)
 
 
+def printable(text: str, stream: TextIO) -> str:
+    """Return ``text`` as it may go to ``stream``: unchanged to a file, with visible control characters elsewhere."""
+    return escape_controls(text) if isinstance(stream, Picture) or stream.isatty() else text
+
+
 def print_line(text: str, stream: TextIO, style: str = "") -> None:
-    """A line of a view, or beside one."""
+    """Print one line, in ``style`` if the stream shows colors."""
     text = printable(text, stream)
     if styled(stream):
         console(stream).print(Text(text, style=style))
@@ -39,22 +44,18 @@ def print_line(text: str, stream: TextIO, style: str = "") -> None:
         stream.flush()
 
 
-def printable(text: str, stream: TextIO) -> str:
-    """Text as it may go to ``stream``: as it is to a file, ``harmless`` to a terminal or into a picture."""
-    return escape_controls(text) if isinstance(stream, Picture) or stream.isatty() else text
-
-
 def note(text: str, stream: TextIO) -> None:
-    """A line beside the text: dim on a terminal."""
+    """Print one line about the output rather than of it, dim if the stream shows colors."""
     print_line(text, stream, "dim")
 
 
 def print_check(check: Check, stream: TextIO) -> None:
-    """One line: each claim, and how far it is from holding."""
-    claims = "; ".join(_told(claim) for claim in check.claims)
+    """Print the line that ends a view: whether its claims hold, each with its error."""
+    claims = "; ".join(_claim(claim) for claim in check.claims)
     print_line(f"check: {'ok' if check.ok else 'FAILED'}; {claims}", stream, style="" if check.ok else "bold red")
 
 
-def _told(claim: Claim) -> str:
-    within = "exactly" if claim.error == 0 else f"within {claim.error:.0e}"
-    return f"{claim.what} {within}" + ("" if claim.holds else f", where at most {claim.limit:.0e} is right")
+def _claim(claim: Claim) -> str:
+    """Return the claim with its error, and with its limit if the error is above it."""
+    error = "exact" if claim.error == 0 else f"error {claim.error:.0e}"
+    return f"{claim.what} ({error}{'' if claim.holds else f', above the limit {claim.limit:.0e}'})"

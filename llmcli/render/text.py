@@ -1,27 +1,46 @@
-"""Text made safe and readable: control characters as symbols, tokens on one line, counts with their noun."""
+"""Text made safe and readable: visible control characters, tokens on one line, counts with their noun."""
 
 from __future__ import annotations
 
 import re
+from typing import Protocol
+
+
+class TokenText(Protocol):
+    """Anything with a token's text and bytes: a vocabulary entry, a candidate, a generated token."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def bytes(self) -> bytes: ...
 
 
 def escape_controls(text: str) -> str:
-    """Text with its control characters as visible symbols, for a terminal: a model may write escape sequences."""
+    """Return ``text`` with visible symbols for control characters, except line feeds and tabs.
+
+    A model may write escape sequences, and a terminal would obey them.
+    """
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: _symbol(match[0]), text)
 
 
 def one_line(text: str) -> str:
-    """``harmless`` text on one line, from left to right: line ends and marks of direction are shown as well."""
+    """Return ``text`` on one line, with symbols for control characters, line breaks and direction marks."""
     text = escape_controls(text.replace("\n", "⏎").replace("\t", "⇥"))
     return re.sub("[\u2028-\u202e\u2066-\u2069]", lambda match: f"<{ord(match[0]):04X}>", text)
 
 
-def token_label(text: str, data: bytes) -> str:
-    """A token on one line: spaces as a dot, line ends and controls as symbols, parts of characters as <E2 80>."""
-    if data:
-        text = data.decode("utf-8", "surrogateescape")
-    text = one_line(text.replace(" ", "·"))
-    return re.sub("[\udc80-\udcff]+", lambda match: _hex(match[0].encode("utf-8", "surrogateescape")), text)
+def text_label(text: str) -> str:
+    """Return ``text`` on one line with visible spaces: "·the", "⏎⏎"."""
+    return one_line(text.replace(" ", "·"))
+
+
+def token_label(token: TokenText) -> str:
+    """Return a token on one line with visible spaces; incomplete characters are shown as bytes: "·the", "<E2 80>".
+
+    A token without bytes (some servers send none) is shown by its text.
+    """
+    text = token.bytes.decode("utf-8", "surrogateescape") if token.bytes else token.text
+    return re.sub("[\udc80-\udcff]+", lambda match: _hex(match[0].encode("utf-8", "surrogateescape")), text_label(text))
 
 
 def _hex(data: bytes) -> str:
@@ -36,5 +55,5 @@ def _symbol(char: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """ "1 token", "2 tokens": for nouns that take an s."""
+    """Return the count with its noun: "1 token", "2 tokens". For nouns whose plural ends in s."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,4 +1,4 @@
-"""``tokenize``: a text's tokens, tokenizers side by side, and the merges that made each word."""
+"""``tokenize``: a text's tokens, several tokenizers side by side, and the merges that built each word."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from llmcli.explain.tokenization import Tokenization
     from llmcli.text.tokenizer import Token
 
-LONGEST = 48  # characters of a word
-WINDOW = 16  # symbols shown on either side of a merge: a word without spaces may be a whole text
+MAX_WORD = 48  # characters shown of a word
+WINDOW = 16  # symbols shown on either side of a merge: without spaces, a word may be a whole text
 
 
 def print_tokenize(reports: Sequence[Tokenization], stream: TextIO, notes: TextIO) -> None:
@@ -37,7 +37,13 @@ def print_tokenize(reports: Sequence[Tokenization], stream: TextIO, notes: TextI
 
 def print_tokenization(report: Tokenization, stream: TextIO, notes: TextIO | None = None) -> None:
     """Print a row for each token on ``stream``, then the summary and the check on ``notes`` (default: ``stream``)."""
-    columns = [Column("#"), Column("id"), Column("token", right=False), Column("bytes", right=False), Column("from:to")]
+    columns = [
+        Column("#"),
+        Column("id"),
+        Column("token", right=False),
+        Column("bytes", right=False),
+        Column("start:end"),
+    ]
     rows = [
         [
             Cell(str(n)),
@@ -58,14 +64,14 @@ def _print_summary(report: Tokenization, stream: TextIO) -> None:
 
 
 def tokenization_summary(report: Tokenization) -> str:
-    """Count, and bytes per token."""
-    unknown = f", of which {report.unknown} unknown to the tokenizer" if report.unknown else ""
+    """Return the counts of tokens and bytes. Bytes per token excludes tokens that stand for no text, such as BOS."""
+    unknown = f" ({report.unknown} unknown to the tokenizer)" if report.unknown else ""
     tokens, size = counted(len(report.tokens), "token"), counted(report.text_bytes, "byte")
-    return f"{report.model}: {tokens}{unknown}; {size} of text, {report.bytes_per_token:.2f} bytes a token"
+    return f"{report.model}: {tokens}{unknown}, {size} of text, {report.bytes_per_token:.2f} bytes per token"
 
 
 def print_side_by_side(reports: Sequence[Tokenization], stream: TextIO) -> None:
-    """One row a place in the list, one pair of columns a tokenizer."""
+    """Print the n-th token of every tokenizer in row n: a pair of columns for each tokenizer."""
     columns = [Column("#")]
     for report in reports:
         columns += [Column("id"), Column(report.model, right=False)]
@@ -82,60 +88,62 @@ def print_side_by_side(reports: Sequence[Tokenization], stream: TextIO) -> None:
 
 
 def _token_cell(token: Token) -> Cell:
-    return Cell(token_label(token.text, token.bytes), style="dim" if token.special else "")
+    return Cell(token_label(token), style="dim" if token.special else "")
 
 
 def print_merges(report: MergesReport, stream: TextIO) -> None:
-    """The whole view."""
+    """Print every merge, word by word."""
     words, merges = sum(word.count for word in report.words), sum(len(word.merges) for word in report.words)
     print_line(
         f"merges of {report.model}: how {counted(words, 'word')} became {counted(report.tokens, 'token')}", stream
     )
     columns = [
         Column("word", right=False),
-        Column("times", optional=2),
+        Column("count", optional=2),
         Column("rank"),
-        Column("joined", right=False),
-        Column("now", right=False),
+        Column("merged", right=False),
+        Column("symbols", right=False),
     ]
     print_table(columns, [row for word in report.words for row in _rows(word)], stream)
-    around = f"; tokens added to every text: {report.around}" if report.around else ""
-    different, joined = counted(len(report.words), "different word"), counted(merges, "merge")
-    print_line(f"{different}, {joined} of the tokenizer's {report.ranks}{around}.", stream)
-    print_line("Rank: how early in training the pair was learnt. A word's pair of lowest rank is", stream, "dim")
-    print_line("joined first, until none of its pairs has one; then each symbol is a token.", stream, "dim")
+    around = f"; {counted(report.around, 'token')} added to every text" if report.around else ""
+    distinct = counted(len(report.words), "distinct word")
+    print_line(f"{distinct}, {counted(merges, 'merge')} (the tokenizer has {report.ranks}){around}.", stream)
+    legend = (
+        "rank: the order in which the tokenizer learned the pairs. In each word, the pair with the lowest rank is "
+        "merged first, until no learned pair is left; each symbol is then a token."
+    )
+    print_line(legend, stream, "dim")
     print_check(report.check, stream)
 
 
 def _rows(word: WordMerges) -> list[list[Cell]]:
-    name, times = token_label(word.text, word.bytes), str(word.count)
-    if len(name) > LONGEST:
-        name = f"{name[:LONGEST]} ({len(name) - LONGEST} more)"
-    first = {"merged": "", "whole": "a token as it is", "added": "an added token"}[word.kind]
+    name, count = token_label(word), str(word.count)
+    if len(name) > MAX_WORD:
+        name = f"{name[:MAX_WORD]} ({len(name) - MAX_WORD} more)"
+    first = {"merged": "", "whole": "already a token", "added": "added token"}[word.kind]
     changes = [(merge.at, merge.result) for merge in word.merges]
     rows = []
-    for n, (places, symbols) in enumerate(replayed(word.symbols, changes)):
+    for n, (starts, symbols) in enumerate(replayed(word.symbols, changes)):
         merge = word.merges[n - 1] if n else None
-        done = n == len(changes)
+        last = n == len(changes)
         rows.append(
             [
                 Cell("" if n else name, name, style="bold"),
-                Cell("" if n else times, times),
+                Cell("" if n else count, count),
                 Cell("" if merge is None else str(merge.rank)),
-                Cell(first if merge is None else f"{_name(merge.left)} + {_name(merge.right)}"),
-                Cell(_now(symbols, 0 if merge is None else places.index(merge.at)), style="green" if done else ""),
+                Cell(first if merge is None else f"{token_label(merge.left)} + {token_label(merge.right)}"),
+                Cell(
+                    _symbols_around(symbols, 0 if merge is None else starts.index(merge.at)),
+                    style="green" if last else "",
+                ),
             ]
         )
     return rows
 
 
-def _now(symbols: list[VocabEntry], at: int) -> str:
-    """The symbols around the ``at``-th, and how many more there are on either side."""
+def _symbols_around(symbols: list[VocabEntry], at: int) -> str:
+    """Return the symbols around number ``at``, and how many more there are on either side."""
     start, end = max(at - WINDOW, 0), at + WINDOW + 1
-    shown = [_name(symbol) for symbol in symbols[start:end]]
-    before, behind = start, len(symbols) - end
-    return " ".join([*([f"({before} more)"] if before else []), *shown, *([f"({behind} more)"] if behind > 0 else [])])
-
-
-def _name(symbol: VocabEntry) -> str:
-    return token_label(symbol.text, symbol.bytes)
+    shown = [token_label(symbol) for symbol in symbols[start:end]]
+    before, after = start, len(symbols) - end
+    return " ".join([*([f"({before} more)"] if before else []), *shown, *([f"({after} more)"] if after > 0 else [])])

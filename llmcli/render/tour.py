@@ -1,4 +1,4 @@
-"""The tour for the eye: at each stop a few sentences, then the view, with the numbers of the model at hand."""
+"""``tour``: how a language model works, in a few sentences and a view at each stop, with the loaded model's numbers."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
     from llmcli.explain.position_encoding import Answer, PositionReport
 
 WIDTH = 78
-SOURCES = 12  # rows of the attention's table
+SOURCES = 12  # positions in the table of attention
 
 
 def print_tour(report: TourReport, stream: TextIO) -> None:
-    """All stops, one after the other."""
+    """Print all stops, one after another, and the check of them all."""
     for number in range(len(TOUR_STOPS)):
         print_tour_stop(report, stream, number)
     print_check(report.check, stream)
 
 
 def print_tour_stop(report: TourReport, stream: TextIO, number: int) -> None:
-    """One stop: its name, and what there is to see."""
-    name, show = TOUR_STOPS[number]
-    print_line(f"\n{number + 1}/{len(TOUR_STOPS)}  {name}", stream, "bold")
+    """Print one stop, counted from 0: its title, its sentences, and its view."""
+    title, show = TOUR_STOPS[number]
+    print_line(f"\n{number + 1}/{len(TOUR_STOPS)}  {title}", stream, "bold")
     show(report, stream)
 
 
-def _tell(text: str, stream: TextIO) -> None:
-    """A paragraph."""
+def _paragraph(text: str, stream: TextIO) -> None:
     print_line("\n" + textwrap.fill(" ".join(text.split()), WIDTH) + "\n", stream)
 
 
 def _tokens(report: TourReport, stream: TextIO) -> None:
-    _tell(
-        f"""A language model reads no letters. A tokenizer first cuts the text into tokens, pieces from a fixed list:
-        here {report.step.vocabulary} of them, learnt from text, each with a number, its id. Common words are one
-        token, rare ones several. Below, · is a space. Here is “{escape_controls(report.text)}”:""",
+    _paragraph(
+        f"""A language model does not read letters. First, a tokenizer cuts the text into tokens: pieces from a fixed
+        vocabulary of {report.step.vocabulary}, which was learned from text. Each token has a number, its id. Common
+        words are one token, rare words several. Below, · is a space. The tokens of “{escape_controls(report.text)}”:
+        """,
         stream,
     )
     print_tokenization(report.tokens, stream)
@@ -55,11 +55,11 @@ def _tokens(report: TourReport, stream: TextIO) -> None:
 
 def _vectors(report: TourReport, stream: TextIO) -> None:
     word = report.vectors.terms[0].piece
-    _tell(
-        f"""Each id is looked up in a table and becomes a vector: {report.vectors.size} numbers, learnt in training.
-        No single number means anything, but directions do: tokens that are used alike end up with vectors that
-        point the same way. A cosine of 1 is the same direction, 0 none in common. Near
-        {token_label(word.text, word.bytes)}:""",
+    _paragraph(
+        f"""Each id is looked up in a table and becomes a vector of {report.vectors.size} numbers, learned in training.
+        A single number means nothing by itself, but directions do: tokens that are used alike get vectors that point
+        in similar directions. Their cosine is 1 for the same direction and 0 for unrelated ones. The tokens closest
+        to {token_label(word)}:""",
         stream,
     )
     print_neighbours(report.vectors, stream)
@@ -67,54 +67,56 @@ def _vectors(report: TourReport, stream: TextIO) -> None:
 
 def _position(report: TourReport, stream: TextIO) -> None:
     how = (
-        """The model turns each token's vectors by an angle that grows with its position, some pairs of numbers fast
-        and some slowly, so that two tokens can tell how far they are apart."""
+        """The model rotates each token's vectors by an angle that grows with its position, some pairs of numbers fast
+        and some slowly. How well two vectors match then depends on how far apart their tokens are."""
         if report.position.turns
-        else "The model adds to each token's vector another one, learnt for its position."
+        else "The model adds another vector to each token's own, learned for its position."
     )
-    _tell(f"“Dog bites man” is not “man bites dog”: the order must count. {how}", stream)
+    _paragraph(f"“Dog bites man” is not “man bites dog”: order matters. {how}", stream)
     print_position(report.position, stream)
 
 
 def _attention(report: TourReport, stream: TextIO) -> None:
-    _tell(
-        f"""So far each token knows only itself. In attention it looks back at the tokens before it and takes from
-        some of them what it needs. {report.heads} heads in each of {report.layers} layers do so, each with an eye
-        for something else. A weight is the share of its attention that a head gives to a token; the first token gets
-        much of it from heads that find nothing to look for.""",
+    _paragraph(
+        f"""So far, each token knows only itself. In attention, a token looks back at the tokens before it and copies
+        what it needs from some of them. {report.heads} heads in each of {report.layers} layers do this, each looking
+        for something different. A weight is the share of its attention that a head gives to a token. The first token
+        gets a lot from heads that find nothing relevant.""",
         stream,
     )
-    print_attend(report.attention, stream, top=SOURCES, sink=True)
+    print_attend(report.attention, stream, top=SOURCES)
 
 
 def _layers(report: TourReport, stream: TextIO) -> None:
-    target = token_label(report.lens.target.text, report.lens.target.bytes)
-    _tell(
-        f"""A layer is attention, which moves information between tokens, and then a feed-forward layer (MLP), which
-        works on each token by itself and holds much of what the model knows. Each adds its part to the token's
-        vector; {report.layers} layers do so in turn. If we stop after each one and ask for the next token, we see the
-        answer form: here {target}.""",
+    target = token_label(report.lens.target)
+    _paragraph(
+        f"""A layer consists of attention, which moves information between tokens, and a feed-forward network (MLP),
+        which works on each token by itself and holds much of what the model knows. Each adds its result to the
+        token's vector, in {report.layers} layers one after another. If we stop after each layer and ask for the next
+        token, we see the answer form: here {target}.""",
         stream,
     )
     print_lens(report.lens, stream)
 
 
 def _probabilities(report: TourReport, stream: TextIO) -> None:
-    _tell(
-        """The vector after the last layer is compared with that of every token: a score each, the logit. Softmax makes
-        probabilities of the logits: e to the logit, divided by the sum of them all. A step of 1 in the logit is a
-        factor of 2.7 in the probability. (The columns to the right of p are for the next stop.)""",
+    _paragraph(
+        """The vector after the last layer is compared with the vector of every token, which gives each token a score,
+        its logit. Softmax turns logits into probabilities: e to the power of the logit, divided by the sum of that
+        over all tokens. A logit that is higher by 1 means a probability that is 2.7 times as large. (The columns to
+        the right of p belong to the next stop.)""",
         stream,
     )
     print_candidates(report.step, stream)
 
 
 def _temperature(report: TourReport, stream: TextIO) -> None:
-    _tell(
-        f"""The next token is drawn at random, by these probabilities. Before that, temperature divides the logits:
-        below 1 the likely become likelier, at 0 the best is always taken, above 1 the unlikely get their chance. The
-        random number is u = {report.step.chosen.u or 0:.4f}, from seed {report.step.seed}: the same seed draws the
-        same text again. Other filters, such as top-p, bar the least likely altogether.""",
+    _paragraph(
+        f"""The next token is drawn at random, with these probabilities. Before that, temperature divides the logits:
+        below 1, likely tokens become likelier; above 1, unlikely tokens get more of a chance; at 0, the most probable
+        token is always chosen. The random number here is u = {report.step.chosen.u or 0:.4f}, from seed
+        {report.step.seed}; the same seed draws the same text again. Other filters, such as top-p, exclude the least
+        likely tokens.""",
         stream,
     )
     print_temperatures(report.step, stream)
@@ -122,47 +124,49 @@ def _temperature(report: TourReport, stream: TextIO) -> None:
 
 def _loop(report: TourReport, stream: TextIO) -> None:
     written = "".join(token.text for token in report.loop)
-    _tell(
-        f"""The token drawn is put behind the text, and all begins again: that is the whole loop. What was read is
-        kept (the KV cache), so each step only computes the new token, as long as there is room: this model's context
-        is {report.context} tokens. Behind “{escape_controls(report.begun)}” it wrote “{escape_controls(written)}”:""",
+    _paragraph(
+        f"""The drawn token is appended to the text, and the loop repeats: this is how all text is generated. What
+        attention needs of the earlier tokens is kept (the KV cache), so each step computes only the new token. It ends
+        at the latest when the context is full, for this model at {report.context} tokens. After
+        “{escape_controls(report.begun)}” it wrote “{escape_controls(written)}”:""",
         stream,
     )
     print_probabilities(report.loop, stream)
-    _tell(
-        """And where does it know that from? From training: it read a large text token by token, and each time all its
-        numbers were moved a little, so that the token that did come would have been more probable (pre-training).
-        More of the same with dialogues or tasks is fine-tuning. Now look for yourself, with text of your own:
-        llmcli tokenize, neighbours, attend, lens, why, explain-step, score, branch; and llmcli train makes a model.""",
+    _paragraph(
+        """How does the model know what comes next? From training. It read a large text token by token, and each time
+        all its numbers were changed a little, so that the actual next token would have been more probable
+        (pre-training). More of the same, with dialogues or tasks, is fine-tuning. Now explore a text of your own:
+        llmcli tokenize, neighbours, attend, lens, why, explain-step, score, branch. To make a model, run llmcli
+        train.""",
         stream,
     )
 
 
 def print_position(report: PositionReport, stream: TextIO) -> None:
-    """The pairs of a head that turn fastest, in the middle and slowest; then the answers in both orders."""
+    """Print the fastest, the middle and the slowest pair of a head, then the predictions in both orders."""
     if report.turns:
-        columns = [Column("pair"), Column("degrees a token"), Column("tokens a turn")]
+        columns = [Column("pair"), Column("degrees per token"), Column("tokens per full turn")]
         rows = [
             [Cell(str(turn.pair)), number_cell(turn.degrees, 3), number_cell(turn.period, 1)] for turn in report.turns
         ]
         print_table(columns, rows, stream)
         print_line("", stream)
-    columns = [Column("the same tokens", right=False), Column("next would be", right=False), Column("p")]
-    print_table(columns, [_answer_row("in order", report.in_order), _answer_row("in reverse", report.reversed)], stream)
+    columns = [Column("the same tokens", right=False), Column("predicted next", right=False), Column("p")]
+    print_table(columns, [_answer_row("in order", report.in_order), _answer_row("reversed", report.reversed)], stream)
     print_check(report.check, stream)
 
 
 def _answer_row(name: str, answer: Answer) -> list[Cell]:
-    return [Cell(name), Cell(token_label(answer.piece.text, answer.piece.bytes)), probability_cell(answer.p)]
+    return [Cell(name), Cell(token_label(answer.piece)), probability_cell(answer.p)]
 
 
 TOUR_STOPS: tuple[tuple[str, Callable[[TourReport, TextIO], None]], ...] = (
     ("Tokens: what the model receives", _tokens),
     ("Vectors: what a token becomes", _vectors),
-    ("Position: where it stands", _position),
-    ("Attention: what it takes from the others", _attention),
+    ("Position: where a token is", _position),
+    ("Attention: what a token takes from others", _attention),
     ("Layers: how the answer forms", _layers),
     ("Probabilities: what comes next", _probabilities),
-    ("Temperature: how it chooses", _temperature),
+    ("Temperature: how a token is chosen", _temperature),
     ("The loop: how a text grows", _loop),
 )

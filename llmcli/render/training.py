@@ -1,4 +1,4 @@
-"""A training run for the eye: a progress bar as it goes, then the loss curve in the terminal and as a picture."""
+"""``train``: a progress bar, then the loss curve in the terminal and as an SVG picture."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from llmcli.train.metrics import Metrics
 
 Points = Sequence[tuple[float, float]]  # (x, y), x rising
 
-PLAIN_EVERY = 50  # steps a line where there is no terminal to draw a bar on; more in a long run,
-MOST_LINES = 200  # so that no more lines than this come of it
-
-# The eight rows of one character, from the lowest.
-_EIGHTHS = " ▁▂▃▄▅▆▇█"
+LINE_EVERY = 50  # steps between lines of progress where there is no terminal, unless a run is very long:
+MAX_LINES = 200  # lines of progress of a run
+_EIGHTHS = " ▁▂▃▄▅▆▇█"  # the fillings of one character, from the lowest
 
 
 class TrainingProgress:
-    """A context manager: ``show`` each step on ``stream`` while inside. ``unit`` is that of the loss."""
+    """A context manager that shows each step of a run: a bar on a terminal, some lines elsewhere.
+
+    ``unit`` is the unit of the loss, such as "nats per token".
+    """
 
     def __init__(self, stream: TextIO, unit: str) -> None:
         self._stream, self._unit = stream, unit
         self._bar: Progress | None = None
-        self._told = 0  # the step of the last line about a validation
+        self._last_validation = 0  # the step of the last line about a validation
         if styled(stream):
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -49,32 +50,32 @@ class TrainingProgress:
         if self._bar:
             self._bar.stop()
 
-    def _worth_telling(self, step: Metrics) -> bool:
-        """Whether a validation gets its line: of a run that makes very many not each, but the last."""
-        return step.step == step.steps or step.step - self._told >= step.steps // MOST_LINES
+    def _worth_a_line(self, step: Metrics) -> bool:
+        """Return whether a validation gets a line: the last one does, and at most MAX_LINES others."""
+        return step.step == step.steps or step.step - self._last_validation >= step.steps // MAX_LINES
 
     def show(self, step: Metrics) -> None:
-        """Move the bar, or now and then write a line; a validation gets one too."""
+        """Update the bar, or print a line now and then; a validation gets a line, too."""
         if self._bar:
             if not self._bar.task_ids:
                 self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=0.0, speed=0.0)
             self._bar.update(self._bar.task_ids[0], completed=step.step, loss=step.loss, speed=step.tokens_per_second)
-        elif step.step % max(PLAIN_EVERY, step.steps // MOST_LINES) == 0 or step.step in (1, step.steps):
+        elif step.step % max(LINE_EVERY, step.steps // MAX_LINES) == 0 or step.step in (1, step.steps):
             left = (step.steps - step.step) * step.tokens / step.step / step.tokens_per_second
             note(
                 f"step {step.step}/{step.steps}: loss {step.loss:.3f} {self._unit}, "
                 f"{step.tokens_per_second:.0f} tokens/s, {left / 60:.0f} min left",
                 self._stream,
             )
-        if step.scored and self._worth_telling(step):
-            self._told = step.step
-            self._say(f"step {step.step}: validation {_score(step)}")
+        if step.scored and self._worth_a_line(step):
+            self._last_validation = step.step
+            self._print(f"step {step.step}: validation {_score(step)}")
 
     def sample(self, text: str) -> None:
-        """What the model wrote, marked as such."""
-        self._say("\n".join(f"  | {line}" for line in escape_controls(text.strip()).splitlines()) or "  |")
+        """Print a text that the model wrote, marked as such."""
+        self._print("\n".join(f"  | {line}" for line in escape_controls(text.strip()).splitlines()) or "  |")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._bar:
             self._bar.console.print(Text(text))
         else:
@@ -83,18 +84,18 @@ class TrainingProgress:
 
 def _score(step: Metrics) -> str:
     if step.preferred is not None:
-        return f"{step.preferred:.0%} of the pairs as preferred"
-    return f"{step.nats_per_token:.4f} nats a token, {step.bits_per_byte:.4f} bits a byte"
+        return f"{step.preferred:.0%} of the pairs ranked as preferred"
+    return f"{step.nats_per_token:.4f} nats per token, {step.bits_per_byte:.4f} bits per byte"
 
 
 def print_loss_curve(history: Sequence[Metrics], unit: str, stream: TextIO) -> None:
-    """The training loss, smoothed, from the first step to the last."""
+    """Print the smoothed training loss, from the first step to the last, as characters."""
     width = min(64, console(stream).width - 12) if styled(stream) else 64
     note(f"loss, {unit}:\n" + terminal_curve(smooth(_training(history)), width=width), stream)
 
 
 def loss_svg(history: Sequence[Metrics], unit: str) -> str:
-    """Training and validation loss over tokens, as the text of loss.svg."""
+    """Return an SVG picture of the training and validation loss over the tokens trained on."""
     series: list[tuple[str, str, Points]] = [("training (smoothed)", "#4477aa", smooth(_training(history)))]
     validation = [(m.tokens, m.nats_per_token) for m in history if m.nats_per_token is not None]
     if validation:
@@ -107,7 +108,7 @@ def _training(history: Sequence[Metrics]) -> list[tuple[float, float]]:
 
 
 def smooth(points: Points, share: float = 0.02) -> list[tuple[float, float]]:
-    """Each y averaged exponentially with those before it, over about ``share`` of the points."""
+    """Return the exponential moving average of y over about ``share`` of the points."""
     keep = 1 - 1 / max(1.0, share * len(points))
     smoothed: list[tuple[float, float]] = []
     for x, y in points:
@@ -116,7 +117,7 @@ def smooth(points: Points, share: float = 0.02) -> list[tuple[float, float]]:
 
 
 def terminal_curve(points: Points, *, width: int = 64, height: int = 8) -> str:
-    """A bar chart of y over x, ``height`` lines of ``width`` columns between labelled limits."""
+    """Return a bar chart of y over x in characters: ``height`` lines of ``width`` columns, with y's limits."""
     low, high = min(y for _, y in points), max(y for _, y in points)
     last_x = max(x for x, _ in points)
     columns: list[list[float]] = [[] for _ in range(width)]
@@ -134,7 +135,7 @@ def terminal_curve(points: Points, *, width: int = 64, height: int = 8) -> str:
 
 
 def _short(count: float) -> str:
-    """A count with three digits and its thousands or millions."""
+    """Return a count with three digits: "12.4M", "300k", "7"."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"
@@ -142,7 +143,7 @@ def _short(count: float) -> str:
 
 
 def svg_curve(title: str, series: Sequence[tuple[str, str, Points]], *, x_label: str, y_label: str) -> str:
-    """Lines (name, colour, points) over common axes, as the text of an SVG file."""
+    """Return an SVG picture of lines over common axes; a line is (name, color, points)."""
     width, height, left, bottom = 720, 400, 60, 50
     xs = [x for _, _, points in series for x, _ in points]
     ys = [y for _, _, points in series for _, y in points]
@@ -170,10 +171,10 @@ def svg_curve(title: str, series: Sequence[tuple[str, str, Points]], *, x_label:
             f'<text x="{left - 6}" y="{at_y}" dy="4" text-anchor="end">{y:.2f}</text>',
             f'<text x="{at_x}" y="{height - bottom + 18}" text-anchor="middle">{_short(x)}</text>',
         ]
-    for n, (name, colour, points) in enumerate(series):
+    for n, (name, color, points) in enumerate(series):
         path = " ".join(place(x, y) for x, y in points)
         parts += [
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>',
-            f'<text x="{width - 24}" y="{58 + 16 * n}" text-anchor="end" fill="{colour}">{escape(name)}</text>',
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>',
+            f'<text x="{width - 24}" y="{58 + 16 * n}" text-anchor="end" fill="{color}">{escape(name)}</text>',
         ]
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,4 +1,4 @@
-"""The proofs for the eye: a row each, what else they found, and which are being made."""
+"""``verify``: a row for each proof, and what else was found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import print_line
-from llmcli.render.text import token_label
+from llmcli.render.text import counted, token_label
 
 if TYPE_CHECKING:
     from llmcli.explain.verification.proof import Parting, Proof
@@ -16,10 +16,12 @@ STYLES = {"ok": "", "failed": "bold red", "skipped": "dim"}
 
 
 def print_verify(report: VerifyReport, stream: TextIO) -> None:
-    """The whole view."""
+    """Print the whole view."""
     rounded = f" with {report.quantized} weights" if report.quantized else ""
-    part = "" if report.tokens == report.text_tokens else f" of {report.text_tokens}, the first,"
-    print_line(f"verify: is {report.model} run right here, in {report.dtype}{rounded} on {report.device}?", stream)
+    part = "" if report.tokens == report.text_tokens else f" (the first of {report.text_tokens})"
+    print_line(
+        f"verify: does {report.model} run correctly here, in {report.dtype}{rounded} on {report.device}?", stream
+    )
     columns = [
         Column("proof", right=False),
         Column("what it shows", right=False, optional=2),
@@ -31,10 +33,10 @@ def print_verify(report: VerifyReport, stream: TextIO) -> None:
     for proof in report.proofs:
         if note := _note(proof):
             print_line(f"{proof.name}: {note}", stream, STYLES[proof.verdict])
-    wide = "" if report.dtype == "float32" else f", much of it in {report.dtype}"
+    rounding = "" if report.dtype == "float32" else f", mostly of {report.dtype}"
     print_line(
-        f"{report.tokens} tokens{part} were read; later positions are of text that the model wrote. error: a "
-        f"difference as a share of what is compared; up to the limit it is rounding{wide}.",
+        f"Read {counted(report.tokens, 'token')}{part}; later positions are in text that the model wrote. "
+        f"error: relative difference; up to the limit it is rounding error{rounding}.",
         stream,
         "dim",
     )
@@ -57,20 +59,20 @@ def _small(value: float | None, style: str) -> Cell:
 
 
 def _note(proof: Proof) -> str:
-    """What the numbers of its row do not say."""
+    """Return what a proof found beyond the numbers in its row, or an empty text."""
     if proof.reason is not None:
         return proof.reason
     if proof.parting is not None:
         return _parted(proof.parting)
-    if proof.error == 0 and proof.largest:  # it is not the logits that were judged
-        return f"no token differs; logits do by up to {proof.largest:.0e} of the largest"
+    if proof.error == 0 and proof.largest:  # the error is not that of the logits
+        return f"no token differs; logits differ by up to {proof.largest:.0e} of the largest"
     return ""
 
 
 def _parted(parting: Parting) -> str:
-    favourite, other = (token_label(piece.text, piece.bytes) for piece in (parting.favourite, parting.other))
-    lead = f"which led by {parting.margin:.2g}" if parting.margin else "tied with it for first"
-    return f"behind position {parting.position} “{other}” instead of “{favourite}”, {lead}"
+    favourite, other = (token_label(piece) for piece in (parting.favourite, parting.other))
+    tie = f"whose logit is higher by {parting.margin:.2g}" if parting.margin else "whose logit is the same"
+    return f"after position {parting.position} the top token is “{other}” instead of “{favourite}”, {tie}"
 
 
 def _check(report: VerifyReport) -> str:
@@ -79,4 +81,4 @@ def _check(report: VerifyReport) -> str:
     if verdicts.ok:
         return f"check: ok; {verdicts.held} proofs hold{skipped}"
     failed = ", ".join(proof.name for proof in report.proofs if proof.verdict == "failed")
-    return f"check: FAILED; {verdicts.failed} of {verdicts.held + verdicts.failed} proofs: {failed}{skipped}"
+    return f"check: FAILED; {verdicts.failed} of {verdicts.held + verdicts.failed} proofs fail: {failed}{skipped}"

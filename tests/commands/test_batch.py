@@ -232,7 +232,7 @@ def test_what_is_told_is_what_is_in_the_file(
     result = write(run, model, source, out, "--order", order)
     assert result.exit_code == 130
     assert len(read(out)) == kept
-    assert f"{kept} of 5 prompts written, {5 - kept} to go" in result.stderr
+    assert f"{kept} of 5 prompts written, {5 - kept} left" in result.stderr
 
 
 def test_of_two_runs_at_once_one_gives_way(tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def test_a_conversation_too_long_and_a_reply_that_fills_the_context(run: Run, ch
     result = run("chat", *options, input="\n".join(lines))
     assert result.exit_code == 1
     assert "but the model's context is 48 (" in result.stderr
-    assert "the model's context is full" in result.stderr
+    assert "the context is full" in result.stderr
     assert [role for role, _ in saved(file)] == ["user", "assistant"]
 
 

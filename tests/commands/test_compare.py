@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from llmcli.errors import EXIT_USAGE
 from llmcli.render.compare import NOTABLE
-from llmcli.render.marks import AGAINST, FOR, signed_bar_cell
+from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell
 from llmcli.train.vocabulary import train_tokenizer
 from tests.commands.conftest import coloured, records
 from tests.commands.test_views import ESCAPE, on_terminal
@@ -84,7 +84,7 @@ def test_the_table_in_a_file(model: Path, run: Run, lora: Path) -> None:
     record, top = compared(run, "-m", model, "--adapter", lora), 3
     result = run("compare", TEXT, "-m", model, "--adapter", lora, "--top", top)
     head, *rows = table(result)
-    assert head == ["#", "token", "logprob", "second's", "change, nats", "sign", "KL, bits", "favourites"]
+    assert head == ["#", "token", "logprob 1", "logprob 2", "change, nats", "sign", "KL, bits", "top token"]
     most = sorted(record["tokens"], key=lambda token: abs(token["delta"]))[-top:]
     assert [int(row[0]) for row in rows] == sorted(token["position"] for token in most)
     for row in rows:
@@ -94,7 +94,7 @@ def test_the_table_in_a_file(model: Path, run: Run, lora: Path) -> None:
         assert row[7].count(" → ") == 1  # both, also where they are the same
     assert f"the {top} largest changes of {len(record['tokens'])} tokens" in result.stdout
     others = sum(token["favourites"][0] != token["favourites"][1] for token in record["tokens"])
-    assert f"another favourite at {others} of {len(record['tokens'])} places" in result.stdout
+    assert f"different top token at {others} of {len(record['tokens'])} positions" in result.stdout
     assert TEXT not in result.stdout
 
 
@@ -126,7 +126,7 @@ def test_a_narrow_terminal_leaves_no_column_that_needs_another(
             "", on_terminal(["compare", TEXT, "-m", str(model), "--adapter", str(lora)], width, monkeypatch)
         )
         (head,) = [line for line in shown.splitlines() if "change, nats" in line]
-        seen.add(("logprob" in head, "second's" in head))
+        seen.add(("logprob 1" in head, "logprob 2" in head))
     assert seen == {(True, True), (True, False), (False, False)}
 
 
@@ -140,7 +140,7 @@ def test_a_model_beside_itself_has_no_colour_at_all(model: Path, run: Run, monke
 
 
 @pytest.mark.parametrize(
-    ("value", "sign", "style"), [(0.3, "+", FOR), (-0.3, "-", AGAINST), (0.0, "", ""), (-0.0, "", "")]
+    ("value", "sign", "style"), [(0.3, "+", POSITIVE), (-0.3, "-", NEGATIVE), (0.0, "", ""), (-0.0, "", "")]
 )
 def test_only_a_change_has_a_side(value: float, sign: str, style: str) -> None:
     cell = signed_bar_cell(value, 1.0)

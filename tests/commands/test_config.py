@@ -188,9 +188,9 @@ def test_config_tells_where_each_value_comes_from(run: Run, write: Write) -> Non
     assert rows["model"] == ("the shipped one", "default", None)
     table = run("config", env=env)
     assert [line.split("\t")[:3] for line in table.stdout.splitlines()[1:]] == [
-        ["top-k", "every", "3"],
+        ["top-k", "all", "3"],
         ["seed", "generate", "2"],
-        ["seed", "every", "5"],
+        ["seed", "all", "5"],
         ["max-tokens", "generate", "7"],
         ["stop", "generate", "a, b"],
     ]

@@ -61,7 +61,7 @@ def test_the_text_alone_goes_to_stdout(run: Run, endpoint: Endpoint) -> None:
     assert result.stdout == TEXT + "\n"
     assert endpoint.posts == [{"model": "toy", "max_tokens": 6, "prompt": "Zero", "stream": True}]
     assert "about 6 tokens" in result.stderr
-    assert "the limit of --max-tokens was reached" in result.stderr
+    assert "stopped: --max-tokens reached" in result.stderr
     assert "seed not set" in result.stderr
     assert run("generate", "Zero", "--endpoint", endpoint.url, "-n", 1, "--echo", input="").stdout == "Zero one\n"
 
@@ -149,15 +149,15 @@ def test_without_logprobs_json_goes_on_and_probs_says_so(run: Run, endpoint: End
     endpoint.always = lambda handler: handler.stream(iter({"choices": [piece]} for piece in pieces))
     result = run("generate", "Zero", "--endpoint", endpoint.url, "--probs", input="")
     assert result.stdout == " one\n"
-    assert "tells no probabilities" in result.stderr
+    assert "this server does not send probabilities" in result.stderr
     assert "\t" not in result.stderr
 
 
 @pytest.mark.parametrize(
     ("reason", "stop", "told"),
     [
-        ("stop", (), "the model ended its text"),
-        ("stop", ("--stop", "x"), "or a --stop string came"),
+        ("stop", (), "stopped: end of text |"),
+        ("stop", ("--stop", "x"), "end of text or a --stop string"),
         ("content_filter\x1b", (), "“content_filter␛”"),
     ],
 )
@@ -363,7 +363,7 @@ def test_the_table_of_a_step(run: Run, endpoint: Endpoint) -> None:
     result = run("explain-step", "Zero", "--endpoint", endpoint.url, "--step", 1, "--top", 2, input="")
     assert "what follows “Zero one”?" in result.stdout
     assert [line.split("\t")[3] for line in result.stdout.splitlines() if "\t" in line] == ["token", "·two", "·🙂"]
-    assert "all tokens that are not listed: p 0.2500 together" in result.stdout
+    assert "all tokens not listed: p 0.2500 in total" in result.stdout
     late = run("explain-step", "Zero", "--endpoint", endpoint.url, "--step", 3, input="")
     assert late.exit_code == 0
     endpoint.always = lambda handler: handler.stream(iter([{"choices": [{"text": "", "finish_reason": "stop"}]}]))
@@ -550,7 +550,7 @@ def test_what_failed_for_the_moment_is_asked_again(
     endpoint.acts = [busy] * 12 + [gone] * 3
     result, found = batch(run, endpoint, prompts, "--order", order, "--batch-size", 8)
     assert sorted(found, key=lambda record: record["id"]) == usual
-    assert "1 left out" in result.stderr
+    assert "1 skipped" in result.stderr
 
 
 def test_a_prompt_that_is_refused_is_told_and_left_out(run: Run, endpoint: Endpoint, prompts: Path) -> None:

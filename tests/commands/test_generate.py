@@ -358,8 +358,8 @@ def test_guessing_ahead_changes_nothing_and_is_counted(run: Run, model: Path, tm
     for guessing in (("--prompt-lookup",), ("--draft-model", model)):
         ahead = run(*options, *guessing, "--verbose")
         assert ahead.stdout == plain.stdout
-        assert "guessed " in ahead.stderr
-        assert ", kept " in ahead.stderr
+        assert "tokens drafted, " in ahead.stderr
+        assert " accepted" in ahead.stderr
         end = records(run(*options, *guessing, "--json"))[-1]
         assert end["text"] == records(run(*options, "--json"))[-1]["text"]
         assert 0 < end["kept"] <= end["guessed"]

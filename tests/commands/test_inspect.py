@@ -25,8 +25,8 @@ def test_forms_agree(run: Run, model: Path, tmp_path: Path) -> None:
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in lines}
     for group in record["groups"]:
         assert rows[group["name"]][:2] == [str(group["parameters"]), repr(group["share"])]
-    assert rows["all"][0] == str(record["parameters"])
-    assert str(record["needs"][0]["total"]) in rows["float32, as opened"]
+    assert rows["total"][0] == str(record["parameters"])
+    assert str(record["needs"][0]["total"]) in rows["float32 (as loaded)"]
     picture = (tmp_path / "x.svg").read_text(encoding="utf-8").replace("&#160;", " ")
     assert "It fits" in picture
     assert "check: ok" in picture
@@ -59,7 +59,7 @@ def test_options_change_what_is_needed(run: Run, model: Path) -> None:
 def test_what_does_not_fit_is_not_opened(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (record,) = records(run("inspect", "-m", model, "--json"))
     between = (record["needs"][0]["total"] + record["needs"][1]["total"]) // 2
-    for memory, hint in ((between, "--quantize int8 would"), (1, "a smaller model")):
+    for memory, hint in ((between, "it fits with --quantize int8"), (1, "a smaller model")):
         monkeypatch.setattr(view, "memory_of", lambda device, memory=memory: Memory(None, memory))
         result = run("inspect", "-m", model)
         assert result.exit_code == 0

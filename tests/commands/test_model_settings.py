@@ -47,7 +47,7 @@ def test_the_models_settings_are_followed_and_said(run: Run, with_settings: Call
     folder = with_settings(do_sample=True, temperature=0.5, top_k=20, top_p=0.8, min_p=0.01)
     result = run("generate", "The", "-m", folder, "-n", 2, "--json")
     assert sampler_of(result) == {"temperature": 0.5, "top-k": 20, "top-p": 0.8, "min-p": 0.01}
-    assert "temperature 0.5, top-k 20, top-p 0.8, min-p 0.01 (generation_config.json)" in result.stderr
+    assert "from generation_config.json: temperature 0.5, top-k 20, top-p 0.8, min-p 0.01\n" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["generate", "explain-step"])
@@ -55,7 +55,7 @@ def test_options_go_before_the_models_settings(run: Run, with_settings: Callable
     folder = with_settings(temperature=0.5, top_k=20)
     result = run(command, "The", "-m", folder, "--temperature", 2, "--json")
     assert sampler_of(result) == {"temperature": 2, "top-k": 20, "top-p": DEFAULTS["top-p"]}
-    assert "top-k 20 (generation_config.json)" in result.stderr
+    assert "from generation_config.json: top-k 20\n" in result.stderr
     assert "temperature" not in result.stderr
 
 
@@ -89,7 +89,7 @@ def test_what_is_not_applied_is_said(run: Run, with_settings: Callable[..., Path
         "-n",
         1,
     )
-    assert "not applied: no_repeat_ngram_size 3, suppress_tokens (generation_config.json)" in result.stderr
+    assert "from generation_config.json: not applied: no_repeat_ngram_size 3, suppress_tokens\n" in result.stderr
     assert "typical" not in result.stderr
 
 

@@ -61,7 +61,7 @@ def test_pull_tells_how_much_is_left(run: Run, tiny_hub: Hub) -> None:
     first = run("pull", "org/name")
     assert first.exit_code == 1
     (stopped,) = re.findall(r"stopped at (.*) of (.*)\n", first.stderr)
-    assert re.match(rf"downloading org/name: .*, the rest of {stopped[1]}\n", run("pull", "org/name").stderr)
+    assert re.match(rf"downloading org/name: .* left of {stopped[1]}\n", run("pull", "org/name").stderr)
 
 
 def test_pull_offline_only_looks(run: Run, tiny_hub: Hub) -> None:
@@ -140,7 +140,7 @@ def test_models_lists_what_is_on_disk(run: Run, tiny_hub: Hub, files: dict[str, 
     assert found[SHIPPED]["last_use"] is None
     assert found["org/broken"]["state"] == "incomplete"
     table = [line.split("\t") for line in run("models").stdout.splitlines()]
-    assert table[0] == ["name", "family", "size", "last use", "where"]
+    assert table[0] == ["name", "family", "size", "last used", "where"]
     assert table[2][-1] == "cache, incomplete"
     assert table[3] == ["org/name", "llama", str(one["bytes"]), one["last_use"], "cache"]
     assert not tiny_hub.log

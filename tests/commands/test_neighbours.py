@@ -19,7 +19,7 @@ def test_the_plain_form_is_the_json_in_full(model: Path, run: Run) -> None:
     plain = run("neighbours", "fox + hen", "--top", "7", "-m", model).stdout
     (report,) = records(run("neighbours", "fox + hen", "--top", "7", "-m", model, "--json"))
     lines = [line.split("\t") for line in plain.splitlines() if "\t" in line]
-    assert lines[0] == ["id", "token", "centred", "", "cosine"]
+    assert lines[0] == ["id", "token", "centered", "", "cosine"]
     assert len(lines) == 8
     for (id, _, centred, _, cosine), row in zip(lines[1:], report["neighbours"], strict=True):
         assert (int(id), float(centred), float(cosine)) == (row["piece"]["id"], row["centred"], row["cosine"])
@@ -29,7 +29,9 @@ def test_the_plain_form_is_the_json_in_full(model: Path, run: Run) -> None:
     assert (report["size"], len(report["vector"])) == (32, 8)
 
 
-@pytest.mark.parametrize(("word", "left"), [("fox", "The word itself is left out."), ("fox - hen", "words themselves")])
+@pytest.mark.parametrize(
+    ("word", "left"), [("fox", "the word itself is not listed."), ("fox - hen", "the words themselves are not listed.")]
+)
 def test_what_is_left_out_is_said(model: Path, run: Run, word: str, left: str) -> None:
     (report,) = records(run("neighbours", word, "--top", "1000", "-m", model, "--json"))
     ids = {term["piece"]["id"] for term in report["terms"]}

@@ -99,11 +99,11 @@ def test_what_cannot_be_used_is_said_and_written_anew(run: Run, model: Path, tmp
         (("--dtype", "bfloat16"), PROMPT_CACHE_UNUSED["dtype"]),
         (("--dtype", "bfloat16", "--quantize", "int8"), PROMPT_CACHE_UNUSED["model"]),
     ):
-        assert line(*options) == f"prompt cache: {file} {why}; the prompt is read anew"
+        assert line(*options) == f"prompt cache: {file} {why}; the whole prompt is read"
         assert "reused" in line(*options)
     file.write_bytes(file.read_bytes()[:-9])
-    assert line() == f"prompt cache: {file} {PROMPT_CACHE_UNUSED['damaged']}; the prompt is read anew"
-    assert line() != f"prompt cache: {file} {PROMPT_CACHE_UNUSED['damaged']}; the prompt is read anew"
+    assert line() == f"prompt cache: {file} {PROMPT_CACHE_UNUSED['damaged']}; the whole prompt is read"
+    assert line() != f"prompt cache: {file} {PROMPT_CACHE_UNUSED['damaged']}; the whole prompt is read"
 
 
 def test_every_reason_has_its_words() -> None:

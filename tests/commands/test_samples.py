@@ -82,7 +82,7 @@ def test_no_tokens_are_as_of_one_text(run: Run, model: Path) -> None:
     assert ended["mean_logprob"] is None
     shown = run(*options, "--num-samples", 2, "--echo", "--probs")
     assert shown.stdout == "--- sample 0, seed 5 ---\nThe\n\n--- sample 1, seed 6 ---\nThe\n"
-    assert "2 samples, 0 tokens together" in shown.stderr
+    assert "2 samples, 0 tokens in total" in shown.stderr
     assert run(*options, "--best-of", 2, "--echo").stdout == "The\n"
     for count in (1, 2):
         refused = run(*options, "--num-samples", count, "--choices", "a,b", "--json")
@@ -121,7 +121,7 @@ def test_shift_goes_on_and_explain_step_knows(run: Run, model: Path) -> None:
 
 def test_counts_are_always_shown(run: Run, model: Path) -> None:
     result = run("generate", "The old", "-m", model, "-n", 100, *ON)
-    assert "context 64 of 64 | stopped: the model's context is full" in result.stderr
+    assert "context 64 of 64 | stopped: the context is full" in result.stderr
 
 
 def test_many_samples_are_not_gone_through_for_each(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

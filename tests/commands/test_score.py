@@ -34,7 +34,7 @@ def table(result: Result) -> list[list[str]]:
 def test_a_file_gets_the_table_in_full_and_not_the_text(model: Path, run: Run) -> None:
     result, record = run("score", TEXT, "-m", model), scored(run, model)
     head, *rows = table(result)
-    assert head == ["#", "id", "token", "surprisal, bits", "rank", "sign", "entropy, bits", "favourite", "its p"]
+    assert head == ["#", "id", "token", "surprisal, bits", "rank", "sign", "entropy, bits", "top token", "its p"]
     assert len(rows) == len(record["tokens"])
     for row, token in zip(rows, record["tokens"], strict=True):
         assert (int(row[0]), int(row[1]), int(row[4])) == (token["position"], token["piece"]["id"], token["rank"])
@@ -67,7 +67,7 @@ def test_totals_are_of_the_tokens_scored(model: Path, run: Run) -> None:
     )
     said = run("score", TEXT, "-m", model).stdout
     assert f"{len(record['tokens'])} tokens, {bits:.1f} bits" in said
-    assert f"{record['first']['text']}, the first, is not scored" in said
+    assert f"The first token, {record['first']['text']}, is not scored" in said
 
 
 def test_a_terminal_shows_the_text_in_the_colours_of_its_ranks(

@@ -273,7 +273,7 @@ def test_long_work_is_quiet_in_a_file(tmp_path: Path, model: Path) -> None:
 def test_a_run_of_a_million_steps_is_no_million_lines() -> None:
     from io import StringIO
 
-    from llmcli.render.training import MOST_LINES, TrainingProgress
+    from llmcli.render.training import MAX_LINES, TrainingProgress
     from llmcli.train.metrics import Metrics
 
     stream = StringIO()
@@ -282,7 +282,7 @@ def test_a_run_of_a_million_steps_is_no_million_lines() -> None:
         for step in range(500, steps + 1, 500):
             view.show(Metrics(step, steps, step, 1.0, 0.1, 9.0, nats_per_token=1.0, bits_per_byte=1.0))
     lines = stream.getvalue().splitlines()
-    assert MOST_LINES < len(lines) <= 2 * MOST_LINES + 2
+    assert MAX_LINES < len(lines) <= 2 * MAX_LINES + 2
     assert f"step {steps}: validation" in lines[-1]
 
 

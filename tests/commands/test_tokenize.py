@@ -27,7 +27,7 @@ def test_forms_agree(run: Run, model: Path) -> None:
     assert record["check"]["ok"]
     assert [token["id"] for token in record["tokens"]] == expected
     table = [line.split("\t") for line in run("tokenize", TEXT, "-m", model).stdout.splitlines()]
-    assert table[0] == ["#", "id", "token", "bytes", "from:to"]
+    assert table[0] == ["#", "id", "token", "bytes", "start:end"]
     assert [row[1] for row in table[1:]] == [str(id) for id in expected]
 
 
@@ -115,7 +115,7 @@ def test_merges(run: Run, model: Path) -> None:
     result = run("tokenize", "The fox, the fox \U0001f642", "-m", model, "--merges")
     lines = result.stdout.splitlines()
     table = [line.split("\t") for line in lines if line.count("\t") == 4]
-    assert table[0] == ["word", "times", "rank", "joined", "now"]
+    assert table[0] == ["word", "count", "rank", "merged", "symbols"]
     fox = [row for row in table if row[0] == "·fox"]
     assert fox[0] == ["·fox", "2", "", "", "· f o x"]
     assert all(row[2].isdecimal() and " + " in row[3] for row in fox[1:])

@@ -109,7 +109,7 @@ def test_sources_of_the_text(run: Run, model: Path, tmp_path: Path) -> None:
 def test_a_text_longer_than_the_context_is_cut_and_it_is_said(run: Run, model: Path) -> None:
     result = run("verify", "-m", model)
     assert result.exit_code == 0
-    assert f"64 tokens of {len(load_tokenizer(model).encode(TEXT))}, the first, were read" in result.stdout
+    assert f"Read 64 tokens (the first of {len(load_tokenizer(model).encode(TEXT))})" in result.stdout
 
 
 @pytest.mark.usefixtures("no_transformers")
@@ -183,11 +183,11 @@ def test_a_terminal_shows_every_verdict_within_its_width(terminal: Tty) -> None:
         "skipped",
     ]
     assert "1e-07" in text
-    assert "c = d: behind position 7 “␛[31m” instead of “·[bold]”, which led by 0.25" in text
-    assert "g = h: behind position 7 “␛[31m” instead of “·[bold]”, tied with it for first" in text
-    assert "e = f: no token differs; logits do by up to 1e-02 of the largest" in text
+    assert "c = d: after position 7 the top token is “␛[31m” instead of “·[bold]”" in text
+    assert "g = h: after position 7 the top token is “␛[31m” instead of “·[bold]”" in text
+    assert "e = f: no token differs; logits differ by up to 1e-02 of the largest" in text
     assert "k = l: nothing is here" in text
-    assert lines[-1] == "check: FAILED; 2 of 5 proofs: c = d, i = j, 1 skipped"
+    assert lines[-1] == "check: FAILED; 2 of 5 proofs fail: c = d, i = j, 1 skipped"
 
 
 def test_numbers_that_are_none_are_null_for_programs() -> None:

@@ -57,7 +57,7 @@ def words(view: str, model: Path, text: str = PROMPT) -> list[str]:
 
 
 ONE_OF_MANY = re.compile(
-    r"(?<![\d.,])1 (?:different )?(?:tokens|words|merges|prompts|messages|heads|bytes|others)\b(?!/s)"
+    r"(?<![\d.,])1 (?:distinct )?(?:tokens|words|merges|prompts|messages|heads|bytes|others)\b(?!/s)"
 )
 
 
@@ -69,9 +69,9 @@ def test_one_is_no_plural(run: Run, model: Path, chat_model: Path, tmp_path: Pat
         "1 token, decode - | prompt 1 token,": ("generate", "", "-n", 1),
         "prompt 1 token,": ("generate", "", "-n", 1, "--num-samples", 2),
         "0 of 1 token reused": ("generate", "", "-n", 1, "--prompt-cache", tmp_path / "cache"),
-        "2 tokens; 1 byte of text": ("tokenize", "a"),
+        "2 tokens, 1 byte of text": ("tokenize", "a"),
         "1 word became 1 token": ("tokenize", "a", "--merges"),
-        "1 token read": ("explain-step", ""),
+        "context 1 token, ": ("explain-step", ""),
         "1 token, ": ("score", "a"),
         "1 of 1 prompt written | 1 token, ": ("batch", source, tmp_path / "out.jsonl"),
         "1 message\n": ("chat",),

@@ -78,6 +78,10 @@ def words_of(stream: io.StringIO, width: int) -> list[str]:
 # --- single texts ---
 
 
+def as_token(text: str, data: bytes) -> Token:
+    return Token(0, text, data, 0, len(data), False)
+
+
 @given(st.text())
 def test_harmless_text_has_no_control_characters(text: str) -> None:
     shown = escape_controls(text)
@@ -119,18 +123,18 @@ def test_control_characters_are_shown(text: str, shown: str) -> None:
     ],
 )
 def test_labels(data: bytes, shown: str) -> None:
-    assert token_label(data.decode("utf-8", "replace"), data) == shown
+    assert token_label(as_token(data.decode("utf-8", "replace"), data)) == shown
 
 
 def test_a_token_without_bytes_is_labelled_by_its_text() -> None:
-    assert token_label("", b"") == ""
-    assert token_label("<unused>", b"") == "<unused>"
+    assert token_label(as_token("", b"")) == ""
+    assert token_label(as_token("<unused>", b"")) == "<unused>"
 
 
 @settings(max_examples=100)
 @given(st.binary(max_size=12))
 def test_a_label_is_one_word_without_controls(data: bytes) -> None:
-    shown = token_label(data.decode("utf-8", "replace"), data)
+    shown = token_label(as_token(data.decode("utf-8", "replace"), data))
     assert not [char for char in shown if unicodedata.category(char) == "Cc" or char in "\t\n"]
     outside = re.sub(r"<[0-9A-F ]+>", "", shown)
     assert " " not in outside
@@ -360,7 +364,7 @@ def test_what_goes_where_probabilities_have_no_room(monkeypatch: pytest.MonkeyPa
 def test_what_goes_where_the_table_of_samples_has_no_room(monkeypatch: pytest.MonkeyPatch, best: bool) -> None:
     fields = {"finish": "length", "text": "", "valid": None}
     rows = [SampleRow(n, 4_000_000_000 + n, 512, -1.25, best=n == 1, **fields) for n in range(12)]
-    names = {"seed": "4000000001", "tokens": "512", "logprob": "-1.250", "stopped": "limit"}
+    names = {"seed": "4000000001", "tokens": "512", "logprob": "-1.250", "stopped": "--max-tokens"}
     found = []
     for width in range(120, 19, -1):
         monkeypatch.setenv("COLUMNS", str(width))
@@ -431,7 +435,7 @@ def test_the_step_view_in_a_file_has_everything_in_full() -> None:
     for cells_of_row, row in zip(table[1:], report.candidates, strict=True):
         mark, rank, id, token, logit, p, warm, cut, final, drawn = cells_of_row
         assert (mark != "") == (row.id == report.chosen.id)
-        assert (int(rank), int(id), token) == (row.rank, row.id, token_label(row.text, row.bytes))
+        assert (int(rank), int(id), token) == (row.rank, row.id, token_label(row))
         assert (float(logit), float(p), float(warm), float(final)) == (row.logit, row.p, row.p_temperature, row.p_final)
         assert cut == (row.cut or "")
         assert drawn == ("" if row.u_low is None else f"{row.u_low!r}:{row.u_high!r}")
