@@ -41,12 +41,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from llmcli.engine.transformer import EngineTransformer
 from llmcli.generation.filters import Temperature
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import steps
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
-from llmcli.storage.checkpoint import load
+from llmcli.storage.checkpoint import Checkpoint
 
 VOCAB = 97
 CONTEXT = 128
@@ -274,8 +275,18 @@ class Tiny:
         return load(self.folder, device=CPU, dtype=torch.float32)
 
 
+def load(folder: Path, **options: Any) -> Transformer:
+    """The model in ``folder`` as commands run it; ``options`` as for ``Checkpoint.load``."""
+    return Checkpoint.read(folder).load(build=EngineTransformer, **options)
+
+
 def make(name: str, folder: Path) -> Tiny:
     """Build the case, check that it is a fair test, and save it into ``folder``."""
+    with torch.inference_mode(False):  # else the reference's buffers could not change outside of that mode
+        return _make(name, folder)
+
+
+def _make(name: str, folder: Path) -> Tiny:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()

@@ -33,7 +33,7 @@ class Share:
         from llmcli.generation.jobs.files import Results
         from llmcli.generation.jobs.parts import part_path
 
-        done = self._ranks.agreed(lambda: Results(self.target).done)
+        done = self._ranks.on_all(lambda: Results(self.target).done)
         self._part = Results(part_path(self.target, self.world.rank))
         self._part.done = done
         return self._part
@@ -44,7 +44,7 @@ class Share:
 
         if code == EXIT_INTERRUPTED:
             return code
-        told = self._ranks.share((Part(self._part.path, self._part.size), code))
+        told = self._ranks.exchange((Part(self._part.path, self._part.size), code))
         if self._ranks.leads:
             check_parts([part for part, _ in told])
         self._merge()
@@ -53,4 +53,4 @@ class Share:
     def _merge(self) -> None:
         from llmcli.generation.jobs.parts import merge
 
-        self._ranks.agreed(lambda: merge(self.target, self.order) if self._ranks.leads else None)
+        self._ranks.on_all(lambda: merge(self.target, self.order) if self._ranks.leads else None)

@@ -93,8 +93,7 @@ def bench(
 
     import_torch()
     from llmcli.generation.bench import measure, read_bandwidth
-    from llmcli.model.device import pick_device
-    from llmcli.model.threads import use_threads
+    from llmcli.model.device import pick_device, use_threads
     from llmcli.render import bench as view
     from llmcli.render.terminal import note
 
@@ -166,8 +165,8 @@ def random_model(config: Path, device: str, dtype: str, quantization: Kind | Non
     """Random weights in the shape of a config.json."""
     import torch
 
+    from llmcli.engine import random_weights
     from llmcli.files.json import read_json
-    from llmcli.model import random_weights
     from llmcli.model.device import pick_device, pick_dtype
     from llmcli.model.families import family_of
     from llmcli.storage.quantize import quantize

@@ -140,9 +140,8 @@ def train(
     """
     given = {name: value for name, value in recipe_values.items() if value is not None}
     import_torch()
-    from llmcli.model.device import pick_device
-    from llmcli.model.threads import use_threads
-    from llmcli.storage.checkpoint import read_config
+    from llmcli.model.device import pick_device, use_threads
+    from llmcli.storage.checkpoint import Checkpoint
     from llmcli.train.stages import stages
 
     where = pick_device(device)
@@ -154,7 +153,7 @@ def train(
     if out is None or not (corpus or demo):
         raise usage_error(f"there is no {'--out' if corpus else 'CORPUS'}", "give both, or --demo")
     beginning = None if init is None else find_model(init, offline=False)
-    positions = None if beginning is None else read_config(beginning).max_position_embeddings
+    positions = None if beginning is None else Checkpoint.read(beginning).config.max_position_embeddings
     recipes = demo_recipes() if demo else recipes_for(out, given, recipe_file, resume=resume, positions=positions)
     planned = stages(recipes, out, beginning)
     check(planned, resume=resume)

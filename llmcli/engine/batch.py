@@ -1,8 +1,8 @@
-"""Texts side by side: the keys and values of each in a row, and a step that takes them all one token further.
+"""Several texts side by side: the keys and values of each in a row, and a step that feeds each text one token.
 
-What becomes of a text does not depend on those beside it, to the last bit where the kernels allow: there are
-always whole blocks of rows and of positions, and the products of one row are then the same in any company. (On
-a CPU that is so in bfloat16 and for rounded weights; in fp32 attention on several threads is not as strict.)
+A text's result does not depend on the others in the batch, bit for bit where the kernels allow: buffers always hold
+whole blocks of rows and of positions, for which the products of one row are the same in any company. (On a CPU
+this holds in bfloat16 and for quantized weights; fp32 attention on several threads is less strict.)
 """
 
 from __future__ import annotations
@@ -12,46 +12,47 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llmcli.model.attention import Place
+from llmcli.model import positions
 from llmcli.model.cache import KVCache
 from llmcli.model.config import RopeConfig
-from llmcli.model.positions import span
+from llmcli.model.positions import Placements, Rotation
 from llmcli.model.transformer import Transformer
 
-ROWS = 8  # a product of so many vectors, or of a multiple, has the same bits for each
-POSITIONS = 64  # likewise for the keys that attention sees
+ROW_BLOCK = 8  # products of this many vectors, or of a multiple, have the same bits for each of them
+POSITION_BLOCK = 64  # the same for the keys that attention sees
 
 
-class Rows:
-    """Keys and values of several texts, [rows, K, capacity, D] a layer; ``lengths`` are their positions.
+class BatchedCache:
+    """Keys and values of several texts, [rows, K, capacity, D] per layer; ``lengths`` are the texts' positions.
 
-    Every layer keeps all positions, also a windowed one: a mask hides what it must not see. Rows behind the
-    last text are padding, which is computed and thrown away.
+    Every layer keeps all positions, windowed ones too: a mask hides what a query must not see. Rows after the last
+    text are padding, computed and discarded.
     """
 
-    length = 0  # attention counts what is past by the mask
+    length = 0  # attention learns what is past from the mask
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
         self.lengths: list[int] = []
-        self._spans: list[int] = []  # by which angles each text is turned; see ``rope.span``
+        self._spans: list[int] = []  # which angles each text's keys have; see ``positions.span``
         self._planned: list[int] = []
         self._keys, self._values = self._empty(0, 0), self._empty(0, 0)
-        self._tables: dict[tuple[RopeConfig, int], tuple[Tensor, Tensor]] = {}
-        self._places = (torch.empty(0), torch.empty(0))  # of the pass: its rows, and the positions they are written to
+        self._tables: dict[tuple[RopeConfig, int], Rotation] = {}
+        self._written = (torch.empty(0), torch.empty(0))  # rows of this pass, and the positions written to in each
 
     @property
     def padded(self) -> int:
-        """How many rows a pass has."""
-        return _whole(len(self.lengths), ROWS)
+        """Rows of a pass, padding included."""
+        return _whole(len(self.lengths), ROW_BLOCK)
 
     @property
     def capacity(self) -> int:
+        """Positions that each row has room for."""
         return self._keys[0].shape[2]
 
     @torch.inference_mode()
     def add(self, cache: KVCache) -> None:
-        """Take over a text that was read alone, behind the last, as a copy."""
+        """Append a text that was read alone, as a copy of its cache."""
         self.lengths.append(cache.length)
         self._spans.append(cache.span)
         self._planned.append(cache.planned)
@@ -64,7 +65,7 @@ class Rows:
 
     @torch.inference_mode()
     def remove(self, row: int) -> None:
-        """Forget a text; the last one moves into its row."""
+        """Drop a text; the last text moves into its row."""
         for buffer in (*self._keys, *self._values):
             buffer[row] = buffer[len(self.lengths) - 1]
         for numbers in (self.lengths, self._spans, self._planned):
@@ -73,12 +74,12 @@ class Rows:
         self._fit()
 
     def planned(self, row: int) -> int:
-        """The length that decides a text's angles: what it was planned for, or will have with one more position."""
+        """The length that decides a text's angles: what it was planned for, or its length with one more token."""
         return max(self.lengths[row] + 1, self._planned[row])
 
     def stale(self, row: int) -> bool:
-        """Whether one more position would turn a text by other angles than its keys were: then read it anew."""
-        return span(self.model.config.rope, self.planned(row)) != self._spans[row]
+        """Whether one more position would get other angles than the text's keys have, which must be recomputed."""
+        return positions.span(self.model.config.rope, self.planned(row)) != self._spans[row]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -87,27 +88,27 @@ class Rows:
         model.check_positions(max(self.lengths) + 1)
         self._fit()
         padding = [0] * (self.padded - count)
-        positions = torch.tensor([*self.lengths, *padding], device=model.device)
-        self._places = torch.arange(len(positions), device=model.device), positions
+        at = torch.tensor([*self.lengths, *padding], device=model.device)
+        self._written = torch.arange(len(at), device=model.device), at
         x = model.embed_tokens(torch.tensor([*tokens, *padding], device=model.device).unsqueeze(1))  # [rows, 1, C]
         if model.positions is not None:
-            x = x + model.positions(positions).unsqueeze(1)
-        x = model.through(x, self._where(positions), self)
+            x = x + model.positions(at).unsqueeze(1)
+        x = model.run_blocks(x, self._placements(at), self)
         logits = model.unembed(x[:, 0])[:count].float()
         self.lengths = [length + 1 for length in self.lengths]
         return logits
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v [rows, K, 1, D] at each text's place; all of the layer's, [rows, K, capacity, D]."""
-        rows, positions = self._places
+        """Write k and v [rows, K, 1, D] at each text's position; the whole layer's buffers, [rows, K, capacity, D]."""
+        rows, at = self._written
         keys, values = self._keys[layer][: len(rows)], self._values[layer][: len(rows)]
-        keys[rows, :, positions] = k.squeeze(2)
-        values[rows, :, positions] = v.squeeze(2)
+        keys[rows, :, at] = k.squeeze(2)
+        values[rows, :, at] = v.squeeze(2)
         return keys, values
 
     def _fit(self) -> None:
-        """Buffers for one more position of each text, and not for many times as much."""
-        rows, needed = self.padded, _whole(max(self.lengths, default=0) + 1, POSITIONS)
+        """Resize the buffers unless they have room for one more position per text and are at most twice too large."""
+        rows, needed = self.padded, _whole(max(self.lengths, default=0) + 1, POSITION_BLOCK)
         held = self._keys[0].shape[0]
         if rows <= held <= 2 * rows and needed <= self.capacity <= 2 * needed:
             return
@@ -124,46 +125,31 @@ class Rows:
         layers = range(config.num_hidden_layers)
         return [torch.empty(shape, device=self.model.device, dtype=self.model.dtype) for _ in layers]
 
-    def _where(self, positions: Tensor) -> tuple[Place, Place]:
-        """As of ``Transformer.places``, for a position a row; a window is in the mask."""
-        config = self.model.config
-        keys, queries = torch.arange(self.capacity, device=positions.device), positions.unsqueeze(1)
-        seen = keys <= queries  # [rows, capacity]
-        full = Place(self._angles(config.rope, positions), None, self._mask(seen))
-        if config.sliding_window is None:
-            return full, full
-        local = full.rope if config.local_rope is None else self._angles(config.local_rope, positions)
-        return full, Place(local, None, self._mask(seen & (keys > queries - config.sliding_window)))
+    def _placements(self, at: Tensor) -> Placements:
+        """Where the rows' queries stand, one position ``at`` [rows] each."""
+        keys = torch.arange(self.capacity, device=at.device)
+        queries = at[:, None, None, None]  # [rows, 1, 1, 1]; masks are [rows, 1, 1, capacity]
+        model = self.model
+        return positions.single(model.config, queries, (keys, keys), model.dtype, lambda rope: self._rotation(rope, at))
 
-    def _mask(self, seen: Tensor) -> Tensor:
-        """``seen`` as ``Attention`` takes it, [rows, 1, 1, capacity]."""
-        seen = seen[:, None, None]
-        if self.model.config.attention_softcap is not None:
-            return seen
-        return torch.zeros_like(seen, dtype=self.model.dtype).masked_fill_(~seen, float("-inf"))
+    def _rotation(self, rope: RopeConfig, at: Tensor) -> Rotation:
+        """cos and signed sin of one position per row, each [rows, 1, 1, R]; rows may differ in their span."""
+        spans = [*self._spans, *[0] * (len(at) - len(self._spans))]
+        distinct = sorted(set(spans))
+        tables = [self._table(rope, span) for span in distinct]
+        offsets = torch.tensor([distinct.index(span) for span in spans], device=at.device) * len(tables[0][0])
+        cos, signed_sin = (torch.cat(parts)[at + offsets][:, None, None] for parts in zip(*tables, strict=True))
+        return cos, signed_sin
 
-    def _angles(self, rope: RopeConfig | None, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        """cos and signed sin of a position a row, [rows, 1, 1, R] each."""
-        if rope is None:
-            return None
-        spans = [*self._spans, *[0] * (len(positions) - len(self._spans))]
-        several = sorted(set(spans))
-        tables = [self._table(rope, span) for span in several]
-        places = positions + torch.tensor([several.index(span) for span in spans], device=positions.device) * len(
-            tables[0][0]
-        )
-        cos, sin = (torch.cat(parts)[places][:, None, None] for parts in zip(*tables, strict=True))
-        return cos, sin
-
-    def _table(self, rope: RopeConfig, span: int) -> tuple[Tensor, Tensor]:
-        """The angles of all positions that there is room for."""
+    def _table(self, rope: RopeConfig, span: int) -> Rotation:
+        """The rotation of every position that there is room for, [capacity, R] each."""
         key = (rope, span)
         if key not in self._tables or len(self._tables[key][0]) != self.capacity:
             self._tables = {other: table for other, table in self._tables.items() if len(table[0]) == self.capacity}
-            self._tables[key] = self.model.angles(rope, 0, self.capacity, span)
+            self._tables[key] = self.model.rotation(rope, 0, self.capacity, span)
         return self._tables[key]
 
 
 def _whole(count: int, block: int) -> int:
-    """``count``, rounded up to whole blocks, at least one."""
+    """``count`` rounded up to whole blocks, at least one."""
     return max(-(-count // block), 1) * block

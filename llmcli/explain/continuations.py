@@ -15,7 +15,7 @@ from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relat
 from llmcli.generation.distribution import leading, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.steps import forget_stale, next_logits
-from llmcli.model.positions import planned
+from llmcli.model.positions import planned_length
 
 MOST_NODES = 1000
 MOST_DEPTH = 100
@@ -96,7 +96,7 @@ class Tree:
         self.size = min(loaded.tokenizer.size, loaded.model.config.vocab_size)
         self.cache = loaded.model.new_cache()
         total = min(len(ids) + depth, loaded.model.config.max_position_embeddings)
-        self.planned = planned(loaded.model.config.rope, len(ids), total)
+        self.planned = planned_length(loaded.model.config.rope, len(ids), total)
         # Paths read, with the logits behind them: that to which the best leaf yet belongs, and the last.
         self.read: dict[Literal["best", "last"], tuple[tuple[int, ...], Tensor]] = {}
         self.best = -math.inf

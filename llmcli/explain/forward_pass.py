@@ -12,7 +12,7 @@ from llmcli.errors import usage_error
 from llmcli.generation.steps import next_logits
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import rounding
+from llmcli.storage.quantize import quantization_of
 
 DTYPE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Quantized weights quantize activations to 8 bits too, where the last bit of an input can move it to the next of 255
@@ -60,7 +60,7 @@ def tolerance(model: Transformer) -> float:
 
     It depends on the dtype, on whether the weights are quantized, and on whether the model routes between experts.
     """
-    quantized = rounding(model) is not None
+    quantized = quantization_of(model) is not None
     if model.config.moe is not None and (quantized or model.dtype != torch.float32):
         return ROUTER_TOLERANCE
     return max(DTYPE_TOLERANCE[model.dtype], QUANTIZED_TOLERANCE if quantized else 0.0)

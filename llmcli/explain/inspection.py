@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from llmcli.engine.size import CacheBytes, cache_bytes, empty_model, weight_bytes
 from llmcli.errors import usage_error
 from llmcli.explain.architecture import Shape, shape_of
 from llmcli.explain.report import Check, Claim, Report, check
@@ -16,12 +17,11 @@ from llmcli.generation.loaded import LoadedModel, device_for
 from llmcli.generation.steps import PREFILL_CHUNK
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
-from llmcli.model.device import pick_dtype
-from llmcli.model.memory import Memory, memory_of
+from llmcli.model.device import Memory, memory_of, pick_dtype
 from llmcli.model.transformer import Transformer
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.headers import Headers, read_headers
 from llmcli.storage.quantize import Kind
-from llmcli.storage.size import CacheBytes, cache_bytes, empty_model, weight_bytes
 from llmcli.text.tokenizer import load_tokenizer
 
 GROUPS = ("embedding", "positions", "attention", "MLP", "experts", "routers", "norms", "head")
@@ -105,9 +105,10 @@ def inspect_report(
     None means the whole context. ``opened`` loads it, which is asked for only if it fits.
     Errors: as of ``load``, and more tokens than the context.
     """
-    headers = read_headers(folder)
+    checkpoint = Checkpoint.read(folder)
+    headers = read_headers(checkpoint)
     config = headers.config
-    where = device_for(folder, device, quantization)
+    where = device_for(checkpoint, device, quantization)
     computing = pick_dtype(dtype, where, headers.dtype)
     kind = quantization or headers.kind
     model = empty_model(config)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place if the block succeeds: never half a file.
+    """A temporary path next to ``path`` that replaces it if the block succeeds: never half a file.
 
-    A link stays one: the file that it leads to is replaced.
+    A symbolic link stays one: its target is replaced.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(path.name + ".part")
@@ -20,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.touch()
         permissions = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(permissions)  # the user's own: safetensors would let nobody else read its file
+        temporary.chmod(permissions)  # as the user's umask says: safetensors creates files that nobody else can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

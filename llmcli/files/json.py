@@ -1,4 +1,4 @@
-"""Small JSON files of a model folder, read with one form of error."""
+"""Reading small JSON files, with uniform errors."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 
-MOST = 2**25  # bytes; config.json is a few KiB, the index of the largest models a few MiB
+MAX_BYTES = 2**25  # config.json is a few KiB, the index of the largest models a few MiB
 
 
 def read_json(path: Path, hint: str = "a model folder has config.json beside its weights") -> dict[str, Any]:
-    """A JSON object from a file, or an error that names the file and, for broken JSON, the line.
+    """The JSON object in a file. Errors name the file and, for invalid JSON, the line.
 
-    ``hint`` is for a file that is not there.
+    ``hint`` is the hint of the error for a missing file.
     """
     try:
-        if path.stat().st_size > MOST:
-            raise LlmcliError(f"{path}: larger than {MOST} bytes", "the file may be damaged; get it again")
+        if path.stat().st_size > MAX_BYTES:
+            raise LlmcliError(f"{path}: larger than {MAX_BYTES} bytes", "the file may be damaged; download it again")
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LlmcliError(f"{path}: no such file", hint) from None
     except OSError as error:
         raise LlmcliError(f"{path}: cannot be read: {error.strerror or error}", "check the file") from error
     except UnicodeDecodeError as error:
-        raise LlmcliError(f"{path}: cannot be read: no UTF-8 at byte {error.start}", "check the file") from error
+        raise LlmcliError(f"{path}: not valid UTF-8 at byte {error.start}", "check the file") from error
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
-        raise LlmcliError(f"{path}: not valid JSON{where}", "the file may be damaged; get it again") from error
+        raise LlmcliError(f"{path}: not valid JSON{where}", "the file may be damaged; download it again") from error
     if not isinstance(raw, dict):
-        raise LlmcliError(f"{path}: holds no JSON object", "the file may be damaged; get it again")
+        raise LlmcliError(f"{path}: not a JSON object", "the file may be damaged; download it again")
     return raw

@@ -1,7 +1,8 @@
-"""What the files of a model's folder are called, in the layout of transformers and PEFT."""
+"""Names of the files in a model folder, in the layout of transformers and PEFT."""
 
 from __future__ import annotations
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
 ADAPTER_CONFIG = "adapter_config.json"

@@ -1,6 +1,6 @@
-"""One safetensors file: what it holds, each tensor read on its own, or mapped so that it is read when used.
+"""The safetensors container: reading its header, reading or mapping single tensors, and writing a file.
 
-And written so that beside the tensors there is never more than one of them in memory.
+A mapped tensor is read when it is used. Writing needs no memory besides the tensors themselves and a copy of one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-WHOLE_NUMBERS = {  # which mean something only to who knows their scale, or what they count
+INTEGERS = {  # whose meaning depends on a scale, or on what they count
     "I8": torch.int8,
     "U8": torch.uint8,
     "I64": torch.int64,
 }
-MOST_HEADER = 2**23  # bytes; a hundred times a usual one, and still parsed in a moment
+MAX_HEADER = 2**23  # bytes; a hundred times the usual size, and parsed in an instant
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor's dtype (as safetensors writes it), shape, and place in the file in bytes."""
+    """A tensor's dtype, as safetensors names it, its shape, and its byte range in the file."""
 
     name: str
     dtype: str
@@ -46,7 +46,7 @@ class Entry:
 
 
 class TensorFile:
-    """The tensors of a file by name, of ``DTYPES`` and those of ``also``. Errors: a file that is damaged in any way."""
+    """A file's tensors by name, with dtypes of ``DTYPES`` and ``also``. Errors: a file that is damaged in any way."""
 
     def __init__(self, path: Path, also: Mapping[str, torch.dtype] | None = None) -> None:
         self.path = path
@@ -62,8 +62,8 @@ class TensorFile:
     def _read_header(self) -> None:
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > MOST_HEADER:
-                raise ValueError(f"its header is said to be {length} bytes long")
+            if length > MAX_HEADER:
+                raise ValueError(f"its header claims to be {length} bytes long")
             header = file.read(length)
         with safe_open(self.path, framework="pt"):  # the library's own checks: overlaps, holes, the file's length
             pass
@@ -75,11 +75,12 @@ class TensorFile:
 
     def _damaged(self, error: object) -> LlmcliError:
         return LlmcliError(
-            f"{self.path}: not a whole safetensors file: {error}", "it may be cut off or damaged; get it again"
+            f"{self.path}: not a complete safetensors file: {error}",
+            "it may be truncated or damaged: download it again",
         )
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """Errors: a dtype that weights do not have here."""
+        """The entry's dtype. Errors: an unsupported one."""
         if entry.dtype not in self._dtypes:
             raise LlmcliError(
                 f"{self.path}: tensor {entry.name} is stored as {entry.dtype}", "supported: " + ", ".join(self._dtypes)
@@ -87,11 +88,11 @@ class TensorFile:
         return self._dtypes[entry.dtype]
 
     def read(self, entry: Entry) -> Tensor:
-        """The tensor, in memory of its own, on the CPU."""
+        """The tensor, in its own memory, on the CPU."""
         return self.read_into(entry, torch.empty(entry.shape, dtype=self.dtype(entry)))
 
     def read_into(self, entry: Entry, target: Tensor) -> Tensor:
-        """Fill ``target``, contiguous, on the CPU and of the stored dtype and size, straight from the file."""
+        """Read the tensor straight into ``target``: contiguous, on the CPU, and of the stored dtype and size."""
         assert target.dtype == self.dtype(entry)
         assert target.numel() == math.prod(entry.shape)
         numpy: Any = target.view(-1).view(torch.uint8).numpy()
@@ -102,25 +103,25 @@ class TensorFile:
                 while view:
                     count = file.readinto(view)
                     if not count:
-                        raise self._damaged("it ends too early")
+                        raise self._damaged("unexpected end of file")
                     view = view[count:]
         except OSError as error:
             raise LlmcliError(f"{self.path}: cannot be read: {error.strerror or error}", "check the disk") from error
         return target
 
     def viewed(self, entry: Entry) -> Tensor:
-        """The tensor to look at once: mapped if possible."""
+        """The tensor for a single use: mapped if possible, otherwise read."""
         mapped = self.mapped([entry])
         return self.read(entry) if mapped is None else mapped
 
     def mapped(self, entries: Sequence[Entry]) -> Tensor | None:
-        """Tensors that lie one behind the other as one, stacked along the first dimension, not read before use.
+        """Adjacent tensors as one, stacked along the first dimension, read when used.
 
-        None where they do not, or where the file is not aligned to their dtype.
+        None if they are not adjacent, or not aligned to their dtype.
         """
         first, dtype = entries[0], self.dtype(entries[0])
-        adjoin = all(a.end == b.start and a.dtype == b.dtype for a, b in itertools.pairwise(entries))
-        if not adjoin or first.start % dtype.itemsize:
+        adjacent = all(a.end == b.start and a.dtype == b.dtype for a, b in itertools.pairwise(entries))
+        if not adjacent or first.start % dtype.itemsize:
             return None
         if self._bytes is None:
             size = self.path.stat().st_size
@@ -130,21 +131,21 @@ class TensorFile:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A file of ``tensors``, from wherever they lie; it begins with the metadata.
+    """Write ``tensors``, from any device, to a file that begins with the metadata.
 
-    safetensors' own function would hold all of them in memory twice more, which a long context has no room for.
+    safetensors' own function needs twice their memory besides, which a long context does not leave.
     """
-    names = {dtype: name for name, dtype in {**DTYPES, **WHOLE_NUMBERS}.items()}
+    names = {dtype: name for name, dtype in {**DTYPES, **INTEGERS}.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    place = 0
+    end = 0
     for name, tensor in tensors.items():
-        offsets = [place, place + tensor.nbytes]
+        offsets = [end, end + tensor.nbytes]
         header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        place = offsets[1]
-    told = json.dumps(header, separators=(",", ":")).encode()
-    told += b" " * (-len(told) % 8)
+        end = offsets[1]
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
-        file.write(len(told).to_bytes(8, "little") + told)
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors.values():
             bits: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             file.write(memoryview(bits))

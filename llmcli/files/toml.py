@@ -1,4 +1,4 @@
-"""TOML files, read with one form of error."""
+"""Reading TOML files, with uniform errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from llmcli.errors import usage_error
 
 
 def read_toml(path: Path, missing: str, example: str) -> dict[str, Any]:
-    """What stands in a file. Errors: it cannot be read, is no TOML; the hints are ``missing`` and ``example``."""
+    """The table in a TOML file.
+
+    Errors: the file does not exist (its hint is ``missing``), cannot be read, or is not TOML (``example``).
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -23,6 +26,6 @@ def read_toml(path: Path, missing: str, example: str) -> dict[str, Any]:
     except OSError as error:
         raise usage_error(f"{path}: {error.strerror or error}", "the file must be readable") from error
     except UnicodeDecodeError as error:
-        raise usage_error(f"{path} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8 first") from None
+        raise usage_error(f"{path} is not valid UTF-8 at byte {error.start}", "convert it to UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise usage_error(f"{path}: not TOML: {error}", example) from None
+        raise usage_error(f"{path}: not valid TOML: {error}", example) from None

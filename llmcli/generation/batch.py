@@ -8,13 +8,13 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from llmcli.engine.batch import Rows
+from llmcli.engine.batch import BatchedCache
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step, check_prompt, ended, next_logits, roll
 from llmcli.generation.text import Generation, Writing
 from llmcli.model.cache import KVCache
-from llmcli.model.positions import planned
+from llmcli.model.positions import planned_length
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ class Batch:
     def __init__(self, loaded: LoadedModel, size: int) -> None:
         self.loaded, self.size = loaded, size
         self.texts: list[_Text] = []
-        self._rows = Rows(loaded.model)
+        self._rows = BatchedCache(loaded.model)
         self._last: tuple[tuple[int, ...], int, KVCache, Tensor] | None = None  # the prompt read last
 
     @property
@@ -185,7 +185,7 @@ class Batch:
         """A cache that holds the task's prompt, and the logits that follow."""
         model, prompt = self.loaded.model, tuple(task.prompt_ids)
         total = min(len(prompt) + task.max_new_tokens, model.config.max_position_embeddings)
-        length = planned(model.config.rope, len(prompt), total)
+        length = planned_length(model.config.rope, len(prompt), total)
         if self._last is None or self._last[:2] != (prompt, length):
             cache = model.new_cache()
             cache.planned = length

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from llmcli.engine.transformer import as_vector, product
 from llmcli.errors import usage_error
 from llmcli.generation.filters import Temperature
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import next_logits, steps
 from llmcli.model.cache import KVCache
-from llmcli.model.layers import product, vector
 from llmcli.model.transformer import Transformer
 
 WARM_UP = 16  # tokens generated before any is timed
@@ -132,7 +132,7 @@ def read_bandwidth(device: torch.device) -> float:
     for _ in range(8):
         with torch.inference_mode():
             began = time.perf_counter()
-            float(product(vector(ones), matrix).sum())  # to a number: waits for the device
+            float(product(as_vector(ones), matrix).sum())  # to a number: waits for the device
             best = max(best, matrix.nbytes / (time.perf_counter() - began))
     return best
 

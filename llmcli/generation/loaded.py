@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
-from llmcli.engine.tensor_parallel.process_group import Ranks
+from llmcli.engine.tensor_parallel.process_group import ProcessGroup
+from llmcli.engine.tensor_parallel.transformer import load_split
+from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.files.names import ADAPTER_CONFIG
+from llmcli.files.names import ADAPTER_CONFIG, CONFIG
 from llmcli.generation.filters import Filter, Vocabulary
 from llmcli.generation.generation_config import Defaults, read_defaults
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.transformer import Transformer
-from llmcli.storage import checkpoint
+from llmcli.storage.checkpoint import Checkpoint, Progress
 from llmcli.storage.quantize import Kind, quantize
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -66,41 +68,38 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     quantization: Kind | None = None,
-    ranks: Ranks | None = None,
-    progress: checkpoint.Progress | None = None,
+    group: ProcessGroup | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
-    """Open ``folder``; the model is called as the folder unless ``name`` is given.
+    """Open the model in ``folder``, called ``name`` or, without one, as the folder.
 
-    ``device`` and ``dtype`` are names of ``model.device``; "auto" picks what is fastest. ``adapter`` is
-    the folder of a LoRA, merged into the weights. ``quantization`` rounds them then, which runs on the
-    CPU alone. ``ranks`` share the model; then ``device`` is where this one computes. ``progress`` is told of the work
-    done and in all.
+    ``device`` and ``dtype`` are names of ``model.device``; "auto" picks the fastest. ``adapter`` is the folder of a
+    LoRA to merge into the weights. ``quantization`` then quantizes them, for the CPU. With ``group`` this rank loads
+    its part of the model; ``group.device`` replaces ``device``. ``progress`` receives the work done and in all.
     """
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
-        raise LlmcliError(f"{folder} is a LoRA adapter", "give its base model with -m, and this with --adapter")
-    checkpoint.read_config(folder)  # its faults first
-    if quantization is not None and checkpoint.is_quantized(folder):
-        raise usage_error(
-            f"the weights of {name or folder.name} are quantised already",
-            "leave --quantize out, or name the model that they were rounded from",
-        )
-    where = device_for(folder, device, quantization)
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        raise LlmcliError(f"{folder} is a LoRA adapter, not a model", kind="adapter-not-model")
+    checkpoint = Checkpoint.read(folder)
+    if quantization is not None and checkpoint.quantization is not None:
+        raise usage_error(f"the weights of {name or folder.name} are quantized already", kind="already-quantized")
+    where = group.device if group is not None else device_for(checkpoint, device, quantization)
     tokenizer = load_tokenizer(folder, name)
     defaults = read_defaults(folder)
-    model = checkpoint.load(
-        folder,
-        device=where,
-        dtype=lambda stored: pick_dtype(dtype, where, stored),
-        adapter=adapter,
-        ranks=ranks,
-        progress=progress,
-    )
+
+    def pick(stored: torch.dtype) -> torch.dtype:
+        return pick_dtype(dtype, where, stored)
+
+    model: Transformer
+    if group is not None:
+        model = load_split(checkpoint, group, dtype=pick, adapter=adapter, progress=progress)
+    else:
+        model = checkpoint.load(device=where, dtype=pick, adapter=adapter, build=EngineTransformer, progress=progress)
     if quantization is not None:
         quantize(model, quantization, progress)
     return LoadedModel(name or folder.name, folder, model, tokenizer, defaults)
 
 
-def device_for(folder: Path, device: str, quantization: Kind | None) -> torch.device:
-    """Where ``load`` opens a model; "auto" means the CPU where the weights are rounded."""
-    rounded = quantization is not None or checkpoint.is_quantized(folder)
-    return pick_device("cpu" if rounded and device == "auto" else device)
+def device_for(checkpoint: Checkpoint, device: str, quantization: Kind | None) -> torch.device:
+    """The device that ``load`` uses; "auto" means the CPU if the weights are quantized."""
+    quantized = quantization is not None or checkpoint.quantization is not None
+    return pick_device("cpu" if quantized and device == "auto" else device)

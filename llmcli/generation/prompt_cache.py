@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmcli.generation.steps import forget_stale, shared
-from llmcli.model.positions import planned
+from llmcli.model.positions import planned_length
 from llmcli.model.transformer import Transformer
 from llmcli.storage.cache_file import Fault, Unusable, read_cache, write_cache
 from llmcli.storage.fingerprint import fingerprint
@@ -81,7 +81,7 @@ class PromptCache:
             return "window"
         config = self.model.config
         total = min(length + max_new_tokens, config.max_position_embeddings)
-        self.cache.planned = planned(config.rope, length, total)
+        self.cache.planned = planned_length(config.rope, length, total)
         forget_stale(self.model, length, self.cache)
         if self.cache.length < known:
             return "angles"

@@ -17,7 +17,7 @@ from llmcli.errors import usage_error
 from llmcli.generation.grammar import Ending
 from llmcli.generation.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
-from llmcli.model.positions import planned
+from llmcli.model.positions import planned_length
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
@@ -82,7 +82,7 @@ def steps(
     cache = model.new_cache() if cache is None else cache
     assert cache.length < len(prompt_ids)
     ids, index, limit = list(prompt_ids), 0, model.config.max_position_embeddings
-    cache.planned = planned(model.config.rope, len(ids), min(len(ids) + max_new_tokens, limit))
+    cache.planned = planned_length(model.config.rope, len(ids), min(len(ids) + max_new_tokens, limit))
     try:
         while True:
             if len(ids) == limit:

@@ -12,7 +12,7 @@ from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Finish, Guesser, Step, steps
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
-from llmcli.model.positions import planned, span
+from llmcli.model.positions import planned_length, span
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ class Generation(Writing):
 
     ``prefill_seconds`` run from the start to the first token, ``decode_seconds`` from there to the end.
     ``turned_for`` is the length in tokens that positions were fixed for, where the model's angles
-    depend on it (see ``rope.planned``), else 0. ``cache`` may hold a beginning of the prompt; see ``steps``.
+    depend on it (see ``positions``), else 0. ``cache`` may hold a beginning of the prompt; see ``steps``.
     A ``prompt_cache`` comes in its place; it is saved behind the first token, so that what comes later loses nothing.
     Of its time, opening counts as prefill, and saving as neither.
     """
@@ -129,5 +129,5 @@ class Generation(Writing):
 def planned_angles(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:
     """The length that the angles of a growing text are fixed for; 0 where they do not depend on it."""
     total = min(prompt + max_new_tokens, config.max_position_embeddings)
-    length = span(config.rope, planned(config.rope, prompt, total))
+    length = span(config.rope, planned_length(config.rope, prompt, total))
     return length if length == total else 0

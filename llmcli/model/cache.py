@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of the positions already read, so that none is computed twice."""
+"""The KV cache: keys and values of the positions read so far, so that none is computed twice."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from torch import Tensor
 
 from llmcli.model.config import ModelConfig
 
-SPARE = 64  # positions that a windowed layer keeps beyond its window, so that a few can be taken back
+SPARE = 64  # positions that a windowed layer keeps beyond its window, so that a few can be truncated
 
 
-class Store(Protocol):
-    """Where attention puts the keys and values of a pass, behind those of ``length`` positions."""
+class KeyValueStore(Protocol):
+    """Where attention stores the keys and values of a pass, after those of ``length`` positions."""
 
     length: int
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep k and v [B, K, T, D] of a layer; all that the pass may look at, [B, K, S, D]."""
+        """Store k and v [B, K, T, D] of a layer; all keys and values that the pass may attend to, [B, K, S, D]."""
 
 
 class KVCache:
     """Keys and values per layer, [B, K, capacity, D], of the ``length`` positions read so far.
 
-    A windowed layer keeps its window and little more. Buffers grow by half when full and shrink when
-    less than half is used: appending and going back are cheap on average, and memory is at most twice
-    what is used. One tensor a layer: writing a step touches only that step's rows. ``planned`` is the
-    length that the caller expects to reach; ``span`` says by which angles the keys were turned (see
-    ``rope.span``). ``graph`` is a step recorded over these very buffers, forgotten when one is replaced;
-    so that this is seldom, capacities are whole ``block``s.
+    A windowed layer keeps its window and little more. Buffers grow by half when full and shrink when less than half
+    is used: appending and truncating are cheap on average, and memory is at most twice what is used. Each layer has
+    its own tensors, so that a step writes only its own rows. ``planned`` is the length that the caller expects to
+    reach; ``span`` says by which angles the keys were rotated (see ``positions.span``). ``graph`` is a step recorded
+    over these very buffers, dropped when one is replaced; to make that rare, capacities are whole ``block``s.
     """
 
     def __init__(
@@ -44,45 +43,47 @@ class KVCache:
         layers = range(config.num_hidden_layers)
         windowed = [config.layer_type(layer) == "sliding_attention" for layer in layers]
         self._windows = [config.sliding_window if is_windowed else None for is_windowed in windowed]
-        self._first = [0 for _ in layers]  # the position that stands first in a layer's buffers
+        self._first = [0 for _ in layers]  # the first position in each layer's buffers
         shape = (batch, config.num_key_value_heads, 0, config.head_dim)
         self._keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
         self._values = [torch.empty_like(keys) for keys in self._keys]
 
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return len(self._keys)
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
+        """Allocated bytes."""
         return sum(t.nbytes for t in (*self._keys, *self._values))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v [B, K, T, D] behind what is there; return that layer's keys and values [B, K, S, D].
+        """Append k and v [B, K, T, D]; return that layer's keys and values [B, K, S, D].
 
-        In a windowed layer these begin where its buffers do, at the latest with the first position
-        that one of the T queries sees. ``length`` moves only with ``advance``, after the last layer:
-        a forward pass that is interrupted leaves the cache as it was.
+        In a windowed layer these begin where its buffers do, at the latest with the first position that one of the T
+        queries sees. ``length`` changes only with ``advance``, after the last layer: an interrupted forward pass
+        leaves the cache as it was.
         """
         count = k.shape[2]
         end = self.length - self._first[layer] + count
         if end > self._keys[layer].shape[2]:
             end = self._grow(layer, count)
         keys, values = self._keys[layer], self._values[layer]
-        keys.narrow(2, end - count, count).copy_(k)  # narrow: half the time of an index, four times a layer
+        keys.narrow(2, end - count, count).copy_(
+            k
+        )  # narrow takes half the time of an index, and is called four times per layer
         values.narrow(2, end - count, count).copy_(v)
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def held(self, layer: int) -> tuple[int, Tensor, Tensor]:
-        """The first position that a layer still has, and the keys and values from there on, [B, K, held, D]."""
+        """The first position that a layer still holds, and its keys and values from there on, [B, K, held, D]."""
         first = self._first[layer]
         part = slice(0, self.length - first)
         return first, self._keys[layer][:, :, part], self._values[layer][:, :, part]
 
     def restore(self, length: int, span: int, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fill an empty cache with what ``held`` told of each layer of another that had ``length`` positions."""
+        """Fill an empty cache with what ``held`` returned for each layer of another cache of ``length`` positions."""
         assert self.length == 0
         for layer, (keys, values) in enumerate(layers):
             self.append(layer, keys, values)
@@ -90,33 +91,33 @@ class KVCache:
         self.length, self.span = length, span
 
     def reserve(self, count: int) -> None:
-        """Make room in every layer for ``count`` more positions."""
+        """Make room for ``count`` more positions in every layer."""
         for layer, keys in enumerate(self._keys):
             if self.length - self._first[layer] + count > keys.shape[2]:
                 self._grow(layer, count)
 
     def room(self, *, windowed: bool) -> range:
-        """The positions that the buffers of all layers with windowed, or of all with full attention can hold."""
+        """The positions that fit into the buffers of all windowed layers, or of all layers with full attention."""
         layers = [layer for layer, window in enumerate(self._windows) if (window is not None) == windowed]
-        # Not the same in all of them where a pass was interrupted.
+        # An interrupted pass may leave them different between layers.
         first = max((self._first[layer] for layer in layers), default=0)
         return range(first, min((self._first[layer] + self._keys[layer].shape[2] for layer in layers), default=first))
 
     def advance(self, count: int) -> None:
-        """Count the ``count`` positions just appended to every layer as filled."""
+        """Count the ``count`` positions just appended to every layer."""
         self.length += count
 
     def truncate(self, length: int) -> None:
-        """Forget every position from ``length`` on, and give back memory no longer needed.
+        """Drop every position from ``length`` on, and free memory no longer needed.
 
-        All positions are forgotten where a windowed layer no longer has those before ``length``.
+        All positions are dropped if a windowed layer no longer holds those before ``length``.
         """
         assert 0 <= length <= self.length
         for window, first in zip(self._windows, self._first, strict=True):
             if window is not None and first > max(0, length - (window - 1)):
                 length = 0
         self.length = length
-        for layer, keys in enumerate(self._keys):  # each: an interrupted pass may have grown only some
+        for layer, keys in enumerate(self._keys):  # each one: an interrupted pass may have grown only some
             if length == 0:
                 self._first[layer] = 0
             kept = length - self._first[layer]
@@ -124,7 +125,7 @@ class KVCache:
                 self._resize(layer, kept, kept)
 
     def _grow(self, layer: int, count: int) -> int:
-        """Make room for ``count`` more positions in a layer's buffers; where they will end there."""
+        """Make room for ``count`` more positions in a layer's buffers; the index at which they will end."""
         window, held = self._windows[layer], self.length - self._first[layer]
         kept = held if window is None else min(held, window - 1 + SPARE)
         end = kept + count
@@ -132,14 +133,14 @@ class KVCache:
         return end
 
     def _whole(self, positions: int) -> int:
-        """``positions``, rounded up to whole blocks."""
+        """``positions`` rounded up to whole blocks."""
         return -(-positions // self.block) * self.block
 
     def _resize(self, layer: int, kept: int, capacity: int) -> None:
-        """Buffers of ``capacity`` positions that begin with the last ``kept`` before ``length``."""
+        """Move a layer to buffers of ``capacity`` positions that begin with the last ``kept`` positions."""
         self.graph, capacity = None, self._whole(capacity)
         start = self.length - kept - self._first[layer]
-        resized = []  # both before either is kept: memory may run out between them
+        resized = []  # both before either is replaced: memory may run out between them
         for old in (self._keys[layer], self._values[layer]):
             new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
             new[:, :, :kept] = old[:, :, start : start + kept]
@@ -149,27 +150,27 @@ class KVCache:
 
 
 class Slot:
-    """The place of one token in a cache's present buffers, told by tensors: one step's operations serve every place.
+    """Where one token goes in a cache's present buffers, given by tensors: the same operations serve every position.
 
-    ``places`` [1], int64 on the cache's device, say where the token stands in the layers with full and with
-    windowed attention, counted from the first of the cache's ``room`` there. It keeps the buffers, not
-    the cache. ``length`` is what the cache held when this was made.
+    ``indices`` [1] each, int64 on the cache's device, locate the token in layers with full and with windowed
+    attention, relative to the start of the cache's ``room`` there. The slot keeps the buffers, not the cache.
+    ``length`` is the cache's length when the slot was made.
     """
 
-    def __init__(self, cache: KVCache, places: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, cache: KVCache, indices: tuple[Tensor, Tensor]) -> None:
         self.length = cache.length
         rooms = [cache.room(windowed=windowed) for windowed in (False, True)]
-        self._layers: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, values, where to write in them
+        self._layers: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, values, the index to write to
         for layer, window in enumerate(cache._windows):
             kind, first = int(window is not None), cache._first[layer]
             keys, values = cache._keys[layer], cache._values[layer]
             for buffer in (keys, values):
-                # A mask hides what was never written, unless it is NaN: 0 * NaN is NaN.
+                # A mask does not hide NaN in what was never written: 0 * NaN is NaN.
                 buffer[:, :, cache.length - first :] = 0
             start, count = rooms[kind].start - first, len(rooms[kind])
-            self._layers.append((keys.narrow(2, start, count), values.narrow(2, start, count), places[kind]))
+            self._layers.append((keys.narrow(2, start, count), values.narrow(2, start, count), indices[kind]))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v [B, K, 1, D] at the token's place; return that layer's keys and values, [B, K, room, D]."""
-        keys, values, place = self._layers[layer]
-        return keys.index_copy_(2, place, k), values.index_copy_(2, place, v)
+        """Write k and v [B, K, 1, D] at the token's index; return that layer's keys and values, [B, K, room, D]."""
+        keys, values, index = self._layers[layer]
+        return keys.index_copy_(2, index, k), values.index_copy_(2, index, v)

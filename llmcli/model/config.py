@@ -1,4 +1,4 @@
-"""What a model is: its sizes and the choices in which families differ, frozen and validated."""
+"""A model's sizes and the choices in which families differ, frozen and validated."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ ROPE_TYPES: tuple[RopeType, ...] = ("default", "linear", "dynamic", "yarn", "lon
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 LayerType = Literal["full_attention", "sliding_attention"]
 
-MOST_LAYERS = 512
-MOST_WIDTH = 2**20
-MOST_POSITIONS = 2**30
-# Far above any real model: a damaged number should ask for neither memory nor time.
-_MOST = {
+MAX_LAYERS = 512
+MAX_WIDTH = 2**20
+MAX_POSITIONS = 2**30
+# Far above any real model: a damaged number must not cost memory or time.
+_MAX = {
     "vocab_size": 2**24,
-    "hidden_size": MOST_WIDTH,
+    "hidden_size": MAX_WIDTH,
     "intermediate_size": 2**24,
-    "num_hidden_layers": MOST_LAYERS,
+    "num_hidden_layers": MAX_LAYERS,
     "num_attention_heads": 512,
     "num_key_value_heads": 512,
     "head_dim": 2**14,
-    "max_position_embeddings": MOST_POSITIONS,
+    "max_position_embeddings": MAX_POSITIONS,
 }
-_MOST_EXPERTS = 2**15  # in all layers together
+_MAX_EXPERTS = 2**15  # over all layers
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding (Su et al. 2021, RoFormer) and how it is stretched to longer contexts.
+    """Rotary position embedding (Su et al. 2021, RoFormer) and how it is scaled to longer contexts.
 
-    Fields are those of config.json's ``rope_parameters`` (or ``rope_scaling``); ``theta`` is its
-    ``rope_theta``. ``partial_rotary_factor`` is the share of each head's features that is turned,
-    ``attention_factor`` multiplies the turned ones. ``original_max_position_embeddings`` is the
-    context length of pre-training.
+    Fields are those of config.json's ``rope_parameters`` (or ``rope_scaling``); ``theta`` is its ``rope_theta``.
+    ``partial_rotary_factor`` is the share of each head's features that is rotated; ``attention_factor`` multiplies
+    the rotated features. ``original_max_position_embeddings`` is the context length of pre-training, in tokens.
     """
 
     theta: float = 10000.0
@@ -70,22 +69,25 @@ class RopeConfig:
             )
         if not 0 < self.beta_slow <= self.beta_fast:
             raise _bad(f"beta_slow ({self.beta_slow}) must be above 0 and at most beta_fast ({self.beta_fast})")
-        if not 1 <= self.original_max_position_embeddings <= MOST_POSITIONS:
-            raise _bad(f"original_max_position_embeddings is {self.original_max_position_embeddings}")
+        if not 1 <= self.original_max_position_embeddings <= MAX_POSITIONS:
+            raise _bad(
+                f"original_max_position_embeddings must be from 1 to {MAX_POSITIONS}, "
+                f"not {self.original_max_position_embeddings}"
+            )
         if not all(0 < factor < math.inf for factor in (*self.short_factor, *self.long_factor)):
-            raise _bad("short_factor and long_factor must hold numbers above 0")
+            raise _bad("short_factor and long_factor must contain only numbers above 0")
 
     def rotated(self, head_dim: int) -> int:
-        """Features of a head that are turned; the rest, behind them, are not."""
+        """The number of rotated features per head; the remaining ones follow them."""
         return int(head_dim * self.partial_rotary_factor)
 
 
 @dataclass(frozen=True)
 class MoeConfig:
-    """Mixture of experts (Shazeer et al. 2017) in place of the MLP: a router gives each token to a few experts.
+    """Mixture of experts (Shazeer et al. 2017) instead of the MLP: a router sends each token to a few experts.
 
-    ``normalize`` makes the chosen experts' weights sum to 1 (``norm_topk_prob``). The layers in
-    ``dense_layers`` keep an ordinary MLP.
+    ``normalize`` makes the chosen experts' weights sum to 1 (``norm_topk_prob``). The layers in ``dense_layers`` keep
+    an ordinary MLP.
     """
 
     num_experts: int
@@ -99,28 +101,30 @@ class MoeConfig:
             raise _bad(
                 f"num_experts_per_tok ({self.num_experts_per_tok}) must be from 1 to num_experts ({self.num_experts})"
             )
-        if not 1 <= self.intermediate_size <= _MOST["intermediate_size"]:
-            raise _bad(f"the experts' intermediate_size is {self.intermediate_size}")
+        if not 1 <= self.intermediate_size <= _MAX["intermediate_size"]:
+            raise _bad(
+                f"the experts' intermediate_size must be from 1 to {_MAX['intermediate_size']}, "
+                f"not {self.intermediate_size}"
+            )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Every size and choice of a decoder-only transformer, under Hugging Face's names where they exist.
 
-    The defaults are those of a Llama. ``max_position_embeddings`` is the context length in tokens.
+    The defaults are Llama's. ``max_position_embeddings`` is the context length in tokens.
 
-    - ``norm`` is RMSNorm or LayerNorm (``norm_bias``: with a bias); ``norm_offset`` is added to its
-      weight. ``pre_norm`` stands before attention and MLP, ``post_norm`` behind each. ``qk_norm``
-      normalises queries and keys: each head by one weight ("head") or its own ("heads"), or all
-      heads of a token together ("full").
-    - ``parallel_residual``: the MLP reads what attention reads, with its own norm unless ``shared_norm``.
-    - ``position``: order comes from rotated queries and keys ("rope") or a learned vector per position.
-      ``local_rope`` takes the place of ``rope`` in windowed layers; ``layers_without_rope`` have neither.
-    - ``layer_types``: the windowed layers see the last ``sliding_window`` positions, their own among them.
-    - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to
-      c tanh(x/c): ``attention_softcap`` the scores, ``logit_softcap`` the logits.
-    - ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the embedding, what each
-      layer adds to the residual, and the logits.
+    - ``norm`` is RMSNorm or LayerNorm (``norm_bias``: with a bias); ``norm_offset`` is added to its weight.
+      ``pre_norm`` comes before attention and MLP, ``post_norm`` after each. ``qk_norm`` normalizes queries and keys:
+      each head by one shared weight ("head") or by its own ("heads"), or all heads of a token together ("full").
+    - ``parallel_residual``: the MLP reads the same residual as attention, with its own norm unless ``shared_norm``.
+    - ``position``: order comes from rotated queries and keys ("rope") or from a learned vector per position.
+      ``local_rope`` replaces ``rope`` in windowed layers; ``layers_without_rope`` have neither.
+    - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included.
+    - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to c tanh(x/c):
+      ``attention_softcap`` the scores, ``logit_softcap`` the logits.
+    - ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the embedding, what each layer adds to the
+      residual, and the logits.
     """
 
     model_type: str
@@ -171,12 +175,12 @@ class ModelConfig:
             if value is not None and not 0 < value < math.inf:
                 raise _bad(f"{name} must be above 0, not {value}")
         if not 0 <= self.norm_eps < math.inf:
-            raise _bad(f"norm_eps must not be negative, not {self.norm_eps}")
+            raise _bad(f"norm_eps must be at least 0 and finite, not {self.norm_eps}")
         if self.shared_norm and not self.parallel_residual:
-            raise _bad("attention and MLP share a norm only in parallel")
+            raise _bad("a norm shared by attention and MLP requires a parallel residual")
 
     def _check_counts(self) -> None:
-        for name, most in _MOST.items():
+        for name, most in _MAX.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise _bad(f"{name} must be a whole number from 1 to {most}, not {value!r}")
@@ -185,32 +189,30 @@ class ModelConfig:
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
-        if self.moe is not None and self.moe.num_experts * self.num_hidden_layers > _MOST_EXPERTS:
-            raise _bad(
-                f"{self.moe.num_experts} experts in {self.num_hidden_layers} layers are more than {_MOST_EXPERTS}"
-            )
+        if self.moe is not None and self.moe.num_experts * self.num_hidden_layers > _MAX_EXPERTS:
+            raise _bad(f"{self.moe.num_experts} experts in {self.num_hidden_layers} layers exceed {_MAX_EXPERTS}")
 
     def _check_positions(self) -> None:
         if (self.rope is not None) != (self.position == "rope"):
-            raise _bad(f"position {self.position!r} and rope {self.rope!r} contradict each other")
+            raise _bad(f"position {self.position!r} contradicts rope {self.rope!r}")
         for rope in (self.rope, self.local_rope):
             if rope is None:
                 continue
-            turned = rope.rotated(self.head_dim)
-            if turned < 2 or turned % 2:
+            rotated = rope.rotated(self.head_dim)
+            if rotated < 2 or rotated % 2:
                 raise _bad(
-                    f"an even number of a head's features must be rotated, not {turned} (head_dim is {self.head_dim})"
+                    f"an even number of features per head must be rotated, not {rotated} (head_dim is {self.head_dim})"
                 )
-            if rope.rope_type == "dynamic" and turned == 2:
+            if rope.rope_type == "dynamic" and rotated == 2:
                 raise _bad("dynamic rope scaling needs more than 2 rotated features")
-            if rope.rope_type == "longrope" and {len(rope.short_factor), len(rope.long_factor)} != {turned // 2}:
-                raise _bad(f"short_factor and long_factor must each hold {turned // 2} numbers")
+            if rope.rope_type == "longrope" and {len(rope.short_factor), len(rope.long_factor)} != {rotated // 2}:
+                raise _bad(f"short_factor and long_factor must each hold {rotated // 2} numbers")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise _bad(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise _bad(f"sliding_window must be at least 1, not {self.sliding_window}")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
-            raise _bad("layer_types has windowed layers, but there is no sliding_window")
+            raise _bad("layer_types has windowed layers, but sliding_window is not set")
 
     @property
     def q_size(self) -> int:
@@ -224,28 +226,23 @@ class ModelConfig:
 
     @property
     def layer_norms(self) -> tuple[str, ...]:
-        """Which of a layer's four norms there are; one that is not is the identity."""
-        there = {
+        """The names of a layer's norms, of the four there may be; an absent one is the identity."""
+        present = {
             "attn_norm": self.pre_norm,
             "attn_post_norm": self.post_norm,
             "mlp_norm": self.pre_norm and not self.shared_norm,
             "mlp_post_norm": self.post_norm,
         }
-        return tuple(name for name, is_there in there.items() if is_there)
-
-    @property
-    def one_path(self) -> bool:
-        """Whether all tokens take the same operations: with experts, the host must ask which were chosen."""
-        return self.moe is None
+        return tuple(name for name, is_present in present.items() if is_present)
 
     def layer_type(self, layer: int) -> LayerType:
-        """Whether a layer sees everything before it or a window."""
+        """Whether a layer attends to all earlier positions or to a window."""
         return self.layer_types[layer] if self.layer_types else "full_attention"
 
     def is_moe(self, layer: int) -> bool:
-        """Whether a layer has experts in place of an MLP."""
+        """Whether a layer has experts instead of an MLP."""
         return self.moe is not None and layer not in self.moe.dense_layers
 
 
 def _bad(message: str) -> LlmcliError:
-    return LlmcliError(f"config.json: {message}", "the file may be damaged or of an unsupported model")
+    return LlmcliError(f"config.json: {message}", "the file may be damaged, or the model unsupported")

@@ -1,28 +1,38 @@
-"""Where a model runs and in which dtype."""
+"""The machine that a model runs on: device, dtype, CPU threads and memory."""
 
 from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from llmcli.errors import usage_error
 
+CGROUP = Path("/sys/fs/cgroup")  # where Linux states what a container may use
+
 
 def pick_device(name: str) -> torch.device:
-    """The device asked for; "auto" is a GPU if there is one. Errors: a device that is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """The device called ``name``; "auto" is a GPU if there is one. Errors: a device that is not available."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next((device for device in ("cuda", "mps") if there[device]), "cpu"))
-    if not there[name]:
-        usable = ", ".join(device for device, is_there in there.items() if is_there)
+        return torch.device(next((device for device in ("cuda", "mps") if available[device]), "cpu"))
+    if not available[name]:
+        usable = ", ".join(device for device, is_available in available.items() if is_available)
         raise usage_error(f"device {name} is not available on this machine", f"available: {usable}")
     return torch.device(name)
 
 
 def pick_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """The dtype asked for; "auto" keeps the stored one where the device computes it at full speed.
+    """The dtype called ``name``; "auto" keeps the stored one if the device computes it at full speed.
 
-    On a CPU, float16 runs as bfloat16 (float16 prefill is ten times slower), and both as float32
-    where the processor has no bfloat16 instructions.
+    On a CPU, float16 becomes bfloat16 (float16 prefill is ten times slower), and both become float32 if the processor
+    has no bfloat16 instructions.
     """
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
@@ -30,3 +40,92 @@ def pick_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dt
     if device.type == "cpu" and stored != torch.float32:
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
     return stored
+
+
+def use_threads(threads: int | None, *, among: int = 1) -> None:
+    """Compute with ``threads`` CPU threads; None: with torch's default, but no more than the system allows.
+
+    torch defaults to one per core. In a container that may use two of sixty-four cores, most of them would only wait
+    for each other. ``among`` is the number of processes that share the allowance. OMP_NUM_THREADS takes precedence.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        allowed = min(torch.get_num_threads(), allowed_cpus(CGROUP) or math.inf) / among
+        if allowed < torch.get_num_threads():
+            torch.set_num_threads(max(math.ceil(allowed), 1))
+
+
+def allowed_cpus(cgroup: Path) -> float | None:
+    """The number of processors that a control group (version 2 or 1) grants; None if it sets no limit."""
+    try:
+        if (cgroup / "cpu.max").is_file():
+            quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")
+            )
+        granted = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no control group, "max", or another system
+        return None
+    return granted if granted > 0 else None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of memory: the device's own, and what a container grants; None: unknown, or no limit."""
+
+    physical: int | None
+    limit: int | None
+
+    @property
+    def usable(self) -> int | None:
+        """The smaller of both."""
+        return min((size for size in (self.physical, self.limit) if size is not None), default=None)
+
+
+def memory_of(device: torch.device) -> Memory:
+    """The memory that holds a model on ``device``."""
+    if device.type == "cuda":
+        return Memory(torch.cuda.get_device_properties(device).total_memory, None)
+    return Memory(physical_memory(), memory_limit(CGROUP))
+
+
+def physical_memory() -> int | None:
+    """The machine's memory in bytes; None if the system does not state it."""
+    if sys.platform == "win32":
+        return _windows_memory()
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def memory_limit(cgroup: Path) -> int | None:
+    """Bytes that a control group (version 2 or 1) grants; None if it sets no limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = int((cgroup / name).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # no control group, "max", or another system
+            continue
+        return limit if 0 < limit < 2**62 else None  # version 1 writes "no limit" as a huge number
+    return None
+
+
+def _windows_memory() -> int | None:
+    """``ullTotalPhys`` of GlobalMemoryStatusEx."""
+
+    class Status(ctypes.Structure):
+        _fields_ = (
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            *(
+                (name, ctypes.c_ulonglong)
+                for name in ("physical", "free", "page_file", "page_file_free", "virtual", "virtual_free", "extended")
+            ),
+        )
+
+    status = Status(length=ctypes.sizeof(Status))
+    library: Any = ctypes  # which has ``windll`` on Windows only
+    kernel = library.windll.kernel32
+    return int(status.physical) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None

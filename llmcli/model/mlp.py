@@ -1,4 +1,4 @@
-"""The feed-forward layer of a block: one for all tokens, or a few of many experts for each."""
+"""The feed-forward layer of a block: one MLP for all tokens, or a few of many experts for each token."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class MLP(nn.Module):
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """The config's non-linearity."""
+    """The activation function of a config."""
     if name == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 class MoE(nn.Module):
-    """Mixture of experts: each token goes through its ``num_experts_per_tok`` best, weighed by the router.
+    """Mixture of experts: each token passes through its ``num_experts_per_tok`` best, weighted by the router.
 
-    The experts stay apart, so that those no token asks for are never read from a mapped file.
+    The experts are separate modules, so that those that no token needs are never read from a mapped file.
     """
 
     def __init__(self, config: ModelConfig, moe: MoeConfig) -> None:
@@ -55,13 +55,13 @@ class MoE(nn.Module):
         weights, chosen = self.route(tokens)
         out = torch.zeros_like(tokens)
         for number in sorted(set(chosen.flatten().tolist())):
-            rows, place = (chosen == number).nonzero(as_tuple=True)
-            answer: Tensor = self.experts[number](tokens[rows])
-            out.index_add_(0, rows, answer * weights[rows, place, None])
+            rows, rank = (chosen == number).nonzero(as_tuple=True)
+            expert_out: Tensor = self.experts[number](tokens[rows])
+            out.index_add_(0, rows, expert_out * weights[rows, rank, None])
         return out.view_as(x)
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """For tokens [N, C], the weights of their experts and which these are: both [N, num_experts_per_tok]."""
+        """The weights and the numbers of the experts for tokens [N, C]: both [N, num_experts_per_tok]."""
         probs = self.router(tokens).softmax(dim=-1, dtype=torch.float32)
         weights, chosen = probs.topk(self.per_token, dim=-1)
         if self.normalize:

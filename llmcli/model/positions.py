@@ -1,91 +1,172 @@
-"""Rotary position embedding: position becomes an angle by which pairs of a head's features are turned.
+"""Where tokens stand: rotary angles, causal masks and windows, for every way of running a model.
 
-Source: Su et al. 2021 (RoFormer), in the split-half layout of Llama: feature i turns with feature i + D/2.
-A model is stretched beyond its first context by slowing some pairs; how is the config's ``rope_type``.
+Rotary position embedding (Su et al. 2021, RoFormer) turns pairs of a head's features by an angle proportional to
+the position. The layout is Llama's split-half one: feature i is paired with feature i + R/2 of the R rotated ones.
+``rope_type`` of the config says how the angles are scaled for contexts longer than that of pre-training.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmcli.model.config import RopeConfig
+from llmcli.model.config import ModelConfig, RopeConfig
+
+Rotation = tuple[Tensor, Tensor]  # cosines and signed sines; see ``rotation``
+
+CACHED_POSITIONS = 256  # positions whose angles are computed together while single tokens are decoded
 
 
-def inverse_frequencies(config: RopeConfig, head_dim: int, span: int = 0) -> Tensor:
-    """Angle per position of each of the R/2 turned pairs, in radians, fp32 on the CPU: [R/2]; see ``span``."""
-    turned = config.rotated(head_dim)
-    exponents = torch.arange(0, turned, 2, dtype=torch.float32, device="cpu") / turned
-    if config.rope_type == "dynamic":
-        return 1.0 / _dynamic_theta(config, turned, span) ** exponents
-    frequencies = 1.0 / config.theta**exponents
-    if config.rope_type == "linear":
-        return frequencies / config.factor
-    if config.rope_type == "llama3":
-        return _llama3(frequencies, config)
-    if config.rope_type == "yarn":
-        return _yarn(frequencies, config, turned)
-    if config.rope_type == "longrope":
-        factors = config.long_factor if span else config.short_factor
-        return frequencies / torch.tensor(factors)
-    return frequencies
+@dataclass(frozen=True)
+class Placement:
+    """Where the T queries of a pass stand, as one kind of layer needs to know it.
+
+    ``rotation`` turns queries and keys; None: the layer has no rotary positions. ``window`` is how many positions a
+    query sees, its own included; None: all. ``mask`` [T, keys] is True (or 0, if it is additive) where a query may
+    attend, over the last keys that any query of the pass sees. Without a mask the pass is plain causal (T = keys), or
+    a single query that sees every key.
+    """
+
+    rotation: Rotation | None
+    window: int | None
+    mask: Tensor | None
+
+    def unrotated(self) -> Placement:
+        """The same without rotary positions."""
+        return Placement(None, self.window, self.mask)
+
+
+class Placements(NamedTuple):
+    """The placement in layers with full attention, and in those with windowed attention."""
+
+    full: Placement
+    windowed: Placement
+
+
+def visible(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
+    """Whether a query at position i may attend to a key at position j: i - window < j <= i. Broadcasts; bool."""
+    seen = keys <= queries
+    return seen if window is None else seen & (keys > queries - window)
+
+
+def causal_mask(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
+    """``visible`` for queries at past .. past+count-1 and keys at 0 .. past+count-1: [count, past+count]."""
+    keys = torch.arange(past + count, device=device)
+    return visible(keys[past:].unsqueeze(1), keys, window)
+
+
+def consecutive(
+    config: ModelConfig, past: int, count: int, device: torch.device, rotate_by: Callable[[RopeConfig], Rotation]
+) -> Placements:
+    """Placements of positions past .. past+count-1, the same in every row of the batch.
+
+    ``rotate_by`` gives the rotation of these positions.
+    """
+    full_rotation, local_rotation = _rotations(config, rotate_by)
+    window = config.sliding_window
+    mask = causal_mask(past, count, device) if past and count > 1 else None
+    full = Placement(full_rotation, None, mask)
+    if window is None:
+        return Placements(full, full)
+    if count > 1 and past + count > window:
+        mask = causal_mask(min(past, window - 1), count, device, window)
+    return Placements(full, Placement(local_rotation, window, mask))
+
+
+def single(
+    config: ModelConfig,
+    position: Tensor,
+    keys: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+    rotate_by: Callable[[RopeConfig], Rotation],
+) -> Placements:
+    """Placements of one query per row at ``position``, a tensor, so that the same operations serve every position.
+
+    ``keys`` are the positions in the key buffers of layers with full and with windowed attention; both broadcast
+    with ``position`` to the shape of the masks. Every key in the buffers takes part, so masks hide what no query
+    may see, windows included.
+    """
+    full_rotation, local_rotation = _rotations(config, rotate_by)
+    full = Placement(full_rotation, None, _kernel_mask(config, visible(position, keys[0]), dtype))
+    if config.sliding_window is None:
+        return Placements(full, full)
+    seen = visible(position, keys[1], config.sliding_window)
+    return Placements(full, Placement(local_rotation, None, _kernel_mask(config, seen, dtype)))
+
+
+def _rotations(
+    config: ModelConfig, rotate_by: Callable[[RopeConfig], Rotation]
+) -> tuple[Rotation | None, Rotation | None]:
+    """Rotations for layers with full and with windowed attention; None without rotary positions."""
+    if config.rope is None:
+        return None, None
+    full = rotate_by(config.rope)
+    local = full if config.sliding_window is None or config.local_rope is None else rotate_by(config.local_rope)
+    return full, local
+
+
+def _kernel_mask(config: ModelConfig, seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """``seen`` in the form that no layer needs to convert: bool under a softcap, else 0 and -inf."""
+    if config.attention_softcap is not None:
+        return seen
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
+
+
+class Angles:
+    """Rotations of a model's positions, kept for the positions near the last single token.
+
+    Not a buffer of the model: angles are never saved, and cast only after they are computed in fp32.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self._kept: dict[RopeConfig, tuple[tuple[object, ...], Rotation]] = {}
+
+    def at(
+        self, rope: RopeConfig, past: int, count: int, span: int, *, dtype: torch.dtype, device: torch.device
+    ) -> Rotation:
+        """``rotation`` of positions past .. past+count-1, in ``dtype`` and on ``device``: each [count, R]."""
+        if count > 1:
+            return self._compute(rope, past, count, span, dtype, device)
+        offset = past % CACHED_POSITIONS
+        key = (span, past - offset, dtype, device)
+        if rope not in self._kept or self._kept[rope][0] != key:
+            self._kept[rope] = key, self._compute(rope, past - offset, CACHED_POSITIONS, span, dtype, device)
+        cos, signed_sin = self._kept[rope][1]
+        return cos[offset : offset + 1], signed_sin[offset : offset + 1]
+
+    def _compute(
+        self, rope: RopeConfig, start: int, count: int, span: int, dtype: torch.dtype, device: torch.device
+    ) -> Rotation:
+        frequencies = inverse_frequencies(rope, self.config.head_dim, span).to(device)
+        return rotation(frequencies, start, count, dtype, rope.attention_factor)
 
 
 def span(config: RopeConfig | None, length: int) -> int:
-    """What of a text's ``length`` decides the angles: with one span, every position is turned alike.
+    """Which angles a text of ``length`` positions gets: texts with the same span are rotated alike.
 
-    For most types nothing does (0). "longrope" changes once, where the original context ends;
-    "dynamic" with every position from there on.
+    For most types the length does not matter (0). "longrope" switches factors once, where the original context ends
+    (1 from there on). "dynamic" angles change with every position from there on (the length).
     """
     if config is None or length <= config.original_max_position_embeddings:
         return 0
     return {"longrope": 1, "dynamic": length}.get(config.rope_type, 0)
 
 
-def planned(config: RopeConfig | None, prompt: int, total: int) -> int:
-    """The length to choose angles for, where a prompt may grow to ``total`` positions.
+def planned_length(config: RopeConfig | None, prompt: int, total: int) -> int:
+    """The length to choose angles for, if a prompt of ``prompt`` positions may grow to ``total``.
 
-    "dynamic" angles would change with every token, and all keys with them: they are fixed for the total.
+    "dynamic" angles would change with every token, and all keys with them, so they are fixed for the total.
     """
     return total if config is not None and config.rope_type == "dynamic" else prompt
 
 
-def _dynamic_theta(config: RopeConfig, turned: int, span: int) -> float:
-    """NTK-aware scaling that grows with the text (bloc97, emozilla 2023): fast pairs keep their pace."""
-    stretch = max(span, config.original_max_position_embeddings) / config.original_max_position_embeddings
-    return float(config.theta * (config.factor * stretch - (config.factor - 1)) ** (turned / (turned - 2)))
-
-
-def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
-    """Llama 3.1's blend: slow pairs are slowed by ``factor``, fast ones kept, those between mixed."""
-    turns = config.original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns in training
-    keep = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
-    keep = keep.clamp(0.0, 1.0)
-    return keep * frequencies + (1 - keep) * frequencies / config.factor
-
-
-def _yarn(frequencies: Tensor, config: RopeConfig, turned: int) -> Tensor:
-    """YaRN's blend (Peng et al. 2023, section 3.2), whose ramp runs over the pair's number, not its frequency."""
-
-    def pair(turns: float) -> float:
-        """The pair, counted from the fastest, that makes so many full turns in the original context."""
-        longest = config.original_max_position_embeddings / (turns * 2 * math.pi)
-        return turned * math.log(longest) / (2 * math.log(config.theta))
-
-    first, last = pair(config.beta_fast), pair(config.beta_slow)
-    if config.truncate:
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, turned - 1)
-    width = last - first or 0.001
-    slow = ((torch.arange(turned // 2, dtype=torch.float32) - first) / width).clamp(0.0, 1.0)
-    return (1 - slow) * frequencies + slow * frequencies / config.factor
-
-
-def rotation(
-    frequencies: Tensor, start: int, count: int, dtype: torch.dtype, scale: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def rotation(frequencies: Tensor, start: int, count: int, dtype: torch.dtype, scale: float = 1.0) -> Rotation:
     """cos and signed sin for positions start .. start+count-1, times ``scale``: each [count, R], for all heads.
 
     Computed in fp32 and cast last: bf16 angles would be wrong by radians far into a context.
@@ -99,9 +180,59 @@ def rotation(
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Turn the first R features of x [B, heads, T, D] by the angles of ``rotation``: all heads at once."""
-    turned = cos.shape[-1]
-    if turned < x.shape[-1]:
-        return torch.cat((rotate(x[..., :turned], cos, signed_sin), x[..., turned:]), dim=-1)
+    """Rotate the first R features of x [B, heads, T, D] by the angles of ``rotation``, all heads at once."""
+    rotated = cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return torch.cat((rotate(x[..., :rotated], cos, signed_sin), x[..., rotated:]), dim=-1)
     cos, signed_sin = cos.to(x.dtype), signed_sin.to(x.dtype)
-    return torch.addcmul(x * cos, x.roll(turned // 2, dims=-1), signed_sin)
+    return torch.addcmul(x * cos, x.roll(rotated // 2, dims=-1), signed_sin)
+
+
+def inverse_frequencies(config: RopeConfig, head_dim: int, span: int = 0) -> Tensor:
+    """Radians per position of each of the R/2 rotated pairs, fp32 on the CPU: [R/2]. For ``span``, see there."""
+    rotated = config.rotated(head_dim)
+    exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
+    if config.rope_type == "dynamic":
+        return 1.0 / _dynamic_theta(config, rotated, span) ** exponents
+    frequencies = 1.0 / config.theta**exponents
+    if config.rope_type == "linear":
+        return frequencies / config.factor
+    if config.rope_type == "llama3":
+        return _llama3(frequencies, config)
+    if config.rope_type == "yarn":
+        return _yarn(frequencies, config, rotated)
+    if config.rope_type == "longrope":
+        factors = config.long_factor if span else config.short_factor
+        return frequencies / torch.tensor(factors)
+    return frequencies
+
+
+def _dynamic_theta(config: RopeConfig, rotated: int, span: int) -> float:
+    """NTK-aware scaling that grows with the text (bloc97, emozilla 2023): fast pairs keep their frequency."""
+    stretch = max(span, config.original_max_position_embeddings) / config.original_max_position_embeddings
+    return float(config.theta * (config.factor * stretch - (config.factor - 1)) ** (rotated / (rotated - 2)))
+
+
+def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
+    """Llama 3.1's blend: slow pairs are slowed by ``factor``, fast ones kept, those between interpolated."""
+    turns = config.original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns in the original context
+    keep = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
+    keep = keep.clamp(0.0, 1.0)
+    return keep * frequencies + (1 - keep) * frequencies / config.factor
+
+
+def _yarn(frequencies: Tensor, config: RopeConfig, rotated: int) -> Tensor:
+    """YaRN's blend (Peng et al. 2023, section 3.2). Its ramp runs over the pair's index, not its frequency."""
+
+    def pair(turns: float) -> float:
+        """The index, from the fastest pair, of the pair that makes this many full turns in the original context."""
+        longest = config.original_max_position_embeddings / (turns * 2 * math.pi)
+        return rotated * math.log(longest) / (2 * math.log(config.theta))
+
+    first, last = pair(config.beta_fast), pair(config.beta_slow)
+    if config.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rotated - 1)
+    width = last - first or 0.001
+    slow = ((torch.arange(rotated // 2, dtype=torch.float32) - first) / width).clamp(0.0, 1.0)
+    return (1 - slow) * frequencies + slow * frequencies / config.factor

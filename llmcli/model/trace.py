@@ -1,4 +1,4 @@
-"""What an observer keeps of a forward pass: fp32 copies, taken beside the computation and never fed back."""
+"""A record of a forward pass: fp32 copies, taken alongside the computation and never fed back into it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass
 class Trace:
-    """Filled by one forward pass, one entry a layer, in order.
+    """Filled by one forward pass, one entry per layer, in order.
 
-    ``rows`` are the positions (of this pass) that are kept; None keeps all. ``values`` are those of every
-    position that attention could see, 0 where it is out of a window.
+    ``rows`` are the positions of this pass to keep; None keeps all. ``values`` are those of every earlier position,
+    0 outside a window.
     """
 
     rows: slice | None = None
@@ -29,5 +29,5 @@ class Trace:
 
 
 def keep(into: list[Tensor], x: Tensor) -> None:
-    """Append an fp32 copy of x that later in-place work cannot change."""
+    """Append an fp32 copy of x, which later in-place operations cannot change."""
     into.append(x.detach().float().clone())

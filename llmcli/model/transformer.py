@@ -1,32 +1,30 @@
-"""The decoder-only transformer, token ids in and logits out: one small module for every family.
+"""The decoder-only transformer: token ids in, logits out, one small module for every family.
 
-The model holds no state between calls: what was read before lives in the caller's ``KVCache``.
-Shapes: B batch, T positions of this call, S positions to attend to, H query heads, K key/value heads,
-D features a head, C hidden size, V vocabulary.
+The model holds no state between calls: what it has read lives in the caller's ``KVCache``.
+Shapes: B batch, T positions of this call, S positions attended to, H query heads, K key/value heads,
+D features per head, C hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
-from llmcli.model.attention import Attention, Place, causal_mask
-from llmcli.model.cache import KVCache, Store
+from llmcli.model import positions
+from llmcli.model.attention import Attention
+from llmcli.model.cache import KeyValueStore, KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.layers import Embedding, Linear, Norm, vector
+from llmcli.model.layers import Embedding, Linear, Norm
 from llmcli.model.mlp import MLP, MoE
-from llmcli.model.positions import inverse_frequencies, rotation, span
+from llmcli.model.positions import Angles, Placement, Placements, Rotation
 from llmcli.model.trace import Trace
-
-GPU_BLOCK = 256  # positions by which a cache on a GPU grows: every growth records the step anew; see ``graph``
-ROTATIONS = 256  # positions whose angles are computed together while single tokens are decoded
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each adding to the residual. A norm that a family lacks is the identity."""
+    """One layer: attention, then the MLP, each added to the residual. A norm that a family lacks is the identity."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -49,32 +47,30 @@ class Block(nn.Module):
         self.mlp_post_norm = norm("mlp_post_norm")
         self.shared_norm = config.shared_norm
 
-    def forward(self, x: Tensor, place: Place, cache: Store | None, trace: Trace | None) -> Tensor:
+    def forward(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
         if trace is not None:
             trace.keep(trace.residual, x)
         normed = x if self.attn_norm is None else self.attn_norm(x)
-        attn_out: Tensor = self.attn(normed, place, cache, trace)
-        attn_out = self.added(attn_out, self.attn_post_norm)
+        attn_out: Tensor = self.attn(normed, placement, cache, trace)
+        attn_out = self.contribution(attn_out, self.attn_post_norm)
         after = x + attn_out
         if not self.shared_norm:
             normed = x if self.parallel else after
             normed = normed if self.mlp_norm is None else self.mlp_norm(normed)
-        mlp_out = self.added(self.mlp(normed), self.mlp_post_norm)
+        mlp_out = self.contribution(self.mlp(normed), self.mlp_post_norm)
         if trace is not None:
             trace.keep(trace.attn_out, attn_out)
             trace.keep(trace.mlp_out, mlp_out)
         return after + mlp_out
 
-    def added(self, out: Tensor, norm: Norm | None) -> Tensor:
+    def contribution(self, out: Tensor, norm: Norm | None) -> Tensor:
         """What a sublayer's output adds to the residual."""
         out = out if norm is None else norm(out)
         return out if self.scale == 1 else out * self.scale
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, final norm and head. Parameters come from ``checkpoint.load`` or from training."""
-
-    alone = True  # whether all of the model is in this process; see ``split``
+    """Embedding, blocks, final norm and head. Parameters come from a checkpoint or from training."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -86,8 +82,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = Norm(config, config.hidden_size, bias=config.norm_bias)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
-        # The last rotations of single positions, and what they depend on. No buffers: never to be saved or cast.
-        self._rotations: dict[RopeConfig, tuple[tuple[object, ...], tuple[Tensor, Tensor]]] = {}
+        self._angles = Angles(config)
 
     @property
     def device(self) -> torch.device:
@@ -99,37 +94,35 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int = 1) -> KVCache:
         """An empty cache of this model's shape, device and dtype."""
-        block = GPU_BLOCK if self.device.type == "cuda" else 1
-        return KVCache(self.config, device=self.device, dtype=self.dtype, batch=batch, block=block)
+        return KVCache(self.config, device=self.device, dtype=self.dtype, batch=batch)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, trace: Trace | None = None) -> Tensor:
-        """Logits [B, T, V] for token ids [B, T] that follow what ``cache`` holds (and are added to it)."""
+        """Logits [B, T, V] for token ids [B, T] that follow what ``cache`` holds, and are added to it."""
         return self.unembed(self.hidden(ids, cache, trace))
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, trace: Trace | None = None) -> Tensor:
         """The residual stream after the last block, [B, T, C]: ``unembed`` only the positions you need."""
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
-        x = vector(self.embed(ids, past))
-        x = self.through(x, self.places(past, T, self.turn(cache, T)), cache, trace)
+        placements = self.placements(past, T, self.fix_span(cache, T))
+        x = self.run_blocks(self.embed(ids, past), placements, cache, trace)
         if cache is not None:
             cache.advance(T)
         if trace is not None:
             trace.keep(trace.residual, x)
-        return x.view(*ids.shape, -1)
+        return x
 
-    def through(
-        self, x: Tensor, places: tuple[Place, Place], cache: Store | None, trace: Trace | None = None
+    def run_blocks(
+        self, x: Tensor, placements: Placements, cache: KeyValueStore | None, trace: Trace | None = None
     ) -> Tensor:
-        """The residual stream behind the blocks, from that before them: x [B, T, C] that stands at ``places``."""
-        full, sliding = places
+        """The residual stream after the blocks, given that before them: both [B, T, C]."""
         for block in self.blocks:
-            place = sliding if block.sliding else full
-            x = block(x, place if block.rotates else replace(place, rope=None), cache, trace)
+            placement = placements.windowed if block.sliding else placements.full
+            x = block(x, placement if block.rotates else placement.unrotated(), cache, trace)
         return x
 
     def embed(self, ids: Tensor, past: int) -> Tensor:
-        """The residual stream before the first block, [B, T, C], of ids that stand behind ``past`` others."""
+        """The residual stream before the first block, [B, T, C], of ids at positions ``past`` and up."""
         x = self.embed_tokens(ids)
         if self.positions is None:
             return x
@@ -138,72 +131,49 @@ class Transformer(nn.Module):
         return x + self.positions.weight[past : past + T]
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """The scaled embedding of ids, wherever they stand: [B, T, C]."""
+        """The scaled embedding of ids [B, T], independent of position: [B, T, C]."""
         x: Tensor = self.embedding(ids)
         if self.config.embedding_scale != 1:
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded, as Gemma is trained
         return x
 
     def check_positions(self, length: int) -> None:
-        """Raise where a text of ``length`` has more positions than were learned."""
+        """Raise if a text of ``length`` tokens needs more learned positions than there are."""
         limit = self.config.max_position_embeddings
         if self.positions is not None and length > limit:
-            raise LlmcliError(f"{length} tokens do not fit the model's context of {limit}", "use fewer")
+            raise LlmcliError(f"{length} tokens do not fit the model's context of {limit}", "use fewer tokens")
 
     def span(self, cache: KVCache | None, count: int) -> int:
-        """What decides the angles of the next ``count`` positions; see ``rope.span``."""
+        """Which angles the next ``count`` positions get; see ``positions.span``."""
         if cache is None:
-            return span(self.config.rope, count)
-        return span(self.config.rope, max(cache.length + count, cache.planned))
+            return positions.span(self.config.rope, count)
+        return positions.span(self.config.rope, max(cache.length + count, cache.planned))
 
     def stale(self, cache: KVCache, count: int) -> bool:
-        """Whether ``count`` more positions would turn otherwise than those in the cache were: then read them anew."""
+        """Whether ``count`` more positions need other angles than the cached keys have: the keys must be recomputed."""
         return cache.length > 0 and self.span(cache, count) != cache.span
 
-    def turn(self, cache: KVCache | None, count: int) -> int:
-        """``span``, noted in the cache."""
-        now = self.span(cache, count)
+    def fix_span(self, cache: KVCache | None, count: int) -> int:
+        """``span``, recorded in the cache."""
+        span = self.span(cache, count)
         if cache is not None:
-            assert not self.stale(cache, count), "the cache's keys are turned by other angles"
-            cache.span = now
-        return now
+            assert not self.stale(cache, count), "the cached keys were rotated by other angles"
+            cache.span = span
+        return span
 
-    def places(self, past: int, count: int, span: int) -> tuple[Place, Place]:
+    def placements(self, past: int, count: int, span: int) -> Placements:
         """Where positions past .. past+count-1 stand, for layers with full and with windowed attention."""
-        config, window = self.config, self.config.sliding_window
-        mask = causal_mask(past, count, self.device) if past and count > 1 else None
-        full = Place(self._rotation(config.rope, past, count, span), None, mask)
-        if window is None:
-            return full, full
-        if count > 1 and past + count > window:
-            mask = causal_mask(min(past, window - 1), count, self.device, window)
-        local = full.rope
-        if config.local_rope is not None:
-            local = self._rotation(config.local_rope, past, count, span)
-        return full, Place(local, window, mask)
+        rotate_by = partial(self.rotation, past=past, count=count, span=span)
+        return positions.consecutive(self.config, past, count, self.device, rotate_by)
 
-    def _rotation(self, rope: RopeConfig | None, past: int, count: int, span: int) -> tuple[Tensor, Tensor] | None:
-        if rope is None:
-            return None
-        if count > 1:
-            return self.angles(rope, past, count, span)
-        # One token after the other: the angles of the positions around it are computed together.
-        key, place = (span, past // ROTATIONS, self.dtype, self.device), past % ROTATIONS
-        if rope not in self._rotations or self._rotations[rope][0] != key:
-            self._rotations[rope] = key, self.angles(rope, past - place, ROTATIONS, span)
-        cos, signed_sin = self._rotations[rope][1]
-        return cos[place : place + 1], signed_sin[place : place + 1]
-
-    def angles(self, rope: RopeConfig, past: int, count: int, span: int) -> tuple[Tensor, Tensor]:
-        """``rotation`` of positions past .. past+count-1, in the model's dtype and on its device."""
-        frequencies = inverse_frequencies(rope, self.config.head_dim, span).to(self.device)
-        return rotation(frequencies, past, count, self.dtype, rope.attention_factor)
+    def rotation(self, rope: RopeConfig, past: int, count: int, span: int) -> Rotation:
+        """cos and signed sin of positions past .. past+count-1, each [count, R], in the model's dtype and device."""
+        return self._angles.at(rope, past, count, span, dtype=self.dtype, device=self.device)
 
     def unembed(self, x: Tensor) -> Tensor:
         """Final norm and head: [..., C] -> logits [..., V]. Shared by generation and every view of a layer."""
-        normed = self.norm(vector(x))
+        normed = self.norm(x)
         logits: Tensor = self.embedding.unembed(normed) if self.head is None else self.head(normed)
-        logits = logits.view(*x.shape[:-1], -1)
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap

@@ -1,9 +1,9 @@
-"""A KV cache as a safetensors file, bound to the model that filled it and to the tokens that were read.
+"""A KV cache as a safetensors file, bound to the model that filled it and to the tokens that it has read.
 
-``keys.N`` and ``values.N`` are those of layer N, [K, held, D], of the last positions where a window moved on; ``ids``
-are the tokens [length] and ``span`` [1] says how positions were turned (see ``rope.span``). The metadata tell the
-``model``'s fingerprint, the ``version`` of this form, and a ``digest`` of all tensors. By that any damage is
-found, also where a power failure left half a file: so nobody waits until it is safe on the disk.
+``keys.N`` and ``values.N`` are those of layer N, [K, held, D], only the last positions if the layer has a window.
+``ids`` [length] are the tokens; ``span`` [1] says how keys were rotated (see ``positions.span``). The metadata has the
+``model``'s fingerprint, the ``version`` of this format and a ``digest`` of all tensors. The digest detects any damage,
+including a file cut short by a power failure, so writing need not wait for the disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
-from llmcli.files.safetensors import WHOLE_NUMBERS, TensorFile, write_tensors
+from llmcli.files.safetensors import INTEGERS, TensorFile, write_tensors
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.storage.fingerprint import digest
@@ -25,12 +25,12 @@ from llmcli.storage.fingerprint import digest
 Fault = Literal["damaged", "version", "dtype", "model"]
 
 FORMAT = "llmcli prompt cache"
-VERSION = "1"  # to be raised when what a file or a cache holds changes its meaning
-BEGINNING = f'{{"__metadata__":{{"format":"{FORMAT}"'.encode()  # behind the 8 bytes of the header's length
+VERSION = "1"  # raised when the content of a file or of a cache changes its meaning
+MAGIC = f'{{"__metadata__":{{"format":"{FORMAT}"'.encode()  # after the 8 bytes of the header's length
 
 
 class Unusable(Exception):
-    """A file that cannot be gone on from, and why."""
+    """A file that cannot be resumed from, and why."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -38,14 +38,14 @@ class Unusable(Exception):
 
 
 def may_replace(path: Path) -> bool:
-    """Whether nothing is lost with this file: it is empty or begins as ``write_cache`` begins. Errors: OSError."""
+    """Whether overwriting the file loses nothing: it is empty, or a cache of ``write_cache``. Errors: OSError."""
     with path.open("rb") as file:
-        start = file.read(8 + len(BEGINNING))
-    return not start or start[8:] == BEGINNING
+        start = file.read(8 + len(MAGIC))
+    return not start or start[8:] == MAGIC
 
 
 def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> None:
-    """Write what ``cache`` holds of ``ids``; it may hold more. ``model`` is the fingerprint. Errors: OSError.
+    """Write the part of ``cache`` that holds ``ids``. ``model`` is the fingerprint. Errors: OSError.
 
     The file appears whole or not at all.
     """
@@ -60,20 +60,20 @@ def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> N
 
 
 def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[int], KVCache]:
-    """The ids that a file holds, and the cache behind them, on the model's device. Errors: Unusable."""
+    """The ids in a file and the cache that holds them, on the model's device. Errors: Unusable."""
     try:
-        file = TensorFile(path, WHOLE_NUMBERS)
-        told = file.metadata
-        if told.get("version") != VERSION:
+        file = TensorFile(path, INTEGERS)
+        metadata = file.metadata
+        if metadata.get("version") != VERSION:
             raise Unusable("version")
         tensors = {name: file.viewed(entry) for name, entry in file.entries.items()}
     except LlmcliError as error:
         raise Unusable("damaged") from error
-    if told.get("digest") != digest(tensors):
+    if metadata.get("digest") != digest(tensors):
         raise Unusable("damaged")
-    if told.get("model") != fingerprint:
+    if metadata.get("model") != fingerprint:
         raise Unusable("model" if tensors["keys.0"].dtype == model.dtype else "dtype")
-    # Only what wrote the digest wrote the tensors, for this very model: names and shapes are as they must be.
+    # The digest proves that ``write_cache`` wrote the tensors, for this very model: names and shapes are right.
     ids: list[int] = tensors["ids"].tolist()
     cache = model.new_cache()
     cache.restore(len(ids), int(tensors["span"]), (_layer(tensors, layer) for layer in range(cache.layers)))

@@ -1,11 +1,10 @@
-"""A model folder <-> ``Transformer``: strict both ways, one tensor in memory beside the model at a time."""
+"""A model folder <-> ``Transformer``: strict both ways, with one tensor in memory besides the model at a time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,132 +12,139 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmcli.engine.tensor_parallel.process_group import Ranks
-from llmcli.engine.tensor_parallel.transformer import SplitTransformer
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.atomic import replacing
 from llmcli.files.json import read_json
-from llmcli.files.names import WEIGHTS
+from llmcli.files.names import CONFIG, WEIGHTS
 from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.families.rules import Rule
 from llmcli.model.transformer import Transformer
-from llmcli.storage.partition import Share
+from llmcli.storage.quantize import Kind
 from llmcli.storage.quantized_checkpoint import METHOD, kind_of, load_quantized
-from llmcli.storage.slices import read_share
-from llmcli.storage.tensors import Stored
+from llmcli.storage.tensors import WeightFiles
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
-QUANTIZED = ("fp8", "compressed-tensors", METHOD)  # quant_method of checkpoints with 8-bit floats, and of our own
+DTypeChoice = torch.dtype | Callable[[torch.dtype], torch.dtype] | None  # a dtype, a function of the stored one, or it
+QUANT_METHODS = ("fp8", "compressed-tensors", METHOD)  # ``quant_method`` of 8-bit floats, and of ``llmcli quantize``
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The validated config of a model folder. Errors: no config.json, not JSON, unknown family, bad values."""
-    return _config(folder, read_json(folder / "config.json"))
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder whose config.json has been read and validated; ``raw`` is that file as it is."""
 
+    folder: Path
+    raw: Mapping[str, Any]
+    config: ModelConfig
 
-def _config(folder: Path, raw: Mapping[str, Any]) -> ModelConfig:
-    quantization = raw.get("quantization_config")
-    if isinstance(quantization, Mapping) and quantization.get("quant_method") not in QUANTIZED:
-        raise LlmcliError(
-            f"{folder}: the weights are quantised ({quantization.get('quant_method')}), which is not supported",
-            "get the model in bfloat16, float16, float32 or fp8",
-        )
-    return family_of(raw).parse(raw)
+    @classmethod
+    def read(cls, folder: Path) -> Checkpoint:
+        """Read config.json. Errors: there is none, invalid JSON, an unknown family, invalid values."""
+        raw = read_json(folder / CONFIG)
+        quantization = raw.get("quantization_config")
+        if isinstance(quantization, Mapping) and quantization.get("quant_method") not in QUANT_METHODS:
+            raise LlmcliError(
+                f"{folder}: weights quantized by {quantization.get('quant_method')} are not supported",
+                "get the model in bfloat16, float16, float32 or fp8",
+            )
+        return cls(folder, raw, family_of(raw).parse(raw))
 
+    @property
+    def quantization(self) -> Kind | None:
+        """How ``llmcli quantize`` quantized the weights; None if it did not."""
+        return kind_of(self.raw)
 
-def is_quantized(folder: Path) -> bool:
-    """Whether the folder holds weights as ``llmcli quantize`` writes them."""
-    return kind_of(read_json(folder / "config.json")) is not None
+    def load(
+        self,
+        *,
+        device: torch.device,
+        dtype: DTypeChoice = None,
+        adapter: Path | None = None,
+        build: Callable[[ModelConfig], Transformer] = Transformer,
+        progress: Progress | None = None,
+    ) -> Transformer:
+        """The model, ready to run. ``adapter`` is the folder of a LoRA to merge; ``build`` makes the modules.
 
+        ``dtype`` may be a function of the stored dtype, which is that of the token embedding; None keeps it.
+        Quantized weights are used as they are. On a CPU, tensors that are stored as they are needed are mapped: read
+        when first used, and shared with other processes.
 
-def load(
-    folder: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | Callable[[torch.dtype], torch.dtype] | None = None,
-    adapter: Path | None = None,
-    ranks: Ranks | None = None,
-    progress: Progress | None = None,
-) -> Transformer:
-    """The model in ``folder``, ready to run. ``dtype`` may be a function of the stored one; None keeps that.
+        Errors name the file and the tensor: missing, unexpected or misshapen tensors, damaged files.
+        """
+        if self.quantization is not None:
+            if adapter is not None:
+                raise usage_error("an adapter cannot be merged into quantized weights", "merge it first, then quantize")
+            return load_quantized(
+                self.folder, self.config, self.quantization, device=device, dtype=dtype, build=build, progress=progress
+            )
+        opened = self.open(adapter)
+        with torch.device("meta"):
+            model = build(opened.config)
+        stored_as = opened.dtype(dtype)
 
-    The stored dtype is the token embedding's, which stands for all weights. ``adapter`` is the folder
-    of a LoRA to merge. What ``llmcli quantize`` wrote is read as it is. With ``ranks`` it is this rank's
-    share, of which alone is read.
+        def parameter(rule: Rule) -> Tensor:
+            return opened.weights.parameter(rule, opened.shapes[rule.target], stored_as, device)
 
-    On a CPU, what lies in the files as it is needed is mapped: read when first used, shared with
-    other processes. Errors name the file and the tensor: missing, unexpected or misshapen tensors,
-    damaged files.
-    """
-    raw = read_json(folder / "config.json")
-    config = _config(folder, raw)
-    kind = kind_of(raw)
-    if kind is not None:
-        if adapter is not None:
-            raise usage_error("an adapter cannot be merged into quantised weights", "merge it first, then quantise")
-        if ranks is not None:
-            raise usage_error("quantised weights are not split among ranks", "give the model in bfloat16")
-        return load_quantized(folder, config, kind, device=device, dtype=dtype, progress=progress)
-    stored, config, rules = find_stored(folder, config, adapter, scaled="quantization_config" in raw)
-    stored.check_adapter(rules, tied=config.tie_word_embeddings)
-    with torch.device("meta"):
-        model = Transformer(config)
-    parameters = dict(model.named_parameters())
-    assert {rule.target for rule in rules} == parameters.keys()
-    for rule in rules:
-        stored.check_shape(rule, parameters[rule.target].shape)
-    if not isinstance(dtype, torch.dtype):
-        kept = stored.dtype(rules[0].parts[0].source)
-        dtype = kept if dtype is None else dtype(kept)
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    if ranks is None:
-        _fill(model, rules, stored, lambda rule: stored.parameter(rule, shapes[rule.target], dtype, device), progress)
+        opened.fill(model, parameter, progress)
         return model.eval()
-    share = Share(config, ranks.rank, ranks.size)
-    with torch.device("meta"):
-        split = SplitTransformer(share, ranks)
-    read = partial(read_share, stored, share=share, dtype=dtype)
-    _fill(split, rules, stored, lambda rule: read(rule, shape=shapes[rule.target]).to(device), progress)
-    return split.eval()
 
+    def open(self, adapter: Path | None = None) -> OpenedCheckpoint:
+        """Find every parameter in the weight files and check its name and shape, by the headers alone."""
+        weights, config, rules = self.locate(adapter)
+        weights.check_adapter(rules, tied=config.tie_word_embeddings)
+        with torch.device("meta"):
+            model = Transformer(config)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        assert {rule.target for rule in rules} == shapes.keys()
+        for rule in rules:
+            weights.check_shape(rule, shapes[rule.target])
+        return OpenedCheckpoint(weights, config, rules, shapes)
 
-def _fill(
-    model: Transformer,
-    rules: list[Rule],
-    stored: Stored,
-    parameter: Callable[[Rule], Tensor],
-    progress: Progress | None,
-) -> None:
-    """Give a model on the meta device its parameters, one after the other."""
-    done, total = 0, sum(stored.nbytes(rule) for rule in rules)
-    for rule in rules:
-        module, _, name = rule.target.rpartition(".")
-        setattr(model.get_submodule(module), name, torch.nn.Parameter(parameter(rule), requires_grad=False))
-        done += stored.nbytes(rule)
-        if progress is not None:
-            progress(done, total)
+    def locate(self, adapter: Path | None = None) -> tuple[WeightFiles, ModelConfig, list[Rule]]:
+        """The weight files, the config and the family's rules. Errors: missing or unexpected tensors, damaged files.
 
-
-def find_stored(
-    folder: Path, config: ModelConfig, adapter: Path | None = None, *, scaled: bool
-) -> tuple[Stored, ModelConfig, list[Rule]]:
-    """Where the folder keeps each parameter; the config with a head of its own if one is stored, and its rules.
-
-    ``scaled`` as of ``Stored``. Errors: missing or unexpected tensors, damaged files.
-    """
-    family = FAMILIES[config.model_type]
-    stored = Stored(folder, family, adapter, scaled=scaled)
-    rules = family.rules(config)
-    if config.tie_word_embeddings and stored.has_own_head(rules[0].parts[0].source):
-        config = replace(config, tie_word_embeddings=False)  # as transformers does
+        A stored head that differs from the embedding counts, even if config.json says that they are tied, as in
+        transformers.
+        """
+        family, config = FAMILIES[self.config.model_type], self.config
+        weights = WeightFiles(self.folder, family, adapter, scaled="quantization_config" in self.raw)
         rules = family.rules(config)
-    stored.check_names(rules, tied=config.tie_word_embeddings)
-    return stored, config, rules
+        if config.tie_word_embeddings and weights.has_own_head(rules[0].sources[0].name):
+            config = replace(config, tie_word_embeddings=False)
+            rules = family.rules(config)
+        weights.check_names(rules, tied=config.tie_word_embeddings)
+        return weights, config, rules
 
 
-def save(model: Transformer, folder: Path, described: Mapping[str, Any], *, dtype: torch.dtype) -> None:
-    """Write model.safetensors in the family's own layout, and ``described`` as config.json.
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """Where each parameter of the model is stored; ``shapes`` are those of the whole model's parameters."""
+
+    weights: WeightFiles
+    config: ModelConfig
+    rules: list[Rule]
+    shapes: Mapping[str, torch.Size]
+
+    def dtype(self, choice: DTypeChoice) -> torch.dtype:
+        """The dtype to load the weights in."""
+        if isinstance(choice, torch.dtype):
+            return choice
+        stored = self.weights.dtype(self.rules[0].sources[0].name)
+        return stored if choice is None else choice(stored)
+
+    def fill(self, model: Transformer, parameter: Callable[[Rule], Tensor], progress: Progress | None) -> None:
+        """Give a model on the meta device its parameters, one by one."""
+        done, total = 0, sum(self.weights.nbytes(rule) for rule in self.rules)
+        for rule in self.rules:
+            module, _, name = rule.target.rpartition(".")
+            setattr(model.get_submodule(module), name, torch.nn.Parameter(parameter(rule), requires_grad=False))
+            done += self.weights.nbytes(rule)
+            if progress is not None:
+                progress(done, total)
+
+
+def save(model: Transformer, folder: Path, raw: Mapping[str, Any], *, dtype: torch.dtype) -> None:
+    """Write model.safetensors in the family's own layout, and ``raw`` as config.json.
 
     Each file appears whole or not at all.
     """
@@ -146,11 +152,12 @@ def save(model: Transformer, folder: Path, described: Mapping[str, Any], *, dtyp
     tensors: dict[str, Tensor] = {}
     for rule in FAMILIES[model.config.model_type].rules(model.config):
         stacked = parameters[rule.target].detach().to("cpu", dtype)
-        for part, rows in zip(rule.parts, torch.split(stacked, [part.rows for part in rule.parts]), strict=True):
-            tensors[part.source] = part.in_file(rows, tuple(rows.shape[1:])).contiguous().clone()
-    described = {**described, "dtype": str(dtype).removeprefix("torch.")}
+        rows_of = torch.split(stacked, [source.rows for source in rule.sources])
+        for source, rows in zip(rule.sources, rows_of, strict=True):
+            tensors[source.name] = source.in_file(rows, tuple(rows.shape[1:])).contiguous().clone()
+    raw = {**raw, "dtype": str(dtype).removeprefix("torch.")}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

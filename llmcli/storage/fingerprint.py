@@ -1,9 +1,9 @@
-"""What a model is, in one short text: every bit of its weights and every number of its config decide it.
+"""A model's fingerprint: a short text that depends on every bit of its weights and every number of its config.
 
-A cryptographic hash reads a gigabyte or two a second, a fraction of what memory gives, and reading weights is all
-that a step costs. So the bits are first summed as whole numbers, by rows and by columns, and the sums hashed: a
-changed word changes the sum of its row, two that change places those of their rows or of their columns. This finds
-what happens to files and models, not what somebody makes up to deceive.
+A cryptographic hash reads one or two gigabytes a second, a fraction of the memory bandwidth, so hashing the weights
+would cost as much as several decoding steps. Instead, the bits are summed as integers by rows and by columns, and the
+sums are hashed: a changed word changes the sum of its row, two swapped words those of their rows or columns. This
+detects accidents to files and models, not deliberate forgery.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from torch import Tensor
 
 from llmcli.model.transformer import Transformer
 
-ROW = 2**12  # bytes that are summed together
-PIECE = 2**22  # bytes read at a time: what a processor's cache holds between one sum and the other
-WORD = 8  # bytes of a whole number; sums wrap around
+ROW = 2**12  # bytes per row
+PIECE = 2**22  # bytes read at a time: they stay in the processor's cache between the two sums
+WORD = 8  # bytes per integer; sums wrap around
 
 
 def fingerprint(model: Transformer) -> str:
-    """64 hexadecimal digits that no two models share, nor one model before and after any change; on every device alike.
+    """64 hexadecimal digits that differ between models, and before and after any change; the same on every device.
 
-    It is that of the weights as they lie in memory, merged or rounded as they may be.
+    They depend on the weights as they are in memory, adapters merged and quantization applied.
     """
-    config = json.dumps(asdict(model.config), default=sorted)  # of sets: their order is their own
+    config = json.dumps(asdict(model.config), default=sorted)  # sets have no order of their own
     return hashlib.sha256((config + digest(model.state_dict())).encode()).hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """64 hexadecimal digits for the tensors' names, dtypes, shapes and bits, in whatever order they come."""
-    found = hashlib.sha256()
+    """64 hexadecimal digits for the tensors' names, dtypes, shapes and bits, whatever their order."""
+    sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         bits = tensor.detach().contiguous().view(-1).view(torch.uint8)
         whole = len(bits) // ROW * ROW
         columns = torch.zeros(ROW // WORD, dtype=torch.int64, device=bits.device)
         for piece in torch.split(bits[:whole], PIECE):
-            # Where the weights are mapped they may begin between two words.
+            # Mapped weights may begin between two words.
             aligned = piece if piece.storage_offset() % WORD == 0 else piece.clone()
             words = aligned.view(torch.int64).view(-1, ROW // WORD)
             columns += words.sum(0)
-            found.update(_bytes(words.sum(1)))
-        found.update(_bytes(columns))
-        found.update(_bytes(bits[whole:]))
-    return found.hexdigest()
+            sha.update(_bytes(words.sum(1)))
+        sha.update(_bytes(columns))
+        sha.update(_bytes(bits[whole:]))
+    return sha.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -1,30 +1,29 @@
-"""What a folder's weight files hold, told by their headers: no weight is read."""
+"""The contents of a folder's weight files, from their headers: no weights are read."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from llmcli.files.json import read_json
 from llmcli.files.safetensors import Entry
 from llmcli.model.config import ModelConfig
-from llmcli.storage.checkpoint import find_stored, read_config
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import Kind
-from llmcli.storage.quantized_checkpoint import find_quantized, kind_of
-from llmcli.storage.tensors import some
+from llmcli.storage.quantized_checkpoint import find_quantized
+from llmcli.storage.tensors import summarize
 
-SCALES = (".scale", ".factors")  # beside a rounded weight
+SCALE_SUFFIXES = (".scale", ".factors")  # of tensors next to a quantized weight
 
 
 @dataclass(frozen=True)
 class Headers:
-    """``config`` is that of the model as it will be opened, ``dtype`` the one its weights stand for.
+    """The stored tensors of a model, and the model that they make.
 
-    ``entries`` are the tensors that hold parameters, ``others`` the rest (scales, copies, masks), which
-    ``others_named`` names where they are of no use. ``kind`` says how the weights are rounded, if they are.
+    ``config`` is that of the model as it will be loaded, ``dtype`` the dtype of its weights' values. ``entries`` are
+    the tensors that hold parameters, ``others`` the rest (scales, copies, masks), which ``others_named`` lists if they
+    are not used. ``kind`` says how the weights are quantized, if they are.
     """
 
     config: ModelConfig
@@ -36,23 +35,22 @@ class Headers:
 
     @property
     def parameters(self) -> int:
-        """How many parameters the files hold: 4-bit ones lie two in a byte."""
+        """The number of parameters in the files; 4-bit weights are stored two per byte."""
         return sum(math.prod(entry.shape) * (2 if entry.dtype == "U8" else 1) for entry in self.entries)
 
 
-def read_headers(folder: Path) -> Headers:
-    """The headers of a model folder. Errors: files that are damaged, or do not belong to config.json."""
-    raw, config = read_json(folder / "config.json"), read_config(folder)
-    kind = kind_of(raw)
+def read_headers(checkpoint: Checkpoint) -> Headers:
+    """The headers of a model folder's weights. Errors: files that are damaged or do not match config.json."""
+    kind = checkpoint.quantization
     if kind is None:
-        stored, config, rules = find_stored(folder, config, scaled="quantization_config" in raw)
-        entries = {name: entry for name, (_, entry) in stored.places.items()}
-        wanted = {part.source for rule in rules for part in rule.parts}
-        dtype = stored.dtype(rules[0].parts[0].source)
+        weights, config, rules = checkpoint.locate()
+        entries = {name: entry for name, (_, entry) in weights.tensors.items()}
+        wanted = {source.name for rule in rules for source in rule.sources}
+        dtype = weights.dtype(rules[0].sources[0].name)
     else:
-        file, config = find_quantized(folder, config)
+        file, config = find_quantized(checkpoint.folder, checkpoint.config)
         entries = file.entries
-        wanted = {name for name in entries if not name.endswith(SCALES)}
+        wanted = {name for name in entries if not name.endswith(SCALE_SUFFIXES)}
         dtype = file.dtype(entries["norm.weight"])
     others = sorted(entries.keys() - wanted)
     return Headers(
@@ -61,5 +59,5 @@ def read_headers(folder: Path) -> Headers:
         kind=kind,
         entries=tuple(entries[name] for name in sorted(wanted)),
         others=tuple(entries[name] for name in others),
-        others_named="" if kind else some(others),
+        others_named="" if kind else summarize(others),
     )

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021) as PEFT saves them, to be merged into the weights while these are read.
+"""LoRA adapters (Hu et al. 2021) as PEFT saves them, merged into the weights as these are read.
 
 A matrix W [out, in] becomes W + s B A, with A [r, in], B [out, r] and s = lora_alpha / r (rsLoRA: / sqrt(r)).
 """
@@ -18,7 +18,7 @@ from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcli.files.safetensors import TensorFile
 from llmcli.model.families.fields import field, wrong
 
-# What makes an adapter something else than W + s B A.
+# Config fields of adapters that are more than W + s B A.
 VARIANTS = (
     "use_dora",
     "use_qalora",
@@ -33,23 +33,23 @@ VARIANTS = (
     "target_parameters",
     "trainable_token_indices",
 )
-STARTS = ("gaussian", "eva", "true", "false")  # init_lora_weights that leave the base as it is
+PLAIN_INITS = ("gaussian", "eva", "true", "false")  # values of init_lora_weights that leave the base model unchanged
 _PREFIX = "base_model.model."
 _LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.weight)?")
 
 
 class Adapter:
-    """An adapter's tensors by the name of the stored tensor they change; ``rename`` gives a family's own names.
+    """An adapter's tensors by the name of the stored tensor that they change; ``rename`` maps to the family's names.
 
-    Errors: no LoRA, a kind of LoRA that is not merged here, damaged files, an A without its B.
+    Errors: not a LoRA, an unsupported kind of LoRA, damaged files, an A without its B.
     """
 
     def __init__(self, folder: Path, rename: Callable[[str], str]) -> None:
         self.path = folder / ADAPTER_WEIGHTS
         self.config = _read_config(folder)
         self.file = TensorFile(self.path)
-        self.replaced: dict[str, Tensor] = {}  # tensors trained whole
-        self._factors: dict[str, dict[str, Tensor]] = {}  # source -> "A" and "B"
+        self.replaced: dict[str, Tensor] = {}  # tensors that were trained in full
+        self._factors: dict[str, dict[str, Tensor]] = {}  # by source, then "A" or "B"
         self._scales: dict[str, float] = {}
         for name, entry in self.file.entries.items():
             bare = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
@@ -66,9 +66,9 @@ class Adapter:
             factors = self._factors.setdefault(source, {})
             factors[{"A": "B", "B": "A"}[factor] if embedding else factor] = tensor.T if embedding else tensor
             self._scales[source] = self._scale(module, tensor.shape[0 if factor == "A" else 1])
-        halves = sorted(source for source, factors in self._factors.items() if len(factors) < 2)
-        if halves:
-            raise LlmcliError(f"{self.path}: only half of the adapter of {', '.join(halves[:3])}", "get it again")
+        incomplete = sorted(source for source, factors in self._factors.items() if len(factors) < 2)
+        if incomplete:
+            raise LlmcliError(f"{self.path}: A or B is missing for {', '.join(incomplete[:3])}", "download it again")
 
     @property
     def sources(self) -> set[str]:
@@ -76,7 +76,7 @@ class Adapter:
         return self._factors.keys() | self.replaced.keys()
 
     def applied(self, source: str, tensor: Tensor, *, transposed: bool) -> Tensor:
-        """A stored tensor with the adapter in it; ``transposed`` if it is stored [in, out]."""
+        """A stored tensor with the adapter merged; ``transposed`` if it is stored [in, out]."""
         if self.replaced.get(source, tensor).shape != tensor.shape:
             raise self._misfit(source)
         tensor = self.replaced.get(source, tensor)
@@ -93,17 +93,17 @@ class Adapter:
 
     def _misfit(self, source: str) -> LlmcliError:
         return LlmcliError(
-            f"{self.path}: the adapter of {source} does not fit the model's tensor", "it may belong to another model"
+            f"{self.path}: the adapter for {source} does not fit the model's tensor", "it may belong to another model"
         )
 
     def _scale(self, module: str, rank: int) -> float:
-        """Of a module's adapter. ``alpha_pattern``'s keys are ends of module names, with an alpha of their own."""
+        """The scale s of a module's adapter. ``alpha_pattern`` maps endings of module names to their own lora_alpha."""
         alpha = field(self.config, "lora_alpha", 8.0)
         patterns = self.config.get("alpha_pattern") or {}
         if not isinstance(patterns, Mapping):
             raise wrong("alpha_pattern", patterns, "an object")
         for ending in patterns:
-            if not re.fullmatch(r"[\w.]+", ending):  # PEFT allows any regular expression: one can run forever
+            if not re.fullmatch(r"[\w.]+", ending):  # PEFT allows any regular expression, which may not terminate
                 raise LlmcliError(f"{self.path.parent / ADAPTER_CONFIG}: alpha_pattern {ending!r} is not supported")
             if f".{module}".endswith(f".{ending}"):
                 alpha = field(patterns, ending, alpha)
@@ -112,15 +112,15 @@ class Adapter:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    raw = read_json(folder / ADAPTER_CONFIG, f"an adapter's folder has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
+    raw = read_json(folder / ADAPTER_CONFIG, f"an adapter folder has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     if raw.get("peft_type") != "LORA":
         raise LlmcliError(f"{folder / ADAPTER_CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")
-    start = raw.get("init_lora_weights")
-    others = [key for key in VARIANTS if raw.get(key)]
-    if isinstance(start, str) and start not in STARTS:  # these change the base's weights too
-        others.append(f"init_lora_weights {start!r}")
-    if others:
+    init = raw.get("init_lora_weights")
+    unsupported = [key for key in VARIANTS if raw.get(key)]
+    if isinstance(init, str) and init not in PLAIN_INITS:  # these change the base model's weights too
+        unsupported.append(f"init_lora_weights {init!r}")
+    if unsupported:
         raise LlmcliError(
-            f"{folder / ADAPTER_CONFIG}: {', '.join(others)}: more than a plain LoRA", "merge it with peft first"
+            f"{folder / ADAPTER_CONFIG}: {', '.join(unsupported)} is not supported", "merge the adapter with peft first"
         )
     return raw

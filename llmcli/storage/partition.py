@@ -1,25 +1,31 @@
-"""How several ranks share a model: which rows or columns of each parameter one of them keeps.
+"""One rank's partition of a model: which rows or columns of each parameter it keeps, and reading only these.
 
 Tensor parallelism (Shoeybi et al. 2019, Megatron-LM). A matrix that widens is split by rows, so that each rank
-computes some heads or some features of the MLP; the one that narrows again by columns, so that the ranks' outputs
-are summed. The embedding and the head are split by tokens. What is small is held by every rank.
+computes some heads or some features of the MLP; the matrix that narrows again is split by columns, so that the ranks'
+outputs are summed. The embedding and the head are split by tokens. Every rank holds the small parameters whole.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from llmcli.errors import usage_error
 from llmcli.model.config import ModelConfig
+from llmcli.model.families.rules import Rule, Source
+from llmcli.storage.tensors import WeightFiles
 
 
 @dataclass(frozen=True)
-class Cut:
+class ParameterSlice:
     """What a rank keeps of a parameter: some rows, or a range of columns; None: all of them.
 
-    ``once``: only the first rank holds it, the others have zeros in its place, for their outputs are summed.
+    ``once``: only the first rank holds it. The others have zeros in its place, because their outputs are summed.
     """
 
     rows: tuple[range, ...] | None = None
@@ -28,10 +34,10 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Share:
-    """One rank's share of a model; ``rank`` counts from 0. Errors: more ranks than heads, which are not divided.
+class Partition:
+    """The part of a model that ``rank``, counted from 0, holds of ``ranks``. Errors: more ranks than heads.
 
-    Where the heads, features or tokens are no multiple of the ranks, some hold one more than others.
+    Heads are not divided. If heads, features or tokens are not a multiple of the ranks, some ranks hold one more.
     """
 
     whole: ModelConfig
@@ -43,102 +49,154 @@ class Share:
         if self.ranks > heads:
             raise usage_error(f"the model has {heads} attention heads, too few for {self.ranks} ranks", "use fewer")
 
-    def piece(self, count: int) -> range:
-        """This rank's part of ``count`` things."""
+    def share_of(self, count: int) -> range:
+        """This rank's part of ``count`` items."""
         return range(count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks)
 
     @property
     def heads(self) -> range:
-        """The query heads, of all that there are."""
-        return self.piece(self.whole.num_attention_heads)
+        """The query heads, counted over the whole model."""
+        return self.share_of(self.whole.num_attention_heads)
 
     @property
     def kv_heads(self) -> tuple[int, ...]:
-        """The key/value heads that ``heads`` look at; other ranks may hold some of them too.
+        """The key/value heads that ``heads`` attend to; other ranks may hold some of them too.
 
-        Each once, if they then serve equally many heads, as attention needs it; else one for each head.
+        Each appears once if all then serve equally many query heads, as attention requires; else once per query head.
         """
         group = self.whole.num_attention_heads // self.whole.num_key_value_heads
-        seen = [head // group for head in self.heads]
-        several = sorted(set(seen))
-        even = len({seen.count(head) for head in several}) == 1
-        return tuple(several if even else seen)
+        needed = [head // group for head in self.heads]
+        distinct = sorted(set(needed))
+        even = len({needed.count(head) for head in distinct}) == 1
+        return tuple(distinct if even else needed)
 
     @property
     def counted(self) -> tuple[bool, ...]:
-        """Which of ``kv_heads`` this rank counts in a sum over all ranks, where each must count once."""
+        """Which of ``kv_heads`` this rank adds to a sum over all ranks, in which each head must count once."""
         group = self.whole.num_attention_heads // self.whole.num_key_value_heads
         held = self.kv_heads
-        return tuple(head * group in self.heads and head not in held[:place] for place, head in enumerate(held))
+        return tuple(head * group in self.heads and head not in held[:index] for index, head in enumerate(held))
 
     @property
     def vocabulary(self) -> range:
-        """The tokens whose rows of embedding and head it holds."""
-        return self.piece(self.whole.vocab_size)
+        """The tokens whose rows of embedding and head this rank holds."""
+        return self.share_of(self.whole.vocab_size)
 
     def narrowed(self) -> ModelConfig:
-        """The config of a transformer that computes only this share."""
+        """The config of a transformer that computes this part alone."""
         moe = self.whole.moe
         return replace(
             self.whole,
             vocab_size=len(self.vocabulary),
             num_attention_heads=len(self.heads),
             num_key_value_heads=len(self.kv_heads),
-            intermediate_size=len(self.piece(self.whole.intermediate_size)),
-            moe=moe and replace(moe, intermediate_size=len(self.piece(moe.intermediate_size))),
+            intermediate_size=len(self.share_of(self.whole.intermediate_size)),
+            moe=moe and replace(moe, intermediate_size=len(self.share_of(moe.intermediate_size))),
         )
 
-    def cut(self, target: str) -> Cut:
-        """What it keeps of a parameter of ``Transformer``."""
+    def slice_of(self, target: str) -> ParameterSlice:
+        """What this rank keeps of a parameter of ``Transformer``."""
         name = re.sub(r"^blocks\.\d+\.|(?<=experts\.)\d+\.", "", target)
-        return TABLE[name](self) if name in TABLE else Cut()
+        return SLICES[name](self) if name in SLICES else ParameterSlice()
 
     def _head_rows(self, first: int, heads: tuple[int, ...] | range) -> tuple[range, ...]:
-        """The rows of heads in a matrix that holds those of one kind from its head ``first`` on."""
+        """The rows of ``heads`` in a matrix in which heads of that kind begin as head number ``first``."""
         size = self.whole.head_dim
         return tuple(range((first + head) * size, (first + head + 1) * size) for head in heads)
 
-    def qkv(self) -> Cut:
+    def qkv(self) -> ParameterSlice:
         """Queries, keys and values, stacked."""
         queries, keys = self.whole.num_attention_heads, self.whole.num_key_value_heads
         stacked = ((0, self.heads), (queries, self.kv_heads), (queries + keys, self.kv_heads))
-        return Cut(rows=tuple(rows for first, heads in stacked for rows in self._head_rows(first, heads)))
+        return ParameterSlice(rows=tuple(rows for first, heads in stacked for rows in self._head_rows(first, heads)))
 
-    def head_norm(self, heads: tuple[int, ...] | range) -> Cut:
-        """A norm's weight for each of the heads; one that all heads share is held by every rank."""
-        return Cut() if self.whole.qk_norm == "head" else Cut(rows=self._head_rows(0, heads))
+    def head_norm(self, heads: tuple[int, ...] | range) -> ParameterSlice:
+        """The norm weights of ``heads``; a weight that all heads share is held by every rank."""
+        whole = self.whole.qk_norm == "head"
+        return ParameterSlice() if whole else ParameterSlice(rows=self._head_rows(0, heads))
 
-    def summed(self) -> Cut:
-        """The columns that take the heads' outputs."""
+    def attention_output(self) -> ParameterSlice:
+        """The columns that multiply the outputs of ``heads``."""
         size = self.whole.head_dim
-        return Cut(columns=range(self.heads.start * size, self.heads.stop * size))
+        return ParameterSlice(columns=range(self.heads.start * size, self.heads.stop * size))
 
-    def wide(self, size: int) -> Cut:
-        """Features of an MLP of so many, whose gate and up are stacked if it is gated."""
-        piece = self.piece(size)
+    def widening(self, size: int) -> ParameterSlice:
+        """The rows of an MLP with ``size`` features; gate and up are stacked if it is gated."""
+        part = self.share_of(size)
         starts = (0, size) if self.whole.gated_mlp else (0,)
-        return Cut(rows=tuple(range(start + piece.start, start + piece.stop) for start in starts))
+        return ParameterSlice(rows=tuple(range(start + part.start, start + part.stop) for start in starts))
 
     @property
     def expert_size(self) -> int:
         return 0 if self.whole.moe is None else self.whole.moe.intermediate_size
 
 
-TABLE: dict[str, Callable[[Share], Cut]] = {
-    "embedding.weight": lambda share: Cut(rows=(share.vocabulary,)),
-    "head.weight": lambda share: Cut(rows=(share.vocabulary,)),
-    "attn.qkv.weight": Share.qkv,
-    "attn.qkv.bias": Share.qkv,
-    "attn.q_norm.weight": lambda share: share.head_norm(share.heads),
-    "attn.k_norm.weight": lambda share: share.head_norm(share.kv_heads),
-    "attn.out.weight": Share.summed,
-    "attn.out.bias": lambda share: Cut(once=True),
-    "mlp.up.weight": lambda share: share.wide(share.whole.intermediate_size),
-    "mlp.up.bias": lambda share: share.wide(share.whole.intermediate_size),
-    "mlp.down.weight": lambda share: Cut(columns=share.piece(share.whole.intermediate_size)),
-    "mlp.down.bias": lambda share: Cut(once=True),
-    "mlp.experts.up.weight": lambda share: share.wide(share.expert_size),
-    "mlp.experts.up.bias": lambda share: share.wide(share.expert_size),
-    "mlp.experts.down.weight": lambda share: Cut(columns=share.piece(share.expert_size)),
-    "mlp.experts.down.bias": lambda share: Cut(once=True),
+_VOCABULARY: Callable[[Partition], ParameterSlice] = lambda part: ParameterSlice(rows=(part.vocabulary,))  # noqa: E731
+_ONCE: Callable[[Partition], ParameterSlice] = lambda part: ParameterSlice(once=True)  # noqa: E731
+
+SLICES: dict[str, Callable[[Partition], ParameterSlice]] = {
+    "embedding.weight": _VOCABULARY,
+    "head.weight": _VOCABULARY,
+    "attn.qkv.weight": Partition.qkv,
+    "attn.qkv.bias": Partition.qkv,
+    "attn.q_norm.weight": lambda part: part.head_norm(part.heads),
+    "attn.k_norm.weight": lambda part: part.head_norm(part.kv_heads),
+    "attn.out.weight": Partition.attention_output,
+    "attn.out.bias": _ONCE,
+    "mlp.up.weight": lambda part: part.widening(part.whole.intermediate_size),
+    "mlp.up.bias": lambda part: part.widening(part.whole.intermediate_size),
+    "mlp.down.weight": lambda part: ParameterSlice(columns=part.share_of(part.whole.intermediate_size)),
+    "mlp.down.bias": _ONCE,
+    "mlp.experts.up.weight": lambda part: part.widening(part.expert_size),
+    "mlp.experts.up.bias": lambda part: part.widening(part.expert_size),
+    "mlp.experts.down.weight": lambda part: ParameterSlice(columns=part.share_of(part.expert_size)),
+    "mlp.experts.down.bias": _ONCE,
 }
+
+
+def read_slice(weights: WeightFiles, rule: Rule, partition: Partition, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """What the rank keeps of the rule's parameter, whose whole has ``shape``, in memory of its own."""
+    kept = partition.slice_of(rule.target)
+    if kept.once and partition.rank > 0:
+        return torch.zeros(shape, dtype=dtype)
+    if kept.rows is None:
+        rows = torch.arange(shape[0])
+    else:
+        rows = torch.cat([torch.arange(part.start, part.stop) for part in kept.rows])
+    pieces, first = [], 0
+    for source in rule.sources:
+        inside = rows[(rows >= first) & (rows < first + source.rows)] - first
+        first += source.rows
+        if not len(inside):
+            continue
+        pieces.append(_read(weights, source, inside, kept.columns, tuple(shape[1:])).to(dtype))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _read(weights: WeightFiles, source: Source, rows: Tensor, columns: range | None, wide: tuple[int, ...]) -> Tensor:
+    """The given rows of a source, in that order; ``wide`` is its number of columns, () for a vector."""
+    file, entry = weights.tensors[source.name]
+    across = slice(None) if columns is None else slice(columns.start, columns.stop)
+    if source.shape or source.name in weights.adapted or file.dtype(entry).itemsize == 1:
+        whole = source.arranged(weights.whole(source), wide)[rows]  # small, or changed while it is read
+        return whole[:, across].contiguous() if wide else whole
+    order = source.arranged_rows()[rows]
+    needed = torch.unique(order)  # sorted
+    with safe_open(file.path, framework="pt") as tensors:
+        reader = tensors.get_slice(entry.name)
+        if source.transposed:
+            read = torch.cat([reader[across, start:stop].T for start, stop in _runs(needed)])
+        elif wide:
+            read = torch.cat([reader[start:stop, across] for start, stop in _runs(needed)])
+        else:
+            read = torch.cat([reader[start:stop] for start, stop in _runs(needed)])
+    if torch.equal(order, needed):
+        return read.contiguous()
+    return read[torch.searchsorted(needed, order)]
+
+
+def _runs(sorted_rows: Tensor) -> Iterator[tuple[int, int]]:
+    """The consecutive ranges in sorted numbers, as (start, stop)."""
+    breaks = (sorted_rows.diff() != 1).nonzero().flatten() + 1
+    for run in torch.tensor_split(sorted_rows, breaks):
+        yield int(run[0]), int(run[-1]) + 1

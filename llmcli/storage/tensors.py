@@ -1,4 +1,4 @@
-"""The tensors of a model folder, under the names its family uses, whatever files they lie in."""
+"""The tensors of a model folder, by the names that its family uses, whichever files hold them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from llmcli.errors import LlmcliError
 from llmcli.files.json import read_json
 from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.files.safetensors import Entry, TensorFile
-from llmcli.model.families.rules import Family, Part, Rule
+from llmcli.model.families.rules import Family, Rule, Source
 from llmcli.storage.lora import Adapter
 
-SCALES = ("_scale_inv", "_scale")  # behind the name of a tensor stored in 8 bits: what to multiply it with
-BLOCK = 128  # rows and columns that share a scale where there is a table of them (DeepSeek-AI 2024)
+SCALE_SUFFIXES = ("_scale_inv", "_scale")  # appended to the name of an 8-bit tensor: what to multiply it with
+SCALE_BLOCK = 128  # rows and columns that share an entry of a scale matrix (DeepSeek-AI 2024)
 
 
-class Stored:
-    """Every tensor of the folder's weight files, with an ``adapter`` in it if there is one.
+class WeightFiles:
+    """Every tensor in the folder's weight files, with an ``adapter`` merged into it if there is one.
 
-    ``scaled``: 8-bit floats mean nothing without their scales. Errors: damaged files, a tensor that is there twice.
+    ``scaled``: 8-bit floats mean nothing without their scales. Errors: damaged files, a tensor stored twice.
     """
 
     def __init__(self, folder: Path, family: Family, adapter: Path | None = None, *, scaled: bool = False) -> None:
@@ -31,30 +31,32 @@ class Stored:
         self.scaled = scaled
         self.adapter = None if adapter is None else Adapter(adapter, family.rename)
         self.adapted = frozenset(() if self.adapter is None else self.adapter.sources)
-        self.places: dict[str, tuple[TensorFile, Entry]] = {}
+        self.tensors: dict[str, tuple[TensorFile, Entry]] = {}
         for path in weight_files(folder):
             file = TensorFile(path)
             for entry in file.entries.values():
                 name = family.rename(entry.name)
-                if name in self.places:
-                    other, twin = self.places[name]
+                if name in self.tensors:
+                    other, duplicate = self.tensors[name]
                     raise LlmcliError(
-                        f"{path}: tensor {entry.name} is stored twice, also in {other.path} as {twin.name}",
-                        "the folder may hold the files of two models",
+                        f"{path}: tensor {entry.name} is stored twice, also in {other.path} as {duplicate.name}",
+                        "the folder may contain the files of two models",
                     )
-                self.places[name] = file, entry
+                self.tensors[name] = file, entry
 
     def check_names(self, rules: Sequence[Rule], *, tied: bool) -> None:
-        """Every source present, and nothing stored that no rule takes: all faults in one message."""
-        wanted = {part.source for rule in rules for part in rule.parts}
-        heads = (r"(lm_head|embed_out)\.weight",) if tied else ()  # a copy of the embedding, see ``has_own_head``
+        """Raise unless every source is stored and every stored tensor is used, with all faults in one message."""
+        wanted = {source.name for rule in rules for source in rule.sources}
+        heads = (r"(lm_head|embed_out)\.weight",) if tied else ()  # a copy of the embedding; see ``has_own_head``
         scales = (r".*\.(weight_scale|weight_scale_inv|input_scale|[kv]_scale)",) if self.in_8_bits(wanted) else ()
         dropped = [re.compile(pattern) for pattern in (*self.family.dropped, *heads, *scales)]
-        missing = sorted(wanted - self.places.keys())
+        missing = sorted(wanted - self.tensors.keys())
         extra = sorted(
-            name for name in self.places.keys() - wanted if not any(pattern.fullmatch(name) for pattern in dropped)
+            name for name in self.tensors.keys() - wanted if not any(pattern.fullmatch(name) for pattern in dropped)
         )
-        faults = [f"{what}: {some(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
+        faults = [
+            f"{what}: {summarize(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names
+        ]
         if faults:
             raise LlmcliError(
                 f"{self.folder}: the weights do not match config.json; tensors {'; '.join(faults)}",
@@ -62,38 +64,38 @@ class Stored:
             )
 
     def check_adapter(self, rules: Sequence[Rule], *, tied: bool) -> None:
-        """The adapter changes nothing but parameters, and not the embedding alone where the head is the same."""
+        """Raise if the adapter changes tensors that are not parameters, or an embedding that is also the head."""
         if self.adapter is None:
             return
-        strange = sorted(self.adapted - {part.source for rule in rules for part in rule.parts})
-        if strange:
+        foreign = sorted(self.adapted - {source.name for rule in rules for source in rule.sources})
+        if foreign:
             raise LlmcliError(
-                f"{self.adapter.path}: adapts what the model does not have: {some(strange)}",
+                f"{self.adapter.path}: adapts tensors that the model does not have: {summarize(foreign)}",
                 "it may belong to another model",
             )
-        if tied and rules[0].parts[0].source in self.adapted:
+        if tied and rules[0].sources[0].name in self.adapted:
             raise LlmcliError(f"{self.adapter.path}: adapts an embedding that is also the head", "not supported")
 
     def has_own_head(self, embedding: str) -> bool:
-        """Whether a head is stored that is not the embedding. It counts then, whatever config.json says of tying."""
-        heads = [self.places[name] for name in ("lm_head.weight", "embed_out.weight") if name in self.places]
-        if not heads or embedding not in self.places:
+        """Whether a head is stored that differs from the embedding."""
+        heads = [self.tensors[name] for name in ("lm_head.weight", "embed_out.weight") if name in self.tensors]
+        if not heads or embedding not in self.tensors:
             return False
-        (file, entry), (other, twin) = heads[0], self.places[embedding]
-        if (entry.dtype, entry.shape) != (twin.dtype, twin.shape):
+        (file, entry), (other, duplicate) = heads[0], self.tensors[embedding]
+        if (entry.dtype, entry.shape) != (duplicate.dtype, duplicate.shape):
             return True
-        return not torch.equal(file.viewed(entry), other.viewed(twin))
+        return not torch.equal(file.viewed(entry), other.viewed(duplicate))
 
     def in_8_bits(self, names: set[str]) -> bool:
         """Whether any of the named tensors is stored in an 8-bit float."""
-        return any(self.places[name][1].dtype.startswith("F8") for name in names & self.places.keys())
+        return any(self.tensors[name][1].dtype.startswith("F8") for name in names & self.tensors.keys())
 
     def check_shape(self, rule: Rule, target: torch.Size) -> None:
-        """Every part of the size that its rows of ``target`` have: known from the headers, before memory is taken."""
-        for part in rule.parts:
-            file, entry = self.places[part.source]
+        """Raise unless every source has the shape that its rows of ``target`` need: known from the headers alone."""
+        for source in rule.sources:
+            file, entry = self.tensors[source.name]
             file.dtype(entry)
-            expected = part.stored_shape(tuple(target[1:]))
+            expected = source.stored_shape(tuple(target[1:]))
             if entry.shape != expected:
                 raise LlmcliError(
                     f"{file.path}: tensor {entry.name} has shape {list(entry.shape)}, "
@@ -102,103 +104,111 @@ class Stored:
                 )
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype that a tensor's values have: the stored one, or bfloat16 for 8-bit floats with their scales."""
-        if name not in self.places:
-            raise LlmcliError(f"the weights hold no tensor {name}", "config.json may belong to another model")
-        file, entry = self.places[name]
+        """The dtype of a tensor's values: the stored one, or bfloat16 for 8-bit floats with their scales."""
+        if name not in self.tensors:
+            raise LlmcliError(f"the weights have no tensor {name}", "config.json may belong to another model")
+        file, entry = self.tensors[name]
         dtype = file.dtype(entry)
         return torch.bfloat16 if dtype.itemsize == 1 else dtype
 
     def nbytes(self, rule: Rule) -> int:
-        """Bytes that the rule's parts take in the files."""
-        return sum(entry.end - entry.start for _, entry in (self.places[part.source] for part in rule.parts))
+        """Bytes that the rule's sources take in the files."""
+        return sum(entry.end - entry.start for _, entry in (self.tensors[source.name] for source in rule.sources))
 
     def parameter(self, rule: Rule, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The rule's parameter: mapped where the files hold it as it is needed, else read into memory."""
+        """The rule's parameter: mapped if the files hold it as it is needed, otherwise read into memory."""
         if device.type == "cpu":
             mapped = self._mapped(rule, shape, dtype)
             if mapped is not None:
                 return mapped
         target = torch.empty(shape, dtype=dtype, device=device)
-        for part, rows in zip(rule.parts, torch.split(target, [part.rows for part in rule.parts]), strict=True):
-            self._fill(part, rows)
+        for source, rows in zip(
+            rule.sources, torch.split(target, [source.rows for source in rule.sources]), strict=True
+        ):
+            self._fill(source, rows)
         return target
 
     def _mapped(self, rule: Rule, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-        places = [self.places[part.source] for part in rule.parts]
+        places = [self.tensors[source.name] for source in rule.sources]
         files = {file.path for file, _ in places}
-        fits = all(part.as_stored and not part.shape and part.source not in self.adapted for part in rule.parts)
+        fits = all(source.as_stored and not source.shape and source.name not in self.adapted for source in rule.sources)
         if len(files) > 1 or not fits or any(file.dtype(entry) != dtype for file, entry in places):
             return None
         mapped = places[0][0].mapped([entry for _, entry in places])
         return None if mapped is None else mapped.view(shape)
 
-    def _fill(self, part: Part, rows: Tensor) -> None:
-        file, entry = self.places[part.source]
+    def _fill(self, source: Source, rows: Tensor) -> None:
+        file, entry = self.tensors[source.name]
         if (
-            part.as_stored
-            and part.source not in self.adapted
+            source.as_stored
+            and source.name not in self.adapted
             and rows.device.type == "cpu"
             and file.dtype(entry) == rows.dtype
         ):
             file.read_into(entry, rows)
             return
-        rows.copy_(part.arranged(self.whole(part), tuple(rows.shape[1:])))
+        rows.copy_(source.arranged(self.whole(source), tuple(rows.shape[1:])))
 
-    def whole(self, part: Part) -> Tensor:
-        """The part's tensor with its scale and the adapter in it, of the shape in which it is stored."""
-        file, entry = self.places[part.source]
-        tensor = self._scaled(part.source, file.read(entry))
+    def whole(self, source: Source) -> Tensor:
+        """The source's tensor with scale and adapter applied, in the shape in which it is stored."""
+        file, entry = self.tensors[source.name]
+        tensor = self._scaled(source.name, file.read(entry))
         if self.adapter is not None:
-            tensor = self.adapter.applied(part.source, tensor, transposed=part.transposed)
+            tensor = self.adapter.applied(source.name, tensor, transposed=source.transposed)
         return tensor
 
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
-        """8-bit floats times their scale: one for all, one a row, or one for each block."""
+        """8-bit floats times their scale: one in all, one per row, or one per block."""
         if tensor.dtype.itemsize > 1:
             return tensor
         wide = tensor.float()
-        scales = [suffix for suffix in SCALES if name + suffix in self.places]
+        scales = [suffix for suffix in SCALE_SUFFIXES if name + suffix in self.tensors]
         if self.scaled and not scales:
-            raise LlmcliError(f"{self.folder}: tensor {name} is stored in 8 bits without its scale", "get it again")
+            raise LlmcliError(
+                f"{self.folder}: tensor {name} is stored in 8 bits without its scale", "download it again"
+            )
         for suffix in scales:
-            file, entry = self.places[name + suffix]
+            file, entry = self.tensors[name + suffix]
             wide = wide * _spread(file.read(entry).float(), wide.shape, file, entry)
         return wide
 
 
 def _spread(scale: Tensor, shape: torch.Size, file: TensorFile, entry: Entry) -> Tensor:
-    """``scale`` in a form that broadcasts to ``shape``: as it is, or one entry for each block repeated over it."""
+    """``scale`` in a form that broadcasts to ``shape``; the entry of a block is repeated over the block."""
     if scale.numel() == 1:
         return scale.view(())
-    blocks = tuple(-(-size // BLOCK) for size in shape)
+    blocks = tuple(-(-size // SCALE_BLOCK) for size in shape)
     if scale.shape == blocks and len(shape) == 2:
-        return scale.repeat_interleave(BLOCK, 0)[: shape[0]].repeat_interleave(BLOCK, 1)[:, : shape[1]]
+        return scale.repeat_interleave(SCALE_BLOCK, 0)[: shape[0]].repeat_interleave(SCALE_BLOCK, 1)[:, : shape[1]]
     if scale.shape in ((shape[0], 1), (shape[0],)):
         return scale.view(-1, *(1,) * (len(shape) - 1))
     raise LlmcliError(
-        f"{file.path}: tensor {entry.name} has shape {list(entry.shape)}, which fits no way of scaling {list(shape)}",
-        "this form of 8-bit weights is not supported",
+        f"{file.path}: tensor {entry.name} has shape {list(entry.shape)}, which cannot scale a tensor of {list(shape)}",
+        "this layout of 8-bit weights is not supported",
     )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that its index lists. Errors: neither is there, or a shard is missing."""
+    """model.safetensors, or the shards that its index lists. Errors: neither exists, or a shard is missing."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         pickled = any(folder.glob("pytorch_model*.bin"))
         raise LlmcliError(
             f"{folder}: no {WEIGHTS} and no {INDEX}",
-            "only pickled weights are here; get the model as safetensors" if pickled else "is this a model folder?",
+            "the folder has only pickled weights; get the model as safetensors"
+            if pickled
+            else "is this a model folder?",
         )
     shards = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise LlmcliError(f"{folder / INDEX}: has no weight_map", "the file may be damaged; get it again")
+        raise LlmcliError(f"{folder / INDEX}: has no weight_map", "the file may be damaged; download it again")
     names, there = sorted(set(shards.values())), {path.name for path in _files(folder)}
-    lost = [name for name in names if name not in there]  # a name that leads out of the folder is never there
-    if lost:
-        raise LlmcliError(f"{folder}: missing shards: {some(lost)}", "the download may be incomplete; get them again")
+    missing = [name for name in names if name not in there]  # a name that leads out of the folder is never found
+    if missing:
+        raise LlmcliError(
+            f"{folder}: missing shards: {summarize(missing)}", "the download may be incomplete; download them again"
+        )
     return [folder / name for name in names]
 
 
@@ -206,13 +216,13 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.is_file())
 
 
-def some(names: Sequence[str]) -> str:
-    """All of many names; those that differ in one number alone, as layers do, are told together."""
+def summarize(names: Sequence[str]) -> str:
+    """All of many names in one line; names that differ only in their first number, as layers do, are grouped."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(re.sub(r"\d+", "*", name, count=1), []).append(name)
-    told = []
+    grouped = []
     for pattern, group in alike.items():
         numbers = [re.findall(r"\d+", name)[0] for name in group if "*" in pattern]
-        told.append(group[0] if len(group) == 1 else pattern.replace("*", f"{{{','.join(numbers)}}}", 1))
-    return ", ".join(told)
+        grouped.append(group[0] if len(group) == 1 else pattern.replace("*", f"{{{','.join(numbers)}}}", 1))
+    return ", ".join(grouped)

@@ -15,7 +15,7 @@ from llmcli.files.atomic import replacing
 from llmcli.files.json import read_json
 from llmcli.model.families import llama
 from llmcli.model.transformer import Transformer
-from llmcli.storage import checkpoint
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantized_checkpoint import copy_rest
 from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
@@ -68,7 +68,7 @@ def go_on(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.device) ->
             "give the same files as before, --valid too; to learn from these, begin a new run with --init",
         )
     recipe.write(out)
-    model = Transformer(checkpoint.read_config(out))
+    model = Transformer(Checkpoint.read(out).config)
     return _run(out, recipe, corpus, model.to(device), read_json(out / "config.json"))
 
 
@@ -85,11 +85,12 @@ def _new(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[s
 def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str, Any]]:
     """The model of ``init`` and its config.json; the rest of its folder is copied. Turns are added where it needs them.
 
-    Errors: its weights are quantised.
+    Errors: its weights are quantized.
     """
-    if checkpoint.is_quantized(init):
-        raise LlmcliError(f"{init}: quantised weights cannot be trained", "begin with the model they were made from")
-    model = checkpoint.load(init, device=torch.device("cpu"), dtype=torch.float32)
+    source = Checkpoint.read(init)
+    if source.quantization is not None:
+        raise LlmcliError(f"{init}: quantized weights cannot be trained", "begin with the model they were made from")
+    model = source.load(device=torch.device("cpu"), dtype=torch.float32)
     copy_rest(init, out)
     if recipe.method != "pretrain" and find_template(out) is None:
         teach_turns(out, model, seed=recipe.seed)

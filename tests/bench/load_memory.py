@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.generation.bench import peak_memory
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.families.llama import FAMILY, describe
+from llmcli.model.families.llama import LLAMA, describe
 from llmcli.model.transformer import Transformer
 
 MIB = 2**20
@@ -56,13 +56,13 @@ def write(folder: Path, shape: ModelConfig, dtype: torch.dtype, *, shards: bool)
     with torch.device("meta"):
         parameters = dict(Transformer(shape).named_parameters())
     files: dict[str, dict[str, torch.Tensor]] = {}
-    for rule in FAMILY.rules(shape):
+    for rule in LLAMA.rules(shape):
         name = ".".join(rule.target.split(".")[:2]) if shards else "model"
-        for part in rule.parts:
-            size = part.stored_shape(tuple(parameters[rule.target].shape[1:]))
+        for source in rule.sources:
+            size = source.stored_shape(tuple(parameters[rule.target].shape[1:]))
             wide = dtype.itemsize == 1 and len(size) == 1  # norms are not stored in 8 bits
             tensor = (0.02 * torch.randn(size)).to(torch.bfloat16 if wide else dtype)
-            files.setdefault(f"{name}.safetensors" if shards else WEIGHTS, {})[part.source] = tensor
+            files.setdefault(f"{name}.safetensors" if shards else WEIGHTS, {})[source.name] = tensor
     for file, tensors in files.items():
         save_file(tensors, folder / file)
     if shards:
@@ -73,7 +73,7 @@ def write(folder: Path, shape: ModelConfig, dtype: torch.dtype, *, shards: bool)
 
 def child(folder: Path) -> None:
     """Load, read eight tokens, and print seconds and the peak of this process in bytes."""
-    from llmcli.storage.checkpoint import load
+    from tests.tiny import load
 
     began = time.perf_counter()
     model = load(folder, device=torch.device("cpu"), dtype=torch.bfloat16)

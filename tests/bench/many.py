@@ -27,8 +27,8 @@ from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import steps
-from llmcli.storage.checkpoint import load
 from tests.bench.peers import SHAPES, write_models
+from tests.tiny import load
 
 FILTERS = [Temperature(0.8), TopP(0.95)]
 

@@ -23,9 +23,9 @@ from typing import Any, Protocol
 
 import torch
 
+from llmcli.engine.random_weights import random_model
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.families.llama import FAMILY, describe
-from llmcli.model.random_weights import random_model
+from llmcli.model.families.llama import LLAMA, describe
 
 SKIPPED = 16  # tokens generated before the clock starts
 SHAPES: dict[str, dict[str, Any]] = {
@@ -56,8 +56,8 @@ class Llmcli:
     def __init__(self, folder: Path, kind: str, threads: int) -> None:
         from llmcli.generation.filters import Temperature
         from llmcli.generation.sampling import Sampler
-        from llmcli.storage.checkpoint import load
         from llmcli.storage.quantize import quantize
+        from tests.tiny import load
 
         torch.set_num_threads(threads)
         rounded = kind in ("int8", "int4")
@@ -194,7 +194,7 @@ def write_gguf(path: Path, config: ModelConfig, weights: Path, kind: str) -> Non
     writer.add_tokenizer_model("no_vocab")
     quantization = gguf.GGMLQuantizationType[kind]
     tensors = load_file(weights)
-    assert tensors.keys() == {part.source for rule in FAMILY.rules(config) for part in rule.parts}
+    assert tensors.keys() == {source.name for rule in LLAMA.rules(config) for source in rule.sources}
     for name, tensor in tensors.items():
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         for part, count in heads.items():

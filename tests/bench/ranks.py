@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from llmcli.engine.tensor_parallel.process_group import Ranks
-from llmcli.engine.tensor_parallel.transformer import SplitTransformer
+from llmcli.engine.tensor_parallel.process_group import ProcessGroup
+from llmcli.engine.tensor_parallel.transformer import SplitTransformer, load_split
 from llmcli.generation.bench import peak_memory
 from llmcli.generation.filters import Temperature
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import steps
-from llmcli.storage.checkpoint import load
+from llmcli.storage.checkpoint import Checkpoint
 from tests.bench.load_memory import MIB, config, write
 
 CPU = torch.device("cpu")
@@ -43,8 +43,8 @@ def rank_of(folder: Path, meeting: Path, rank: int, size: int, out: Connection) 
     """Send weights and peak in bytes, seconds of the prompt, of a token, and of an exchange."""
     torch.set_num_threads(1)
     before = peak_memory()
-    ranks = Ranks(CPU, rank, size, meeting)
-    model = load(folder, device=CPU, dtype=torch.bfloat16, ranks=ranks)
+    ranks = ProcessGroup(CPU, rank, size, meeting)
+    model = load_split(Checkpoint.read(folder), ranks, dtype=torch.bfloat16)
     assert isinstance(model, SplitTransformer)
     ranks.share(None)
     weights = sum(parameter.nbytes for parameter in model.parameters())

@@ -9,12 +9,11 @@ import pytest
 import torch
 from click.testing import Result
 
+from llmcli.engine.random_weights import random_model
 from llmcli.generation import bench
 from llmcli.generation.bench import measure, read_bytes
-from llmcli.model.random_weights import random_model
-from llmcli.storage.checkpoint import load
 from tests.commands.conftest import records
-from tests.tiny import Tiny
+from tests.tiny import Tiny, load
 
 Run = Callable[..., Result]
 SMALL = ("-p", 6, "-n", 3, "-r", 2, "--threads", "1")

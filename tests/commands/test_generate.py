@@ -12,6 +12,7 @@ import torch
 from click.testing import Result
 
 from llmcli.storage import checkpoint
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.text.tokenizer import load_tokenizer
 from tests.commands.conftest import records
 
@@ -76,7 +77,7 @@ def test_json_is_whole_and_consistent(run: Run, model: Path) -> None:
 
 def test_json_snapshot_of_greedy_tokens(run: Run, model: Path) -> None:
     """Against the model run by hand: the numbers in the machine form are the model's own."""
-    ours = checkpoint.load(model, device=torch.device("cpu"), dtype=torch.float32)
+    ours = Checkpoint.read(model).load(device=torch.device("cpu"), dtype=torch.float32)
     ids = load_tokenizer(model).encode("The")
     args = ("generate", "The", "-m", model, "-n", 3, "--temperature", 0, "--dtype", "float32", "--json")
     _, *tokens, _ = records(run(*args))
@@ -250,7 +251,7 @@ def test_damaged_models(run: Run, model: Path, tmp_path: Path) -> None:
 
 def test_nan_weights_are_said(run: Run, model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "nan")
-    damaged = checkpoint.load(model, device=torch.device("cpu"))
+    damaged = Checkpoint.read(model).load(device=torch.device("cpu"))
     damaged.norm.weight[0] = float("nan")
     described = json.loads((model / "config.json").read_text())
     checkpoint.save(damaged, tmp_path / "nan", described, dtype=torch.bfloat16)

@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 
 from llmcli.explain import inspection as view
-from llmcli.model.memory import Memory
+from llmcli.model.device import Memory
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]

@@ -15,11 +15,11 @@ import torch
 from click.testing import Result
 
 from llmcli.commands import quantize as command
-from llmcli.storage.checkpoint import load
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.train.batches import Encoded
 from llmcli.train.validate import validate
 from tests.commands.conftest import TEXTS, records
+from tests.tiny import load
 
 Run = Callable[..., Result]
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmcli.engine.blockwise import BLOCK, MANY, MOST_SCORES, attend_blockwise, suits
-from llmcli.model import attention
-from llmcli.model.attention import Place, attend, causal_mask
+from llmcli.engine import attention
+from llmcli.engine.attention import MAX_SCORES, MIN_QUERIES, QUERY_BLOCK, attend, attend_in_blocks, pays_in_blocks
+from llmcli.model.positions import Placement, causal_mask
 
 pytestmark = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 instructions")
 
@@ -44,7 +44,7 @@ def error(y: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
     past=st.sampled_from([0, 1, 7, 130]),
-    count=st.sampled_from([1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5]),
+    count=st.sampled_from([1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 3 * QUERY_BLOCK + 5]),
     window=st.sampled_from([None, 1, 20, 100]),
     seed=st.integers(0, 99),
 )
@@ -56,7 +56,7 @@ def test_it_is_as_exact_as_torchs_kernel(
     mask = causal_mask(past, count, q.device, window)
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
     most = 1.5 * error(theirs, q, k, v, mask, scale) + 2**-7
-    ours = attend_blockwise(q, k, v, window, scale)
+    ours = attend_in_blocks(q, k, v, window, scale)
     assert ours.dtype == torch.bfloat16
     assert error(ours, q, k, v, mask, scale) <= most
 
@@ -64,9 +64,9 @@ def test_it_is_as_exact_as_torchs_kernel(
 def test_a_wrong_window_shows() -> None:
     q, k, v = draws(1, 4, 2, 70, 70, 24, seed=0)
     right = causal_mask(0, 70, q.device, 20)
-    assert error(attend_blockwise(q, k, v, 20, 0.3), q, k, v, right, 0.3) < 0.05
+    assert error(attend_in_blocks(q, k, v, 20, 0.3), q, k, v, right, 0.3) < 0.05
     for window in (None, 19, 21):
-        assert error(attend_blockwise(q, k, v, window, 0.3), q, k, v, right, 0.3) > 0.5
+        assert error(attend_in_blocks(q, k, v, window, 0.3), q, k, v, right, 0.3) > 0.5
 
 
 @pytest.mark.parametrize("past", [0, 100])
@@ -75,37 +75,37 @@ def test_attention_takes_it_for_many_queries_in_bfloat16(monkeypatch: pytest.Mon
 
     def watched(*args: object) -> Tensor:
         taken.append(args)
-        return attend_blockwise(*args)  # type: ignore[arg-type]
+        return attend_in_blocks(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attention, "attend_blockwise", watched)
+    monkeypatch.setattr(attention, "attend_in_blocks", watched)
     for T, dtype, times in (
-        (MANY // 4, torch.bfloat16, 1),
-        (MANY // 4 - 1, torch.bfloat16, 0),
-        (MANY, torch.float32, 0),
+        (MIN_QUERIES // 4, torch.bfloat16, 1),
+        (MIN_QUERIES // 4 - 1, torch.bfloat16, 0),
+        (MIN_QUERIES, torch.float32, 0),
     ):
         q, k, v = (x.to(dtype) for x in draws(1, 4, 2, T, past + T, 8, seed=0))
         mask = causal_mask(past, T, q.device)
-        y = attend(q, k, v, Place(None, None, mask if past else None), scale=0.5, softcap=None)
+        y = attend(q, k, v, Placement(None, None, mask if past else None), scale=0.5, softcap=None)
         assert len(taken) == times
         assert error(y, q, k, v, mask, 0.5) <= 0.1
         taken.clear()
 
 
 def test_training_and_long_contexts_keep_to_torchs_kernel() -> None:
-    q = torch.zeros(1, 8, MANY, 8, dtype=torch.bfloat16)
+    q = torch.zeros(1, 8, MIN_QUERIES, 8, dtype=torch.bfloat16)
     k = q[:, :2]
-    assert suits(q, k)
-    most = MOST_SCORES // (8 * BLOCK)
-    assert suits(q, k[:, :, :1].expand(1, 2, most, 8))
-    assert not suits(q, k[:, :, :1].expand(1, 2, most + 1, 8))
+    assert pays_in_blocks(q, k)
+    most = MAX_SCORES // (8 * QUERY_BLOCK)
+    assert pays_in_blocks(q, k[:, :, :1].expand(1, 2, most, 8))
+    assert not pays_in_blocks(q, k[:, :, :1].expand(1, 2, most + 1, 8))
     with torch.enable_grad():
-        assert not suits(q, k)
+        assert not pays_in_blocks(q, k)
 
 
 def test_the_precision_of_products_is_left_as_it_was() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
     a, b = torch.randn(2, 64, 64), torch.randn(2, 64, 64)
     product = torch.bmm(a, b)
-    attend_blockwise(*draws(1, 2, 1, 70, 70, 8, seed=0), None, 1.0)
+    attend_in_blocks(*draws(1, 2, 1, 70, 70, 8, seed=0), None, 1.0)
     assert torch.backends.mkldnn.matmul.fp32_precision == before
     assert torch.equal(torch.bmm(a, b), product)

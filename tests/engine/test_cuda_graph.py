@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llmcli.engine import transformer as engine
 from llmcli.engine.cuda_graph import DecodeGraph, decode, replays
+from llmcli.engine.transformer import GPU_CACHE_BLOCK
 from llmcli.errors import LlmcliError
 from llmcli.generation import steps as loop
-from llmcli.model import transformer
 from llmcli.model.cache import KVCache
-from llmcli.model.transformer import GPU_BLOCK, Transformer
+from llmcli.model.transformer import Transformer
 from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, Tiny, greedy, random_ids
 
 Make = Callable[[str], Tiny]
@@ -38,7 +39,9 @@ PROMPT = 5
 
 
 @pytest.fixture(autouse=True)
-def _inference() -> Any:
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Without the kernels that only a CPU uses for a single token."""
+    monkeypatch.setattr(engine, "as_vector", lambda x: x)
     with torch.inference_mode():
         yield
 
@@ -171,10 +174,7 @@ class Recorded(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_step_serves_every_token_and_position(
-    tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transformer, "vector", lambda x: x)  # a short cut that only a CPU takes
+def test_a_recorded_step_serves_every_token_and_position(tiny: Make, name: str) -> None:
     model, first = tiny(name).load(), 10
     ids = text(ROPE_ORIGINAL if name in (LONG, DYNAMIC) else 2 * WINDOW)
     right = behind_each(model, ids)
@@ -195,7 +195,7 @@ def test_a_recorded_step_serves_every_token_and_position(
 @pytest.mark.parametrize("name", EXPERTS)
 def test_experts_cannot_be_recorded(tiny: Make, name: str) -> None:
     model = tiny(name).load()
-    assert not model.config.one_path
+    assert model.config.moe is not None
     with pytest.raises(AssertionError, match="experts"):
         decode(model, 1, model.new_cache())
 
@@ -335,4 +335,4 @@ def test_keys_turned_by_other_angles_are_refused(tiny: Make) -> None:
 
 
 def test_a_gpu_s_block_suits_its_kernels() -> None:
-    assert GPU_BLOCK % 16 == 0
+    assert GPU_CACHE_BLOCK % 16 == 0

@@ -61,7 +61,7 @@ def test_recorded_steps_write_what_ordinary_ones_do(
     record = DecodeGraph._record
     monkeypatch.setattr(DecodeGraph, "_record", lambda graph: recorded.append(graph) or record(graph))
     replayed = greedy(model, prompt, 100, cache)
-    assert (len(recorded) > 2) == model.config.one_path
+    assert (len(recorded) > 2) == (model.config.moe is None)
     monkeypatch.setattr(loop, "replays", lambda model: False)
     assert replayed == greedy(model, prompt, 100)
 

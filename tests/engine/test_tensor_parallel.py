@@ -16,9 +16,8 @@ import torch
 from llmcli.errors import LlmcliError
 from llmcli.generation.steps import next_logits
 from llmcli.model.families import FAMILIES
-from llmcli.storage import checkpoint
-from llmcli.storage.partition import Share
-from llmcli.storage.slices import read_share
+from llmcli.storage.checkpoint import Checkpoint
+from llmcli.storage.partition import Partition, read_slice
 from tests.tiny import CASES, WINDOW, Tiny, greedy, random_ids
 
 Make = Callable[[str], Tiny]
@@ -46,7 +45,7 @@ TRIED = [(name, 2) for name in CASES] + [(name, 4) for name in FOUR]
 def run(size: int, jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What the first rank of ``size`` told of each job."""
     (folder / "jobs").write_text(json.dumps(jobs), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.engine.ranks_program", str(folder / "meeting")]
+    command = [sys.executable, "-m", "tests.engine.ranks_program", str(folder / "rendezvous")]
     ranks = [
         subprocess.Popen(
             [*command, str(rank), str(size), str(folder / "jobs")],
@@ -142,15 +141,15 @@ def test_shares_make_the_whole(name: str, size: int, tiny: Make) -> None:
     """Put together again, what the ranks read is what one process reads, each number in its place."""
     folder = tiny(name).folder
     model = tiny(name).load()
-    config = checkpoint.read_config(folder)
-    stored, config, rules = checkpoint.find_stored(folder, config, scaled=False)
+    weights, config, rules = Checkpoint.read(folder).locate()
     parameters = dict(model.named_parameters())
     for rule in rules:
         whole = parameters[rule.target]
         found = torch.full_like(whole, torch.nan)
         for rank in range(size):
-            share = Share(config, rank, size)
-            cut, read = share.cut(rule.target), read_share(stored, rule, share, whole.shape, torch.float32)
+            part = Partition(config, rank, size)
+            cut = part.slice_of(rule.target)
+            read = read_slice(weights, rule, part, whole.shape, torch.float32)
             if cut.once and rank > 0:
                 assert not read.any()
                 continue
@@ -172,12 +171,12 @@ def test_bytes_of_a_token(name: str, size: int, tiny: Make, results: Callable[..
     norms = 2 * config.num_hidden_layers if config.qk_norm == "full" else 0  # a number each
     assert results(size)[name, ""]["counts"] == {
         "sum": 4 * ((2 * config.num_hidden_layers + 1) * config.hidden_size + norms),
-        "spread": 4 * config.hidden_size,
-        "collect": 4 * -(-config.vocab_size // size),
-        "tell": 2,
+        "broadcast": 4 * config.hidden_size,
+        "gather": 4 * -(-config.vocab_size // size),
+        "send": 2,
     }
 
 
 def test_more_ranks_than_heads(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="has 6 attention heads, too few for 7 ranks"):
-        Share(checkpoint.read_config(tiny("llama").folder), 0, 7)
+        Partition(Checkpoint.read(tiny("llama").folder).config, 0, 7)

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from llmcli.engine import size
+from llmcli.engine.size import cache_bytes, empty_model, weight_bytes
 from llmcli.errors import LlmcliError
 from llmcli.explain import inspection as view
 from llmcli.explain.architecture import shape_of
@@ -20,11 +22,9 @@ from llmcli.explain.inspection import GROUPS, InspectReport, inspect_report
 from llmcli.generation.loaded import LoadedModel, load
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
-from llmcli.model.memory import Memory, memory_limit, physical_memory
-from llmcli.storage import size
+from llmcli.model.device import Memory, memory_limit, physical_memory
 from llmcli.storage.quantize import quantize
 from llmcli.storage.quantized_checkpoint import save_quantized
-from llmcli.storage.size import cache_bytes, empty_model, weight_bytes
 from llmcli.train.vocabulary import train_tokenizer
 from tests.tiny import CASES, CONTEXT, CPU, WINDOW, Tiny
 

@@ -23,10 +23,10 @@ from llmcli.generation.sampling import Sampler
 from llmcli.model import attention
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache
-from llmcli.model.memory import Memory
+from llmcli.model.device import Memory
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Kind, quantize, rounding
+from llmcli.storage.quantize import Kind, quantization_of, quantize
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
@@ -209,7 +209,7 @@ def test_a_mask_that_shows_the_next_token(
     def wrong(past: int, count: int, *rest: Any) -> Tensor:
         return right(past, count, *rest).roll(1, -1) | right(past, count, *rest)
 
-    for place in ("llmcli.model.attention.causal_mask", "llmcli.model.transformer.causal_mask"):
+    for place in ("llmcli.model.attention.causal_mask", "llmcli.model.positions.causal_mask"):
         monkeypatch.setattr(place, wrong)
     chunks = BEHIND_A_CACHE - {"cached = uncached"}
     assert failed(report_of(tiny(name))) == {"attention looks back", *chunks, *more}
@@ -436,7 +436,7 @@ def test_parameters_are_counted_however_they_are_kept(kind: Kind | None) -> None
     if kind is not None:
         quantize(model, kind)
     assert parameters(model) == count
-    assert rounding(model) == kind
+    assert quantization_of(model) == kind
 
 
 # transformers.

@@ -19,8 +19,8 @@ from llmcli.errors import LlmcliError
 from llmcli.files.names import WEIGHTS
 from llmcli.files.safetensors import TensorFile
 from llmcli.model.transformer import Transformer
-from llmcli.storage.checkpoint import load, save
-from tests.tiny import CPU, Tiny, random_ids
+from llmcli.storage.checkpoint import save
+from tests.tiny import CPU, Tiny, load, random_ids
 
 Make = Callable[[str], Tiny]
 KINDS = [torch.float32, torch.bfloat16, torch.float16]
@@ -109,7 +109,7 @@ def test_data_off_its_dtypes_places_is_read_not_mapped(
 def test_a_file_that_was_cut_off_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
     file = written(tmp_path / "x", {"q": noise(30, 4)})
     file.path.write_bytes(file.path.read_bytes()[:-100])
-    with pytest.raises(LlmcliError, match="ends too early"):
+    with pytest.raises(LlmcliError, match="unexpected end of file"):
         file.read(file.entries["q"])
 
 

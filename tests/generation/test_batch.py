@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.engine.batch import POSITIONS, Rows
+from llmcli.engine.batch import POSITION_BLOCK, BatchedCache
 from llmcli.errors import LlmcliError
 from llmcli.generation import batch as many
 from llmcli.generation.batch import Task, Written, write_many
@@ -21,6 +21,8 @@ from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step, steps
 from llmcli.generation.text import Generation
+from llmcli.model import positions
+from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
 from llmcli.text.tokenizer import Tokenizer
@@ -28,7 +30,7 @@ from llmcli.train.vocabulary import train_tokenizer
 from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, Tiny, random_ids
 
 Make = Callable[[str], Tiny]
-LENGTHS = (3, 11, 1, 17, ROPE_ORIGINAL - 2, POSITIONS - 6, 11)
+LENGTHS = (3, 11, 1, 17, ROPE_ORIGINAL - 2, POSITION_BLOCK - 6, 11)
 STOP = 7
 
 
@@ -133,7 +135,7 @@ def test_one_at_a_time_is_the_loop_for_one_text(tiny: Make, monkeypatch: pytest.
     loaded = opened(tiny("llama").load().to(torch.bfloat16))
     one_by_one(loaded)
     with monkeypatch.context() as patch:
-        patch.setattr(Rows, "step", None)  # whole blocks of rows are for several texts
+        patch.setattr(BatchedCache, "step", None)  # whole blocks of rows are for several texts
         one_by_one(loaded)
     monkeypatch.setattr(many, "write_one", lambda loaded, task: write_many(loaded, [task], 2))
     with pytest.raises(AssertionError):
@@ -217,24 +219,24 @@ def test_a_prompt_that_cannot_be_continued(tiny: Make, prompt: list[int]) -> Non
 
 # --- sabotage ---
 
-FIT, MASK = Rows._fit, Rows._mask
+FIT, MASK = BatchedCache._fit, positions._kernel_mask
 
 
-def unmoved(self: Rows, row: int) -> None:
+def unmoved(self: BatchedCache, row: int) -> None:
     """Counts the last text into the row that another leaves, and does not move its keys."""
     for numbers in (self.lengths, self._spans, self._planned):
         numbers[row] = numbers[-1]
         numbers.pop()
 
 
-def without_the_first(self: Rows, seen: Tensor) -> Tensor:
-    """Hides position 0 from all that see others."""
+def without_the_first(config: ModelConfig, seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Hides position 0 from every query that sees others."""
     seen = seen.clone()
-    seen[:, 0] &= ~seen[:, 1]
-    return MASK(self, seen)
+    seen[..., 0] &= ~seen[..., 1]
+    return MASK(config, seen, dtype)
 
 
-def emptied(self: Rows) -> None:
+def emptied(self: BatchedCache) -> None:
     """Makes room, and forgets what was there."""
     before = self._keys[0].shape
     FIT(self)
@@ -244,17 +246,19 @@ def emptied(self: Rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong", "family"),
+    ("owner", "name", "wrong", "family"),
     [
-        ("remove", unmoved, "llama"),
-        ("_mask", without_the_first, "llama"),
-        ("stale", lambda self, row: False, "phi3-longrope"),
-        ("_fit", emptied, "llama"),
+        (BatchedCache, "remove", unmoved, "llama"),
+        (positions, "_kernel_mask", without_the_first, "llama"),
+        (BatchedCache, "stale", lambda self, row: False, "phi3-longrope"),
+        (BatchedCache, "_fit", emptied, "llama"),
     ],
 )
-def test_sabotage_is_seen(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, family: str) -> None:
+def test_sabotage_is_seen(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrong: Any, family: str
+) -> None:
     loaded = opened(tiny(family).load())
     assert_as_alone(loaded, size=3)
-    monkeypatch.setattr(Rows, name, wrong)
+    monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(AssertionError):
         assert_as_alone(loaded, size=3)

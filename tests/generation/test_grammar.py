@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from llmcli.engine.random_weights import random_model
 from llmcli.errors import LlmcliError
 from llmcli.explain.sampling_step import step_report
 from llmcli.generation.filters import Filter, LogitBias, RepetitionPenalty, Temperature, TopK, TopP
@@ -30,7 +31,6 @@ from llmcli.generation.speculative import DraftModel, PromptLookup
 from llmcli.generation.steps import Guesser, Step, ended, steps
 from llmcli.generation.text import Generation
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.random_weights import random_model
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from tests.text.test_tokenizer import KINDS, REAL

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from llmcli.engine.random_weights import random_model
 from llmcli.generation.filters import Filter, RepetitionPenalty, Temperature, TopP
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.speculative import DraftModel, PromptLookup
 from llmcli.generation.steps import MOST_GUESSES, Guesser, Step, steps
-from llmcli.model.random_weights import random_model
 from llmcli.model.transformer import Transformer
 from tests.tiny import CPU, Tiny
 

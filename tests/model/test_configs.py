@@ -17,7 +17,7 @@ from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.transformer import Transformer
-from llmcli.storage.checkpoint import read_config
+from llmcli.storage.checkpoint import Checkpoint
 
 REAL = Path(__file__).parents[3] / "shared" / "checkpoints" / "configs"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="real config files are not here")
@@ -404,14 +404,14 @@ COUNTS = {
 @needs_real
 @pytest.mark.parametrize("name", COUNTS)
 def test_real_configs_give_the_published_number_of_parameters(name: str) -> None:
-    assert parameters(read_config(REAL / name)) == COUNTS[name]
+    assert parameters(Checkpoint.read(REAL / name).config) == COUNTS[name]
 
 
 @needs_real
 @pytest.mark.parametrize("name", COUNTS)
 def test_real_configs_are_read_as_in_transformers(name: str) -> None:
     raw = json.loads((REAL / name / "config.json").read_text())
-    assert_same(read_config(REAL / name), transformers_reading(raw))
+    assert_same(Checkpoint.read(REAL / name).config, transformers_reading(raw))
 
 
 @needs_real
@@ -421,5 +421,5 @@ def test_every_real_config_is_counted_or_refused_with_what_is_supported() -> Non
     assert "phi-1" in names
     for name in names - COUNTS.keys():
         with pytest.raises(LlmcliError, match="is not supported") as caught:
-            read_config(REAL / name)
+            Checkpoint.read(REAL / name)
         assert all(family in caught.value.hint for family in FAMILIES)

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.model import attention, transformer
-from llmcli.model import positions as rope
+from llmcli.model import attention, positions, transformer
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.families import FAMILIES, gpt_neox, mixtral
-from llmcli.model.families.names import Names
+from llmcli.model.families import FAMILIES, gpt, mistral
+from llmcli.model.families.rules import Names
 from llmcli.model.layers import Norm
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.transformer import Transformer
@@ -340,9 +339,9 @@ def test_parity_notices_weights_in_the_wrong_place(tiny: Make, name: str, mutate
 
 
 RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
-    "stacked by kind": (dataclasses.replace(gpt_neox.NAMES, by_head=False).rules, NEOX),
+    "stacked by kind": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
     "not interleaved": (Names().rules, COHERE),
-    "gate and up": (dataclasses.replace(mixtral.NAMES, expert_up=("w3", "w1")).rules, ["mixtral"]),
+    "gate and up": (dataclasses.replace(mistral.MIXTRAL_NAMES, expert_up=("w3", "w1")).rules, ["mixtral"]),
 }
 
 
@@ -368,12 +367,12 @@ def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Patch:
 def rotate_the_end(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Turns the last features of a head instead of the first."""
     still = x.shape[-1] - cos.shape[-1]
-    return torch.cat((x[..., :still], rope.rotate(x[..., still:], cos, signed_sin)), dim=-1)
+    return torch.cat((x[..., :still], positions.rotate(x[..., still:], cos, signed_sin)), dim=-1)
 
 
 def rotate_backwards(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Queries and keys turned the other way, which their distance does not show, but q alone would."""
-    return torch.cat((rope.rotate(x[:, :1], cos, -signed_sin), rope.rotate(x[:, 1:], cos, signed_sin)), dim=1)
+    return torch.cat((positions.rotate(x[:, :1], cos, -signed_sin), positions.rotate(x[:, 1:], cos, signed_sin)), dim=1)
 
 
 def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -390,7 +389,7 @@ def softcap_after_mask(
     q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float
 ) -> Tensor:
     """What is masked gets the score -softcap instead of none."""
-    mask = attention.causal_mask(k.shape[2] - q.shape[2], q.shape[2], q.device) if mask is None else mask
+    mask = positions.causal_mask(k.shape[2] - q.shape[2], q.shape[2], q.device) if mask is None else mask
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(-2, -1) * scale).masked_fill(~mask, float("-inf"))
     return (softcap * torch.tanh(scores / softcap)).softmax(dim=-1)
@@ -425,20 +424,23 @@ def added_before_norm(self: transformer.Block, out: Tensor, norm: Norm | None) -
     return out
 
 
-LLAMA3, YARN = rope._llama3, rope._yarn
+LLAMA3, YARN = positions._llama3, positions._yarn
 PROJECT, ROUTE = Attention.project, MoE.route
 CODE: dict[str, tuple[Patch, list[str]]] = {
     "the wrong features rotated": (replaced(attention, "rotate", rotate_the_end), PARTIAL),
     "one head backwards": (replaced(attention, "rotate", rotate_backwards), ROPED),
-    "ramp inverted": (replaced(rope, "_llama3", inverted_llama3), ["llama-llama3"]),
-    "slowed throughout": (replaced(rope, "_llama3", lambda f, config: f / config.factor), ["llama-llama3"]),
-    "yarn's ramp inverted": (replaced(rope, "_yarn", inverted_yarn), ["llama-yarn", "llama-yarn-mscale"]),
-    "yarn slowed throughout": (replaced(rope, "_yarn", lambda f, config, turned: f / config.factor), ["llama-yarn"]),
+    "ramp inverted": (replaced(positions, "_llama3", inverted_llama3), ["llama-llama3"]),
+    "slowed throughout": (replaced(positions, "_llama3", lambda f, config: f / config.factor), ["llama-llama3"]),
+    "yarn's ramp inverted": (replaced(positions, "_yarn", inverted_yarn), ["llama-yarn", "llama-yarn-mscale"]),
+    "yarn slowed throughout": (
+        replaced(positions, "_yarn", lambda f, config, turned: f / config.factor),
+        ["llama-yarn"],
+    ),
     "q and k normed after rope": (replaced(Attention, "project", norm_after_rope), NORMED),
     "softcap after the mask": (replaced(attention, "attention_weights", softcap_after_mask), ["gemma2"]),
     "weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
     "weights of the chosen": (replaced(MoE, "route", weights_of_the_chosen), ["olmoe"]),
-    "no post norms": (replaced(transformer.Block, "added", added_before_norm), [*GEMMA, "olmo2"]),
+    "no post norms": (replaced(transformer.Block, "contribution", added_before_norm), [*GEMMA, "olmo2"]),
 }
 
 
@@ -459,11 +461,12 @@ def test_parity_notices_a_rotation_off_by_one(
 ) -> None:
     """Shifting all positions alike changes nothing (only distances count), so shift those of a later chunk."""
     case = tiny(name)
+    right = positions.rotation
 
     def shifted(frequencies: Tensor, start: int, *rest: Any) -> tuple[Tensor, Tensor]:
-        return rope.rotation(frequencies, start + offset if start else 0, *rest)
+        return right(frequencies, start + offset if start else 0, *rest)
 
-    monkeypatch.setattr(transformer, "rotation", shifted)
+    monkeypatch.setattr(positions, "rotation", shifted)
     assert parity_error(case.load(), case) <= CLOSE
     assert parity_error(case.load(), case, [40]) > WRONG
 
@@ -473,14 +476,14 @@ def test_parity_notices_a_rotation_off_by_one(
 def test_parity_notices_a_mask_off_by_one(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int) -> None:
     """Each query sees one key too many, a later one, or not even its own."""
     case = tiny(name)
-    right = transformer.causal_mask
+    right = positions.causal_mask
 
     def shifted(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
         mask = torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past + offset)
         return mask if window is None else mask.triu(past - window + 1)
 
     assert not torch.equal(right(3, 5, IDS.device, 4), shifted(3, 5, IDS.device, 4))
-    monkeypatch.setattr(transformer, "causal_mask", shifted)
+    monkeypatch.setattr(positions, "causal_mask", shifted)
     assert parity_error(case.load(), case, [40]) > WRONG
 
 
@@ -492,12 +495,12 @@ def test_parity_notices_a_windows_mask_off_by_one(
 ) -> None:
     """Only the mask: the keys that a later chunk is given are those of the right window."""
     case = tiny(name)
-    right = transformer.causal_mask
+    right = positions.causal_mask
 
     def shifted(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
         return right(past, count, device, None if window is None else window + offset)
 
-    monkeypatch.setattr(transformer, "causal_mask", shifted)
+    monkeypatch.setattr(positions, "causal_mask", shifted)
     assert parity_error(case.load(), case, cuts) > WRONG
 
 

@@ -19,6 +19,7 @@ from llmcli.files.names import WEIGHTS
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from llmcli.storage import checkpoint
+from llmcli.storage.checkpoint import Checkpoint
 from tests.parity import CLOSE, DECODED, IDS, parity_error
 from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, Tiny, greedy, random_ids, reopen
 
@@ -133,7 +134,7 @@ def test_sharded_weights_load_the_same(tiny: Make, name: str, tmp_path: Path) ->
     case.reference.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     assert not (tmp_path / WEIGHTS).exists()
-    assert_same_parameters(checkpoint.load(tmp_path, device=CPU), case.load())
+    assert_same_parameters(Checkpoint.read(tmp_path).load(device=CPU), case.load())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-untied"])
@@ -148,7 +149,7 @@ def test_gpt2_loads_with_and_without_its_prefix(tiny: Make, name: str, prefix: s
     renamed = {(key if key.startswith("lm_head.") else prefix + key): tensor for key, tensor in bare.items()}
     save_file(renamed, tmp_path / WEIGHTS)
     (tmp_path / "config.json").write_bytes((case.folder / "config.json").read_bytes())
-    assert_same_parameters(checkpoint.load(tmp_path, device=CPU), case.load())
+    assert_same_parameters(Checkpoint.read(tmp_path).load(device=CPU), case.load())
 
 
 VISION = {
@@ -183,7 +184,7 @@ def test_the_text_model_of_a_wrapped_gemma3_is_read_alone(tiny: Make, names: str
         renamed |= {rest + key: tensor for key, tensor in stored.items() if not key.startswith(PUBLISHED)}
         renamed[head + "weight"] = text["embed_tokens.weight"].clone()  # a tied head, stored all the same
         save_file(renamed, tmp_path / WEIGHTS)
-    ours = checkpoint.load(tmp_path, device=CPU)
+    ours = Checkpoint.read(tmp_path).load(device=CPU)
     assert ours.config.model_type == "gemma3"
     with torch.no_grad():
         assert (ours(IDS) - whole(IDS).logits).abs().max() <= CLOSE
@@ -197,7 +198,7 @@ def test_what_a_wrapped_gemma3_should_not_have_is_named(tiny: Make, tmp_path: Pa
     config = {"model_type": "gemma3", "text_config": json.loads((case.folder / "config.json").read_text())}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(LlmcliError, match=r"unexpected: audio_tower\.x, model\.gain"):
-        checkpoint.load(tmp_path, device=CPU)
+        Checkpoint.read(tmp_path).load(device=CPU)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "granite", "llama"])
@@ -227,7 +228,7 @@ def test_saved_models_open_in_transformers(tiny: Make, name: str, tmp_path: Path
 def test_save_then_load_gives_the_same_bits(tiny: Make, name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny(name).load().to(dtype)
     checkpoint.save(model, tmp_path, described(tiny(name)), dtype=dtype)
-    again = checkpoint.load(tmp_path, device=CPU)
+    again = Checkpoint.read(tmp_path).load(device=CPU)
     assert again.dtype == dtype
     assert again.config == model.config
     assert_same_parameters(again, model)
@@ -257,4 +258,4 @@ def test_the_older_form_of_rope_settings_means_the_same(tiny: Make, name: str, k
     raw["rope_theta"] = settings.pop("rope_theta")
     raw["rope_scaling"] = {key: settings.pop("rope_type")} | settings
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert checkpoint.read_config(tmp_path) == checkpoint.read_config(folder)
+    assert checkpoint.Checkpoint.read(tmp_path).config == checkpoint.Checkpoint.read(folder).config

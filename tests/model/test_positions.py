@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmcli.model.config import RopeConfig
 from llmcli.model.families import family_of
-from llmcli.model.positions import inverse_frequencies, planned, rotate, rotation, span
+from llmcli.model.positions import inverse_frequencies, planned_length, rotate, rotation, span
 
 D = 64
 
@@ -261,7 +261,7 @@ def test_the_span_changes_only_where_angles_do(config: RopeConfig | None, length
 
 @pytest.mark.parametrize(("config", "expected"), [(None, 10), (YARN, 10), (longrope(4), 10), (DYNAMIC, 300)])
 def test_only_dynamic_angles_are_planned_for_what_is_still_to_come(config: RopeConfig | None, expected: int) -> None:
-    assert planned(config, 10, 300) == expected
+    assert planned_length(config, 10, 300) == expected
 
 
 @pytest.mark.parametrize("config", CONFIGS)

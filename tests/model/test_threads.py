@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmcli.model import threads
-from llmcli.model.threads import allowed_cpus, use_threads
+from llmcli.model import device
+from llmcli.model.device import allowed_cpus, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +56,14 @@ def test_no_control_groups_no_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("quota", "count"), [(50000, 1), (150000, 2), (300000, 3), (400000, 4), (900000, 4)])
 def test_no_more_threads_than_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: int, count: int) -> None:
     (tmp_path / "cpu.max").write_text(f"{quota} 100000")
-    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
     use_threads(None)
     assert torch.get_num_threads() == count
 
 
 def test_what_is_asked_for_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpu.max").write_text("100000 100000")
-    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
     use_threads(3)
     assert torch.get_num_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

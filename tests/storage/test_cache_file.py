@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmcli.files.safetensors import MOST_HEADER, TensorFile, write_tensors
+from llmcli.files.safetensors import MAX_HEADER, TensorFile, write_tensors
 from llmcli.model import cache as cache_module
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
@@ -192,7 +192,7 @@ def test_no_number_is_damage(path: Path, model: Transformer) -> None:
 
 
 def test_what_is_no_such_file_is_damaged_and_not_to_be_replaced(tmp_path: Path, model: Transformer) -> None:
-    huge = (MOST_HEADER + 1).to_bytes(8, "little") + b"{" * 100
+    huge = (MAX_HEADER + 1).to_bytes(8, "little") + b"{" * 100
     for name, data in (("text", b"Once upon a time " * 9), ("short", b"x"), ("huge", huge), ("zeros", bytes(999))):
         (tmp_path / name).write_bytes(data)
         assert fault(tmp_path / name, model) == "damaged"

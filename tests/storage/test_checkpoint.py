@@ -17,8 +17,7 @@ from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.model.families import FAMILIES
 from llmcli.storage import checkpoint
-from llmcli.storage.checkpoint import load
-from tests.tiny import CPU, VOCAB, Tiny, greedy, random_ids, reopen
+from tests.tiny import CPU, VOCAB, Tiny, greedy, load, random_ids, reopen
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real model files are not here")

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from llmcli.errors import LlmcliError
 from llmcli.files.names import ADAPTER_CONFIG as CONFIG
 from llmcli.files.names import ADAPTER_WEIGHTS as WEIGHTS
-from llmcli.storage.checkpoint import load
-from tests.tiny import CPU, Tiny, random_ids, reopen
+from tests.tiny import CPU, Tiny, load, random_ids, reopen
 
 Make = Callable[[str], Tiny]
 IDS = random_ids(40, seed=3)

@@ -18,16 +18,16 @@ from llmcli.model.layers import Embedding, Linear, Norm
 from llmcli.model.transformer import Transformer
 from llmcli.storage import quantize as module
 from llmcli.storage.quantize import (
-    BLOCK,
-    FEW,
+    FEW_TOKENS,
+    ROW_BLOCK,
     Int4Linear,
     Int8Embedding,
     Int8Linear,
     Kind,
-    build,
     matrices,
     packed,
     quantize,
+    quantized_module,
     stored_tensors,
     unpacked,
 )
@@ -56,7 +56,7 @@ def linear(out: int, inner: int, *, bias: bool = False, seed: int = 0) -> Linear
 
 def rounded(given: Linear | Embedding, kind: Kind, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """What ``quantize`` puts in its place."""
-    return build(stored_tensors(given, kind, "it"), dtype, table=isinstance(given, Embedding))
+    return quantized_module(stored_tensors(given, kind, "it"), dtype, table=isinstance(given, Embedding))
 
 
 def weights_of(given: Linear | Embedding, kind: Kind) -> Tensor:
@@ -117,15 +117,15 @@ def test_int4_of_few_tokens_is_the_product_and_of_many_that_with_each_row_rounde
     given = linear(*shape)
     ours, weights = rounded(given, "int4", dtype), weights_of(given, "int4")
     assert isinstance(ours, Int4Linear)
-    rows = noise(FEW + 6, shape[1], seed=2).to(dtype)
-    for count in (1, 2, 5, FEW):
+    rows = noise(FEW_TOKENS + 6, shape[1], seed=2).to(dtype)
+    for count in (1, 2, 5, FEW_TOKENS):
         assert ours(rows[:count]).dtype == dtype
         assert_close(ours(rows[:count]), rows[:count].double() @ weights.t(), rows[:count], weights)
-    for count in (FEW + 1, FEW + 6):
+    for count in (FEW_TOKENS + 1, FEW_TOKENS + 6):
         assert_close(ours(rows[:count]), as_int8(rows[:count]) @ weights.t(), rows[:count], weights)
 
 
-@pytest.mark.parametrize("count", [1, 3, FEW + 1])
+@pytest.mark.parametrize("count", [1, 3, FEW_TOKENS + 1])
 def test_int4_adds_its_bias(count: int) -> None:
     given = linear(70, 64, bias=True)
     with_bias, without = rounded(given, "int4"), linear(70, 64)
@@ -184,7 +184,7 @@ def test_a_single_vector_is_the_row_of_a_batch_and_is_left_as_it_was(kind: str, 
     assert product(torch.full((64,), math.nan, dtype=dtype)).isnan().all()
 
 
-@pytest.mark.parametrize("count", [3, FEW + 5])
+@pytest.mark.parametrize("count", [3, FEW_TOKENS + 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_token_is_what_it_is_whatever_else_is_in_the_batch(kind: Kind, count: int) -> None:
     ours = rounded(linear(70, 64), kind)
@@ -207,7 +207,7 @@ def test_shapes_are_kept(blocks: int, groups: int, batch: list[int], kind: Kind,
 # The 4-bit kernel's layout
 
 
-@pytest.mark.parametrize("shape", [(BLOCK, 32), (2 * BLOCK, 96), (5 * BLOCK, 256)])
+@pytest.mark.parametrize("shape", [(ROW_BLOCK, 32), (2 * ROW_BLOCK, 96), (5 * ROW_BLOCK, 256)])
 def test_unpacked_undoes_packed(shape: tuple[int, int]) -> None:
     codes = torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(0)).to(torch.int8)
     packs = packed(codes)
@@ -216,7 +216,7 @@ def test_unpacked_undoes_packed(shape: tuple[int, int]) -> None:
     if not module.knows_layout():
         pytest.skip("this processor's layout is another")
     blocks = unpacked(packs)
-    assert blocks.shape == (shape[0] // BLOCK, shape[1], BLOCK)
+    assert blocks.shape == (shape[0] // ROW_BLOCK, shape[1], ROW_BLOCK)
     assert torch.equal(blocks.transpose(1, 2).reshape(shape), codes)
 
 
@@ -242,7 +242,7 @@ def test_the_matrix_itself_can_be_had(
 def test_a_layout_that_is_not_known_is_noticed_and_still_gives_right_products(monkeypatch: pytest.MonkeyPatch) -> None:
     given = linear(70, 64)
     ours, weights = rounded(given, "int4"), weights_of(given, "int4")
-    rows = noise(FEW + 20, 64, seed=2)
+    rows = noise(FEW_TOKENS + 20, 64, seed=2)
     monkeypatch.setattr(module, "unpacked", lambda packs: unpacked(packs.flip(0)))
     module.knows_layout.cache_clear()
     try:
@@ -254,7 +254,7 @@ def test_a_layout_that_is_not_known_is_noticed_and_still_gives_right_products(mo
 
 @pytest.mark.parametrize("pieces", [1, 64 * 64, 3 * 64 * 64])
 def test_matrices_may_be_rounded_and_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    given, rows = linear(300, 64, bias=True), noise(FEW + 3, 64, seed=2)
+    given, rows = linear(300, 64, bias=True), noise(FEW_TOKENS + 3, 64, seed=2)
     whole = {kind: (stored_tensors(given, kind, "it"), rounded(given, kind)(rows)) for kind in KINDS}
     monkeypatch.setattr(module, "AT_ONCE", pieces)
     for kind, (tensors, y) in whole.items():
@@ -289,7 +289,7 @@ def test_a_model_computes_with_its_rounded_weights(name: str, kind: Kind) -> Non
     model = wide_model(raw_config(name))
     ours, theirs = quantized(model, kind), reference(model, kind)
     with torch.inference_mode():
-        for count in (FEW - 20, FEW + 8):
+        for count in (FEW_TOKENS - 20, FEW_TOKENS + 8):
             ids = random_ids(count, seed=5)
             logits, expected = ours(ids), theirs(ids)
             assert distance(logits, expected) <= FLIPPED

@@ -18,6 +18,7 @@ from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
 from llmcli.storage import checkpoint
 from llmcli.storage import quantized_checkpoint as quantized_file
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import Kind, quantize
 from llmcli.storage.quantized_checkpoint import copy_rest, kind_of, save_quantized
 from tests.tiny import CASES, CPU, random_ids
@@ -51,7 +52,7 @@ def test_saved_and_loaded_is_rounded_in_place(name: str, kind: Kind, dtype: torc
     raw = raw_config(name)
     model = wide_model(raw, dtype=dtype)
     save_quantized(model, kind, tmp_path, raw)
-    assert_same(checkpoint.load(tmp_path, device=CPU), quantized(model, kind))
+    assert_same(Checkpoint.read(tmp_path).load(device=CPU), quantized(model, kind))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
     written = json.loads((tmp_path / "config.json").read_text())
     assert written.pop("quantization_config") == {"quant_method": "llmcli", "bits": BITS[kind], "group_size": 32}
@@ -64,12 +65,12 @@ def test_it_computes_in_the_dtype_asked_for(kind: Kind, tmp_path: Path) -> None:
     raw = raw_config("gpt2")
     model = wide_model(raw, dtype=torch.bfloat16)
     save_quantized(model, kind, tmp_path, raw)
-    assert checkpoint.load(tmp_path, device=CPU).dtype == torch.bfloat16
-    ours = checkpoint.load(tmp_path, device=CPU, dtype=torch.float32)
+    assert Checkpoint.read(tmp_path).load(device=CPU).dtype == torch.bfloat16
+    ours = Checkpoint.read(tmp_path).load(device=CPU, dtype=torch.float32)
     assert ours.dtype == torch.float32
     assert_same(ours, quantized(copy.deepcopy(model).float(), kind))
     seen: list[torch.dtype] = []
-    checkpoint.load(tmp_path, device=CPU, dtype=lambda kept: seen.append(kept) or torch.float32)  # type: ignore[func-returns-value]
+    Checkpoint.read(tmp_path).load(device=CPU, dtype=lambda kept: seen.append(kept) or torch.float32)  # type: ignore[func-returns-value]
     assert seen == [torch.bfloat16]
 
 
@@ -79,7 +80,7 @@ def test_a_head_of_its_own_goes_before_a_config_that_says_tied(kind: Kind, tmp_p
     raw = raw_config("llama")
     model = wide_model(raw)
     save_quantized(model, kind, tmp_path, raw | {"tie_word_embeddings": True})
-    ours = checkpoint.load(tmp_path, device=CPU)
+    ours = Checkpoint.read(tmp_path).load(device=CPU)
     assert ours.head is not None
     assert_same(ours, quantized(model, kind))
 
@@ -91,7 +92,7 @@ def test_the_config_of_a_wrapped_gemma3_is_kept(kind: Kind, tmp_path: Path) -> N
     model = wide_model(text)
     model.config = family_of(raw).parse(raw)
     save_quantized(model, kind, tmp_path, raw)
-    ours = checkpoint.load(tmp_path, device=CPU)
+    ours = Checkpoint.read(tmp_path).load(device=CPU)
     assert ours.config.model_type == "gemma3"
     assert_same(ours, quantized(model, kind))
 
@@ -101,7 +102,7 @@ def test_progress_is_told_of_weights_then_of_modules(tmp_path: Path) -> None:
     saved: list[tuple[int, int]] = []
     loaded: list[tuple[int, int]] = []
     save_quantized(wide_model(raw), "int4", tmp_path, raw, lambda *seen: saved.append(seen))
-    checkpoint.load(tmp_path, device=CPU, progress=lambda *seen: loaded.append(seen))
+    Checkpoint.read(tmp_path).load(device=CPU, progress=lambda *seen: loaded.append(seen))
     for seen in (saved, loaded):
         assert len(seen) == 3 * 4 + 2
         assert [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -121,7 +122,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def assert_refused(folder: Path, *culprits: object, code: int = EXIT_FAILURE, **options: Any) -> None:
     with pytest.raises(LlmcliError) as caught:
-        checkpoint.load(folder, **{"device": CPU, **options})
+        Checkpoint.read(folder).load(**{"device": CPU, **options})
     assert caught.value.exit_code == code
     assert caught.value.hint
     assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ import torch
 
 from llmcli.errors import LlmcliError
 from llmcli.generation.score import windows
-from llmcli.storage import checkpoint
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.train import state
 from llmcli.train.batches import Encoded, cut
@@ -124,7 +124,7 @@ def test_checkpoints_come_while_training(tmp_path: Path) -> None:
     stepping = train(begin(tmp_path, SMALL, CORPUS, device=CPU), tmp_path, checkpoint_seconds=0.0)
     next(stepping)
     assert (tmp_path / state.FILE).is_file()
-    checkpoint.load(tmp_path, device=CPU)
+    Checkpoint.read(tmp_path).load(device=CPU)
     stepping.close()
 
 
@@ -168,7 +168,7 @@ def test_transformers_loads_what_training_wrote_and_agrees(tmp_path: Path) -> No
 
     run(SMALL, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
-    ours = checkpoint.load(tmp_path, device=CPU, dtype=torch.float32)
+    ours = Checkpoint.read(tmp_path).load(device=CPU, dtype=torch.float32)
     ids = torch.tensor([load_tokenizer(tmp_path).encode(TEXTS[0])])[:, :16]
     with torch.inference_mode():
         assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4)

@@ -16,6 +16,7 @@ from llmcli.errors import LlmcliError
 from llmcli.generation import loaded
 from llmcli.model.transformer import Transformer
 from llmcli.storage import checkpoint
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.text.turns import Templated
@@ -173,7 +174,7 @@ def test_a_model_of_any_family_is_trained_further(case: str, tmp_path: Path) -> 
     ids = torch.tensor([[5, 9, 11, 3]])
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
-        ours = checkpoint.load(out, device=CPU, dtype=torch.float32)(ids)
+        ours = Checkpoint.read(out).load(device=CPU, dtype=torch.float32)(ids)
         assert torch.allclose(ours, theirs(ids).logits, atol=1e-4)
 
 
@@ -253,12 +254,12 @@ def told(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_preferences_are_learnt(told: Path, tmp_path: Path) -> None:
     run, _ = preferring(tmp_path, told)
-    untouched = checkpoint.load(told, device=CPU, dtype=torch.float32)
+    untouched = Checkpoint.read(told).load(device=CPU, dtype=torch.float32)
     taken = steps(run, tmp_path)
     assert taken[0].loss == pytest.approx(math.log(2), abs=1e-6)  # the model is the reference
     assert taken[-1].loss < 0.4
     assert taken[-1].preferred == 1.0
-    tuned = checkpoint.load(tmp_path, device=CPU, dtype=torch.float32)
+    tuned = Checkpoint.read(tmp_path).load(device=CPU, dtype=torch.float32)
     encoder = encoder_of(tmp_path)
     good, bad = encoder.pairs(PAIRS[:1])
     assert margin(tuned, good, bad) > margin(untouched, good, bad) + 1

@@ -22,7 +22,7 @@ from llmcli.commands.shell.torchrun import World, torchrun
 from llmcli.errors import EXIT_FAILURE, EXIT_OK, LlmcliError, out_of_memory, usage_error
 
 if TYPE_CHECKING:
-    from llmcli.engine.tensor_parallel.process_group import Ranks
+    from llmcli.engine.tensor_parallel.process_group import ProcessGroup
     from llmcli.generation.loaded import LoadedModel
 
 FAREWELL = 10.0  # seconds for another process to end by itself
@@ -68,35 +68,35 @@ class SplitChoice(ModelChoice):
         click.get_current_context().call_on_close(model.end)
         return loaded
 
-    def share(self, ranks: Ranks) -> LoadedModel:
+    def share(self, group: ProcessGroup) -> LoadedModel:
         """This rank's share, once all ranks have theirs. Errors: those of any rank."""
-        folder, adapter = find_in_turn(self, ranks)
-        return ranks.agreed(lambda: self.load(folder, adapter, ranks))
+        folder, adapter = find_in_turn(self, group)
+        return group.on_all(lambda: self.load(folder, adapter, group))
 
 
-def find_in_turn(choice: ModelChoice, ranks: Ranks) -> tuple[Path, Path | None]:
+def find_in_turn(choice: ModelChoice, group: ProcessGroup) -> tuple[Path, Path | None]:
     """The model's folders, once all ranks have found them; one process of each machine downloads what must be."""
-    first = ranks.agreed(choice.find) if torchrun().local_rank == 0 else ranks.agreed(lambda: None)
+    first = group.on_all(choice.find) if torchrun().local_rank == 0 else group.on_all(lambda: None)
     return first or replace(choice, offline=True).find()
 
 
-def meet(choice: ModelChoice, world: World) -> Ranks:
+def meet(choice: ModelChoice, world: World) -> ProcessGroup:
     """Join the other processes, until the command ends. Errors: they are not there."""
     import_torch()
-    from llmcli.engine.tensor_parallel.process_group import Ranks, device_of
-    from llmcli.model.threads import use_threads
+    from llmcli.engine.tensor_parallel.process_group import ProcessGroup, device_of
+    from llmcli.model.device import use_threads
 
     use_threads(choice.threads, among=world.local_size)
-    ranks = Ranks(device_of(choice.device, world.local_rank), world.rank, world.size, world.meeting)
-    click.get_current_context().call_on_close(ranks.close)
-    return ranks
+    group = ProcessGroup(device_of(choice.device, world.local_rank), world.rank, world.size, world.meeting)
+    click.get_current_context().call_on_close(group.close)
+    return group
 
 
-def open_each(choice: ModelChoice, world: World) -> tuple[LoadedModel, Ranks]:
+def open_each(choice: ModelChoice, world: World) -> tuple[LoadedModel, ProcessGroup]:
     """The whole model in each of the processes that torchrun started. Errors: those of any of them."""
-    ranks = meet(choice, world)
-    folder, adapter = find_in_turn(choice, ranks)
-    return ranks.agreed(lambda: choice.load(folder, adapter)), ranks
+    group = meet(choice, world)
+    folder, adapter = find_in_turn(choice, group)
+    return group.on_all(lambda: choice.load(folder, adapter)), group
 
 
 def start(choice: SplitChoice) -> World:

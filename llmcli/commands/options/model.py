@@ -18,7 +18,7 @@ from llmcli.errors import LlmcliError, usage_error
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from llmcli.engine.tensor_parallel.process_group import Ranks
+    from llmcli.engine.tensor_parallel.process_group import ProcessGroup
     from llmcli.generation.loaded import LoadedModel
     from llmcli.storage.quantize import Kind
 
@@ -42,7 +42,7 @@ class ModelChoice:
         """Find and load the model, with a bar for what takes long."""
         found = self.find()
         import_torch()
-        from llmcli.model.threads import use_threads
+        from llmcli.model.device import use_threads
 
         use_threads(self.threads)
         return self.load(*found)
@@ -56,7 +56,7 @@ class ModelChoice:
         folder = find_model(self.model, self.offline)
         return folder, find_model(self.adapter, self.offline) if self.adapter is not None else None
 
-    def load(self, folder: Path, adapter: Path | None, ranks: Ranks | None = None) -> LoadedModel:
+    def load(self, folder: Path, adapter: Path | None, group: ProcessGroup | None = None) -> LoadedModel:
         """Read the model, or this rank's share of it."""
         from llmcli.generation.loaded import load
         from llmcli.hub.cache import name_of
@@ -71,11 +71,11 @@ class ModelChoice:
                 device=self.device,
                 dtype=self.dtype,
                 quantization=self.quantization,
-                ranks=ranks,
-                progress=view if ranks is None or ranks.leads else None,
+                group=group,
+                progress=view if group is None or group.leads else None,
             )
         tokens, rows = loaded.tokenizer.size, loaded.model.config.vocab_size
-        if tokens > rows and (ranks is None or ranks.leads):
+        if tokens > rows and (group is None or group.leads):
             note(f"the tokenizer has {tokens} tokens, the model {rows}: is it another model's?", sys.stderr)
         return loaded
 

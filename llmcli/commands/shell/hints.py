@@ -6,10 +6,14 @@ from llmcli.errors import LlmcliError
 
 # By ``LlmcliError.kind``.
 HINTS: dict[str, str] = {
+    "adapter-not-model": "name its base model with -m, and the adapter with --adapter",
+    "already-quantized": "omit --quantize, or name the original model",
     "head-and-layers": "give --head or --layer, not both",
     "logit-bias-bans-all": "ban fewer tokens with --logit-bias",
     "logits-not-finite": "the weights are damaged, or overflow in float16: try --dtype float32",
     "position-beyond-context": "shorten it, or choose an earlier position with --at",
+    "quantized-needs-cpu": "use --device cpu",
+    "ranks-need-cpu-or-cuda": "use --device cpu",
     "repetition-penalty-zero": "1 turns the penalty off; values above 1 make repetition less likely",
     "same-tokens": "compare it with another token: --vs",
     "token-not-in-text": "llmcli tokenize lists the tokens of a text and their positions",

@@ -1,7 +1,7 @@
-"""The processes that compute one model together, each a rank, and what they say to each other.
+"""The processes that compute one model together, each a rank, and their communication.
 
-All of it is torch.distributed's: gloo between CPUs, NCCL between GPUs. The first rank, 0, leads: it alone
-samples and talks to the user. The others wait for its messages and take part in every pass.
+torch.distributed does the work: gloo between CPUs, NCCL between GPUs. The first rank, 0, leads: it alone samples and
+interacts with the user. The others wait for its messages and take part in every pass.
 """
 
 from __future__ import annotations
@@ -25,96 +25,96 @@ from llmcli.model.device import pick_device
 
 T = TypeVar("T")
 
-JOIN = timedelta(minutes=5)  # for every rank to start and import torch
-PATIENCE = timedelta(days=365)  # of ranks that wait for a message: a user may think for long
-PASS = timedelta(seconds=25)  # for the others to reach the same place of a pass, after which one must be lost
+JOIN_TIMEOUT = timedelta(minutes=5)  # for every rank to start and import torch
+MESSAGE_TIMEOUT = timedelta(days=365)  # for the leader's next message: a user may think for long
+PASS_TIMEOUT = timedelta(seconds=25)  # for the others to reach the same point of a pass; then one must be lost
 stores: Any = dist
-MESSAGE = 64  # numbers of a message: a token's pass, and short prompts, need no second one
+MESSAGE_SIZE = 64  # integers per message: a token's pass and short prompts fit into one
 
 
-class Ranks:
-    """This process among all of them, ``rank`` of ``size``. Errors: they do not find each other, or one is lost.
+class ProcessGroup:
+    """This process, ``rank`` of ``size``, among all. Errors: the ranks do not find each other, or one is lost.
 
-    ``device`` is where this one computes. They find each other through the file ``meeting``, or by the variables
-    that torchrun sets.
+    ``device`` is where this rank computes. The ranks meet through the file ``rendezvous``, or by the environment
+    variables that torchrun sets.
     """
 
-    def __init__(self, device: torch.device, rank: int, size: int, meeting: Path | None = None) -> None:
+    def __init__(self, device: torch.device, rank: int, size: int, rendezvous: Path | None = None) -> None:
         self.device, self.rank, self.size = device, rank, size
-        if meeting is not None:  # all of them on this machine
+        if rendezvous is not None:  # all ranks are on this machine
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
-        with _lost("the ranks did not find each other", "see that all of them run, with the same torch"):
-            store = None if meeting is None else stores.FileStore(str(meeting), size)
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=JOIN)
+        with _lost("the ranks did not find each other", "check that all of them run, with the same version of torch"):
+            store = None if rendezvous is None else stores.FileStore(str(rendezvous), size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=JOIN_TIMEOUT)
         self.leads = self.rank == 0
         self.broken = False
         backend = "nccl" if device.type == "cuda" else "gloo"
-        self._passes: Any = dist.new_group(backend=backend, timeout=PASS)
-        self._messages: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._pass_group: Any = dist.new_group(backend=backend, timeout=PASS_TIMEOUT)
+        self._message_group: Any = dist.new_group(backend="gloo", timeout=MESSAGE_TIMEOUT)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' x, in its place."""
-        with self._kept():
-            dist.all_reduce(x, group=self._passes)
+        """The sum of all ranks' x, in place."""
+        with self._guarded():
+            dist.all_reduce(x, group=self._pass_group)
         return x
 
-    def spread(self, x: Tensor) -> Tensor:
-        """The first rank's x, in the place of everyone's."""
-        with self._kept():
-            dist.broadcast(x, 0, group=self._passes)
+    def broadcast(self, x: Tensor) -> Tensor:
+        """The first rank's x, on every rank, in place."""
+        with self._guarded():
+            dist.broadcast(x, 0, group=self._pass_group)
         return x
 
-    def collect(self, x: Tensor) -> list[Tensor]:
-        """Every rank's x, all of one shape, on the first rank; nothing on the others."""
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """Every rank's x, all of the same shape, on the first rank; an empty list on the others."""
         found = [torch.empty_like(x) for _ in range(self.size)] if self.leads else None
-        with self._kept():
-            dist.gather(x, found, dst=0, group=self._passes)
+        with self._guarded():
+            dist.gather(x, found, dst=0, group=self._pass_group)
         return found or []
 
-    def tell(self, *numbers: int) -> None:
-        """The leader's message to all others."""
-        message = torch.zeros(MESSAGE, dtype=torch.int64)
+    def send(self, *numbers: int) -> None:
+        """Send the leader's message to all other ranks."""
+        message = torch.zeros(MESSAGE_SIZE, dtype=torch.int64)
         message[: len(numbers)] = torch.tensor(numbers)
-        with self._kept():
-            dist.broadcast(message, 0, group=self._messages)
+        with self._guarded():
+            dist.broadcast(message, 0, group=self._message_group)
 
-    def hear(self) -> list[int]:
-        """The leader's next message, however long it takes."""
-        message = torch.zeros(MESSAGE, dtype=torch.int64)
-        with self._kept():
-            dist.broadcast(message, 0, group=self._messages)
-        told: list[int] = message.tolist()
-        return told
+    def receive(self) -> list[int]:
+        """Wait for the leader's next message, however long it takes."""
+        message = torch.zeros(MESSAGE_SIZE, dtype=torch.int64)
+        with self._guarded():
+            dist.broadcast(message, 0, group=self._message_group)
+        numbers: list[int] = message.tolist()
+        return numbers
 
-    def share(self, told: T) -> list[T]:
-        """What every rank tells, in their order, once all have told it, however long that takes."""
-        everyone: list[Any] = [None] * self.size
-        with self._kept():
-            dist.all_gather_object(everyone, told, group=self._messages)
-        return everyone
+    def exchange(self, value: T) -> list[T]:
+        """Every rank's value, in order of rank, once all have called this, however long that takes."""
+        values: list[Any] = [None] * self.size
+        with self._guarded():
+            dist.all_gather_object(values, value, group=self._message_group)
+        return values
 
-    def agreed(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, once it is done on every rank. Errors: those of any of them, at all of them."""
-        done, told = None, None
+    def on_all(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, once it is done on every rank. Errors: an error of any rank is raised on all."""
+        done, error_parts = None, None
         try:
             done = work()
         except LlmcliError as error:
-            told = (error.message, error.hint, error.exit_code)
-        for rank, failure in enumerate(self.share(told)):
+            error_parts = (error.message, error.hint, error.kind, error.exit_code)
+        for rank, failure in enumerate(self.exchange(error_parts)):
             if failure is not None:
-                message, hint, code = failure
-                raise LlmcliError(f"rank {rank}: {message}" if rank else message, hint, exit_code=code)
+                message, hint, kind, code = failure
+                raise LlmcliError(f"rank {rank}: {message}" if rank else message, hint, kind=kind, exit_code=code)
         return cast(T, done)
 
     def close(self) -> None:
-        """Part from the others; a process that ends without may crash at its end."""
+        """Leave the group; a process that exits without this may crash."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A pass, of which no rank may leave out anything: after a failure there can be no other."""
-        with _undivided():
+    def undivided_pass(self) -> Iterator[None]:
+        """A pass, which every rank must complete: after a failure the group is broken."""
+        with _uninterrupted():
             try:
                 yield
             except BaseException:
@@ -122,12 +122,12 @@ class Ranks:
                 raise
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
-        """Whoever loses another rank has lost all of them."""
+    def _guarded(self) -> Iterator[None]:
+        """Mark the group as broken if another rank is lost."""
         if self.broken:
-            raise LlmcliError("the other ranks are gone", "start again")
+            raise LlmcliError("the other ranks have ended", "start again")
         try:
-            with _lost("another rank has ended, or does not answer", "all end with it: start again"):
+            with _lost("another rank has ended or does not respond", "start again"):
                 yield
         except LlmcliError:
             self.broken = True
@@ -135,23 +135,23 @@ class Ranks:
 
 
 def device_of(name: str, local_rank: int) -> torch.device:
-    """Where one of a machine's ranks computes, by the device asked for: each on a GPU of its own, or on the CPU.
+    """The device of one of a machine's ranks, by the requested device: its own GPU, or the CPU.
 
-    Errors: too few GPUs, or a device that ranks cannot share.
+    Errors: too few GPUs, or a device that ranks cannot use.
     """
     if name == "mps":
-        raise usage_error("ranks compute on cpu or cuda, not on mps", "give --device cpu")
+        raise usage_error("ranks compute on cpu or cuda, not on mps", kind="ranks-need-cpu-or-cuda")
     device = pick_device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
     if device.type == "cpu":
         return device
     if local_rank >= torch.cuda.device_count():
-        raise usage_error(f"there are only {torch.cuda.device_count()} GPUs for the ranks here", "use fewer ranks")
+        raise usage_error(f"only {torch.cuda.device_count()} GPUs are available for the ranks here", "use fewer ranks")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def _loopback() -> str:
-    """The network interface that leads nowhere else."""
+    """The name of the loopback network interface."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in names), names[0])
 
@@ -160,15 +160,15 @@ def _loopback() -> str:
 def _lost(message: str, hint: str) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError) as error:  # torch has no error of its own for this
+    except (RuntimeError, ValueError) as error:  # torch raises no specific error
         raise LlmcliError(message, hint) from error
 
 
 @contextmanager
-def _undivided() -> Iterator[None]:
-    """Ctrl-C waits until what is inside is over."""
-    former = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(former):
+def _uninterrupted() -> Iterator[None]:
+    """Defer Ctrl-C to the end of the block."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
         return
     pressed = []
@@ -176,6 +176,6 @@ def _undivided() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, previous)
     if pressed:
         signal.raise_signal(signal.SIGINT)

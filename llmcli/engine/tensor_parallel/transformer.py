@@ -1,6 +1,6 @@
-"""One rank's share of a transformer: the same modules, narrower, whose outputs are summed among the ranks.
+"""One rank's part of a transformer: the same modules, narrower, whose outputs are summed over the ranks.
 
-Source: Shoeybi et al. 2019, Megatron-LM. Of each layer, attention and MLP are summed once each.
+Source: Shoeybi et al. 2019, Megatron-LM. Each layer has two sums, after attention and after the MLP.
 """
 
 from __future__ import annotations
@@ -8,112 +8,115 @@ from __future__ import annotations
 import weakref
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcli.engine.tensor_parallel.process_group import MESSAGE, Ranks
-from llmcli.errors import LlmcliError
+from llmcli.engine.tensor_parallel.process_group import MESSAGE_SIZE, ProcessGroup
+from llmcli.engine.transformer import EngineTransformer, FastEmbedding
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
-from llmcli.model.layers import Embedding, Norm
+from llmcli.model.families.rules import Rule
+from llmcli.model.layers import Norm
 from llmcli.model.trace import Trace
-from llmcli.model.transformer import Transformer
-from llmcli.storage.partition import Share
+from llmcli.storage.checkpoint import Checkpoint, DTypeChoice, Progress
+from llmcli.storage.partition import Partition, read_slice
 
-END, READ, UNEMBED, FORGET = range(4)  # what the leader's messages ask for
-INSIDE = MESSAGE - 6  # token ids that a message has room for
+END, READ, UNEMBED, FORGET = range(4)  # what the leader's messages request
+INLINE_IDS = MESSAGE_SIZE - 6  # token ids that fit into a message
 
 
-class SplitEmbedding(Embedding):
-    """Some tokens' rows of the table; whoever holds a token's row gives it to all."""
+class SplitEmbedding(FastEmbedding):
+    """The table's rows for some of the tokens; the rank that holds a token's row sends it to all."""
 
-    def __init__(self, share: Share, ranks: Ranks) -> None:
-        super().__init__(len(share.vocabulary), share.whole.hidden_size)
-        self.first, self.ranks = share.vocabulary.start, ranks
+    def __init__(self, partition: Partition, group: ProcessGroup) -> None:
+        super().__init__(len(partition.vocabulary), partition.whole.hidden_size)
+        self.first, self.group = partition.vocabulary.start, group
 
     def forward(self, ids: Tensor) -> Tensor:
-        places = ids - self.first
-        here = (places >= 0) & (places < self.num_embeddings)
-        rows = F.embedding(places.clamp(0, self.num_embeddings - 1), self.weight)
-        return self.ranks.sum(rows.masked_fill(~here.unsqueeze(-1), 0))
+        local = ids - self.first
+        held = (local >= 0) & (local < self.num_embeddings)
+        rows = F.embedding(local.clamp(0, self.num_embeddings - 1), self.weight)
+        return self.group.sum(rows.masked_fill(~held.unsqueeze(-1), 0))
 
 
 class SplitNorm(Norm):
-    """RMSNorm over heads of which each rank has some: their squares are summed over all."""
+    """RMSNorm over heads that are spread over the ranks: the squares are summed over all of them."""
 
-    def __init__(self, config: ModelConfig, heads: int, counted: tuple[bool, ...], ranks: Ranks) -> None:
+    def __init__(self, config: ModelConfig, heads: int, counted: tuple[bool, ...], group: ProcessGroup) -> None:
         assert config.norm == "rms"
         super().__init__(config, len(counted) * config.head_dim)
-        self.counted, self.whole, self.ranks = counted, heads * config.head_dim, ranks
+        self.counted, self.whole, self.group = counted, heads * config.head_dim, group
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         squares = wide.square().view(*x.shape[:-1], len(self.counted), -1).sum(-1)  # [..., heads]
         counted = torch.tensor(self.counted, dtype=squares.dtype, device=x.device)
-        total = self.ranks.sum((squares * counted).sum(-1, keepdim=True))
+        total = self.group.sum((squares * counted).sum(-1, keepdim=True))
         normed = wide * torch.rsqrt(total / self.whole + self.eps)
         return (normed * (self.weight.float() + self.offset)).to(x.dtype)
 
 
-class SplitTransformer(Transformer):
-    """A rank's share. Passes of the leader's are passes of everyone's; the others only ``serve``.
+class SplitTransformer(EngineTransformer):
+    """A rank's part. Each pass of the leader is a pass of every rank; the others only ``serve``.
 
-    ``config`` is that of the share, but for the vocabulary, which is the whole one. What a trace keeps of the
-    residual is whole, what it keeps of attention are the leader's own heads.
+    ``config`` is that of the part, except for the vocabulary, which is the whole one. A trace keeps the whole
+    residual, but only the leader's own attention heads.
     """
 
-    alone = False
+    complete = False
 
-    def __init__(self, share: Share, ranks: Ranks) -> None:
-        narrow = share.narrowed()
+    def __init__(self, partition: Partition, group: ProcessGroup) -> None:
+        narrow = partition.narrowed()
         super().__init__(narrow)
-        self.config = replace(narrow, vocab_size=share.whole.vocab_size)
-        self.ranks, self.share = ranks, share
-        self.embedding = SplitEmbedding(share, ranks)
+        self.config = replace(narrow, vocab_size=partition.whole.vocab_size)
+        self.group, self.partition = group, partition
+        self.embedding = SplitEmbedding(partition, group)
         for block in self.blocks:
             attn: Any = block.attn
-            if share.whole.qk_norm == "full":
-                attn.q_norm = SplitNorm(narrow, share.whole.num_attention_heads, (True,) * attn.heads, ranks)
-                attn.k_norm = SplitNorm(narrow, share.whole.num_key_value_heads, share.counted, ranks)
+            if partition.whole.qk_norm == "full":
+                attn.q_norm = SplitNorm(narrow, partition.whole.num_attention_heads, (True,) * attn.heads, group)
+                attn.k_norm = SplitNorm(narrow, partition.whole.num_key_value_heads, partition.counted, group)
             modules: tuple[Any, ...] = (attn, block.mlp)
             for module in modules:
-                module.register_forward_hook(lambda module, inputs, out: ranks.sum(out))
+                module.register_forward_hook(lambda module, inputs, out: group.sum(out))
         self._keys: weakref.WeakKeyDictionary[KVCache, int] = weakref.WeakKeyDictionary()
         self._next = 1
         self._forgotten: list[int] = []
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, trace: Trace | None = None) -> Tensor:
         for key in [self._forgotten.pop() for _ in range(len(self._forgotten))]:
-            self.ranks.tell(FORGET, key)
+            self.group.send(FORGET, key)
         key, past, planned = (0, 0, 0) if cache is None else (self._key(cache), cache.length, cache.planned)
         rows, count = ids.shape
         self.check_positions(past + count)
-        inside = ids.numel() <= INSIDE
-        with self.ranks.together():
-            self.ranks.tell(READ, key, past, planned, rows, count, *(ids.flatten().tolist() if inside else ()))
-            if not inside:
-                self.ranks.spread(ids.contiguous())
+        inline = ids.numel() <= INLINE_IDS
+        with self.group.undivided_pass():
+            self.group.send(READ, key, past, planned, rows, count, *(ids.flatten().tolist() if inline else ()))
+            if not inline:
+                self.group.broadcast(ids.contiguous())
             return super().hidden(ids, cache, trace)
 
     def unembed(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        with self.ranks.together():
-            self.ranks.tell(UNEMBED, len(rows))
-            return self._logits(self.ranks.spread(rows)).view(*x.shape[:-1], -1)
+        with self.group.undivided_pass():
+            self.group.send(UNEMBED, len(rows))
+            return self._logits(self.group.broadcast(rows)).view(*x.shape[:-1], -1)
 
     def _logits(self, x: Tensor) -> Tensor:
-        """The logits [n, V] of x [n, C] on the leader; on the others, nothing of use."""
-        most = -(-self.config.vocab_size // self.ranks.size)
+        """The logits [n, V] of x [n, C] on the leader; on the other ranks, only their own columns."""
+        widest = -(-self.config.vocab_size // self.group.size)
         own = super().unembed(x)
-        parts = self.ranks.collect(F.pad(own, (0, most - own.shape[-1])).contiguous())
-        sizes = [len(replace(self.share, rank=rank).vocabulary) for rank in range(len(parts))]
+        parts = self.group.gather(F.pad(own, (0, widest - own.shape[-1])).contiguous())
+        sizes = [len(replace(self.partition, rank=rank).vocabulary) for rank in range(len(parts))]
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], -1) if parts else own
 
     def _key(self, cache: KVCache) -> int:
-        """The number under which the other ranks know a cache."""
+        """The number by which the other ranks know a cache."""
         if cache not in self._keys:
             self._keys[cache] = self._next
             weakref.finalize(cache, self._forgotten.append, self._next)
@@ -121,34 +124,34 @@ class SplitTransformer(Transformer):
         return self._keys[cache]
 
     def end(self) -> None:
-        """Let the other ranks go, if they are still there."""
+        """Release the other ranks, if they still run."""
         with suppress(LlmcliError):
-            self.ranks.tell(END)
+            self.group.send(END)
 
     @torch.inference_mode()
     def serve(self) -> None:
-        """Take part in the leader's passes until it ends. Errors: it is lost."""
+        """Take part in the leader's passes until it ends. Errors: the leader is lost."""
         caches: dict[int, KVCache] = {}
         while True:
-            wanted, *told = self.ranks.hear()
-            if wanted == END:
+            request, *values = self.group.receive()
+            if request == END:
                 return
-            if wanted == FORGET:
-                del caches[told[0]]
-            elif wanted == UNEMBED:
-                x = torch.empty(told[0], self.config.hidden_size, dtype=self.dtype, device=self.device)
-                self._logits(self.ranks.spread(x))
-            elif wanted == READ:
-                self._read(caches, *told)
+            if request == FORGET:
+                del caches[values[0]]
+            elif request == UNEMBED:
+                x = torch.empty(values[0], self.config.hidden_size, dtype=self.dtype, device=self.device)
+                self._logits(self.group.broadcast(x))
+            elif request == READ:
+                self._read(caches, *values)
 
     def _read(
         self, caches: dict[int, KVCache], key: int, past: int, planned: int, rows: int, count: int, *ids: int
     ) -> None:
-        """Another rank's part of a pass of the leader's."""
-        if rows * count <= INSIDE:
-            taken = torch.tensor(ids[: rows * count], device=self.device)
+        """Another rank's part of one of the leader's passes."""
+        if rows * count <= INLINE_IDS:
+            received = torch.tensor(ids[: rows * count], device=self.device)
         else:
-            taken = self.ranks.spread(torch.empty(rows * count, dtype=torch.int64, device=self.device))
+            received = self.group.broadcast(torch.empty(rows * count, dtype=torch.int64, device=self.device))
         cache = None
         if key:
             if key not in caches:
@@ -156,4 +159,32 @@ class SplitTransformer(Transformer):
             cache = caches[key]
             cache.truncate(past)
             cache.planned = planned
-        super().hidden(taken.view(rows, count), cache)
+        super().hidden(received.view(rows, count), cache)
+
+
+def load_split(
+    checkpoint: Checkpoint,
+    group: ProcessGroup,
+    *,
+    dtype: DTypeChoice = None,
+    adapter: Path | None = None,
+    progress: Progress | None = None,
+) -> SplitTransformer:
+    """This rank's part of a model, on the group's device; nothing else is read. Arguments as for ``Checkpoint.load``.
+
+    Errors: those of ``Checkpoint.load``; quantized weights, which are not split.
+    """
+    if checkpoint.quantization is not None:
+        raise usage_error("quantized weights cannot be split among ranks", "use the model in bfloat16")
+    opened = checkpoint.open(adapter)
+    partition = Partition(opened.config, group.rank, group.size)
+    with torch.device("meta"):
+        model = SplitTransformer(partition, group)
+    stored_as = opened.dtype(dtype)
+
+    def parameter(rule: Rule) -> Tensor:
+        return read_slice(opened.weights, rule, partition, opened.shapes[rule.target], stored_as).to(group.device)
+
+    opened.fill(model, parameter, progress)
+    model.eval()
+    return model

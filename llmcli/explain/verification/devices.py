@@ -16,7 +16,7 @@ from llmcli.explain.verification.proof import Finding, Parting, Plan, Skipped, d
 from llmcli.explain.verification.subject import Subject, dtype_name, one_pass
 from llmcli.generation.filters import Temperature
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import rounding
+from llmcli.storage.quantize import quantization_of
 
 DEVICES = {"cpu": "the CPU", "cuda": "the GPU", "mps": "the GPU"}
 
@@ -41,7 +41,7 @@ def devices(subject: Subject) -> list[Plan]:
     others = [name for name, is_there in there.items() if is_there and name != own]
 
     def on(device: str) -> Finding:
-        if rounding(subject.model) is not None:
+        if quantization_of(subject.model) is not None:
             raise Skipped("rounded weights run on the CPU alone")
         theirs = run(subject, subject.opened(device, dtype_name(subject.model)).model)
         ours = run(subject, subject.model)

@@ -16,7 +16,7 @@ from llmcli.explain.forward_pass import DTYPE_TOLERANCE
 from llmcli.explain.verification.proof import Finding, Skipped, compared
 from llmcli.explain.verification.subject import Subject, batch
 from llmcli.files.json import read_json
-from llmcli.storage.quantize import rounding
+from llmcli.storage.quantize import quantization_of
 
 LIMIT = DTYPE_TOLERANCE[torch.float32]
 
@@ -74,7 +74,9 @@ def importable() -> None:
 
 def comparable(subject: Subject) -> None:
     """Raise where transformers would not run the same weights."""
-    if rounding(subject.model) is not None or "quantization_config" in read_json(subject.loaded.folder / "config.json"):
+    if quantization_of(subject.model) is not None or "quantization_config" in read_json(
+        subject.loaded.folder / "config.json"
+    ):
         raise Skipped("the weights are rounded, which transformers does in other ways")
     if subject.adapted:
         raise Skipped("an adapter is merged into the weights: its folder holds only the base model")

@@ -9,13 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from llmcli.engine.size import empty_model
 from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import tolerance
 from llmcli.explain.verification.proof import Skipped
 from llmcli.generation.loaded import LoadedModel
-from llmcli.model.memory import memory_of
+from llmcli.model.device import memory_of
 from llmcli.model.transformer import Transformer
-from llmcli.storage.size import empty_model
 
 Reopen = Callable[[str, str], LoadedModel]  # device, dtype -> the same model again
 

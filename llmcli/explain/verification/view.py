@@ -11,7 +11,7 @@ from llmcli.explain.verification import consistency, devices, reference
 from llmcli.explain.verification.proof import Finding, Plan, Proof, Skipped
 from llmcli.explain.verification.subject import Reopen, Subject, dtype_name, fitting
 from llmcli.generation.loaded import LoadedModel
-from llmcli.storage.quantize import rounding
+from llmcli.storage.quantize import quantization_of
 
 # What is read where no text is given; written for this.
 TEXT = (
@@ -74,7 +74,7 @@ def verify_report(
         model=loaded.name,
         device=loaded.model.device.type,
         dtype=dtype_name(loaded.model),
-        quantized=rounding(loaded.model),
+        quantized=quantization_of(loaded.model),
         text_tokens=len(ids),
         tokens=len(subject.ids),
         proofs=tuple(made),

@@ -1,4 +1,7 @@
-"""The supported model families, by config.json's ``model_type``. A new family is one file and one row here."""
+"""The supported model families, by config.json's ``model_type``: kin share a file.
+
+A new family is a section in one of these files, or a new file, and an entry in ``FAMILIES``.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.families import (
-    cohere,
-    gemma2,
-    gemma3,
-    gpt2,
-    gpt_neox,
-    granite,
-    llama,
-    mistral,
-    mixtral,
-    olmo2,
-    olmoe,
-    phi3,
-    qwen2,
-    qwen3,
-    qwen3_moe,
-    smollm3,
-    stablelm,
-    starcoder2,
-)
+from llmcli.model.families import cohere, gemma, gpt, llama, mistral, olmo, phi, qwen
 from llmcli.model.families.rules import Family
 
 _ALL = (
-    llama.FAMILY,
-    mistral.FAMILY,
-    qwen2.FAMILY,
-    qwen3.FAMILY,
-    smollm3.FAMILY,
-    gemma2.FAMILY,
-    gemma3.FAMILY,
-    gemma3.WRAPPED,
-    phi3.FAMILY,
-    gpt2.FAMILY,
-    gpt_neox.FAMILY,
-    olmo2.FAMILY,
-    granite.FAMILY,
-    stablelm.FAMILY,
-    starcoder2.FAMILY,
-    cohere.FAMILY,
-    mixtral.FAMILY,
-    qwen3_moe.FAMILY,
-    olmoe.FAMILY,
+    llama.LLAMA,
+    mistral.MISTRAL,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    llama.SMOLLM3,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    gemma.GEMMA3_MULTIMODAL,
+    phi.PHI3,
+    gpt.GPT2,
+    gpt.GPT_NEOX,
+    olmo.OLMO2,
+    llama.GRANITE,
+    llama.STABLELM,
+    gpt.STARCODER2,
+    cohere.COHERE,
+    mistral.MIXTRAL,
+    qwen.QWEN3_MOE,
+    olmo.OLMOE,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 

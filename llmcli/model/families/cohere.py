@@ -1,4 +1,4 @@
-"""Cohere's Command R (2024): attention and MLP side by side behind one norm without bias, scaled logits."""
+"""Cohere's Command R."""
 
 from __future__ import annotations
 
@@ -6,29 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcli.model.config import ModelConfig
-from llmcli.model.families.common import common
-from llmcli.model.families.fields import field
-from llmcli.model.families.names import Names
-from llmcli.model.families.rules import Family
+from llmcli.model.families.fields import (
+    Defaults,
+    common,
+    field,
+)
+from llmcli.model.families.rules import Family, Names
 
 
-def parse(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json -> ModelConfig, with the defaults of transformers' CohereConfig."""
+def parse_cohere(raw: Mapping[str, Any]) -> ModelConfig:
+    """Command R (Cohere 2024): attention and MLP in parallel after one norm without bias, scaled logits.
+
+    config.json -> ModelConfig, with the defaults of transformers' CohereConfig.
+    """
     shared = common(
         raw,
-        model_type="cohere",
-        vocab_size=256000,
-        hidden_size=8192,
-        intermediate_size=22528,
-        num_hidden_layers=40,
-        num_attention_heads=64,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        norm_eps=1e-5,
-        norm_eps_key="layer_norm_eps",
-        rope_theta=500000.0,
-        bos_token_id=5,
-        eos_token_id=255001,
+        Defaults(
+            model_type="cohere",
+            vocab_size=256000,
+            hidden_size=8192,
+            intermediate_size=22528,
+            num_hidden_layers=40,
+            num_attention_heads=64,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            norm_eps=1e-5,
+            norm_eps_key="layer_norm_eps",
+            rope_theta=500000.0,
+            bos_token_id=5,
+            eos_token_id=255001,
+        ),
     )
     bias = field(raw, "attention_bias", False)
     return ModelConfig(
@@ -43,4 +50,4 @@ def parse(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-FAMILY = Family("cohere", parse, Names(interleaved=True).rules)
+COHERE = Family("cohere", parse_cohere, Names(interleaved=True).rules)

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023): pre-RMSNorm, rotary positions, grouped heads, a SiLU-gated MLP."""
+"""Llama and its close kin: Llama, SmolLM3, Granite, StableLM 2."""
 
 from __future__ import annotations
 
@@ -6,32 +6,45 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcli.model.config import ModelConfig
-from llmcli.model.families.common import common
-from llmcli.model.families.fields import described_ids, field
-from llmcli.model.families.names import Names
-from llmcli.model.families.rules import Family
+from llmcli.model.families.fields import (
+    Defaults,
+    common,
+    described_ids,
+    field,
+    layer_types,
+    optional,
+    wrong,
+)
+from llmcli.model.families.rules import Family, Names
+
+ROTARY_TABLES = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # stored by old versions of transformers
 
 
-def parse(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json -> ModelConfig, with the defaults of transformers' LlamaConfig."""
+def parse_llama(raw: Mapping[str, Any]) -> ModelConfig:
+    """Llama (Touvron et al. 2023): pre-RMSNorm, rotary positions, grouped heads, a SiLU-gated MLP.
+
+    config.json -> ModelConfig, with the defaults of transformers' LlamaConfig.
+    """
     shared = common(
         raw,
-        model_type="llama",
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
+        Defaults(
+            model_type="llama",
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=2048,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
     )
     bias = field(raw, "attention_bias", False)
     return ModelConfig(**shared, qkv_bias=bias, out_bias=bias, mlp_bias=field(raw, "mlp_bias", False))
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of a Llama without rope scaling (such as we train), as transformers reads it."""
+    """The config.json of a Llama without rope scaling, such as ``llmcli train`` makes, as transformers reads it."""
     assert config.rope is not None
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -55,4 +68,137 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("llama", parse, Names().rules, dropped=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",))
+LLAMA = Family("llama", parse_llama, Names().rules, dropped=(ROTARY_TABLES,))
+
+
+def parse_smollm3(raw: Mapping[str, Any]) -> ModelConfig:
+    """SmolLM3 (Hugging Face 2025): a Llama in which every fourth layer has no rotary positions (NoPE).
+
+    config.json -> ModelConfig, with the defaults of transformers' SmolLM3Config.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="smollm3",
+            vocab_size=128256,
+            hidden_size=2048,
+            intermediate_size=11008,
+            num_hidden_layers=36,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            max_position_embeddings=32768,
+            tie_word_embeddings=True,
+            rope_theta=2000000.0,
+            bos_token_id=128000,
+            eos_token_id=128001,
+        ),
+    )
+    layers = shared["num_hidden_layers"]
+    still = unrotated(raw, layers)
+    window = optional(raw, "sliding_window", None, int) if field(raw, "use_sliding_window", False) else None
+    types = layer_types(raw, layers, lambda layer: window is not None and layer in still)
+    bias = field(raw, "attention_bias", False)
+    return ModelConfig(
+        **shared,
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=field(raw, "mlp_bias", False),
+        layers_without_rope=still,
+        sliding_window=window,
+        layer_types=types,
+    )
+
+
+def unrotated(raw: Mapping[str, Any], layers: int) -> frozenset[int]:
+    """Layers without RoPE: those marked 0 in ``no_rope_layers``, or every ``no_rope_layer_interval``-th."""
+    marks = raw.get("no_rope_layers")
+    if marks is None:
+        interval = max(field(raw, "no_rope_layer_interval", 4), 1)
+        return frozenset(range(interval - 1, layers, interval))
+    if not isinstance(marks, list) or len(marks) != layers:
+        raise wrong("no_rope_layers", marks, f"a list of {layers} entries")
+    return frozenset(layer for layer, mark in enumerate(marks) if not mark)
+
+
+SMOLLM3 = Family("smollm3", parse_smollm3, Names().rules)
+
+
+def parse_granite(raw: Mapping[str, Any]) -> ModelConfig:
+    """Granite 3 (IBM 2024): a Llama with fixed multipliers on embedding, scores, residual and logits.
+
+    config.json -> ModelConfig, with the defaults of transformers' GraniteConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="granite",
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=2048,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    bias = field(raw, "attention_bias", False)
+    divisor = field(raw, "logits_scaling", 1.0)
+    if not divisor > 0:
+        raise wrong("logits_scaling", divisor, "a number above 0")
+    return ModelConfig(
+        **shared,
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=field(raw, "mlp_bias", False),
+        attention_scale=field(raw, "attention_multiplier", 1.0),
+        embedding_scale=field(raw, "embedding_multiplier", 1.0),
+        residual_scale=field(raw, "residual_multiplier", 1.0),
+        logit_scale=1.0 / divisor,
+    )
+
+
+GRANITE = Family("granite", parse_granite, Names().rules)
+
+
+STABLELM_NAMES = Names(q_norm="self_attn.q_layernorm.norms.{}", k_norm="self_attn.k_layernorm.norms.{}")
+
+
+def parse_stablelm(raw: Mapping[str, Any]) -> ModelConfig:
+    """StableLM 2 (Bellagente et al. 2024): a Llama with LayerNorm that rotates a quarter of each head.
+
+    config.json -> ModelConfig, with the defaults of transformers' StableLmConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="stablelm",
+            vocab_size=50304,
+            hidden_size=2560,
+            intermediate_size=6912,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            max_position_embeddings=4096,
+            norm_eps=1e-5,
+            norm_eps_key="layer_norm_eps",
+            partial_rotary_factor=0.25,
+            bos_token_id=0,
+            eos_token_id=0,
+        ),
+    )
+    parallel = field(raw, "use_parallel_residual", False)
+    return ModelConfig(
+        **shared,
+        norm="layer",
+        norm_bias=True,
+        qk_norm="heads" if field(raw, "qk_layernorm", False) else None,
+        qkv_bias=field(raw, "use_qkv_bias", False),
+        parallel_residual=parallel,
+        shared_norm=parallel,
+    )
+
+
+STABLELM = Family(
+    "stablelm", parse_stablelm, STABLELM_NAMES.rules, dropped=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+)

@@ -1,39 +1,87 @@
-"""Mistral (Jiang et al. 2023): a Llama whose first versions see a window in every layer."""
+"""Mistral and Mixtral."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.model.config import ModelConfig
-from llmcli.model.families.common import common
-from llmcli.model.families.fields import optional
-from llmcli.model.families.names import Names
-from llmcli.model.families.rules import Family
+from llmcli.model.config import ModelConfig, MoeConfig
+from llmcli.model.families.fields import (
+    Defaults,
+    common,
+    field,
+    num_experts,
+    optional,
+    windowed,
+)
+from llmcli.model.families.rules import Family, Names
 
 
-def parse(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json -> ModelConfig, with the defaults of transformers' MistralConfig."""
+def parse_mistral(raw: Mapping[str, Any]) -> ModelConfig:
+    """Mistral (Jiang et al. 2023): a Llama whose first versions use a sliding window in every layer.
+
+    config.json -> ModelConfig, with the defaults of transformers' MistralConfig.
+    """
     shared = common(
         raw,
-        model_type="mistral",
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=131072,
-        bos_token_id=1,
-        eos_token_id=2,
+        Defaults(
+            model_type="mistral",
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=131072,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
     )
     window = optional(raw, "sliding_window", 4096, int)
     return ModelConfig(**shared, **windowed(window, shared["num_hidden_layers"]))
 
 
-def windowed(window: int | None, layers: int) -> dict[str, Any]:
-    """``ModelConfig``'s arguments for a window, if there is one, in all layers."""
-    return {"sliding_window": window, "layer_types": () if window is None else ("sliding_attention",) * layers}
+MISTRAL = Family("mistral", parse_mistral, Names().rules)
 
 
-FAMILY = Family("mistral", parse, Names().rules)
+MIXTRAL_NAMES = Names(
+    router="block_sparse_moe.gate",
+    expert="block_sparse_moe.experts.{}.",
+    expert_up=("w1", "w3"),
+    expert_down="w2",
+)
+
+
+def parse_mixtral(raw: Mapping[str, Any]) -> ModelConfig:
+    """Mixtral (Jiang et al. 2024): Mistral with a mixture of experts in every layer.
+
+    config.json -> ModelConfig, with the defaults of transformers' MixtralConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="mixtral",
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=131072,
+            norm_eps=1e-5,
+            rope_theta=1000000.0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    moe = MoeConfig(
+        num_experts=num_experts(raw, 8),
+        num_experts_per_tok=field(raw, "num_experts_per_tok", 2),
+        intermediate_size=shared["intermediate_size"],
+        normalize=True,
+    )
+    window = optional(raw, "sliding_window", None, int)
+    return ModelConfig(**shared, **windowed(window, shared["num_hidden_layers"]), moe=moe)
+
+
+MIXTRAL = Family("mixtral", parse_mixtral, MIXTRAL_NAMES.rules)

@@ -3,78 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmcli.model.config import ModelConfig
+from llmcli.model.config import ModelConfig, MoeConfig
 
-if TYPE_CHECKING:  # a download looks at the family, and should not wait for torch
+if TYPE_CHECKING:  # a download looks up the family without loading torch
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stored tensor and the rows of a parameter that it fills.
-
-    ``transposed``: stored [in, out]. ``grouped`` (a, b, c): its rows, seen as [a, b, c, ...], become
-    ours as [a, c, b, ...]. ``shape`` is the stored one where that differs from rows and columns.
-    """
-
-    source: str
-    rows: int
-    transposed: bool = False
-    grouped: tuple[int, int, int] | None = None
-    shape: tuple[int, ...] = ()
-
-    def stored_shape(self, columns: tuple[int, ...]) -> tuple[int, ...]:
-        """What the stored tensor must look like, for a parameter [rows of all parts, *columns]."""
-        shape = self.shape or (self.rows, *columns)
-        return shape[::-1] if self.transposed else shape
-
-    @property
-    def as_stored(self) -> bool:
-        """Whether the rows lie in the file as they do in the parameter."""
-        return not self.transposed and self.grouped is None
-
-    def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
-        """The stored tensor as our rows: [rows, *columns]."""
-        rows = (stored.T if self.transposed else stored).reshape(self.rows, *columns)
-        if self.grouped is None:
-            return rows
-        a, b, c = self.grouped
-        return rows.reshape(a, b, c, -1).transpose(1, 2).reshape(self.rows, *columns)
-
-    def arranged_rows(self) -> Tensor:
-        """Which stored row each of ours is, [rows]; of one stored [in, out], which column."""
-        import torch
-
-        return replace(self, transposed=False).arranged(torch.arange(self.rows), ())
-
-    def in_file(self, rows: Tensor, columns: tuple[int, ...]) -> Tensor:
-        """``arranged``'s inverse."""
-        if self.grouped is not None:
-            a, b, c = self.grouped
-            rows = rows.reshape(a, c, b, -1).transpose(1, 2)
-        shape = self.stored_shape(columns)
-        return rows.reshape(shape[::-1]).T if self.transposed else rows.reshape(shape)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One parameter of ``Transformer`` and the stored tensors that fill it, stacked along its rows."""
-
-    target: str
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True)
 class Family:
-    """Everything that is particular to one ``model_type``.
+    """Everything that is specific to one ``model_type``.
 
-    ``renamed`` are (pattern, replacement) pairs, applied with re.sub to the stored names of old or
-    differently wrapped files; ``dropped`` are patterns (re.fullmatch) of stored tensors that are
-    not parameters, such as precomputed masks.
+    ``renamed`` are (pattern, replacement) pairs for re.sub, applied to the stored names of old or differently
+    wrapped files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as
+    precomputed masks.
     """
 
     model_type: str
@@ -84,7 +29,183 @@ class Family:
     dropped: tuple[str, ...] = ()
 
     def rename(self, name: str) -> str:
-        """A stored name as this family's rules write it."""
+        """A stored name in the form that the family's rules use."""
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stored tensor and the number of a parameter's rows that it fills.
+
+    ``transposed``: stored [in, out]. ``grouped`` (a, b, c): the stored rows, viewed as [a, b, c, ...], become the
+    parameter's as [a, c, b, ...]. ``shape`` is the stored shape if it differs from rows and columns.
+    """
+
+    name: str
+    rows: int
+    transposed: bool = False
+    grouped: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] = ()
+
+    def stored_shape(self, columns: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the stored tensor must have, for a parameter [rows of all sources, *columns]."""
+        shape = self.shape or (self.rows, *columns)
+        return shape[::-1] if self.transposed else shape
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether the rows are stored in the parameter's order."""
+        return not self.transposed and self.grouped is None
+
+    def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
+        """The stored tensor as the parameter's rows: [rows, *columns]."""
+        rows = (stored.T if self.transposed else stored).reshape(self.rows, *columns)
+        if self.grouped is None:
+            return rows
+        a, b, c = self.grouped
+        return rows.reshape(a, b, c, -1).transpose(1, 2).reshape(self.rows, *columns)
+
+    def arranged_rows(self) -> Tensor:
+        """The index of each of the parameter's rows among the stored rows (or columns, if ``transposed``): [rows]."""
+        import torch
+
+        return replace(self, transposed=False).arranged(torch.arange(self.rows), ())
+
+    def in_file(self, rows: Tensor, columns: tuple[int, ...]) -> Tensor:
+        """The inverse of ``arranged``."""
+        if self.grouped is not None:
+            a, b, c = self.grouped
+            rows = rows.reshape(a, c, b, -1).transpose(1, 2)
+        shape = self.stored_shape(columns)
+        return rows.reshape(shape[::-1]).T if self.transposed else rows.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A parameter of ``Transformer`` and the stored tensors that fill it, stacked along its rows."""
+
+    target: str
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Names:
+    """A family's tensor names, without ``.weight`` and ``.bias``. Llama's are the defaults.
+
+    Names within a layer are appended to ``layer``, which contains the layer's number. A single name for ``qkv`` or
+    ``up`` is a stacked matrix. ``transposed``: the layers' matrices are stored [in, out]. ``by_head``: the stacked
+    qkv holds q, k and v of the first head, then of the next. ``interleaved``: the two features of a rotary pair are
+    adjacent, not half a head apart.
+    """
+
+    embedding: str = "model.embed_tokens"
+    positions: str = ""
+    norm: str = "model.norm"
+    head: str = "lm_head"
+    layer: str = "model.layers.{}."
+    attn_norm: str = "input_layernorm"
+    attn_post_norm: str = ""
+    mlp_norm: str = "post_attention_layernorm"
+    mlp_post_norm: str = ""
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+    out: str = "self_attn.o_proj"
+    up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    down: str = "mlp.down_proj"
+    router: str = "mlp.gate"
+    expert: str = "mlp.experts.{}."
+    expert_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    expert_down: str = "down_proj"
+    transposed: bool = False
+    by_head: bool = False
+    interleaved: bool = False
+
+    def rules(self, config: ModelConfig) -> list[Rule]:
+        """A rule for every parameter that a ``Transformer`` of this config has."""
+        table = [_whole("embedding.weight", f"{self.embedding}.weight", config.vocab_size)]
+        if config.position == "learned":
+            table.append(_whole("positions.weight", f"{self.positions}.weight", config.max_position_embeddings))
+        table += _norm("norm", self.norm, config)
+        if not config.tie_word_embeddings:
+            table.append(_whole("head.weight", f"{self.head}.weight", config.vocab_size))
+        for layer in range(config.num_hidden_layers):
+            ours, theirs = f"blocks.{layer}.", self.layer.format(layer)
+            for norm in config.layer_norms:
+                table += _norm(ours + norm, theirs + getattr(self, norm), config)
+            table += self._attention(config, ours + "attn.", theirs)
+            if config.moe is not None and config.is_moe(layer):
+                table += self._experts(config, config.moe, ours + "mlp.", theirs)
+            else:
+                up = [theirs + name for name in self.up]
+                table += self._mlp(config, config.intermediate_size, ours + "mlp.", up, theirs + self.down)
+        return table
+
+    def _attention(self, config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        stored = [theirs + name for name in self.qkv]
+        if len(stored) == 1:
+            grouped = (1, config.num_attention_heads, 3) if self.by_head else None
+            qkv = [Source(stored[0], sum(heads) * config.head_dim, self.transposed, grouped)]
+        else:
+            pairs = [self._pairs(config, count) for count in heads[:2]] + [None]
+            qkv = [
+                Source(name, count * config.head_dim, self.transposed, grouped)
+                for name, count, grouped in zip(stored, heads, pairs, strict=True)
+            ]
+        table = _linear(ours + "qkv", qkv, bias=config.qkv_bias)
+        out = Source(theirs + self.out, config.hidden_size, self.transposed)
+        table += _linear(ours + "out", [out], bias=config.out_bias)
+        if config.qk_norm is not None:
+            table.append(Rule(ours + "q_norm.weight", self._head_norm(config, theirs + self.q_norm, heads[0])))
+            table.append(Rule(ours + "k_norm.weight", self._head_norm(config, theirs + self.k_norm, heads[1])))
+        return table
+
+    def _pairs(self, config: ModelConfig, heads: int) -> tuple[int, int, int] | None:
+        """``Source.grouped`` that moves the rows of ``heads`` heads from adjacent pairs to halves."""
+        return (heads, config.head_dim // 2, 2) if self.interleaved else None
+
+    def _head_norm(self, config: ModelConfig, stored: str, heads: int) -> tuple[Source, ...]:
+        size = config.head_dim
+        if config.qk_norm == "head":
+            return (Source(f"{stored}.weight", size),)
+        if config.qk_norm == "full":
+            return (Source(f"{stored}.weight", heads * size),)
+        if "{}" in stored:  # one tensor per head
+            return tuple(Source(f"{stored.format(head)}.weight", size) for head in range(heads))
+        return (Source(f"{stored}.weight", heads * size, grouped=self._pairs(config, heads), shape=(heads, size)),)
+
+    def _mlp(self, config: ModelConfig, wide: int, ours: str, up: Sequence[str], down: str) -> list[Rule]:
+        rows = (2 * wide if config.gated_mlp else wide) // len(up)
+        table = _linear(ours + "up", [Source(name, rows, self.transposed) for name in up], bias=config.mlp_bias)
+        down_source = Source(down, config.hidden_size, self.transposed)
+        return table + _linear(ours + "down", [down_source], bias=config.mlp_bias)
+
+    def _experts(self, config: ModelConfig, moe: MoeConfig, ours: str, theirs: str) -> list[Rule]:
+        table = [_whole(ours + "router.weight", f"{theirs}{self.router}.weight", moe.num_experts)]
+        for number in range(moe.num_experts):
+            stored = theirs + self.expert.format(number)
+            up = [stored + name for name in self.expert_up]
+            table += self._mlp(config, moe.intermediate_size, f"{ours}experts.{number}.", up, stored + self.expert_down)
+        return table
+
+
+def _whole(target: str, name: str, rows: int) -> Rule:
+    return Rule(target, (Source(name, rows),))
+
+
+def _norm(target: str, name: str, config: ModelConfig) -> list[Rule]:
+    suffixes = ["weight", "bias"] if config.norm_bias else ["weight"]
+    return [_whole(f"{target}.{suffix}", f"{name}.{suffix}", config.hidden_size) for suffix in suffixes]
+
+
+def _linear(target: str, sources: Sequence[Source], *, bias: bool) -> list[Rule]:
+    """The rules for a matrix, whose sources are named without ``.weight``, and for its bias if it has one."""
+    weights = tuple(
+        Source(f"{source.name}.weight", source.rows, source.transposed, source.grouped, source.shape)
+        for source in sources
+    )
+    biases = tuple(Source(f"{source.name}.bias", source.rows, False, source.grouped) for source in sources)
+    return [Rule(f"{target}.weight", weights), *([Rule(f"{target}.bias", biases)] if bias else [])]

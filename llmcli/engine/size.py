@@ -1,4 +1,4 @@
-"""What a model takes, told before it is opened: bytes of its weights and of its KV cache, by shapes alone."""
+"""The memory that a model takes, known before it is loaded: bytes of its weights and of its KV cache, from shapes."""
 
 from __future__ import annotations
 
@@ -6,47 +6,48 @@ from dataclasses import dataclass
 
 import torch
 
+from llmcli.engine.transformer import GPU_CACHE_BLOCK
 from llmcli.model.cache import SPARE
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Embedding, Linear
-from llmcli.model.transformer import GPU_BLOCK, Transformer
-from llmcli.storage.quantize import BLOCK, Kind, matrices, rounded_parts
+from llmcli.model.transformer import Transformer
+from llmcli.storage.quantize import ROW_BLOCK, Kind, matrices, quantized_shapes
 from llmcli.storage.rounding import GROUP
 
-SCALE = 4  # bytes of an fp32 scale
+SCALE_BYTES = 4  # of an fp32 scale
 
 
 def empty_model(config: ModelConfig) -> Transformer:
-    """The model's modules with parameters that have a shape and no memory."""
+    """The model's modules, with parameters that have a shape but no memory."""
     with torch.device("meta"):
         return Transformer(config)
 
 
 def weight_bytes(model: Transformer, dtype: torch.dtype, kind: Kind | None) -> dict[str, int]:
-    """Bytes of each parameter as it would be held in ``dtype``, or rounded as ``kind`` says; one that is tied once."""
+    """Bytes of each parameter held in ``dtype``, or quantized as ``kind``; tied parameters count once."""
     sizes = {name: parameter.numel() * dtype.itemsize for name, parameter in model.named_parameters()}
     if kind is not None:
         for name, module in matrices(model):
-            sizes[f"{name}.weight"] = _rounded_bytes(module, kind, dtype)
+            sizes[f"{name}.weight"] = _quantized_bytes(module, kind, dtype)
     return sizes
 
 
-def _rounded_bytes(module: Linear | Embedding, kind: Kind, dtype: torch.dtype) -> int:
-    """Of a matrix as ``quantize`` keeps it: numbers and scales; in 4 bits factors too, and the kernel's own scales."""
+def _quantized_bytes(module: Linear | Embedding, kind: Kind, dtype: torch.dtype) -> int:
+    """Bytes of a quantized matrix: numbers and scales; for 4 bits also factors and the kernel's own scales."""
     rows, columns = module.weight.shape
-    if "factors" not in rounded_parts(module, kind):
-        return rows * columns + rows * SCALE
-    padded = -(-rows // BLOCK) * BLOCK
+    if "factors" not in quantized_shapes(module, kind):
+        return rows * columns + rows * SCALE_BYTES
+    padded = -(-rows // ROW_BLOCK) * ROW_BLOCK
     groups = padded * columns // GROUP
-    return padded * columns // 2 + groups + rows * SCALE + groups * 2 * dtype.itemsize
+    return padded * columns // 2 + groups + rows * SCALE_BYTES + groups * 2 * dtype.itemsize
 
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """Bytes of a KV cache. Windowed layers stop growing, at ``windowed`` together; all others add ``per_token``.
+    """Bytes of a KV cache. Windowed layers stop growing at ``windowed`` in total; the others add ``per_token``.
 
-    ``needed`` is what the keys and values take that are still seen behind so many tokens, ``most`` what the buffers
-    can come to: they grow by half when full, and hold a whole chunk of the prompt at once.
+    ``needed`` is the size of the keys and values that later tokens still attend to, ``most`` the largest size of the
+    buffers: they grow by half when full, and hold a whole chunk of the prompt at once.
     """
 
     per_token: int
@@ -58,14 +59,14 @@ class CacheBytes:
 def cache_bytes(
     config: ModelConfig, dtype: torch.dtype, tokens: int, *, chunk: int, device: torch.device
 ) -> CacheBytes:
-    """For a text of ``tokens``, read ``chunk`` at a time."""
+    """The cache of a text of ``tokens``, prefilled ``chunk`` positions at a time."""
     position = 2 * config.kv_size * dtype.itemsize  # a key and a value in one layer
     windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
     full, window = config.num_hidden_layers - windowed, config.sliding_window or 0
     held = min(tokens, window - 1 + SPARE + chunk)
 
     def room(positions: int) -> int:
-        block = GPU_BLOCK if device.type == "cuda" else 1
+        block = GPU_CACHE_BLOCK if device.type == "cuda" else 1
         return -(-(positions + positions // 2) // block) * block
 
     return CacheBytes(

@@ -1,0 +1,122 @@
+"""Attention kernels faster than the reference's: for a single query, for batched decoding, and for long prompts.
+
+Long bfloat16 prompts on a CPU are attended by blocks of queries, two matrix products and a softmax each: torch's
+fused kernel uses a fraction of the processor's bfloat16 throughput, oneDNN's matrix products use all of it. Scores
+and weights stay in fp32, so nothing is rounded that the fused kernel would not round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmcli.model import attention
+from llmcli.model.positions import Placement
+
+QUERY_BLOCK = 64  # queries per block: few enough for their scores to stay in the processor's cache
+MIN_QUERIES = 2048  # queries of all heads from which blocks are faster
+MAX_SCORES = 2**24  # scores per block: bounds their memory to 64 MiB
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, placement: Placement, *, scale: float, softcap: float | None) -> Tensor:
+    """``model.attention.attend``, with the fastest kernel for these shapes, dtype and device."""
+    mask = placement.mask
+    if softcap is None and q.shape[2] == 1:
+        return attend_single(q, k, v, mask, scale)
+    if softcap is None and pays_in_blocks(q, k):
+        return attend_in_blocks(q, k, v, placement.window, scale)
+    return attention.attend(q, k, v, placement, scale=scale, softcap=softcap)
+
+
+def attend_single(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """``attend`` for one query per text, [B, H, 1, D]."""
+    B, H, _, D = q.shape
+    K = k.shape[1]
+    on_cpu = q.device.type == "cpu"
+    if H == K and mask is None and on_cpu and q.dtype != torch.float32:
+        # torch's kernel for one bf16 query and one key head takes four times as long as this with its conversions.
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
+    if B > 1 and mask is not None and on_cpu and q.dtype == torch.bfloat16:
+        return attend_batch(q, k, v, mask, scale)
+    # The query heads of a group see the same keys, so they can take the place of the query axis: no repeated keys, no
+    # mask if the query sees them all, and a kernel several times faster than the grouped one.
+    return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, mask, scale=scale).reshape(B, H, 1, D)
+
+
+def attend_batch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """``attend`` for one query per text of a batch, under an additive ``mask`` [B, 1, 1, S]: [B, H, 1, D].
+
+    Two products and a softmax take a quarter of the time of torch's kernel. Scores are rounded to bfloat16.
+    """
+    B, H, _, D = q.shape
+    K, S = k.shape[1:3]
+    keys, values = k.reshape(B * K, S, D), v.reshape(B * K, S, D)
+    scores = torch.bmm(q.reshape(B * K, H // K, D), keys.transpose(1, 2)).view(B, K, H // K, S)
+    weights = (scores.float() * scale + mask).softmax(dim=-1).to(q.dtype)
+    return torch.bmm(weights.view(B * K, H // K, S), values).view(B, H, 1, D)
+
+
+def pays_in_blocks(q: Tensor, k: Tensor) -> bool:
+    """Whether ``attend_in_blocks`` is faster than torch's kernel for q [B, H, T, D] and k [B, K, S, D]."""
+    supported = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    B, H, T, _ = q.shape
+    large_enough = H * T >= MIN_QUERIES and B * H * QUERY_BLOCK * k.shape[2] <= MAX_SCORES
+    return supported and large_enough and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+    """softmax(scale q k^T) v for q [B, H, T, D] and k, v [B, K, S, D]: [B, H, T, D].
+
+    Query i sees the keys up to S - T + i, the last ``window`` of them unless that is None.
+    """
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
+    queries = q.float().reshape(B * K, H // K, T, D)
+    keys, values = k.reshape(B * K, S, D).float().transpose(1, 2), v.reshape(B * K, S, D).float()
+    out = torch.empty(B, T, H, D, dtype=q.dtype)
+    buffer = torch.empty(B * H * min(QUERY_BLOCK, T) * S)  # one block's scores: allocating costs as much as computing
+    with bfloat16_products():
+        for start in range(0, T, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, T)
+            count, last = stop - start, S - T + stop
+            oldest = 0 if window is None else last - count - window + 1  # the first key that the first query sees
+            first = max(oldest, 0)
+            scores = buffer[: B * H * count * (last - first)].view(B * K, -1, last - first)
+            torch.bmm(queries[:, :, start:stop].reshape(B * K, -1, D), keys[:, :, first:last], out=scores)
+            hide(scores.mul_(scale).view(B, H, count, -1), count, None if window is None else oldest - first)
+            torch.softmax(scores, dim=-1, out=scores)
+            block = torch.bmm(scores, values[:, first:last]).view(B, H, count, D)
+            out[:, start:stop] = block.transpose(1, 2)
+    return out.transpose(1, 2)
+
+
+def hide(scores: Tensor, count: int, oldest: int | None) -> None:
+    """Set to -inf, in place, what the ``count`` queries of ``scores`` [..., count, keys] must not see.
+
+    The first query's own position is the ``count``-th last key; each later query sees one key more. Unless ``oldest``
+    is None, the first query sees keys from that index on (all, if it is negative), and each later one loses a key.
+    """
+    square = torch.ones(count, count, dtype=torch.bool)
+    scores[..., -count:].masked_fill_(square.triu(1), float("-inf"))
+    if oldest is not None:
+        near = scores[..., :count]
+        near.masked_fill_(square[:, : near.shape[-1]].tril(oldest - 1), float("-inf"))
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Let oneDNN multiply fp32 matrices in bfloat16, accumulating in fp32. The operands are bfloat16 values anyway,
+    except for the attention weights."""
+    backends: Any = torch.backends
+    onednn = backends.mkldnn.matmul
+    before = onednn.fp32_precision
+    onednn.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        onednn.fp32_precision = before

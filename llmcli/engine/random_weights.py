@@ -1,0 +1,30 @@
+"""A model of any shape without a checkpoint: random weights, good for measuring speed only."""
+
+from __future__ import annotations
+
+import torch
+
+from llmcli.engine.transformer import EngineTransformer
+from llmcli.model.config import ModelConfig
+
+PATTERN = 2**20 + 7  # random numbers, repeated to save time; an odd number, so that rows differ
+
+
+def random_model(config: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> EngineTransformer:
+    """Norms at 1, biases at 0, and all else from a normal distribution with deviation 0.02."""
+    with torch.device("meta"):
+        model = EngineTransformer(config)
+    model = model.to(dtype).to_empty(device=device)
+    pattern = (0.02 * torch.randn(PATTERN, generator=torch.Generator().manual_seed(0))).to(device, dtype)
+    offset = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0 - config.norm_offset)
+            continue
+        rest = parameter.view(-1)
+        while len(rest):
+            piece = pattern[offset : offset + len(rest)]
+            rest[: len(piece)] = piece
+            rest, offset = rest[len(piece) :], (offset + len(piece)) % PATTERN
+    return model.eval()

@@ -1,0 +1,79 @@
+"""OLMo 2 and OLMoE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmcli.errors import LlmcliError
+from llmcli.model.config import ModelConfig, MoeConfig
+from llmcli.model.families.fields import (
+    Defaults,
+    common,
+    field,
+    num_experts,
+)
+from llmcli.model.families.rules import Family, Names
+
+
+def parse_olmo2(raw: Mapping[str, Any]) -> ModelConfig:
+    """OLMo 2 (OLMo Team 2025): only post-norms, queries and keys normalized over all heads.
+
+    config.json -> ModelConfig, with the defaults of transformers' Olmo2Config.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="olmo2",
+            vocab_size=50304,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=2048,
+            norm_eps=1e-5,
+            eos_token_id=50279,
+        ),
+    )
+    bias = field(raw, "attention_bias", False)
+    return ModelConfig(**shared, pre_norm=False, post_norm=True, qk_norm="full", qkv_bias=bias, out_bias=bias)
+
+
+OLMO2_NAMES = Names(attn_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
+OLMO2 = Family("olmo2", parse_olmo2, OLMO2_NAMES.rules)
+
+
+def parse_olmoe(raw: Mapping[str, Any]) -> ModelConfig:
+    """OLMoE (Muennighoff et al. 2024): a mixture of experts in every layer, queries and keys normalized over all heads.
+
+    config.json -> ModelConfig, with the defaults of transformers' OlmoeConfig.
+
+    Errors: clipped q, k and v.
+    """
+    if raw.get("clip_qkv") is not None:
+        raise LlmcliError("config.json: clip_qkv is not supported", "published OLMoE models do not use it")
+    shared = common(
+        raw,
+        Defaults(
+            model_type="olmoe",
+            vocab_size=50304,
+            hidden_size=2048,
+            intermediate_size=2048,
+            num_hidden_layers=16,
+            num_attention_heads=16,
+            max_position_embeddings=4096,
+            norm_eps=1e-5,
+            eos_token_id=50279,
+        ),
+    )
+    moe = MoeConfig(
+        num_experts=num_experts(raw, 64),
+        num_experts_per_tok=field(raw, "num_experts_per_tok", 8),
+        intermediate_size=shared["intermediate_size"],
+        normalize=field(raw, "norm_topk_prob", False),
+    )
+    bias = field(raw, "attention_bias", False)
+    return ModelConfig(**shared, moe=moe, qk_norm="full", qkv_bias=bias, out_bias=bias)
+
+
+OLMOE = Family("olmoe", parse_olmoe, Names().rules)

@@ -1,0 +1,53 @@
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmcli.model.config import ModelConfig
+from llmcli.model.families.fields import (
+    Defaults,
+    common,
+    optional,
+    windowed,
+)
+from llmcli.model.families.rules import Family, Names
+
+
+def parse_phi3(raw: Mapping[str, Any]) -> ModelConfig:
+    """Phi-3 (Abdin et al. 2024): a Llama with stacked matrices, and LongRoPE.
+
+    config.json -> ModelConfig, with the defaults of transformers' Phi3Config.
+    """
+    shared = common(
+        with_longrope(raw),
+        Defaults(
+            model_type="phi3",
+            vocab_size=32064,
+            hidden_size=3072,
+            intermediate_size=8192,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=4096,
+            norm_eps=1e-5,
+            bos_token_id=1,
+            eos_token_id=32000,
+        ),
+    )
+    window = optional(raw, "sliding_window", None, int)
+    return ModelConfig(**shared, **windowed(window, shared["num_hidden_layers"]))
+
+
+def with_longrope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json in its present form: early files call LongRoPE "su" or "yarn". The original context is 4096."""
+    scaling = raw.get("rope_scaling") or raw.get("rope_parameters")
+    if not isinstance(scaling, Mapping):
+        return raw
+    scaling = {"original_max_position_embeddings": 4096, **scaling}
+    if scaling.get("rope_type", scaling.get("type")) in ("su", "yarn"):
+        scaling["rope_type"] = "longrope"
+    return {**raw, "rope_scaling": scaling}
+
+
+PHI3 = Family("phi3", parse_phi3, Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)).rules)
