@@ -90,7 +90,7 @@ def changed(case: Tiny, folder: Path, config: dict[str, Any] | None = None, **te
         ({"alpha_pattern": {"(a+)+": 1}}, {}, "alpha_pattern"),
         ({"alpha_pattern": []}, {}, None),
         ({"alpha_pattern": [1]}, {}, "alpha_pattern"),
-        ({}, {"0_self_attn_q_proj_lora_A_weight": None}, "half"),
+        ({}, {"0_self_attn_q_proj_lora_A_weight": None}, "missing"),
         ({}, {"0_self_attn_q_proj_lora_A_weight": torch.ones(3, 5)}, "does not fit"),
         ({}, {"0_self_attn_q_proj_lora_A_weight": torch.ones(4, 48)}, "does not fit"),
         ({}, {"0_self_attn_q_proj_lora_A_weight": torch.ones(3)}, "does not fit"),

@@ -256,7 +256,7 @@ def test_a_layout_that_is_not_known_is_noticed_and_still_gives_right_products(mo
 def test_matrices_may_be_rounded_and_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
     given, rows = linear(300, 64, bias=True), noise(FEW_TOKENS + 3, 64, seed=2)
     whole = {kind: (stored_tensors(given, kind, "it"), rounded(given, kind)(rows)) for kind in KINDS}
-    monkeypatch.setattr(module, "AT_ONCE", pieces)
+    monkeypatch.setattr(module, "CHUNK", pieces)
     for kind, (tensors, y) in whole.items():
         again = stored_tensors(given, kind, "it")
         assert again.keys() == tensors.keys()
@@ -365,7 +365,7 @@ def test_rounding_twice_is_refused(kind: Kind) -> None:
         with pytest.raises(LlmcliError, match="already") as caught:
             quantize(model, again)
         assert caught.value.exit_code == EXIT_USAGE
-        assert caught.value.hint
+        assert caught.value.kind == "already-quantized"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -386,7 +386,7 @@ def test_models_elsewhere_than_on_the_cpu_are_refused() -> None:
     with pytest.raises(LlmcliError, match="not on meta") as caught:
         quantize(model, "int8")
     assert caught.value.exit_code == EXIT_USAGE
-    assert "--device cpu" in caught.value.hint
+    assert caught.value.kind == "quantized-needs-cpu"
     assert len(list(matrices(model))) > 5, "nothing was rounded"
 
 
