@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmcli.cli import COMMANDS, cli
+from llmcli.generation.filters import FILTERS, default_order
 from llmcli.hub import default_model, find
 from llmcli.model.families import FAMILIES
 from tests.endpoint_server import Endpoint
@@ -272,6 +273,21 @@ def test_the_table_of_families_is_complete() -> None:
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(FAMILIES)
 
 
+def test_the_table_of_filters_has_all_of_them_in_the_order_in_which_they_run() -> None:
+    rows = re.findall(r"^\| `--([a-z-]+).*\| (.*) \|$", DOCUMENTS["docs/generating.md"], re.MULTILINE)
+    assert tuple(name for name, _ in rows) == default_order()
+    off = {name: option.off for name, option in ((name, cls.option) for name, cls in FILTERS.items())}
+    assert all(float(value) == off[name] for name, value in rows if off.get(name) is not None)
+
+
+def test_every_command_with_json_is_in_the_document_of_formats() -> None:
+    for name in COMMANDS:
+        command = cli.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        if any("--json" in option.opts for option in command.params):
+            assert re.search(rf"^{name} |`{name} --json`", DOCUMENTS["docs/json.md"], re.MULTILINE), name
+
+
 VIEW_OPTIONS = {"attend --head": ["1.1"], "compare": ["-m", "llama-tales-12m"] * 2}
 
 
@@ -279,7 +295,7 @@ def test_the_formats_of_the_views_are_as_documented() -> None:
     """The outermost keys of each view's object, all and in this order."""
     view = r"^(tokenize --merges|attend --head|[a-z]+) +(\{.*?)(?=\n\S|\n```)"
     documented = re.findall(view, section_of_json("Views"), re.DOTALL | re.MULTILINE)
-    assert len(documented) == 12
+    assert documented
     for name, form in documented:
         text = [] if name == "inspect" else ["king" if name == "neighbours" else "Once upon a time there was"]
         (written,) = written_by([*name.split(), *VIEW_OPTIONS.get(name, []), *text, "--json"])
@@ -295,6 +311,8 @@ def test_the_formats_of_the_other_commands_are_as_documented(tmp_path: Path) -> 
     step = ["explain-step", "The fox", "--temperatures", "0,1", "--json"]
     assert [list(*written_by(step))] == [keys(form) for form in forms_of("explain-step")]
     assert [list(written_by(["models", "--json"])[0])] == [keys(form) for form in forms_of("models")]
+    bench = ["bench", "-p", "4", "-n", "2", "-r", "1", "--json"]
+    assert [list(*written_by(bench))] == [keys(form) for form in forms_of("bench")]
     (tmp_path / "in.jsonl").write_text('{"prompt": "The fox", "max_tokens": 2}\n', encoding="utf-8")
     written_by(["batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")])
     assert [list(json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8")))] == [
