@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option
 from llmcli.commands.options.model import ModelChoice, model_options
@@ -36,10 +37,5 @@ def branch(prompt: Prompt, at: str, width: int, depth: int, form: Form, choice: 
     text = prompt.read()
     loaded = choice.open()
 
-    from llmcli.explain.continuations import branch_report
-    from llmcli.explain.selection import find_position
-    from llmcli.render.branch import print_branch
-
-    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
-    position = find_position(loaded.tokenizer, ids, at)
-    form.show(branch_report(loaded, ids, position, width=width, depth=depth), print_branch)
+    report = explain.branch(loaded, text, position=at, width=width, depth=depth, parse_special=prompt.parse_special)
+    form.show(report, render.print_branch)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, pair_options
 from llmcli.commands.options.output import Form, form_options
@@ -34,8 +37,5 @@ def compare(prompt: Prompt, top: int, form: Form, choices: tuple[ModelChoice, Mo
     text = prompt.read()
     first, second = (choice.open() for choice in choices)
 
-    from llmcli.explain.comparison import compare_report
-    from llmcli.render.compare import print_compare
-
-    report = compare_report(first, second, text, parse_special=prompt.parse_special)
-    form.show(report, lambda report, stream: print_compare(report, stream, top=top))
+    report = explain.compare(first, second, text, parse_special=prompt.parse_special)
+    form.show(report, partial(render.print_compare, top=top))

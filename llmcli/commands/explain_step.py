@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli import explain
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import SplitChoice, split_options
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
@@ -89,11 +90,18 @@ def explain_step(
 
     ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
-    shape = {"top": top, "temperatures": warmths}
     if interactive:
-        walk(loaded, sampler, ids, shape)
+        walk(loaded, sampler, ids, {"top": top, "temperatures": warmths})
         return
-    report = report_of_step(loaded, sampler, ids, index, overflow == "shift", shape)
+    report = explain.step(
+        loaded,
+        ids,
+        index=index,
+        sampler=sampler,
+        top=top,
+        temperatures=warmths,
+        rolls=overflow == "shift",
+    )
     form.show(report, print_step, json_forms.step)
 
 
@@ -109,30 +117,8 @@ def explain_there(server: Server, text: str, sampling: Sampling, index: int, top
     form.show(report, print_server_step, json_forms.server_step)
 
 
-def report_of_step(
-    loaded: LoadedModel, sampler: Sampler, ids: list[int], index: int, rolls: bool, shape: dict[str, Any]
-) -> StepReport:
-    """The report of the index-th step of the same loop that `generate` runs. Errors: it ends before that."""
-    from llmcli.explain.sampling_step import step_report
-    from llmcli.generation.steps import roll, steps
-
-    context = list(ids)
-    stops, limit = loaded.stop_ids, loaded.model.config.max_position_embeddings
-    for step in steps(loaded.model, ids, sampler=sampler, max_new_tokens=index + 1, stop_ids=stops, rolls=rolls):
-        if step.position < len(context):
-            roll(context, limit)
-        if step.index == index:
-            return step_report(step, sampler, loaded.tokenizer, prompt_ids=ids, context_ids=context, **shape)
-        context.append(step.token)
-    raise usage_error(
-        f"there is no step {index}: the text ended at step {step.index} ({step.finish})",
-        f"ask for a step from 0 to {step.index}",
-    )
-
-
 def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str, Any]) -> None:
     """Step by step: show the candidates, append the one that the user picks, and go on until they leave."""
-    from llmcli.explain.sampling_step import step_report
     from llmcli.generation.steps import steps
     from llmcli.render.step import print_step
     from llmcli.render.terminal import printable
@@ -141,7 +127,7 @@ def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str,
     stepping = steps(loaded.model, ids, sampler=sampler, max_new_tokens=loaded.model.config.max_position_embeddings)
     step: Step | None = next(stepping)
     while step is not None:
-        report = step_report(step, sampler, loaded.tokenizer, prompt_ids=ids, context_ids=context, **shape)
+        report = explain.step_report(step, sampler, loaded.tokenizer, prompt_ids=ids, context_ids=context, **shape)
         print_step(report, sys.stdout)
         token = pick(report)
         if token is None:

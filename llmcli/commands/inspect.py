@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, find_model, model_options
 from llmcli.commands.options.output import Form, form_options
@@ -37,17 +38,15 @@ def inspect(tokens: int | None, form: Form, choice: ModelChoice, verbose: bool) 
     folder = find_model(choice.model, choice.offline)
     import_torch()
 
-    from llmcli.explain.inspection import inspect_report
     from llmcli.hub.cache import name_of
-    from llmcli.render.inspect import print_inspect
 
-    report = inspect_report(
+    report = explain.inspect_folder(
         name_of(folder),
         folder,
         device=choice.device,
         dtype=choice.dtype,
         quantization=choice.quantization,
         tokens=tokens,
-        opened=choice.open,
+        open_model=choice.open,
     )
-    form.show(report, print_inspect)
+    form.show(report, render.print_inspect)

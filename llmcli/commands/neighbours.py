@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.output import Form, form_options
@@ -27,9 +28,4 @@ def neighbours(word: str, top: int, form: Form, choice: ModelChoice, verbose: bo
       llmcli neighbours king
       llmcli neighbours "king - man + woman"
     """
-    loaded = choice.open()
-
-    from llmcli.explain.embeddings import neighbours_report
-    from llmcli.render.neighbours import print_neighbours
-
-    form.show(neighbours_report(loaded, word, top), print_neighbours)
+    form.show(explain.neighbours(choice.open(), word, top=top), render.print_neighbours)

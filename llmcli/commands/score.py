@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import SplitChoice, split_options
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -39,11 +42,5 @@ def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, endpoint: E
 
         report = server_score(endpoint.open(), text)
     else:
-        loaded = choice.open()
-        from llmcli.explain.scoring import score_report
-
-        report = score_report(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special))
-
-    from llmcli.render.score import print_score
-
-    form.show(report, lambda report, stream: print_score(report, stream, top=top))
+        report = explain.score(choice.open(), text, parse_special=prompt.parse_special)
+    form.show(report, partial(render.print_score, top=top))

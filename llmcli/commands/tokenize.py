@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from llmcli import explain
 from llmcli.commands.options.common import offline_option, verbose_option
 from llmcli.commands.options.model import MODEL_HELP, find_model, several_models
 from llmcli.commands.options.output import Form, form_options
@@ -51,8 +52,6 @@ def tokenize(
     check_forms(prompt, models, only_ids, only_count, merges, decode, form)
     source = prompt.read() if decode is None else ""
 
-    from llmcli.explain.bpe_merges import merges_report
-    from llmcli.explain.tokenization import tokenization
     from llmcli.files.ndjson import write_line
     from llmcli.hub.cache import name_of
     from llmcli.render import json_forms
@@ -64,7 +63,7 @@ def tokenize(
     folders = [find_model(name, offline) for name in models or (None,)]
     tokenizers = [load_tokenizer(folder, name_of(folder)) for folder in folders]
     if merges:
-        form.show(merges_report(tokenizers[0], source, parse_special=prompt.parse_special), print_merges)
+        form.show(explain.merges(tokenizers[0], source, parse_special=prompt.parse_special), print_merges)
         return
     for tokenizer in tokenizers:
         if decode is not None:
@@ -74,7 +73,7 @@ def tokenize(
             click.echo(" ".join(map(str, ids)) if only_ids else len(ids))
     if decode is not None or only_ids or only_count:
         return
-    reports = [tokenization(tokenizer, source, parse_special=prompt.parse_special) for tokenizer in tokenizers]
+    reports = [explain.tokenize(tokenizer, source, parse_special=prompt.parse_special) for tokenizer in tokenizers]
     if form.as_json:
         for report in reports:
             write_line(json_forms.tokenization(report), sys.stdout)

@@ -6,14 +6,13 @@ import sys
 
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.output import Form, form_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import EXIT_FAILURE
-
-SENTENCE = "The cat that I saw yesterday was sleeping"
 
 
 @click.command(cls=Command)
@@ -34,22 +33,19 @@ def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbos
       llmcli tour
       llmcli tour "Once upon a time there was a fox" --no-pause
     """
-    text = prompt.read_optional() or SENTENCE
+    text = prompt.read_optional()
     loaded = choice.open()
 
-    from llmcli.explain.guided_tour import tour_report
-    from llmcli.render.tour import TOUR_STOPS, print_tour, print_tour_stop
-
-    report = tour_report(loaded, text)
+    report = explain.tour(loaded, text)
     if no_pause or form.as_json or sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        form.show(report, print_tour)
+        form.show(report, render.print_tour)
         return
-    for number in range(len(TOUR_STOPS)):
-        print_tour_stop(report, sys.stdout, number)
-        if number < len(TOUR_STOPS) - 1 and click.prompt(
+    for number in range(len(render.TOUR_STOPS)):
+        render.print_tour_stop(report, sys.stdout, number)
+        if number < len(render.TOUR_STOPS) - 1 and click.prompt(
             "\nEnter: go on, q: leave", default="", show_default=False, prompt_suffix=" "
         ).strip().lower() in ("q", "quit"):
             break
-    form.paint(lambda stream: print_tour(report, stream))
+    form.paint(lambda stream: render.print_tour(report, stream))
     if not report.check.ok:
         sys.exit(EXIT_FAILURE)

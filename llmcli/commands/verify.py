@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.output import Form, form_options
@@ -37,20 +38,20 @@ def verify(prompt: Prompt, form: Form, choice: ModelChoice, verbose: bool) -> No
       llmcli verify "Once upon a time there was a fox" --dtype float32
       llmcli verify --quantize int8 --json
     """
-    given = prompt.read_optional()
+    text = prompt.read_optional()
     loaded = choice.open()
-
-    from llmcli.explain.verification.view import TEXT, verify_report
-    from llmcli.render.progress import VerifyProgress
-    from llmcli.render.verify import print_verify
-
-    text = given or TEXT
-    ids = loaded.prompt_ids(text, parse_special=prompt.parse_special)
-    with VerifyProgress(sys.stderr) as view:
+    with render.VerifyProgress(sys.stderr) as progress:
 
         def reopen(device: str, dtype: str) -> LoadedModel:
-            view.pause()
+            progress.pause()
             return replace(choice, device=device, dtype=dtype).open()
 
-        report = verify_report(loaded, text, ids, reopen, adapted=choice.adapter is not None, progress=view)
-    form.show(report, print_verify)
+        report = explain.verify(
+            loaded,
+            text,
+            reopen=reopen,
+            adapted=choice.adapter is not None,
+            progress=progress,
+            parse_special=prompt.parse_special,
+        )
+    form.show(report, render.print_verify)

@@ -17,8 +17,23 @@ if TYPE_CHECKING:
     from llmcli.explain.attention import attention_pattern as attention_pattern
     from llmcli.explain.attribution import WhyReport as WhyReport
     from llmcli.explain.attribution import why as why
+    from llmcli.explain.bpe_merges import MergesReport as MergesReport
+    from llmcli.explain.bpe_merges import merges as merges
+    from llmcli.explain.comparison import CompareReport as CompareReport
+    from llmcli.explain.comparison import compare as compare
+    from llmcli.explain.continuations import BranchReport as BranchReport
+    from llmcli.explain.continuations import branch as branch
+    from llmcli.explain.embeddings import NeighboursReport as NeighboursReport
+    from llmcli.explain.embeddings import neighbours as neighbours
+    from llmcli.explain.guided_tour import TourReport as TourReport
+    from llmcli.explain.guided_tour import tour as tour
+    from llmcli.explain.inspection import InspectReport as InspectReport
+    from llmcli.explain.inspection import inspect as inspect
+    from llmcli.explain.inspection import inspect_folder as inspect_folder
     from llmcli.explain.logit_lens import LensReport as LensReport
     from llmcli.explain.logit_lens import lens as lens
+    from llmcli.explain.position_encoding import PositionReport as PositionReport
+    from llmcli.explain.position_encoding import position as position
     from llmcli.explain.report import Alternative as Alternative
     from llmcli.explain.report import Check as Check
     from llmcli.explain.report import Claim as Claim
@@ -26,22 +41,59 @@ if TYPE_CHECKING:
     from llmcli.explain.report import Report as Report
     from llmcli.explain.report import ScoreReport as ScoreReport
     from llmcli.explain.report import VocabEntry as VocabEntry
+    from llmcli.explain.sampling_step import StepReport as StepReport
+    from llmcli.explain.sampling_step import default_sampler as default_sampler
+    from llmcli.explain.sampling_step import generated_token_of as generated_token_of
+    from llmcli.explain.sampling_step import step as step
+    from llmcli.explain.sampling_step import step_report as step_report
+    from llmcli.explain.scoring import score as score
+    from llmcli.explain.selection import find_token as find_token
+    from llmcli.explain.tokenization import Tokenization as Tokenization
+    from llmcli.explain.tokenization import tokenize as tokenize
+    from llmcli.explain.verification.view import VerifyReport as VerifyReport
+    from llmcli.explain.verification.view import verify as verify
 
 __all__ = [
     "Alternative",
     "AttendReport",
     "AttentionPattern",
+    "BranchReport",
     "Check",
     "Claim",
+    "CompareReport",
     "GeneratedToken",
+    "InspectReport",
     "LensReport",
+    "MergesReport",
+    "NeighboursReport",
+    "PositionReport",
     "Report",
     "ScoreReport",
+    "StepReport",
+    "Tokenization",
+    "TourReport",
+    "VerifyReport",
     "VocabEntry",
     "WhyReport",
     "attend",
     "attention_pattern",
+    "branch",
+    "compare",
+    "default_sampler",
+    "find_token",
+    "generated_token_of",
+    "inspect",
+    "inspect_folder",
     "lens",
+    "merges",
+    "neighbours",
+    "position",
+    "score",
+    "step",
+    "step_report",
+    "tokenize",
+    "tour",
+    "verify",
     "why",
 ]
 __getattr__, __dir__ = lazy.exports(
@@ -50,17 +102,43 @@ __getattr__, __dir__ = lazy.exports(
         "Alternative": "report",
         "AttendReport": "attention",
         "AttentionPattern": "attention",
+        "BranchReport": "continuations",
         "Check": "report",
         "Claim": "report",
+        "CompareReport": "comparison",
         "GeneratedToken": "report",
+        "InspectReport": "inspection",
         "LensReport": "logit_lens",
+        "MergesReport": "bpe_merges",
+        "NeighboursReport": "embeddings",
+        "PositionReport": "position_encoding",
         "Report": "report",
         "ScoreReport": "report",
+        "StepReport": "sampling_step",
+        "Tokenization": "tokenization",
+        "TourReport": "guided_tour",
+        "VerifyReport": "verification.view",
         "VocabEntry": "report",
         "WhyReport": "attribution",
         "attend": "attention",
         "attention_pattern": "attention",
+        "branch": "continuations",
+        "compare": "comparison",
+        "default_sampler": "sampling_step",
+        "find_token": "selection",
+        "generated_token_of": "sampling_step",
+        "inspect": "inspection",
+        "inspect_folder": "inspection",
         "lens": "logit_lens",
+        "merges": "bpe_merges",
+        "neighbours": "embeddings",
+        "position": "position_encoding",
+        "score": "scoring",
+        "step": "sampling_step",
+        "step_report": "sampling_step",
+        "tokenize": "tokenization",
+        "tour": "guided_tour",
+        "verify": "verification.view",
         "why": "attribution",
     },
 )

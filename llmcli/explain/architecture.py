@@ -1,4 +1,4 @@
-"""A model's shape in words and numbers: its sizes, and what sets it apart from a plain Llama."""
+"""A model's architecture: its sizes, and what distinguishes it from a plain Llama."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from llmcli.model.config import ModelConfig, RopeConfig
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary positions; ``factor`` stretches the ``original_context`` of pre-training. ``features`` of a head turn."""
+class Rotary:
+    """Rotary positions of ``features`` of each head; ``factor`` extends the ``original_context`` of pre-training."""
 
     type: str
     theta: float
@@ -20,10 +20,11 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes, mostly under config.json's notions. ``rows`` are the embedding's, ``tokens`` the tokenizer's.
+class Architecture:
+    """Sizes; ``rows`` is the number of embeddings, ``tokens`` the number of tokens that the tokenizer has.
 
-    ``windowed`` layers see the last ``window`` positions. ``particulars`` tell in words how it differs from a Llama.
+    ``windowed`` layers see the last ``window`` positions only. ``particulars`` are phrases for what a Llama does not
+    have.
     """
 
     family: str
@@ -39,18 +40,18 @@ class Shape:
     tokens: int
     tied: bool
     context: int
-    rope: Rope | None
-    local_rope: Rope | None
+    rope: Rotary | None
+    local_rope: Rotary | None
     windowed: int
     window: int | None
     particulars: tuple[str, ...]
 
 
-def shape_of(config: ModelConfig, tokens: int) -> Shape:
-    """The shape of a model whose tokenizer has ``tokens`` tokens."""
+def architecture_of(config: ModelConfig, tokens: int) -> Architecture:
+    """Return the architecture of a model whose tokenizer has ``tokens`` tokens."""
     moe = config.moe
     windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
-    return Shape(
+    return Architecture(
         family=config.model_type,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -72,10 +73,10 @@ def shape_of(config: ModelConfig, tokens: int) -> Shape:
     )
 
 
-def _rope(rope: RopeConfig | None, config: ModelConfig) -> Rope | None:
+def _rope(rope: RopeConfig | None, config: ModelConfig) -> Rotary | None:
     if rope is None:
         return None
-    return Rope(
+    return Rotary(
         type=rope.rope_type,
         theta=rope.theta,
         factor=rope.factor,
@@ -85,27 +86,27 @@ def _rope(rope: RopeConfig | None, config: ModelConfig) -> Rope | None:
 
 
 def _particulars(config: ModelConfig) -> Iterator[str]:
-    """What differs from the defaults of ``ModelConfig``, which are a Llama's."""
+    """Phrases for what differs from the defaults of ``ModelConfig``, which are a Llama's."""
     if config.norm == "layer":
         yield "LayerNorm" + (" with biases" if config.norm_bias else "")
     if config.norm_offset:
-        yield f"norms add {config.norm_offset:g} to their weight"
+        yield f"norms scale by {config.norm_offset:g} + weight"
     if config.post_norm:
-        yield "norms behind attention and MLP, " + ("and before" if config.pre_norm else "none before")
+        yield "norms after attention and MLP, " + ("and before" if config.pre_norm else "not before")
     if config.qk_norm is not None:
-        each = {"head": "by head", "heads": "each head its own", "full": "all heads together"}[config.qk_norm]
-        yield f"queries and keys are normed, {each}"
-    biased = {"q, k and v": config.qkv_bias, "attention's output": config.out_bias, "the MLP": config.mlp_bias}
+        each = {"head": "per head", "heads": "per head with its own weights", "full": "over all heads"}[config.qk_norm]
+        yield f"norms on queries and keys, {each}"
+    biased = {"q, k and v": config.qkv_bias, "attention output": config.out_bias, "MLP": config.mlp_bias}
     if any(biased.values()):
-        yield "biases in " + ", ".join(name for name, there in biased.items() if there)
+        yield "biases in " + ", ".join(name for name, has_bias in biased.items() if has_bias)
     if config.parallel_residual:
-        yield "attention and MLP side by side" + (", behind one norm" if config.shared_norm else "")
+        yield "attention and MLP in parallel" + (", after one shared norm" if config.shared_norm else "")
     if config.activation != "silu" or not config.gated_mlp:
-        yield f"MLP with {config.activation}, {'gated' if config.gated_mlp else 'not gated'}"
+        yield f"{'gated' if config.gated_mlp else 'ungated'} MLP with {config.activation}"
     if config.moe is not None and config.moe.dense_layers:
-        yield f"layers with an MLP of {config.intermediate_size} in place of experts: {len(config.moe.dense_layers)}"
+        yield f"layers with an MLP of {config.intermediate_size} instead of experts: {len(config.moe.dense_layers)}"
     if config.position == "learned":
-        yield "a learned vector for each position"
+        yield "learned position embeddings"
     if config.layers_without_rope:
         yield f"layers without positions: {len(config.layers_without_rope)}"
     if config.attention_scale not in (None, config.head_dim**-0.5):
@@ -113,7 +114,7 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
     caps = {"attention scores": config.attention_softcap, "logits": config.logit_softcap}
     for what, cap in caps.items():
         if cap is not None:
-            yield f"{what} bounded to ±{cap:g}"
+            yield f"{what} capped softly at ±{cap:g}"
     for name in ("embedding", "residual", "logit"):
         scale = getattr(config, f"{name}_scale")
         if scale != 1:

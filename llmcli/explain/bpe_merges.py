@@ -1,4 +1,4 @@
-"""The view of merges: how does a word become tokens?"""
+"""Merges: how byte-pair encoding (BPE) turns each word into tokens. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
+from llmcli.explain.tokenization import tokenizer_of
 from llmcli.text.bpe import Bpe, Join, joins, read_bpe, replayed
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.words import Word, words
 
-SPACE = "\u2581"  # SentencePiece's, which begins a word
+if TYPE_CHECKING:
+    from llmcli.generation.loaded import LoadedModel
+
+SPACE = "\u2581"  # how SentencePiece writes the space that starts a word
+
+Kind = Literal["merged", "whole", "added"]
 
 
 @dataclass(frozen=True)
 class MergeRow:
-    """``left`` and ``right`` become ``result``, which begins with the word's symbol ``at``. Rank 0 was learnt first."""
+    """One merge: ``left`` and ``right`` become ``result``, which starts at the word's symbol number ``at``.
+
+    ``rank`` is the merge's number in the order of training; 0 was learned first.
+    """
 
     rank: int
     left: VocabEntry
@@ -30,15 +39,15 @@ class MergeRow:
 
 @dataclass(frozen=True)
 class WordMerges:
-    """A word that the text holds ``count`` times: from ``symbols`` through ``merges`` to ``tokens``.
+    """A word that occurs ``count`` times in the text: ``symbols``, joined by ``merges``, become ``tokens``.
 
-    Of an "added" token, and of a word that is taken "whole" because it is a token itself, there is no merge.
+    Two kinds of words have no merges: "added" tokens, and words that are "whole" because they are a token themselves.
     """
 
     text: str
     bytes: bytes
     count: int
-    kind: Literal["merged", "whole", "added"]
+    kind: Kind
     symbols: tuple[VocabEntry, ...]
     merges: tuple[MergeRow, ...]
     tokens: tuple[VocabEntry, ...]
@@ -46,10 +55,10 @@ class WordMerges:
 
 @dataclass(frozen=True)
 class MergesReport(Report):
-    """The different words of a text, in the order of their first places.
+    """The distinct words of a text, in order of first occurrence.
 
-    ``tokens`` counts those of all words, ``around`` those that are put around every text, ``ranks`` the merges
-    that the tokenizer has.
+    ``tokens`` counts the tokens of all words, ``around`` the tokens that are added around every text (such as BOS),
+    ``ranks`` the merges of the tokenizer.
     """
 
     model: str
@@ -61,72 +70,76 @@ class MergesReport(Report):
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How a word became tokens, in ids."""
+class _Derivation:
+    """How one word became tokens; all but ``kind`` in ids."""
 
-    kind: Literal["merged", "whole", "added"]
+    kind: Kind
     symbols: tuple[int, ...]
-    done: tuple[Join, ...]
+    joins: tuple[Join, ...]
     tokens: tuple[int, ...]
 
 
-def merges_report(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> MergesReport:
-    """Every merge that built the words of ``text``. Errors: a tokenizer that is not BPE."""
+def merges(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bool = False) -> MergesReport:
+    """Replay every merge that built the words of ``text``.
+
+    Errors: a tokenizer that is not BPE, a text that is not valid Unicode.
+    """
+    tokenizer = tokenizer_of(tokenizer)
     bpe = read_bpe(tokenizer)
     found = words(tokenizer, text, parse_special=parse_special)
-    ways = [_way(tokenizer, bpe, word) for word in found]
-    wrong = sum(_different(way.tokens, word.ids) for way, word in zip(ways, found, strict=True))
-    counts = Counter(part for way in ways for part in _parts(tokenizer, way))
+    derivations = [_derive(tokenizer, bpe, word) for word in found]
+    wrong = sum(_differences(own.tokens, word.ids) for own, word in zip(derivations, found, strict=True))
+    counts = Counter(part for own in derivations for part in _split_at_spaces(tokenizer, own))
     return MergesReport(
         model=tokenizer.name,
-        words=tuple(_word(tokenizer, way, count) for way, count in counts.items()),
-        tokens=sum(len(way.tokens) for way in ways),
+        words=tuple(_word_merges(tokenizer, own, count) for own, count in counts.items()),
+        tokens=sum(len(own.tokens) for own in derivations),
         around=len(tokenizer.encode(text, parse_special=parse_special)) - sum(len(word.ids) for word in found),
         ranks=len(bpe.ranks),
         check=check(
             Claim("replaying the merges gives the tokenizer's own ids", wrong, 0.0),
-            Claim("pairs of lower rank came first,", sum(_late(way.done) for way in ways), 0.0),
+            Claim("merges of lower rank come first", sum(_out_of_order(own.joins) for own in derivations), 0.0),
         ),
     )
 
 
-def _way(tokenizer: Tokenizer, bpe: Bpe, word: Word) -> _Way:
+def _derive(tokenizer: Tokenizer, bpe: Bpe, word: Word) -> _Derivation:
     whole = tokenizer.fast.token_to_id(word.text) if word.added else bpe.whole(word.text)
     if whole is not None:
-        return _Way("added" if word.added else "whole", (whole,), (), (whole,))
+        return _Derivation("added" if word.added else "whole", (whole,), (), (whole,))
     symbols = bpe.symbols(word.text)
     done = joins(symbols, bpe.ranks)
-    return _Way("merged", tuple(symbols), tuple(done), tuple(_after(symbols, done)[1]))
+    return _Derivation("merged", tuple(symbols), tuple(done), tuple(_after(symbols, done)[1]))
 
 
 def _after(symbols: Sequence[int], done: Iterable[Join]) -> tuple[list[int], list[int]]:
-    """Places and ids once all is joined."""
+    """The start of each token, as a symbol's number, and its id, after all joins."""
     *_, last = replayed(symbols, ((join.at, join.result) for join in done))
     return last
 
 
-def _parts(tokenizer: Tokenizer, way: _Way) -> Iterator[_Way]:
-    """The word cut before tokens that begin with a space: some tokenizers take a whole text for one word.
+def _split_at_spaces(tokenizer: Tokenizer, own: _Derivation) -> Iterator[_Derivation]:
+    """Split a word before each token that starts with a space: some tokenizers treat a whole text as one word.
 
-    No merge reaches over a cut, and none within depends on what is outside: each part became what it is by itself.
+    No merge crosses such a split, and no merge within a part depends on the other parts.
     """
-    if way.kind != "merged":
-        yield way
+    if own.kind != "merged":
+        yield own
         return
-    places, ids = _after(way.symbols, way.done)
+    positions, ids = _after(own.symbols, own.joins)
     cuts = [n for n, id in enumerate(ids) if n and (tokenizer.fast.id_to_token(id) or "").startswith(SPACE)]
-    starts = [places[n] for n in cuts]
+    starts = [positions[n] for n in cuts]
     inside: list[list[Join]] = [[] for _ in (0, *cuts)]
-    for join in way.done:
+    for join in own.joins:
         inside[bisect.bisect_right(starts, join.at)].append(join)
     for n, (first, last) in enumerate(itertools.pairwise((0, *cuts, len(ids)))):
-        start, end = (0, *starts)[n], (*starts, len(way.symbols))[n]
+        start, end = (0, *starts)[n], (*starts, len(own.symbols))[n]
         done = tuple(replace(join, at=join.at - start) for join in inside[n])
-        yield _Way(way.kind, way.symbols[start:end], done, tuple(ids[first:last]))
+        yield _Derivation(own.kind, own.symbols[start:end], done, tuple(ids[first:last]))
 
 
-def _word(tokenizer: Tokenizer, way: _Way, count: int) -> WordMerges:
-    data = b"".join(tokenizer.token_bytes(id) for id in way.tokens)
+def _word_merges(tokenizer: Tokenizer, own: _Derivation, count: int) -> WordMerges:
+    data = b"".join(tokenizer.token_bytes(id) for id in own.tokens)
     rows = (
         MergeRow(
             rank=join.rank,
@@ -135,27 +148,27 @@ def _word(tokenizer: Tokenizer, way: _Way, count: int) -> WordMerges:
             result=vocab_entry(tokenizer, join.result),
             at=join.at,
         )
-        for join in way.done
+        for join in own.joins
     )
     return WordMerges(
         text=data.decode("utf-8", "replace"),
         bytes=data,
         count=count,
-        kind=way.kind,
-        symbols=tuple(vocab_entry(tokenizer, id) for id in way.symbols),
+        kind=own.kind,
+        symbols=tuple(vocab_entry(tokenizer, id) for id in own.symbols),
         merges=tuple(rows),
-        tokens=tuple(vocab_entry(tokenizer, id) for id in way.tokens),
+        tokens=tuple(vocab_entry(tokenizer, id) for id in own.tokens),
     )
 
 
-def _late(done: Sequence[Join]) -> int:
-    """How many joins came behind one of higher rank that did not make their pair."""
+def _out_of_order(done: Sequence[Join]) -> int:
+    """How many joins follow one of higher rank that did not create their pair."""
     return sum(
         after.rank < before.rank and before.result not in (after.left, after.right)
         for before, after in itertools.pairwise(done)
     )
 
 
-def _different(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids of two lists are not the same at the same place."""
+def _differences(a: Sequence[int], b: Sequence[int]) -> int:
+    """In how many places two lists of ids differ."""
     return sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b))

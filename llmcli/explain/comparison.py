@@ -1,4 +1,4 @@
-"""The view of two models on one text: what did fine-tuning change?"""
+"""Two models on one text: what fine-tuning changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llmcli.errors import usage_error
 from llmcli.explain.report import Check, Report, VocabEntry, check, vocab_entry
-from llmcli.explain.scoring import as_cross_entropy, check_enough, one_by_one, running
+from llmcli.explain.scoring import check_scorable, cross_entropy_claim, rescoring_claim, text_chunks
+from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions
@@ -20,10 +21,10 @@ Pair = tuple[LoadedModel, LoadedModel]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One token under both models: ``logprobs`` in nats, ``delta`` the second less the first, ``kl`` in bits.
+class ComparedToken:
+    """One token under both models: ``logprobs`` in nats, ``delta`` the second minus the first.
 
-    ``kl`` is D(first‖second) over the whole vocabulary; ``favourites`` are what each model would have written.
+    ``kl`` is D(first‖second) in bits, over the whole vocabulary; ``favourites`` are each model's most probable token.
     """
 
     position: int
@@ -37,28 +38,28 @@ class Compared:
 
 @dataclass(frozen=True)
 class CompareReport(Report):
-    """Every token but the first. ``other_favourite`` is the share of places where the favourites differ."""
+    """All tokens except the first. ``other_favourite`` is the fraction of positions where the favourites differ."""
 
     models: tuple[str, str]
-    tokens: tuple[Compared, ...]
+    tokens: tuple[ComparedToken, ...]
     bits_per_byte: tuple[float, float]
     mean_kl: float
     other_favourite: float
     check: Check
 
 
-def compare_report(first: LoadedModel, second: LoadedModel, text: str, *, parse_special: bool = False) -> CompareReport:
-    """Both models over ``text``, in windows of the smaller context, and over the candidates that both have.
+def compare(first: LoadedModel, second: LoadedModel, text: Text, *, parse_special: bool = False) -> CompareReport:
+    """Score ``text`` with both models, in windows of the smaller context, over the tokens that both have.
 
-    Errors: another tokenizer, fewer than two tokens.
+    Errors: the models have different tokenizers; fewer than two tokens.
     """
     pair = (first, second)
     ids = _shared_ids(pair, text, parse_special)
     context = min(loaded.model.config.max_position_embeddings for loaded in pair)
-    # Some models pad their vocabulary with rows that no token has, and not always by as many.
-    candidates = min(first.tokenizer.size, *(loaded.model.config.vocab_size for loaded in pair))
-    chunks, size = running(first.tokenizer, ids)
-    tokens, sums = _tokens(pair, ids, chunks, context, candidates)
+    # Some models pad their embedding with rows that belong to no token, and not always to the same size.
+    vocab_size = min(first.tokenizer.size, *(loaded.model.config.vocab_size for loaded in pair))
+    chunks, size = text_chunks(first.tokenizer, ids)
+    tokens, sums = _tokens(pair, ids, chunks, context, vocab_size)
     bits = [-sum(token.logprobs[n] for token in tokens) / math.log(2) for n in (0, 1)]
     mean_kl = sum(token.kl for token in tokens) / len(tokens)
     return CompareReport(
@@ -69,10 +70,10 @@ def compare_report(first: LoadedModel, second: LoadedModel, text: str, *, parse_
         other_favourite=sum(token.favourites[0] != token.favourites[1] for token in tokens) / len(tokens),
         check=check(
             *(
-                one_by_one(loaded, ids, [token.logprobs[n] for token in tokens], context, candidates)
+                rescoring_claim(loaded, ids, [token.logprobs[n] for token in tokens], context, vocab_size)
                 for n, loaded in enumerate(pair)
             ),
-            as_cross_entropy(
+            cross_entropy_claim(
                 "mean surprisal and KL",
                 [bits[0] / len(tokens), bits[1] / len(tokens), mean_kl],
                 [total / len(tokens) for total in sums],
@@ -81,55 +82,57 @@ def compare_report(first: LoadedModel, second: LoadedModel, text: str, *, parse_
     )
 
 
-def _shared_ids(pair: Pair, text: str, parse_special: bool) -> list[int]:
-    """The tokens that the text is to both models."""
+def _shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:
+    """The ids of ``text``. Raises an error unless they are the same for both models."""
     first, second = pair
-    hint = "compare a model with what was trained from it"
+    hint = "compare a model with one that was fine-tuned from it"
     if first.tokenizer.fast.get_vocab() != second.tokenizer.fast.get_vocab():
         raise usage_error(f"{first.name} and {second.name} have different tokenizers", hint)
-    ids = first.prompt_ids(text, parse_special=parse_special)
-    if ids != second.prompt_ids(text, parse_special=parse_special):
-        raise usage_error(f"{first.name} and {second.name} read this text as different tokens", hint)
-    check_enough(ids)
+    ids, other = (token_ids(loaded, text, parse_special=parse_special) for loaded in pair)
+    if ids != other:
+        raise usage_error(f"{first.name} and {second.name} split this text into different tokens", hint)
+    check_scorable(ids)
     return ids
 
 
 def _tokens(
-    pair: Pair, ids: Sequence[int], chunks: Sequence[str], context: int, candidates: int
-) -> tuple[tuple[Compared, ...], list[float]]:
-    """A row a token; and once more, in nats, the sums of both models' surprisals and of KL.
+    pair: Pair, ids: Sequence[int], chunks: Sequence[str], context: int, vocab_size: int
+) -> tuple[tuple[ComparedToken, ...], list[float]]:
+    """A row per token; and for the check, in nats, the sums of both models' surprisals and of KL.
 
-    The models go through the text together, so that only a few logits are held.
+    The models read the text in step, so that only a few logits are in memory at a time.
     """
     tokenizer = pair[0].tokenizer
     rows, sums = [], [0.0, 0.0, 0.0]
-    steps = zip(*(_each(loaded, ids, context, candidates) for loaded in pair), strict=True)
-    for place, ((a, nats_a), (b, nats_b)) in enumerate(steps, start=1):
-        logprobs = tuple(float(logits.log_softmax(dim=-1)[ids[place]]) for logits in (a, b))
+    steps = zip(*(_predictions(loaded, ids, context, vocab_size) for loaded in pair), strict=True)
+    for position, ((a, nats_a), (b, nats_b)) in enumerate(steps, start=1):
+        logprobs = tuple(float(logits.log_softmax(dim=-1)[ids[position]]) for logits in (a, b))
         rows.append(
-            Compared(
-                position=place,
-                piece=vocab_entry(tokenizer, ids[place]),
-                chunk=chunks[place - 1],
+            ComparedToken(
+                position=position,
+                piece=vocab_entry(tokenizer, ids[position]),
+                chunk=chunks[position - 1],
                 logprobs=(logprobs[0], logprobs[1]),
                 delta=logprobs[1] - logprobs[0],
                 kl=float(kl_divergence(a, b)),
                 favourites=(vocab_entry(tokenizer, int(a.argmax())), vocab_entry(tokenizer, int(b.argmax()))),
             )
         )
-        sums = [total + more for total, more in zip(sums, (nats_a, nats_b, _excess(a, b)), strict=True)]
+        sums = [total + more for total, more in zip(sums, (nats_a, nats_b, _cross_entropy_kl(a, b)), strict=True)]
     return tuple(rows), sums
 
 
-def _excess(logits: Tensor, other: Tensor) -> float:
-    """What expecting ``other`` costs where ``logits`` are right, less what being right costs: KL in nats."""
+def _cross_entropy_kl(logits: Tensor, other: Tensor) -> float:
+    """KL in nats as a difference: the cross entropy of ``other`` under ``logits``' distribution minus its entropy."""
     both = torch.stack([other, logits]).double()
     costs = nats(both, both[1:].softmax(dim=-1).expand(2, -1))
     return float(costs[0] - costs[1])
 
 
-def _each(loaded: LoadedModel, ids: Sequence[int], context: int, candidates: int) -> Iterator[tuple[Tensor, float]]:
-    """Before each token but the first the candidates' logits, on the CPU, [V]; and the token's cross entropy, nats."""
-    for logits, goals in predictions(loaded.model, ids, context):
-        known = logits[:, :candidates]
-        yield from zip(known.cpu(), nats(known, goals).tolist(), strict=True)
+def _predictions(
+    loaded: LoadedModel, ids: Sequence[int], context: int, vocab_size: int
+) -> Iterator[tuple[Tensor, float]]:
+    """For each token but the first: the logits [vocab_size] that predict it, on the CPU, and its surprisal in nats."""
+    for logits, targets in predictions(loaded.model, ids, context):
+        known = logits[:, :vocab_size]
+        yield from zip(known.cpu(), nats(known, targets).tolist(), strict=True)

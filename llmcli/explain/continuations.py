@@ -1,4 +1,4 @@
-"""The view of other choices: how would the text have gone on, had another token been taken?"""
+"""A tree of continuations: how the text could go on if another token were chosen."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import check_length, tolerance
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
+from llmcli.explain.selection import Text, find_position, token_ids
 from llmcli.generation.distribution import leading, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.steps import forget_stale, next_logits
 from llmcli.model.positions import planned_length
 
-MOST_NODES = 1000
-MOST_DEPTH = 100
-BEFORE = 64  # tokens of the text with which a path is decoded: it may begin within a character
-ROUNDING = 1e-4  # a softmax in fp32 of 260,000 numbers is up to 1e-5 off
-LEAST = 1e-30  # fp32 has few digits for smaller p
+MAX_NODES = 1000
+MAX_DEPTH = 100
+DECODED = 64  # tokens of the text that a path is decoded with: its first token may complete a character
+PROBABILITY_TOLERANCE = 1e-4  # an fp32 softmax over 260,000 numbers is off by up to 1e-5
+SMALLEST_P = 1e-30  # below this, fp32 has too few digits to compare
 
 End = Literal["stop_token", "context"]
 
 
 @dataclass(frozen=True)
 class Node:
-    """One token behind ``path`` (ids, its own the last): ``p`` given what is before it, ``logprob`` of the whole path.
+    """One token of the tree, the last of ``path`` (ids): ``p`` given the tokens before it, ``logprob`` of the path.
 
-    Both are the model's own, the second in nats. ``text`` is what the path adds. ``others`` is the probability
-    that the ``children`` do not cover; None where there are none. ``end`` says why nothing can follow.
+    Both are the model's own; ``logprob`` is in nats. ``text`` is what the path adds to the text. ``others`` is the
+    total probability of the tokens that are not among ``children``, None for a leaf. ``end`` says why no token can
+    follow, if none can.
     """
 
     path: tuple[int, ...]
@@ -46,7 +48,7 @@ class Node:
 
 @dataclass(frozen=True)
 class BranchReport(Report):
-    """The tree behind ``position``; ``best`` is its most probable path of all that are of full length or ended."""
+    """The tree after ``position``; ``best`` is the most probable leaf, which has the full depth or ended before."""
 
     model: str
     position: int
@@ -57,16 +59,27 @@ class BranchReport(Report):
     check: Check
 
 
-def branch_report(loaded: LoadedModel, ids: Sequence[int], position: int, *, width: int, depth: int) -> BranchReport:
-    """The ``width`` most probable tokens behind ``position``, behind each of them again, ``depth`` times.
+def branch(
+    loaded: LoadedModel,
+    text: Text,
+    *,
+    position: int | str = -1,
+    width: int = 3,
+    depth: int = 3,
+    parse_special: bool = False,
+) -> BranchReport:
+    """Return the ``width`` most probable tokens after ``position``, after each of them again, ``depth`` times.
 
-    Errors: a tree of more than ``MOST_NODES`` or deeper than ``MOST_DEPTH``, a text longer than the context.
+    Errors: a tree of more than MAX_NODES nodes or deeper than MAX_DEPTH; a text that is empty or longer than the
+    context; a position that does not exist.
     """
-    check_size(width, depth)
+    check_tree_size(width, depth)
+    ids = token_ids(loaded, text, parse_special=parse_special)
+    position = find_position(loaded.tokenizer, ids, position)
     check_length(loaded.model, position + 1)
     tree = Tree(loaded, ids[: position + 1], width, depth)
     others, children = tree.grow((), 0.0)
-    leaves = [node for node in nodes_of(children) if not node.children]
+    leaves = [node for node in all_nodes(children) if not node.children]
     return BranchReport(
         model=loaded.name,
         position=position,
@@ -74,54 +87,55 @@ def branch_report(loaded: LoadedModel, ids: Sequence[int], position: int, *, wid
         others=others,
         children=children,
         best=max(leaves, key=lambda leaf: leaf.logprob),
-        check=check(tree.fresh_claim(), _sums_claim(others, children), _product_claim(children)),
+        check=check(tree.fresh_claim(), _sum_claim(others, children), _product_claim(children)),
     )
 
 
-def check_size(width: int, depth: int) -> None:
-    """Raise unless a tree of ``depth`` with ``width`` children at each node is small enough to look at."""
-    if depth > MOST_DEPTH:
-        raise usage_error(f"a tree of depth {depth} is deeper than {MOST_DEPTH}", "make it shorter")
-    if sum(width**level for level in range(1, depth + 1)) > MOST_NODES:
+def check_tree_size(width: int, depth: int) -> None:
+    """Raise an error unless a tree of this ``width`` and ``depth`` is small enough to look at."""
+    if depth > MAX_DEPTH:
+        raise usage_error(f"depth must be at most {MAX_DEPTH}, not {depth}")
+    if sum(width**level for level in range(1, depth + 1)) > MAX_NODES:
         raise usage_error(
-            f"a tree of width {width} and depth {depth} has more than {MOST_NODES} nodes", "make it narrower or shorter"
+            f"a tree of width {width} and depth {depth} has more than {MAX_NODES} nodes",
+            "make it narrower or less deep",
         )
 
 
 class Tree:
-    """Grows depth first over one KV cache: what two branches share is read once, the rest taken back in between."""
+    """Grows depth first over one KV cache: tokens that two branches share are read once, the others are truncated."""
 
     def __init__(self, loaded: LoadedModel, ids: Sequence[int], width: int, depth: int) -> None:
         self.loaded, self.ids, self.width, self.depth = loaded, list(ids), width, depth
-        self.size = min(loaded.tokenizer.size, loaded.model.config.vocab_size)
+        self.vocab_size = min(loaded.tokenizer.size, loaded.model.config.vocab_size)
         self.cache = loaded.model.new_cache()
         total = min(len(ids) + depth, loaded.model.config.max_position_embeddings)
         self.planned = planned_length(loaded.model.config.rope, len(ids), total)
-        # Paths read, with the logits behind them: that to which the best leaf yet belongs, and the last.
-        self.read: dict[Literal["best", "last"], tuple[tuple[int, ...], Tensor]] = {}
+        # For the check: the path before the best leaf so far and the path read last, each with the logits after it.
+        self.kept: dict[Literal["best", "last"], tuple[tuple[int, ...], Tensor]] = {}
         self.best = -math.inf
 
     def grow(self, path: tuple[int, ...], logprob: float) -> tuple[float, tuple[Node, ...]]:
-        """What may follow ``path``, whose log-probability is given: the part not shown, and the nodes."""
-        others, found = self._look(path, logprob)
+        """Return what may follow ``path``, whose own logprob is given: the rest's probability, and the nodes."""
+        others, found = self._children(path, logprob)
         return others, tuple(self._node((*path, id), p, total) for id, p, total in found)
 
-    def _look(self, path: tuple[int, ...], logprob: float) -> tuple[float, list[tuple[int, float, float]]]:
-        """The part not shown, and (id, p, log-probability of its path) of each child, the most probable first."""
+    def _children(self, path: tuple[int, ...], logprob: float) -> tuple[float, list[tuple[int, float, float]]]:
+        """The rest's probability, and (id, p, logprob of its path) of each child, the most probable first."""
         logits = self._logits(path)
         probs = probabilities(logits)
-        ids = leading(probs[: self.size], self.width)
-        totals = [logprob + part for part in logits.double().log_softmax(dim=-1)[ids].tolist()]
+        ids = leading(probs[: self.vocab_size], self.width)
+        totals = [logprob + own for own in logits.double().log_softmax(dim=-1)[ids].tolist()]
         found = list(zip(ids.tolist(), probs[ids].tolist(), totals, strict=True))
-        leaves = [total for id, _, total in found if self._ends((*path, id))]
+        leaves = [total for id, _, total in found if self._is_leaf((*path, id))]
         if leaves and max(leaves) > self.best:
             self.best = max(leaves)
-            self.read["best"] = path, logits
-        self.read["last"] = path, logits
+            self.kept["best"] = path, logits
+        self.kept["last"] = path, logits
         return float(probs.double().index_fill(0, ids, 0.0).sum()), found
 
     def _node(self, path: tuple[int, ...], p: float, logprob: float) -> Node:
-        others, children = (None, ()) if self._ends(path) else self.grow(path, logprob)
+        others, children = (None, ()) if self._is_leaf(path) else self.grow(path, logprob)
         return Node(
             path=path,
             piece=vocab_entry(self.loaded.tokenizer, path[-1]),
@@ -134,11 +148,11 @@ class Tree:
         )
 
     def _text(self, path: tuple[int, ...]) -> str:
-        """What ``path`` adds to the text, with a character that it completes."""
-        ids, decode = self.ids[-BEFORE:], self.loaded.tokenizer.decode
+        """What ``path`` adds to the text, including a character that it completes."""
+        ids, decode = self.ids[-DECODED:], self.loaded.tokenizer.decode
         before, whole = decode(ids), decode([*ids, *path])
-        same = (n for n, (old, new) in enumerate(zip(before, whole, strict=False)) if old != new)
-        return whole[next(same, len(before)) :]
+        changed = (n for n, (old, new) in enumerate(zip(before, whole, strict=False)) if old != new)
+        return whole[next(changed, len(before)) :]
 
     def _end(self, path: tuple[int, ...]) -> End | None:
         if path[-1] in self.loaded.stop_ids:
@@ -146,51 +160,50 @@ class Tree:
         full = len(self.ids) + len(path) > self.loaded.model.config.max_position_embeddings
         return "context" if full else None
 
-    def _ends(self, path: tuple[int, ...]) -> bool:
-        """Whether nothing behind ``path`` is shown."""
+    def _is_leaf(self, path: tuple[int, ...]) -> bool:
         return len(path) == self.depth or self._end(path) is not None
 
     def _logits(self, path: tuple[int, ...]) -> Tensor:
-        """What follows the text and ``path``."""
-        model, cache, text = self.loaded.model, self.cache, [*self.ids, *path]
-        cache.truncate(min(cache.length, len(text) - 1))  # the last branch's own tokens
+        """The logits [V] after the text and ``path``."""
+        model, cache, ids = self.loaded.model, self.cache, [*self.ids, *path]
+        cache.truncate(min(cache.length, len(ids) - 1))  # removes the last branch's own tokens
         cache.planned = self.planned  # not the length of a longer branch
-        forget_stale(model, len(text), cache)
-        return next_logits(model, text[cache.length :], cache)
+        forget_stale(model, len(ids), cache)
+        return next_logits(model, ids[cache.length :], cache)
 
     def fresh_claim(self) -> Claim:
-        """Both paths kept, read anew from the beginning."""
+        """Claim that both kept paths, read again into an empty cache, give the same logits."""
         model, errors = self.loaded.model, list[float]()
-        for path, logits in dict(self.read.values()).items():  # once, where they are the same
+        for path, logits in dict(self.kept.values()).items():  # once, if both are the same path
             cache = model.new_cache()
             cache.planned = self.planned
             fresh = next_logits(model, [*self.ids, *path], cache)
             errors.append(relative_error(float((fresh - logits).abs().max()), float(fresh.abs().max())))
-        return Claim("the best path and the last are as if read from the beginning", max(errors), tolerance(model))
+        return Claim("the best path and the last give the logits of a fresh prefill", max(errors), tolerance(model))
 
 
-def nodes_of(children: Sequence[Node]) -> Iterator[Node]:
-    """All nodes of a tree, each before those behind it."""
+def all_nodes(children: Sequence[Node]) -> Iterator[Node]:
+    """Iterate over all nodes of a tree, each before the ones below it."""
     for child in children:
         yield child
-        yield from nodes_of(child.children)
+        yield from all_nodes(child.children)
 
 
-def _sums_claim(others: float, children: Sequence[Node]) -> Claim:
-    """The rest was added up by itself, not taken from 1."""
+def _sum_claim(others: float, children: Sequence[Node]) -> Claim:
+    """Claim that probabilities sum to 1; ``others`` was added up from its own tokens, not subtracted from 1."""
     errors = [abs(sum(child.p for child in children) + others - 1)]
-    for node in nodes_of(children):
+    for node in all_nodes(children):
         if node.others is not None:
             errors.append(abs(sum(child.p for child in node.children) + node.others - 1))
-    return Claim("at each place p and the other tokens' add up to 1", max(errors), ROUNDING)
+    return Claim("after each path all probabilities sum to 1", max(errors), PROBABILITY_TOLERANCE)
 
 
 def _product_claim(children: Sequence[Node]) -> Claim:
-    """From each node to the next the path's logprob grows by ln p; told in shares of p."""
+    """Claim that from each node to the next the path's logprob grows by ln p; the error is relative to p."""
     errors: list[float] = []
-    along: dict[tuple[int, ...], float] = {(): 0.0}
-    for node in nodes_of(children):
-        along[node.path] = node.logprob
-        expected = math.exp(node.logprob - along[node.path[:-1]])
-        errors.append(abs(expected - node.p) / max(node.p, LEAST))
-    return Claim("each path's p is the product of its tokens'", max(errors), ROUNDING)
+    logprobs: dict[tuple[int, ...], float] = {(): 0.0}
+    for node in all_nodes(children):
+        logprobs[node.path] = node.logprob
+        expected = math.exp(node.logprob - logprobs[node.path[:-1]])
+        errors.append(abs(expected - node.p) / max(node.p, SMALLEST_P))
+    return Claim("each path's probability is the product of its tokens'", max(errors), PROBABILITY_TOLERANCE)

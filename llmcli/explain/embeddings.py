@@ -1,4 +1,4 @@
-"""The view of vectors: which tokens does the model take for alike? And sums of words (Mikolov et al. 2013)."""
+"""Embeddings: which tokens have similar vectors, and arithmetic with words (Mikolov et al. 2013)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from llmcli.generation.loaded import LoadedModel
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer
 
-AT_ONCE = 2**22  # numbers of the table that are held in fp64 together
-FIRST = 8  # components of the vector that are shown
-CLOSE = 1e-9
+MAX_NUMBERS = 2**22  # of the embedding that are in memory in fp64 at a time
+SHOWN_COMPONENTS = 8
+COSINE_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class Term:
-    """One word of the sum: added (sign 1) or taken away (-1)."""
+    """One word of the expression: added (sign 1) or subtracted (sign -1)."""
 
     sign: int
     piece: VocabEntry
@@ -30,7 +30,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """``cosine`` of its row with the vector; ``centred`` likewise, after the mean row is taken from every row."""
+    """A token with its cosine similarity to the expression's vector: ``cosine`` of the raw vectors, ``centred`` after
+    the mean of all embeddings was subtracted from each.
+    """
 
     piece: VocabEntry
     cosine: float
@@ -39,9 +41,9 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class NeighboursReport(Report):
-    """The tokens nearest to a sum of embedding rows, by the centred cosine; the words themselves are left out.
+    """The tokens nearest to a sum of embeddings, by ``centred``; the words of the expression are not among them.
 
-    ``vector`` are the first of its ``size`` components, as the table has them: no mean is taken away.
+    ``vector`` holds the first of the sum's ``size`` components and ``length`` is its norm, both without centering.
     """
 
     model: str
@@ -53,27 +55,27 @@ class NeighboursReport(Report):
     check: Check
 
 
-def neighbours_report(loaded: LoadedModel, expression: str, top: int) -> NeighboursReport:
-    """The ``top`` neighbours of what ``expression`` adds up to, such as "king - man + woman".
+def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10) -> NeighboursReport:
+    """Return the ``top`` tokens nearest to ``expression``: a word, or a sum such as "king - man + woman".
 
-    The mean is that of the rows that stand for a token: some models pad their table with others.
-    Errors: a word that is several tokens, words that cancel each other.
+    The mean is over the rows that belong to a token: some models pad their embedding with others.
+    Errors: a word that is not exactly one token, an expression whose vector is 0.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    terms = parse(expression, tokenizer, min(tokenizer.size, model.config.vocab_size))
+    terms = parse_expression(expression, tokenizer, min(tokenizer.size, model.config.vocab_size))
     signs = torch.tensor([term.sign for term in terms], dtype=torch.float64)
     words = torch.tensor([term.piece.id for term in terms])
-    vector = signs @ rows(model, words)
+    vector = signs @ embeddings(model, words)
     if not vector.any():
-        raise usage_error(f"the vector of {expression!r} is 0, which is like nothing", "leave a word out")
+        raise usage_error(f"the vector of {expression!r} is 0, which has no neighbours", "remove a word")
     ids = torch.tensor([id for id in tokenizer.ids if id < model.config.vocab_size])
-    # Both written into what is there before: small results kept between large parts would keep their memory too.
+    # Results go into tensors allocated once: small ones allocated between large ones would keep their memory alive.
     mean, cosines = torch.zeros_like(vector), torch.empty(2, len(ids), dtype=torch.float64)
     for part in parts(model, ids):
-        mean += rows(model, part).sum(dim=0) / len(ids)
-    shared = signs.sum() * mean  # each row of the sum has it once
+        mean += embeddings(model, part).sum(dim=0) / len(ids)
+    shift = signs.sum() * mean  # the sum contains the mean once per added word
     for part, found in zip(parts(model, ids), parts(model, cosines), strict=True):
-        found.copy_(_cosines(rows(model, part), vector, mean, shared))
+        found.copy_(_cosines(embeddings(model, part), vector, mean, shift))
     order = cosines[1].argsort(descending=True, stable=True)
     order = order[~torch.isin(ids[order], words)][:top]
     return NeighboursReport(
@@ -81,87 +83,93 @@ def neighbours_report(loaded: LoadedModel, expression: str, top: int) -> Neighbo
         terms=terms,
         size=len(vector),
         length=float(vector.norm()),
-        vector=tuple(vector[:FIRST].tolist()),
+        vector=tuple(vector[:SHOWN_COMPONENTS].tolist()),
         neighbours=tuple(
-            Neighbour(vocab_entry(tokenizer, int(ids[place])), *cosines[:, place].tolist()) for place in order.tolist()
+            Neighbour(vocab_entry(tokenizer, int(ids[n])), *cosines[:, n].tolist()) for n in order.tolist()
         ),
-        check=check(_claim(model, ids, terms, ids[order], cosines[:, order])),
+        check=check(_cosine_claim(model, ids, terms, ids[order], cosines[:, order])),
     )
 
 
-def parse(expression: str, tokenizer: Tokenizer, count: int) -> tuple[Term, ...]:
-    """Words with + or - between them, spaces around: each an id below ``count``, or one token's text.
+def parse_expression(expression: str, tokenizer: Tokenizer, vocab_size: int) -> tuple[Term, ...]:
+    """Parse words joined by + and -, with spaces around each sign. A word is the text of one token, or an id.
 
-    Of two tokens that differ by a space in front, the one with it is meant.
+    Prefers the token that starts with a space over the one without. Errors: any other form; as ``find_token``.
     """
     words = re.split(r"(?:^|\s+)([+-])\s+", expression.strip())
     words = words[1:] if not words[0] else ["+", *words]
     if not all(words) or not expression.strip():
-        raise usage_error(f"{expression!r} is no word, nor a sum of words", "as in king, or 'king - man + woman'")
+        raise usage_error(
+            f"{expression!r} is neither a word nor a sum of words", "give one, such as king or 'king - man + woman'"
+        )
     return tuple(
-        Term(1 if sign == "+" else -1, vocab_entry(tokenizer, _id(tokenizer, word, count)))
+        Term(1 if sign == "+" else -1, vocab_entry(tokenizer, _find_word(tokenizer, word, vocab_size)))
         for sign, word in zip(words[::2], words[1::2], strict=True)
     )
 
 
-def _id(tokenizer: Tokenizer, word: str, count: int) -> int:
+def _find_word(tokenizer: Tokenizer, word: str, vocab_size: int) -> int:
     if re.fullmatch(r"[0-9]+", word):
-        return find_token(tokenizer, word, count)
+        return find_token(tokenizer, word, vocab_size)
     spaced = tokenizer.id_of(" " + word)
-    if spaced is not None and spaced < count:
+    if spaced is not None and spaced < vocab_size:
         return spaced
     try:
-        return find_token(tokenizer, word, count)
+        return find_token(tokenizer, word, vocab_size)
     except LlmcliError as error:
-        raise usage_error(error.message, "only a token has a vector: take a shorter word, or give an id") from None
+        hint = "only single tokens have a vector: choose a shorter word, or give a token id"
+        raise usage_error(error.message, hint) from None
 
 
-def rows(model: Transformer, ids: Tensor) -> Tensor:
-    """Rows of the embedding in fp64 on the CPU, [n, C]."""
+def embeddings(model: Transformer, ids: Tensor) -> Tensor:
+    """Return the embeddings of ``ids`` [n] in fp64 on the CPU, [n, C]."""
     with torch.inference_mode():
         found: Tensor = model.embedding(ids.to(model.device))
         return found.cpu().double()
 
 
-def parts(model: Transformer, ids: Tensor) -> tuple[Tensor, ...]:
-    """The ids, or what there is of each [..., V], so many at a time as may have their rows held together."""
-    return torch.split(ids, max(AT_ONCE // model.config.hidden_size, 1), dim=-1)
+def parts(model: Transformer, numbers: Tensor) -> tuple[Tensor, ...]:
+    """Split ``numbers`` [..., V] along V into parts whose embeddings fit into MAX_NUMBERS."""
+    return torch.split(numbers, max(MAX_NUMBERS // model.config.hidden_size, 1), dim=-1)
 
 
-def _cosines(table: Tensor, vector: Tensor, mean: Tensor, shared: Tensor) -> Tensor:
-    """Of each row [n, C] with the vector, raw and with what they share taken from each: [2, n]."""
-    return torch.stack([cosine(table, vector), cosine(table - mean, vector - shared)])
+def _cosines(rows: Tensor, vector: Tensor, mean: Tensor, shift: Tensor) -> Tensor:
+    """The cosines of rows [n, C] with ``vector`` [C], raw and with the mean removed from both: [2, n]."""
+    return torch.stack([cosine(rows, vector), cosine(rows - mean, vector - shift)])
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of rows a [n, C] with b [C]; 0 where one has no length."""
+    """Return the cosines of rows a [n, C] with b [C]; 0 for a vector of length 0."""
     lengths = a.norm(dim=-1) * b.norm()
     return torch.where(lengths == 0, 0.0, a @ b / lengths)
 
 
-def _claim(model: Transformer, ids: Tensor, terms: tuple[Term, ...], shown: Tensor, cosines: Tensor) -> Claim:
-    """The rows ``shown`` again, one by one, from the sides of the triangle that two vectors of length 1 span.
+def _cosine_claim(model: Transformer, ids: Tensor, terms: tuple[Term, ...], shown: Tensor, cosines: Tensor) -> Claim:
+    """Claim that the cosines of the tokens ``shown`` match the law of cosines, computed one by one.
 
-    The mean is taken anew, from the last row to the first, and here from each word before they are added.
+    Everything is computed in another way: the mean from the last row to the first, and it is subtracted from each word
+    before they are added.
     """
     mean, seen = torch.zeros(model.config.hidden_size, dtype=torch.float64), 0
     for part in reversed(parts(model, ids)):
         seen += len(part)
-        mean += (rows(model, part) - mean).sum(dim=0) / seen
+        mean += (embeddings(model, part) - mean).sum(dim=0) / seen
     errors = [torch.zeros((), dtype=torch.float64)]
-    for away, found in zip((torch.zeros_like(mean), mean), cosines, strict=True):
-        vector = sum((term.sign * (_row(model, term.piece.id) - away) for term in terms), torch.zeros_like(mean))
+    for origin, found in zip((torch.zeros_like(mean), mean), cosines, strict=True):
+        vector = sum(
+            (term.sign * (_embedding(model, term.piece.id) - origin) for term in terms), torch.zeros_like(mean)
+        )
         for id, value in zip(shown.tolist(), found, strict=True):
-            errors.append((_by_sides(_row(model, id) - away, vector) - value).abs())
-    return Claim("each cosine is that of the triangle's sides", float(torch.stack(errors).max()), CLOSE)
+            errors.append((_law_of_cosines(_embedding(model, id) - origin, vector) - value).abs())
+    return Claim("each cosine matches the law of cosines", float(torch.stack(errors).max()), COSINE_TOLERANCE)
 
 
-def _row(model: Transformer, id: int) -> Tensor:
-    return rows(model, torch.tensor([id]))[0]
+def _embedding(model: Transformer, id: int) -> Tensor:
+    return embeddings(model, torch.tensor([id]))[0]
 
 
-def _by_sides(a: Tensor, b: Tensor) -> Tensor:
-    """The cosine between vectors [C], by the law of cosines; 0 where one has no length."""
+def _law_of_cosines(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of the angle between vectors [C], from the distance of their unit vectors; 0 for a length of 0."""
     if not a.any() or not b.any():
         return torch.zeros((), dtype=torch.float64)
     found: Tensor = 1 - (a / a.norm() - b / b.norm()).square().sum() / 2

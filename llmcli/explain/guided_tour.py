@@ -1,4 +1,4 @@
-"""The views in the order in which a newcomer should meet them, all of one sentence."""
+"""A guided tour: the views in the order in which a newcomer should meet them, all of one sentence."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 
 from llmcli.errors import usage_error
 from llmcli.explain.attention import AttendReport, attend
-from llmcli.explain.embeddings import NeighboursReport, neighbours_report
+from llmcli.explain.embeddings import NeighboursReport, neighbours
 from llmcli.explain.logit_lens import LensReport, lens
-from llmcli.explain.position_encoding import PositionReport, position_report
+from llmcli.explain.position_encoding import PositionReport, position
 from llmcli.explain.report import Check, Claim, GeneratedToken, Report, check
-from llmcli.explain.sampling_step import StepReport, generated_token_of, step_report
-from llmcli.explain.tokenization import Tokenization, tokenization
-from llmcli.generation.filters import FILTERS, filter_chain
+from llmcli.explain.sampling_step import StepReport, default_sampler, generated_token_of, step_report
+from llmcli.explain.tokenization import Tokenization, tokenize
 from llmcli.generation.loaded import LoadedModel
-from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import steps
 
+SENTENCE = "The cat that I saw yesterday was sleeping"
 SEED = 1
-WRITTEN = 12  # tokens that the loop writes
+GENERATED = 12  # tokens at the last stop
+ALTERNATIVES = 3  # for each of them
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5)
-SHOWN = 8  # candidates
+SHOWN = 8  # candidates, and neighbours
 
 
 @dataclass(frozen=True)
 class TourReport(Report):
-    """One report a stop; ``begun`` is the part of the text behind which the model is asked to go on."""
+    """A report per stop; ``begun`` is the text before its last word, which the model continues."""
 
     model: str
     context: int
@@ -44,24 +44,25 @@ class TourReport(Report):
     check: Check
 
 
-def tour_report(loaded: LoadedModel, text: str) -> TourReport:
-    """Every view of ``text``, stopped before its last word: what does the model expect there?
+def tour(loaded: LoadedModel, text: str | None = None) -> TourReport:
+    """Return every view of ``text``, or SENTENCE, at the position before its last word.
 
     Errors: a text of fewer than three tokens, or longer than the context.
     """
     tokenizer, config = loaded.tokenizer, loaded.model.config
+    text = SENTENCE if text is None else text
     ids = loaded.prompt_ids(text)
     if len(ids) < 3:
         raise usage_error("the tour needs a sentence of a few words", "give a longer one, or none")
     at = before_last_word([tokenizer.token_text(id) for id in ids])
-    step, loop = _walk(loaded, ids[: at + 1])
-    tokens = tokenization(tokenizer, text)
-    vectors = neighbours_report(loaded, str(longest_word(loaded, ids)), SHOWN)
-    position = position_report(loaded, ids[: at + 1])
+    first_step, loop = _generate(loaded, ids[: at + 1])
+    tokens = tokenize(tokenizer, text)
+    vectors = neighbours(loaded, str(longest_word(loaded, ids)), top=SHOWN)
+    positions = position(loaded, ids[: at + 1])
     attention = attend(loaded, ids, position=at)
     layers = lens(loaded, ids, position=at)
-    checks = (tokens.check, vectors.check, position.check, attention.check, layers.check)
-    failed = sum(not each.ok for each in checks) + (not step.check.ok)
+    stops = (tokens, vectors, positions, attention, layers)
+    failed = sum(not stop.check.ok for stop in stops) + (not first_step.check.ok)
     return TourReport(
         model=loaded.name,
         context=config.max_position_embeddings,
@@ -71,31 +72,30 @@ def tour_report(loaded: LoadedModel, text: str) -> TourReport:
         begun=tokenizer.decode(ids[: at + 1]),
         tokens=tokens,
         vectors=vectors,
-        position=position,
+        position=positions,
         attention=attention,
         lens=layers,
-        step=step,
+        step=first_step,
         loop=loop,
         check=check(Claim("the checks of all stops hold", failed, 0.0)),
     )
 
 
 def before_last_word(texts: Sequence[str]) -> int:
-    """The position in front of the last token that begins with a space; the last but one where none does."""
+    """Return the position before the last token that starts with a space, or if none does before the last token."""
     starts = [n for n, text in enumerate(texts) if n > 1 and text.startswith(" ")]
     return (starts[-1] if starts else len(texts) - 1) - 1
 
 
 def longest_word(loaded: LoadedModel, ids: Sequence[int]) -> int:
-    """The id of the longest token of letters: what stands for a whole word, if one does."""
+    """Return the id of the longest token that consists of letters, which is a whole word if one of the tokens is."""
     return max(ids, key=lambda id: len(text) if (text := loaded.tokenizer.token_text(id).strip()).isalpha() else 0)
 
 
-def _walk(loaded: LoadedModel, ids: Sequence[int]) -> tuple[StepReport, tuple[GeneratedToken, ...]]:
-    """The first step behind ``ids`` explained, and the tokens of the first few."""
-    chain = filter_chain(list(FILTERS), loaded.defaults.sampling)
-    sampler = Sampler([*loaded.vocabulary_filter(), *chain], SEED)
-    taken = list(steps(loaded.model, ids, sampler=sampler, max_new_tokens=WRITTEN, stop_ids=loaded.stop_ids))
+def _generate(loaded: LoadedModel, ids: Sequence[int]) -> tuple[StepReport, tuple[GeneratedToken, ...]]:
+    """Continue ``ids``: a report on the first step, and the tokens generated."""
+    sampler = default_sampler(loaded, SEED)
+    taken = list(steps(loaded.model, ids, sampler=sampler, max_new_tokens=GENERATED, stop_ids=loaded.stop_ids))
     first = step_report(
         taken[0],
         sampler,
@@ -105,4 +105,4 @@ def _walk(loaded: LoadedModel, ids: Sequence[int]) -> tuple[StepReport, tuple[Ge
         top=SHOWN,
         temperatures=TEMPERATURES,
     )
-    return first, tuple(generated_token_of(step, loaded.tokenizer, rivals=3) for step in taken)
+    return first, tuple(generated_token_of(step, loaded.tokenizer, ALTERNATIVES) for step in taken)

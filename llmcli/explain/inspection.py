@@ -1,4 +1,4 @@
-"""The view of a whole model: what is it, and does it fit? Told by config.json and headers, then measured."""
+"""A model as a whole: what it is and whether it fits into memory, predicted from its files and then measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from llmcli.engine.size import CacheBytes, cache_bytes, empty_model, weight_bytes
 from llmcli.errors import usage_error
-from llmcli.explain.architecture import Shape, shape_of
+from llmcli.explain.architecture import Architecture, architecture_of
 from llmcli.explain.report import Check, Claim, Report, check
 from llmcli.generation.loaded import LoadedModel, device_for
 from llmcli.generation.steps import PREFILL_CHUNK
@@ -21,7 +21,7 @@ from llmcli.model.device import Memory, memory_of, pick_dtype
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.headers import Headers, read_headers
-from llmcli.storage.quantize import Kind
+from llmcli.storage.quantize import Kind, quantization_of
 from llmcli.text.tokenizer import load_tokenizer
 
 GROUPS = ("embedding", "positions", "attention", "MLP", "experts", "routers", "norms", "head")
@@ -29,8 +29,8 @@ SMALLER: tuple[Kind, ...] = ("int8", "int4")
 
 
 @dataclass(frozen=True)
-class Group:
-    """Parameters of one kind, the share of all that they are, and their bytes as loaded."""
+class ParameterGroup:
+    """Parameters of one kind: their number, their share of all parameters, and their bytes as loaded."""
 
     name: str
     parameters: int
@@ -39,8 +39,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What the files hold of one dtype, as safetensors writes it."""
+class StoredTensors:
+    """The tensors of one dtype in the weight files; ``dtype`` is safetensors' name."""
 
     dtype: str
     tensors: int
@@ -48,8 +48,11 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes of weights held as ``weights`` says, with the KV cache's at its largest; ``fits``: None if not known."""
+class MemoryNeed:
+    """The memory for the weights in one format, ``weights``, and for both weights and a full KV cache, ``total``.
+
+    ``fits`` is None if the memory of the device is unknown.
+    """
 
     weights: str
     weight_bytes: int
@@ -58,8 +61,8 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Bytes allocated: of the opened model's parameters, and of the KV cache's buffers behind the text."""
+class MeasuredMemory:
+    """Bytes allocated: for the parameters of the opened model, and for the buffers of the KV cache after the text."""
 
     weight_bytes: int
     cache_bytes: int
@@ -67,30 +70,46 @@ class Measured:
 
 @dataclass(frozen=True)
 class InspectReport(Report):
-    """``needs`` are for a text of ``tokens``, first as asked for, then rounded further.
+    """A model and its memory for a text of ``tokens``; ``needs`` starts with the format that was asked for.
 
-    ``active`` parameters take part in one token. ``others`` names tensors that are no parameters of their own.
-    ``measured`` is None where the model was not opened.
+    ``active`` parameters take part in the computation of one token. ``others`` names stored tensors that the model
+    does not use. ``measured`` is None if the model was not opened because it does not fit.
     """
 
     model: str
-    shape: Shape
+    shape: Architecture
     parameters: int
     active: int
-    groups: tuple[Group, ...]
-    stored: tuple[Stored, ...]
+    groups: tuple[ParameterGroup, ...]
+    stored: tuple[StoredTensors, ...]
     others: str
     disk_bytes: int
     device: str
     tokens: int
     cache: CacheBytes
-    needs: tuple[Need, ...]
+    needs: tuple[MemoryNeed, ...]
     memory: Memory
-    measured: Measured | None
+    measured: MeasuredMemory | None
     check: Check
 
 
-def inspect_report(
+def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
+    """Report on a model that is open, with the memory for a text of ``tokens`` (None: the whole context).
+
+    Errors: more tokens than the context.
+    """
+    return inspect_folder(
+        loaded.name,
+        loaded.folder,
+        device=loaded.model.device.type,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        quantization=quantization_of(loaded.model),
+        tokens=tokens,
+        open_model=lambda: loaded,
+    )
+
+
+def inspect_folder(
     name: str,
     folder: Path,
     *,
@@ -98,35 +117,34 @@ def inspect_report(
     dtype: str,
     quantization: Kind | None,
     tokens: int | None,
-    opened: Callable[[], LoadedModel],
+    open_model: Callable[[], LoadedModel],
 ) -> InspectReport:
-    """The model in ``folder``, as ``load`` would open it with these options, behind a text of ``tokens``.
+    """Report on the model in ``folder`` as ``load`` opens it with these options; see ``inspect``.
 
-    None means the whole context. ``opened`` loads it, which is asked for only if it fits.
-    Errors: as of ``load``, and more tokens than the context.
+    Calls ``open_model`` only if the model fits into memory. Errors: as ``load``; more tokens than the context.
     """
     checkpoint = Checkpoint.read(folder)
     headers = read_headers(checkpoint)
     config = headers.config
     where = device_for(checkpoint, device, quantization)
-    computing = pick_dtype(dtype, where, headers.dtype)
+    compute_dtype = pick_dtype(dtype, where, headers.dtype)
     kind = quantization or headers.kind
     model = empty_model(config)
     context = config.max_position_embeddings
     if tokens is not None and tokens > context:
-        raise usage_error(f"--context {tokens} is more than the model's {context} tokens", "ask for fewer")
+        raise usage_error(f"{tokens} tokens are more than the model's context of {context}", kind="beyond-context")
     tokens = tokens or context
-    cache = cache_bytes(config, computing, tokens, chunk=PREFILL_CHUNK, device=where)
+    cache = cache_bytes(config, compute_dtype, tokens, chunk=PREFILL_CHUNK, device=where)
     memory = memory_of(where)
-    needs = _needs(model, computing, kind, where, cache, memory.usable)
-    measured = None if needs[0].fits is False else _measured(opened().model, tokens)
+    needs = _needs(model, compute_dtype, kind, where, cache, memory.usable)
+    measured = None if needs[0].fits is False else _measure(open_model().model, tokens)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return InspectReport(
         model=name,
-        shape=shape_of(config, load_tokenizer(folder, name).size),
+        shape=architecture_of(config, load_tokenizer(folder, name).size),
         parameters=sum(counts.values()),
-        active=_active(config, counts),
-        groups=_groups(counts, weight_bytes(model, computing, kind)),
+        active=_active_parameters(config, counts),
+        groups=_groups(counts, weight_bytes(model, compute_dtype, kind)),
         stored=_stored(headers),
         others=headers.others_named,
         disk_bytes=sum(entry.end - entry.start for entry in (*headers.entries, *headers.others)),
@@ -147,62 +165,67 @@ def _needs(
     device: torch.device,
     cache: CacheBytes,
     usable: int | None,
-) -> tuple[Need, ...]:
-    """As asked for; and rounded, where that is still possible."""
+) -> tuple[MemoryNeed, ...]:
+    """The need in the format asked for, and in the smaller formats that the weights can still be quantized to."""
     smaller = SMALLER if kind is None and device.type == "cpu" else ()
     needs = []
-    for rounding in (kind, *smaller):
-        size = sum(weight_bytes(model, dtype, rounding).values())
+    for quantization in (kind, *smaller):
+        size = sum(weight_bytes(model, dtype, quantization).values())
         total = size + cache.most
-        held = rounding or str(dtype).removeprefix("torch.")
-        needs.append(Need(held, size, total, None if usable is None else total <= usable))
+        weights = quantization or str(dtype).removeprefix("torch.")
+        needs.append(MemoryNeed(weights, size, total, None if usable is None else total <= usable))
     return tuple(needs)
 
 
-def _measured(model: Transformer, tokens: int) -> Measured:
-    """The real parameters, and the real cache's bookkeeping behind a text, on a device that takes no memory for it."""
+def _measure(model: Transformer, tokens: int) -> MeasuredMemory:
+    """Measure the real parameters, and the real cache after a text, on the meta device, which allocates no memory."""
     block = model.new_cache().block
     cache = KVCache(model.config, device=torch.device("meta"), dtype=model.dtype, block=block)
     while cache.length < tokens:
         count = min(PREFILL_CHUNK, tokens - cache.length)
         cache.reserve(count)
         cache.advance(count)
-    return Measured(sum(parameter.nbytes for parameter in model.parameters()), cache.nbytes)
+    return MeasuredMemory(sum(parameter.nbytes for parameter in model.parameters()), cache.nbytes)
 
 
-def _check(counted: int, headers: Headers, need: Need, cache: CacheBytes, measured: Measured | None) -> Check:
-    claims = [Claim("parameters counted from config.json are those in the files", abs(counted - headers.parameters), 0)]
+def _check(
+    parameters: int, headers: Headers, need: MemoryNeed, cache: CacheBytes, measured: MeasuredMemory | None
+) -> Check:
+    claims = [
+        Claim("config.json implies as many parameters as the files hold", abs(parameters - headers.parameters), 0)
+    ]
     if measured is not None:
-        off = abs(need.weight_bytes - measured.weight_bytes)
+        error = abs(need.weight_bytes - measured.weight_bytes)
         outside = max(cache.needed - measured.cache_bytes, measured.cache_bytes - cache.most, 0)
-        claims.append(Claim("the opened weights take the bytes predicted", off, 0))
-        claims.append(Claim("the KV cache's are in the range predicted", outside, 0))
+        claims.append(Claim("the opened weights have the predicted size", error, 0))
+        claims.append(Claim("the KV cache is in the predicted range", outside, 0))
     return check(*claims)
 
 
-def _active(config: ModelConfig, counts: Mapping[str, int]) -> int:
-    """How many parameters one token passes: of the experts, those that are chosen."""
+def _active_parameters(config: ModelConfig, counts: Mapping[str, int]) -> int:
+    """How many parameters take part in one token: of the experts, only those that the router chooses."""
     experts = sum(count for name, count in counts.items() if group_of(name) == "experts")
     unused = 0 if config.moe is None else experts - experts * config.moe.num_experts_per_tok // config.moe.num_experts
     return sum(counts.values()) - unused
 
 
-def _groups(counts: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[Group, ...]:
+def _groups(counts: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[ParameterGroup, ...]:
+    """The groups of parameters, given the number and the bytes of each parameter by name."""
     parameters: Counter[str] = Counter()
-    held: Counter[str] = Counter()
+    size: Counter[str] = Counter()
     for name, count in counts.items():
         parameters[group_of(name)] += count
-        held[group_of(name)] += sizes[name]
+        size[group_of(name)] += sizes[name]
     total = sum(counts.values())
     return tuple(
-        Group(group, parameters[group], parameters[group] / total, held[group])
+        ParameterGroup(group, parameters[group], parameters[group] / total, size[group])
         for group in GROUPS
         if group in parameters
     )
 
 
 def group_of(name: str) -> str:
-    """The one of ``GROUPS`` that a parameter of ``Transformer`` belongs to."""
+    """Return the group, one of GROUPS, of a parameter of ``Transformer``."""
     module = name.rpartition(".")[0]
     if module in ("embedding", "positions", "head"):
         return module
@@ -215,10 +238,11 @@ def group_of(name: str) -> str:
     return "attention" if ".attn." in module else "MLP"
 
 
-def _stored(headers: Headers) -> tuple[Stored, ...]:
+def _stored(headers: Headers) -> tuple[StoredTensors, ...]:
+    """The stored tensors by dtype, the dtype with the most bytes first."""
     tensors: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for entry in (*headers.entries, *headers.others):
         tensors[entry.dtype] += 1
         sizes[entry.dtype] += entry.end - entry.start
-    return tuple(Stored(dtype, tensors[dtype], size) for dtype, size in sizes.most_common())
+    return tuple(StoredTensors(dtype, tensors[dtype], size) for dtype, size in sizes.most_common())

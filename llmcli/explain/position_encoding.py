@@ -1,4 +1,4 @@
-"""The view of position: how does the model know where a token stands, and what does the order of words change?"""
+"""Position: how the model knows where a token is, and what the order of the words changes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from torch import Tensor
 
 from llmcli.explain.forward_pass import observe, tolerance
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
+from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.distribution import probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.config import RopeConfig
 from llmcli.model.positions import inverse_frequencies, rotate, rotation, span
 from llmcli.model.transformer import Transformer
 
+ROTATION_TOLERANCE = 1e-4
+
 
 @dataclass(frozen=True)
 class Turn:
-    """By how much one pair of a head's features is turned for each position, and how many make a full turn."""
+    """How fast rotary positions turn one pair of a head's features: ``degrees`` per token, tokens per full turn."""
 
     pair: int
     degrees: float
@@ -29,7 +32,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Answer:
-    """The token that the model holds most probable, and how probable."""
+    """The most probable next token and its probability."""
 
     piece: VocabEntry
     p: float
@@ -37,9 +40,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class PositionReport(Report):
-    """``turns`` of the fastest, the middle and the slowest pair; none where positions are learned vectors.
+    """``turns`` has the fastest, the middle and the slowest pair; it is empty for a model with learned positions.
 
-    ``in_order`` follows the text, ``reversed`` the same tokens in reverse order (BOS stays in front).
+    ``in_order`` is the answer to the text, ``reversed`` the answer to its tokens in reverse order (BOS stays first).
     """
 
     model: str
@@ -49,25 +52,21 @@ class PositionReport(Report):
     check: Check
 
 
-def position_report(loaded: LoadedModel, ids: Sequence[int]) -> PositionReport:
-    """How the model tells places apart, and its answers to ``ids`` in both orders."""
+def position(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> PositionReport:
+    """Return how the model encodes positions, and its answers to ``text`` forwards and backwards.
+
+    Errors: a text that is empty or longer than the context.
+    """
     model, rope = loaded.model, loaded.model.config.rope
+    ids = token_ids(loaded, text, parse_special=parse_special)
     start = 1 if ids[0] == model.config.bos_token_id else 0
-    backwards = [*ids[:start], *reversed(ids[start:])]
-    turns: tuple[Turn, ...] = ()
-    claim = _learned_claim(model, ids)
-    if rope is not None:
-        frequencies = inverse_frequencies(rope, model.config.head_dim, span(rope, len(ids)))
-        pairs = sorted({0, len(frequencies) // 2, len(frequencies) - 1})
-        turns = tuple(_turn(pair, float(frequencies[pair])) for pair in pairs)
-        claim = _distance_claim(frequencies, rope)
-    return PositionReport(
-        model=loaded.name,
-        turns=turns,
-        in_order=_answer(loaded, ids),
-        reversed=_answer(loaded, backwards),
-        check=check(claim),
-    )
+    in_order, backwards = _answer(loaded, ids), _answer(loaded, [*ids[:start], *reversed(ids[start:])])
+    if rope is None:
+        return PositionReport(loaded.name, (), in_order, backwards, check(_learned_claim(model, ids)))
+    frequencies = inverse_frequencies(rope, model.config.head_dim, span(rope, len(ids)))
+    pairs = sorted({0, len(frequencies) // 2, len(frequencies) - 1})
+    turns = tuple(_turn(pair, float(frequencies[pair])) for pair in pairs)
+    return PositionReport(loaded.name, turns, in_order, backwards, check(_distance_claim(frequencies, rope)))
 
 
 def _turn(pair: int, radians: float) -> Turn:
@@ -76,32 +75,31 @@ def _turn(pair: int, radians: float) -> Turn:
 
 def _answer(loaded: LoadedModel, ids: Sequence[int]) -> Answer:
     probs = probabilities(observe(loaded.model, ids).logits)
-    best = int(probs.argmax())
-    return Answer(vocab_entry(loaded.tokenizer, best), float(probs[best]))
+    top = int(probs.argmax())
+    return Answer(vocab_entry(loaded.tokenizer, top), float(probs[top]))
 
 
 def _distance_claim(frequencies: Tensor, rope: RopeConfig) -> Claim:
-    """Turned queries and keys match by their distance, wherever they stand (Su et al. 2021)."""
+    """Claim that the score of a rotated query and key depends on their distance only (Su et al. 2021)."""
     size, generator = 2 * len(frequencies), torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, size, generator=generator).unbind()
 
-    def score(at: int, of: int) -> float:
-        turned = [
-            rotate(x, *rotation(frequencies, place, 1, torch.float32, rope.attention_factor))
-            for x, place in ((q, at), (k, of))
-        ]
-        return float((turned[0] * turned[1]).sum()) / size
+    def score(query_position: int, key_position: int) -> float:
+        query, key = (
+            rotate(x, *rotation(frequencies, at, 1, torch.float32, rope.attention_factor))
+            for x, at in ((q, query_position), (k, key_position))
+        )
+        return float((query * key).sum()) / size
 
     error = max(abs(score(7, 3) - score(7 + shift, 3 + shift)) for shift in (1, 10, 100))
-    return Claim("how well a query and a key match depends on their distance alone", error, 1e-4)
+    return Claim("the score of a query and a key depends on their distance only", error, ROTATION_TOLERANCE)
 
 
 def _learned_claim(model: Transformer, ids: Sequence[int]) -> Claim:
-    """A learned position is a vector that is added to the token's."""
+    """Claim that the model adds a learned vector for each position to the token's embedding."""
     with torch.inference_mode():
         tensor = torch.tensor([ids], device=model.device)
         added = model.embed(tensor, 0) - model.embed_tokens(tensor)
         rows = torch.zeros_like(added[0]) if model.positions is None else model.positions.weight[: len(ids)]
-    return Claim(
-        "what is added to a token's vector is its position's", float((added[0] - rows).abs().max()), tolerance(model)
-    )
+    error = float((added[0] - rows).abs().max())
+    return Claim("what is added to a token's embedding is its position's vector", error, tolerance(model))

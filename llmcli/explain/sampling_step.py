@@ -1,4 +1,4 @@
-"""The view of one step: every candidate's way from logit through the sampler to its chance, and the draw."""
+"""One sampling step: how each candidate's logit became its probability in the draw, and which token was drawn."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from llmcli.errors import usage_error
 from llmcli.explain.report import Alternative, GeneratedToken, Report
+from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.distribution import draw, entropy, intervals, probabilities
-from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
+from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary, default_order, filter_chain
 from llmcli.generation.grammar import GrammarFilter
+from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler, Stage
-from llmcli.generation.steps import Step
+from llmcli.generation.steps import Step, roll, steps
 from llmcli.text.tokenizer import Tokenizer
+
+SUM_TOLERANCE = 1e-4  # an fp32 softmax over 260,000 numbers is off by up to 1e-5
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What one filter did: how many tokens it left, and how much of the probability that reached it it cut.
+    """What one filter did: how many tokens it kept, and the probability of those it removed, before it ran.
 
-    ``changed`` counts the logits of those left that it raised or lowered, ``moved`` is how much of the probability
-    went to other tokens in all.
+    ``changed`` counts the kept tokens whose logit it changed, ``moved`` is the probability that it moved from some
+    tokens to others, by changes and removals together.
     """
 
     name: str
@@ -36,10 +41,10 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One token's way. ``logit`` and ``p`` are the model's own; ``adjusted`` is the logit after bias and penalties.
+    """One token. ``logit`` and ``p`` are the model's own; ``adjusted`` is the logit after bias and penalties.
 
-    ``p_temperature`` is the probability that this and the temperature give, ``p_final`` the one after all filters. The
-    token is drawn where ``u_low <= u < u_high``; ``cut`` names the filter that removed it.
+    ``p_temperature`` is the probability after the temperature, ``p_final`` the one after all filters. The token is
+    drawn if ``u_low <= u < u_high``; ``cut`` is the name of the filter that removed it, if one did.
     """
 
     rank: int
@@ -59,7 +64,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The token that came out; ``surprisal`` in bits, of the model's own probability."""
+    """The token that was chosen; ``surprisal`` in bits, of the model's own probability."""
 
     id: int
     text: str
@@ -71,7 +76,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Replay:
-    """The view's own proof: the draw repeated from the numbers shown, and how far the final p sum from 1."""
+    """The view's check: the draw repeated from the numbers shown, and how far the final probabilities sum from 1."""
 
     ok: bool
     replayed_id: int
@@ -79,8 +84,8 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class Column:
-    """The same logits at another temperature: entropy in bits, 2^entropy, and what the same u would draw."""
+class TemperatureColumn:
+    """The same step at another temperature: entropy in bits, ``choices`` = 2 ** entropy, and the token drawn by u."""
 
     temperature: float
     entropy: float
@@ -88,17 +93,17 @@ class Column:
     id: int
     text: str
     bytes: bytes
-    probs: dict[int, float]  # final probability of the candidates shown
+    probs: dict[int, float]  # final probability of each candidate shown, by id
 
 
 @dataclass(frozen=True)
 class StepReport(Report):
-    """Everything about one step; ``entropy`` in bits, of the model's own distribution."""
+    """Everything about one step; ``entropy`` in bits, of the model's own distribution over ``vocabulary`` tokens."""
 
     step: int
     prompt_ids: tuple[int, ...]
     context_ids: tuple[int, ...]
-    context: str  # their text
+    context: str  # the text of ``context_ids``
     sampler: tuple[StageReport, ...]
     seed: int
     vocabulary: int
@@ -106,7 +111,55 @@ class StepReport(Report):
     candidates: tuple[Candidate, ...]
     chosen: Chosen
     check: Replay
-    columns: tuple[Column, ...]
+    columns: tuple[TemperatureColumn, ...]
+
+
+def step(
+    loaded: LoadedModel,
+    text: Text,
+    *,
+    index: int = 0,
+    sampler: Sampler | None = None,
+    top: int = 10,
+    temperatures: Sequence[float] = (),
+    rolls: bool = False,
+    parse_special: bool = False,
+) -> StepReport:
+    """Generate up to token ``index`` after ``text`` and report how that token was chosen.
+
+    Runs the same loop as generation, so it explains exactly the token that a run with the same ``sampler`` writes; None
+    is ``default_sampler``. ``top``, ``temperatures``: as in ``step_report``; ``rolls``: as in ``generation.steps``.
+    Errors: the text ends before step ``index``; an empty prompt, or one that fills the context.
+    """
+    ids = token_ids(loaded, text, parse_special=parse_special)
+    sampler = default_sampler(loaded) if sampler is None else sampler
+    context, limit = list(ids), loaded.model.config.max_position_embeddings
+    for step in steps(
+        loaded.model, ids, sampler=sampler, max_new_tokens=index + 1, stop_ids=loaded.stop_ids, rolls=rolls
+    ):
+        if step.position < len(context):  # the loop has rolled its context
+            roll(context, limit)
+        if step.index == index:
+            return step_report(
+                step,
+                sampler,
+                loaded.tokenizer,
+                prompt_ids=ids,
+                context_ids=context,
+                top=top,
+                temperatures=temperatures,
+            )
+        context.append(step.token)
+    raise usage_error(
+        f"there is no step {index}: the text ended at step {step.index} ({step.finish})",
+        f"choose a step from 0 to {step.index}",
+    )
+
+
+def default_sampler(loaded: LoadedModel, seed: int = 0) -> Sampler:
+    """Return a sampler with the filters that the model's generation_config.json asks for."""
+    filters = filter_chain(default_order(), loaded.defaults.sampling)
+    return Sampler([*loaded.vocabulary_filter(), *filters], seed)
 
 
 def step_report(
@@ -119,14 +172,18 @@ def step_report(
     top: int,
     temperatures: Sequence[float] = (),
 ) -> StepReport:
-    """Explain a step: its ``top`` candidates, as many of those that ``sampler`` left, and the one that it chose."""
+    """Report on a step that ``sampler`` chose after ``context_ids``.
+
+    The candidates are the model's ``top`` tokens, the ``top`` tokens after all filters, and the chosen one.
+    ``temperatures`` adds a column for each, with all other filters and u unchanged.
+    """
     logits, choice = step.logits, step.choice
     probs = probabilities(logits)
     stages = sampler.stages(logits, context_ids)
     final = probabilities(stages[-1].logits) if stages else probs
     ranking = probs.sort(descending=True, stable=True).indices.tolist()
-    left = set(intervals(final.cpu())[0][:top].tolist())  # a grammar may cut all that the model thinks best
-    shown = [rank for rank, id in enumerate(ranking) if rank < top or id in left or rank == choice.rank]
+    kept = set(intervals(final.cpu())[0][:top].tolist())  # a grammar may remove all of the model's top tokens
+    shown = [rank for rank, id in enumerate(ranking) if rank < top or id in kept or rank == choice.rank]
     adjusted = _adjusted(sampler, logits, context_ids)
     ranked = [(rank, ranking[rank]) for rank in shown]
     candidates = _candidates(ranked, logits, adjusted, probs, stages, final, tokenizer)
@@ -155,8 +212,27 @@ def step_report(
     )
 
 
+def generated_token_of(step: Step, tokenizer: Tokenizer, alternatives: int) -> GeneratedToken:
+    """Return a step as a generated token with its ``alternatives`` most probable tokens, as generation reports it."""
+    probs = probabilities(step.logits)
+    top = probs.sort(descending=True, stable=True).indices[:alternatives].tolist()
+    return GeneratedToken(
+        index=step.index,
+        id=step.token,
+        text=tokenizer.token_text(step.token),
+        bytes=tokenizer.token_bytes(step.token),
+        logprob=float(step.logits.log_softmax(dim=-1)[step.token]),
+        prob=step.choice.prob,
+        final_prob=step.choice.final_prob,
+        rank=step.choice.rank,
+        entropy=entropy(probs),
+        u=step.choice.u,
+        top=tuple(Alternative(id, tokenizer.token_text(id), tokenizer.token_bytes(id), float(probs[id])) for id in top),
+    )
+
+
 def _adjusted(sampler: Sampler, logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """The logits after those filters that raise and lower single ones, and no other."""
+    """The logits after the filters that raise or lower the logits of single tokens."""
     for filter in sampler.filters:
         if isinstance(filter, LogitBias | Penalty):
             logits = filter(logits, ids)
@@ -172,14 +248,15 @@ def _candidates(
     final: Tensor,
     tokenizer: Tokenizer,
 ) -> tuple[Candidate, ...]:
-    warm = next((stage.value for stage in stages if stage.name == "temperature"), None)
-    tempered = probabilities(adjusted if warm is None else Temperature(warm)(adjusted))
-    ids, ends = intervals(final.cpu())
-    ends_list = ends.tolist()
-    place = {id: n for n, id in enumerate(ids.tolist())}
+    """A row for each (rank, id) in ``ranked``; all tensors are [V]."""
+    temperature = next((stage.value for stage in stages if stage.name == "temperature"), None)
+    tempered = probabilities(adjusted if temperature is None else Temperature(temperature)(adjusted))
+    ids, ends_tensor = intervals(final.cpu())
+    ends = ends_tensor.tolist()
+    index = {id: n for n, id in enumerate(ids.tolist())}
     rows = []
     for rank, id in ranked:
-        n = place.get(id)
+        n = index.get(id)
         rows.append(
             Candidate(
                 rank=rank,
@@ -192,9 +269,9 @@ def _candidates(
                 p_temperature=float(tempered[id]),
                 cut=next((stage.name for stage in stages if math.isinf(stage.logits[id])), None),
                 p_final=float(final[id]),
-                cumulative=1.0 if n is None else ends_list[n],
-                u_low=None if n is None else ends_list[n - 1] if n else 0.0,
-                u_high=None if n is None else ends_list[n],
+                cumulative=1.0 if n is None else ends[n],
+                u_low=None if n is None else ends[n - 1] if n else 0.0,
+                u_high=None if n is None else ends[n],
             )
         )
     return tuple(rows)
@@ -203,17 +280,17 @@ def _candidates(
 def _stage_reports(stages: list[Stage], logits: Tensor, probs: Tensor) -> tuple[StageReport, ...]:
     reports = []
     for stage in stages:
-        alive, after = torch.isfinite(stage.logits), probabilities(stage.logits)
-        removed = float(probs[~alive].double().sum())
-        changed = int((stage.logits[alive] != logits[alive]).sum())
+        kept, after = torch.isfinite(stage.logits), probabilities(stage.logits)
+        removed = float(probs[~kept].double().sum())
+        changed = int((stage.logits[kept] != logits[kept]).sum())
         moved = float((after.double() - probs).clamp(min=0).sum())
-        reports.append(StageReport(stage.name, stage.value, int(alive.sum()), removed, changed, moved))
+        reports.append(StageReport(stage.name, stage.value, int(kept.sum()), removed, changed, moved))
         logits, probs = stage.logits, after
     return tuple(reports)
 
 
 def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Replay:
-    """Repeat the choice from the rows themselves: whose interval holds u, or whose final p is largest."""
+    """Repeat the choice from the rows alone: the token whose interval holds u, or without a draw the largest p."""
     u = step.choice.u
     if u is None:
         replayed = max(candidates, key=lambda c: (c.p_final, -c.id)).id
@@ -221,8 +298,7 @@ def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Repl
         inside = [c.id for c in candidates if c.u_low is not None and c.u_high is not None and c.u_low <= u < c.u_high]
         replayed = inside[0] if len(inside) == 1 else -1
     error = abs(float(final.double().sum()) - 1)
-    # A softmax in fp32 of 260,000 numbers is up to 1e-5 off.
-    return Replay(replayed == step.token and error < 1e-4, replayed, error)
+    return Replay(replayed == step.token and error < SUM_TOLERANCE, replayed, error)
 
 
 def _column(
@@ -232,18 +308,17 @@ def _column(
     temperature: float,
     ids: list[int],
     tokenizer: Tokenizer,
-) -> Column:
-    """The step as it would have gone at ``temperature``, all other filters and u as they were."""
-    warmed = [replace(f, value=temperature) if isinstance(f, Temperature) else f for f in sampler.filters]
-    if not any(isinstance(f, Temperature) for f in warmed):
-        before = sum(isinstance(f, Vocabulary | GrammarFilter | LogitBias | Penalty) for f in warmed)
-        warmed.insert(before, Temperature(temperature))
-    stages = Sampler(warmed, sampler.seed).stages(step.logits, context_ids)
-    final = probabilities(stages[-1].logits)
+) -> TemperatureColumn:
+    """The step at another ``temperature``, with all other filters and u unchanged."""
+    filters = [replace(f, value=temperature) if isinstance(f, Temperature) else f for f in sampler.filters]
+    if not any(isinstance(f, Temperature) for f in filters):
+        before = sum(isinstance(f, Vocabulary | GrammarFilter | LogitBias | Penalty) for f in filters)
+        filters.insert(before, Temperature(temperature))
+    final = probabilities(Sampler(filters, sampler.seed).stages(step.logits, context_ids)[-1].logits)
     bits = entropy(final)
     u = step.choice.u
     chosen = int(final.argmax()) if u is None or temperature == 0 else draw(final, u)
-    return Column(
+    return TemperatureColumn(
         temperature=temperature,
         entropy=bits,
         choices=2**bits,
@@ -251,26 +326,4 @@ def _column(
         text=tokenizer.token_text(chosen),
         bytes=tokenizer.token_bytes(chosen),
         probs={id: float(final[id]) for id in ids},
-    )
-
-
-def generated_token_of(step: Step, tokenizer: Tokenizer, rivals: int) -> GeneratedToken:
-    """What ``generate --json`` and ``--probs`` tell of a step, with its ``rivals`` most probable tokens."""
-    probs = probabilities(step.logits)
-    logprob = float(step.logits.log_softmax(dim=-1)[step.token])
-    order = probs.sort(descending=True, stable=True).indices[:rivals].tolist()
-    return GeneratedToken(
-        index=step.index,
-        id=step.token,
-        text=tokenizer.token_text(step.token),
-        bytes=tokenizer.token_bytes(step.token),
-        logprob=logprob,
-        prob=step.choice.prob,
-        final_prob=step.choice.final_prob,
-        rank=step.choice.rank,
-        entropy=entropy(probs),
-        u=step.choice.u,
-        top=tuple(
-            Alternative(id, tokenizer.token_text(id), tokenizer.token_bytes(id), float(probs[id])) for id in order
-        ),
     )

@@ -1,4 +1,4 @@
-"""The view of a whole text: where was the model surprised?"""
+"""Scoring a text: how surprised the model is by each token."""
 
 from __future__ import annotations
 
@@ -11,39 +11,44 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import tolerance
 from llmcli.explain.report import Claim, ScoredToken, ScoreReport, check, relative_error, vocab_entry
+from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions, windows
 from llmcli.generation.steps import next_logits
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 
-REREAD = 32  # tokens at the end that the check reads one by one
-ROUNDING = 1e-5  # of a mean over fp32 numbers, whatever the model's dtype
+RESCORED = 32  # tokens at the end of the text that the check scores again
+MEAN_TOLERANCE = 1e-5  # of a mean of fp32 numbers, whatever the model's dtype
 
 
-def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
-    """Score a text of any length. Errors: fewer than two tokens."""
-    check_enough(ids)
+def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> ScoreReport:
+    """Score every token of ``text`` but the first, given the tokens before it.
+
+    A text longer than the context is read in windows that overlap by half. Errors: fewer than two tokens.
+    """
+    ids = token_ids(loaded, text, parse_special=parse_special)
+    check_scorable(ids)
     rows: list[tuple[float, int, float, int, float]] = []
-    sums = [0.0, 0.0]  # surprisal and entropy once more, in nats
-    for logits, goals in predictions(loaded.model, ids):
-        rows += _rows(logits, goals)
-        for n, expected in enumerate((goals, logits.softmax(dim=-1))):
+    sums = [0.0, 0.0]  # surprisal and entropy in nats, computed in another way, for the check
+    for logits, targets in predictions(loaded.model, ids):
+        rows += _rows(logits, targets)
+        for n, expected in enumerate((targets, logits.softmax(dim=-1))):
             sums[n] += float(nats(logits, expected).sum(dtype=torch.float64))
-    chunks, size = running(loaded.tokenizer, ids)
+    chunks, size = text_chunks(loaded.tokenizer, ids)
     tokens = tuple(
         ScoredToken(
-            position=place,
-            piece=vocab_entry(loaded.tokenizer, ids[place]),
+            position=position,
+            piece=vocab_entry(loaded.tokenizer, ids[position]),
             chunk=chunk,
             logprob=logprob,
             surprisal=-logprob / math.log(2) + 0.0,  # no -0.0
             rank=rank,
             entropy=entropy,
-            favourite=vocab_entry(loaded.tokenizer, best),
-            p_favourite=p,
+            favourite=vocab_entry(loaded.tokenizer, top),
+            p_favourite=p_top,
         )
-        for place, (chunk, (logprob, rank, entropy, best, p)) in enumerate(zip(chunks, rows, strict=True), start=1)
+        for position, (chunk, (logprob, rank, entropy, top, p_top)) in enumerate(zip(chunks, rows, strict=True), 1)
     )
     bits = sum(token.surprisal for token in tokens)
     mean = bits / len(tokens)
@@ -54,11 +59,11 @@ def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
         bits=bits,
         bits_per_token=mean,
         bits_per_byte=bits / max(size, 1),
-        perplexity=float(torch.tensor(mean, dtype=torch.float64).exp2()),  # infinite, where Python would raise
+        perplexity=float(torch.tensor(mean, dtype=torch.float64).exp2()),  # inf where Python raises OverflowError
         bytes=size,
         check=check(
-            one_by_one(loaded, ids, [token.logprob for token in tokens]),
-            as_cross_entropy(
+            rescoring_claim(loaded, ids, [token.logprob for token in tokens]),
+            cross_entropy_claim(
                 "mean surprisal and entropy",
                 [mean, sum(entropy for _, _, entropy, _, _ in rows) / len(tokens)],
                 [total / len(tokens) for total in sums],
@@ -67,69 +72,68 @@ def score_report(loaded: LoadedModel, ids: Sequence[int]) -> ScoreReport:
     )
 
 
-def check_enough(ids: Sequence[int]) -> None:
-    """Raise unless a text holds a token that has one before it."""
+def check_scorable(ids: Sequence[int]) -> None:
+    """Raise an error unless at least one token follows another."""
     if len(ids) < 2:
         raise usage_error("the text is too short: its first token is predicted from nothing", "give a longer one")
 
 
-def _rows(logits: Tensor, goals: Tensor) -> Iterator[tuple[float, int, float, int, float]]:
-    """Of logits [n, V] and the tokens that came [n]: logprob, rank, entropy in bits, the favourite and its p."""
+def _rows(logits: Tensor, targets: Tensor) -> Iterator[tuple[float, int, float, int, float]]:
+    """Logprob, rank and entropy in bits of each of ``targets`` [n], and the top token and its p; logits [n, V]."""
     logps = logits.log_softmax(dim=-1)
-    own = logps.gather(-1, goals[:, None])
+    own = logps.gather(-1, targets[:, None])
     better = (logps > own).sum(dim=-1)
-    ties = (logps == own) & (torch.arange(logps.shape[-1], device=logps.device) < goals[:, None])  # by id
+    ties = (logps == own) & (torch.arange(logps.shape[-1], device=logps.device) < targets[:, None])  # by id
     entropy = torch.special.entr(logps.exp()).sum(dim=-1) / math.log(2)
-    best, favourite = logps.max(dim=-1)
-    columns = (own[:, 0], better + ties.sum(dim=-1), entropy, favourite, best.exp())
+    best, top = logps.max(dim=-1)
+    columns = (own[:, 0], better + ties.sum(dim=-1), entropy, top, best.exp())
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def one_by_one(
-    loaded: LoadedModel,
-    ids: Sequence[int],
-    logprobs: Sequence[float],
-    context: int | None = None,
-    candidates: int | None = None,
-) -> Claim:
-    """The last tokens scored anew, read singly through the KV cache; the difference as root mean squares.
+def text_chunks(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[str], int]:
+    """Return the text that each token but the first completes, and the number of bytes of these tokens.
 
-    Of one token alone it is a matter of chance in bfloat16; of all together it hardly varies.
-    ``context`` as of ``predictions``; of the vocabulary only the first ``candidates`` count, if not all.
-    """
-    model = loaded.model
-    start, counted = windows(len(ids), context or model.config.max_position_embeddings)[-1]
-    first = max(len(ids) - REREAD, counted + 1)  # the first token that is scored anew
-    cache, found = model.new_cache(), []
-    cache.planned = len(ids) - 1 - start
-    unread = ids[start:first]
-    for place in range(first, len(ids)):
-        anew = next_logits(model, unread, cache)[:candidates].log_softmax(dim=-1)
-        found.append(float(anew[ids[place]]))
-        unread = ids[place : place + 1]
-    expected = torch.tensor(found, dtype=torch.float64)
-    difference = torch.tensor(logprobs[first - 1 :], dtype=torch.float64) - expected
-    error, size = (float(values.square().mean().sqrt()) for values in (difference, expected))
-    return Claim(
-        f"one by one, {loaded.name} finds the last tokens as probable", relative_error(error, size), tolerance(model)
-    )
-
-
-def as_cross_entropy(what: str, bits: Sequence[float], nats: Sequence[float]) -> Claim:
-    """Means by the rows shown, beside the same by torch's own cross entropy."""
-    errors = [relative_error(abs(a * math.log(2) - b), abs(b)) for a, b in zip(bits, nats, strict=True)]
-    return Claim(f"{what} are those of cross entropy", max(errors), ROUNDING)
-
-
-def running(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[str], int]:
-    """The text that each token but the first completes, and how many bytes of the text are theirs.
-
-    A character that the first token only begins is shown whole where it is completed; the bytes of the
-    first are not counted. Special tokens have neither text nor bytes.
+    A character that starts in the first token is shown whole where it is completed; the first token's bytes are not
+    counted. Special tokens have neither text nor bytes.
     """
     stream = TextStream(tokenizer)
     first = stream.feed(ids[0])
     chunks = [stream.feed(id) for id in ids[1:]]
     chunks[-1] += stream.finish()
-    begun = b"" if first or ids[0] in tokenizer.special_ids else tokenizer.token_bytes(ids[0])
-    return chunks, len("".join(chunks).encode()) - len(begun)
+    incomplete = b"" if first or ids[0] in tokenizer.special_ids else tokenizer.token_bytes(ids[0])
+    return chunks, len("".join(chunks).encode()) - len(incomplete)
+
+
+def rescoring_claim(
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    logprobs: Sequence[float],
+    context: int | None = None,
+    vocab_size: int | None = None,
+) -> Claim:
+    """Claim that the last tokens get the same logprobs if they are fed one by one through the KV cache.
+
+    Compares root mean squares: in bfloat16 the error of a single token is a matter of chance. ``context`` is the size
+    of the windows, by default the model's; only the first ``vocab_size`` tokens are candidates, by default all.
+    """
+    model = loaded.model
+    start, scored = windows(len(ids), context or model.config.max_position_embeddings)[-1]
+    first = max(len(ids) - RESCORED, scored + 1)
+    cache, found = model.new_cache(), []
+    cache.planned = len(ids) - 1 - start
+    unread = ids[start:first]
+    for position in range(first, len(ids)):
+        again = next_logits(model, unread, cache)[:vocab_size].log_softmax(dim=-1)
+        found.append(float(again[ids[position]]))
+        unread = ids[position : position + 1]
+    expected = torch.tensor(found, dtype=torch.float64)
+    difference = torch.tensor(logprobs[first - 1 :], dtype=torch.float64) - expected
+    error, size = (float(values.square().mean().sqrt()) for values in (difference, expected))
+    what = f"{loaded.name} gives the last tokens the same probability one by one"
+    return Claim(what, relative_error(error, size), tolerance(model))
+
+
+def cross_entropy_claim(what: str, bits: Sequence[float], nats: Sequence[float]) -> Claim:
+    """Claim that means of the rows shown, in ``bits``, equal those of PyTorch's cross entropy, in ``nats``."""
+    errors = [relative_error(abs(a * math.log(2) - b), abs(b)) for a, b in zip(bits, nats, strict=True)]
+    return Claim(f"{what} equal PyTorch's cross entropy", max(errors), MEAN_TOLERANCE)

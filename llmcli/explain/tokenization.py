@@ -1,20 +1,24 @@
-"""The view of tokens: what does the model receive?"""
+"""Tokens: what the model receives instead of a text. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmcli.explain.report import Check, Claim, Report, check
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.text.words import words
 
+if TYPE_CHECKING:
+    from llmcli.generation.loaded import LoadedModel
+
 
 @dataclass(frozen=True)
 class Tokenization(Report):
-    """A text as one tokenizer sees it. ``exact`` says that the tokens' bytes, joined, are the text.
+    """A text as one tokenizer splits it. ``exact`` if the tokens' bytes, joined, are the bytes of the text.
 
-    ``unknown`` counts the tokens that stand for what the tokenizer does not know.
+    ``unknown`` counts tokens for text that the vocabulary lacks.
     """
 
     model: str
@@ -26,44 +30,58 @@ class Tokenization(Report):
 
     @property
     def bytes_per_token(self) -> float:
-        """Over the tokens that stand for text, so without BOS and the like."""
+        """The average over tokens that hold text, so without BOS and the like."""
         return self.text_bytes / max(1, sum(token.end > token.start for token in self.tokens))
 
 
-def tokenization(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> Tokenization:
-    """Tokenize ``text`` and check that nothing was lost on the way through the tokenizer's words."""
+def tokenize(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bool = False) -> Tokenization:
+    """Tokenize ``text`` and check that every byte of it is in exactly one token.
+
+    ``parse_special`` reads special tokens in the text as tokens, not as plain text.
+    Errors: a text that is not valid Unicode.
+    """
+    tokenizer = tokenizer_of(tokenizer)
     tokens = tuple(tokenizer.tokens(text, parse_special=parse_special))
     source = text.encode()
-    placed = [token for token in tokens if token.end > token.start]
-    exact = b"".join(source[token.start : token.end] for token in placed) == source and all(
-        token.bytes.endswith(source[token.start : token.end]) for token in placed
+    with_text = [token for token in tokens if token.end > token.start]
+    exact = b"".join(source[token.start : token.end] for token in with_text) == source and all(
+        token.bytes.endswith(source[token.start : token.end]) for token in with_text
     )
-    unknown = sum(token.id == tokenizer.unknown_id for token in placed)
-    claims = _claims(tokenizer, text, placed, unknown, parse_special)
+    unknown = sum(token.id == tokenizer.unknown_id for token in with_text)
+    claims = _claims(tokenizer, text, with_text, unknown, parse_special)
     return Tokenization(tokenizer.name, tokens, len(source), exact, unknown, check(*claims))
 
 
+def tokenizer_of(model: Tokenizer | LoadedModel) -> Tokenizer:
+    """Return the tokenizer of a model, or the tokenizer given."""
+    return model if isinstance(model, Tokenizer) else model.tokenizer
+
+
 def _claims(
-    tokenizer: Tokenizer, text: str, placed: Sequence[Token], unknown: int, parse_special: bool
+    tokenizer: Tokenizer, text: str, tokens: Sequence[Token], unknown: int, parse_special: bool
 ) -> Iterator[Claim]:
-    """By the words, which are found without the tokens: each one's bytes; and where they are the text's, the places."""
-    source, lost, spelt = text.encode(), 0, b""
+    """Check the tokens against the tokenizer's words, which are found without them.
+
+    Each word's tokens must have the word's bytes; and if no normalization changed the text, the tokens' offsets must
+    cover it.
+    """
+    source, lost, joined = text.encode(), 0, b""
     for word in words(tokenizer, text, parse_special=parse_special):
         data = word.text.encode() if word.added else tokenizer.spelt(word.text)
-        spelt += data
+        joined += data
         if tokenizer.unknown_id not in word.ids and b"".join(map(tokenizer.token_bytes, word.ids)) != data:
             lost += len(data)
-    as_is = spelt in (source, b" " + source)
-    what = "the tokens' bytes, joined, are the text" + ("" if as_is else " as the tokenizer normalised it")
-    yield Claim(what + (", but for the unknown" if unknown else ""), lost, 0.0)
-    if as_is and not unknown:
-        yield Claim("each byte of it is in one token", _misplaced(placed, len(source)), 0.0)
+    unchanged = joined in (source, b" " + source)
+    what = "the tokens' bytes, joined, are the text" + ("" if unchanged else " as the tokenizer normalizes it")
+    yield Claim(what + (", except for unknown tokens" if unknown else ""), lost, 0.0)
+    if unchanged and not unknown:
+        yield Claim("each byte is in one token", _misplaced_bytes(tokens, len(source)), 0.0)
 
 
-def _misplaced(placed: Sequence[Token], size: int) -> int:
-    """How many bytes of a text are in no token, or in more than one."""
-    place = error = 0
-    for token in placed:
-        error += abs(token.start - place)
-        place = token.end
-    return error + abs(size - place)
+def _misplaced_bytes(tokens: Sequence[Token], size: int) -> int:
+    """How many of ``size`` bytes are in no token, or in more than one."""
+    end = misplaced = 0
+    for token in tokens:
+        misplaced += abs(token.start - end)
+        end = token.end
+    return misplaced + abs(size - end)

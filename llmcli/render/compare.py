@@ -12,7 +12,7 @@ from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import escape_controls, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.comparison import Compared, CompareReport
+    from llmcli.explain.comparison import ComparedToken, CompareReport
 
 NOTABLE = 0.5  # nats: smaller changes are not colored
 
@@ -64,7 +64,7 @@ def _print_text(report: CompareReport, stream: TextIO) -> None:
     console(stream).print(legend)
 
 
-def _row(token: Compared, longest: float) -> list[Cell]:
+def _row(token: ComparedToken, longest: float) -> list[Cell]:
     before, after = (token_label(piece) for piece in token.favourites)
     return [
         Cell(str(token.position)),

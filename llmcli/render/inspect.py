@@ -12,7 +12,7 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import counted, escape_controls
 
 if TYPE_CHECKING:
-    from llmcli.explain.architecture import Rope, Shape
+    from llmcli.explain.architecture import Architecture, Rotary
     from llmcli.explain.inspection import InspectReport
 
 
@@ -60,11 +60,11 @@ def _facts(report: InspectReport) -> Iterator[tuple[str, str]]:
     yield "files", _files(report)
 
 
-def _windows(shape: Shape) -> str:
+def _windows(shape: Architecture) -> str:
     return "" if shape.window is None else f"; {counted(shape.windowed, 'layer')} with a window of {shape.window}"
 
 
-def _rope(rope: Rope, shape: Shape) -> str:
+def _rope(rope: Rotary, shape: Architecture) -> str:
     text = f"rotary (RoPE), theta {rope.theta:g}"
     if rope.features != shape.head_dim:
         text += f", on {rope.features} of a head's {shape.head_dim} dimensions"

@@ -12,8 +12,7 @@ from llmcli.render.text import counted, one_line, token_label
 
 if TYPE_CHECKING:
     from llmcli.endpoint.step import ServerCandidate, ServerStep
-    from llmcli.explain.sampling_step import Candidate, StageReport, StepReport
-    from llmcli.explain.sampling_step import Column as TemperatureColumn
+    from llmcli.explain.sampling_step import Candidate, StageReport, StepReport, TemperatureColumn
 
 CHOSEN = "→"
 

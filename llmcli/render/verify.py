@@ -9,7 +9,7 @@ from llmcli.render.terminal import print_line
 from llmcli.render.text import counted, token_label
 
 if TYPE_CHECKING:
-    from llmcli.explain.verification.proof import Parting, Proof
+    from llmcli.explain.verification.proof import Divergence, Proof
     from llmcli.explain.verification.view import VerifyReport
 
 STYLES = {"ok": "", "failed": "bold red", "skipped": "dim"}
@@ -69,7 +69,7 @@ def _note(proof: Proof) -> str:
     return ""
 
 
-def _parted(parting: Parting) -> str:
+def _parted(parting: Divergence) -> str:
     favourite, other = (token_label(piece) for piece in (parting.favourite, parting.other))
     tie = f"whose logit is higher by {parting.margin:.2g}" if parting.margin else "whose logit is the same"
     return f"after position {parting.position} the top token is “{other}” instead of “{favourite}”, {tie}"

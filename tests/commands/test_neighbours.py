@@ -44,7 +44,7 @@ def test_what_is_left_out_is_said(model: Path, run: Run, word: str, left: str) -
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("zebra", "'z', 'e', 'b'"), ("fox - fox", "is 0"), ("", "no word"), ("316", "ids are from 0 to 315")],
+    [("zebra", "'z', 'e', 'b'"), ("fox - fox", "is 0"), ("", "neither a word"), ("316", "ids are from 0 to 315")],
 )
 def test_what_has_no_vector_is_refused(model: Path, run: Run, word: str, said: str) -> None:
     result = run("neighbours", word, "-m", model)

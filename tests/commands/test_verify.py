@@ -16,7 +16,7 @@ from click.testing import Result
 from llmcli.commands.options import model as model_module
 from llmcli.commands.options.model import ModelChoice
 from llmcli.explain.report import VocabEntry
-from llmcli.explain.verification.proof import Parting, Proof
+from llmcli.explain.verification.proof import Divergence, Proof
 from llmcli.explain.verification.view import TEXT, Verdicts, VerifyReport
 from llmcli.generation.loaded import LoadedModel
 from llmcli.render.progress import VerifyProgress
@@ -88,7 +88,7 @@ def test_forms_agree(run: Run, model: Path, tmp_path: Path) -> None:
         assert row == [proof["name"], proof["means"], *numbers, proof["verdict"]]
     assert lines[-1].startswith(f"check: ok; {record['check']['held']} proofs hold, ")
     assert any(line.startswith("layers = transformers: ") and "pip install" in line for line in lines)
-    assert "drawn" in (tmp_path / "v.svg").read_text(encoding="utf-8")
+    assert "seed" in (tmp_path / "v.svg").read_text(encoding="utf-8")
     assert "saved" in result.stderr
 
 
@@ -154,7 +154,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Tty:
 
 def report() -> VerifyReport:
     """A proof of every kind, over hostile text."""
-    parted = Parting(7, VocabEntry(1, " [bold]", b" [bold]"), VocabEntry(2, "\x1b[31m", b"\x1b[31m"), 0.25)
+    parted = Divergence(7, VocabEntry(1, " [bold]", b" [bold]"), VocabEntry(2, "\x1b[31m", b"\x1b[31m"), 0.25)
     tie = dataclasses.replace(parted, margin=0.0)
     proofs = (
         Proof("a = b", "one gives what the other gives", "ok", 1.25e-7, 1e-4, 2e-7, None, None),

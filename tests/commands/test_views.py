@@ -215,7 +215,7 @@ def test_positions_are_asked_for_in_one_way(model: Path, run: Run, view: str, at
         (["branch", PROMPT, "--depth", "0"], "depth"),
         (["score", "fox", "--top", "-1"], "top"),
         (["neighbours", "zebra"], "not one token"),
-        (["neighbours", " "], "no word"),
+        (["neighbours", " "], "neither a word"),
         (["tour", "a"], "few words"),
         (["lens", PROMPT, "--save", "x.png"], ".svg"),
         (["lens", PROMPT, "--save", "nowhere/x.svg"], "no folder"),

@@ -14,7 +14,7 @@ import torch
 
 from llmcli.errors import LlmcliError
 from llmcli.explain import continuations as module
-from llmcli.explain.continuations import BranchReport, Node, branch_report
+from llmcli.explain.continuations import BranchReport, Node, branch
 from llmcli.files.ndjson import write_line
 from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
@@ -34,7 +34,7 @@ WIDTH, DEPTH = 2, 3
 def report_of(
     case: Tiny, ids: list[int] = IDS, width: int = WIDTH, depth: int = DEPTH, model: Transformer | None = None
 ) -> BranchReport:
-    return branch_report(loaded(case, model), ids, len(ids) - 1, width=width, depth=depth)
+    return branch(loaded(case, model), ids, width=width, depth=depth)
 
 
 def nodes(children: tuple[Node, ...]) -> Iterator[Node]:
@@ -135,7 +135,7 @@ def test_a_stop_token_ends_its_branch(tiny: Make) -> None:
     case = tiny("llama")
     first = report_of(case).children[0].piece.id
     opened = dataclasses.replace(loaded(case), defaults=Defaults((first,), {}, {}))
-    report = branch_report(opened, IDS, len(IDS) - 1, width=WIDTH, depth=DEPTH)
+    report = branch(opened, IDS, width=WIDTH, depth=DEPTH)
     ended, other = report.children
     assert (ended.piece.id, ended.end, ended.children, ended.others) == (first, "stop_token", (), None)
     assert (other.end, len(other.children)) == (None, WIDTH)
@@ -143,7 +143,7 @@ def test_a_stop_token_ends_its_branch(tiny: Make) -> None:
 
 def test_branches_that_all_stop_are_checked_too(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = dataclasses.replace(loaded(tiny("llama")), defaults=Defaults(tuple(range(VOCAB)), {}, {}))
-    report = branch_report(opened, IDS, len(IDS) - 1, width=WIDTH, depth=DEPTH)
+    report = branch(opened, IDS, width=WIDTH, depth=DEPTH)
     assert report.check.ok
     assert [node.end for node in nodes(report.children)] == ["stop_token"] * WIDTH
     right = module.next_logits
@@ -159,9 +159,9 @@ def test_the_best_path_and_the_last_are_those_checked(tiny: Make) -> None:
     tree = module.Tree(loaded(case), IDS, 3, 3)
     _, children = tree.grow((), 0.0)
     leaves = [node for node in nodes(children) if not node.children]
-    assert tree.read["best"][0] == max(leaves, key=lambda leaf: leaf.logprob).path[:-1]
-    assert tree.read["last"][0] == [node.path for node in nodes(children) if node.others is not None][-1]
-    assert tree.read["best"][0] != tree.read["last"][0]
+    assert tree.kept["best"][0] == max(leaves, key=lambda leaf: leaf.logprob).path[:-1]
+    assert tree.kept["last"][0] == [node.path for node in nodes(children) if node.others is not None][-1]
+    assert tree.kept["best"][0] != tree.kept["last"][0]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
@@ -177,7 +177,7 @@ def test_rows_without_a_token_are_not_offered(tiny: Make) -> None:
     case = tiny("llama")
     opened = loaded(case)
     few = LoadedModel(opened.name, opened.folder, opened.model, _first_tokens(20), opened.defaults)
-    report = branch_report(few, [1, 2, 3], 2, width=30, depth=1)
+    report = branch(few, [1, 2, 3], width=30, depth=1)
     assert sorted(child.piece.id for child in report.children) == list(range(20))
     with torch.no_grad():
         probs = case.reference(torch.tensor([[1, 2, 3]])).logits[0, -1].double().softmax(-1)
@@ -205,15 +205,15 @@ def test_a_tree_too_large_is_refused(tiny: Make, width: int, depth: int, said: s
 def test_the_deepest_tree_can_be_grown_and_written(tiny: Make) -> None:
     model = tiny("llama").load()
     model.config = dataclasses.replace(model.config, eos_token_ids=())
-    report = report_of(tiny("llama"), IDS[:20], width=1, depth=module.MOST_DEPTH, model=model)
+    report = report_of(tiny("llama"), IDS[:20], width=1, depth=module.MAX_DEPTH, model=model)
     assert report.check.ok
-    assert len(report.best.path) == module.MOST_DEPTH
+    assert len(report.best.path) == module.MAX_DEPTH
     assert report.best.text == "".join(f" w{id}" for id in report.best.path)
     stream = io.StringIO()
     write_line(json_forms.record(report), stream)
-    assert len(json.loads(stream.getvalue())["best"]["path"]) == module.MOST_DEPTH
+    assert len(json.loads(stream.getvalue())["best"]["path"]) == module.MAX_DEPTH
     print_branch(report, stream)
-    assert len([line for line in stream.getvalue().splitlines() if line.count("\t") == 6]) == module.MOST_DEPTH + 1
+    assert len([line for line in stream.getvalue().splitlines() if line.count("\t") == 6]) == module.MAX_DEPTH + 1
     assert math.exp(report.best.logprob) < 5e-5
     assert "(0.0000)" not in stream.getvalue()
 
@@ -268,7 +268,7 @@ def test_keys_turned_by_stale_angles_fail(tiny: Make, monkeypatch: pytest.Monkey
 
 def test_angles_planned_for_another_branch_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A length that a longer branch left behind, as if it were the next one's."""
-    monkeypatch.setattr(module, "planned", lambda rope, prompt, total: total)
+    monkeypatch.setattr(module, "planned_length", lambda rope, prompt, total: total)
     case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
     with pytest.raises(AssertionError):
         assert error_of(report_of(case, ids), case, ids) <= CLOSE

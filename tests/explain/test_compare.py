@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.comparison import CompareReport, compare_report
+from llmcli.explain.comparison import CompareReport, compare
 from llmcli.generation import score as engine
 from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
@@ -45,7 +45,7 @@ def totals(report: CompareReport) -> tuple[float, float]:
 @pytest.mark.parametrize(("first", "second"), [("llama", "gpt2"), ("gemma2", "qwen3"), ("gpt_neox", "mistral")])
 def test_both_are_transformers_own(tiny: Make, first: str, second: str) -> None:
     cases = tiny(first), tiny(second)
-    report = compare_report(*(loaded(case) for case in cases), TEXT)
+    report = compare(*(loaded(case) for case in cases), TEXT)
     assert report.check.ok
     a, b = (expected(case) for case in cases)
     kl = (a.exp() * (a - b)).sum(-1) / math.log(2)
@@ -63,7 +63,7 @@ def test_both_are_transformers_own(tiny: Make, first: str, second: str) -> None:
 
 
 def test_a_model_is_as_itself(tiny: Make) -> None:
-    report = compare_report(loaded(tiny("llama")), loaded(tiny("llama")), TEXT)
+    report = compare(loaded(tiny("llama")), loaded(tiny("llama")), TEXT)
     assert all(token.delta == token.kl == 0 for token in report.tokens)
     assert (report.mean_kl, report.other_favourite) == (0, 0)
 
@@ -75,7 +75,7 @@ def test_what_was_tuned_shows_where_it_was_tuned(tiny: Make) -> None:
     assert tuned.head is not None
     with torch.no_grad():
         tuned.head.weight[token] *= 1.5
-    report = compare_report(loaded(case), loaded(case, tuned), TEXT)
+    report = compare(loaded(case), loaded(case, tuned), TEXT)
     others = [t for t in report.tokens if t.piece.id != token]
     moved = [t for t in report.tokens if t.piece.id == token]
     assert min(abs(t.delta) for t in moved) > 10 * max(CLOSE, min(abs(t.delta) for t in others))
@@ -86,7 +86,7 @@ def test_contexts_of_two_sizes_are_read_by_the_smaller(tiny: Make) -> None:
     short, long = loaded(tiny("qwen3")), loaded(tiny("llama"))
     short.model.config = dataclasses.replace(short.model.config, max_position_embeddings=32)
     assert short.model.config.max_position_embeddings < len(IDS) < long.model.config.max_position_embeddings
-    report = compare_report(short, long, TEXT)
+    report = compare(short, long, TEXT)
     assert report.check.ok
     assert len(report.tokens) == len(IDS) - 1
     long.model.config = dataclasses.replace(long.model.config, max_position_embeddings=32)
@@ -100,12 +100,12 @@ def test_another_tokenizer_is_refused(tiny: Make) -> None:
     fast = FastTokenizer(WordLevel({f"v{n}": n for n in range(97)}, unk_token="v0"))
     other = LoadedModel("other", ours.folder, ours.model, Tokenizer(fast, "other"), ours.defaults)
     with pytest.raises(LlmcliError, match="different tokenizers"):
-        compare_report(ours, other, TEXT)
+        compare(ours, other, TEXT)
 
 
 def test_too_short_is_said(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="too short"):
-        compare_report(loaded(tiny("llama")), loaded(tiny("llama")), "w1")
+        compare(loaded(tiny("llama")), loaded(tiny("llama")), "w1")
 
 
 def test_one_vocabulary_that_splits_a_text_otherwise_is_refused(tiny: Make) -> None:
@@ -115,7 +115,7 @@ def test_one_vocabulary_that_splits_a_text_otherwise_is_refused(tiny: Make) -> N
     fast.post_processor = TemplateProcessing(single="w3 $A", special_tokens=[("w3", 3)])
     other = dataclasses.replace(ours, name="other", tokenizer=Tokenizer(fast, "other"))
     with pytest.raises(LlmcliError, match="different tokens"):
-        compare_report(ours, other, TEXT)
+        compare(ours, other, TEXT)
 
 
 def words(count: int) -> Tokenizer:
@@ -141,9 +141,7 @@ def test_candidates_are_those_that_both_have(tiny: Make, known: int, added: int)
     cases, both = (tiny("llama"), tiny("gpt2")), min(known, VOCAB)
     tokenizer, ids = words(known), [id % 80 for id in IDS]
     pair = [loaded(cases[0]), loaded(cases[1], widened(cases[1], added))]
-    report = compare_report(
-        *(dataclasses.replace(one, tokenizer=tokenizer) for one in pair), " ".join(f"w{id}" for id in ids)
-    )
+    report = compare(*(dataclasses.replace(one, tokenizer=tokenizer) for one in pair), " ".join(f"w{id}" for id in ids))
     assert report.check.ok
     with torch.no_grad():
         logits = [case.reference(torch.tensor([ids])).logits[0, :-1, :both].double() for case in cases]
@@ -159,7 +157,7 @@ def test_candidates_are_those_that_both_have(tiny: Make, known: int, added: int)
 def test_a_text_longer_than_the_context_is_compared_in_step(tiny: Make, length: int) -> None:
     """Each token under both models as ``surprisals`` has it, whose windows have tests of their own."""
     pair, ids = (loaded(tiny("qwen3")), loaded(tiny("llama"))), random_ids(length, seed=5)[0].tolist()
-    report = compare_report(*pair, " ".join(f"w{id}" for id in ids))
+    report = compare(*pair, " ".join(f"w{id}" for id in ids))
     assert report.check.ok
     assert [token.piece.id for token in report.tokens] == ids[1:]
     for n, one in enumerate(pair):
@@ -182,7 +180,7 @@ def test_of_neither_model_more_than_a_few_logits_are_held(tiny: Make, monkeypatc
             return logits
 
         monkeypatch.setattr(one.model, "unembed", watched)
-    compare_report(*pair, TEXT)
+    compare(*pair, TEXT)
     assert max(size for _, size in sizes) == VOCAB * 5
     assert [name for name, _ in sizes[:6]] == ["llama", "gpt2"] * 3
 
@@ -193,8 +191,8 @@ def test_other_dtypes_hold_their_check_and_are_as_themselves(tiny: Make, kind: K
     model = case.load().to(torch.bfloat16)
     if kind is not None:
         quantize(model, kind)
-    assert compare_report(loaded(case), loaded(case, model), TEXT).check.ok
-    same = compare_report(loaded(case, model), loaded(case, model), TEXT)
+    assert compare(loaded(case), loaded(case, model), TEXT).check.ok
+    same = compare(loaded(case, model), loaded(case, model), TEXT)
     assert all(token.delta == token.kl == 0 for token in same.tokens)
 
 
@@ -217,18 +215,18 @@ def test_another_divergence_fails_the_check(
     from llmcli.explain import comparison as module
 
     monkeypatch.setattr(module, "kl_divergence", mistake)
-    assert not compare_report(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT).check.ok
+    assert not compare(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT).check.ok
 
 
 def test_rows_out_of_step_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcli.explain import comparison as module
 
-    right = module._each
+    right = module._predictions
 
     def late(opened: LoadedModel, *rest: Any) -> list[tuple[torch.Tensor, float]]:
         rows = list(right(opened, *rest))
         return [rows[0], *rows[:-1]] if opened.name == "gpt2" else rows
 
-    monkeypatch.setattr(module, "_each", late)
-    report = compare_report(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT)
+    monkeypatch.setattr(module, "_predictions", late)
+    report = compare(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT)
     assert [claim.holds for claim in report.check.claims] == [True, False, False]

@@ -17,8 +17,8 @@ from llmcli.engine import size
 from llmcli.engine.size import cache_bytes, empty_model, weight_bytes
 from llmcli.errors import LlmcliError
 from llmcli.explain import inspection as view
-from llmcli.explain.architecture import shape_of
-from llmcli.explain.inspection import GROUPS, InspectReport, inspect_report
+from llmcli.explain.architecture import architecture_of
+from llmcli.explain.inspection import GROUPS, InspectReport, inspect_folder
 from llmcli.generation.loaded import LoadedModel, load
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
@@ -42,7 +42,7 @@ def report_of(folder: Path, **changed: Any) -> InspectReport:
     def opened() -> LoadedModel:
         return load(folder, **options)
 
-    return inspect_report("m", folder, **options, tokens=tokens, opened=opened)
+    return inspect_folder("m", folder, **options, tokens=tokens, open_model=opened)
 
 
 # --- parameters ---
@@ -179,14 +179,14 @@ def seen(config: ModelConfig, tokens: int) -> int:
 @pytest.mark.parametrize("tokens", [1, WINDOW, CONTEXT, 1500])
 def test_a_filled_cache_is_in_the_range_told(tiny: Make, name: str, tokens: int) -> None:
     config = tiny(name).load().config
-    told = cache_bytes(config, torch.float32, tokens, chunk=512, device=CPU)
-    assert told.needed == seen(config, tokens)
+    found = cache_bytes(config, torch.float32, tokens, chunk=512, device=CPU)
+    assert found.needed == seen(config, tokens)
     for chunk in (512, 7):
-        assert told.needed <= filled(config, tokens, chunk).nbytes <= told.most
+        assert found.needed <= filled(config, tokens, chunk).nbytes <= found.most
     growth = seen(config, 3001) - seen(config, 3000)  # far beyond any window
-    assert told.per_token == growth
-    assert told.windowed + 3000 * told.per_token == seen(config, 3000)
-    assert told.most <= 1.5 * told.needed or told.windowed
+    assert found.per_token == growth
+    assert found.windowed + 3000 * found.per_token == seen(config, 3000)
+    assert found.most <= 1.5 * found.needed or found.windowed
 
 
 def test_windows_are_worth_it(tiny: Make) -> None:
@@ -284,7 +284,7 @@ def test_forgotten_key_value_heads_are_noticed(tiny: Make, monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_forgotten_scales_are_noticed(tiny: Make, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report_of(tiny("llama").folder, quantization=kind).check.ok
-    monkeypatch.setattr(size, "SCALE", 0)
+    monkeypatch.setattr(size, "SCALE_BYTES", 0)
     assert not report_of(tiny("llama").folder, quantization=kind).check.ok
 
 
@@ -320,22 +320,22 @@ def test_a_shape_is_that_of_the_config(tiny: Make, name: str) -> None:
     assert (shape.rope is None) == ("learned" in " ".join(shape.particulars))
 
 
-def test_a_plain_llama_has_no_particulars_and_every_choice_is_told(tiny: Make) -> None:
-    assert shape_of(tiny("llama").load().config, 5).particulars == ()
-    told = {name: " | ".join(shape_of(tiny(name).load().config, 5).particulars) for name in CASES}
+def test_a_plain_llama_has_no_particulars_and_every_choice_is_listed(tiny: Make) -> None:
+    assert architecture_of(tiny("llama").load().config, 5).particulars == ()
+    found = {name: " | ".join(architecture_of(tiny(name).load().config, 5).particulars) for name in CASES}
     for name, word in {
         "gpt2": "learned",
-        "gemma2": "logits bounded to ±2",
-        "gemma3_text": "queries and keys are normed",
-        "llama-biases": "biases in q, k and v, attention's output, the MLP",
-        "gpt_neox": "side by side",
-        "cohere": "behind one norm",
+        "gemma2": "logits capped softly at ±2",
+        "gemma3_text": "norms on queries and keys, per head",
+        "llama-biases": "biases in q, k and v, attention output, MLP",
+        "gpt_neox": "in parallel",
+        "cohere": "after one shared norm",
         "granite": "residual times 0.7",
-        "olmo2": "none before",
+        "olmo2": "not before",
         "smollm3": "layers without positions: 1",
-        "qwen3_moe": "in place of experts: 1",
+        "qwen3_moe": "instead of experts: 1",
     }.items():
-        assert word in told[name], (name, told[name])
+        assert word in found[name], (name, found[name])
 
 
 def test_a_report_is_plain_numbers(tiny: Make) -> None:

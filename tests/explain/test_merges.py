@@ -14,8 +14,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from llmcli.explain import bpe_merges as merges_view
-from llmcli.explain.bpe_merges import MergesReport, merges_report
-from llmcli.explain.tokenization import tokenization
+from llmcli.explain.bpe_merges import MergesReport, merges
+from llmcli.explain.tokenization import tokenize
 from llmcli.render.tokens import print_merges
 from llmcli.text import bpe as bpe_module
 from llmcli.text.bpe import Bpe, Join, replayed
@@ -50,7 +50,7 @@ def assert_whole(report: MergesReport, ids: list[int]) -> None:
 @settings(max_examples=60)
 @given(TEXTS, st.booleans())
 def test_the_words_hold_every_token_once(kind: str, text: str, parse_special: bool) -> None:
-    report = merges_report(tokenizer(kind), text, parse_special=parse_special)
+    report = merges(tokenizer(kind), text, parse_special=parse_special)
     assert report.check.ok
     ids = tokenizer(kind).encode(text, parse_special=parse_special)
     assert report.around == 1
@@ -72,26 +72,26 @@ def spaced() -> Tokenizer:
 
 @pytest.mark.parametrize("made", [tokenizer("byte-level"), spaced()], ids=["byte-level", "one word to the tokenizer"])
 def test_equal_words_are_shown_once(made: Tokenizer) -> None:
-    report = merges_report(made, "on the mat, the cat and the café")
+    report = merges(made, "on the mat, the cat and the café")
     assert report.check.ok
     counts = {word.text.strip(): word.count for word in report.words}
     assert counts["the"] == 3
     assert counts["cat"] == counts["and"] == 1
     for word in report.words:  # a part of the text became what it becomes alone
-        (alone,) = merges_report(made, word.text.removeprefix(" ") if made.name == "spaced" else word.text).words
+        (alone,) = merges(made, word.text.removeprefix(" ") if made.name == "spaced" else word.text).words
         assert (alone.symbols, alone.merges, alone.tokens) == (word.symbols, word.merges, word.tokens)
 
 
 def test_ranks_of_a_word_may_only_fall_where_a_join_made_the_pair() -> None:
     """Merges are made lowest rank first, so a lower rank than the last one's needs that one's result."""
-    for word in merges_report(tokenizer("byte-level"), TEXT).words:
+    for word in merges(tokenizer("byte-level"), TEXT).words:
         for before, after in zip(word.merges, word.merges[1:], strict=False):
             assert after.rank >= before.rank or before.result in (after.left, after.right)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_word_as_long_as_a_text_makes_no_long_lines(kind: str) -> None:
-    report = merges_report(tokenizer(kind), "日本語の" * 500)
+    report = merges(tokenizer(kind), "日本語の" * 500)
     stream = io.StringIO()
     print_merges(report, stream)
     assert report.check.ok
@@ -103,7 +103,7 @@ def test_a_word_as_long_as_a_text_makes_no_long_lines(kind: str) -> None:
 
 
 def test_added_tokens_and_whole_words_are_told() -> None:
-    report = merges_report(tokenizer("byte-level"), "<|end_of_text|>the", parse_special=True)
+    report = merges(tokenizer("byte-level"), "<|end_of_text|>the", parse_special=True)
     assert [(word.kind, len(word.merges) > 0) for word in report.words] == [("added", False), ("merged", True)]
 
 
@@ -131,9 +131,9 @@ def one_short(symbols: Any, ranks: Any) -> list[Join]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sabotage", [wrong_order, swapped, one_short])
 def test_a_wrong_replay_is_noticed(kind: str, sabotage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert merges_report(tokenizer(kind), TEXT).check.ok
+    assert merges(tokenizer(kind), TEXT).check.ok
     monkeypatch.setattr(merges_view, "joins", sabotage)
-    assert not merges_report(tokenizer(kind), TEXT).check.ok
+    assert not merges(tokenizer(kind), TEXT).check.ok
 
 
 def test_a_forgotten_byte_fallback_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,14 +141,14 @@ def test_a_forgotten_byte_fallback_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         return replace(bpe_module.read_bpe(given), byte_fallback=False)
 
     monkeypatch.setattr(merges_view, "read_bpe", forgetful)
-    assert not merges_report(tokenizer("sentencepiece"), "the 🐙").check.ok
+    assert not merges(tokenizer("sentencepiece"), "the 🐙").check.ok
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "unigram"])
 @settings(max_examples=60)
 @given(TEXTS, st.booleans())
 def test_a_tokenization_proves_itself(kind: str, text: str, parse_special: bool) -> None:
-    found = tokenization(tokenizer(kind), text, parse_special=parse_special)
+    found = tokenize(tokenizer(kind), text, parse_special=parse_special)
     assert found.check.ok, found.check
     joined = b"".join(
         word.text.encode() if word.added else tokenizer(kind).spelt(word.text)
@@ -160,10 +160,10 @@ def test_a_tokenization_proves_itself(kind: str, text: str, parse_special: bool)
 
 
 def test_unknown_tokens_are_counted() -> None:
-    found = tokenization(tokenizer("unigram"), "the ǃ")
+    found = tokenize(tokenizer("unigram"), "the ǃ")
     assert found.unknown == 1
-    assert "but for the unknown" in found.check.claims[0].what
-    assert tokenization(tokenizer("sentencepiece"), "the ǃ").unknown == 0
+    assert "except for unknown tokens" in found.check.claims[0].what
+    assert tokenize(tokenizer("sentencepiece"), "the ǃ").unknown == 0
 
 
 def test_a_token_lost_or_doubled_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,11 +178,11 @@ def test_a_token_lost_or_doubled_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
     for sabotage in (lost, doubled):
         monkeypatch.setattr(Tokenizer, "tokens", sabotage)
-        assert not tokenization(tokenizer("byte-level"), TEXT).check.ok
+        assert not tokenize(tokenizer("byte-level"), TEXT).check.ok
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_wrong_bytes_are_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     true = Tokenizer.token_bytes
     monkeypatch.setattr(Tokenizer, "token_bytes", lambda self, id: true(self, id).replace(b"\xf0", b"?"))
-    assert not tokenization(tokenizer(kind), TEXT).check.ok
+    assert not tokenize(tokenizer(kind), TEXT).check.ok

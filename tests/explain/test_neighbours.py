@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.explain import embeddings as module
-from llmcli.explain.embeddings import neighbours_report, parse
+from llmcli.explain.embeddings import neighbours, parse_expression
 from llmcli.storage.quantize import Kind, quantize
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
@@ -31,10 +31,10 @@ def cosines(table: Tensor, vector: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("at_once", [1, 48 * 20, 2**22])
 def test_they_are_those_of_brute_force(tiny: Make, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    monkeypatch.setattr(module, "MAX_NUMBERS", at_once)
     case = tiny(name)
     table = case.reference.get_input_embeddings().weight.detach().double()
-    report = neighbours_report(loaded(case), "w5 - w7 + w11", 10)
+    report = neighbours(loaded(case), "w5 - w7 + w11", top=10)
     vector = table[5] - table[7] + table[11]
     raw, centred = cosines(table, vector), cosines(table - table.mean(0), vector - table.mean(0))
     others = [id for id in range(VOCAB) if id not in (5, 7, 11)]
@@ -55,7 +55,7 @@ def test_every_row_of_a_sum_is_centred(tiny: Make, signs: list[int]) -> None:
     own = table - table.mean(0)
     vector = torch.stack([sign * own[id] for sign, id in zip(signs, ids, strict=False)]).sum(0)
     text = " ".join(f"{'+' if sign > 0 else '-'} w{id}" for sign, id in zip(signs, ids, strict=False))
-    report = neighbours_report(loaded(case), text, 10)
+    report = neighbours(loaded(case), text, top=10)
     expected = cosines(own, vector)
     assert report.check.ok
     others = [id for id in range(VOCAB) if id not in ids[: len(signs)]]
@@ -68,7 +68,7 @@ def test_rows_without_a_token_count_for_nothing(tiny: Make) -> None:
     """Neither those beyond the tokenizer nor those in its holes are listed, nor in the mean."""
     case, known = tiny("llama"), [id for id in range(60) if id % 7]
     few = Tokenizer(FastTokenizer(WordLevel({f"w{id}": id for id in known}, unk_token="w1")), "few")
-    report = neighbours_report(dataclasses.replace(loaded(case), tokenizer=few), "w5", 1000)
+    report = neighbours(dataclasses.replace(loaded(case), tokenizer=few), "w5", top=1000)
     own = case.reference.get_input_embeddings().weight.detach().double()
     own = own - own[known].mean(0)
     expected = cosines(own, own[5])
@@ -84,7 +84,7 @@ def test_few_rows_are_held_at_once(tiny: Make, monkeypatch: pytest.MonkeyPatch) 
     size = opened.model.config.hidden_size
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most = []
-    right = module.rows
+    right = module.embeddings
 
     def counted(*arguments: object) -> Tensor:
         found: Tensor = right(*arguments)  # type: ignore[arg-type]
@@ -92,15 +92,15 @@ def test_few_rows_are_held_at_once(tiny: Make, monkeypatch: pytest.MonkeyPatch) 
         most.append(sum(held.numel() for held in alive))
         return found
 
-    monkeypatch.setattr(module, "AT_ONCE", 10 * size)
-    monkeypatch.setattr(module, "rows", counted)
-    assert neighbours_report(opened, "w5 - w7 + w11", 10).check.ok
+    monkeypatch.setattr(module, "MAX_NUMBERS", 10 * size)
+    monkeypatch.setattr(module, "embeddings", counted)
+    assert neighbours(opened, "w5 - w7 + w11", top=10).check.ok
     assert len(most) > 3 * VOCAB // 10
     assert max(most) <= 2 * 10 * size + 3 * size
 
 
 def test_all_can_be_asked_for(tiny: Make) -> None:
-    report = neighbours_report(loaded(tiny("llama")), "w5", 1000)
+    report = neighbours(loaded(tiny("llama")), "w5", top=1000)
     assert sorted(row.piece.id for row in report.neighbours) == [id for id in range(VOCAB) if id != 5]
 
 
@@ -108,16 +108,16 @@ def test_all_can_be_asked_for(tiny: Make) -> None:
 def test_rounded_tables_have_neighbours(tiny: Make, kind: Kind) -> None:
     case = tiny("llama-tied")
     model = case.load()
-    plain = neighbours_report(loaded(case, case.load()), "w5", 3)
+    plain = neighbours(loaded(case, case.load()), "w5", top=3)
     quantize(model, kind)
-    report = neighbours_report(loaded(case, model), "w5", 3)
+    report = neighbours(loaded(case, model), "w5", top=3)
     assert report.check.ok
     assert report.neighbours[0].centred == pytest.approx(plain.neighbours[0].centred, abs=0.02)
 
 
 def test_rows_of_16_bits_have_neighbours(tiny: Make) -> None:
     case = tiny("gpt2")
-    report = neighbours_report(loaded(case, case.load().to(torch.bfloat16)), "w5 - w7", 20)
+    report = neighbours(loaded(case, case.load().to(torch.bfloat16)), "w5 - w7", top=20)
     table = case.reference.get_input_embeddings().weight.detach().bfloat16().double()
     raw = cosines(table, table[5] - table[7])
     assert report.check.ok
@@ -126,7 +126,7 @@ def test_rows_of_16_bits_have_neighbours(tiny: Make) -> None:
 
 
 def terms(text: str, known: Tokenizer) -> list[tuple[int, str]]:
-    return [(term.sign, term.piece.text) for term in parse(text, known, known.size)]
+    return [(term.sign, term.piece.text) for term in parse_expression(text, known, known.size)]
 
 
 def test_sums_are_read_as_written() -> None:
@@ -145,26 +145,26 @@ def test_sums_are_read_as_written() -> None:
 def test_a_number_is_an_id_also_where_it_is_a_word() -> None:
     known = Tokenizer(train_tokenizer(["only 7 of 7 and 7 more"] * 20, 300), "small")
     assert known.id_of(" 7") not in (None, 7)
-    assert parse("7", known, known.size)[0].piece.id == 7
+    assert parse_expression("7", known, known.size)[0].piece.id == 7
 
 
 def test_words_that_cancel_each_other_are_refused(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="is 0"):
-        neighbours_report(loaded(tiny("llama")), "w5 - w5", 3)
+        neighbours(loaded(tiny("llama")), "w5 - w5", top=3)
 
 
 def test_a_word_without_a_row_is_refused(tiny: Make) -> None:
     many = Tokenizer(FastTokenizer(WordLevel({f"w{id}": id for id in range(VOCAB + 5)}, unk_token="w0")), "many")
     opened = dataclasses.replace(loaded(tiny("llama")), tokenizer=many)
-    assert neighbours_report(opened, "w5", 3).check.ok
+    assert neighbours(opened, "w5", top=3).check.ok
     for word in (f"w{VOCAB}", str(VOCAB)):
         with pytest.raises(LlmcliError, match=str(VOCAB)):
-            neighbours_report(opened, word, 3)
+            neighbours(opened, word, top=3)
 
 
 def test_a_word_of_several_tokens_is_told_apart(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="not one token"):
-        neighbours_report(loaded(tiny("llama")), "nothing", 3)
+        neighbours(loaded(tiny("llama")), "nothing", top=3)
     assert tokenizer().size == VOCAB
 
 
@@ -184,11 +184,11 @@ MISTAKES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Ten
 def test_a_mistake_fails_the_check(tiny: Make, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module._cosines
     monkeypatch.setattr(module, "_cosines", lambda *all: right(*MISTAKES[mistake](*all)))
-    assert not neighbours_report(loaded(tiny("llama")), "w5 + w7", 5).check.ok
+    assert not neighbours(loaded(tiny("llama")), "w5 + w7", top=5).check.ok
 
 
 def test_a_damaged_table_fails_the_check(tiny: Make) -> None:
     model = tiny("llama").load()
     with torch.no_grad():
         model.embedding.weight[9] = float("nan")
-    assert not neighbours_report(loaded(tiny("llama"), model), "w5", 5).check.ok
+    assert not neighbours(loaded(tiny("llama"), model), "w5", top=5).check.ok

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcli.explain.scoring import running
+from llmcli.explain.scoring import text_chunks
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 
@@ -16,7 +16,7 @@ BOS = TOKENIZER.encode("")
 @settings(max_examples=100)
 @given(st.text(min_size=1))
 def test_behind_a_special_token_it_is_the_whole_text(text: str) -> None:
-    chunks, size = running(TOKENIZER, TOKENIZER.encode(text))
+    chunks, size = text_chunks(TOKENIZER, TOKENIZER.encode(text))
     assert len(BOS) == 1
     assert "".join(chunks) == text
     assert size == len(text.encode())
@@ -30,7 +30,7 @@ def test_without_one_the_first_tokens_bytes_are_not_counted(text: str) -> None:
     if len(ids) < 2:
         return
     first = TOKENIZER.token_bytes(ids[0])
-    chunks, size = running(TOKENIZER, ids)
+    chunks, size = text_chunks(TOKENIZER, ids)
     assert size == len(text.encode()) - len(first)
     assert "".join(chunks) in (text, text.encode()[len(first) :].decode("utf-8", "replace"))
     assert "\ufffd" not in "".join(chunks) or "\ufffd" in text
@@ -38,18 +38,18 @@ def test_without_one_the_first_tokens_bytes_are_not_counted(text: str) -> None:
 
 def test_a_text_that_begins_within_a_character_is_shown_whole() -> None:
     ids = TOKENIZER.encode("🙂 fox")[1:]
-    assert running(TOKENIZER, ids)[0][:4] == ["", "", "🙂", " fox"]
-    assert running(TOKENIZER, ids)[1] == len("🙂 fox".encode()) - 1
+    assert text_chunks(TOKENIZER, ids)[0][:4] == ["", "", "🙂", " fox"]
+    assert text_chunks(TOKENIZER, ids)[1] == len("🙂 fox".encode()) - 1
 
 
 def test_what_looks_like_a_broken_end_is_not_lost() -> None:
     """U+FFFD is held back, as it may be half a character: here it is the text's own."""
-    chunks, size = running(TOKENIZER, TOKENIZER.encode("fox \ufffd"))
+    chunks, size = text_chunks(TOKENIZER, TOKENIZER.encode("fox \ufffd"))
     assert ("".join(chunks), size) == ("fox \ufffd", 7)
 
 
 def test_special_tokens_have_neither_text_nor_bytes() -> None:
     ids = [*TOKENIZER.encode("a fox"), *BOS, *TOKENIZER.encode(" met")]
-    chunks, size = running(TOKENIZER, ids)
+    chunks, size = text_chunks(TOKENIZER, ids)
     assert "".join(chunks) == "a fox met"
     assert size == len("a fox met")

@@ -11,7 +11,7 @@ import torch
 from llmcli.errors import EXIT_USAGE, LlmcliError
 from llmcli.explain import scoring as module
 from llmcli.explain.report import ScoreReport
-from llmcli.explain.scoring import score_report
+from llmcli.explain.scoring import score
 from llmcli.generation import score as engine
 from llmcli.render.json_forms import record
 from llmcli.storage.quantize import Kind, quantize
@@ -33,7 +33,7 @@ def expected(case: Tiny, ids: list[int]) -> torch.Tensor:
 def test_the_mean_is_transformers_loss_and_every_row_its_own(tiny: Make, name: str) -> None:
     case = tiny(name)
     ids = IDS[: case.reference.config.max_position_embeddings]
-    report, logps = score_report(loaded(case), ids), expected(case, ids)
+    report, logps = score(loaded(case), ids), expected(case, ids)
     assert report.check.ok
     goals = torch.tensor(ids[1:])
     loss = torch.nn.functional.cross_entropy(logps, goals)
@@ -50,7 +50,7 @@ def test_the_mean_is_transformers_loss_and_every_row_its_own(tiny: Make, name: s
 
 
 def test_totals_add_up(tiny: Make) -> None:
-    report = score_report(loaded(tiny("gpt2")), IDS)
+    report = score(loaded(tiny("gpt2")), IDS)
     assert report.bits == pytest.approx(sum(token.surprisal for token in report.tokens))
     assert report.bytes == len(" ".join(f"w{id}" for id in IDS).encode()) - len(f"w{IDS[0]}")
     assert report.bits_per_byte == pytest.approx(report.bits / report.bytes)
@@ -61,7 +61,7 @@ def test_totals_add_up(tiny: Make) -> None:
 @pytest.mark.parametrize("length", [CONTEXT + 1, CONTEXT + 2, 3 * CONTEXT])
 def test_a_text_longer_than_the_context_is_scored_whole(tiny: Make, length: int) -> None:
     case, ids = tiny("qwen3"), random_ids(length, seed=5)[0].tolist()
-    report = score_report(loaded(case), ids)
+    report = score(loaded(case), ids)
     assert report.check.ok
     assert [token.position for token in report.tokens] == list(range(1, length))
     half = CONTEXT // 2
@@ -82,7 +82,7 @@ def test_a_long_text_is_never_held_as_logits(tiny: Make, monkeypatch: pytest.Mon
         return right(logits, goals)
 
     monkeypatch.setattr(module, "_rows", watched)
-    score_report(loaded(tiny("llama")), IDS)
+    score(loaded(tiny("llama")), IDS)
     assert max(sizes) <= 97 * 5
     assert sum(sizes) == 97 * (len(IDS) - 1)
 
@@ -96,7 +96,7 @@ def test_equal_logits_are_ranked_by_id() -> None:
 @pytest.mark.parametrize("ids", [[], [5]])
 def test_too_short_is_said(tiny: Make, ids: list[int]) -> None:
     with pytest.raises(LlmcliError, match="too short") as error:
-        score_report(loaded(tiny("llama")), ids)
+        score(loaded(tiny("llama")), ids)
     assert error.value.exit_code == EXIT_USAGE
 
 
@@ -108,13 +108,13 @@ def test_other_dtypes_hold_their_check(tiny: Make, name: str, dtype: torch.dtype
     model = case.load().to(dtype)
     if kind is not None:
         quantize(model, kind)
-    assert score_report(loaded(case, model), IDS).check.ok
+    assert score(loaded(case, model), IDS).check.ok
 
 
 def test_a_text_as_good_as_impossible_has_no_perplexity(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """2^1024 is more than a float holds."""
     monkeypatch.setattr(module, "_rows", lambda _, goals: [(-1e4, 0, 0.0, 0, 1.0)] * len(goals))
-    report = score_report(loaded(tiny("llama")), IDS)
+    report = score(loaded(tiny("llama")), IDS)
     assert math.isinf(report.perplexity)
     assert record(report)["perplexity"] is None
 
@@ -141,13 +141,13 @@ def test_one_wrong_number_anywhere_fails_the_check(
 ) -> None:
     """A log-probability or an entropy, also of a token that is not read again, and where it is no number."""
     monkeypatch.setattr(module, "_rows", wrong_row(place, column, value))
-    assert not score_report(loaded(tiny("llama")), IDS).check.ok
+    assert not score(loaded(tiny("llama")), IDS).check.ok
 
 
 def test_scores_of_the_next_place_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module._rows
     monkeypatch.setattr(module, "_rows", lambda logits, goals: right(logits.roll(1, 0), goals))
-    report: ScoreReport = score_report(loaded(tiny("llama")), IDS)
+    report: ScoreReport = score(loaded(tiny("llama")), IDS)
     assert not report.check.ok
 
 
@@ -158,4 +158,4 @@ def test_a_cache_that_loses_a_position_fails_the_check(tiny: Make, monkeypatch: 
         return right(model, ids[1:] if len(ids) > 1 else ids, cache, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "next_logits", forgetful)
-    assert not score_report(loaded(tiny("llama")), IDS).check.ok
+    assert not score(loaded(tiny("llama")), IDS).check.ok

@@ -16,7 +16,7 @@ from tokenizers import normalizers
 from torch import Tensor
 
 from llmcli.explain.sampling_step import StepReport, generated_token_of, step_report
-from llmcli.explain.tokenization import tokenization
+from llmcli.explain.tokenization import tokenize
 from llmcli.generation.filters import Filter, Temperature, TopK, TopP, Vocabulary, filter_chain
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step
@@ -335,17 +335,17 @@ def test_a_token_report_is_that_of_brute_force(seed: int, scale: float, rivals: 
 @pytest.mark.parametrize("text", ["", "the cat", "🦊 e\u0301 日本\x00\n", "<|end_of_text|>"])
 @pytest.mark.parametrize("parse_special", [False, True])
 def test_a_tokenization_is_exact_where_nothing_is_lost(text: str, parse_special: bool) -> None:
-    found = tokenization(tokenizer(), text, parse_special=parse_special)
+    found = tokenize(tokenizer(), text, parse_special=parse_special)
     assert found.exact
     assert (found.model, found.text_bytes) == ("small", len(text.encode()))
     assert [token.id for token in found.tokens] == tokenizer().encode(text, parse_special=parse_special)
 
 
 def test_bytes_per_token_leaves_out_what_is_put_in() -> None:
-    found = tokenization(tokenizer(), "zzzz")
+    found = tokenize(tokenizer(), "zzzz")
     assert len(found.tokens) == 5
     assert found.bytes_per_token == 1.0
-    assert tokenization(tokenizer(), "").bytes_per_token == 0.0
+    assert tokenize(tokenizer(), "").bytes_per_token == 0.0
 
 
 def normalised(normalizer: Any) -> Tokenizer:
@@ -368,4 +368,4 @@ def normalised(normalizer: Any) -> Tokenizer:
     ids=["case", "case, none", "NFC", "NFC, none", "cut", "added", "space in front"],
 )
 def test_a_tokenization_is_exact_only_where_the_bytes_are_the_texts(normalizer: Any, text: str, exact: bool) -> None:
-    assert tokenization(normalised(normalizer), text).exact == exact
+    assert tokenize(normalised(normalizer), text).exact == exact

@@ -11,8 +11,8 @@ import torch
 
 from llmcli.errors import LlmcliError
 from llmcli.explain import position_encoding as module
-from llmcli.explain.guided_tour import WRITTEN, before_last_word, longest_word, tour_report
-from llmcli.explain.position_encoding import position_report
+from llmcli.explain.guided_tour import GENERATED, before_last_word, longest_word, tour
+from llmcli.explain.position_encoding import position
 from llmcli.model.positions import rotation
 from llmcli.render.tour import TOUR_STOPS, print_tour
 from tests.explain.reference import IDS, forget, loaded
@@ -26,11 +26,11 @@ TEXT = " ".join(f"w{id}" for id in SHORT)
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_stop_is_made_and_holds(tiny: Make, name: str) -> None:
-    report = tour_report(loaded(tiny(name)), TEXT)
+    report = tour(loaded(tiny(name)), TEXT)
     assert report.check.ok
     assert report.attention.position == report.lens.position == report.step.context_ids.index(SHORT[-2]) == 10
     assert report.lens.target.id == report.step.candidates[0].id
-    assert 1 <= len(report.loop) <= WRITTEN
+    assert 1 <= len(report.loop) <= GENERATED
     assert report.loop[0].id == report.step.chosen.id
     plain = io.StringIO()
     print_tour(report, plain)
@@ -43,7 +43,7 @@ def test_every_stop_is_made_and_holds(tiny: Make, name: str) -> None:
 def test_turns_are_transformers_angles(tiny: Make, name: str) -> None:
     case = tiny(name)
     (frequencies,) = [buffer for name, buffer in case.reference.named_buffers() if name.endswith("rotary_emb.inv_freq")]
-    report = position_report(loaded(case), SHORT)
+    report = position(loaded(case), SHORT)
     assert [turn.pair for turn in report.turns] == sorted({0, len(frequencies) // 2, len(frequencies) - 1})
     for turn in report.turns:
         assert math.radians(turn.degrees) == pytest.approx(float(frequencies[turn.pair]), rel=1e-5)
@@ -54,7 +54,7 @@ def test_turns_are_transformers_angles(tiny: Make, name: str) -> None:
 def test_both_orders_are_answered_by_transformers_alike(tiny: Make, name: str) -> None:
     case = tiny(name)
     for ids, start in ((SHORT, 0), ([1, *SHORT], 1)):  # 1 is the BOS token, which stays in front
-        report = position_report(loaded(case), ids)
+        report = position(loaded(case), ids)
         assert report.check.ok
         assert bool(report.turns) == (name != "gpt2")
         for answer, order in (
@@ -73,7 +73,7 @@ def test_angles_that_do_not_tell_distance_fail_the_check(tiny: Make, monkeypatch
         return rotation(frequencies, start * start, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "rotation", squared)
-    assert not position_report(loaded(tiny("llama")), SHORT).check.ok
+    assert not position(loaded(tiny("llama")), SHORT).check.ok
 
 
 def test_learned_positions_that_are_others_fail_the_check(tiny: Make) -> None:
@@ -81,7 +81,7 @@ def test_learned_positions_that_are_others_fail_the_check(tiny: Make) -> None:
     model = case.load()
     right = model.embed
     model.embed = lambda ids, past: right(ids, past + 1)
-    assert not position_report(loaded(case, model), SHORT).check.ok
+    assert not position(loaded(case, model), SHORT).check.ok
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_the_word_is_the_longest_of_letters(tiny: Make) -> None:
 
 def test_a_word_is_no_sentence(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="few words"):
-        tour_report(loaded(tiny("llama")), "w5")
+        tour(loaded(tiny("llama")), "w5")

@@ -15,9 +15,15 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.explain.verification import subject as subject_module
-from llmcli.explain.verification.proof import Proof, difference, largest, parting, share_of_differing
-from llmcli.explain.verification.subject import Subject, fitting, parameters
-from llmcli.explain.verification.view import TEXT, VerifyReport, own, verify_report
+from llmcli.explain.verification.proof import (
+    Proof,
+    difference,
+    first_divergence,
+    fraction_different,
+    largest_difference,
+)
+from llmcli.explain.verification.subject import Subject, fitting, parameter_count
+from llmcli.explain.verification.view import TEXT, VerifyReport, consistency_plans, verify
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.model import attention
@@ -42,7 +48,7 @@ WORDS = "w5 w17"
 FAMILIES = ["llama", "gpt2", "gemma2", "qwen3", "phi3-longrope", "mixtral"]  # that are compared with transformers
 OWN = ["llama-dynamic", "gpt_neox", "gemma3_text", "mistral", "stablelm-parallel", "cohere", *FAMILIES]
 
-BEHIND_A_CACHE = {"cached = uncached", "chunked = whole", "gone back = fresh", "batched = alone"}
+BEHIND_A_CACHE = {"cached = uncached", "chunked = whole", "truncated = fresh", "batched = alone"}
 LAYERS, LOGITS = "layers = transformers", "logits = transformers"
 DTYPE, DEVICE = "bfloat16 ~ float32", "cpu = accelerator"
 
@@ -65,12 +71,12 @@ def opener(case: Tiny, mutate: Mutation) -> Callable[[str, str], LoadedModel]:
 def report_of(case: Tiny, mutate: Mutation = untouched, **options: Any) -> VerifyReport:
     model = case.load()
     mutate(model)
-    return verify_report(loaded(case, model), WORDS, IDS, **({"reopen": opener(case, mutate)} | options))
+    return verify(loaded(case, model), IDS, **({"reopen": opener(case, mutate)} | options))
 
 
 def own_proofs(opened: LoadedModel, ids: Sequence[int] = IDS) -> list[Proof]:
     subject = Subject(opened, WORDS, fitting(opened, ids), lambda device, dtype: opened, False)
-    return [plan.prove() for plan in own(subject)]
+    return [plan.run() for plan in consistency_plans(subject)]
 
 
 def having(verdict: str, proofs: Sequence[Proof]) -> dict[str, Proof]:
@@ -128,12 +134,12 @@ def test_rounded_weights_are_no_fault(tiny: Make, name: str, kind: Kind) -> None
         return loaded(tiny(name), model)
 
     for dtype in ("float32", "bfloat16"):
-        report = verify_report(opened(dtype), WORDS, IDS, lambda device, dtype: opened(dtype))
+        report = verify(opened(dtype), IDS, reopen=lambda device, dtype: opened(dtype))
         assert failed(report) == set()
         assert (report.quantized, report.dtype) == (kind, dtype)
         skipped = having("skipped", report.proofs)
         assert {LAYERS, LOGITS} < set(skipped)
-        assert "rounded" in (skipped[LAYERS].reason or "")
+        assert "quantized" in (skipped[LAYERS].reason or "")
 
 
 @pytest.mark.parametrize("length", [2, 3, 5, CONTEXT])
@@ -151,7 +157,7 @@ def test_a_checkpoint_in_bfloat16_is_compared_in_float32(tiny: Make) -> None:
         asked.append((device, dtype))
         return opener(case, untouched)(device, dtype)
 
-    report = verify_report(loaded(case, case.load().to(torch.bfloat16)), WORDS, IDS, reopen)
+    report = verify(loaded(case, case.load().to(torch.bfloat16)), IDS, reopen=reopen)
     assert failed(report) == set()
     assert asked == [("cpu", "float32")] * 2  # for the dtype, and for transformers; never the one that is there
     assert report.dtype == "bfloat16"
@@ -181,7 +187,7 @@ def test_keys_written_at_a_wrong_place(tiny: Make, monkeypatch: pytest.MonkeyPat
 def test_a_token_too_many_left_in_the_cache(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right = KVCache.truncate
     monkeypatch.setattr(KVCache, "truncate", lambda cache, length: right(cache, min(cache.length, length + 1)))
-    assert failed(report_of(tiny("llama"))) == {"gone back = fresh"}
+    assert failed(report_of(tiny("llama"))) == {"truncated = fresh"}
 
 
 def test_texts_of_a_batch_that_touch(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +205,7 @@ def test_texts_of_a_batch_that_touch(tiny: Make, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("llama", set()), ("gemma2", {"cached = uncached", "past is settled", LAYERS, LOGITS})],  # plain passes have none
+    [("llama", set()), ("gemma2", {"cached = uncached", "past is fixed", LAYERS, LOGITS})],  # plain passes have none
 )
 def test_a_mask_that_shows_the_next_token(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, more: set[str]
@@ -212,7 +218,7 @@ def test_a_mask_that_shows_the_next_token(
     for place in ("llmcli.model.attention.causal_mask", "llmcli.model.positions.causal_mask"):
         monkeypatch.setattr(place, wrong)
     chunks = BEHIND_A_CACHE - {"cached = uncached"}
-    assert failed(report_of(tiny(name))) == {"attention looks back", *chunks, *more}
+    assert failed(report_of(tiny(name))) == {"attention is causal", *chunks, *more}
 
 
 def test_an_observer_that_changes_what_it_sees(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,8 +235,8 @@ def test_an_observer_that_changes_what_it_sees(tiny: Make, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("wrong", "rows"),
     [
-        (lambda weights: weights * 1.01, {"attention sums to 1", "attention is used"}),
-        (lambda weights: (weights * weights) / (weights * weights).sum(-1, keepdim=True), {"attention is used"}),
+        (lambda weights: weights * 1.01, {"attention sums to 1", "attention adds up"}),
+        (lambda weights: (weights * weights) / (weights * weights).sum(-1, keepdim=True), {"attention adds up"}),
     ],
     ids=["larger", "sharper"],
 )
@@ -255,7 +261,7 @@ def test_a_part_that_was_not_added(tiny: Make, monkeypatch: pytest.MonkeyPatch) 
 def test_a_sampler_with_a_will_of_its_own(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right, seeds = Sampler.__init__, iter(range(100))
     monkeypatch.setattr(Sampler, "__init__", lambda self, filters, seed: right(self, filters, next(seeds)))
-    assert failed(report_of(tiny("llama"))) == {"drawn = drawn again"}
+    assert failed(report_of(tiny("llama"))) == {"seed repeats"}
 
 
 # Mistakes in what a family needs: only another program can see them.
@@ -313,7 +319,7 @@ def test_weights_that_are_not_those_of_the_folder(tiny: Make) -> None:
     case = tiny("llama")
     model = case.load()
     model.blocks[2].attn.out.weight.mul_(1.003)  # type: ignore[union-attr,operator]
-    report = verify_report(loaded(case, model), WORDS, IDS, opener(case, untouched))
+    report = verify(loaded(case, model), IDS, reopen=opener(case, untouched))
     assert failed(report) == {LAYERS, LOGITS}
 
 
@@ -332,7 +338,7 @@ def words(tiny: Make) -> LoadedModel:
 
 def text_rows(words: LoadedModel, text: str = SENTENCE) -> dict[str, str]:
     subject = Subject(words, text, tuple(words.prompt_ids(text)), lambda device, dtype: words, False)
-    return {plan.name: plan.prove().verdict for plan in own(subject) if "decoded" in plan.name}
+    return {plan.name: plan.run().verdict for plan in consistency_plans(subject) if "decoded" in plan.name}
 
 
 def test_text_comes_back(words: LoadedModel) -> None:
@@ -353,7 +359,7 @@ def test_a_stream_of_single_tokens(words: LoadedModel, monkeypatch: pytest.Monke
 
 def test_a_tokenizer_that_changes_texts_is_not_blamed(tiny: Make) -> None:
     proof = having("skipped", own_proofs(loaded(tiny("llama"))))["decoded = text"]
-    assert "no way back" in (proof.reason or "")
+    assert "cannot restore" in (proof.reason or "")
     assert tokenizer().encode("w5 other") == [5, 0]
 
 
@@ -435,7 +441,7 @@ def test_parameters_are_counted_however_they_are_kept(kind: Kind | None) -> None
     count = sum(parameter.numel() for parameter in model.parameters())
     if kind is not None:
         quantize(model, kind)
-    assert parameters(model) == count
+    assert parameter_count(model) == count
     assert quantization_of(model) == kind
 
 
@@ -456,7 +462,7 @@ def test_what_transformers_cannot_load_is_skipped_in_one_line(tiny: Make, tmp_pa
     case = tiny("llama")
     shutil.copy(case.folder / "config.json", tmp_path)
     opened = dataclasses.replace(loaded(case), folder=tmp_path)
-    report = verify_report(opened, WORDS, IDS, opener(case, untouched))
+    report = verify(opened, IDS, reopen=opener(case, untouched))
     reason = having("skipped", report.proofs)[LAYERS].reason or ""
     assert reason.startswith("transformers cannot run it: ")
     assert "\n" not in reason
@@ -473,7 +479,7 @@ def test_a_merged_adapter_is_not_in_the_folder(tiny: Make) -> None:
 def test_a_long_text_is_cut_and_it_is_said(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = loaded(tiny("llama"))
     assert len(fitting(opened, IDS * 5)) == CONTEXT
-    monkeypatch.setattr(subject_module, "MOST_LOGITS", 50 * VOCAB)
+    monkeypatch.setattr(subject_module, "MAX_LOGITS", 50 * VOCAB)
     assert fitting(opened, IDS) == tuple(IDS[:50])
     report = report_of(tiny("llama"))
     assert (report.text_tokens, report.tokens) == (LENGTH, 50)
@@ -495,20 +501,20 @@ def test_differences_are_shares() -> None:
     reference = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     ours = reference + torch.tensor([[0.0, 0.0], [0.3, -0.4]])
     assert difference(ours, reference) == pytest.approx(0.1)
-    assert largest(ours, reference) == pytest.approx(0.1)
+    assert largest_difference(ours, reference) == pytest.approx(0.1)
     nan = ours.clone()
     nan[0, 0] = float("nan")
     assert not difference(nan, reference) <= 1e9
-    assert not largest(nan, reference) <= 1e9
+    assert not largest_difference(nan, reference) <= 1e9
     for ours_text, share in (("abcd", 0.0), ("abxd", 0.25), ("ab", 0.5), ("", 1.0)):
-        assert share_of_differing(ours_text, "abcd") == share
-    assert share_of_differing("", "") == 0
+        assert fraction_different(ours_text, "abcd") == share
+    assert fraction_different("", "") == 0
 
 
 def test_a_parting_is_the_first() -> None:
     reference = torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 1.75], [0.0, 1.0, 0.0]])
     ours = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 1.75], [3.0, 1.0, 0.0]])
-    found = parting(ours, reference, tokenizer(), first=10)
+    found = first_divergence(ours, reference, tokenizer(), first=10)
     assert found is not None
     assert (found.position, found.favourite.id, found.other.id, found.margin) == (11, 1, 2, 0.25)
-    assert parting(reference, reference, tokenizer()) is None
+    assert first_divergence(reference, reference, tokenizer()) is None

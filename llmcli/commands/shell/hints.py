@@ -8,6 +8,7 @@ from llmcli.errors import LlmcliError
 HINTS: dict[str, str] = {
     "adapter-not-model": "name its base model with -m, and the adapter with --adapter",
     "already-quantized": "omit --quantize, or name the original model",
+    "beyond-context": "choose fewer with --context",
     "head-and-layers": "give --head or --layer, not both",
     "logit-bias-bans-all": "ban fewer tokens with --logit-bias",
     "logits-not-finite": "the weights are damaged, or overflow in float16: try --dtype float32",

@@ -1,0 +1,1 @@
+"""Verification: is this model run correctly here? Each proof compares two ways to the same numbers."""

@@ -1,4 +1,4 @@
-"""The same checkpoint in transformers, where that is installed: the residual behind every layer, and the logits."""
+"""The same checkpoint in transformers, if installed: compares the residual stream after each layer and the logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.explain.forward_pass import DTYPE_TOLERANCE
-from llmcli.explain.verification.proof import Finding, Skipped, compared
+from llmcli.explain.verification.proof import Finding, Skipped, compare_logits
 from llmcli.explain.verification.subject import Subject, batch
 from llmcli.files.json import read_json
 from llmcli.storage.quantize import quantization_of
@@ -22,10 +22,10 @@ LIMIT = DTYPE_TOLERANCE[torch.float32]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """``error``: the length of the difference from transformers' residual behind a layer, as a share of that's length.
+class LayerError:
+    """The norm of the difference from transformers' residual stream after a layer, relative to the norm of that.
 
-    At the worst position.
+    ``error`` is the one at the worst position.
     """
 
     layer: int
@@ -33,62 +33,63 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What passed through a model: residuals behind each layer [T, C], and logits [T, V]. All fp32 on the CPU."""
+class Activations:
+    """The residual stream after each layer [T, C] and the logits [T, V] of one model, fp32 on the CPU."""
 
     layers: list[Tensor]
     logits: Tensor
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Of all layers, and of the logits."""
+class Comparison:
+    """The errors of all layers, and the finding on the logits."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerError, ...]
     logits: Finding
 
     @property
-    def worst(self) -> Layer:
+    def worst(self) -> LayerError:
         return max(self.layers, key=lambda layer: math.inf if math.isnan(layer.error) else layer.error)
 
 
-def compare(subject: Subject) -> Compared:
-    """Both in float32 on the CPU, one after the other. Raises ``Skipped`` where they cannot be compared."""
-    importable()
-    comparable(subject)
+def compare_with_transformers(subject: Subject) -> Comparison:
+    """Compare both in float32 on the CPU, one after the other. Raises ``Skipped`` if they cannot be compared."""
+    check_installed()
+    check_comparable(subject)
     ours = in_llmcli(subject)
     theirs = in_transformers(subject.loaded.folder, subject.ids)
     layers = tuple(
-        Layer(number, apart(a, b)) for number, (a, b) in enumerate(zip(ours.layers, theirs.layers, strict=True))
+        LayerError(number, residual_error(a, b))
+        for number, (a, b) in enumerate(zip(ours.layers, theirs.layers, strict=True))
     )
-    return Compared(layers, compared(ours.logits, theirs.logits, LIMIT, subject.loaded.tokenizer))
+    return Comparison(layers, compare_logits(ours.logits, theirs.logits, LIMIT, subject.loaded.tokenizer))
 
 
-def importable() -> None:
-    """Raise unless transformers is there."""
+def check_installed() -> None:
+    """Raise ``Skipped`` unless transformers is installed."""
     try:
         import transformers  # noqa: F401
     except ImportError:
         raise Skipped("transformers is not installed: pip install transformers") from None
 
 
-def comparable(subject: Subject) -> None:
-    """Raise where transformers would not run the same weights."""
-    if quantization_of(subject.model) is not None or "quantization_config" in read_json(
-        subject.loaded.folder / "config.json"
-    ):
-        raise Skipped("the weights are rounded, which transformers does in other ways")
+def check_comparable(subject: Subject) -> None:
+    """Raise ``Skipped`` if transformers would not run the same weights."""
+    config = read_json(subject.loaded.folder / "config.json")
+    if quantization_of(subject.model) is not None or "quantization_config" in config:
+        raise Skipped("the weights are quantized, which transformers does in another way")
     if subject.adapted:
-        raise Skipped("an adapter is merged into the weights: its folder holds only the base model")
+        raise Skipped("an adapter is merged into the weights, but the folder holds only the base model")
 
 
-def in_llmcli(subject: Subject) -> Inside:
+def in_llmcli(subject: Subject) -> Activations:
+    """Run the subject's model over its text."""
     model = subject.opened("cpu", "float32").model
-    return inside(model.blocks, lambda: model(batch(model, subject.ids)))
+    return record_activations(model.blocks, lambda: model(batch(model, subject.ids)))
 
 
-def in_transformers(folder: Path, ids: Sequence[int]) -> Inside:
-    """With plain ("eager") attention, from the folder alone, none of whose code is run. ``Skipped`` if it fails."""
+def in_transformers(folder: Path, ids: Sequence[int]) -> Activations:
+    """Run transformers with eager attention, without executing any code from the folder. ``Skipped`` if it fails."""
     from transformers import AutoModelForCausalLM
 
     with quiet():
@@ -101,15 +102,15 @@ def in_transformers(folder: Path, ids: Sequence[int]) -> Inside:
                 trust_remote_code=False,
             )
             decoder = model.get_decoder()
-            layers = blocks(decoder, decoder.config.num_hidden_layers)
-            return inside(layers, lambda: model(torch.tensor([list(ids)]), use_cache=False).logits)
-        except Exception as error:  # another program's, of whatever kind
+            layers = find_layers(decoder, decoder.config.num_hidden_layers)
+            return record_activations(layers, lambda: model(torch.tensor([list(ids)]), use_cache=False).logits)
+        except Exception as error:  # another library's, of any kind
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise Skipped(f"transformers cannot run it: {first}") from error
 
 
-def inside(layers: Iterable[nn.Module], forward: Callable[[], Tensor]) -> Inside:
-    """What leaves each of ``layers`` in a pass."""
+def record_activations(layers: Iterable[nn.Module], forward: Callable[[], Tensor]) -> Activations:
+    """Run ``forward`` and record the output of each of ``layers``."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, out: Any) -> None:
@@ -122,26 +123,26 @@ def inside(layers: Iterable[nn.Module], forward: Callable[[], Tensor]) -> Inside
     finally:
         for hook in hooks:
             hook.remove()
-    return Inside([x.clone() for x in seen], logits)
+    return Activations([x.clone() for x in seen], logits)
 
 
-def blocks(decoder: nn.Module, count: int) -> nn.ModuleList:
-    """The list of a model's layers. Errors: there is none."""
-    for module in decoder.modules():  # from the outside in
+def find_layers(decoder: nn.Module, count: int) -> nn.ModuleList:
+    """Return the list of the decoder's ``count`` layers. Raises LookupError if there is none."""
+    for module in decoder.modules():  # the outermost first
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise LookupError("its layers were not found")
 
 
-def apart(ours: Tensor, theirs: Tensor) -> float:
-    """The length of the difference of two residuals [T, C] as a share of the second's, at the worst position."""
+def residual_error(ours: Tensor, theirs: Tensor) -> float:
+    """Return the norm of ours - theirs [T, C] relative to the norm of theirs, at the worst position."""
     tiny = torch.finfo(torch.float32).tiny
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(tiny)).max())
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and no warnings of transformers' own."""
+    """Turn off the progress bars and warnings of transformers."""
     from transformers.utils import logging as transformers_logging
 
     logging: Any = transformers_logging

@@ -1,4 +1,4 @@
-"""The model that ``verify`` looks at, the text it reads, and how to open it once more."""
+"""What ``verify`` examines: a model, the text that it reads, and how to open the model again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from llmcli.generation.loaded import LoadedModel
 from llmcli.model.device import memory_of
 from llmcli.model.transformer import Transformer
 
-Reopen = Callable[[str, str], LoadedModel]  # device, dtype -> the same model again
+Reopen = Callable[[str, str], LoadedModel]  # (device, dtype) -> the same model, opened again
 
-MOST_TOKENS = 1024  # of a text: beyond that a proof takes long and shows little more
-MOST_LOGITS = 2**26  # numbers in the logits of the whole text, 256 MiB
+MAX_TOKENS = 1024  # of the text: with more, a proof takes long and shows little more
+MAX_LOGITS = 2**26  # numbers in the logits of the whole text, 256 MiB
 
 
 @dataclass(frozen=True)
 class Subject:
-    """``ids`` are of ``text``, as many as fit. ``adapted``: a LoRA is merged, so the folder is not all of it."""
+    """The model and as many ``ids`` of ``text`` as fit. ``adapted``: a LoRA is merged, which the folder lacks."""
 
     loaded: LoadedModel
     text: str
@@ -38,52 +38,52 @@ class Subject:
         return self.loaded.model
 
     @cached_property
-    def whole(self) -> Tensor:
-        """The logits of the text by one pass without a cache, what most proofs compare with: fp32 [T, V]."""
+    def logits(self) -> Tensor:
+        """The logits of the text in one pass without a cache, the reference of most proofs: fp32 [T, V]."""
         return one_pass(self.model, self.ids)
 
     @property
-    def allowed(self) -> float:
-        """How far two ways to this model's logits may lie apart."""
+    def tolerance(self) -> float:
+        """How far apart two correct computations of this model's logits may be."""
         return tolerance(self.model)
 
     def opened(self, device: str, dtype: str) -> LoadedModel:
-        """The model on a device and in a dtype: itself if that is what it is, else once more.
+        """Return the model on a device and in a dtype: itself if it has both, else opened again.
 
-        Skipped where a second model might not fit into the memory.
+        Raises ``Skipped`` if a second model might not fit into memory.
         """
         if (self.model.device.type, dtype_name(self.model)) == (device, dtype):
             return self.loaded
-        need, have = 4 * parameters(self.model), memory_of(torch.device(device)).usable
-        if have is not None and need > have / 2:
-            raise Skipped(f"{need / 1e9:.0f} GB in float32, more than half of the memory of {have / 1e9:.0f} GB")
+        need, usable = 4 * parameter_count(self.model), memory_of(torch.device(device)).usable
+        if usable is not None and need > usable / 2:
+            raise Skipped(f"{need / 1e9:.0f} GB in float32, more than half of the memory of {usable / 1e9:.0f} GB")
         return self.reopen(device, dtype)
 
 
 def fitting(loaded: LoadedModel, ids: Sequence[int]) -> tuple[int, ...]:
-    """As many of the first ids as the model and the memory hold. Errors: fewer than two, which prove nothing."""
+    """Return as many of the first ids as context and memory allow. Errors: fewer than two, which prove nothing."""
     if len(ids) < 2:
-        raise usage_error("a text of two tokens is the least that proves something", "give a longer one, or none")
+        raise usage_error("the text must have at least two tokens", "give a longer one, or none")
     config = loaded.model.config
-    return tuple(ids[: min(config.max_position_embeddings, MOST_TOKENS, max(MOST_LOGITS // config.vocab_size, 2))])
+    return tuple(ids[: min(config.max_position_embeddings, MAX_TOKENS, max(MAX_LOGITS // config.vocab_size, 2))])
 
 
 def one_pass(model: Transformer, ids: Sequence[int]) -> Tensor:
-    """Logits behind every token, without a cache: fp32 [T, V] on the CPU."""
+    """Return the logits after every token, computed without a cache: fp32 [T, V] on the CPU."""
     with torch.inference_mode():
         return model(batch(model, ids))[0].float().cpu()  # type: ignore[no-any-return]
 
 
 def batch(model: Transformer, *rows: Sequence[int]) -> Tensor:
-    """Rows of ids as the model takes them: [B, T]."""
+    """Return rows of ids as the model takes them: [B, T]."""
     return torch.tensor([list(row) for row in rows], device=model.device)
 
 
 def dtype_name(model: Transformer) -> str:
-    """As --dtype takes it."""
+    """Return the model's dtype as ``load`` takes it, such as "bfloat16"."""
     return str(model.dtype).removeprefix("torch.")
 
 
-def parameters(model: Transformer) -> int:
-    """How many numbers the model has learned, however they are kept."""
+def parameter_count(model: Transformer) -> int:
+    """Return the number of parameters, in whatever format the weights are."""
     return sum(parameter.numel() for parameter in empty_model(model.config).parameters())

@@ -1,19 +1,22 @@
-"""The view of proofs: is this model run right, on this machine and in this dtype?"""
+"""The view of all proofs: is this model run correctly, on this machine and in this dtype?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 from llmcli.explain.report import Report
-from llmcli.explain.verification import consistency, devices, reference
+from llmcli.explain.selection import Text, token_ids
+from llmcli.explain.verification import consistency, reference
+from llmcli.explain.verification.devices import device_plans, dtype_plans
 from llmcli.explain.verification.proof import Finding, Plan, Proof, Skipped
 from llmcli.explain.verification.subject import Reopen, Subject, dtype_name, fitting
-from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.loaded import LoadedModel, load
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import quantization_of
 
-# What is read where no text is given; written for this.
+# Read if no text is given; written for this purpose.
 TEXT = (
     "Early in the morning the baker opens her shop on the corner. She lights the oven, weighs the flour, and writes "
     "the price of each loaf on a small board: two coins for the rye, three for the wheat. Her first guest is always "
@@ -24,7 +27,7 @@ TEXT = (
 
 @dataclass(frozen=True)
 class Verdicts:
-    """How many proofs hold, failed, and could not be made; ``ok`` if none failed."""
+    """How many proofs hold, failed and were skipped; ``ok`` if none failed."""
 
     ok: bool
     held: int
@@ -34,9 +37,10 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class VerifyReport(Report):
-    """A row a proof. ``quantized`` says how the weights are rounded; ``layers`` are those compared with transformers'.
+    """One row per proof. ``quantized`` is the format of quantized weights; ``layers`` are the errors of each layer
+    compared with transformers.
 
-    Of the text's ``text_tokens`` the first ``tokens`` were read.
+    The model read the first ``tokens`` of the text's ``text_tokens``.
     """
 
     model: str
@@ -46,30 +50,44 @@ class VerifyReport(Report):
     text_tokens: int
     tokens: int
     proofs: tuple[Proof, ...]
-    layers: tuple[reference.Layer, ...]
+    layers: tuple[reference.LayerError, ...]
     check: Verdicts
 
 
-def verify_report(
+def verify(
     loaded: LoadedModel,
-    text: str,
-    ids: Sequence[int],
-    reopen: Reopen,
+    text: Text | None = None,
     *,
+    reopen: Reopen | None = None,
     adapted: bool = False,
     progress: Callable[[str], None] = lambda name: None,
+    parse_special: bool = False,
 ) -> VerifyReport:
-    """Make every proof over ``ids``, those of ``text``. ``progress`` is told the name of each before it begins.
+    """Run every proof over ``text``, or over a text of llmcli's own.
 
-    Errors: fewer than two ids.
+    ``reopen(device, dtype)`` opens the same model again; None opens its folder. ``adapted`` says that a LoRA adapter is
+    merged into the weights, which ``reopen`` must then merge too. ``progress`` is called with the name of each proof
+    before it runs.
+    Errors: fewer than two tokens.
     """
-    subject = Subject(loaded, text, fitting(loaded, ids), reopen, adapted)
-    layers: list[reference.Layer] = []
-    made = []
-    for plan in [*own(subject), *devices.devices(subject), *devices.dtypes(subject), *transformers(subject, layers)]:
+    text = TEXT if text is None else text
+    ids = token_ids(loaded, text, parse_special=parse_special)
+    text = text if isinstance(text, str) else loaded.tokenizer.decode(ids)
+    subject = Subject(loaded, text, fitting(loaded, ids), reopen or _opener(loaded), adapted)
+    layers: list[reference.LayerError] = []
+    plans = [
+        *consistency_plans(subject),
+        *device_plans(subject),
+        *dtype_plans(subject),
+        *reference_plans(subject, layers),
+    ]
+    proofs = []
+    for plan in plans:
         progress(plan.name)
-        made.append(plan.prove())
-    held, failed, skipped = (sum(proof.verdict == verdict for proof in made) for verdict in ("ok", "failed", "skipped"))
+        proofs.append(plan.run())
+    held, failed, skipped = (
+        sum(proof.verdict == verdict for proof in proofs) for verdict in ("ok", "failed", "skipped")
+    )
     return VerifyReport(
         model=loaded.name,
         device=loaded.model.device.type,
@@ -77,67 +95,85 @@ def verify_report(
         quantized=quantization_of(loaded.model),
         text_tokens=len(ids),
         tokens=len(subject.ids),
-        proofs=tuple(made),
+        proofs=tuple(proofs),
         layers=tuple(layers),
         check=Verdicts(failed == 0, held, failed, skipped),
     )
 
 
-def own(subject: Subject) -> list[Plan]:
-    """The proofs that need nothing beside the model itself."""
-    watched = cache(lambda: consistency.watch(subject))
-    allowed, repeated = subject.allowed, consistency.continued(subject)
+def _opener(loaded: LoadedModel) -> Reopen:
+    """A function that opens the folder of ``loaded`` again, quantized in the same way."""
+    quantization = None if Checkpoint.read(loaded.folder).quantization else quantization_of(loaded.model)
 
-    def observed(what: str, limit: float) -> Callable[[], Finding]:
-        return lambda: Finding(getattr(watched(), what), limit)
+    def reopen(device: str, dtype: str) -> LoadedModel:
+        return load(loaded.folder, name=loaded.name, device=device, dtype=dtype, quantization=quantization)
+
+    return reopen
+
+
+def consistency_plans(subject: Subject) -> list[Plan]:
+    """Return the plans that need nothing but the model itself."""
+    errors = cache(lambda: consistency.observed_errors(subject))
+    count = consistency.continuation_length(subject)
+
+    def observed(name: str, limit: float) -> Callable[[], Finding]:
+        return lambda: Finding(getattr(errors(), name), limit)
 
     def of(find: Callable[[Subject], Finding]) -> Callable[[], Finding]:
         return lambda: find(subject)
 
     return [
         Plan("cached = uncached", "one token at a time gives the logits of all at once", of(consistency.cached)),
-        Plan("chunked = whole", "a text read in pieces gives the logits of all at once", of(consistency.chunked)),
-        Plan("gone back = fresh", "tokens read and taken back leave no trace", of(consistency.taken_back)),
-        Plan("batched = alone", "two texts side by side do not touch each other", of(consistency.batched)),
-        Plan("past is settled", "no token changes what comes before it", of(consistency.causal)),
-        Plan("observed = unobserved", "watching the model changes no bit of its logits", observed("logits", 0.0)),
-        Plan("attention sums to 1", "each head shares out its whole attention", observed("sums", consistency.SUMS)),
-        Plan("attention looks back", "no head looks at a later token", observed("ahead", 0.0)),
-        Plan("attention is used", "what attention adds is its weights times the values", of(consistency.weighed)),
-        Plan("residual adds up", "each layer's output is its input plus what it added", observed("parts", allowed)),
-        Plan("decoded = text", "the tokens of a text give the text back", of(consistency.decoded)),
-        Plan("streamed = decoded", "text shown token by token is the text of all tokens", of(consistency.streamed)),
-        Plan("drawn = drawn again", f"one seed writes the same {repeated} tokens twice", of(consistency.drawn_again)),
+        Plan("chunked = whole", "a text read in chunks gives the logits of all at once", of(consistency.chunked)),
+        Plan("truncated = fresh", "tokens removed from the cache leave no trace", of(consistency.truncated)),
+        Plan("batched = alone", "two texts in one batch do not affect each other", of(consistency.batched)),
+        Plan("past is fixed", "no token changes what comes before it", of(consistency.causal)),
+        Plan("observed = unobserved", "observing the model changes no bit of its logits", observed("logits", 0.0)),
+        Plan("attention sums to 1", "each head's weights sum to 1", observed("sums", consistency.SUM_TOLERANCE)),
+        Plan("attention is causal", "no head looks at a later token", observed("ahead", 0.0)),
+        Plan(
+            "attention adds up",
+            "what attention adds is its weights times the values",
+            of(consistency.attention_adds_up),
+        ),
+        Plan(
+            "residual adds up",
+            "each layer's output is its input plus what it added",
+            observed("parts", subject.tolerance),
+        ),
+        Plan("decoded = text", "the tokens of a text decode to the same text", of(consistency.decoded)),
+        Plan("streamed = decoded", "text printed token by token is the text of all tokens", of(consistency.streamed)),
+        Plan("seed repeats", f"the same seed generates the same {count} tokens again", of(consistency.repeated)),
     ]
 
 
-def transformers(subject: Subject, layers: list[reference.Layer]) -> list[Plan]:
-    """The plans for both rows, made of one comparison, whose layers are put into ``layers``."""
+def reference_plans(subject: Subject, layers: list[reference.LayerError]) -> list[Plan]:
+    """Return the plans for both rows of one comparison with transformers, which adds its errors to ``layers``."""
 
     @cache
-    def compared() -> reference.Compared | Skipped:
+    def result() -> reference.Comparison | Skipped:
         try:
-            found = reference.compare(subject)
+            found = reference.compare_with_transformers(subject)
         except Skipped as reason:
             return reason
         layers.extend(found.layers)
         return found
 
-    def found() -> reference.Compared:
-        result = compared()
-        if isinstance(result, Skipped):
-            raise result
-        return result
+    def comparison() -> reference.Comparison:
+        found = result()
+        if isinstance(found, Skipped):
+            raise found
+        return found
 
     return [
         Plan(
             "layers = transformers",
-            "each layer's output in float32 is the same there",
-            lambda: Finding(found().worst.error, reference.LIMIT),
+            "each layer's output in float32 is the same in transformers",
+            lambda: Finding(comparison().worst.error, reference.LIMIT),
         ),
         Plan(
             "logits = transformers",
-            "the logits in float32 are the same there",
-            lambda: found().logits,
+            "the logits in float32 are the same in transformers",
+            lambda: comparison().logits,
         ),
     ]
