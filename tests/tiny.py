@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,6 +273,9 @@ class Tiny:
     def load(self) -> Transformer:
         """A fresh model of ours from the folder, safe to mutate."""
         return load(self.folder, device=CPU, dtype=torch.float32)
+
+
+TinyFactory = Callable[[str], Tiny]  # from a case's name; see the fixture ``tiny``
 
 
 def load(folder: Path, **options: Any) -> Transformer:
