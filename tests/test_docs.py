@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import llmcli
 from llmcli.cli import COMMANDS, cli
 from llmcli.generation.filters import FILTERS, default_order
 from llmcli.hub import default_model, find
@@ -208,6 +209,15 @@ def test_the_config_file_of_the_documents_has_no_faults(tmp_path: Path, monkeypa
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     (command,) = re.findall(r"^.*pytest$", DOCUMENTS["README.md"], re.MULTILINE)
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_versions_in_the_project_files_agree() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    (tested,) = re.findall(r"^ +python: (\[.*\])$", workflow, re.MULTILINE)
+    assert json.loads(tested) == re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    releases = re.findall(r"^## \[(\d.*)\] - ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert releases[0] == llmcli.__version__
 
 
 def test_every_example_of_help_is_a_command_line_that_parses() -> None:
