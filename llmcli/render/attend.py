@@ -83,7 +83,6 @@ def print_attention_pattern(report: AttentionPattern, stream: TextIO) -> None:
     print_line(f"attend, head L{report.layer}.H{report.head}: where does each token (row) look?", stream)
     if styled(stream):
         _print_triangle(report, stream)
-        print_line("Weights in percent. ·: below 0.5. …: sum of the columns left out.", stream, "dim")
     else:
         columns = [Column("#"), Column("token"), *(Column(str(n)) for n in range(len(report.pieces)))]
         print_table(columns, [_pattern_cells(row, len(report.pieces)) for row in report.rows], stream)
@@ -117,6 +116,8 @@ def _print_triangle(report: AttentionPattern, stream: TextIO) -> None:
             line.append(f"{weight * 100:>{CELL - 1}.0f}" if weight >= 0.005 else f"{'·':>{CELL - 1}}", shade(weight))
             line.append(" ")
         target.print(line, soft_wrap=True)
+    summed = " …: sum of the positions in between." if first > 1 else ""
+    print_line(f"Weights in percent. ·: below 0.5.{summed}", stream, "dim")
 
 
 def _columns(weights: Sequence[float], first: int) -> list[float]:

@@ -114,9 +114,10 @@ def _print_below(report: StepReport, stream: TextIO) -> None:
 
 def _effect(stage: StageReport) -> str:
     """Return what a filter did: how many tokens it kept, which share of the probability it cut or moved."""
-    cut = f", cuts {stage.removed_mass:.4f}" if stage.removed_mass else ""
+    cut = f", cuts {probability_cell(stage.removed_mass).shown}" if stage.removed_mass else ""
     if 0 < stage.changed < stage.kept:
-        return f"changes {counted(stage.changed, 'logit')}, moves {stage.moved:.4f} of the probability{cut}"
+        moved = probability_cell(stage.moved).shown
+        return f"changes {counted(stage.changed, 'logit')}, moves {moved} of the probability{cut}"
     return f"keeps {counted(stage.kept, 'token')}" + (f"{cut} of the probability" if cut else "")
 
 

@@ -33,7 +33,7 @@ def print_verify(report: VerifyReport, stream: TextIO) -> None:
     for proof in report.proofs:
         if note := _note(proof):
             print_line(f"{proof.name}: {note}", stream, STYLES[proof.verdict])
-    rounding = "" if report.dtype == "float32" else f", mostly of {report.dtype}"
+    rounding = "" if report.dtype == "float32" else f", mostly from {report.dtype}"
     print_line(
         f"Read {counted(report.tokens, 'token')}{part}; later positions are in text that the model wrote. "
         f"error: relative difference; up to the limit it is rounding error{rounding}.",
