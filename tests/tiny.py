@@ -293,9 +293,9 @@ def _make(name: str, folder: Path) -> Tiny:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()
-    randomise(model, seed=SEEDS.get(name, 0))
+    randomize(model, seed=SEEDS.get(name, 0))
     model.save_pretrained(folder)
-    reference = reopen(folder)
+    reference = load_with_transformers(folder)
     reference.generation_config.eos_token_id = None  # no token ends a text
     with torch.no_grad():
         out = reference(random_ids(CONTEXT, seed=1), output_attentions=True)
@@ -305,12 +305,12 @@ def _make(name: str, folder: Path) -> Tiny:
     return Tiny(name, folder, reference)
 
 
-def reopen(folder: Path) -> PreTrainedModel:
+def load_with_transformers(folder: Path) -> PreTrainedModel:
     """What transformers makes of a folder, in fp32 with plain (eager) attention."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def randomise(model: PreTrainedModel, seed: int) -> None:
+def randomize(model: PreTrainedModel, seed: int) -> None:
     """Fill every parameter: norm weights around their start, biases around 0, matrices by what flows into them."""
     generator = torch.Generator().manual_seed(seed)
     model_type = model.config.model_type

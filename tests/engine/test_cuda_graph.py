@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,9 +25,7 @@ from llmcli.errors import LlmcliError
 from llmcli.generation import steps as loop
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
-from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, Tiny, greedy, random_ids
-
-Make = Callable[[str], Tiny]
+from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, TinyFactory, greedy, random_ids
 
 EXPERTS = ["mixtral", "qwen3_moe", "olmoe"]
 LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"  # angles that depend on the length
@@ -80,7 +77,7 @@ def text(length: int, seed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("block", [1, 16])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_step_of_every_family_is_the_ordinary_one(tiny: Make, name: str, block: int) -> None:
+def test_every_step_of_every_family_is_the_ordinary_one(tiny: TinyFactory, name: str, block: int) -> None:
     model, ids = tiny(name).load(), text(CONTEXT)
     right = behind_each(model, ids)
     cache = KVCache(model.config, device=CPU, dtype=torch.float32, block=block)
@@ -109,7 +106,7 @@ scripts = st.lists(
 @pytest.mark.parametrize("name", FEW)
 @given(seed=st.integers(0, 2**16), script=scripts, block=st.sampled_from([1, 8]))
 def test_whatever_happened_to_the_cache_the_next_step_is_right(
-    tiny: Make, name: str, seed: int, script: list[tuple[str, Any]], block: int
+    tiny: TinyFactory, name: str, seed: int, script: list[tuple[str, Any]], block: int
 ) -> None:
     model, ids = tiny(name).load(), text(1, seed)
     cache = KVCache(model.config, device=CPU, dtype=torch.float32, block=block)
@@ -125,7 +122,7 @@ def test_whatever_happened_to_the_cache_the_next_step_is_right(
     assert gap(step(model, ids, cache), ordinary(model, ids)) <= CLOSE
 
 
-def test_what_was_never_written_takes_no_part(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_never_written_takes_no_part(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh memory may hold anything: here all of it is NaN."""
     model, ids = tiny("gemma2").load(), text(CONTEXT)
     right = behind_each(model, ids)
@@ -136,7 +133,7 @@ def test_what_was_never_written_takes_no_part(tiny: Make, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "gpt2"])
-def test_bfloat16_is_as_close_as_an_ordinary_step(tiny: Make, name: str) -> None:
+def test_bfloat16_is_as_close_as_an_ordinary_step(tiny: TinyFactory, name: str) -> None:
     case, ids = tiny(name), text(40)
     exact = case.load()
     model = case.load().to(torch.bfloat16)
@@ -174,7 +171,7 @@ class Recorded(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_step_serves_every_token_and_position(tiny: Make, name: str) -> None:
+def test_a_recorded_step_serves_every_token_and_position(tiny: TinyFactory, name: str) -> None:
     model, first = tiny(name).load(), 10
     ids = text(ROPE_ORIGINAL if name in (LONG, DYNAMIC) else 2 * WINDOW)
     right = behind_each(model, ids)
@@ -193,14 +190,14 @@ def test_a_recorded_step_serves_every_token_and_position(tiny: Make, name: str) 
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_experts_cannot_be_recorded(tiny: Make, name: str) -> None:
+def test_experts_cannot_be_recorded(tiny: TinyFactory, name: str) -> None:
     model = tiny(name).load()
     assert model.config.moe is not None
     with pytest.raises(AssertionError, match="experts"):
         decode(model, 1, model.new_cache())
 
 
-def test_on_a_cpu_steps_are_ordinary(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_steps_are_ordinary(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama").load()
     assert not replays(model)
     monkeypatch.setattr(loop, "decode", None)
@@ -208,7 +205,7 @@ def test_on_a_cpu_steps_are_ordinary(tiny: Make, monkeypatch: pytest.MonkeyPatch
 
 
 def test_where_steps_are_replayed_the_loop_takes_all_but_the_first_so(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, prompt = tiny("gemma3_text").load(), text(9)
     expected, calls = greedy(model, prompt, 40), []
@@ -221,7 +218,7 @@ def test_where_steps_are_replayed_the_loop_takes_all_but_the_first_so(
 # How long a recorded step lasts.
 
 
-def test_a_step_is_kept_until_the_cache_moves(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_kept_until_the_cache_moves(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     prepare = DecodeGraph.__init__
     monkeypatch.setattr(
@@ -245,7 +242,7 @@ def test_a_step_is_kept_until_the_cache_moves(tiny: Make, monkeypatch: pytest.Mo
     assert (made, cache.room(windowed=False)) == ([9, 32, 16], range(32))
 
 
-def test_a_kept_step_does_not_keep_the_cache(tiny: Make) -> None:
+def test_a_kept_step_does_not_keep_the_cache(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     cache = model.new_cache()
     step(model, text(5), cache)
@@ -261,7 +258,7 @@ def test_a_kept_step_does_not_keep_the_cache(tiny: Make) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("held", [1, 12, 50, 120])
 @pytest.mark.parametrize("count", [1, 7])
-def test_reserved_room_is_there_in_every_layer(tiny: Make, name: str, held: int, count: int) -> None:
+def test_reserved_room_is_there_in_every_layer(tiny: TinyFactory, name: str, held: int, count: int) -> None:
     model = tiny(name).load()
     cache = model.new_cache()
     model(torch.tensor([text(held)]), cache)
@@ -277,7 +274,7 @@ def test_reserved_room_is_there_in_every_layer(tiny: Make, name: str, held: int,
 
 @pytest.mark.parametrize("count", [1, 30, 80])
 @pytest.mark.parametrize("block", [1, 2])
-def test_after_an_interrupted_pass_layers_may_differ_in_room(tiny: Make, block: int, count: int) -> None:
+def test_after_an_interrupted_pass_layers_may_differ_in_room(tiny: TinyFactory, block: int, count: int) -> None:
     model, ids = tiny("gemma3_text").load(), text(CONTEXT)
     cache = model.new_cache()
     for length in range(1, 21):
@@ -291,7 +288,7 @@ def test_after_an_interrupted_pass_layers_may_differ_in_room(tiny: Make, block: 
         assert gap(step(model, ids[:length], cache), right[length - 1]) <= CLOSE
 
 
-def test_an_interrupted_step_leaves_the_cache_as_it_was(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_step_leaves_the_cache_as_it_was(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = tiny("gemma3_text").load(), text(40)
     cache = model.new_cache()
     step(model, ids[:39], cache)
@@ -303,7 +300,7 @@ def test_an_interrupted_step_leaves_the_cache_as_it_was(tiny: Make, monkeypatch:
     assert gap(step(model, ids, cache), ordinary(model, ids)) <= CLOSE
 
 
-def test_a_step_prepared_for_other_angles_is_not_used(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_prepared_for_other_angles_is_not_used(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted first step stays, but holds no position to angles: the next text may be planned longer."""
     model, ids = tiny(LONG).load(), text(5)
     cache, plain = KVCache(model.config, device=CPU, dtype=torch.float32, block=16), model.new_cache()
@@ -317,7 +314,7 @@ def test_a_step_prepared_for_other_angles_is_not_used(tiny: Make, monkeypatch: p
     assert gap(found[-1], model(torch.tensor([ids]), plain)[:, -1]) <= CLOSE
 
 
-def test_learned_positions_end_with_the_context(tiny: Make) -> None:
+def test_learned_positions_end_with_the_context(tiny: TinyFactory) -> None:
     model = tiny("gpt2").load()
     cache = model.new_cache()
     step(model, text(CONTEXT), cache)
@@ -326,7 +323,7 @@ def test_learned_positions_end_with_the_context(tiny: Make) -> None:
     assert cache.length == CONTEXT
 
 
-def test_keys_turned_by_other_angles_are_refused(tiny: Make) -> None:
+def test_keys_turned_by_other_angles_are_refused(tiny: TinyFactory) -> None:
     model = tiny(LONG).load()
     cache = model.new_cache()
     step(model, text(ROPE_ORIGINAL), cache)

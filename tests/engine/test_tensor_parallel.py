@@ -18,9 +18,7 @@ from llmcli.generation.steps import next_logits
 from llmcli.model.families import FAMILIES
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.partition import Partition, read_slice
-from tests.tiny import CASES, WINDOW, Tiny, greedy, random_ids
-
-Make = Callable[[str], Tiny]
+from tests.tiny import CASES, WINDOW, TinyFactory, greedy, random_ids
 
 PROMPT = random_ids(WINDOW + 8, seed=3)[0].tolist()  # longer than a message has room for with the tokens to come
 COUNT = 16
@@ -60,7 +58,7 @@ def run(size: int, jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, A
 
 
 @pytest.fixture(scope="module")
-def results(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[tuple[str, str], Any]]:
+def results(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[tuple[str, str], Any]]:
     """All cases and all that are spoilt, in one run of so many ranks: what came of each."""
 
     @cache
@@ -78,20 +76,20 @@ def results(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[i
 
 
 @pytest.mark.parametrize(("name", "size"), TRIED)
-def test_ids_are_those_of_one_process(name: str, size: int, tiny: Make, results: Callable[..., Any]) -> None:
+def test_ids_are_those_of_one_process(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
     model, found = tiny(name).load(), results(size)[name, ""]
     assert found["ids"] == greedy(model, PROMPT, COUNT)
     expected = next_logits(model, PROMPT, model.new_cache())
     assert torch.allclose(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=0)
 
 
-def test_every_family_is_tried_with_four(tiny: Make) -> None:
+def test_every_family_is_tried_with_four(tiny: TinyFactory) -> None:
     tried = {tiny(name).load().config.model_type for name in FOUR}
     assert tried == {name for name in FAMILIES if name != "gemma3"}  # gemma3 is gemma3_text in a wrapper
 
 
 @pytest.mark.parametrize(("name", "size", "sabotage"), SPOILT)
-def test_a_mistake_shows(name: str, size: int, sabotage: str, tiny: Make, results: Callable[..., Any]) -> None:
+def test_a_mistake_shows(name: str, size: int, sabotage: str, tiny: TinyFactory, results: Callable[..., Any]) -> None:
     model = tiny(name).load()
     expected = next_logits(model, PROMPT, model.new_cache())
     assert (torch.tensor(results(size)[name, sabotage]["logits"]) - expected).abs().max() > 1e-2
@@ -99,7 +97,7 @@ def test_a_mistake_shows(name: str, size: int, sabotage: str, tiny: Make, result
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", ["llama-biases", "gpt2", "qwen3_moe", "olmo2"])
-def test_a_rank_holds_its_share(name: str, size: int, tiny: Make, results: Callable[..., Any]) -> None:
+def test_a_rank_holds_its_share(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
     """Of every matrix its part, and of what is small all: counted by hand, from the shapes of the whole."""
     model = tiny(name).load()
     config, heads, wide = model.config, model.config.num_attention_heads, model.config.intermediate_size
@@ -137,7 +135,7 @@ def test_a_rank_holds_its_share(name: str, size: int, tiny: Make, results: Calla
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("size", [2, 3])
-def test_shares_make_the_whole(name: str, size: int, tiny: Make) -> None:
+def test_shares_make_the_whole(name: str, size: int, tiny: TinyFactory) -> None:
     """Put together again, what the ranks read is what one process reads, each number in its place."""
     folder = tiny(name).folder
     model = tiny(name).load()
@@ -165,7 +163,7 @@ def test_shares_make_the_whole(name: str, size: int, tiny: Make) -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", ["llama-biases", "gemma2", "olmo2"])
-def test_bytes_of_a_token(name: str, size: int, tiny: Make, results: Callable[..., Any]) -> None:
+def test_bytes_of_a_token(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
     """2 L + 1 vectors are summed, one is spread, and the logits are collected, in shares rounded up."""
     config = tiny(name).load().config
     norms = 2 * config.num_hidden_layers if config.qk_norm == "full" else 0  # a number each
@@ -177,6 +175,6 @@ def test_bytes_of_a_token(name: str, size: int, tiny: Make, results: Callable[..
     }
 
 
-def test_more_ranks_than_heads(tiny: Make) -> None:
+def test_more_ranks_than_heads(tiny: TinyFactory) -> None:
     with pytest.raises(LlmcliError, match="has 6 attention heads, too few for 7 ranks"):
         Partition(Checkpoint.read(tiny("llama").folder).config, 0, 7)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, also where a link leads to them."""
+"""Files are replaced whole or not at all, also through symbolic links."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from llmcli.files.atomic import replacing
 
-links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+needs_links = pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need privileges on Windows")
 
 
 def write(path: Path, text: str, *, fail: bool = False) -> None:
@@ -20,12 +20,12 @@ def write(path: Path, text: str, *, fail: bool = False) -> None:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """What lies below ``folder``: texts by name, and for links where they lead."""
+    """The files below ``folder`` by relative path: their text, or the target of a link."""
     found = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
     return {str(p.relative_to(folder)): f"-> {p.readlink()}" if p.is_symlink() else p.read_text() for p in found}
 
 
-def test_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
     with pytest.raises(OSError, match="no space"):
         write(tmp_path / "x", "new", fail=True)
@@ -34,14 +34,14 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
     assert files(tmp_path) == {"x": "new"}
 
 
-@links
-def test_a_link_stays_one(tmp_path: Path) -> None:
-    """Of a link to a link, from another folder, the file at the end is written, beside which half of it may lie."""
+@needs_links
+def test_writing_through_links_replaces_their_target(tmp_path: Path) -> None:
+    """Both links are kept, although the target is in another folder."""
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to("far/other")
     (tmp_path / "far" / "other").symlink_to("target")
     kept = {"link": "-> far/other", "far/other": "-> target"}
-    write(tmp_path / "link", "first")  # the target is yet to come
+    write(tmp_path / "link", "first")  # creates the target
     assert files(tmp_path) == {**kept, "far/target": "first"}
     with pytest.raises(OSError, match="no space"):
         write(tmp_path / "link", "second", fail=True)

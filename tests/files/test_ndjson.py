@@ -1,4 +1,4 @@
-"""NDJSON lines: one object per line, readable text, no control characters, no NaN."""
+"""NDJSON: one object per line, readable text, no control characters, no NaN."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_control_characters_that_a_terminal_obeys_are_escaped() -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_json_has_no_form_for_are_rejected(number: float) -> None:
+def test_nan_and_infinity_are_rejected(number: float) -> None:
     with pytest.raises(ValueError):
         to_line({"p": number})
 

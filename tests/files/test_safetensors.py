@@ -1,4 +1,4 @@
-"""Weight files: mapping gives what reading gives, 8-bit floats what their scales say, and no file is ever changed."""
+"""Weight files: mapping and reading give the same tensors, 8-bit floats are scaled, and no file is changed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from llmcli.files.names import WEIGHTS
 from llmcli.files.safetensors import TensorFile
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import save
-from tests.tiny import CPU, Tiny, load, random_ids
+from tests.tiny import CPU, TinyFactory, load, random_ids
 
-Make = Callable[[str], Tiny]
-KINDS = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def written(path: Path, tensors: dict[str, Tensor], *, shift: int = 0) -> TensorFile:
-    """A file with the tensors in the given order, its data ``shift`` bytes off a multiple of 8."""
+def write_file(path: Path, tensors: dict[str, Tensor], *, shift: int = 0) -> TensorFile:
+    """Write the tensors in the given order, with their data ``shift`` bytes after a multiple of 8."""
     header, data = {}, b""
     names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
     for name, tensor in tensors.items():
@@ -46,17 +45,17 @@ def written(path: Path, tensors: dict[str, Tensor], *, shift: int = 0) -> Tensor
 
 
 def is_mapped(tensor: Tensor, path: Path) -> bool:
-    """Whether a tensor is a piece of the file's mapping: then its storage is as large as the file."""
+    """Whether a tensor is part of the file's mapping: then its storage is as large as the file."""
     return tensor.untyped_storage().nbytes() == path.stat().st_size
 
 
-# One file.
+# A single file.
 
 
-@pytest.mark.parametrize("dtype", KINDS)
-def test_a_mapped_tensor_is_what_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mapping_and_reading_give_the_same_tensor(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"b": noise(3, 5, dtype=dtype), "a": noise(7, dtype=dtype, seed=1), "c": noise(2, 2, 2, dtype=dtype)}
-    file = written(tmp_path / "x", tensors)
+    file = write_file(tmp_path / "x", tensors)
     assert file.entries.keys() == tensors.keys()
     for name, tensor in tensors.items():
         mapped, read = file.mapped([file.entries[name]]), file.read(file.entries[name])
@@ -68,10 +67,10 @@ def test_a_mapped_tensor_is_what_is_read(tmp_path: Path, dtype: torch.dtype) -> 
         assert not is_mapped(read, file.path)
 
 
-@pytest.mark.parametrize("dtype", KINDS)
-def test_adjoining_tensors_are_mapped_as_one(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adjacent_tensors_are_mapped_as_one(tmp_path: Path, dtype: torch.dtype) -> None:
     q, k, v = (noise(rows, 4, dtype=dtype, seed=rows) for rows in (6, 2, 3))
-    file = written(tmp_path / "x", {"other": noise(5, dtype=dtype), "q": q, "k": k, "v": v})
+    file = write_file(tmp_path / "x", {"other": noise(5, dtype=dtype), "q": q, "k": k, "v": v})
     mapped = file.mapped([file.entries[name] for name in "qkv"])
     assert mapped is not None
     assert torch.equal(mapped, torch.cat((q, k, v)))
@@ -79,47 +78,47 @@ def test_adjoining_tensors_are_mapped_as_one(tmp_path: Path, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("order", ["qk v", "kq", "vq", "qv"])
-def test_tensors_that_do_not_adjoin_in_order_are_not_mapped(tmp_path: Path, order: str) -> None:
+def test_tensors_that_are_not_adjacent_in_order_are_not_mapped(tmp_path: Path, order: str) -> None:
     tensors = {"q": noise(6, 4), "k": noise(2, 4), " ": noise(1, 4), "v": noise(3, 4)}
-    file = written(tmp_path / "x", tensors)
-    asked = [file.entries[name] for name in order.replace(" ", "")]
-    assert file.mapped(asked) is None
+    file = write_file(tmp_path / "x", tensors)
+    requested = [file.entries[name] for name in order.replace(" ", "")]
+    assert file.mapped(requested) is None
 
 
 def test_tensors_of_two_dtypes_are_not_mapped_as_one(tmp_path: Path) -> None:
-    file = written(tmp_path / "x", {"q": noise(6, 4), "k": noise(2, 4, dtype=torch.bfloat16)})
+    file = write_file(tmp_path / "x", {"q": noise(6, 4), "k": noise(2, 4, dtype=torch.bfloat16)})
     assert file.mapped([file.entries["q"], file.entries["k"]]) is None
 
 
-@pytest.mark.parametrize(("dtype", "shift", "fits"), [
+@pytest.mark.parametrize(("dtype", "shift", "aligned"), [
     (torch.float32, 0, True), (torch.float32, 4, True), (torch.float32, 2, False), (torch.float32, 1, False),
     (torch.bfloat16, 2, True), (torch.bfloat16, 1, False), (torch.float16, 3, False),
 ])  # fmt: skip
-def test_data_off_its_dtypes_places_is_read_not_mapped(
-    tmp_path: Path, dtype: torch.dtype, shift: int, fits: bool
+def test_unaligned_tensors_are_read_instead_of_mapped(
+    tmp_path: Path, dtype: torch.dtype, shift: int, aligned: bool
 ) -> None:
     tensor = noise(3, 4, dtype=dtype)
-    file = written(tmp_path / "x", {"q": tensor}, shift=shift)
+    file = write_file(tmp_path / "x", {"q": tensor}, shift=shift)
     mapped = file.mapped([file.entries["q"]])
-    assert (mapped is not None) == fits
+    assert (mapped is not None) == aligned
     assert torch.equal(tensor if mapped is None else mapped, tensor)
     assert torch.equal(file.read(file.entries["q"]), tensor)
 
 
-def test_a_file_that_was_cut_off_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
-    file = written(tmp_path / "x", {"q": noise(30, 4)})
+def test_a_file_truncated_after_opening_is_an_error(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "x", {"q": noise(30, 4)})
     file.path.write_bytes(file.path.read_bytes()[:-100])
     with pytest.raises(LlmcliError, match="unexpected end of file"):
         file.read(file.entries["q"])
 
 
-# A model's file.
+# The file of a model.
 
 
-def rewritten(folder: Path, order: Callable[[str], Any], *, shift: int = 0) -> Path:
-    """The same weights with the tensors in another order."""
+def reorder(folder: Path, order: Callable[[str], Any], *, shift: int = 0) -> Path:
+    """Rewrite a folder's weights with the tensors sorted by ``order``."""
     stored = load_file(folder / WEIGHTS)
-    written(folder / WEIGHTS, {name: stored[name] for name in sorted(stored, key=order)}, shift=shift)
+    write_file(folder / WEIGHTS, {name: stored[name] for name in sorted(stored, key=order)}, shift=shift)
     return folder
 
 
@@ -129,23 +128,23 @@ def assert_same_model(a: Transformer, b: Transformer) -> None:
 
 
 def in_layer_order(name: str) -> tuple[Any, ...]:
-    """q, k, v one behind the other, and gate before up."""
+    """A sort key that makes q, k and v adjacent, and gate and up."""
     parts = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return (name.split(".")[:3], next((i for i, part in enumerate(parts) if part in name), 9), name)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_a_model_is_the_same_mapped_or_read(tiny: Make, tmp_path: Path, shift: int) -> None:
+def test_mapping_and_reading_give_the_same_model(tiny: TinyFactory, tmp_path: Path, shift: int) -> None:
     case = tiny("llama")
-    folder = rewritten(Path(shutil.copytree(case.folder, tmp_path / "copy")), in_layer_order, shift=shift)
+    folder = reorder(Path(shutil.copytree(case.folder, tmp_path / "copy")), in_layer_order, shift=shift)
     model = load(folder, device=CPU)
     mapped = {name: is_mapped(parameter, folder / WEIGHTS) for name, parameter in model.named_parameters()}
     assert set(mapped.values()) == {shift == 0}, mapped
     assert_same_model(model, case.load())
 
 
-def test_what_does_not_adjoin_is_read_and_the_rest_mapped(tiny: Make) -> None:
-    """As transformers writes it, in alphabetical order: k, o, q, v, but gate before up."""
+def test_only_adjacent_sources_are_mapped(tiny: TinyFactory) -> None:
+    """transformers writes in alphabetical order: gate and up are adjacent, but q, k and v are not (k, o, q, v)."""
     case = tiny("llama")
     model = case.load()
     assert is_mapped(model.embedding.weight, case.folder / WEIGHTS)
@@ -154,7 +153,7 @@ def test_what_does_not_adjoin_is_read_and_the_rest_mapped(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_another_dtype_is_read(tiny: Make, dtype: torch.dtype) -> None:
+def test_weights_in_another_dtype_are_read(tiny: TinyFactory, dtype: torch.dtype) -> None:
     case = tiny("llama")
     model = load(case.folder, device=CPU, dtype=dtype)
     for parameter, right in zip(model.parameters(), case.load().parameters(), strict=True):
@@ -163,7 +162,7 @@ def test_another_dtype_is_read(tiny: Make, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-def test_changing_a_models_weights_changes_neither_its_file_nor_another_model(tiny: Make, name: str) -> None:
+def test_changing_weights_in_memory_changes_neither_the_file_nor_other_models(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     before = (case.folder / WEIGHTS).read_bytes()
     model, other = case.load(), case.load()
@@ -175,7 +174,7 @@ def test_changing_a_models_weights_changes_neither_its_file_nor_another_model(ti
     assert not torch.equal(model.embedding.weight, other.embedding.weight)
 
 
-def test_a_model_survives_being_saved_over_its_own_file(tiny: Make, tmp_path: Path) -> None:
+def test_saving_a_model_over_its_own_mapped_file_keeps_its_weights(tiny: TinyFactory, tmp_path: Path) -> None:
     case = tiny("llama")
     folder = Path(shutil.copytree(case.folder, tmp_path / "copy"))
     model = load(folder, device=CPU)
@@ -200,11 +199,11 @@ CONFIG = LlamaConfig(
 BLOCKS, ROWS, FLAT_ROWS, ONE, FLAT_ONE, NONE = "blocks", "rows", "flat rows", "one", "flat one", "none"
 
 
-def quantised(weight: Tensor, kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
-    """A matrix in 8 bits, its scale, and in float64 what the two stand for."""
+def quantized(weight: Tensor, layout: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
+    """A matrix in 8 bits, its scale, and in float64 the values that the two represent."""
     exact = weight.double()
     rows, columns = weight.shape
-    if kind == BLOCKS:
+    if layout == BLOCKS:
         scale = torch.zeros(math.ceil(rows / 128), math.ceil(columns / 128))
         spread = torch.zeros(rows, columns, dtype=torch.float64)
         for i in range(scale.shape[0]):
@@ -212,42 +211,43 @@ def quantised(weight: Tensor, kind: str, dtype: torch.dtype) -> tuple[Tensor, Te
                 block = (slice(128 * i, 128 * i + 128), slice(128 * j, 128 * j + 128))
                 scale[i, j] = exact[block].abs().max() / FP8[dtype]
                 spread[block] = float(scale[i, j])
-    elif kind in (ROWS, FLAT_ROWS):
+    elif layout in (ROWS, FLAT_ROWS):
         scale = (exact.abs().amax(1, keepdim=True) / FP8[dtype]).float()
         spread = scale.double().expand(rows, columns)
-        scale = scale.flatten() if kind == FLAT_ROWS else scale
+        scale = scale.flatten() if layout == FLAT_ROWS else scale
     else:
-        scale = torch.full((1,) if kind == ONE else (), 1.0 if kind == NONE else float(exact.abs().max() / FP8[dtype]))
+        size = 1.0 if layout == NONE else float(exact.abs().max() / FP8[dtype])
+        scale = torch.full((1,) if layout == ONE else (), size)
         spread = scale.double().expand(rows, columns)
     small = (exact / spread).to(torch.float32).to(dtype)
-    return small, None if kind == NONE else scale, small.double() * spread
+    return small, None if layout == NONE else scale, small.double() * spread
 
 
-def fp8_folder(folder: Path, kind: str, dtype: torch.dtype, suffix: str) -> dict[str, Tensor]:
-    """A Llama whose matrices in layers are in 8 bits; what its tensors should be, in float64."""
+def write_fp8_folder(folder: Path, layout: str, dtype: torch.dtype, suffix: str) -> dict[str, Tensor]:
+    """Write a Llama whose layers have 8-bit matrices; return the values of its tensors in float64."""
     stored: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(CONFIG).state_dict().items()}
     for seed, (name, shape) in enumerate(shapes.items()):
         weight = noise(*shape, seed=seed)
         if "_proj" in name:
-            stored[name], scale, values[name] = quantised(weight, kind, dtype)
+            stored[name], scale, values[name] = quantized(weight, layout, dtype)
             if scale is not None:
                 stored[name + suffix] = scale
-            stored[name.removesuffix("weight") + "input_scale"] = torch.tensor(7.0)  # of activations: not ours
-            stored[name.rsplit(".", 2)[0] + ".k_scale"] = torch.tensor(5.0)  # of the cache: not ours
+            stored[name.removesuffix("weight") + "input_scale"] = torch.tensor(7.0)  # of activations: not used
+            stored[name.rsplit(".", 2)[0] + ".k_scale"] = torch.tensor(5.0)  # of the cache: not used
         else:
             stored[name] = weight.to(torch.bfloat16)
             values[name] = stored[name].double()
     save_file(stored, folder / WEIGHTS)
-    described = CONFIG.to_dict() | ({} if kind == NONE else {"quantization_config": {"quant_method": "fp8"}})
-    (folder / "config.json").write_text(json.dumps(described))
+    raw = CONFIG.to_dict() | ({} if layout == NONE else {"quantization_config": {"quant_method": "fp8"}})
+    (folder / "config.json").write_text(json.dumps(raw))
     return values
 
 
 @pytest.mark.parametrize("dtype", FP8)
 @pytest.mark.parametrize(
-    ("kind", "suffix"),
+    ("layout", "suffix"),
     [
         (NONE, ""),
         (ONE, "_scale"),
@@ -257,10 +257,10 @@ def fp8_folder(folder: Path, kind: str, dtype: torch.dtype, suffix: str) -> dict
         (BLOCKS, "_scale_inv"),
     ],
 )
-def test_8_bit_weights_are_multiplied_with_their_scales(
-    tmp_path: Path, kind: str, suffix: str, dtype: torch.dtype
+def test_8_bit_weights_are_multiplied_by_their_scales(
+    tmp_path: Path, layout: str, suffix: str, dtype: torch.dtype
 ) -> None:
-    values = fp8_folder(tmp_path, kind, dtype, suffix)
+    values = write_fp8_folder(tmp_path, layout, dtype, suffix)
     layer = "model.layers.0."
     q, k, v = (values[f"{layer}self_attn.{name}_proj.weight"] for name in "qkv")
     gate, up = (values[f"{layer}mlp.{name}_proj.weight"] for name in ("gate", "up"))
@@ -280,8 +280,8 @@ def test_8_bit_weights_are_multiplied_with_their_scales(
                                atol=0.0)  # fmt: skip
 
 
-def test_a_scale_that_is_lost_is_told(tmp_path: Path) -> None:
-    fp8_folder(tmp_path, ONE, torch.float8_e4m3fn, "_scale")
+def test_a_missing_scale_is_an_error(tmp_path: Path) -> None:
+    write_fp8_folder(tmp_path, ONE, torch.float8_e4m3fn, "_scale")
     lost = "model.layers.0.mlp.up_proj.weight"
     stored = load_file(tmp_path / WEIGHTS)
     del stored[lost + "_scale"]
@@ -291,14 +291,14 @@ def test_a_scale_that_is_lost_is_told(tmp_path: Path) -> None:
 
 
 def test_blocks_at_the_edges_are_smaller() -> None:
-    """Or the test above would not show how they are cut."""
+    """The sizes are not multiples of 128, so that the tests cover partial blocks."""
     assert HIDDEN % 128
     assert WIDE % 128
     assert min(HIDDEN, WIDE) > 128
 
 
-def test_a_scale_that_fits_no_way_of_scaling_is_named(tmp_path: Path) -> None:
-    fp8_folder(tmp_path, BLOCKS, torch.float8_e4m3fn, "_scale_inv")
+def test_a_scale_of_an_unsupported_shape_is_named(tmp_path: Path) -> None:
+    write_fp8_folder(tmp_path, BLOCKS, torch.float8_e4m3fn, "_scale_inv")
     stored = load_file(tmp_path / WEIGHTS)
     name = "model.layers.0.mlp.down_proj.weight_scale_inv"
     save_file(stored | {name: torch.ones(3, 5)}, tmp_path / WEIGHTS)
@@ -306,8 +306,8 @@ def test_a_scale_that_fits_no_way_of_scaling_is_named(tmp_path: Path) -> None:
         load(tmp_path, device=CPU)
 
 
-def test_missing_and_extra_tensors_are_all_named_at_once_beside_scales(tmp_path: Path) -> None:
-    fp8_folder(tmp_path, ONE, torch.float8_e4m3fn, "_scale")
+def test_all_missing_and_unexpected_tensors_are_named_together_with_scales_ignored(tmp_path: Path) -> None:
+    write_fp8_folder(tmp_path, ONE, torch.float8_e4m3fn, "_scale")
     stored = load_file(tmp_path / WEIGHTS)
     lost = ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"]
     for name in lost:
@@ -320,8 +320,8 @@ def test_missing_and_extra_tensors_are_all_named_at_once_beside_scales(tmp_path:
     assert unexpected == "model.layers.1.y, model.x"
 
 
-def test_scales_without_8_bit_weights_are_unexpected(tiny: Make, tmp_path: Path) -> None:
-    """The weights would need them, whatever they are."""
+def test_scales_without_8_bit_weights_are_unexpected(tiny: TinyFactory, tmp_path: Path) -> None:
+    """A scale next to a weight that is not in 8 bits suggests that the weight is wrong."""
     folder = Path(shutil.copytree(tiny("llama").folder, tmp_path / "copy"))
     name = "model.layers.0.mlp.up_proj.weight_scale"
     save_file(load_file(folder / WEIGHTS) | {name: torch.ones(1)}, folder / WEIGHTS)
@@ -329,9 +329,9 @@ def test_scales_without_8_bit_weights_are_unexpected(tiny: Make, tmp_path: Path)
         load(folder, device=CPU)
 
 
-def test_an_8_bit_model_writes_what_the_same_model_in_float32_does(tmp_path: Path) -> None:
-    """One whole pass, so that nothing is scaled twice or not at all."""
-    values = fp8_folder(tmp_path, BLOCKS, torch.float8_e4m3fn, "_scale_inv")
+def test_logits_of_an_8_bit_model_are_those_of_its_float32_values(tmp_path: Path) -> None:
+    """A whole pass shows that nothing is scaled twice or not at all."""
+    values = write_fp8_folder(tmp_path, BLOCKS, torch.float8_e4m3fn, "_scale_inv")
     reference = LlamaForCausalLM(CONFIG).eval()
     reference.load_state_dict({name: value.float() for name, value in values.items()})
     ids = random_ids(20, seed=0) % VOCAB

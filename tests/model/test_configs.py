@@ -1,4 +1,4 @@
-"""config.json -> ModelConfig: what files leave out, old spellings, and real files, against transformers' reading."""
+"""config.json -> ModelConfig, against transformers: omitted values, old key names, and real files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 
 REAL = Path(__file__).parents[3] / "shared" / "checkpoints" / "configs"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="real config files are not here")
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real config files are not available")
 
 TEXT_FAMILIES = [name for name in FAMILIES if name != "gemma3"]
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -30,18 +30,19 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     return family_of(raw).parse(raw)
 
 
-def transformers_reading(raw: dict[str, Any]) -> PretrainedConfig:
+def transformers_config(raw: dict[str, Any]) -> PretrainedConfig:
+    """transformers' config for the same file; for a multimodal model, that of its text model."""
     config = CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(raw))
     return getattr(config, "text_config", config)
 
 
 def first(config: PretrainedConfig, *names: str) -> Any:
-    """The first of the attributes that the config has."""
+    """The first of the named attributes that the config has."""
     return next(getattr(config, name) for name in names if hasattr(config, name))
 
 
 def windows(config: PretrainedConfig) -> list[int | None]:
-    """The window of each layer, by the rules of transformers' modelling code."""
+    """The window of each layer, by the rules of transformers' modeling code; None for full attention."""
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if types is None:
@@ -50,7 +51,7 @@ def windows(config: PretrainedConfig) -> list[int | None]:
 
 
 def expected(config: PretrainedConfig) -> dict[str, Any]:
-    """What of transformers' config has a counterpart in ours, under our names."""
+    """The values of transformers' config that ``ModelConfig`` has too, under its names."""
     eos, heads = config.eos_token_id, config.num_attention_heads
     inner = getattr(config, "n_inner", None) or 4 * config.hidden_size
     return {
@@ -77,7 +78,7 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
-    """attention_scale, embedding_scale and logit_scale."""
+    """attention_scale, embedding_scale and logit_scale, from transformers' config."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if config.model_type.startswith("gemma"):
         return config.query_pre_attn_scalar**-0.5, config.hidden_size**0.5, 1.0
@@ -89,7 +90,7 @@ def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
 def assert_same_rope(ours: RopeConfig | None, theirs: dict[str, Any]) -> None:
     assert ours is not None
     names = {"rope_theta": "theta"}
-    ignored = {"type", "mscale", "mscale_all_dim"}  # the last two make the attention_factor
+    ignored = {"type", "mscale", "mscale_all_dim"}  # the last two are part of attention_factor
     for key, value in theirs.items():
         if key not in ignored and value is not None:
             found = getattr(ours, names.get(key, key))
@@ -126,8 +127,8 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
         assert [ours.is_moe(i) for i in layers] == [i not in dense and (i + 1) % step == 0 for i in layers]
 
 
-def parameters(config: ModelConfig) -> int:
-    """How many a model has; nothing is allocated. Every one must have a tensor rule."""
+def count_parameters(config: ModelConfig) -> int:
+    """The number of parameters, without allocating them; checks that each has a tensor rule."""
     with torch.device("meta"):
         model = Transformer(config)
     named = dict(model.named_parameters())
@@ -135,23 +136,23 @@ def parameters(config: ModelConfig) -> int:
     return sum(parameter.numel() for parameter in named.values())
 
 
-def their_parameters(config: PretrainedConfig) -> int:
+def count_transformers_parameters(config: PretrainedConfig) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("model_type", TEXT_FAMILIES)
-def test_what_config_leaves_out_is_as_in_transformers(model_type: str) -> None:
+def test_omitted_values_default_to_those_of_transformers(model_type: str) -> None:
     raw = {"model_type": model_type}
-    assert_same(parse(raw), transformers_reading(raw))
+    assert_same(parse(raw), transformers_config(raw))
 
 
 @pytest.mark.parametrize("model_type", TEXT_FAMILIES)
-def test_null_means_the_same_as_in_transformers_where_it_may_stand(model_type: str) -> None:
+def test_null_means_the_same_as_in_transformers(model_type: str) -> None:
     raw = {"model_type": model_type, "eos_token_id": None, "bos_token_id": None}
     raw |= {} if model_type == "gpt2" else {"rope_scaling": None}
-    assert_same(parse(raw), transformers_reading(raw))
+    assert_same(parse(raw), transformers_config(raw))
 
 
 LLAMA3 = {
@@ -286,40 +287,40 @@ FILES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_all_ages_are_read_as_in_transformers(name: str) -> None:
-    assert_same(parse(FILES[name]), transformers_reading(FILES[name]))
+def test_old_and_new_files_are_read_as_in_transformers(name: str) -> None:
+    assert_same(parse(FILES[name]), transformers_config(FILES[name]))
 
 
 @pytest.mark.parametrize("name", [*TEXT_FAMILIES, *FILES])
 def test_models_have_as_many_parameters_as_in_transformers(name: str) -> None:
-    """So no bias, norm or head is forgotten or invented, whatever the config asks for."""
+    """So no config makes a model with a missing or an additional bias, norm or head."""
     raw = FILES.get(name, {"model_type": name})
     layers = raw.get("num_hidden_layers", 3)
     raw = {**raw, "n_layer" if raw["model_type"] == "gpt2" else "num_hidden_layers": layers}
-    assert parameters(parse(raw)) == their_parameters(transformers_reading(raw))
+    assert count_parameters(parse(raw)) == count_transformers_parameters(transformers_config(raw))
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", *(name for name in FILES if name.startswith("gemma3_text"))])
-def test_the_text_part_of_a_wrapped_config_is_read_as_in_transformers(name: str) -> None:
+def test_the_text_config_of_a_multimodal_model_is_read_as_in_transformers(name: str) -> None:
     raw = {"model_type": "gemma3", "text_config": FILES.get(name, {"model_type": name}), "vision_config": {}}
     ours = parse(raw)
     assert ours.model_type == "gemma3"
-    assert_same(ours, transformers_reading(raw))
+    assert_same(ours, transformers_config(raw))
 
 
-def test_a_wrapped_configs_own_end_tokens_go_before_the_text_parts() -> None:
+def test_the_outer_end_tokens_of_a_multimodal_config_take_precedence() -> None:
     text = {"model_type": "gemma3_text", "eos_token_id": 9}
     assert parse({"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106]}).eos_token_ids == (1, 106)
     assert parse({"model_type": "gemma3", "text_config": text}).eos_token_ids == (9,)
 
 
-def test_longropes_first_name_means_the_same() -> None:
-    """As in the first Phi-3 files, which transformers itself no longer reads."""
+def test_the_first_name_of_longrope_means_the_same() -> None:
+    """The first Phi-3 files call it "su", which transformers does not read."""
     old = {**FILES["phi3-yarn"], "rope_scaling": {"type": "su", **FACTORS}}
     assert parse(old) == parse(FILES["phi3-yarn"])
 
 
-# Anything may stand in a file: it is read or refused, and nothing else happens.
+# Any file is either parsed or rejected with an LlmcliError.
 
 values = st.one_of(
     st.none(),
@@ -356,29 +357,29 @@ rope_values = st.fixed_dictionaries(
 @pytest.mark.parametrize("name", [*TEXT_FAMILIES, *FILES])
 @settings(max_examples=20)
 @given(data=st.data())
-def test_whatever_a_file_says_it_is_read_or_refused(name: str, data: st.DataObject) -> None:
+def test_any_values_are_parsed_or_rejected(name: str, data: st.DataObject) -> None:
     raw = dict(FILES.get(name, {"model_type": name}))
-    known = {**transformers_reading({"model_type": raw["model_type"]}).to_dict(), **raw}
+    known = {**transformers_config({"model_type": raw["model_type"]}).to_dict(), **raw}
     for key in data.draw(st.lists(st.sampled_from(sorted(known.keys() - {"model_type"})), max_size=3)):
         raw[key] = data.draw(values)
     if data.draw(st.booleans()):
         raw[data.draw(st.sampled_from(["rope_scaling", "rope_parameters"]))] = data.draw(rope_values)
-    for error in (refusal(raw), refusal({"model_type": "gemma3", "text_config": raw})):
+    for error in (rejection(raw), rejection({"model_type": "gemma3", "text_config": raw})):
         assert error is None or (error.hint and "config.json" in error.message)
 
 
 @pytest.mark.parametrize("model_type", TEXT_FAMILIES)
 @pytest.mark.parametrize("value", [2**40, 10**30, 10**400, -(10**400)], ids=["2^40", "10^30", "10^400", "-10^400"])
-def test_no_number_of_a_file_asks_for_memory_or_time(model_type: str, value: int) -> None:
-    known = transformers_reading({"model_type": model_type}).to_dict()
+def test_absurd_numbers_cost_no_memory_or_time(model_type: str, value: int) -> None:
+    known = transformers_config({"model_type": model_type}).to_dict()
     sizes = [key for key, usual in known.items() if type(usual) in (int, float)]
     assert len(sizes) > 6
-    refused = {key: refusal({"model_type": model_type, key: value}) for key in sizes}
-    assert all(refused[key] for key in ("vocab_size", "n_layer" if model_type == "gpt2" else "num_hidden_layers"))
+    rejected = {key: rejection({"model_type": model_type, key: value}) for key in sizes}
+    assert all(rejected[key] for key in ("vocab_size", "n_layer" if model_type == "gpt2" else "num_hidden_layers"))
 
 
-def refusal(raw: dict[str, Any]) -> LlmcliError | None:
-    """The error of a file that cannot be read, if it cannot."""
+def rejection(raw: dict[str, Any]) -> LlmcliError | None:
+    """The error that parsing the file raises; None if it succeeds."""
     try:
         parse(raw)
     except LlmcliError as error:
@@ -403,19 +404,19 @@ COUNTS = {
 
 @needs_real
 @pytest.mark.parametrize("name", COUNTS)
-def test_real_configs_give_the_published_number_of_parameters(name: str) -> None:
-    assert parameters(Checkpoint.read(REAL / name).config) == COUNTS[name]
+def test_real_configs_have_the_published_number_of_parameters(name: str) -> None:
+    assert count_parameters(Checkpoint.read(REAL / name).config) == COUNTS[name]
 
 
 @needs_real
 @pytest.mark.parametrize("name", COUNTS)
 def test_real_configs_are_read_as_in_transformers(name: str) -> None:
     raw = json.loads((REAL / name / "config.json").read_text())
-    assert_same(Checkpoint.read(REAL / name).config, transformers_reading(raw))
+    assert_same(Checkpoint.read(REAL / name).config, transformers_config(raw))
 
 
 @needs_real
-def test_every_real_config_is_counted_or_refused_with_what_is_supported() -> None:
+def test_other_real_configs_are_rejected_with_a_list_of_supported_families() -> None:
     names = {path.parent.name for path in REAL.glob("*/config.json")}
     assert names >= COUNTS.keys()
     assert "phi-1" in names

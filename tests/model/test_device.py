@@ -1,4 +1,4 @@
-"""The default number of threads: torch's own, or what a container is allowed."""
+"""The number of CPU threads: torch's default, or less in a container with a quota."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmcli.model.device import allowed_cpus, use_threads
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -21,7 +21,8 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def version_1(folder: Path, quota: str, period: str) -> None:
+def write_version_1(folder: Path, quota: str, period: str) -> None:
+    """The files of a version 1 control group, in which both numbers are microseconds."""
     (folder / "cpu").mkdir()
     (folder / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (folder / "cpu" / "cpu.cfs_period_us").write_text(period)
@@ -38,30 +39,34 @@ def version_1(folder: Path, quota: str, period: str) -> None:
         ("a b c", None),
     ],
 )
-def test_what_version_2_grants(tmp_path: Path, text: str, cpus: float | None) -> None:
+def test_the_quota_of_a_version_2_control_group(tmp_path: Path, text: str, cpus: float | None) -> None:
     (tmp_path / "cpu.max").write_text(text)
     assert allowed_cpus(tmp_path) == cpus
 
 
 @pytest.mark.parametrize(("quota", "cpus"), [("-1\n", None), ("300000\n", 3.0)])
-def test_what_version_1_grants(tmp_path: Path, quota: str, cpus: float | None) -> None:
-    version_1(tmp_path, quota, "100000\n")
+def test_the_quota_of_a_version_1_control_group(tmp_path: Path, quota: str, cpus: float | None) -> None:
+    write_version_1(tmp_path, quota, "100000\n")
     assert allowed_cpus(tmp_path) == cpus
 
 
-def test_no_control_groups_no_limit(tmp_path: Path) -> None:
+def test_without_a_control_group_there_is_no_limit(tmp_path: Path) -> None:
     assert allowed_cpus(tmp_path) is None
 
 
 @pytest.mark.parametrize(("quota", "count"), [(50000, 1), (150000, 2), (300000, 3), (400000, 4), (900000, 4)])
-def test_no_more_threads_than_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: int, count: int) -> None:
+def test_the_default_is_no_more_threads_than_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: int, count: int
+) -> None:
     (tmp_path / "cpu.max").write_text(f"{quota} 100000")
     monkeypatch.setattr(device, "CGROUP", tmp_path)
     use_threads(None)
     assert torch.get_num_threads() == count
 
 
-def test_what_is_asked_for_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_threads_and_omp_num_threads_override_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "cpu.max").write_text("100000 100000")
     monkeypatch.setattr(device, "CGROUP", tmp_path)
     use_threads(3)

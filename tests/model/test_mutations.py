@@ -1,4 +1,4 @@
-"""Proof that parity can fail: every mistake a family invites must show in its logits."""
+"""Proof that the parity tests can fail: every plausible mistake changes a family's logits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from llmcli.model.layers import Norm
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.transformer import Transformer
 from tests.parity import CLOSE, DECODED, IDS, WRONG, parity_error
-from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, Tiny
+from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, TinyFactory
 
-Make = Callable[[str], Tiny]
-Mutation = Callable[[Transformer], Any]  # gives another model, or changes the one it is given
+Mutation = Callable[[Transformer], Any]  # returns another model, or changes its argument in place
 
 GEMMA = ["gemma2", "gemma3_text", "gemma3_text-linear"]
 GEMMA3 = GEMMA[1:]
@@ -33,17 +32,17 @@ PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel"]
 MOE = ["mixtral", "qwen3_moe", "olmoe"]
 MIXED = ["qwen2-windows", "qwen3-windows", "smollm3-windows", *GEMMA]  # windowed and full layers
 WINDOWED = ["mistral", *MIXED, "phi3", "starcoder2", "mixtral", "qwen3_moe"]
-NORMED = ["qwen3", "qwen3-windows", *GEMMA3, "qwen3_moe", "olmo2", "olmoe", "stablelm-parallel", "cohere-normed"]
+QK_NORMED = ["qwen3", "qwen3-windows", *GEMMA3, "qwen3_moe", "olmo2", "olmoe", "stablelm-parallel", "cohere-normed"]
 GATED = [name for name in CASES if name.split("-")[0] not in ("gpt2", "gpt_neox", "starcoder2")]
 ROPED = [name for name in CASES if not name.startswith("gpt2")]
-STRETCHED = ["llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale", "gemma3_text-linear"]
-READ = [None, [40], DECODED]  # in one pass, in two, token by token
-READ_IDS = ["whole", "chunks", "decoded"]
+SCALED_ROPE = ["llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale", "gemma3_text-linear"]
+CUTS = [None, [40], DECODED]  # one pass, two passes, token by token
+CUTS_IDS = ["whole", "chunks", "decoded"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_parity_notices_every_parameter(tiny: Make, name: str) -> None:
-    """Setting any parameter to what transformers starts it with (or to zero) must show."""
+def test_every_parameter_matters(tiny: TinyFactory, name: str) -> None:
+    """Resetting any parameter to transformers' initial value, or to zero, changes the logits."""
     case = tiny(name)
     model = case.load()
     assert parity_error(model, case) <= CLOSE
@@ -54,11 +53,11 @@ def test_parity_notices_every_parameter(tiny: Make, name: str) -> None:
         parameter.copy_(right)
 
 
-# Another config, the same weights.
+# A different config with the same weights.
 
 
-def under(config: ModelConfig, model: Transformer) -> Transformer:
-    """The same weights under another config, which may need fewer of them but no others."""
+def with_config(config: ModelConfig, model: Transformer) -> Transformer:
+    """A model with the same weights and another config, which may use only some of them but no others."""
     other = Transformer(config).eval()
     missing, _ = other.load_state_dict(model.state_dict(), strict=False)
     assert missing == []
@@ -67,16 +66,16 @@ def under(config: ModelConfig, model: Transformer) -> Transformer:
 
 def rebuilt(model: Transformer, **changes: Any) -> Transformer:
     config = dataclasses.replace(model.config, **changes)
-    assert config != model.config, "the change is none"
-    return under(config, model)
+    assert config != model.config, "the config has not changed"
+    return with_config(config, model)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_model_built_again_agrees(tiny: Make, name: str) -> None:
-    """So what parity notices below is the change of config."""
+def test_rebuilding_without_a_change_keeps_parity(tiny: TinyFactory, name: str) -> None:
+    """So the tests below detect the change of config, not the rebuilding."""
     case = tiny(name)
     model = case.load()
-    assert parity_error(under(model.config, model), case) <= CLOSE
+    assert parity_error(with_config(model.config, model), case) <= CLOSE
 
 
 def changed(**changes: Any) -> Mutation:
@@ -141,7 +140,7 @@ def short_for_long(model: Transformer) -> Transformer:
     return rebuilt(model, rope=swapped)
 
 
-def rotated_whole(model: Transformer) -> Transformer:
+def all_features_rotated(model: Transformer) -> Transformer:
     right = model.config.rope
     assert right is not None
     more = (1.0,) * (model.config.head_dim // 2 - len(right.long_factor)) if right.long_factor else ()
@@ -149,12 +148,12 @@ def rotated_whole(model: Transformer) -> Transformer:
     return rebuilt(model, rope=dataclasses.replace(right, partial_rotary_factor=1.0, **factors))
 
 
-def other_kind_of_norm(model: Transformer) -> Transformer:
+def other_norm(model: Transformer) -> Transformer:
     return rebuilt(model, norm="layer") if model.config.norm == "rms" else rebuilt(model, norm="rms", norm_bias=False)
 
 
 def serial(model: Transformer) -> Transformer:
-    """The MLP behind attention, with the norm that both shared."""
+    """The MLP after attention instead of parallel to it, with a copy of the shared norm."""
     other = Transformer(dataclasses.replace(model.config, parallel_residual=False, shared_norm=False)).eval()
     weights = dict(model.state_dict())
     weights |= {name.replace("attn_norm", "mlp_norm"): value for name, value in weights.items() if "attn_norm" in name}
@@ -162,24 +161,24 @@ def serial(model: Transformer) -> Transformer:
     return other
 
 
-def norms_in_front(model: Transformer) -> Transformer:
-    """Norms before attention and MLP instead of behind."""
+def pre_instead_of_post_norms(model: Transformer) -> Transformer:
+    """Norms before attention and MLP instead of after them."""
     other = Transformer(dataclasses.replace(model.config, pre_norm=True, post_norm=False)).eval()
     other.load_state_dict({name.replace("_post_norm", "_norm"): value for name, value in model.state_dict().items()})
     return other
 
 
-# What went wrong: the mutation, and the cases in which it must show.
+# A name for each mistake: the mutation, and the cases whose logits it must change.
 CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "eps": (changed(norm_eps=1e-6), list(CASES)),
-    "kind of norm": (other_kind_of_norm, list(CASES)),
+    "rms or layer norm": (other_norm, list(CASES)),
     "activation": (other_activation, list(CASES)),
     "no norm offset": (changed(norm_offset=0.0), GEMMA),
-    "norms in front": (norms_in_front, ["olmo2"]),
+    "pre-norms instead of post-norms": (pre_instead_of_post_norms, ["olmo2"]),
     "theta": (changed_rope(theta=777.0), ROPED),
-    "rotated whole": (rotated_whole, PARTIAL),
-    "not stretched": (changed_rope(rope_type="default"), [*STRETCHED, "phi3-longrope"]),
-    "factor": (changed_rope(factor=5.0), STRETCHED),
+    "all features rotated": (all_features_rotated, PARTIAL),
+    "rope not scaled": (changed_rope(rope_type="default"), [*SCALED_ROPE, "phi3-longrope"]),
+    "factor": (changed_rope(factor=5.0), SCALED_ROPE),
     "original context": (
         changed_rope(original_max_position_embeddings=24),
         ["llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale"],
@@ -197,16 +196,16 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "short for long factors": (short_for_long, ["phi3-longrope"]),
     "never long": (changed_rope(original_max_position_embeddings=4096), ["phi3-longrope"]),
     "local theta": (changed_rope("local_rope", theta=777.0), GEMMA3),
-    "no local angles": (changed(local_rope=None), GEMMA3),
+    "no local rope": (changed(local_rope=None), GEMMA3),
     "local and global swapped": (swap_local_and_global, GEMMA3),
     "rope everywhere": (changed(layers_without_rope=frozenset()), ["smollm3", "smollm3-windows"]),
     "rope elsewhere": (shifted_layers_without_rope, ["smollm3", "smollm3-windows"]),
     "no windows": (full_attention, WINDOWED),
     "windows everywhere": (windows_everywhere, MIXED),
     "layer types shifted": (shifted_layer_types, MIXED),
-    "q and k not normed": (changed(qk_norm=None), NORMED),
-    "q and k normed by head": (changed(qk_norm="heads"), ["olmo2", "olmoe"]),
-    "q and k normed together": (changed(qk_norm="full"), ["stablelm-parallel", "cohere-normed"]),
+    "q and k not normalized": (changed(qk_norm=None), QK_NORMED),
+    "q and k normalized per head": (changed(qk_norm="heads"), ["olmo2", "olmoe"]),
+    "q and k normalized together": (changed(qk_norm="full"), ["stablelm-parallel", "cohere-normed"]),
     "attention scale": (changed(attention_scale=None), ["gemma2", "gemma3_text", "granite"]),
     "attention softcap": (changed(attention_softcap=None), ["gemma2"]),
     "logit softcap": (changed(logit_softcap=None), ["gemma2"]),
@@ -216,29 +215,29 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "serial or parallel": (serial_or_parallel, NEOX),
     "serial": (serial, ["stablelm-parallel", *COHERE]),
     "shared norm": (changed(shared_norm=True), ["gpt_neox"]),
-    "experts' weights normalized or not": (flip_normalize, MOE),
+    "expert weights normalized or not": (flip_normalize, MOE),
     "one expert": (other_experts(num_experts_per_tok=1), MOE),
     "three experts": (other_experts(num_experts_per_tok=3), MOE),
 }
 
 
 def rows(table: dict[str, tuple[Any, list[str]]]) -> list[Any]:
-    """A table's (case, mutation) pairs as pytest parameters."""
+    """A table's pairs of a case and a mutation, as pytest parameters."""
     return [
         pytest.param(name, mutation, id=f"{what}-{name}") for what, (mutation, names) in table.items() for name in names
     ]
 
 
 @pytest.mark.parametrize(("name", "mutate"), rows(CONFIGS))
-def test_parity_notices_another_config(tiny: Make, name: str, mutate: Mutation) -> None:
+def test_a_wrong_config_shows(tiny: TinyFactory, name: str, mutate: Mutation) -> None:
     case = tiny(name)
     assert parity_error(mutate(case.load()), case) > WRONG
 
 
 @pytest.mark.parametrize("name", WINDOWED)
 @pytest.mark.parametrize("offset", [-1, 1])
-@pytest.mark.parametrize("cuts", READ, ids=READ_IDS)
-def test_parity_notices_a_window_off_by_one(tiny: Make, name: str, offset: int, cuts: list[int] | None) -> None:
+@pytest.mark.parametrize("cuts", CUTS, ids=CUTS_IDS)
+def test_a_window_off_by_one_shows(tiny: TinyFactory, name: str, offset: int, cuts: list[int] | None) -> None:
     case = tiny(name)
     assert parity_error(rebuilt(case.load(), sliding_window=WINDOW + offset), case, cuts) > WRONG
 
@@ -247,12 +246,12 @@ def test_parity_notices_a_window_off_by_one(tiny: Make, name: str, offset: int, 
 
 
 def exchange(weight: Tensor, start: int, middle: int, end: int) -> None:
-    """Exchange rows start..middle and middle..end of a stacked matrix."""
+    """Exchange the rows start .. middle-1 and middle .. end-1 of a stacked matrix."""
     weight[start:end] = torch.cat((weight[middle:end], weight[start:middle]))
 
 
 def swap_head_halves(model: Transformer) -> None:
-    """Turn every query and key the wrong way round."""
+    """The halves of every query and key exchanged, so that they rotate in the wrong direction."""
     D = model.config.head_dim
     for block in model.blocks:
         for start in range(0, model.config.q_size + model.config.kv_size, D):
@@ -260,7 +259,7 @@ def swap_head_halves(model: Transformer) -> None:
 
 
 def interleave_heads(model: Transformer) -> None:
-    """The other layout of rotary pairs, as the original Llama files have it."""
+    """The layout of rotary pairs in the original Llama files: adjacent features."""
     D = model.config.head_dim
     order = torch.arange(D).view(2, D // 2).T.flatten()
     for block in model.blocks:
@@ -308,7 +307,7 @@ def swap_norms(one: str, other: str) -> Mutation:
     return swap
 
 
-def one_position_late(model: Transformer) -> None:
+def positions_off_by_one(model: Transformer) -> None:
     model.positions.weight.copy_(model.positions.weight.roll(-1, dims=0))
 
 
@@ -326,12 +325,12 @@ WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
     "pre and post norm of attention": (swap_norms("attn_norm", "attn_post_norm"), GEMMA),
     "pre and post norm of the MLP": (swap_norms("mlp_norm", "mlp_post_norm"), GEMMA),
     "post norms": (swap_norms("attn_post_norm", "mlp_post_norm"), [*GEMMA, "olmo2"]),
-    "positions": (one_position_late, ["gpt2", "gpt2-untied"]),
+    "positions": (positions_off_by_one, ["gpt2", "gpt2-untied"]),
 }
 
 
 @pytest.mark.parametrize(("name", "mutate"), rows(WEIGHTS))
-def test_parity_notices_weights_in_the_wrong_place(tiny: Make, name: str, mutate: Mutation) -> None:
+def test_weights_in_the_wrong_place_show(tiny: TinyFactory, name: str, mutate: Mutation) -> None:
     case = tiny(name)
     model = case.load()
     mutate(model)
@@ -339,15 +338,15 @@ def test_parity_notices_weights_in_the_wrong_place(tiny: Make, name: str, mutate
 
 
 RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
-    "stacked by kind": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
-    "not interleaved": (Names().rules, COHERE),
+    "qkv not stacked by head": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
+    "pairs not interleaved": (Names().rules, COHERE),
     "gate and up": (dataclasses.replace(mistral.MIXTRAL_NAMES, expert_up=("w3", "w1")).rules, ["mixtral"]),
 }
 
 
 @pytest.mark.parametrize(("name", "rules"), rows(RULES))
-def test_parity_notices_wrong_tensor_rules(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, rules: Callable[[ModelConfig], Any]
+def test_wrong_tensor_rules_show(
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, rules: Callable[[ModelConfig], Any]
 ) -> None:
     case = tiny(name)
     family = FAMILIES[name.split("-")[0]]
@@ -355,7 +354,7 @@ def test_parity_notices_wrong_tensor_rules(
     assert parity_error(case.load(), case) > WRONG
 
 
-# Code that does something else.
+# Wrong code.
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -365,13 +364,13 @@ def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Patch:
 
 
 def rotate_the_end(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Turns the last features of a head instead of the first."""
-    still = x.shape[-1] - cos.shape[-1]
-    return torch.cat((x[..., :still], positions.rotate(x[..., still:], cos, signed_sin)), dim=-1)
+    """Rotates the last features of a head instead of the first."""
+    kept = x.shape[-1] - cos.shape[-1]
+    return torch.cat((x[..., :kept], positions.rotate(x[..., kept:], cos, signed_sin)), dim=-1)
 
 
 def rotate_backwards(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Queries and keys turned the other way, which their distance does not show, but q alone would."""
+    """The first head rotated backwards. (Rotating all heads backwards would change no score.)"""
     return torch.cat((positions.rotate(x[:, :1], cos, -signed_sin), positions.rotate(x[:, 1:], cos, signed_sin)), dim=1)
 
 
@@ -388,7 +387,7 @@ def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | 
 def softcap_after_mask(
     q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float
 ) -> Tensor:
-    """What is masked gets the score -softcap instead of none."""
+    """Masked positions get the score -softcap instead of -inf."""
     mask = positions.causal_mask(k.shape[2] - q.shape[2], q.shape[2], q.device) if mask is None else mask
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(-2, -1) * scale).masked_fill(~mask, float("-inf"))
@@ -400,66 +399,66 @@ def uniform_weights(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return torch.full_like(weights, 1 / self.per_token), chosen
 
 
-def weights_of_the_chosen(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the logits of the chosen experts only, which is what normalizing amounts to."""
+def weights_among_the_chosen(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the logits of the chosen experts only, which is equivalent to normalizing their weights."""
     logits, chosen = self.router(tokens).topk(self.per_token, dim=-1)
     return logits.softmax(dim=-1), chosen
 
 
 def inverted_llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
-    """llama3's scaling with the ramp between its bands run backwards."""
+    """llama3's scaling with the ramp between the bands inverted."""
     right = LLAMA3(frequencies, config)
     between = (right != frequencies) & (right != frequencies / config.factor)
     assert between.any()
     return torch.where(between, frequencies * (1 + 1 / config.factor) - right, right)
 
 
-def inverted_yarn(frequencies: Tensor, config: RopeConfig, turned: int) -> Tensor:
+def inverted_yarn(frequencies: Tensor, config: RopeConfig, rotated: int) -> Tensor:
     """YaRN's ramp from slow pairs to fast ones."""
-    return frequencies * (1 + 1 / config.factor) - YARN(frequencies, config, turned)
+    return frequencies * (1 + 1 / config.factor) - YARN(frequencies, config, rotated)
 
 
-def added_before_norm(self: transformer.Block, out: Tensor, norm: Norm | None) -> Tensor:
-    """No norm behind attention and MLP."""
+def contribution_without_norm(self: transformer.Block, out: Tensor, norm: Norm | None) -> Tensor:
+    """No norm after attention and MLP."""
     return out
 
 
 LLAMA3, YARN = positions._llama3, positions._yarn
 PROJECT, ROUTE = Attention.project, MoE.route
 CODE: dict[str, tuple[Patch, list[str]]] = {
-    "the wrong features rotated": (replaced(attention, "rotate", rotate_the_end), PARTIAL),
-    "one head backwards": (replaced(attention, "rotate", rotate_backwards), ROPED),
-    "ramp inverted": (replaced(positions, "_llama3", inverted_llama3), ["llama-llama3"]),
-    "slowed throughout": (replaced(positions, "_llama3", lambda f, config: f / config.factor), ["llama-llama3"]),
+    "wrong features rotated": (replaced(attention, "rotate", rotate_the_end), PARTIAL),
+    "one head rotated backwards": (replaced(attention, "rotate", rotate_backwards), ROPED),
+    "llama3's ramp inverted": (replaced(positions, "_llama3", inverted_llama3), ["llama-llama3"]),
+    "llama3 slowed throughout": (replaced(positions, "_llama3", lambda f, config: f / config.factor), ["llama-llama3"]),
     "yarn's ramp inverted": (replaced(positions, "_yarn", inverted_yarn), ["llama-yarn", "llama-yarn-mscale"]),
     "yarn slowed throughout": (
-        replaced(positions, "_yarn", lambda f, config, turned: f / config.factor),
+        replaced(positions, "_yarn", lambda f, config, rotated: f / config.factor),
         ["llama-yarn"],
     ),
-    "q and k normed after rope": (replaced(Attention, "project", norm_after_rope), NORMED),
+    "q and k normalized after rope": (replaced(Attention, "project", norm_after_rope), QK_NORMED),
     "softcap after the mask": (replaced(attention, "attention_weights", softcap_after_mask), ["gemma2"]),
-    "weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
-    "weights of the chosen": (replaced(MoE, "route", weights_of_the_chosen), ["olmoe"]),
-    "no post norms": (replaced(transformer.Block, "contribution", added_before_norm), [*GEMMA, "olmo2"]),
+    "expert weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
+    "weights among the chosen experts": (replaced(MoE, "route", weights_among_the_chosen), ["olmoe"]),
+    "no post norms": (replaced(transformer.Block, "contribution", contribution_without_norm), [*GEMMA, "olmo2"]),
 }
 
 
 @pytest.mark.parametrize(("name", "patch"), rows(CODE))
-def test_parity_notices_other_code(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, patch: Patch) -> None:
+def test_wrong_code_shows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, patch: Patch) -> None:
     case = tiny(name)
     patch(monkeypatch)
     assert parity_error(case.load(), case) > WRONG
 
 
-# Positions and masks of a later chunk: what the cache holds counts.
+# Positions and masks of a chunk that follows cached positions.
 
 
 @pytest.mark.parametrize("offset", [-1, 1])
 @pytest.mark.parametrize("name", ROPED)
-def test_parity_notices_a_rotation_off_by_one(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int
+def test_a_rotation_off_by_one_shows(
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, offset: int
 ) -> None:
-    """Shifting all positions alike changes nothing (only distances count), so shift those of a later chunk."""
+    """Shifting all positions alike changes nothing, because only distances matter; so shift a later chunk."""
     case = tiny(name)
     right = positions.rotation
 
@@ -473,8 +472,8 @@ def test_parity_notices_a_rotation_off_by_one(
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("offset", [-1, 1])
-def test_parity_notices_a_mask_off_by_one(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int) -> None:
-    """Each query sees one key too many, a later one, or not even its own."""
+def test_a_mask_off_by_one_shows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, offset: int) -> None:
+    """Each query sees the key after its own too, or does not see its own."""
     case = tiny(name)
     right = positions.causal_mask
 
@@ -489,11 +488,11 @@ def test_parity_notices_a_mask_off_by_one(tiny: Make, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", WINDOWED)
 @pytest.mark.parametrize("offset", [-1, 1])
-@pytest.mark.parametrize("cuts", READ[:2], ids=READ_IDS[:2])
-def test_parity_notices_a_windows_mask_off_by_one(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, offset: int, cuts: list[int] | None
+@pytest.mark.parametrize("cuts", CUTS[:2], ids=CUTS_IDS[:2])
+def test_a_window_mask_off_by_one_shows(
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, offset: int, cuts: list[int] | None
 ) -> None:
-    """Only the mask: the keys that a later chunk is given are those of the right window."""
+    """Only the mask is wrong: a later chunk still gets the keys of the right window."""
     case = tiny(name)
     right = positions.causal_mask
 
@@ -505,7 +504,7 @@ def test_parity_notices_a_windows_mask_off_by_one(
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma2"])
-def test_parity_notices_values_out_of_order(tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_values_out_of_order_show(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     case = tiny(name)
     append = KVCache.append
 
@@ -516,5 +515,5 @@ def test_parity_notices_values_out_of_order(tiny: Make, monkeypatch: pytest.Monk
     assert parity_error(case.load(), case) > WRONG
 
 
-def test_every_text_of_parity_is_longer_than_windows_and_original_contexts() -> None:
+def test_the_text_is_longer_than_windows_and_original_contexts() -> None:
     assert IDS.shape[1] > 2 * max(WINDOW, ROPE_ORIGINAL)

@@ -1,4 +1,4 @@
-"""Our forward pass against transformers', part by part and token by token. That it can fail: test_mutations.py."""
+"""The forward pass matches transformers', part by part and token by token. test_mutations.py proves it can fail."""
 
 from __future__ import annotations
 
@@ -21,13 +21,22 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage import checkpoint
 from llmcli.storage.checkpoint import Checkpoint
 from tests.parity import CLOSE, DECODED, IDS, parity_error
-from tests.tiny import CASES, CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, Tiny, greedy, random_ids, reopen
-
-Make = Callable[[str], Tiny]
+from tests.tiny import (
+    CASES,
+    CONTEXT,
+    CPU,
+    ROPE_ORIGINAL,
+    WINDOW,
+    Tiny,
+    TinyFactory,
+    greedy,
+    load_with_transformers,
+    random_ids,
+)
 
 
 def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
-    """What transformers computes, by the names of ``Trace``, read off its modules by hooks."""
+    """What transformers computes, under the names of ``Trace``, recorded by hooks on its modules."""
     seen: dict[str, list[Tensor]] = {"residual": [], "attn_out": [], "mlp_out": [], "attention": [], "logits": []}
     body = getattr(model, model.base_model_prefix)
     blocks = body.layers if hasattr(body, "layers") else body.h
@@ -51,26 +60,26 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
             (attn_post or attention).register_forward_hook(output_into("attn_out")),
             (mlp_post or block.mlp).register_forward_hook(output_into("mlp_out")),
         ]
-    # The last entry of transformers' hidden_states is normed already: take what goes into the norm.
+    # The last entry of transformers' hidden_states is already normalized, so take the final norm's input.
     final_norm = next(getattr(body, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(body, name))
     hooks.append(final_norm.register_forward_pre_hook(before))
     with torch.no_grad():
         seen["logits"].append(model(ids).logits)
     for hook in hooks:
         hook.remove()
-    scale = getattr(model.config, "residual_multiplier", 1.0)  # Granite's, applied outside of its modules
+    scale = getattr(model.config, "residual_multiplier", 1.0)  # Granite applies it outside its modules
     return seen | {part: [scale * out for out in seen[part]] for part in ("attn_out", "mlp_out")}
 
 
 def post_norms(block: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """The norms behind attention and MLP, where a block has them: Llama's post_attention_layernorm is none."""
+    """The norms after attention and MLP, if the block has them (Llama's post_attention_layernorm is a pre-norm)."""
     if not hasattr(block, "post_feedforward_layernorm"):
         return None, None
     return block.post_attention_layernorm, block.post_feedforward_layernorm
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_part_of_a_forward_pass_agrees(tiny: Make, name: str) -> None:
+def test_every_part_of_a_forward_pass_matches_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     trace = Trace()
     model = case.load()
@@ -91,15 +100,15 @@ def test_every_part_of_a_forward_pass_agrees(tiny: Make, name: str) -> None:
 @pytest.mark.parametrize(
     "cuts",
     [[40], [10, 20, 30, 70, 71], [WINDOW - 1, WINDOW, WINDOW + 1], DECODED],
-    ids=["two", "some", "window", "all"],
+    ids=["two chunks", "several chunks", "around the window", "token by token"],
 )
-def test_logits_agree_however_the_text_is_read(tiny: Make, name: str, cuts: list[int]) -> None:
+def test_logits_match_transformers_for_any_chunks(tiny: TinyFactory, name: str, cuts: list[int]) -> None:
     case = tiny(name)
     assert parity_error(case.load(), case, cuts) <= CLOSE
 
 
-def theirs_greedy(model: PreTrainedModel, prompt: Tensor, count: int) -> list[int]:
-    """What transformers generates after ``prompt`` [1, T]."""
+def transformers_greedy(model: PreTrainedModel, prompt: Tensor, count: int) -> list[int]:
+    """The ``count`` tokens that transformers generates greedily after ``prompt`` [1, T]."""
     mask = torch.ones_like(prompt)
     with torch.no_grad():
         ids = model.generate(prompt, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
@@ -110,26 +119,26 @@ def theirs_greedy(model: PreTrainedModel, prompt: Tensor, count: int) -> list[in
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "llama-dynamic"])
 @pytest.mark.parametrize("length", [CONTEXT - 64, 16])
-def test_greedy_tokens_are_those_of_transformers(tiny: Make, name: str, length: int) -> None:
-    """Also from below to far beyond windows and original contexts."""
+def test_greedy_tokens_match_transformers(tiny: TinyFactory, name: str, length: int) -> None:
+    """One text crosses the window and the original context while it is generated, the other starts beyond both."""
     case = tiny(name)
     prompt = random_ids(length, seed=2)
-    theirs = theirs_greedy(case.reference, prompt, 64)
-    assert len(set(theirs)) > 8, "a model that repeats itself tests little"
+    theirs = transformers_greedy(case.reference, prompt, 64)
+    assert len(set(theirs)) > 8, "a text that repeats itself tests little"
     assert greedy(case.load(), prompt[0].tolist(), 64) == theirs
 
 
-def test_greedy_tokens_with_dynamic_angles_are_those_of_transformers_up_to_their_limit(tiny: Make) -> None:
-    """Beyond, transformers changes the angles with every token and leaves the keys that it has cached."""
+def test_greedy_tokens_with_dynamic_angles_match_transformers_within_the_original_context(tiny: TinyFactory) -> None:
+    """Beyond it, transformers changes the angles with every token but does not recompute the cached keys."""
     case = tiny("llama-dynamic")
     prompt = random_ids(4, seed=2)
-    theirs = theirs_greedy(case.reference, prompt, ROPE_ORIGINAL - 4)
+    theirs = transformers_greedy(case.reference, prompt, ROPE_ORIGINAL - 4)
     assert len(set(theirs)) > 8
     assert greedy(case.load(), prompt[0].tolist(), ROPE_ORIGINAL - 4) == theirs
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sharded_weights_load_the_same(tiny: Make, name: str, tmp_path: Path) -> None:
+def test_sharded_weights_give_the_same_model(tiny: TinyFactory, name: str, tmp_path: Path) -> None:
     case = tiny(name)
     case.reference.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
@@ -139,11 +148,11 @@ def test_sharded_weights_load_the_same(tiny: Make, name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-untied"])
 @pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_gpt2_loads_with_and_without_its_prefix(tiny: Make, name: str, prefix: str, tmp_path: Path) -> None:
+def test_gpt2_loads_with_and_without_its_prefix(tiny: TinyFactory, name: str, prefix: str, tmp_path: Path) -> None:
     case = tiny(name)
     stored = load_file(case.folder / WEIGHTS)
     bare = {key.removeprefix("transformer."): tensor for key, tensor in stored.items()}
-    # Old files also hold the causal mask of each layer, which is no parameter.
+    # Old files also contain each layer's causal mask, which is not a parameter.
     bare |= {f"h.{i}.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT) for i in range(3)}
     bare |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
     renamed = {(key if key.startswith("lm_head.") else prefix + key): tensor for key, tensor in bare.items()}
@@ -160,16 +169,18 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
-# What a model with an image encoder calls its text model, head and encoder.
-WRAPPED_NAMES = {
+# Prefixes of the text model, the head and the image encoder in a multimodal file.
+MULTIMODAL_PREFIXES = {
     "published": ("language_model.model.", "language_model.lm_head.", ""),
     "newer": ("model.language_model.", "lm_head.", "model."),
 }
-PUBLISHED = WRAPPED_NAMES["published"][0]
+PUBLISHED = MULTIMODAL_PREFIXES["published"][0]
 
 
-@pytest.mark.parametrize("names", [None, *WRAPPED_NAMES])
-def test_the_text_model_of_a_wrapped_gemma3_is_read_alone(tiny: Make, names: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [None, *MULTIMODAL_PREFIXES])
+def test_only_the_text_model_of_a_multimodal_gemma3_is_loaded(
+    tiny: TinyFactory, names: str | None, tmp_path: Path
+) -> None:
     case = tiny("gemma3_text")
     config = Gemma3Config(text_config=case.reference.config.to_dict(), vision_config=VISION, mm_tokens_per_image=4)
     whole = Gemma3ForConditionalGeneration(config).eval()
@@ -179,10 +190,10 @@ def test_the_text_model_of_a_wrapped_gemma3_is_read_alone(tiny: Make, names: str
     text = {key.removeprefix(PUBLISHED): tensor for key, tensor in stored.items() if key.startswith(PUBLISHED)}
     assert len(text) == len(case.reference.model.state_dict())
     if names is not None:
-        model, head, rest = WRAPPED_NAMES[names]
+        model, head, rest = MULTIMODAL_PREFIXES[names]
         renamed = {model + key: tensor for key, tensor in text.items()}
         renamed |= {rest + key: tensor for key, tensor in stored.items() if not key.startswith(PUBLISHED)}
-        renamed[head + "weight"] = text["embed_tokens.weight"].clone()  # a tied head, stored all the same
+        renamed[head + "weight"] = text["embed_tokens.weight"].clone()  # stored although it is tied
         save_file(renamed, tmp_path / WEIGHTS)
     ours = Checkpoint.read(tmp_path).load(device=CPU)
     assert ours.config.model_type == "gemma3"
@@ -191,7 +202,7 @@ def test_the_text_model_of_a_wrapped_gemma3_is_read_alone(tiny: Make, names: str
         assert torch.equal(ours(IDS), case.load()(IDS))
 
 
-def test_what_a_wrapped_gemma3_should_not_have_is_named(tiny: Make, tmp_path: Path) -> None:
+def test_unexpected_tensors_of_a_multimodal_gemma3_are_named(tiny: TinyFactory, tmp_path: Path) -> None:
     case = tiny("gemma3_text")
     text = {PUBLISHED + key: tensor.clone() for key, tensor in case.reference.model.state_dict().items()}
     save_file(text | {PUBLISHED + "gain": torch.ones(3), "audio_tower.x": torch.ones(3)}, tmp_path / WEIGHTS)
@@ -202,8 +213,8 @@ def test_what_a_wrapped_gemma3_should_not_have_is_named(tiny: Make, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "granite", "llama"])
-def test_a_bfloat16_embedding_has_transformers_bits(tiny: Make, name: str) -> None:
-    """Gemma's factor is rounded to the dtype first, which a test in fp32 cannot show."""
+def test_a_bfloat16_embedding_is_bit_equal_to_transformers(tiny: TinyFactory, name: str) -> None:
+    """Gemma's factor is rounded to the dtype before multiplying, which a test in fp32 cannot show."""
     case = tiny(name)
     theirs = copy.deepcopy(case.reference).to(torch.bfloat16)
     seen: list[Tensor] = []
@@ -216,18 +227,20 @@ def test_a_bfloat16_embedding_has_transformers_bits(tiny: Make, name: str) -> No
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_saved_models_open_in_transformers(tiny: Make, name: str, tmp_path: Path) -> None:
+def test_transformers_loads_saved_models(tiny: TinyFactory, name: str, tmp_path: Path) -> None:
     case = tiny(name)
-    checkpoint.save(case.load(), tmp_path, described(case), dtype=torch.float32)
+    checkpoint.save(case.load(), tmp_path, raw_config(case), dtype=torch.float32)
     with torch.no_grad():
-        assert torch.equal(reopen(tmp_path)(IDS).logits, case.reference(IDS).logits)
+        assert torch.equal(load_with_transformers(tmp_path)(IDS).logits, case.reference(IDS).logits)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_save_then_load_gives_the_same_bits(tiny: Make, name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_saved_model_loads_with_the_same_bits(
+    tiny: TinyFactory, name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     model = tiny(name).load().to(dtype)
-    checkpoint.save(model, tmp_path, described(tiny(name)), dtype=dtype)
+    checkpoint.save(model, tmp_path, raw_config(tiny(name)), dtype=dtype)
     again = Checkpoint.read(tmp_path).load(device=CPU)
     assert again.dtype == dtype
     assert again.config == model.config
@@ -235,8 +248,8 @@ def test_save_then_load_gives_the_same_bits(tiny: Make, name: str, dtype: torch.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def described(case: Tiny) -> dict[str, Any]:
-    """The config.json that transformers wrote."""
+def raw_config(case: Tiny) -> dict[str, Any]:
+    """The case's config.json, as transformers wrote it."""
     written: dict[str, Any] = json.loads((case.folder / "config.json").read_text())
     return written
 
@@ -251,11 +264,13 @@ def assert_same_parameters(a: Transformer, b: Transformer) -> None:
 
 @pytest.mark.parametrize("name", ["llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale"])
 @pytest.mark.parametrize("key", ["type", "rope_type"])
-def test_the_older_form_of_rope_settings_means_the_same(tiny: Make, name: str, key: str, tmp_path: Path) -> None:
+def test_the_older_form_of_rope_settings_gives_the_same_config(
+    tiny: TinyFactory, name: str, key: str, tmp_path: Path
+) -> None:
     folder = tiny(name).folder
     raw = json.loads((folder / "config.json").read_text())
     settings = raw.pop("rope_parameters")
     raw["rope_theta"] = settings.pop("rope_theta")
     raw["rope_scaling"] = {key: settings.pop("rope_type")} | settings
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert checkpoint.Checkpoint.read(tmp_path).config == checkpoint.Checkpoint.read(folder).config
+    assert Checkpoint.read(tmp_path).config == Checkpoint.read(folder).config

@@ -1,4 +1,4 @@
-"""Rotary position embedding against the formula written out in float64, and the properties that it exists for."""
+"""Rotary position embedding against its formula in float64 and against transformers, and its defining properties."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ CONFIGS = [
     replace(YARN, beta_fast=8.0, beta_slow=4.0, partial_rotary_factor=0.5),
     replace(YARN, theta=500.0, beta_fast=2.0, beta_slow=2.0, original_max_position_embeddings=100),
 ]
-LENGTHS = [1, 700, 2048, 2049, 5000]  # what "dynamic" angles depend on
+LENGTHS = [1, 700, 2048, 2049, 5000]  # "dynamic" and "longrope" angles depend on the length
 
 
 def longrope(pairs: int, **changes: Any) -> RopeConfig:
-    """Phi-3's type, whose factors are as many as there are turned pairs."""
+    """Phi-3's type, with one factor per rotated pair."""
     values: dict[str, Any] = {
         "rope_type": "longrope",
         "original_max_position_embeddings": 2048,
@@ -69,24 +69,27 @@ positions = st.integers(0, 4000)
 seeds = st.integers(0, 2**16)
 
 
-def exact_frequency(config: RopeConfig, pair: int, turned: int, length: int = 1) -> float:
-    """Radians per position in float64, scaled as the papers put it: by wavelength, or by turns in training."""
-    frequency = float(config.theta ** (-2 * pair / turned))
+def exact_frequency(config: RopeConfig, pair: int, features: int, length: int = 1) -> float:
+    """Radians per position in float64, scaled as in the papers: by wavelength, or by turns in the original context.
+
+    ``features`` is the number of rotated features, ``length`` that of the text.
+    """
+    frequency = float(config.theta ** (-2 * pair / features))
     if config.rope_type == "linear":
         return frequency / config.factor
     if config.rope_type == "dynamic":
-        # NTK-aware: the slowest pair is slowed by the stretch, the fastest not at all, the rest geometrically.
+        # NTK-aware: the slowest pair is slowed by the stretch, the fastest not at all, the others in between.
         stretch = max(config.factor * length / config.original_max_position_embeddings - config.factor + 1, 1.0)
-        return float(frequency * stretch ** (-2 * pair / (turned - 2)))
+        return float(frequency * stretch ** (-2 * pair / (features - 2)))
     if config.rope_type == "longrope":
         long = length > config.original_max_position_embeddings
         return frequency / (config.long_factor if long else config.short_factor)[pair]
     if config.rope_type == "yarn":
-        first = pair_with_turns(config, config.beta_fast, turned)
-        last = pair_with_turns(config, config.beta_slow, turned)
+        first = pair_with_turns(config, config.beta_fast, features)
+        last = pair_with_turns(config, config.beta_slow, features)
         if config.truncate:
             first, last = math.floor(first), math.ceil(last)
-        first, last = max(first, 0), min(last, turned - 1)
+        first, last = max(first, 0), min(last, features - 1)
         slowed = 0.0 if pair <= first else 1.0 if pair >= last else (pair - first) / (last - first)
         return (1 - slowed) * frequency + slowed * frequency / config.factor
     if config.rope_type == "llama3":
@@ -102,30 +105,30 @@ def exact_frequency(config: RopeConfig, pair: int, turned: int, length: int = 1)
     return frequency
 
 
-def pair_with_turns(config: RopeConfig, turns: float, turned: int) -> float:
-    """By bisection: the pair, between two whole ones, that makes so many full turns in the original context."""
+def pair_with_turns(config: RopeConfig, turns: float, features: int) -> float:
+    """The (fractional) pair that makes ``turns`` full turns in the original context, found by bisection."""
     low, high = -1000.0, 1000.0
     for _ in range(200):
         middle = (low + high) / 2
-        angle = config.original_max_position_embeddings * config.theta ** (-2 * middle / turned)
+        angle = config.original_max_position_embeddings * config.theta ** (-2 * middle / features)
         low, high = (middle, high) if angle > turns * 2 * math.pi else (low, middle)
     return low
 
 
-def exactly_turned(x: list[float], position: int, config: RopeConfig, length: int = 1) -> list[float]:
+def exactly_rotated(x: list[float], position: int, config: RopeConfig, length: int = 1) -> list[float]:
     """Each pair (i, i + R/2) of the first R features as a complex number, times e^(i angle)."""
-    turned = round(len(x) * config.partial_rotary_factor)
-    half = turned // 2
+    features = round(len(x) * config.partial_rotary_factor)
+    half = features // 2
     pairs = [
-        complex(x[i], x[i + half]) * cmath.exp(1j * position * exact_frequency(config, i, turned, length))
+        complex(x[i], x[i + half]) * cmath.exp(1j * position * exact_frequency(config, i, features, length))
         for i in range(half)
     ]
     scaled = [z * config.attention_factor for z in pairs]
-    return [z.real for z in scaled] + [z.imag for z in scaled] + x[turned:]
+    return [z.real for z in scaled] + [z.imag for z in scaled] + x[features:]
 
 
-def turned(x: Tensor, position: int, config: RopeConfig = DEFAULT, length: int = 1) -> Tensor:
-    """One vector [D] at one position of a text so long."""
+def rotated(x: Tensor, position: int, config: RopeConfig = DEFAULT, length: int = 1) -> Tensor:
+    """The vector x [D] rotated for ``position`` in a text of ``length`` tokens."""
     frequencies = inverse_frequencies(config, x.shape[-1], span(config, length))
     tables = rotation(frequencies, position, 1, torch.float32, config.attention_factor)
     return rotate(x.view(1, 1, 1, -1), *tables).flatten()
@@ -138,7 +141,7 @@ def vector(seed: int) -> Tensor:
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("head_dim", [16, 64, 128])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_frequencies_are_those_of_the_formula(config: RopeConfig, head_dim: int, length: int) -> None:
+def test_frequencies_follow_the_formula(config: RopeConfig, head_dim: int, length: int) -> None:
     ours = inverse_frequencies(config, head_dim, span(config, length))
     assert ours.dtype == torch.float32
     R = round(head_dim * config.partial_rotary_factor)
@@ -148,7 +151,7 @@ def test_frequencies_are_those_of_the_formula(config: RopeConfig, head_dim: int,
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("share", [1.0, 0.75])
-def test_longrope_frequencies_are_those_of_the_formula(length: int, share: float) -> None:
+def test_longrope_frequencies_follow_the_formula(length: int, share: float) -> None:
     pairs = int(D * share) // 2
     config = longrope(pairs, partial_rotary_factor=share)
     exact = [exact_frequency(config, pair, 2 * pairs, length) for pair in range(pairs)]
@@ -156,15 +159,15 @@ def test_longrope_frequencies_are_those_of_the_formula(length: int, share: float
     torch.testing.assert_close(ours, torch.tensor(exact, dtype=torch.float64), rtol=1e-5, atol=0.0)
 
 
-def test_two_features_are_one_pair() -> None:
+def test_two_features_form_one_pair() -> None:
     assert inverse_frequencies(DEFAULT, 2).tolist() == [1.0]
 
 
 def test_llama3_scaling_by_hand() -> None:
     """Frequencies 1, 0.1, 0.01, 0.001 make 100, 10, 1, 0.1 turns in 628 positions.
 
-    More than 16 turns: kept. At most 1: divided by 4. Ten turns lie (10-1)/(16-1) = 0.6 of the way
-    up: 0.6 * 0.1 + 0.4 * 0.1 / 4 = 0.07.
+    Above 16 turns a frequency is kept, at 1 turn or less it is divided by 4. Ten turns are (10-1)/(16-1) = 0.6 of the
+    way: 0.6 * 0.1 + 0.4 * 0.1 / 4 = 0.07.
     """
     config = RopeConfig(
         theta=10000.0, rope_type="llama3", factor=4.0, high_freq_factor=16.0, original_max_position_embeddings=628
@@ -174,9 +177,9 @@ def test_llama3_scaling_by_hand() -> None:
 
 
 def test_yarn_scaling_by_hand() -> None:
-    """Pairs of 100, 10, 1, 0.1 turns in 628 positions are whole numbers 0, 1, 2, 3.
+    """Pairs 0, 1, 2, 3 make 100, 10, 1, 0.1 turns in 628 positions.
 
-    A ramp from 100 turns (pair 0) to 1 (pair 2) slows pair 1 by half: 0.5 * 0.1 + 0.5 * 0.1 / 4 = 0.0625.
+    Pair 1 is halfway up a ramp from 100 turns (pair 0) to 1 turn (pair 2): 0.5 * 0.1 + 0.5 * 0.1 / 4 = 0.0625.
     """
     config = RopeConfig(
         theta=10000.0,
@@ -192,7 +195,7 @@ def test_yarn_scaling_by_hand() -> None:
 
 
 def test_dynamic_scaling_by_hand() -> None:
-    """Twice the length, factor 2: 2 * 2 - 1 = 3 slows the slowest pair, the square root of it the one between."""
+    """At twice the length and factor 2, the slowest pair is slowed by 2 * 2 - 1 = 3, the middle one by sqrt(3)."""
     config = RopeConfig(theta=1000.0, rope_type="dynamic", factor=2.0, original_max_position_embeddings=50)
     expected = torch.tensor([1.0, 0.1 / 3**0.5, 0.01 / 3])
     torch.testing.assert_close(inverse_frequencies(config, 6, span(config, 100)), expected, rtol=1e-5, atol=0.0)
@@ -219,8 +222,8 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(f"{v}" for v in settings.values())[:40])
 @pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("length", [1024, 1025, 4000])
-def test_frequencies_are_those_of_transformers(settings: dict[str, Any], share: float, length: int) -> None:
-    """From one config.json to angles and their factor."""
+def test_frequencies_match_transformers(settings: dict[str, Any], share: float, length: int) -> None:
+    """The angles and the attention factor that follow from the same config.json."""
     kind = settings["rope_type"]
     context = 1024 if kind == "dynamic" else 16384
     settings = {**settings, "rope_theta": 50000.0, "partial_rotary_factor": share}
@@ -255,36 +258,36 @@ def test_frequencies_are_those_of_transformers(settings: dict[str, Any], share: 
         (longrope(4), 9999, 1),
     ],
 )
-def test_the_span_changes_only_where_angles_do(config: RopeConfig | None, length: int, expected: int) -> None:
+def test_the_span_changes_only_where_the_angles_do(config: RopeConfig | None, length: int, expected: int) -> None:
     assert span(config, length) == expected
 
 
 @pytest.mark.parametrize(("config", "expected"), [(None, 10), (YARN, 10), (longrope(4), 10), (DYNAMIC, 300)])
-def test_only_dynamic_angles_are_planned_for_what_is_still_to_come(config: RopeConfig | None, expected: int) -> None:
+def test_only_dynamic_angles_are_chosen_for_the_total_length(config: RopeConfig | None, expected: int) -> None:
     assert planned_length(config, 10, 300) == expected
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("position", [0, 1, 37, 4095])
-def test_turning_is_that_of_the_formula(config: RopeConfig, position: int) -> None:
+def test_rotation_follows_the_formula(config: RopeConfig, position: int) -> None:
     x, length = vector(0), position + 1
-    exact = torch.tensor(exactly_turned(x.tolist(), position, config, length), dtype=torch.float64)
+    exact = torch.tensor(exactly_rotated(x.tolist(), position, config, length), dtype=torch.float64)
     # An fp32 angle of a few thousand radians is off by up to 2^-13.
-    assert (turned(x, position, config, length) - exact).abs().max() <= 1e-5 + position * 2**-22
+    assert (rotated(x, position, config, length) - exact).abs().max() <= 1e-5 + position * 2**-22
 
 
-def test_turned_features_are_scaled_and_the_rest_left_alone() -> None:
+def test_rotated_features_are_scaled_and_the_others_unchanged() -> None:
     config = RopeConfig(theta=10000.0, partial_rotary_factor=0.5, attention_factor=1.5)
     x = vector(0)
-    exact = torch.tensor(exactly_turned(x.tolist(), 9, config), dtype=torch.float64)
-    after = turned(x, 9, config)
+    exact = torch.tensor(exactly_rotated(x.tolist(), 9, config), dtype=torch.float64)
+    after = rotated(x, 9, config)
     assert (after - exact).abs().max() <= 1e-5
     assert torch.equal(after[D // 2 :], x[D // 2 :])
     assert float(after[: D // 2].norm() / x[: D // 2].norm()) == pytest.approx(1.5, rel=1e-5)
 
 
 @given(start=positions, count=st.integers(1, 20))
-def test_tables_start_where_asked(start: int, count: int) -> None:
+def test_tables_start_at_the_requested_position(start: int, count: int) -> None:
     frequencies = inverse_frequencies(DEFAULT, D)
     for part, whole in zip(
         rotation(frequencies, start, count, torch.float32),
@@ -296,9 +299,9 @@ def test_tables_start_where_asked(start: int, count: int) -> None:
 
 
 @given(seed=seeds, position=positions)
-def test_turning_keeps_the_length(seed: int, position: int) -> None:
+def test_rotation_keeps_the_norm(seed: int, position: int) -> None:
     x = vector(seed)
-    after = turned(x, position)
+    after = rotated(x, position)
     assert abs(float(after.norm() - x.norm())) <= 1e-4
     if position:
         assert float((after - x).norm()) > 1e-3
@@ -307,24 +310,24 @@ def test_turning_keeps_the_length(seed: int, position: int) -> None:
 @given(seed=seeds, query=positions, key=positions, shift=positions)
 def test_dot_products_depend_only_on_the_distance(seed: int, query: int, key: int, shift: int) -> None:
     q, k = vector(seed), vector(seed + 1)
-    here = turned(q, query) @ turned(k, key)
-    there = turned(q, query + shift) @ turned(k, key + shift)
+    here = rotated(q, query) @ rotated(k, key)
+    there = rotated(q, query + shift) @ rotated(k, key + shift)
     assert abs(float(here - there)) <= 0.02  # vectors of length 8, angles off by up to 2^-13
-    assert abs(float(turned(q, query) @ turned(k, query) - q @ k)) <= 1e-3
+    assert abs(float(rotated(q, query) @ rotated(k, query) - q @ k)) <= 1e-3
 
 
-def test_dot_products_do_depend_on_the_distance() -> None:
+def test_dot_products_change_with_the_distance() -> None:
     q, k = vector(0), vector(1)
-    products = [float(turned(q, 5 + distance) @ turned(k, 5)) for distance in range(8)]
+    products = [float(rotated(q, 5 + distance) @ rotated(k, 5)) for distance in range(8)]
     assert max(products) - min(products) > 1.0
-    assert abs(products[3] - float(turned(q, 5) @ turned(k, 8))) > 0.1, "before and after must differ"
+    assert abs(products[3] - float(rotated(q, 5) @ rotated(k, 8))) > 0.1, "distances of +3 and -3 must differ"
 
 
-def test_all_heads_and_rows_turn_alike() -> None:
+def test_all_heads_and_rows_are_rotated_alike() -> None:
     x = vector(0).repeat(2, 5, 3, 1)  # [B, heads, T, D]
     after = rotate(x, *rotation(inverse_frequencies(DEFAULT, D), 7, 3, torch.float32))
     for position in range(3):
-        expected = turned(vector(0), 7 + position)
+        expected = rotated(vector(0), 7 + position)
         assert (after[:, :, position] - expected).abs().max() <= 1e-6
 
 

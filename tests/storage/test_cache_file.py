@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,8 @@ from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.storage import cache_file as cachefile
 from llmcli.storage.cache_file import Unusable, may_replace, read_cache, write_cache
-from tests.tiny import Tiny, random_ids
+from tests.tiny import TinyFactory, random_ids
 
-Make = Callable[[str], Tiny]
 COUNT = 60  # tokens, more than a window
 MODEL = "a fingerprint"
 
@@ -57,7 +55,7 @@ def fault(path: Path, model: Transformer, fingerprint: str = MODEL) -> str:
 
 
 @pytest.fixture
-def model(tiny: Make) -> Transformer:
+def model(tiny: TinyFactory) -> Transformer:
     return tiny("gemma3_text").load()  # both kinds of layers
 
 
@@ -74,7 +72,7 @@ def path(tmp_path: Path, model: Transformer) -> Path:
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "phi3-longrope"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_bit_comes_back(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, dtype: torch.dtype
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(cache_module, "SPARE", 2)  # windowed layers forget often
     model = tiny(name).load().to(dtype)
@@ -134,7 +132,7 @@ def test_another_model_dtype_or_version_is_told(
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), near=st.booleans())
 @settings(max_examples=150)
 def test_no_changed_bit_is_taken_for_what_was_written(
-    tiny: Make, tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, near: bool
+    tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, near: bool
 ) -> None:
     model = tiny("gemma3_text").load()
     ids, cache = filled(model)
@@ -152,7 +150,9 @@ def test_no_changed_bit_is_taken_for_what_was_written(
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_a_file_cut_off_anywhere_is_damaged(tiny: Make, tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+def test_a_file_cut_off_anywhere_is_damaged(
+    tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory, share: float
+) -> None:
     model = tiny("gemma3_text").load()
     path = tmp_path_factory.getbasetemp() / "cut off"
     write_cache(path, *filled(model), MODEL)
@@ -262,7 +262,7 @@ cachefile.write_cache(pathlib.Path(sys.argv[1]), ids[:9], cache, {MODEL!r})
 
 
 def test_a_restore_that_forgets_where_windows_begin_is_found(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     real = KVCache.restore
 

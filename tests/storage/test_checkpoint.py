@@ -17,7 +17,7 @@ from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.model.families import FAMILIES
 from llmcli.storage import checkpoint
-from tests.tiny import CPU, VOCAB, Tiny, greedy, load, random_ids, reopen
+from tests.tiny import CPU, VOCAB, Tiny, greedy, load, load_with_transformers, random_ids
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real model files are not here")
@@ -432,7 +432,7 @@ def test_a_head_that_is_not_the_embedding_counts_as_in_transformers(
     model = load(folder, device=CPU)
     ids = random_ids(20, seed=0)
     with torch.no_grad():
-        assert (model(ids) - reopen(folder)(ids).logits).abs().max() <= 1e-4
+        assert (model(ids) - load_with_transformers(folder)(ids).logits).abs().max() <= 1e-4
         assert (model(ids) - case.reference(ids).logits).abs().max() > 1
 
 

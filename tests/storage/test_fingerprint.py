@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +15,8 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage import fingerprint as module
 from llmcli.storage.fingerprint import ROW, WORD, digest, fingerprint
 from llmcli.storage.quantize import Kind, quantize
-from tests.tiny import CASES, Tiny
+from tests.tiny import CASES, TinyFactory
 
-Make = Callable[[str], Tiny]
 ROWS = 5  # of ``ROW`` bytes, and a rest
 
 
@@ -34,11 +32,11 @@ def told(tensor: Tensor) -> str:
 
 
 @pytest.fixture(params=["llama", "gemma3_text", "qwen3_moe", "gpt2"])
-def model(request: pytest.FixtureRequest, tiny: Make) -> Transformer:
+def model(request: pytest.FixtureRequest, tiny: TinyFactory) -> Transformer:
     return tiny(request.param).load()
 
 
-def test_the_same_model_has_the_same_and_every_other_another(tiny: Make) -> None:
+def test_the_same_model_has_the_same_and_every_other_another(tiny: TinyFactory) -> None:
     found = {name: fingerprint(tiny(name).load()) for name in CASES}
     assert len(set(found.values())) == len(CASES)
     assert found["llama"] == fingerprint(tiny("llama").load())
@@ -70,7 +68,7 @@ def test_the_dtype_counts_where_the_bits_are_the_same(model: Transformer) -> Non
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_rounded_weights_have_their_own_and_always_the_same(tiny: Make, kind: Kind) -> None:
+def test_rounded_weights_have_their_own_and_always_the_same(tiny: TinyFactory, kind: Kind) -> None:
     models = [tiny("llama").load() for _ in range(3)]
     for rounded in models[1:]:
         quantize(rounded, kind)

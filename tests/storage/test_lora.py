@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from llmcli.errors import LlmcliError
 from llmcli.files.names import ADAPTER_CONFIG as CONFIG
 from llmcli.files.names import ADAPTER_WEIGHTS as WEIGHTS
-from tests.tiny import CPU, Tiny, load, random_ids, reopen
+from tests.tiny import CPU, Tiny, TinyFactory, load, load_with_transformers, random_ids
 
-Make = Callable[[str], Tiny]
 IDS = random_ids(40, seed=3)
 
 
@@ -25,7 +23,7 @@ def adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
     """A random adapter, saved into ``folder`` by peft; the model that has it."""
     torch.manual_seed(0)
     options = {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj", "down_proj"]} | settings
-    model = get_peft_model(reopen(case.folder), LoraConfig(task_type="CAUSAL_LM", **options))
+    model = get_peft_model(load_with_transformers(case.folder), LoraConfig(task_type="CAUSAL_LM", **options))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name or parameter.requires_grad:
@@ -50,7 +48,7 @@ def adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_logits_are_those_of_peft(tiny: Make, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_logits_are_those_of_peft(tiny: TinyFactory, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     case = tiny(name)
     theirs = adapter(case, tmp_path, **settings)
     ours = load(case.folder, device=CPU, dtype=torch.float32, adapter=tmp_path)
@@ -101,7 +99,7 @@ def changed(case: Tiny, folder: Path, config: dict[str, Any] | None = None, **te
 )
 @pytest.mark.filterwarnings("ignore")
 def test_adapters_that_do_not_fit_are_refused(
-    tiny: Make, tmp_path: Path, config: dict[str, Any], tensors: dict[str, Any], words: str | None
+    tiny: TinyFactory, tmp_path: Path, config: dict[str, Any], tensors: dict[str, Any], words: str | None
 ) -> None:
     case = tiny("llama")
     folder = changed(case, tmp_path, config, **tensors)
@@ -113,13 +111,13 @@ def test_adapters_that_do_not_fit_are_refused(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_embedding_that_is_also_the_head_is_not_adapted(tiny: Make, tmp_path: Path) -> None:
+def test_an_embedding_that_is_also_the_head_is_not_adapted(tiny: TinyFactory, tmp_path: Path) -> None:
     case = tiny("llama-tied")
     adapter(case, tmp_path, target_modules=["embed_tokens"])
     with pytest.raises(LlmcliError, match="also the head"):
         load(case.folder, device=CPU, adapter=tmp_path)
 
 
-def test_a_folder_without_an_adapter(tiny: Make, tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter(tiny: TinyFactory, tmp_path: Path) -> None:
     with pytest.raises(LlmcliError, match=CONFIG):
         load(tiny("llama").folder, device=CPU, adapter=tmp_path)
