@@ -30,8 +30,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A token with its cosine similarity to the expression's vector: ``cosine`` of the raw vectors, ``centred`` after
-    the mean of all embeddings was subtracted from each.
+    """A token and the cosine of its embedding with the expression's vector.
+
+    ``cosine`` is that of the raw vectors, ``centred`` the one after subtracting the mean embedding from both.
     """
 
     piece: VocabEntry

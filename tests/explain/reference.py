@@ -1,6 +1,6 @@
-"""What transformers computes inside its own models, watched through hooks: the reference of the views that look inside.
+"""What transformers computes inside its own models, recorded by hooks: the reference for the views.
 
-Nothing here is ours but the token ids and the folder that both read.
+llmcli and transformers share only the token ids and the model folder.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer
 from tests.tiny import VOCAB, Tiny, random_ids
 
-LENGTH = 60  # positions: beyond a window, and beyond where stretched angles begin
+LENGTH = 60  # positions: longer than the windows, and than the original contexts of rope scaling
 IDS = random_ids(LENGTH, seed=3)[0].tolist()
 ATTENTION_OUT = ("o_proj", "attn.c_proj", "attention.dense")
 
 
 @cache
 def tokenizer() -> Tokenizer:
-    """A word for each id: w0, w1, …"""
+    """A tokenizer with one word per id: w0, w1, …"""
     fast = FastTokenizer(WordLevel({f"w{n}": n for n in range(VOCAB)}, unk_token="w0"))
     fast.pre_tokenizer = Whitespace()
     return Tokenizer(fast, "words")
 
 
 def loaded(case: Tiny, model: Transformer | None = None) -> LoadedModel:
-    """A tiny model as the views take it."""
+    """A tiny model in the form that the views take."""
     return LoadedModel(case.name, case.folder, model or case.load(), tokenizer(), Defaults((), {}, {}))
 
 
 @dataclass
-class Inside:
-    """Of one pass of transformers' model: fp64, at every position."""
+class Recording:
+    """One pass of transformers' model, in fp64, at every position."""
 
     logits: Tensor  # [T, V]
     residual: list[Tensor] = field(default_factory=list)  # after each block, [T, C]
-    mixed: list[Tensor] = field(default_factory=list)  # what goes into the attention's output matrix, [T, H D]
+    mixed: list[Tensor] = field(default_factory=list)  # the input of the attention's output projection, [T, H D]
     attention: list[Tensor] = field(default_factory=list)  # [H, T, T]
     values: list[Tensor] = field(default_factory=list)  # [K, T, D]
 
 
 def forget(case: Tiny) -> None:
-    """Let angles that grew with a longer text before ("dynamic") start again: a short text does it."""
+    """Reset "dynamic" rope frequencies that a longer text changed, by running a short text."""
     with torch.no_grad():
         case.reference(torch.tensor([[0]]))
 
 
 def blocks(case: Tiny) -> nn.ModuleList:
-    """The layers."""
+    """The layers of transformers' model."""
     count = case.reference.config.num_hidden_layers
     (found,) = [m for m in case.reference.modules() if isinstance(m, nn.ModuleList) and len(m) == count][:1]
     return found
 
 
 def attention_out(block: nn.Module) -> nn.Module:
-    """The matrix that makes of the heads what attention adds."""
+    """The output projection of a layer's attention."""
     (found,) = [module for name, module in block.named_modules() if name.endswith(ATTENTION_OUT)]
     return found
 
 
-def inside(case: Tiny, ids: list[int]) -> Inside:
-    """One pass over ``ids``, watched."""
+def record_pass(case: Tiny, ids: list[int]) -> Recording:
+    """Run one pass over ``ids`` and record it."""
     forget(case)
     mixed: list[Tensor] = []
     residual: list[Tensor] = []
@@ -81,24 +81,24 @@ def inside(case: Tiny, ids: list[int]) -> Inside:
         hooks.append(block.register_forward_hook(lambda _, args, out: residual.append(first(out)[0].double())))
     try:
         with torch.no_grad():
-            # A cache that forgets nothing, also in windowed layers.
+            # A cache that keeps all positions, in windowed layers too.
             out = case.reference(torch.tensor([ids]), output_attentions=True, past_key_values=DynamicCache())
     finally:
         for hook in hooks:
             hook.remove()
-    seen = Inside(out.logits[0].double(), residual, mixed)
-    seen.attention = [weights[0].double() for weights in out.attentions]
-    seen.values = [layer.values[0].double() for layer in out.past_key_values.layers]
-    return seen
+    recorded = Recording(out.logits[0].double(), residual, mixed)
+    recorded.attention = [weights[0].double() for weights in out.attentions]
+    recorded.values = [layer.values[0].double() for layer in out.past_key_values.layers]
+    return recorded
 
 
 def first(out: Any) -> Tensor:
-    """A block's hidden states, whether it gives them alone or not."""
+    """A block's hidden states, which it returns alone or first in a tuple."""
     return out[0] if isinstance(out, tuple) else out
 
 
 def stopped_after(case: Tiny, ids: list[int], layer: int) -> Tensor:
-    """transformers' own norm, head and softcap on what stands behind a layer (-1: before the first): [T, V]."""
+    """The logits [T, V] of transformers' own norm, head and softcap after one layer (-1: before the first)."""
     forget(case)
     places = blocks(case)
     kept: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Attention beside what transformers' eager attention gives, on every family; and mistakes that it must show."""
+"""`attend` against transformers' eager attention, for every family; and mistakes that its check must catch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmcli.explain.forward_pass import observe
 from llmcli.explain.heads import heads_of
 from llmcli.model import attention
 from llmcli.model.transformer import Transformer
-from tests.explain.reference import IDS, LENGTH, Inside, attention_out, blocks, inside, loaded
+from tests.explain.reference import IDS, LENGTH, Recording, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG
 from tests.tiny import CASES, WINDOW, Tiny
 
@@ -25,14 +25,14 @@ def report_of(case: Tiny, model: Transformer | None = None, layers: list[int] | 
     return attend(loaded(case, model), IDS, layers=layers)
 
 
-def expected_lengths(case: Tiny, seen: Inside) -> Tensor:
-    """|alpha v W_O| of every head and position, [L, H, S], vector by vector."""
+def expected_norms(case: Tiny, recorded: Recording) -> Tensor:
+    """The norm |alpha v W_O| of every head and position, [L, H, S], computed vector by vector."""
     layers = []
     for number, block in enumerate(blocks(case)):
         out = attention_out(block)
         matrix = out.weight.detach().double()
         matrix = matrix.T if type(out).__name__ == "Conv1D" else matrix
-        weights, values = seen.attention[number][:, -1], seen.values[number]
+        weights, values = recorded.attention[number][:, -1], recorded.values[number]
         groups, size = len(weights) // len(values), values.shape[-1]
         layers.append(
             torch.stack(
@@ -46,12 +46,12 @@ def expected_lengths(case: Tiny, seen: Inside) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_row_is_transformers_own(tiny: Make, name: str) -> None:
+def test_rows_match_transformers(tiny: Make, name: str) -> None:
     case = tiny(name)
-    report, seen = report_of(case), inside(case, IDS)
+    report, recorded = report_of(case), record_pass(case, IDS)
     assert report.check.ok
-    weights = torch.stack(seen.attention)[:, :, -1]  # [L, H, S]
-    moved = expected_lengths(case, seen)
+    weights = torch.stack(recorded.attention)[:, :, -1]  # [L, H, S]
+    moved = expected_norms(case, recorded)
     assert len(report.sources) == LENGTH
     for source in report.sources:
         here = weights[:, :, source.position]
@@ -64,28 +64,28 @@ def test_every_row_is_transformers_own(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "smollm3-windows"])
-def test_a_heads_pattern_is_transformers_own(tiny: Make, name: str) -> None:
+def test_the_pattern_of_a_head_matches_transformers(tiny: Make, name: str) -> None:
     case = tiny(name)
-    seen = inside(case, IDS)
-    for layer in range(len(seen.attention)):
+    recorded = record_pass(case, IDS)
+    for layer in range(len(recorded.attention)):
         report = attention_pattern(loaded(case), IDS, (layer, 1), rows=ROWS)
         assert report.check.ok
         assert [row.position for row in report.rows] == list(range(LENGTH - ROWS, LENGTH))
         for row in report.rows:
-            expected = seen.attention[layer][1, row.position, : row.position + 1]
+            expected = recorded.attention[layer][1, row.position, : row.position + 1]
             assert float((torch.tensor(row.weights) - expected).abs().max()) <= CLOSE
     assert [piece.id for piece in report.pieces] == IDS
 
 
-def test_layers_asked_for_are_the_only_ones(tiny: Make) -> None:
+def test_only_the_selected_layers_count(tiny: Make) -> None:
     case = tiny("llama")
-    seen = inside(case, IDS)
+    recorded = record_pass(case, IDS)
     for source in report_of(case, layers=[1]).sources:
         assert source.layer == 1
-        assert abs(source.mean - float(seen.attention[1][:, -1, source.position].mean())) <= CLOSE
+        assert abs(source.mean - float(recorded.attention[1][:, -1, source.position].mean())) <= CLOSE
 
 
-def test_what_lies_out_of_every_window_is_not_seen(tiny: Make) -> None:
+def test_positions_outside_all_windows_get_no_attention(tiny: Make) -> None:
     report = report_of(tiny("mistral"))
     hidden = [source for source in report.sources if source.position < LENGTH - WINDOW]
     assert hidden
@@ -93,30 +93,30 @@ def test_what_lies_out_of_every_window_is_not_seen(tiny: Make) -> None:
     assert all(source.mean > 0 for source in report.sources[LENGTH - WINDOW :])
 
 
-def test_a_short_text_has_a_small_triangle(tiny: Make) -> None:
+def test_a_short_text_has_a_small_pattern(tiny: Make) -> None:
     report = attention_pattern(loaded(tiny("llama")), IDS, (0, 0), position=2, rows=ROWS)
     assert [len(row.weights) for row in report.rows] == [1, 2, 3]
     assert report.rows[0].weights == (1.0,)
 
 
-# Mistakes.
+# Mistakes that the check must catch.
 
 
-def test_without_the_mask_it_is_wrong(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_seen(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
+def test_a_missing_mask_fails_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_mask(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
         return torch.ones(count, past + count, dtype=torch.bool, device=device)
 
-    monkeypatch.setattr(attention, "causal_mask", all_seen)
+    monkeypatch.setattr(attention, "causal_mask", no_mask)
     report = attention_pattern(loaded(tiny("llama")), IDS, (0, 0), rows=ROWS)
     failed = [claim.what for claim in report.check.claims if not claim.holds]
     assert "later tokens get a weight of 0" in failed
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gpt_neox"])
-def test_weights_that_are_not_those_that_were_used_fail_the_check(
+def test_other_weights_than_the_layer_used_fail_the_check(
     tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights that sum to 1 as well, but of unscaled scores; what attention adds stays right."""
+    """The recorded weights sum to 1 but have the wrong scale; what attention adds is correct."""
     right = attention.attention_weights
 
     def sharper(*args: object, scale: float, softcap: float | None) -> Tensor:
@@ -129,18 +129,18 @@ def test_weights_that_are_not_those_that_were_used_fail_the_check(
     ]
 
 
-def test_lengths_of_another_heads_matrix_are_wrong(tiny: Make) -> None:
+def test_norms_need_the_right_output_matrix(tiny: Make) -> None:
     case = tiny("llama")
-    model, seen = case.load(), inside(case, IDS)
+    model, recorded = case.load(), record_pass(case, IDS)
     reading = observe(model, IDS)
     heads = heads_of(model, reading, 0)
-    assert float((heads.value_norms - expected_lengths(case, seen)[0]).abs().max()) <= CLOSE
+    assert float((heads.value_norms - expected_norms(case, recorded)[0]).abs().max()) <= CLOSE
     wrong = heads_of(model, reading, 1)
-    assert float((wrong.value_norms - expected_lengths(case, seen)[0]).abs().max()) > WRONG
+    assert float((wrong.value_norms - expected_norms(case, recorded)[0]).abs().max()) > WRONG
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_other_dtypes_hold_their_check(tiny: Make, dtype: torch.dtype) -> None:
+def test_other_dtypes_pass_the_check(tiny: Make, dtype: torch.dtype) -> None:
     for name in ("llama", "gemma2", "gpt2"):
         case = tiny(name)
         assert report_of(case, case.load().to(dtype)).check.ok

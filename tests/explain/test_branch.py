@@ -1,4 +1,4 @@
-"""Every node of the tree beside transformers reading its path from the beginning; and that little is read twice."""
+"""`branch`: every node against transformers reading its path from the start; and no token is read twice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def nodes(children: tuple[Node, ...]) -> Iterator[Node]:
 
 
 def inner(report: BranchReport) -> list[tuple[tuple[int, ...], tuple[Node, ...], float]]:
-    """Every place with children: its path, them, and what they leave to others."""
+    """Every path that has children: the path, its children, and the probability of the others."""
     found: list[tuple[tuple[int, ...], tuple[Node, ...], float]] = [((), report.children, report.others)]
     for node in nodes(report.children):
         if node.others is not None:
@@ -53,7 +53,7 @@ def inner(report: BranchReport) -> list[tuple[tuple[int, ...], tuple[Node, ...],
 
 
 def error_of(report: BranchReport, case: Tiny, ids: list[int]) -> float:
-    """Largest difference of a child's p from transformers' own."""
+    """The largest difference of a child's p from that of transformers."""
     errors = []
     for path, children, others in inner(report):
         forget(case)
@@ -67,7 +67,7 @@ def error_of(report: BranchReport, case: Tiny, ids: list[int]) -> float:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "llama-dynamic"])
-def test_every_node_is_transformers_own(tiny: Make, name: str) -> None:
+def test_nodes_match_transformers(tiny: Make, name: str) -> None:
     case = tiny(name)
     report = report_of(case)
     assert report.check.ok
@@ -77,16 +77,16 @@ def test_every_node_is_transformers_own(tiny: Make, name: str) -> None:
     assert error_of(report, case, IDS) <= CLOSE
 
 
-def test_angles_that_change_on_the_way_are_changed(tiny: Make) -> None:
-    """Between the second token and the third, longrope's original context ends."""
+def test_rope_frequencies_change_within_the_tree(tiny: Make) -> None:
+    """The original context of longrope ends between the second token and the third."""
     case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
     report = report_of(case, ids)
     assert report.check.ok
     assert error_of(report, case, ids) <= CLOSE
 
 
-def test_angles_for_a_total_are_fixed_for_it(tiny: Make) -> None:
-    """transformers turns a text by its own length, so it reads each path with something behind it, up to the total."""
+def test_dynamic_frequencies_are_those_of_the_total_length(tiny: Make) -> None:
+    """transformers uses the frequencies of the text's own length, so each path is padded to the total length."""
     case, worst = tiny("llama-dynamic"), 0.0
     ids = IDS[:20]
     report = report_of(case, ids, depth=DEPTH + 1)
@@ -103,7 +103,7 @@ def test_angles_for_a_total_are_fixed_for_it(tiny: Make) -> None:
     assert worst <= CLOSE
 
 
-def test_paths_multiply(tiny: Make) -> None:
+def test_path_probabilities_are_products(tiny: Make) -> None:
     report = report_of(tiny("qwen3"), width=3)
     for node in nodes(report.children):
         along = [other.p for other in nodes(report.children) if node.path[: len(other.path)] == other.path]
@@ -114,7 +114,7 @@ def test_paths_multiply(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt2"])
-def test_the_text_is_read_once_and_each_branch_its_own_tokens(
+def test_the_text_is_read_once_and_each_branch_reads_only_its_own_tokens(
     tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
@@ -141,7 +141,7 @@ def test_a_stop_token_ends_its_branch(tiny: Make) -> None:
     assert (other.end, len(other.children)) == (None, WIDTH)
 
 
-def test_branches_that_all_stop_are_checked_too(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_covers_a_tree_of_stop_tokens(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = dataclasses.replace(loaded(tiny("llama")), defaults=Defaults(tuple(range(VOCAB)), {}, {}))
     report = branch(opened, IDS, width=WIDTH, depth=DEPTH)
     assert report.check.ok
@@ -154,7 +154,7 @@ def test_branches_that_all_stop_are_checked_too(tiny: Make, monkeypatch: pytest.
     assert not tree.fresh_claim().holds
 
 
-def test_the_best_path_and_the_last_are_those_checked(tiny: Make) -> None:
+def test_the_check_reads_the_best_path_and_the_last(tiny: Make) -> None:
     case = tiny("qwen3")
     tree = module.Tree(loaded(case), IDS, 3, 3)
     _, children = tree.grow((), 0.0)
@@ -165,7 +165,7 @@ def test_the_best_path_and_the_last_are_those_checked(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-def test_the_end_of_the_context_ends_all(tiny: Make, name: str) -> None:
+def test_branches_end_with_the_context(tiny: Make, name: str) -> None:
     ids = random_ids(CONTEXT - 1, seed=6)[0].tolist()
     report = report_of(tiny(name), ids)
     assert report.check.ok
@@ -173,7 +173,7 @@ def test_the_end_of_the_context_ends_all(tiny: Make, name: str) -> None:
     assert ends == {1: None, 2: "context"}
 
 
-def test_rows_without_a_token_are_not_offered(tiny: Make) -> None:
+def test_embedding_rows_without_a_token_are_not_candidates(tiny: Make) -> None:
     case = tiny("llama")
     opened = loaded(case)
     few = LoadedModel(opened.name, opened.folder, opened.model, _first_tokens(20), opened.defaults)
@@ -194,15 +194,15 @@ def _first_tokens(count: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("width", "depth", "said"),
+    ("width", "depth", "message"),
     [(1001, 1, "1000 nodes"), (10, 3, "1000 nodes"), (2, 9, "1000 nodes"), (1, 101, "100"), (3, 10**9, "100")],
 )
-def test_a_tree_too_large_is_refused(tiny: Make, width: int, depth: int, said: str) -> None:
-    with pytest.raises(LlmcliError, match=said):
+def test_a_tree_that_is_too_large_is_an_error(tiny: Make, width: int, depth: int, message: str) -> None:
+    with pytest.raises(LlmcliError, match=message):
         report_of(tiny("llama"), width=width, depth=depth)
 
 
-def test_the_deepest_tree_can_be_grown_and_written(tiny: Make) -> None:
+def test_the_deepest_tree_can_be_printed_and_written(tiny: Make) -> None:
     model = tiny("llama").load()
     model.config = dataclasses.replace(model.config, eos_token_ids=())
     report = report_of(tiny("llama"), IDS[:20], width=1, depth=module.MAX_DEPTH, model=model)
@@ -220,7 +220,7 @@ def test_the_deepest_tree_can_be_grown_and_written(tiny: Make) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama-tied", "mistral", "gpt2"])
-def test_rounded_models_have_branches(tiny: Make, name: str, kind: Kind | Literal["bfloat16"]) -> None:
+def test_quantized_models_pass_the_check(tiny: Make, name: str, kind: Kind | Literal["bfloat16"]) -> None:
     model = tiny(name).load()
     if kind == "bfloat16":
         model.to(torch.bfloat16)
@@ -229,20 +229,20 @@ def test_rounded_models_have_branches(tiny: Make, name: str, kind: Kind | Litera
     assert report_of(tiny(name), model=model).check.ok
 
 
-def test_a_text_longer_than_the_context_is_refused(tiny: Make) -> None:
+def test_a_text_longer_than_the_context_is_an_error(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match=str(CONTEXT)):
         report_of(tiny("llama"), random_ids(CONTEXT + 1, seed=6)[0].tolist())
     assert VOCAB > 20
 
 
-# Mistakes.
+# Mistakes that the check must catch.
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_branches_that_are_not_taken_back_fail(tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that only seems to go back: what the last branch read stays where this one's should be."""
+def test_a_cache_that_is_not_truncated_fails(tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``truncate`` does nothing: the cache keeps the tokens of the previous branch."""
 
-    def seemingly(cache: KVCache, length: int) -> None:
+    def truncate_nothing(cache: KVCache, length: int) -> None:
         kept.append(length)
 
     kept: list[int] = []
@@ -253,21 +253,21 @@ def test_branches_that_are_not_taken_back_fail(tiny: Make, name: str, monkeypatc
     def read(model: Transformer, ids: list[int], cache: KVCache) -> torch.Tensor:
         return right(model, ids or [0], cache)
 
-    monkeypatch.setattr(KVCache, "truncate", seemingly)
+    monkeypatch.setattr(KVCache, "truncate", truncate_nothing)
     monkeypatch.setattr(module, "next_logits", read)
     assert not report_of(case, model=model).check.ok
 
 
-def test_keys_turned_by_stale_angles_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where longrope's original context ends within the tree."""
+def test_keys_with_stale_rope_frequencies_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original context of longrope ends within the tree."""
     case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
     assert report_of(case, ids).check.ok
     monkeypatch.setattr(Transformer, "stale", lambda *_: False)
     assert not report_of(case, ids).check.ok
 
 
-def test_angles_planned_for_another_branch_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A length that a longer branch left behind, as if it were the next one's."""
+def test_frequencies_planned_for_another_branch_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planned length of a longer branch is used for a shorter one."""
     monkeypatch.setattr(module, "planned_length", lambda rope, prompt, total: total)
     case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
     with pytest.raises(AssertionError):
@@ -278,7 +278,7 @@ def test_angles_planned_for_another_branch_fail(tiny: Make, monkeypatch: pytest.
     ("field", "mistake", "claim"),
     [("others", 0.01, 1), ("p", 0.01, 1), ("p", 0.01, 2), ("logprob", 0.01, 2)],
 )
-def test_numbers_that_do_not_add_up_fail(
+def test_probabilities_that_do_not_add_up_fail(
     tiny: Make, field: str, mistake: float, claim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = module.Tree._node

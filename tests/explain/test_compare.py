@@ -1,4 +1,4 @@
-"""Two models on one text: each beside transformers, their divergence by brute force, and where tuning was done."""
+"""`compare`: both models against transformers, KL by brute force, and a change that shows only where it was made."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def totals(report: CompareReport) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("first", "second"), [("llama", "gpt2"), ("gemma2", "qwen3"), ("gpt_neox", "mistral")])
-def test_both_are_transformers_own(tiny: Make, first: str, second: str) -> None:
+def test_both_models_match_transformers(tiny: Make, first: str, second: str) -> None:
     cases = tiny(first), tiny(second)
     report = compare(*(loaded(case) for case in cases), TEXT)
     assert report.check.ok
@@ -62,14 +62,14 @@ def test_both_are_transformers_own(tiny: Make, first: str, second: str) -> None:
     assert [bits * size * -math.log(2) for bits in report.bits_per_byte] == pytest.approx(totals(report))
 
 
-def test_a_model_is_as_itself(tiny: Make) -> None:
+def test_a_model_does_not_differ_from_itself(tiny: Make) -> None:
     report = compare(loaded(tiny("llama")), loaded(tiny("llama")), TEXT)
     assert all(token.delta == token.kl == 0 for token in report.tokens)
     assert (report.mean_kl, report.other_favourite) == (0, 0)
 
 
-def test_what_was_tuned_shows_where_it_was_tuned(tiny: Make) -> None:
-    """One row of the head is moved: only the probability of that token can gain, wherever it stands."""
+def test_a_change_shows_where_it_was_made(tiny: Make) -> None:
+    """One row of the head is changed: only that token can become more probable, wherever it occurs."""
     case, token = tiny("llama"), IDS[10]
     tuned = case.load()
     assert tuned.head is not None
@@ -82,7 +82,7 @@ def test_what_was_tuned_shows_where_it_was_tuned(tiny: Make) -> None:
     assert all(t.kl > 0 for t in report.tokens)
 
 
-def test_contexts_of_two_sizes_are_read_by_the_smaller(tiny: Make) -> None:
+def test_windows_have_the_smaller_context(tiny: Make) -> None:
     short, long = loaded(tiny("qwen3")), loaded(tiny("llama"))
     short.model.config = dataclasses.replace(short.model.config, max_position_embeddings=32)
     assert short.model.config.max_position_embeddings < len(IDS) < long.model.config.max_position_embeddings
@@ -95,7 +95,7 @@ def test_contexts_of_two_sizes_are_read_by_the_smaller(tiny: Make) -> None:
         assert torch.allclose(found, surprisals(one.model, IDS), atol=CLOSE)
 
 
-def test_another_tokenizer_is_refused(tiny: Make) -> None:
+def test_different_tokenizers_are_an_error(tiny: Make) -> None:
     ours = loaded(tiny("llama"))
     fast = FastTokenizer(WordLevel({f"v{n}": n for n in range(97)}, unk_token="v0"))
     other = LoadedModel("other", ours.folder, ours.model, Tokenizer(fast, "other"), ours.defaults)
@@ -103,13 +103,13 @@ def test_another_tokenizer_is_refused(tiny: Make) -> None:
         compare(ours, other, TEXT)
 
 
-def test_too_short_is_said(tiny: Make) -> None:
+def test_a_text_of_one_token_is_an_error(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="too short"):
         compare(loaded(tiny("llama")), loaded(tiny("llama")), "w1")
 
 
-def test_one_vocabulary_that_splits_a_text_otherwise_is_refused(tiny: Make) -> None:
-    """As where one tokenizer puts a BOS before every text, and the other does not."""
+def test_different_tokens_from_one_vocabulary_are_an_error(tiny: Make) -> None:
+    """One tokenizer adds a BOS token, the other does not."""
     ours = loaded(tiny("llama"))
     fast = FastTokenizer.from_str(ours.tokenizer.fast.to_str())
     fast.post_processor = TemplateProcessing(single="w3 $A", special_tokens=[("w3", 3)])
@@ -125,7 +125,7 @@ def words(count: int) -> Tokenizer:
 
 
 def widened(case: Tiny, rows: int) -> Transformer:
-    """The model with rows of noise added to its vocabulary, as some pad theirs."""
+    """The model with rows of noise added to its vocabulary, as padding."""
     model = case.load()
     weight = model.embedding.weight
     assert model.head is None
@@ -136,8 +136,8 @@ def widened(case: Tiny, rows: int) -> Transformer:
 
 
 @pytest.mark.parametrize(("known", "added"), [(80, 0), (97, 40), (120, 40), (200, 0)])
-def test_candidates_are_those_that_both_have(tiny: Make, known: int, added: int) -> None:
-    """Whatever rows a model pads its vocabulary with, and whatever the tokenizer has beyond a model's rows."""
+def test_candidates_are_the_tokens_that_both_have(tiny: Make, known: int, added: int) -> None:
+    """Neither padding of the embedding nor tokens without an embedding count."""
     cases, both = (tiny("llama"), tiny("gpt2")), min(known, VOCAB)
     tokenizer, ids = words(known), [id % 80 for id in IDS]
     pair = [loaded(cases[0]), loaded(cases[1], widened(cases[1], added))]
@@ -155,7 +155,7 @@ def test_candidates_are_those_that_both_have(tiny: Make, known: int, added: int)
 
 @pytest.mark.parametrize("length", [CONTEXT + 2, 3 * CONTEXT])
 def test_a_text_longer_than_the_context_is_compared_in_step(tiny: Make, length: int) -> None:
-    """Each token under both models as ``surprisals`` has it, whose windows have tests of their own."""
+    """Each token has the surprisal that ``surprisals`` gives, whose windows have their own tests."""
     pair, ids = (loaded(tiny("qwen3")), loaded(tiny("llama"))), random_ids(length, seed=5)[0].tolist()
     report = compare(*pair, " ".join(f"w{id}" for id in ids))
     assert report.check.ok
@@ -166,8 +166,8 @@ def test_a_text_longer_than_the_context_is_compared_in_step(tiny: Make, length: 
         assert torch.allclose(found, surprisals(one.model, ids), atol=CLOSE)
 
 
-def test_of_neither_model_more_than_a_few_logits_are_held(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not two whole texts of logits, nor one of them and then the other."""
+def test_few_logits_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never the logits of a whole text, of either model."""
     monkeypatch.setattr(engine, "MOST_LOGITS", VOCAB * 5)
     sizes: list[tuple[str, int]] = []
     pair = loaded(tiny("llama")), loaded(tiny("gpt2"))
@@ -186,7 +186,7 @@ def test_of_neither_model_more_than_a_few_logits_are_held(tiny: Make, monkeypatc
 
 
 @pytest.mark.parametrize("kind", [None, "int8"])
-def test_other_dtypes_hold_their_check_and_are_as_themselves(tiny: Make, kind: Kind | None) -> None:
+def test_other_dtypes_pass_the_check(tiny: Make, kind: Kind | None) -> None:
     case = tiny("qwen2-windows")
     model = case.load().to(torch.bfloat16)
     if kind is not None:
@@ -196,7 +196,7 @@ def test_other_dtypes_hold_their_check_and_are_as_themselves(tiny: Make, kind: K
     assert all(token.delta == token.kl == 0 for token in same.tokens)
 
 
-# Mistakes.
+# Mistakes that the check must catch.
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_other_dtypes_hold_their_check_and_are_as_themselves(tiny: Make, kind: K
     ],
     ids=["the other way round", "in nats", "too small", "no number"],
 )
-def test_another_divergence_fails_the_check(
+def test_a_wrong_divergence_fails_the_check(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., torch.Tensor]
 ) -> None:
     from llmcli.explain import comparison as module

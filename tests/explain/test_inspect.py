@@ -1,4 +1,4 @@
-"""What a model is and takes: against transformers' counts, the opened model's bytes, a cache that was filled."""
+"""`inspect` against transformers' parameter counts, the bytes of the opened model, and a filled cache."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def report_of(folder: Path, **changed: Any) -> InspectReport:
     return inspect_folder("m", folder, **options, tokens=tokens, open_model=opened)
 
 
-# --- parameters ---
+# Parameters.
 
 
 @every_case
-def test_parameters_are_those_of_transformers(tiny: Make, name: str) -> None:
+def test_parameters_match_transformers(tiny: Make, name: str) -> None:
     reference = tiny(name).reference
     report = report_of(tiny(name).folder)
     assert report.check.ok, report.check
@@ -61,16 +61,16 @@ def test_parameters_are_those_of_transformers(tiny: Make, name: str) -> None:
 
 
 @every_case
-def test_groups_are_those_of_transformers_names(tiny: Make, name: str) -> None:
-    """Told apart by other names than ours: those that transformers gives."""
+def test_groups_match_transformers(tiny: Make, name: str) -> None:
+    """Groups parameters by transformers' names, which differ from ours."""
     counts = dict.fromkeys(GROUPS, 0)
     for theirs, parameter in tiny(name).reference.named_parameters():
-        counts[theirs_of(theirs)] += parameter.numel()
+        counts[transformers_group(theirs)] += parameter.numel()
     found = {group.name: group.parameters for group in report_of(tiny(name).folder).groups}
     assert found == {group: count for group, count in counts.items() if count}
 
 
-def theirs_of(name: str) -> str:
+def transformers_group(name: str) -> str:
     if "embed_in" in name or "embed_tokens" in name or "wte" in name:
         return "embedding"
     if "wpe" in name:
@@ -87,25 +87,25 @@ def theirs_of(name: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "chosen", "experts"), [("mixtral", 2, 4), ("qwen3_moe", 2, 6), ("olmoe", 2, 5)])
-def test_of_experts_only_the_chosen_are_active(tiny: Make, name: str, chosen: int, experts: int) -> None:
+def test_only_the_chosen_experts_are_active(tiny: Make, name: str, chosen: int, experts: int) -> None:
     report = report_of(tiny(name).folder)
     (of_experts,) = [group.parameters for group in report.groups if group.name == "experts"]
     assert (report.shape.experts, report.shape.experts_per_token) == (experts, chosen)
     assert report.parameters - report.active == of_experts // experts * (experts - chosen)
 
 
-def test_without_experts_all_are_active(tiny: Make) -> None:
+def test_without_experts_all_parameters_are_active(tiny: Make) -> None:
     report = report_of(tiny("llama").folder)
     assert report.active == report.parameters
 
 
-# --- bytes ---
+# Bytes.
 
 
 @every_case
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bytes_are_those_of_the_opened_model(tiny: Make, name: str, kind: Any, dtype: str) -> None:
+def test_bytes_match_the_opened_model(tiny: Make, name: str, kind: Any, dtype: str) -> None:
     model = tiny(name).load().to(DTYPES[dtype])
     predicted = weight_bytes(empty_model(model.config), DTYPES[dtype], kind)
     if kind is not None:
@@ -115,7 +115,7 @@ def test_bytes_are_those_of_the_opened_model(tiny: Make, name: str, kind: Any, d
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "olmoe", "phi3"])
-def test_folders_of_rounded_weights(tiny: Make, tmp_path: Path, name: str, kind: Any) -> None:
+def test_quantized_checkpoints(tiny: Make, tmp_path: Path, name: str, kind: Any) -> None:
     raw = json.loads((tiny(name).folder / "config.json").read_text())
     save_quantized(tiny(name).load(), kind, tmp_path, raw)
     report = report_of(tmp_path)
@@ -129,8 +129,8 @@ def test_folders_of_rounded_weights(tiny: Make, tmp_path: Path, name: str, kind:
     )
 
 
-def test_what_is_stored_beside_the_parameters_is_named(tiny: Make, tmp_path: Path) -> None:
-    """A tied head that is stored again, as old files have it, counts once."""
+def test_unused_tensors_are_named(tiny: Make, tmp_path: Path) -> None:
+    """A copy of a tied head, as old files have it, is not counted twice."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(tiny("llama-tied").folder, tmp_path, dirs_exist_ok=True)
@@ -142,7 +142,7 @@ def test_what_is_stored_beside_the_parameters_is_named(tiny: Make, tmp_path: Pat
     assert report.others == "lm_head.weight"
     assert report.shape.tied
     assert report.parameters == tiny("llama-tied").reference.num_parameters()
-    tensors["lm_head.weight"] += 1  # a head of its own after all
+    tensors["lm_head.weight"] += 1  # no copy any more: a separate head
     save_file(tensors, tmp_path / "model.safetensors")
     other = report_of(tmp_path)
     assert other.check.ok
@@ -150,11 +150,11 @@ def test_what_is_stored_beside_the_parameters_is_named(tiny: Make, tmp_path: Pat
     assert other.parameters == report.parameters + tensors["lm_head.weight"].numel()
 
 
-# --- the KV cache ---
+# The KV cache.
 
 
 def filled(config: ModelConfig, tokens: int, chunk: int) -> KVCache:
-    """A cache that was really given keys and values, as the loop gives them."""
+    """A cache filled with keys and values in chunks, as generation fills it."""
     cache = KVCache(config, device=CPU, dtype=torch.float32)
     while cache.length < tokens:
         count = min(chunk, tokens - cache.length)
@@ -165,8 +165,8 @@ def filled(config: ModelConfig, tokens: int, chunk: int) -> KVCache:
     return cache
 
 
-def seen(config: ModelConfig, tokens: int) -> int:
-    """Bytes of the keys and values that the last position sees, counted one by one."""
+def attended_bytes(config: ModelConfig, tokens: int) -> int:
+    """The bytes of the keys and values that the last position attends to, counted one by one."""
     positions = 0
     for layer in range(config.num_hidden_layers):
         windowed = config.layer_type(layer) == "sliding_attention"
@@ -177,19 +177,19 @@ def seen(config: ModelConfig, tokens: int) -> int:
 
 @every_case
 @pytest.mark.parametrize("tokens", [1, WINDOW, CONTEXT, 1500])
-def test_a_filled_cache_is_in_the_range_told(tiny: Make, name: str, tokens: int) -> None:
+def test_a_filled_cache_is_in_the_predicted_range(tiny: Make, name: str, tokens: int) -> None:
     config = tiny(name).load().config
     found = cache_bytes(config, torch.float32, tokens, chunk=512, device=CPU)
-    assert found.needed == seen(config, tokens)
+    assert found.needed == attended_bytes(config, tokens)
     for chunk in (512, 7):
         assert found.needed <= filled(config, tokens, chunk).nbytes <= found.most
-    growth = seen(config, 3001) - seen(config, 3000)  # far beyond any window
+    growth = attended_bytes(config, 3001) - attended_bytes(config, 3000)  # far beyond any window
     assert found.per_token == growth
-    assert found.windowed + 3000 * found.per_token == seen(config, 3000)
+    assert found.windowed + 3000 * found.per_token == attended_bytes(config, 3000)
     assert found.most <= 1.5 * found.needed or found.windowed
 
 
-def test_windows_are_worth_it(tiny: Make) -> None:
+def test_windows_save_memory(tiny: Make) -> None:
     config = tiny("gemma3_text").load().config
     full = replace(config, layer_types=(), sliding_window=None)
     assert (
@@ -198,10 +198,10 @@ def test_windows_are_worth_it(tiny: Make) -> None:
     )
 
 
-# --- whether it fits ---
+# Memory.
 
 
-def test_fits_by_what_the_machine_has(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_depends_on_the_machine(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     need = report_of(tiny("llama").folder).needs[0]
     for memory, fits in (
         (Memory(need.total, None), True),
@@ -217,7 +217,7 @@ def test_fits_by_what_the_machine_has(tiny: Make, monkeypatch: pytest.MonkeyPatc
         assert [other.weights for other in report.needs] == ["float32", "int8", "int4"]
 
 
-def test_the_text_is_at_most_the_context(tiny: Make) -> None:
+def test_more_tokens_than_the_context_are_an_error(tiny: Make) -> None:
     assert [report_of(tiny("llama").folder, tokens=n).tokens for n in (None, 5, CONTEXT)] == [CONTEXT, 5, CONTEXT]
     with pytest.raises(LlmcliError, match=str(CONTEXT)):
         report_of(tiny("llama").folder, tokens=CONTEXT + 1)
@@ -246,10 +246,10 @@ def test_limits_of_containers(tmp_path: Path, file: str, text: str, limit: int |
     assert Memory(5, limit).usable == 5
 
 
-# --- sabotage: what is wrong must be noticed ---
+# Mistakes that the check must catch.
 
 
-def test_a_forgotten_tied_head_is_noticed(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tied_head_counted_twice_fails(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report_of(tiny("llama-tied").folder).check.ok
     monkeypatch.setattr(view, "empty_model", lambda config: empty_model(replace(config, tie_word_embeddings=False)))
     report = report_of(tiny("llama-tied").folder)
@@ -258,7 +258,7 @@ def test_a_forgotten_tied_head_is_noticed(tiny: Make, monkeypatch: pytest.Monkey
     assert not report_of(tiny("llama").folder).check.ok
 
 
-def test_an_uncapped_window_is_noticed(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_window_fails(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(tiny("gemma2").folder, tmp_path, dirs_exist_ok=True)
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"max_position_embeddings": 8192}))
@@ -271,8 +271,8 @@ def test_an_uncapped_window_is_noticed(tiny: Make, tmp_path: Path, monkeypatch: 
     assert [claim.holds for claim in report_of(tmp_path).check.claims] == [True, True, False]
 
 
-def test_forgotten_key_value_heads_are_noticed(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every head had keys and values of its own."""
+def test_ignored_key_value_heads_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every head had its own keys and values."""
 
     def ungrouped(config: ModelConfig, *args: Any, **options: Any) -> size.CacheBytes:
         return cache_bytes(replace(config, num_key_value_heads=config.num_attention_heads), *args, **options)
@@ -282,14 +282,16 @@ def test_forgotten_key_value_heads_are_noticed(tiny: Make, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_forgotten_scales_are_noticed(tiny: Make, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgotten_scales_fail(tiny: Make, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report_of(tiny("llama").folder, quantization=kind).check.ok
     monkeypatch.setattr(size, "SCALE_BYTES", 0)
     assert not report_of(tiny("llama").folder, quantization=kind).check.ok
 
 
-def test_files_of_another_size_are_noticed(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no memory to open the model, which would say so itself."""
+def test_files_with_another_number_of_parameters_fail(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine has no memory to open the model, which would raise an error."""
     shutil.copytree(tiny("llama").folder, tmp_path, dirs_exist_ok=True)
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"intermediate_size": 64}))
@@ -299,11 +301,11 @@ def test_files_of_another_size_are_noticed(tiny: Make, tmp_path: Path, monkeypat
     assert not report_of(tmp_path).check.ok
 
 
-# --- the shape ---
+# The architecture.
 
 
 @every_case
-def test_a_shape_is_that_of_the_config(tiny: Make, name: str) -> None:
+def test_the_architecture_matches_transformers_config(tiny: Make, name: str) -> None:
     reference = tiny(name).reference.config
     shape = report_of(tiny(name).folder).shape
     assert shape.family == reference.model_type
@@ -320,7 +322,7 @@ def test_a_shape_is_that_of_the_config(tiny: Make, name: str) -> None:
     assert (shape.rope is None) == ("learned" in " ".join(shape.particulars))
 
 
-def test_a_plain_llama_has_no_particulars_and_every_choice_is_listed(tiny: Make) -> None:
+def test_a_plain_llama_has_no_particulars_and_other_families_do(tiny: Make) -> None:
     assert architecture_of(tiny("llama").load().config, 5).particulars == ()
     found = {name: " | ".join(architecture_of(tiny(name).load().config, 5).particulars) for name in CASES}
     for name, word in {
@@ -338,7 +340,7 @@ def test_a_plain_llama_has_no_particulars_and_every_choice_is_listed(tiny: Make)
         assert word in found[name], (name, found[name])
 
 
-def test_a_report_is_plain_numbers(tiny: Make) -> None:
+def test_a_report_can_be_written_as_json(tiny: Make) -> None:
     from llmcli.render import json_forms
 
     report = report_of(tiny("gemma3_text").folder)

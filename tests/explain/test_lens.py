@@ -1,4 +1,4 @@
-"""The lens beside transformers' own norm and head on every layer, on every family; and mistakes that it must show."""
+"""`lens` against transformers' own norm and head after every layer, for every family; and mistakes it must show."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def number(row: LensRow) -> int:
 
 
 def error_of(report: LensReport, case: Tiny) -> float:
-    """Largest difference of any probability shown from transformers', and of any entropy and divergence in bits."""
+    """The largest difference from transformers of any probability, and of any entropy and divergence in bits."""
     final = stopped_after(case, IDS[: report.position + 1], len(report.rows) - 2)[-1].softmax(-1)
     errors = []
     for row in report.rows:
@@ -47,7 +47,7 @@ def error_of(report: LensReport, case: Tiny) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_row_is_transformers_own(tiny: Make, name: str) -> None:
+def test_rows_match_transformers(tiny: Make, name: str) -> None:
     case = tiny(name)
     report = report_of(case)
     assert report.check.ok
@@ -59,12 +59,12 @@ def test_every_row_is_transformers_own(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 30])
-def test_any_position_can_be_looked_at(tiny: Make, position: int) -> None:
+def test_every_position_matches_transformers(tiny: Make, position: int) -> None:
     case = tiny("gemma2")
     assert error_of(report_of(case, position=position), case) <= CLOSE
 
 
-def test_the_last_row_is_the_models_answer_and_the_favourite_its_target(tiny: Make) -> None:
+def test_the_last_row_is_the_models_prediction_and_the_default_target(tiny: Make) -> None:
     report = lens(loaded(tiny("qwen3")), IDS, layers=[2])
     assert [row.layer for row in report.rows] == [2]
     last = report.rows[-1]
@@ -73,7 +73,7 @@ def test_the_last_row_is_the_models_answer_and_the_favourite_its_target(tiny: Ma
 
 
 class Instead(nn.Module):
-    """Stands in a norm's place."""
+    """Replaces a norm."""
 
     def __init__(self, norm: Norm, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Instead(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox"])
-def test_without_the_final_norm_it_is_wrong(tiny: Make, name: str) -> None:
+def test_a_missing_final_norm_is_wrong(tiny: Make, name: str) -> None:
     case = tiny(name)
     model = case.load()
     model.norm = Instead(model.norm, lambda x: x)
@@ -92,7 +92,7 @@ def test_without_the_final_norm_it_is_wrong(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox"])
-def test_with_the_norm_frozen_it_is_wrong_before_the_last_layer(tiny: Make, name: str) -> None:
+def test_a_frozen_norm_is_wrong_before_the_last_layer(tiny: Make, name: str) -> None:
     case = tiny(name)
     model = case.load()
     norm = freeze(model.norm, observe(model, IDS).trace.residual[-1][0, -1])
@@ -101,30 +101,30 @@ def test_with_the_norm_frozen_it_is_wrong_before_the_last_layer(tiny: Make, name
         bias = norm.bias.float()
         model.norm.act = lambda x: (x - x.mean(-1, keepdim=True)) * norm.gain.float() + bias
     report = report_of(case, model)
-    assert report.check.ok  # of the last layer it is right
+    assert report.check.ok  # the last layer is correct
     assert error_of(report, case) > WRONG
 
 
-def test_without_the_softcap_it_is_wrong(tiny: Make) -> None:
+def test_a_missing_softcap_is_wrong(tiny: Make) -> None:
     case = tiny("gemma2")
     model = case.load()
     model.config = dataclasses.replace(model.config, logit_softcap=None)
     assert error_of(report_of(case, model), case) > WRONG
 
 
-def test_a_lens_that_is_not_the_models_own_head_fails_its_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_wrongly(*args: object) -> ForwardPass:
-        reading = observe(*args)  # type: ignore[arg-type]
-        reading.trace.residual[-1] = reading.trace.residual[-1] * 1.001
-        reading.trace.residual[-1][..., 0] = 9.0
-        return reading
+def test_another_last_layer_fails_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def observe_wrongly(*args: object) -> ForwardPass:
+        observed = observe(*args)  # type: ignore[arg-type]
+        observed.trace.residual[-1] = observed.trace.residual[-1] * 1.001
+        observed.trace.residual[-1][..., 0] = 9.0
+        return observed
 
-    monkeypatch.setattr(module, "observe", read_wrongly)
+    monkeypatch.setattr(module, "observe", observe_wrongly)
     report = report_of(tiny("llama"))
     assert not report.check.ok
 
 
-def test_what_cannot_be_read_is_said(tiny: Make) -> None:
+def test_a_text_that_is_empty_or_too_long_is_an_error(tiny: Make) -> None:
     opened = loaded(tiny("llama"))
     assert lens(opened, []).at.id == opened.model.config.bos_token_id
     opened.model.config = dataclasses.replace(opened.model.config, bos_token_id=None)
@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_said(tiny: Make) -> None:
     assert error.value.kind == "position-beyond-context"
 
 
-def test_divergence_is_that_of_torch_and_survives_impossible_tokens() -> None:
+def test_kl_divergence_matches_torch_and_handles_impossible_tokens() -> None:
     a, b = torch.randn(2, 5, 50, generator=torch.Generator().manual_seed(1)).unbind()
     logs = [logits.double().log_softmax(-1) for logits in (b, a)]
     expected = torch.nn.functional.kl_div(*logs, reduction="none", log_target=True).sum(-1) / math.log(2)

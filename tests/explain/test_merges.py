@@ -1,4 +1,4 @@
-"""The views of tokens and merges: they prove themselves, and notice when they are wrong."""
+"""`tokenize` and `merges`: their checks hold, and catch mistakes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ KINDS = ["byte-level", "sentencepiece"]
 
 
 def assert_whole(report: MergesReport, ids: list[int]) -> None:
-    """Each word's merges lead from its symbols to its tokens, and the words have all tokens."""
+    """Assert that each word's merges lead from its symbols to its tokens, and that the words hold all tokens."""
     for word in report.words:
         *_, (_, last) = replayed(word.symbols, ((merge.at, merge.result) for merge in word.merges))
         assert tuple(last) == word.tokens
         assert word.bytes == b"".join(token.bytes for token in word.tokens)
         steps = replayed(word.symbols, ((merge.at, merge.result) for merge in word.merges))
-        for merge, (places, now) in zip(word.merges, steps, strict=False):  # the step before each
+        for merge, (places, now) in zip(word.merges, steps, strict=False):  # the state before each merge
             n = places.index(merge.at)
             assert (now[n], now[n + 1]) == (merge.left, merge.right)
             assert merge.result.bytes == merge.left.bytes + merge.right.bytes
@@ -49,7 +49,7 @@ def assert_whole(report: MergesReport, ids: list[int]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60)
 @given(TEXTS, st.booleans())
-def test_the_words_hold_every_token_once(kind: str, text: str, parse_special: bool) -> None:
+def test_words_hold_every_token_once(kind: str, text: str, parse_special: bool) -> None:
     report = merges(tokenizer(kind), text, parse_special=parse_special)
     assert report.check.ok
     ids = tokenizer(kind).encode(text, parse_special=parse_special)
@@ -60,7 +60,7 @@ def test_the_words_hold_every_token_once(kind: str, text: str, parse_special: bo
 
 
 def spaced() -> Tokenizer:
-    """As Llama 2's: merges learnt within words, that it does not split a text into."""
+    """As Llama 2's tokenizer: it learned merges within words but does not split a text into words."""
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.Metaspace()
     fast.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=90, show_progress=False))
@@ -77,20 +77,20 @@ def test_equal_words_are_shown_once(made: Tokenizer) -> None:
     counts = {word.text.strip(): word.count for word in report.words}
     assert counts["the"] == 3
     assert counts["cat"] == counts["and"] == 1
-    for word in report.words:  # a part of the text became what it becomes alone
+    for word in report.words:  # each part gets the same tokens as the word alone
         (alone,) = merges(made, word.text.removeprefix(" ") if made.name == "spaced" else word.text).words
         assert (alone.symbols, alone.merges, alone.tokens) == (word.symbols, word.merges, word.tokens)
 
 
-def test_ranks_of_a_word_may_only_fall_where_a_join_made_the_pair() -> None:
-    """Merges are made lowest rank first, so a lower rank than the last one's needs that one's result."""
+def test_a_rank_is_lower_than_the_last_only_if_that_join_made_the_pair() -> None:
+    """The lowest rank is merged first, so a rank lower than the last one needs its result."""
     for word in merges(tokenizer("byte-level"), TEXT).words:
         for before, after in zip(word.merges, word.merges[1:], strict=False):
             assert after.rank >= before.rank or before.result in (after.left, after.right)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_word_as_long_as_a_text_makes_no_long_lines(kind: str) -> None:
+def test_a_very_long_word_makes_no_long_lines(kind: str) -> None:
     report = merges(tokenizer(kind), "日本語の" * 500)
     stream = io.StringIO()
     print_merges(report, stream)
@@ -102,22 +102,22 @@ def test_a_word_as_long_as_a_text_makes_no_long_lines(kind: str) -> None:
     assert len(shown.split()) + int(hidden.split()[0]) == len(report.words[0].symbols)
 
 
-def test_added_tokens_and_whole_words_are_told() -> None:
+def test_added_tokens_have_no_merges() -> None:
     report = merges(tokenizer("byte-level"), "<|end_of_text|>the", parse_special=True)
     assert [(word.kind, len(word.merges) > 0) for word in report.words] == [("added", False), ("merged", True)]
 
 
-# --- sabotage: what is wrong must be noticed ---
+# Mistakes that the checks must catch.
 
 
 def wrong_order(symbols: Any, ranks: Any) -> list[Join]:
-    """The latest learnt first."""
+    """The joins with the highest rank first."""
     done = bpe_module.joins(symbols, {pair: (-rank, new) for pair, (rank, new) in ranks.items()})
     return [replace(join, rank=-join.rank) for join in done]
 
 
 def swapped(symbols: Any, ranks: Any) -> list[Join]:
-    """Two results exchanged: what "t" and "h" become, and what "h" and "e" become."""
+    """The results of two pairs exchanged: "t" + "h" and "h" + "e"."""
     pairs = sorted(ranks, key=lambda pair: ranks[pair][0])
     first, second = pairs[0], pairs[1]
     changed = {**ranks, first: (ranks[first][0], ranks[second][1]), second: (ranks[second][0], ranks[first][1])}
@@ -130,24 +130,24 @@ def one_short(symbols: Any, ranks: Any) -> list[Join]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sabotage", [wrong_order, swapped, one_short])
-def test_a_wrong_replay_is_noticed(kind: str, sabotage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_replay_fails_the_check(kind: str, sabotage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert merges(tokenizer(kind), TEXT).check.ok
     monkeypatch.setattr(merges_view, "joins", sabotage)
     assert not merges(tokenizer(kind), TEXT).check.ok
 
 
-def test_a_forgotten_byte_fallback_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(given: Tokenizer) -> Bpe:
+def test_a_missing_byte_fallback_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_byte_fallback(given: Tokenizer) -> Bpe:
         return replace(bpe_module.read_bpe(given), byte_fallback=False)
 
-    monkeypatch.setattr(merges_view, "read_bpe", forgetful)
+    monkeypatch.setattr(merges_view, "read_bpe", without_byte_fallback)
     assert not merges(tokenizer("sentencepiece"), "the 🐙").check.ok
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "unigram"])
 @settings(max_examples=60)
 @given(TEXTS, st.booleans())
-def test_a_tokenization_proves_itself(kind: str, text: str, parse_special: bool) -> None:
+def test_a_tokenization_passes_its_check(kind: str, text: str, parse_special: bool) -> None:
     found = tokenize(tokenizer(kind), text, parse_special=parse_special)
     assert found.check.ok, found.check
     joined = b"".join(
@@ -166,7 +166,7 @@ def test_unknown_tokens_are_counted() -> None:
     assert tokenize(tokenizer("sentencepiece"), "the ǃ").unknown == 0
 
 
-def test_a_token_lost_or_doubled_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_or_doubled_token_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Tokenizer.tokens
 
     def lost(self: Tokenizer, text: str, *, parse_special: bool = False) -> list[Token]:
@@ -182,7 +182,7 @@ def test_a_token_lost_or_doubled_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_wrong_bytes_are_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_bytes_fail_the_check(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     true = Tokenizer.token_bytes
     monkeypatch.setattr(Tokenizer, "token_bytes", lambda self, id: true(self, id).replace(b"\xf0", b"?"))
     assert not tokenize(tokenizer(kind), TEXT).check.ok

@@ -1,4 +1,4 @@
-"""Cosines by brute force in fp64 over transformers' own table; sums of words; what is no word."""
+"""`neighbours`: cosines by brute force in fp64 over transformers' embedding; sums of words; invalid words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cosines(table: Tensor, vector: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("at_once", [1, 48 * 20, 2**22])
-def test_they_are_those_of_brute_force(tiny: Make, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_match_brute_force(tiny: Make, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_NUMBERS", at_once)
     case = tiny(name)
     table = case.reference.get_input_embeddings().weight.detach().double()
@@ -48,8 +48,8 @@ def test_they_are_those_of_brute_force(tiny: Make, name: str, at_once: int, monk
 
 
 @pytest.mark.parametrize("signs", [[1], [-1], [1, -1], [1, 1], [1, -1, -1], [1, 1, 1, -1]])
-def test_every_row_of_a_sum_is_centred(tiny: Make, signs: list[int]) -> None:
-    """In "a - b" the mean that all share is gone already, and in "a + b" it is twice."""
+def test_every_term_of_a_sum_is_centered(tiny: Make, signs: list[int]) -> None:
+    """The mean of all embeddings cancels out in "a - b" and is counted twice in "a + b"."""
     case, ids = tiny("llama"), [5, 7, 11, 13]
     table = case.reference.get_input_embeddings().weight.detach().double()
     own = table - table.mean(0)
@@ -64,8 +64,8 @@ def test_every_row_of_a_sum_is_centred(tiny: Make, signs: list[int]) -> None:
         assert row.centred == pytest.approx(float(expected[row.piece.id]), abs=1e-9)
 
 
-def test_rows_without_a_token_count_for_nothing(tiny: Make) -> None:
-    """Neither those beyond the tokenizer nor those in its holes are listed, nor in the mean."""
+def test_rows_without_a_token_are_ignored(tiny: Make) -> None:
+    """Rows beyond the tokenizer's size or in gaps of its ids are neither listed nor part of the mean."""
     case, known = tiny("llama"), [id for id in range(60) if id % 7]
     few = Tokenizer(FastTokenizer(WordLevel({f"w{id}": id for id in known}, unk_token="w1")), "few")
     report = neighbours(dataclasses.replace(loaded(case), tokenizer=few), "w5", top=1000)
@@ -78,8 +78,8 @@ def test_rows_without_a_token_count_for_nothing(tiny: Make) -> None:
     )
 
 
-def test_few_rows_are_held_at_once(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a table of 4,656 numbers; what is held beside the parts is a row or two."""
+def test_few_embeddings_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding has 4,656 numbers; apart from the parts, a row or two are in memory."""
     opened = loaded(tiny("llama"))
     size = opened.model.config.hidden_size
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
@@ -99,13 +99,13 @@ def test_few_rows_are_held_at_once(tiny: Make, monkeypatch: pytest.MonkeyPatch) 
     assert max(most) <= 2 * 10 * size + 3 * size
 
 
-def test_all_can_be_asked_for(tiny: Make) -> None:
+def test_all_tokens_can_be_listed(tiny: Make) -> None:
     report = neighbours(loaded(tiny("llama")), "w5", top=1000)
     assert sorted(row.piece.id for row in report.neighbours) == [id for id in range(VOCAB) if id != 5]
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_rounded_tables_have_neighbours(tiny: Make, kind: Kind) -> None:
+def test_quantized_embeddings_have_neighbours(tiny: Make, kind: Kind) -> None:
     case = tiny("llama-tied")
     model = case.load()
     plain = neighbours(loaded(case, case.load()), "w5", top=3)
@@ -115,7 +115,7 @@ def test_rounded_tables_have_neighbours(tiny: Make, kind: Kind) -> None:
     assert report.neighbours[0].centred == pytest.approx(plain.neighbours[0].centred, abs=0.02)
 
 
-def test_rows_of_16_bits_have_neighbours(tiny: Make) -> None:
+def test_bfloat16_embeddings_have_neighbours(tiny: Make) -> None:
     case = tiny("gpt2")
     report = neighbours(loaded(case, case.load().to(torch.bfloat16)), "w5 - w7", top=20)
     table = case.reference.get_input_embeddings().weight.detach().bfloat16().double()
@@ -129,7 +129,7 @@ def terms(text: str, known: Tokenizer) -> list[tuple[int, str]]:
     return [(term.sign, term.piece.text) for term in parse_expression(text, known, known.size)]
 
 
-def test_sums_are_read_as_written() -> None:
+def test_sums_are_parsed() -> None:
     known = Tokenizer(train_tokenizer(["a king and a queen, a king-man, a + b - c"] * 20, 300), "small")
     assert terms("king", known) == [(1, " king")]
     assert terms("  king  ", known) == [(1, " king")]
@@ -142,18 +142,18 @@ def test_sums_are_read_as_written() -> None:
             terms(wrong, known)
 
 
-def test_a_number_is_an_id_also_where_it_is_a_word() -> None:
+def test_a_number_is_an_id() -> None:
     known = Tokenizer(train_tokenizer(["only 7 of 7 and 7 more"] * 20, 300), "small")
     assert known.id_of(" 7") not in (None, 7)
     assert parse_expression("7", known, known.size)[0].piece.id == 7
 
 
-def test_words_that_cancel_each_other_are_refused(tiny: Make) -> None:
+def test_a_sum_of_zero_is_an_error(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="is 0"):
         neighbours(loaded(tiny("llama")), "w5 - w5", top=3)
 
 
-def test_a_word_without_a_row_is_refused(tiny: Make) -> None:
+def test_a_word_without_an_embedding_is_an_error(tiny: Make) -> None:
     many = Tokenizer(FastTokenizer(WordLevel({f"w{id}": id for id in range(VOCAB + 5)}, unk_token="w0")), "many")
     opened = dataclasses.replace(loaded(tiny("llama")), tokenizer=many)
     assert neighbours(opened, "w5", top=3).check.ok
@@ -162,19 +162,19 @@ def test_a_word_without_a_row_is_refused(tiny: Make) -> None:
             neighbours(opened, word, top=3)
 
 
-def test_a_word_of_several_tokens_is_told_apart(tiny: Make) -> None:
+def test_a_word_of_several_tokens_is_an_error(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="not one token"):
         neighbours(loaded(tiny("llama")), "nothing", top=3)
     assert tokenizer().size == VOCAB
 
 
-# Mistakes.
+# Mistakes that the check must catch.
 
 
 MISTAKES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]] = {
     "another mean": lambda table, vector, mean, shared: (table, vector, 0.9 * mean, 0.9 * shared),
-    "not centred": lambda table, vector, mean, shared: (table, vector, 0 * mean, 0 * shared),
-    "rows alone centred": lambda table, vector, mean, shared: (table, vector, mean, 0 * shared),
+    "not centered": lambda table, vector, mean, shared: (table, vector, 0 * mean, 0 * shared),
+    "only rows centered": lambda table, vector, mean, shared: (table, vector, mean, 0 * shared),
     "the sum's mean taken once": lambda table, vector, mean, shared: (table, vector, mean, mean),
     "rows in another order": lambda table, vector, mean, shared: (table.roll(1, 0), vector, mean, shared),
 }
@@ -187,7 +187,7 @@ def test_a_mistake_fails_the_check(tiny: Make, mistake: str, monkeypatch: pytest
     assert not neighbours(loaded(tiny("llama")), "w5 + w7", top=5).check.ok
 
 
-def test_a_damaged_table_fails_the_check(tiny: Make) -> None:
+def test_a_damaged_embedding_fails_the_check(tiny: Make) -> None:
     model = tiny("llama").load()
     with torch.no_grad():
         model.embedding.weight[9] = float("nan")

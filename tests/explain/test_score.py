@@ -1,4 +1,4 @@
-"""Scores beside transformers' own loss, and by brute force; on texts short, long and strange."""
+"""`score` against transformers' loss and by brute force, on short, long and unusual texts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Make = Callable[[str], Tiny]
 
 
 def expected(case: Tiny, ids: list[int]) -> torch.Tensor:
-    """transformers' log-probabilities of every candidate for each place but the first, fp64 [T - 1, V]."""
+    """transformers' log probabilities of all candidates for each token but the first, fp64 [T - 1, V]."""
     forget(case)
     with torch.no_grad():
         return case.reference(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_mean_is_transformers_loss_and_every_row_its_own(tiny: Make, name: str) -> None:
+def test_the_mean_is_transformers_loss_and_rows_match_transformers(tiny: Make, name: str) -> None:
     case = tiny(name)
     ids = IDS[: case.reference.config.max_position_embeddings]
     report, logps = score(loaded(case), ids), expected(case, ids)
@@ -59,20 +59,20 @@ def test_totals_add_up(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("length", [CONTEXT + 1, CONTEXT + 2, 3 * CONTEXT])
-def test_a_text_longer_than_the_context_is_scored_whole(tiny: Make, length: int) -> None:
+def test_a_text_longer_than_the_context_is_scored_completely(tiny: Make, length: int) -> None:
     case, ids = tiny("qwen3"), random_ids(length, seed=5)[0].tolist()
     report = score(loaded(case), ids)
     assert report.check.ok
     assert [token.position for token in report.tokens] == list(range(1, length))
     half = CONTEXT // 2
-    for token in report.tokens[-3:]:  # read with at least half a context before them
+    for token in report.tokens[-3:]:  # each has at least half a context before it
         starts = range(0, token.position, half)
         start = next(s for s in starts if token.position <= s + CONTEXT)
         logps = expected(case, ids[start : token.position + 1])[-1]
         assert abs(token.logprob - float(logps[token.piece.id])) <= CLOSE
 
 
-def test_a_long_text_is_never_held_as_logits(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_logits_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "MOST_LOGITS", 97 * 5)
     sizes = []
     right = module._rows
@@ -94,7 +94,7 @@ def test_equal_logits_are_ranked_by_id() -> None:
 
 
 @pytest.mark.parametrize("ids", [[], [5]])
-def test_too_short_is_said(tiny: Make, ids: list[int]) -> None:
+def test_a_text_of_one_token_is_an_error(tiny: Make, ids: list[int]) -> None:
     with pytest.raises(LlmcliError, match="too short") as error:
         score(loaded(tiny("llama")), ids)
     assert error.value.exit_code == EXIT_USAGE
@@ -103,7 +103,7 @@ def test_too_short_is_said(tiny: Make, ids: list[int]) -> None:
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["qwen3", "llama-tied", "qwen2-windows", "smollm3-windows", "mixtral"])
-def test_other_dtypes_hold_their_check(tiny: Make, name: str, dtype: torch.dtype, kind: Kind | None) -> None:
+def test_other_dtypes_pass_the_check(tiny: Make, name: str, dtype: torch.dtype, kind: Kind | None) -> None:
     case = tiny(name)
     model = case.load().to(dtype)
     if kind is not None:
@@ -111,40 +111,40 @@ def test_other_dtypes_hold_their_check(tiny: Make, name: str, dtype: torch.dtype
     assert score(loaded(case, model), IDS).check.ok
 
 
-def test_a_text_as_good_as_impossible_has_no_perplexity(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2^1024 is more than a float holds."""
+def test_a_nearly_impossible_text_has_infinite_perplexity(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^1024 does not fit into a float."""
     monkeypatch.setattr(module, "_rows", lambda _, goals: [(-1e4, 0, 0.0, 0, 1.0)] * len(goals))
     report = score(loaded(tiny("llama")), IDS)
     assert math.isinf(report.perplexity)
     assert record(report)["perplexity"] is None
 
 
-# Mistakes.
+# Mistakes that the check must catch.
 
 
-def wrong_row(place: int, column: int, value: float) -> Callable[..., list[tuple[float, ...]]]:
-    """``_rows`` with one number of one token of the text put in place of the right one."""
+def wrong_row(position: int, column: int, value: float) -> Callable[..., list[tuple[float, ...]]]:
+    """``_rows`` with one number of one token replaced."""
     right = module._rows
 
     def rows(logits: torch.Tensor, goals: torch.Tensor) -> list[tuple[float, ...]]:
         found = [list(row) for row in right(logits, goals)]
-        found[place][column] = value
+        found[position][column] = value
         return [tuple(row) for row in found]
 
     return rows
 
 
-@pytest.mark.parametrize("place", [0, 30, -1])
+@pytest.mark.parametrize("position", [0, 30, -1])
 @pytest.mark.parametrize(("column", "value"), [(0, -0.01), (0, math.nan), (2, 0.01), (2, math.nan)])
 def test_one_wrong_number_anywhere_fails_the_check(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, place: int, column: int, value: float
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, position: int, column: int, value: float
 ) -> None:
-    """A log-probability or an entropy, also of a token that is not read again, and where it is no number."""
-    monkeypatch.setattr(module, "_rows", wrong_row(place, column, value))
+    """A wrong or NaN log probability or entropy, even of a token that is not scored again."""
+    monkeypatch.setattr(module, "_rows", wrong_row(position, column, value))
     assert not score(loaded(tiny("llama")), IDS).check.ok
 
 
-def test_scores_of_the_next_place_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_shifted_by_one_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module._rows
     monkeypatch.setattr(module, "_rows", lambda logits, goals: right(logits.roll(1, 0), goals))
     report: ScoreReport = score(loaded(tiny("llama")), IDS)

@@ -1,4 +1,4 @@
-"""The views of steps and tokens: every number against brute force in fp64, and the check that must be able to fail."""
+"""`explain-step` and generated tokens: every number against brute force in fp64, and a check that can fail."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def softmax(logits: dict[int, float]) -> dict[int, float]:
 
 
 def brute_force(logits: dict[int, float], name: str, value: float) -> dict[int, float]:
-    """The survivors of one filter, in fp64; gives the example up where rounding would decide."""
+    """The tokens that one filter keeps, in fp64; rejects examples that rounding would decide."""
     best = sorted(logits, key=lambda id: (-logits[id], id))
     if name == "vocabulary":
         return {id: logits[id] for id in logits if id < value}
@@ -90,12 +90,12 @@ def chain(order: Sequence[str], values: dict[str, float], padded: bool) -> list[
     return [*([Vocabulary(tokenizer().size)] if padded else []), *filter_chain(order, values)]
 
 
-# --- the step ---
+# The step.
 
 
 @settings(max_examples=150)
 @given(SEEDS, SCALES, ORDERS, VALUES, st.booleans(), st.integers(0, 12))
-def test_a_true_report_checks_itself(
+def test_a_correct_report_passes_its_check(
     seed: int, scale: float, order: list[str], values: dict[str, float], padded: bool, top: int
 ) -> None:
     sampler = Sampler(chain(order, values, padded), seed)
@@ -115,7 +115,7 @@ def test_a_true_report_checks_itself(
 
 @settings(max_examples=100)
 @given(SEEDS, SCALES, ORDERS, VALUES, st.booleans())
-def test_every_number_is_that_of_brute_force(
+def test_every_number_matches_brute_force(
     seed: int, scale: float, order: list[str], values: dict[str, float], padded: bool
 ) -> None:
     logits = logits_of(seed, scale)
@@ -149,7 +149,7 @@ def test_every_number_is_that_of_brute_force(
         assert row.cumulative <= 1
         if row.p_final == 0:
             assert (row.u_low, row.u_high) == (None, None)
-            assert abs(row.cumulative - 1) < 2e-6  # the draw has them behind all others
+            assert abs(row.cumulative - 1) < 2e-6  # removed tokens come after all others
         else:
             assert row.u_low == low  # no gap, no overlap
             assert row.u_high is not None
@@ -162,7 +162,7 @@ def test_every_number_is_that_of_brute_force(
     assert report.chosen.surprisal == pytest.approx(-math.log2(probs[report.chosen.id]), abs=1e-4)
 
 
-def test_what_the_report_says_of_the_run() -> None:
+def test_the_report_describes_the_run() -> None:
     sampler = Sampler([], 77)
     step = replace(step_of(logits_of(1), sampler), index=4)
     report = report_of(step, sampler)
@@ -175,7 +175,7 @@ def test_what_the_report_says_of_the_run() -> None:
 
 
 @pytest.mark.parametrize("top", [0, 1, 3])
-def test_the_chosen_is_a_candidate_however_far_down(top: int) -> None:
+def test_the_chosen_token_is_a_candidate_at_any_rank(top: int) -> None:
     logits = logits_of(2, 0.1)
     for seed in range(20):
         sampler = Sampler([], seed)
@@ -186,7 +186,7 @@ def test_the_chosen_is_a_candidate_however_far_down(top: int) -> None:
         assert report.check.ok
 
 
-def test_a_row_that_no_token_has_is_labelled() -> None:
+def test_a_row_without_a_token_is_labeled() -> None:
     logits = logits_of(3)
     logits[-1] = 50.0
     sampler = Sampler([Vocabulary(tokenizer().size)], 0)
@@ -194,7 +194,7 @@ def test_a_row_that_no_token_has_is_labelled() -> None:
     assert (row.text, row.bytes, row.cut, row.p_final) == (f"<unused {len(logits) - 1}>", b"", "vocabulary", 0.0)
 
 
-def test_equal_candidates_go_by_id() -> None:
+def test_equal_candidates_are_ordered_by_id() -> None:
     logits = torch.zeros(tokenizer().size)
     sampler = Sampler([TopK(4)], 0)
     report = report_of(step_of(logits, sampler), sampler, top=6)
@@ -203,7 +203,7 @@ def test_equal_candidates_go_by_id() -> None:
     assert [row.u_high for row in report.candidates] == [0.25, 0.5, 0.75, 1.0, None, None]
 
 
-def test_a_certain_token_is_no_surprise() -> None:
+def test_a_certain_token_has_no_surprisal() -> None:
     logits = torch.full((tokenizer().size,), -1000.0)
     logits[40] = 1000.0
     sampler = Sampler([Temperature(0.8)], 0)
@@ -212,7 +212,7 @@ def test_a_certain_token_is_no_surprise() -> None:
     assert f"{report.chosen.surprisal:.2f} {report.entropy:.2f}" == "0.00 0.00"  # and not "-0.00"
 
 
-# --- the check can fail ---
+# Mistakes that the check must catch.
 
 
 @settings(max_examples=60)
@@ -241,7 +241,7 @@ def test_another_u_fails_the_check(seed: int, u: float) -> None:
     assert report.check.ok == (low <= u < high)
 
 
-def test_a_draw_passed_off_as_greedy_fails_the_check() -> None:
+def test_a_draw_presented_as_greedy_fails_the_check() -> None:
     sampler = Sampler([], 4)
     step = step_of(logits_of(4, 0.5), sampler)
     assert step.choice.rank > 0
@@ -255,14 +255,14 @@ def test_another_sampler_fails_the_check() -> None:
     assert not report_of(step, Sampler([TopK(step.choice.rank)], 5)).check.ok
 
 
-# --- other temperatures ---
+# Other temperatures.
 
 COLUMNS = [0.0, 0.3, 1.0, 1.5, 30.0]
 
 
 @settings(max_examples=60)
 @given(SEEDS, SCALES, ORDERS, VALUES, st.booleans(), st.integers(0, 3))
-def test_columns_are_separate_runs(
+def test_columns_match_separate_runs(
     seed: int, scale: float, order: list[str], values: dict[str, float], padded: bool, index: int
 ) -> None:
     assume("temperature" in order and values["temperature"] > 0)
@@ -289,7 +289,7 @@ def test_columns_are_separate_runs(
 
 
 @pytest.mark.parametrize("filters", [[], [TopK(7)], [Vocabulary(200), TopP(0.9)]])
-def test_columns_of_a_sampler_without_temperature(filters: list[Filter]) -> None:
+def test_columns_for_a_sampler_without_temperature(filters: list[Filter]) -> None:
     logits = logits_of(8)
     sampler = Sampler(filters, 8)
     step = step_of(logits, sampler)
@@ -299,7 +299,7 @@ def test_columns_of_a_sampler_without_temperature(filters: list[Filter]) -> None
     assert report.columns[1].entropy > report.columns[0].entropy
 
 
-def test_columns_without_temperature_bar_rows_that_no_token_has() -> None:
+def test_columns_never_draw_rows_without_a_token() -> None:
     logits = logits_of(9)
     logits[-1] = 50.0
     sampler = Sampler([Vocabulary(tokenizer().size), TopK(3)], 9)
@@ -308,15 +308,15 @@ def test_columns_without_temperature_bar_rows_that_no_token_has() -> None:
     assert column.entropy == 0.0
 
 
-# --- tokens ---
+# Tokens.
 
 
 @settings(max_examples=60)
 @given(SEEDS, SCALES, st.integers(0, 12), st.sampled_from([0.0, 0.7, 1.5]))
-def test_a_token_report_is_that_of_brute_force(seed: int, scale: float, rivals: int, temperature: float) -> None:
+def test_a_generated_token_matches_brute_force(seed: int, scale: float, alternatives: int, temperature: float) -> None:
     logits, sampler = logits_of(seed, scale), Sampler([Temperature(temperature), TopP(0.95)], seed)
     step = step_of(logits, sampler, 6)
-    report = generated_token_of(step, tokenizer(), rivals)
+    report = generated_token_of(step, tokenizer(), alternatives)
     probs = softmax(dict(enumerate(logits.double().tolist())))
     order = sorted(probs, key=lambda id: (-probs[id], id))
     assert (report.index, report.id, report.u) == (6, step.token, step.choice.u)
@@ -326,7 +326,7 @@ def test_a_token_report_is_that_of_brute_force(seed: int, scale: float, rivals: 
     assert report.final_prob == step.choice.final_prob
     assert report.rank == order.index(step.token)
     assert report.entropy == pytest.approx(-sum(p * math.log2(p) for p in probs.values() if p), abs=1e-4)
-    assert [rival.id for rival in report.top] == order[:rivals]
+    assert [rival.id for rival in report.top] == order[:alternatives]
     for rival in report.top:
         assert rival.prob == pytest.approx(probs[rival.id], abs=1e-6)
         assert (rival.text, rival.bytes) == (tokenizer().token_text(rival.id), tokenizer().token_bytes(rival.id))
@@ -334,21 +334,21 @@ def test_a_token_report_is_that_of_brute_force(seed: int, scale: float, rivals: 
 
 @pytest.mark.parametrize("text", ["", "the cat", "🦊 e\u0301 日本\x00\n", "<|end_of_text|>"])
 @pytest.mark.parametrize("parse_special", [False, True])
-def test_a_tokenization_is_exact_where_nothing_is_lost(text: str, parse_special: bool) -> None:
+def test_a_tokenization_is_exact_if_nothing_is_lost(text: str, parse_special: bool) -> None:
     found = tokenize(tokenizer(), text, parse_special=parse_special)
     assert found.exact
     assert (found.model, found.text_bytes) == ("small", len(text.encode()))
     assert [token.id for token in found.tokens] == tokenizer().encode(text, parse_special=parse_special)
 
 
-def test_bytes_per_token_leaves_out_what_is_put_in() -> None:
+def test_bytes_per_token_ignores_added_tokens() -> None:
     found = tokenize(tokenizer(), "zzzz")
     assert len(found.tokens) == 5
     assert found.bytes_per_token == 1.0
     assert tokenize(tokenizer(), "").bytes_per_token == 0.0
 
 
-def normalised(normalizer: Any) -> Tokenizer:
+def normalized(normalizer: Any) -> Tokenizer:
     fast = train_tokenizer(["the cat sat on the mat"], 258)
     fast.normalizer = normalizer
     return Tokenizer(fast, "normalised")
@@ -363,9 +363,9 @@ def normalised(normalizer: Any) -> Tokenizer:
         (normalizers.NFC(), "café", True),
         (normalizers.Replace("cat", ""), "the cat", False),
         (normalizers.Replace("cat", "cats"), "the cat", False),
-        (normalizers.Prepend(" "), "the cat", True),  # as SentencePiece does: a space that the text has not
+        (normalizers.Prepend(" "), "the cat", True),  # as SentencePiece does: adds a space
     ],
     ids=["case", "case, none", "NFC", "NFC, none", "cut", "added", "space in front"],
 )
-def test_a_tokenization_is_exact_only_where_the_bytes_are_the_texts(normalizer: Any, text: str, exact: bool) -> None:
-    assert tokenize(normalised(normalizer), text).exact == exact
+def test_a_tokenization_is_exact_only_if_the_bytes_are_the_texts(normalizer: Any, text: str, exact: bool) -> None:
+    assert tokenize(normalized(normalizer), text).exact == exact

@@ -1,4 +1,4 @@
-"""The tour on every family; its own view, of positions, beside transformers' angles; and which words it picks."""
+"""`tour` for every family; positions against transformers' rope frequencies; and which words the tour chooses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = " ".join(f"w{id}" for id in SHORT)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_stop_is_made_and_holds(tiny: Make, name: str) -> None:
+def test_every_stop_passes_its_check(tiny: Make, name: str) -> None:
     report = tour(loaded(tiny(name)), TEXT)
     assert report.check.ok
     assert report.attention.position == report.lens.position == report.step.context_ids.index(SHORT[-2]) == 10
@@ -34,13 +34,13 @@ def test_every_stop_is_made_and_holds(tiny: Make, name: str) -> None:
     assert report.loop[0].id == report.step.chosen.id
     plain = io.StringIO()
     print_tour(report, plain)
-    told = plain.getvalue()
-    assert [f"{n + 1}/8  {title}" in told for n, (title, _) in enumerate(TOUR_STOPS)] == [True] * 8
-    assert told.count("check: ok") >= 6
+    text = plain.getvalue()
+    assert all(f"{n}/{len(TOUR_STOPS)}  {title}" in text for n, (title, _) in enumerate(TOUR_STOPS, start=1))
+    assert text.count("check: ok") >= 6
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "llama-linear", "llama-llama3", "llama-yarn", "gpt_neox", "cohere"])
-def test_turns_are_transformers_angles(tiny: Make, name: str) -> None:
+def test_turns_match_transformers(tiny: Make, name: str) -> None:
     case = tiny(name)
     (frequencies,) = [buffer for name, buffer in case.reference.named_buffers() if name.endswith("rotary_emb.inv_freq")]
     report = position(loaded(case), SHORT)
@@ -51,9 +51,9 @@ def test_turns_are_transformers_angles(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_both_orders_are_answered_by_transformers_alike(tiny: Make, name: str) -> None:
+def test_both_orders_match_transformers(tiny: Make, name: str) -> None:
     case = tiny(name)
-    for ids, start in ((SHORT, 0), ([1, *SHORT], 1)):  # 1 is the BOS token, which stays in front
+    for ids, start in ((SHORT, 0), ([1, *SHORT], 1)):  # 1 is the BOS token, which stays first
         report = position(loaded(case), ids)
         assert report.check.ok
         assert bool(report.turns) == (name != "gpt2")
@@ -68,7 +68,7 @@ def test_both_orders_are_answered_by_transformers_alike(tiny: Make, name: str) -
             assert abs(answer.p - float(probs.max())) <= CLOSE
 
 
-def test_angles_that_do_not_tell_distance_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotations_that_do_not_encode_distance_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def squared(frequencies: torch.Tensor, start: int, *rest: object) -> object:
         return rotation(frequencies, start * start, *rest)  # type: ignore[arg-type]
 
@@ -76,7 +76,7 @@ def test_angles_that_do_not_tell_distance_fail_the_check(tiny: Make, monkeypatch
     assert not position(loaded(tiny("llama")), SHORT).check.ok
 
 
-def test_learned_positions_that_are_others_fail_the_check(tiny: Make) -> None:
+def test_wrong_learned_positions_fail_the_check(tiny: Make) -> None:
     case = tiny("gpt2")
     model = case.load()
     right = model.embed
@@ -98,7 +98,7 @@ def test_the_tour_stops_before_the_last_word(texts: list[str], at: int) -> None:
     assert before_last_word(texts) == at
 
 
-def test_the_word_is_the_longest_of_letters(tiny: Make) -> None:
+def test_the_word_is_the_longest_one_of_letters(tiny: Make) -> None:
     opened = loaded(tiny("llama"))
     texts = ["<longest>", " cat", " 12345678", " tiger", " of"]
     opened.tokenizer.token_text = texts.__getitem__  # type: ignore[method-assign]
@@ -108,6 +108,6 @@ def test_the_word_is_the_longest_of_letters(tiny: Make) -> None:
         del opened.tokenizer.token_text
 
 
-def test_a_word_is_no_sentence(tiny: Make) -> None:
+def test_a_text_of_one_word_is_an_error(tiny: Make) -> None:
     with pytest.raises(LlmcliError, match="few words"):
         tour(loaded(tiny("llama")), "w5")

@@ -1,4 +1,4 @@
-"""Proofs that hold on every family, and mistakes each of which must fail its own rows and no others."""
+"""`verify`: proofs that hold for every family, and mistakes that must fail their own proofs and no others."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from tests.wide import raw_config, wide_model
 
 Make = Callable[[str], Tiny]
 Mutation = Callable[[Transformer], None]
-LENGTH = 100  # more than any window, and than 4-bit matrices take as few
+LENGTH = 100  # longer than any window, and enough tokens for the 4-bit matrix path
 IDS = random_ids(LENGTH, seed=3)[0].tolist()
 WORDS = "w5 w17"
-FAMILIES = ["llama", "gpt2", "gemma2", "qwen3", "phi3-longrope", "mixtral"]  # that are compared with transformers
+FAMILIES = ["llama", "gpt2", "gemma2", "qwen3", "phi3-longrope", "mixtral"]  # compared with transformers
 OWN = ["llama-dynamic", "gpt_neox", "gemma3_text", "mistral", "stablelm-parallel", "cohere", *FAMILIES]
 
-BEHIND_A_CACHE = {"cached = uncached", "chunked = whole", "truncated = fresh", "batched = alone"}
+CACHED = {"cached = uncached", "chunked = whole", "truncated = fresh", "batched = alone"}
 LAYERS, LOGITS = "layers = transformers", "logits = transformers"
 DTYPE, DEVICE = "bfloat16 ~ float32", "cpu = accelerator"
 
@@ -58,7 +58,7 @@ def untouched(model: Transformer) -> None:
 
 
 def opener(case: Tiny, mutate: Mutation) -> Callable[[str, str], LoadedModel]:
-    """The model again in a dtype, with the same mistake: one of the code is made everywhere."""
+    """Opens the model again with the same mistake, as a mistake in the code would affect both."""
 
     def reopen(device: str, dtype: str) -> LoadedModel:
         model = case.load()
@@ -90,15 +90,15 @@ def failed(report: VerifyReport) -> set[str]:
     return names
 
 
-# What is right holds.
+# Correct models.
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_model_run_right_is_proved(tiny: Make, name: str) -> None:
+def test_a_correct_model_passes(tiny: Make, name: str) -> None:
     case = tiny(name)
     report = report_of(case)
     assert failed(report) == set()
-    # The words of ``reference.tokenizer`` know nothing of the text's spaces and marks.
+    # ``reference.tokenizer`` has no tokens for spaces and punctuation.
     assert set(having("skipped", report.proofs)) == {DEVICE, "decoded = text"}
     assert (report.model, report.device, report.dtype, report.quantized) == (name, "cpu", "float32", None)
     assert (report.text_tokens, report.tokens) == (LENGTH, LENGTH)
@@ -112,7 +112,7 @@ def test_a_model_run_right_is_proved(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_family_proves_itself(tiny: Make, name: str) -> None:
+def test_every_family_passes(tiny: Make, name: str) -> None:
     proofs = own_proofs(loaded(tiny(name)))
     assert set(having("skipped", proofs)) == {"decoded = text"}
     assert not having("failed", proofs)
@@ -120,14 +120,14 @@ def test_every_family_proves_itself(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_rounding_to_bfloat16_is_no_fault(tiny: Make, name: str) -> None:
+def test_bfloat16_passes(tiny: Make, name: str) -> None:
     case = tiny(name)
     assert not having("failed", own_proofs(loaded(case, case.load().to(torch.bfloat16))))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama-llama3", "gemma2", "mixtral"])
-def test_rounded_weights_are_no_fault(tiny: Make, name: str, kind: Kind) -> None:
+def test_quantized_weights_pass(tiny: Make, name: str, kind: Kind) -> None:
     def opened(dtype: str) -> LoadedModel:
         model = wide_model(raw_config(name), dtype=getattr(torch, dtype))
         quantize(model, kind)
@@ -144,34 +144,34 @@ def test_rounded_weights_are_no_fault(tiny: Make, name: str, kind: Kind) -> None
 
 @pytest.mark.parametrize("length", [2, 3, 5, CONTEXT])
 @pytest.mark.parametrize("name", ["mistral", "gpt2", "llama-dynamic"])
-def test_texts_of_any_length_prove_it(tiny: Make, name: str, length: int) -> None:
+def test_texts_of_any_length_pass(tiny: Make, name: str, length: int) -> None:
     ids = random_ids(length, seed=1)[0].tolist()
     assert not having("failed", own_proofs(loaded(tiny(name)), ids))
 
 
 def test_a_checkpoint_in_bfloat16_is_compared_in_float32(tiny: Make) -> None:
     case = tiny("qwen3")
-    asked: list[tuple[str, str]] = []
+    opened_as: list[tuple[str, str]] = []
 
     def reopen(device: str, dtype: str) -> LoadedModel:
-        asked.append((device, dtype))
+        opened_as.append((device, dtype))
         return opener(case, untouched)(device, dtype)
 
     report = verify(loaded(case, case.load().to(torch.bfloat16)), IDS, reopen=reopen)
     assert failed(report) == set()
-    assert asked == [("cpu", "float32")] * 2  # for the dtype, and for transformers; never the one that is there
+    assert opened_as == [("cpu", "float32")] * 2  # for the dtype and for transformers; never in the dtype it has
     assert report.dtype == "bfloat16"
 
 
-def test_the_text_of_its_own_is_ordinary() -> None:
+def test_the_default_text_is_ordinary() -> None:
     assert TEXT.isascii()
     assert 60 <= len(TEXT.split()) <= 120
 
 
-# Mistakes in the code: each fails its rows alone.
+# Mistakes in the code: each fails its own proofs only.
 
 
-def test_keys_written_at_a_wrong_place(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_written_to_a_wrong_position(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right = KVCache.append
 
     def wrong(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,16 +181,16 @@ def test_keys_written_at_a_wrong_place(tiny: Make, monkeypatch: pytest.MonkeyPat
         return keys, values
 
     monkeypatch.setattr(KVCache, "append", wrong)
-    assert failed(report_of(tiny("llama"))) == BEHIND_A_CACHE
+    assert failed(report_of(tiny("llama"))) == CACHED
 
 
-def test_a_token_too_many_left_in_the_cache(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_truncated_to_one_token_too_many(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right = KVCache.truncate
     monkeypatch.setattr(KVCache, "truncate", lambda cache, length: right(cache, min(cache.length, length + 1)))
     assert failed(report_of(tiny("llama"))) == {"truncated = fresh"}
 
 
-def test_texts_of_a_batch_that_touch(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_a_batch_that_affect_each_other(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Attention.forward
 
     def wrong(*args: Any) -> Tensor:
@@ -205,7 +205,10 @@ def test_texts_of_a_batch_that_touch(tiny: Make, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("llama", set()), ("gemma2", {"cached = uncached", "past is fixed", LAYERS, LOGITS})],  # plain passes have none
+    [
+        ("llama", set()),
+        ("gemma2", {"cached = uncached", "past is fixed", LAYERS, LOGITS}),  # its windows need a mask in every pass
+    ],
 )
 def test_a_mask_that_shows_the_next_token(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, more: set[str]
@@ -217,7 +220,7 @@ def test_a_mask_that_shows_the_next_token(
 
     for place in ("llmcli.model.attention.causal_mask", "llmcli.model.positions.causal_mask"):
         monkeypatch.setattr(place, wrong)
-    chunks = BEHIND_A_CACHE - {"cached = uncached"}
+    chunks = CACHED - {"cached = uncached"}
     assert failed(report_of(tiny(name))) == {"attention is causal", *chunks, *more}
 
 
@@ -240,7 +243,7 @@ def test_an_observer_that_changes_what_it_sees(tiny: Make, monkeypatch: pytest.M
     ],
     ids=["larger", "sharper"],
 )
-def test_weights_that_are_not_those_used(
+def test_other_weights_than_the_layer_used(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor], rows: set[str]
 ) -> None:
     right = attention.attention_weights
@@ -248,7 +251,7 @@ def test_weights_that_are_not_those_used(
     assert failed(report_of(tiny("llama"))) == rows
 
 
-def test_a_part_that_was_not_added(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_is_not_part_of_the_residual(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Trace.keep
 
     def wrong(trace: Trace, into: list[Tensor], x: Tensor) -> None:
@@ -258,13 +261,13 @@ def test_a_part_that_was_not_added(tiny: Make, monkeypatch: pytest.MonkeyPatch) 
     assert failed(report_of(tiny("llama"))) == {"residual adds up"}
 
 
-def test_a_sampler_with_a_will_of_its_own(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_ignores_its_seed(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     right, seeds = Sampler.__init__, iter(range(100))
     monkeypatch.setattr(Sampler, "__init__", lambda self, filters, seed: right(self, filters, next(seeds)))
     assert failed(report_of(tiny("llama"))) == {"seed repeats"}
 
 
-# Mistakes in what a family needs: only another program can see them.
+# Mistakes in what a family needs: only a comparison with transformers catches them.
 
 
 class Bare(nn.Module):
@@ -301,11 +304,11 @@ def other_theta(model: Transformer) -> None:
         ("qwen3", other_theta, {LAYERS, LOGITS}),
     ],
 )
-def test_a_model_built_wrong(tiny: Make, name: str, mutate: Mutation, rows: set[str]) -> None:
+def test_a_model_built_incorrectly(tiny: Make, name: str, mutate: Mutation, rows: set[str]) -> None:
     assert failed(report_of(tiny(name), mutate)) == rows
 
 
-def test_a_mistake_in_one_layer_shows_from_there_on(tiny: Make) -> None:
+def test_a_mistake_in_one_layer_shows_from_that_layer_on(tiny: Make) -> None:
     def mutate(model: Transformer) -> None:
         model.blocks[1].mlp.down.weight[0] += 0.05  # type: ignore[union-attr,index]
 
@@ -315,7 +318,7 @@ def test_a_mistake_in_one_layer_shows_from_there_on(tiny: Make) -> None:
     assert errors[0] < 1e-5 < 1e-4 < errors[1]
 
 
-def test_weights_that_are_not_those_of_the_folder(tiny: Make) -> None:
+def test_other_weights_than_the_folders(tiny: Make) -> None:
     case = tiny("llama")
     model = case.load()
     model.blocks[2].attn.out.weight.mul_(1.003)  # type: ignore[union-attr,operator]
@@ -330,7 +333,7 @@ SENTENCE = "The old fox met a hen by the river."
 
 @pytest.fixture
 def words(tiny: Make) -> LoadedModel:
-    """A model whose tokenizer knows every byte."""
+    """A model with a byte-level tokenizer."""
     fast = train_tokenizer([SENTENCE], 258)
     model = wide_model(raw_config("llama") | {"vocab_size": 270})
     return dataclasses.replace(loaded(tiny("llama"), model), tokenizer=Tokenizer(fast, "bytes"))
@@ -341,23 +344,23 @@ def text_rows(words: LoadedModel, text: str = SENTENCE) -> dict[str, str]:
     return {plan.name: plan.run().verdict for plan in consistency_plans(subject) if "decoded" in plan.name}
 
 
-def test_text_comes_back(words: LoadedModel) -> None:
+def test_text_survives_encoding_and_decoding(words: LoadedModel) -> None:
     assert text_rows(words) == {"decoded = text": "ok", "streamed = decoded": "ok"}
     assert text_rows(words, " \n ") == {"decoded = text": "ok", "streamed = decoded": "ok"}
 
 
-def test_a_decoder_that_loses_something(words: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_changes_a_character(words: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Tokenizer.decode
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: right(self, ids).replace("x", "y"))
     assert text_rows(words) == {"decoded = text": "failed", "streamed = decoded": "ok"}
 
 
-def test_a_stream_of_single_tokens(words: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_decodes_single_tokens(words: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextStream, "feed", lambda self, id: self.tokenizer.decode([id]))
     assert text_rows(words) == {"decoded = text": "ok", "streamed = decoded": "failed"}
 
 
-def test_a_tokenizer_that_changes_texts_is_not_blamed(tiny: Make) -> None:
+def test_a_tokenizer_that_normalizes_is_skipped(tiny: Make) -> None:
     proof = having("skipped", own_proofs(loaded(tiny("llama"))))["decoded = text"]
     assert "cannot restore" in (proof.reason or "")
     assert tokenizer().encode("w5 other") == [5, 0]
@@ -382,7 +385,7 @@ def test_another_device_is_compared(tiny: Make, monkeypatch: pytest.MonkeyPatch)
     assert parted.margin > 0
 
 
-def test_a_dtype_that_is_more_than_rounding_away(tiny: Make) -> None:
+def test_a_dtype_whose_error_is_larger_than_rounding(tiny: Make) -> None:
     case = tiny("llama")
 
     def in_bfloat16(mutate: Mutation) -> VerifyReport:
@@ -400,8 +403,8 @@ def test_a_dtype_that_is_more_than_rounding_away(tiny: Make) -> None:
     assert "not numbers" in (having("failed", report.proofs)[DTYPE].reason or "")
 
 
-def test_where_two_dtypes_part_is_told(tiny: Make) -> None:
-    """Beside the continuations of both, each worked out on its own."""
+def test_the_divergence_of_two_dtypes_is_reported(tiny: Make) -> None:
+    """Compared with greedy continuations computed here without a cache."""
     case = tiny("llama-yarn-mscale")
     (proof,) = [proof for proof in report_of(case).proofs if proof.name == DTYPE]
     models = [case.load(), case.load().to(torch.bfloat16)]
@@ -424,19 +427,19 @@ def test_where_two_dtypes_part_is_told(tiny: Make) -> None:
     assert proof.parting.margin == pytest.approx(float(exact.max() - exact[rounded.argmax()]), abs=1e-4)
 
 
-def test_what_does_not_fit_the_memory_is_skipped(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_into_memory_is_skipped(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     case = tiny("llama")
     need = 4 * sum(parameter.numel() for parameter in case.load().parameters())
     monkeypatch.setattr(subject_module, "memory_of", lambda device: Memory(2 * need - 1, None))
     skipped = having("skipped", report_of(case).proofs)
     assert "memory" in (skipped[DTYPE].reason or "")
-    assert LAYERS not in skipped  # float32 is what it runs in: there is no second model of ours
+    assert LAYERS not in skipped  # it already runs in float32, so no second model is opened
     monkeypatch.setattr(subject_module, "memory_of", lambda device: Memory(2 * need, None))
     assert DTYPE not in having("skipped", report_of(case).proofs)
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
-def test_parameters_are_counted_however_they_are_kept(kind: Kind | None) -> None:
+def test_parameters_of_quantized_models_are_counted(kind: Kind | None) -> None:
     model = wide_model(raw_config("llama"))
     count = sum(parameter.numel() for parameter in model.parameters())
     if kind is not None:
@@ -448,7 +451,7 @@ def test_parameters_are_counted_however_they_are_kept(kind: Kind | None) -> None
 # transformers.
 
 
-def test_without_transformers_its_rows_are_skipped(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_its_proofs_are_skipped(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     case = tiny("llama")
     monkeypatch.setitem(sys.modules, "transformers", None)
     report = report_of(case)
@@ -468,15 +471,15 @@ def test_what_transformers_cannot_load_is_skipped_in_one_line(tiny: Make, tmp_pa
     assert "\n" not in reason
 
 
-def test_a_merged_adapter_is_not_in_the_folder(tiny: Make) -> None:
+def test_a_merged_adapter_skips_the_comparison(tiny: Make) -> None:
     report = report_of(tiny("llama"), adapted=True)
     assert "adapter" in (having("skipped", report.proofs)[LOGITS].reason or "")
 
 
-# The text, and single numbers.
+# The text, and the measures.
 
 
-def test_a_long_text_is_cut_and_it_is_said(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_text_is_cut_and_reported(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = loaded(tiny("llama"))
     assert len(fitting(opened, IDS * 5)) == CONTEXT
     monkeypatch.setattr(subject_module, "MAX_LOGITS", 50 * VOCAB)
@@ -485,19 +488,19 @@ def test_a_long_text_is_cut_and_it_is_said(tiny: Make, monkeypatch: pytest.Monke
     assert (report.text_tokens, report.tokens) == (LENGTH, 50)
 
 
-def test_a_text_too_short_proves_nothing(tiny: Make) -> None:
+def test_a_text_of_one_token_is_an_error(tiny: Make) -> None:
     for ids in ([], [1]):
         with pytest.raises(LlmcliError, match="two tokens"):
             fitting(loaded(tiny("llama")), ids)
 
 
 def test_each_proof_is_announced(tiny: Make) -> None:
-    told: list[str] = []
-    report = report_of(tiny("llama"), progress=told.append)
-    assert told == [proof.name for proof in report.proofs]
+    names: list[str] = []
+    report = report_of(tiny("llama"), progress=names.append)
+    assert names == [proof.name for proof in report.proofs]
 
 
-def test_differences_are_shares() -> None:
+def test_differences_are_relative() -> None:
     reference = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     ours = reference + torch.tensor([[0.0, 0.0], [0.3, -0.4]])
     assert difference(ours, reference) == pytest.approx(0.1)
@@ -511,7 +514,7 @@ def test_differences_are_shares() -> None:
     assert fraction_different("", "") == 0
 
 
-def test_a_parting_is_the_first() -> None:
+def test_the_first_divergence_is_reported() -> None:
     reference = torch.tensor([[1.0, 0.0, 0.5], [0.0, 2.0, 1.75], [0.0, 1.0, 0.0]])
     ours = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 1.75], [3.0, 1.0, 0.0]])
     found = first_divergence(ours, reference, tokenizer(), first=10)

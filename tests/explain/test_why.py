@@ -1,4 +1,4 @@
-"""Attribution beside transformers' own heads, norms and matrices, put together anew in fp64; sums; mistakes."""
+"""`why` against transformers' own heads, norms and matrices, recomputed in fp64; sums; and mistakes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from llmcli.explain.residual_stream import Attribution, FrozenNorm, attribute, f
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Kind, quantize
-from tests.explain.reference import IDS, Inside, attention_out, blocks, inside, loaded
+from tests.explain.reference import IDS, Recording, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG
 from tests.tiny import CASES, Tiny
 
 Make = Callable[[str], Tiny]
 TOKENS = (5, 11)
-POST_NORMED = ("gemma2", "gemma3_text", "olmo2")  # whose attention has a norm behind it
+POST_NORMED = ("gemma2", "gemma3_text", "olmo2")  # families with a norm after attention
 
 
 def split_of(case: Tiny, model: Transformer | None = None) -> tuple[Attribution, ForwardPass]:
     model = model or case.load()
-    reading = observe(model, IDS)
-    return attribute(model, reading, TOKENS), reading
+    observed = observe(model, IDS)
+    return attribute(model, observed, TOKENS), observed
 
 
 def capped(model: Transformer, logits: Tensor) -> Tensor:
@@ -38,18 +38,18 @@ def capped(model: Transformer, logits: Tensor) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-# transformers' side: each norm a linear map once its length is held fixed.
+# transformers' side: each norm is a linear map once its scale is fixed.
 
 
-def frozen(norm: nn.Module, seen: Tensor, part: Tensor) -> Tensor:
-    """What becomes of ``part`` [..., C] in a norm whose length is that of ``seen`` [C], without its bias."""
+def frozen(norm: nn.Module, x: Tensor, part: Tensor) -> Tensor:
+    """``part`` [..., C] after the norm with the scale that it has for ``x`` [C], without the bias."""
     kind = type(norm).__name__
     gain = norm.weight.detach().double() + (1 if "Gemma" in kind else 0)
     eps = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
     if "RMS" in kind:
-        return part * gain / (seen.square().mean() + eps).sqrt()
-    centred = seen - seen.mean()
-    return (part - part.mean(-1, keepdim=True)) * gain / (centred.square().mean() + eps).sqrt()
+        return part * gain / (x.square().mean() + eps).sqrt()
+    centered = x - x.mean()
+    return (part - part.mean(-1, keepdim=True)) * gain / (centered.square().mean() + eps).sqrt()
 
 
 def final_norm(case: Tiny) -> nn.Module:
@@ -67,15 +67,15 @@ def final_norm(case: Tiny) -> nn.Module:
 
 
 def scales(case: Tiny) -> tuple[float, float]:
-    """What multiplies each layer's additions, and the logits."""
+    """The factors of each layer's output and of the logits."""
     config = case.reference.config
     if config.model_type == "granite":
         return config.residual_multiplier, 1 / config.logits_scaling
     return 1.0, getattr(config, "logit_scale", 1.0) if config.model_type == "cohere" else 1.0
 
 
-def expected_heads(case: Tiny, seen: Inside) -> Tensor:
-    """What each head adds to the logits of TOKENS by the position looked at, [N, L, H, S], without our formulas."""
+def expected_heads(case: Tiny, recorded: Recording) -> Tensor:
+    """What each head adds to the logits of TOKENS by attended position, [N, L, H, S], computed in another way."""
     rows = case.reference.get_output_embeddings().weight.detach().double()[list(TOKENS)]
     norm, (residual_scale, logit_scale) = final_norm(case), scales(case)
     layers = []
@@ -83,39 +83,39 @@ def expected_heads(case: Tiny, seen: Inside) -> Tensor:
         out = attention_out(block)
         matrix = out.weight.detach().double()
         matrix = matrix.T if type(out).__name__ == "Conv1D" else matrix  # [C, H D]
-        weights, values = seen.attention[number][:, -1], seen.values[number]
+        weights, values = recorded.attention[number][:, -1], recorded.values[number]
         groups = len(weights) // len(values)
         size = values.shape[-1]
-        raw = matrix @ seen.mixed[number][-1] + (0 if out.bias is None else out.bias.detach().double())
+        raw = matrix @ recorded.mixed[number][-1] + (0 if out.bias is None else out.bias.detach().double())
         heads = []
         for head in range(len(weights)):
             taken = weights[head, :, None] * values[head // groups]  # [S, D]
             added = taken @ matrix[:, head * size : (head + 1) * size].T  # [S, C]
             if case.reference.config.model_type in POST_NORMED:
                 added = frozen(block.post_attention_layernorm, raw, added)
-            heads.append(frozen(norm, seen.residual[-1][-1], added * residual_scale) @ rows.T * logit_scale)
+            heads.append(frozen(norm, recorded.residual[-1][-1], added * residual_scale) @ rows.T * logit_scale)
         layers.append(torch.stack(heads))
     return torch.stack(layers).permute(3, 0, 1, 2)
 
 
 def error_of(case: Tiny, split: Attribution) -> float:
-    expected = expected_heads(case, inside(case, IDS))
+    expected = expected_heads(case, record_pass(case, IDS))
     return float((split.heads - expected).abs().max())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_head_and_source_is_transformers_own(tiny: Make, name: str) -> None:
+def test_heads_and_sources_match_transformers(tiny: Make, name: str) -> None:
     case = tiny(name)
     assert error_of(case, split_of(case)[0]) <= CLOSE
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_parts_sum_to_transformers_logits(tiny: Make, name: str) -> None:
-    """Relative to the logit itself, where it is not near 0."""
+    """The error is relative to the logit, or absolute if the logit is near 0."""
     case = tiny(name)
     model = case.load()
     split, reading = split_of(case, model)
-    theirs = inside(case, IDS).logits[-1, list(TOKENS)]
+    theirs = record_pass(case, IDS).logits[-1, list(TOKENS)]
     for logits in (theirs, reading.logits[list(TOKENS)].double(), capped(model, split.stream)):
         error = (capped(model, split.total) - logits).abs() / logits.abs().clamp_min(0.1)
         assert float(error.max()) <= CLOSE
@@ -124,7 +124,7 @@ def test_parts_sum_to_transformers_logits(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2", "qwen2", "llama-biases"])
-def test_parts_that_a_family_lacks_are_zero_and_the_others_are_not(tiny: Make, name: str) -> None:
+def test_only_parts_that_a_family_lacks_are_zero(tiny: Make, name: str) -> None:
     split, _ = split_of(tiny(name))
     assert bool(split.position.any()) == (name == "gpt2")
     assert bool(split.norm_bias.any()) == name.startswith("gpt")
@@ -152,16 +152,16 @@ def test_the_report_adds_up_at_every_level(tiny: Make, name: str) -> None:
         assert (report.total.token, report.total.other) == pytest.approx(report.logits, abs=1e-6)
 
 
-def test_one_head_alone_is_split_by_source(tiny: Make) -> None:
+def test_one_head_is_split_by_source(tiny: Make) -> None:
     report = report_of(tiny("qwen3"), head=(1, 2))
     (part,) = [part for part in report.parts if part.name == "L1.H2"]
     assert sum(source.difference for source in report.sources) == pytest.approx(part.difference, abs=1e-9)
     assert {(source.layer, source.head) for source in report.sources} == {(1, 2)}
 
 
-def test_the_pair_is_the_favourite_and_the_next_unless_said(tiny: Make) -> None:
+def test_the_default_pair_is_the_two_most_probable_tokens(tiny: Make) -> None:
     case = tiny("llama")
-    best, second, third = inside(case, IDS).logits[-1].topk(3).indices.tolist()
+    best, second, third = record_pass(case, IDS).logits[-1].topk(3).indices.tolist()
 
     def pair(**options: Any) -> tuple[int, int]:
         report = report_of(case, **options)
@@ -178,7 +178,7 @@ def test_the_pair_is_the_favourite_and_the_next_unless_said(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_rounded_weights_are_split_too(tiny: Make, kind: Kind) -> None:
+def test_quantized_weights_are_split(tiny: Make, kind: Kind) -> None:
     case = tiny("qwen3")
     model = case.load().to(torch.bfloat16)
     quantize(model, kind)
@@ -188,15 +188,15 @@ def test_rounded_weights_are_split_too(tiny: Make, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox", "olmo2"])
-def test_bfloat16_is_split_too(tiny: Make, name: str) -> None:
+def test_bfloat16_is_split(tiny: Make, name: str) -> None:
     case = tiny(name)
     assert report_of(case, case.load().to(torch.bfloat16)).check.ok
 
 
-# Mistakes, each in the view alone: the check must notice, and the reference where the sum does not show it.
+# Mistakes in the view: the check must catch them, or the reference if the sums do not show them.
 
 
-def wrong_length(norm: Norm, x: Tensor) -> FrozenNorm:
+def wrong_scale(norm: Norm, x: Tensor) -> FrozenNorm:
     return freeze(norm, x * 1.1)
 
 
@@ -218,7 +218,7 @@ def without_bias(norm: Norm, x: Tensor) -> FrozenNorm:
 @pytest.mark.parametrize(
     ("name", "mistake"),
     [
-        *((name, wrong_length) for name in ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox")),
+        *((name, wrong_scale) for name in ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox")),
         *((name, without_offset) for name in ("llama", "gemma2")),
         *((name, uncentered) for name in ("llama", "gpt2", "gpt_neox")),
         *((name, without_bias) for name in ("gpt2", "gpt_neox")),
@@ -257,8 +257,8 @@ def test_wrong_heads_fail_the_check(
     assert [claim.holds for claim in report.check.claims] == [False, False]
 
 
-def test_sources_that_are_shifted_fail_the_reference(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake that no sum can show."""
+def test_shifted_sources_fail_the_reference(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake that changes no sum."""
     right = module.heads_of
 
     def shifted(*args: Any) -> Heads:

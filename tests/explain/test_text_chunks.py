@@ -1,4 +1,4 @@
-"""The text of a whole view: nothing lost, nothing counted twice, whatever the first token is."""
+"""``text_chunks``: no text is lost or counted twice, whatever the first token is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOS = TOKENIZER.encode("")
 
 @settings(max_examples=100)
 @given(st.text(min_size=1))
-def test_behind_a_special_token_it_is_the_whole_text(text: str) -> None:
+def test_after_a_special_token_the_chunks_are_the_whole_text(text: str) -> None:
     chunks, size = text_chunks(TOKENIZER, TOKENIZER.encode(text))
     assert len(BOS) == 1
     assert "".join(chunks) == text
@@ -24,8 +24,8 @@ def test_behind_a_special_token_it_is_the_whole_text(text: str) -> None:
 
 @settings(max_examples=100)
 @given(st.text(min_size=2))
-def test_without_one_the_first_tokens_bytes_are_not_counted(text: str) -> None:
-    """Also where the first is but a part of a character, which is shown whole."""
+def test_the_first_tokens_bytes_are_not_counted(text: str) -> None:
+    """Even if the first token is part of a character, which is shown whole."""
     ids = TOKENIZER.encode(text)[1:]
     if len(ids) < 2:
         return
@@ -36,14 +36,14 @@ def test_without_one_the_first_tokens_bytes_are_not_counted(text: str) -> None:
     assert "\ufffd" not in "".join(chunks) or "\ufffd" in text
 
 
-def test_a_text_that_begins_within_a_character_is_shown_whole() -> None:
+def test_a_character_that_the_first_token_starts_is_shown_whole() -> None:
     ids = TOKENIZER.encode("🙂 fox")[1:]
     assert text_chunks(TOKENIZER, ids)[0][:4] == ["", "", "🙂", " fox"]
     assert text_chunks(TOKENIZER, ids)[1] == len("🙂 fox".encode()) - 1
 
 
-def test_what_looks_like_a_broken_end_is_not_lost() -> None:
-    """U+FFFD is held back, as it may be half a character: here it is the text's own."""
+def test_a_replacement_character_at_the_end_is_not_lost() -> None:
+    """A stream holds back U+FFFD, which may be an incomplete character; here it is part of the text."""
     chunks, size = text_chunks(TOKENIZER, TOKENIZER.encode("fox \ufffd"))
     assert ("".join(chunks), size) == ("fox \ufffd", 7)
 
