@@ -42,7 +42,7 @@ def print_bench(rows: Sequence[BenchRow], stream: TextIO) -> None:
         Column("min-max", optional=5),
         Column("decode t/s"),
         Column("min-max", optional=1),
-        Column("bandwidth"),
+        Column("bandwidth used"),
         Column("weights", optional=4),
         Column("KV cache", optional=7),
         Column("peak memory", optional=6),

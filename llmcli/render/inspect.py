@@ -56,7 +56,7 @@ def _facts(report: InspectReport) -> Iterator[tuple[str, str]]:
     if shape.local_rope is not None:
         yield "in local layers", _rope(shape.local_rope, shape)
     if shape.particulars:
-        yield "also", "; ".join(shape.particulars)
+        yield "details", "; ".join(shape.particulars)
     yield "files", _files(report)
 
 
@@ -102,7 +102,7 @@ def _print_parameters(report: InspectReport, stream: TextIO) -> None:
     rows.append([Cell("total"), Cell(total, str(report.parameters)), Cell("", "1.0"), Cell(""), _size(everything)])
     print_table(columns, rows, stream)
     if report.active != report.parameters:
-        print_line(f"Each token uses {report.active:,} of them: only the experts chosen for it.", stream)
+        print_line(f"Each token uses {report.active:,} of them: of the experts, only those chosen for it.", stream)
 
 
 def _print_memory(report: InspectReport, stream: TextIO) -> None:

@@ -11,7 +11,7 @@ from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import note
 from llmcli.render.text import counted
 
-if TYPE_CHECKING:  # types alone: torch must not come with them
+if TYPE_CHECKING:
     from llmcli.explain.report import GeneratedToken
 
 

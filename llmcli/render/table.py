@@ -13,7 +13,7 @@ from rich.text import Text
 
 from llmcli.render.terminal import console, printable, styled
 
-MIN_TEXT_WIDTH = 4  # cells of a text column, whose text wraps; with fewer, nothing would be readable
+MIN_TEXT_WIDTH = 4  # of a text column, in cells; longer text wraps
 
 
 @dataclass(frozen=True)

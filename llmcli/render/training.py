@@ -15,9 +15,9 @@ from llmcli.train.metrics import Metrics
 
 Points = Sequence[tuple[float, float]]  # (x, y), x rising
 
-LINE_EVERY = 50  # steps between lines of progress where there is no terminal, unless a run is very long:
-MAX_LINES = 200  # lines of progress of a run
-_EIGHTHS = " ▁▂▃▄▅▆▇█"  # the fillings of one character, from the lowest
+LINE_EVERY = 50  # steps between two lines where there is no bar; more if a run would print over MAX_LINES
+MAX_LINES = 200
+_EIGHTHS = " ▁▂▃▄▅▆▇█"  # a character filled to 0, 1, ... 8 eighths
 
 
 class TrainingProgress:
@@ -72,7 +72,7 @@ class TrainingProgress:
             self._print(f"step {step.step}: validation {_score(step)}")
 
     def sample(self, text: str) -> None:
-        """Print a text that the model wrote, marked as such."""
+        """Print a text that the model wrote, each line after a bar."""
         self._print("\n".join(f"  | {line}" for line in escape_controls(text.strip()).splitlines()) or "  |")
 
     def _print(self, text: str) -> None:

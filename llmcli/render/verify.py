@@ -35,7 +35,7 @@ def print_verify(report: VerifyReport, stream: TextIO) -> None:
             print_line(f"{proof.name}: {note}", stream, STYLES[proof.verdict])
     rounding = "" if report.dtype == "float32" else f", mostly from {report.dtype}"
     print_line(
-        f"Read {counted(report.tokens, 'token')}{part}; later positions are in text that the model wrote. "
+        f"Read {counted(report.tokens, 'token')}{part}; positions after that are in text that the model wrote. "
         f"error: relative difference; up to the limit it is rounding error{rounding}.",
         stream,
         "dim",
@@ -63,16 +63,16 @@ def _note(proof: Proof) -> str:
     if proof.reason is not None:
         return proof.reason
     if proof.parting is not None:
-        return _parted(proof.parting)
+        return _divergence(proof.parting)
     if proof.error == 0 and proof.largest:  # the error is not that of the logits
         return f"no token differs; logits differ by up to {proof.largest:.0e} of the largest"
     return ""
 
 
-def _parted(parting: Divergence) -> str:
-    favourite, other = (token_label(piece) for piece in (parting.favourite, parting.other))
-    tie = f"whose logit is higher by {parting.margin:.2g}" if parting.margin else "whose logit is the same"
-    return f"after position {parting.position} the top token is “{other}” instead of “{favourite}”, {tie}"
+def _divergence(divergence: Divergence) -> str:
+    favourite, other = (token_label(piece) for piece in (divergence.favourite, divergence.other))
+    tie = f"whose logit is higher by {divergence.margin:.2g}" if divergence.margin else "whose logit is the same"
+    return f"after position {divergence.position} the top token is “{other}” instead of “{favourite}”, {tie}"
 
 
 def _check(report: VerifyReport) -> str:

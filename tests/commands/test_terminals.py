@@ -1,4 +1,4 @@
-"""Terminals and pipes for real: nothing of a model's text commands a terminal, and a reader may leave at any time."""
+"""Real terminals and pipes: no text controls the terminal, and the reader of a pipe can close it at any time."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.commands.test_shell import PROGRAM, bare, posix, slow_model, terminal
 
 pytestmark = posix
 
-ALLOWED = re.compile(r"\x1b\[[0-9;]*m")  # colours and styles: all that llmcli writes but for progress bars
+ALLOWED = re.compile(r"\x1b\[[0-9;]*m")  # colors and styles, the only sequences llmcli writes apart from progress bars
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\x08\x0b\x7f\x85end\r"
 
 
-def commanding(text: str) -> list[str]:
-    """The control characters in what a terminal was sent, other than styles, line ends and tabs."""
+def controls_in(text: str) -> list[str]:
+    """Return the control characters in a terminal's input, except styles, line feeds and tabs."""
     return re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", ALLOWED.sub("", text.replace("\r\n", "\n")))
 
 
 def raw(*args: object, code: int | None = 0, width: int = 80, **env: str) -> str:
-    """What the program writes on a terminal, byte for byte."""
+    """Return what the program writes to a terminal, byte for byte."""
     ((shown, ended),) = each_raw([args], width=width, **env)
     assert code in (None, ended), shown
     return shown
@@ -47,7 +47,7 @@ for args in json.loads(sys.argv[1]):
 
 
 def each_raw(commands: Sequence[Sequence[object]], *, width: int = 80, **env: str) -> list[tuple[str, int]]:
-    """Likewise for several command lines, in one process, each with its exit code."""
+    """Return the same for several command lines run in one process, each with its exit code."""
     import pexpect
 
     lines = json.dumps([[str(word) for word in args] for args in commands])
@@ -66,8 +66,8 @@ def each_raw(commands: Sequence[Sequence[object]], *, width: int = 80, **env: st
     return [(shown, int(code)) for shown, code in zip(parts[::2], parts[1::2], strict=False)]
 
 
-def evil_model(model: Path) -> list[object]:
-    """The arguments with which the tiny model writes little but control characters, in one byte and in two."""
+def hostile_arguments(model: Path) -> list[object]:
+    """Return arguments that make the tiny model write mostly control characters, of one byte and of two."""
     from llmcli.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)
@@ -78,15 +78,15 @@ def evil_model(model: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["colour", "NO_COLOR", "dumb"])
-def test_no_text_of_a_model_commands_the_terminal(model: Path, env: dict[str, str]) -> None:
-    args = [*map(str, evil_model(model))]
+def test_no_text_of_a_model_controls_the_terminal(model: Path, env: dict[str, str]) -> None:
+    args = [*map(str, hostile_arguments(model))]
     (shown, _), (machine, _) = each_raw([[*args, "--probs"], [*args, "--json"]], **env)
     written = json.loads(machine.strip().splitlines()[-1])["text"]
-    assert {"\x1b", "\x07", "\x7f", "\x9b"} <= set(commanding(written))
-    assert commanding(shown) == []
+    assert {"\x1b", "\x07", "\x7f", "\x9b"} <= set(controls_in(written))
+    assert controls_in(shown) == []
     assert ("\x1b[" in shown) == (not env)
     assert {"␛", "␇", "␡", "<9B>"} <= set(re.findall("[␛␇␡]|<9B>", shown))
-    assert commanding(machine) == []
+    assert controls_in(machine) == []
 
 
 COMMANDS = [
@@ -113,18 +113,18 @@ COMMANDS = [
 ]
 
 
-def test_no_text_of_a_user_commands_the_terminal(model: Path) -> None:
+def test_no_text_of_a_user_controls_the_terminal(model: Path) -> None:
     commands = [[word.replace("TEXT", EVIL) for word in line.split("|")] for line in COMMANDS]
     shown = each_raw(commands, LLMCLI_MODEL=str(model))
     assert {code for _, code in shown} == {0, 1, 2}
     for line, (text, _) in zip(COMMANDS, shown, strict=True):
         assert text, line
         assert "Traceback" not in text or "verbose" in line
-        assert commanding(text) == [], line
+        assert controls_in(text) == [], line
 
 
-def test_no_name_of_a_model_commands_the_terminal(tmp_path: Path, model: Path) -> None:
-    """Neither a folder's name nor what its config.json tells, in views, tables and errors."""
+def test_no_name_of_a_model_controls_the_terminal(tmp_path: Path, model: Path) -> None:
+    """Neither a folder's name nor the contents of its config.json, in views, tables and errors."""
     folder = shutil.copytree(model, tmp_path / "a\x1b[2Jb")
     wrong = shutil.copytree(model, tmp_path / "hub/models--some--model/snapshots" / ("a" * 40))
     config = json.loads((wrong / "config.json").read_text())
@@ -137,15 +137,15 @@ def test_no_name_of_a_model_commands_the_terminal(tmp_path: Path, model: Path) -
     assert "some/model" in told[-1][0]
     for shown, _ in told:
         assert "␛" in shown or r"\x1b" in shown
-        assert commanding(shown) == []
+        assert controls_in(shown) == []
 
 
-def test_sabotage_raw_text_is_noticed(tmp_path: Path, model: Path) -> None:
+def test_these_tests_notice_unescaped_text(tmp_path: Path, model: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import llmcli.render.terminal as t\nt.escape_controls = lambda text: text\n"
     )
     path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
-    assert commanding(raw(*evil_model(model), PYTHONPATH=path))
+    assert controls_in(raw(*hostile_arguments(model), PYTHONPATH=path))
 
 
 NARROW = [
@@ -162,8 +162,8 @@ NARROW = [
 ]
 
 
-def test_twenty_columns_cut_no_number(model: Path) -> None:
-    """Nothing crashes; each number of a table that a narrow terminal shows is one that a wide one shows too."""
+def test_no_number_is_cut_at_20_columns(model: Path) -> None:
+    """Nothing crashes, and each number in a narrow terminal's tables is also in a wide one's."""
     commands = [line.split("|") for line in NARROW]
     shown = [each_raw(commands, width=width, LLMCLI_MODEL=str(model)) for width in (200, 20)]
     numbers = re.compile(r"(?<![\w.:,-])\d+\.\d{2,4}(?![\w.])")
@@ -171,7 +171,7 @@ def test_twenty_columns_cut_no_number(model: Path) -> None:
     for (name, *more), (wide, code), (narrow, other) in zip(commands, *shown, strict=True):
         assert (code, other) == (0, 0), narrow
         wide, narrow = bare(wide), bare(narrow)
-        rows = [line for line in narrow.split("\n") if re.search(r"\S {2,}\S", line)]  # of tables, not of text
+        rows = [line for line in narrow.split("\n") if re.search(r"\S {2,}\S", line)]  # lines of tables
         found = {number for row in rows for number in numbers.findall(row)}
         assert found <= set(numbers.findall(wide)), (name, more)
         with_numbers += bool(found)
@@ -207,8 +207,8 @@ def test_resizing_while_text_streams_loses_nothing(tmp_path: Path, model: Path) 
     assert bare(seen).replace("\r\n", "\n").startswith(escape_controls(alone.stdout))
 
 
-def test_wide_characters_go_on_in_the_next_line(model: Path) -> None:
-    """As a terminal places them: on pyte's screen of 20 columns the text is whole, characters of two cells too."""
+def test_wide_characters_wrap(model: Path) -> None:
+    """On pyte's screen of 20 columns the text is complete, including characters that take two cells."""
     import pyte
 
     text = "狐狸 🙂 fox 狐狸狐狸狐狸狐狸 🙂🙂 naïve"
@@ -228,8 +228,8 @@ READERS = [
 
 
 @pytest.mark.parametrize("args", [*READERS, "models", "--help", "config|generate"])
-def test_a_reader_that_leaves_at_once_is_silence_and_141(model: Path, args: str) -> None:
-    """What a shell reports of `cat` in the same place; where the reader had stderr too, likewise."""
+def test_a_closed_pipe_is_silent_and_exits_with_141(model: Path, args: str) -> None:
+    """A shell reports the same of `cat`, whether or not the pipe also takes stderr."""
     pipe = "2>&1 |" if args == "generate|The|-n|60" else "|"
     words = [*PROGRAM, *args.split("|"), *(["-m", str(model)] if args in READERS else [])]
     quoted = " ".join(f"'{word}'" for word in words)
@@ -239,8 +239,8 @@ def test_a_reader_that_leaves_at_once_is_silence_and_141(model: Path, args: str)
 
 
 @pytest.mark.parametrize("args", ["generate|The|-n|5", "explain-step|The"])
-def test_what_goes_to_files_has_no_escape_codes(model: Path, args: str, tmp_path: Path) -> None:
-    """Not even where the other stream is a terminal."""
+def test_files_get_no_escape_codes(model: Path, args: str, tmp_path: Path) -> None:
+    """Not even if the other stream is a terminal."""
     import pexpect
 
     for redirect in (f"> {tmp_path}/out", f"2> {tmp_path}/out"):
@@ -252,8 +252,8 @@ def test_what_goes_to_files_has_no_escape_codes(model: Path, args: str, tmp_path
         assert "\x1b" not in (tmp_path / "out").read_text(encoding="utf-8")
 
 
-def test_long_work_is_quiet_in_a_file(tmp_path: Path, model: Path) -> None:
-    """Training, quantising and measuring write a few plain lines each."""
+def test_long_commands_write_few_lines_to_a_file(tmp_path: Path, model: Path) -> None:
+    """Training, quantizing and benchmarking write a few plain lines each."""
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a fox. " * 60, encoding="utf-8")
     size = "--hidden-size 16 --num-attention-heads 2 --num-key-value-heads 2 --num-hidden-layers 1"
@@ -270,7 +270,7 @@ def test_long_work_is_quiet_in_a_file(tmp_path: Path, model: Path) -> None:
         assert done.stderr.count("\n") <= 40
 
 
-def test_a_run_of_a_million_steps_is_no_million_lines() -> None:
+def test_a_run_of_a_million_steps_prints_few_lines() -> None:
     from io import StringIO
 
     from llmcli.render.training import MAX_LINES, TrainingProgress
@@ -286,8 +286,8 @@ def test_a_run_of_a_million_steps_is_no_million_lines() -> None:
     assert f"step {steps}: validation" in lines[-1]
 
 
-def test_ctrl_c_while_the_program_starts_is_no_traceback(tmp_path: Path) -> None:
-    """While click is imported, as on a slow disk; before that it is Python that starts."""
+def test_ctrl_c_during_startup_prints_no_traceback(tmp_path: Path) -> None:
+    """While click is imported, as on a slow disk; before that, Python itself is starting."""
     (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
     path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
     done = subprocess.run([*PROGRAM, "--help"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
@@ -295,7 +295,7 @@ def test_ctrl_c_while_the_program_starts_is_no_traceback(tmp_path: Path) -> None
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
-    """As in the background of a shell script."""
+    """As for a background job of a shell script."""
     code = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "from llmcli.commands.shell.interrupt import ending_at_once\n"
@@ -306,7 +306,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
     assert (done.returncode, done.stdout) == (0, "True\n")
 
 
-def test_a_text_that_is_empty_is_not_taken_for_none(model: Path) -> None:
+def test_an_empty_text_is_not_the_default_text(model: Path) -> None:
     for command in ("verify", "tour"):
         assert "the text is empty" in raw(command, "", "-m", model, code=2)
     assert "check: ok" in terminal(f"tour|--no-pause|-m|{model}")

@@ -1,4 +1,4 @@
-"""What all views have in common: forms, errors, and texts that want to break them."""
+"""What all views share: their forms, their errors, and hostile texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.commands.conftest import records
 
 Run = Callable[..., Result]
 PROMPT = "The old fox met a hen"
-# Each view as it is called on a text; {text} stands for it.
+# The command line of each view; {text} is replaced by a text.
 VIEWS: dict[str, list[str]] = {
     "tokenize": ["{text}"],
     "tokenize --merges": ["{text}", "--merges"],
@@ -40,7 +40,7 @@ VIEWS: dict[str, list[str]] = {
     "tour": ["{text}"],
 }
 TEXTS = [name for name, words in VIEWS.items() if "{text}" in words]
-SLOW = {"verify"}  # whose forms its own tests look at
+SLOW = {"verify"}  # its own tests check its forms
 HOSTILE = {
     "controls": "The old \x1b[31mfox\x1b[0m \x07 met\r a \x00 hen \x9b2J",
     "markup": "The [bold]old[/bold] fox [/] met [link=x] :smile: a hen",
@@ -61,7 +61,7 @@ ONE_OF_MANY = re.compile(
 )
 
 
-def test_one_is_no_plural(run: Run, model: Path, chat_model: Path, tmp_path: Path) -> None:
+def test_a_count_of_one_is_singular(run: Run, model: Path, chat_model: Path, tmp_path: Path) -> None:
     source, chat = tmp_path / "in.jsonl", tmp_path / "chat.json"
     source.write_text('{"prompt": "", "max_tokens": 1}\n')
     chat.write_text(json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}))
@@ -85,7 +85,7 @@ def test_one_is_no_plural(run: Run, model: Path, chat_model: Path, tmp_path: Pat
     assert ONE_OF_MANY.search("prompt 1 tokens, prefill 1 tokens/s")
 
 
-def test_every_view_is_here() -> None:
+def test_every_view_is_tested() -> None:
     others = {"generate", "chat", "batch", "bench", "quantize", "train", "models", "config", "completion", "pull", "rm"}
     assert {view.split()[0] for view in VIEWS} == set(COMMANDS) - others
 
@@ -105,14 +105,14 @@ def test_plain_json_and_pictures(model: Path, run: Run, view: str, tmp_path: Pat
         (record,) = records(result)
         assert record["check"]["ok"] is True
     svg = saved["svg"].read_text(encoding="utf-8")
-    assert not re.search(r"url\(['\"]?http|@font-face|href=", svg)  # nothing from elsewhere
+    assert not re.search(r"url\(['\"]?http|@font-face|href=", svg)  # no external resources
     assert "check:" in "".join(ET.fromstring(svg).itertext()).replace("\xa0", " ")
     assert "check:" in saved["html"].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])
 @pytest.mark.parametrize("view", [view for view in VIEWS if view not in SLOW])
-def test_a_terminal_gets_no_line_wider_than_itself(
+def test_no_line_is_wider_than_the_terminal(
     model: Path, view: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = on_terminal(words(view, model), width, monkeypatch)
@@ -127,7 +127,7 @@ def test_a_terminal_gets_no_line_wider_than_itself(
 def test_no_text_can_break_a_terminal(model: Path, view: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = on_terminal(words(view, model, HOSTILE[kind]), 80, monkeypatch)
     left = ESCAPE.sub("", shown)
-    if view not in ("score", "compare", "tour"):  # where the text itself is shown
+    if view not in ("score", "compare", "tour"):  # these show the text itself
         assert not set("\u2028\u202e\u202c") & set(left)
     assert not [char for char in left if unicodedata.category(char) == "Cc" and char not in "\n\t"]
     if kind == "markup" and view in ("tokenize", "score", "tour"):
@@ -135,7 +135,7 @@ def test_no_text_can_break_a_terminal(model: Path, view: str, kind: str, monkeyp
 
 
 def on_terminal(arguments: list[str], width: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a colour terminal of ``width`` columns is sent."""
+    """Return what a color terminal of ``width`` columns receives."""
     from tests.render.test_terminal import Tty
 
     screen = Tty()
@@ -156,7 +156,7 @@ def cells(line: str) -> int:
 
 
 @pytest.mark.parametrize("view", [view for view in TEXTS if view not in SLOW])
-def test_a_text_may_come_from_a_file_or_a_pipe(model: Path, run: Run, view: str, tmp_path: Path) -> None:
+def test_the_text_can_come_from_a_file_or_a_pipe(model: Path, run: Run, view: str, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text(PROMPT, encoding="utf-8")
     without = [word for word in words(view, model) if word != PROMPT]
@@ -169,7 +169,7 @@ def test_a_text_may_come_from_a_file_or_a_pipe(model: Path, run: Run, view: str,
     "view", [view for view in TEXTS if view not in ("tokenize", "tokenize --merges", "tour", *SLOW)]
 )
 def test_a_text_longer_than_the_context(model: Path, run: Run, view: str) -> None:
-    """ScoredToken in windows by what reads whole texts; elsewhere one line, exit code 2, and a way out."""
+    """Views of whole texts score it in windows; the others print a one-line error with a hint and exit with 2."""
     result = run(*words(view, model, "The old fox met a hen by the river. " * 30))
     if view in ("score", "compare"):
         assert result.exit_code == 0, result.stderr
@@ -182,7 +182,7 @@ def test_a_text_longer_than_the_context(model: Path, run: Run, view: str) -> Non
 
 @pytest.mark.parametrize("view", ["attend", "lens", "why", "branch"])
 @pytest.mark.parametrize("at", ["3", "-2", "fox", "+1"])
-def test_positions_are_asked_for_in_one_way(model: Path, run: Run, view: str, at: str) -> None:
+def test_every_view_selects_positions_the_same_way(model: Path, run: Run, view: str, at: str) -> None:
     (record,) = records(run(*words(view, model), "--at", at, "--json"))
     (tokens,) = records(run("tokenize", PROMPT, "-m", model, "--json"))
     texts = [token["text"] for token in tokens["tokens"]]
@@ -235,14 +235,14 @@ def test_errors_are_one_line(model: Path, run: Run, arguments: list[str], said: 
 
 
 @pytest.mark.parametrize("models", [[], ["a"], ["a", "b", "c"]])
-def test_compare_wants_two_models(model: Path, run: Run, models: list[str]) -> None:
+def test_compare_needs_two_models(model: Path, run: Run, models: list[str]) -> None:
     result = run("compare", PROMPT, *(word for _ in models for word in ("-m", model)))
     assert result.exit_code == EXIT_USAGE
     assert "two models" in result.stderr
 
 
 @pytest.mark.parametrize("view", ["lens", "why", "score", "attend --head", "compare", "explain-step"])
-def test_a_check_that_fails_is_exit_code_1(model: Path, run: Run, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_exits_with_1(model: Path, run: Run, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if view == "explain-step":
         monkeypatch.setattr("llmcli.explain.sampling_step.Replay.ok", False, raising=False)
         monkeypatch.setattr("llmcli.explain.sampling_step._check", lambda *_: _failed_replay())
@@ -260,12 +260,12 @@ def _failed_replay() -> Any:
     return Replay(False, -1, 0.5)
 
 
-def test_a_picture_that_cannot_be_written_is_said(model: Path, run: Run, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_an_error(model: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.svg").mkdir()
     result = run("lens", PROMPT, "-m", model, "--save", tmp_path / "x.svg")
     assert result.exit_code == EXIT_USAGE
     assert "x.svg" in result.stderr
-    assert "check: ok" in result.stdout  # the view itself is not lost
+    assert "check: ok" in result.stdout  # the view itself is still printed
 
 
 def test_an_adapter_can_be_compared_with_its_base(model: Path, run: Run, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_an_adapter_can_be_compared_with_its_base(model: Path, run: Run, tmp_pat
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
 @pytest.mark.parametrize("stops", [8, 3])
-def test_the_tour_waits_at_every_stop_and_can_be_left(model: Path, stops: int) -> None:
+def test_the_tour_pauses_at_every_stop_and_can_be_quit(model: Path, stops: int) -> None:
     import pexpect
 
     child = pexpect.spawn(

@@ -1,4 +1,4 @@
-"""What reaches a terminal and what a file: tables whole at every width, text literal, nothing harmful."""
+"""What a terminal and a file receive: whole tables at every width, literal text, no control characters."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ WIDTHS = (40, 80, 120)
 
 
 class Tty(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 @pytest.fixture(autouse=True)
-def colour_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def color_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -57,14 +57,14 @@ at_every_width = pytest.mark.parametrize("width", WIDTHS, indirect=True)
 
 
 def cells(text: str) -> int:
-    """Width on a terminal, by Unicode's own data."""
+    """Return the width of a text on a terminal, from Unicode's own data."""
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )
 
 
 def lines_of(stream: io.StringIO, width: int) -> list[str]:
-    """The lines without colours, none wider than the terminal."""
+    """Return the lines without colors, after checking that none is wider than the terminal."""
     lines = ESCAPE.sub("", stream.getvalue()).splitlines()
     assert "\x1b" not in "".join(lines)
     assert all(cells(line) <= width for line in lines)
@@ -83,7 +83,7 @@ def as_token(text: str, data: bytes) -> Token:
 
 
 @given(st.text())
-def test_harmless_text_has_no_control_characters(text: str) -> None:
+def test_escaped_text_has_no_control_characters(text: str) -> None:
     shown = escape_controls(text)
     assert not [char for char in shown if unicodedata.category(char) == "Cc" and char not in "\t\n"]
     if not any(unicodedata.category(char) == "Cc" for char in text):
@@ -119,14 +119,14 @@ def test_control_characters_are_shown(text: str, shown: str) -> None:
         (b"\xed\xa0\x80", "<ED A0 80>"),
         ("é日🙂".encode(), "é日🙂"),
         (b"[bold]:smile:", "[bold]:smile:"),
-        ("\ufffd".encode(), "\ufffd"),  # written, not made of a broken part
+        ("\ufffd".encode(), "\ufffd"),  # in the text itself, not from an incomplete character
     ],
 )
-def test_labels(data: bytes, shown: str) -> None:
+def test_token_labels(data: bytes, shown: str) -> None:
     assert token_label(as_token(data.decode("utf-8", "replace"), data)) == shown
 
 
-def test_a_token_without_bytes_is_labelled_by_its_text() -> None:
+def test_a_token_without_bytes_is_labeled_by_its_text() -> None:
     assert token_label(as_token("", b"")) == ""
     assert token_label(as_token("<unused>", b"")) == "<unused>"
 
@@ -145,7 +145,7 @@ def test_a_label_is_one_word_without_controls(data: bytes) -> None:
     ("prob", "sign"),
     [(1.0, "+++"), (0.5, "+++"), (0.4999, "++"), (0.1, "++"), (0.0999, "+"), (0.01, "+"), (0.0099, "-"), (0.0, "-")],
 )
-def test_bands(prob: float, sign: str) -> None:
+def test_probability_bands(prob: float, sign: str) -> None:
     assert probability_band(prob)[1] == sign
 
 
@@ -153,11 +153,11 @@ def test_bands(prob: float, sign: str) -> None:
     ("rank", "sign"),
     [(0, "+++"), (9, "+++"), (10, "++"), (99, "++"), (100, "+"), (999, "+"), (1000, "-"), (10**6, "-")],
 )
-def test_rank_bands_have_the_styles_and_signs_of_bands(rank: int, sign: str) -> None:
+def test_rank_bands_use_the_styles_of_probability_bands(rank: int, sign: str) -> None:
     assert rank_band(rank) == next((style, s) for _, style, s in PROBABILITY_BANDS if s == sign)
 
 
-def test_bands_differ_in_style_and_in_sign() -> None:
+def test_bands_differ_in_style_and_sign() -> None:
     assert len({style for _, style, _ in PROBABILITY_BANDS}) == len({sign for *_, sign in PROBABILITY_BANDS}) == 4
 
 
@@ -177,7 +177,7 @@ def test_styles_are_for_terminals(monkeypatch: pytest.MonkeyPatch, env: dict[str
 
 @settings(max_examples=200)
 @given(st.floats(0.0, 1.0))
-def test_a_probability_is_never_rounded_to_none_or_all(prob: float) -> None:
+def test_a_probability_is_never_rounded_to_0_or_1(prob: float) -> None:
     cell = probability_cell(prob)
     assert (cell.shown == "0.0000") == (prob == 0)
     assert (cell.shown == "1.0000") == (prob == 1)
@@ -191,7 +191,7 @@ def test_a_probability_is_never_rounded_to_none_or_all(prob: float) -> None:
         assert abs(float(cell.shown) - prob) <= max(0.5001 * 10**-4 if prob > 4e-5 else 0.0, 0.51 * prob)
 
 
-def test_numbers_are_rounded_for_the_eye_alone() -> None:
+def test_numbers_are_rounded_only_on_a_terminal() -> None:
     assert number_cell(1 / 3) == Cell("0.3333", "0.3333333333333333")
     assert number_cell(-12.3456, 1, "bold") == Cell("-12.3", "-12.3456", "bold")
     assert number_cell(None) == Cell("", "")
@@ -207,15 +207,15 @@ ROWS = [
 PLAIN = f"id\ttoken\tp\n151643\t[bold]x[/bold] :smile:\t0.3333333333333333\n7\t{'日本' * 60}\t1e-30\n"
 
 
-def test_in_a_file_a_table_is_tab_separated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "20")  # a file has no width
+def test_a_table_in_a_file_is_tab_separated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")  # ignored: a file has no width
     stream = io.StringIO()
     print_table(COLUMNS, ROWS, stream)
     assert stream.getvalue() == PLAIN
 
 
 @pytest.mark.parametrize("env", [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_without_colours_a_table_is_the_same(monkeypatch: pytest.MonkeyPatch, env: tuple[str, str]) -> None:
+def test_without_colors_a_table_is_tab_separated(monkeypatch: pytest.MonkeyPatch, env: tuple[str, str]) -> None:
     monkeypatch.setenv(*env)
     stream = Tty()
     print_table(COLUMNS, ROWS, stream)
@@ -226,7 +226,7 @@ def test_without_colours_a_table_is_the_same(monkeypatch: pytest.MonkeyPatch, en
 
 
 @at_every_width
-def test_on_a_terminal_nothing_is_lost(width: int) -> None:
+def test_a_table_on_a_terminal_loses_nothing(width: int) -> None:
     stream = Tty()
     print_table([Column("id"), Column("token", right=False), Column("p")], ROWS, stream)
     assert "\x1b[" in stream.getvalue()
@@ -235,7 +235,7 @@ def test_on_a_terminal_nothing_is_lost(width: int) -> None:
     assert "".join(words).count("日本") == 60 or "".join(words).count("日") == "".join(words).count("本") == 60
 
 
-def test_markup_is_text_in_cells_and_headers() -> None:
+def test_markup_is_literal_in_cells_and_headings() -> None:
     stream = Tty()
     columns = [Column("[red]head[/red]"), Column(":smile:", right=False)]
     print_table(columns, [[Cell("[bold]x[/bold]"), Cell(":heart: [/] [link=x]", style="dim")]], stream)
@@ -245,7 +245,7 @@ def test_markup_is_text_in_cells_and_headers() -> None:
 
 
 @pytest.mark.parametrize("token", ["cat", "日本語", "🙂", "e\u0301tude", "한국어 x", "ｆｕｌｌ"])
-def test_columns_stay_in_line_behind_wide_characters(token: str) -> None:
+def test_columns_are_aligned_after_wide_characters(token: str) -> None:
     stream = Tty()
     rows = [[Cell(text), Cell("0.1234")] for text in (token, "abc", "日本語の文")]
     print_table([Column("token", right=False), Column("p")], rows, stream)
@@ -269,7 +269,7 @@ OPTIONAL_ROWS = [
 ]
 
 
-def test_optional_columns_go_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optional_columns_are_dropped_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for width in range(80, 22, -1):
         monkeypatch.setenv("COLUMNS", str(width))
@@ -290,8 +290,8 @@ def test_optional_columns_go_in_their_order(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
-def test_no_column_goes_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 6 + 6 + 6 + 6 + 6 + 6 cells, and two between each.
+def test_no_column_is_dropped_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Six columns of 6 cells, and two cells between them.
     for width, whole in ((48, True), (44, False)):
         monkeypatch.setenv("COLUMNS", str(width))
         stream = Tty()
@@ -299,7 +299,7 @@ def test_no_column_goes_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("first" in words_of(stream, width)) == whole
 
 
-def test_in_a_file_optional_columns_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_gets_all_optional_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     stream = io.StringIO()
     print_table(OPTIONAL, OPTIONAL_ROWS, stream)
@@ -307,7 +307,7 @@ def test_in_a_file_optional_columns_stay(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @at_every_width
-def test_a_long_token_is_folded_and_numbers_are_not(width: int) -> None:
+def test_a_long_token_wraps_and_numbers_do_not(width: int) -> None:
     stream = Tty()
     token = "".join(chr(ord("a") + n % 26) for n in range(150))
     columns = [Column("ID"), Column("LOGIT"), Column("TOKEN", right=False), Column("P"), Column("P")]
@@ -342,8 +342,8 @@ def shown_columns(words: list[str], names: dict[str, str]) -> str:
     return " ".join(name for name, sign in names.items() if sign in words)
 
 
-def test_what_goes_where_probabilities_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines are never wider than the terminal, and the token and its probability stay whole to the last."""
+def test_columns_dropped_from_the_table_of_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns are dropped in a fixed order; the token and its probability are kept at every width."""
     names = {"id": "1000", "token": "·fox", "p": "0.2500", "sign": "+++", "rank": "rank", "rivals": "0.50"}
     found = []
     for width in range(120, 17, -1):
@@ -361,7 +361,7 @@ def test_what_goes_where_probabilities_have_no_room(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("best", [False, True])
-def test_what_goes_where_the_table_of_samples_has_no_room(monkeypatch: pytest.MonkeyPatch, best: bool) -> None:
+def test_columns_dropped_from_the_table_of_samples(monkeypatch: pytest.MonkeyPatch, best: bool) -> None:
     fields = {"finish": "length", "text": "", "valid": None}
     rows = [SampleRow(n, 4_000_000_000 + n, 512, -1.25, best=n == 1, **fields) for n in range(12)]
     names = {"seed": "4000000001", "tokens": "512", "logprob": "-1.250", "stopped": "--max-tokens"}
@@ -390,7 +390,7 @@ def step() -> StepReport:
         train_tokenizer(["[bold]red[/bold] :smile: [bold]red[/bold] :smile: 日本 日本"], 300), "small"
     )
     logits = torch.randn(tokenizer.size, generator=torch.Generator().manual_seed(1)) * 3
-    for place, text in enumerate(("[", " :", "日", "\n")):  # tokens that could be misread are the likeliest
+    for place, text in enumerate(("[", " :", "日", "\n")):  # make tokens that look like markup the most probable
         logits[tokenizer.encode(text)[1]] = 12.0 - place / 4
     values = {"temperature": 0.8, "top-k": 6.0, "top-p": 0.95, "min-p": 0.001}
     sampler = Sampler(filter_chain(list(values), values), 9)
@@ -425,7 +425,7 @@ def test_the_step_view_cuts_no_number(width: int) -> None:
     assert "[bold] :smile: ␛[31m" in " ".join(words)
 
 
-def test_the_step_view_in_a_file_has_everything_in_full() -> None:
+def test_the_step_view_in_a_file_has_full_precision() -> None:
     stream, report = io.StringIO(), step()
     assert report.chosen.id != report.candidates[0].id
     print_step(report, stream)
@@ -453,7 +453,7 @@ def tokenization(model: str) -> Tokenization:
 
 
 @at_every_width
-def test_the_token_view_cuts_no_id_and_no_place(width: int) -> None:
+def test_the_token_view_cuts_no_id_and_no_span(width: int) -> None:
     stream, report = Tty(), tokenization("m")
     print_tokenization(report, stream)
     words = words_of(stream, width)
@@ -506,7 +506,7 @@ def test_the_probability_view_cuts_no_number(width: int) -> None:
 # --- running text ---
 
 
-def test_text_is_written_as_it_is_to_a_file_and_harmless_to_a_terminal() -> None:
+def test_text_is_unchanged_in_a_file_and_escaped_on_a_terminal() -> None:
     text = "[bold]a[/] :smile: \x1b[31m日本\n"
     for stream, shown in ((io.StringIO(), text), (Tty(), escape_controls(text))):
         writer = TextWriter(stream, by_probability=True)
@@ -515,7 +515,7 @@ def test_text_is_written_as_it_is_to_a_file_and_harmless_to_a_terminal() -> None
         assert stream.getvalue() == shown
 
 
-def test_text_is_coloured_by_probability_only_on_a_terminal() -> None:
+def test_text_is_colored_by_probability_only_on_a_terminal() -> None:
     plain, coloured = io.StringIO(), Tty()
     for stream in (plain, coloured):
         writer = TextWriter(stream, by_probability=True)

@@ -1,4 +1,4 @@
-"""The loss curve: its characters and its picture show the numbers that they were given."""
+"""The loss curve, in characters and as SVG, shows the numbers it was given."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def test_the_terminal_curve_falls_where_the_loss_falls() -> None:
     assert lines[0].startswith("   7.950 ┤")
     assert lines[-1].startswith("   3.000 ┤")
     widths = [len(line) for line in lines]
-    assert widths == sorted(widths)  # each row reaches further to the right than the one above it
+    assert widths == sorted(widths)  # each row reaches at least as far right as the one above
     assert widths[0] < widths[-1]
 
 
-def test_a_flat_loss_and_a_single_step_do_not_break_it() -> None:
+def test_a_flat_loss_and_a_single_step_can_be_drawn() -> None:
     assert "┤" in terminal_curve([(1.0, 2.0)])
     assert "┤" in terminal_curve([(1.0, 2.0), (2.0, 2.0)])
     ElementTree.fromstring(svg_curve("t", [("a", "red", [(1.0, 2.0)])], x_label="x", y_label="y"))
@@ -34,7 +34,7 @@ def test_smoothing_starts_at_the_first_value_and_stays_within_the_values() -> No
     assert [x for x, _ in smoothed] == [x for x, _ in points]
 
 
-def test_the_picture_puts_points_in_their_places() -> None:
+def test_the_picture_places_points_correctly() -> None:
     svg = svg_curve(
         "Loss <1>", [("a & b", "#123456", [(0.0, 4.0), (50.0, 2.0), (100.0, 1.0)])], x_label="x", y_label="y"
     )
