@@ -77,7 +77,7 @@ def hostile_arguments(model: Path) -> list[object]:
     return ["generate", "The", "-m", model, "-n", 60, "--temperature", 20, "--top-p", 1, "--seed", 4, *biases]
 
 
-@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["colour", "NO_COLOR", "dumb"])
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["color", "NO_COLOR", "dumb"])
 def test_no_text_of_a_model_controls_the_terminal(model: Path, env: dict[str, str]) -> None:
     args = [*map(str, hostile_arguments(model))]
     (shown, _), (machine, _) = each_raw([[*args, "--probs"], [*args, "--json"]], **env)

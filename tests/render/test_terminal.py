@@ -516,15 +516,15 @@ def test_text_is_unchanged_in_a_file_and_escaped_on_a_terminal() -> None:
 
 
 def test_text_is_colored_by_probability_only_on_a_terminal() -> None:
-    plain, coloured = io.StringIO(), Tty()
-    for stream in (plain, coloured):
+    plain, colored = io.StringIO(), Tty()
+    for stream in (plain, colored):
         writer = TextWriter(stream, by_probability=True)
         for text, prob in (("sure ", 0.9), ("[bold]likely ", 0.2), ("\x1b[0munlikely", 0.001)):
             writer.write(text, prob)
     assert plain.getvalue() == "sure [bold]likely \x1b[0munlikely"
-    assert ESCAPE.sub("", coloured.getvalue()) == "sure [bold]likely ␛[0munlikely"
-    assert coloured.getvalue().startswith("sure ")
-    assert len(ESCAPE.findall(coloured.getvalue())) == 4
+    assert ESCAPE.sub("", colored.getvalue()) == "sure [bold]likely ␛[0munlikely"
+    assert colored.getvalue().startswith("sure ")
+    assert len(ESCAPE.findall(colored.getvalue())) == 4
 
 
 @pytest.mark.parametrize("stream", [Tty(), io.StringIO()], ids=["terminal", "file"])
