@@ -1,13 +1,14 @@
-"""``llmcli explain-step``: why this token?"""
+"""``llmcli explain-step``: how one token was chosen."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from llmcli import explain
+from llmcli import explain, generation, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import SplitChoice, split_options
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
@@ -19,14 +20,11 @@ from llmcli.commands.options.sampling import Sampling, sampling_options
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.errors import usage_error
+from llmcli.generation.filters import Temperature
+from llmcli.render import json_forms
 
 if TYPE_CHECKING:
     from llmcli.endpoint.server import Server
-    from llmcli.explain.sampling_step import StepReport
-    from llmcli.generation.loaded import LoadedModel
-    from llmcli.generation.overflow import Overflow
-    from llmcli.generation.sampling import Sampler
-    from llmcli.generation.steps import Step
 
 
 @click.command(cls=Command, together="share")
@@ -38,9 +36,9 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="How many candidates to list, of all and of those left.",
+    help="List the N most probable candidates before and after the filters.",
 )
-@click.option("--temperatures", metavar="LIST", help="Compare temperatures, such as 0,0.5,1,1.5.")
+@click.option("--temperatures", metavar="LIST", help="Compare temperatures, for example 0,0.5,1,1.5.")
 @overflow_option
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @form_options
@@ -54,7 +52,7 @@ def explain_step(
     index: int,
     top: int,
     temperatures: str | None,
-    overflow: Overflow,
+    overflow: generation.Overflow,
     interactive: bool,
     form: Form,
     choice: SplitChoice,
@@ -63,9 +61,9 @@ def explain_step(
     grammar: GrammarChoice,
     verbose: bool,
 ) -> None:
-    """Show how one token was chosen: every candidate's logit, probability, cut, and share of the draw.
+    """Show how one token was chosen: the logit and probability of each candidate, what cut it, and the draw.
 
-    With the options and the seed of a `generate` run, step N is the token that run wrote at N.
+    With the options and the seed of a `generate` run, step N is the token that the run generated at N.
 
     \b
     Examples:
@@ -75,77 +73,76 @@ def explain_step(
       llmcli explain-step "The king was very" --choices "old,sad,tired"
     """
     if overflow == "shift":
-        grammar.exclude("--context-overflow shift", "the grammar must see the whole text")
+        grammar.exclude("--context-overflow shift", "the grammar needs the whole text")
     text = prompt.read()
-    warmths = parse_temperatures(temperatures)
+    compared = parse_temperatures(temperatures)
     if interactive and (form.as_json or form.picture or not (sys.stdin.isatty() and sys.stdout.isatty())):
-        raise usage_error("--interactive needs a terminal and excludes --json and --save", "leave it out")
+        raise usage_error("--interactive needs a terminal, and cannot be combined with --json or --save", "omit it")
     if endpoint.given:
-        explain_there(endpoint.open(), text, sampling, index, top, form)
+        explain_server_step(endpoint.open(), text, sampling, index, top, form)
         return
     loaded = choice.open()
-
-    from llmcli.render import json_forms
-    from llmcli.render.step import print_step
-
     ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     if interactive:
-        walk(loaded, sampler, ids, {"top": top, "temperatures": warmths})
+        choose_tokens(loaded, sampler, ids, top, compared)
         return
-    report = explain.step(
-        loaded,
-        ids,
-        index=index,
-        sampler=sampler,
-        top=top,
-        temperatures=warmths,
-        rolls=overflow == "shift",
-    )
-    form.show(report, print_step, json_forms.step)
+    rolls = overflow == "shift"
+    report = explain.step(loaded, ids, index=index, sampler=sampler, top=top, temperatures=compared, rolls=rolls)
+    form.show(report, render.print_step, json_forms.step)
 
 
-def explain_there(server: Server, text: str, sampling: Sampling, index: int, top: int, form: Form) -> None:
-    """Show the index-th token that a server writes, and its rivals as far as it tells them."""
+def explain_server_step(server: Server, text: str, sampling: Sampling, index: int, top: int, form: Form) -> None:
+    """Show token ``index`` of a server's text, and the alternatives that the server reports."""
     from llmcli.endpoint.server import Ask
     from llmcli.endpoint.step import server_step
-    from llmcli.render import json_forms
-    from llmcli.render.step import print_server_step
 
     fields = fields_of(sampling, server, sampling.seed)
     report = server_step(server, Ask(text, index + 1, fields, rivals=top), index)
-    form.show(report, print_server_step, json_forms.server_step)
+    form.show(report, render.print_server_step, json_forms.server_step)
 
 
-def walk(loaded: LoadedModel, sampler: Sampler, ids: list[int], shape: dict[str, Any]) -> None:
-    """Step by step: show the candidates, append the one that the user picks, and go on until they leave."""
-    from llmcli.generation.steps import steps
-    from llmcli.render.step import print_step
-    from llmcli.render.terminal import printable
-
-    context = list(ids)
-    stepping = steps(loaded.model, ids, sampler=sampler, max_new_tokens=loaded.model.config.max_position_embeddings)
-    step: Step | None = next(stepping)
+def choose_tokens(
+    loaded: generation.LoadedModel,
+    sampler: generation.Sampler,
+    prompt_ids: list[int],
+    top: int,
+    temperatures: Sequence[float],
+) -> None:
+    """Show the candidates of each step and append the one that the user chooses, until they quit."""
+    context, limit = list(prompt_ids), loaded.model.config.max_position_embeddings
+    steps = generation.decode_steps(
+        loaded.model, generation.Continuation(list(prompt_ids), sampler, max_new_tokens=limit, context=limit)
+    )
+    step: generation.Step | None = next(steps)
     while step is not None:
-        report = explain.step_report(step, sampler, loaded.tokenizer, prompt_ids=ids, context_ids=context, **shape)
-        print_step(report, sys.stdout)
-        token = pick(report)
+        report = explain.step_report(
+            step,
+            sampler,
+            loaded.tokenizer,
+            prompt_ids=prompt_ids,
+            context_ids=context,
+            top=top,
+            temperatures=temperatures,
+        )
+        render.print_step(report, sys.stdout)
+        token = ask_for_token(report)
         if token is None:
             break
         context.append(token)
-        click.echo("\n" + printable(loaded.tokenizer.decode(context), sys.stdout) + "\n")
+        click.echo("\n" + render.printable(loaded.tokenizer.decode(context), sys.stdout) + "\n")
         try:
-            step = stepping.send(token)
+            step = steps.send(token)
         except StopIteration:
             step = None
 
 
-def pick(report: StepReport) -> int | None:
-    """The id of the candidate whose rank is typed, the drawn one for Enter, None to leave."""
+def ask_for_token(report: explain.StepReport) -> int | None:
+    """Ask for the rank of a candidate and return its id: the drawn token for Enter, None to quit."""
     ranks = {row.rank: row for row in report.candidates}
     while True:
         answer = click.prompt(
-            "rank of the next token (Enter: the drawn one, q: leave)", default="", show_default=False
+            "rank of the next token (Enter: the drawn token, q: quit)", default="", show_default=False
         ).strip()
         if not answer:
             return report.chosen.id
@@ -154,13 +151,11 @@ def pick(report: StepReport) -> int | None:
         row = ranks.get(int(answer)) if answer.isdecimal() else None
         if row is not None and row.cut != "grammar":
             return row.id
-        click.echo(f"{answer!r} is {'no rank in the table' if row is None else 'not allowed by the grammar'}")
+        click.echo(f"{answer!r} is not {'a rank in the table' if row is None else 'allowed by the grammar'}")
 
 
 def parse_temperatures(text: str | None) -> list[float]:
-    """Numbers between commas, each a valid temperature. Errors: anything else."""
-    from llmcli.generation.filters import Temperature
-
+    """Parse numbers separated by commas. Raises a usage error unless each is a valid temperature."""
     values = []
     for word in (text or "").split(","):
         if not word.strip():
@@ -168,6 +163,6 @@ def parse_temperatures(text: str | None) -> list[float]:
         try:
             values.append(float(word))
         except ValueError:
-            raise usage_error(f"--temperatures: {word!r} is not a number", "as in 0,0.5,1,1.5") from None
+            raise usage_error(f"--temperatures: {word!r} is not a number", "for example 0,0.5,1,1.5") from None
         Temperature(values[-1])
     return values

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from llmcli import generation, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import SplitChoice, split_options
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -18,25 +18,22 @@ from llmcli.commands.options.prompt_cache import (
     check_prompt_cache,
     open_prompt_cache,
     prompt_cache_option,
-    tell_unsaved,
+    report_unsaved,
 )
 from llmcli.commands.options.sampling import Sampling, sampling_options
-from llmcli.commands.options.speculative import Ahead, ahead_options
+from llmcli.commands.options.speculative import Speculative, speculative_options
 from llmcli.commands.shell.command import Command
-from llmcli.commands.writing.samples import Samples, Several, several_options, write_samples, write_samples_json
-from llmcli.commands.writing.server import answer
-from llmcli.commands.writing.text import RIVALS, Showing, showing_options, write_json, write_text
+from llmcli.commands.streaming.samples import SampleCount, sample_count_options, write_samples
+from llmcli.commands.streaming.server import write_server_text
+from llmcli.commands.streaming.text import ALTERNATIVES, Printing, printing_options, write_json, write_text
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
-
-if TYPE_CHECKING:
-    pass
 
 
 class GenerateCommand(Command):
-    """Lets ``--probs`` stand alone or as ``--probs=N``, and never take the prompt for its N."""
+    """Accepts ``--probs`` without a value and ``--probs=N``, so that ``--probs PROMPT`` does not take PROMPT for N."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [f"--probs={RIVALS}" if arg == "--probs" else arg for arg in args])
+        return super().parse_args(ctx, [f"--probs={ALTERNATIVES}" if arg == "--probs" else arg for arg in args])
 
 
 @click.command(cls=GenerateCommand, together="share")
@@ -46,10 +43,10 @@ class GenerateCommand(Command):
 @sampling_options
 @grammar_options
 @length_options(least=0)
-@ahead_options
+@speculative_options
 @prompt_cache_option
-@several_options
-@showing_options
+@sample_count_options
+@printing_options
 @verbose_option
 def generate(
     prompt: Prompt,
@@ -58,16 +55,16 @@ def generate(
     sampling: Sampling,
     grammar: GrammarChoice,
     length: Length,
-    ahead: Ahead,
+    speculative: Speculative,
     prompt_cache: Path | None,
-    several: Several,
-    showing: Showing,
+    samples: SampleCount,
+    printing: Printing,
     verbose: bool,
 ) -> None:
-    """Continue PROMPT, one token after the other.
+    """Continue PROMPT, one token at a time.
 
-    The text goes to stdout, everything else to stderr. The prompt may also come from --prompt-file or a
-    pipe; an empty one ("") lets the model begin on its own.
+    The text goes to stdout, everything else to stderr. The prompt can also come from --prompt-file or a
+    pipe; with an empty prompt ("") the model starts on its own.
 
     \b
     Examples:
@@ -77,57 +74,52 @@ def generate(
       echo "It was a dark night" | llmcli generate -n 50 --json
     """
     if endpoint.given:
-        answer(endpoint.open(), prompt.read(), sampling, length, showing)
+        write_server_text(endpoint.open(), prompt.read(), sampling, length, printing)
         return
     grammar.exclude_all(length)
-    if several.count > 1 and ahead.given:
-        raise usage_error("several texts are written without guessing ahead", "leave out what guesses")
-    if several.count > 1 and prompt_cache is not None:
-        raise usage_error("--prompt-cache is for one text", "leave it out, or --num-samples and --best-of")
+    _check_combinations(choice, speculative, prompt_cache, samples)
+    text = prompt.read()
+    loaded = choice.open()
+    ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), length.overflow)
+    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
+    prefix = text if printing.echo else ""
+    if samples.count > 1:
+        several = generation.Samples(loaded, ids, sampler, samples.count, **length.limits)
+        write_samples(several, samples, printing, prefix)
+        return
+    proposer = speculative.proposer(loaded, choice)
+    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, loaded, ids, length.max_tokens)
+    generated = generation.Generation(loaded, ids, sampler=sampler, proposer=proposer, cache=cache, **length.limits)
+    _report_rope_length(generated.rope_length)
+    if printing.as_json:
+        write_json(generated, loaded, ids, alternatives=printing.probs or ALTERNATIVES)
+    else:
+        write_text(generated, loaded, prefix=prefix, alternatives=printing.probs, verbose=verbose)
+    report_unsaved(generated)
+    if generated.finish == "interrupted":
+        sys.exit(EXIT_INTERRUPTED)
+    check_valid([(generated.finish, generated.valid)])
+
+
+def _check_combinations(
+    choice: SplitChoice, speculative: Speculative, prompt_cache: Path | None, samples: SampleCount
+) -> None:
+    """Raise a usage error for options that cannot be combined, or a prompt cache that cannot be written."""
+    if samples.count > 1 and speculative.given:
+        raise usage_error(
+            "speculative decoding generates one text only", "omit --prompt-lookup and --draft-model, or the samples"
+        )
+    if samples.count > 1 and prompt_cache is not None:
+        raise usage_error("--prompt-cache works with one text only", "omit it, or --num-samples and --best-of")
     if prompt_cache is not None:
         check_prompt_cache(prompt_cache)
     choice.exclude("--prompt-cache", prompt_cache)
-    choice.exclude("--num-samples (or --best-of)", several.count > 1)
-    text = prompt.read()
-    loaded = choice.open()
-
-    from llmcli.generation.text import Generation
-
-    ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), length.overflow)
-    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
-    echoed = text if showing.echo else ""
-    if several.count > 1:
-        samples = Samples(loaded, ids, sampler, several.count, length.limits, rivals=showing.rivals)
-        write_several(samples, several, showing, echoed)
-        return
-    guesser = ahead.guesser(loaded, choice)
-    kept = None if prompt_cache is None else open_prompt_cache(prompt_cache, loaded, ids, length.max_tokens)
-    generation = Generation(loaded, ids, sampler=sampler, guesser=guesser, prompt_cache=kept, **length.limits)
-    tell_angles(generation.turned_for)
-    if showing.as_json:
-        write_json(generation, loaded, ids, sampler, rivals=showing.probs or RIVALS)
-    else:
-        write_text(generation, loaded, sampler, echoed=echoed, rivals=showing.probs, verbose=verbose)
-    tell_unsaved(generation)
-    if generation.finish == "interrupted":
-        sys.exit(EXIT_INTERRUPTED)
-    check_valid([(generation.finish, generation.valid)])
+    choice.exclude("--num-samples (or --best-of)", samples.count > 1)
 
 
-def write_several(samples: Samples, several: Several, showing: Showing, echoed: str) -> None:
-    """All texts or the best of them, and how it ended. Errors: a text that was to be shown is not what was asked."""
-    if showing.as_json:
-        write_samples_json(samples, best=several.best)
-    else:
-        write_samples(samples, best=several.best, echoed=echoed)
-    if samples.interrupted:
-        sys.exit(EXIT_INTERRUPTED)
-    check_valid([(row.finish, row.valid) for row in samples.rows() if row.best or not several.best])
-
-
-def tell_angles(length: int) -> None:
-    """Say that another --max-tokens would give another text, for the few models of which that is true."""
-    from llmcli.render.terminal import note
-
+def _report_rope_length(length: int) -> None:
+    """For the few models whose text depends on --max-tokens, print a note."""
     if length:
-        note(f"dynamic rope scaling: positions are turned for {length} tokens, prompt and --max-tokens", sys.stderr)
+        render.note(
+            f"dynamic RoPE scaling: angles are computed for {length} tokens (prompt and --max-tokens)", sys.stderr
+        )

@@ -15,7 +15,7 @@ from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relat
 from llmcli.explain.selection import Text, find_position, token_ids
 from llmcli.generation.distribution import leading, probabilities
 from llmcli.generation.loaded import LoadedModel
-from llmcli.generation.steps import forget_stale, next_logits
+from llmcli.generation.steps import clear_if_stale, next_logits
 from llmcli.model.positions import planned_length
 
 MAX_NODES = 1000
@@ -168,7 +168,7 @@ class Tree:
         model, cache, ids = self.loaded.model, self.cache, [*self.ids, *path]
         cache.truncate(min(cache.length, len(ids) - 1))  # removes the last branch's own tokens
         cache.planned = self.planned  # not the length of a longer branch
-        forget_stale(model, len(ids), cache)
+        clear_if_stale(model, len(ids), cache)
         return next_logits(model, ids[cache.length :], cache)
 
     def fresh_claim(self) -> Claim:

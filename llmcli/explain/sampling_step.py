@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmcli.errors import usage_error
 from llmcli.explain.report import Alternative, GeneratedToken, Report
 from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.distribution import draw, entropy, intervals, probabilities
@@ -17,7 +16,7 @@ from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabular
 from llmcli.generation.grammar import GrammarFilter
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler, Stage
-from llmcli.generation.steps import Step, roll, steps
+from llmcli.generation.steps import Step, step_at
 from llmcli.text.tokenizer import Tokenizer
 
 SUM_TOLERANCE = 1e-4  # an fp32 softmax over 260,000 numbers is off by up to 1e-5
@@ -133,26 +132,9 @@ def step(
     """
     ids = token_ids(loaded, text, parse_special=parse_special)
     sampler = default_sampler(loaded) if sampler is None else sampler
-    context, limit = list(ids), loaded.model.config.max_position_embeddings
-    for step in steps(
-        loaded.model, ids, sampler=sampler, max_new_tokens=index + 1, stop_ids=loaded.stop_ids, rolls=rolls
-    ):
-        if step.position < len(context):  # the loop has rolled its context
-            roll(context, limit)
-        if step.index == index:
-            return step_report(
-                step,
-                sampler,
-                loaded.tokenizer,
-                prompt_ids=ids,
-                context_ids=context,
-                top=top,
-                temperatures=temperatures,
-            )
-        context.append(step.token)
-    raise usage_error(
-        f"there is no step {index}: the text ended at step {step.index} ({step.finish})",
-        f"choose a step from 0 to {step.index}",
+    found, context = step_at(loaded.model, ids, index, sampler=sampler, stop_ids=loaded.stop_ids, rolls=rolls)
+    return step_report(
+        found, sampler, loaded.tokenizer, prompt_ids=ids, context_ids=context, top=top, temperatures=temperatures
     )
 
 

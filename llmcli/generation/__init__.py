@@ -1,0 +1,104 @@
+"""Generating text: the loop of steps, the sampler, speculative decoding, grammars, batches and conversations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmcli import lazy
+
+if TYPE_CHECKING:
+    from llmcli.generation.bench import Speed as Speed
+    from llmcli.generation.bench import measure as measure
+    from llmcli.generation.bench import peak_memory as peak_memory
+    from llmcli.generation.bench import read_bandwidth as read_bandwidth
+    from llmcli.generation.context import Overflow as Overflow
+    from llmcli.generation.context import fit_prompt as fit_prompt
+    from llmcli.generation.conversation import Conversation as Conversation
+    from llmcli.generation.conversation import Messages as Messages
+    from llmcli.generation.conversation import Reply as Reply
+    from llmcli.generation.generate import Generation as Generation
+    from llmcli.generation.grammar import Grammar as Grammar
+    from llmcli.generation.grammar import GrammarFilter as GrammarFilter
+    from llmcli.generation.grammar import choice_rules as choice_rules
+    from llmcli.generation.grammar import json_rules as json_rules
+    from llmcli.generation.grammar import regex_rules as regex_rules
+    from llmcli.generation.loaded import LoadedModel as LoadedModel
+    from llmcli.generation.loaded import load as load
+    from llmcli.generation.prompt_cache import PromptCache as PromptCache
+    from llmcli.generation.samples import Sample as Sample
+    from llmcli.generation.samples import Samples as Samples
+    from llmcli.generation.sampling import Sampler as Sampler
+    from llmcli.generation.speculative import DraftModel as DraftModel
+    from llmcli.generation.speculative import PromptLookup as PromptLookup
+    from llmcli.generation.speculative import check_vocabularies as check_vocabularies
+    from llmcli.generation.steps import Continuation as Continuation
+    from llmcli.generation.steps import Proposer as Proposer
+    from llmcli.generation.steps import Step as Step
+    from llmcli.generation.steps import decode_steps as decode_steps
+    from llmcli.generation.steps import step_at as step_at
+
+__all__ = [
+    "Continuation",
+    "Conversation",
+    "DraftModel",
+    "Generation",
+    "Grammar",
+    "GrammarFilter",
+    "LoadedModel",
+    "Messages",
+    "Overflow",
+    "PromptCache",
+    "PromptLookup",
+    "Proposer",
+    "Reply",
+    "Sample",
+    "Sampler",
+    "Samples",
+    "Speed",
+    "Step",
+    "check_vocabularies",
+    "choice_rules",
+    "decode_steps",
+    "fit_prompt",
+    "json_rules",
+    "load",
+    "measure",
+    "peak_memory",
+    "read_bandwidth",
+    "regex_rules",
+    "step_at",
+]
+__getattr__, __dir__ = lazy.exports(
+    __name__,
+    {
+        "Speed": "bench",
+        "measure": "bench",
+        "peak_memory": "bench",
+        "read_bandwidth": "bench",
+        "Overflow": "context",
+        "fit_prompt": "context",
+        "Conversation": "conversation",
+        "Messages": "conversation",
+        "Reply": "conversation",
+        "Generation": "generate",
+        "Grammar": "grammar",
+        "GrammarFilter": "grammar",
+        "choice_rules": "grammar",
+        "json_rules": "grammar",
+        "regex_rules": "grammar",
+        "LoadedModel": "loaded",
+        "load": "loaded",
+        "PromptCache": "prompt_cache",
+        "Sample": "samples",
+        "Samples": "samples",
+        "Sampler": "sampling",
+        "DraftModel": "speculative",
+        "PromptLookup": "speculative",
+        "check_vocabularies": "speculative",
+        "Continuation": "steps",
+        "Proposer": "steps",
+        "Step": "steps",
+        "decode_steps": "steps",
+        "step_at": "steps",
+    },
+)

@@ -1,4 +1,4 @@
-"""How fast a model runs: the real loop, timed over prompt, output and context lengths."""
+"""Speed of a model: the real loop, timed for given lengths of prompt, output and context."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from llmcli.generation.steps import next_logits, steps
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 
-WARM_UP = 16  # tokens generated before any is timed
+WARM_UP = 16  # tokens generated before the measurements
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second, over several runs."""
+    """Tokens per second in several runs."""
 
     runs: tuple[float, ...]
 
@@ -44,10 +44,9 @@ class Rate:
 
 @dataclass(frozen=True)
 class Speed:
-    """One depth: reading ``prompt`` tokens behind ``depth`` others, then writing ``output`` more, greedily.
+    """The speed at one depth: reading ``prompt`` tokens after ``depth`` others, then generating ``output`` greedily.
 
-    ``cache_bytes`` is what the KV cache took at the end. ``read_bytes`` are those of the weights that
-    one token reads.
+    ``cache_bytes`` is the size of the KV cache at the end, ``read_bytes`` the size of the weights that one token reads.
     """
 
     depth: int
@@ -59,17 +58,17 @@ class Speed:
     read_bytes: int
 
     def share(self, bandwidth: float) -> float:
-        """Of the memory's ``bandwidth`` in bytes a second, what decoding used. Caches can make it exceed 1."""
+        """The fraction of the memory ``bandwidth`` (bytes per second) that decoding used; above 1 with CPU caches."""
         return self.decode.median * self.read_bytes / bandwidth
 
 
 def measure(model: Transformer, *, prompt: int, output: int, depths: Sequence[int], repeat: int) -> Iterator[Speed]:
-    """A ``Speed`` for each depth. Errors: lengths beyond the model's context."""
+    """Yield a ``Speed`` for each depth. Raises a usage error for lengths beyond the model's context."""
     limit = model.config.max_position_embeddings
     longest = max(depths) + prompt + output
     if longest > limit:
         raise usage_error(
-            f"{longest} tokens (depth + prompt + output) do not fit the model's context of {limit}", "use fewer"
+            f"depth + prompt + output is {longest} tokens, but the model's context holds {limit}", "use fewer tokens"
         )
     rng = random.Random(0)
     ids = [rng.randrange(model.config.vocab_size) for _ in range(max(depths) + prompt)]
@@ -84,7 +83,7 @@ def _at_depth(model: Transformer, ids: Sequence[int], depth: int, output: int, r
     cache = model.new_cache()
     prefills, decodes, size = [], [], 0
     for _ in range(repeat):
-        if cache.length < depth:  # at first, and where windowed layers could not go back
+        if cache.length < depth:  # in the first run, and if windowed layers could not be truncated
             next_logits(model, ids[:depth], cache)
         prefill, decode = _run(model, ids, cache, output, sampler)
         prefills.append((len(ids) - depth) / prefill)
@@ -103,7 +102,7 @@ def _at_depth(model: Transformer, ids: Sequence[int], depth: int, output: int, r
 
 
 def _run(model: Transformer, ids: Sequence[int], cache: KVCache, output: int, sampler: Sampler) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last of ``output``."""
+    """Seconds until the first token, and from there until the last of ``output`` tokens."""
     began = time.perf_counter()
     first = began
     for step in steps(model, ids, sampler=sampler, max_new_tokens=output, cache=cache):
@@ -113,32 +112,32 @@ def _run(model: Transformer, ids: Sequence[int], cache: KVCache, output: int, sa
 
 
 def read_bytes(model: Transformer) -> int:
-    """Bytes of the weights that decoding one token reads: all but the rows of tables, and of experts the chosen."""
+    """Bytes of weights that decoding one token reads: all but lookup tables, and only the chosen experts."""
     moe = model.config.moe
     share = 1.0 if moe is None else moe.num_experts_per_tok / moe.num_experts
     total = 0.0
     for name, parameter in model.named_parameters():
         table = name.startswith("positions.") or (name.startswith("embedding.") and model.head is not None)
-        unread = table or name.endswith(".factors")  # of 4-bit weights, which many tokens at once are multiplied with
+        unread = table or name.endswith(".factors")  # of 4-bit weights, used for many tokens at once
         total += 0.0 if unread else parameter.nbytes * (share if ".experts." in name else 1.0)
     return int(total)
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second at which torch reads memory, by the fastest of a few passes over 512 MiB."""
+    """Bytes per second at which torch reads memory: the fastest of several passes over 512 MiB."""
     matrix = torch.zeros(2**14, 2**14, dtype=torch.bfloat16, device=device)
     ones = torch.ones(1, 2**14, dtype=torch.bfloat16, device=device)
     best = 0.0
     for _ in range(8):
         with torch.inference_mode():
             began = time.perf_counter()
-            float(product(as_vector(ones), matrix).sum())  # to a number: waits for the device
+            float(product(as_vector(ones), matrix).sum())  # the conversion to a number waits for the device
             best = max(best, matrix.nbytes / (time.perf_counter() - began))
     return best
 
 
 def peak_memory() -> int | None:
-    """The most memory that this process has had, in bytes; None where the system does not tell."""
+    """Peak memory of this process in bytes; None if the system does not report it."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -1,7 +1,7 @@
-"""A conversation with a model: its messages, and the KV cache that is kept from turn to turn.
+"""A conversation with a model: its messages, and a KV cache that is kept from turn to turn.
 
-A turn reads only what is new, whatever was taken back or changed before: the cache keeps the longest beginning
-that its ids share with those of the conversation as it stands.
+A turn reads only new tokens, even after messages were removed or changed: the cache keeps the longest prefix that its
+ids share with those of the current conversation.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.generation.generate import Generation
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Choice, Sampler
-from llmcli.generation.steps import Step, forget_stale, next_logits, shared
-from llmcli.generation.text import Generation
+from llmcli.generation.steps import Step, clear_if_stale, common_prefix, next_logits
 from llmcli.text.chat_template import Message
 from llmcli.text.turns import Form
 
@@ -22,37 +22,40 @@ Messages = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A conversation up to a reply that was written here: its text, and the very ids that were read and written."""
+class KnownIds:
+    """The text of a conversation up to a generated reply, and the ids that were actually read and generated."""
 
     text: str
     ids: tuple[int, ...]
 
 
 class Reply:
-    """A reply as it is written: iterate to get (step, text) pairs, as of ``generation``, which tells how it went."""
+    """A reply while it is generated: iterate for the (step, text) pairs of ``generation``.
+
+    ``messages`` are those that it replies to, ``prompt`` their ids, and ``choices`` how each token was chosen so far.
+    """
 
     def __init__(
-        self, messages: Messages, generation: Generation, sampler: Sampler, prompt: Sequence[int], ids: list[int]
+        self, messages: Messages, generation: Generation, sampler: Sampler, prompt: Sequence[int], read: list[int]
     ) -> None:
-        self.messages = messages  # to which it is the reply
+        self.messages = messages
         self.generation = generation
         self.sampler = sampler
         self.prompt = tuple(prompt)
         self.choices: list[Choice] = []
-        self._ids = ids
+        self._read = read
         self._stopped = False
 
     def __iter__(self) -> Iterator[tuple[Step, str]]:
         for step, text in self.generation:
-            self._ids.append(step.token)
+            self._read.append(step.token)
             self.choices.append(step.choice)
             self._stopped = step.finish == "stop_token"
             yield step, text
 
     @property
     def ids(self) -> list[int]:
-        """What was written, without the token that ended it."""
+        """The generated ids, without the stop token."""
         chosen = [choice.id for choice in self.choices]
         return chosen[:-1] if self._stopped else chosen
 
@@ -62,7 +65,7 @@ class Reply:
 
 
 class Conversation:
-    """``messages`` are what was said; change them at will. ``last`` is the reply that was kept last."""
+    """``messages`` can be changed freely between replies. ``last`` is the reply that was kept last."""
 
     def __init__(self, loaded: LoadedModel, form: Form) -> None:
         stops = (*loaded.stop_ids, *form.ends)
@@ -71,82 +74,89 @@ class Conversation:
         self.messages: Messages = ()
         self.last: Reply | None = None
         self._cache = loaded.model.new_cache()
-        self._read: list[int] = []  # the cache holds a beginning of these
-        self._kept: dict[Messages, Kept] = {}
+        self._read: list[int] = []  # the cache holds a prefix of these
+        self._known: dict[Messages, KnownIds] = {}
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
         return self.loaded.name
 
     def check(self, messages: Messages) -> None:
-        """Raise where the template refuses ``messages``."""
+        """Raise LlmcliError if the template rejects ``messages``."""
         self.form.write(messages)
 
     @property
     def context(self) -> int:
-        """How many tokens the model can read and write in all."""
+        """The size of the model's context in tokens."""
         return self.loaded.model.config.max_position_embeddings
 
     def answer(self, messages: Messages, sampler: Sampler, max_new_tokens: int) -> Reply:
-        """Begin the reply to ``messages``; the conversation is theirs only when it is given to ``keep``.
+        """Begin the reply to ``messages``. The conversation changes only when the reply is passed to ``keep``.
 
-        Errors: the template refuses them, or they do not fit into the context.
+        Raises LlmcliError if the template rejects the messages or they do not fit into the context.
         """
         ids = self.ids(messages)
         if len(ids) >= self.context:
             raise LlmcliError(
-                f"the conversation would be {len(ids)} tokens long, but the model's context is {self.context}",
-                "say it shorter, take turns back with /undo, or start a new chat",
+                f"the conversation would have {len(ids)} tokens, but the model's context holds {self.context}",
+                kind="conversation-too-long",
             )
-        self._share(ids)
+        self._keep_prefix(ids)
         generation = Generation(self.loaded, ids, sampler=sampler, max_new_tokens=max_new_tokens, cache=self._cache)
         return Reply(messages, generation, sampler, ids, self._read)
 
     def keep(self, reply: Reply) -> None:
-        """Go on from a reply, or from as much of it as was written."""
+        """Add a reply to the conversation, or as much of it as was generated."""
         self.messages = (*reply.messages, reply.message)
         self.last = reply
         text = self.form.write(reply.messages).text + reply.message.content
-        self._kept[self.messages] = Kept(text, (*reply.prompt, *reply.ids))
+        self._known[self.messages] = KnownIds(text, (*reply.prompt, *reply.ids))
 
     def ids(self, messages: Messages) -> list[int]:
-        """Ids of ``messages`` up to where the next reply begins.
+        """The ids of ``messages`` up to the beginning of the next reply.
 
-        Those of a reply written here are the model's own, not what its text would be encoded to, where
-        the template goes on behind it with a special token of its own.
+        A generated reply keeps the ids that the model chose, which may differ from those that its text encodes to,
+        provided that the template continues after it with one of its own special tokens.
         """
         written = self.form.write(messages)
-        kept = next((self._kept[m] for n in range(len(messages), 0, -1) if (m := messages[:n]) in self._kept), None)
-        if kept is not None and written.text.startswith(kept.text):
-            end = len(kept.text)
+        prefixes = (messages[:count] for count in range(len(messages), 0, -1))
+        known = next((self._known[prefix] for prefix in prefixes if prefix in self._known), None)
+        if known is not None and written.text.startswith(known.text):
+            end = len(known.text)
             if any(start == end for start, _ in written.own):
-                return self.loaded.readable([*kept.ids, *self.form.encode(written.after(end))])
+                return self.loaded.readable([*known.ids, *self.form.encode(written.after(end))])
         return self.loaded.readable(self.form.encode(written))
 
     def sizes(self) -> list[int]:
-        """Tokens of each message, with what the template puts before it; the last are of what it puts behind all."""
+        """The number of tokens of each message, including what the template puts before it.
+
+        The last number counts what the template puts after all messages.
+        """
         written = self.form.write(self.messages, reply=False)
         places = [0, *self.form.places(self.messages), len(written.text)]
         counts = [len(self.form.encode(written.before(place))) if place else 0 for place in places]
         return [after - before for before, after in pairwise(counts)]
 
     def step(self, index: int) -> tuple[Step, list[int]]:
-        """A step of the last reply once more, and the ids before it. Errors: there is none."""
+        """Recompute step ``index`` of the last reply; returns it with the ids of the context before it.
+
+        Raises a usage error if there is no such step.
+        """
         if self.last is None or self.messages != (*self.last.messages, self.last.message):
-            raise usage_error("there is no reply of this session to explain", "say something first")
+            raise usage_error("this session has no reply to explain", "send a message first")
         reply, count = self.last, len(self.last.choices)
         if not -count <= index < count:
-            raise usage_error(f"the last reply has no token {index}", f"they are numbered from 0 to {count - 1}")
+            raise usage_error(f"the last reply has no token {index}", f"its tokens are numbered from 0 to {count - 1}")
         index %= count
         choice = reply.choices[index]
         context = [*reply.prompt, *(choice.id for choice in reply.choices[:index])]
-        self._share(context)
-        forget_stale(self.loaded.model, len(context), self._cache)
+        self._keep_prefix(context)
+        clear_if_stale(self.loaded.model, len(context), self._cache)
         logits = next_logits(self.loaded.model, context[self._cache.length :], self._cache)
         return Step(index, len(context), choice.id, logits, choice, None, None), context
 
-    def _share(self, ids: Sequence[int]) -> None:
-        """Keep of the cache what it shares with ``ids``, less the last of them, whose logits are wanted."""
-        self._cache.truncate(shared(self._read[: self._cache.length], ids[:-1]))
+    def _keep_prefix(self, ids: Sequence[int]) -> None:
+        """Truncate the cache to its common prefix with ``ids``, except the last id, whose logits are needed."""
+        self._cache.truncate(common_prefix(self._read[: self._cache.length], ids[:-1]))
         self._read = list(ids)

@@ -64,7 +64,7 @@ def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
     The ends are divided by the sum of the probabilities, which rounding keeps from being 1. The last end is exactly 1.
     """
     ids = ranked(probs, SMALLEST)
-    ends = (probs[ids].double().cumsum(dim=-1) / probs.double().sum()).clamp(max=1.0)  # rounding can exceed 1
+    ends = probs[ids].double().cumsum(dim=-1) / probs.double().sum()
     ends[-1] = 1.0
     return ids, ends
 

@@ -1,8 +1,8 @@
-"""Constrained output: only tokens may come with which the text can still become what was asked for.
+"""Constrained output: the sampler may choose only tokens with which the text can still fit a grammar.
 
-That is a JSON value of a schema, a text that a regular expression matches as a whole, or one of several choices. The
-library llguidance follows the bytes of the text and tells which tokens of the model's vocabulary may be next, however
-they cut it: no token is removed that could have led to a valid text.
+A grammar is a JSON schema, a regular expression that matches the whole text, or a list of choices. The library
+llguidance follows the bytes of the text and computes which tokens of the model's vocabulary may come next, however they
+divide the text: it never removes a token that could lead to a valid text.
 """
 
 from __future__ import annotations
@@ -30,67 +30,72 @@ if TYPE_CHECKING:
 
 Ending = Literal["not yet", "may", "must"]
 
-# Left to itself, the library allows no token but the tokenizer's own where the bytes that follow are certain.
-FREE = '%llguidance {"no_forcing": true}\nstart: '
-# As Python's json.dumps writes, which models have often read. The library's own default is any whitespace at any
-# length, in which a model may lose itself.
+# By default, where the next bytes are certain, the library allows only the tokens that the tokenizer would choose.
+NO_FORCING = '%llguidance {"no_forcing": true}\nstart: '
+# The format of Python's json.dumps, which models have often seen. The library's default allows whitespace of any
+# length, which a model may never stop generating.
 ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-LONGEST = 1024  # bytes of a token: the library's limit
+MAX_TOKEN_BYTES = 1024  # the library's limit
 
 
 def json_rules(schema: object) -> str:
-    """The grammar of the JSON values that fit ``schema``, on one line unless its "x-guidance" says otherwise.
+    """The grammar of the JSON values that fit ``schema``, on one line unless its "x-guidance" sets another format.
 
-    Errors: no schema, a keyword that the library lacks, a schema that nothing fits.
+    Raises a usage error for an invalid schema, an unsupported keyword, and a schema that nothing fits.
     """
     if schema is False:
-        raise usage_error("the JSON schema false allows nothing", "true allows every JSON value")
+        raise usage_error("the JSON schema false allows nothing", "true allows any JSON value")
     schema = {} if schema is True else schema
     if not isinstance(schema, dict):
-        raise usage_error("a JSON schema is an object, true or false", 'as in {"type": "integer"}')
+        raise usage_error("a JSON schema must be an object, true or false", 'for example {"type": "integer"}')
     options = schema.get("x-guidance", {})
     if not isinstance(options, dict):
-        raise usage_error('"x-guidance" of the JSON schema is no object', 'as in {"whitespace_flexible": true}')
+        raise usage_error(
+            '"x-guidance" in the JSON schema must be an object', 'for example {"whitespace_flexible": true}'
+        )
     return _checked(f"%json {json.dumps({**schema, 'x-guidance': {**ONE_LINE, **options}})}", "the JSON schema")
 
 
 def regex_rules(pattern: str) -> str:
-    """The grammar of the texts that ``pattern`` (Rust's syntax; \\d is 0-9) matches as a whole.
+    """The grammar of the texts that ``pattern`` matches as a whole, in Rust's syntax (\\d is 0-9).
 
-    Errors: an unusable one.
+    Raises a usage error for a pattern that llguidance does not support.
     """
     if not pattern:
-        raise usage_error("the regular expression is empty", "as in '[A-Z][a-z]+'")
-    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:  # the library would drop it in silence
-        raise usage_error("the regular expression ends in a lone backslash", r"write \\ for a backslash")
+        raise usage_error("the regular expression is empty", "for example '[A-Z][a-z]+'")
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:  # the library would silently drop it
+        raise usage_error("the regular expression ends with a single backslash", r"write \\ for a backslash")
     try:
         written = library().regex_to_lark(pattern, "d")
     except UnicodeEncodeError:
-        raise usage_error("the regular expression is not valid Unicode", "UTF-8 is wanted") from None
-    hint = "it must match the whole text; it cannot look around or refer back"
+        raise usage_error("the regular expression is not valid Unicode", "use UTF-8") from None
+    hint = "it must match the whole text; lookaround and backreferences are not supported"
     return _checked(f"/{written}/", "the regular expression", hint)
 
 
 def choice_rules(choices: Sequence[str]) -> str:
-    """The grammar of exactly these texts. Errors: none, an empty one, one that is given twice, one not Unicode."""
+    """The grammar of exactly these texts.
+
+    Raises a usage error if there are none, or for a choice that is empty, repeated or not valid Unicode.
+    """
     if not choices or "" in choices:
-        raise usage_error("a choice is empty", "as in yes,no,maybe")
-    twice = next((choice for choice, count in Counter(choices).items() if count > 1), None)
-    if twice is not None:
-        raise usage_error(f"the choice {twice!r} is given twice", "give each once")
+        raise usage_error("a choice is empty", "for example yes,no,maybe")
+    repeated = next((choice for choice, count in Counter(choices).items() if count > 1), None)
+    if repeated is not None:
+        raise usage_error(f"the choice {repeated!r} is given twice", "give each choice once")
     if any(0xD800 <= ord(char) <= 0xDFFF for choice in choices for char in choice):
-        raise usage_error("a choice is not valid Unicode", "UTF-8 is wanted")
-    return _checked("/" + "|".join(map(_literally, choices)) + "/", "the choices")
+        raise usage_error("a choice is not valid Unicode", "use UTF-8")
+    return _checked("/" + "|".join(map(_escaped, choices)) + "/", "the choices")
 
 
-def _literally(text: str) -> str:
-    """A pattern that matches ``text`` and nothing else."""
+def _escaped(text: str) -> str:
+    """A pattern that matches only ``text``."""
     return "".join(char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
 
 
 def _checked(body: str, what: str, hint: str = "") -> str:
-    """The grammar whose start is ``body``. Errors: the library cannot follow it to the letter."""
-    rules = FREE + body
+    """The grammar with the start rule ``body``. Raises a usage error if the library does not fully support it."""
+    rules = NO_FORCING + body
     _, messages = library().LLMatcher.validate_grammar_with_warnings(rules)
     if messages:
         raise usage_error(f"{what} cannot be used: {_reason(messages[0])}", hint)
@@ -98,46 +103,44 @@ def _checked(body: str, what: str, hint: str = "") -> str:
 
 
 def _reason(message: str) -> str:
-    """What the library says is wrong, without its picture of the place; it may quote what a schema's file holds."""
+    """The library's error message, without its picture of the location. It may quote the schema: make it printable."""
     lines = message.splitlines()
     named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     place = r"at \d+\(\d+\): (failed to compile JSON schema: |invalid regex .* \(in regex\): )?"
-    told = named[-1] if named else re.sub(place, "", lines[0]).split(". ")[0]
-    return "".join(char if char.isprintable() else "?" for char in told)
+    reason = named[-1] if named else re.sub(place, "", lines[0]).split(". ")[0]
+    return "".join(char if char.isprintable() else "?" for char in reason)
 
 
 def library() -> ModuleType:
-    """llguidance. Errors: it is not installed."""
+    """The module llguidance. Raises LlmcliError if it is not installed."""
     try:
         import llguidance
     except ImportError:
-        raise LlmcliError(
-            "--json-schema, --regex and --choices need the library llguidance", "pip install llguidance"
-        ) from None
+        raise LlmcliError("the library llguidance is not installed", kind="no-llguidance") from None
     return llguidance
 
 
 class Grammar:
-    """Rules compiled for one model; ``filter`` makes the sampler's stage of one text."""
+    """A grammar compiled for one model's vocabulary; ``filter`` makes the sampler's filter for one text."""
 
     def __init__(self, loaded: LoadedModel, rules: str) -> None:
-        """Errors: a tokenizer whose tokens do not spell the text one after the other."""
+        """Raises LlmcliError for a tokenizer whose tokens do not simply add up to the text."""
         self.tokenizer = loaded.tokenizer
         self.rows = loaded.model.config.vocab_size
         known = min(self.rows, loaded.tokenizer.size)
         self.stops = torch.tensor(sorted(id for id in loaded.stop_ids if id < known), dtype=torch.long)
         pieces = spelling(loaded.tokenizer, self.rows)
         for id in self.stops.tolist():
-            pieces[id] = b""  # they end a text, and are no part of it, whatever they are called
+            pieces[id] = b""  # stop tokens end a text and are not part of it, whatever they spell
         self._pieces = pieces
         self._fresh: LLMatcher = library().LLMatcher(_vocabulary(pieces), rules, log_level=0)
 
     def filter(self, start: int) -> GrammarFilter:
-        """The stage for a text that begins behind ``start`` tokens of prompt."""
+        """The filter for a text that begins after ``start`` prompt tokens."""
         return GrammarFilter(self, start)
 
     def matcher(self) -> LLMatcher:
-        """One at the beginning of a text."""
+        """A matcher at the beginning of a text."""
         return self._fresh.deep_copy()
 
     @cached_property
@@ -147,16 +150,16 @@ class Grammar:
 
     @cached_property
     def drops_space(self) -> bool:
-        """Whether the tokenizer leaves out a space with which a whole text begins."""
+        """Whether the tokenizer drops a space at the beginning of a text."""
         first = next((id for id, piece in enumerate(self._pieces) if piece.startswith(b" ")), None)
         return first is not None and not self.tokenizer.decode([first]).startswith(" ")
 
 
 class GrammarFilter:
-    """Cuts every token with which the text cannot become what was asked for; see ``Grammar``.
+    """Cut every token with which the text could not fit the grammar any more.
 
-    A pure function of logits and ids. It remembers how far it has read the text, so that a text that goes on costs
-    only its new tokens; one that parts from it (after a wrong guess) is read anew.
+    A pure function of logits and ids. It remembers how far it has read the text, so that a longer text costs only its
+    new tokens; a text that differs (after a rejected proposal) is read from the beginning.
     """
 
     name = "grammar"
@@ -166,75 +169,76 @@ class GrammarFilter:
         self._grammar = grammar
         self._start = start
         self._matcher = grammar.matcher()
-        self._read: list[int] = []  # what the matcher has been told
-        self._known: tuple[Tensor, bool] | None = None  # what may come behind that, and whether it may end
+        self._read: list[int] = []  # the tokens that the matcher has consumed
+        self._known: tuple[Tensor, bool] | None = None  # the tokens that may follow, and whether the text may end
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        """Errors: a text that does not fit, or one that no token of this model can continue."""
-        allowed, may_end = self._behind(ids)
+        """Raises LlmcliError for a text that does not fit, or that no token of this model can continue."""
+        allowed, may_end = self._after(ids)
         if may_end:
             allowed = allowed.index_fill(0, self._grammar.stops, True)
         if not bool(allowed.any()):
             raise LlmcliError(
-                "the grammar allows no token of this model here",
-                "its tokenizer cannot spell what must come, or nothing can",
+                "the grammar allows no token of this model at this point",
+                "the tokenizer cannot spell the text that must follow, or no text can follow",
             )
         return logits.masked_fill(~allowed.to(logits.device), CUT)
 
     def copy(self, start: int) -> GrammarFilter:
-        """The same for another text, which begins behind ``start`` tokens of prompt."""
+        """The same filter for another text, which begins after ``start`` prompt tokens."""
         return self._grammar.filter(start)
 
     def ending(self, ids: Sequence[int]) -> Ending:
-        """Whether the text may end behind ``ids``: "must" where nothing may follow."""
-        allowed, may_end = self._behind(ids)
+        """Whether the text may end after ``ids``; "must" if nothing may follow."""
+        allowed, may_end = self._after(ids)
         if not may_end:
             return "not yet"
         return "may" if bool(allowed.any()) else "must"
 
-    def _behind(self, ids: Sequence[int]) -> tuple[Tensor, bool]:
-        """The tokens that may go on with the text, bool [V], and whether it may end; behind a stop token none may."""
+    def _after(self, ids: Sequence[int]) -> tuple[Tensor, bool]:
+        """The tokens that may follow, bool [V], and whether the text may end. Nothing follows a stop token."""
         text = list(ids[self._start :])
         stopped = self._follow(text)
         if self._known is None:
-            self._known = self._ask()
+            self._known = self._allowed()
         allowed, may_end = self._known
         if stopped:
             allowed = torch.zeros_like(allowed)
         elif not text and self._grammar.drops_space and not self._grammar.tokenizer.decode(list(ids)):
-            allowed = allowed & ~self._grammar.spaced  # the space that they write would not be there
+            allowed = allowed & ~self._grammar.spaced  # the tokenizer would drop their space
         return allowed, may_end
 
     def _follow(self, text: list[int]) -> bool:
-        """Bring the matcher to the end of ``text``, or to the stop token in it; whether there is one."""
+        """Advance the matcher to the end of ``text``, or to a stop token in it. Returns whether there is one."""
         if text[: len(self._read)] != self._read:
-            # The library's own way back may answer with what followed the text that was given up.
+            # The library's own rollback may return the tokens that followed the discarded text.
             self._matcher, self._read, self._known = self._grammar.matcher(), [], None
         stops = self._grammar.stops.tolist()
         new = text[len(self._read) :]
-        end = next((place for place, token in enumerate(new) if token in stops), len(new))
+        end = next((index for index, token in enumerate(new) if token in stops), len(new))
         if end:
-            taken = self._matcher.try_consume_tokens(new[:end])
-            self._read += new[:taken]
+            consumed = self._matcher.try_consume_tokens(new[:end])
+            self._read += new[:consumed]
             self._known = None
-            if taken < end:
-                raise LlmcliError("the text does not fit the grammar", "a token was taken that the grammar had cut")
+            if consumed < end:
+                raise LlmcliError("the text does not fit the grammar", "it has a token that the grammar had cut")
         return end < len(new)
 
-    def _ask(self) -> tuple[Tensor, bool]:
+    def _allowed(self) -> tuple[Tensor, bool]:
+        """The tokens that the matcher allows next, bool [V], and whether the text may end."""
         may_end = self._matcher.is_accepting()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         fault = self._matcher.get_error()
-        if fault and not fault.startswith("NoExtension"):  # that no token may come is for the caller to see
-            raise LlmcliError(f"the grammar is too complex: {_reason(fault)}", "make it simpler")
+        if fault and not fault.startswith("NoExtension"):  # the caller handles the case that no token may follow
+            raise LlmcliError(f"the grammar is too complex: {_reason(fault)}", "simplify it")
         allowed = np.unpackbits(bits, count=self._grammar.rows, bitorder="little")
         return torch.from_numpy(allowed).view(torch.bool), may_end
 
 
 def spelling(tokenizer: Tokenizer, rows: int) -> list[bytes]:
-    """What each of the model's ``rows`` tokens writes into a text, in bytes; nothing for special and unused ones.
+    """The bytes that each of the model's ``rows`` tokens adds to a text; empty for special and unused tokens.
 
-    Errors: a tokenizer that writes tokens otherwise where others stand beside them (as WordPiece does).
+    Raises LlmcliError for a tokenizer whose tokens spell differently depending on their neighbours (WordPiece).
     """
     pieces = [b""] * rows
     for id in tokenizer.ids:
@@ -244,10 +248,10 @@ def spelling(tokenizer: Tokenizer, rows: int) -> list[bytes]:
     joined = b"".join(pieces[id] for id in whole).decode()
     if tokenizer.decode(whole) not in (joined, joined.removeprefix(" ")):
         raise LlmcliError(
-            f"{tokenizer.name}: its tokenizer does not write tokens one behind the other",
-            "a grammar cannot follow it: use another model",
+            f"grammars do not work with the tokenizer of {tokenizer.name}: its tokens do not simply add up to the text",
+            "use another model",
         )
-    return [piece if len(piece) <= LONGEST else b"" for piece in pieces]
+    return [piece if len(piece) <= MAX_TOKEN_BYTES else b"" for piece in pieces]
 
 
 def _is_text(piece: bytes) -> bool:
@@ -259,7 +263,7 @@ def _is_text(piece: bytes) -> bool:
 
 
 def _vocabulary(pieces: list[bytes]) -> LLTokenizer:
-    """The library's form of a vocabulary: our tokens, and one more as the end of the text that it wants."""
-    told = SimpleNamespace(tokens=[*pieces, b""], eos_token_id=len(pieces), bos_token_id=None)
-    made: LLTokenizer = library().LLTokenizer(library().TokenizerWrapper(told))
-    return made
+    """The vocabulary for llguidance: our tokens, and an extra one as the end-of-text token that it requires."""
+    tokenizer = SimpleNamespace(tokens=[*pieces, b""], eos_token_id=len(pieces), bos_token_id=None)
+    wrapped: LLTokenizer = library().LLTokenizer(library().TokenizerWrapper(tokenizer))
+    return wrapped

@@ -1,4 +1,4 @@
-"""A model folder opened for use: the transformer, its tokenizer and the tokens at which it stops."""
+"""A model folder opened for use: the transformer, its tokenizer, its stop tokens and its sampling defaults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a prompt needs to become text. ``stop_ids`` end a text (config.json's and generation_config.json's)."""
+    """A model, its tokenizer, and the ``defaults`` of its generation_config.json."""
 
     name: str
     folder: Path
@@ -33,28 +33,29 @@ class LoadedModel:
 
     @property
     def stop_ids(self) -> frozenset[int]:
+        """The tokens that end a text: those of config.json and of generation_config.json."""
         return frozenset((*self.model.config.eos_token_ids, *self.defaults.stop_ids))
 
     def prompt_ids(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Ids of a prompt, ``readable``."""
+        """Encode a prompt. Raises the errors of ``readable``."""
         return self.readable(self.tokenizer.encode(text, parse_special=parse_special))
 
     def readable(self, ids: list[int]) -> list[int]:
-        """Ids as the model can read them: none become its BOS token alone, where it has one.
+        """``ids``, or the BOS token alone if there are none and the model has one.
 
-        Errors: a token that the model's embedding has no row for.
+        Raises LlmcliError for an id that the model's embedding has no row for.
         """
         bos, rows = self.model.config.bos_token_id, self.model.config.vocab_size
         ids = ids if ids or bos is None else [bos]
         if max(ids, default=0) >= rows:
             raise LlmcliError(
-                f"the prompt holds token {max(ids)}, but the model knows only {rows}",
-                "the tokenizer belongs to another model",
+                f"the prompt contains token {max(ids)}, but the model has only {rows} tokens",
+                "the tokenizer belongs to a different model",
             )
         return ids
 
     def vocabulary_filter(self) -> list[Filter]:
-        """The filter that bars rows no token has, if there are such rows."""
+        """The filter that cuts ids beyond the tokenizer's size, if the embedding has such rows."""
         if self.tokenizer.size >= self.model.config.vocab_size:
             return []
         return [Vocabulary(self.tokenizer.size)]
@@ -75,7 +76,9 @@ def load(
 
     ``device`` and ``dtype`` are names of ``model.device``; "auto" picks the fastest. ``adapter`` is the folder of a
     LoRA to merge into the weights. ``quantization`` then quantizes them, for the CPU. With ``group`` this rank loads
-    its part of the model; ``group.device`` replaces ``device``. ``progress`` receives the work done and in all.
+    its part of the model; ``group.device`` replaces ``device``. ``progress`` receives the work done and the total.
+
+    Raises LlmcliError if the folder is not a model that llmcli can run.
     """
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         raise LlmcliError(f"{folder} is a LoRA adapter, not a model", kind="adapter-not-model")

@@ -1,4 +1,4 @@
-"""A prompt's KV cache in a file, so that what was read once need not be read again."""
+"""The KV cache of a prompt in a file, so that a prompt with the same beginning is not read again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from llmcli.generation.steps import forget_stale, shared
-from llmcli.model.positions import planned_length
+from llmcli.generation.context import angle_length
+from llmcli.generation.steps import clear_if_stale, common_prefix
 from llmcli.model.transformer import Transformer
 from llmcli.storage.cache_file import Fault, Unusable, read_cache, write_cache
 from llmcli.storage.fingerprint import fingerprint
@@ -20,11 +20,11 @@ Reason = Literal[Fault, "missing", "text", "window", "angles"]
 
 @dataclass(frozen=True)
 class Reuse:
-    """How many of a prompt's tokens need not be read and, where none, why: None if there was but one.
+    """How many tokens of a ``prompt`` of this many tokens come from the file, and the ``reason`` if none do.
 
-    The file is "missing", "damaged", of another "version" of llmcli, of another "dtype" or "model"; its "text"
-    begins otherwise; a "window" has moved past the place where the texts part; or the "angles" by which positions
-    are turned are those of another length.
+    The file is "missing", "damaged", or from another "version" of llmcli, another "dtype" or another "model". Its
+    "text" begins differently; its sliding "window" has moved past the position where the texts diverge; or its rotary
+    "angles" belong to another length. A prompt of one token has no reason.
     """
 
     tokens: int
@@ -33,10 +33,10 @@ class Reuse:
 
 
 class PromptCache:
-    """``cache`` begins as ``file`` tells and is to be read on from; ``reuse`` says how much of the prompt that was.
+    """``cache`` is filled from ``file`` with a prefix of the prompt; ``reuse`` says how much of it.
 
-    ``max_new_tokens`` are those of the text to come: angles may depend on it. ``seconds`` is how long opening took,
-    ``failure`` why saving did not work, if it did not.
+    ``max_new_tokens`` are those of the text to come, on which rotary angles may depend. ``seconds`` is how long opening
+    the file took, ``failure`` why saving it failed, if it did.
     """
 
     def __init__(self, file: Path, model: Transformer, ids: Sequence[int], max_new_tokens: int) -> None:
@@ -44,20 +44,20 @@ class PromptCache:
         self.file, self.model, self.ids = file, model, list(ids)
         self.cache = model.new_cache()
         self.failure = ""
-        self._saved = False  # whether the file tells all of the prompt
+        self._saved = False  # whether the file has the whole prompt
         reason = self._open(max_new_tokens)
         self.reuse = Reuse(self.cache.length, len(self.ids), reason)
         self.seconds = time.perf_counter() - began
 
     @cached_property
     def fingerprint(self) -> str:
-        """The model's."""
+        """The fingerprint of the model."""
         return fingerprint(self.model)
 
     def save(self) -> None:
-        """Write what the cache holds of the prompt, all of which must have been read; unless the file tells it already.
+        """Write the whole prompt, which must have been read, to the file unless it has it already.
 
-        An error is kept as ``failure``: the text that is being written goes on.
+        Errors are kept in ``failure`` and not raised, so that generation continues.
         """
         if self._saved:
             return
@@ -67,23 +67,21 @@ class PromptCache:
             self.failure = error.strerror or str(error)
 
     def _open(self, max_new_tokens: int) -> Reason | None:
-        """Fill the cache with what the file tells of a beginning of the prompt; why that is nothing."""
+        """Fill the cache with the common prefix of the file and the prompt; returns the reason if there is none."""
         if not self.file.exists():
             return "missing"
         try:
             held, self.cache = read_cache(self.file, self.model, self.fingerprint)
         except Unusable as error:
             return error.fault
-        same, length = shared(held, self.ids), len(self.ids)
-        known = min(same, max(length - 1, 0))  # the logits behind the last are wanted, so it is read again
-        self.cache.truncate(known)
-        if self.cache.length < known:
+        common, length = common_prefix(held, self.ids), len(self.ids)
+        usable = min(common, max(length - 1, 0))  # the last token is read again, because its logits are needed
+        self.cache.truncate(usable)
+        if self.cache.length < usable:
             return "window"
-        config = self.model.config
-        total = min(length + max_new_tokens, config.max_position_embeddings)
-        self.cache.planned = planned_length(config.rope, length, total)
-        forget_stale(self.model, length, self.cache)
-        if self.cache.length < known:
+        self.cache.planned = angle_length(self.model.config, length, max_new_tokens)
+        clear_if_stale(self.model, length, self.cache)
+        if self.cache.length < usable:
             return "angles"
-        self._saved = same == length
-        return None if same else "text"
+        self._saved = common == length
+        return None if common else "text"

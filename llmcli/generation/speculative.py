@@ -1,9 +1,9 @@
-"""Guessing tokens ahead, so that one pass of the model can check several: the text stays what it would have been.
+"""Speculative decoding: cheap proposals of several tokens, which the model then checks in one forward pass.
 
-The model reads the guesses behind the last token, and at every place the sampler chooses as it always does, with the
-u of that place. Guesses that equal its choices are kept, those behind the first that does not are forgotten. So the
-output has not only the same distribution (Leviathan et al. 2023): with one seed it is the same text, as far as the
-kernels for many positions round like those for one (in bfloat16, near ties can fall otherwise).
+The model reads the proposed tokens after the last token of the text. At every position the sampler chooses as always,
+with the ``u`` of that step. Proposed tokens that equal its choices are accepted; those after the first that differs are
+discarded. So the output does not only have the same distribution (Leviathan et al. 2023): with the same seed it is the
+same text, provided that the kernels for many positions round like those for one. (In bfloat16, near ties can differ.)
 """
 
 from __future__ import annotations
@@ -16,92 +16,89 @@ from llmcli.errors import LlmcliError
 from llmcli.generation.distribution import pick
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import forget_stale, next_logits, shared
+from llmcli.generation.steps import clear_if_stale, common_prefix, next_logits
 from llmcli.model.transformer import Transformer
 
 
 class PromptLookup:
-    """Guesses that the text repeats itself: what followed its last tokens before (Saxena 2023).
+    """Propose that the text repeats itself: the tokens that followed its last n-gram before (Saxena 2023).
 
-    A pass that checks a guess takes about two steps' time. So a guess is as long as it may be, and after
-    one of which nothing was right none is made for a while.
+    A pass that checks a proposal takes about as long as two steps. So proposals are as long as possible, and after a
+    proposal of which nothing was accepted, it makes none for some passes.
     """
 
-    # How many tokens must have stood there before: the most that have. One alone says too little.
-    LENGTHS = (3, 2)
-    LONGEST_PAUSE = 16  # passes without a guess
+    NGRAMS = (3, 2)  # lengths to look for, the longest first; a single token predicts too little
+    MAX_PAUSE = 16  # passes without a proposal
 
     def __init__(self) -> None:
-        self.guessed = self.kept = 0
-        self._before = (0, 0)  # both, when the last guess was made
+        self.proposed = self.accepted = 0
+        self._before = (0, 0)  # both counts at the time of the last proposal
         self._pause = self._paused = 0
-        self._seen: list[int] = []
-        self._places: dict[tuple[int, ...], int] = {}  # n-gram -> where what followed it last begins
+        self._read: list[int] = []
+        self._positions: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
 
-    def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
-        self._learn(ids)
-        if self.guessed > self._before[0]:
-            wrong = self.kept == self._before[1]
-            self._pause = min(2 * self._pause + 1, self.LONGEST_PAUSE) if wrong else 0
-            self._paused, self._before = 0, (self.guessed, self.kept)
+    def propose(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
+        self._index(ids)
+        if self.proposed > self._before[0]:
+            rejected = self.accepted == self._before[1]
+            self._pause = min(2 * self._pause + 1, self.MAX_PAUSE) if rejected else 0
+            self._paused, self._before = 0, (self.proposed, self.accepted)
         if self._paused < self._pause:
             self._paused += 1
             return []
-        for length in self.LENGTHS:
-            place = self._places.get(tuple(ids[-length:]))
-            if place is not None:
-                return self._repeated(ids, place, count)
+        for length in self.NGRAMS:
+            position = self._positions.get(tuple(ids[-length:]))
+            if position is not None:
+                period = len(ids) - position  # beyond the end of the text, it repeats this period
+                return [ids[position + number % period] for number in range(count)]
         return []
 
-    @staticmethod
-    def _repeated(ids: Sequence[int], place: int, count: int) -> list[int]:
-        """What stands from ``place`` on; where that ends, it goes on with itself."""
-        period = len(ids) - place
-        return [ids[place + number % period] for number in range(count)]
-
-    def _learn(self, ids: Sequence[int]) -> None:
-        """Note the n-grams that are new and have something behind them."""
-        if list(ids[: len(self._seen)]) != self._seen:
-            self._seen, self._places = [], {}
-        for place in range(max(len(self._seen), 1), len(ids)):
-            for length in self.LENGTHS:
-                if length <= place:
-                    self._places[tuple(ids[place - length : place])] = place
-        self._seen = list(ids)
+    def _index(self, ids: Sequence[int]) -> None:
+        """Record the new n-grams that are followed by a token."""
+        if list(ids[: len(self._read)]) != self._read:
+            self._read, self._positions = [], {}
+        for position in range(max(len(self._read), 1), len(ids)):
+            for length in self.NGRAMS:
+                if length <= position:
+                    self._positions[tuple(ids[position - length : position])] = position
+        self._read = list(ids)
 
 
 class DraftModel:
-    """Guesses by a smaller model of the same vocabulary, drawn by the u that the sampler is going to use."""
+    """Propose what a smaller model with the same vocabulary would choose, with the sampler's upcoming numbers u."""
 
     def __init__(self, model: Transformer) -> None:
-        self.guessed = self.kept = 0
+        self.proposed = self.accepted = 0
         self.model = model
         self._cache = model.new_cache()
-        self._read: list[int] = []
+        self._read: list[int] = []  # the cache holds a prefix of these
 
-    def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
+    def propose(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
         text = list(ids)
         room = self.model.config.max_position_embeddings - len(text)
         for u in sampler.upcoming(max(min(count, room), 0)):
-            guess = pick(sampler.final(self._next(text), text), u)
-            ending = sampler.ending(text, guess)
-            text.append(guess)
+            token = pick(sampler.final(self._next(text), text), u)
+            ending = sampler.ending(text, token)
+            text.append(token)
             if ending == "must":
                 break
         return text[len(ids) :]
 
     def _next(self, text: list[int]) -> Tensor:
-        """The logits behind ``text``, of which the cache holds a beginning, perhaps with a wrong guess at its end."""
-        self._cache.truncate(shared(self._read, text[:-1]))
-        forget_stale(self.model, len(text), self._cache)
+        """The logits after ``text`` [V]. The cache may end with a proposal that was rejected, which is dropped."""
+        self._cache.truncate(common_prefix(self._read, text[:-1]))
+        clear_if_stale(self.model, len(text), self._cache)
         logits = next_logits(self.model, text[self._cache.length :], self._cache)
         self._read = list(text)
         return logits
 
 
 def check_vocabularies(loaded: LoadedModel, draft: LoadedModel) -> None:
-    """Raise unless a guess of ``draft`` means the same token to the model."""
+    """Raise LlmcliError unless the same ids mean the same tokens to the model and to its draft model."""
     sizes = [(model.tokenizer.size, model.model.config.vocab_size) for model in (draft, loaded)]
     sample = "The quick brown fox: 12 naïve 🙂s, 3.5% \n\tjumps()"
     if sizes[0] != sizes[1] or draft.tokenizer.encode(sample) != loaded.tokenizer.encode(sample):
-        raise LlmcliError(f"{draft.name} has another tokenizer than {loaded.name}", "a draft model must share it")
+        raise LlmcliError(
+            f"the tokenizer of {draft.name} differs from that of {loaded.name}",
+            "choose a draft model with the same tokenizer",
+        )

@@ -1,6 +1,7 @@
-"""The autoregressive loop: prefill the prompt once, then choose a token, feed it, and so on.
+"""The autoregressive loop: prefill the prompt once, then choose a token, append it, feed it to the model, and repeat.
 
-Commands, views and library users all iterate over this one loop.
+Commands, views and library users all iterate over this one loop. Batches (``generation.batch``) have a loop of their
+own, but choose each token with the same ``Continuation``.
 """
 
 from __future__ import annotations
@@ -14,45 +15,92 @@ from torch import Tensor
 
 from llmcli.engine.cuda_graph import decode, replays
 from llmcli.errors import usage_error
+from llmcli.generation.context import angle_length, check_prompt, roll
 from llmcli.generation.grammar import Ending
 from llmcli.generation.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
-from llmcli.model.positions import planned_length
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
 Finish = Literal["length", "stop_token", "context", "grammar"]
 
-MOST_GUESSES = 8  # tokens that one pass checks beside the one that it must: more are seldom all right
-SINKS = 4  # tokens at the very beginning that a rolling context keeps: many heads rest on them (Xiao et al. 2023)
-PREFILL_CHUNK = 512  # positions a forward pass: bounds memory on long prompts at no cost in speed
+MAX_PROPOSED = 8  # tokens proposed per forward pass: longer proposals are seldom accepted to their end
+PREFILL_CHUNK = 512  # positions per forward pass: bounds the memory of long prompts at no cost in speed
 
 
 @dataclass(frozen=True)
 class Step:
-    """One token. ``position`` is its place in the context; ``finish`` says why it is the last, if it is.
+    """One generated token.
 
-    ``ending`` tells whether the text would be what a grammar asks for if it ended here; None without one.
+    ``position`` is its place in the context. ``finish`` is the reason why it is the last token, or None. ``ending``
+    says whether the grammar would let the text end here (None without a grammar). ``trace`` holds what was observed in
+    the forward pass that computed the logits, if the step was to be observed.
     """
 
     index: int
     position: int
     token: int
-    logits: Tensor  # [V], fp32: what the choice was made from
+    logits: Tensor  # [V], fp32: those that the token was chosen from
     choice: Choice
     finish: Finish | None
-    trace: Trace | None  # of the forward pass that gave the logits, where it was observed
+    trace: Trace | None
     ending: Ending | None = None
 
 
-class Guesser(Protocol):
-    """Guesses how a text goes on; see ``speculate``. It counts the tokens ``guessed``, and those ``kept``."""
+@dataclass
+class Continuation:
+    """The tokens of one text, and how the next one is chosen.
 
-    guessed: int
-    kept: int
+    ``ids`` are the tokens in the context, which holds at most ``context``; ``tokens`` counts the generated ones. If the
+    context ``rolls``, a full context drops its older half instead of ending the text.
+    """
 
-    def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
-        """Up to ``count`` tokens that may follow ``ids``, in which ``sampler`` will choose."""
+    ids: list[int]
+    sampler: Sampler
+    max_new_tokens: int
+    context: int
+    stop_ids: Collection[int] = ()
+    rolls: bool = False
+    tokens: int = 0
+
+    def choose(self, logits: Tensor, trace: Trace | None = None) -> Step:
+        """Choose the next token, given its logits [V]; ``append`` adds it to the text."""
+        choice = self.sampler.choose(logits, self.ids)
+        ending = self.sampler.ending(self.ids, choice.id)
+        finish = self._finish(choice.id, ending)
+        return Step(self.tokens, len(self.ids), choice.id, logits, choice, finish, trace, ending)
+
+    def finish_after(self, token: int) -> Finish | None:
+        """Why the text would end with ``token``, or None."""
+        return self._finish(token, self.sampler.ending(self.ids, token))
+
+    def append(self, token: int) -> None:
+        """Add a token to the text."""
+        self.ids.append(token)
+        self.tokens += 1
+
+    def roll_if_full(self) -> int | None:
+        """Drop the older half if the context is full. Returns how many first tokens are kept, or None if it is not."""
+        return roll(self.ids, self.context) if len(self.ids) == self.context else None
+
+    def _finish(self, token: int, ending: Ending | None) -> Finish | None:
+        if token in self.stop_ids:
+            return "stop_token"
+        if ending == "must":
+            return "grammar"
+        if self.tokens + 1 == self.max_new_tokens:
+            return "length"
+        return "context" if len(self.ids) + 1 >= self.context and not self.rolls else None
+
+
+class Proposer(Protocol):
+    """Proposes tokens for speculative decoding. It counts the tokens ``proposed``, and those ``accepted``."""
+
+    proposed: int
+    accepted: int
+
+    def propose(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
+        """Up to ``count`` tokens that may follow ``ids``; ``sampler`` will choose among them."""
 
 
 def steps(
@@ -62,129 +110,137 @@ def steps(
     sampler: Sampler,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
+    rolls: bool = False,
     cache: KVCache | None = None,
     observe: Collection[int] = (),
-    guesser: Guesser | None = None,
-    rolls: bool = False,
 ) -> Generator[Step, int | None, None]:
     """Yield up to ``max_new_tokens`` steps that continue ``prompt_ids``.
 
-    ``cache`` may hold a beginning of the prompt, which is not read again, and holds all but the last
-    token afterwards. ``observe`` are indices of steps whose forward pass is traced. ``guesser`` lets one
-    pass check several tokens; see ``speculate``. Where the context ``rolls``, one that is full loses its older half
-    (see ``roll``), which ends the text otherwise. Who iterates with ``send(token)`` puts that token in
-    place of the chosen one. Nothing is computed for zero tokens, nor after the last.
-    Errors: an empty prompt, or one that leaves no room in the context.
+    The text ends after a token of ``stop_ids``, or when the context is full, unless it ``rolls``. ``cache`` may already
+    hold a prefix of the prompt; afterwards it holds all tokens but the last. ``observe`` lists the indices of steps
+    whose forward pass is traced. ``send(token)`` replaces the chosen token. Nothing is computed for zero tokens, nor
+    after the last one.
+
+    Raises a usage error if the prompt is empty or leaves no room in the context.
     """
-    if max_new_tokens < 1:
+    context = model.config.max_position_embeddings
+    text = Continuation(list(prompt_ids), sampler, max_new_tokens, context, stop_ids, rolls)
+    return decode_steps(model, text, cache=cache, observe=observe)
+
+
+def decode_steps(
+    model: Transformer,
+    text: Continuation,
+    *,
+    cache: KVCache | None = None,
+    observe: Collection[int] = (),
+    proposer: Proposer | None = None,
+) -> Generator[Step, int | None, None]:
+    """As ``steps``, for a prompt and settings in ``text``. With a ``proposer``, decoding is speculative.
+
+    See ``generation.speculative``: one forward pass then checks several proposed tokens.
+    """
+    if text.max_new_tokens < 1:
         return
-    check_prompt(model, prompt_ids)
+    check_prompt(model, text.ids)
     cache = model.new_cache() if cache is None else cache
-    assert cache.length < len(prompt_ids)
-    ids, index, limit = list(prompt_ids), 0, model.config.max_position_embeddings
-    cache.planned = planned_length(model.config.rope, len(ids), min(len(ids) + max_new_tokens, limit))
+    assert cache.length < len(text.ids)
+    cache.planned = angle_length(model.config, len(text.ids), text.max_new_tokens)
     try:
         while True:
-            if len(ids) == limit:
-                cache.truncate(roll(ids, limit))
-            forget_stale(model, len(ids), cache)
-            trace = Trace(rows=slice(-1, None)) if index in observe else None
-            guesses: list[int] = []
-            if guesser is not None and trace is None:
-                seen = [i - index for i in observe if i > index]
-                room = min(*seen, max_new_tokens - index, limit - len(ids)) - 1
-                guesses = guesser.guess(ids, min(room, MOST_GUESSES), sampler)
-                unread = len(ids) - cache.length
-                if model.span(cache, unread + len(guesses)) != model.span(cache, unread):
-                    guesses = []  # they would turn the tokens before them by angles that may never be needed
-                guesser.guessed += len(guesses)
-            passed = [*ids[cache.length :], *guesses]
-            for logits, guess in zip(
-                logits_behind(model, passed, cache, 1 + len(guesses), trace), [*guesses, None], strict=True
-            ):
-                choice, position = sampler.choose(logits, ids), len(ids)
-                asked, room = max_new_tokens - index - 1, limit - position - 1 + rolls
-                ending = sampler.ending(ids, choice.id)
-                finish = ended(choice.id, stop_ids, asked, room, ending)
-                instead = yield Step(index, position, choice.id, logits, choice, finish, trace, ending)
-                if instead is not None:
-                    finish = ended(instead, stop_ids, asked, room, sampler.ending(ids, instead))
+            kept = text.roll_if_full()
+            if kept is not None:
+                cache.truncate(kept)
+            clear_if_stale(model, len(text.ids), cache)
+            trace = Trace(rows=slice(-1, None)) if text.tokens in observe else None
+            proposed: list[int] = []
+            if proposer is not None and trace is None:
+                proposed = _propose(model, text, cache, observe, proposer)
+            unread = [*text.ids[cache.length :], *proposed]
+            rows = last_logits(model, unread, cache, 1 + len(proposed), trace)
+            for logits, proposal in zip(rows, [*proposed, None], strict=True):
+                step = text.choose(logits, trace)
+                replacement = yield step
+                token, finish = step.token, step.finish
+                if replacement is not None:
+                    token, finish = replacement, text.finish_after(replacement)
                 if finish:
                     return
-                index += 1
-                ids.append(choice.id if instead is None else instead)
-                if guesser is None or guess != ids[-1]:
+                text.append(token)
+                if proposer is None or proposal != token:
                     break
-                guesser.kept += 1
-            cache.truncate(len(ids) - 1)
+                proposer.accepted += 1
+            cache.truncate(len(text.ids) - 1)
     finally:
-        cache.truncate(min(cache.length, len(ids)))
+        cache.truncate(min(cache.length, len(text.ids)))
 
 
-def ended(token: int, stop_ids: Collection[int], asked: int, room: int, ending: Ending | None = None) -> Finish | None:
-    """Why a token is the last, if it is: ``asked`` more were asked for, ``room`` more fit behind it.
+def _propose(
+    model: Transformer, text: Continuation, cache: KVCache, observe: Collection[int], proposer: Proposer
+) -> list[int]:
+    """Tokens to check in the next forward pass; none beyond the end of the text or a step to observe."""
+    observed = [index - text.tokens for index in observe if index > text.tokens]
+    room = min(*observed, text.max_new_tokens - text.tokens, text.context - len(text.ids)) - 1
+    proposed = proposer.propose(text.ids, min(room, MAX_PROPOSED), text.sampler)
+    unread = len(text.ids) - cache.length
+    if model.span(cache, unread + len(proposed)) != model.span(cache, unread):
+        return []  # they would change the angles of all earlier positions, perhaps in vain
+    proposer.proposed += len(proposed)
+    return proposed
 
-    ``ending`` is what a grammar says of the text with it.
+
+def step_at(
+    model: Transformer,
+    prompt_ids: Sequence[int],
+    index: int,
+    *,
+    sampler: Sampler,
+    stop_ids: Collection[int] = (),
+    rolls: bool = False,
+) -> tuple[Step, list[int]]:
+    """Step ``index`` of ``steps``, and the ids of the context before it.
+
+    Raises a usage error if the text ends earlier.
     """
-    if token in stop_ids:
-        return "stop_token"
-    if ending == "must":
-        return "grammar"
-    if asked == 0:
-        return "length"
-    return "context" if room <= 0 else None
+    context, limit = list(prompt_ids), model.config.max_position_embeddings
+    for step in steps(model, prompt_ids, sampler=sampler, max_new_tokens=index + 1, stop_ids=stop_ids, rolls=rolls):
+        if step.position < len(context):
+            roll(context, limit)
+        if step.index == index:
+            return step, context
+        context.append(step.token)
+    raise usage_error(
+        f"there is no step {index}: the text ended at step {step.index} ({step.finish})",
+        f"choose a step from 0 to {step.index}",
+    )
 
 
-def roll(ids: list[int], limit: int) -> int:
-    """Take the older half out of a full context, but for its first few tokens; how many those are."""
-    kept = min(SINKS, limit // 4)
-    del ids[kept : len(ids) - limit // 2]
-    return kept
-
-
-def check_prompt(model: Transformer, prompt_ids: Sequence[int]) -> None:
-    """Raise where there is no prompt, or one that leaves no room in the context."""
-    check_room(model, len(prompt_ids))
-    if not prompt_ids:
-        raise usage_error("the prompt is empty and the model has no BOS token to start from", "give a prompt")
-
-
-def check_room(model: Transformer, length: int) -> None:
-    """Raise unless a prompt of ``length`` tokens leaves room for one more."""
-    limit = model.config.max_position_embeddings
-    if length >= limit:
-        raise usage_error(
-            f"the prompt is {length} tokens long, but the model's context is {limit}",
-            f"shorten it to at most {limit - 1} tokens (llmcli tokenize --count counts them)",
-        )
-
-
-def shared(before: Sequence[int], ids: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+def common_prefix(before: Sequence[int], ids: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
     return next((n for n, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
 
 
-def forget_stale(model: Transformer, length: int, cache: KVCache) -> None:
-    """Empty the cache where a text of ``length`` turns its positions otherwise than they were: to be read anew."""
+def clear_if_stale(model: Transformer, length: int, cache: KVCache) -> None:
+    """Empty the cache if a text of ``length`` needs other rotary angles than the cached keys have."""
     if model.stale(cache, length - cache.length):
         cache.truncate(0)
 
 
 def next_logits(model: Transformer, ids: Sequence[int], cache: KVCache, trace: Trace | None = None) -> Tensor:
-    """Feed ``ids`` through the cache; the logits that follow the last of them, fp32 [V]."""
-    return logits_behind(model, ids, cache, 1, trace)[0]
+    """Feed ``ids`` through the cache and return the logits after the last one, fp32 [V]."""
+    return last_logits(model, ids, cache, 1, trace)[0]
 
 
-def logits_behind(
+def last_logits(
     model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None = None
 ) -> Tensor:
-    """Feed ``ids`` through the cache; the logits that follow each of the last ``count`` of them, fp32 [count, V]."""
+    """Feed ``ids`` through the cache and return the logits after each of the last ``count``, fp32 [count, V]."""
     assert count <= PREFILL_CHUNK
     cache.planned = max(cache.planned, cache.length + len(ids))
     with torch.inference_mode():
         if len(ids) == 1 and trace is None and replays(model):
             return decode(model, ids[0], cache)
-        short = len(ids) % PREFILL_CHUNK or PREFILL_CHUNK  # the first, so that the last holds all asked for
+        short = len(ids) % PREFILL_CHUNK or PREFILL_CHUNK  # the first chunk, so that the last has all ``count``
         for start in range(short - PREFILL_CHUNK, len(ids), PREFILL_CHUNK):
             chunk = torch.tensor([ids[max(start, 0) : start + PREFILL_CHUNK]], device=model.device)
             x = model.hidden(chunk, cache, trace if start + PREFILL_CHUNK >= len(ids) else None)

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from llmcli.render.progress import VerifyProgress as VerifyProgress
     from llmcli.render.reports import html as html
     from llmcli.render.reports import print_report as print_report
-    from llmcli.render.samples import SampleRow as SampleRow
     from llmcli.render.samples import SamplesWriter as SamplesWriter
     from llmcli.render.samples import SampleToken as SampleToken
     from llmcli.render.samples import print_samples as print_samples
@@ -93,7 +92,6 @@ __all__ = [
     "DownloadProgress",
     "LoadingProgress",
     "Picture",
-    "SampleRow",
     "SampleToken",
     "SamplesWriter",
     "Setting",
@@ -191,7 +189,6 @@ __getattr__, __dir__ = lazy.exports(
         "VerifyProgress": "progress",
         "html": "reports",
         "print_report": "reports",
-        "SampleRow": "samples",
         "SampleToken": "samples",
         "SamplesWriter": "samples",
         "print_samples": "samples",

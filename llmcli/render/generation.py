@@ -16,8 +16,8 @@ from llmcli.render.text import counted, one_line, token_label
 if TYPE_CHECKING:
     from llmcli.endpoint.writing import Writing
     from llmcli.explain.report import GeneratedToken
+    from llmcli.generation.generate import Generation
     from llmcli.generation.prompt_cache import Reuse
-    from llmcli.generation.text import Generation
 
 # Why a text ended, by its ``finish``.
 ENDINGS = {

@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch m
     from llmcli.explain.report import GeneratedToken
     from llmcli.explain.sampling_step import StepReport
     from llmcli.explain.tokenization import Tokenization
+    from llmcli.generation.samples import Sample
     from llmcli.hub.cache import OnDisk
-    from llmcli.render.samples import SampleRow
     from llmcli.text.tokenizer import Token
 
 
@@ -109,7 +109,7 @@ def of_sample(sample: int, record: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": record["type"], "sample": sample, **record}
 
 
-def sample_end(row: SampleRow) -> dict[str, Any]:
+def sample_end(row: Sample) -> dict[str, Any]:
     """Return the last record of one of several samples."""
     return {
         "type": "end",

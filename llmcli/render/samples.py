@@ -13,6 +13,7 @@ from llmcli.render.text import counted
 
 if TYPE_CHECKING:
     from llmcli.explain.report import GeneratedToken
+    from llmcli.generation.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,6 @@ class SampleToken:
     prob: float
     report: GeneratedToken | None
     done: bool  # whether it is the sample's last
-
-
-@dataclass(frozen=True)
-class SampleRow:
-    """One finished sample. ``mean_logprob`` is in nats per token, None if there are no tokens."""
-
-    sample: int
-    seed: int
-    tokens: int
-    mean_logprob: float | None
-    finish: str
-    text: str
-    best: bool
-    valid: bool | None  # whether it satisfies the grammar, if there is one
 
 
 class SamplesWriter:
@@ -88,7 +75,7 @@ class SamplesWriter:
         self._reports = []
 
 
-def print_samples(rows: Sequence[SampleRow], seconds: float, prompt_tokens: int, stream: TextIO, *, best: bool) -> None:
+def print_samples(rows: Sequence[Sample], seconds: float, prompt_tokens: int, stream: TextIO, *, best: bool) -> None:
     """Print a row for each sample, marking the best one if ``best``, and their speed in total."""
     columns = [
         Column(""),

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from llmcli.generation.filters import Temperature
+from llmcli.generation.generate import Generation
 from llmcli.generation.generation_config import read_defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.text import Generation
 from llmcli.text.chat_template import Message
 from llmcli.train.run import Run
 

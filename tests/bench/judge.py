@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from llmcli import load
-from llmcli.generation.batch import Task, Writing, write_many
+from llmcli.generation.batch import Request, generate_batch
 from llmcli.generation.filters import FILTERS, filter_chain
+from llmcli.generation.generate import GeneratedText
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.text.chat_template import Message, find_template
@@ -103,11 +104,11 @@ def share(of: Sequence[bool]) -> str:
     return f"{statistics.mean(of):.0%}"
 
 
-def write(loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: argparse.Namespace) -> list[Writing]:
+def write(loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: argparse.Namespace) -> list[GeneratedText]:
     """One text for each prompt."""
     filters = [*loaded.vocabulary_filter(), *filter_chain(list(FILTERS), loaded.defaults.sampling)]
-    tasks = [Task(n, ids, Sampler(filters, n), options.max_tokens) for n, ids in enumerate(prompts)]
-    done = {one.task.key: one.writing for one in write_many(loaded, tasks, SIDE_BY_SIDE)}
+    requests = [Request(n, ids, Sampler(filters, n), options.max_tokens) for n, ids in enumerate(prompts)]
+    done = {step.request.key: step.text for step in generate_batch(loaded, requests, SIDE_BY_SIDE)}
     return [done[key] for key in sorted(done)]
 
 

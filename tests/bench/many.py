@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from llmcli.generation.batch import Task, write_many
+from llmcli.generation.batch import Request, generate_batch
 from llmcli.generation.filters import Temperature, TopP
 from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
@@ -64,8 +64,8 @@ def one_at_a_time(loaded: LoadedModel, asked: list[Wish]) -> None:
 
 
 def batched(loaded: LoadedModel, asked: list[Wish], size: int) -> None:
-    tasks = [Task(seed, wish.ids, Sampler(FILTERS, seed), wish.output) for seed, wish in enumerate(asked)]
-    written = sum(1 for _ in write_many(loaded, tasks, size))
+    requests = [Request(seed, wish.ids, Sampler(FILTERS, seed), wish.output) for seed, wish in enumerate(asked)]
+    written = sum(1 for _ in generate_batch(loaded, requests, size))
     assert written == sum(wish.output for wish in asked)
 
 

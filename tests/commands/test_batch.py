@@ -1,4 +1,4 @@
-"""``llmcli batch``: nothing lost, nothing twice, nothing changed, whatever happens to it."""
+"""``llmcli batch``: no result is lost, repeated or changed, whatever happens to the run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from click.testing import Result
 
 from llmcli.cli import cli
 from llmcli.errors import LlmcliError
-from llmcli.generation import batch as many
-from llmcli.generation.batch import write_many
-from llmcli.generation.jobs import files as jobs
+from llmcli.generation.batch import generate_batch
+from llmcli.generation.jobs import local
+from llmcli.generation.jobs.results import Results
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
@@ -28,7 +28,7 @@ STARTS = ("The old fox", "The shy hen", "They sang", "", "song number 3! \U0001f
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """24 prompts of unequal lengths, each with a length of its own to write."""
+    """24 prompts of different lengths, each with its own number of tokens to generate."""
     rng, file = random.Random(4), tmp_path / "in.jsonl"
     lines = [
         {"id": f"p{n}", "prompt": STARTS[n % len(STARTS)] * rng.randint(1, 3), "max_tokens": rng.randint(1, 30)}
@@ -48,7 +48,7 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def whole(run: Run, model: Path, prompts: Path, tmp_path: Path) -> Path:
-    """The results of a run that nothing happened to."""
+    """The results of an undisturbed run."""
     out = tmp_path / "whole.jsonl"
     assert write(run, model, prompts, out, "--batch-size", 8).exit_code == 0
     return out
@@ -58,9 +58,9 @@ def test_each_text_is_that_of_generate(run: Run, model: Path, prompts: Path, who
     found = read(whole)
     assert [record["id"] for record in found] == [f"p{n}" for n in range(24)]
     for n, (line, record) in enumerate(zip(prompts.read_text(encoding="utf-8").splitlines(), found, strict=True)):
-        said = json.loads(line)
-        options = ("-m", model, "--dtype", "float32", "--temperature", 1.2, "-n", said["max_tokens"], "--seed", n)
-        *tokens, end = records(run("generate", said["prompt"], *options, "--json", input=""))[1:]
+        job = json.loads(line)
+        options = ("-m", model, "--dtype", "float32", "--temperature", 1.2, "-n", job["max_tokens"], "--seed", n)
+        *tokens, end = records(run("generate", job["prompt"], *options, "--json", input=""))[1:]
         assert (record["text"], record["finish"], record["tokens"]) == (end["text"], end["finish"], end["tokens"])
         assert record["seed"] == n
         mean = sum(token["logprob"] for token in tokens) / len(tokens)
@@ -72,7 +72,7 @@ def test_the_batch_does_not_matter(run: Run, model: Path, prompts: Path, whole: 
     out = whole.with_name("other.jsonl")
     assert write(run, model, prompts, out, "--batch-size", size).exit_code == 0
     expected = read(whole)
-    if size == 1:  # not in a block of rows, so the last bits differ
+    if size == 1:  # without a block of rows, the last bits differ
         for mine, other in zip(read(out), expected, strict=True):
             assert mine["mean_logprob"] == pytest.approx(other["mean_logprob"], abs=1e-5)
             other["mean_logprob"] = mine["mean_logprob"]
@@ -84,7 +84,7 @@ def test_the_batch_does_not_matter(run: Run, model: Path, prompts: Path, whole: 
     assert (finished.read_bytes() != out.read_bytes()) == (size != 1)
 
 
-def test_it_goes_on_where_it_was(run: Run, model: Path, prompts: Path, whole: Path) -> None:
+def test_a_stopped_run_resumes(run: Run, model: Path, prompts: Path, whole: Path) -> None:
     expected, out = whole.read_bytes(), whole.with_name("part.jsonl")
     for cut in (0, 1, 100, len(expected) // 2, len(expected) - 1, len(expected)):
         out.write_bytes(expected[:cut])
@@ -92,11 +92,11 @@ def test_it_goes_on_where_it_was(run: Run, model: Path, prompts: Path, whole: Pa
         assert result.exit_code == 0
         assert out.read_bytes() == expected
         torn = cut and expected[cut - 1] != ord("\n")
-        assert ("cut short" in result.stderr) == bool(torn)
+        assert ("is incomplete" in result.stderr) == bool(torn)
 
 
 def killed(arguments: list[str], after: float) -> bool:
-    """Run the command in a process of its own and kill it; whether it was still running."""
+    """Run the command in its own process and kill it. Returns whether it was still running."""
     child = os.fork()
     if child == 0:
         for stream in (1, 2):
@@ -122,7 +122,7 @@ def test_killed_twenty_times_nothing_is_lost_or_changed(
     while kills < 20:
         running = killed(arguments, rng.uniform(0.0, 0.1))
         kills += running
-        if out.exists() and (not running or rng.random() < 0.3):  # as if the machine had stopped while lines came
+        if out.exists() and (not running or rng.random() < 0.3):  # as if the machine had stopped in mid-write
             written = out.read_bytes()
             out.write_bytes(written[: rng.randint(len(written) // 3, len(written))])
     assert write(run, model, prompts, out, "--order", order, "--batch-size", 3).exit_code == 0
@@ -130,18 +130,18 @@ def test_killed_twenty_times_nothing_is_lost_or_changed(
     assert sorted(found) == sorted(whole.read_bytes().splitlines())
 
 
-def test_broken_lines_are_told_and_left_out(run: Run, model: Path, tmp_path: Path) -> None:
+def test_invalid_lines_are_reported_and_skipped(run: Run, model: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     wrong = [
         (b"nonsense", "not JSON"),
         (b"[1]", "not a JSON object"),
-        (b'{"id": 1}', "there is no prompt"),
-        (b'{"prompt": 5}', "prompt is 5, not text"),
-        (b'{"prompt": "x", "id": true}', "id is True"),
-        (b'{"prompt": "x", "id": "a"}', "id 'a' is that of line 2"),
-        (b'{"prompt": "x", "max_tokens": 0}', "max_tokens is too small"),
-        (b'{"prompt": "x", "seed": -1}', "seed is too small"),
-        (b'{"prompt": "x", "stop": [1]}', "stop is no text"),
+        (b'{"id": 1}', "prompt is missing"),
+        (b'{"prompt": 5}', "prompt must be a string, not 5"),
+        (b'{"prompt": "x", "id": true}', "id must be a string or an integer, not True"),
+        (b'{"prompt": "x", "id": "a"}', "id 'a' repeats that of line 2"),
+        (b'{"prompt": "x", "max_tokens": 0}', "max_tokens must be at least 1, not 0"),
+        (b'{"prompt": "x", "seed": -1}', "seed must be at least 0, not -1"),
+        (b'{"prompt": "x", "stop": [1]}', "stop must be a non-empty string or a list of them"),
         (b'{"prompt": "\xff"}', "not valid UTF-8 at byte 12"),
         (b'{"prompt": "\\ud800"}', "not valid Unicode"),
         (b'{"prompt": "' + b"word " * 500 + b'"}', "--context-overflow"),
@@ -150,7 +150,7 @@ def test_broken_lines_are_told_and_left_out(run: Run, model: Path, tmp_path: Pat
         (b'{"prompt": "x", "stop": ["a", "\\ud800"]}', "stop is not valid Unicode"),
         (
             b'{"prompt": [' + b"1, " * 9999 + b"1]}",
-            "prompt is [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…, not",
+            "prompt must be a string, not [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…",
         ),
     ]
     lines = [b"", b'{"prompt": "The", "id": "a", "max_tokens": 2}', b"   ", *(line for line, _ in wrong)]
@@ -159,8 +159,8 @@ def test_broken_lines_are_told_and_left_out(run: Run, model: Path, tmp_path: Pat
     assert result.exit_code == 1
     assert [(record["id"], record["seed"]) for record in read(out)] == [("a", 1), (20, 7)]
     for number, (_, reason) in enumerate(wrong, start=4):
-        (told,) = [line for line in result.stderr.splitlines() if line.startswith(f"{source}:{number}: ")]
-        assert reason in told
+        (report,) = [line for line in result.stderr.splitlines() if line.startswith(f"{source}:{number}: ")]
+        assert reason in report
     again = write(run, model, source, out)
     assert (again.exit_code, len(read(out))) == (1, 2)
 
@@ -177,7 +177,7 @@ def test_results_of_other_settings_are_not_mixed(
         prompts.write_text(prompts.read_text(encoding="utf-8").replace('"max_tokens": ', '"other": '), encoding="utf-8")
     result = write(run, model, prompts, whole, *change)
     assert result.exit_code == 2
-    assert "holds another result for" in result.stderr
+    assert "from another prompt, model or settings" in result.stderr
     assert whole.read_bytes() == before
 
 
@@ -185,15 +185,15 @@ def test_results_of_other_settings_are_not_mixed(
     "content",
     [
         *(b"hello\n", b"[]\n", b'{"id": []}\n', b'{"id": 1}\n', b"[" * 100_000 + b"\n"),
-        *(b"hello", b"\x00\xff", b'{"prompt": "The"}', b'{"id": 1, "prompt": "The"}'),  # no line end, and no result
+        *(b"hello", b"\x00\xff", b'{"prompt": "The"}', b'{"id": 1, "prompt": "The"}'),  # no line end, and not a result
     ],
 )
-def test_a_file_that_is_no_results_is_left_alone(run: Run, model: Path, prompts: Path, content: bytes) -> None:
+def test_a_file_without_results_is_not_changed(run: Run, model: Path, prompts: Path, content: bytes) -> None:
     out = prompts.with_name("letter.txt")
     out.write_bytes(content)
     result = write(run, model, prompts, out)
     assert result.exit_code == 2
-    assert "is no result of llmcli batch" in result.stderr
+    assert "is not a result of llmcli batch" in result.stderr
     assert out.read_bytes() == content
 
 
@@ -214,44 +214,44 @@ def test_bad_files(run: Run, prompts: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("order", "kept"), [("input", 0), ("finished", 4)])
-def test_what_is_told_is_what_is_in_the_file(
+def test_the_reported_number_is_that_of_the_file(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, kept: int
 ) -> None:
-    """Interrupted while the first prompt is being written and four others are done."""
+    """Interrupted while the first text is incomplete and the four others are done."""
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     lines = [{"prompt": "The", "max_tokens": 1 if n else 30} for n in range(5)]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def interrupted(*args: Any) -> Any:
-        for number, written in enumerate(write_many(*args)):
-            yield written
+        for number, step in enumerate(generate_batch(*args)):
+            yield step
             if number == 6:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(many, "write_many", interrupted)
+    monkeypatch.setattr(local, "generate_batch", interrupted)
     result = write(run, model, source, out, "--order", order)
     assert result.exit_code == 130
     assert len(read(out)) == kept
     assert f"{kept} of 5 prompts written, {5 - kept} left" in result.stderr
 
 
-def test_of_two_runs_at_once_one_gives_way(tmp_path: Path) -> None:
+def test_of_two_simultaneous_runs_one_fails(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    with jobs.Results(out) as first:
-        second, late = jobs.Results(out), jobs.Results(out)
+    with Results(out) as first:
+        second, late = Results(out), Results(out)
         with second:
             first.append({"id": 1, "mark": "a", "finish": "length"})
-            with pytest.raises(LlmcliError, match="somebody else"):
+            with pytest.raises(LlmcliError, match="another process"):
                 second.append({"id": 1, "mark": "a", "finish": "length"})
-        with pytest.raises(LlmcliError, match="somebody else"):
+        with pytest.raises(LlmcliError, match="another process"):
             late.__enter__()
         first.append({"id": 2, "mark": "b", "finish": "length"})
     assert [record["id"] for record in read(out)] == [1, 2]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes have no names there")
-def test_a_pipe_is_no_file(run: Run, prompts: Path, tmp_path: Path) -> None:
-    """It could not be read a second time: its prompts would be lost."""
+def test_a_pipe_is_rejected(run: Run, prompts: Path, tmp_path: Path) -> None:
+    """It could not be read a second time, so that its prompts would be lost."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for source, target in (
@@ -262,13 +262,13 @@ def test_a_pipe_is_no_file(run: Run, prompts: Path, tmp_path: Path) -> None:
     ):
         result = run("batch", source, target, "-m", "no such model")
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-        assert "is no file" in result.stderr
+        assert "is not a regular file" in result.stderr
 
 
 def test_sabotage_is_seen(run: Run, model: Path, prompts: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was there is forgotten: the results come twice."""
+    """Earlier results are ignored, and so repeated."""
     out = whole.with_name("part.jsonl")
     out.write_bytes(whole.read_bytes()[:600])
-    monkeypatch.setattr(jobs.Results, "_note", lambda *_: None)
+    monkeypatch.setattr(Results, "_note", lambda *_: None)
     write(run, model, prompts, out)
     assert out.read_bytes() != whole.read_bytes()

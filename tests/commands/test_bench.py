@@ -93,7 +93,7 @@ def test_depth_is_read_before_the_clock_starts(model: Path, monkeypatch: pytest.
         (("-d", "0,x"), "0,x"),
         (("--threads", "0"), "'0'"),
         (("-n", "1"), "x>=2"),
-        (("-p", "60"), "context of 64"),
+        (("-p", "60"), "context holds 64"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(run: Run, model: Path, args: tuple[str, ...], word: str) -> None:

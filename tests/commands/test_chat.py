@@ -363,7 +363,7 @@ def test_a_conversation_too_long_and_a_reply_that_fills_the_context(run: Run, ch
     lines = ("/set logit-bias <|end_of_text|>=-inf", "The fox " * 30, "The", "/undo", "The")
     result = run("chat", *options, input="\n".join(lines))
     assert result.exit_code == 1
-    assert "but the model's context is 48 (" in result.stderr
+    assert "but the model's context holds 48 (" in result.stderr
     assert "the context is full" in result.stderr
     assert [role for role, _ in saved(file)] == ["user", "assistant"]
 

@@ -516,7 +516,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_prompt_gets_its_line(run: Run, endpoint: Endpoint, prompts: Path, model: Path) -> None:
     result, found = batch(run, endpoint, prompts, "--seed", 5, "--batch-size", 4)
     assert result.exit_code == EXIT_FAILURE  # of the line that is none
-    assert f"{prompts}:8: there is no prompt" in result.stderr
+    assert f"{prompts}:8: prompt is missing" in result.stderr
     assert [record["id"] for record in found] == [n for n in range(20) if n != 7]
     for record in found:
         count = 1 + record["id"] % 5
@@ -602,7 +602,7 @@ def test_results_of_other_settings_are_kept(
     _, usual = batch(run, endpoint, prompts)
     result, found = batch(run, endpoint, prompts, *more)
     assert result.exit_code == EXIT_USAGE
-    assert "another result for 0" in result.stderr
+    assert "has a result for 0 from another prompt, model or settings" in result.stderr
     assert found == usual
 
 

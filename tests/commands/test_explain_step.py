@@ -83,13 +83,13 @@ def test_bias_and_penalties_are_stages(run: Run, model: Path) -> None:
 
 
 @pytest.mark.parametrize("bias", ["e", "=3", "e=", "e=x", "e=nan", "e=inf", ""])
-def test_a_bias_that_is_none(run: Run, bias: str) -> None:
+def test_an_invalid_bias(run: Run, bias: str) -> None:
     result = run("explain-step", "x", "-m", "no such model", "--logit-bias", bias)
     assert result.exit_code == 2
-    assert "is not TOKEN=NUMBER" in result.stderr
+    assert "--logit-bias takes TOKEN=NUMBER, not" in result.stderr
 
 
-def test_a_bias_of_no_token(run: Run, model: Path) -> None:
+def test_a_bias_for_a_text_that_is_not_a_token(run: Run, model: Path) -> None:
     result = run("explain-step", "x", "-m", model, "--logit-bias", "qzqz=1")
     assert result.exit_code == 2
     assert "is not one token" in result.stderr

@@ -281,7 +281,7 @@ def test_out_of_memory(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -
     def exhausted(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("llmcli.generation.steps.logits_behind", exhausted)
+    monkeypatch.setattr("llmcli.generation.steps.last_logits", exhausted)
     result = run("generate", "x", "-m", model)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "out of memory" in result.stderr
@@ -296,7 +296,7 @@ def test_verbose_shows_the_traceback(run: Run) -> None:
 def test_interrupted_keeps_the_text(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcli.generation import steps
 
-    real, calls = steps.logits_behind, [0]
+    real, calls = steps.last_logits, [0]
 
     def third_is_interrupted(*args: object, **more: object) -> object:
         calls[0] += 1
@@ -305,7 +305,7 @@ def test_interrupted_keeps_the_text(run: Run, model: Path, monkeypatch: pytest.M
         return real(*args, **more)  # type: ignore[arg-type]
 
     whole = run("generate", "The", "-m", model, "-n", 2, "--seed", 1).stdout
-    monkeypatch.setattr("llmcli.generation.steps.logits_behind", third_is_interrupted)
+    monkeypatch.setattr("llmcli.generation.steps.last_logits", third_is_interrupted)
     result = run("generate", "The", "-m", model, "--seed", 1)
     assert result.exit_code == 130
     assert result.stdout == whole
@@ -326,23 +326,23 @@ def test_a_tokenizer_of_another_model_is_said(run: Run, model: Path, tmp_path: P
     warning, error = result.stderr.splitlines()
     assert "is it another model's?" in warning
     assert result.exit_code == 1
-    assert "the model knows only" in error
+    assert "but the model has only" in error
 
 
-def test_angles_that_depend_on_the_planned_length_are_said(run: Run, model: Path, tmp_path: Path) -> None:
+def test_angles_that_depend_on_the_planned_length_are_reported(run: Run, model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "dynamic")
     raw = json.loads((model / "config.json").read_text())
     raw |= {"max_position_embeddings": 16, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}
     (tmp_path / "dynamic" / "config.json").write_text(json.dumps(raw))
     options = ("generate", "The", "-m", tmp_path / "dynamic", "--seed", 1)
-    assert "turned for" not in run(*options, "-n", 4).stderr
-    told = run(*options, "-n", 40)
-    prompt = int(told.stderr.split("prompt ")[-1].split()[0])
-    assert f"turned for {prompt + 40} tokens" in told.stderr
-    assert f"turned for {64} tokens" in run(*options, "-n", 400).stderr
+    assert "angles are computed" not in run(*options, "-n", 4).stderr
+    result = run(*options, "-n", 40)
+    prompt = int(result.stderr.split("prompt ")[-1].split()[0])
+    assert f"computed for {prompt + 40} tokens" in result.stderr
+    assert f"computed for {64} tokens" in run(*options, "-n", 400).stderr
 
 
-def test_guessing_ahead_changes_nothing_and_is_counted(run: Run, model: Path, tmp_path: Path) -> None:
+def test_speculative_decoding_changes_nothing_and_is_counted(run: Run, model: Path, tmp_path: Path) -> None:
     options = (
         "generate",
         "The old fox. The old fox. The",
@@ -356,19 +356,19 @@ def test_guessing_ahead_changes_nothing_and_is_counted(run: Run, model: Path, tm
         "float32",
     )
     plain = run(*options)
-    for guessing in (("--prompt-lookup",), ("--draft-model", model)):
-        ahead = run(*options, *guessing, "--verbose")
-        assert ahead.stdout == plain.stdout
-        assert "tokens drafted, " in ahead.stderr
-        assert " accepted" in ahead.stderr
-        end = records(run(*options, *guessing, "--json"))[-1]
+    for speculative in (("--prompt-lookup",), ("--draft-model", model)):
+        result = run(*options, *speculative, "--verbose")
+        assert result.stdout == plain.stdout
+        assert "tokens drafted, " in result.stderr
+        assert " accepted" in result.stderr
+        end = records(run(*options, *speculative, "--json"))[-1]
         assert end["text"] == records(run(*options, "--json"))[-1]["text"]
         assert 0 < end["kept"] <= end["guessed"]
     assert "kept" not in records(run(*options, "--json"))[-1]
-    one_line(run(*options, "--prompt-lookup", "--draft-model", model), 2, "exclude")
+    one_line(run(*options, "--prompt-lookup", "--draft-model", model), 2, "cannot be combined")
     other = shutil.copytree(model, tmp_path / "other")
     raw = json.loads((other / "tokenizer.json").read_text())
     vocab = raw["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (other / "tokenizer.json").write_text(json.dumps(raw))
-    assert "has another tokenizer" in run(*options, "--draft-model", other).stderr
+    assert "the tokenizer of other differs" in run(*options, "--draft-model", other).stderr

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import Result
 
-from llmcli.commands.explain_step import pick
+from llmcli.commands.explain_step import ask_for_token
 from llmcli.commands.options.grammar import read_schema
 from llmcli.explain.sampling_step import Candidate, StepReport
 from tests.commands.conftest import records
@@ -46,7 +46,7 @@ def test_what_is_written_is_valid(run: Run, model: Path, tmp_path: Path, shipped
         assert run(*options, "--temperature", 0, "--choices", "yes,no").stdout in ("yes\n", "no\n")
 
 
-def test_the_machine_form_names_the_grammar_and_tells_validity(run: Run, model: Path) -> None:
+def test_the_json_names_the_grammar_and_says_whether_the_text_fits(run: Run, model: Path) -> None:
     options = ("generate", "The", "-m", model, "--regex", "[a-z]{20}", "--json", "--seed", 1)
     whole, cut = run(*options), run(*options, "-n", 2)
     start, *tokens, end = records(whole)
@@ -56,7 +56,7 @@ def test_the_machine_form_names_the_grammar_and_tells_validity(run: Run, model: 
     assert re.fullmatch("[a-z]{20}", end["text"])
     end = records(cut)[-1]
     assert (end["finish"], end["valid"], cut.exit_code) == ("length", False, 1)
-    assert "llmcli: the text is cut off before it fits the grammar (give more --max-tokens)" in cut.stderr
+    assert "llmcli: the text was cut off before it fit the grammar (increase --max-tokens)" in cut.stderr
     assert "valid" not in records(run("generate", "The", "-m", model, "-n", 1, "--json"))[-1]
     assert len(tokens) > 2
 
@@ -79,12 +79,12 @@ def test_verbose_names_filters_without_a_number(run: Run, model: Path) -> None:
     assert "stopped: the grammar is complete" in result.stderr
 
 
-@pytest.mark.parametrize("guess", [("--prompt-lookup",), ("--draft-model", "MODEL")], ids=lambda g: g[0])
-def test_guesses_change_nothing(run: Run, model: Path, guess: tuple[str, ...]) -> None:
-    guess = tuple(str(model) if word == "MODEL" else word for word in guess)
+@pytest.mark.parametrize("speculative", [("--prompt-lookup",), ("--draft-model", "MODEL")], ids=lambda g: g[0])
+def test_speculative_decoding_changes_nothing(run: Run, model: Path, speculative: tuple[str, ...]) -> None:
+    speculative = tuple(str(model) if word == "MODEL" else word for word in speculative)
     for given in (("--regex", "(the (hen|fox) ){3,9}"), ("--json-schema", json.dumps(SCHEMA))):
         options = ("generate", "the hen the fox the hen", "-m", model, "--seed", 2, "-n", 30, *given)
-        assert run(*options, *guess).stdout == run(*options).stdout
+        assert run(*options, *speculative).stdout == run(*options).stdout
 
 
 def test_explain_step_shows_what_the_grammar_removed(run: Run, model: Path) -> None:
@@ -115,40 +115,40 @@ def test_a_token_that_the_grammar_cut_cannot_be_picked(
     object.__setattr__(report, "candidates", (row(0, "grammar"), row(1, "top-k"), row(2, None)))
     answers = iter(["0", "7", "1"])
     monkeypatch.setattr(click, "prompt", lambda *_, **__: next(answers))
-    assert pick(report) == 11
-    told = capsys.readouterr().out
-    assert "'0' is not allowed by the grammar" in told
-    assert "'7' is no rank in the table" in told
+    assert ask_for_token(report) == 11
+    output = capsys.readouterr().out
+    assert "'0' is not allowed by the grammar" in output
+    assert "'7' is not a rank in the table" in output
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reason"),
     [
-        (("--regex", "a", "--choices", "b"), "--regex and --choices exclude each other"),
-        (("--json-schema", "{}", "--regex", "a"), "--json-schema and --regex exclude each other"),
+        (("--regex", "a", "--choices", "b"), "--regex and --choices cannot be combined"),
+        (("--json-schema", "{}", "--regex", "a"), "--json-schema and --regex cannot be combined"),
         (("--json-schema", "no such file.json"), "no such file.json: No such file"),
         (("--json-schema", "."), "Is a directory"),
         (("--json-schema", '{"type": }'), "--json-schema is not valid JSON (line 1, column 10: Expecting value)"),
         (("--json-schema", '{"type": "foo"}'), "cannot be used: Invalid type: foo"),
         (("--json-schema", '{"not": {"type": "null"}}'), 'Unimplemented keys: ["not"]'),
         (("--json-schema", "false"), "allows nothing"),
-        (("--json-schema", '{"a":' * 100000 + "1" + "}" * 100000), "nested too deep"),
+        (("--json-schema", '{"a":' * 100000 + "1" + "}" * 100000), "nested too deeply"),
         (("--regex", "("), "unclosed group"),
         (("--regex", ""), "is empty"),
         (("--choices", ""), "a choice is empty"),
         (("--choices", "a,,b"), "a choice is empty"),
         (("--choices", "a, a"), "'a' is given twice"),
-        (("--choices", "[a],[b]"), "begins with [ but is no JSON list of texts"),
-        (("--choices", "[1, 2]"), "begins with [ but is no JSON list of texts"),
+        (("--choices", "[a],[b]"), "begins with [ but is not a JSON list of strings"),
+        (("--choices", "[1, 2]"), "begins with [ but is not a JSON list of strings"),
         (("--choices", "[]"), "a choice is empty"),
     ],
     ids=lambda v: str(v)[:40],
 )
-def test_what_is_refused_before_a_model_is_loaded(run: Run, options: tuple[str, ...], told: str) -> None:
+def test_errors_before_a_model_is_loaded(run: Run, options: tuple[str, ...], reason: str) -> None:
     for command in ("generate", "explain-step"):
         result = run(command, "x", *NOWHERE, *options)
         assert result.exit_code == 2
-        assert told.lower() in result.stderr.lower()
+        assert reason.lower() in result.stderr.lower()
         assert len(result.stderr.splitlines()) == 1
 
 
@@ -160,19 +160,19 @@ def test_broken_json_in_a_file_is_named(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [("--stop", "a"), ("--context-overflow", "shift")], ids=lambda o: o[0])
-def test_what_a_grammar_cannot_stand_beside(run: Run, other: tuple[str, str]) -> None:
+def test_options_that_cannot_be_combined_with_a_grammar(run: Run, other: tuple[str, str]) -> None:
     for command in ("generate", "explain-step") if other[1] == "shift" else ("generate",):
         result = run(command, "x", *NOWHERE, *other, "--choices", "a,b")
         assert result.exit_code == 2
         assert f"{other[0]}" in result.stderr
-        assert "and --choices exclude each other" in result.stderr
+        assert "and --choices cannot be combined" in result.stderr
 
 
-def test_several_texts_side_by_side(run: Run, model: Path) -> None:
-    """Each as if it were alone; those cut off are counted, and never the best."""
-    exact = ("-m", model, "--dtype", "float32")  # where the kernels for several texts round alike
+def test_several_texts_in_parallel(run: Run, model: Path) -> None:
+    """Each is what it is alone; those cut off are counted, and never the best."""
+    exact = ("-m", model, "--dtype", "float32")  # in which the kernels for several texts round the same
     options = ("generate", "The", *exact, "--temperature", 2, "--regex", "[a-z ]+!", "-n", 12, "--logit-bias", "!=4")
-    for seed in range(20):  # to one with which the best of all would be one that is cut off
+    for seed in range(20):  # until the most probable text is one that is cut off
         result = run(*options, "--seed", seed, "--num-samples", 6, "--json")
         ends = [record for record in records(result) if record["type"] == "end"]
         cut = [end for end in ends if not end["valid"]]
@@ -188,8 +188,8 @@ def test_several_texts_side_by_side(run: Run, model: Path) -> None:
     assert best.stdout.strip() == max((e for e in ends if e["valid"]), key=lambda e: e["mean_logprob"])["text"].strip()
 
 
-def test_a_batch_with_texts_cut_off_fails_as_one_text_does(run: Run, model: Path, tmp_path: Path) -> None:
-    """Also when it is asked again, or was stopped in between."""
+def test_a_batch_fails_if_a_text_is_cut_off(run: Run, model: Path, tmp_path: Path) -> None:
+    """Also when the command is repeated, or was stopped in between."""
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "The", "max_tokens": 1}\n{"prompt": "The"}\n', encoding="utf-8")
     command = ("batch", source, out, "-m", model, "--regex", "[a-z ]{9}!")
@@ -198,9 +198,7 @@ def test_a_batch_with_texts_cut_off_fails_as_one_text_does(run: Run, model: Path
         result = run(*command)
         assert [end["valid"] for end in map(json.loads, out.read_text().splitlines())] == [False, True]
         assert result.exit_code == 1
-        assert result.stderr.splitlines()[-1] == (
-            "llmcli: 1 of 2 texts do not fit the grammar (give more --max-tokens)"
-        )
+        assert result.stderr.splitlines()[-1] == ("llmcli: 1 of 2 texts do not fit the grammar (increase --max-tokens)")
     source.write_text('{"prompt": "The"}\n', encoding="utf-8")
     out.unlink()
     assert run(*command).exit_code == 0
@@ -217,7 +215,7 @@ def test_without_the_library(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     result = run("generate", "x", *NOWHERE, "--choices", "a,b")
     assert result.exit_code == 1
-    assert (
-        result.stderr
-        == "llmcli: --json-schema, --regex and --choices need the library llguidance (pip install llguidance)\n"
+    assert result.stderr == (
+        "llmcli: the library llguidance is not installed "
+        "(--json-schema, --regex and --choices need it: pip install llguidance)\n"
     )

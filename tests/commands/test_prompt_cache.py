@@ -145,8 +145,8 @@ def test_what_cannot_be_a_prompt_cache_is_a_usage_error(
         one_line(run("generate", "x", "-m", "no such model", "--prompt-cache", file, *options), what)
 
     (tmp_path / "notes.txt").write_text("Once upon a time, in a land of notes.")
-    refused(tmp_path / "notes.txt", "something else")
-    refused(find(default_model()) / "model.safetensors", "something else")
+    refused(tmp_path / "notes.txt", "is not a prompt cache")
+    refused(find(default_model()) / "model.safetensors", "is not a prompt cache")
     refused(tmp_path, "a folder")
     refused("", "a folder")
     refused(tmp_path / "none" / "x", "there is no folder")
@@ -162,7 +162,7 @@ def test_what_cannot_be_a_prompt_cache_is_a_usage_error(
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="no /dev/null")
 def test_a_device_is_no_file(run: Run) -> None:
-    one_line(run("generate", "x", "-m", "no such model", "--prompt-cache", "/dev/null"), "something else")
+    one_line(run("generate", "x", "-m", "no such model", "--prompt-cache", "/dev/null"), "is not a prompt cache")
 
 
 def test_a_file_that_cannot_be_written_in_the_end_costs_no_text(
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_written_in_the_end_costs_no_text(
     result = run(*common, "--prompt-cache", tmp_path / "x")
     assert result.exit_code == 0
     assert result.stdout == run(*common).stdout
-    assert f"prompt cache: {tmp_path / 'x'} was not written: No space left on device" in result.stderr
+    assert f"prompt cache: could not write {tmp_path / 'x'}: No space left on device" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

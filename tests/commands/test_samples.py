@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from llmcli.render import samples as view
+from llmcli.generation import samples as module
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
@@ -102,7 +102,7 @@ def test_a_long_prompt_is_an_error_unless_told_otherwise(run: Run, model: Path) 
         result = run("generate", LONG, "-m", model, "-n", 3, "--json", "--context-overflow", overflow)
         start, *_ = records(result)
         assert len(start["prompt_ids"]) == left
-        assert "left out" in result.stderr
+        assert "tokens, but the model's context holds 64: cut" in result.stderr
 
 
 ON = ("--seed", 1, "--logit-bias", "1=-inf")  # token 1 would end the text
@@ -126,8 +126,8 @@ def test_counts_are_always_shown(run: Run, model: Path) -> None:
 
 def test_many_samples_are_not_gone_through_for_each(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    row = view.SampleRow
-    monkeypatch.setattr(view, "SampleRow", lambda **fields: made.append(fields) or row(**fields))
+    sample = module.Sample
+    monkeypatch.setattr(module, "Sample", lambda **fields: made.append(fields) or sample(**fields))
     found = records(run("generate", "The", "-m", model, "-n", 1, "--num-samples", 40, "--json"))
     assert sum(record["type"] == "end" for record in found) == 40
     assert len(made) == 80  # one for each end, and for whether all are valid

@@ -19,7 +19,7 @@ from click.testing import Result
 
 from llmcli.cli import cli
 from llmcli.errors import LlmcliError
-from llmcli.generation.jobs.parts import Part, check_parts, merge, part_path
+from llmcli.generation.jobs.parts import PartFile, check_parts, merge, part_path
 
 Run = Callable[..., Result]
 MODULE = [sys.executable, "-m", "llmcli"]
@@ -90,7 +90,7 @@ def test_a_rank_is_killed_and_the_text_is_kept(model: Path, run: Run, tmp_path: 
     _, told = process.communicate(timeout=60)
     assert time.monotonic() - began < 30
     assert process.returncode == 1
-    assert told == "llmcli: another rank has ended, or does not answer (all end with it: start again)\n"
+    assert told == "llmcli: another rank has ended or does not respond (start again)\n"
     text = written.read_text(encoding="utf-8").removesuffix("\n").rstrip("\ufffd")  # its last character may be half
     assert run(*arguments, "-n", 2000).stdout.startswith(text[:2000])
 
@@ -255,15 +255,15 @@ def test_merging_killed_after_the_file_was_replaced(tmp_path: Path, monkeypatch:
 
 def test_a_part_that_cannot_be_seen(tmp_path: Path) -> None:
     path = part_path(tmp_path / "out", 1)
-    with pytest.raises(LlmcliError, match="results of rank 0, cannot be seen"):
-        check_parts([Part(path, 0)])
+    with pytest.raises(LlmcliError, match="results of rank 0, is missing"):
+        check_parts([PartFile(path, 0)])
     path.write_bytes(b"ab")
-    check_parts([Part(path, 2)])
-    with pytest.raises(LlmcliError, match="cannot be seen here as they were written"):
-        check_parts([Part(path, 3)])
+    check_parts([PartFile(path, 2)])
+    with pytest.raises(LlmcliError, match="is missing here or incomplete"):
+        check_parts([PartFile(path, 3)])
 
 
 def test_a_part_is_no_target(run: Run, batch: Callable[..., list[str]]) -> None:
     result = run(*batch("out.jsonl.rank1"))
     assert result.exit_code == 2
-    assert "name of a part" in result.stderr
+    assert "name of a part file" in result.stderr

@@ -168,7 +168,7 @@ def test_a_text_longer_than_the_context_is_compared_in_step(tiny: Make, length: 
 
 def test_few_logits_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never the logits of a whole text, of either model."""
-    monkeypatch.setattr(engine, "MOST_LOGITS", VOCAB * 5)
+    monkeypatch.setattr(engine, "MAX_LOGITS", VOCAB * 5)
     sizes: list[tuple[str, int]] = []
     pair = loaded(tiny("llama")), loaded(tiny("gpt2"))
     for one in pair:

@@ -73,7 +73,7 @@ def test_a_text_longer_than_the_context_is_scored_completely(tiny: Make, length:
 
 
 def test_few_logits_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MOST_LOGITS", 97 * 5)
+    monkeypatch.setattr(engine, "MAX_LOGITS", 97 * 5)
     sizes = []
     right = module._rows
 

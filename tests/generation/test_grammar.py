@@ -23,13 +23,13 @@ from llmcli.engine.random_weights import random_model
 from llmcli.errors import LlmcliError
 from llmcli.explain.sampling_step import step_report
 from llmcli.generation.filters import Filter, LogitBias, RepetitionPenalty, Temperature, TopK, TopP
+from llmcli.generation.generate import Generation
 from llmcli.generation.generation_config import Defaults
-from llmcli.generation.grammar import LONGEST, Grammar, GrammarFilter, choice_rules, json_rules, regex_rules
+from llmcli.generation.grammar import MAX_TOKEN_BYTES, Grammar, GrammarFilter, choice_rules, json_rules, regex_rules
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.speculative import DraftModel, PromptLookup
-from llmcli.generation.steps import Guesser, Step, ended, steps
-from llmcli.generation.text import Generation
+from llmcli.generation.steps import Continuation, Proposer, Step, steps
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
@@ -133,16 +133,15 @@ def write(rules: Grammar, model: LoadedModel, seed: int, text: str = "the mat", 
     rule = rules.filter(len(prompt))
     sampler = Sampler([*model.vocabulary_filter(), rule, closing(model), Temperature(2.0)], seed)
     noise = torch.Generator().manual_seed(seed)
-    ids, finish = list(prompt), None
+    text_so_far = Continuation(list(prompt), sampler, count, context=10_000, stop_ids=model.stop_ids)
+    finish = None
     while finish is None:
-        logits = 3 * torch.randn(model.model.config.vocab_size, generator=noise)
-        token = sampler.choose(logits, ids).id
-        left = len(prompt) + count - len(ids) - 1
-        finish = ended(token, model.stop_ids, left, 1, sampler.ending(ids, token))
-        ids.append(token)
+        step = text_so_far.choose(3 * torch.randn(model.model.config.vocab_size, generator=noise))
+        text_so_far.append(step.token)
+        finish = step.finish
     before = model.tokenizer.decode(prompt)
-    written = model.tokenizer.decode(ids)[len(before) :]
-    return written, "cut off" if rule.ending(ids) == "not yet" else finish
+    written = model.tokenizer.decode(text_so_far.ids)[len(before) :]
+    return written, "cut off" if rule.ending(text_so_far.ids) == "not yet" else finish
 
 
 def exact(number: str) -> Decimal | float:
@@ -354,7 +353,7 @@ def forgetful(real: Callable[..., bool]) -> Callable[..., bool]:
 
 
 @pytest.mark.parametrize(
-    ("method", "broken"), [("_ask", off_by_one), ("_ask", early), ("_follow", deaf), ("_follow", forgetful)]
+    ("method", "broken"), [("_allowed", off_by_one), ("_allowed", early), ("_follow", deaf), ("_follow", forgetful)]
 )
 def test_a_broken_mask_is_noticed(monkeypatch: pytest.MonkeyPatch, method: str, broken: Callable[..., Any]) -> None:
     monkeypatch.setattr(GrammarFilter, method, broken(getattr(GrammarFilter, method)))
@@ -440,11 +439,11 @@ def sent(stepping: Generator[Step, int | None, None], tokens: list[int]) -> Iter
             return
 
 
-# --- with the sampler, guesses and views ---
+# --- with the sampler, speculative decoding and views ---
 
 
 def generate(
-    model: LoadedModel, rules: str, count: int, seed: int, guesser: Guesser | None = None, text: str = "the mat"
+    model: LoadedModel, rules: str, count: int, seed: int, proposer: Proposer | None = None, text: str = "the mat"
 ) -> tuple[Generation, list[int]]:
     prompt = prompt_of(model.tokenizer, text)
     filters: list[Filter] = [Grammar(model, rules).filter(len(prompt)), closing(model), Temperature(2.0)]
@@ -453,7 +452,7 @@ def generate(
         prompt,
         sampler=Sampler([*model.vocabulary_filter(), *filters], seed),
         max_new_tokens=count,
-        guesser=guesser,
+        proposer=proposer,
     )
     return generation, [step.token for step, _ in generation]
 
@@ -462,20 +461,20 @@ def generate(
 @pytest.mark.parametrize(
     "rules", [json_rules(PERSON), regex_rules("(the cat |the mat )*sat"), choice_rules(CHOICES[1])]
 )
-def test_guesses_change_nothing(stops: tuple[int, ...] | None, rules: str) -> None:
+def test_speculative_decoding_changes_nothing(stops: tuple[int, ...] | None, rules: str) -> None:
     model = loaded("byte-level", stops)
     other = random_model(model.model.config, device=CPU, dtype=torch.float32)
     with torch.no_grad():
         for weight in other.parameters():
             weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
-    kept = 0
+    accepted = 0
     for seed in range(3):
         plain, tokens = generate(model, rules, 60, seed)
-        for guesser in (PromptLookup(), DraftModel(model.model), DraftModel(other)):
-            guessed, same = generate(model, rules, 60, seed, guesser)
-            assert (same, guessed.text, guessed.finish) == (tokens, plain.text, plain.finish)
-            kept += guesser.kept
-    assert kept
+        for proposer in (PromptLookup(), DraftModel(model.model), DraftModel(other)):
+            speculative, same = generate(model, rules, 60, seed, proposer)
+            assert (same, speculative.text, speculative.finish) == (tokens, plain.text, plain.finish)
+            accepted += proposer.accepted
+    assert accepted
 
 
 @pytest.mark.parametrize(
@@ -586,12 +585,12 @@ def test_a_tokenizer_that_writes_words_apart_is_refused() -> None:
     fast.train_from_iterator(["the cat sat"], trainers.WordPieceTrainer(special_tokens=["[UNK]"], show_progress=False))
     tokenizer = Tokenizer(fast, "pieces")
     model = opened(tokenizer, random_model(config(tokenizer.size), device=CPU, dtype=torch.float32))
-    with pytest.raises(LlmcliError, match="pieces: its tokenizer does not write tokens one behind the other"):
+    with pytest.raises(LlmcliError, match="do not work with the tokenizer of pieces"):
         Grammar(model, choice_rules(["cat"]))
 
 
 def test_a_token_longer_than_the_library_takes_is_never_written() -> None:
-    pieces = ["a", "a" * LONGEST, "a" * (LONGEST + 1)]
+    pieces = ["a", "a" * MAX_TOKEN_BYTES, "a" * (MAX_TOKEN_BYTES + 1)]
     fast = FastTokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, []))
     fast.decoder = decoders.Fuse()
     model = opened(Tokenizer(fast, "long"), random_model(config(3), device=CPU, dtype=torch.float32))
@@ -604,7 +603,7 @@ def test_what_no_token_can_spell() -> None:
     the = model.tokenizer.encode("x the")[-2]
     assert model.tokenizer.token_bytes(the) == b" the"
     rule = grammar("unigram", regex_rules(" the#")).filter(0)
-    with pytest.raises(LlmcliError, match="allows no token of this model here"):
+    with pytest.raises(LlmcliError, match="allows no token of this model at this point"):
         rule(torch.zeros(model.model.config.vocab_size), [the])
 
 
@@ -623,10 +622,10 @@ def test_a_text_that_left_the_grammar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "given", "told"),
+    ("build", "given", "reason"),
     [
         (json_rules, False, "allows nothing"),
-        (json_rules, [1], "is an object"),
+        (json_rules, [1], "must be an object"),
         (json_rules, {"x-guidance": 3}, "x-guidance"),
         (json_rules, {"type": "foo"}, "cannot be used: Invalid type: foo"),
         (json_rules, {"type": "\x1b[2J\n"}, "Invalid type: ?[2J"),
@@ -637,7 +636,7 @@ def test_a_text_that_left_the_grammar() -> None:
         (json_rules, {"oneOf": [{"type": "string"}, {"minLength": 2}]}, "oneOf constraints are not supported"),
         (regex_rules, "", "is empty"),
         (regex_rules, "a(", "unclosed group"),
-        (regex_rules, "a\\", "lone backslash"),
+        (regex_rules, "a\\", "single backslash"),
         (regex_rules, r"\bab", "lookarounds not supported"),
         (regex_rules, "(?=x)", "look-around"),
         (regex_rules, "\udcff", "not valid Unicode"),
@@ -648,10 +647,10 @@ def test_a_text_that_left_the_grammar() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_asked_for(build: Callable[[Any], str], given: Any, told: str) -> None:
+def test_invalid_grammars_are_errors(build: Callable[[Any], str], given: Any, reason: str) -> None:
     with pytest.raises(LlmcliError) as caught:
         build(given)
-    assert told in caught.value.message
+    assert reason in caught.value.message
     assert "\n" not in str(caught.value)
     assert (caught.value.exit_code, "%llguidance" in str(caught.value)) == (2, False)
 
@@ -665,5 +664,6 @@ def test_whitespace_is_as_the_schema_asks() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(LlmcliError, match=r"need the library llguidance \(pip install llguidance\)"):
+    with pytest.raises(LlmcliError, match="the library llguidance is not installed") as caught:
         choice_rules(["a"])
+    assert caught.value.kind == "no-llguidance"

@@ -1,4 +1,4 @@
-"""Texts longer than the context: what is cut of a prompt, and a context that rolls."""
+"""Texts longer than the context: how prompts are cut, and how a context rolls."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcli.errors import LlmcliError
+from llmcli.generation import context as rolling
 from llmcli.generation import steps as loop
-from llmcli.generation.batch import Task, write_many
+from llmcli.generation.batch import Request, generate_batch
+from llmcli.generation.context import SINKS, shorten
 from llmcli.generation.filters import Filter, LogitBias, Temperature
-from llmcli.generation.overflow import fitted
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.speculative import PromptLookup
-from llmcli.generation.steps import SINKS, Step, steps
+from llmcli.generation.steps import Step, steps
 from llmcli.model.transformer import Transformer
+from tests.generation.helpers import speculative_steps
 from tests.generation.test_batch import opened
 from tests.tiny import CONTEXT, Tiny, random_ids
 
@@ -33,11 +35,14 @@ FILTERS: list[Filter] = [LogitBias({2: -math.inf, 3: -math.inf}), Temperature(1.
 
 def run(model: Transformer, seed: int = 1, **options: Any) -> list[Step]:
     sampler = Sampler(FILTERS, seed)
-    return list(steps(model, PROMPT, sampler=sampler, max_new_tokens=COUNT, rolls=True, **options))
+    proposer = options.pop("proposer", None)
+    return list(
+        speculative_steps(model, PROMPT, proposer, sampler=sampler, max_new_tokens=COUNT, rolls=True, **options)
+    )
 
 
 def contexts(tokens: Sequence[int]) -> list[list[int]]:
-    """What stands before each token, by the rule: a full context keeps its first few and its newer half."""
+    """The context before each token, by the rule: a full context keeps its first few tokens and its newer half."""
     before, found = list(PROMPT), []
     for token in tokens:
         if len(before) == CONTEXT:
@@ -48,7 +53,7 @@ def contexts(tokens: Sequence[int]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_rolling_context_is_read_as_it_stands(tiny: Make, name: str) -> None:
+def test_the_steps_of_a_rolling_context_follow_its_ids(tiny: Make, name: str) -> None:
     model = tiny(name).load()
     found = run(model)
     assert [step.finish for step in found] == [None] * (COUNT - 1) + ["length"]
@@ -57,31 +62,31 @@ def test_a_rolling_context_is_read_as_it_stands(tiny: Make, name: str) -> None:
     assert [step.index for step in found] == list(range(COUNT))
     for step, ids in list(zip(found, before, strict=True))[::9]:
         cache = model.new_cache()
-        cache.planned = CONTEXT  # as long as a text has been, its angles are
+        cache.planned = CONTEXT  # the angles are those of the longest text so far
         logits = loop.next_logits(model, ids, cache)
         torch.testing.assert_close(step.logits, logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_rolls_alike_side_by_side_and_with_guesses(tiny: Make, name: str) -> None:
+def test_batches_and_speculative_decoding_roll_the_same(tiny: Make, name: str) -> None:
     loaded = opened(tiny(name).load(), stop=())
     alone = [run(loaded.model, seed) for seed in (1, 2)]
-    tasks = [Task(seed, PROMPT, Sampler(FILTERS, seed), COUNT, rolls=True) for seed in (1, 2)]
+    requests = [Request(seed, PROMPT, Sampler(FILTERS, seed), COUNT, rolls=True) for seed in (1, 2)]
     found: dict[int, list[int]] = {1: [], 2: []}
-    for written in write_many(loaded, tasks, 2):
-        found[written.task.key].append(written.step.token)
+    for step in generate_batch(loaded, requests, 2):
+        found[step.request.key].append(step.step.token)
     assert [found[1], found[2]] == [[step.token for step in steps] for steps in alone]
-    guessed = run(loaded.model, guesser=PromptLookup())
-    assert [step.token for step in guessed] == found[1]
+    speculative = run(loaded.model, proposer=PromptLookup())
+    assert [step.token for step in speculative] == found[1]
 
 
 @pytest.mark.parametrize("limit", [2, 3, 4, 5])
-def test_the_smallest_contexts_roll_too(tiny: Make, limit: int) -> None:
+def test_the_smallest_contexts_roll(tiny: Make, limit: int) -> None:
     model = tiny("llama").load()
     model.config = replace(model.config, max_position_embeddings=limit)
     alone = [step.token for step in steps(model, [5], sampler=Sampler(FILTERS, 1), max_new_tokens=9, rolls=True)]
-    task = Task(1, [5], Sampler(FILTERS, 1), 9, rolls=True)
-    assert [written.step.token for written in write_many(opened(model, stop=()), [task], 2)] == alone
+    request = Request(1, [5], Sampler(FILTERS, 1), 9, rolls=True)
+    assert [step.step.token for step in generate_batch(opened(model, stop=()), [request], 2)] == alone
     assert len(alone) == 9
 
 
@@ -93,9 +98,9 @@ def test_a_context_that_does_not_roll_ends_the_text(tiny: Make) -> None:
 
 
 def test_sabotage_is_seen(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys of what was dropped are kept."""
+    """Keys of dropped tokens stay in the cache."""
     model = tiny("llama").load()
-    roll = loop.roll
+    roll = rolling.roll
     monkeypatch.setattr(loop, "roll", lambda ids, limit: roll(ids, limit) + 3)
     found = run(model)
     before = contexts([step.token for step in found])
@@ -103,9 +108,9 @@ def test_sabotage_is_seen(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.integers(1, 300), st.integers(2, 64), st.sampled_from(["truncate-start", "shift"]), st.integers(0, 1))
-def test_what_is_left_of_a_prompt(length: int, limit: int, overflow: Any, front: int) -> None:
+def test_how_a_prompt_is_cut(length: int, limit: int, overflow: Any, first: int) -> None:
     ids = list(range(length))
-    left = fitted(ids, limit, overflow, front=front)
+    left = shorten(ids, limit, overflow, first=first)
     if length < limit:
         assert left == ids
         return
@@ -115,17 +120,17 @@ def test_what_is_left_of_a_prompt(length: int, limit: int, overflow: Any, front:
     assert len(breaks) <= 1
     if overflow == "truncate-start":
         assert len(left) == limit - max(limit // 4, 1)
-        assert left[0] == 0 or not (front and len(left) > 1)
+        assert left[0] == 0 or not (first and len(left) > 1)
         assert not breaks or breaks == [1]
 
 
 @pytest.mark.parametrize("overflow", ["error", "truncate-start", "shift"])
 def test_a_context_of_one_token_has_no_room(overflow: Any) -> None:
     with pytest.raises(LlmcliError, match="no room for a prompt"):
-        fitted([1], 1, overflow, front=1)
+        shorten([1], 1, overflow, first=1)
 
 
-def test_too_long_is_an_error_with_both_counts_and_what_helps() -> None:
-    with pytest.raises(LlmcliError, match="70 tokens long, but the model's context is 64") as caught:
-        fitted([1] * 70, 64, "error", front=1)
-    assert "--context-overflow truncate-start" in caught.value.hint
+def test_a_prompt_that_is_too_long_is_an_error_with_both_counts() -> None:
+    with pytest.raises(LlmcliError, match="70 tokens, but the model's context of 64 has room for at most 63") as caught:
+        shorten([1] * 70, 64, "error", first=1)
+    assert caught.value.kind == "prompt-too-long"

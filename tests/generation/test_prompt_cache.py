@@ -18,12 +18,13 @@ from llmcli.generation.filters import Temperature, TopK
 from llmcli.generation.prompt_cache import PromptCache, Reason
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.speculative import PromptLookup
-from llmcli.generation.steps import Guesser, Step, shared, steps
+from llmcli.generation.steps import Proposer, Step, common_prefix
 from llmcli.model import cache as cache_module
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.storage import cache_file as cachefile
 from llmcli.storage.quantize import Kind, quantize
+from tests.generation.helpers import speculative_steps
 from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, Tiny, random_ids
 
 Make = Callable[[str], Tiny]
@@ -59,19 +60,19 @@ def ids_of(count: int, seed: int = 0) -> list[int]:
 
 
 def stepping(
-    model: Transformer, ids: Sequence[int], count: int, cache: KVCache | None = None, guesser: Guesser | None = None
+    model: Transformer, ids: Sequence[int], count: int, cache: KVCache | None = None, proposer: Proposer | None = None
 ) -> Generator[Step, int | None, None]:
     """Steps with sampled tokens: other texts than greedy ones, which come back to themselves."""
     sampler = Sampler([Temperature(1.5), TopK(40)], seed=7)
-    return steps(model, ids, sampler=sampler, max_new_tokens=count, cache=cache, guesser=guesser)
+    return speculative_steps(model, ids, proposer, sampler=sampler, max_new_tokens=count, cache=cache)
 
 
 def kept_run(
-    file: Path, model: Transformer, ids: Sequence[int], count: int, guesser: Guesser | None = None
+    file: Path, model: Transformer, ids: Sequence[int], count: int, proposer: Proposer | None = None
 ) -> tuple[PromptCache, list[Step]]:
     """A run that goes on from the file, and saves what it read behind the first token."""
     kept, found = PromptCache(file, model, ids, count), []
-    for step in stepping(model, ids, count, kept.cache, guesser):
+    for step in stepping(model, ids, count, kept.cache, proposer):
         found.append(step)
         if step.index == 0:
             kept.save()
@@ -140,22 +141,22 @@ def test_with_rounded_weights(tiny: Make, tmp_path: Path, forwards: list[int], k
 class Oracle:
     """Guesses what will be chosen, and then something else."""
 
-    guessed = kept = 0
+    proposed = accepted = 0
 
     def __init__(self, text: Sequence[int]) -> None:
         self.text = list(text)
 
-    def guess(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
+    def propose(self, ids: Sequence[int], count: int, sampler: Sampler) -> list[int]:
         return [*self.text[len(ids) : len(ids) + 2], 5][:count]
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2"])
-def test_guesses_are_no_part_of_what_is_kept(tiny: Make, tmp_path: Path, name: str) -> None:
-    """Behind the first token the cache holds guesses that are not yet checked."""
+def test_rejected_proposals_are_not_saved(tiny: Make, tmp_path: Path, name: str) -> None:
+    """After the first token the cache holds proposed tokens that are not checked yet."""
     model, file, ids = tiny(name).load(), tmp_path / "kept", ids_of(40)
     expected = list(stepping(model, ids, 12))
-    for reused, guesser in ((0, Oracle([*ids, *(step.token for step in expected)])), (39, PromptLookup())):
-        kept, found = kept_run(file, model, ids, 12, guesser)
+    for reused, proposer in ((0, Oracle([*ids, *(step.token for step in expected)])), (39, PromptLookup())):
+        kept, found = kept_run(file, model, ids, 12, proposer)
         assert kept.reuse.tokens == reused
         assert_same(found, expected)
         assert cachefile.read_cache(file, model, kept.fingerprint)[0] == ids
@@ -178,7 +179,7 @@ def test_whatever_prompts_come_the_text_is_that_of_a_fresh_run(
         ids = ids or ids_of(least, seed=turn)
         kept, found = kept_run(file, model, ids, 4)
         assert_same(found, list(stepping(model, ids, 4)))
-        known = min(shared(before, ids), len(ids) - 1)
+        known = min(common_prefix(before, ids), len(ids) - 1)
         assert kept.reuse.tokens == (0 if kept.reuse.reason else known)
         if kept.reuse.reason == "window":
             assert model.config.sliding_window
@@ -188,9 +189,11 @@ def test_whatever_prompts_come_the_text_is_that_of_a_fresh_run(
             assert known == 0
 
 
-def test_shared_is_the_longest_common_beginning() -> None:
-    assert shared([], [1]) == shared([1], []) == shared([2, 1], [1, 2]) == 0
-    assert shared([1, 2, 3], [1, 2]) == shared([1, 2], [1, 2, 3]) == shared([1, 2, 4], [1, 2, 3]) == 2
+def test_common_prefix_is_the_longest_one() -> None:
+    assert common_prefix([], [1]) == common_prefix([1], []) == common_prefix([2, 1], [1, 2]) == 0
+    assert (
+        common_prefix([1, 2, 3], [1, 2]) == common_prefix([1, 2], [1, 2, 3]) == common_prefix([1, 2, 4], [1, 2, 3]) == 2
+    )
 
 
 # --- where nothing can be used, and why ---
@@ -328,7 +331,7 @@ def test_everything_holds(tiny: Make, tmp_path: Path) -> None:
 
 
 def _one_more(before: Sequence[int], ids: Sequence[int]) -> int:
-    return min(shared(before, ids) + 1, len(before), len(ids))
+    return min(common_prefix(before, ids) + 1, len(before), len(ids))
 
 
 def _all_that_is_held(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> None:
@@ -347,8 +350,8 @@ def _values_for_keys(self: KVCache, length: int, span: int, layers: Sequence[tup
 
 _restore = KVCache.restore
 SABOTAGE: dict[str, tuple[object, str, object]] = {
-    "one token too many": (module, "shared", _one_more),
-    "guesses kept": (module, "write_cache", _all_that_is_held),
+    "one token too many": (module, "common_prefix", _one_more),
+    "proposals saved": (module, "write_cache", _all_that_is_held),
     "windows forgotten": (KVCache, "restore", _from_the_beginning),
     "keys for values": (KVCache, "restore", _values_for_keys),
     "any model": (module, "fingerprint", lambda model: "the same"),

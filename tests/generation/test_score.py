@@ -88,7 +88,7 @@ def test_chunks_and_rows_change_nothing_and_bound_the_logits(
     monkeypatch.setattr(model, "unembed", counted)
     monkeypatch.setattr(model, "hidden", noted)
     monkeypatch.setattr(score, "PREFILL_CHUNK", chunk)
-    monkeypatch.setattr(score, "MOST_LOGITS", most)
+    monkeypatch.setattr(score, "MAX_LOGITS", most)
     assert torch.allclose(surprisals(model, ids).double(), expected, atol=1e-4)
     assert max(sizes) <= max(most, 97)  # one row at least
     assert max(chunks) == min(chunk, 128)

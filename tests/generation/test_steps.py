@@ -170,7 +170,7 @@ def test_a_prompt_without_room_is_refused(forwards: list[int], length: int) -> N
     with pytest.raises(LlmcliError, match=rf"\b{length} tokens.*\b{CONTEXT}\b") as caught:
         run([1] * length)
     assert caught.value.exit_code == EXIT_USAGE
-    assert str(CONTEXT - 1) in caught.value.hint
+    assert f"at most {CONTEXT - 1}" in caught.value.message
     assert forwards == []
 
 

@@ -15,11 +15,12 @@ from llmcli.explain.report import Alternative, GeneratedToken, check
 from llmcli.explain.sampling_step import StepReport, step_report
 from llmcli.explain.tokenization import Tokenization
 from llmcli.generation.filters import filter_chain
+from llmcli.generation.samples import Sample
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step
 from llmcli.render.generation import TextWriter, print_probabilities
 from llmcli.render.marks import PROBABILITY_BANDS, probability_band, rank_band
-from llmcli.render.samples import SampleRow, print_samples
+from llmcli.render.samples import print_samples
 from llmcli.render.step import print_step
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import console, note, printable, styled
@@ -363,7 +364,7 @@ def test_columns_dropped_from_the_table_of_probabilities(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("best", [False, True])
 def test_columns_dropped_from_the_table_of_samples(monkeypatch: pytest.MonkeyPatch, best: bool) -> None:
     fields = {"finish": "length", "text": "", "valid": None}
-    rows = [SampleRow(n, 4_000_000_000 + n, 512, -1.25, best=n == 1, **fields) for n in range(12)]
+    rows = [Sample(n, 4_000_000_000 + n, 512, -1.25, best=n == 1, **fields) for n in range(12)]
     names = {"seed": "4000000001", "tokens": "512", "logprob": "-1.250", "stopped": "--max-tokens"}
     found = []
     for width in range(120, 19, -1):

@@ -12,7 +12,7 @@ import click
 from llmcli.commands.chat.session import RIVALS, Session
 from llmcli.commands.chat.settings import Settings
 from llmcli.commands.options.endpoint import fields_of
-from llmcli.commands.writing.server import show
+from llmcli.commands.streaming.server import stream
 from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ServerSession(There):
         writer = TextWriter(sys.stdout, by_probability=self.probs)
         tokens: list[Token] = []
         try:
-            told = show(writing, writer, tokens)
+            told = stream(writing, writer, tokens)
         except LlmcliError as error:
             if not writing.text:
                 raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import LlmcliError, out_of_memory
 
@@ -72,7 +73,7 @@ class Session(ABC, Generic[T, S]):
         self.failed = True
         if self.verbose:
             traceback.print_exception(error)
-        note(one_line(f"llmcli: {told}"), sys.stderr)
+        note(one_line(f"llmcli: {describe(told)}"), sys.stderr)
 
     def say(self, text: str) -> None:
         """A turn of the user's, and its reply."""

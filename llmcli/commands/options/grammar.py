@@ -1,4 +1,4 @@
-"""The options of constrained output, and how they become the filter that allows only what was asked for."""
+"""The options of constrained output: a JSON schema, a regular expression, or choices."""
 
 from __future__ import annotations
 
@@ -6,72 +6,61 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from llmcli import generation
 from llmcli.commands.options.common import bundle
+from llmcli.commands.options.length import Length
 from llmcli.commands.options.prompt import read_text_file
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import LlmcliError, usage_error
 
-if TYPE_CHECKING:
-    from llmcli.commands.options.length import Length
-    from llmcli.generation.grammar import Grammar, GrammarFilter
-    from llmcli.generation.loaded import LoadedModel
-
 
 @dataclass(frozen=True)
 class GrammarChoice:
-    """Which ``option`` was given, and its grammar; neither, if the text is free."""
+    """The ``option`` that was given, and the ``rules`` of its grammar; both None for free text."""
 
     option: str | None
     rules: str | None
 
-    def compiled(self, loaded: LoadedModel) -> Grammar | None:
-        """The grammar over the model's own tokens; None if the text is free."""
-        from llmcli.generation.grammar import Grammar
-
-        return None if self.rules is None else Grammar(loaded, self.rules)
-
     def exclude(self, option: str, why: str) -> None:
-        """Raise where a grammar is given beside ``option``."""
+        """Raise a usage error if a grammar is given together with ``option``."""
         if self.option is not None:
-            raise usage_error(f"{option} and {self.option} exclude each other", why)
+            raise usage_error(f"{option} and {self.option} cannot be combined", why)
 
     def exclude_all(self, length: Length) -> None:
-        """Raise where a grammar is given beside what would end the text elsewhere, or cut it."""
+        """Raise a usage error if a grammar is given together with options that end or cut the text elsewhere."""
         if length.stop:
-            self.exclude("--stop", "the grammar says where the text may end")
+            self.exclude("--stop", "the grammar decides where the text may end")
         if length.overflow == "shift":
-            self.exclude("--context-overflow shift", "the grammar must see the whole text")
+            self.exclude("--context-overflow shift", "the grammar needs the whole text")
 
-    def filter(self, loaded: LoadedModel, start: int) -> GrammarFilter | None:
-        """The stage for one text, which begins behind ``start`` tokens of prompt."""
-        grammar = self.compiled(loaded)
-        return None if grammar is None else grammar.filter(start)
+    def filter(self, loaded: generation.LoadedModel, start: int) -> generation.GrammarFilter | None:
+        """The filter for one text, which begins after ``start`` prompt tokens; None for free text."""
+        return None if self.rules is None else generation.Grammar(loaded, self.rules).filter(start)
 
 
-def asked(json_schema: str | None, regex: str | None, choices: str | None) -> GrammarChoice:
-    """The options, checked before anything is loaded."""
+def parse_grammar(json_schema: str | None, regex: str | None, choices: str | None) -> GrammarChoice:
+    """Check the values of the options before anything is loaded."""
     given = {"--json-schema": json_schema, "--regex": regex, "--choices": choices}
     named = [option for option, value in given.items() if value is not None]
     if len(named) > 1:
-        raise usage_error(f"{' and '.join(named)} exclude each other", "give one of them")
+        raise usage_error(f"{' and '.join(named)} cannot be combined", "give one of them")
     if not named:
         return GrammarChoice(None, None)
     import_torch()
-    from llmcli.generation.grammar import choice_rules, json_rules, regex_rules
-
     if json_schema is not None:
-        rules = json_rules(read_schema(json_schema))
+        rules = generation.json_rules(read_schema(json_schema))
+    elif choices is not None:
+        rules = generation.choice_rules(parse_choices(choices))
     else:
-        rules = choice_rules(parse_choices(choices)) if choices is not None else regex_rules(regex or "")
+        rules = generation.regex_rules(regex or "")
     return GrammarChoice(named[0], rules)
 
 
 def read_schema(given: str) -> object:
-    """A JSON schema from a file, or as it stands. Errors: no such file, not JSON."""
+    """A JSON schema, given inline or as the name of a file. Raises a usage error if it cannot be read or parsed."""
     inline = given.lstrip().startswith("{") or given.strip() in ("true", "false")
     text = given if inline else read_text_file(Path(given))
     try:
@@ -80,11 +69,11 @@ def read_schema(given: str) -> object:
         where = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise usage_error(f"{'--json-schema' if inline else given} is not valid JSON ({where})") from None
     except RecursionError:
-        raise usage_error("the JSON schema is nested too deep", "make it flatter") from None
+        raise usage_error("the JSON schema is nested too deeply", "simplify it") from None
 
 
 def parse_choices(text: str) -> list[str]:
-    """Texts between commas, without the spaces around them, or a JSON list of texts exactly as they are."""
+    """Parse choices separated by commas, without the spaces around them, or a JSON list of strings."""
     if not text.lstrip().startswith("["):
         return [choice.strip() for choice in text.split(",")]
     try:
@@ -92,34 +81,40 @@ def parse_choices(text: str) -> list[str]:
     except (ValueError, RecursionError):
         choices = None
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise usage_error("--choices begins with [ but is no JSON list of texts", """as in '["yes", "no, never"]'""")
+        raise usage_error(
+            "--choices begins with [ but is not a JSON list of strings", """for example '["yes", "no, never"]'"""
+        )
     return choices
 
 
 def check_valid(ends: Sequence[tuple[str, bool | None]]) -> None:
-    """Raise where a text ended before it was what the grammar asks for; of each, why it ended and whether it is."""
+    """Raise LlmcliError if a text ended before it fit the grammar.
+
+    ``ends`` has for each text why it ended and whether it fits (None without a grammar).
+    """
     cut = [finish for finish, valid in ends if valid is False]
     if cut:
         which = (
-            "the text is cut off before it fits" if len(ends) == 1 else f"{len(cut)} of {len(ends)} texts do not fit"
+            "the text was cut off before it fit" if len(ends) == 1 else f"{len(cut)} of {len(ends)} texts do not fit"
         )
-        hint = "the context is full: shorten the prompt" if "context" in cut else "give more --max-tokens"
+        hint = "the context is full: shorten the prompt" if "context" in cut else "increase --max-tokens"
         raise LlmcliError(f"{which} the grammar", hint)
 
 
 grammar_options = bundle(
     "grammar",
-    asked,
+    parse_grammar,
     click.option(
         "--json-schema",
         metavar="FILE|INLINE",
-        help='Write JSON that fits this schema, on one line: a file, or the schema itself: \'{"type": "integer"}\'.',
+        help='Generate JSON that fits this schema, on one line. Give a file or the schema: \'{"type": "integer"}\'.',
     ),
-    click.option("--regex", metavar="REGEX", help="Write a text that this regular expression matches as a whole."),
+    click.option("--regex", metavar="REGEX", help="Generate a text that this regular expression matches as a whole."),
     click.option(
         "--choices",
         metavar="A,B,C",
-        help='Write one of these. A JSON list if one holds a comma or begins with a space: \'[" yes", " no"]\'.',
+        help="Generate one of these. Use a JSON list if one contains a comma or begins with a space: "
+        '\'[" yes", " no"]\'.',
     ),
     title="Grammar",
 )

@@ -1,59 +1,53 @@
-"""The options that say how long a text may become, and where it ends; and ``--context-overflow``."""
+"""The options for the length of a text and its stop strings, and ``--context-overflow``."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from llmcli import generation, render
 from llmcli.commands.options.common import Choice, Line, bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import usage_error
-
-if TYPE_CHECKING:
-    from llmcli.generation.loaded import LoadedModel
-    from llmcli.generation.overflow import Overflow
 
 OVERFLOWS = ("error", "truncate-start", "shift")
 
 
 @dataclass(frozen=True)
 class Length:
-    """The options that were given."""
+    """The options of a command line that limit the text."""
 
     max_tokens: int
     stop: tuple[str, ...]
-    overflow: Overflow
+    overflow: generation.Overflow
 
     @property
     def limits(self) -> dict[str, Any]:
-        """As ``Generation`` and ``Task`` take them."""
+        """The keyword arguments of ``Generation`` and ``Samples`` for these options."""
         return {"max_new_tokens": self.max_tokens, "stop": self.stop, "rolls": self.overflow == "shift"}
 
 
-def asked(max_tokens: int, stop: tuple[str, ...], overflow: Overflow) -> Length:
-    """The options, checked."""
+def parse_length(max_tokens: int, stop: tuple[str, ...], overflow: generation.Overflow) -> Length:
+    """Check the values of the options."""
     if "" in stop:
-        raise usage_error("--stop is empty", "give the text before which to end")
+        raise usage_error("--stop must not be empty", "give the text to stop at")
     if any(0xD800 <= ord(char) <= 0xDFFF for text in stop for char in text):  # bytes that could not be decoded
-        raise usage_error("--stop is not valid Unicode", "UTF-8 is wanted")
+        raise usage_error("--stop is not valid Unicode", "use UTF-8")
     return Length(max_tokens, stop, overflow)
 
 
-def fit(loaded: LoadedModel, ids: list[int], overflow: Overflow) -> list[int]:
-    """The prompt, or what is left of it where it was too long, which is then said. Errors: it is to be one."""
-    from llmcli.generation.overflow import fitted
-    from llmcli.render.terminal import note
-
-    limit = loaded.model.config.max_position_embeddings
-    front = int(ids[:1] == loaded.tokenizer.encode("")[:1])  # a BOS token stays
-    left = fitted(ids, limit, overflow, front=front)
-    if len(left) < len(ids):
-        gone = len(ids) - len(left)
-        note(f"the prompt is {len(ids)} tokens long, the context {limit}: its first {gone} left out", sys.stderr)
-    return left
+def fit(loaded: generation.LoadedModel, ids: list[int], overflow: generation.Overflow) -> list[int]:
+    """A prompt that fits the context; a note reports how much was cut. Raises a usage error if "error" forbids that."""
+    fitted = generation.fit_prompt(loaded, ids, overflow)
+    if len(fitted) < len(ids):
+        limit, cut = loaded.model.config.max_position_embeddings, len(ids) - len(fitted)
+        render.note(
+            f"the prompt has {len(ids)} tokens, but the model's context holds {limit}: cut {cut} of them", sys.stderr
+        )
+    return fitted
 
 
 overflow_option = click.option(
@@ -63,16 +57,16 @@ overflow_option = click.option(
     default="error",
     show_default=True,
     metavar="WAY",
-    help="For too long a prompt: error, or cut its beginning (truncate-start). shift: a full context also goes on "
-    "without its older half.",
+    help="If the prompt is too long: error, or truncate-start to cut it. shift: a full context drops its older half "
+    "instead of ending the text.",
 )
 
 
 def length_options(least: int) -> Decorator:
-    """The options of a command that writes ``least`` tokens or more."""
+    """The options of a command that generates at least ``least`` tokens, as ``length``."""
     return bundle(
         "length",
-        asked,
+        parse_length,
         click.option(
             "--max-tokens",
             "--max-new-tokens",
@@ -80,11 +74,9 @@ def length_options(least: int) -> Decorator:
             type=click.IntRange(min=least),
             default=512,
             show_default=True,
-            help="Write at most so many tokens.",
+            help="Generate at most N tokens.",
         ),
-        click.option(
-            "--stop", multiple=True, type=Line(), metavar="TEXT", help="End before this text; may be repeated."
-        ),
+        click.option("--stop", multiple=True, type=Line(), metavar="TEXT", help="Stop before this text. Repeatable."),
         overflow_option,
         title="Length",
     )

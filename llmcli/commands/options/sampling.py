@@ -7,19 +7,15 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from llmcli import generation, render
 from llmcli.commands.options.common import Line, Real, bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import usage_error
 from llmcli.generation.filters import FILTERS, LogitBias, NumberFilter, Penalty, default_order, filter_chain
-
-if TYPE_CHECKING:
-    from llmcli.generation.grammar import GrammarFilter
-    from llmcli.generation.loaded import LoadedModel
-    from llmcli.generation.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -36,29 +32,28 @@ class Sampling:
     window: int | None
     biases: list[tuple[str, float]]
 
-    def sampler(self, loaded: LoadedModel, grammar: GrammarFilter | None = None) -> Sampler:
+    def sampler(
+        self, loaded: generation.LoadedModel, grammar: generation.GrammarFilter | None = None
+    ) -> generation.Sampler:
         """The sampler for ``loaded``, which chooses among the tokens that ``grammar`` allows.
 
         Options that were not given come from the model's generation_config.json, as a line on stderr reports, or else
         have their defaults. Without --seed the seed is random.
         """
         from llmcli.explain.selection import find_token
-        from llmcli.generation.sampling import Sampler
-        from llmcli.render.generation import defaults_line
-        from llmcli.render.terminal import note
 
         own = loaded.defaults.sampling
-        line = defaults_line(self.adopted(own), loaded.defaults.unmet)
+        line = render.defaults_line(self.adopted(own), loaded.defaults.unmet)
         if line:
-            note(line, sys.stderr)
+            render.note(line, sys.stderr)
         if self.skipped:
-            note(f"not applied, because --samplers does not list them: {', '.join(self.skipped)}", sys.stderr)
+            render.note(f"not applied, because --samplers does not list them: {', '.join(self.skipped)}", sys.stderr)
         rows = loaded.model.config.vocab_size
         bias = {find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
         filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         rules = [] if grammar is None else [grammar]
-        return Sampler([*loaded.vocabulary_filter(), *rules, *filters], seed)
+        return generation.Sampler([*loaded.vocabulary_filter(), *rules, *filters], seed)
 
     @property
     def skipped(self) -> list[str]:

@@ -1,24 +1,20 @@
-"""The options of guessing ahead, and what guesses."""
+"""The options of speculative decoding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import click
 
+from llmcli import generation
 from llmcli.commands.options.common import bundle
 from llmcli.commands.options.model import ModelChoice, complete_model
 from llmcli.errors import usage_error
 
-if TYPE_CHECKING:
-    from llmcli.generation.loaded import LoadedModel
-    from llmcli.generation.steps import Guesser
-
 
 @dataclass(frozen=True)
-class Ahead:
-    """Whether the text itself is to guess, or which smaller model; neither, if nothing guesses."""
+class Speculative:
+    """Where proposals come from: the text itself, or a draft model. Neither: decoding is not speculative."""
 
     prompt_lookup: bool
     draft_model: str | None
@@ -27,33 +23,31 @@ class Ahead:
     def given(self) -> bool:
         return self.prompt_lookup or self.draft_model is not None
 
-    def guesser(self, loaded: LoadedModel, choice: ModelChoice) -> Guesser | None:
-        """What guesses for ``loaded``; a smaller model is opened as it was, by ``choice``."""
-        from llmcli.generation.speculative import DraftModel, PromptLookup, check_vocabularies
-
+    def proposer(self, loaded: generation.LoadedModel, choice: ModelChoice) -> generation.Proposer | None:
+        """The source of proposals for ``loaded``. A draft model is opened with the same options, ``choice``."""
         if self.draft_model is None:
-            return PromptLookup() if self.prompt_lookup else None
+            return generation.PromptLookup() if self.prompt_lookup else None
         draft = replace(choice.alone(), model=self.draft_model, adapter=None).open()
-        check_vocabularies(loaded, draft)
-        return DraftModel(draft.model)
+        generation.check_vocabularies(loaded, draft)
+        return generation.DraftModel(draft.model)
 
 
-def asked(prompt_lookup: bool, draft_model: str | None) -> Ahead:
-    """The options, checked."""
+def parse_speculative(prompt_lookup: bool, draft_model: str | None) -> Speculative:
+    """Check the values of the options."""
     if prompt_lookup and draft_model is not None:
-        raise usage_error("--prompt-lookup and --draft-model exclude each other", "give one of them")
-    return Ahead(prompt_lookup, draft_model)
+        raise usage_error("--prompt-lookup and --draft-model cannot be combined", "give one of them")
+    return Speculative(prompt_lookup, draft_model)
 
 
-ahead_options = bundle(
-    "ahead",
-    asked,
-    click.option("--prompt-lookup", is_flag=True, help="Guess ahead where the text repeats itself."),
+speculative_options = bundle(
+    "speculative",
+    parse_speculative,
+    click.option("--prompt-lookup", is_flag=True, help="Speculative decoding where the text repeats itself."),
     click.option(
         "--draft-model",
         metavar="MODEL",
         shell_complete=complete_model,
-        help="Let this smaller model of the same tokenizer guess ahead.",
+        help="Speculative decoding with this smaller model, which must have the same tokenizer.",
     ),
     title="Speed",
 )

@@ -10,6 +10,10 @@ HINTS: dict[str, str] = {
     "already-quantized": "omit --quantize, or name the original model",
     "beyond-context": "choose fewer with --context",
     "head-and-layers": "give --head or --layer, not both",
+    "conversation-too-long": "send a shorter message, remove turns with /undo, or start a new chat",
+    "no-llguidance": "--json-schema, --regex and --choices need it: pip install llguidance",
+    "prompt-too-long": "shorten it (llmcli tokenize --count counts tokens), or cut its beginning with"
+    " --context-overflow truncate-start",
     "logit-bias-bans-all": "ban fewer tokens with --logit-bias",
     "logits-not-finite": "the weights are damaged, or overflow in float16: try --dtype float32",
     "position-beyond-context": "shorten it, or choose an earlier position with --at",
@@ -26,3 +30,9 @@ HINTS: dict[str, str] = {
 def hint_of(error: LlmcliError) -> str:
     """The error's own hint, or the one for its kind."""
     return error.hint or HINTS.get(error.kind, "")
+
+
+def describe(error: LlmcliError) -> str:
+    """The error's message with its hint, on one line."""
+    hint = hint_of(error)
+    return f"{error.message} ({hint})" if hint else error.message

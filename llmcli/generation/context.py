@@ -1,0 +1,73 @@
+"""How a text fits into the model's context: prompts that are too long, and contexts that are full."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from llmcli.errors import usage_error
+from llmcli.model.positions import planned_length
+
+if TYPE_CHECKING:
+    from llmcli.generation.loaded import LoadedModel
+    from llmcli.model.config import ModelConfig
+    from llmcli.model.transformer import Transformer
+
+Overflow = Literal["error", "truncate-start", "shift"]
+
+SINKS = 4  # first tokens that a rolling context keeps, because many heads rely on them (Xiao et al. 2023)
+
+
+def fit_prompt(loaded: LoadedModel, ids: Sequence[int], overflow: Overflow) -> list[int]:
+    """A prompt that leaves room for at least one more token in the model's context.
+
+    If the prompt is too long, "truncate-start" cuts its beginning, except for a BOS token, so that a quarter of the
+    context is free. "shift" drops the older half, as a rolling context does. "error" raises a usage error.
+    """
+    limit = loaded.model.config.max_position_embeddings
+    bos = int(ids[:1] == loaded.tokenizer.encode("")[:1])
+    return shorten(ids, limit, overflow, first=bos)
+
+
+def shorten(ids: Sequence[int], limit: int, overflow: Overflow, *, first: int) -> list[int]:
+    """As ``fit_prompt``, for a context of ``limit`` tokens; "truncate-start" keeps the ``first`` tokens."""
+    ids = list(ids)
+    if len(ids) < limit:
+        return ids
+    if limit < 2:
+        raise usage_error(f"the model's context of {limit} has no room for a prompt", "use another model")
+    if overflow == "error":
+        raise _too_long(len(ids), limit)
+    if overflow == "shift":
+        roll(ids, limit)
+        return ids
+    room = limit - max(limit // 4, 1)
+    first = min(first, room // 2)
+    return ids[:first] + ids[len(ids) - (room - first) :]
+
+
+def check_prompt(model: Transformer, prompt_ids: Sequence[int]) -> None:
+    """Raise a usage error if the prompt is empty or leaves no room in the context."""
+    limit = model.config.max_position_embeddings
+    if len(prompt_ids) >= limit:
+        raise _too_long(len(prompt_ids), limit)
+    if not prompt_ids:
+        raise usage_error("the prompt is empty and the model has no BOS token to start from", "give a prompt")
+
+
+def _too_long(length: int, limit: int) -> Exception:
+    message = f"the prompt has {length} tokens, but the model's context of {limit} has room for at most {limit - 1}"
+    return usage_error(message, kind="prompt-too-long")
+
+
+def roll(ids: list[int], limit: int) -> int:
+    """Drop the older half of a full context in place, except for its first few tokens; return how many those are."""
+    kept = min(SINKS, limit // 4)
+    del ids[kept : len(ids) - limit // 2]
+    return kept
+
+
+def angle_length(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:
+    """The length that the angles of a text are computed for; it matters for dynamic RoPE scaling only."""
+    total = min(prompt + max_new_tokens, config.max_position_embeddings)
+    return planned_length(config.rope, prompt, total)

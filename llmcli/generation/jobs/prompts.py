@@ -1,0 +1,129 @@
+"""The file of prompts of a batch: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmcli.errors import usage_error
+
+JobId = str | int
+
+_TYPE_NAMES = {str: "a string", int: "an integer", list: "a list"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt and its settings. ``number`` is its line in the file, from 1; ``id`` is its own, or that number."""
+
+    number: int
+    id: JobId
+    prompt: str
+    seed: int
+    max_tokens: int
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InvalidLine:
+    """A line that cannot be used, and why."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class JobDefaults:
+    """Settings for lines without their own. The seed of a line is ``seed`` plus its index in the file, from 0."""
+
+    seed: int
+    max_tokens: int
+    stop: tuple[str, ...]
+
+
+def read_jobs(path: Path, defaults: JobDefaults) -> Iterator[Job | InvalidLine]:
+    """Read each line of the file, in order, except empty lines. Raises a usage error if the file cannot be read."""
+    check_regular_file(path)
+    lines_by_id: dict[JobId, int] = {}
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    job = _parse(number, line, defaults)
+                except ValueError as error:
+                    yield InvalidLine(number, str(error))
+                    continue
+                if job.id in lines_by_id:
+                    yield InvalidLine(number, f"id {_shortened(job.id)} repeats that of line {lines_by_id[job.id]}")
+                    continue
+                lines_by_id[job.id] = number
+                yield job
+    except OSError as error:
+        raise usage_error(f"{path}: {error.strerror or error}", "name a file of JSON lines") from error
+
+
+def check_regular_file(path: Path) -> None:
+    """Raise a usage error for a pipe, a device or an impossible name.
+
+    Each file is read more than once, also when a stopped run is resumed, which a pipe does not allow.
+    """
+    try:
+        irregular = path.exists() and not (path.is_file() or path.is_dir())
+    except OSError as error:
+        raise usage_error(f"{path}: {error.strerror or error}", "name another file") from error
+    if irregular or str(path) == "-":
+        raise usage_error(f"{path} is not a regular file", "name a file, so that a stopped run can be resumed")
+
+
+def _parse(number: int, line: bytes, defaults: JobDefaults) -> Job:
+    """The job of a line. Raises ValueError with the reason if the line is invalid."""
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not valid UTF-8 at byte {error.start}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    id = _typed(values, "id", (str, int), number)
+    if isinstance(id, str) and not _is_unicode(id):
+        raise ValueError("id is not valid Unicode")
+    stop = _typed(values, "stop", (str, list), list(defaults.stop))
+    stop = [stop] if isinstance(stop, str) else stop
+    if not all(isinstance(text, str) and text for text in stop):
+        raise ValueError("stop must be a non-empty string or a list of them")
+    if not all(map(_is_unicode, stop)):
+        raise ValueError("stop is not valid Unicode")
+    seed = _typed(values, "seed", (int,), defaults.seed + number - 1)
+    max_tokens = _typed(values, "max_tokens", (int,), defaults.max_tokens)
+    if "prompt" not in values:
+        raise ValueError("prompt is missing")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, not {seed}")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    return Job(number, id, _typed(values, "prompt", (str,), ""), seed, max_tokens, tuple(stop))
+
+
+def _typed(values: Mapping[str, Any], key: str, types: tuple[type, ...], default: Any) -> Any:
+    """The value of ``key``, which must have one of ``types``."""
+    value = values.get(key, default)
+    if not isinstance(value, types) or isinstance(value, bool):
+        expected = " or ".join(_TYPE_NAMES[kind] for kind in types)
+        raise ValueError(f"{key} must be {expected}, not {_shortened(value)}")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    return not any(0xD800 <= ord(char) <= 0xDFFF for char in text)
+
+
+def _shortened(value: Any, most: int = 60) -> str:
+    """A value for a message; a long one is cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
