@@ -42,7 +42,7 @@ def print_compare(report: CompareReport, stream: TextIO, *, top: int = 20) -> No
     count = len(report.tokens)
     differing = f"{round(report.other_favourite * count)} of {count} positions"
     print_line(
-        f"bits per byte: {before:.4f}, then {after:.4f} ({after - before:+.4f}); "
+        f"bits per byte: first model {before:.4f}, second {after:.4f} ({after - before:+.4f}); "
         f"KL {report.mean_kl:.4f} bits per token; "
         f"different top token at {differing}. The first token is not compared: it has no context.",
         stream,
