@@ -10,7 +10,7 @@ from llmcli.endpoint.failures import ServerError
 from llmcli.endpoint.server import Ask, Server
 from llmcli.endpoint.tokens import Rated, Token
 from llmcli.errors import usage_error
-from llmcli.explain.report import Check, Claim, check
+from llmcli.explain.report import Check, Claim, Report, check
 
 ROUNDING = 1e-3  # by which probabilities may be more than 1 together
 
@@ -25,7 +25,7 @@ class ServerCandidate:
 
 
 @dataclass(frozen=True)
-class ServerStep:
+class ServerStep(Report):
     """``rest`` is the probability of all tokens that the server did not list; ``surprisal`` in bits."""
 
     model: str

@@ -117,3 +117,9 @@ def test_a_step_is_the_one_that_a_run_with_the_same_sampler_writes(loaded: Loade
 def test_the_package_has_its_views_without_an_import() -> None:
     code = "import sys, llmcli; llmcli.render; sys.exit('torch' in sys.modules or llmcli.explain.lens is None)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_views_of_tokens_and_server_reports_import_no_torch() -> None:
+    code = "import sys; from llmcli import explain as e; e.tokenize, e.merges, e.ScoreReport, e.GeneratedToken"
+    found = subprocess.run([sys.executable, "-c", f"{code}; sys.exit('torch' in sys.modules)"])
+    assert found.returncode == 0
