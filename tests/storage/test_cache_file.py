@@ -1,4 +1,4 @@
-"""A KV cache's file: what is read is what was written, and any damage is found."""
+"""Prompt cache files: reading restores exactly what was written, and any damage is detected."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,16 +19,26 @@ from llmcli.files.safetensors import MAX_HEADER, TensorFile, write_tensors
 from llmcli.model import cache as cache_module
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
-from llmcli.storage import cache_file as cachefile
+from llmcli.storage import cache_file
 from llmcli.storage.cache_file import Unusable, may_replace, read_cache, write_cache
 from tests.tiny import TinyFactory, random_ids
 
 COUNT = 60  # tokens, more than a window
-MODEL = "a fingerprint"
+FINGERPRINT = "a fingerprint"
+
+
+class Written(NamedTuple):
+    """A cache, the ids that it holds, and its file."""
+
+    model: Transformer
+    ids: list[int]
+    cache: KVCache
+    path: Path
+    content: bytes
 
 
 def filled(model: Transformer, count: int = COUNT) -> tuple[list[int], KVCache]:
-    """A text and what the model keeps of it."""
+    """``count`` random ids and the model's cache of them."""
     ids, cache = random_ids(count, seed=1), model.new_cache()
     cache.planned = count
     with torch.no_grad():
@@ -48,7 +59,8 @@ def assert_equal(a: KVCache, b: KVCache) -> None:
         assert torch.equal(values, v)
 
 
-def fault(path: Path, model: Transformer, fingerprint: str = MODEL) -> str:
+def fault(path: Path, model: Transformer, fingerprint: str = FINGERPRINT) -> str:
+    """Why the file cannot be used, which it must not be."""
     with pytest.raises(Unusable) as caught:
         read_cache(path, model, fingerprint)
     return caught.value.fault
@@ -56,46 +68,46 @@ def fault(path: Path, model: Transformer, fingerprint: str = MODEL) -> str:
 
 @pytest.fixture
 def model(tiny: TinyFactory) -> Transformer:
-    return tiny("gemma3_text").load()  # both kinds of layers
+    return tiny("gemma3_text").load()  # full and windowed layers
 
 
 @pytest.fixture
 def path(tmp_path: Path, model: Transformer) -> Path:
     ids, cache = filled(model)
-    write_cache(tmp_path / "kept", ids, cache, MODEL)
-    return tmp_path / "kept"
+    write_cache(tmp_path / "cache", ids, cache, FINGERPRINT)
+    return tmp_path / "cache"
 
 
-# --- what is read is what was written ---
+# Round trips
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "phi3-longrope"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_every_bit_comes_back(
+def test_every_bit_is_restored(
     tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(cache_module, "SPARE", 2)  # windowed layers forget often
+    monkeypatch.setattr(cache_module, "SPARE", 2)  # windowed layers drop old positions often
     model = tiny(name).load().to(dtype)
     ids, cache = filled(model)
-    write_cache(tmp_path / "kept", ids, cache, MODEL)
-    read, restored = read_cache(tmp_path / "kept", model, MODEL)
+    write_cache(tmp_path / "cache", ids, cache, FINGERPRINT)
+    read, restored = read_cache(tmp_path / "cache", model, FINGERPRINT)
     assert read == ids
     assert_equal(restored, cache)
     assert (name == "phi3-longrope") == bool(restored.span)
     assert (name in ("mistral", "gemma3_text")) == any(first for first, _, _ in contents(cache))
 
 
-def test_a_cache_that_holds_more_is_written_as_far_as_asked(path: Path, model: Transformer) -> None:
+def test_only_the_requested_positions_are_written(path: Path, model: Transformer) -> None:
     ids, cache = filled(model)
-    write_cache(path, ids[: COUNT - 4], cache, MODEL)
+    write_cache(path, ids[: COUNT - 4], cache, FINGERPRINT)
     assert cache.length == COUNT
-    read, restored = read_cache(path, model, MODEL)
+    read, restored = read_cache(path, model, FINGERPRINT)
     cache.truncate(COUNT - 4)
     assert read == ids[: COUNT - 4]
     assert_equal(restored, cache)
 
 
-def test_other_programs_can_read_it(path: Path, model: Transformer) -> None:
+def test_the_safetensors_library_reads_it(path: Path, model: Transformer) -> None:
     ids, cache = filled(model)
     tensors = load_file(path)
     assert tensors.pop("ids").tolist() == ids
@@ -107,7 +119,7 @@ def test_other_programs_can_read_it(path: Path, model: Transformer) -> None:
     assert not tensors
 
 
-def test_tensors_are_written_from_wherever_they_lie(tmp_path: Path) -> None:
+def test_views_transposes_scalars_and_empty_tensors_are_written(tmp_path: Path) -> None:
     whole = torch.randn(6, 8).bfloat16()
     tensors = {"a": whole[1::2, :3], "b": whole.t().float(), "c": torch.tensor(7), "d": whole[:0], "é": torch.arange(3)}
     write_tensors(tmp_path / "x", tensors, {"b": "1", "a": "2"})
@@ -117,52 +129,49 @@ def test_tensors_are_written_from_wherever_they_lie(tmp_path: Path) -> None:
     assert TensorFile(tmp_path / "x").metadata == {"b": "1", "a": "2"}
 
 
-# --- what cannot be used ---
+# Unusable files
 
 
-def test_another_model_dtype_or_version_is_told(
+def test_another_model_dtype_or_version_is_reported(
     path: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fault(path, model, "another") == "model"
     assert fault(path, model.to(torch.bfloat16), "another") == "dtype"
-    monkeypatch.setattr(cachefile, "VERSION", "0")
+    monkeypatch.setattr(cache_file, "VERSION", "0")
     assert fault(path, model) == "version"
 
 
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), near=st.booleans())
-@settings(max_examples=150)
-def test_no_changed_bit_is_taken_for_what_was_written(
-    tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, near: bool
-) -> None:
-    model = tiny("gemma3_text").load()
+@pytest.fixture(scope="module")
+def written(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A cache and the bytes of its file, written once for all examples."""
+    model, path = tiny("gemma3_text").load(), tmp_path_factory.mktemp("written") / "cache"
     ids, cache = filled(model)
-    path = tmp_path_factory.getbasetemp() / "changed bits"
-    write_cache(path, ids, cache, MODEL)
-    data = bytearray(path.read_bytes())
-    data[int(place * (1000 if near else len(data)))] ^= 1 << bit
-    path.write_bytes(data)
+    write_cache(path, ids, cache, FINGERPRINT)
+    return Written(model, ids, cache, path, path.read_bytes())
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), in_header=st.booleans())
+@settings(max_examples=150)
+def test_any_flipped_bit_is_detected(written: Written, where: float, bit: int, in_header: bool) -> None:
+    data = bytearray(written.content)
+    data[int(where * (1000 if in_header else len(data)))] ^= 1 << bit
+    written.path.write_bytes(data)
     try:
-        read, restored = read_cache(path, model, MODEL)
+        read, restored = read_cache(written.path, written.model, FINGERPRINT)
     except Unusable:
         return
-    assert read == ids  # the word that says what kind of file it is: no more than that
-    assert_equal(restored, cache)
+    assert read == written.ids  # only the metadata's "format" may change unnoticed
+    assert_equal(restored, written.cache)
 
 
-@given(share=st.floats(0, 1, exclude_max=True))
-def test_a_file_cut_off_anywhere_is_damaged(
-    tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory, share: float
-) -> None:
-    model = tiny("gemma3_text").load()
-    path = tmp_path_factory.getbasetemp() / "cut off"
-    write_cache(path, *filled(model), MODEL)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-    assert fault(path, model) == "damaged"
+@given(fraction=st.floats(0, 1, exclude_max=True))
+def test_a_file_truncated_anywhere_is_damaged(written: Written, fraction: float) -> None:
+    written.path.write_bytes(written.content[: int(fraction * len(written.content))])
+    assert fault(written.path, written.model) == "damaged"
 
 
-def change_ids(path: Path, **other: object) -> None:
-    """Say something else of the ids, and leave the data as they are."""
+def change_ids_entry(path: Path, **other: object) -> None:
+    """Change the header's entry for the ids, without changing the data."""
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
@@ -177,21 +186,21 @@ def change_ids(path: Path, **other: object) -> None:
     [{"shape": [COUNT // 2, 2]}, {"dtype": "F64"}, {"dtype": "F32", "shape": [2 * COUNT]}, {"shape": [1]}],
     ids=str,
 )
-def test_other_shapes_and_dtypes_are_damage(path: Path, model: Transformer, other: dict[str, object]) -> None:
-    change_ids(path)
-    assert read_cache(path, model, MODEL)[0] == filled(model)[0]
-    change_ids(path, **other)
+def test_a_changed_shape_or_dtype_is_damage(path: Path, model: Transformer, other: dict[str, object]) -> None:
+    change_ids_entry(path)
+    assert read_cache(path, model, FINGERPRINT)[0] == filled(model)[0]
+    change_ids_entry(path, **other)
     assert fault(path, model) == "damaged"
 
 
-def test_no_number_is_damage(path: Path, model: Transformer) -> None:
+def test_a_value_replaced_by_nan_is_damage(path: Path, model: Transformer) -> None:
     data = bytearray(path.read_bytes())
     data[-4:] = torch.tensor([float("nan")]).numpy().tobytes()
     path.write_bytes(data)
     assert fault(path, model) == "damaged"
 
 
-def test_what_is_no_such_file_is_damaged_and_not_to_be_replaced(tmp_path: Path, model: Transformer) -> None:
+def test_other_files_are_unusable_and_must_not_be_replaced(tmp_path: Path, model: Transformer) -> None:
     huge = (MAX_HEADER + 1).to_bytes(8, "little") + b"{" * 100
     for name, data in (("text", b"Once upon a time " * 9), ("short", b"x"), ("huge", huge), ("zeros", bytes(999))):
         (tmp_path / name).write_bytes(data)
@@ -204,7 +213,7 @@ def test_what_is_no_such_file_is_damaged_and_not_to_be_replaced(tmp_path: Path, 
     assert fault(tmp_path / "none", model) == "damaged"
 
 
-def test_what_was_written_may_be_replaced_however_damaged_behind(path: Path, tmp_path: Path) -> None:
+def test_own_files_may_be_replaced_even_if_damaged(path: Path, tmp_path: Path) -> None:
     assert may_replace(path)
     path.write_bytes(path.read_bytes()[:100])
     assert may_replace(path)
@@ -212,7 +221,7 @@ def test_what_was_written_may_be_replaced_however_damaged_behind(path: Path, tmp
     assert may_replace(path)
 
 
-# --- whole or not at all ---
+# Interrupted writes
 
 
 def test_an_interrupted_write_leaves_the_old_file(
@@ -223,18 +232,18 @@ def test_an_interrupted_write_leaves_the_old_file(
         raise KeyboardInterrupt
 
     ids, cache = filled(model)
-    monkeypatch.setattr(cachefile, "write_tensors", half)
+    monkeypatch.setattr(cache_file, "write_tensors", half)
     with pytest.raises(KeyboardInterrupt):
-        write_cache(path, ids[:9], cache, MODEL)
-    assert read_cache(path, model, MODEL)[0] == ids
+        write_cache(path, ids[:9], cache, FINGERPRINT)
+    assert read_cache(path, model, FINGERPRINT)[0] == ids
     assert [found.name for found in path.parent.iterdir()] == [path.name]
 
 
-def test_a_process_killed_while_it_writes_leaves_the_old_file(path: Path, model: Transformer) -> None:
-    """And what it leaves beside does not stop the next."""
+def test_a_process_killed_while_writing_leaves_the_old_file(path: Path, model: Transformer) -> None:
+    """Its temporary file does not prevent the next write."""
     code = f"""
 import os, pathlib, sys
-from llmcli.storage import cache_file as cachefile
+from llmcli.storage import cache_file
 class Half:
     def __init__(self, file): self.file, self.left = file, 3
     def __enter__(self): return self
@@ -244,24 +253,24 @@ class Half:
         if not self.left: os._exit(9)
 opened = pathlib.Path.open
 pathlib.Path.open = lambda path, mode="r", **more: Half(opened(path, mode)) if mode == "wb" else opened(path, mode)
-ids, cache = cachefile.torch.load(sys.argv[2], weights_only=False)
-cachefile.write_cache(pathlib.Path(sys.argv[1]), ids[:9], cache, {MODEL!r})
+ids, cache = cache_file.torch.load(sys.argv[2], weights_only=False)
+cache_file.write_cache(pathlib.Path(sys.argv[1]), ids[:9], cache, {FINGERPRINT!r})
 """
     ids, cache = filled(model)
-    given = path.parent / "given"
-    torch.save((ids, cache), given)
-    assert subprocess.run([sys.executable, "-c", code, path, given]).returncode == 9
-    assert {found.name for found in path.parent.iterdir()} == {path.name, path.name + ".part", "given"}
-    assert read_cache(path, model, MODEL)[0] == ids
-    write_cache(path, ids[:9], cache, MODEL)
-    assert read_cache(path, model, MODEL)[0] == ids[:9]
+    arguments = path.parent / "arguments"
+    torch.save((ids, cache), arguments)
+    assert subprocess.run([sys.executable, "-c", code, path, arguments]).returncode == 9
+    assert {found.name for found in path.parent.iterdir()} == {path.name, path.name + ".part", "arguments"}
+    assert read_cache(path, model, FINGERPRINT)[0] == ids
+    write_cache(path, ids[:9], cache, FINGERPRINT)
+    assert read_cache(path, model, FINGERPRINT)[0] == ids[:9]
     assert not path.with_name(path.name + ".part").exists()
 
 
-# --- sabotage ---
+# Sabotage
 
 
-def test_a_restore_that_forgets_where_windows_begin_is_found(
+def test_a_restore_without_the_first_positions_shows(
     tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     real = KVCache.restore
@@ -274,19 +283,19 @@ def test_a_restore_that_forgets_where_windows_begin_is_found(
     monkeypatch.setattr(KVCache, "restore", forgetful)
     model = tiny("mistral").load()
     ids, cache = filled(model)
-    write_cache(tmp_path / "kept", ids, cache, MODEL)
+    write_cache(tmp_path / "cache", ids, cache, FINGERPRINT)
     with pytest.raises(AssertionError):
-        assert_equal(read_cache(tmp_path / "kept", model, MODEL)[1], cache)
+        assert_equal(read_cache(tmp_path / "cache", model, FINGERPRINT)[1], cache)
 
 
-def test_without_the_digest_damage_is_not_found(
+def test_without_the_digest_damage_is_not_detected(
     path: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = TensorFile(path).metadata["digest"]
+    stored = TensorFile(path).metadata["digest"]
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
     assert fault(path, model) == "damaged"
-    monkeypatch.setattr(cachefile, "digest", lambda tensors: told)
+    monkeypatch.setattr(cache_file, "digest", lambda tensors: stored)
     with pytest.raises(AssertionError):
-        assert_equal(read_cache(path, model, MODEL)[1], filled(model)[1])
+        assert_equal(read_cache(path, model, FINGERPRINT)[1], filled(model)[1])

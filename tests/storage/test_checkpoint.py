@@ -1,4 +1,4 @@
-"""Model folders: what is wrong with one is said precisely, and real ones are read rightly."""
+"""Model folders: errors name exactly what is wrong, and real models load correctly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llmcli.storage import checkpoint
 from tests.tiny import CPU, VOCAB, Tiny, greedy, load, load_with_transformers, random_ids
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real model files are not here")
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real models are not available")
 
 NORM = "model.norm.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -28,18 +28,18 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @pytest.fixture
 def llama(tiny: Callable[[str], Tiny], tmp_path: Path) -> Path:
-    """A model folder to damage."""
+    """A Llama folder to damage."""
     return Path(shutil.copytree(tiny("llama").folder, tmp_path / "llama"))
 
 
 @pytest.fixture
 def gpt2(tiny: Callable[[str], Tiny], tmp_path: Path) -> Path:
-    """The other one."""
+    """A GPT-2 folder to damage."""
     return Path(shutil.copytree(tiny("gpt2").folder, tmp_path / "gpt2"))
 
 
-def assert_refused(folder: Path, *culprits: object) -> None:
-    """Loading must fail with one error that names every culprit and says what to do."""
+def assert_rejected(folder: Path, *culprits: object) -> None:
+    """Loading fails with an error that names every culprit and has a hint."""
     with pytest.raises(LlmcliError) as caught:
         load(folder, device=CPU)
     error = caught.value
@@ -55,13 +55,13 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def change_tensors(folder: Path, changes: dict[str, Tensor | None]) -> None:
-    """Replace or add tensors; None removes one."""
+    """Replace, add or (None) remove stored tensors."""
     tensors = load_file(folder / WEIGHTS) | changes
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / WEIGHTS)
 
 
 def shard(folder: Path, index: object) -> None:
-    """Split the weights into a.safetensors (the embedding) and b.safetensors (the rest), under any index."""
+    """Split the weights into a.safetensors (the embedding) and b.safetensors (the others), with the given index."""
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     save_file({EMBEDDING: tensors.pop(EMBEDDING)}, folder / "a.safetensors")
@@ -75,45 +75,45 @@ BOTH = {"weight_map": {EMBEDDING: "a.safetensors", NORM: "b.safetensors"}}
 # config.json
 
 
-def test_no_config(llama: Path) -> None:
+def test_missing_config(llama: Path) -> None:
     (llama / "config.json").unlink()
-    assert_refused(llama, llama / "config.json", "no such file")
+    assert_rejected(llama, llama / "config.json", "no such file")
 
 
-def test_no_folder(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "nowhere", tmp_path / "nowhere" / "config.json")
+def test_missing_folder(tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "nowhere", tmp_path / "nowhere" / "config.json")
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b'{"model_type": "llama",}', b"\xff\xfe", b"[" * 100_000, b'{"vocab_size": ' + b"9" * 5000 + b"}"],
-    ids=["empty", "open", "comma", "no-text", "deep", "huge-number"],
+    ids=["empty", "unclosed", "comma", "not-text", "deep", "huge-number"],
 )
 def test_config_that_is_not_json(llama: Path, content: bytes) -> None:
     (llama / "config.json").write_bytes(content)
-    assert_refused(llama, llama / "config.json")
+    assert_rejected(llama, llama / "config.json")
 
 
-def test_broken_json_is_located(llama: Path) -> None:
+def test_the_line_of_invalid_json_is_named(llama: Path) -> None:
     (llama / "config.json").write_text('{\n "model_type": "llama",\n oops\n}')
-    assert_refused(llama, llama / "config.json", "line 3")
+    assert_rejected(llama, llama / "config.json", "line 3")
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", '"llama"'])
-def test_config_that_is_no_object(llama: Path, content: str) -> None:
+def test_config_that_is_not_an_object(llama: Path, content: str) -> None:
     (llama / "config.json").write_text(content)
-    assert_refused(llama, llama / "config.json", "object")
+    assert_rejected(llama, llama / "config.json", "object")
 
 
 @pytest.mark.parametrize("value", ["mamba", 3, ["llama"], {}])
 def test_unknown_family(llama: Path, value: object) -> None:
     change_config(llama, model_type=value)
-    assert_refused(llama, "model_type", repr(value), *FAMILIES)
+    assert_rejected(llama, "model_type", repr(value), *FAMILIES)
 
 
-def test_no_family(llama: Path) -> None:
+def test_missing_family(llama: Path) -> None:
     change_config(llama, model_type=None)
-    assert_refused(llama, "config.json", "model_type")
+    assert_rejected(llama, "config.json", "model_type")
 
 
 @pytest.mark.parametrize(
@@ -158,32 +158,32 @@ def test_no_family(llama: Path) -> None:
 def test_wrong_value_in_config(llama: Path, key: str, value: object) -> None:
     change_config(llama, **{key: value})
     names = {"rms_norm_eps": "norm_eps"}
-    assert_refused(llama, "config.json", names.get(key, key))
+    assert_rejected(llama, "config.json", names.get(key, key))
 
 
-def test_activations_that_are_supported_are_listed(llama: Path) -> None:
+def test_supported_activations_are_listed(llama: Path) -> None:
     change_config(llama, hidden_act="relu")
-    assert_refused(llama, "hidden_act", "'relu'", "silu", "gelu", "gelu_new", "gelu_pytorch_tanh")
+    assert_rejected(llama, "hidden_act", "'relu'", "silu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
 @pytest.mark.parametrize(("key", "value"), [("num_key_value_heads", 4), ("num_attention_heads", 5)])
-def test_heads_that_do_not_divide(llama: Path, key: str, value: int) -> None:
+def test_indivisible_heads(llama: Path, key: str, value: int) -> None:
     change_config(llama, **{key: value})
-    assert_refused(llama, "config.json", f"{key} ({value})", "multiple")
+    assert_rejected(llama, "config.json", f"{key} ({value})", "multiple")
 
 
 @pytest.mark.parametrize("heads", [5, 7, 96])
-def test_gpt2_heads_that_do_not_divide(gpt2: Path, heads: int) -> None:
+def test_indivisible_gpt2_heads(gpt2: Path, heads: int) -> None:
     change_config(gpt2, n_head=heads)
-    assert_refused(gpt2, "config.json", heads, 48)
+    assert_rejected(gpt2, "config.json", heads, 48)
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True), ("n_inner", 0)]
 )
-def test_gpt2_settings_that_are_not_supported(gpt2: Path, key: str, value: object) -> None:
+def test_unsupported_gpt2_settings(gpt2: Path, key: str, value: object) -> None:
     change_config(gpt2, **{key: value})
-    assert_refused(gpt2, "config.json", {"n_inner": "intermediate_size"}.get(key, key))
+    assert_rejected(gpt2, "config.json", {"n_inner": "intermediate_size"}.get(key, key))
 
 
 @pytest.mark.parametrize(
@@ -224,32 +224,32 @@ def test_gpt2_settings_that_are_not_supported(gpt2: Path, key: str, value: objec
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
 def test_wrong_rope_settings(llama: Path, key: str, settings: object, culprit: str) -> None:
     change_config(llama, **({"rope_parameters": None, "rope_theta": 500.0} | {key: settings}))
-    assert_refused(llama, "config.json", culprit)
+    assert_rejected(llama, "config.json", culprit)
 
 
-def test_rope_types_that_are_supported_are_listed(llama: Path) -> None:
+def test_supported_rope_types_are_listed(llama: Path) -> None:
     change_config(llama, rope_parameters={"rope_type": "ntk", "factor": 2.0})
-    assert_refused(llama, "default", "linear", "dynamic", "yarn", "longrope", "llama3")
+    assert_rejected(llama, "default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size"])
 @pytest.mark.parametrize("value", [2**40, 2**62, 10**30])
-def test_absurd_sizes_are_refused_before_memory_is_asked_for(llama: Path, key: str, value: int) -> None:
+def test_absurd_sizes_are_rejected_before_memory_is_allocated(llama: Path, key: str, value: int) -> None:
     change_config(llama, **{key: value})
-    assert_refused(llama, value)
+    assert_rejected(llama, value)
 
 
-# Which files
+# Weight files
 
 
-def test_no_weights(llama: Path) -> None:
+def test_missing_weights(llama: Path) -> None:
     (llama / WEIGHTS).unlink()
-    assert_refused(llama, llama, WEIGHTS)
+    assert_rejected(llama, llama, WEIGHTS)
 
 
 def test_only_pickled_weights(llama: Path) -> None:
     (llama / WEIGHTS).rename(llama / "pytorch_model.bin")
-    assert_refused(llama, llama, WEIGHTS, "pickled")
+    assert_rejected(llama, llama, WEIGHTS, "pickled")
 
 
 def test_two_shards(llama: Path, tiny: Callable[[str], Tiny]) -> None:
@@ -259,36 +259,36 @@ def test_two_shards(llama: Path, tiny: Callable[[str], Tiny]) -> None:
         assert torch.equal(load(llama, device=CPU)(ids), tiny("llama").load()(ids))
 
 
-@pytest.mark.parametrize("lost", [["a"], ["b"], ["a", "b"]])
-def test_missing_shards_are_all_named(llama: Path, lost: list[str]) -> None:
+@pytest.mark.parametrize("missing", [["a"], ["b"], ["a", "b"]])
+def test_missing_shards_are_all_named(llama: Path, missing: list[str]) -> None:
     shard(llama, BOTH)
-    for name in lost:
+    for name in missing:
         (llama / f"{name}.safetensors").unlink()
-    assert_refused(llama, llama, *(f"{name}.safetensors" for name in lost))
+    assert_rejected(llama, llama, *(f"{name}.safetensors" for name in missing))
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {NORM: 1}}, {"weight_map": None}])
 def test_index_without_weight_map(llama: Path, index: object) -> None:
     shard(llama, index)
-    assert_refused(llama, llama / INDEX, "weight_map")
+    assert_rejected(llama, llama / INDEX, "weight_map")
 
 
 @pytest.mark.parametrize("index", ["", "{", "[]"])
-def test_index_that_is_no_json_object(llama: Path, index: str) -> None:
+def test_index_that_is_not_a_json_object(llama: Path, index: str) -> None:
     shard(llama, index)
-    assert_refused(llama, llama / INDEX)
+    assert_rejected(llama, llama / INDEX)
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "x" * 5000, ""])
-def test_index_that_names_no_file_of_the_folder(llama: Path, name: str) -> None:
+def test_index_that_names_a_file_outside_the_folder(llama: Path, name: str) -> None:
     shutil.copy(llama / WEIGHTS, llama.parent / "outside.safetensors")
     shard(llama, {"weight_map": {NORM: name}})
-    assert_refused(llama, llama, "shard", name)
+    assert_rejected(llama, llama, "shard", name)
 
 
-def test_index_that_lists_too_little(llama: Path) -> None:
+def test_incomplete_index(llama: Path) -> None:
     shard(llama, {"weight_map": {NORM: "b.safetensors"}})
-    assert_refused(llama, EMBEDDING)
+    assert_rejected(llama, EMBEDDING)
 
 
 # Damaged files
@@ -298,7 +298,7 @@ def test_index_that_lists_too_little(llama: Path) -> None:
 def test_truncated_weights(llama: Path, length: int) -> None:
     path = llama / WEIGHTS
     path.write_bytes(path.read_bytes()[:length])
-    assert_refused(llama, path)
+    assert_rejected(llama, path)
 
 
 @pytest.mark.parametrize("length", [0, 4, 100, -1])
@@ -306,7 +306,7 @@ def test_truncated_shard(llama: Path, length: int) -> None:
     shard(llama, BOTH)
     path = llama / "b.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    assert_refused(llama, path)
+    assert_rejected(llama, path)
 
 
 @pytest.mark.parametrize(
@@ -318,73 +318,73 @@ def test_truncated_shard(llama: Path, length: int) -> None:
         b'{"x": 1}',
         b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,99]}}',
     ],
-    ids=["no-text", "no-json", "list", "no-tensor", "bad-offsets"],
+    ids=["not-text", "not-json", "list", "not-a-tensor", "bad-offsets"],
 )
-def test_garbage_header(llama: Path, header: bytes) -> None:
+def test_invalid_header(llama: Path, header: bytes) -> None:
     (llama / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    assert_refused(llama, llama / WEIGHTS)
+    assert_rejected(llama, llama / WEIGHTS)
 
 
 def test_header_longer_than_the_file(llama: Path) -> None:
     (llama / WEIGHTS).write_bytes(b"\xff" * 8 + (llama / WEIGHTS).read_bytes()[8:])
-    assert_refused(llama, llama / WEIGHTS)
+    assert_rejected(llama, llama / WEIGHTS)
 
 
-# Tensors that do not fit
+# Tensors that do not match config.json
 
 
-def test_all_missing_tensors_are_named_at_once(llama: Path) -> None:
+def test_all_missing_tensors_are_named(llama: Path) -> None:
     missing = [EMBEDDING, NORM, "lm_head.weight", "model.layers.2.mlp.up_proj.weight"]
     change_tensors(llama, dict.fromkeys(missing))
-    assert_refused(llama, "missing", *missing)
+    assert_rejected(llama, "missing", *missing)
 
 
 def test_missing_and_unexpected_tensors_are_named_together(llama: Path) -> None:
     change_tensors(llama, {NORM: None, "model.norm.gain": torch.ones(48), "model.layers.3.x": torch.ones(1)})
-    assert_refused(llama, NORM, "unexpected", "model.norm.gain", "model.layers.3.x")
+    assert_rejected(llama, NORM, "unexpected", "model.norm.gain", "model.layers.3.x")
 
 
-def test_many_missing_tensors_are_all_named(llama: Path) -> None:
+def test_missing_tensors_of_several_layers_are_grouped(llama: Path) -> None:
     change_config(llama, num_hidden_layers=5)
     change_tensors(llama, {"model.layers.1.mlp.up_proj.weight": None})
     parts = ["input_layernorm", "post_attention_layernorm", *(f"self_attn.{p}_proj" for p in "qkvo")]
-    whole = [f"model.layers.{{3,4}}.{part}.weight" for part in (*parts, "mlp.down_proj", "mlp.gate_proj")]
-    assert_refused(llama, *whole, "model.layers.{1,3,4}.mlp.up_proj.weight", llama)
+    grouped = [f"model.layers.{{3,4}}.{part}.weight" for part in (*parts, "mlp.down_proj", "mlp.gate_proj")]
+    assert_rejected(llama, *grouped, "model.layers.{1,3,4}.mlp.up_proj.weight", llama)
 
 
-def test_biases_that_config_does_not_know(gpt2: Path, llama: Path) -> None:
+def test_unexpected_and_missing_biases(gpt2: Path, llama: Path) -> None:
     change_tensors(llama, {"model.layers.0.self_attn.q_proj.bias": torch.ones(96)})
-    assert_refused(llama, "unexpected", "model.layers.0.self_attn.q_proj.bias")
+    assert_rejected(llama, "unexpected", "model.layers.0.self_attn.q_proj.bias")
     change_tensors(gpt2, {"transformer.h.0.attn.c_attn.bias": None})
-    assert_refused(gpt2, "missing", "h.0.attn.c_attn.bias")
+    assert_rejected(gpt2, "missing", "h.0.attn.c_attn.bias")
 
 
 def test_weights_of_another_family(llama: Path, gpt2: Path) -> None:
     shutil.copy(gpt2 / WEIGHTS, llama / WEIGHTS)
-    assert_refused(llama, "missing", "unexpected")
+    assert_rejected(llama, "missing", "unexpected")
 
 
 @pytest.mark.parametrize("shape", [(47,), (49,), (1, 48), ()])
 def test_misshapen_tensor(llama: Path, shape: tuple[int, ...]) -> None:
     change_tensors(llama, {NORM: torch.ones(shape)})
-    assert_refused(llama, llama / WEIGHTS, NORM, list(shape), "[48]")
+    assert_rejected(llama, llama / WEIGHTS, NORM, list(shape), "[48]")
 
 
 def test_misshapen_tensor_in_a_shard(llama: Path) -> None:
     change_tensors(llama, {NORM: torch.ones(47)})
     shard(llama, BOTH)
-    assert_refused(llama, llama / "b.safetensors", NORM, "[47]", "[48]")
+    assert_rejected(llama, llama / "b.safetensors", NORM, "[47]", "[48]")
 
 
-def test_transposed_tensor_of_gpt2(gpt2: Path) -> None:
+def test_transposed_gpt2_tensor(gpt2: Path) -> None:
     name = "transformer.h.1.mlp.c_fc.weight"
     change_tensors(gpt2, {name: load_file(gpt2 / WEIGHTS)[name].T.contiguous()})
-    assert_refused(gpt2, gpt2 / WEIGHTS, name, "[192, 48]", "[48, 192]")
+    assert_rejected(gpt2, gpt2 / WEIGHTS, name, "[192, 48]", "[48, 192]")
 
 
-def test_heads_of_another_size(llama: Path) -> None:
+def test_wrong_head_dim(llama: Path) -> None:
     change_config(llama, head_dim=8)
-    assert_refused(llama, llama / WEIGHTS, "q_proj", "[96, 48]", "[48, 48]")
+    assert_rejected(llama, llama / WEIGHTS, "q_proj", "[96, 48]", "[48, 48]")
 
 
 @pytest.mark.parametrize("name", [EMBEDDING, NORM])
@@ -394,24 +394,24 @@ def test_heads_of_another_size(llama: Path) -> None:
 )
 def test_tensor_of_an_unsupported_dtype(llama: Path, name: str, dtype: torch.dtype, stored: str) -> None:
     change_tensors(llama, {name: load_file(llama / WEIGHTS)[name].to(dtype)})
-    assert_refused(llama, llama / WEIGHTS, name, stored, "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
+    assert_rejected(llama, llama / WEIGHTS, name, stored, "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 
 
 def test_tensor_stored_twice(llama: Path, gpt2: Path) -> None:
-    """Which of the two counts would be a guess."""
+    """Also under two names of the same tensor, with and without the prefix."""
     norm = load_file(llama / WEIGHTS)[NORM]
     shard(llama, BOTH)
     save_file({EMBEDDING: load_file(llama / "a.safetensors")[EMBEDDING], NORM: 2 * norm}, llama / "a.safetensors")
-    assert_refused(llama, NORM)
+    assert_rejected(llama, NORM)
     change_tensors(gpt2, {"ln_f.weight": torch.ones(48)})
-    assert_refused(gpt2, "ln_f.weight")
+    assert_rejected(gpt2, "ln_f.weight")
 
 
-# What is read, and written
+# Loading and saving
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
-def test_a_stored_head_is_dropped_where_config_ties_it(tiny: Callable[[str], Tiny], tmp_path: Path, name: str) -> None:
+def test_a_stored_copy_of_a_tied_head_is_dropped(tiny: Callable[[str], Tiny], tmp_path: Path, name: str) -> None:
     case = tiny(name)
     folder = Path(shutil.copytree(case.folder, tmp_path / name))
     embedding = case.load().embedding.weight
@@ -422,7 +422,7 @@ def test_a_stored_head_is_dropped_where_config_ties_it(tiny: Callable[[str], Tin
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
-def test_a_head_that_is_not_the_embedding_counts_as_in_transformers(
+def test_a_stored_head_that_differs_from_the_embedding_is_used_as_in_transformers(
     tiny: Callable[[str], Tiny], tmp_path: Path, name: str
 ) -> None:
     case = tiny(name)
@@ -437,15 +437,15 @@ def test_a_head_that_is_not_the_embedding_counts_as_in_transformers(
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("asked", [None, torch.float32, torch.bfloat16])
-def test_dtype_is_the_one_asked_for_or_the_stored_one(
-    llama: Path, stored: torch.dtype, asked: torch.dtype | None
+@pytest.mark.parametrize("requested", [None, torch.float32, torch.bfloat16])
+def test_dtype_is_the_requested_or_the_stored_one(
+    llama: Path, stored: torch.dtype, requested: torch.dtype | None
 ) -> None:
     tensors = {name: tensor.to(stored) for name, tensor in load_file(llama / WEIGHTS).items()}
     change_tensors(llama, dict(tensors))
-    model = load(llama, device=CPU, dtype=asked)
-    assert {parameter.dtype for parameter in model.parameters()} == {asked or stored}
-    assert torch.equal(model.norm.weight, tensors[NORM].to(asked or stored))
+    model = load(llama, device=CPU, dtype=requested)
+    assert {parameter.dtype for parameter in model.parameters()} == {requested or stored}
+    assert torch.equal(model.norm.weight, tensors[NORM].to(requested or stored))
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not model.training
 
@@ -453,18 +453,18 @@ def test_dtype_is_the_one_asked_for_or_the_stored_one(
 def test_dtype_may_be_a_function_of_the_stored_one(llama: Path) -> None:
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(llama / WEIGHTS).items()}
     change_tensors(llama, dict(tensors))
-    asked: list[torch.dtype] = []
+    arguments: list[torch.dtype] = []
 
     def pick(stored: torch.dtype) -> torch.dtype:
-        asked.append(stored)
+        arguments.append(stored)
         return torch.float16
 
     model = load(llama, device=CPU, dtype=pick)
-    assert asked == [torch.bfloat16]
+    assert arguments == [torch.bfloat16]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
 
 
-def test_progress_counts_the_bytes_up_to_all(llama: Path) -> None:
+def test_progress_counts_bytes_up_to_the_total(llama: Path) -> None:
     seen: list[tuple[int, int]] = []
     model = load(llama, device=CPU, progress=lambda done, total: seen.append((done, total)))
     assert {total for _, total in seen} == {sum(parameter.nbytes for parameter in model.parameters())}
@@ -473,7 +473,7 @@ def test_progress_counts_the_bytes_up_to_all(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["config.json", WEIGHTS])
-def test_an_interrupted_save_leaves_what_was_there(llama: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_an_interrupted_save_leaves_the_old_files(llama: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     model = load(llama, device=CPU)
     before, raw = (llama / file).read_bytes(), json.loads((llama / "config.json").read_text())
 
@@ -495,7 +495,7 @@ def test_an_interrupted_save_leaves_what_was_there(llama: Path, monkeypatch: pyt
 
 
 @needs_shared
-def test_a_trained_model_writes_what_it_is_known_to_write() -> None:
+def test_a_trained_model_generates_its_known_text() -> None:
     folder = SHARED / "stories260K"
     expected = json.loads((folder / "expected.json").read_text())
     model = load(folder, device=CPU, dtype=torch.float32)

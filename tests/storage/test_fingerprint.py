@@ -1,4 +1,4 @@
-"""The fingerprint: equal for what is equal, wherever it lies, and another after the smallest change."""
+"""Fingerprints are the same for equal models, wherever they are in memory, and differ after the smallest change."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from llmcli.storage.fingerprint import ROW, WORD, digest, fingerprint
 from llmcli.storage.quantize import Kind, quantize
 from tests.tiny import CASES, TinyFactory
 
-ROWS = 5  # of ``ROW`` bytes, and a rest
+ROWS = 5  # whole rows of ``ROW`` bytes in ``noise``, which also has an incomplete one
 
 
 def noise(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
-    """Random bits, a few rows and a rest."""
+    """Random bits: ``ROWS`` rows and an incomplete one."""
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(256, (ROWS * ROW + 6 * WORD,), dtype=torch.uint8, generator=generator)
     return bits.view(dtype)
 
 
-def told(tensor: Tensor) -> str:
+def digest_of(tensor: Tensor) -> str:
     return digest({"x": tensor})
 
 
@@ -36,21 +36,21 @@ def model(request: pytest.FixtureRequest, tiny: TinyFactory) -> Transformer:
     return tiny(request.param).load()
 
 
-def test_the_same_model_has_the_same_and_every_other_another(tiny: TinyFactory) -> None:
-    found = {name: fingerprint(tiny(name).load()) for name in CASES}
-    assert len(set(found.values())) == len(CASES)
-    assert found["llama"] == fingerprint(tiny("llama").load())
+def test_every_model_has_its_own_fingerprint(tiny: TinyFactory) -> None:
+    fingerprints = {name: fingerprint(tiny(name).load()) for name in CASES}
+    assert len(set(fingerprints.values())) == len(CASES)
+    assert fingerprints["llama"] == fingerprint(tiny("llama").load())
 
 
-def test_any_changed_bit_of_any_parameter_changes_it(model: Transformer) -> None:
+def test_a_flipped_bit_in_any_parameter_changes_it(model: Transformer) -> None:
     before = fingerprint(model)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         bits = parameter.detach().view(-1).view(torch.uint8)
-        place = int(torch.randint(len(bits), (), generator=generator))
-        bits[place] ^= 1 << place % 8
+        index = int(torch.randint(len(bits), (), generator=generator))
+        bits[index] ^= 1 << index % 8
         assert fingerprint(model) != before, name
-        bits[place] ^= 1 << place % 8
+        bits[index] ^= 1 << index % 8
     assert fingerprint(model) == before
 
 
@@ -60,7 +60,7 @@ def test_a_changed_config_changes_it(model: Transformer) -> None:
     assert fingerprint(model) != before
 
 
-def test_the_dtype_counts_where_the_bits_are_the_same(model: Transformer) -> None:
+def test_it_depends_on_the_dtype_even_if_all_bits_are_equal(model: Transformer) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -68,10 +68,10 @@ def test_the_dtype_counts_where_the_bits_are_the_same(model: Transformer) -> Non
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_rounded_weights_have_their_own_and_always_the_same(tiny: TinyFactory, kind: Kind) -> None:
+def test_quantized_weights_have_a_reproducible_fingerprint_of_their_own(tiny: TinyFactory, kind: Kind) -> None:
     models = [tiny("llama").load() for _ in range(3)]
-    for rounded in models[1:]:
-        quantize(rounded, kind)
+    for quantized in models[1:]:
+        quantize(quantized, kind)
     plain, first, second = map(fingerprint, models)
     assert plain != first == second
     for name, tensor in models[1].state_dict().items():
@@ -81,36 +81,36 @@ def test_rounded_weights_have_their_own_and_always_the_same(tiny: TinyFactory, k
         bits[0] ^= 1
 
 
-@given(place=st.integers(0, ROWS * ROW + 6 * WORD - 1), bit=st.integers(0, 7))
-def test_any_changed_bit_changes_a_digest(place: int, bit: int) -> None:
+@given(index=st.integers(0, ROWS * ROW + 6 * WORD - 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_changes_a_digest(index: int, bit: int) -> None:
     tensor = noise()
-    before = told(tensor)
-    tensor.view(torch.uint8)[place] ^= 1 << bit
-    assert told(tensor) != before
+    before = digest_of(tensor)
+    tensor.view(torch.uint8)[index] ^= 1 << bit
+    assert digest_of(tensor) != before
 
 
 words = st.integers(0, ROWS * ROW // WORD + 5)
 
 
 @given(a=words, b=words, bit=st.integers(0, 63))
-def test_two_words_that_change_places_change_a_digest(a: int, b: int, bit: int) -> None:
-    """Even two that differ in the one bit which sums lose most easily."""
+def test_swapping_two_words_changes_a_digest(a: int, b: int, bit: int) -> None:
+    """Even if the words differ only in one bit, up to the highest, which overflows most easily."""
     numbers = torch.zeros(len(noise(torch.int64)), dtype=torch.int64)
     numbers[a] = 1 << bit if bit < 63 else -(2**63)
-    before = told(numbers)
+    before = digest_of(numbers)
     numbers[[a, b]] = numbers[[b, a]]
-    assert (told(numbers) == before) == (a == b)
+    assert (digest_of(numbers) == before) == (a == b)
 
 
 @pytest.mark.parametrize("shape", [(7, 576), (64, 64), (3, ROW), (1000, 6)])
-def test_rows_and_columns_that_change_places_change_a_digest(shape: tuple[int, int]) -> None:
+def test_moving_rows_or_columns_changes_a_digest(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     others = [matrix.flip(0), matrix.flip(1), matrix.roll(1, 0), matrix.roll(1, 1)]
     others += [matrix[[1, 0, *range(2, len(matrix))]], matrix.t().contiguous(), matrix.view(-1)]
-    assert len({told(other) for other in (matrix, *others)}) == len(others) + 1
+    assert len({digest_of(other) for other in (matrix, *others)}) == len(others) + 1
 
 
-def test_names_and_what_belongs_to_them_count() -> None:
+def test_a_digest_depends_on_which_name_has_which_tensor() -> None:
     a, b = noise(seed=0), noise(seed=1)
     assert digest({"a": a, "b": b}) == digest({"b": b, "a": a}) != digest({"a": b, "b": a})
     assert digest({"a": a}) != digest({"b": a})
@@ -118,18 +118,18 @@ def test_names_and_what_belongs_to_them_count() -> None:
 
 
 @given(cut=st.integers(0, 40), rows=st.integers(1, ROWS))
-def test_it_does_not_matter_where_a_tensor_lies_nor_in_what_pieces_it_is_read(cut: int, rows: int) -> None:
-    tensor = noise()[cut:]  # at an odd place, as mapped weights may be
-    expected = told(tensor.clone())
-    assert told(tensor) == expected
-    assert told(torch.stack((tensor, tensor), dim=-1)[:, 0]) == expected
+def test_alignment_strides_and_piece_size_do_not_matter(cut: int, rows: int) -> None:
+    tensor = noise()[cut:]  # unaligned, as mapped weights may be
+    expected = digest_of(tensor.clone())
+    assert digest_of(tensor) == expected
+    assert digest_of(torch.stack((tensor, tensor), dim=-1)[:, 0]) == expected
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE", rows * ROW)
-        assert told(tensor) == expected
+        assert digest_of(tensor) == expected
 
 
-def test_sums_are_as_python_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is hashed, by whole numbers without end: every row's sum, every column's, and the rest."""
+def test_the_hashed_sums_match_exact_integer_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hashed bytes are the sum of each row, the sum of each column, and the incomplete row, modulo 2^64."""
     hashed: list[bytes] = []
 
     class Hash:
@@ -142,7 +142,7 @@ def test_sums_are_as_python_counts_them(monkeypatch: pytest.MonkeyPatch) -> None
     fake: Any = type("hashlib", (), {"sha256": Hash})
     monkeypatch.setattr(module, "hashlib", fake)
     tensor = noise(torch.int64)
-    told(tensor)
+    digest_of(tensor)
     numbers, columns = tensor.tolist(), ROW // WORD
     rows = [numbers[n * columns : (n + 1) * columns] for n in range(ROWS)]
     sums = [sum(row) for row in rows] + [sum(column) for column in zip(*rows, strict=True)]
@@ -150,20 +150,20 @@ def test_sums_are_as_python_counts_them(monkeypatch: pytest.MonkeyPatch) -> None
     assert b"".join(hashed[1:]) == b"".join(expected)
 
 
-@pytest.mark.parametrize("lost", ["rows", "columns", "rest"])
-def test_nothing_of_that_could_be_left_out(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
-    """Sabotage: without one of the three, a change above goes unseen."""
-    real, shapes = module._bytes, {"rows": ROWS, "columns": ROW // WORD}
+@pytest.mark.parametrize("omitted", ["rows", "columns", "rest"])
+def test_each_of_the_three_parts_is_necessary(monkeypatch: pytest.MonkeyPatch, omitted: str) -> None:
+    """Sabotage: without one of them, one of the swaps above goes unnoticed."""
+    to_bytes, lengths = module._bytes, {"rows": ROWS, "columns": ROW // WORD}
 
-    def partly(tensor: Tensor) -> bytes:
-        kind = next(
-            (kind for kind, count in shapes.items() if tensor.dtype == torch.int64 and len(tensor) == count), "rest"
+    def bytes_of_two_parts(tensor: Tensor) -> bytes:
+        part = next(
+            (part for part, count in lengths.items() if tensor.dtype == torch.int64 and len(tensor) == count), "rest"
         )
-        return b"" if kind == lost else real(tensor)
+        return b"" if part == omitted else to_bytes(tensor)
 
-    monkeypatch.setattr(module, "_bytes", partly)
+    monkeypatch.setattr(module, "_bytes", bytes_of_two_parts)
     tensor = noise(torch.int64)
-    before = told(tensor)
-    a, b = {"rows": (0, ROW // WORD), "columns": (0, 1), "rest": (len(tensor) - 2, len(tensor) - 1)}[lost]
+    before = digest_of(tensor)
+    a, b = {"rows": (0, ROW // WORD), "columns": (0, 1), "rest": (len(tensor) - 2, len(tensor) - 1)}[omitted]
     tensor[[a, b]] = tensor[[b, a]]
-    assert told(tensor) == before
+    assert digest_of(tensor) == before

@@ -1,4 +1,4 @@
-"""LoRA adapters merged at load, against peft on tiny models, and adapters that do not fit."""
+"""LoRA adapters merged while loading, against peft on tiny models, and adapters that do not fit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.tiny import CPU, Tiny, TinyFactory, load, load_with_transformers, ran
 IDS = random_ids(40, seed=3)
 
 
-def adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
-    """A random adapter, saved into ``folder`` by peft; the model that has it."""
+def save_adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
+    """Save a random adapter with peft; return peft's model with it."""
     torch.manual_seed(0)
     options = {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj", "down_proj"]} | settings
     model = get_peft_model(load_with_transformers(case.folder), LoraConfig(task_type="CAUSAL_LM", **options))
@@ -48,19 +48,21 @@ def adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_logits_are_those_of_peft(tiny: TinyFactory, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_logits_match_peft(tiny: TinyFactory, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     case = tiny(name)
-    theirs = adapter(case, tmp_path, **settings)
+    theirs = save_adapter(case, tmp_path, **settings)
     ours = load(case.folder, device=CPU, dtype=torch.float32, adapter=tmp_path)
     with torch.no_grad():
         expected = theirs(IDS).logits
         assert (ours(IDS) - expected).abs().max() <= 1e-4
-        assert (case.load()(IDS) - expected).abs().max() > 1e-1, "the adapter changes nothing"
+        assert (case.load()(IDS) - expected).abs().max() > 1e-1, "the adapter has no effect"
 
 
-def changed(case: Tiny, folder: Path, config: dict[str, Any] | None = None, **tensors: torch.Tensor | None) -> Path:
-    """An adapter with other settings and with tensors replaced or (None) left out, by ends of their names."""
-    adapter(case, folder)
+def save_changed(
+    case: Tiny, folder: Path, config: dict[str, Any] | None = None, **tensors: torch.Tensor | None
+) -> Path:
+    """Save an adapter with changed settings and tensors replaced or (None) removed, given by ends of their names."""
+    save_adapter(case, folder)
     raw = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(raw | (config or {})))
     stored = load_file(folder / WEIGHTS)
@@ -75,7 +77,7 @@ def changed(case: Tiny, folder: Path, config: dict[str, Any] | None = None, **te
 
 
 @pytest.mark.parametrize(
-    ("config", "tensors", "words"),
+    ("config", "tensors", "message"),
     [
         ({"peft_type": "IA3"}, {}, "IA3"),
         ({"use_dora": True}, {}, "use_dora"),
@@ -98,22 +100,22 @@ def changed(case: Tiny, folder: Path, config: dict[str, Any] | None = None, **te
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_adapters_that_do_not_fit_are_refused(
-    tiny: TinyFactory, tmp_path: Path, config: dict[str, Any], tensors: dict[str, Any], words: str | None
+def test_unsupported_or_unfitting_adapters_are_rejected(
+    tiny: TinyFactory, tmp_path: Path, config: dict[str, Any], tensors: dict[str, Any], message: str | None
 ) -> None:
     case = tiny("llama")
-    folder = changed(case, tmp_path, config, **tensors)
-    if words is None:
+    folder = save_changed(case, tmp_path, config, **tensors)
+    if message is None:
         load(case.folder, device=CPU, adapter=folder)
         return
-    with pytest.raises(LlmcliError, match=words):
+    with pytest.raises(LlmcliError, match=message):
         load(case.folder, device=CPU, adapter=folder)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_embedding_that_is_also_the_head_is_not_adapted(tiny: TinyFactory, tmp_path: Path) -> None:
+def test_adapting_an_embedding_that_is_also_the_head_is_rejected(tiny: TinyFactory, tmp_path: Path) -> None:
     case = tiny("llama-tied")
-    adapter(case, tmp_path, target_modules=["embed_tokens"])
+    save_adapter(case, tmp_path, target_modules=["embed_tokens"])
     with pytest.raises(LlmcliError, match="also the head"):
         load(case.folder, device=CPU, adapter=tmp_path)
 

@@ -1,4 +1,4 @@
-"""Quantised model folders: the same bits after reloading, for every family, and what is wrong with one is said."""
+"""Quantized model folders: every family loads with the same bits, and errors name exactly what is wrong."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
 from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
-from llmcli.storage import checkpoint
-from llmcli.storage import quantized_checkpoint as quantized_file
+from llmcli.storage import checkpoint, quantized_checkpoint
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import Kind, quantize
 from llmcli.storage.quantized_checkpoint import copy_rest, kind_of, save_quantized
@@ -35,6 +34,7 @@ def quantized(model: Transformer, kind: Kind) -> Transformer:
 
 
 def assert_same(ours: Transformer, theirs: Transformer) -> None:
+    """Both models have the same parameters and the same logits, bit for bit."""
     a, b = dict(ours.named_parameters()), dict(theirs.named_parameters())
     assert a.keys() == b.keys()
     for name, parameter in a.items():
@@ -48,7 +48,9 @@ def assert_same(ours: Transformer, theirs: Transformer) -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", torch.bfloat16), ("int4", torch.float32)])
 @pytest.mark.parametrize("name", CASES)
-def test_saved_and_loaded_is_rounded_in_place(name: str, kind: Kind, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_saved_model_loads_as_the_model_quantized_in_place(
+    name: str, kind: Kind, dtype: torch.dtype, tmp_path: Path
+) -> None:
     raw = raw_config(name)
     model = wide_model(raw, dtype=dtype)
     save_quantized(model, kind, tmp_path, raw)
@@ -61,7 +63,7 @@ def test_saved_and_loaded_is_rounded_in_place(name: str, kind: Kind, dtype: torc
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_computes_in_the_dtype_asked_for(kind: Kind, tmp_path: Path) -> None:
+def test_it_computes_in_the_requested_dtype(kind: Kind, tmp_path: Path) -> None:
     raw = raw_config("gpt2")
     model = wide_model(raw, dtype=torch.bfloat16)
     save_quantized(model, kind, tmp_path, raw)
@@ -75,8 +77,7 @@ def test_it_computes_in_the_dtype_asked_for(kind: Kind, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_head_of_its_own_goes_before_a_config_that_says_tied(kind: Kind, tmp_path: Path) -> None:
-    """As a checkpoint's does."""
+def test_a_stored_head_overrides_a_tied_config(kind: Kind, tmp_path: Path) -> None:
     raw = raw_config("llama")
     model = wide_model(raw)
     save_quantized(model, kind, tmp_path, raw | {"tie_word_embeddings": True})
@@ -86,7 +87,7 @@ def test_a_head_of_its_own_goes_before_a_config_that_says_tied(kind: Kind, tmp_p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_config_of_a_wrapped_gemma3_is_kept(kind: Kind, tmp_path: Path) -> None:
+def test_the_config_of_a_multimodal_gemma3_is_kept(kind: Kind, tmp_path: Path) -> None:
     text = raw_config("gemma3_text")
     raw = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 16}}
     model = wide_model(text)
@@ -97,7 +98,7 @@ def test_the_config_of_a_wrapped_gemma3_is_kept(kind: Kind, tmp_path: Path) -> N
     assert_same(ours, quantized(model, kind))
 
 
-def test_progress_is_told_of_weights_then_of_modules(tmp_path: Path) -> None:
+def test_progress_counts_weights_when_saving_and_modules_when_loading(tmp_path: Path) -> None:
     raw = raw_config("llama")
     saved: list[tuple[int, int]] = []
     loaded: list[tuple[int, int]] = []
@@ -109,18 +110,19 @@ def test_progress_is_told_of_weights_then_of_modules(tmp_path: Path) -> None:
         assert seen[-1][0] == seen[-1][1] == seen[0][1]
 
 
-# What is wrong with a folder
+# Damaged folders
 
 
 @pytest.fixture(params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A quantised model to damage, with biases and a head of its own."""
+    """A quantized model to damage, with biases and an untied head."""
     raw = raw_config("llama-biases")
     save_quantized(wide_model(raw, dtype=torch.bfloat16), request.param, tmp_path / "m", raw)
     return tmp_path / "m"
 
 
-def assert_refused(folder: Path, *culprits: object, code: int = EXIT_FAILURE, **options: Any) -> None:
+def assert_rejected(folder: Path, *culprits: object, code: int = EXIT_FAILURE, **options: Any) -> None:
+    """Loading fails with a one-line error that names every culprit and says what to do."""
     with pytest.raises(LlmcliError) as caught:
         Checkpoint.read(folder).load(**{"device": CPU, **options})
     assert caught.value.exit_code == code
@@ -130,7 +132,8 @@ def assert_refused(folder: Path, *culprits: object, code: int = EXIT_FAILURE, **
         assert str(culprit) in caught.value.message, caught.value.message
 
 
-def change(folder: Path, changes: dict[str, Tensor | None]) -> None:
+def change_tensors(folder: Path, changes: dict[str, Tensor | None]) -> None:
+    """Replace, add or (None) remove stored tensors."""
     tensors = load_file(folder / WEIGHTS) | changes
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / WEIGHTS)
 
@@ -140,7 +143,7 @@ def change_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-EVERY = [
+NAMES = [  # a tensor of each sort
     "embedding.weight",
     "embedding.scale",
     "blocks.2.attn.qkv.weight",
@@ -153,102 +156,102 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_a_missing_tensor(folder: Path, name: str) -> None:
-    change(folder, {name: None})
-    assert_refused(folder, folder / WEIGHTS, "missing", name)
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_tensor(folder: Path, name: str) -> None:
+    change_tensors(folder, {name: None})
+    assert_rejected(folder, folder / WEIGHTS, "missing", name)
 
 
-def test_a_whole_missing_head_is_not_taken_for_a_tied_one(folder: Path) -> None:
+def test_a_missing_head_is_not_mistaken_for_a_tied_one(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    change(folder, {name: None for name in tensors if name.startswith("head.")})
-    assert_refused(folder, "missing", "head.weight", "head.scale")
+    change_tensors(folder, {name: None for name in tensors if name.startswith("head.")})
+    assert_rejected(folder, "missing", "head.weight", "head.scale")
 
 
 @pytest.mark.parametrize("name", ["blocks.3.attn.qkv.weight", "blocks.0.attn.qkv.zeros", "x"])
-def test_an_unexpected_tensor(folder: Path, name: str) -> None:
-    change(folder, {name: torch.zeros(3)})
-    assert_refused(folder, folder / WEIGHTS, "unexpected", name)
+def test_unexpected_tensor(folder: Path, name: str) -> None:
+    change_tensors(folder, {name: torch.zeros(3)})
+    assert_rejected(folder, folder / WEIGHTS, "unexpected", name)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_a_misshapen_tensor(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_misshapen_tensor(folder: Path, name: str) -> None:
     tensor = load_file(folder / WEIGHTS)[name]
-    change(folder, {name: torch.cat((tensor, tensor[:1]))})
-    assert_refused(folder, folder / WEIGHTS, "of the wrong shape", name)
+    change_tensors(folder, {name: torch.cat((tensor, tensor[:1]))})
+    assert_rejected(folder, folder / WEIGHTS, "of the wrong shape", name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.uint8, torch.int32, torch.float16])
-@pytest.mark.parametrize("name", EVERY)
-def test_a_tensor_of_another_dtype(folder: Path, name: str, dtype: torch.dtype) -> None:
-    """A float may be stored in any width, except a scale; codes only as what they are."""
+@pytest.mark.parametrize("name", NAMES)
+def test_tensor_of_another_dtype(folder: Path, name: str, dtype: torch.dtype) -> None:
+    """Unquantized tensors may have any float dtype; scales are fp32, and codes have the one dtype of their width."""
     tensor = load_file(folder / WEIGHTS)[name]
     plain = tensor.dtype.is_floating_point and not name.endswith("scale")
     if tensor.dtype == dtype or (plain and dtype.is_floating_point):
         return
-    change(folder, {name: tensor.to(dtype)})
-    assert_refused(folder, folder / WEIGHTS, "of the wrong dtype", name)
+    change_tensors(folder, {name: tensor.to(dtype)})
+    assert_rejected(folder, folder / WEIGHTS, "of the wrong dtype", name)
 
 
-def test_factors_are_whole_numbers(tmp_path: Path) -> None:
+def test_wrong_factors(tmp_path: Path) -> None:
     raw = raw_config("llama")
     save_quantized(wide_model(raw), "int4", tmp_path, raw)
     name = "blocks.0.attn.qkv.factors"
     factors = load_file(tmp_path / WEIGHTS)[name]
-    for wrong, told in (
+    for wrong, message in (
         (factors.float(), "of the wrong dtype"),
         (factors[:, :1].clone(), "of the wrong shape"),
         (None, "missing"),
     ):
-        change(tmp_path, {name: wrong})
-        assert_refused(tmp_path, told, name)
+        change_tensors(tmp_path, {name: wrong})
+        assert_rejected(tmp_path, message, name)
 
 
-def test_a_plain_model_under_a_quantised_config(tmp_path: Path) -> None:
+def test_plain_weights_with_a_quantized_config(tmp_path: Path) -> None:
     raw = raw_config("llama")
     checkpoint.save(wide_model(raw), tmp_path, raw, dtype=torch.bfloat16)
     change_config(tmp_path, quantization_config={"quant_method": "llmcli", "bits": 8, "group_size": 32})
-    assert_refused(tmp_path, "missing", "unexpected", "lm_head.weight")
+    assert_rejected(tmp_path, "missing", "unexpected", "lm_head.weight")
 
 
 @pytest.mark.parametrize(
     "changes", [{"bits": 3}, {"bits": None}, {"bits": "8"}, {"group_size": 64}, {"group_size": None}]
 )
-def test_unknown_ways_of_rounding(folder: Path, changes: dict[str, Any]) -> None:
+def test_unsupported_quantization(folder: Path, changes: dict[str, Any]) -> None:
     settings = json.loads((folder / "config.json").read_text())["quantization_config"]
     change_config(folder, quantization_config=settings | changes)
-    assert_refused(folder, "config.json", *changes.values())
+    assert_rejected(folder, "config.json", *changes.values())
 
 
-def test_the_other_number_of_bits(folder: Path) -> None:
-    """Its tensors have other shapes then."""
+def test_wrong_number_of_bits(folder: Path) -> None:
+    """The tensors of 8 and 4 bits differ in shape."""
     settings = json.loads((folder / "config.json").read_text())["quantization_config"]
     change_config(folder, quantization_config=settings | {"bits": 12 - settings["bits"]})
-    assert_refused(folder, "qkv.weight")
+    assert_rejected(folder, "qkv.weight")
 
 
 @pytest.mark.parametrize("config", [None, {}, {"quantization_config": None}, {"quantization_config": "llmcli"}])
-def test_other_configs_are_not_ours(config: dict[str, Any] | None) -> None:
+def test_other_configs_are_not_quantized_by_llmcli(config: dict[str, Any] | None) -> None:
     assert kind_of(config or {}) is None
     assert kind_of({"quantization_config": {"quant_method": "fp8", "bits": 8, "group_size": 32}}) is None
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_file(folder: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_file(folder: Path, fraction: float) -> None:
     data = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(data[: int(len(data) * share)])
-    assert_refused(folder, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(data[: int(len(data) * fraction)])
+    assert_rejected(folder, folder / WEIGHTS)
 
 
-def test_no_weights(folder: Path) -> None:
+def test_missing_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    assert_refused(folder, folder / WEIGHTS)
+    assert_rejected(folder, folder / WEIGHTS)
 
 
-def test_adapters_and_gpus_are_refused(folder: Path, tmp_path: Path) -> None:
-    assert_refused(folder, "adapter", code=EXIT_USAGE, adapter=tmp_path)
+def test_adapters_and_other_devices_are_rejected(folder: Path, tmp_path: Path) -> None:
+    assert_rejected(folder, "adapter", code=EXIT_USAGE, adapter=tmp_path)
     for device in ("cuda", "mps", "meta"):
-        assert_refused(folder, f"not on {device}", code=EXIT_USAGE, device=torch.device(device))
+        assert_rejected(folder, f"not on {device}", code=EXIT_USAGE, device=torch.device(device))
 
 
 # Saving
@@ -256,7 +259,7 @@ def test_adapters_and_gpus_are_refused(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("again", KINDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_rounded_weights_are_not_rounded_again(kind: Kind, again: Kind, tmp_path: Path) -> None:
+def test_saving_a_quantized_model_quantized_is_rejected(kind: Kind, again: Kind, tmp_path: Path) -> None:
     raw = raw_config("llama")
     model = quantized(wide_model(raw), kind)
     with pytest.raises(LlmcliError, match="already") as caught:
@@ -265,7 +268,7 @@ def test_rounded_weights_are_not_rounded_again(kind: Kind, again: Kind, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_no_numbers_leave_nothing(tmp_path: Path) -> None:
+def test_nan_weights_write_nothing(tmp_path: Path) -> None:
     raw = raw_config("llama")
     model = wide_model(raw)
     model.blocks[2].mlp.down.weight[0, 0] = float("nan")
@@ -275,7 +278,7 @@ def test_weights_that_are_no_numbers_leave_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
-def test_an_interrupted_save_leaves_no_half_file(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_no_partial_file(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_config("llama")
 
     def half(path: Path) -> None:
@@ -283,7 +286,7 @@ def test_an_interrupted_save_leaves_no_half_file(file: str, tmp_path: Path, monk
         raise KeyboardInterrupt
 
     if file == WEIGHTS:
-        monkeypatch.setattr(quantized_file, "save_file", lambda tensors, path, **_: half(path))
+        monkeypatch.setattr(quantized_checkpoint, "save_file", lambda tensors, path, **_: half(path))
     else:
         monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: half(path))
     with pytest.raises(KeyboardInterrupt):
@@ -291,18 +294,18 @@ def test_an_interrupted_save_leaves_no_half_file(file: str, tmp_path: Path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ([] if file == WEIGHTS else [WEIGHTS])
 
 
-def test_what_belongs_to_the_tokenizer_is_copied_and_weights_are_not(tmp_path: Path) -> None:
-    wanted = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"}
-    wanted |= {"merges.txt", "tokenizer.model"}
+def test_tokenizer_files_are_copied_and_weights_are_not(tmp_path: Path) -> None:
+    copied = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"}
+    copied |= {"merges.txt", "tokenizer.model"}
     others = {"config.json", INDEX, WEIGHTS, "model-00001-of-00002.safetensors", "pytorch_model.bin", "README.md"}
     (tmp_path / "in" / "folder.json").mkdir(parents=True)
     (tmp_path / "out").mkdir()
-    for name in wanted | others:
+    for name in copied | others:
         (tmp_path / "in" / name).write_text(name)
-    (tmp_path / "in" / "vocab.json").symlink_to(tmp_path / "in" / "merges.txt")  # as the hub's cache has them
+    (tmp_path / "in" / "vocab.json").symlink_to(tmp_path / "in" / "merges.txt")  # as in the hub's cache
     copy_rest(tmp_path / "in", tmp_path / "out")
     found = {path.name: path for path in (tmp_path / "out").iterdir()}
-    assert found.keys() == wanted | {"vocab.json"}
+    assert found.keys() == copied | {"vocab.json"}
     assert found["vocab.json"].read_text() == "merges.txt"
     assert not found["vocab.json"].is_symlink()
-    assert all(found[name].read_text() == name for name in wanted)
+    assert all(found[name].read_text() == name for name in copied)

@@ -1,4 +1,4 @@
-"""Rounding to 8 and 4 bits: codes in range, errors within what the method promises, at every size of number."""
+"""Quantizing tensors to 8 and 4 bits: codes in range, and errors within the bounds of the method at any magnitude."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUP = 32
 
 @st.composite
 def matrices(draw: st.DrawFn) -> Tensor:
-    """[N, K] of normal numbers of any size, with outliers, zeros and groups of very different sizes among them."""
+    """Matrices [N, K] of normal numbers of any magnitude, some with outliers, zeros or very different groups."""
     rows, groups = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     values = generator.standard_normal((rows, groups, GROUP))
@@ -30,7 +30,7 @@ def matrices(draw: st.DrawFn) -> Tensor:
 
 
 def parts(rows: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``to_int4``'s answer, codes by group: [N, groups, GROUP], [N, groups, 1], [N, 1, 1], fp64."""
+    """``to_int4``'s codes, factors and scale in fp64: [N, groups, GROUP], [N, groups, 1], [N, 1, 1]."""
     codes, factors, scale = to_int4(rows)
     assert codes.dtype == factors.dtype == torch.int8
     assert scale.dtype == torch.float32
@@ -49,7 +49,7 @@ def grouped(rows: Tensor) -> np.ndarray:
 
 
 @given(matrices())
-def test_int8_is_within_half_a_step_of_every_weight(rows: Tensor) -> None:
+def test_int8_error_is_at_most_half_a_step(rows: Tensor) -> None:
     codes, scale = to_int8(rows)
     assert codes.dtype == torch.int8
     assert scale.dtype == torch.float32
@@ -57,11 +57,11 @@ def test_int8_is_within_half_a_step_of_every_weight(rows: Tensor) -> None:
     wide, step = rows.double(), scale.double()
     assert ((codes.double() * step - wide).abs() <= 0.5001 * step).all()
     for row, numbers in zip(rows, codes, strict=True):
-        assert numbers.int().abs().max() == (127 if row.any() else 0)  # the finest step at which none is clipped
+        assert numbers.int().abs().max() == (127 if row.any() else 0)  # the finest step that clips nothing
 
 
 @given(matrices())
-def test_int4_codes_and_factors_are_in_range_and_their_product_is_8_bits(rows: Tensor) -> None:
+def test_int4_codes_and_factors_are_in_range_and_their_products_fit_8_bits(rows: Tensor) -> None:
     codes, factors, scale = parts(rows)
     assert codes.min() >= -8
     assert codes.max() <= 7
@@ -71,8 +71,8 @@ def test_int4_codes_and_factors_are_in_range_and_their_product_is_8_bits(rows: T
 
 
 @given(matrices())
-def test_int4_is_no_worse_than_the_factor_that_just_spans_a_group(rows: Tensor) -> None:
-    """And so than rounding by a group's largest value; and no factor of all is much better."""
+def test_int4_factors_are_at_least_as_good_as_spanning_and_nearly_the_best(rows: Tensor) -> None:
+    """The error is at most that of the factor that just spans a group, and near that of the best of all 30."""
     codes, factors, scale = parts(rows)
     wide = grouped(rows)
     error = np.square(codes * factors * scale - wide).sum(-1)
@@ -89,8 +89,8 @@ def test_int4_is_no_worse_than_the_factor_that_just_spans_a_group(rows: Tensor) 
     assert error.sum() <= 1.5 * least.sum() + slack.sum()
 
 
-def test_int4_of_normal_weights_loses_less_than_plain_rounding_by_the_largest() -> None:
-    """Plain: codes -7 to 7 and a float scale for each group, with no factor to round."""
+def test_int4_loses_less_than_plain_absmax_quantization() -> None:
+    """Plain means codes from -7 to 7 and a float scale per group, its largest value / 7."""
     rows = torch.from_numpy(np.random.default_rng(0).standard_normal((64, 256)))
     codes, factors, scale = parts(rows)
     wide = grouped(rows)
@@ -102,28 +102,28 @@ def test_int4_of_normal_weights_loses_less_than_plain_rounding_by_the_largest() 
 
 
 @given(matrices(), st.integers(-8, 8))
-def test_what_a_weight_becomes_does_not_depend_on_its_unit(rows: Tensor, exponent: int) -> None:
+def test_scaling_the_weights_scales_only_the_scale(rows: Tensor, exponent: int) -> None:
     factor = 2.0**exponent
-    for rounding in (to_int8, to_int4):
-        *codes, scale = rounding(rows)
-        *same, scaled = rounding(rows * factor)
+    for quantize in (to_int8, to_int4):
+        *codes, scale = quantize(rows)
+        *same, scaled = quantize(rows * factor)
         for a, b in zip(codes, same, strict=True):
             assert torch.equal(a, b)
-        used = rows.any(-1)
-        assert torch.equal(scaled[used], scale[used] * factor)
+        nonzero = rows.any(-1)
+        assert torch.equal(scaled[nonzero], scale[nonzero] * factor)
 
 
 @given(matrices())
-def test_a_row_is_rounded_by_itself(rows: Tensor) -> None:
-    for rounding in (to_int8, to_int4):
+def test_rows_are_quantized_independently(rows: Tensor) -> None:
+    for quantize in (to_int8, to_int4):
         for number in range(len(rows)):
-            for alone, among in zip(rounding(rows[number : number + 1]), rounding(rows), strict=True):
-                assert torch.equal(alone[0], among[number])
+            for alone, together in zip(quantize(rows[number : number + 1]), quantize(rows), strict=True):
+                assert torch.equal(alone[0], together[number])
 
 
 @pytest.mark.parametrize("size", [3e38, 1e30, 1e20, 1e-20, 1e-28])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sizes_whose_squares_are_no_floats(size: float, dtype: torch.dtype) -> None:
+def test_magnitudes_whose_squares_overflow_or_underflow(size: float, dtype: torch.dtype) -> None:
     unit = torch.linspace(-1, 1, 2 * GROUP).view(1, -1)
     rows = (unit * size).to(dtype)
     codes, scale = to_int8(rows)
@@ -136,10 +136,10 @@ def test_sizes_whose_squares_are_no_floats(size: float, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-42])
-def test_rows_of_nothing_become_zeros(value: float) -> None:
+def test_zero_and_tiny_rows_become_zeros(value: float) -> None:
     rows = torch.full((3, 2 * GROUP), value)
     rows[1] = torch.linspace(-1, 1, 2 * GROUP)
-    rows[1, GROUP:] = value  # and a group of nothing in a row of something
+    rows[1, GROUP:] = value  # a tiny group in an ordinary row
     for codes, *rest in (to_int8(rows), to_int4(rows)):
         assert not codes[0].any()
         assert not codes[1, GROUP:].any()
@@ -147,8 +147,8 @@ def test_rows_of_nothing_become_zeros(value: float) -> None:
         assert all(part.isfinite().all() and part.all() for part in rest)
 
 
-def test_a_group_of_one_number_alone_is_kept_exactly() -> None:
-    """A row's largest value is -8 x 15 steps, whatever its sign."""
+def test_a_single_nonzero_weight_is_kept_exactly() -> None:
+    """A row's largest value is 8 x 15 steps, whatever its sign."""
     for sign in (1, -1):
         rows = torch.zeros(1, GROUP)
         rows[0, 5] = sign * 0.37
@@ -159,7 +159,7 @@ def test_a_group_of_one_number_alone_is_kept_exactly() -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_nibbles_undo_each_other(rows: int, pairs: int, seed: int) -> None:
+def test_from_nibbles_inverts_nibbles(rows: int, pairs: int, seed: int) -> None:
     codes = torch.from_numpy(np.random.default_rng(seed).integers(-8, 8, (rows, 2 * pairs), dtype=np.int8))
     packed = nibbles(codes)
     assert packed.dtype == torch.uint8
@@ -169,7 +169,7 @@ def test_nibbles_undo_each_other(rows: int, pairs: int, seed: int) -> None:
     assert packed.tolist() == expected
 
 
-def test_every_byte_is_two_numbers() -> None:
+def test_every_byte_holds_two_numbers() -> None:
     every = torch.arange(256, dtype=torch.uint8).view(2, 128)
     numbers = from_nibbles(every)
     assert set(numbers.flatten().tolist()) == set(range(-8, 8))
