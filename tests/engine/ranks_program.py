@@ -1,7 +1,7 @@
-"""One of the ranks that test_tensor_parallel starts: python -m tests.engine.ranks_program RENDEZVOUS RANK SIZE JOBS.
+"""A rank of test_tensor_parallel's models: python -m tests.engine.ranks_program RENDEZVOUS RANK SIZE JOBS.
 
-JOBS is a file: a JSON list of jobs, each with a model's folder, a prompt, a number of tokens, and optionally the name
-of a sabotage. The first rank prints the results, one JSON object per line.
+JOBS is a file with a JSON list of jobs: each has a model's ``folder``, a ``prompt`` (ids), a ``count`` of tokens to
+generate, and optionally the name of a ``sabotage``. The first rank prints each job's result as one line of JSON.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from llmcli.storage.partition import ParameterSlice, Partition
 CPU = torch.device("cpu")
 KV_HEADS: Any = Partition.kv_heads.fget  # type: ignore[attr-defined]
 SABOTAGE: dict[str, Any] = {
-    "a bias for every rank": lambda: partition.SLICES.update({"attn.out.bias": lambda part: ParameterSlice()}),
-    "keys of another head": lambda: setattr(
+    "bias on every rank": lambda: partition.SLICES.update({"attn.out.bias": lambda part: ParameterSlice()}),
+    "wrong key/value heads": lambda: setattr(
         Partition, "kv_heads", property(lambda part: tuple((head + 1) % 2 for head in KV_HEADS(part)))
     ),
-    "keys counted twice": lambda: setattr(Partition, "counted", property(lambda part: (True,) * len(part.kv_heads))),
-    "an embedding of its own": lambda: setattr(
+    "heads counted twice": lambda: setattr(Partition, "counted", property(lambda part: (True,) * len(part.kv_heads))),
+    "embedding without communication": lambda: setattr(
         split.SplitEmbedding, "forward", lambda table, ids: Embedding.forward(table, ids % table.num_embeddings)
     ),
-    "up and gate cut as one": lambda: partition.SLICES.update(
+    "gate and up split as one": lambda: partition.SLICES.update(
         {"mlp.up.weight": lambda part: ParameterSlice(rows=(part.share_of(2 * part.whole.intermediate_size),))}
     ),
 }
 
 
 class Counting(ProcessGroup):
-    """Counts the bytes that this rank contributes to each kind of communication."""
+    """Counts the bytes that this rank contributes to each operation, and the messages that it sends."""
 
     counts: Counter[str]
 
@@ -70,6 +70,7 @@ def greedy(model: SplitTransformer, prompt: list[int], count: int) -> list[int]:
 
 
 def run(job: dict[str, Any], group: Counting) -> dict[str, Any] | None:
+    """The job's result on the first rank: generated ids, logits, bytes held by each rank, communication per token."""
     group.counts = Counter()
     model = load_split(Checkpoint.read(Path(job["folder"])), group, dtype=torch.float32)
     held = torch.tensor([sum(parameter.nbytes for parameter in model.parameters())])
@@ -78,7 +79,7 @@ def run(job: dict[str, Any], group: Counting) -> dict[str, Any] | None:
     if not group.leads:
         model.serve()
         return None
-    written = greedy(model, job["prompt"], job["count"])
+    generated = greedy(model, job["prompt"], job["count"])
     group.counts.clear()
     greedy(model, job["prompt"], 1)
     once = Counter(group.counts)
@@ -88,7 +89,7 @@ def run(job: dict[str, Any], group: Counting) -> dict[str, Any] | None:
     counts = dict(group.counts)
     logits = next_logits(model, job["prompt"], model.new_cache()).tolist()
     model.end()
-    return {"ids": written, "logits": logits, "held": held_by, "counts": counts}
+    return {"ids": generated, "logits": logits, "held": held_by, "counts": counts}
 
 
 def main(rendezvous: str, rank: int, size: int, jobs: Path) -> None:

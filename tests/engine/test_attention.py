@@ -1,4 +1,4 @@
-"""Attention by blocks of queries: as near to float64 as torch's own kernel, for every mask and shape."""
+"""Attention in blocks of queries is as close to float64 as torch's own kernel, for every mask and shape."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def _no_grad() -> object:
         yield
 
 
-def draws(B: int, H: int, K: int, T: int, S: int, D: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_qkv(B: int, H: int, K: int, T: int, S: int, D: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q [B, H, T, D], k and v [B, K, S, D], bfloat16."""
     torch.manual_seed(seed)
     shapes = ((B, H, T, D), (B, K, S, D), (B, K, S, D))
     q, k, v = (2 * torch.randn(shape).bfloat16() for shape in shapes)
@@ -30,7 +31,7 @@ def draws(B: int, H: int, K: int, T: int, S: int, D: int, seed: int) -> tuple[Te
 
 
 def error(y: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> float:
-    """The largest difference from the same in float64."""
+    """The largest difference between y and attention computed in float64."""
     exact = F.scaled_dot_product_attention(
         q.double(), k.double(), v.double(), attn_mask=mask, scale=scale, enable_gqa=True
     )
@@ -48,21 +49,21 @@ def error(y: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     window=st.sampled_from([None, 1, 20, 100]),
     seed=st.integers(0, 99),
 )
-def test_it_is_as_exact_as_torchs_kernel(
+def test_blocks_are_as_accurate_as_torchs_kernel(
     batch: int, kv_heads: int, group: int, past: int, count: int, window: int | None, seed: int
 ) -> None:
     H, S, D, scale = kv_heads * group, past + count, 24, 0.3
-    q, k, v = draws(batch, H, kv_heads, count, S, D, seed)
+    q, k, v = random_qkv(batch, H, kv_heads, count, S, D, seed)
     mask = causal_mask(past, count, q.device, window)
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
-    most = 1.5 * error(theirs, q, k, v, mask, scale) + 2**-7
+    tolerance = 1.5 * error(theirs, q, k, v, mask, scale) + 2**-7
     ours = attend_in_blocks(q, k, v, window, scale)
     assert ours.dtype == torch.bfloat16
-    assert error(ours, q, k, v, mask, scale) <= most
+    assert error(ours, q, k, v, mask, scale) <= tolerance
 
 
 def test_a_wrong_window_shows() -> None:
-    q, k, v = draws(1, 4, 2, 70, 70, 24, seed=0)
+    q, k, v = random_qkv(1, 4, 2, 70, 70, 24, seed=0)
     right = causal_mask(0, 70, q.device, 20)
     assert error(attend_in_blocks(q, k, v, 20, 0.3), q, k, v, right, 0.3) < 0.05
     for window in (None, 19, 21):
@@ -70,28 +71,28 @@ def test_a_wrong_window_shows() -> None:
 
 
 @pytest.mark.parametrize("past", [0, 100])
-def test_attention_takes_it_for_many_queries_in_bfloat16(monkeypatch: pytest.MonkeyPatch, past: int) -> None:
-    taken = []
+def test_attend_uses_blocks_for_many_bfloat16_queries(monkeypatch: pytest.MonkeyPatch, past: int) -> None:
+    calls = []
 
-    def watched(*args: object) -> Tensor:
-        taken.append(args)
+    def recorded(*args: object) -> Tensor:
+        calls.append(args)
         return attend_in_blocks(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attention, "attend_in_blocks", watched)
-    for T, dtype, times in (
+    monkeypatch.setattr(attention, "attend_in_blocks", recorded)
+    for T, dtype, count in (
         (MIN_QUERIES // 4, torch.bfloat16, 1),
         (MIN_QUERIES // 4 - 1, torch.bfloat16, 0),
         (MIN_QUERIES, torch.float32, 0),
     ):
-        q, k, v = (x.to(dtype) for x in draws(1, 4, 2, T, past + T, 8, seed=0))
+        q, k, v = (x.to(dtype) for x in random_qkv(1, 4, 2, T, past + T, 8, seed=0))
         mask = causal_mask(past, T, q.device)
         y = attend(q, k, v, Placement(None, None, mask if past else None), scale=0.5, softcap=None)
-        assert len(taken) == times
+        assert len(calls) == count
         assert error(y, q, k, v, mask, 0.5) <= 0.1
-        taken.clear()
+        calls.clear()
 
 
-def test_training_and_long_contexts_keep_to_torchs_kernel() -> None:
+def test_training_and_long_contexts_use_torchs_kernel() -> None:
     q = torch.zeros(1, 8, MIN_QUERIES, 8, dtype=torch.bfloat16)
     k = q[:, :2]
     assert pays_in_blocks(q, k)
@@ -102,10 +103,10 @@ def test_training_and_long_contexts_keep_to_torchs_kernel() -> None:
         assert not pays_in_blocks(q, k)
 
 
-def test_the_precision_of_products_is_left_as_it_was() -> None:
+def test_the_precision_of_matrix_products_is_restored() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
     a, b = torch.randn(2, 64, 64), torch.randn(2, 64, 64)
     product = torch.bmm(a, b)
-    attend_in_blocks(*draws(1, 2, 1, 70, 70, 8, seed=0), None, 1.0)
+    attend_in_blocks(*random_qkv(1, 2, 1, 70, 70, 8, seed=0), None, 1.0)
     assert torch.backends.mkldnn.matmul.fp32_precision == before
     assert torch.equal(torch.bmm(a, b), product)

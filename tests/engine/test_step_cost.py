@@ -1,4 +1,4 @@
-"""What a decoding step does, counted: matrix times vector only, few operations, the same at any depth."""
+"""The operations of a decoding step: only matrix-vector products, few in number, and the same at any depth."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
 from tests.tiny import CASES, Tiny
 
-# Operations on tensors a layer, views included: what Llama's layer needs, with a little room.
-MOST = {"llama": 45, "qwen3": 56, "gemma2": 90, "gpt2": 40}
+# Limits of tensor operations per layer, views included: the present numbers and a small margin.
+MAX_OPERATIONS = {"llama": 45, "qwen3": 56, "gemma2": 90, "gpt2": 40}
 
 
 class Count(TorchDispatchMode):
-    """Counts operations by name, and the numbers in the largest result."""
+    """Counts operations by name, and records the number of elements of the largest result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Count(TorchDispatchMode):
 
 
 def counted(model: Transformer, past: int) -> Count:
-    """The operations of the step behind ``past`` tokens; the step before it has warmed caches of angles."""
+    """The operations of a step after ``past`` tokens; an earlier step fills the caches of rotary angles."""
     cache = model.new_cache()
     next_logits(model, [1 + n % 50 for n in range(past - 1)], cache)
     next_logits(model, [3], cache)
@@ -53,27 +53,27 @@ def bf16(tiny: Callable[[str], Tiny], name: str) -> Transformer:
     return tiny(name).load().to(torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", MOST)
-def test_few_operations_and_no_product_of_matrices(tiny: Callable[[str], Tiny], name: str) -> None:
+@pytest.mark.parametrize("name", MAX_OPERATIONS)
+def test_a_step_has_few_operations_and_no_matrix_matrix_product(tiny: Callable[[str], Tiny], name: str) -> None:
     model = bf16(tiny, name)
     count = counted(model, 8)
     layers = model.config.num_hidden_layers
     assert count.calls["mv"] == 4 * layers + 1
-    if model.config.attention_softcap is None:  # else the scores are a product of their own
+    if model.config.attention_softcap is None:  # a softcap needs the scores, which are such a product
         assert not set(count.calls) & {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul"}
     assert not set(count.calls) & {"tril", "triu", "masked_fill"} or model.config.attention_softcap is not None
-    assert count.calls.total() <= MOST[name] * layers, count.calls
+    assert count.calls.total() <= MAX_OPERATIONS[name] * layers, count.calls
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-def test_as_many_at_any_depth(tiny: Callable[[str], Tiny], name: str) -> None:
+def test_a_step_has_the_same_operations_at_any_depth(tiny: Callable[[str], Tiny], name: str) -> None:
     model = bf16(tiny, name)
     near, far = counted(model, 6), counted(model, 20)
     assert near.calls == far.calls
 
 
 @pytest.mark.parametrize(("kind", "kernel"), [("int8", "_int_mm"), ("int4", "_weight_int4pack_mm_for_cpu")])
-def test_rounded_weights_are_never_spread_out_for_a_step(tiny: Callable[[str], Tiny], kind: Any, kernel: str) -> None:
+def test_a_step_never_unpacks_quantized_weights(tiny: Callable[[str], Tiny], kind: Any, kernel: str) -> None:
     model = bf16(tiny, "llama")
     quantize(model, kind)
     count = counted(model, 8)
@@ -84,13 +84,13 @@ def test_rounded_weights_are_never_spread_out_for_a_step(tiny: Callable[[str], T
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_is_done_for_an_observer_who_is_not_there(
+def test_without_a_trace_nothing_is_recorded(
     tiny: Callable[[str], Tiny], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither reading nor decoding copies anything or computes weights, and an observed pass leaves nothing behind."""
+    """Neither prefill nor decoding copies anything or computes attention weights, even after a traced pass."""
 
     def called(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("something was kept")
+        raise AssertionError("something was recorded")
 
     model = tiny(name).load()
     before = counted(model, 8)

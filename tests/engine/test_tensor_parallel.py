@@ -1,4 +1,4 @@
-"""A model split among 2 and 4 processes writes what it writes in one, and each process holds its share alone."""
+"""A model split among 2 or 4 processes generates the same text as in one, and each process holds only its part."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.partition import Partition, read_slice
 from tests.tiny import CASES, WINDOW, TinyFactory, greedy, random_ids
 
-PROMPT = random_ids(WINDOW + 8, seed=3)[0].tolist()  # longer than a message has room for with the tokens to come
+PROMPT = random_ids(WINDOW + 8, seed=3)[0].tolist()  # too long for a message
 COUNT = 16
-SPOILT = [
-    ("llama-biases", 2, "a bias for every rank"),
-    ("llama", 2, "keys of another head"),
-    ("olmo2", 4, "keys counted twice"),
-    ("gemma2", 2, "an embedding of its own"),
-    ("qwen3", 2, "up and gate cut as one"),
+SABOTAGED = [  # case, ranks, name of the sabotage in ranks_program.py
+    ("llama-biases", 2, "bias on every rank"),
+    ("llama", 2, "wrong key/value heads"),
+    ("olmo2", 4, "heads counted twice"),
+    ("gemma2", 2, "embedding without communication"),
+    ("qwen3", 2, "gate and up split as one"),
 ]
 
 
-# A case of every family, which has four heads or more.
+# A case of every family, with at least four heads.
 FOUR = (
     *("llama-biases", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "gpt2"),
     *("gpt_neox-six", "olmo2", "granite", "stablelm-parallel", "starcoder2", "cohere-normed", "mixtral"),
     *("qwen3_moe", "olmoe"),
 )
-TRIED = [(name, 2) for name in CASES] + [(name, 4) for name in FOUR]
+SPLITS = [(name, 2) for name in CASES] + [(name, 4) for name in FOUR]
 
 
 def run(size: int, jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """What the first rank of ``size`` told of each job."""
+    """The results of the jobs, as printed by the first of ``size`` ranks."""
     (folder / "jobs").write_text(json.dumps(jobs), encoding="utf-8")
     command = [sys.executable, "-m", "tests.engine.ranks_program", str(folder / "rendezvous")]
     ranks = [
@@ -52,19 +52,19 @@ def run(size: int, jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, A
         )
         for rank in range(size)
     ]
-    told, _ = ranks[0].communicate(timeout=300)
+    output, _ = ranks[0].communicate(timeout=300)
     assert [rank.wait(timeout=30) for rank in ranks] == [0] * size
-    return [json.loads(line) for line in told.splitlines()]
+    return [json.loads(line) for line in output.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def results(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[tuple[str, str], Any]]:
-    """All cases and all that are spoilt, in one run of so many ranks: what came of each."""
+    """The results by case and sabotage, for a number of ranks, which start only once for all of them."""
 
     @cache
-    def ran(size: int) -> dict[tuple[str, str], Any]:
-        wanted = [(name, "") for name, ranks in TRIED if ranks == size] + [
-            (name, how) for name, ranks, how in SPOILT if ranks == size
+    def results_of(size: int) -> dict[tuple[str, str], Any]:
+        wanted = [(name, "") for name, ranks in SPLITS if ranks == size] + [
+            (name, sabotage) for name, ranks, sabotage in SABOTAGED if ranks == size
         ]
         jobs = [
             {"folder": str(tiny(name).folder), "prompt": PROMPT, "count": COUNT, "sabotage": sabotage}
@@ -72,23 +72,23 @@ def results(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Call
         ]
         return dict(zip(wanted, run(size, jobs, tmp_path_factory.mktemp("ranks")), strict=True))
 
-    return ran
+    return results_of
 
 
-@pytest.mark.parametrize(("name", "size"), TRIED)
-def test_ids_are_those_of_one_process(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("name", "size"), SPLITS)
+def test_ids_and_logits_match_one_process(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
     model, found = tiny(name).load(), results(size)[name, ""]
     assert found["ids"] == greedy(model, PROMPT, COUNT)
     expected = next_logits(model, PROMPT, model.new_cache())
     assert torch.allclose(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=0)
 
 
-def test_every_family_is_tried_with_four(tiny: TinyFactory) -> None:
-    tried = {tiny(name).load().config.model_type for name in FOUR}
-    assert tried == {name for name in FAMILIES if name != "gemma3"}  # gemma3 is gemma3_text in a wrapper
+def test_four_ranks_are_tested_with_every_family(tiny: TinyFactory) -> None:
+    tested = {tiny(name).load().config.model_type for name in FOUR}
+    assert tested == {name for name in FAMILIES if name != "gemma3"}  # gemma3 is gemma3_text inside a multimodal model
 
 
-@pytest.mark.parametrize(("name", "size", "sabotage"), SPOILT)
+@pytest.mark.parametrize(("name", "size", "sabotage"), SABOTAGED)
 def test_a_mistake_shows(name: str, size: int, sabotage: str, tiny: TinyFactory, results: Callable[..., Any]) -> None:
     model = tiny(name).load()
     expected = next_logits(model, PROMPT, model.new_cache())
@@ -97,8 +97,8 @@ def test_a_mistake_shows(name: str, size: int, sabotage: str, tiny: TinyFactory,
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", ["llama-biases", "gpt2", "qwen3_moe", "olmo2"])
-def test_a_rank_holds_its_share(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
-    """Of every matrix its part, and of what is small all: counted by hand, from the shapes of the whole."""
+def test_a_rank_holds_only_its_part(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
+    """Its part of every matrix, and all small parameters, in bytes counted here from the whole model's shapes."""
     model = tiny(name).load()
     config, heads, wide = model.config, model.config.num_attention_heads, model.config.intermediate_size
     for rank, held in enumerate(results(size)[name, ""]["held"]):
@@ -135,38 +135,38 @@ def test_a_rank_holds_its_share(name: str, size: int, tiny: TinyFactory, results
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("size", [2, 3])
-def test_shares_make_the_whole(name: str, size: int, tiny: TinyFactory) -> None:
-    """Put together again, what the ranks read is what one process reads, each number in its place."""
+def test_the_parts_make_up_the_whole(name: str, size: int, tiny: TinyFactory) -> None:
+    """The slices that the ranks read, put together, are the parameters that one process reads."""
     folder = tiny(name).folder
     model = tiny(name).load()
     weights, config, rules = Checkpoint.read(folder).locate()
     parameters = dict(model.named_parameters())
     for rule in rules:
         whole = parameters[rule.target]
-        found = torch.full_like(whole, torch.nan)
+        assembled = torch.full_like(whole, torch.nan)
         for rank in range(size):
-            part = Partition(config, rank, size)
-            cut = part.slice_of(rule.target)
-            read = read_slice(weights, rule, part, whole.shape, torch.float32)
-            if cut.once and rank > 0:
+            partition = Partition(config, rank, size)
+            kept = partition.slice_of(rule.target)
+            read = read_slice(weights, rule, partition, whole.shape, torch.float32)
+            if kept.once and rank > 0:
                 assert not read.any()
                 continue
-            rows = torch.cat([torch.arange(len(whole))[r.start : r.stop] for r in cut.rows or (range(len(whole)),)])
-            columns = slice(None) if cut.columns is None else slice(cut.columns.start, cut.columns.stop)
+            rows = torch.cat([torch.arange(len(whole))[r.start : r.stop] for r in kept.rows or (range(len(whole)),)])
+            columns = slice(None) if kept.columns is None else slice(kept.columns.start, kept.columns.stop)
             assert torch.equal(read, whole[rows][:, columns] if whole.dim() > 1 else whole[rows])
             if whole.dim() > 1:
-                found[rows, columns] = read
+                assembled[rows, columns] = read
             else:
-                found[rows] = read
-        assert torch.equal(found, whole)
+                assembled[rows] = read
+        assert torch.equal(assembled, whole)
 
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", ["llama-biases", "gemma2", "olmo2"])
-def test_bytes_of_a_token(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
-    """2 L + 1 vectors are summed, one is spread, and the logits are collected, in shares rounded up."""
+def test_communication_per_token(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
+    """In bytes: 2 L + 1 vectors are summed, one is broadcast, and the logits are gathered, in equal parts rounded up."""
     config = tiny(name).load().config
-    norms = 2 * config.num_hidden_layers if config.qk_norm == "full" else 0  # a number each
+    norms = 2 * config.num_hidden_layers if config.qk_norm == "full" else 0  # one number each
     assert results(size)[name, ""]["counts"] == {
         "sum": 4 * ((2 * config.num_hidden_layers + 1) * config.hidden_size + norms),
         "broadcast": 4 * config.hidden_size,
@@ -175,6 +175,6 @@ def test_bytes_of_a_token(name: str, size: int, tiny: TinyFactory, results: Call
     }
 
 
-def test_more_ranks_than_heads(tiny: TinyFactory) -> None:
+def test_more_ranks_than_heads_are_rejected(tiny: TinyFactory) -> None:
     with pytest.raises(LlmcliError, match="has 6 attention heads, too few for 7 ranks"):
         Partition(Checkpoint.read(tiny("llama").folder).config, 0, 7)
