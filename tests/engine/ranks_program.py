@@ -1,7 +1,8 @@
 """A rank of test_tensor_parallel's models: python -m tests.engine.ranks_program RENDEZVOUS RANK SIZE JOBS.
 
 JOBS is a file with a JSON list of jobs: each has a model's ``folder``, a ``prompt`` (ids), a ``count`` of tokens to
-generate, and optionally the name of a ``sabotage``. The first rank prints each job's result as one line of JSON.
+generate, the name of a ``sabotage`` or "", and whether to count ``communication``. The first rank prints each job's
+result as one line of JSON.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def greedy(model: SplitTransformer, prompt: list[int], count: int) -> list[int]:
 
 
 def run(job: dict[str, Any], group: Counting) -> dict[str, Any] | None:
-    """The job's result on the first rank: generated ids, logits, bytes held by each rank, communication per token."""
+    """The job's result, on the first rank: generated ids, logits, bytes held by each rank, communication of a token."""
     group.counts = Counter()
     model = load_split(Checkpoint.read(Path(job["folder"])), group, dtype=torch.float32)
     held = torch.tensor([sum(parameter.nbytes for parameter in model.parameters())])
@@ -80,16 +81,21 @@ def run(job: dict[str, Any], group: Counting) -> dict[str, Any] | None:
         model.serve()
         return None
     generated = greedy(model, job["prompt"], job["count"])
-    group.counts.clear()
-    greedy(model, job["prompt"], 1)
-    once = Counter(group.counts)
-    group.counts.clear()
-    greedy(model, job["prompt"], 2)
-    group.counts.subtract(once)
-    counts = dict(group.counts)
+    communication = communication_of_a_token(model, job["prompt"], group) if job["communication"] else {}
     logits = next_logits(model, job["prompt"], model.new_cache()).tolist()
     model.end()
-    return {"ids": generated, "logits": logits, "held": held_by, "counts": counts}
+    return {"ids": generated, "logits": logits, "held": held_by, "communication": communication}
+
+
+def communication_of_a_token(model: SplitTransformer, prompt: list[int], group: Counting) -> dict[str, int]:
+    """``Counting.counts`` of the second of two tokens."""
+    group.counts.clear()
+    greedy(model, prompt, 1)
+    first = Counter(group.counts)
+    group.counts.clear()
+    greedy(model, prompt, 2)
+    group.counts.subtract(first)
+    return dict(group.counts)
 
 
 def main(rendezvous: str, rank: int, size: int, jobs: Path) -> None:

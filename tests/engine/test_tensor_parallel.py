@@ -37,6 +37,7 @@ FOUR = (
     *("gpt_neox-six", "olmo2", "granite", "stablelm-parallel", "starcoder2", "cohere-normed", "mixtral"),
     *("qwen3_moe", "olmoe"),
 )
+COMMUNICATION = ("llama-biases", "gemma2", "olmo2")  # cases whose communication is counted
 SPLITS = [(name, 2) for name in CASES] + [(name, 4) for name in FOUR]
 
 
@@ -67,7 +68,13 @@ def results(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Call
             (name, sabotage) for name, ranks, sabotage in SABOTAGED if ranks == size
         ]
         jobs = [
-            {"folder": str(tiny(name).folder), "prompt": PROMPT, "count": COUNT, "sabotage": sabotage}
+            {
+                "folder": str(tiny(name).folder),
+                "prompt": PROMPT,
+                "count": COUNT,
+                "sabotage": sabotage,
+                "communication": name in COMMUNICATION and not sabotage,
+            }
             for name, sabotage in wanted
         ]
         return dict(zip(wanted, run(size, jobs, tmp_path_factory.mktemp("ranks")), strict=True))
@@ -162,12 +169,12 @@ def test_the_parts_make_up_the_whole(name: str, size: int, tiny: TinyFactory) ->
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", ["llama-biases", "gemma2", "olmo2"])
+@pytest.mark.parametrize("name", COMMUNICATION)
 def test_communication_per_token(name: str, size: int, tiny: TinyFactory, results: Callable[..., Any]) -> None:
-    """In bytes: 2 L + 1 vectors are summed, one is broadcast, and the logits are gathered, in equal parts rounded up."""
+    """Bytes: 2 L + 1 vectors are summed, one is broadcast, and the logits are gathered in equal parts, rounded up."""
     config = tiny(name).load().config
     norms = 2 * config.num_hidden_layers if config.qk_norm == "full" else 0  # one number each
-    assert results(size)[name, ""]["counts"] == {
+    assert results(size)[name, ""]["communication"] == {
         "sum": 4 * ((2 * config.num_hidden_layers + 1) * config.hidden_size + norms),
         "broadcast": 4 * config.hidden_size,
         "gather": 4 * -(-config.vocab_size // size),
