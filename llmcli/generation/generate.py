@@ -161,10 +161,11 @@ def generate(
     Raises TypeError for an unknown filter, and LlmcliError for a value out of range or a prompt that does not fit the
     model's context (when iteration starts).
     """
-    values = {name.replace("_", "-"): float(value) for name, value in filters.items()}
-    unknown = set(values) - set(FILTERS)
-    if unknown:
-        raise TypeError(f"generate() got an unknown filter {min(unknown)!r}; known: {', '.join(FILTERS)}")
+    known = {name.replace("-", "_"): name for name in FILTERS}
+    for name in filters:
+        if name not in known:
+            raise TypeError(f"generate() got an unknown filter {name!r}; known: {', '.join(known)}")
+    values = {known[name]: float(value) for name, value in filters.items()}
     ids = loaded.prompt_ids(prompt) if isinstance(prompt, str) else loaded.readable(list(prompt))
     chain = filter_chain(default_order(), {**loaded.defaults.sampling, **values})
     sampler = Sampler([*loaded.vocabulary_filter(), *chain], secrets.randbelow(2**32) if seed is None else seed)
