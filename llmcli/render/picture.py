@@ -15,7 +15,7 @@ FRAGMENT = "<pre style=\"font-family: Menlo, 'DejaVu Sans Mono', Consolas, monos
 
 
 class Picture(io.StringIO):
-    """A stream that stands for a color terminal. Print to it with the functions of ``render.terminal``."""
+    """A stream that acts as a color terminal. Print to it with the functions of ``render.terminal``."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -130,12 +130,12 @@ def test_no_name_of_a_model_controls_the_terminal(tmp_path: Path, model: Path) -
     config = json.loads((wrong / "config.json").read_text())
     (wrong / "config.json").write_text(json.dumps({**config, "model_type": EVIL}))
     views = [["tokenize", "x"], ["tokenize", "x", "-m", folder], ["generate", "x", "-n", "1", "--verbose"], ["inspect"]]
-    told = each_raw([[*view, "-m", folder] for view in views])
-    told += each_raw([["generate", "x", "-m", wrong, *more] for more in ([], ["--verbose"])])
-    told += each_raw([["models"]], HF_HOME=str(tmp_path), width=150)
-    assert [code for _, code in told] == [0, 0, 0, 0, 1, 1, 0]
-    assert "some/model" in told[-1][0]
-    for shown, _ in told:
+    results = each_raw([[*view, "-m", folder] for view in views])
+    results += each_raw([["generate", "x", "-m", wrong, *more] for more in ([], ["--verbose"])])
+    results += each_raw([["models"]], HF_HOME=str(tmp_path), width=150)
+    assert [code for _, code in results] == [0, 0, 0, 0, 1, 1, 0]
+    assert "some/model" in results[-1][0]
+    for shown, _ in results:
         assert "␛" in shown or r"\x1b" in shown
         assert controls_in(shown) == []
 

@@ -65,7 +65,7 @@ def test_a_count_of_one_is_singular(run: Run, model: Path, chat_model: Path, tmp
     source, chat = tmp_path / "in.jsonl", tmp_path / "chat.json"
     source.write_text('{"prompt": "", "max_tokens": 1}\n')
     chat.write_text(json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}))
-    told = {
+    calls = {
         "1 token, decode - | prompt 1 token,": ("generate", "", "-n", 1),
         "prompt 1 token,": ("generate", "", "-n", 1, "--num-samples", 2),
         "0 of 1 token reused": ("generate", "", "-n", 1, "--prompt-cache", tmp_path / "cache"),
@@ -77,7 +77,7 @@ def test_a_count_of_one_is_singular(run: Run, model: Path, chat_model: Path, tmp
         "1 message\n": ("chat",),
     }
     run("generate", "The", "-m", model, "-n", 1, "--prompt-cache", tmp_path / "cache")
-    for expected, (command, *rest) in told.items():
+    for expected, (command, *rest) in calls.items():
         used = chat_model if command == "chat" else model
         result = run(command, *rest, "-m", used, input=f"/load {chat}\n" if command == "chat" else "")
         assert expected in result.output, result.output
@@ -192,7 +192,7 @@ def test_every_view_selects_positions_the_same_way(model: Path, run: Run, view: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["lens", PROMPT, "--at", "99"], "no position 99"),
         (["lens", PROMPT, "--at", "-99"], "no position -99"),
@@ -222,14 +222,14 @@ def test_every_view_selects_positions_the_same_way(model: Path, run: Run, view: 
         (["lens", ""], "empty"),
     ],
 )
-def test_errors_are_one_line(model: Path, run: Run, arguments: list[str], said: str) -> None:
-    if said == "empty":
+def test_errors_are_one_line(model: Path, run: Run, arguments: list[str], expected: str) -> None:
+    if expected == "empty":
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         assert config["bos_token_id"] is not None
         return  # this model has a BOS token, so an empty text can be read
     result = run(*arguments, "-m", model)
     assert result.exit_code == EXIT_USAGE, result.stderr
-    assert said in result.stderr
+    assert expected in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout == ""
 
