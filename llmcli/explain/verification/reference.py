@@ -102,7 +102,7 @@ def in_transformers(folder: Path, ids: Sequence[int]) -> Activations:
                 trust_remote_code=False,
             )
             decoder = model.get_decoder()
-            layers = find_layers(decoder, decoder.config.num_hidden_layers)
+            layers = decoder_layers(decoder, decoder.config.num_hidden_layers)
             return record_activations(layers, lambda: model(torch.tensor([list(ids)]), use_cache=False).logits)
         except Exception as error:  # another library's, of any kind
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -126,7 +126,7 @@ def record_activations(layers: Iterable[nn.Module], forward: Callable[[], Tensor
     return Activations([x.clone() for x in seen], logits)
 
 
-def find_layers(decoder: nn.Module, count: int) -> nn.ModuleList:
+def decoder_layers(decoder: nn.Module, count: int) -> nn.ModuleList:
     """Return the list of the decoder's ``count`` layers. Raises LookupError if there is none."""
     for module in decoder.modules():  # the outermost first
         if isinstance(module, nn.ModuleList) and len(module) == count:
