@@ -61,10 +61,11 @@ def leading(values: Tensor, count: int) -> Tensor:
 def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
     """Ids with p > 0 in the order (-p, id), and the upper end of each one's interval of [0, 1), in fp64.
 
-    The ends are divided by the sum of the probabilities, which rounding keeps from being 1. The last end is exactly 1.
+    The ends are divided by the sum of the probabilities, which rounding keeps from being 1. None is above 1, and the
+    last is exactly 1.
     """
     ids = ranked(probs, SMALLEST)
-    ends = probs[ids].double().cumsum(dim=-1) / probs.double().sum()
+    ends = (probs[ids].double().cumsum(dim=-1) / probs.double().sum()).clamp(max=1.0)
     ends[-1] = 1.0
     return ids, ends
 
