@@ -24,6 +24,7 @@ class Picture(io.StringIO):
             record=True,
             width=WIDTH,
             force_terminal=True,
+            force_jupyter=False,  # in a notebook Rich would also display each line itself
             color_system="truecolor",
             no_color=False,
             markup=False,

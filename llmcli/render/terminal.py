@@ -26,7 +26,7 @@ def console(stream: TextIO) -> Console:
     """Return a Rich console for ``stream`` that prints text literally: no markup, no emoji codes, no highlighting."""
     if isinstance(stream, Picture):
         return stream.console
-    return Console(file=stream, markup=False, emoji=False, highlight=False)
+    return Console(file=stream, force_jupyter=False, markup=False, emoji=False, highlight=False)
 
 
 def printable(text: str, stream: TextIO) -> str:
