@@ -1,4 +1,4 @@
-"""Draws the README's pictures from the shipped model: ``python docs/make_pictures.py`` (needs the test extra)."""
+"""Draw the pictures in docs/ with the shipped model: ``python docs/make_pictures.py`` (needs the test extra)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GENERATE = 'generate "Once upon a time, a little fox" --probs=3 -n 18 --seed 5'
 
 
 def draw_generate() -> None:
-    """What ``generate`` writes on a terminal: it is no view, so it draws no picture of itself."""
+    """Draw what ``generate`` writes to a terminal; unlike a view, it has no --save."""
     child = pexpect.spawn(
         sys.executable,
         ["-m", "llmcli", *shlex.split(GENERATE)],
