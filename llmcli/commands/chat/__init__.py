@@ -1,4 +1,4 @@
-"""``llmcli chat``: talk with a model, turn by turn."""
+"""``llmcli chat``: chat with a model, turn by turn."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmcli.commands.chat.actions import completions, resume, set_system, take
-from llmcli.commands.chat.lines import Lines, lines
+from llmcli import render
+from llmcli.commands.chat.actions import completions, handle_line, resume, set_system
+from llmcli.commands.chat.input import TurnSource, turn_source
 from llmcli.commands.chat.server import server_session
 from llmcli.commands.chat.session import AnySession, LocalSession
 from llmcli.commands.chat.settings import SamplerSettings
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, together="share")
 @heading("Chat")
-@click.option("--system-prompt", "-s", metavar="TEXT", help="What the model is told before the first turn.")
-@click.option("--raw", is_flag=True, help="Without a chat template: each turn continues one text, on a new line.")
+@click.option("--system-prompt", "-s", metavar="TEXT", help="Instructions for the model, before the first turn.")
+@click.option("--raw", is_flag=True, help="Use no chat template: each turn continues one text, on a new line.")
 @click.option(
     "--chat",
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Go on with the chat in FILE if it is there, and save it after every turn.",
+    help="Continue the chat in FILE if it exists, and save it after every turn.",
 )
 @split_options
 @endpoint_options
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=2048,
     show_default=True,
-    help="Write at most so many tokens in a reply.",
+    help="Maximum number of tokens per reply.",
 )
 @verbose_option
 def chat(
@@ -63,11 +64,11 @@ def chat(
     max_tokens: int,
     verbose: bool,
 ) -> None:
-    """Talk with a model that was taught to chat, or with --raw let any model go on with what you write.
+    """Chat with a model. With --raw, any model continues what you write.
 
-    Ctrl-C stops a reply, Ctrl-D leaves, /help lists the commands. A line that ends in a backslash goes on
-    in the next. Through a pipe, each line is a turn; replies go to stdout, everything else to stderr, and the
-    exit code is 1 if a line could not be used.
+    Ctrl-C stops a reply, Ctrl-D exits, /help lists the commands. A line that ends in a backslash continues on the
+    next line. From a pipe, each line is a turn; replies go to stdout, everything else to stderr, and the exit code is
+    1 if a line failed.
 
     \b
     Examples:
@@ -76,7 +77,7 @@ def chat(
       llmcli chat -m HuggingFaceTB/SmolLM2-135M-Instruct -s "Be brief."
     """
     if raw and system_prompt:
-        raise usage_error("--raw knows no system prompt", "leave one of them out")
+        raise usage_error("--raw has no system prompt", "omit --raw or --system-prompt")
     if file is not None:
         check_writable("--chat", file)
     session: AnySession
@@ -86,33 +87,30 @@ def chat(
     else:
         session = local_session(choice, sampling, raw=raw, file=file, verbose=verbose)
         begin(session, system_prompt)
-        warn_of_doubled(session.conversation)
-
-    from llmcli.render.terminal import note
-
+        warn_about_doubled_token(session.conversation)
     seed = session.settings.seed
-    help = "; /help lists the commands, Ctrl-D leaves" if sys.stdin is not None and sys.stdin.isatty() else ""
-    note(f"{session.conversation.name}; seed {'not set' if seed is None else seed}{help}", sys.stderr)
-    converse(session, lines(lambda line: completions(session, line)))
+    help = "; /help lists the commands, Ctrl-D exits" if sys.stdin is not None and sys.stdin.isatty() else ""
+    render.note(f"{session.conversation.name}; seed {'not set' if seed is None else seed}{help}", sys.stderr)
+    converse(session, turn_source(lambda line: completions(session, line)))
 
 
 def local_session(
     choice: ModelChoice, sampling: Sampling, *, raw: bool, file: Path | None, verbose: bool
 ) -> LocalSession:
-    """A chat with a model that runs here."""
+    """A chat with a local model."""
     template = None if raw else template_of(choice)
     loaded = choice.open()
 
     from llmcli.generation.conversation import Conversation
-    from llmcli.text.turns import Plain, Templated
+    from llmcli.text.chat_format import PlainFormat, TemplateFormat
 
-    form = Plain(loaded.tokenizer) if template is None else Templated(template, loaded.tokenizer)
+    form = PlainFormat(loaded.tokenizer) if template is None else TemplateFormat(template, loaded.tokenizer)
     settings = SamplerSettings(click.get_current_context(), sampling, loaded)
     return LocalSession(Conversation(loaded, form), settings, raw, file, verbose)
 
 
 def template_of(choice: ModelChoice) -> ChatTemplate:
-    """The model's chat template, before its weights are read. Errors: it has none."""
+    """The model's chat template, found before the weights are loaded. Errors: it has none."""
     from llmcli.hub.cache import name_of
     from llmcli.text.chat_template import find_template
 
@@ -120,14 +118,14 @@ def template_of(choice: ModelChoice) -> ChatTemplate:
     template = find_template(folder)
     if template is None:
         raise LlmcliError(
-            f"{name_of(folder)} has no chat template: it was not taught to chat",
-            "with --raw it goes on with what you write",
+            f"{name_of(folder)} has no chat template: it was not trained to chat",
+            "use --raw to let it continue what you write",
         )
     return template
 
 
 def begin(session: AnySession, system_prompt: str | None) -> None:
-    """The chat of --chat's file, if it is there, and the system prompt."""
+    """Load the chat in --chat's file, if it exists, and set the system prompt."""
     from llmcli.text.transcript import read_transcript
 
     if session.file is not None and session.file.exists():
@@ -136,34 +134,31 @@ def begin(session: AnySession, system_prompt: str | None) -> None:
         set_system(session, system_prompt)
 
 
-def warn_of_doubled(conversation: Conversation) -> None:
-    """Try the template before anything is typed; say so if it begins with the same special token twice."""
-    from llmcli.render.terminal import note
+def warn_about_doubled_token(conversation: Conversation) -> None:
+    """Warn if the template starts with the same special token twice, before anything is typed."""
+    from llmcli.text.chat_format import TemplateFormat
     from llmcli.text.chat_template import Message
-    from llmcli.text.turns import Templated
 
     form = conversation.form
-    if not isinstance(form, Templated):
+    if not isinstance(form, TemplateFormat):
         return
-    doubled = form.doubled(conversation.messages or (Message("user", "?"),))
+    doubled = form.doubled_token(conversation.messages or (Message("user", "?"),))
     if doubled is not None:
-        note(f"the chat template puts {doubled} twice before every conversation", sys.stderr)
+        render.note(f"the chat template starts every conversation with {doubled} twice", sys.stderr)
 
 
-def converse(session: AnySession, source: Lines) -> None:
-    """Turn after turn, until the lines end. A chat that nobody types ends at Ctrl-C, and fails if one of them did."""
-    from llmcli.render.terminal import note
-
-    typed = sys.stdin is not None and sys.stdin.isatty()
-    while typed or not session.interrupted:
+def converse(session: AnySession, source: TurnSource) -> None:
+    """Handle turn after turn until the input ends. Piped input also ends at Ctrl-C, and fails if any turn failed."""
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    while interactive or not session.interrupted:
         try:
-            take(session, source.read())
+            handle_line(session, source.read())
         except EOFError:
-            sys.exit(EXIT_FAILURE if session.failed and not typed else EXIT_OK)
-        except LlmcliError as error:  # of a line that cannot be read
-            session.tell(error)
+            sys.exit(EXIT_FAILURE if session.failed and not interactive else EXIT_OK)
+        except LlmcliError as error:  # the line cannot be read
+            session.report(error)
         except KeyboardInterrupt:
-            if not typed:
+            if not interactive:
                 break
-            note("Ctrl-D or /quit leaves", sys.stderr)
+            render.note("press Ctrl-D or type /quit to exit", sys.stderr)
     sys.exit(EXIT_INTERRUPTED)

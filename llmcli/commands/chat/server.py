@@ -1,4 +1,4 @@
-"""``chat --endpoint``: a chat whose replies a server writes."""
+"""``chat --endpoint``: a chat with a server's model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli.commands.chat.session import RIVALS, Session
+from llmcli import render
+from llmcli.commands.chat.session import ALTERNATIVES, Session
 from llmcli.commands.chat.settings import Settings
 from llmcli.commands.options.endpoint import fields_of
 from llmcli.commands.streaming.server import stream
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from llmcli.commands.options.sampling import Sampling
     from llmcli.endpoint.conversation import Messages, ServerConversation
     from llmcli.endpoint.server import Server
-    from llmcli.endpoint.tokens import Token
+    from llmcli.endpoint.tokens import ServerToken
 
 
 class ServerSettings(Settings):
-    """As the fields of a request."""
+    """The sampling options as fields of a request."""
 
     def __init__(self, context: click.Context, sampling: Sampling, server: Server) -> None:
         self._server = server
@@ -34,65 +35,60 @@ class ServerSettings(Settings):
         return sampling.seed
 
     def fields(self) -> Mapping[str, Any]:
-        """Those of the next reply."""
+        """The fields for the next reply."""
         seed = self.next_seed()
         return self._fields if seed is None else {**self._fields, "seed": seed}
 
 
 if TYPE_CHECKING:
-    There = Session[ServerConversation, ServerSettings]
+    Remote = Session[ServerConversation, ServerSettings]
 else:
-    There = Session
+    Remote = Session
 
 
-class ServerSession(There):
-    """Replies come from a server."""
+class ServerSession(Remote):
+    """A chat with a server's model."""
 
     fields: Mapping[str, Any] = {}  # of the last reply
 
     def answer(self, messages: Messages) -> None:
-        from llmcli.render.generation import TextWriter, ending, print_server_probabilities, print_server_summary
-        from llmcli.render.terminal import note
-
         self.fields = self.settings.fields()
-        rivals = RIVALS if self.probs else None
-        writing = self.conversation.server.write(
-            self.conversation.ask(messages, self.fields, self.settings.max_tokens, rivals)
+        alternatives = ALTERNATIVES if self.probs else None
+        writing = self.conversation.server.stream(
+            self.conversation.request(messages, self.fields, self.settings.max_tokens, alternatives)
         )
-        writer = TextWriter(sys.stdout, by_probability=self.probs)
-        tokens: list[Token] = []
+        writer = render.TextWriter(sys.stdout, by_probability=self.probs)
+        tokens: list[ServerToken] = []
         try:
-            told = stream(writing, writer, tokens)
+            reports = stream(writing, writer, tokens)
         except LlmcliError as error:
             if not writing.text:
                 raise
             writer.end_line()
             self.conversation.keep(messages, writing.text, tokens)
-            self.tell(error)
+            self.report(error)
             return
         self.interrupted = writing.finish == "interrupted"
         if not writing.text:
-            writer.write("\n")  # so that there is one line at least for each reply
+            writer.write("\n")  # every reply prints at least one line
         writer.end_line()
         if self.interrupted and not writing.text:
-            note("interrupted before the first token: the chat is as it was", sys.stderr)
+            render.note("interrupted before the first token; the chat is unchanged", sys.stderr)
             return
         self.conversation.keep(messages, writing.text, tokens)
         if self.probs:
-            print_server_probabilities(told, sys.stderr)
+            render.print_server_probabilities(reports, sys.stderr)
         if self.verbose:
-            print_server_summary(writing, sys.stderr, seed=self.fields.get("seed"))
+            render.print_server_summary(writing, sys.stderr, seed=self.fields.get("seed"))
         elif writing.finish != "stop_token":
-            note(f"stopped: {ending(writing.finish)}", sys.stderr)
+            render.note(f"stopped: {render.ending(writing.finish)}", sys.stderr)
 
     def explain(self, index: int) -> None:
-        from llmcli.render.step import print_server_step
-
-        print_server_step(self.conversation.step(index, self.fields), sys.stderr)
+        render.print_server_step(self.conversation.step(index, self.fields), sys.stderr)
 
 
 def server_session(server: Server, sampling: Sampling, *, raw: bool, file: Path | None, verbose: bool) -> ServerSession:
-    """A chat with the server's model."""
+    """Start a chat with the server's model."""
     from llmcli.endpoint.conversation import ServerConversation
 
     settings = ServerSettings(click.get_current_context(), sampling, server)

@@ -1,4 +1,4 @@
-"""A chat as it goes on: turns and their replies, shown and saved, and errors told."""
+"""A running chat: its replies are shown and saved, and its errors reported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from llmcli import explain, render
 from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import LlmcliError, out_of_memory
@@ -18,39 +19,40 @@ if TYPE_CHECKING:
     from llmcli.explain.report import GeneratedToken
     from llmcli.generation.conversation import Conversation, Messages, Reply
 
-RIVALS = 5  # of a token in the table of /probs
-TOP = 10  # candidates that /explain lists
+ALTERNATIVES = 5  # per token in the table of /probs
+TOP = 10  # candidates in the table of /explain
 
 
-class Talk(Protocol):
-    """What a session needs of a conversation, wherever the model runs."""
+class AnyConversation(Protocol):
+    """A conversation with a local model or with a server's."""
 
     messages: Messages
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
 
     @property
     def context(self) -> int:
-        """How many tokens the model can read and write in all."""
+        """The model's context length in tokens."""
 
     def check(self, messages: Messages) -> None:
-        """Raise where they cannot be told to the model."""
+        """Raise if the messages cannot be sent to the model."""
 
     def sizes(self) -> list[int]:
         """Tokens of each message."""
 
 
-T = TypeVar("T", bound=Talk)
+T = TypeVar("T", bound=AnyConversation)
 S = TypeVar("S", bound="Settings")
 
 
 @dataclass
 class Session(ABC, Generic[T, S]):
-    """``raw`` chats have no template; ``probs`` is whether probabilities are shown; ``file`` is kept up to date.
+    """A chat and its state.
 
-    ``interrupted`` is whether Ctrl-C stopped the last reply, ``failed`` whether any line came to nothing.
+    ``raw`` chats use no template. ``file`` is saved after every turn. ``probs``: show probabilities. ``interrupted``:
+    Ctrl-C stopped the last reply. ``failed``: some line failed.
     """
 
     conversation: T
@@ -62,35 +64,32 @@ class Session(ABC, Generic[T, S]):
     interrupted: bool = False
     failed: bool = False
 
-    def tell(self, error: Exception) -> None:
-        """One line for what went wrong; raises what is nobody's to mend."""
-        from llmcli.render.terminal import note
-        from llmcli.render.text import one_line
-
-        told = error if isinstance(error, LlmcliError) else out_of_memory(error)
-        if told is None:
+    def report(self, error: Exception) -> None:
+        """Print an error in one line. An error that is not the user's is raised."""
+        known = error if isinstance(error, LlmcliError) else out_of_memory(error)
+        if known is None:
             raise error
         self.failed = True
         if self.verbose:
             traceback.print_exception(error)
-        note(one_line(f"llmcli: {describe(told)}"), sys.stderr)
+        render.note(render.one_line(f"llmcli: {describe(known)}"), sys.stderr)
 
     def say(self, text: str) -> None:
-        """A turn of the user's, and its reply."""
+        """Answer a turn of the user."""
         from llmcli.text.chat_template import Message
 
         self.answer((*self.conversation.messages, Message("user", text)))
 
     @abstractmethod
     def answer(self, messages: Messages) -> None:
-        """The reply to ``messages``; they are the conversation only if something was written."""
+        """Show a reply to ``messages``. They become the conversation unless the reply is empty."""
 
     @abstractmethod
     def explain(self, index: int) -> None:
-        """Show how the index-th token of the last reply was chosen. Errors: there is none."""
+        """Show how the last reply's token number ``index`` was chosen. Errors: there is no such token."""
 
     def save(self) -> None:
-        """Bring --chat's file up to date, if there is one."""
+        """Save the chat to --chat's file, if there is one."""
         from llmcli.text.transcript import write_transcript
 
         if self.file is not None:
@@ -101,60 +100,51 @@ AnySession = Session[Any, Any]
 if TYPE_CHECKING:
     Local = Session[Conversation, SamplerSettings]
 else:
-    Local = Session  # the names of its types would bring torch
+    Local = Session  # at run time, naming its types would import torch
 
 
 class LocalSession(Local):
-    """Replies come from a model that runs here."""
+    """A chat with a local model."""
 
     def answer(self, messages: Messages) -> None:
-        from llmcli.render.generation import ENDINGS, print_summary
-        from llmcli.render.terminal import note
-
         sampler = self.settings.sampler()
         reply = self.conversation.answer(messages, sampler, self.settings.max_tokens)
         self._write(reply)
-        done = reply.generation
-        self.interrupted = done.finish == "interrupted"
+        generation = reply.generation
+        self.interrupted = generation.finish == "interrupted"
         if not reply.choices:
-            note("interrupted before the first token: the chat is as it was", sys.stderr)
+            render.note("interrupted before the first token; the chat is unchanged", sys.stderr)
             return
         self.conversation.keep(reply)
         if self.verbose:
-            print_summary(done, sys.stderr, seed=sampler.seed, context=self.conversation.context)
-        elif done.finish != "stop_token":
-            note(f"stopped: {ENDINGS[done.finish]}", sys.stderr)
+            render.print_summary(generation, sys.stderr, seed=sampler.seed, context=self.conversation.context)
+        elif generation.finish != "stop_token":
+            render.note(f"stopped: {render.ENDINGS[generation.finish]}", sys.stderr)
 
     def explain(self, index: int) -> None:
-        from llmcli.explain.sampling_step import step_report
-        from llmcli.render.step import print_step
-
         chat = self.conversation
         step, context = chat.step(index)
         assert chat.last is not None
-        report = step_report(
+        report = explain.step_report(
             step, chat.last.sampler, chat.loaded.tokenizer, prompt_ids=chat.last.prompt, context_ids=context, top=TOP
         )
-        print_step(report, sys.stderr)
+        render.print_step(report, sys.stderr)
 
     def _write(self, reply: Reply) -> None:
-        """The reply as it comes; then the table of its probabilities, if they are shown."""
-        from llmcli.explain.sampling_step import generated_token_of
-        from llmcli.render.generation import TextWriter, print_probabilities
-
-        writer = TextWriter(sys.stdout, by_probability=self.probs)
+        """Print the reply as it comes, then the table of its probabilities if they are on."""
+        writer = render.TextWriter(sys.stdout, by_probability=self.probs)
         reports: list[GeneratedToken] = []
         with Interrupt() as interrupt:
             try:
                 for step, text in reply:
                     writer.write(text, step.choice.prob)
                     if self.probs:
-                        reports.append(generated_token_of(step, self.conversation.loaded.tokenizer, RIVALS))
+                        reports.append(explain.generated_token_of(step, self.conversation.loaded.tokenizer, ALTERNATIVES))
                     interrupt.point()
             except KeyboardInterrupt:
                 writer.write(reply.generation.interrupt())
         if not reply.generation.text:
-            writer.write("\n")  # so that there is one line at least for each reply
+            writer.write("\n")  # every reply prints at least one line
         writer.end_line()
         if reports:
-            print_probabilities(reports, sys.stderr)
+            render.print_probabilities(reports, sys.stderr)

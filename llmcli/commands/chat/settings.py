@@ -1,4 +1,4 @@
-"""How a chat samples: the command line's options, which may be set anew while it goes on."""
+"""The sampling settings of a chat: the command line's options, which /set can change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTH = "max_tokens"
 
 
 class Settings(ABC):
-    """The values of the sampling options and of --max-tokens, checked as on the command line."""
+    """The values of the sampling options and of --max-tokens, validated as on the command line."""
 
     def __init__(self, context: click.Context, sampling: Sampling) -> None:
         names = (*sampling_parameters(), LENGTH)
@@ -29,17 +29,17 @@ class Settings(ABC):
             for option in context.command.params
             if option.name in names and isinstance(option, click.Option)
         }
-        self._first = self.use(sampling)
-        self._values: dict[str, Any] = {name: context.params[name] for name in names} | {"seed": self._first}
-        self._begun = 0
+        self._first_seed = self.use(sampling)
+        self._values: dict[str, Any] = {name: context.params[name] for name in names} | {"seed": self._first_seed}
+        self._replies = 0
 
     @abstractmethod
     def use(self, sampling: Sampling) -> int | None:
-        """Write the next replies so; the seed of the first, None if it has none. Errors: they cannot be."""
+        """Use ``sampling`` for the next replies. Return the first one's seed, if it has one. Errors: it is not supported."""
 
     @property
     def names(self) -> list[str]:
-        """What can be set."""
+        """The names that /set takes."""
         return list(self._options)
 
     @property
@@ -48,17 +48,17 @@ class Settings(ABC):
 
     @property
     def seed(self) -> int | None:
-        """That of the next reply: each has one of its own, one more than that of the reply before."""
-        return None if self._first is None else self._first + self._begun
+        """The seed of the next reply: that of the previous reply plus one."""
+        return None if self._first_seed is None else self._first_seed + self._replies
 
     def next_seed(self) -> int | None:
-        """Likewise; and the reply after it has another."""
+        """Return ``seed`` and advance it for the reply after the next."""
         seed = self.seed
-        self._begun += 1
+        self._replies += 1
         return seed
 
     def set(self, name: str, text: str) -> None:
-        """Set an option to what ``text`` says. Errors: as on the command line, and then nothing is changed."""
+        """Set an option to ``text``. Errors: those of the command line; nothing changes then."""
         option = self._options.get(name.removeprefix("--"))
         if option is None:
             hint = did_you_mean(name, self.names) or "known: " + ", ".join(self.names)
@@ -70,13 +70,13 @@ class Settings(ABC):
         assert option.name is not None
         values = {**self._values, option.name: value}
         sampling = parse_sampling(**{key: value for key, value in values.items() if key != LENGTH})
-        self._first = self.use(sampling)
+        self._first_seed = self.use(sampling)
         self._values = values
-        self._begun = 0 if option.name == "seed" else self._begun
+        self._replies = 0 if option.name == "seed" else self._replies
 
 
 class SamplerSettings(Settings):
-    """As a sampler of the model that runs here."""
+    """The sampling options as a sampler for a local model."""
 
     def __init__(self, context: click.Context, sampling: Sampling, loaded: LoadedModel) -> None:
         self._loaded = loaded
@@ -87,7 +87,7 @@ class SamplerSettings(Settings):
         return self._chain.seed
 
     def sampler(self) -> Sampler:
-        """A sampler for the next reply."""
+        """The sampler for the next reply."""
         from llmcli.generation.sampling import Sampler
 
         seed = self.next_seed()

@@ -1,4 +1,4 @@
-"""Where the turns of a chat come from: a terminal with or without line editing, or a pipe."""
+"""Reading the turns of a chat: from a terminal, with or without line editing, or from a pipe."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from llmcli import render
 from llmcli.commands.shell.config_file import config_folder
 from llmcli.errors import LlmcliError
 
@@ -15,38 +16,38 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
 
-PROMPT, MORE = "> ", "... "
+PROMPT, CONTINUATION = "> ", "... "
 _QUOTED = re.compile(r'(\s*(?:/\w+\s+)?)"""(.*)"""\s*', re.DOTALL)
 _OPENED = re.compile(r'\s*(?:/\w+\s+)?"""')
 
 
-class Lines(Protocol):
+class TurnSource(Protocol):
     """A source of turns."""
 
     def read(self) -> str:
-        """The next turn, whole. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C."""
+        """Return the next turn. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C."""
 
 
-def is_whole(text: str) -> bool:
-    """Whether a turn is at its end: no backslash at the end of its last line, no triple quotes left open."""
+def is_complete(text: str) -> bool:
+    """Whether a turn is complete: its last line ends in no backslash, and no triple quotes are open."""
     if _OPENED.match(text):
         return _QUOTED.fullmatch(text) is not None
     return not text.endswith("\\")
 
 
-def unfolded(text: str) -> str:
-    """A turn without the marks that let it run over several lines."""
+def joined(text: str) -> str:
+    """A turn without the backslashes or quotes that continue it over several lines."""
     quoted = _QUOTED.fullmatch(text)
     if quoted:
         return quoted[1].lstrip() + quoted[2].removeprefix("\n").removesuffix("\n")
     return text.replace("\\\n", "\n")
 
 
-class Plain:
-    """Whole lines as they come, after a plain prompt if there is somebody to see it."""
+class PlainInput:
+    """Lines without editing, after a prompt if stdin is a terminal."""
 
     def __init__(self, line: Callable[[], str], prompt: TextIO | None) -> None:
-        self._line = line  # "" at the end
+        self._line = line  # returns "" at the end
         self._prompt = prompt
 
     def read(self) -> str:
@@ -54,9 +55,9 @@ class Plain:
         if not text:
             raise EOFError
         text = _bare(text)
-        while not is_whole(text) and (more := self._next(MORE)):
+        while not is_complete(text) and (more := self._next(CONTINUATION)):
             text += "\n" + _bare(more)
-        return unfolded(text)
+        return joined(text)
 
     def _next(self, prompt: str) -> str:
         if self._prompt is not None:
@@ -69,16 +70,16 @@ def _bare(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def piped() -> str:
-    """The next line of a pipe. Errors: not UTF-8, which costs that line alone."""
+def read_pipe() -> str:
+    """Return the next line of a pipe. Errors: the line is not UTF-8; the next call reads the line after it."""
     try:
         return sys.stdin.buffer.readline().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LlmcliError(f"a line of stdin is not valid UTF-8 at byte {error.start}", "convert it first") from None
+        raise LlmcliError(f"a line of stdin is not valid UTF-8 at byte {error.start}", "convert it to UTF-8") from None
 
 
-class Edited:
-    """Lines that can be edited, with a history that is kept, and commands that Tab completes."""
+class EditedInput:
+    """Lines with editing, a history that is kept on disk, and completion of commands by Tab."""
 
     def __init__(self, stream: TextIO, complete: Callable[[str], Sequence[str]]) -> None:
         from prompt_toolkit import PromptSession
@@ -87,7 +88,7 @@ class Edited:
 
         output = create_output(stream)
         if hasattr(output, "enable_cpr"):
-            output.enable_cpr = False  # asking where the cursor is: for menus, which we have not
+            output.enable_cpr = False  # it asks for the cursor position, which only menus need
         self._session: PromptSession[str] = PromptSession(
             history=_history(config_folder() / "chat_history"),
             completer=_completer(complete),
@@ -95,17 +96,17 @@ class Edited:
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             multiline=True,
-            prompt_continuation=lambda width, line, wraps: "" if wraps else MORE,  # long lines are only wrapped
+            prompt_continuation=lambda width, line, wraps: "" if wraps else CONTINUATION,  # a wrapped line is not a new one
             key_bindings=_keys(),
             output=output,
         )
 
     def read(self) -> str:
-        return unfolded(self._session.prompt(PROMPT))
+        return joined(self._session.prompt(PROMPT))
 
 
 def _keys() -> Any:
-    """Enter sends a turn that is whole, Alt-Enter begins a new line in any."""
+    """Enter sends a complete turn, Alt-Enter always starts a new line."""
     from prompt_toolkit.enums import DEFAULT_BUFFER
     from prompt_toolkit.filters import has_focus
     from prompt_toolkit.key_binding import KeyBindings
@@ -115,7 +116,7 @@ def _keys() -> Any:
     @keys.add("enter", filter=has_focus(DEFAULT_BUFFER))
     def _(event: Any) -> None:
         buffer = event.current_buffer
-        if is_whole(buffer.text):
+        if is_complete(buffer.text):
             buffer.validate_and_handle()
         else:
             buffer.newline(copy_margin=False)
@@ -128,7 +129,7 @@ def _keys() -> Any:
 
 
 def _completer(complete: Callable[[str], Sequence[str]]) -> Any:
-    """``complete`` gives the words that may stand at the end of a line, in the place of its last."""
+    """A completer; ``complete`` returns the words that may replace the last word of a line."""
     from prompt_toolkit.completion import Completer, Completion
     from prompt_toolkit.document import Document
 
@@ -142,7 +143,7 @@ def _completer(complete: Callable[[str], Sequence[str]]) -> Any:
 
 
 def _history(path: Path) -> History:
-    """What was typed in earlier chats; of this one alone where the file cannot be written."""
+    """The lines of earlier chats, or of this one only if the file cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     try:
@@ -154,13 +155,11 @@ def _history(path: Path) -> History:
         return InMemoryHistory()
 
 
-def lines(complete: Callable[[str], Sequence[str]]) -> Lines:
-    """The source that suits how the program runs."""
-    from llmcli.render.terminal import styled
-
+def turn_source(complete: Callable[[str], Sequence[str]]) -> TurnSource:
+    """The source that fits stdin and the terminal."""
     if sys.stdin is None or not sys.stdin.isatty():
-        return Plain(piped, None) if sys.stdin is not None else Plain(lambda: "", None)
+        return PlainInput(read_pipe, None) if sys.stdin is not None else PlainInput(lambda: "", None)
     screen = next((stream for stream in (sys.stderr, sys.stdout) if stream.isatty()), None)
-    if screen is not None and styled(screen):
-        return Edited(screen, complete)
-    return Plain(sys.stdin.readline, screen)
+    if screen is not None and render.styled(screen):
+        return EditedInput(screen, complete)
+    return PlainInput(sys.stdin.readline, screen)
