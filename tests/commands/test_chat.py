@@ -154,7 +154,7 @@ def test_a_template_that_refuses_costs_the_turn_alone(run: Run, chat_model: Path
     result = run("chat", "-m", folder, "-n", 3, "--temperature", 0, input="\n".join(lines))
     assert result.exit_code == 1
     assert result.stderr.count("not this") == 1
-    assert result.stderr.count("model knows no system prompt (leave it out") == 1
+    assert result.stderr.count("model has no system prompt (put the instructions") == 1
     assert len(result.stdout.splitlines()) == 2
     assert "you\t" in result.stderr
 
@@ -168,7 +168,7 @@ def test_a_template_without_a_place_for_a_system_prompt(run: Run, chat_model: Pa
     (folder / "chat_template.jinja").write_text(refuse + template)
     result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
     assert (result.exit_code, result.stdout) == (1, "")
-    told = "llmcli: model knows no system prompt (leave it out, and say it in your first turn)\n"
+    told = "llmcli: model has no system prompt (put the instructions into your first turn)\n"
     assert result.stderr == told
     (folder / "chat_template.jinja").write_text(words)  # nor is the chat itself to its liking
     result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
@@ -182,7 +182,7 @@ def test_a_doubled_beginning_is_told(run: Run, chat_model: Path, tmp_path: Path)
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text("{{ bos_token }}" + template)
     result = run("chat", "-m", folder, "-n", 3, input="hi\n")
-    assert "puts <|begin_of_text|> twice" in result.stderr
+    assert "with <|begin_of_text|> twice" in result.stderr
 
 
 def test_options_that_make_no_sense(run: Run, model: Path) -> None:
@@ -199,9 +199,9 @@ def test_undo_and_regenerate(talk: Callable[..., tuple[list[str], list[str]]], t
     file = tmp_path / "x.json"
     first, told = talk("The fox", "sang", "/undo", "/undo", "/undo", "/regenerate", args=("--chat", file))
     assert saved(file) == []
-    assert sum("taken back" in line for line in told) == 2
-    assert "llmcli: there is no turn to take back (say something first)" in told
-    assert any("no reply to write anew" in line for line in told)
+    assert sum("undone" in line for line in told) == 2
+    assert "llmcli: there is no turn to undo (send a message first)" in told
+    assert any("no reply to regenerate" in line for line in told)
     again, _ = talk("The fox", "/regenerate", args=("--chat", file))
     assert again[0] == again[-1] == first[0]
     assert [role for role, _ in saved(file)] == ["user", "assistant"]
@@ -227,17 +227,17 @@ def test_system_prompts(talk: Callable[..., tuple[list[str], list[str]]], tmp_pa
     ]
     _, told = talk("/system", "/tokens", args=("--chat", file))
     assert saved(file)[0] == ("user", "The fox")
-    assert "there is no system prompt" in told
+    assert "system prompt removed" in told
     _, told = talk("/system x", args=("--raw",))
-    assert "--raw knows no system prompt" in told[0]
+    assert "--raw has no system prompt" in told[0]
 
 
 def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
     _, told = talk("The", "/set max-tokens 1", "The", args=("--verbose",))
     assert [line.split(" token")[0] for line in told if "decode" in line] == ["6", "1"]
     wrong = [
-        ("/set", "takes a name and a value"),
-        ("/set temperature", "takes a name and a value"),
+        ("/set", "needs a name and a value"),
+        ("/set temperature", "needs a name and a value"),
         ("/set temperatur 1", "did you mean temperature?"),
         ("/set temperature warm", "'warm' is not a number"),
         ("/set temperature nan", "nan is not a number"),
@@ -247,14 +247,14 @@ def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
         ("/set max-tokens 0", "not in the range"),
         ("/set samplers top-q", "unknown sampler"),
         ("/set logit-bias no=such=token", "token"),
-        ("/set logit-bias", "takes a name and a value"),
+        ("/set logit-bias", "needs a name and a value"),
     ]
     for line, expected in wrong:
         _, (error,) = talk(line)
         assert expected in error, error
         assert error.startswith("llmcli: ")
     biased, told = talk("The", '/set logit-bias "X=+1000"', "The")
-    assert "logit-bias is X=+1000" in told
+    assert "logit-bias set to X=+1000" in told
     assert biased[-1] == "XXXXXX"
     # What was wrong is not kept.
     kept, _ = talk("/set temperature -1", "/set logit-bias no=such=token", "The")
@@ -267,7 +267,7 @@ def test_probs_explain_and_tokens(talk: Callable[..., tuple[list[str], list[str]
     assert [line.split(":")[0] for line in told if line.startswith("step")] == ["step 5", "step 0"]
     assert sum("check: ok" in line for line in told) == 2
     assert any("numbered from 0 to 5" in line for line in told)
-    assert any("'x' is no number" in line for line in told)
+    assert any("'x' is not a number" in line for line in told)
     assert "no reply" in told[-1]
     assert len(shown) == 1
     _, told = talk("/probs", "The fox", "/probs", "The fox")
@@ -301,7 +301,7 @@ def test_saving_and_loading(talk: Callable[..., tuple[list[str], list[str]]], tm
     begun = json.loads(file.read_text()) | {"messages": [{"role": "user", "content": "The fox"}]}
     file.write_text(json.dumps(begun))
     resumed, told = talk(f"/load {file}", "/regenerate")
-    assert any("/regenerate writes one" in line for line in told)
+    assert any("/regenerate generates one" in line for line in told)
     assert resumed == straight[: len(resumed)]
 
 

@@ -147,7 +147,7 @@ def test_turns_history_and_leaving(spawn: Spawn, tmp_path: Path) -> None:
     terminal.wait(lambda: "/regenerate" in terminal.shown)
     terminal.prompt()
     terminal.child.send(CTRL_C)
-    terminal.wait(lambda: "Ctrl-D or /quit leaves" in terminal.shown)
+    terminal.wait(lambda: "press Ctrl-D or type /quit to exit" in terminal.shown)
     terminal.prompt()
     terminal.child.send(CTRL_D)
     assert terminal.end() == 0
@@ -218,7 +218,7 @@ def test_a_plain_terminal_gets_no_codes(spawn: Spawn, tmp_path: Path, env: dict[
     terminal.say("fox")
     terminal.say("/tokens")
     terminal.child.send(CTRL_C)
-    terminal.wait(lambda: "Ctrl-D or /quit leaves" in terminal.shown)
+    terminal.wait(lambda: "press Ctrl-D or type /quit to exit" in terminal.shown)
     terminal.child.send(CTRL_D)
     assert terminal.end() == 0
     assert "\x1b" not in terminal.raw
