@@ -96,7 +96,9 @@ class EditedInput:
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             multiline=True,
-            prompt_continuation=lambda width, line, wraps: "" if wraps else CONTINUATION,  # a wrapped line is not a new one
+            prompt_continuation=lambda width, line, wraps: (
+                "" if wraps else CONTINUATION
+            ),  # a wrapped line is not a new one
             key_bindings=_keys(),
             output=output,
         )

@@ -139,7 +139,9 @@ class LocalSession(Local):
                 for step, text in reply:
                     writer.write(text, step.choice.prob)
                     if self.probs:
-                        reports.append(explain.generated_token_of(step, self.conversation.loaded.tokenizer, ALTERNATIVES))
+                        reports.append(
+                            explain.generated_token_of(step, self.conversation.loaded.tokenizer, ALTERNATIVES)
+                        )
                     interrupt.point()
             except KeyboardInterrupt:
                 writer.write(reply.generation.interrupt())

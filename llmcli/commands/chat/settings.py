@@ -35,7 +35,7 @@ class Settings(ABC):
 
     @abstractmethod
     def use(self, sampling: Sampling) -> int | None:
-        """Use ``sampling`` for the next replies. Return the first one's seed, if it has one. Errors: it is not supported."""
+        """Use ``sampling`` for the next replies. Return the seed of the first, if any. Errors: it is not supported."""
 
     @property
     def names(self) -> list[str]:
