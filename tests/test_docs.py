@@ -263,6 +263,15 @@ def test_links_lead_to_files_and_headings(document: str) -> None:
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_files_that_a_document_names_exist(document: str) -> None:
+    named = re.findall(r"`([\w./]+/|[\w./]*/?[a-z_]+\.(?:py|md|toml|yml))`", DOCUMENTS[document])
+    assert named
+    made = {"recipe.toml", "llmcli/commands/NAME.py"}  # by a run, and by you
+    for name in set(named) - made:
+        assert (ROOT / name).exists() or (ROOT / "llmcli" / name).exists(), name
+
+
 def anchors(text: str) -> set[str]:
     """The anchors that GitHub gives the headings of a document."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
