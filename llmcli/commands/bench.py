@@ -1,4 +1,4 @@
-"""``llmcli bench``: how fast is it here?"""
+"""``llmcli bench``: measure the speed of models on this machine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli import generation, render
 from llmcli.commands.options.common import MOST_THREADS, device_option, offline_option, verbose_option
 from llmcli.commands.options.model import DTYPES, QUANTIZATIONS, ModelChoice, several_models
 from llmcli.commands.shell.command import Command
@@ -19,14 +20,11 @@ from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
-    from llmcli.generation.bench import Speed
     from llmcli.model.transformer import Transformer
-    from llmcli.render.bench import BenchRow
-    from llmcli.storage.quantize import Kind
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers between commas."""
+class Integers(click.ParamType[tuple[int, ...]]):
+    """Integers from ``least`` to ``most``, separated by commas."""
 
     name = "numbers"
 
@@ -36,25 +34,25 @@ class Numbers(click.ParamType[tuple[int, ...]]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         words = str(value).split(",")
         if not all(word.strip().isdecimal() and self.least <= int(word) <= self.most for word in words):
-            self.fail(f"{value!r} is not a list of numbers from {self.least} to {self.most}, such as 1,2", param, ctx)
+            self.fail(f"{value!r} is not a list of integers from {self.least} to {self.most}, such as 1,2", param, ctx)
         return tuple(int(word) for word in words)
 
 
 @click.command(cls=Command)
 @several_models("As for generate; several are compared.")
-@click.option("--config", type=click.Path(path_type=Path), help="A config.json instead of a model; with --random.")
-@click.option("--random", "random_weights", is_flag=True, help="Random weights of the shape that --config tells.")
+@click.option("--config", type=click.Path(path_type=Path), help="A config.json instead of a model; needs --random.")
+@click.option("--random", "random_weights", is_flag=True, help="Random weights in the shape of --config.")
 @click.option("--prompt-tokens", "-p", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--output-tokens", "-n", type=click.IntRange(min=2), default=128, show_default=True)
-@click.option("--depth", "-d", "depths", type=Numbers(0, 2**24), default="0", help="Tokens before the prompt: 0,1024.")
-@click.option("--repeat", "-r", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each.")
+@click.option("--depth", "-d", "depths", type=Integers(0, 2**24), default="0", help="Tokens before the prompt: 0,1024.")
+@click.option("--repeat", "-r", type=click.IntRange(min=1), default=5, show_default=True, help="Runs per measurement.")
 @click.option("--dtype", "dtypes", default="auto", show_default=True, help="One or more of: " + ", ".join(DTYPES))
 @click.option("--quantize", default="none", show_default=True, help="One or more of: none, " + ", ".join(QUANTIZATIONS))
-@click.option("--threads", type=Numbers(1, MOST_THREADS), help="CPU threads, one or more counts: 1,2.")
+@click.option("--threads", type=Integers(1, MOST_THREADS), help="CPU threads, one or more counts: 1,2.")
 @device_option
 @offline_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a row.")
-@click.option("--markdown", is_flag=True, help="A table for a README.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @verbose_option
 def bench(
     models: tuple[str, ...],
@@ -73,10 +71,11 @@ def bench(
     markdown: bool,
     verbose: bool,
 ) -> None:
-    """Measure prefill and decode in tokens a second, as `generate` runs them: median, lowest and highest.
+    """Measure prefill and decode speed in tokens per second, as `generate` runs them: median and range.
 
-    Share is the part of the memory bandwidth, measured on the spot, that reading the weights once a token takes.
-    Above 100% the weights fit into the processor's cache. What else runs on the machine shows: look at the spread.
+    The share of bandwidth is how much of the memory bandwidth, measured at the end, decoding uses to read the
+    weights once per token. It exceeds 100% if the weights fit into the CPU cache. Other processes distort the
+    results; check the range.
 
     \b
     Examples:
@@ -85,96 +84,92 @@ def bench(
       llmcli bench --config path/to/config.json --random --threads 1,2 --markdown
     """
     if (config is not None) != random_weights or (config is not None and models):
-        raise usage_error("--config and --random belong together, without --model", "give both, or neither")
+        raise usage_error("--config and --random need each other, and exclude --model", "give both, or neither")
     if as_json and markdown:
-        raise usage_error("--json and --markdown exclude each other", "give one of them")
-    kinds = listed("--dtype", dtypes, DTYPES)
-    roundings = listed("--quantize", quantize, ("none", *QUANTIZATIONS))
-
+        raise usage_error("--json and --markdown cannot be combined", "give one of them")
+    choices = [
+        ModelChoice(model, None, offline, device, dtype, None if kind == "none" else kind, threads=None)
+        for model, dtype, kind in itertools.product(
+            models or (None,),
+            parse_list("--dtype", dtypes, DTYPES),
+            parse_list("--quantize", quantize, ("none", *QUANTIZATIONS)),
+        )
+    ]
     import_torch()
-    from llmcli.generation.bench import measure, read_bandwidth
     from llmcli.model.device import pick_device, use_threads
-    from llmcli.render import bench as view
-    from llmcli.render.terminal import note
 
-    sources: tuple[str | None, ...] = (str(config),) if config is not None else models or (None,)
-
-    def measured() -> Iterator[BenchRow]:
-        for source in sources:
-            for kind, rounding in itertools.product(kinds, roundings):
-                began = time.perf_counter()
-                quantization = None if rounding == "none" else rounding
-                if config is None:
-                    loaded = ModelChoice(source, None, offline, device, kind, quantization, threads=None).open()
-                    name, model = loaded.name, loaded.model
-                else:
-                    name, model = random_model(config, device, kind, quantization)
-                seconds = time.perf_counter() - began
-                for count in threads or (None,):
-                    use_threads(count)
-                    for speed in measure(
-                        model, prompt=prompt_tokens, output=output_tokens, depths=depths, repeat=repeat
-                    ):
-                        yield row_of(name, model, rounding, speed, seconds)
-
+    lengths = Lengths(prompt_tokens, output_tokens, depths, repeat)
     rows = []
-    for row in measured():
-        note(view.bench_line(row), sys.stderr)
-        rows.append(row)
-    bandwidths = {}  # last, because it takes memory of its own
+    for choice in choices:
+        for row in measure(choice, config, threads or (None,), lengths):
+            render.note(render.bench_line(row), sys.stderr)
+            rows.append(row)
+    bandwidths = {}  # measured last, because it takes memory of its own
     for count in {row.threads for row in rows}:
         use_threads(count)
-        bandwidths[count] = read_bandwidth(pick_device(device))
+        bandwidths[count] = generation.read_bandwidth(pick_device(device))
     rows = [replace(row, bandwidth=bandwidths[row.threads]) for row in rows]
     if as_json:
-        view.write_bench_json(rows, sys.stdout)
+        render.write_bench_json(rows, sys.stdout)
     elif markdown:
-        view.print_bench_markdown(rows, sys.stdout)
+        render.print_bench_markdown(rows, sys.stdout)
     else:
-        view.print_bench(rows, sys.stdout)
+        render.print_bench(rows, sys.stdout)
 
 
-def listed(option: str, words: str, known: Sequence[str]) -> list[Any]:
-    """The words between commas. Errors: one that is not ``known``."""
-    found = [word.strip() for word in words.split(",")]
-    if not set(found) <= set(known):
-        raise usage_error(f"{option} {words} is not a list of what it takes", "known: " + ", ".join(known))
-    return found
+@dataclass(frozen=True)
+class Lengths:
+    """What to measure with each model: these numbers of tokens, ``repeat`` times."""
+
+    prompt: int
+    output: int
+    depths: Sequence[int]
+    repeat: int
 
 
-def row_of(name: str, model: Transformer, rounding: str, speed: Speed, load_seconds: float) -> BenchRow:
-    """A measurement together with what it was taken on."""
+def measure(
+    choice: ModelChoice, config: Path | None, threads: Sequence[int | None], lengths: Lengths
+) -> Iterator[render.BenchRow]:
+    """Open one model, or one with random weights in the shape of ``config``, and measure it with each thread count."""
+    from llmcli.model.device import use_threads
+
+    began = time.perf_counter()
+    if config is None:
+        loaded = choice.open()
+        name, model = loaded.name, loaded.model
+    else:
+        name = f"random {config.parent.resolve().name}"
+        model = generation.random_model_of(config, choice.device, choice.dtype, choice.quantization)
+    seconds = time.perf_counter() - began
+    dtype = choice.quantization or str(model.dtype).removeprefix("torch.")
+    for count in threads:
+        use_threads(count)
+        for speed in generation.measure(
+            model, prompt=lengths.prompt, output=lengths.output, depths=lengths.depths, repeat=lengths.repeat
+        ):
+            yield row_of(name, dtype, model, speed, seconds)
+
+
+def row_of(name: str, dtype: str, model: Transformer, speed: generation.Speed, load_seconds: float) -> render.BenchRow:
+    """A measurement and its conditions."""
     import torch
 
-    from llmcli.generation.bench import peak_memory
-    from llmcli.render.bench import BenchRow
-
-    return BenchRow(
+    return render.BenchRow(
         model=name,
-        dtype=str(model.dtype).removeprefix("torch.") if rounding == "none" else rounding,
+        dtype=dtype,
         device=str(model.device),
         threads=torch.get_num_threads(),
         speed=speed,
         weight_bytes=sum(parameter.nbytes for parameter in model.parameters()),
         load_seconds=load_seconds,
-        peak_bytes=peak_memory(),
+        peak_bytes=generation.peak_memory(),
     )
 
 
-def random_model(config: Path, device: str, dtype: str, quantization: Kind | None) -> tuple[str, Transformer]:
-    """Random weights in the shape of a config.json."""
-    import torch
-
-    from llmcli.engine import random_weights
-    from llmcli.files.json import read_json
-    from llmcli.model.device import pick_device, pick_dtype
-    from llmcli.model.families import family_of
-    from llmcli.storage.quantize import quantize
-
-    raw = read_json(config)
-    where = pick_device(device)
-    shape = family_of(raw).parse(raw)
-    model = random_weights.random_model(shape, device=where, dtype=pick_dtype(dtype, where, torch.bfloat16))
-    if quantization is not None:
-        quantize(model, quantization)
-    return f"random {config.parent.resolve().name}", model
+def parse_list(option: str, text: str, known: Sequence[str]) -> list[Any]:
+    """Parse words separated by commas. Raises a usage error for a word that is not ``known``."""
+    found = [word.strip() for word in text.split(",")]
+    for word in found:
+        if word not in known:
+            raise usage_error(f"{option} does not know {word!r}", "known: " + ", ".join(known))
+    return found

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from llmcli.generation.bench import Speed as Speed
     from llmcli.generation.bench import measure as measure
     from llmcli.generation.bench import peak_memory as peak_memory
+    from llmcli.generation.bench import random_model_of as random_model_of
     from llmcli.generation.bench import read_bandwidth as read_bandwidth
     from llmcli.generation.context import Overflow as Overflow
     from llmcli.generation.context import fit_prompt as fit_prompt
@@ -64,6 +65,7 @@ __all__ = [
     "load",
     "measure",
     "peak_memory",
+    "random_model_of",
     "read_bandwidth",
     "regex_rules",
     "step_at",
@@ -74,6 +76,7 @@ __getattr__, __dir__ = lazy.exports(
         "Speed": "bench",
         "measure": "bench",
         "peak_memory": "bench",
+        "random_model_of": "bench",
         "read_bandwidth": "bench",
         "Overflow": "context",
         "fit_prompt": "context",

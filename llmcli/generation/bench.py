@@ -12,13 +12,18 @@ from pathlib import Path
 
 import torch
 
+from llmcli.engine.random_weights import random_model
 from llmcli.engine.transformer import as_vector, product
 from llmcli.errors import usage_error
+from llmcli.files.json import read_json
 from llmcli.generation.filters import Temperature
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import next_logits, steps
 from llmcli.model.cache import KVCache
+from llmcli.model.device import pick_device, pick_dtype
+from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
+from llmcli.storage.quantize import Kind, quantize
 
 WARM_UP = 16  # tokens generated before the measurements
 
@@ -109,6 +114,17 @@ def _run(model: Transformer, ids: Sequence[int], cache: KVCache, output: int, sa
         if step.index == 0:
             first = time.perf_counter()
     return first - began, time.perf_counter() - first
+
+
+def random_model_of(config: Path, device: str, dtype: str, quantization: Kind | None) -> Transformer:
+    """A model with random weights in the shape of a config.json. "auto" means bfloat16 and the fastest device."""
+    raw = read_json(config)
+    where = pick_device(device)
+    shape = family_of(raw).parse(raw)
+    model = random_model(shape, device=where, dtype=pick_dtype(dtype, where, torch.bfloat16))
+    if quantization is not None:
+        quantize(model, quantization)
+    return model
 
 
 def read_bytes(model: Transformer) -> int:

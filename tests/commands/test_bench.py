@@ -1,4 +1,4 @@
-"""``llmcli bench``: what it counts and shows; never how fast anything is."""
+"""``llmcli bench``: what it counts and prints, not how fast anything is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., Result]
 SMALL = ("-p", 6, "-n", 3, "-r", 2, "--threads", "1")
 
 
-def test_rows_hold_what_was_asked_for(run: Run, model: Path) -> None:
+def test_each_combination_has_its_row(run: Run, model: Path) -> None:
     rows = records(run("bench", "-m", model, "-m", model, *SMALL, "-d", "0,5", "--dtype", "float32,bfloat16", "--json"))
     assert [(r["dtype"], r["depth"]) for r in rows] == 2 * [
         ("float32", 0), ("float32", 5), ("bfloat16", 0), ("bfloat16", 5)
@@ -49,7 +49,7 @@ def test_random_weights_need_only_a_config(run: Run, model: Path) -> None:
     (row,) = records(run("bench", "--config", model / "config.json", "--random", *SMALL, "--json"))
     assert row["model"] == "random tiny"
     stored = (model / "model.safetensors").stat().st_size
-    assert 0 < stored - row["weight_bytes"] < 10_000  # but for the header
+    assert 0 < stored - row["weight_bytes"] < 10_000  # the difference is the header
 
 
 def test_random_models_run_and_no_two_rows_agree(tiny: Callable[[str], Tiny]) -> None:
@@ -88,7 +88,7 @@ def test_depth_is_read_before_the_clock_starts(model: Path, monkeypatch: pytest.
         (("--config", "x.json"), "--random"),
         (("--config", "x.json", "--random", "-m", "y"), "--model"),
         (("--config", "x.json", "--random"), "x.json"),
-        (("--json", "--markdown"), "exclude"),
+        (("--json", "--markdown"), "cannot be combined"),
         (("--dtype", "float32,int3"), "int3"),
         (("-d", "0,x"), "0,x"),
         (("--threads", "0"), "'0'"),
@@ -96,7 +96,7 @@ def test_depth_is_read_before_the_clock_starts(model: Path, monkeypatch: pytest.
         (("-p", "60"), "context holds 64"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(run: Run, model: Path, args: tuple[str, ...], word: str) -> None:
+def test_errors_are_one_line(run: Run, model: Path, args: tuple[str, ...], word: str) -> None:
     result = run("bench", *(("-m", model) if "--config" not in args and "--random" not in args else ()), *args)
     assert result.exit_code in (1, 2)
     assert result.stdout == ""
