@@ -184,7 +184,7 @@ def _propose(
     proposed = proposer.propose(text.ids, min(room, MAX_PROPOSED), text.sampler)
     unread = len(text.ids) - cache.length
     if model.span(cache, unread + len(proposed)) != model.span(cache, unread):
-        return []  # they would change the angles of all earlier positions, perhaps in vain
+        return []  # they would change the angles of all earlier positions, perhaps for nothing
     proposer.proposed += len(proposed)
     return proposed
 

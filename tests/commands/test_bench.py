@@ -52,7 +52,7 @@ def test_random_weights_need_only_a_config(run: Run, model: Path) -> None:
     assert 0 < stored - row["weight_bytes"] < 10_000  # the difference is the header
 
 
-def test_random_models_run_and_no_two_rows_agree(tiny: Callable[[str], Tiny]) -> None:
+def test_random_models_run_and_no_two_rows_are_equal(tiny: Callable[[str], Tiny]) -> None:
     config = tiny("gemma2").load().config
     model = random_model(config, device=torch.device("cpu"), dtype=torch.float32)
     assert model(torch.tensor([[1, 2, 3]])).isfinite().all()
@@ -60,7 +60,7 @@ def test_random_models_run_and_no_two_rows_agree(tiny: Callable[[str], Tiny]) ->
     assert len(torch.unique(rows, dim=0)) == len(rows)
 
 
-def test_one_token_reads_all_but_tables_and_idle_experts(tiny: Callable[[str], Tiny]) -> None:
+def test_one_token_reads_everything_but_tables_and_idle_experts(tiny: Callable[[str], Tiny]) -> None:
     tied, untied, moe = (tiny(name).load() for name in ("llama-tied", "llama", "mixtral"))
     assert read_bytes(tied) == sum(p.nbytes for p in tied.parameters())
     assert read_bytes(untied) == sum(p.nbytes for p in untied.parameters()) - untied.embedding.weight.nbytes
@@ -70,7 +70,7 @@ def test_one_token_reads_all_but_tables_and_idle_experts(tiny: Callable[[str], T
 
 
 def test_depth_is_read_before_the_clock_starts(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted, not timed: each run reads the prompt and writes the rest, whatever lies before it."""
+    """Each timed run reads only the prompt and generates the output."""
     ours = load(model, device=torch.device("cpu"))
     passes: list[int] = []
     hidden = ours.hidden

@@ -1,4 +1,4 @@
-"""``llmcli explain-step``: it explains the very token that ``generate`` writes."""
+"""``llmcli explain-step``: it explains exactly the token that ``generate`` generates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Run = Callable[..., Result]
     ],
     ids=["hot", "greedy", "reordered", "penalised", "biased"],
 )
-def test_step_n_names_the_token_that_generate_wrote_at_n(
+def test_step_n_is_the_token_that_generate_chose_at_n(
     run: Run, model: Path, seed: int, options: tuple[object, ...]
 ) -> None:
     common = ("The old", "-m", model, "--seed", seed, *options)
@@ -106,7 +106,7 @@ def test_temperatures_equal_separate_runs(run: Run, model: Path) -> None:
                 assert row["p_final"] == final[row["id"]]
 
 
-def test_the_table_says_it_all(run: Run, model: Path) -> None:
+def test_the_table_shows_every_candidate(run: Run, model: Path) -> None:
     result = run("explain-step", "The", "-m", model, "--seed", 4, "--top", 4, "--temperatures", "0.5,1")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("step 0: ")
@@ -117,7 +117,7 @@ def test_the_table_says_it_all(run: Run, model: Path) -> None:
     assert "\x1b" not in result.stdout
 
 
-def test_a_step_that_never_came(run: Run, model: Path) -> None:
+def test_a_step_after_the_end_of_the_text(run: Run, model: Path) -> None:
     result = run("explain-step", "The", "-m", model, "--seed", 1, "--step", 500)
     assert result.exit_code == 2
     assert "there is no step 500" in result.stderr

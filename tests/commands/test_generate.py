@@ -1,4 +1,4 @@
-"""``llmcli generate``: text on stdout and the rest on stderr, options, machine form, and bad input."""
+"""``llmcli generate``: text on stdout and everything else on stderr, options, JSON, and invalid input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.commands.conftest import records
 Run = Callable[..., Result]
 
 
-def test_text_alone_on_stdout_and_the_summary_on_stderr(run: Run, model: Path) -> None:
+def test_only_the_text_is_on_stdout(run: Run, model: Path) -> None:
     result = run("generate", "The old", "-m", model, "-n", 8, "--seed", 1)
     assert result.exit_code == 0
     assert result.stdout
@@ -43,7 +43,7 @@ def test_greedy_equals_transformers(run: Run, model: Path) -> None:
     assert [r["id"] for r in records(result) if r["type"] == "token"] == expected
 
 
-def test_the_same_seed_the_same_text_and_another_another(run: Run, model: Path) -> None:
+def test_the_seed_decides_the_text(run: Run, model: Path) -> None:
     def text(seed: int) -> str:
         return run("generate", "The", "-m", model, "-n", 20, "--temperature", 2, "--seed", seed).stdout
 
@@ -57,7 +57,7 @@ def test_a_random_seed_is_reported_and_repeats_the_text(run: Run, model: Path) -
     assert run("generate", "The", "-m", model, "-n", 20, "--temperature", 2, "--seed", seed).stdout == first.stdout
 
 
-def test_json_is_whole_and_consistent(run: Run, model: Path) -> None:
+def test_json_is_complete_and_consistent(run: Run, model: Path) -> None:
     result = run("generate", "The old", "-m", model, "-n", 6, "--seed", 2, "--json", "--temperature", 1.5)
     start, *tokens, end = records(result)
     assert set(start) == {"type", "model", "prompt_ids", "seed", "sampler"}
@@ -76,7 +76,7 @@ def test_json_is_whole_and_consistent(run: Run, model: Path) -> None:
 
 
 def test_json_snapshot_of_greedy_tokens(run: Run, model: Path) -> None:
-    """Against the model run by hand: the numbers in the machine form are the model's own."""
+    """The numbers in the JSON are those of the model, called directly."""
     ours = Checkpoint.read(model).load(device=torch.device("cpu"), dtype=torch.float32)
     ids = load_tokenizer(model).encode("The")
     args = ("generate", "The", "-m", model, "-n", 3, "--temperature", 0, "--dtype", "float32", "--json")
@@ -128,7 +128,7 @@ def test_prompt_from_file_stdin_and_both(run: Run, model: Path, tmp_path: Path) 
     assert ids(input="") == [0]
 
 
-def test_special_tokens_in_the_prompt_are_text_unless_asked(run: Run, model: Path) -> None:
+def test_special_tokens_in_the_prompt_are_text_by_default(run: Run, model: Path) -> None:
     prompt = "a<|end_of_text|>b"
     options = ("-m", model, "-n", 1, "--json")
     assert 1 not in records(run("generate", prompt, *options))[0]["prompt_ids"]
@@ -156,7 +156,7 @@ def test_samplers_order_and_subset(run: Run, model: Path) -> None:
     assert start["sampler"] == []
 
 
-def test_running_into_the_context_is_said(run: Run, model: Path) -> None:
+def test_a_full_context_is_reported(run: Run, model: Path) -> None:
     for seed in range(20):
         result = run("generate", "The", "-m", model, "--temperature", 3, "--seed", seed)
         if "context is full" in result.stderr:
@@ -170,10 +170,10 @@ def test_environment_variables_set_options(run: Run, model: Path) -> None:
     assert (start["seed"], len(tokens)) == (77, 2)
 
 
-def test_environment_variables_are_called_as_the_options(run: Run, model: Path) -> None:
+def test_environment_variables_are_named_after_options(run: Run, model: Path) -> None:
     environment = {"LLMCLI_GENERATE_JSON": "1", "LLMCLI_GENERATE_STOP": "the king\nfox"}
-    told = records(run("generate", "The", "-m", model, "-n", 3, env=environment))
-    assert told[0]["type"] == "start"
+    found = records(run("generate", "The", "-m", model, "-n", 3, env=environment))
+    assert found[0]["type"] == "start"
     text = run("generate", "The old", "-m", model, "-n", 30, "--seed", 1).stdout
     words = text.split()
     two = f"{words[3]} {words[4]}"
@@ -249,7 +249,7 @@ def test_damaged_models(run: Run, model: Path, tmp_path: Path) -> None:
     one_line(with_damage("generation_config.json", b"[]"), 1, "generation_config.json")
 
 
-def test_nan_weights_are_said(run: Run, model: Path, tmp_path: Path) -> None:
+def test_nan_weights_are_an_error(run: Run, model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "nan")
     damaged = Checkpoint.read(model).load(device=torch.device("cpu"))
     damaged.norm.weight[0] = float("nan")
@@ -273,7 +273,7 @@ def test_bad_prompts(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there(run: Run, model: Path) -> None:
+def test_a_missing_device(run: Run, model: Path) -> None:
     one_line(run("generate", "x", "-m", model, "--device", "cuda"), 2, "cuda", "cpu")
 
 
@@ -317,7 +317,7 @@ def test_interrupted_keeps_the_text(run: Run, model: Path, monkeypatch: pytest.M
     assert records(result)[-1]["tokens"] == 2
 
 
-def test_a_tokenizer_of_another_model_is_said(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_reported(run: Run, model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "mixed")
     raw = json.loads((model / "tokenizer.json").read_text())
     raw["model"]["vocab"] = {token: id + (id > 250) * 1000 for token, id in raw["model"]["vocab"].items()}

@@ -1,4 +1,4 @@
-"""--json-schema, --regex, --choices: valid or said to be cut off, seen in explain-step, bad ones refused early."""
+"""--json-schema, --regex, --choices: valid or reported as cut off, shown by explain-step, checked before loading."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOWHERE = ("-m", "no such model")
 
 
 @pytest.mark.parametrize("shipped", [True, False])
-def test_what_is_written_is_valid(run: Run, model: Path, tmp_path: Path, shipped: bool) -> None:
+def test_texts_are_valid(run: Run, model: Path, tmp_path: Path, shipped: bool) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8-sig")
     where = () if shipped else ("-m", model)
     for seed in range(5):
@@ -61,7 +61,7 @@ def test_the_json_names_the_grammar_and_says_whether_the_text_fits(run: Run, mod
     assert len(tokens) > 2
 
 
-def test_cut_off_in_the_middle_and_at_a_good_place(run: Run, model: Path) -> None:
+def test_a_text_cut_off_before_or_where_it_may_end(run: Run, model: Path) -> None:
     options = ("generate", "The", "-m", model, "-n", 3, "--seed", 1, "--logit-bias", "<|end_of_text|>=-inf")
     cut = run(*options, "--regex", "[a-z]{90}")
     assert (cut.exit_code, cut.stdout.strip().isalpha()) == (1, True)
@@ -105,7 +105,7 @@ def test_explain_step_shows_what_the_grammar_removed(run: Run, model: Path) -> N
     assert "(grammar)" in late.stderr
 
 
-def test_a_token_that_the_grammar_cut_cannot_be_picked(
+def test_a_token_that_the_grammar_cut_cannot_be_chosen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def row(rank: int, cut: str | None) -> Candidate:
@@ -152,7 +152,7 @@ def test_errors_before_a_model_is_loaded(run: Run, options: tuple[str, ...], rea
         assert len(result.stderr.splitlines()) == 1
 
 
-def test_broken_json_in_a_file_is_named(run: Run, tmp_path: Path) -> None:
+def test_an_error_in_a_schema_file_names_the_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text('{\n  "type": "object",\n}', encoding="utf-8")
     result = run("generate", "x", *NOWHERE, "--json-schema", tmp_path / "s.json")
     assert result.exit_code == 2

@@ -43,7 +43,7 @@ def sampler_of(result: Result) -> dict[str, float]:
     return {stage["name"]: stage["value"] for stage in records(result)[0]["sampler"]}
 
 
-def test_the_models_settings_are_followed_and_said(run: Run, with_settings: Callable[..., Path]) -> None:
+def test_the_models_settings_apply_and_are_reported(run: Run, with_settings: Callable[..., Path]) -> None:
     folder = with_settings(do_sample=True, temperature=0.5, top_k=20, top_p=0.8, min_p=0.01)
     result = run("generate", "The", "-m", folder, "-n", 2, "--json")
     assert sampler_of(result) == {"temperature": 0.5, "top-k": 20, "top-p": 0.8, "min-p": 0.01}
@@ -51,7 +51,7 @@ def test_the_models_settings_are_followed_and_said(run: Run, with_settings: Call
 
 
 @pytest.mark.parametrize("command", ["generate", "explain-step"])
-def test_options_go_before_the_models_settings(run: Run, with_settings: Callable[..., Path], command: str) -> None:
+def test_options_override_the_models_settings(run: Run, with_settings: Callable[..., Path], command: str) -> None:
     folder = with_settings(temperature=0.5, top_k=20)
     result = run(command, "The", "-m", folder, "--temperature", 2, "--json")
     assert sampler_of(result) == {"temperature": 2, "top-k": 20, "top-p": DEFAULTS["top-p"]}
@@ -59,7 +59,7 @@ def test_options_go_before_the_models_settings(run: Run, with_settings: Callable
     assert "temperature" not in result.stderr
 
 
-def test_without_settings_nothing_is_said(run: Run, with_settings: Callable[..., Path]) -> None:
+def test_without_settings_nothing_is_reported(run: Run, with_settings: Callable[..., Path]) -> None:
     result = run("generate", "The", "-m", with_settings(eos_token_id=1), "-n", 2, "--json")
     assert sampler_of(result) == {"temperature": DEFAULTS["temperature"], "top-p": DEFAULTS["top-p"]}
     assert "generation_config" not in result.stderr
@@ -71,7 +71,7 @@ def test_do_sample_false_is_greedy(run: Run, with_settings: Callable[..., Path])
     assert [r["u"] for r in records(result) if r["type"] == "token"] == [None] * 3
 
 
-def test_penalties_count_also_where_nothing_is_drawn(run: Run, with_settings: Callable[..., Path]) -> None:
+def test_penalties_apply_to_greedy_decoding(run: Run, with_settings: Callable[..., Path]) -> None:
     folder = with_settings(do_sample=False, repetition_penalty=1.5, typical_p=0.9)
     assert sampler_of(run("generate", "The", "-m", folder, "-n", 1, "--json")) == {
         "repetition-penalty": 1.5,
@@ -80,7 +80,7 @@ def test_penalties_count_also_where_nothing_is_drawn(run: Run, with_settings: Ca
     }
 
 
-def test_what_is_not_applied_is_said(run: Run, with_settings: Callable[..., Path]) -> None:
+def test_unsupported_settings_are_reported(run: Run, with_settings: Callable[..., Path]) -> None:
     result = run(
         "generate",
         "The",
@@ -93,7 +93,7 @@ def test_what_is_not_applied_is_said(run: Run, with_settings: Callable[..., Path
     assert "typical" not in result.stderr
 
 
-def test_every_stop_token_of_the_list_stops(run: Run, model: Path, with_settings: Callable[..., Path]) -> None:
+def test_every_stop_token_of_a_list_ends_the_text(run: Run, model: Path, with_settings: Callable[..., Path]) -> None:
     options = ("The old", "-n", 12, "--seed", 3, "--temperature", 2, "--json")
     tokens = [r["id"] for r in records(run("generate", *options, "-m", model)) if r["type"] == "token"]
     assert len(set(tokens[:5])) > 2
@@ -117,7 +117,7 @@ def test_every_stop_token_of_the_list_stops(run: Run, model: Path, with_settings
         ({"repetition_penalty": {}}, "repetition_penalty is {}"),
     ],
 )
-def test_wrong_settings_are_one_line(
+def test_invalid_settings_are_one_line(
     run: Run, with_settings: Callable[..., Path], settings: dict[str, Any], word: str
 ) -> None:
     result = run("generate", "The", "-m", with_settings(**settings), "-n", 1)

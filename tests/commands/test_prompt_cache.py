@@ -1,4 +1,4 @@
-"""``generate --prompt-cache``: the same text, a line about the file, and nothing overwritten that is something else."""
+"""``generate --prompt-cache``: the same text, a note about the file, and no other file overwritten."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Run = Callable[..., Result]
 TEXT = "The old fox met a hen by the river."
 
 
-def told(result: Result) -> str:
-    """The line about the file."""
+def note_of(result: Result) -> str:
+    """The note about the file."""
     assert result.exit_code == 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("prompt cache: ")]
     return line
 
 
-def test_the_text_stays_and_the_line_tells(run: Run, model: Path, tmp_path: Path) -> None:
+def test_the_text_stays_the_same_and_the_note_says_what_was_reused(run: Run, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "story.cache"
     longer = TEXT + " They sang song number 3"
     for text, line in (
@@ -45,13 +45,13 @@ def test_the_text_stays_and_the_line_tells(run: Run, model: Path, tmp_path: Path
         assert kept.stdout == plain.stdout
         count = len(records(run(*common, "--json"))[0]["prompt_ids"])
         shared = len(records(run("generate", TEXT, "-m", model, "-n", 1, "--json"))[0]["prompt_ids"])
-        assert told(kept) == line.format(shared=shared, less=count - 1, prompt=count, file=file)
+        assert note_of(kept) == line.format(shared=shared, less=count - 1, prompt=count, file=file)
         assert ("cached)" in kept.stderr) == ("reused" in line)
         assert "prompt cache" not in plain.stderr + kept.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_link_leads_to_the_file(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_link_is_followed(run: Run, model: Path, tmp_path: Path) -> None:
     link, folder = tmp_path / "link", tmp_path / "folder"
     link.symlink_to(folder / "x.cache")
     common = ("generate", TEXT, "-m", model, "-n", 2, "--prompt-cache", link)
@@ -59,13 +59,13 @@ def test_a_link_leads_to_the_file(run: Run, model: Path, tmp_path: Path) -> None
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert f"there is no folder {folder}" in refused.stderr
     folder.mkdir()
-    assert "does not exist yet" in told(run(*common))
-    assert "tokens reused from" in told(run(*common))
+    assert "does not exist yet" in note_of(run(*common))
+    assert "tokens reused from" in note_of(run(*common))
     assert link.is_symlink()
     assert [path.name for path in folder.iterdir()] == ["x.cache"]
 
 
-def test_json_tells_how_many_were_cached(run: Run, model: Path, tmp_path: Path) -> None:
+def test_json_has_the_number_of_cached_tokens(run: Run, model: Path, tmp_path: Path) -> None:
     common = ("generate", TEXT, "-m", model, "-n", 9, "--seed", 3, "--dtype", "float32", "--json")
     start, *plain, _ = records(run(*common))
     assert "cached" not in start
@@ -78,21 +78,21 @@ def test_json_tells_how_many_were_cached(run: Run, model: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     "options", [("--prompt-lookup",), ("--draft-model", "MODEL"), ("--quantize", "int8"), ("--max-tokens", 0)], ids=str
 )
-def test_beside_other_options(run: Run, model: Path, tmp_path: Path, options: tuple[object, ...]) -> None:
+def test_with_other_options(run: Run, model: Path, tmp_path: Path, options: tuple[object, ...]) -> None:
     options = tuple(model if option == "MODEL" else option for option in options)
     common = ("generate", "The old fox. The old fox. The", "-m", model, "-n", 20, "--temperature", 0, *options)
     plain = run(*common).stdout
     for _ in range(2):
         result = run(*common, "--prompt-cache", tmp_path / "x")
         assert result.stdout == plain
-    assert ("reused" in told(result)) == (0 not in options)
+    assert ("reused" in note_of(result)) == (0 not in options)
 
 
-def test_what_cannot_be_used_is_said_and_written_anew(run: Run, model: Path, tmp_path: Path) -> None:
+def test_an_unusable_file_is_reported_and_replaced(run: Run, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "x"
 
     def line(*options: object, text: str = TEXT) -> str:
-        return told(run("generate", text, "-m", model, "-n", 2, "--prompt-cache", file, *options))
+        return note_of(run("generate", text, "-m", model, "-n", 2, "--prompt-cache", file, *options))
 
     line("--dtype", "float32")
     for options, why in (
@@ -106,7 +106,7 @@ def test_what_cannot_be_used_is_said_and_written_anew(run: Run, model: Path, tmp
     assert line() != f"prompt cache: {file} {PROMPT_CACHE_UNUSED['damaged']}; the whole prompt is read"
 
 
-def test_every_reason_has_its_words() -> None:
+def test_every_reason_has_a_text() -> None:
     from typing import get_args
 
     from llmcli.generation.prompt_cache import Reason
@@ -117,7 +117,7 @@ def test_every_reason_has_its_words() -> None:
         assert line.startswith("prompt cache: {file}[/b] ")
 
 
-def test_a_name_is_never_markup_nor_a_command_to_the_terminal() -> None:
+def test_a_file_name_is_never_markup_or_a_control_sequence() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -138,7 +138,7 @@ def one_line(result: Result, what: str) -> None:
     assert "no such model" not in result.stderr
 
 
-def test_what_cannot_be_a_prompt_cache_is_a_usage_error(
+def test_a_file_that_cannot_be_a_prompt_cache_is_a_usage_error(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(file: object, what: str, *options: object) -> None:
@@ -161,11 +161,11 @@ def test_what_cannot_be_a_prompt_cache_is_a_usage_error(
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="no /dev/null")
-def test_a_device_is_no_file(run: Run) -> None:
+def test_a_device_is_rejected(run: Run) -> None:
     one_line(run("generate", "x", "-m", "no such model", "--prompt-cache", "/dev/null"), "is not a prompt cache")
 
 
-def test_a_file_that_cannot_be_written_in_the_end_costs_no_text(
+def test_a_file_that_cannot_be_written_costs_no_text(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -180,12 +180,12 @@ def test_a_file_that_cannot_be_written_in_the_end_costs_no_text(
     assert not list(tmp_path.iterdir())
 
 
-# --- for real ---
+# --- in a process of its own ---
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=str)
-def test_a_run_that_is_killed_while_it_writes_loses_nothing(
+def test_a_run_that_is_killed_while_writing_loses_nothing(
     run: Run, model: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     folder, file = slow_model(tmp_path, model), tmp_path / "x"
@@ -199,7 +199,7 @@ def test_a_run_that_is_killed_while_it_writes_loses_nothing(
         os.kill(process.pid, how)
         process.stdout.read()
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    assert "reused" in told(run("generate", TEXT, "-m", folder, "-n", 1, "--prompt-cache", file))
+    assert "reused" in note_of(run("generate", TEXT, "-m", folder, "-n", 1, "--prompt-cache", file))
 
 
 def test_greedy_ids_of_the_shipped_model_stay(run: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ Run = Callable[..., Result]
 
 
 def texts(run: Run, model: Path, *options: object) -> list[list[dict[str, Any]]]:
-    """The records of each sample, by the order of the lines."""
+    """The records of each sample, in the order of the lines."""
     found: list[list[dict[str, Any]]] = []
     for record in records(run("generate", "The", "-m", model, "--seed", 5, "-n", 12, "--json", *options)):
         if record["type"] == "start":
@@ -44,7 +44,7 @@ def test_the_best_is_the_most_probable(run: Run, model: Path) -> None:
     assert best == max(samples, key=lambda sample: sample[-1]["mean_logprob"])
 
 
-def test_text_is_labelled_and_in_order(run: Run, model: Path) -> None:
+def test_texts_are_labeled_and_in_order(run: Run, model: Path) -> None:
     ends = [sample[-1] for sample in texts(run, model, "--num-samples", 3)]
     result = run("generate", "The", "-m", model, "--seed", 5, "-n", 12, "--num-samples", 3, "--echo")
     expected = [f"--- sample {n}, seed {5 + n} ---\nThe{end['text'].rstrip(chr(10))}\n" for n, end in enumerate(ends)]
@@ -55,7 +55,7 @@ def test_text_is_labelled_and_in_order(run: Run, model: Path) -> None:
     assert [line for line in best.stderr.splitlines() if line.startswith("→")]
 
 
-def test_probabilities_stand_below_each(run: Run, model: Path) -> None:
+def test_each_text_has_its_table_of_probabilities(run: Run, model: Path) -> None:
     result = run("generate", "The", "-m", model, "--seed", 5, "-n", 4, "--num-samples", 2, "--probs")
     assert result.stderr.count("most probable") == 2
 
@@ -71,8 +71,8 @@ def test_bad_options(run: Run, options: tuple[object, ...]) -> None:
     assert "no such model" not in result.stderr
 
 
-def test_no_tokens_are_as_of_one_text(run: Run, model: Path) -> None:
-    """A start and an end for each, its label, and the same answer of a grammar."""
+def test_samples_without_tokens(run: Run, model: Path) -> None:
+    """Each has a start, an end and a label, and the same grammar check as a single text."""
     options = ("generate", "The", "-m", model, "--seed", 5, "-n", 0)
     start, end = records(run(*options, "--json"))
     (begun, ended), (_, _) = texts(run, model, "-n", 0, "--num-samples", 2)
@@ -94,7 +94,7 @@ def test_no_tokens_are_as_of_one_text(run: Run, model: Path) -> None:
 LONG = "The old fox met a hen by the river. " * 20
 
 
-def test_a_long_prompt_is_an_error_unless_told_otherwise(run: Run, model: Path) -> None:
+def test_a_long_prompt_is_an_error_by_default(run: Run, model: Path) -> None:
     result = run("generate", LONG, "-m", model, "-n", 3)
     assert result.exit_code == 2
     assert "--context-overflow truncate-start" in result.stderr
@@ -108,7 +108,7 @@ def test_a_long_prompt_is_an_error_unless_told_otherwise(run: Run, model: Path) 
 ON = ("--seed", 1, "--logit-bias", "1=-inf")  # token 1 would end the text
 
 
-def test_shift_goes_on_and_explain_step_knows(run: Run, model: Path) -> None:
+def test_shift_continues_and_explain_step_agrees(run: Run, model: Path) -> None:
     common = ("The old", "-m", model, *ON, "--context-overflow", "shift")
     _, *tokens, end = records(run("generate", *common, "-n", 100, "--json"))
     assert (len(tokens), end["finish"]) == (100, "length")
@@ -124,10 +124,10 @@ def test_counts_are_always_shown(run: Run, model: Path) -> None:
     assert "context 64 of 64 | stopped: the context is full" in result.stderr
 
 
-def test_many_samples_are_not_gone_through_for_each(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_not_rebuilt_for_every_sample(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
     sample = module.Sample
     monkeypatch.setattr(module, "Sample", lambda **fields: made.append(fields) or sample(**fields))
     found = records(run("generate", "The", "-m", model, "-n", 1, "--num-samples", 40, "--json"))
     assert sum(record["type"] == "end" for record in found) == 40
-    assert len(made) == 80  # one for each end, and for whether all are valid
+    assert len(made) == 80  # one for each end, and one for the final check of each

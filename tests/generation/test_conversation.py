@@ -1,4 +1,4 @@
-"""A conversation reads every token once: what is new in a turn, and no more, whatever was taken back or changed."""
+"""A conversation reads each token once: a turn reads only new tokens, even after messages were removed or changed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORDS = ["once upon a time", "the old cat", "user: assistant: system:", "sat on 
 
 @cache
 def loaded(context: int = 512, **changed: Any) -> LoadedModel:
-    """A random model whose tokenizer is byte-level, and that never ends a text unless it is made to."""
+    """A random model with a byte-level tokenizer, which ends a text only if it is made to."""
     torch.manual_seed(0)
     fast = train_tokenizer(WORDS * 3, 300)
     config = ModelConfig(
@@ -68,7 +68,7 @@ def conversation(source: str | None = TURNS, **changed: Any) -> Conversation:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many positions went through the model, one number a pass."""
+    """The number of positions of each forward pass."""
     counts: list[int] = []
     hidden = Transformer.hidden
 
@@ -81,13 +81,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def warm(seed: int = 0, stop_at: int | None = None) -> Sampler:
-    """Any token but the one that ends a reply; or only that."""
+    """Filters that ban the token that ends a reply, or allow only that token."""
     bias = {EOS_ID: -float("inf")} if stop_at is None else {EOS_ID: 1e9}
     return Sampler([LogitBias(bias), Temperature(1.0)], seed)
 
 
 def answer(chat: Conversation, messages: tuple[Message, ...], count: int = 6, seed: int = 0) -> Reply:
-    """A reply of ``count`` tokens, kept."""
+    """Add a reply of ``count`` tokens to the conversation."""
     reply = chat.answer(messages, warm(seed), count)
     for _ in reply:
         pass
@@ -104,22 +104,22 @@ def fresh(ids: list[int]) -> Tensor:
         return loaded().model(torch.tensor([ids]))[0, -1].float()
 
 
-# --- what is read ---
+# --- which tokens are read ---
 
 
-def test_a_turn_reads_what_is_new_alone(read: list[int]) -> None:
+def test_a_turn_reads_only_new_tokens(read: list[int]) -> None:
     chat = conversation()
     first = say(chat, "the old cat")
     assert read == [len(first.prompt), 1, 1, 1, 1, 1]
     for text in ("sat", "", "on the mat 🙂"):
         before, read[:] = [*chat.last.prompt, *chat.last.ids], []  # type: ignore[union-attr]
         reply = say(chat, text)
-        # The last token of the reply was written, not yet read.
+        # The last token of the reply was generated but not read yet.
         assert read == [len(reply.prompt) - len(before) + 1, 1, 1, 1, 1, 1]
         assert list(reply.prompt[: len(before)]) == before
 
 
-def test_a_reply_that_ended_by_itself_is_read_to_its_end(read: list[int]) -> None:
+def test_a_reply_that_the_model_ended_is_read_to_its_end(read: list[int]) -> None:
     chat = conversation()
     say(chat, "the cat", count=3)
     messages = (*chat.messages, Message("user", "sat"))
@@ -133,7 +133,7 @@ def test_a_reply_that_ended_by_itself_is_read_to_its_end(read: list[int]) -> Non
     assert list(after.prompt[: len(reply.prompt) + 1]) == [*reply.prompt, EOS_ID]
 
 
-def test_writing_anew_reads_one_position(read: list[int]) -> None:
+def test_regenerating_reads_one_position(read: list[int]) -> None:
     chat = conversation()
     say(chat, "the old cat")
     first = say(chat, "sat")
@@ -147,7 +147,7 @@ def test_writing_anew_reads_one_position(read: list[int]) -> None:
     assert (read, again.ids) == ([1] * 6, first.ids)
 
 
-def test_after_a_turn_was_taken_back_only_the_new_one_is_read(read: list[int]) -> None:
+def test_after_undo_only_the_new_turn_is_read(read: list[int]) -> None:
     chat = conversation()
     first = say(chat, "the old cat")
     say(chat, "sat on the mat")
@@ -157,13 +157,13 @@ def test_after_a_turn_was_taken_back_only_the_new_one_is_read(read: list[int]) -
     assert list(reply.prompt[: len(first.prompt) + 6]) == [*first.prompt, *first.ids]
     shared = len(first.prompt) + len(first.ids)
     new = len(reply.prompt) - shared
-    # The turn that was taken back began with the same few tokens.
+    # The removed turn began with the same few tokens.
     common = len(chat.form.encode(chat.form.write((Message("user", ""),), reply=False))) - 1
     assert new - common <= read[0] <= new
     assert read[1:] == [1] * 5
 
 
-def test_another_system_prompt_is_read_anew_with_all_behind_it(read: list[int]) -> None:
+def test_after_a_new_system_prompt_everything_is_read_again(read: list[int]) -> None:
     chat = conversation()
     say(chat, "the old cat")
     chat.messages = (Message("system", "time"), *chat.messages)
@@ -173,7 +173,7 @@ def test_another_system_prompt_is_read_anew_with_all_behind_it(read: list[int]) 
     assert read[1:] == [1] * 5
 
 
-def test_what_was_read_is_what_a_model_without_a_cache_would_read() -> None:
+def test_a_turn_has_the_logits_of_a_model_without_a_cache() -> None:
     chat = conversation()
     for n, text in enumerate(("the old cat", "sat", "on the mat")):
         reply = chat.answer((*chat.messages, Message("user", text)), warm(n), 5)
@@ -187,7 +187,7 @@ def test_what_was_read_is_what_a_model_without_a_cache_would_read() -> None:
 
 
 @pytest.mark.parametrize("interrupted", [1, 3])
-def test_an_interrupted_reply_stays_as_it_is(read: list[int], interrupted: int) -> None:
+def test_an_interrupted_reply_is_kept(read: list[int], interrupted: int) -> None:
     chat = conversation()
     reply = chat.answer((Message("user", "the cat"),), warm(), 50)
     steps = iter(reply)
@@ -199,13 +199,13 @@ def test_an_interrupted_reply_stays_as_it_is(read: list[int], interrupted: int) 
     after = say(chat, "sat")
     assert list(after.prompt[: len(reply.prompt) + interrupted]) == [*reply.prompt, *reply.ids]
     assert read[0] == len(after.prompt) - len(reply.prompt) - interrupted + 1
-    del steps, reply  # Python clears the interrupted loop away, which must not touch the cache
+    del steps, reply  # Python deletes the interrupted loop, which must not change the cache
     read.clear()
     last = say(chat, "mat")
     assert read[0] == len(last.prompt) - len(after.prompt) - 6 + 1
 
 
-def test_a_pass_that_fails_costs_nothing_that_was_read(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_pass_keeps_the_cache(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     chat = conversation()
     first = say(chat, "the cat")
     failing = chat.answer((*chat.messages, Message("user", "sat")), warm(), 5)
@@ -235,7 +235,7 @@ def test_the_ids_of_a_reply_are_the_models_own_not_its_texts() -> None:
     assert list(after.prompt[: len(split.prompt) + 12]) == [*split.prompt, *split.ids]
 
 
-def test_where_the_template_changes_a_reply_its_text_is_read_anew() -> None:
+def test_a_reply_that_the_template_changes_is_read_again() -> None:
     chat = conversation(LATE)
     say(chat, "the cat", count=12)
     chat.messages = (*chat.messages[:-1], Message("assistant", " other \n"))
@@ -262,7 +262,7 @@ def test_a_token_that_ends_the_turn_in_the_template_ends_a_reply() -> None:
 # --- limits ---
 
 
-def test_a_conversation_that_does_not_fit_is_an_error_that_loses_nothing() -> None:
+def test_a_conversation_that_does_not_fit_is_an_error_and_stays_unchanged() -> None:
     chat = conversation(context=64)
     say(chat, "the old cat", count=4)
     kept = chat.messages
@@ -275,7 +275,7 @@ def test_a_conversation_that_does_not_fit_is_an_error_that_loses_nothing() -> No
     assert len(reply.prompt) + len(reply.choices) == 64
 
 
-def test_windowed_layers_that_forgot_are_read_anew() -> None:
+def test_a_window_that_has_moved_on_is_read_again() -> None:
     layers = {"sliding_window": 8, "layer_types": ("sliding_attention", "full_attention")}
     chat = conversation(**layers)
     say(chat, "the old cat sat on the mat", count=80)
@@ -285,7 +285,7 @@ def test_windowed_layers_that_forgot_are_read_anew() -> None:
     assert reply.ids == other.ids
 
 
-# --- sizes, and a step once more ---
+# --- sizes, and recomputed steps ---
 
 
 @pytest.mark.parametrize("source", [TURNS, None])
@@ -299,7 +299,7 @@ def test_sizes_are_all_tokens_of_the_conversation(source: str | None) -> None:
     assert all(size > 0 for size in sizes[:-1])
 
 
-def test_a_step_once_more_is_the_step_that_was() -> None:
+def test_a_recomputed_step_equals_the_original() -> None:
     chat = conversation()
     say(chat, "the cat")
     reply = chat.answer((*chat.messages, Message("user", "sat")), warm(3), 5)

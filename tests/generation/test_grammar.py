@@ -1,4 +1,4 @@
-"""Constrained output: what is written is valid by other means, and nothing is cut that could have become valid."""
+"""Constrained output: independent checks find every text valid, and no token is cut that could lead to a valid one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from tests.text.test_tokenizer import KINDS, REAL
 from tests.tiny import CPU, VOCAB, Tiny
 
-PADDED = 3  # rows of the embedding beyond the tokenizer's
+PADDED = 3  # rows of the embedding beyond the tokenizer's size
 STOP = {"byte-level": 1, "sentencepiece": 2, "unigram": 1}
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -105,7 +105,7 @@ def opened(tokenizer: Tokenizer, model: Transformer) -> LoadedModel:
 
 @cache
 def loaded(kind: str, stops: tuple[int, ...] | None = None) -> LoadedModel:
-    """A random model of one of the kinds of tokenizers; ``stops`` are its stop tokens, by default the usual one."""
+    """A random model with one kind of tokenizer. ``stops`` are its stop tokens; by default it has one."""
     tokenizer = Tokenizer(KINDS[kind](), kind)
     shape = config(tokenizer.size + PADDED, (STOP[kind],) if stops is None else stops)
     return opened(tokenizer, random_model(shape, device=CPU, dtype=torch.float32))
@@ -117,18 +117,18 @@ def grammar(kind: str, rules: str, stops: tuple[int, ...] | None = None) -> Gram
 
 
 def prompt_of(tokenizer: Tokenizer, text: str = "the mat") -> list[int]:
-    """Without what the tokenizer puts behind a text."""
+    """The ids of a text, without the tokens that the tokenizer appends."""
     return tokenizer.encode(text)[: None if tokenizer.name != "unigram" else -1]
 
 
 def closing(model: LoadedModel) -> LogitBias:
-    """So that random strings end: the tokens that close something, and the stop tokens, are more probable."""
+    """A bias towards closing characters and stop tokens, so that random strings end."""
     ids = [id for id in model.tokenizer.ids if set(model.tokenizer.token_bytes(id)) & set(b'"]}')]
     return LogitBias(dict.fromkeys({*ids, *model.stop_ids}, 3.0))
 
 
 def write(rules: Grammar, model: LoadedModel, seed: int, text: str = "the mat", count: int = 150) -> tuple[str, str]:
-    """A text of random logits, drawn as the loop draws it: (the text, why it ended or "cut off")."""
+    """A text sampled from random logits as the loop does; returns it and why it ended, or "cut off"."""
     prompt = prompt_of(model.tokenizer, text)
     rule = rules.filter(len(prompt))
     sampler = Sampler([*model.vocabulary_filter(), rule, closing(model), Temperature(2.0)], seed)
@@ -145,7 +145,7 @@ def write(rules: Grammar, model: LoadedModel, seed: int, text: str = "the mat", 
 
 
 def exact(number: str) -> Decimal | float:
-    """A number of JSON: exactly, unless its exponent has no end."""
+    """A JSON number: exact, unless its exponent is huge."""
     try:
         return Decimal(number)
     except InvalidOperation:
@@ -153,7 +153,7 @@ def exact(number: str) -> Decimal | float:
 
 
 def fits(value: Any, schema: Any, root: Any = None) -> bool:
-    """Whether a JSON value fits a schema: as JSON Schema 2020-12 says, for the keywords of these tests."""
+    """Whether a JSON value fits a schema by JSON Schema 2020-12, for the keywords of these tests."""
     root = schema if root is None else root
     if isinstance(schema, bool):
         return schema
@@ -172,8 +172,8 @@ def fits(value: Any, schema: Any, root: Any = None) -> bool:
         "array": isinstance(value, list),
         "object": isinstance(value, dict),
     }
-    asked = schema.get("type", list(kinds))
-    tests = [any(kinds[kind] for kind in ([asked] if isinstance(asked, str) else asked))]
+    types = schema.get("type", list(kinds))
+    tests = [any(kinds[kind] for kind in ([types] if isinstance(types, str) else types))]
     tests.append("enum" not in schema or value in schema["enum"])
     tests.append("const" not in schema or value == schema["const"])
     for name, count in (("anyOf", range(1, 99)), ("oneOf", range(1, 2))):
@@ -201,7 +201,7 @@ def fits(value: Any, schema: Any, root: Any = None) -> bool:
     return all(tests)
 
 
-def test_the_judge_of_schemas_says_no() -> None:
+def test_the_schema_check_rejects_invalid_values() -> None:
     assert fits({"name": "Bo", "age": 3}, PERSON)
     wrong = [
         {},
@@ -256,7 +256,7 @@ def test_a_text_is_one_of_its_choices(choices: list[str]) -> None:
     assert len(drawn) == len(choices) or (len(drawn) >= 2 and "the" in choices)
 
 
-# --- the mask beside brute force: all texts of a small language are known ---
+# --- the mask against brute force over all texts of a small language ---
 
 LANGUAGES: list[tuple[str, set[str]]] = [
     *((choice_rules(choices), set(choices)) for choices in CHOICES),
@@ -290,7 +290,7 @@ LANGUAGES: list[tuple[str, set[str]]] = [
 def assert_mask(
     rule: GrammarFilter, model: LoadedModel, prompt: list[int], language: set[bytes], tokens: list[int]
 ) -> set[int]:
-    """Compare what may follow ``tokens`` with what the language says; the tokens that may."""
+    """Compare the tokens that the mask allows after ``tokens`` with those of the language; returns them."""
     pieces = [
         b"" if id in model.tokenizer.special_ids else model.tokenizer.token_bytes(id)
         for id in range(model.tokenizer.size)
@@ -306,7 +306,7 @@ def assert_mask(
 
 
 def walk(kind: str, rules: str, texts: set[str], seed: int) -> None:
-    """A random text of the language, the mask compared at every place, with steps back in between."""
+    """Generate a random text of the language, with steps back, and compare the mask at every position."""
     model, rng = loaded(kind), random.Random(seed)
     language = {text.encode() for text in texts}
     prompt = prompt_of(model.tokenizer)
@@ -319,12 +319,12 @@ def walk(kind: str, rules: str, texts: set[str], seed: int) -> None:
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
 @pytest.mark.parametrize(("rules", "texts"), LANGUAGES, ids=lambda v: "" if isinstance(v, str) else str(sorted(v))[:20])
-def test_a_token_is_left_if_and_only_if_it_can_lead_to_a_text(kind: str, rules: str, texts: set[str]) -> None:
+def test_a_token_is_allowed_if_and_only_if_it_can_lead_to_a_text(kind: str, rules: str, texts: set[str]) -> None:
     for seed in range(3):
         walk(kind, rules, texts, seed)
 
 
-def test_likewise_for_a_tokenizer_of_words() -> None:
+def test_the_mask_of_a_tokenizer_with_whole_words() -> None:
     walk("unigram", choice_rules(["the cat", "once", "a time"]), {"the cat", "once", "a time"}, 0)
 
 
@@ -341,7 +341,7 @@ def deaf(real: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def forgetful(real: Callable[..., bool]) -> Callable[..., bool]:
-    """Keeps what it knew, whatever the text."""
+    """Keeps the known mask when the text changes."""
 
     def follow(self: GrammarFilter, text: list[int]) -> bool:
         known = self._known
@@ -362,8 +362,8 @@ def test_a_broken_mask_is_noticed(monkeypatch: pytest.MonkeyPatch, method: str, 
 
 
 @pytest.mark.parametrize("schema", [True, PERSON], ids=str)
-def test_the_mask_depends_on_the_text_alone(schema: Any) -> None:
-    """One filter asked about texts here and there answers as one that reads each for the first time."""
+def test_the_mask_depends_only_on_the_text(schema: Any) -> None:
+    """A filter that reads several texts in turn gives the same masks as a new filter for each."""
     rules, rng = grammar("byte-level", json_rules(schema)), random.Random(5)
     zeros, texts = torch.zeros(loaded("byte-level").model.config.vocab_size), [[7]]
     one = rules.filter(1)
@@ -381,8 +381,8 @@ def test_the_mask_depends_on_the_text_alone(schema: Any) -> None:
 # --- ends ---
 
 
-def test_stop_tokens_end_and_are_never_text() -> None:
-    """Whatever their names are: here one is an ordinary letter, one special, one beyond the tokenizer."""
+def test_stop_tokens_end_a_text_and_are_not_part_of_it() -> None:
+    """Here one is an ordinary letter, one a special token, one beyond the tokenizer's size."""
     letter = loaded("byte-level").tokenizer.id_of("x")
     assert letter is not None
     stops = (1, letter, loaded("byte-level").tokenizer.size + 1)
@@ -397,10 +397,10 @@ def test_stop_tokens_end_and_are_never_text() -> None:
     assert torch.isinf(behind[[0, stops[2]]]).all()
     assert rule.ending([*start, a, a]) == "may"
     assert rule.ending([*start, a, a, letter]) == "must"
-    assert rule.ending([*start, letter]) == "not yet"  # nobody asked whether it might end there
+    assert rule.ending([*start, letter]) == "not yet"  # the text may not end there
 
 
-def test_a_model_without_stop_tokens_ends_where_nothing_may_follow() -> None:
+def test_a_text_without_stop_tokens_ends_when_nothing_may_follow() -> None:
     model = loaded("byte-level", ())
     rules = choice_rules(["the cat", "the mat"])
     generation, _ = generate(model, rules, 40, seed=1)
@@ -408,7 +408,7 @@ def test_a_model_without_stop_tokens_ends_where_nothing_may_follow() -> None:
 
 
 @pytest.mark.parametrize(("count", "valid"), [(0, False), (3, False), (5, True)])
-def test_a_text_that_was_cut_off_says_so(count: int, valid: bool) -> None:
+def test_a_text_that_was_cut_off_is_not_valid(count: int, valid: bool) -> None:
     generation, _ = generate(loaded("byte-level", ()), regex_rules("[bdf]{5,}"), count, seed=1)
     assert (generation.finish, generation.valid) == ("length", valid)
 
@@ -418,7 +418,7 @@ def test_a_token_that_completes_the_text_at_the_limit() -> None:
     assert (generation.finish, generation.valid) == ("grammar", True)
 
 
-def test_who_puts_another_token_in_place_ends_the_text_or_goes_on() -> None:
+def test_a_replaced_token_ends_or_continues_the_text() -> None:
     model = loaded("byte-level")
     a, b = model.tokenizer.id_of("a"), model.tokenizer.id_of("b")
     rule = grammar("byte-level", regex_rules("a|b[ab]")).filter(1)
@@ -431,7 +431,7 @@ def test_who_puts_another_token_in_place_ends_the_text_or_goes_on() -> None:
 
 
 def sent(stepping: Generator[Step, int | None, None], tokens: list[int]) -> Iterator[Step]:
-    """The steps that follow when each of ``tokens`` is put in place of what was chosen."""
+    """The steps if ``tokens`` replace the chosen tokens."""
     for token in tokens:
         try:
             yield stepping.send(token)
@@ -482,7 +482,7 @@ def test_speculative_decoding_changes_nothing(stops: tuple[int, ...] | None, rul
     [[Temperature(0.0)], [TopK(1)], [RepetitionPenalty(9.0), Temperature(5.0)], [TopP(0.01)], [LogitBias({5: 50.0})]],
     ids=lambda after: after[0].name,
 )
-def test_settings_choose_among_what_is_valid(after: list[Filter]) -> None:
+def test_other_filters_choose_among_valid_tokens(after: list[Filter]) -> None:
     model = loaded("byte-level")
     for seed in range(3):
         rule = Grammar(model, choice_rules(CHOICES[0])).filter(1)
@@ -491,7 +491,7 @@ def test_settings_choose_among_what_is_valid(after: list[Filter]) -> None:
         assert model.tokenizer.decode(found) in CHOICES[0]
 
 
-def test_a_bias_against_all_that_is_valid() -> None:
+def test_a_bias_that_bans_every_valid_token() -> None:
     model = loaded("byte-level")
     sampler = Sampler(
         [Grammar(model, choice_rules(["b"])).filter(1), LogitBias({model.tokenizer.id_of("b"): -torch.inf})], 0
@@ -510,15 +510,15 @@ def test_the_view_of_a_step_shows_what_the_grammar_removed() -> None:
     probs = step.logits.softmax(-1)
     _, stage, _ = report.sampler
     assert (stage.name, stage.value, stage.kept) == ("grammar", None, len(left))
-    known = float(probs[: model.tokenizer.size].sum())  # the grammar comes behind the filter of the unused rows
+    known = float(probs[: model.tokenizer.size].sum())  # the grammar runs after the filter of unused rows
     assert stage.removed_mass == pytest.approx(1 - float(probs[sorted(left)].sum()) / known, abs=1e-5)
     assert [row.cut for row in report.candidates if row.id not in left] == ["grammar"] * 4
-    assert len([row for row in report.candidates if row.cut is None]) == 2  # both that were left, however improbable
+    assert len([row for row in report.candidates if row.cut is None]) == 2  # both valid tokens, however improbable
     assert report.check.ok
     assert sum(report.columns[0].probs.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_other_temperatures_come_behind_bias_and_grammar() -> None:
+def test_other_temperatures_run_after_bias_and_grammar() -> None:
     model = loaded("byte-level")
     bias = LogitBias({id: 2.0 for id in (model.tokenizer.id_of("c"),) if id is not None})
     front: list[Filter] = [*model.vocabulary_filter(), Grammar(model, choice_rules(["cat", "mat"])).filter(1), bias]
@@ -533,8 +533,8 @@ def test_other_temperatures_come_behind_bias_and_grammar() -> None:
 # --- tokenizers ---
 
 
-def test_tiny_random_models_of_letters(tiny: Callable[[str], Tiny]) -> None:
-    """A vocabulary of characters alone, and logits of order 1 to 10."""
+def test_tiny_random_models_with_letters_as_tokens(tiny: Callable[[str], Tiny]) -> None:
+    """A vocabulary of single characters, and logits between 1 and 10."""
     chars = sorted(set('abcdefghijklmnopqrstuvwxyzABCDEF0123456789 {}[]":,.-+\\/_'))
     fast = FastTokenizer(models.BPE({c: n + 4 for n, c in enumerate(chars)} | {f"<{n}>": n for n in range(4)}, []))
     fast.decoder = decoders.Fuse()
@@ -548,8 +548,8 @@ def test_tiny_random_models_of_letters(tiny: Callable[[str], Tiny]) -> None:
             assert fits(json.loads(generation.text), schema)
 
 
-def test_a_space_that_the_tokenizer_drops_is_no_part_of_the_text() -> None:
-    """At the beginning of a whole text, SentencePiece's decoder leaves one out: " yes" cannot be written there."""
+def test_a_space_that_the_tokenizer_drops_is_not_part_of_the_text() -> None:
+    """SentencePiece's decoder drops a space at the beginning of a text: " yes" cannot be generated there."""
     model = loaded("sentencepiece")
     rules = grammar("sentencepiece", choice_rules([" the", "mat"]))
     assert {write(rules, model, seed, "")[0] for seed in range(8)} == {"mat"}
@@ -557,7 +557,7 @@ def test_a_space_that_the_tokenizer_drops_is_no_part_of_the_text() -> None:
 
 
 @pytest.mark.parametrize("folder", REAL, ids=lambda path: path.name)
-def test_real_tokenizers_write_what_they_would_write_anyway(folder: Path) -> None:
+def test_a_grammar_does_not_change_the_text_of_real_tokenizers(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     shape = config(tokenizer.size + PADDED, (2,))
     with torch.device("meta"):
@@ -578,7 +578,7 @@ def test_real_tokenizers_write_what_they_would_write_anyway(folder: Path) -> Non
     assert tokenizer.decode(ids) == written + text
 
 
-def test_a_tokenizer_that_writes_words_apart_is_refused() -> None:
+def test_a_tokenizer_that_separates_words_is_rejected() -> None:
     fast = FastTokenizer(models.WordPiece(unk_token="[UNK]"))
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
     fast.decoder = decoders.WordPiece()
@@ -589,7 +589,7 @@ def test_a_tokenizer_that_writes_words_apart_is_refused() -> None:
         Grammar(model, choice_rules(["cat"]))
 
 
-def test_a_token_longer_than_the_library_takes_is_never_written() -> None:
+def test_a_token_beyond_the_librarys_limit_is_never_chosen() -> None:
     pieces = ["a", "a" * MAX_TOKEN_BYTES, "a" * (MAX_TOKEN_BYTES + 1)]
     fast = FastTokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, []))
     fast.decoder = decoders.Fuse()
@@ -598,7 +598,7 @@ def test_a_token_longer_than_the_library_takes_is_never_written() -> None:
     assert torch.isfinite(left).tolist() == [True, True, False]
 
 
-def test_what_no_token_can_spell() -> None:
+def test_a_text_that_no_token_can_spell() -> None:
     model = loaded("unigram")
     the = model.tokenizer.encode("x the")[-2]
     assert model.tokenizer.token_bytes(the) == b" the"
@@ -607,7 +607,7 @@ def test_what_no_token_can_spell() -> None:
         rule(torch.zeros(model.model.config.vocab_size), [the])
 
 
-def test_a_text_that_left_the_grammar() -> None:
+def test_a_text_that_does_not_fit() -> None:
     model = loaded("byte-level")
     rule = grammar("byte-level", choice_rules(["cat"])).filter(0)
     wrong, right = model.tokenizer.id_of("m"), model.tokenizer.id_of("c")
@@ -615,10 +615,10 @@ def test_a_text_that_left_the_grammar() -> None:
     assert right is not None
     with pytest.raises(LlmcliError, match="does not fit the grammar"):
         rule(torch.zeros(model.model.config.vocab_size), [wrong])
-    assert rule.ending([right]) == "not yet"  # and it can be asked on
+    assert rule.ending([right]) == "not yet"  # the filter can still be used
 
 
-# --- what is asked for ---
+# --- invalid grammars ---
 
 
 @pytest.mark.parametrize(
@@ -655,7 +655,7 @@ def test_invalid_grammars_are_errors(build: Callable[[Any], str], given: Any, re
     assert (caught.value.exit_code, "%llguidance" in str(caught.value)) == (2, False)
 
 
-def test_whitespace_is_as_the_schema_asks() -> None:
+def test_a_schema_can_choose_its_whitespace() -> None:
     model, schema = loaded("byte-level"), {"x-guidance": {"whitespace_flexible": False, "item_separator": ","}}
     rule = Grammar(model, json_rules({"type": "array", "items": {"const": 1}, **schema})).filter(0)
     ids = [id for char in "[1,1]" if (id := model.tokenizer.id_of(char)) is not None]

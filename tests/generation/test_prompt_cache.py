@@ -1,4 +1,4 @@
-"""A prompt cache changes nothing but the time: the text and its numbers are those of a prompt that is read."""
+"""A prompt cache saves time and changes nothing else: same text, same numbers."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, Tiny, random_ids
 
 Make = Callable[[str], Tiny]
 LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"
-CLOSE = 1e-5  # of the largest logit: chunks of other lengths are rounded otherwise, in fp32
-TOTAL = 60  # tokens of prompt and text: those of "dynamic" angles depend on it
+CLOSE = 1e-5  # of the largest logit: in fp32, chunks of other lengths round differently
+TOTAL = 60  # tokens of prompt and text, on which "dynamic" angles depend
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windowed layers forget often, and prompts are read in several passes."""
+    """Small windows and small chunks, so that windows move and prompts need several passes."""
     monkeypatch.setattr(cache_module, "SPARE", 2)
     monkeypatch.setattr(loop, "PREFILL_CHUNK", 8)
 
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many positions each forward pass had."""
+    """The number of positions of each forward pass."""
     passes: list[int] = []
     hidden = Transformer.hidden
 
@@ -62,15 +62,15 @@ def ids_of(count: int, seed: int = 0) -> list[int]:
 def stepping(
     model: Transformer, ids: Sequence[int], count: int, cache: KVCache | None = None, proposer: Proposer | None = None
 ) -> Generator[Step, int | None, None]:
-    """Steps with sampled tokens: other texts than greedy ones, which come back to themselves."""
+    """Sampled steps: greedy texts of random models soon repeat themselves."""
     sampler = Sampler([Temperature(1.5), TopK(40)], seed=7)
     return speculative_steps(model, ids, proposer, sampler=sampler, max_new_tokens=count, cache=cache)
 
 
-def kept_run(
+def cached_run(
     file: Path, model: Transformer, ids: Sequence[int], count: int, proposer: Proposer | None = None
 ) -> tuple[PromptCache, list[Step]]:
-    """A run that goes on from the file, and saves what it read behind the first token."""
+    """A run that starts from the file and saves the prompt after the first token."""
     kept, found = PromptCache(file, model, ids, count), []
     for step in stepping(model, ids, count, kept.cache, proposer):
         found.append(step)
@@ -86,12 +86,12 @@ def assert_same(found: Sequence[Step], expected: Sequence[Step]) -> None:
         assert float((step.logits - other.logits).abs().max()) <= CLOSE * float(other.logits.abs().max()), step.index
 
 
-# --- nothing but the time ---
+# --- the text stays the same ---
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_next_prompt_reads_only_what_is_new(tiny: Make, tmp_path: Path, forwards: list[int], name: str) -> None:
-    """In every family: first a prompt, then the same with more behind it, then that once more."""
+def test_the_next_prompt_reads_only_new_tokens(tiny: Make, tmp_path: Path, forwards: list[int], name: str) -> None:
+    """In every family: a prompt, then a longer one with the same beginning, then that one again."""
     model, file = tiny(name).load(), tmp_path / "kept"
     first, second = ids_of(40), ids_of(40) + ids_of(9, seed=1)
     expected = [list(stepping(model, ids, TOTAL - len(ids))) for ids in (first, second)]
@@ -102,9 +102,9 @@ def test_the_next_prompt_reads_only_what_is_new(tiny: Make, tmp_path: Path, forw
         (first, expected[0], 39, None),
     ):
         forwards.clear()
-        kept, found = kept_run(file, model, ids, TOTAL - len(ids))
+        kept, found = cached_run(file, model, ids, TOTAL - len(ids))
         if reason is None and kept.reuse.reason == "window":
-            assert ids == first  # the window has moved from its end: it is read as if there were no file
+            assert ids == first  # the window has moved past its end: it is read as without a file
             assert model.config.sliding_window
             reused, reason = 0, "window"
         assert (kept.reuse.tokens, kept.reuse.prompt, kept.reuse.reason) == (reused, len(ids), reason)
@@ -114,32 +114,32 @@ def test_the_next_prompt_reads_only_what_is_new(tiny: Make, tmp_path: Path, forw
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
-def test_in_small_dtypes_too(tiny: Make, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
-    """Where the passes are the same, so is every bit."""
+def test_small_dtypes(tiny: Make, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    """With the same passes, every bit is the same."""
     model, file, ids = tiny(name).load().to(dtype), tmp_path / "kept", ids_of(33)
-    kept_run(file, model, ids[:32], 1)
+    cached_run(file, model, ids[:32], 1)
     cache = model.new_cache()
     list(stepping(model, ids[:32], 1, cache))
-    kept, found = kept_run(file, model, ids, 9)
+    kept, found = cached_run(file, model, ids, 9)
     assert kept.reuse.tokens == 32
     for step, other in zip(found, stepping(model, ids, 9, cache), strict=True):
         assert torch.equal(step.logits, other.logits)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_with_rounded_weights(tiny: Make, tmp_path: Path, forwards: list[int], kind: Kind) -> None:
+def test_quantized_weights(tiny: Make, tmp_path: Path, forwards: list[int], kind: Kind) -> None:
     plain, model, file = tiny("llama").load(), tiny("llama").load(), tmp_path / "kept"
     quantize(model, kind)
-    kept_run(file, plain, ids_of(40), 3)
-    assert kept_run(file, model, ids_of(40), 3)[0].reuse.reason == "model"
+    cached_run(file, plain, ids_of(40), 3)
+    assert cached_run(file, model, ids_of(40), 3)[0].reuse.reason == "model"
     forwards.clear()
-    kept, found = kept_run(file, model, ids_of(40), 5)
+    kept, found = cached_run(file, model, ids_of(40), 5)
     assert (kept.reuse.tokens, sum(forwards)) == (39, 5)
     assert [step.token for step in found] == [step.token for step in stepping(model, ids_of(40), 5)]
 
 
 class Oracle:
-    """Guesses what will be chosen, and then something else."""
+    """Proposes the tokens that will be chosen, and then another one."""
 
     proposed = accepted = 0
 
@@ -156,7 +156,7 @@ def test_rejected_proposals_are_not_saved(tiny: Make, tmp_path: Path, name: str)
     model, file, ids = tiny(name).load(), tmp_path / "kept", ids_of(40)
     expected = list(stepping(model, ids, 12))
     for reused, proposer in ((0, Oracle([*ids, *(step.token for step in expected)])), (39, PromptLookup())):
-        kept, found = kept_run(file, model, ids, 12, proposer)
+        kept, found = cached_run(file, model, ids, 12, proposer)
         assert kept.reuse.tokens == reused
         assert_same(found, expected)
         assert cachefile.read_cache(file, model, kept.fingerprint)[0] == ids
@@ -167,17 +167,17 @@ texts = st.tuples(st.integers(1, 50), st.integers(0, 50), st.integers(0, 20))
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", LONG, DYNAMIC])
 @given(script=st.lists(texts, min_size=2, max_size=4))
-def test_whatever_prompts_come_the_text_is_that_of_a_fresh_run(
+def test_after_any_sequence_of_prompts_the_text_is_that_of_a_fresh_run(
     tiny: Make, tmp_path_factory: pytest.TempPathFactory, name: str, script: list[tuple[int, int, int]]
 ) -> None:
-    """Each keeps a beginning of the one before, and has something new behind."""
+    """Each prompt shares a prefix with the one before."""
     model, file = tiny(name).load(), tmp_path_factory.getbasetemp() / f"kept {name}"
     file.unlink(missing_ok=True)
     ids: list[int] = []
     for turn, (least, share, more) in enumerate(script):
         before, ids = ids, ids[:share] + ids_of(more, seed=turn)
         ids = ids or ids_of(least, seed=turn)
-        kept, found = kept_run(file, model, ids, 4)
+        kept, found = cached_run(file, model, ids, 4)
         assert_same(found, list(stepping(model, ids, 4)))
         known = min(common_prefix(before, ids), len(ids) - 1)
         assert kept.reuse.tokens == (0 if kept.reuse.reason else known)
@@ -196,15 +196,15 @@ def test_common_prefix_is_the_longest_one() -> None:
     )
 
 
-# --- where nothing can be used, and why ---
+# --- reasons why nothing can be reused ---
 
 
 def reason(file: Path, model: Transformer, ids: Sequence[int], count: int = 3) -> Reason | None:
-    """Why a run had to read all; its text is right nevertheless, and the next run finds it."""
-    kept, found = kept_run(file, model, ids, count)
+    """The reason why a run read the whole prompt; its text is right, and the next run reuses it."""
+    kept, found = cached_run(file, model, ids, count)
     assert kept.reuse.tokens == 0
     assert_same(found, list(stepping(model, ids, count)))
-    assert kept_run(file, model, ids, count)[0].reuse.tokens == len(ids) - 1
+    assert cached_run(file, model, ids, count)[0].reuse.tokens == len(ids) - 1
     return kept.reuse.reason
 
 
@@ -212,19 +212,19 @@ def test_another_model_text_or_damage(tiny: Make, tmp_path: Path) -> None:
     model, file, ids = tiny("llama").load(), tmp_path / "kept", ids_of(20)
     assert reason(file, model, ids) == "missing"
     assert reason(file, model, [ids[0] + 1, *ids[1:]]) == "text"
-    model.norm.weight.data.view(torch.uint8)[0] ^= 1  # the least bit of one number
+    model.norm.weight.data.view(torch.uint8)[0] ^= 1  # the last bit of one number
     assert reason(file, model, ids) == "model"
     assert reason(file, tiny("llama-biases").load(), ids) == "model"
     file.write_bytes(file.read_bytes()[:-1])
     assert reason(file, model, ids) == "damaged"
-    assert kept_run(file, model.to(torch.bfloat16), ids, 3)[0].reuse.reason == "dtype"
+    assert cached_run(file, model.to(torch.bfloat16), ids, 3)[0].reuse.reason == "dtype"
 
 
-def test_a_window_that_has_moved_past_the_place(tiny: Make, tmp_path: Path) -> None:
+def test_a_window_that_has_moved_past_the_common_prefix(tiny: Make, tmp_path: Path) -> None:
     model, file, ids = tiny("mistral").load(), tmp_path / "kept", ids_of(100)
     assert reason(file, model, ids) == "missing"
     assert reason(file, model, ids[: 100 - 2 * WINDOW]) == "window"
-    assert kept_run(file, model, ids, 3)[0].reuse.tokens == 100 - 2 * WINDOW
+    assert cached_run(file, model, ids, 3)[0].reuse.tokens == 100 - 2 * WINDOW
 
 
 @pytest.mark.parametrize(("name", "first", "second"), [(LONG, 20, 45), (LONG, 45, 20), (DYNAMIC, 40, 50)])
@@ -237,28 +237,28 @@ def test_angles_of_another_length(tiny: Make, tmp_path: Path, name: str, first: 
 
 def test_a_prompt_of_one_token_is_read(tiny: Make, tmp_path: Path) -> None:
     model, file = tiny("llama").load(), tmp_path / "kept"
-    assert kept_run(file, model, [7], 3)[0].reuse.reason == "missing"
-    assert kept_run(file, model, [7], 3)[0].reuse == module.Reuse(0, 1, None)
+    assert cached_run(file, model, [7], 3)[0].reuse.reason == "missing"
+    assert cached_run(file, model, [7], 3)[0].reuse == module.Reuse(0, 1, None)
 
 
 # --- the file ---
 
 
-def test_it_is_written_only_where_it_tells_more(tiny: Make, tmp_path: Path) -> None:
+def test_the_file_is_written_only_if_the_prompt_has_more(tiny: Make, tmp_path: Path) -> None:
     model, file, ids = tiny("llama").load(), tmp_path / "kept", ids_of(40)
-    kept_run(file, model, ids, 2)
+    cached_run(file, model, ids, 2)
     os.utime(file, ns=(10**18, 10**18))
-    for told in (40, 40, 12, 1):
-        kept_run(file, model, ids[:told], 2)
+    for length in (40, 40, 12, 1):
+        cached_run(file, model, ids[:length], 2)
         assert file.stat().st_mtime_ns == 10**18
     for text in ([*ids, 1], [*ids[:12], ids[12] ^ 1]):
-        kept_run(file, model, text, 2)
+        cached_run(file, model, text, 2)
         assert file.stat().st_mtime_ns != 10**18
         os.utime(file, ns=(10**18, 10**18))
         assert cachefile.read_cache(file, model, module.fingerprint(model))[0] == text
 
 
-def test_nothing_that_happens_behind_the_first_token_loses_it(tiny: Make, tmp_path: Path, forwards: list[int]) -> None:
+def test_nothing_after_the_first_token_loses_the_file(tiny: Make, tmp_path: Path, forwards: list[int]) -> None:
     model, file, ids = tiny("gemma3_text").load(), tmp_path / "kept", ids_of(40)
     kept = PromptCache(file, model, ids, 9)
     running = stepping(model, ids, 9, kept.cache)
@@ -268,11 +268,11 @@ def test_nothing_that_happens_behind_the_first_token_loses_it(tiny: Make, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         running.throw(KeyboardInterrupt)
     forwards.clear()
-    assert kept_run(file, model, ids, 1)[0].reuse.tokens == 39
+    assert cached_run(file, model, ids, 1)[0].reuse.tokens == 39
     assert forwards == [1]
 
 
-def test_a_file_that_cannot_be_written_is_told_and_stops_nothing(tiny: Make, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported_and_stops_nothing(tiny: Make, tmp_path: Path) -> None:
     model, folder, ids = tiny("llama").load(), tmp_path / "folder", ids_of(9)
     folder.mkdir()
     kept = PromptCache(folder / "kept", model, ids, 4)
@@ -285,45 +285,45 @@ def test_a_file_that_cannot_be_written_is_told_and_stops_nothing(tiny: Make, tmp
     assert_same(found, list(stepping(model, ids, 4)))
 
 
-def test_the_model_is_told_apart_only_where_there_is_a_file(
+def test_the_fingerprint_is_computed_only_if_needed(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first token of a new file nobody waits for it, and it is taken once."""
-    model, asked, real = tiny("llama").load(), [0], module.fingerprint
+    """Without a file, not before the first token; and only once."""
+    model, calls, real = tiny("llama").load(), [0], module.fingerprint
 
     def counted(model: Transformer) -> str:
-        asked[0] += 1
+        calls[0] += 1
         return real(model)
 
     monkeypatch.setattr(module, "fingerprint", counted)
     kept = PromptCache(tmp_path / "kept", model, ids_of(9), 3)
-    assert asked == [0]
+    assert calls == [0]
     list(stepping(model, ids_of(9), 1, kept.cache))
     kept.save()
-    assert asked == [1]
+    assert calls == [1]
     kept = PromptCache(tmp_path / "kept", model, [*ids_of(9), 4], 3)
     list(stepping(model, [*ids_of(9), 4], 1, kept.cache))
     kept.save()
-    assert asked == [2]
+    assert calls == [2]
 
 
 # --- sabotage ---
 
 
 def everything(tiny: Make, folder: Path) -> None:
-    """What the tests above say, in short, of two models."""
+    """The claims of the tests above, in short, for two models."""
     for name in ("llama", "mistral"):
         model, file, ids = tiny(name).load(), folder / name, ids_of(40)
         expected = list(stepping(model, ids, 6))
         oracle = Oracle([*ids, *(step.token for step in expected)])
-        assert_same(kept_run(file, model, ids, 6, oracle)[1], expected)
+        assert_same(cached_run(file, model, ids, 6, oracle)[1], expected)
         for other in (ids, [*ids, 0, 0, 3], ids + ids_of(9, seed=1), ids[:36] + ids_of(3, seed=2)):
-            kept, found = kept_run(file, model, other, 6)
+            kept, found = cached_run(file, model, other, 6)
             assert_same(found, list(stepping(model, other, 6)))
             assert kept.reuse.tokens
         model.norm.weight.data[0] *= 1.5
         model.blocks[0].attn_norm.weight.data[0] *= 1.5
-        assert_same(kept_run(file, model, ids, 6)[1], list(stepping(model, ids, 6)))
+        assert_same(cached_run(file, model, ids, 6)[1], list(stepping(model, ids, 6)))
 
 
 def test_everything_holds(tiny: Make, tmp_path: Path) -> None:

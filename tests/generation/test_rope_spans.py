@@ -1,4 +1,4 @@
-"""Angles that depend on a text's length: cached keys are turned anew where they must be, and nowhere else.
+"""Angles that depend on a text's length: cached keys are recomputed when they must be, and only then.
 
 "longrope" has one set of factors up to the original context and another beyond it. "dynamic" angles are
 those of the length that the text is planned to reach.
@@ -34,18 +34,18 @@ def ids_of(count: int, seed: int = 0) -> list[int]:
 
 
 def run(model: Transformer, prompt: Sequence[int], count: int, cache: KVCache | None = None) -> list[Step]:
-    """Steps with sampled tokens: other texts than greedy ones, which come back to themselves."""
+    """Sampled steps: greedy texts of random models soon repeat themselves."""
     sampler = Sampler([Temperature(1.5), TopK(40)], seed=7)
     return list(steps(model, prompt, sampler=sampler, max_new_tokens=count, cache=cache))
 
 
 def reference_logits(case: Tiny, prompt: list[int], found: list[Step]) -> list[Tensor]:
-    """transformers' logits for each step, by passes over all ids without a cache."""
+    """The logits of transformers for each step, without a cache."""
     ids = [*prompt, *(step.token for step in found)]
     with torch.no_grad():
         if case.name == DYNAMIC:
             case.reference(torch.tensor([[0]]))  # it keeps the angles of a longer text until it meets a short one
-            # One pass over the whole, whose length is the planned one.
+            # One pass over the whole text, whose length is the planned one.
             whole = case.reference(torch.tensor([ids])).logits[0]
             return [whole[step.position - 1] for step in found]
         return [case.reference(torch.tensor([ids[: step.position]])).logits[0, -1] for step in found]
@@ -58,7 +58,7 @@ def assert_right(case: Tiny, prompt: list[int], found: list[Step]) -> None:
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many positions each forward pass had."""
+    """The number of positions of each forward pass."""
     passes: list[int] = []
     hidden = Transformer.hidden
 
@@ -91,9 +91,7 @@ def test_a_prefill_in_chunks_has_the_logits_of_one_pass(
     assert_right(case, prompt, found)
 
 
-def test_longrope_reads_the_text_anew_once_where_it_outgrows_the_original_context(
-    tiny: Make, forwards: list[int]
-) -> None:
+def test_longrope_reads_the_text_again_once_beyond_the_original_context(tiny: Make, forwards: list[int]) -> None:
     run(tiny(LONG).load(), ids_of(30), 10)
     assert forwards == [30, 1, 1, ROPE_ORIGINAL + 1, 1, 1, 1, 1, 1, 1]
 
@@ -107,8 +105,8 @@ def test_dynamic_angles_are_planned_so_that_nothing_is_read_twice(tiny: Make, fo
 @pytest.mark.parametrize("name", [LONG, DYNAMIC])
 @pytest.mark.parametrize("kept", [0, 3, 25, 32, 33, 40])
 @pytest.mark.parametrize("more", [2, 12, 50])
-def test_a_truncated_cache_goes_on_rightly(tiny: Make, name: str, kept: int, more: int) -> None:
-    """From beyond the original context back below it, and across it again."""
+def test_a_truncated_cache_continues_correctly(tiny: Make, name: str, kept: int, more: int) -> None:
+    """From beyond the original context back into it, and beyond it again."""
     case, prompt = tiny(name), ids_of(45)
     model = case.load()
     cache = model.new_cache()
@@ -151,10 +149,10 @@ turns = st.lists(
 
 @pytest.mark.parametrize("name", [LONG, DYNAMIC])
 @given(script=turns)
-def test_whatever_happened_to_a_cache_the_next_logits_are_right(
+def test_after_any_history_of_a_cache_the_next_logits_are_right(
     tiny: Make, name: str, script: list[tuple[float, int, int]]
 ) -> None:
-    """Each turn keeps a share of what was read, adds a prompt, and generates."""
+    """Each turn truncates the cache, adds a prompt, and generates."""
     case = tiny(name)
     model = case.load()
     cache, text = model.new_cache(), ids_of(0)
@@ -169,7 +167,7 @@ def test_whatever_happened_to_a_cache_the_next_logits_are_right(
         text = [*prompt, *(step.token for step in found)]
 
 
-def test_a_model_refuses_keys_turned_by_other_angles(tiny: Make) -> None:
+def test_a_model_rejects_keys_with_other_angles(tiny: Make) -> None:
     model = tiny(LONG).load()
     cache = model.new_cache()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Filters and the draw: against transformers' warpers, against brute force, and at the edges."""
+"""Filters and the draw: against transformers, against brute force, and at edge values."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def logits_without_ties(seed: int, size: int, scale: float = 1.0) -> Tensor:
 
 
 def warped(name: str, value: float, logits: Tensor) -> Tensor:
-    """The same filter by transformers."""
+    """The same filter in transformers."""
     warper: Any = {
         "temperature": lambda: hf.TemperatureLogitsWarper(value),
         "top-k": lambda: hf.TopKLogitsWarper(int(value)),
@@ -82,7 +82,7 @@ def survivors(logits: Tensor) -> set[int]:
 
 
 def on_the_border(name: str, value: float, logits: Tensor) -> set[int]:
-    """Tokens so near to the limit that fp32 rounding decides, by fp64."""
+    """Tokens so close to the limit (in fp64) that fp32 rounding decides."""
     probs = logits.double().softmax(-1)
     if name == "top-p":
         ordered = probs.sort(descending=True)
@@ -94,19 +94,19 @@ def on_the_border(name: str, value: float, logits: Tensor) -> set[int]:
         ordered = distance.sort()
         before = probs[ordered.indices].cumsum(-1) - probs[ordered.indices]
         near = (before - value).abs() < 2e-6
-        twins = ordered.values.diff(prepend=torch.tensor([-1.0])).abs() < 2e-5  # which of two comes first is open
+        twins = ordered.values.diff(prepend=torch.tensor([-1.0])).abs() < 2e-5  # their order may differ
         return set(ordered.indices[near | twins | twins.roll(-1)].tolist())
     if name == "min-p":
         return set(((probs / probs.max() - value).abs() < 1e-5 * value).nonzero().flatten().tolist())
     return set()
 
 
-# --- each filter is transformers' ---
+# --- each filter equals that of transformers ---
 
 
 @settings(max_examples=60)
 @given(SEEDS, SIZES, SCALES, VALUES["temperature"])
-def test_temperature_is_transformers(seed: int, size: int, scale: float, value: float) -> None:
+def test_temperature_equals_transformers(seed: int, size: int, scale: float, value: float) -> None:
     logits = logits_without_ties(seed, size, scale)
     ours, theirs = Temperature(value)(logits), warped("temperature", value, logits)
     torch.testing.assert_close(ours - ours.max(), theirs - theirs.max(), rtol=1e-5, atol=1e-4)
@@ -130,7 +130,7 @@ def test_filters_keep_what_transformers_keeps(
 
 @settings(max_examples=150)
 @given(st.data(), SEEDS, SIZES, SCALES, st.permutations(sorted(OURS)))
-def test_chains_in_any_order_are_transformers(
+def test_chains_in_any_order_equal_transformers(
     data: st.DataObject, seed: int, size: int, scale: float, order: list[str]
 ) -> None:
     logits = logits_without_ties(seed, size, scale)
@@ -142,7 +142,7 @@ def test_chains_in_any_order_are_transformers(
         difference = survivors(stage.logits) ^ survivors(expected)
         assert difference <= border
         if difference:
-            return  # from here on the two have not the same to filter
+            return  # from here on, the inputs differ
     torch.testing.assert_close(probabilities(stage.logits), probabilities(expected), rtol=1e-4, atol=1e-7)
 
 
@@ -153,8 +153,8 @@ PENALTIES: dict[str, Callable[..., Penalty]] = {
 }
 
 
-def penalised(name: str, value: float, logits: Tensor, ids: list[int]) -> Tensor:
-    """The same penalty by transformers or, where that has none, token by token in fp64."""
+def penalized(name: str, value: float, logits: Tensor, ids: list[int]) -> Tensor:
+    """The same penalty in transformers or, if it has none, token by token in fp64."""
     if name == "repetition-penalty":
         warper: Any = hf.RepetitionPenaltyLogitsProcessor(value)
         return warper(torch.tensor([ids]), logits[None].clone())[0] if ids else logits
@@ -173,39 +173,39 @@ def penalised(name: str, value: float, logits: Tensor, ids: list[int]) -> Tensor
     value=st.floats(0.1, 3.0),
     window=st.one_of(st.none(), st.integers(0, 30)),
 )
-def test_penalties_lower_what_came_before(
+def test_penalties_lower_earlier_tokens(
     name: str, data: st.DataObject, seed: int, size: int, value: float, window: int | None
 ) -> None:
     logits = logits_without_ties(seed, size, 3.0)
     ids = data.draw(st.lists(st.integers(0, size - 1), max_size=40))
     counted = ids if window is None else ids[len(ids) - window :] if window < len(ids) else ids
     ours = PENALTIES[name](value, window)(logits, ids)
-    torch.testing.assert_close(ours, penalised(name, value, logits, counted if window != 0 else []))
+    torch.testing.assert_close(ours, penalized(name, value, logits, counted if window != 0 else []))
 
 
 @settings(max_examples=60)
 @given(st.data(), SEEDS, st.integers(5, 300))
-def test_logit_bias_is_transformers(data: st.DataObject, seed: int, size: int) -> None:
+def test_logit_bias_equals_transformers(data: st.DataObject, seed: int, size: int) -> None:
     logits = logits_without_ties(seed, size)
     bias = data.draw(st.dictionaries(st.integers(0, size - 1), st.floats(-50, 50), min_size=1, max_size=5))
     warper: Any = hf.SequenceBiasLogitsProcessor({(id,): float(amount) for id, amount in bias.items()})
     torch.testing.assert_close(LogitBias(bias)(logits), warper(torch.tensor([[0]]), logits[None].clone())[0])
 
 
-def test_a_barred_token_is_never_drawn_and_not_all_can_be() -> None:
+def test_a_banned_token_is_cut_and_not_all_tokens_can_be_banned() -> None:
     logits = torch.tensor([5.0, 1.0, 0.0])
     assert survivors(LogitBias({0: -math.inf})(logits)) == {1, 2}
     with pytest.raises(LlmcliError, match="bans every possible token"):
         LogitBias({0: -math.inf, 1: -math.inf, 2: -math.inf})(logits)
 
 
-def test_penalties_leave_what_is_cut_cut() -> None:
+def test_penalties_keep_cut_tokens_cut() -> None:
     logits = torch.tensor([1.0, -math.inf, -1.0])
     for penalty in PENALTIES.values():
         assert survivors(penalty(2.0)(logits, [0, 1, 2])) == {0, 2}
 
 
-def test_the_sampler_tells_every_filter_what_came_before() -> None:
+def test_every_filter_gets_the_earlier_tokens() -> None:
     sampler = Sampler([RepetitionPenalty(1e6), Temperature(0.0)], 0)
     ids: list[int] = []
     for _ in range(4):
@@ -223,7 +223,7 @@ def test_order_matters() -> None:
     assert kept == [3, 2]
 
 
-# --- what every filter keeps to ---
+# --- properties of every filter ---
 
 
 @pytest.mark.parametrize("name", ["top-k", "top-p", "min-p", "typical-p"])
@@ -258,7 +258,7 @@ def test_the_best_is_always_kept(name: str, data: st.DataObject, seed: int, size
 
 
 @pytest.mark.parametrize("value", [5e-324, 1e-46, 1e-45, 1e-39, 1e-6])
-def test_the_smallest_values_leave_the_best_alone(value: float) -> None:
+def test_the_smallest_values_keep_only_the_best(value: float) -> None:
     logits = torch.tensor([0.0, 3.0, -2.0, 2.0])
     for filter in (Temperature(value), TopP(value)):
         assert probabilities(filter(logits)).tolist() == [0.0, 1.0, 0.0, 0.0]
@@ -278,7 +278,7 @@ def test_huge_logits(temperature: float) -> None:
     assert (choice.id, choice.prob, choice.final_prob, choice.rank) == (0, 1.0, 1.0, 0)
 
 
-def test_filters_leave_their_input_alone() -> None:
+def test_filters_do_not_change_their_input() -> None:
     logits = torch.tensor([0.0, 3.0, -2.0, 2.0])
     before = logits.clone()
     penalties = [penalty(1.5) for penalty in PENALTIES.values()]
@@ -322,7 +322,7 @@ def test_ties_in_top_p_go_by_id_and_min_p_1_keeps_all() -> None:
         *(RepetitionPenalty(1.0), PresencePenalty(0.0), FrequencyPenalty(0.0), RepetitionPenalty(2.0, window=0)),
     ],
 )
-def test_what_is_off_changes_nothing(filter: Filter) -> None:
+def test_values_that_turn_a_filter_off_change_nothing(filter: Filter) -> None:
     logits = torch.tensor([0.0, 3.0, -200.0, 2.0])
     assert torch.equal(filter(logits, [0, 1, 1]), logits)
 
@@ -340,14 +340,14 @@ def test_what_is_off_changes_nothing(filter: Filter) -> None:
         *(("frequency-penalty", value) for value in (1e300, -1e300, math.inf, math.nan)),
     ],
 )
-def test_values_out_of_range_are_refused(name: str, value: float) -> None:
+def test_values_out_of_range_are_errors(name: str, value: float) -> None:
     with pytest.raises(LlmcliError, match=f"^{name}") as caught:
         FILTERS[name](value)
     assert caught.value.exit_code == EXIT_USAGE
 
 
 @pytest.mark.parametrize("amount", [1e300, -1e300, math.inf, math.nan])
-def test_a_bias_out_of_range_is_refused(amount: float) -> None:
+def test_a_bias_out_of_range_is_an_error(amount: float) -> None:
     with pytest.raises(LlmcliError, match=r"^logit-bias must be") as caught:
         LogitBias({0: amount})
     assert caught.value.exit_code == EXIT_USAGE
@@ -382,26 +382,26 @@ GOOD = {"temperature": 0.7, "top-k": 40.0, "top-p": 0.9, "min-p": 0.1}
 
 
 @pytest.mark.parametrize("order", [*list(itertools.permutations(GOOD))[::5], (), ("min-p",), ("top-k", "temperature")])
-def test_a_chain_has_the_order_asked_for(order: Sequence[str]) -> None:
+def test_a_chain_has_the_given_order(order: Sequence[str]) -> None:
     assert [(filter.name, filter.value) for filter in filter_chain(order, GOOD)] == [(n, GOOD[n]) for n in order]
 
 
-def test_what_is_off_is_left_out_of_the_chain() -> None:
+def test_filters_that_are_off_are_not_in_the_chain() -> None:
     off = {"temperature": 1.0, "top-k": 0.0, "top-p": 1.0, "min-p": 0.0}
     assert [filter.name for filter in filter_chain(list(FILTERS), off)] == ["temperature"]
 
 
 @pytest.mark.parametrize(
-    ("order", "says"), [(["top_k"], "top_k"), (["top-k", "min-p", "top-k"], "top-k is listed twice")]
+    ("order", "reason"), [(["top_k"], "top_k"), (["top-k", "min-p", "top-k"], "top-k is listed twice")]
 )
-def test_unknown_and_repeated_names_are_refused(order: list[str], says: str) -> None:
-    with pytest.raises(LlmcliError, match=says) as caught:
+def test_unknown_and_repeated_names_are_errors(order: list[str], reason: str) -> None:
+    with pytest.raises(LlmcliError, match=reason) as caught:
         filter_chain(order, GOOD)
     assert caught.value.exit_code == EXIT_USAGE
     assert caught.value.hint
 
 
-def test_a_bad_value_is_refused_also_where_its_filter_does_not_run() -> None:
+def test_an_invalid_value_is_an_error_even_if_its_filter_does_not_run() -> None:
     with pytest.raises(LlmcliError, match="top-p"):
         filter_chain(["temperature"], GOOD | {"top-p": 2.0})
 
@@ -414,7 +414,7 @@ def probs_of(seed: int, size: int, scale: float = 1.0) -> Tensor:
 
 
 def by_hand(probs: Tensor, u: float) -> int:
-    """Inverse CDF in Python's own numbers."""
+    """Inverse CDF in plain Python."""
     order = sorted((id for id in range(len(probs)) if probs[id] > 0), key=lambda id: (-float(probs[id]), id))
     total, reached = math.fsum(probs.tolist()), 0.0
     for id in order:
@@ -435,14 +435,14 @@ def test_u_0_draws_the_most_probable(seed: int, size: int, scale: float) -> None
 @given(SEEDS, st.integers(1, 300))
 def test_u_near_1_draws_the_least_probable(seed: int, size: int) -> None:
     probs = probs_of(seed, size, 4.0)
-    cut = torch.where(probs < 1e-12, 0.0, probs)  # less than that is lost beside 1
+    cut = torch.where(probs < 1e-12, 0.0, probs)  # smaller probabilities vanish in the sum
     least = min((id for id in range(size) if cut[id] > 0), key=lambda id: float(cut[id]))
     assert draw(cut, JUST_BELOW_1) == least
 
 
 @settings(max_examples=60)
 @given(SEEDS, st.integers(1, 2000), st.sampled_from([0.3, 1.0, 4.0]))
-def test_intervals_share_out_0_to_1_in_proportion(seed: int, size: int, scale: float) -> None:
+def test_intervals_are_proportional_to_probabilities(seed: int, size: int, scale: float) -> None:
     probs = probs_of(seed, size, scale)
     ids, ends = intervals(probs)
     assert sorted(ids.tolist()) == probs.nonzero().flatten().tolist()
@@ -466,16 +466,16 @@ def test_draw_is_the_inverse_of_the_cumulative_sum(seed: int, size: int, scale: 
     assert order.index(draw(probs, u)) <= order.index(above)
 
 
-def test_an_interval_holds_its_lower_end_and_not_its_upper() -> None:
+def test_an_interval_includes_its_lower_end_but_not_its_upper() -> None:
     probs = torch.tensor([0.25, 0.0, 0.5, 0.25])
     ids, ends = intervals(probs)
-    assert ids.tolist() == [2, 0, 3]  # equal ones by id
+    assert ids.tolist() == [2, 0, 3]  # ties by id
     assert ends.tolist() == [0.5, 0.75, 1.0]
     expected = {0.0: 2, math.nextafter(0.5, 0): 2, 0.5: 0, math.nextafter(0.75, 0): 0, 0.75: 3, JUST_BELOW_1: 3}
     assert {u: draw(probs, u) for u in expected} == expected
 
 
-def test_a_certain_token_is_drawn_by_every_u() -> None:
+def test_every_u_draws_a_certain_token() -> None:
     probs = torch.tensor([0.0, 0.0, 1.0, 0.0])
     assert {draw(probs, u) for u in (0.0, 0.5, JUST_BELOW_1)} == {2}
 
@@ -549,31 +549,31 @@ def test_greedy_draws_nothing(order: list[str]) -> None:
     assert sampler._random.random() == random.Random(3).random()
 
 
-def test_rows_that_no_token_has_are_never_chosen() -> None:
+def test_unused_rows_are_never_chosen() -> None:
     logits = torch.tensor([0.0, 1.0, 0.5, 9.0, 9.0])
     for filters in ([Vocabulary(3), Temperature(0.0)], [Vocabulary(3), Temperature(5.0)], [Vocabulary(3)]):
         sampler = Sampler(filters, 5)
         choices = [sampler.choose(logits) for _ in range(50)]
         assert {choice.id for choice in choices} <= {0, 1, 2}
-        assert all(choice.rank >= 2 and choice.prob < 0.01 for choice in choices)  # the model's own view
+        assert all(choice.rank >= 2 and choice.prob < 0.01 for choice in choices)  # the model's own numbers
     assert survivors(Vocabulary(3)(logits)) == {0, 1, 2}
 
 
-def test_no_filters_draw_from_the_model_itself() -> None:
+def test_without_filters_the_draw_is_from_the_model() -> None:
     choice = Sampler([], 1).choose(torch.tensor([0.0, 1.0, 2.0]))
     assert choice.prob == choice.final_prob
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("filters", [[], [Temperature(0.0)], [TopK(1)]], ids=["none", "greedy", "top-k"])
-def test_logits_that_are_no_numbers_are_refused(bad: float, filters: list[Filter]) -> None:
+def test_logits_that_are_not_numbers_are_errors(bad: float, filters: list[Filter]) -> None:
     with pytest.raises(LlmcliError, match="not numbers") as caught:
         Sampler(filters, 0).choose(torch.tensor([0.0, bad, 1.0]))
     assert caught.value.exit_code == EXIT_FAILURE
     assert caught.value.kind == "logits-not-finite"
 
 
-def test_all_cut_is_refused() -> None:
+def test_cutting_all_tokens_is_an_error() -> None:
     with pytest.raises(LlmcliError, match="not numbers"):
         probabilities(torch.full((3,), -math.inf))
 
@@ -597,7 +597,7 @@ def test_entropy_is_in_bits(seed: int, size: int, scale: float) -> None:
     assert entropy(probs) == pytest.approx(exact, abs=1e-9)
 
 
-def test_entropy_at_its_ends() -> None:
+def test_the_smallest_and_largest_entropy() -> None:
     assert entropy(torch.full((8,), 0.125)) == pytest.approx(3.0)
     certain = entropy(torch.tensor([0.0, 1.0]))
     assert certain == 0.0

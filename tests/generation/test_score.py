@@ -1,4 +1,4 @@
-"""Surprisals against a plain computation: whatever the windows, chunks and rows in which a text is read."""
+"""Surprisals against a plain computation, for all sizes of windows, chunks and rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ids_of(count: int) -> list[int]:
 
 
 def brute_force(model: Transformer, ids: list[int]) -> Tensor:
-    """All logits of all windows, -ln softmax in fp64: a token counts in the first window that predicts it."""
+    """-ln softmax of all logits of all windows in fp64; the first window that predicts a token counts."""
     context = model.config.max_position_embeddings
     found: dict[int, float] = {}
     for start in range(0, len(ids) - 1, context // 2):
@@ -44,10 +44,10 @@ def brute_force(model: Transformer, ids: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("length", [2, 3, 100])
-def test_they_are_those_of_all_logits(
+def test_surprisals_are_those_of_all_logits(
     tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch, name: str, length: int
 ) -> None:
-    """In chunks that are all turned by the same angles, where these depend on the length."""
+    """With the same angles in all chunks, even if angles depend on the length."""
     monkeypatch.setattr(score, "PREFILL_CHUNK", 30)
     model = tiny(name).load()
     length = min(length, model.config.max_position_embeddings + 1)
@@ -90,14 +90,14 @@ def test_chunks_and_rows_change_nothing_and_bound_the_logits(
     monkeypatch.setattr(score, "PREFILL_CHUNK", chunk)
     monkeypatch.setattr(score, "MAX_LOGITS", most)
     assert torch.allclose(surprisals(model, ids).double(), expected, atol=1e-4)
-    assert max(sizes) <= max(most, 97)  # one row at least
+    assert max(sizes) <= max(most, 97)  # at least one row
     assert max(chunks) == min(chunk, 128)
     if most >= 97 * chunk:
         assert max(sizes) == 97 * min(chunk, 128), "as many at once as may be"
 
 
-def test_validation_computes_in_the_precision_asked_for(tiny: Callable[[str], Tiny]) -> None:
-    """In bf16 the score is near that of fp32, and not it."""
+def test_validation_computes_in_the_given_precision(tiny: Callable[[str], Tiny]) -> None:
+    """In bf16 the score is close to that of fp32, but not equal."""
     model = tiny("llama").load()
     exact = validate(model, [Encoded(ids_of(60))], 200, precision=torch.float32)
     near = validate(model, [Encoded(ids_of(60))], 200, precision=torch.bfloat16)
@@ -107,7 +107,7 @@ def test_validation_computes_in_the_precision_asked_for(tiny: Callable[[str], Ti
 
 
 @pytest.mark.parametrize("length", [2, 3, 18])
-def test_a_chunk_of_one_token_is_scored_in_mixed_precision_too(
+def test_a_chunk_of_one_token_is_scored_in_mixed_precision(
     tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     model = tiny("llama").load()
@@ -134,7 +134,7 @@ def test_nothing_to_predict_is_an_error(tiny: Callable[[str], Tiny], documents: 
     assert caught.value.exit_code == EXIT_USAGE
 
 
-def test_more_perplexity_is_the_part_by_which_it_grew() -> None:
+def test_more_perplexity_is_the_relative_growth() -> None:
     before, after = Validation(2.0, 1.0), Validation(2.1, 1.0)
     assert after.more_perplexity(before) == pytest.approx(math.exp(2.1) / math.exp(2.0) - 1)
     assert before.more_perplexity(after) < 0
@@ -168,7 +168,7 @@ at a hill.
 
 
 def test_the_shipped_model_loses_little() -> None:
-    """A story that it was not trained on: written for this test."""
+    """On a story that was written for this test, and so not trained on."""
     folder = hub.find(hub.default_model())
     kinds: tuple[Kind | None, ...] = (None, "int8", "int4")
     found = {}

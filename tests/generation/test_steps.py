@@ -1,4 +1,4 @@
-"""The loop: what it computes and what not, why it ends, and that every step is a fresh forward pass's."""
+"""The loop: what it computes, why it ends, and that each step has the logits of a fresh forward pass."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def run(prompt: Sequence[int] = PROMPT, count: int = 6, sampler: Sampler | None 
 
 
 def fresh(ids: Sequence[int]) -> Tensor:
-    """Logits after ``ids``, by one pass over all of them without a cache."""
+    """The logits after ``ids``, from one pass without a cache."""
     with torch.no_grad():
         return model()(torch.tensor([list(ids)]))[0, -1]
 
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many positions each forward pass had."""
+    """The number of positions of each forward pass."""
     passes: list[int] = []
     hidden = Transformer.hidden
 
@@ -87,7 +87,7 @@ def test_zero_tokens_compute_nothing(forwards: list[int], count: int, prompt: li
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_one_pass_a_token_and_none_after_the_last(forwards: list[int], count: int) -> None:
+def test_one_pass_per_token_and_none_after_the_last(forwards: list[int], count: int) -> None:
     assert len(run(count=count)) == count
     assert forwards == [len(PROMPT), *[1] * (count - 1)]
 
@@ -100,7 +100,7 @@ def test_no_pass_after_a_stop_token(forwards: list[int]) -> None:
     assert forwards == [len(PROMPT), *[1] * end]
 
 
-def test_nothing_is_computed_before_it_is_asked_for(forwards: list[int]) -> None:
+def test_nothing_is_computed_in_advance(forwards: list[int]) -> None:
     stepping = steps(model(), PROMPT, sampler=greedy(), max_new_tokens=5)
     assert forwards == []
     next(stepping)
@@ -150,7 +150,7 @@ def test_a_stop_token_ends_it_and_is_the_last_step() -> None:
     tokens = [step.token for step in run(sampler=warm(), count=5)]
     first = run(sampler=warm(), count=5, stop_ids=[tokens[0]])
     assert [(step.token, step.finish) for step in first] == [(tokens[0], "stop_token")]
-    # It says so also where the length would have ended it.
+    # Also if the length would have ended the text at the same token.
     assert run(sampler=warm(), count=1, stop_ids={tokens[0]})[-1].finish == "stop_token"
     assert run(sampler=warm(), count=5, stop_ids={VOCAB - 1} - set(tokens))[-1].finish == "length"
 
@@ -166,7 +166,7 @@ def test_the_context_ends_it(forwards: list[int], length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [CONTEXT, CONTEXT + 20])
-def test_a_prompt_without_room_is_refused(forwards: list[int], length: int) -> None:
+def test_a_prompt_without_room_is_an_error(forwards: list[int], length: int) -> None:
     with pytest.raises(LlmcliError, match=rf"\b{length} tokens.*\b{CONTEXT}\b") as caught:
         run([1] * length)
     assert caught.value.exit_code == EXIT_USAGE
@@ -174,7 +174,7 @@ def test_a_prompt_without_room_is_refused(forwards: list[int], length: int) -> N
     assert forwards == []
 
 
-def test_what_is_cached_counts_towards_the_context() -> None:
+def test_cached_tokens_count_towards_the_context() -> None:
     cache = model().new_cache()
     run([1] * 40, 1, cache=cache)
     with pytest.raises(LlmcliError, match=r"\b70 tokens"):
@@ -183,7 +183,7 @@ def test_what_is_cached_counts_towards_the_context() -> None:
     assert run([1] * 63, 9, cache=cache)[-1].finish == "context"
 
 
-def test_an_empty_prompt_is_refused(forwards: list[int]) -> None:
+def test_an_empty_prompt_is_an_error(forwards: list[int]) -> None:
     with pytest.raises(LlmcliError, match="empty") as caught:
         run([])
     assert caught.value.exit_code == EXIT_USAGE
@@ -235,7 +235,7 @@ def test_a_step_is_frozen_and_free_of_gradients() -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-def test_send_puts_a_token_in_place_of_the_chosen_one() -> None:
+def test_send_replaces_the_chosen_token() -> None:
     stepping = steps(model(), PROMPT, sampler=warm(), max_new_tokens=4)
     first = next(stepping)
     other = (first.token + 1) % VOCAB
@@ -243,7 +243,7 @@ def test_send_puts_a_token_in_place_of_the_chosen_one() -> None:
     torch.testing.assert_close(second.logits, fresh([*PROMPT, other]), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(second.logits, fresh([*PROMPT, first.token]), rtol=1e-4, atol=1e-4)
     assert (second.index, second.position) == (1, len(PROMPT) + 1)
-    third = stepping.send(0)  # also token 0, which is not "nothing sent"
+    third = stepping.send(0)  # token 0 is a token too, not "nothing sent"
     torch.testing.assert_close(third.logits, fresh([*PROMPT, other, 0]), rtol=1e-4, atol=1e-4)
     fourth = next(stepping)
     torch.testing.assert_close(fourth.logits, fresh([*PROMPT, other, 0, third.token]), rtol=1e-4, atol=1e-4)
@@ -259,7 +259,7 @@ def test_the_cache_holds_all_but_the_last_token(forwards: list[int]) -> None:
     cache = model().new_cache()
     found = run(count=4, cache=cache)
     assert cache.length == len(PROMPT) + 3
-    # So only the last token is read when the text goes on.
+    # So only the last token is read when the text continues.
     ids = [*PROMPT, *(step.token for step in found)]
     forwards.clear()
     (step,) = run(ids, 1, cache=cache)
@@ -281,7 +281,7 @@ def test_a_cached_prefix_is_not_computed_again(forwards: list[int], shared: int)
         torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_cache_can_go_back_and_take_another_way() -> None:
+def test_a_truncated_cache_can_continue_differently() -> None:
     cache = model().new_cache()
     run(sampler=warm(), count=6, cache=cache)
     cache.truncate(3)
@@ -293,7 +293,7 @@ def test_a_cache_can_go_back_and_take_another_way() -> None:
 
 
 @pytest.mark.parametrize("observe", [[0], [2], {1, 3}, range(9), []])
-def test_only_the_steps_asked_for_are_traced_and_nothing_changes(observe: Any) -> None:
+def test_only_observed_steps_are_traced_and_nothing_changes(observe: Any) -> None:
     plain, observed = run(sampler=warm(), count=4), run(sampler=warm(), count=4, observe=observe)
     assert [step.index for step in observed if step.trace is not None] == [n for n in range(4) if n in observe]
     for ours, theirs in zip(observed, plain, strict=True):
@@ -301,8 +301,8 @@ def test_only_the_steps_asked_for_are_traced_and_nothing_changes(observe: Any) -
         assert ours.choice == theirs.choice
 
 
-def test_a_trace_is_of_the_pass_that_gave_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", 3)  # the prompt goes in two chunks: the second one is traced
+def test_a_trace_is_that_of_the_pass_with_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PREFILL_CHUNK", 3)  # two chunks, of which the second is traced
     for step in run(count=3, sampler=warm(), observe=range(3)):
         assert step.trace is not None
         assert [len(step.trace.residual), len(step.trace.attn_out), len(step.trace.mlp_out)] == [
