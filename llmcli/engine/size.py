@@ -11,8 +11,8 @@ from llmcli.model.cache import SPARE
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Embedding, Linear
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import ROW_BLOCK, Kind, matrices, quantized_shapes
-from llmcli.storage.rounding import GROUP
+from llmcli.storage.quantize import ROW_BLOCK, Quantization, matrices, quantized_shapes
+from llmcli.storage.quantized_tensors import GROUP
 
 SCALE_BYTES = 4  # of an fp32 scale
 
@@ -23,19 +23,19 @@ def empty_model(config: ModelConfig) -> Transformer:
         return Transformer(config)
 
 
-def weight_bytes(model: Transformer, dtype: torch.dtype, kind: Kind | None) -> dict[str, int]:
-    """Bytes of each parameter held in ``dtype``, or quantized as ``kind``; tied parameters count once."""
+def weight_bytes(model: Transformer, dtype: torch.dtype, quantization: Quantization | None) -> dict[str, int]:
+    """Bytes of each parameter held in ``dtype``, or quantized as ``quantization``; tied parameters count once."""
     sizes = {name: parameter.numel() * dtype.itemsize for name, parameter in model.named_parameters()}
-    if kind is not None:
+    if quantization is not None:
         for name, module in matrices(model):
-            sizes[f"{name}.weight"] = _quantized_bytes(module, kind, dtype)
+            sizes[f"{name}.weight"] = _quantized_bytes(module, quantization, dtype)
     return sizes
 
 
-def _quantized_bytes(module: Linear | Embedding, kind: Kind, dtype: torch.dtype) -> int:
+def _quantized_bytes(module: Linear | Embedding, quantization: Quantization, dtype: torch.dtype) -> int:
     """Bytes of a quantized matrix: numbers and scales; for 4 bits also factors and the kernel's own scales."""
     rows, columns = module.weight.shape
-    if "factors" not in quantized_shapes(module, kind):
+    if "factors" not in quantized_shapes(module, quantization):
         return rows * columns + rows * SCALE_BYTES
     padded = -(-rows // ROW_BLOCK) * ROW_BLOCK
     groups = padded * columns // GROUP

@@ -21,11 +21,11 @@ from llmcli.model.device import Memory, memory_of, pick_dtype
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.headers import Headers, read_headers
-from llmcli.storage.quantize import Kind, quantization_of
+from llmcli.storage.quantize import Quantization, quantization_of
 from llmcli.text.tokenizer import load_tokenizer
 
 GROUPS = ("embedding", "positions", "attention", "MLP", "experts", "routers", "norms", "head")
-SMALLER: tuple[Kind, ...] = ("int8", "int4")
+SMALLER: tuple[Quantization, ...] = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def inspect_folder(
     *,
     device: str,
     dtype: str,
-    quantization: Kind | None,
+    quantization: Quantization | None,
     tokens: int | None,
     open_model: Callable[[], LoadedModel],
 ) -> InspectReport:
@@ -128,7 +128,7 @@ def inspect_folder(
     config = headers.config
     where = device_for(checkpoint, device, quantization)
     compute_dtype = pick_dtype(dtype, where, headers.dtype)
-    kind = quantization or headers.kind
+    kind = quantization or headers.quantization
     model = empty_model(config)
     context = config.max_position_embeddings
     if tokens is not None and tokens > context:
@@ -161,7 +161,7 @@ def inspect_folder(
 def _needs(
     model: Transformer,
     dtype: torch.dtype,
-    kind: Kind | None,
+    kind: Quantization | None,
     device: torch.device,
     cache: CacheBytes,
     usable: int | None,

@@ -17,7 +17,7 @@ from llmcli.generation.generation_config import Defaults, read_defaults
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, Progress
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -68,7 +68,7 @@ def load(
     adapter: Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    quantization: Kind | None = None,
+    quantization: Quantization | None = None,
     group: ProcessGroup | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -102,7 +102,7 @@ def load(
     return LoadedModel(name or folder.name, folder, model, tokenizer, defaults)
 
 
-def device_for(checkpoint: Checkpoint, device: str, quantization: Kind | None) -> torch.device:
+def device_for(checkpoint: Checkpoint, device: str, quantization: Quantization | None) -> torch.device:
     """The device that ``load`` uses; "auto" means the CPU if the weights are quantized."""
     quantized = quantization is not None or checkpoint.quantization is not None
     return pick_device("cpu" if quantized and device == "auto" else device)

@@ -1,9 +1,9 @@
-"""A KV cache as a safetensors file, bound to the model that filled it and to the tokens that it has read.
+"""Prompt cache files: a KV cache as safetensors, with the tokens it holds and the fingerprint of its model.
 
 ``keys.N`` and ``values.N`` are those of layer N, [K, held, D], only the last positions if the layer has a window.
-``ids`` [length] are the tokens; ``span`` [1] says how keys were rotated (see ``positions.span``). The metadata has the
-``model``'s fingerprint, the ``version`` of this format and a ``digest`` of all tensors. The digest detects any damage,
-including a file cut short by a power failure, so writing need not wait for the disk.
+``ids`` [length] are the tokens; ``span`` [1] says by which angles the keys were rotated (see ``positions.span``). The
+metadata has the ``model``'s fingerprint, the ``version`` of this format and a ``digest`` of all tensors. The digest
+detects any damage, including a file truncated by a power failure, so writing need not wait for the disk.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from llmcli.storage.fingerprint import digest
 Fault = Literal["damaged", "version", "dtype", "model"]
 
 FORMAT = "llmcli prompt cache"
-VERSION = "1"  # raised when the content of a file or of a cache changes its meaning
+VERSION = "1"  # to be changed whenever the meaning of a file's contents changes
 MAGIC = f'{{"__metadata__":{{"format":"{FORMAT}"'.encode()  # after the 8 bytes of the header's length
 
 
 class Unusable(Exception):
-    """A file that cannot be resumed from, and why."""
+    """Raised for a file that cannot be resumed from; ``fault`` says why."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -45,9 +45,9 @@ def may_replace(path: Path) -> bool:
 
 
 def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> None:
-    """Write the part of ``cache`` that holds ``ids``. ``model`` is the fingerprint. Errors: OSError.
+    """Write the part of ``cache`` that holds ``ids``; ``model`` is the fingerprint. Errors: OSError.
 
-    The file appears whole or not at all.
+    The file is written completely or not at all.
     """
     tensors = {"ids": torch.tensor(ids), "span": torch.tensor([cache.span])}
     for layer in range(cache.layers):
@@ -60,7 +60,7 @@ def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> N
 
 
 def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[int], KVCache]:
-    """The ids in a file and the cache that holds them, on the model's device. Errors: Unusable."""
+    """Read the ids in a file, and the cache that holds them, on the model's device. Errors: Unusable."""
     try:
         file = TensorFile(path, INTEGERS)
         metadata = file.metadata
@@ -81,5 +81,5 @@ def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[i
 
 
 def _layer(tensors: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
-    """Keys and values, [1, K, held, D]."""
+    """Keys and values of a layer, [1, K, held, D]."""
     return tensors[f"keys.{layer}"].unsqueeze(0), tensors[f"values.{layer}"].unsqueeze(0)

@@ -1,4 +1,4 @@
-"""A model folder <-> ``Transformer``: strict both ways, with one tensor in memory besides the model at a time."""
+"""Loading a model folder into a ``Transformer`` and saving it, strictly, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.families.rules import Rule
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Kind
-from llmcli.storage.quantized_checkpoint import METHOD, kind_of, load_quantized
+from llmcli.storage.quantize import Quantization
+from llmcli.storage.quantized_checkpoint import METHOD, load_quantized, quantization_in
 from llmcli.storage.tensors import WeightFiles
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
-DTypeChoice = torch.dtype | Callable[[torch.dtype], torch.dtype] | None  # a dtype, a function of the stored one, or it
-QUANT_METHODS = ("fp8", "compressed-tensors", METHOD)  # ``quant_method`` of 8-bit floats, and of ``llmcli quantize``
+Progress = Callable[[int, int], None]  # bytes done, bytes in total
+# A dtype, a function of the stored dtype, or None for the stored dtype.
+DTypeChoice = torch.dtype | Callable[[torch.dtype], torch.dtype] | None
+QUANT_METHODS = ("fp8", "compressed-tensors", METHOD)  # supported ``quant_method``s: 8-bit floats and llmcli's
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder whose config.json has been read and validated; ``raw`` is that file as it is."""
+    """A model folder whose config.json has been read and validated; ``raw`` is the parsed file."""
 
     folder: Path
     raw: Mapping[str, Any]
@@ -39,7 +40,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """Read config.json. Errors: there is none, invalid JSON, an unknown family, invalid values."""
+        """Read config.json. Errors: a missing or invalid file, or an unsupported family, quantization or value."""
         raw = read_json(folder / CONFIG)
         quantization = raw.get("quantization_config")
         if isinstance(quantization, Mapping) and quantization.get("quant_method") not in QUANT_METHODS:
@@ -50,9 +51,9 @@ class Checkpoint:
         return cls(folder, raw, family_of(raw).parse(raw))
 
     @property
-    def quantization(self) -> Kind | None:
-        """How ``llmcli quantize`` quantized the weights; None if it did not."""
-        return kind_of(self.raw)
+    def quantization(self) -> Quantization | None:
+        """The quantization of weights that ``llmcli quantize`` wrote; None for others."""
+        return quantization_in(self.raw)
 
     def load(
         self,
@@ -63,13 +64,13 @@ class Checkpoint:
         build: Callable[[ModelConfig], Transformer] = Transformer,
         progress: Progress | None = None,
     ) -> Transformer:
-        """The model, ready to run. ``adapter`` is the folder of a LoRA to merge; ``build`` makes the modules.
+        """Load the model, ready to run. ``build`` makes it from its config; ``adapter`` is a LoRA's folder to merge.
 
         ``dtype`` may be a function of the stored dtype, which is that of the token embedding; None keeps it.
-        Quantized weights are used as they are. On a CPU, tensors that are stored as they are needed are mapped: read
-        when first used, and shared with other processes.
+        Quantized weights stay quantized. On a CPU, tensors that are stored in the needed form are memory-mapped: they
+        are read when first used, and shared with other processes.
 
-        Errors name the file and the tensor: missing, unexpected or misshapen tensors, damaged files.
+        Errors: missing, unexpected or misshapen tensors, and damaged files; they name the file and the tensor.
         """
         if self.quantization is not None:
             if adapter is not None:
@@ -89,7 +90,7 @@ class Checkpoint:
         return model.eval()
 
     def open(self, adapter: Path | None = None) -> OpenedCheckpoint:
-        """Find every parameter in the weight files and check its name and shape, by the headers alone."""
+        """Find every parameter in the weight files, and check its name and shape; reads only headers."""
         weights, config, rules = self.locate(adapter)
         weights.check_adapter(rules, tied=config.tie_word_embeddings)
         with torch.device("meta"):
@@ -103,8 +104,7 @@ class Checkpoint:
     def locate(self, adapter: Path | None = None) -> tuple[WeightFiles, ModelConfig, list[Rule]]:
         """The weight files, the config and the family's rules. Errors: missing or unexpected tensors, damaged files.
 
-        A stored head that differs from the embedding counts, even if config.json says that they are tied, as in
-        transformers.
+        The config is untied if a head is stored that differs from the embedding, as in transformers.
         """
         family, config = FAMILIES[self.config.model_type], self.config
         weights = WeightFiles(self.folder, family, adapter, scaled="quantization_config" in self.raw)
@@ -133,7 +133,7 @@ class OpenedCheckpoint:
         return stored if choice is None else choice(stored)
 
     def fill(self, model: Transformer, parameter: Callable[[Rule], Tensor], progress: Progress | None) -> None:
-        """Give a model on the meta device its parameters, one by one."""
+        """Replace the parameters of a model on the meta device, one at a time, by ``parameter`` of their rules."""
         done, total = 0, sum(self.weights.nbytes(rule) for rule in self.rules)
         for rule in self.rules:
             module, _, name = rule.target.rpartition(".")
@@ -144,9 +144,9 @@ class OpenedCheckpoint:
 
 
 def save(model: Transformer, folder: Path, raw: Mapping[str, Any], *, dtype: torch.dtype) -> None:
-    """Write model.safetensors in the family's own layout, and ``raw`` as config.json.
+    """Write the weights in the family's own layout to model.safetensors, and ``raw`` to config.json.
 
-    Each file appears whole or not at all.
+    Each file is written completely or not at all.
     """
     parameters = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {}

@@ -1,9 +1,9 @@
 """A model's fingerprint: a short text that depends on every bit of its weights and every number of its config.
 
-A cryptographic hash reads one or two gigabytes a second, a fraction of the memory bandwidth, so hashing the weights
-would cost as much as several decoding steps. Instead, the bits are summed as integers by rows and by columns, and the
-sums are hashed: a changed word changes the sum of its row, two swapped words those of their rows or columns. This
-detects accidents to files and models, not deliberate forgery.
+A cryptographic hash reads one or two gigabytes per second, a fraction of the memory bandwidth, so hashing the weights
+would take as long as several decoding steps. Instead, the bits are summed as integers by rows and by columns, and the
+sums are hashed: a changed word changes the sum of its row, and swapping two words changes the sums of their rows or
+their columns. This detects accidental changes, not deliberate forgery.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor
 from llmcli.model.transformer import Transformer
 
 ROW = 2**12  # bytes per row
-PIECE = 2**22  # bytes read at a time: they stay in the processor's cache between the two sums
+PIECE = 2**22  # bytes summed at a time: they stay in the processor's cache between the two sums
 WORD = 8  # bytes per integer; sums wrap around
 
 
 def fingerprint(model: Transformer) -> str:
-    """64 hexadecimal digits that differ between models, and before and after any change; the same on every device.
+    """64 hexadecimal digits that identify a model: any change gives others, and every device gives the same.
 
-    They depend on the weights as they are in memory, adapters merged and quantization applied.
+    They depend on the weights in memory, with adapters merged and quantization applied.
     """
-    config = json.dumps(asdict(model.config), default=sorted)  # sets have no order of their own
+    config = json.dumps(asdict(model.config), default=sorted)  # sets have no order
     return hashlib.sha256((config + digest(model.state_dict())).encode()).hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """64 hexadecimal digits for the tensors' names, dtypes, shapes and bits, whatever their order."""
+    """64 hexadecimal digits of the tensors' names, dtypes, shapes and bits, independent of their order."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -41,7 +41,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         whole = len(bits) // ROW * ROW
         columns = torch.zeros(ROW // WORD, dtype=torch.int64, device=bits.device)
         for piece in torch.split(bits[:whole], PIECE):
-            # Mapped weights may begin between two words.
+            # Mapped weights may start in the middle of a word.
             aligned = piece if piece.storage_offset() % WORD == 0 else piece.clone()
             words = aligned.view(torch.int64).view(-1, ROW // WORD)
             columns += words.sum(0)

@@ -1,4 +1,4 @@
-"""The contents of a folder's weight files, from their headers: no weights are read."""
+"""What a folder's weight files contain, by their headers: no weights are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from llmcli.files.safetensors import Entry
 from llmcli.model.config import ModelConfig
 from llmcli.storage.checkpoint import Checkpoint
-from llmcli.storage.quantize import Kind
+from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import find_quantized
 from llmcli.storage.tensors import summarize
 
@@ -19,16 +19,16 @@ SCALE_SUFFIXES = (".scale", ".factors")  # of tensors next to a quantized weight
 
 @dataclass(frozen=True)
 class Headers:
-    """The stored tensors of a model, and the model that they make.
+    """The stored tensors of a model, and the model that they describe.
 
-    ``config`` is that of the model as it will be loaded, ``dtype`` the dtype of its weights' values. ``entries`` are
-    the tensors that hold parameters, ``others`` the rest (scales, copies, masks), which ``others_named`` lists if they
-    are not used. ``kind`` says how the weights are quantized, if they are.
+    ``config`` is that of the model as it loads, ``dtype`` the dtype of its weights' values, ``quantization`` how the
+    weights are quantized, if they are. ``entries`` are the tensors that hold parameters, ``others`` the remaining ones
+    (scales, copies, masks); ``others_named`` lists those that are not used.
     """
 
     config: ModelConfig
     dtype: torch.dtype
-    kind: Kind | None
+    quantization: Quantization | None
     entries: tuple[Entry, ...]
     others: tuple[Entry, ...]
     others_named: str
@@ -40,9 +40,9 @@ class Headers:
 
 
 def read_headers(checkpoint: Checkpoint) -> Headers:
-    """The headers of a model folder's weights. Errors: files that are damaged or do not match config.json."""
-    kind = checkpoint.quantization
-    if kind is None:
+    """Read the headers of a model folder's weight files. Errors: files that are damaged or do not match config.json."""
+    quantization = checkpoint.quantization
+    if quantization is None:
         weights, config, rules = checkpoint.locate()
         entries = {name: entry for name, (_, entry) in weights.tensors.items()}
         wanted = {source.name for rule in rules for source in rule.sources}
@@ -56,8 +56,8 @@ def read_headers(checkpoint: Checkpoint) -> Headers:
     return Headers(
         config=config,
         dtype=dtype,
-        kind=kind,
+        quantization=quantization,
         entries=tuple(entries[name] for name in sorted(wanted)),
         others=tuple(entries[name] for name in others),
-        others_named="" if kind else summarize(others),
+        others_named="" if quantization else summarize(others),
     )

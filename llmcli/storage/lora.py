@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021) as PEFT saves them, merged into the weights as these are read.
+"""LoRA adapters (Hu et al. 2021) as PEFT saves them, merged into the weights while those are read.
 
 A matrix W [out, in] becomes W + s B A, with A [r, in], B [out, r] and s = lora_alpha / r (rsLoRA: / sqrt(r)).
 """
@@ -18,7 +18,7 @@ from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcli.files.safetensors import TensorFile
 from llmcli.model.families.fields import field, wrong
 
-# Config fields of adapters that are more than W + s B A.
+# Config fields of adapters that do more than W + s B A.
 VARIANTS = (
     "use_dora",
     "use_qalora",
@@ -39,9 +39,10 @@ _LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.weight)?")
 
 
 class Adapter:
-    """An adapter's tensors by the name of the stored tensor that they change; ``rename`` maps to the family's names.
+    """An adapter's tensors, by the name of the stored tensor that they change.
 
-    Errors: not a LoRA, an unsupported kind of LoRA, damaged files, an A without its B.
+    ``rename`` maps stored names to the family's. Errors: an adapter that is not a LoRA or uses unsupported features,
+    damaged files, an A without its B.
     """
 
     def __init__(self, folder: Path, rename: Callable[[str], str]) -> None:
@@ -72,11 +73,11 @@ class Adapter:
 
     @property
     def sources(self) -> set[str]:
-        """Names of the stored tensors that the adapter changes."""
+        """The names of the stored tensors that the adapter changes."""
         return self._factors.keys() | self.replaced.keys()
 
     def applied(self, source: str, tensor: Tensor, *, transposed: bool) -> Tensor:
-        """A stored tensor with the adapter merged; ``transposed`` if it is stored [in, out]."""
+        """A stored tensor with the adapter merged into it. ``transposed``: it is stored [in, out]."""
         if self.replaced.get(source, tensor).shape != tensor.shape:
             raise self._misfit(source)
         tensor = self.replaced.get(source, tensor)
@@ -97,7 +98,7 @@ class Adapter:
         )
 
     def _scale(self, module: str, rank: int) -> float:
-        """The scale s of a module's adapter. ``alpha_pattern`` maps endings of module names to their own lora_alpha."""
+        """The scale s of a module's adapter; ``alpha_pattern`` maps ends of module names to their own lora_alpha."""
         alpha = field(self.config, "lora_alpha", 8.0)
         patterns = self.config.get("alpha_pattern") or {}
         if not isinstance(patterns, Mapping):
@@ -112,12 +113,13 @@ class Adapter:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """Read adapter_config.json. Errors: anything but a plain LoRA."""
     raw = read_json(folder / ADAPTER_CONFIG, f"an adapter folder has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     if raw.get("peft_type") != "LORA":
         raise LlmcliError(f"{folder / ADAPTER_CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")
     init = raw.get("init_lora_weights")
     unsupported = [key for key in VARIANTS if raw.get(key)]
-    if isinstance(init, str) and init not in PLAIN_INITS:  # these change the base model's weights too
+    if isinstance(init, str) and init not in PLAIN_INITS:  # initializations that change the base model's weights
         unsupported.append(f"init_lora_weights {init!r}")
     if unsupported:
         raise LlmcliError(

@@ -1,8 +1,8 @@
-"""One rank's partition of a model: which rows or columns of each parameter it keeps, and reading only these.
+"""A rank's part of a model: which rows or columns of each parameter it holds, and how it reads only those.
 
-Tensor parallelism (Shoeybi et al. 2019, Megatron-LM). A matrix that widens is split by rows, so that each rank
-computes some heads or some features of the MLP; the matrix that narrows again is split by columns, so that the ranks'
-outputs are summed. The embedding and the head are split by tokens. Every rank holds the small parameters whole.
+Tensor parallelism (Shoeybi et al. 2019, Megatron-LM). The first matrix of attention and of the MLP is split by rows,
+so that each rank computes some heads or some features; the second is split by columns, and the ranks' outputs are
+summed. The embedding and the head are split by tokens. Every rank holds all small parameters.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from llmcli.storage.tensors import WeightFiles
 
 @dataclass(frozen=True)
 class ParameterSlice:
-    """What a rank keeps of a parameter: some rows, or a range of columns; None: all of them.
+    """The part of a parameter that a rank holds: some rows or a range of columns; None means all.
 
-    ``once``: only the first rank holds it. The others have zeros in its place, because their outputs are summed.
+    ``once``: only the first rank holds it. The other ranks have zeros instead, because the outputs are summed.
     """
 
     rows: tuple[range, ...] | None = None
@@ -35,9 +35,10 @@ class ParameterSlice:
 
 @dataclass(frozen=True)
 class Partition:
-    """The part of a model that ``rank``, counted from 0, holds of ``ranks``. Errors: more ranks than heads.
+    """The part of the model ``whole`` that ``rank``, counted from 0, holds of ``ranks``. Errors: more ranks than heads.
 
-    Heads are not divided. If heads, features or tokens are not a multiple of the ranks, some ranks hold one more.
+    Heads are not divided. If the number of heads, features or tokens is not a multiple of the ranks, some ranks hold
+    one more than others.
     """
 
     whole: ModelConfig
@@ -55,14 +56,14 @@ class Partition:
 
     @property
     def heads(self) -> range:
-        """The query heads, counted over the whole model."""
+        """The query heads of this rank, by their numbers in the whole model."""
         return self.share_of(self.whole.num_attention_heads)
 
     @property
     def kv_heads(self) -> tuple[int, ...]:
         """The key/value heads that ``heads`` attend to; other ranks may hold some of them too.
 
-        Each appears once if all then serve equally many query heads, as attention requires; else once per query head.
+        Each appears once if all serve equally many query heads, as attention requires; otherwise once per query head.
         """
         group = self.whole.num_attention_heads // self.whole.num_key_value_heads
         needed = [head // group for head in self.heads]
@@ -72,18 +73,18 @@ class Partition:
 
     @property
     def counted(self) -> tuple[bool, ...]:
-        """Which of ``kv_heads`` this rank adds to a sum over all ranks, in which each head must count once."""
+        """Which of ``kv_heads`` this rank adds to a sum over all ranks, so that each head counts once."""
         group = self.whole.num_attention_heads // self.whole.num_key_value_heads
         held = self.kv_heads
         return tuple(head * group in self.heads and head not in held[:index] for index, head in enumerate(held))
 
     @property
     def vocabulary(self) -> range:
-        """The tokens whose rows of embedding and head this rank holds."""
+        """The token ids whose rows of the embedding and the head this rank holds."""
         return self.share_of(self.whole.vocab_size)
 
     def narrowed(self) -> ModelConfig:
-        """The config of a transformer that computes this part alone."""
+        """The config of a transformer that computes only this part."""
         moe = self.whole.moe
         return replace(
             self.whole,
@@ -95,17 +96,17 @@ class Partition:
         )
 
     def slice_of(self, target: str) -> ParameterSlice:
-        """What this rank keeps of a parameter of ``Transformer``."""
+        """The part of ``Transformer``'s parameter ``target`` that this rank holds."""
         name = re.sub(r"^blocks\.\d+\.|(?<=experts\.)\d+\.", "", target)
         return SLICES[name](self) if name in SLICES else ParameterSlice()
 
     def _head_rows(self, first: int, heads: tuple[int, ...] | range) -> tuple[range, ...]:
-        """The rows of ``heads`` in a matrix in which heads of that kind begin as head number ``first``."""
+        """The rows of ``heads`` in a matrix whose head number ``first`` is the first of their sort."""
         size = self.whole.head_dim
         return tuple(range((first + head) * size, (first + head + 1) * size) for head in heads)
 
     def qkv(self) -> ParameterSlice:
-        """Queries, keys and values, stacked."""
+        """The rows of this rank's queries, keys and values, which are stacked."""
         queries, keys = self.whole.num_attention_heads, self.whole.num_key_value_heads
         stacked = ((0, self.heads), (queries, self.kv_heads), (queries + keys, self.kv_heads))
         return ParameterSlice(rows=tuple(rows for first, heads in stacked for rows in self._head_rows(first, heads)))
@@ -155,7 +156,7 @@ SLICES: dict[str, Callable[[Partition], ParameterSlice]] = {
 
 
 def read_slice(weights: WeightFiles, rule: Rule, partition: Partition, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """What the rank keeps of the rule's parameter, whose whole has ``shape``, in memory of its own."""
+    """Read the part of the rule's parameter that the rank holds; ``shape`` is that of the whole parameter."""
     kept = partition.slice_of(rule.target)
     if kept.once and partition.rank > 0:
         return torch.zeros(shape, dtype=dtype)
@@ -174,7 +175,7 @@ def read_slice(weights: WeightFiles, rule: Rule, partition: Partition, shape: to
 
 
 def _read(weights: WeightFiles, source: Source, rows: Tensor, columns: range | None, wide: tuple[int, ...]) -> Tensor:
-    """The given rows of a source, in that order; ``wide`` is its number of columns, () for a vector."""
+    """The given rows of a source, in that order; ``wide`` is () for a vector, otherwise its number of columns."""
     file, entry = weights.tensors[source.name]
     across = slice(None) if columns is None else slice(columns.start, columns.stop)
     if source.shape or source.name in weights.adapted or file.dtype(entry).itemsize == 1:

@@ -1,8 +1,8 @@
-"""Quantized models on disk: quantized once, loaded at once.
+"""Model folders with quantized weights, which load without quantizing again.
 
-Tensors have the transformer's own names, such as ``blocks.0.attn.qkv.weight``, with ``scale`` and for 4 bits
-``factors`` next to a quantized weight. config.json is the model's own with a ``quantization_config`` whose
-``quant_method`` is "llmcli", so that other programs know that they cannot read it.
+Tensors have the names of ``Transformer``'s parameters, such as ``blocks.0.attn.qkv.weight``, with a ``scale`` and, for
+4 bits, ``factors`` next to a quantized weight. config.json is the original model's with a ``quantization_config`` whose
+``quant_method`` is "llmcli", so that other programs know that they cannot read the weights.
 """
 
 from __future__ import annotations
@@ -25,46 +25,57 @@ from llmcli.files.safetensors import INTEGERS, TensorFile
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Embedding
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Kind, matrices, quantized_module, quantized_shapes, replace_module, stored_tensors
-from llmcli.storage.rounding import GROUP
+from llmcli.storage.quantize import (
+    Quantization,
+    matrices,
+    quantized_module,
+    quantized_shapes,
+    replace_module,
+    stored_tensors,
+)
+from llmcli.storage.quantized_tensors import GROUP
 
 METHOD = "llmcli"
-BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
+BITS: dict[Quantization, int] = {"int8": 8, "int4": 4}
 FLOATS = ("F32", "BF16", "F16")
 
 
-def kind_of(raw: Mapping[str, Any]) -> Kind | None:
-    """How ``save_quantized`` quantized the weights, by a parsed config.json; None if it did not."""
-    found = raw.get("quantization_config")
-    if not isinstance(found, Mapping) or found.get("quant_method") != METHOD:
+def quantization_in(raw: Mapping[str, Any]) -> Quantization | None:
+    """The quantization by ``save_quantized`` that a parsed config.json states; None if there is none.
+
+    Errors: bits or a group size that are not supported.
+    """
+    settings = raw.get("quantization_config")
+    if not isinstance(settings, Mapping) or settings.get("quant_method") != METHOD:
         return None
-    for kind, bits in BITS.items():
-        if found.get("bits") == bits and found.get("group_size") == GROUP:
-            return kind
+    for quantization, bits in BITS.items():
+        if settings.get("bits") == bits and settings.get("group_size") == GROUP:
+            return quantization
     raise LlmcliError(
-        f"config.json: {found.get('bits')} bits in groups of {found.get('group_size')} are not supported",
+        f"config.json: {settings.get('bits')} bits in groups of {settings.get('group_size')} are not supported",
         f"supported: 8 or 4 bits in groups of {GROUP}",
     )
 
 
 def save_quantized(
     model: Transformer,
-    kind: Kind,
+    quantization: Quantization,
     folder: Path,
     raw: Mapping[str, Any],
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the model quantized, and its config.json ``raw``. ``progress`` receives the weights done and in all.
+    """Quantize the model's weights into ``folder``, with ``raw`` as its config.json.
 
-    Each file appears whole or not at all. Errors: NaN or infinite weights; a model that is quantized already.
+    ``progress`` receives the number of weights done and in total. Each file is written completely or not at all.
+    Errors: NaN or infinite weights; a model that is already quantized.
     """
     modules = dict(matrices(model))
     if not modules:
-        raise usage_error("the weights are quantized already", "use the original model")
+        raise usage_error("the weights are already quantized", "use the original model")
     done, total = 0, sum(module.weight.numel() for module in modules.values())
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
-        tensors |= {f"{name}.{part}": tensor for part, tensor in stored_tensors(module, kind, name).items()}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in stored_tensors(module, quantization, name).items()}
         done += module.weight.numel()
         if progress is not None:
             progress(done, total)
@@ -72,26 +83,29 @@ def save_quantized(
         if name.rpartition(".")[0] not in modules:
             tensors[name] = parameter.detach()
     dtype = str(model.dtype).removeprefix("torch.")
-    quantization = {"quant_method": METHOD, "bits": BITS[kind], "group_size": GROUP}
+    settings = {"quant_method": METHOD, "bits": BITS[quantization], "group_size": GROUP}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     with replacing(folder / CONFIG) as temporary:
-        config = {**raw, "dtype": dtype, "quantization_config": quantization}
+        config = {**raw, "dtype": dtype, "quantization_config": settings}
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_quantized(
     folder: Path,
     config: ModelConfig,
-    kind: Kind,
+    quantization: Quantization,
     *,
     device: torch.device,
     dtype: torch.dtype | Callable[[torch.dtype], torch.dtype] | None,
     build: Callable[[ModelConfig], Transformer],
     progress: Callable[[int, int], None] | None = None,
 ) -> Transformer:
-    """A model that ``save_quantized`` wrote, computing in ``dtype``. For the arguments see ``Checkpoint.load``."""
+    """Load a model that ``save_quantized`` wrote, to compute in ``dtype``. Arguments as for ``Checkpoint.load``.
+
+    Errors: a device other than the CPU; damaged files, or tensors that do not match config.json.
+    """
     if device.type != "cpu":
         raise usage_error(f"quantized weights run on the CPU, not on {device.type}", kind="quantized-needs-cpu")
     file, config = find_quantized(folder, config)
@@ -102,19 +116,19 @@ def load_quantized(
     dtypes: dict[str, tuple[str, ...]] = dict.fromkeys(shapes, FLOATS)
     for name, module in modules.items():
         del shapes[f"{name}.weight"]
-        part_shapes = quantized_shapes(module, kind)
+        part_shapes = quantized_shapes(module, quantization)
         shapes |= {f"{name}.{part}": shape for part, shape in part_shapes.items()}
         dtypes |= {f"{name}.{part}": (dtype,) for part, dtype in _part_dtypes(part_shapes).items()}
     _check(file, shapes, dtypes)
-    tensors = {name: file.viewed(file.entries[name]) for name in shapes}  # mapped, for those that are used as stored
+    tensors = {name: file.viewed(file.entries[name]) for name in shapes}  # mapped if possible
     if not isinstance(dtype, torch.dtype):
-        kept = tensors["norm.weight"].dtype
-        dtype = kept if dtype is None else dtype(kept)
+        stored_dtype = tensors["norm.weight"].dtype
+        dtype = stored_dtype if dtype is None else dtype(stored_dtype)
     for number, (name, module) in enumerate(modules.items(), start=1):
-        parts = quantized_shapes(module, kind)
+        parts = quantized_shapes(module, quantization)
         stored = {part: tensors.pop(f"{name}.{part}") for part in parts}
         if "factors" in parts:
-            stored["weight"] = file.read(file.entries[f"{name}.weight"])  # in memory: it is packed into another tensor
+            stored["weight"] = file.read(file.entries[f"{name}.weight"])  # read into memory, because it is repacked
         bias = tensors.pop(f"{name}.bias", None)
         if bias is not None:
             stored["bias"] = bias.to(dtype)
@@ -128,9 +142,9 @@ def load_quantized(
 
 
 def find_quantized(folder: Path, config: ModelConfig) -> tuple[TensorFile, ModelConfig]:
-    """The file of quantized weights, and the config, untied if a head is stored. Errors: a damaged file."""
+    """The file of quantized weights, and the config, which is untied if a head is stored. Errors: a damaged file."""
     file = TensorFile(folder / WEIGHTS, INTEGERS)
-    tied = config.tie_word_embeddings and "head.weight" not in file.entries  # as stored
+    tied = config.tie_word_embeddings and "head.weight" not in file.entries
     return file, replace(config, tie_word_embeddings=tied)
 
 
@@ -140,6 +154,7 @@ def _part_dtypes(parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise unless the file has exactly the tensors in ``shapes``, each with one of its ``dtypes``."""
     found = shapes.keys() & file.entries.keys()
     faults = {
         "missing": shapes.keys() - file.entries.keys(),
@@ -156,7 +171,7 @@ def _check(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapp
 
 
 def copy_rest(folder: Path, out: Path) -> None:
-    """Copy a model folder's other files, such as the tokenizer; neither config.json nor weights."""
+    """Copy a model folder's other files, such as the tokenizer's; not config.json and not the weights."""
     for path in folder.iterdir():
         if not path.is_file() or path.name in (CONFIG, INDEX):
             continue

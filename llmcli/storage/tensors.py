@@ -1,4 +1,4 @@
-"""The tensors of a model folder, by the names that its family uses, whichever files hold them."""
+"""The tensors in a model folder's weight files, by the names that its family uses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families.rules import Family, Rule, Source
 from llmcli.storage.lora import Adapter
 
-SCALE_SUFFIXES = ("_scale_inv", "_scale")  # appended to the name of an 8-bit tensor: what to multiply it with
+SCALE_SUFFIXES = ("_scale_inv", "_scale")  # appended to an 8-bit tensor's name: the scale to multiply it by
 SCALE_BLOCK = 128  # rows and columns that share an entry of a scale matrix (DeepSeek-AI 2024)
 
 
 class WeightFiles:
-    """Every tensor in the folder's weight files, with an ``adapter`` merged into it if there is one.
+    """Every tensor in the folder's weight files; tensors that an ``adapter`` changes are merged with it when read.
 
-    ``scaled``: 8-bit floats mean nothing without their scales. Errors: damaged files, a tensor stored twice.
+    ``scaled``: 8-bit floats require scales. Errors: damaged files, a tensor stored twice.
     """
 
     def __init__(self, folder: Path, family: Family, adapter: Path | None = None, *, scaled: bool = False) -> None:
@@ -45,7 +45,7 @@ class WeightFiles:
                 self.tensors[name] = file, entry
 
     def check_names(self, rules: Sequence[Rule], *, tied: bool) -> None:
-        """Raise unless every source is stored and every stored tensor is used, with all faults in one message."""
+        """Raise an error that names all missing and unexpected tensors, if there are any."""
         wanted = {source.name for rule in rules for source in rule.sources}
         heads = (r"(lm_head|embed_out)\.weight",) if tied else ()  # a copy of the embedding; see ``has_own_head``
         scales = (r".*\.(weight_scale|weight_scale_inv|input_scale|[kv]_scale)",) if self.in_8_bits(wanted) else ()
@@ -77,7 +77,7 @@ class WeightFiles:
             raise LlmcliError(f"{self.adapter.path}: adapts an embedding that is also the head", "not supported")
 
     def has_own_head(self, embedding: str) -> bool:
-        """Whether a head is stored that differs from the embedding."""
+        """Whether a head is stored that differs from the embedding, the tensor so named."""
         heads = [self.tensors[name] for name in ("lm_head.weight", "embed_out.weight") if name in self.tensors]
         if not heads or embedding not in self.tensors:
             return False
@@ -91,7 +91,7 @@ class WeightFiles:
         return any(self.tensors[name][1].dtype.startswith("F8") for name in names & self.tensors.keys())
 
     def check_shape(self, rule: Rule, target: torch.Size) -> None:
-        """Raise unless every source has the shape that its rows of ``target`` need: known from the headers alone."""
+        """Raise unless every source has the shape that its rows of a parameter of shape ``target`` require."""
         for source in rule.sources:
             file, entry = self.tensors[source.name]
             file.dtype(entry)
@@ -104,7 +104,7 @@ class WeightFiles:
                 )
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype of a tensor's values: the stored one, or bfloat16 for 8-bit floats with their scales."""
+        """The dtype of a tensor's values: the stored dtype, or bfloat16 for scaled 8-bit floats."""
         if name not in self.tensors:
             raise LlmcliError(f"the weights have no tensor {name}", "config.json may belong to another model")
         file, entry = self.tensors[name]
@@ -112,11 +112,11 @@ class WeightFiles:
         return torch.bfloat16 if dtype.itemsize == 1 else dtype
 
     def nbytes(self, rule: Rule) -> int:
-        """Bytes that the rule's sources take in the files."""
+        """The size of the rule's sources in the files, in bytes."""
         return sum(entry.end - entry.start for _, entry in (self.tensors[source.name] for source in rule.sources))
 
     def parameter(self, rule: Rule, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The rule's parameter: mapped if the files hold it as it is needed, otherwise read into memory."""
+        """The rule's parameter: memory-mapped if the file holds it in the needed form, otherwise read into memory."""
         if device.type == "cpu":
             mapped = self._mapped(rule, shape, dtype)
             if mapped is not None:
@@ -129,15 +129,17 @@ class WeightFiles:
         return target
 
     def _mapped(self, rule: Rule, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-        places = [self.tensors[source.name] for source in rule.sources]
-        files = {file.path for file, _ in places}
+        """The parameter as a part of a mapped file; None if the file does not hold it in the needed form."""
+        stored = [self.tensors[source.name] for source in rule.sources]
+        files = {file.path for file, _ in stored}
         fits = all(source.as_stored and not source.shape and source.name not in self.adapted for source in rule.sources)
-        if len(files) > 1 or not fits or any(file.dtype(entry) != dtype for file, entry in places):
+        if len(files) > 1 or not fits or any(file.dtype(entry) != dtype for file, entry in stored):
             return None
-        mapped = places[0][0].mapped([entry for _, entry in places])
+        mapped = stored[0][0].mapped([entry for _, entry in stored])
         return None if mapped is None else mapped.view(shape)
 
     def _fill(self, source: Source, rows: Tensor) -> None:
+        """Read a source into the parameter's rows that it fills."""
         file, entry = self.tensors[source.name]
         if (
             source.as_stored
@@ -150,7 +152,7 @@ class WeightFiles:
         rows.copy_(source.arranged(self.whole(source), tuple(rows.shape[1:])))
 
     def whole(self, source: Source) -> Tensor:
-        """The source's tensor with scale and adapter applied, in the shape in which it is stored."""
+        """The source's tensor in its stored shape, with scale and adapter applied."""
         file, entry = self.tensors[source.name]
         tensor = self._scaled(source.name, file.read(entry))
         if self.adapter is not None:
@@ -158,7 +160,7 @@ class WeightFiles:
         return tensor
 
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
-        """8-bit floats times their scale: one in all, one per row, or one per block."""
+        """An 8-bit tensor times its scale, which is a single one, one per row or one per block; others unchanged."""
         if tensor.dtype.itemsize > 1:
             return tensor
         wide = tensor.float()
@@ -174,7 +176,7 @@ class WeightFiles:
 
 
 def _spread(scale: Tensor, shape: torch.Size, file: TensorFile, entry: Entry) -> Tensor:
-    """``scale`` in a form that broadcasts to ``shape``; the entry of a block is repeated over the block."""
+    """``scale`` in a form that broadcasts to ``shape``: the entry of a block is repeated over the block."""
     if scale.numel() == 1:
         return scale.view(())
     blocks = tuple(-(-size // SCALE_BLOCK) for size in shape)
@@ -204,7 +206,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise LlmcliError(f"{folder / INDEX}: has no weight_map", "the file may be damaged; download it again")
     names, there = sorted(set(shards.values())), {path.name for path in _files(folder)}
-    missing = [name for name in names if name not in there]  # a name that leads out of the folder is never found
+    missing = [name for name in names if name not in there]  # so names that lead out of the folder are missing
     if missing:
         raise LlmcliError(
             f"{folder}: missing shards: {summarize(missing)}", "the download may be incomplete; download them again"
@@ -217,7 +219,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def summarize(names: Sequence[str]) -> str:
-    """All of many names in one line; names that differ only in their first number, as layers do, are grouped."""
+    """All names in one line; names that differ only in their first number, such as the layer's, are grouped."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(re.sub(r"\d+", "*", name, count=1), []).append(name)

@@ -22,7 +22,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.render import json_forms
 from llmcli.render.branch import print_branch
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
 from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, VOCAB, Tiny, random_ids
@@ -220,7 +220,7 @@ def test_the_deepest_tree_can_be_printed_and_written(tiny: Make) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama-tied", "mistral", "gpt2"])
-def test_quantized_models_pass_the_check(tiny: Make, name: str, kind: Kind | Literal["bfloat16"]) -> None:
+def test_quantized_models_pass_the_check(tiny: Make, name: str, kind: Quantization | Literal["bfloat16"]) -> None:
     model = tiny(name).load()
     if kind == "bfloat16":
         model.to(torch.bfloat16)

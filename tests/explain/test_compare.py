@@ -22,7 +22,7 @@ from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import surprisals
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 from llmcli.text.tokenizer import Tokenizer
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
@@ -186,7 +186,7 @@ def test_few_logits_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", [None, "int8"])
-def test_other_dtypes_pass_the_check(tiny: Make, kind: Kind | None) -> None:
+def test_other_dtypes_pass_the_check(tiny: Make, kind: Quantization | None) -> None:
     case = tiny("qwen2-windows")
     model = case.load().to(torch.bfloat16)
     if kind is not None:

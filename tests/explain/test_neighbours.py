@@ -15,7 +15,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.explain import embeddings as module
 from llmcli.explain.embeddings import neighbours, parse_expression
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.explain.reference import loaded, tokenizer
@@ -105,7 +105,7 @@ def test_all_tokens_can_be_listed(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_embeddings_have_neighbours(tiny: Make, kind: Kind) -> None:
+def test_quantized_embeddings_have_neighbours(tiny: Make, kind: Quantization) -> None:
     case = tiny("llama-tied")
     model = case.load()
     plain = neighbours(loaded(case, case.load()), "w5", top=3)

@@ -14,7 +14,7 @@ from llmcli.explain.report import ScoreReport
 from llmcli.explain.scoring import score
 from llmcli.generation import score as engine
 from llmcli.render.json_forms import record
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
 from tests.tiny import CASES, CONTEXT, Tiny, random_ids
@@ -103,7 +103,7 @@ def test_a_text_of_one_token_is_an_error(tiny: Make, ids: list[int]) -> None:
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["qwen3", "llama-tied", "qwen2-windows", "smollm3-windows", "mixtral"])
-def test_other_dtypes_pass_the_check(tiny: Make, name: str, dtype: torch.dtype, kind: Kind | None) -> None:
+def test_other_dtypes_pass_the_check(tiny: Make, name: str, dtype: torch.dtype, kind: Quantization | None) -> None:
     case = tiny(name)
     model = case.load().to(dtype)
     if kind is not None:

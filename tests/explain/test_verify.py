@@ -32,7 +32,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.device import Memory
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Kind, quantization_of, quantize
+from llmcli.storage.quantize import Quantization, quantization_of, quantize
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
@@ -127,7 +127,7 @@ def test_bfloat16_passes(tiny: Make, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama-llama3", "gemma2", "mixtral"])
-def test_quantized_weights_pass(tiny: Make, name: str, kind: Kind) -> None:
+def test_quantized_weights_pass(tiny: Make, name: str, kind: Quantization) -> None:
     def opened(dtype: str) -> LoadedModel:
         model = wide_model(raw_config(name), dtype=getattr(torch, dtype))
         quantize(model, kind)
@@ -439,7 +439,7 @@ def test_a_model_that_does_not_fit_into_memory_is_skipped(tiny: Make, monkeypatc
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
-def test_parameters_of_quantized_models_are_counted(kind: Kind | None) -> None:
+def test_parameters_of_quantized_models_are_counted(kind: Quantization | None) -> None:
     model = wide_model(raw_config("llama"))
     count = sum(parameter.numel() for parameter in model.parameters())
     if kind is not None:

@@ -17,7 +17,7 @@ from llmcli.explain.heads import Heads
 from llmcli.explain.residual_stream import Attribution, FrozenNorm, attribute, freeze
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, Recording, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG
 from tests.tiny import CASES, Tiny
@@ -178,7 +178,7 @@ def test_the_default_pair_is_the_two_most_probable_tokens(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_weights_are_split(tiny: Make, kind: Kind) -> None:
+def test_quantized_weights_are_split(tiny: Make, kind: Quantization) -> None:
     case = tiny("qwen3")
     model = case.load().to(torch.bfloat16)
     quantize(model, kind)

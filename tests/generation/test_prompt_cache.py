@@ -23,7 +23,7 @@ from llmcli.model import cache as cache_module
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.storage import cache_file as cachefile
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 from tests.generation.helpers import speculative_steps
 from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, Tiny, random_ids
 
@@ -127,7 +127,7 @@ def test_small_dtypes(tiny: Make, tmp_path: Path, name: str, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_weights(tiny: Make, tmp_path: Path, forwards: list[int], kind: Kind) -> None:
+def test_quantized_weights(tiny: Make, tmp_path: Path, forwards: list[int], kind: Quantization) -> None:
     plain, model, file = tiny("llama").load(), tiny("llama").load(), tmp_path / "kept"
     quantize(model, kind)
     cached_run(file, plain, ids_of(40), 3)

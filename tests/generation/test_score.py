@@ -14,7 +14,7 @@ from llmcli.errors import EXIT_USAGE, LlmcliError
 from llmcli.generation import loaded, score
 from llmcli.generation.score import surprisals
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Kind
+from llmcli.storage.quantize import Quantization
 from llmcli.train.batches import Encoded
 from llmcli.train.validate import Validation, validate
 from tests.tiny import CONTEXT, Tiny, random_ids
@@ -170,7 +170,7 @@ at a hill.
 def test_the_shipped_model_loses_little() -> None:
     """On a story that was written for this test, and so not trained on."""
     folder = hub.find(hub.default_model())
-    kinds: tuple[Kind | None, ...] = (None, "int8", "int4")
+    kinds: tuple[Quantization | None, ...] = (None, "int8", "int4")
     found = {}
     for kind in kinds:
         opened = loaded.load(folder, device="cpu", quantization=kind)

@@ -14,7 +14,7 @@ from torch import Tensor
 from llmcli.model.transformer import Transformer
 from llmcli.storage import fingerprint as module
 from llmcli.storage.fingerprint import ROW, WORD, digest, fingerprint
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 from tests.tiny import CASES, TinyFactory
 
 ROWS = 5  # whole rows of ``ROW`` bytes in ``noise``, which also has an incomplete one
@@ -68,7 +68,7 @@ def test_it_depends_on_the_dtype_even_if_all_bits_are_equal(model: Transformer) 
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_weights_have_a_reproducible_fingerprint_of_their_own(tiny: TinyFactory, kind: Kind) -> None:
+def test_quantized_weights_have_a_reproducible_fingerprint_of_their_own(tiny: TinyFactory, kind: Quantization) -> None:
     models = [tiny("llama").load() for _ in range(3)]
     for quantized in models[1:]:
         quantize(quantized, kind)

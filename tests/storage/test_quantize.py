@@ -23,7 +23,7 @@ from llmcli.storage.quantize import (
     Int4Linear,
     Int8Embedding,
     Int8Linear,
-    Kind,
+    Quantization,
     matrices,
     packed,
     quantize,
@@ -34,7 +34,7 @@ from llmcli.storage.quantize import (
 from tests.tiny import CASES, VOCAB, random_ids
 from tests.wide import GROUP, raw_config, reference, wide_model
 
-KINDS: tuple[Kind, ...] = ("int8", "int4")
+KINDS: tuple[Quantization, ...] = ("int8", "int4")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Tolerance of a product, relative to the row's norm times the weights' norm, by the dtype of the result.
 PRECISION = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}
@@ -54,12 +54,14 @@ def linear(out: int, inner: int, *, bias: bool = False, seed: int = 0) -> Linear
     return made
 
 
-def quantized_version(plain: Linear | Embedding, kind: Kind, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def quantized_version(
+    plain: Linear | Embedding, kind: Quantization, dtype: torch.dtype = torch.float32
+) -> torch.nn.Module:
     """The module that ``quantize`` replaces ``plain`` with."""
     return quantized_module(stored_tensors(plain, kind, "name"), dtype, table=isinstance(plain, Embedding))
 
 
-def dequantized_weights(plain: Linear | Embedding, kind: Kind) -> Tensor:
+def dequantized_weights(plain: Linear | Embedding, kind: Quantization) -> Tensor:
     """The weights that the stored tensors of ``plain`` represent, fp64, unpacked by hand."""
     tensors = stored_tensors(plain, kind, "name")
     codes, scale = tensors["weight"], tensors["scale"].double().view(-1, 1)
@@ -145,7 +147,7 @@ def test_rows_that_are_not_whole_groups_get_8_bits(shape: tuple[int, int]) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_embedding_has_8_bits_for_lookup_and_unembedding(kind: Kind, dtype: torch.dtype) -> None:
+def test_an_embedding_has_8_bits_for_lookup_and_unembedding(kind: Quantization, dtype: torch.dtype) -> None:
     plain = Embedding(71, 64).requires_grad_(False)
     plain.weight.copy_(noise(71, 64))
     ours, weights = quantized_version(plain, kind, dtype), dequantized_weights(plain, "int8")
@@ -186,7 +188,7 @@ def test_a_single_vector_gives_the_row_of_a_batch_and_is_not_changed(kind: str, 
 
 @pytest.mark.parametrize("count", [3, FEW_TOKENS + 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_token_does_not_depend_on_the_others_in_the_batch(kind: Kind, count: int) -> None:
+def test_a_token_does_not_depend_on_the_others_in_the_batch(kind: Quantization, count: int) -> None:
     ours = quantized_version(linear(70, 64), kind)
     rows = noise(count, 64, seed=2)
     others = 1000 * noise(count, 64, seed=3)
@@ -198,7 +200,7 @@ def test_a_token_does_not_depend_on_the_others_in_the_batch(kind: Kind, count: i
 @given(
     st.integers(1, 3), st.integers(1, 4), st.lists(st.integers(1, 3), max_size=2), st.sampled_from(KINDS), st.booleans()
 )
-def test_shapes_are_kept(blocks: int, groups: int, batch: list[int], kind: Kind, bias: bool) -> None:
+def test_shapes_are_kept(blocks: int, groups: int, batch: list[int], kind: Quantization, bias: bool) -> None:
     out, inner = blocks * 37, groups * GROUP
     ours = quantized_version(linear(out, inner, bias=bias), kind)
     assert ours(noise(*batch, inner)).shape == (*batch, out)
@@ -227,7 +229,7 @@ ROW_SLICES = (slice(None), slice(70, 71), slice(63, 129), slice(-3, None), slice
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("part", ROW_SLICES, ids=str)
 def test_dense_gives_the_matrix_that_is_multiplied(
-    kind: Kind | None, known: bool, part: slice, monkeypatch: pytest.MonkeyPatch
+    kind: Quantization | None, known: bool, part: slice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each column is the product with a unit vector."""
     monkeypatch.setattr(module, "knows_layout", lambda: known)
@@ -269,7 +271,7 @@ def test_the_size_of_pieces_changes_no_bit(monkeypatch: pytest.MonkeyPatch, piec
 # Models
 
 
-def quantized(model: Transformer, kind: Kind) -> Transformer:
+def quantized(model: Transformer, kind: Quantization) -> Transformer:
     other = copy.deepcopy(model)
     quantize(other, kind)
     return other
@@ -287,7 +289,7 @@ FLIPPED = 0.015
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CASES)
-def test_a_quantized_model_matches_one_with_dequantized_weights(name: str, kind: Kind) -> None:
+def test_a_quantized_model_matches_one_with_dequantized_weights(name: str, kind: Quantization) -> None:
     model = wide_model(raw_config(name))
     ours, theirs = quantized(model, kind), reference(model, kind)
     with torch.inference_mode():
@@ -302,7 +304,7 @@ def test_a_quantized_model_matches_one_with_dequantized_weights(name: str, kind:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CASES)
-def test_cached_logits_equal_uncached_ones(name: str, kind: Kind) -> None:
+def test_cached_logits_equal_uncached_ones(name: str, kind: Quantization) -> None:
     model = quantized(wide_model(raw_config(name)), kind)
     ids = random_ids(40, seed=5)
     cache = model.new_cache()
@@ -315,7 +317,7 @@ def test_cached_logits_equal_uncached_ones(name: str, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["gpt2", "mixtral", "qwen3_moe", "llama-biases", "llama-tied"])
-def test_only_matrices_and_tables_are_quantized(name: str, kind: Kind) -> None:
+def test_only_matrices_and_tables_are_quantized(name: str, kind: Quantization) -> None:
     model = wide_model(raw_config(name), dtype=torch.bfloat16)
     ours = quantized(model, kind)
     assert ours.dtype == torch.bfloat16
@@ -334,7 +336,7 @@ def test_only_matrices_and_tables_are_quantized(name: str, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(("kind", "most"), [("int8", 0.53), ("int4", 0.4)])
-def test_weights_take_half_or_a_third_of_the_bytes(kind: Kind, most: float) -> None:
+def test_weights_take_half_or_a_third_of_the_bytes(kind: Quantization, most: float) -> None:
     model = wide_model(raw_config("llama") | {"hidden_size": 512, "intermediate_size": 768}, dtype=torch.bfloat16)
     ours = quantized(model, kind)
     before, after = (sum(p.nbytes for p in m.parameters()) for m in (model, ours))
@@ -352,7 +354,7 @@ def test_a_tied_table_is_also_the_head() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_progress_counts_quantized_weights(kind: Kind) -> None:
+def test_progress_counts_quantized_weights(kind: Quantization) -> None:
     model = wide_model(raw_config("mixtral"))
     total = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".router." not in name)
     seen: list[tuple[int, int]] = []
@@ -363,7 +365,7 @@ def test_progress_counts_quantized_weights(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_quantizing_twice_is_rejected(kind: Kind) -> None:
+def test_quantizing_twice_is_rejected(kind: Quantization) -> None:
     model = quantized(wide_model(raw_config("llama")), kind)
     for again in KINDS:
         with pytest.raises(LlmcliError, match="already") as caught:
@@ -375,7 +377,7 @@ def test_quantizing_twice_is_rejected(kind: Kind) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["embedding", "blocks.1.mlp.down"])
-def test_nan_and_infinite_weights_are_named(kind: Kind, value: float, name: str) -> None:
+def test_nan_and_infinite_weights_are_named(kind: Quantization, value: float, name: str) -> None:
     model = wide_model(raw_config("llama"))
     weight = model.get_parameter(f"{name}.weight")
     weight[-1, -1] = value

@@ -18,16 +18,16 @@ from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
 from llmcli.storage import checkpoint, quantized_checkpoint
 from llmcli.storage.checkpoint import Checkpoint
-from llmcli.storage.quantize import Kind, quantize
-from llmcli.storage.quantized_checkpoint import copy_rest, kind_of, save_quantized
+from llmcli.storage.quantize import Quantization, quantize
+from llmcli.storage.quantized_checkpoint import copy_rest, quantization_in, save_quantized
 from tests.tiny import CASES, CPU, random_ids
 from tests.wide import raw_config, wide_model
 
-KINDS: tuple[Kind, ...] = ("int8", "int4")
+KINDS: tuple[Quantization, ...] = ("int8", "int4")
 BITS = {"int8": 8, "int4": 4}
 
 
-def quantized(model: Transformer, kind: Kind) -> Transformer:
+def quantized(model: Transformer, kind: Quantization) -> Transformer:
     other = copy.deepcopy(model)
     quantize(other, kind)
     return other
@@ -49,7 +49,7 @@ def assert_same(ours: Transformer, theirs: Transformer) -> None:
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", torch.bfloat16), ("int4", torch.float32)])
 @pytest.mark.parametrize("name", CASES)
 def test_a_saved_model_loads_as_the_model_quantized_in_place(
-    name: str, kind: Kind, dtype: torch.dtype, tmp_path: Path
+    name: str, kind: Quantization, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     raw = raw_config(name)
     model = wide_model(raw, dtype=dtype)
@@ -63,7 +63,7 @@ def test_a_saved_model_loads_as_the_model_quantized_in_place(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_computes_in_the_requested_dtype(kind: Kind, tmp_path: Path) -> None:
+def test_it_computes_in_the_requested_dtype(kind: Quantization, tmp_path: Path) -> None:
     raw = raw_config("gpt2")
     model = wide_model(raw, dtype=torch.bfloat16)
     save_quantized(model, kind, tmp_path, raw)
@@ -77,7 +77,7 @@ def test_it_computes_in_the_requested_dtype(kind: Kind, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stored_head_overrides_a_tied_config(kind: Kind, tmp_path: Path) -> None:
+def test_a_stored_head_overrides_a_tied_config(kind: Quantization, tmp_path: Path) -> None:
     raw = raw_config("llama")
     model = wide_model(raw)
     save_quantized(model, kind, tmp_path, raw | {"tie_word_embeddings": True})
@@ -87,7 +87,7 @@ def test_a_stored_head_overrides_a_tied_config(kind: Kind, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_config_of_a_multimodal_gemma3_is_kept(kind: Kind, tmp_path: Path) -> None:
+def test_the_config_of_a_multimodal_gemma3_is_kept(kind: Quantization, tmp_path: Path) -> None:
     text = raw_config("gemma3_text")
     raw = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 16}}
     model = wide_model(text)
@@ -232,8 +232,8 @@ def test_wrong_number_of_bits(folder: Path) -> None:
 
 @pytest.mark.parametrize("config", [None, {}, {"quantization_config": None}, {"quantization_config": "llmcli"}])
 def test_other_configs_are_not_quantized_by_llmcli(config: dict[str, Any] | None) -> None:
-    assert kind_of(config or {}) is None
-    assert kind_of({"quantization_config": {"quant_method": "fp8", "bits": 8, "group_size": 32}}) is None
+    assert quantization_in(config or {}) is None
+    assert quantization_in({"quantization_config": {"quant_method": "fp8", "bits": 8, "group_size": 32}}) is None
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.999])
@@ -259,7 +259,9 @@ def test_adapters_and_other_devices_are_rejected(folder: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("again", KINDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_saving_a_quantized_model_quantized_is_rejected(kind: Kind, again: Kind, tmp_path: Path) -> None:
+def test_saving_a_quantized_model_quantized_is_rejected(
+    kind: Quantization, again: Quantization, tmp_path: Path
+) -> None:
     raw = raw_config("llama")
     model = quantized(wide_model(raw), kind)
     with pytest.raises(LlmcliError, match="already") as caught:

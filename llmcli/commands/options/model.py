@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from llmcli.engine.tensor_parallel.process_group import ProcessGroup
     from llmcli.generation.loaded import LoadedModel
-    from llmcli.storage.quantize import Kind
+    from llmcli.storage.quantize import Quantization
 
 QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -35,7 +35,7 @@ class ModelChoice:
     offline: bool
     device: str
     dtype: str
-    quantization: Kind | None
+    quantization: Quantization | None
     threads: int | None
 
     def open(self) -> LoadedModel:
@@ -96,7 +96,7 @@ def pair(
     offline: bool,
     device: str,
     dtype: str,
-    quantization: Kind | None,
+    quantization: Quantization | None,
     threads: int | None,
 ) -> tuple[ModelChoice, ModelChoice]:
     """Two models to compare: both named, or one without and with an adapter. Errors: neither."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmcli.storage.rounding import from_nibbles, nibbles, to_int4, to_int8
+from llmcli.storage.quantized_tensors import from_nibbles, nibbles, to_int4, to_int8
 
 GROUP = 32
 
