@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmcli.generation.generate import generate as generate
     from llmcli.generation.loaded import LoadedModel
     from llmcli.generation.steps import steps as steps
-    from llmcli.storage.quantize import Kind
+    from llmcli.storage.quantize import Quantization
 
 __all__ = ["__version__", "explain", "generate", "load", "render", "steps"]
 __version__ = "0.2.0"
@@ -38,7 +38,7 @@ def load(
     adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    quantization: Kind | None = None,
+    quantization: Quantization | None = None,
     offline: bool = False,
 ) -> LoadedModel:
     """Open a model: its transformer, its tokenizer, its stop tokens and its sampling defaults.

@@ -1,8 +1,8 @@
 """Attention kernels faster than the reference's: for a single query, for batched decoding, and for long prompts.
 
-Long bfloat16 prompts on a CPU are attended by blocks of queries, two matrix products and a softmax each: torch's
-fused kernel uses a fraction of the processor's bfloat16 throughput, oneDNN's matrix products use all of it. Scores
-and weights stay in fp32, so nothing is rounded that the fused kernel would not round.
+For long bfloat16 prompts on a CPU, attention runs in blocks of queries, each with two matrix products and a softmax:
+torch's fused kernel uses a fraction of the processor's bfloat16 throughput, oneDNN's matrix products use all of it.
+Scores and weights stay in fp32, so nothing is rounded that the fused kernel would not round.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from llmcli.model import attention
 from llmcli.model.positions import Placement
 
 QUERY_BLOCK = 64  # queries per block: few enough for their scores to stay in the processor's cache
-MIN_QUERIES = 2048  # queries of all heads from which blocks are faster
-MAX_SCORES = 2**24  # scores per block: bounds their memory to 64 MiB
+MIN_QUERIES = 2048  # from this many queries of all heads on, blocks are faster
+MAX_SCORES = 2**24  # scores per block: limits their memory to 64 MiB
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, placement: Placement, *, scale: float, softcap: float | None) -> Tensor:
-    """``model.attention.attend``, with the fastest kernel for these shapes, dtype and device."""
+    """``model.attention.attend`` by the fastest kernel for these shapes, dtype and device."""
     mask = placement.mask
     if softcap is None and q.shape[2] == 1:
         return attend_single(q, k, v, mask, scale)
@@ -43,8 +43,8 @@ def attend_single(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: f
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
     if B > 1 and mask is not None and on_cpu and q.dtype == torch.bfloat16:
         return attend_batch(q, k, v, mask, scale)
-    # The query heads of a group see the same keys, so they can take the place of the query axis: no repeated keys, no
-    # mask if the query sees them all, and a kernel several times faster than the grouped one.
+    # The query heads of a group see the same keys, so they can form the query axis: keys are not repeated, no mask is
+    # needed if the query sees them all, and the kernel is several times faster than the grouped one.
     return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, mask, scale=scale).reshape(B, H, 1, D)
 
 
@@ -62,7 +62,7 @@ def attend_batch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) ->
 
 
 def pays_in_blocks(q: Tensor, k: Tensor) -> bool:
-    """Whether ``attend_in_blocks`` is faster than torch's kernel for q [B, H, T, D] and k [B, K, S, D]."""
+    """Whether ``attend_in_blocks`` is the faster kernel for q [B, H, T, D] and k [B, K, S, D]."""
     supported = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
     B, H, T, _ = q.shape
     large_enough = H * T >= MIN_QUERIES and B * H * QUERY_BLOCK * k.shape[2] <= MAX_SCORES
@@ -72,7 +72,7 @@ def pays_in_blocks(q: Tensor, k: Tensor) -> bool:
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
     """softmax(scale q k^T) v for q [B, H, T, D] and k, v [B, K, S, D]: [B, H, T, D].
 
-    Query i sees the keys up to S - T + i, the last ``window`` of them unless that is None.
+    Query i sees the keys up to S - T + i, or the last ``window`` of those.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
@@ -96,10 +96,11 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
 
 
 def hide(scores: Tensor, count: int, oldest: int | None) -> None:
-    """Set to -inf, in place, what the ``count`` queries of ``scores`` [..., count, keys] must not see.
+    """Set the scores [..., count, keys] that ``count`` consecutive queries must not see to -inf, in place.
 
-    The first query's own position is the ``count``-th last key; each later query sees one key more. Unless ``oldest``
-    is None, the first query sees keys from that index on (all, if it is negative), and each later one loses a key.
+    The first query's own position is the ``count``-th last key; each later query sees one key more. ``oldest`` is the
+    index of the first key that the first query sees (all, if it is negative); each later query sees one key fewer at
+    that end. None: there is no window.
     """
     square = torch.ones(count, count, dtype=torch.bool)
     scores[..., -count:].masked_fill_(square.triu(1), float("-inf"))
@@ -110,8 +111,10 @@ def hide(scores: Tensor, count: int, oldest: int | None) -> None:
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Let oneDNN multiply fp32 matrices in bfloat16, accumulating in fp32. The operands are bfloat16 values anyway,
-    except for the attention weights."""
+    """Let oneDNN multiply fp32 matrices in bfloat16, accumulating in fp32.
+
+    Except for the attention weights, the operands are bfloat16 values anyway.
+    """
     backends: Any = torch.backends
     onednn = backends.mkldnn.matmul
     before = onednn.fp32_precision

@@ -1,8 +1,8 @@
-"""Several texts side by side: the keys and values of each in a row, and a step that feeds each text one token.
+"""Batched decoding: a cache with one text per row, and a step that feeds each text one token.
 
-A text's result does not depend on the others in the batch, bit for bit where the kernels allow: buffers always hold
-whole blocks of rows and of positions, for which the products of one row are the same in any company. (On a CPU
-this holds in bfloat16 and for quantized weights; fp32 attention on several threads is less strict.)
+A text's logits do not depend on the others in the batch, bit for bit where the kernels allow: buffers always hold
+whole blocks of rows and of positions, for which the product of a row is the same whatever the other rows hold. (On a
+CPU this is so in bfloat16 and for quantized weights, but not always for fp32 attention on several threads.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BatchedCache:
     text are padding, computed and discarded.
     """
 
-    length = 0  # attention learns what is past from the mask
+    length = 0  # the mask says which positions each text has
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
@@ -42,17 +42,17 @@ class BatchedCache:
 
     @property
     def padded(self) -> int:
-        """Rows of a pass, padding included."""
+        """The number of rows of a pass, padding included."""
         return _whole(len(self.lengths), ROW_BLOCK)
 
     @property
     def capacity(self) -> int:
-        """Positions that each row has room for."""
+        """The number of positions that each row has room for."""
         return self._keys[0].shape[2]
 
     @torch.inference_mode()
     def add(self, cache: KVCache) -> None:
-        """Append a text that was read alone, as a copy of its cache."""
+        """Add a text by copying the cache that it was read with."""
         self.lengths.append(cache.length)
         self._spans.append(cache.span)
         self._planned.append(cache.planned)
@@ -74,16 +74,16 @@ class BatchedCache:
         self._fit()
 
     def planned(self, row: int) -> int:
-        """The length that decides a text's angles: what it was planned for, or its length with one more token."""
+        """The length that determines a text's angles: its planned length, or its length with one more token."""
         return max(self.lengths[row] + 1, self._planned[row])
 
     def stale(self, row: int) -> bool:
-        """Whether one more position would get other angles than the text's keys have, which must be recomputed."""
+        """Whether one more position needs other angles than the text's keys have: the keys must be recomputed."""
         return positions.span(self.model.config.rope, self.planned(row)) != self._spans[row]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Feed each text one token; the logits that follow, fp32 [texts, V]."""
+        """Feed each text one token; return the logits after it, fp32 [texts, V]. Errors: no learned position left."""
         model, count = self.model, len(tokens)
         model.check_positions(max(self.lengths) + 1)
         self._fit()
@@ -99,7 +99,7 @@ class BatchedCache:
         return logits
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v [rows, K, 1, D] at each text's position; the whole layer's buffers, [rows, K, capacity, D]."""
+        """Write k and v [rows, K, 1, D] at each text's position; return the layer's buffers [rows, K, capacity, D]."""
         rows, at = self._written
         keys, values = self._keys[layer][: len(rows)], self._values[layer][: len(rows)]
         keys[rows, :, at] = k.squeeze(2)
@@ -107,7 +107,7 @@ class BatchedCache:
         return keys, values
 
     def _fit(self) -> None:
-        """Resize the buffers unless they have room for one more position per text and are at most twice too large."""
+        """Resize the buffers if one more position per text does not fit or if they are more than twice too large."""
         rows, needed = self.padded, _whole(max(self.lengths, default=0) + 1, POSITION_BLOCK)
         held = self._keys[0].shape[0]
         if rows <= held <= 2 * rows and needed <= self.capacity <= 2 * needed:
@@ -126,7 +126,7 @@ class BatchedCache:
         return [torch.empty(shape, device=self.model.device, dtype=self.model.dtype) for _ in layers]
 
     def _placements(self, at: Tensor) -> Placements:
-        """Where the rows' queries stand, one position ``at`` [rows] each."""
+        """The placements of one query per row, at the positions ``at`` [rows]."""
         keys = torch.arange(self.capacity, device=at.device)
         queries = at[:, None, None, None]  # [rows, 1, 1, 1]; masks are [rows, 1, 1, capacity]
         model = self.model
@@ -142,7 +142,7 @@ class BatchedCache:
         return cos, signed_sin
 
     def _table(self, rope: RopeConfig, span: int) -> Rotation:
-        """The rotation of every position that there is room for, [capacity, R] each."""
+        """The rotation of every position that a row has room for, [capacity, R] each."""
         key = (rope, span)
         if key not in self._tables or len(self._tables[key][0]) != self.capacity:
             self._tables = {other: table for other, table in self._tables.items() if len(table[0]) == self.capacity}

@@ -1,10 +1,9 @@
 """Decoding on a GPU: the step of one token, recorded once as a CUDA graph and replayed for every token.
 
 A step is a few hundred small kernels, which Python launches more slowly than a GPU runs them; a graph launches all
-of its kernels at once. A graph is always the same kernels over the same memory. So whatever differs between tokens
-is read from memory on the device: the token and its position, and from the position the angles, the mask and the
-place in the cache where the keys go. Every key that the cache has room for takes part; those not yet written are
-masked.
+its kernels at once. A graph is always the same kernels over the same memory, so everything that differs between tokens
+is read from memory on the device: the token and its position, which determines the angles, the mask and the index of
+the keys in the cache. Attention covers all positions that the cache has room for; those not yet written are masked.
 
 Source: "CUDA Graphs" in PyTorch's notes on CUDA semantics; the static cache of gpt-fast (PyTorch 2023).
 """
@@ -16,16 +15,16 @@ from torch import Tensor
 
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.model import positions
-from llmcli.model.cache import KVCache, Slot
+from llmcli.model.cache import KVCache, StaticCache
 from llmcli.model.config import RopeConfig
 from llmcli.model.positions import Rotation
 from llmcli.model.transformer import Transformer
 
 
 def replays(model: Transformer) -> bool:
-    """Whether ``decode`` is the fast way to take this model's steps.
+    """Whether ``decode`` is the fastest way to run this model's steps: on a GPU, except for a mixture of experts.
 
-    The host must ask which experts a router chose, so a mixture of experts is not one fixed sequence of kernels.
+    The host must read which experts a router chose, so these are not one fixed sequence of kernels.
     """
     return (
         model.device.type == "cuda"
@@ -37,11 +36,10 @@ def replays(model: Transformer) -> bool:
 
 @torch.inference_mode()
 def decode(model: Transformer, token: int, cache: KVCache) -> Tensor:
-    """Feed one token through a cache of one text; the logits that follow it, fp32 [1, V].
+    """Feed one token to a model with the cache of one text; return the logits after it, fp32 [1, V].
 
-    They are those of ``model(ids, cache)`` up to rounding. The recorded step is kept in the cache: while it is in
-    use, the model's parameters must stay where they are.
-    Errors: a position beyond the learned ones.
+    They are those of ``model(ids, cache)`` up to rounding. The recorded step is kept in the cache; while the cache is
+    in use, the model's parameters must not move. Errors: a position beyond the learned ones.
     """
     assert model.config.moe is None, "experts are chosen on the host"
     model.check_positions(cache.length + 1)
@@ -56,9 +54,9 @@ def decode(model: Transformer, token: int, cache: KVCache) -> Tensor:
 
 
 class DecodeGraph:
-    """The step of one token over a cache's present buffers, with keys rotated by the angles of ``span``.
+    """The step of one token over a cache's present buffers, whose keys are rotated by the angles of ``span``.
 
-    On a GPU it is recorded when it first runs; on other devices the same operations run one by one.
+    On a GPU it is recorded when it first runs; on other devices the same operations run one at a time.
     """
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
@@ -66,7 +64,7 @@ class DecodeGraph:
         # What differs between tokens: the token, its position, and its index in the buffers of windowed layers.
         self._inputs = torch.zeros(3, dtype=torch.long, device=model.device)
         self._token, self._position = self._inputs[:1].view(1, 1), self._inputs[1:2]
-        self._slot = Slot(cache, (self._position, self._inputs[2:]))
+        self._cache = StaticCache(cache, (self._position, self._inputs[2:]))
         full, windowed = (cache.room(windowed=windowed) for windowed in (False, True))
         self._first = windowed.start
         full_keys, windowed_keys = (  # the positions of the keys, [1, room]
@@ -81,7 +79,7 @@ class DecodeGraph:
         self._recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
     def run(self, token: int, position: int) -> Tensor:
-        """The logits after ``token`` at ``position``, the first free one: fp32 [1, V]."""
+        """The logits after ``token`` at ``position``, which is the cache's length: fp32 [1, V]."""
         on_gpu = self._inputs.is_cuda
         inputs = torch.tensor([token, position, position - self._first], pin_memory=on_gpu)
         self._inputs.copy_(inputs, non_blocking=True)
@@ -94,12 +92,12 @@ class DecodeGraph:
         return logits.clone()  # the next replay writes to the same memory
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """The step as a graph, and the tensor that it leaves its logits in."""
+        """Record the step; return the graph and the tensor that it writes its logits to."""
         side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            # Kernels are loaded and chosen at their first call, which must not happen during recording. This step
-            # writes only what the replay writes to the cache again: this token's keys and values.
+            # Kernels are loaded and selected at their first call, which must not happen during recording. This step
+            # writes only this token's keys and values to the cache, which the replay writes again.
             self._step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
@@ -108,13 +106,13 @@ class DecodeGraph:
         return graph, logits
 
     def _step(self) -> Tensor:
-        """The operations of a step. Of the host's numbers, only those of the model, the capacity and the span count."""
+        """The operations of a step; the only numbers from the host are the model's, the capacity and the span."""
         model = self.model
         x = model.embed_tokens(self._token)
         if model.positions is not None:
             x = x + model.positions(self._position)
         placements = positions.single(model.config, self._position, self._keys, model.dtype, self._rotation)
-        x = model.run_blocks(x, placements, self._slot)
+        x = model.run_blocks(x, placements, self._cache)
         return model.unembed(x[0]).float()
 
     def _rotation(self, rope: RopeConfig) -> Rotation:

@@ -1,4 +1,4 @@
-"""The memory that a model takes, known before it is loaded: bytes of its weights and of its KV cache, from shapes."""
+"""The memory that a model needs, computed from shapes before it is loaded: bytes of its weights and its KV cache."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SCALE_BYTES = 4  # of an fp32 scale
 
 
 def empty_model(config: ModelConfig) -> Transformer:
-    """The model's modules, with parameters that have a shape but no memory."""
+    """The model with parameters that have a shape but take no memory."""
     with torch.device("meta"):
         return Transformer(config)
 
 
 def weight_bytes(model: Transformer, dtype: torch.dtype, quantization: Quantization | None) -> dict[str, int]:
-    """Bytes of each parameter held in ``dtype``, or quantized as ``quantization``; tied parameters count once."""
+    """Bytes of each parameter in ``dtype``, or quantized if ``quantization`` applies to it; tied ones count once."""
     sizes = {name: parameter.numel() * dtype.itemsize for name, parameter in model.named_parameters()}
     if quantization is not None:
         for name, module in matrices(model):
@@ -33,7 +33,7 @@ def weight_bytes(model: Transformer, dtype: torch.dtype, quantization: Quantizat
 
 
 def _quantized_bytes(module: Linear | Embedding, quantization: Quantization, dtype: torch.dtype) -> int:
-    """Bytes of a quantized matrix: numbers and scales; for 4 bits also factors and the kernel's own scales."""
+    """Bytes of a quantized matrix: integers and scales; for 4 bits also factors and the kernel's own scales."""
     rows, columns = module.weight.shape
     if "factors" not in quantized_shapes(module, quantization):
         return rows * columns + rows * SCALE_BYTES
@@ -44,10 +44,10 @@ def _quantized_bytes(module: Linear | Embedding, quantization: Quantization, dty
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """Bytes of a KV cache. Windowed layers stop growing at ``windowed`` in total; the others add ``per_token``.
+    """Bytes of a KV cache: full-attention layers grow by ``per_token``, windowed layers up to ``windowed`` in total.
 
-    ``needed`` is the size of the keys and values that later tokens still attend to, ``most`` the largest size of the
-    buffers: they grow by half when full, and hold a whole chunk of the prompt at once.
+    ``needed`` is the size of the keys and values that later tokens attend to, ``most`` the largest size of the
+    buffers, which grow by half when full and hold a whole chunk of the prompt at once.
     """
 
     per_token: int
@@ -59,7 +59,7 @@ class CacheBytes:
 def cache_bytes(
     config: ModelConfig, dtype: torch.dtype, tokens: int, *, chunk: int, device: torch.device
 ) -> CacheBytes:
-    """The cache of a text of ``tokens``, prefilled ``chunk`` positions at a time."""
+    """The cache of a text of ``tokens`` tokens, prefilled ``chunk`` positions at a time."""
     position = 2 * config.kv_size * dtype.itemsize  # a key and a value in one layer
     windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
     full, window = config.num_hidden_layers - windowed, config.sliding_window or 0

@@ -1,7 +1,7 @@
-"""The transformer as it is run: the reference's modules with kernels that are fast for a single token on a CPU.
+"""The transformer that commands run: the reference's modules with kernels that are fast for a single token on a CPU.
 
-torch's kernels for many vectors are mostly overhead for one. So while a CPU decodes one token, a plain vector [C]
-passes through the blocks, and the modules here multiply and normalize it by kernels made for that.
+For a single vector, torch's batched kernels are mostly overhead. So while a CPU decodes one token, a plain vector [C]
+passes through the blocks, and the modules here multiply and normalize it with kernels for single vectors.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from llmcli.model.positions import Placement, Placements
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
-GPU_CACHE_BLOCK = (
-    256  # positions by which a cache on a GPU grows: each growth records the step again; see ``cuda_graph``
-)
+GPU_CACHE_BLOCK = 256  # positions by which a GPU's cache grows, after which the step is recorded again
 
 onednn: Any = torch.backends.mkldnn
 
@@ -32,7 +30,7 @@ onednn: Any = torch.backends.mkldnn
 def as_vector(x: Tensor) -> Tensor:
     """x [..., C] as a vector [C] if a single token is decoded on a CPU, otherwise unchanged.
 
-    Autocast is left alone: it does not cast the kernels for single vectors.
+    Unchanged under autocast too, which does not cast the kernels for single vectors.
     """
     single = x.numel() == x.shape[-1] and x.device.type == "cpu" and not torch.is_grad_enabled()
     return x.view(-1) if single and not torch.is_autocast_enabled("cpu") else x
@@ -42,7 +40,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias, for x [..., in] or a single vector [in]."""
     if x.dim() > 1:
         return F.linear(x, weight, bias)
-    # A matrix-vector product is bound by memory: torch's own kernel reads at full bandwidth, oneDNN's at half of it.
+    # A matrix-vector product is bound by memory: torch's own kernel reads at full bandwidth, oneDNN's at half.
     before, onednn.enabled = onednn.enabled, False
     try:
         y = torch.mv(weight, x)
@@ -53,27 +51,34 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _zero(dtype: torch.dtype) -> Tensor:
+    """A zero to add to, which addcmul needs."""
     return torch.zeros((), dtype=dtype)
 
 
 class FastLinear(Linear):
+    """``Linear``, fast for a single vector."""
+
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight, self.bias)
 
 
 class FastEmbedding(Embedding):
+    """``Embedding`` whose ``unembed`` is fast for a single vector."""
+
     def unembed(self, x: Tensor) -> Tensor:
         return product(x, self.weight)
 
 
 class FastNorm(Norm):
+    """``Norm`` whose RMSNorm is fast for a single vector."""
+
     def forward(self, x: Tensor) -> Tensor:
         if self.rms and x.dim() == 1:
             return self._single(x)
         return super().forward(x)
 
     def _single(self, x: Tensor) -> Tensor:
-        """RMSNorm of one vector [C], in a third of the time of torch's kernel for many."""
+        """RMSNorm of one vector [C], in a third of the time of torch's kernel."""
         length = float(torch.linalg.vector_norm(x, dtype=torch.float32))
         scale = (length * length / self.size + self.eps) ** -0.5
         if self.offset:
@@ -82,6 +87,8 @@ class FastNorm(Norm):
 
 
 class FastAttention(Attention):
+    """``Attention`` with the kernels of ``engine.attention``; also takes a single vector."""
+
     def split_heads(self, qkv: Tensor) -> Tensor:
         return qkv.view(1, -1, 1, self.head_dim) if qkv.dim() == 1 else super().split_heads(qkv)
 
@@ -98,9 +105,9 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class EngineTransformer(Transformer):
-    """``Transformer`` with the modules of ``FAST``: the same parameters, and the same results up to rounding."""
+    """``Transformer`` with the modules in ``FAST``: the same parameters, and the same logits up to rounding."""
 
-    complete = True  # whether the whole model is in this process; see ``tensor_parallel``
+    complete = True  # whether the whole model is in this process, unlike in ``tensor_parallel``
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

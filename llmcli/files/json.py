@@ -11,7 +11,7 @@ from llmcli.errors import LlmcliError
 MAX_BYTES = 2**25  # config.json is a few KiB, the index of the largest models a few MiB
 
 
-def read_json(path: Path, hint: str = "a model folder has config.json beside its weights") -> dict[str, Any]:
+def read_json(path: Path, hint: str = "a model folder has a config.json next to its weights") -> dict[str, Any]:
     """The JSON object in a file. Errors name the file and, for invalid JSON, the line.
 
     ``hint`` is the hint of the error for a missing file.

@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of the positions read so far, so that none is computed twice."""
+"""The KV cache: keys and values of the positions read so far, so that they are computed only once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmcli.model.config import ModelConfig
 
-SPARE = 64  # positions that a windowed layer keeps beyond its window, so that a few can be truncated
+SPARE = 64  # positions that a windowed layer keeps beyond its window, so that the last few can be truncated
 
 
 class KeyValueStore(Protocol):
@@ -19,17 +19,18 @@ class KeyValueStore(Protocol):
     length: int
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v [B, K, T, D] of a layer; all keys and values that the pass may attend to, [B, K, S, D]."""
+        """Store a layer's k and v [B, K, T, D]; return all keys and values that the pass may see, [B, K, S, D]."""
 
 
 class KVCache:
     """Keys and values per layer, [B, K, capacity, D], of the ``length`` positions read so far.
 
-    A windowed layer keeps its window and little more. Buffers grow by half when full and shrink when less than half
+    A windowed layer keeps little more than its window. Buffers grow by half when full and shrink when less than half
     is used: appending and truncating are cheap on average, and memory is at most twice what is used. Each layer has
-    its own tensors, so that a step writes only its own rows. ``planned`` is the length that the caller expects to
-    reach; ``span`` says by which angles the keys were rotated (see ``positions.span``). ``graph`` is a step recorded
-    over these very buffers, dropped when one is replaced; to make that rare, capacities are whole ``block``s.
+    its own tensors, so that a step writes only the new positions. ``planned`` is the length that the caller expects to
+    reach; ``span`` says by which angles the keys were rotated (see ``positions.span``). ``graph`` is a decoding step
+    recorded over the present buffers, dropped when one of them is replaced; to make that rare, capacities are multiples
+    of ``block`` positions.
     """
 
     def __init__(
@@ -55,35 +56,34 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes."""
+        """The allocated bytes."""
         return sum(t.nbytes for t in (*self._keys, *self._values))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v [B, K, T, D]; return that layer's keys and values [B, K, S, D].
+        """Append k and v [B, K, T, D] to a layer; return the layer's keys and values [B, K, S, D].
 
-        In a windowed layer these begin where its buffers do, at the latest with the first position that one of the T
-        queries sees. ``length`` changes only with ``advance``, after the last layer: an interrupted forward pass
-        leaves the cache as it was.
+        A windowed layer returns what its buffers hold, which includes all positions that one of the T queries sees.
+        ``length`` changes only with ``advance``, after the last layer, so that an interrupted forward pass leaves the
+        cache as it was.
         """
         count = k.shape[2]
         end = self.length - self._first[layer] + count
         if end > self._keys[layer].shape[2]:
             end = self._grow(layer, count)
         keys, values = self._keys[layer], self._values[layer]
-        keys.narrow(2, end - count, count).copy_(
-            k
-        )  # narrow takes half the time of an index, and is called four times per layer
+        # Four times per layer, narrow takes half the time of an index.
+        keys.narrow(2, end - count, count).copy_(k)
         values.narrow(2, end - count, count).copy_(v)
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def held(self, layer: int) -> tuple[int, Tensor, Tensor]:
-        """The first position that a layer still holds, and its keys and values from there on, [B, K, held, D]."""
+        """The first position that a layer holds, and its keys and values from that position on, [B, K, held, D]."""
         first = self._first[layer]
         part = slice(0, self.length - first)
         return first, self._keys[layer][:, :, part], self._values[layer][:, :, part]
 
     def restore(self, length: int, span: int, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fill an empty cache with what ``held`` returned for each layer of another cache of ``length`` positions."""
+        """Fill an empty cache with the keys and values that ``held`` returned for each layer of another cache."""
         assert self.length == 0
         for layer, (keys, values) in enumerate(layers):
             self.append(layer, keys, values)
@@ -97,27 +97,27 @@ class KVCache:
                 self._grow(layer, count)
 
     def room(self, *, windowed: bool) -> range:
-        """The positions that fit into the buffers of all windowed layers, or of all layers with full attention."""
+        """The positions for which the buffers of all windowed layers, or of all other layers, have room."""
         layers = [layer for layer, window in enumerate(self._windows) if (window is not None) == windowed]
-        # An interrupted pass may leave them different between layers.
+        # After an interrupted pass, layers may differ.
         first = max((self._first[layer] for layer in layers), default=0)
         return range(first, min((self._first[layer] + self._keys[layer].shape[2] for layer in layers), default=first))
 
     def advance(self, count: int) -> None:
-        """Count the ``count`` positions just appended to every layer."""
+        """Add the ``count`` positions just appended to every layer to ``length``."""
         self.length += count
 
     def truncate(self, length: int) -> None:
         """Drop every position from ``length`` on, and free memory no longer needed.
 
-        All positions are dropped if a windowed layer no longer holds those before ``length``.
+        Drops all positions if a windowed layer does not hold those that the position ``length`` attends to.
         """
         assert 0 <= length <= self.length
         for window, first in zip(self._windows, self._first, strict=True):
             if window is not None and first > max(0, length - (window - 1)):
                 length = 0
         self.length = length
-        for layer, keys in enumerate(self._keys):  # each one: an interrupted pass may have grown only some
+        for layer, keys in enumerate(self._keys):  # an interrupted pass may have grown only some
             if length == 0:
                 self._first[layer] = 0
             kept = length - self._first[layer]
@@ -125,7 +125,7 @@ class KVCache:
                 self._resize(layer, kept, kept)
 
     def _grow(self, layer: int, count: int) -> int:
-        """Make room for ``count`` more positions in a layer's buffers; the index at which they will end."""
+        """Make room for ``count`` more positions in a layer's buffers; return the index at which they will end."""
         window, held = self._windows[layer], self.length - self._first[layer]
         kept = held if window is None else min(held, window - 1 + SPARE)
         end = kept + count
@@ -140,7 +140,7 @@ class KVCache:
         """Move a layer to buffers of ``capacity`` positions that begin with the last ``kept`` positions."""
         self.graph, capacity = None, self._whole(capacity)
         start = self.length - kept - self._first[layer]
-        resized = []  # both before either is replaced: memory may run out between them
+        resized = []  # replaced together, because memory may run out between the two
         for old in (self._keys[layer], self._values[layer]):
             new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
             new[:, :, :kept] = old[:, :, start : start + kept]
@@ -149,12 +149,12 @@ class KVCache:
         self._first[layer] = self.length - kept
 
 
-class Slot:
-    """Where one token goes in a cache's present buffers, given by tensors: the same operations serve every position.
+class StaticCache:
+    """A cache's present buffers at a fixed size, with room for one token whose position is given by tensors.
 
-    ``indices`` [1] each, int64 on the cache's device, locate the token in layers with full and with windowed
-    attention, relative to the start of the cache's ``room`` there. The slot keeps the buffers, not the cache.
-    ``length`` is the cache's length when the slot was made.
+    So the same operations serve every position, and can be recorded. ``indices``, [1] each, int64 on the cache's
+    device, are the token's index in layers with full and with windowed attention, counted from the start of the
+    cache's ``room`` there. Keeps the buffers alive, not the cache. ``length`` is the cache's at construction.
     """
 
     def __init__(self, cache: KVCache, indices: tuple[Tensor, Tensor]) -> None:
@@ -162,15 +162,15 @@ class Slot:
         rooms = [cache.room(windowed=windowed) for windowed in (False, True)]
         self._layers: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, values, the index to write to
         for layer, window in enumerate(cache._windows):
-            kind, first = int(window is not None), cache._first[layer]
+            windowed, first = int(window is not None), cache._first[layer]
             keys, values = cache._keys[layer], cache._values[layer]
             for buffer in (keys, values):
-                # A mask does not hide NaN in what was never written: 0 * NaN is NaN.
+                # Unwritten memory may hold NaN, which a mask does not hide: 0 * NaN is NaN.
                 buffer[:, :, cache.length - first :] = 0
-            start, count = rooms[kind].start - first, len(rooms[kind])
-            self._layers.append((keys.narrow(2, start, count), values.narrow(2, start, count), indices[kind]))
+            start, count = rooms[windowed].start - first, len(rooms[windowed])
+            self._layers.append((keys.narrow(2, start, count), values.narrow(2, start, count), indices[windowed]))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v [B, K, 1, D] at the token's index; return that layer's keys and values, [B, K, room, D]."""
+        """Write k and v [B, K, 1, D] at the token's index; return the layer's keys and values, [B, K, room, D]."""
         keys, values, index = self._layers[layer]
         return keys.index_copy_(2, index, k), values.index_copy_(2, index, v)
