@@ -23,7 +23,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Kind, quantize
+from llmcli.storage.quantize import Quantization, quantize
 
 WARM_UP = 16  # tokens generated before the measurements
 
@@ -116,7 +116,7 @@ def _run(model: Transformer, ids: Sequence[int], cache: KVCache, output: int, sa
     return first - began, time.perf_counter() - first
 
 
-def random_model_of(config: Path, device: str, dtype: str, quantization: Kind | None) -> Transformer:
+def random_model_of(config: Path, device: str, dtype: str, quantization: Quantization | None) -> Transformer:
     """A model with random weights in the shape of a config.json. "auto" means bfloat16 and the fastest device."""
     raw = read_json(config)
     where = pick_device(device)

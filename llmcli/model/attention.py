@@ -1,4 +1,4 @@
-"""Causal self-attention, over every earlier position or over a window."""
+"""Causal self-attention, over all earlier positions or over a window of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         if cache is not None:
             S += cache.length
             k, v = cache.append(self.layer, k, v)  # [B, K, at most S, D]
-        if placement.window is not None and placement.window + T - 1 < k.shape[2]:  # drop what no query here sees
+        if placement.window is not None and placement.window + T - 1 < k.shape[2]:  # keep only what a query sees
             k, v = k[:, :, 1 - placement.window - T :], v[:, :, 1 - placement.window - T :]
         if trace is not None:
             weights = attention_weights(q, k, placement.mask, trace.rows, scale=self.scale, softcap=self.softcap)
@@ -68,6 +68,7 @@ class Attention(nn.Module):
 
 
 def _qk_norm(config: ModelConfig, heads: int) -> Norm | None:
+    """The norm of ``heads`` query or key heads, if the config has one."""
     if config.qk_norm is None:
         return None
     if config.qk_norm == "full":
@@ -96,9 +97,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, placement: Placement, *, scale: floa
 def attention_weights(
     q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float | None
 ) -> Tensor:
-    """The weights that ``attend`` gives the values, for the query ``rows``, in fp32: [B, H, rows, keys].
+    """The attention weights of the query ``rows``, in fp32: [B, H, rows, keys].
 
-    ``softcap`` c bounds the scores x to c tanh(x / c) (Gemma 2).
+    ``softcap`` c bounds each score x to c tanh(x / c) (Gemma 2).
     """
     T, S = q.shape[2], k.shape[2]
     if mask is None:

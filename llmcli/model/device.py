@@ -14,11 +14,11 @@ import torch
 
 from llmcli.errors import usage_error
 
-CGROUP = Path("/sys/fs/cgroup")  # where Linux states what a container may use
+CGROUP = Path("/sys/fs/cgroup")  # where Linux states a container's limits
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is a GPU if there is one. Errors: a device that is not available."""
+    """The device called ``name``; "auto" is a GPU if there is one, otherwise the CPU. Errors: it is not available."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next((device for device in ("cuda", "mps") if available[device]), "cpu"))
@@ -43,10 +43,11 @@ def pick_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dt
 
 
 def use_threads(threads: int | None, *, among: int = 1) -> None:
-    """Compute with ``threads`` CPU threads; None: with torch's default, but no more than the system allows.
+    """Compute with ``threads`` CPU threads; None means torch's default, but no more than a container's quota.
 
-    torch defaults to one per core. In a container that may use two of sixty-four cores, most of them would only wait
-    for each other. ``among`` is the number of processes that share the allowance. OMP_NUM_THREADS takes precedence.
+    torch defaults to one thread per core. In a container with a quota of two of sixty-four cores, most threads would
+    only wait for each other. ``among`` is the number of processes that share the quota. The environment variable
+    OMP_NUM_THREADS takes precedence over the default.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -57,7 +58,7 @@ def use_threads(threads: int | None, *, among: int = 1) -> None:
 
 
 def allowed_cpus(cgroup: Path) -> float | None:
-    """The number of processors that a control group (version 2 or 1) grants; None if it sets no limit."""
+    """The number of processors that a control group (version 2 or 1) allows; None if it sets no limit."""
     try:
         if (cgroup / "cpu.max").is_file():
             quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
@@ -73,26 +74,26 @@ def allowed_cpus(cgroup: Path) -> float | None:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of memory: the device's own, and what a container grants; None: unknown, or no limit."""
+    """Bytes of memory: the device's, None if unknown, and the limit of a container, None if there is none."""
 
     physical: int | None
     limit: int | None
 
     @property
     def usable(self) -> int | None:
-        """The smaller of both."""
+        """The smaller of the two; None if neither is known."""
         return min((size for size in (self.physical, self.limit) if size is not None), default=None)
 
 
 def memory_of(device: torch.device) -> Memory:
-    """The memory that holds a model on ``device``."""
+    """The memory for models on ``device``."""
     if device.type == "cuda":
         return Memory(torch.cuda.get_device_properties(device).total_memory, None)
     return Memory(physical_memory(), memory_limit(CGROUP))
 
 
 def physical_memory() -> int | None:
-    """The machine's memory in bytes; None if the system does not state it."""
+    """The machine's memory in bytes; None if the system does not report it."""
     if sys.platform == "win32":
         return _windows_memory()
     try:
@@ -102,7 +103,7 @@ def physical_memory() -> int | None:
 
 
 def memory_limit(cgroup: Path) -> int | None:
-    """Bytes that a control group (version 2 or 1) grants; None if it sets no limit."""
+    """Bytes of memory that a control group (version 2 or 1) allows; None if it sets no limit."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             limit = int((cgroup / name).read_text(encoding="ascii"))

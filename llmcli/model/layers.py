@@ -10,13 +10,13 @@ from llmcli.model.config import ModelConfig
 
 
 class Linear(nn.Linear):
-    """torch's Linear without initialization: values come from a checkpoint or from training."""
+    """torch's Linear without initialization: a checkpoint or training sets the values."""
 
     def reset_parameters(self) -> None:
         pass
 
     def dense(self, rows: slice) -> Tensor:
-        """Rows of the matrix in fp32, [rows, in], however they are stored."""
+        """The given rows of the matrix in fp32, [rows, in]; quantized modules restore theirs."""
         return self.weight[rows].detach().float()
 
 
@@ -51,7 +51,7 @@ class Norm(nn.Module):
         if self.heads > 1:
             return self._normed(x.float(), None, None).mul(self.weight.view(self.heads, self.size)).to(x.dtype)
         if self.offset:
-            # In fp32 up to the product: a bf16 weight near 0 is finer than the same weight near 1.
+            # In fp32 until after the product: bf16 represents a weight near 0 more finely than 1 plus that weight.
             return self._normed(x.float(), self.weight.float() + self.offset, None).to(x.dtype)
         return self._normed(x, self.weight, self.bias)
 

@@ -32,16 +32,16 @@ class MLP(nn.Module):
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """The activation function of a config."""
+    """The activation function called ``name`` in a config, applied to x."""
     if name == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 class MoE(nn.Module):
-    """Mixture of experts: each token passes through its ``num_experts_per_tok`` best, weighted by the router.
+    """Mixture of experts: the router sends each token to its ``num_experts_per_tok`` best experts and weights them.
 
-    The experts are separate modules, so that those that no token needs are never read from a mapped file.
+    The experts are separate modules, so that experts that no token needs are never read from a mapped file.
     """
 
     def __init__(self, config: ModelConfig, moe: MoeConfig) -> None:
@@ -61,7 +61,7 @@ class MoE(nn.Module):
         return out.view_as(x)
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights and the numbers of the experts for tokens [N, C]: both [N, num_experts_per_tok]."""
+        """The weights and the numbers of the experts chosen for tokens [N, C], each [N, num_experts_per_tok]."""
         probs = self.router(tokens).softmax(dim=-1, dtype=torch.float32)
         weights, chosen = probs.topk(self.per_token, dim=-1)
         if self.normalize:

@@ -1,8 +1,8 @@
-"""Where tokens stand: rotary angles, causal masks and windows, for every way of running a model.
+"""Positions: rotary angles, causal masks and windows, for every way of running a model.
 
-Rotary position embedding (Su et al. 2021, RoFormer) turns pairs of a head's features by an angle proportional to
-the position. The layout is Llama's split-half one: feature i is paired with feature i + R/2 of the R rotated ones.
-``rope_type`` of the config says how the angles are scaled for contexts longer than that of pre-training.
+Rotary position embedding (Su et al. 2021, RoFormer) rotates pairs of a head's features by an angle proportional to
+the position. The layout is Llama's split-half one: of the R rotated features, feature i is paired with i + R/2.
+The config's ``rope_type`` says how the angles are scaled for contexts longer than in pre-training.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ CACHED_POSITIONS = 256  # positions whose angles are computed together while sin
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the T queries of a pass stand, as one kind of layer needs to know it.
+    """The positions of a pass's T queries, as the layers of one type need them.
 
-    ``rotation`` turns queries and keys; None: the layer has no rotary positions. ``window`` is how many positions a
-    query sees, its own included; None: all. ``mask`` [T, keys] is True (or 0, if it is additive) where a query may
-    attend, over the last keys that any query of the pass sees. Without a mask the pass is plain causal (T = keys), or
-    a single query that sees every key.
+    ``rotation`` rotates queries and keys; None: the layer has no rotary positions. ``window`` is the number of
+    positions that a query sees, its own included; None: all. ``mask`` [T, keys] is True (or 0, if it is additive)
+    where a query may attend, over the last keys that any query of the pass sees. Without a mask, attention is plain
+    causal (T = keys), or there is a single query that sees every key.
     """
 
     rotation: Rotation | None
@@ -37,12 +37,12 @@ class Placement:
     mask: Tensor | None
 
     def unrotated(self) -> Placement:
-        """The same without rotary positions."""
+        """The same placement without rotary positions."""
         return Placement(None, self.window, self.mask)
 
 
 class Placements(NamedTuple):
-    """The placement in layers with full attention, and in those with windowed attention."""
+    """The placements for layers with full attention and for layers with windowed attention."""
 
     full: Placement
     windowed: Placement
@@ -63,9 +63,9 @@ def causal_mask(past: int, count: int, device: torch.device, window: int | None 
 def consecutive(
     config: ModelConfig, past: int, count: int, device: torch.device, rotate_by: Callable[[RopeConfig], Rotation]
 ) -> Placements:
-    """Placements of positions past .. past+count-1, the same in every row of the batch.
+    """Placements of positions past .. past+count-1, the same for every row of the batch.
 
-    ``rotate_by`` gives the rotation of these positions.
+    ``rotate_by`` returns the rotation of these positions for a rope config.
     """
     full_rotation, local_rotation = _rotations(config, rotate_by)
     window = config.sliding_window
@@ -88,8 +88,8 @@ def single(
     """Placements of one query per row at ``position``, a tensor, so that the same operations serve every position.
 
     ``keys`` are the positions in the key buffers of layers with full and with windowed attention; both broadcast
-    with ``position`` to the shape of the masks. Every key in the buffers takes part, so masks hide what no query
-    may see, windows included.
+    with ``position`` to the shape of the masks. Attention covers every key in the buffers, so the masks hide all that
+    the query must not see, also outside a window.
     """
     full_rotation, local_rotation = _rotations(config, rotate_by)
     full = Placement(full_rotation, None, _kernel_mask(config, visible(position, keys[0]), dtype))
@@ -102,7 +102,7 @@ def single(
 def _rotations(
     config: ModelConfig, rotate_by: Callable[[RopeConfig], Rotation]
 ) -> tuple[Rotation | None, Rotation | None]:
-    """Rotations for layers with full and with windowed attention; None without rotary positions."""
+    """The rotations for layers with full and with windowed attention; None without rotary positions."""
     if config.rope is None:
         return None, None
     full = rotate_by(config.rope)
@@ -111,16 +111,16 @@ def _rotations(
 
 
 def _kernel_mask(config: ModelConfig, seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """``seen`` in the form that no layer needs to convert: bool under a softcap, else 0 and -inf."""
+    """The mask in the form that attention uses without conversion: bool under a softcap, otherwise 0 and -inf."""
     if config.attention_softcap is not None:
         return seen
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
 
 
 class Angles:
-    """Rotations of a model's positions, kept for the positions near the last single token.
+    """Rotations of a model's positions; those near the last single token are cached.
 
-    Not a buffer of the model: angles are never saved, and cast only after they are computed in fp32.
+    Not a buffer of the model: angles are never saved, and are cast only after they are computed in fp32.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -148,10 +148,10 @@ class Angles:
 
 
 def span(config: RopeConfig | None, length: int) -> int:
-    """Which angles a text of ``length`` positions gets: texts with the same span are rotated alike.
+    """A number that identifies the angles for a text of ``length`` positions: equal spans mean equal angles.
 
-    For most types the length does not matter (0). "longrope" switches factors once, where the original context ends
-    (1 from there on). "dynamic" angles change with every position from there on (the length).
+    For most types the length does not matter: 0. Beyond the original context, "longrope" uses other factors: 1; and
+    "dynamic" angles change with every position: the length.
     """
     if config is None or length <= config.original_max_position_embeddings:
         return 0
@@ -159,9 +159,9 @@ def span(config: RopeConfig | None, length: int) -> int:
 
 
 def planned_length(config: RopeConfig | None, prompt: int, total: int) -> int:
-    """The length to choose angles for, if a prompt of ``prompt`` positions may grow to ``total``.
+    """The length to choose angles for if a prompt of ``prompt`` positions may grow to ``total``.
 
-    "dynamic" angles would change with every token, and all keys with them, so they are fixed for the total.
+    "dynamic" angles, and all keys with them, would change with every token, so they are chosen for the total.
     """
     return total if config is not None and config.rope_type == "dynamic" else prompt
 
@@ -180,7 +180,7 @@ def rotation(frequencies: Tensor, start: int, count: int, dtype: torch.dtype, sc
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotate the first R features of x [B, heads, T, D] by the angles of ``rotation``, all heads at once."""
+    """Rotate the first R features of x [B, heads, T, D] by the result of ``rotation``."""
     rotated = cos.shape[-1]
     if rotated < x.shape[-1]:
         return torch.cat((rotate(x[..., :rotated], cos, signed_sin), x[..., rotated:]), dim=-1)
@@ -189,7 +189,7 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int, span: int = 0) -> Tensor:
-    """Radians per position of each of the R/2 rotated pairs, fp32 on the CPU: [R/2]. For ``span``, see there."""
+    """Radians per position of each of the R/2 rotated pairs, [R/2], fp32 on the CPU; ``span`` as by ``span()``."""
     rotated = config.rotated(head_dim)
     exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
     if config.rope_type == "dynamic":
@@ -208,13 +208,13 @@ def inverse_frequencies(config: RopeConfig, head_dim: int, span: int = 0) -> Ten
 
 
 def _dynamic_theta(config: RopeConfig, rotated: int, span: int) -> float:
-    """NTK-aware scaling that grows with the text (bloc97, emozilla 2023): fast pairs keep their frequency."""
+    """The base for NTK-aware scaling that grows with the text (bloc97, emozilla 2023): fast pairs keep their speed."""
     stretch = max(span, config.original_max_position_embeddings) / config.original_max_position_embeddings
     return float(config.theta * (config.factor * stretch - (config.factor - 1)) ** (rotated / (rotated - 2)))
 
 
 def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
-    """Llama 3.1's blend: slow pairs are slowed by ``factor``, fast ones kept, those between interpolated."""
+    """Llama 3.1's scaling: slow pairs are slowed by ``factor``, fast ones kept, and others interpolated."""
     turns = config.original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns in the original context
     keep = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
     keep = keep.clamp(0.0, 1.0)
@@ -222,7 +222,7 @@ def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, config: RopeConfig, rotated: int) -> Tensor:
-    """YaRN's blend (Peng et al. 2023, section 3.2). Its ramp runs over the pair's index, not its frequency."""
+    """YaRN's scaling (Peng et al. 2023, section 3.2): its ramp runs over the pair's index, not its frequency."""
 
     def pair(turns: float) -> float:
         """The index, from the fastest pair, of the pair that makes this many full turns in the original context."""

@@ -1,4 +1,4 @@
-"""A record of a forward pass: fp32 copies, taken alongside the computation and never fed back into it."""
+"""Recording a forward pass: fp32 copies that are never fed back into the computation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass
 class Trace:
-    """Filled by one forward pass, one entry per layer, in order.
+    """What one forward pass computes, one entry per layer, in order.
 
-    ``rows`` are the positions of this pass to keep; None keeps all. ``values`` are those of every earlier position,
-    0 outside a window.
+    ``rows`` are the positions of the pass to record; None records all. ``values`` are always those of all S positions,
+    0 for those that no query of the pass sees.
     """
 
     rows: slice | None = None
@@ -23,11 +23,11 @@ class Trace:
     values: list[Tensor] = field(default_factory=list)  # per key/value head: [B, K, S, D]
 
     def keep(self, into: list[Tensor], x: Tensor) -> None:
-        """Append the ``rows`` of x [B, T, C], or a single vector [C] as [1, 1, C]."""
+        """Append a copy of the ``rows`` of x [B, T, C], or of a single vector x [C] as [1, 1, C]."""
         x = x.view(1, 1, -1) if x.dim() == 1 else x
         keep(into, x if self.rows is None else x[:, self.rows])
 
 
 def keep(into: list[Tensor], x: Tensor) -> None:
-    """Append an fp32 copy of x, which later in-place operations cannot change."""
+    """Append an fp32 copy of x, which later in-place operations do not change."""
     into.append(x.detach().float().clone())

@@ -1,6 +1,6 @@
 """The decoder-only transformer: token ids in, logits out, one small module for every family.
 
-The model holds no state between calls: what it has read lives in the caller's ``KVCache``.
+The model holds no state between calls: the keys and values of what it has read are in the caller's ``KVCache``.
 Shapes: B batch, T positions of this call, S positions attended to, H query heads, K key/value heads,
 D features per head, C hidden size, V vocabulary size.
 """
@@ -24,7 +24,7 @@ from llmcli.model.trace import Trace
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each added to the residual. A norm that a family lacks is the identity."""
+    """One layer: attention and MLP, each added to the residual. A norm that a family lacks is the identity."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -64,13 +64,13 @@ class Block(nn.Module):
         return after + mlp_out
 
     def contribution(self, out: Tensor, norm: Norm | None) -> Tensor:
-        """What a sublayer's output adds to the residual."""
+        """What attention or the MLP adds to the residual, given its output: normalized and scaled."""
         out = out if norm is None else norm(out)
         return out if self.scale == 1 else out * self.scale
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, final norm and head. Parameters come from a checkpoint or from training."""
+    """Embedding, blocks, final norm and head. Parameters are uninitialized: a checkpoint or training sets them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -97,11 +97,11 @@ class Transformer(nn.Module):
         return KVCache(self.config, device=self.device, dtype=self.dtype, batch=batch)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, trace: Trace | None = None) -> Tensor:
-        """Logits [B, T, V] for token ids [B, T] that follow what ``cache`` holds, and are added to it."""
+        """The logits [B, T, V] of token ids [B, T] that continue the text in ``cache``, to which they are added."""
         return self.unembed(self.hidden(ids, cache, trace))
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, trace: Trace | None = None) -> Tensor:
-        """The residual stream after the last block, [B, T, C]: ``unembed`` only the positions you need."""
+        """The residual stream after the last block, [B, T, C]. ``unembed`` only the positions you need."""
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
         placements = self.placements(past, T, self.fix_span(cache, T))
@@ -115,14 +115,17 @@ class Transformer(nn.Module):
     def run_blocks(
         self, x: Tensor, placements: Placements, cache: KeyValueStore | None, trace: Trace | None = None
     ) -> Tensor:
-        """The residual stream after the blocks, given that before them: both [B, T, C]."""
+        """Run all blocks on the residual stream x [B, T, C]; return the one after the last block, [B, T, C]."""
         for block in self.blocks:
             placement = placements.windowed if block.sliding else placements.full
             x = block(x, placement if block.rotates else placement.unrotated(), cache, trace)
         return x
 
     def embed(self, ids: Tensor, past: int) -> Tensor:
-        """The residual stream before the first block, [B, T, C], of ids at positions ``past`` and up."""
+        """The residual stream before the first block, [B, T, C], for ids [B, T] at positions past .. past+T-1.
+
+        Errors: a position beyond the learned ones.
+        """
         x = self.embed_tokens(ids)
         if self.positions is None:
             return x
@@ -134,7 +137,7 @@ class Transformer(nn.Module):
         """The scaled embedding of ids [B, T], independent of position: [B, T, C]."""
         x: Tensor = self.embedding(ids)
         if self.config.embedding_scale != 1:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded, as Gemma is trained
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded first, as in Gemma's training
         return x
 
     def check_positions(self, length: int) -> None:
@@ -144,13 +147,13 @@ class Transformer(nn.Module):
             raise LlmcliError(f"{length} tokens do not fit the model's context of {limit}", "use fewer tokens")
 
     def span(self, cache: KVCache | None, count: int) -> int:
-        """Which angles the next ``count`` positions get; see ``positions.span``."""
+        """The span of a text with ``count`` more positions: which rotary angles it gets; see ``positions.span``."""
         if cache is None:
             return positions.span(self.config.rope, count)
         return positions.span(self.config.rope, max(cache.length + count, cache.planned))
 
     def stale(self, cache: KVCache, count: int) -> bool:
-        """Whether ``count`` more positions need other angles than the cached keys have: the keys must be recomputed."""
+        """Whether ``count`` more positions need other angles than the cached keys have, which must be recomputed."""
         return cache.length > 0 and self.span(cache, count) != cache.span
 
     def fix_span(self, cache: KVCache | None, count: int) -> int:
@@ -162,7 +165,7 @@ class Transformer(nn.Module):
         return span
 
     def placements(self, past: int, count: int, span: int) -> Placements:
-        """Where positions past .. past+count-1 stand, for layers with full and with windowed attention."""
+        """The placements of positions past .. past+count-1, for layers with full and with windowed attention."""
         rotate_by = partial(self.rotation, past=past, count=count, span=span)
         return positions.consecutive(self.config, past, count, self.device, rotate_by)
 
@@ -171,7 +174,7 @@ class Transformer(nn.Module):
         return self._angles.at(rope, past, count, span, dtype=self.dtype, device=self.device)
 
     def unembed(self, x: Tensor) -> Tensor:
-        """Final norm and head: [..., C] -> logits [..., V]. Shared by generation and every view of a layer."""
+        """Final norm and head: [..., C] -> logits [..., V], for generation and for views of any layer."""
         normed = self.norm(x)
         logits: Tensor = self.embedding.unembed(normed) if self.head is None else self.head(normed)
         if self.config.logit_scale != 1:
