@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -22,13 +21,7 @@ from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.commands.shell.torchrun import torchrun
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, usage_error
-from llmcli.generation.jobs.parts import SharedResults, check_name, merge, parts_of
-from llmcli.generation.jobs.prompts import Job, JobDefaults, read_jobs
-from llmcli.generation.jobs.results import Results
-from llmcli.generation.jobs.run import BatchRun
-
-if TYPE_CHECKING:
-    from llmcli.generation.jobs.local import LocalWriter
+from llmcli.generation import jobs
 
 
 @click.command(cls=Command, together="alike")
@@ -76,40 +69,40 @@ def batch(
       llmcli batch prompts.jsonl texts.jsonl
       llmcli batch prompts.jsonl texts.jsonl --batch-size 32 -n 100
     """
-    from llmcli.endpoint.jobs import ServerWriter
-
-    check_name(target)
+    jobs.check_name(target)
     grammar.exclude_all(length)
     with suppress(OSError):  # either file may not exist
         if source.samefile(target):
             raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
-    results = Results(target)
-    lines = list(read_jobs(source, JobDefaults(sampling.seed or 0, length.max_tokens, length.stop)))
+    results = jobs.Results(target)
+    lines = list(jobs.read_jobs(source, jobs.JobDefaults(sampling.seed or 0, length.max_tokens, length.stop)))
     in_order = order == "input"
-    numbers = {line.id: line.number for line in lines if isinstance(line, Job)} if in_order else None
+    numbers = {line.id: line.number for line in lines if isinstance(line, jobs.Job)} if in_order else None
     world = torchrun()
 
     if world.size > 1 and not endpoint.given:
         loaded, group = open_each(choice, world)
-        shared = SharedResults(group, target, numbers)
+        shared = jobs.SharedResults(group, target, numbers)
         writer = local_writer(loaded, sampling, grammar, length)
-        run = BatchRun(writer, lines, shared.part, in_order=in_order, rank=world.rank, processes=world.size)
+        run = jobs.BatchRun(writer, lines, shared.part, in_order=in_order, rank=world.rank, processes=world.size)
         code = shared.finish(write_results(run, source, batch_size, rank=world.rank))
         if world.rank == 0 and code != EXIT_INTERRUPTED:
-            check_valid(Results(target).ends)
+            check_valid(jobs.Results(target).ends)
         sys.exit(code)
 
-    if parts_of(target):  # left by several processes
-        merge(target, numbers)
-        results = Results(target)
+    if jobs.parts_of(target):  # left by several processes
+        jobs.merge(target, numbers)
+        results = jobs.Results(target)
     if endpoint.given:
+        from llmcli.endpoint.jobs import ServerWriter
+
         server = endpoint.open()
-        run = BatchRun(ServerWriter(server, fields_of(sampling, server, None)), lines, results, in_order=in_order)
+        run = jobs.BatchRun(ServerWriter(server, fields_of(sampling, server, None)), lines, results, in_order=in_order)
         sys.exit(write_results(run, source, batch_size, waits=True))
-    run = BatchRun(local_writer(choice.open(), sampling, grammar, length), lines, results, in_order=in_order)
+    run = jobs.BatchRun(local_writer(choice.open(), sampling, grammar, length), lines, results, in_order=in_order)
     code = write_results(run, source, batch_size)
     if numbers is not None and list(results.done) != sorted(results.done, key=numbers.__getitem__):
-        merge(target, numbers)
+        jobs.merge(target, numbers)
     if code != EXIT_INTERRUPTED:
         check_valid(results.ends)
     sys.exit(code)
@@ -117,19 +110,18 @@ def batch(
 
 def local_writer(
     loaded: generation.LoadedModel, sampling: Sampling, grammar: GrammarChoice, length: Length
-) -> LocalWriter:
+) -> jobs.LocalWriter:
     """What continues the prompts with the model on this machine."""
-    from llmcli.generation.jobs.local import LocalWriter
 
     def encode(prompt: str) -> list[int]:
         return fit(loaded, loaded.prompt_ids(prompt), length.overflow)
 
     sampler = sampling.sampler(loaded, grammar.filter(loaded, 0))
     settings = {"overflow": length.overflow, "rules": grammar.rules}
-    return LocalWriter(loaded, sampler, encode, rolls=length.overflow == "shift", settings=settings)
+    return jobs.LocalWriter(loaded, sampler, encode, rolls=length.overflow == "shift", settings=settings)
 
 
-def write_results(run: BatchRun, source: Path, size: int, *, rank: int | None = None, waits: bool = False) -> int:
+def write_results(run: jobs.BatchRun, source: Path, size: int, *, rank: int | None = None, waits: bool = False) -> int:
     """Continue the prompts, show the progress, and return the exit code.
 
     If the writer ``waits`` for a server, Ctrl-C interrupts the wait; otherwise it takes effect between two tokens.

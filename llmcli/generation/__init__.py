@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
+    from llmcli.generation.batch import BatchStep as BatchStep
     from llmcli.generation.bench import Speed as Speed
     from llmcli.generation.bench import measure as measure
     from llmcli.generation.bench import peak_memory as peak_memory
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from llmcli.generation.steps import step_at as step_at
 
 __all__ = [
+    "BatchStep",
     "Continuation",
     "Conversation",
     "DraftModel",
@@ -73,6 +75,7 @@ __all__ = [
 __getattr__, __dir__ = lazy.exports(
     __name__,
     {
+        "BatchStep": "batch",
         "Speed": "bench",
         "measure": "bench",
         "peak_memory": "bench",

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from llmcli import generation, render
+from llmcli import explain, generation, render
 from llmcli.commands.options.common import Line, Real, bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import usage_error
@@ -40,8 +40,6 @@ class Sampling:
         Options that were not given come from the model's generation_config.json, as a line on stderr reports, or else
         have their defaults. Without --seed the seed is random.
         """
-        from llmcli.explain.selection import find_token
-
         own = loaded.defaults.sampling
         line = render.defaults_line(self.adopted(own), loaded.defaults.unmet)
         if line:
@@ -49,7 +47,7 @@ class Sampling:
         if self.skipped:
             render.note(f"not applied, because --samplers does not list them: {', '.join(self.skipped)}", sys.stderr)
         rows = loaded.model.config.vocab_size
-        bias = {find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
+        bias = {explain.find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
         filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         rules = [] if grammar is None else [grammar]

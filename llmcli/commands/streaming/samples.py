@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +17,6 @@ from llmcli.commands.streaming.text import Printing
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 from llmcli.files.ndjson import write_line
 from llmcli.render import json_forms
-
-if TYPE_CHECKING:
-    from llmcli.generation.batch import BatchStep
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class InterruptibleSamples:
         best = {sample.sample for sample in self.samples.results() if sample.best}
         return (token for token in tokens if token.sample in best)
 
-    def _token(self, step: BatchStep) -> render.SampleToken:
+    def _token(self, step: generation.BatchStep) -> render.SampleToken:
         key = step.request.key
         if step.step is None:
             return render.SampleToken(key, step.chunk, 1.0, None, step.done)
