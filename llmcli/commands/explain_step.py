@@ -94,11 +94,11 @@ def explain_step(
 
 def explain_server_step(server: Server, text: str, sampling: Sampling, index: int, top: int, form: Form) -> None:
     """Show token ``index`` of a server's text, and the alternatives that the server reports."""
-    from llmcli.endpoint.server import Ask
-    from llmcli.endpoint.step import server_step
+    from llmcli.endpoint.server import Request
+    from llmcli.endpoint.views import server_step
 
     fields = fields_of(sampling, server, sampling.seed)
-    report = server_step(server, Ask(text, index + 1, fields, rivals=top), index)
+    report = server_step(server, Request(text, index + 1, fields, top_logprobs=top), index)
     form.show(report, render.print_server_step, json_forms.server_step)
 
 
@@ -138,7 +138,7 @@ def choose_tokens(
 
 
 def ask_for_token(report: explain.StepReport) -> int | None:
-    """Ask for the rank of a candidate and return its id: the drawn token for Enter, None to quit."""
+    """Request for the rank of a candidate and return its id: the drawn token for Enter, None to quit."""
     ranks = {row.rank: row for row in report.candidates}
     while True:
         answer = click.prompt(

@@ -38,7 +38,7 @@ def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, endpoint: E
     """
     text = prompt.read()
     if endpoint.given:
-        from llmcli.endpoint.scoring import server_score
+        from llmcli.endpoint.views import server_score
 
         report = server_score(endpoint.open(), text)
     else:

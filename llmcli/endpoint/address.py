@@ -1,20 +1,25 @@
-"""Where a server is: what the user typed, as the address that requests go to."""
+"""A server's address, the API key to send there, and which key may go to which address."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from llmcli.errors import usage_error
 
-EXAMPLE = "as in http://localhost:8000"
+KEY_VARIABLE = "LLMCLI_API_KEY"
+OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"  # other programs expect that it is sent to OpenAI only
+MIN_SECRET = 8  # characters: a shorter key, such as EMPTY, is no secret and may occur in ordinary text
 
 
 @dataclass(frozen=True)
 class Address:
-    """``base`` is what paths such as /models are put behind; ``host`` names it to the user, with its port."""
+    """A server's address. ``base`` is the URL to which paths such as /models are added; ``host`` includes the port."""
 
     base: str
     host: str
@@ -22,13 +27,13 @@ class Address:
     encrypted: bool
 
     @property
-    def of_openai(self) -> bool:
-        """Whether it is OpenAI's own."""
+    def is_openai(self) -> bool:
+        """Whether the server is OpenAI's own."""
         return self.encrypted and re.search(r"(^|\.)openai\.com$", self.domain) is not None
 
     @property
-    def here(self) -> bool:
-        """Whether it is this very machine, which no wire lies between."""
+    def is_loopback(self) -> bool:
+        """Whether the server runs on this machine, so that nothing crosses a network."""
         if self.domain == "localhost" or self.domain.endswith(".localhost"):
             return True
         try:
@@ -37,21 +42,22 @@ class Address:
             return False
 
 
-def parse_address(text: str) -> Address:
-    """``text`` with or without /v1 at its end. Errors: no address of the web; one that holds a password or a query.
+def parse_address(url: str) -> Address:
+    """Parse the URL of a server, with or without /v1 at its end.
 
-    No error quotes it: it may hold what nobody else should see.
+    Errors: not an http or https URL; it holds a password, a query or a fragment. No message quotes the URL, because it
+    may hold a secret.
     """
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise usage_error("--endpoint is no address", EXAMPLE) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not text.isprintable() or " " in text:
-        raise usage_error("--endpoint is no address that begins with http:// or https://", EXAMPLE)
+        raise usage_error("the server address is not a URL", kind="server-address") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
+        raise usage_error("the server address does not begin with http:// or https://", kind="server-address")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise usage_error(
-            "--endpoint holds more than an address", "a key belongs into LLMCLI_API_KEY or a file: --api-key-file"
+            "the server address contains a user name, a query or a fragment", kind="server-address-with-secret"
         )
     domain = parts.hostname
     host = f"[{domain}]" if ":" in domain else domain
@@ -60,3 +66,56 @@ def parse_address(text: str) -> Address:
     if not any(re.fullmatch(r"v\d\w*", part) for part in path.split("/")):
         path += "/v1"
     return Address(f"{parts.scheme}://{host}{path}", host, domain, parts.scheme == "https")
+
+
+class ApiKey:
+    """A secret that ``repr`` does not show and that ``redact`` removes from whatever a server sends."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "ApiKey(hidden)"
+
+    def redact(self, data: Any) -> Any:
+        """Return text, or JSON of any depth, with the key replaced by [key]: a server may echo its request."""
+        if isinstance(data, str):
+            return data if len(self.value) < MIN_SECRET else data.replace(self.value, "[key]")
+        if isinstance(data, list):
+            return [self.redact(element) for element in data]
+        if isinstance(data, dict):
+            return {self.redact(name): self.redact(value) for name, value in data.items()}
+        return data
+
+
+def find_key(address: Address, file: Path | None) -> ApiKey | None:
+    """Return the key in ``file``, or else that of the environment; None if there is none.
+
+    OPENAI_API_KEY is used for OpenAI's own server only. Errors: an unreadable file; text that is no key; an unencrypted
+    connection to another machine.
+    """
+    if file is not None:
+        value, source = _read_key_file(file), str(file)
+    elif os.environ.get(KEY_VARIABLE):
+        value, source = os.environ[KEY_VARIABLE].strip(), KEY_VARIABLE
+    elif os.environ.get(OPENAI_KEY_VARIABLE) and address.is_openai:
+        value, source = os.environ[OPENAI_KEY_VARIABLE].strip(), OPENAI_KEY_VARIABLE
+    else:
+        return None
+    if not re.fullmatch(r"[!-~]+", value):
+        raise usage_error(f"{source} does not contain an API key", "a key is one line of ASCII characters, no spaces")
+    if not (address.encrypted or address.is_loopback):
+        raise usage_error(
+            f"the key in {source} would be sent to {address.host} unencrypted",
+            "use an address that begins with https://, or unset the key",
+        )
+    return ApiKey(value)
+
+
+def _read_key_file(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig").strip()
+    except OSError as error:
+        raise usage_error(f"{file}: {error.strerror or error}", kind="api-key-file") from None
+    except UnicodeDecodeError:
+        raise usage_error(f"{file} does not contain an API key: it is not UTF-8 text", kind="api-key-file") from None

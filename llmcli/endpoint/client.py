@@ -1,4 +1,4 @@
-"""Requests to one server, over HTTP: JSON there, JSON back, or a stream of it; sizes and times are bounded."""
+"""HTTP requests to one server: JSON out, JSON or a stream of JSON back, with bounded sizes and times."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from typing import Any
 
 import httpx2
 
-from llmcli.endpoint.address import Address
-from llmcli.endpoint.events import events, parse
-from llmcli.endpoint.failures import ServerError, malformed, refusal, told
-from llmcli.endpoint.key import Key
+from llmcli.endpoint.address import Address, ApiKey
+from llmcli.endpoint.errors import ServerError, malformed, network_errors, refusal
+from llmcli.endpoint.response import parse_json, server_sent_events
 
-CONNECT = 10.0  # seconds until a connection stands
-SILENCE = 300.0  # seconds without a word: a large model may have to be loaded first
-MOST_ERROR = 2**16  # bytes of a refusal that are read
-MOST_ANSWER = 2**26  # bytes of an answer
+CONNECT_TIMEOUT = 10.0  # seconds
+READ_TIMEOUT = 300.0  # seconds without data: the server may have to load a large model first
+MAX_ERROR_BYTES = 2**16  # read from an error response
+MAX_RESPONSE_BYTES = 2**26
 
 
 class Client:
-    """Asks one server, from several threads if need be. Nothing that it raises or returns holds the key.
+    """Sends requests to one server; safe to use from several threads. Nothing it raises or returns holds the key.
 
-    It follows no redirection, which could take the key and the prompt to somebody else, and unpacks nothing, which
-    could grow without bound. To this machine it goes past all proxies.
+    It follows no redirects, which could send the key and the prompt elsewhere, and accepts no compressed responses,
+    which could expand without bound. It bypasses proxies for a server on this machine.
     """
 
-    def __init__(self, address: Address, key: Key | None) -> None:
+    def __init__(self, address: Address, key: ApiKey | None) -> None:
         self.address = address
         self._key = key
         headers = {"Accept-Encoding": "identity", "User-Agent": "llmcli"}
@@ -35,79 +34,83 @@ class Client:
             headers["Authorization"] = f"Bearer {key.value}"
         self._http = httpx2.Client(
             headers=headers,
-            # One that a server has closed meanwhile fails when it is used again: each request has its own.
+            # A kept connection that the server has closed fails on its next use, so each request opens its own.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             follow_redirects=False,
-            trust_env=not address.here,
+            trust_env=not address.is_loopback,
         )
 
     def get(self, path: str) -> dict[str, Any]:
-        """What lies at ``path``. Errors (ServerError): as of all requests, no answer, a refusal, or nonsense."""
-        with told(self.address, self._key), self._asked("GET", path, None) as answer:
-            return self._clean(parse(b"".join(_bounded(answer))))
+        """Return the JSON object at ``path``. Errors (ServerError, as for every request): no response, an error status,
+        or an invalid response.
+        """
+        with network_errors(self.address, self._key), self._response("GET", path, None) as response:
+            return self._checked(parse_json(b"".join(_bounded(response))))
 
-    def post(self, path: str, body: dict[str, Any], patience: float = 0.0) -> dict[str, Any]:
-        """The whole answer to ``body``, on which the server may work for so many seconds longer in silence."""
-        with told(self.address, self._key), self._asked("POST", path, body, patience) as answer:
-            return self._clean(parse(b"".join(_bounded(answer))))
+    def post(self, path: str, body: dict[str, Any], extra_seconds: float = 0.0) -> dict[str, Any]:
+        """Return the whole response to ``body``; the server may stay silent ``extra_seconds`` longer than usual."""
+        with network_errors(self.address, self._key), self._response("POST", path, body, extra_seconds) as response:
+            return self._checked(parse_json(b"".join(_bounded(response))))
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
-        """The answer to ``body`` bit by bit; who leaves off closes the connection, at which a server stops."""
-        with told(self.address, self._key), self._asked("POST", path, body) as answer:
-            if answer.headers.get("content-type", "").startswith("application/json"):  # some know no streams
-                yield self._clean(parse(b"".join(_bounded(answer))))
+        """Yield the events of the response to ``body``. Closing the generator closes the connection, which makes the
+        server stop generating.
+        """
+        with network_errors(self.address, self._key), self._response("POST", path, body) as response:
+            if response.headers.get("content-type", "").startswith("application/json"):  # a server without streaming
+                yield self._checked(parse_json(b"".join(_bounded(response))))
                 return
-            for event in events(_bounded(answer)):
-                yield self._clean(event)
+            for event in server_sent_events(_bounded(response)):
+                yield self._checked(event)
 
     def close(self) -> None:
         self._http.close()
 
-    def _clean(self, found: dict[str, Any]) -> dict[str, Any]:
-        """The JSON without the key. Errors: it is one."""
+    def _checked(self, data: dict[str, Any]) -> dict[str, Any]:
+        """``data`` without the key. Errors: it is an error object."""
         try:
-            found = found if self._key is None else self._key.without(found)
+            data = data if self._key is None else self._key.redact(data)
         except RecursionError:
-            raise malformed("it is nested too deep") from None
-        error = found.get("error")
+            raise malformed("the JSON is nested too deeply") from None
+        error = data.get("error")
         if error:
-            said = error.get("message") if isinstance(error, dict) else error
+            message = error.get("message") if isinstance(error, dict) else error
             raise ServerError(
-                f"{self.address.host} failed: {' '.join(str(said).split())[:300]}", "its log may say more"
+                f"{self.address.host} failed: {' '.join(str(message).split())[:300]}", "check the server's log"
             )
-        return found
+        return data
 
     @contextmanager
-    def _asked(
-        self, method: str, path: str, body: dict[str, Any] | None, patience: float = 0.0
+    def _response(
+        self, method: str, path: str, body: dict[str, Any] | None, extra_seconds: float = 0.0
     ) -> Iterator[httpx2.Response]:
-        times = httpx2.Timeout(SILENCE, connect=CONNECT, read=SILENCE + patience, pool=None)
-        with self._http.stream(method, self.address.base + path, json=body, timeout=times) as answer:
-            if answer.status_code != 200:
+        timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, read=READ_TIMEOUT + extra_seconds, pool=None)
+        with self._http.stream(method, self.address.base + path, json=body, timeout=timeout) as response:
+            if response.status_code != 200:
                 start = b""
-                for chunk in answer.iter_raw():
+                for chunk in response.iter_raw():
                     start += chunk
-                    if len(start) > MOST_ERROR:
+                    if len(start) > MAX_ERROR_BYTES:
                         break
-                status, headers = answer.status_code, answer.headers
-                raise refusal(self.address, self._key, path, status, headers, start[:MOST_ERROR])
-            if answer.headers.get("content-type", "").startswith("text/html"):
+                status, headers = response.status_code, response.headers
+                raise refusal(self.address, self._key, path, status, headers, start[:MAX_ERROR_BYTES])
+            if response.headers.get("content-type", "").startswith("text/html"):
                 raise malformed("it is a web page")
-            if answer.headers.get("content-encoding", "identity") != "identity":
-                raise malformed("it is packed, though nobody asked for that")
-            yield answer
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise malformed("it is compressed, which was not requested")
+            yield response
 
 
-def _bounded(answer: httpx2.Response) -> Iterator[bytes]:
-    """The bytes of an answer. Errors: too many, or too slow."""
-    size, heard = 0, time.monotonic()
-    for chunk in answer.iter_raw():
+def _bounded(response: httpx2.Response) -> Iterator[bytes]:
+    """The bytes of a response. Errors: too many bytes, or no data for too long."""
+    size, last_data = 0, time.monotonic()
+    for chunk in response.iter_raw():
         size += len(chunk)
-        if size > MOST_ANSWER:
+        if size > MAX_RESPONSE_BYTES:
             raise malformed("it does not end")
-        # Signs of life alone, a comment now and then, are no answer.
+        # Keep-alive comments do not count as data.
         if b"data" in chunk:
-            heard = time.monotonic()
-        elif time.monotonic() - heard > SILENCE:
+            last_data = time.monotonic()
+        elif time.monotonic() - last_data > READ_TIMEOUT:
             raise httpx2.ReadTimeout("")
         yield chunk

@@ -1,59 +1,62 @@
-"""A conversation with a server's model: the messages so far, which are sent anew with each turn."""
+"""A conversation with a server's model: its messages, all of which are sent again with each turn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmcli.endpoint.server import Ask, Server
-from llmcli.endpoint.step import ServerStep, step_of
-from llmcli.endpoint.tokens import Token
+from llmcli.endpoint.server import Request, Server
+from llmcli.endpoint.tokens import ServerToken
+from llmcli.endpoint.views import ServerStep, explain_token
 from llmcli.errors import usage_error
+from llmcli.text.chat_format import join_messages
 from llmcli.text.chat_template import Message
-from llmcli.text.turns import plain
 
 Messages = tuple[Message, ...]
 
 
 class ServerConversation:
-    """``messages`` are what was said; change them at will. A ``raw`` one is a text that the model continues."""
+    """``messages`` is the conversation so far, and may be changed. If ``raw``, the model continues them as one text."""
 
     def __init__(self, server: Server, *, raw: bool) -> None:
         self.server = server
         self.messages: Messages = ()
         self._raw = raw
-        self._last: tuple[Messages, tuple[Token, ...]] | None = None
+        self._last: tuple[Messages, tuple[ServerToken, ...]] | None = None
 
     @property
     def name(self) -> str:
         return self.server.name
 
     def check(self, messages: Messages) -> None:
-        """Only the server can tell what its template refuses."""
+        """Do nothing: only the server knows what its chat template rejects."""
 
-    def ask(self, messages: Messages, fields: Mapping[str, Any], max_tokens: int, rivals: int | None) -> Ask:
-        """What the reply to ``messages`` is asked with."""
-        return Ask(plain(messages) if self._raw else messages, max_tokens, fields, rivals=rivals)
+    def request(
+        self, messages: Messages, fields: Mapping[str, Any], max_tokens: int, top_logprobs: int | None
+    ) -> Request:
+        """Return the request for the reply to ``messages``."""
+        prompt = join_messages(messages) if self._raw else messages
+        return Request(prompt, max_tokens, fields, top_logprobs=top_logprobs)
 
-    def keep(self, messages: Messages, reply: str, tokens: Sequence[Token]) -> None:
-        """Go on from a reply, or from as much of it as was written."""
+    def keep(self, messages: Messages, reply: str, tokens: Sequence[ServerToken]) -> None:
+        """Continue the conversation from ``messages`` and ``reply``, which may be incomplete."""
         self.messages = (*messages, Message("assistant", reply))
         self._last = (self.messages, tuple(tokens))
 
     def step(self, index: int, fields: Mapping[str, Any]) -> ServerStep:
-        """A token of the last reply. Errors: nothing was told of it."""
+        """Explain a token of the last reply. Errors: its log probabilities were not requested."""
         messages, tokens = self._last or ((), ())
         if not tokens or messages != self.messages:
-            raise usage_error("of this reply no probabilities were asked for", "/probs, and then /regenerate")
+            raise usage_error("no probabilities were requested for this reply", kind="reply-without-probabilities")
         if not -len(tokens) <= index < len(tokens):
-            raise usage_error(f"the last reply has no token {index}", f"they are numbered from 0 to {len(tokens) - 1}")
-        return step_of(self.name, plain(messages[:-1]), tokens, index % len(tokens), fields.get("seed"))
+            raise usage_error(f"the last reply has no token {index}", f"it has tokens 0 to {len(tokens) - 1}")
+        return explain_token(self.name, join_messages(messages[:-1]), tokens, index % len(tokens), fields.get("seed"))
 
     @property
     def context(self) -> int:
-        """Errors: always, for the server alone knows."""
-        raise usage_error("the server alone can count its model's tokens", "with --verbose each reply tells some")
+        """Errors: always, because only the server can count tokens."""
+        raise usage_error("only the server can count its model's tokens", kind="server-counts-tokens")
 
     def sizes(self) -> list[int]:
-        """Errors: likewise."""
+        """Errors: always, as for ``context``."""
         return [self.context]

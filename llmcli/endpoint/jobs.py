@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from llmcli.endpoint.failures import ServerError
-from llmcli.endpoint.many import side_by_side
-from llmcli.endpoint.server import Ask, Server
+from llmcli.endpoint.batch import complete_all
+from llmcli.endpoint.errors import ServerError
+from llmcli.endpoint.server import Request, Server
 from llmcli.generation.jobs.prompts import Job
 from llmcli.generation.jobs.results import digest, result
 from llmcli.generation.jobs.run import JobUpdate
@@ -31,14 +31,14 @@ class ServerWriter:
         """
         running: dict[int, Job] = {}
 
-        def requests() -> Iterator[tuple[int, Ask]]:
+        def requests() -> Iterator[tuple[int, Request]]:
             for key, job in enumerate(jobs):
                 running[key] = job
-                yield key, Ask(job.prompt, job.max_tokens, {**self.fields, "seed": job.seed}, job.stop)
+                yield key, Request(job.prompt, job.max_tokens, {**self.fields, "seed": job.seed}, job.stop)
 
-        for key, answer in side_by_side(self.server, requests(), size):
+        for key, answer in complete_all(self.server, requests(), size):
             job = running.pop(key)
-            if isinstance(answer, ServerError) and answer.of_this_request:
+            if isinstance(answer, ServerError) and answer.affects_only_this_request:
                 yield JobUpdate(job, 0, error=answer)
             elif isinstance(answer, Exception):
                 raise answer
@@ -47,9 +47,9 @@ class ServerWriter:
                     job,
                     text=answer.text,
                     finish=answer.finish,
-                    prompt_tokens=answer.usage.prompt,
-                    tokens=answer.usage.written,
+                    prompt_tokens=answer.usage.prompt_tokens,
+                    tokens=answer.usage.completion_tokens,
                     mean_logprob=None,
                     mark=self.mark(job),
                 )
-                yield JobUpdate(job, answer.usage.written or 0, record)
+                yield JobUpdate(job, answer.usage.completion_tokens or 0, record)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.explain.tokenization import tokenizer_of
-from llmcli.text.bpe import Bpe, Join, joins, read_bpe, replayed
+from llmcli.text.bpe import Bpe, Merge, merge_symbols, read_bpe, replay_merges
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.words import Word, words
 
@@ -75,7 +75,7 @@ class _Derivation:
 
     kind: Kind
     symbols: tuple[int, ...]
-    joins: tuple[Join, ...]
+    merge_symbols: tuple[Merge, ...]
     tokens: tuple[int, ...]
 
 
@@ -98,23 +98,23 @@ def merges(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bool
         ranks=len(bpe.ranks),
         check=check(
             Claim("replaying the merges gives the tokenizer's own ids", wrong, 0.0),
-            Claim("merges of lower rank come first", sum(_out_of_order(own.joins) for own in derivations), 0.0),
+            Claim("merges of lower rank come first", sum(_out_of_order(own.merge_symbols) for own in derivations), 0.0),
         ),
     )
 
 
 def _derive(tokenizer: Tokenizer, bpe: Bpe, word: Word) -> _Derivation:
-    whole = tokenizer.fast.token_to_id(word.text) if word.added else bpe.whole(word.text)
+    whole = tokenizer.fast.token_to_id(word.text) if word.added else bpe.whole_word(word.text)
     if whole is not None:
         return _Derivation("added" if word.added else "whole", (whole,), (), (whole,))
     symbols = bpe.symbols(word.text)
-    done = joins(symbols, bpe.ranks)
+    done = merge_symbols(symbols, bpe.ranks)
     return _Derivation("merged", tuple(symbols), tuple(done), tuple(_after(symbols, done)[1]))
 
 
-def _after(symbols: Sequence[int], done: Iterable[Join]) -> tuple[list[int], list[int]]:
-    """The start of each token, as a symbol's number, and its id, after all joins."""
-    *_, last = replayed(symbols, ((join.at, join.result) for join in done))
+def _after(symbols: Sequence[int], done: Iterable[Merge]) -> tuple[list[int], list[int]]:
+    """The start of each token, as a symbol's number, and its id, after all merge_symbols."""
+    *_, last = replay_merges(symbols, ((join.at, join.result) for join in done))
     return last
 
 
@@ -126,11 +126,11 @@ def _split_at_spaces(tokenizer: Tokenizer, own: _Derivation) -> Iterator[_Deriva
     if own.kind != "merged":
         yield own
         return
-    positions, ids = _after(own.symbols, own.joins)
+    positions, ids = _after(own.symbols, own.merge_symbols)
     cuts = [n for n, id in enumerate(ids) if n and (tokenizer.fast.id_to_token(id) or "").startswith(SPACE)]
     starts = [positions[n] for n in cuts]
-    inside: list[list[Join]] = [[] for _ in (0, *cuts)]
-    for join in own.joins:
+    inside: list[list[Merge]] = [[] for _ in (0, *cuts)]
+    for join in own.merge_symbols:
         inside[bisect.bisect_right(starts, join.at)].append(join)
     for n, (first, last) in enumerate(itertools.pairwise((0, *cuts, len(ids)))):
         start, end = (0, *starts)[n], (*starts, len(own.symbols))[n]
@@ -148,7 +148,7 @@ def _word_merges(tokenizer: Tokenizer, own: _Derivation, count: int) -> WordMerg
             result=vocab_entry(tokenizer, join.result),
             at=join.at,
         )
-        for join in own.joins
+        for join in own.merge_symbols
     )
     return WordMerges(
         text=data.decode("utf-8", "replace"),
@@ -161,8 +161,8 @@ def _word_merges(tokenizer: Tokenizer, own: _Derivation, count: int) -> WordMerg
     )
 
 
-def _out_of_order(done: Sequence[Join]) -> int:
-    """How many joins follow one of higher rank that did not create their pair."""
+def _out_of_order(done: Sequence[Merge]) -> int:
+    """How many merge_symbols follow one of higher rank that did not create their pair."""
     return sum(
         after.rank < before.rank and before.result not in (after.left, after.right)
         for before, after in itertools.pairwise(done)

@@ -15,8 +15,8 @@ from llmcli.generation.generate import Generation
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Choice, Sampler
 from llmcli.generation.steps import Step, clear_if_stale, common_prefix, next_logits
+from llmcli.text.chat_format import ChatFormat
 from llmcli.text.chat_template import Message
-from llmcli.text.turns import Form
 
 Messages = tuple[Message, ...]
 
@@ -67,8 +67,8 @@ class Reply:
 class Conversation:
     """``messages`` can be changed freely between replies. ``last`` is the reply that was kept last."""
 
-    def __init__(self, loaded: LoadedModel, form: Form) -> None:
-        stops = (*loaded.stop_ids, *form.ends)
+    def __init__(self, loaded: LoadedModel, form: ChatFormat) -> None:
+        stops = (*loaded.stop_ids, *form.end_ids)
         self.loaded = replace(loaded, defaults=replace(loaded.defaults, stop_ids=stops))
         self.form = form
         self.messages: Messages = ()
@@ -84,7 +84,7 @@ class Conversation:
 
     def check(self, messages: Messages) -> None:
         """Raise LlmcliError if the template rejects ``messages``."""
-        self.form.write(messages)
+        self.form.render(messages)
 
     @property
     def context(self) -> int:
@@ -110,7 +110,7 @@ class Conversation:
         """Add a reply to the conversation, or as much of it as was generated."""
         self.messages = (*reply.messages, reply.message)
         self.last = reply
-        text = self.form.write(reply.messages).text + reply.message.content
+        text = self.form.render(reply.messages).text + reply.message.content
         self._known[self.messages] = KnownIds(text, (*reply.prompt, *reply.ids))
 
     def ids(self, messages: Messages) -> list[int]:
@@ -119,12 +119,12 @@ class Conversation:
         A generated reply keeps the ids that the model chose, which may differ from those that its text encodes to,
         provided that the template continues after it with one of its own special tokens.
         """
-        written = self.form.write(messages)
+        written = self.form.render(messages)
         prefixes = (messages[:count] for count in range(len(messages), 0, -1))
         known = next((self._known[prefix] for prefix in prefixes if prefix in self._known), None)
         if known is not None and written.text.startswith(known.text):
             end = len(known.text)
-            if any(start == end for start, _ in written.own):
+            if any(start == end for start, _ in written.control_spans):
                 return self.loaded.readable([*known.ids, *self.form.encode(written.after(end))])
         return self.loaded.readable(self.form.encode(written))
 
@@ -133,8 +133,8 @@ class Conversation:
 
         The last number counts what the template puts after all messages.
         """
-        written = self.form.write(self.messages, reply=False)
-        places = [0, *self.form.places(self.messages), len(written.text)]
+        written = self.form.render(self.messages, add_generation_prompt=False)
+        places = [0, *self.form.message_ends(self.messages), len(written.text)]
         counts = [len(self.form.encode(written.before(place))) if place else 0 for place in places]
         return [after - before for before, after in pairwise(counts)]
 

@@ -14,7 +14,7 @@ from llmcli.render.terminal import note, printable, styled
 from llmcli.render.text import counted, one_line, token_label
 
 if TYPE_CHECKING:
-    from llmcli.endpoint.writing import Writing
+    from llmcli.endpoint.generation import ServerGeneration
     from llmcli.explain.report import GeneratedToken
     from llmcli.generation.generate import Generation
     from llmcli.generation.prompt_cache import Reuse
@@ -162,16 +162,17 @@ def ending(finish: str | None) -> str:
     return ENDINGS.get(finish or "", one_line(f"the server's reason is “{(finish or '')[:40]}”"))
 
 
-def print_server_summary(writing: Writing, stream: TextIO, *, seed: int | None) -> None:
+def print_server_summary(generation: ServerGeneration, stream: TextIO, *, seed: int | None) -> None:
     """Print the counts and speed of a server's text, why it stopped, and the seed, if one was requested."""
-    about = "" if writing.counted else "about "
-    decoded, seconds = writing.tokens - 1, writing.seconds - writing.first_seconds
+    about = "" if generation.exact_count else "about "
+    decoded, seconds = generation.tokens - 1, generation.seconds - generation.first_seconds
     speed = f"{decoded / seconds:.0f} tokens/s" if decoded > 0 and seconds > 0 else "-"
-    prompt = "" if writing.usage.prompt is None else f"prompt {counted(writing.usage.prompt, 'token')} | "
+    prompt_tokens = generation.usage.prompt_tokens
+    prompt = "" if prompt_tokens is None else f"prompt {counted(prompt_tokens, 'token')} | "
     note(
-        f"{about}{counted(writing.tokens, 'token')}, {speed} | {prompt}"
-        f"first token after {writing.first_seconds:.2f} s | "
-        f"stopped: {ending(writing.finish)} | seed {'not set' if seed is None else seed}",
+        f"{about}{counted(generation.tokens, 'token')}, {speed} | {prompt}"
+        f"first token after {generation.first_seconds:.2f} s | "
+        f"stopped: {ending(generation.finish)} | seed {'not set' if seed is None else seed}",
         stream,
     )
 

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch must not come with it
-    from llmcli.endpoint.step import ServerStep
+    from llmcli.endpoint.views import ServerStep
     from llmcli.explain.report import GeneratedToken
     from llmcli.explain.sampling_step import StepReport
     from llmcli.explain.tokenization import Tokenization
@@ -229,10 +229,10 @@ def server_step(report: ServerStep) -> dict[str, Any]:
         "candidates": [
             {
                 "rank": row.rank,
-                "id": row.rated.id,
-                "text": row.rated.text,
-                "logprob": row.rated.logprob,
-                "p": row.rated.prob,
+                "id": row.token.id,
+                "text": row.token.text,
+                "logprob": row.token.logprob,
+                "p": row.token.prob,
                 **dict.fromkeys(unknown),
             }
             for row in report.candidates

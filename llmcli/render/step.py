@@ -11,7 +11,7 @@ from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, one_line, token_label
 
 if TYPE_CHECKING:
-    from llmcli.endpoint.step import ServerCandidate, ServerStep
+    from llmcli.endpoint.views import ServerCandidate, ServerStep
     from llmcli.explain.sampling_step import Candidate, StageReport, StepReport, TemperatureColumn
 
 CHOSEN = "→"
@@ -166,12 +166,12 @@ def print_server_step(report: ServerStep, stream: TextIO) -> None:
 
 
 def _candidate(row: ServerCandidate) -> list[Cell]:
-    style, rated = "bold green" if row.chosen else "", row.rated
+    style, token = "bold green" if row.chosen else "", row.token
     return [
         Cell(CHOSEN if row.chosen else "", style=style),
         UNKNOWN if row.rank is None else Cell(str(row.rank), style=style),
-        UNKNOWN if rated.id is None else Cell(str(rated.id), style=style),
-        Cell(token_label(rated) or UNKNOWN.shown, style=style),
-        number_cell(rated.logprob, 3, style),
-        probability_cell(rated.prob or 0.0, style),
+        UNKNOWN if token.id is None else Cell(str(token.id), style=style),
+        Cell(token_label(token) or UNKNOWN.shown, style=style),
+        number_cell(token.logprob, 3, style),
+        probability_cell(token.prob or 0.0, style),
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import print_check, print_line, styled
 from llmcli.render.text import counted, token_label
-from llmcli.text.bpe import replayed
+from llmcli.text.bpe import replay_merges
 
 if TYPE_CHECKING:
     from llmcli.explain.bpe_merges import MergesReport, WordMerges
@@ -123,7 +123,7 @@ def _rows(word: WordMerges) -> list[list[Cell]]:
     first = {"merged": "", "whole": "already a token", "added": "added token"}[word.kind]
     changes = [(merge.at, merge.result) for merge in word.merges]
     rows = []
-    for n, (starts, symbols) in enumerate(replayed(word.symbols, changes)):
+    for n, (starts, symbols) in enumerate(replay_merges(word.symbols, changes)):
         merge = word.merges[n - 1] if n else None
         last = n == len(changes)
         rows.append(

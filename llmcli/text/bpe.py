@@ -1,4 +1,4 @@
-"""Byte-pair encoding, replayed: which neighbours are joined in a word, and in which order (Sennrich et al. 2016)."""
+"""Byte-pair encoding, replayed: the merges within each word, in order (Sennrich et al. 2016)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Join:
-    """The neighbours ``left`` and ``right`` became ``result``, all ids.
+class Merge:
+    """One applied merge: the adjacent ``left`` and ``right`` became ``result``, all ids.
 
-    ``rank`` says how early the pair was learnt, ``at`` with which of the word's first symbols the result begins.
+    ``rank`` is the merge's index in the tokenizer's list, ``at`` the index of the word's initial symbol with which the
+    result begins.
     """
 
     rank: int
@@ -31,10 +32,10 @@ class Join:
 
 @dataclass(frozen=True)
 class Bpe:
-    """A vocabulary and its merges. Fields are those of tokenizer.json's ``model``.
+    """A vocabulary and its merges. The fields are those of ``model`` in tokenizer.json.
 
-    ``ranks``: a pair of ids -> its rank and the id that it becomes. ``ignore_merges``: a word that is a token
-    itself is taken whole.
+    ``ranks`` maps a pair of ids to its rank and the merged id. ``ignore_merges``: a word that is a token is not split
+    into symbols first.
     """
 
     vocab: Mapping[str, int]
@@ -46,31 +47,31 @@ class Bpe:
     continuing_subword_prefix: str = ""
     end_of_word_suffix: str = ""
 
-    def whole(self, word: str) -> int | None:
-        """The token that a word is at once, if it is."""
+    def whole_word(self, word: str) -> int | None:
+        """Return the id of ``word`` if it becomes one token without merges."""
         return self.vocab.get(word) if self.ignore_merges else None
 
     def symbols(self, word: str) -> list[int]:
-        """What the merges begin with: a symbol a character, or its bytes, or the unknown token, where there are such.
+        """Return the ids that merging starts from: one per character, or its bytes, or the unknown token.
 
-        A character that is none of these is left out, as ``tokenizers`` does.
+        A character without any of these is dropped, as ``tokenizers`` does.
         """
         found: list[int] = []
         unknown = None if self.unk_token is None else self.vocab.get(self.unk_token)
-        fusing = False  # whether the last symbol is an unknown one that the next may be part of
+        fusing = False  # whether the last symbol is an unknown token that absorbs further unknown characters
         for n, char in enumerate(word):
             first, last = n == 0, n == len(word) - 1
             written = (
                 ("" if first else self.continuing_subword_prefix) + char + (self.end_of_word_suffix if last else "")
             )
-            ids = self._known(written)
+            ids = self._known_ids(written)
             if ids is None and unknown is not None and not fusing:
                 found.append(unknown)
             found += ids or ()
             fusing = ids is None and self.fuse_unk
         return found
 
-    def _known(self, symbol: str) -> list[int] | None:
+    def _known_ids(self, symbol: str) -> list[int] | None:
         if symbol in self.vocab:
             return [self.vocab[symbol]]
         names = [f"<0x{byte:02X}>" for byte in symbol.encode()]
@@ -80,15 +81,17 @@ class Bpe:
 
 
 def read_bpe(tokenizer: Tokenizer) -> Bpe:
-    """The merges of a tokenizer. Errors: it has none, being of another kind; or it joins at random."""
+    """Return the merges of a tokenizer. Errors: it is not BPE, or uses BPE dropout."""
     state: dict[str, Any] = json.loads(tokenizer.fast.model.__getstate__())
     kind = state.get("type")
     if kind != "BPE":
         raise LlmcliError(
-            f"{tokenizer.name}: the tokenizer is {kind}, which has no merges", "only BPE tokenizers join pairs by rank"
+            f"{tokenizer.name}: the tokenizer is {kind}, which has no merges", "only BPE tokenizers have merges"
         )
     if state["dropout"]:
-        raise LlmcliError(f"{tokenizer.name}: the tokenizer leaves merges out at random", "they cannot be shown")
+        raise LlmcliError(
+            f"{tokenizer.name}: the tokenizer skips merges at random (BPE dropout)", "random merges cannot be shown"
+        )
     vocab: dict[str, int] = state["vocab"]
     prefix = state["continuing_subword_prefix"] or ""
     ranks = {}
@@ -107,14 +110,14 @@ def read_bpe(tokenizer: Tokenizer) -> Bpe:
     )
 
 
-def joins(symbols: Sequence[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> list[Join]:
-    """Join the neighbours of the lowest rank, the leftmost of equal ones, until no neighbours have a rank."""
+def merge_symbols(symbols: Sequence[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> list[Merge]:
+    """Return the merges of a word: always the adjacent pair of lowest rank, the leftmost of equal ones, until none."""
     ids: list[int | None] = list(symbols)
-    before, behind = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))
-    waiting: list[tuple[int, int, int, int, int, int]] = []  # rank, place left and right, ids left, right and joined
+    previous, following = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # a doubly linked list
+    queue: list[tuple[int, int, int, int, int, int]] = []  # rank; left and right index; left, right and merged id
 
     def offer(left: int) -> None:
-        right = behind[left] if left >= 0 else len(ids)
+        right = following[left] if left >= 0 else len(ids)
         if right == len(ids):
             return
         a, b = ids[left], ids[right]
@@ -122,34 +125,35 @@ def joins(symbols: Sequence[int], ranks: Mapping[tuple[int, int], tuple[int, int
         assert b is not None
         if (a, b) in ranks:
             rank, result = ranks[a, b]
-            heapq.heappush(waiting, (rank, left, right, a, b, result))
+            heapq.heappush(queue, (rank, left, right, a, b, result))
 
     for left in range(len(ids)):
         offer(left)
-    done = []
-    while waiting:
-        rank, left, right, a, b, result = heapq.heappop(waiting)
-        if (ids[left], ids[right], behind[left]) != (a, b, right):  # one of them has become part of another since
+    merges = []
+    while queue:
+        rank, left, right, a, b, result = heapq.heappop(queue)
+        if (ids[left], ids[right], following[left]) != (a, b, right):  # one of the two has been merged meanwhile
             continue
         ids[left], ids[right] = result, None
-        behind[left] = behind[right]
-        if behind[left] < len(ids):
-            before[behind[left]] = left
-        done.append(Join(rank, a, b, result, left))
-        offer(before[left])
+        following[left] = following[right]
+        if following[left] < len(ids):
+            previous[following[left]] = left
+        merges.append(Merge(rank, a, b, result, left))
+        offer(previous[left])
         offer(left)
-    return done
+    return merges
 
 
-def replayed(symbols: Sequence[T], changes: Iterable[tuple[int, T]]) -> Iterator[tuple[list[int], list[T]]]:
-    """The places and symbols of a word, at first and after each of ``changes``: the place of a join and its result.
+def replay_merges(symbols: Sequence[T], merges: Iterable[tuple[int, T]]) -> Iterator[tuple[list[int], list[T]]]:
+    """Yield a word's symbols at first and after each of ``merges``, given as ``Merge.at`` and the merged symbol.
 
-    A symbol's place is that of the first symbol it begins with. The lists yielded are the same ones, changed.
+    Yields (starts, symbols): each symbol's start is the index of the initial symbol with which it begins. The yielded
+    lists are reused and change with the next step.
     """
-    places, now = list(range(len(symbols))), list(symbols)
-    yield places, now
-    for at, result in changes:
-        n = bisect.bisect_left(places, at)
-        now[n : n + 2] = [result]
-        del places[n + 1]
-        yield places, now
+    starts, current = list(range(len(symbols))), list(symbols)
+    yield starts, current
+    for at, result in merges:
+        n = bisect.bisect_left(starts, at)
+        current[n : n + 2] = [result]
+        del starts[n + 1]
+        yield starts, current

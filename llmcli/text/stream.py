@@ -1,4 +1,4 @@
-"""Token ids as they come -> text as it can be shown: never half a character, never part of a stop string."""
+"""Streaming text: token ids in, text out that is safe to show, without partial characters or stop strings."""
 
 from __future__ import annotations
 
@@ -8,66 +8,65 @@ from llmcli.text.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Feed ids, get text; all chunks and ``finish`` joined are the decoded whole, less the prompt.
+    """Turns ids into text one at a time; all texts joined equal the decoded whole without the prompt.
 
-    (One exception: byte-fallback decoders turn a whole run of bytes into U+FFFD when its end is
-    broken; characters that were complete before that have been shown, and stay.)
-    Decodes a short window each time, from the last place where text came out, so that the cost of
-    a token does not grow. With stop strings, text that may be the beginning of one is held back;
-    ``stopped`` is the stop string that was met, which is not part of the text.
+    (One exception: byte-fallback decoders turn a whole run of bytes into U+FFFD when its end is incomplete. Characters
+    of that run that were already shown stay.) Each call decodes only a short window that starts at the last shown text,
+    so the cost of a token is constant. Text that may be the beginning of a stop string is held back. ``stopped`` is the
+    stop string that occurred; it is not part of the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.stop = tuple(stop)
         self.stopped: str | None = None
-        self._ids = list(prompt_ids)  # the window: ids shown already, then ids that wait
-        self._shown = len(self._ids)  # how many of the window's ids were shown
-        self._held = ""  # text that may yet turn into a stop string
+        self._window = list(prompt_ids)  # ids whose text was shown, then ids whose text was not
+        self._shown = len(self._window)  # the number of the former
+        self._held = ""  # text that may be the beginning of a stop string
 
     def feed(self, id: int) -> str:
-        """The text that this token completes; often its own, sometimes none, once in a while more."""
+        """Return the text that this token completes: usually its own, sometimes none or that of several tokens."""
         if id in self.tokenizer.special_ids:
             return ""
-        self._ids.append(id)
-        text = self._waiting()
+        self._window.append(id)
+        text = self._new_text()
         if not text or text.endswith("\ufffd"):
             return ""
-        self._ids = self._ids[self._shown :]
-        self._shown = len(self._ids)
-        return self._past_stops(text)
+        self._window = self._window[self._shown :]
+        self._shown = len(self._window)
+        return self._before_stop(text)
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
-        text = self._past_stops(self._waiting())
-        self._ids, self._shown = [], 0
+        """Return the text that is still held back, after the last token."""
+        text = self._before_stop(self._new_text())
+        self._window, self._shown = [], 0
         if not self.stopped:
             text, self._held = text + self._held, ""
         return text
 
-    def _waiting(self) -> str:
-        """The text of the ids that were not shown yet."""
-        before = self.tokenizer.decode(self._ids[: self._shown])
-        text = self.tokenizer.decode(self._ids)
-        # Byte fallback may take back what was shown, when broken bytes follow: then they stand alone.
-        return text[len(before) :] if text.startswith(before) else self.tokenizer.decode(self._ids[self._shown :])
+    def _new_text(self) -> str:
+        """The text of the ids that were not shown."""
+        before = self.tokenizer.decode(self._window[: self._shown])
+        text = self.tokenizer.decode(self._window)
+        # With byte fallback, incomplete bytes may change text that was shown; then they are decoded separately.
+        return text[len(before) :] if text.startswith(before) else self.tokenizer.decode(self._window[self._shown :])
 
-    def _past_stops(self, text: str) -> str:
+    def _before_stop(self, text: str) -> str:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [(place + len(stop), place, stop) for stop in self.stop if (place := text.find(stop)) >= 0]
-        if found:  # the one that is complete first, as if the text had come character by character
-            _, place, self.stopped = min(found)
+        found = [(start + len(stop), start, stop) for stop in self.stop if (start := text.find(stop)) >= 0]
+        if found:  # the stop string that is complete first, independent of how the text is split into tokens
+            _, start, self.stopped = min(found)
             self._held = ""
-            return text[:place]
+            return text[:start]
         held = max((_overlap(text, stop) for stop in self.stop), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` with which ``stop`` begins."""
+    """The length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

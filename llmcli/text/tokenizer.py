@@ -1,4 +1,4 @@
-"""Text <-> token ids, by the model's own tokenizer.json, and what each token stands for in bytes."""
+"""Text <-> token ids by the model's tokenizer.json, and the bytes that each token stands for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from llmcli.errors import LlmcliError, usage_error
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a text; ``start`` and ``end`` are byte offsets into the UTF-8 text."""
+    """One token of a text; ``start`` and ``end`` are byte offsets into the text's UTF-8 form."""
 
     id: int
-    text: str  # its bytes as UTF-8, U+FFFD for parts of characters
+    text: str  # its bytes as UTF-8, with U+FFFD for incomplete characters
     bytes: bytes
     start: int
     end: int
@@ -27,7 +27,7 @@ class Token:
 
 
 class Tokenizer:
-    """A tokenizer.json with its settings. Special tokens in a text are plain text unless asked for."""
+    """A tokenizer.json. Special tokens that occur in a text are plain text unless ``parse_special``."""
 
     def __init__(self, fast: FastTokenizer, name: str) -> None:
         self.fast = fast
@@ -35,66 +35,65 @@ class Tokenizer:
         added = fast.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self._added = {id: token.content for id, token in added.items()}
-        decoder = fast.decoder  # alone: the whole tokenizer as JSON takes a third of a second for a large one
+        decoder = fast.decoder  # only this part: serializing a large tokenizer takes a third of a second
         self._byte_level = decoder is not None and "ByteLevel" in _types(json.loads(decoder.__getstate__()))
 
     @cached_property
     def size(self) -> int:
-        """One more than the largest id; some vocabularies have holes below it."""
+        """The largest id plus one; some vocabularies have gaps below it."""
         return 1 + max(self.ids, default=-1)
 
     @property
     def ids(self) -> list[int]:
-        """Every id that has a token, in order."""
+        """Every id that has a token, in ascending order."""
         return sorted(set(self.fast.get_vocab(with_added_tokens=True).values()))
 
-    def encode(self, text: str, *, parse_special: bool = False, surrounded: bool = True) -> list[int]:
-        """Ids of ``text``, ``surrounded`` by the tokens (such as BOS) that the tokenizer puts around every text.
+    def encode(self, text: str, *, parse_special: bool = False, add_special: bool = True) -> list[int]:
+        """Return the ids of ``text``; ``add_special`` adds the tokens, such as BOS, that the post-processor inserts.
 
-        ``parse_special`` reads special tokens written in the text as what they stand for.
-        Errors: text that is not Unicode (lone surrogates, from undecodable bytes).
+        ``parse_special`` turns special tokens written in the text into those tokens. Errors: text that is not valid
+        Unicode (lone surrogates, which come from undecodable bytes).
         """
-        return list(self.encoded(text, parse_special, surrounded).ids)
+        return list(self.encoding(text, parse_special, add_special).ids)
 
     def tokens(self, text: str, *, parse_special: bool = False) -> list[Token]:
-        """``encode``, each id with its bytes and its place in the text."""
-        encoded = self.encoded(text, parse_special)
-        pieces = [self.token_bytes(id) for id in encoded.ids]
-        # A token the text holds is no template's; the tokens that surround every text are empty places.
-        inserted = [mask == 1 for mask in encoded.special_tokens_mask]
-        spans = _spans(text, pieces, inserted, encoded.offsets)
+        """Return the tokens of ``text``, as ``encode`` does, with their bytes and offsets."""
+        encoding = self.encoding(text, parse_special)
+        data = [self.token_bytes(id) for id in encoding.ids]
+        inserted = [mask == 1 for mask in encoding.special_tokens_mask]  # by the post-processor
+        spans = _byte_spans(text, data, inserted, encoding.offsets)
         return [
-            Token(id, piece.decode("utf-8", "replace"), piece, start, end, id in self.special_ids)
-            for id, piece, (start, end) in zip(encoded.ids, pieces, spans, strict=True)
+            Token(id, raw.decode("utf-8", "replace"), raw, start, end, id in self.special_ids)
+            for id, raw, (start, end) in zip(encoding.ids, data, spans, strict=True)
         ]
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
-        """Text of ``ids``. Errors: an id that the tokenizer does not have."""
+        """Return the text of ``ids``. Errors: an id outside the vocabulary."""
         for id in ids:
             if not 0 <= id < self.size:
-                raise usage_error(f"token id {id} is not in the vocabulary", f"ids are from 0 to {self.size - 1}")
+                raise usage_error(f"token id {id} is not in the vocabulary", f"ids range from 0 to {self.size - 1}")
         return self.fast.decode(ids, skip_special_tokens=skip_special)
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that a token stands for in a text; a special token's are its name's."""
+        """Return the bytes that a token stands for; for a special token, those of its name."""
         if id in self._added:
             return self._added[id].encode()
-        piece = self.fast.id_to_token(id)
-        if piece is None:
+        written = self.fast.id_to_token(id)
+        if written is None:
             return b""
-        if not self._byte_level and re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
-            return bytes([int(piece[3:5], 16)])
-        return self.spelt(piece)
+        if not self._byte_level and re.fullmatch(r"<0x[0-9A-F]{2}>", written):
+            return bytes([int(written[3:5], 16)])
+        return self.vocabulary_bytes(written)
 
-    def spelt(self, written: str) -> bytes:
-        """The bytes of text as the vocabulary writes it: byte by byte in stand-ins, or with U+2581 for spaces."""
+    def vocabulary_bytes(self, written: str) -> bytes:
+        """Return the bytes of text in the vocabulary's notation: one stand-in per byte, or U+2581 for a space."""
         if self._byte_level:
             return bytes(byte for char in written for byte in _BYTES.get(char, char.encode()))
         return written.replace("\u2581", " ").encode()
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The token that stands for what the vocabulary lacks; None if there is none."""
+        """The unknown token, for text that the vocabulary cannot represent; None if there is none."""
         model: Any = self.fast.model
         if hasattr(model, "unk_token"):
             return None if model.unk_token is None else self.fast.token_to_id(model.unk_token)
@@ -102,29 +101,29 @@ class Tokenizer:
         return found if isinstance(found, int) else None
 
     def id_of(self, text: str) -> int | None:
-        """The token whose bytes are ``text``, the smallest id if there are several; None if no one token is."""
+        """Return the token whose bytes are ``text``, the smallest id of several; None if no single token is."""
         if not text:
             return None
-        return self._ids.get(text.encode("utf-8", "surrogateescape"))
+        return self._ids_by_bytes.get(text.encode("utf-8", "surrogateescape"))
 
     @cached_property
-    def _ids(self) -> dict[bytes, int]:
+    def _ids_by_bytes(self) -> dict[bytes, int]:
         return {self.token_bytes(id): id for id in reversed(range(self.size))}
 
     def token_text(self, id: int) -> str:
-        """A token's own text; "<unused N>" for a row of the embedding that no token has."""
+        """Return a token's own text; "<unused N>" for a row of the embedding without a token."""
         if self.fast.id_to_token(id) is None:
             return f"<unused {id}>"
         return self.token_bytes(id).decode("utf-8", "replace")
 
-    def encoded(self, text: str, parse_special: bool, surrounded: bool = True) -> Any:
-        """What ``tokenizers`` itself makes of ``text``; see ``encode``."""
+    def encoding(self, text: str, parse_special: bool, add_special: bool = True) -> Any:
+        """Return the ``tokenizers.Encoding`` of ``text``; the arguments are those of ``encode``."""
         _check_unicode(text)
         self.fast.encode_special_tokens = not parse_special
-        return self.fast.encode(text, add_special_tokens=surrounded)
+        return self.fast.encode(text, add_special_tokens=add_special)
 
-    def normalised(self, text: str) -> str:
-        """The text as the tokenizer rewrites it before it is cut into tokens. Errors: as of ``encode``."""
+    def normalize(self, text: str) -> str:
+        """Return ``text`` after the tokenizer's normalizer. Errors: as for ``encode``."""
         _check_unicode(text)
         normalizer = self.fast.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
@@ -134,11 +133,11 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise usage_error(f"the text is not valid Unicode at character {error.start}", "UTF-8 is wanted") from None
+        raise usage_error(f"the text is not valid Unicode at character {error.start}", "convert it to UTF-8") from None
 
 
 def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
-    """The tokenizer of a model folder, called as the folder unless ``name`` is given.
+    """Load the tokenizer of a model folder; ``name`` is the folder's unless given.
 
     Errors: no tokenizer.json, or one that cannot be read.
     """
@@ -149,25 +148,25 @@ def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
             opened = f"AutoTokenizer.from_pretrained(r'{folder}')"
             convert = f"from transformers import AutoTokenizer; {opened}.save_pretrained(r'{folder}')"
             hint = (
-                f"only the older {older[0]} is here; with `pip install transformers sentencepiece`, "
-                f'this writes tokenizer.json: python -c "{convert}"'
+                f"the folder has only the older {older[0]}; after `pip install transformers sentencepiece`, "
+                f'this command writes tokenizer.json: python -c "{convert}"'
             )
         else:
-            hint = "is this the folder of a Hugging Face model?"
+            hint = "check that this is the folder of a Hugging Face model"
         raise LlmcliError(f"{path}: no such file", hint)
     try:
         fast = FastTokenizer.from_file(str(path))
-        fast.no_truncation()  # some files ask for it, for training: a prompt must never be cut in silence
+        fast.no_truncation()  # some files enable it for training, but a prompt must never be cut silently
         fast.no_padding()
         return Tokenizer(fast, name or folder.name)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # tokenizers raises bare Exception for faults of the file, and panics at some
-        raise LlmcliError(f"{path}: not a tokenizer: {error}", "the file may be damaged; get it again") from error
+    except BaseException as error:  # tokenizers raises bare Exception for invalid files, and panics on some
+        raise LlmcliError(f"{path}: not a tokenizer: {error}", "the file may be damaged; download it again") from error
 
 
 def _types(node: object) -> set[str]:
-    """The "type" of a tokenizer.json component and of all that are nested in it."""
+    """The "type" of a tokenizer.json component and of all components nested in it."""
     if isinstance(node, dict):
         own = {node["type"]} if isinstance(node.get("type"), str) else set()
         return own.union(*(_types(child) for child in node.values()))
@@ -187,26 +186,25 @@ def _byte_alphabet() -> dict[str, bytes]:
 _BYTES = _byte_alphabet()
 
 
-def _spans(
-    text: str, pieces: list[bytes], inserted: list[bool], offsets: list[tuple[int, int]]
+def _byte_spans(
+    text: str, data: list[bytes], inserted: list[bool], offsets: list[tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """Byte offsets of each token in the text.
+    """The byte offsets of each token in the text; ``offsets`` are in characters.
 
-    Where the tokens' bytes joined are the text (but for a space that some tokenizers put in front),
-    they are exact, also inside a character. Otherwise the text was normalised, and a token is given
-    the whole characters that it came from.
+    If the tokens' bytes joined are the text, except for a space that some tokenizers prepend, the offsets are exact,
+    even inside a character. Otherwise the text was normalized, and a token gets all characters that it came from.
     """
     source = text.encode()
-    joined = b"".join(piece for piece, put_in in zip(pieces, inserted, strict=True) if not put_in)
+    joined = b"".join(raw for raw, skip in zip(data, inserted, strict=True) if not skip)
     shift = 1 if joined == b" " + source else 0
-    spans, place = [], -shift
+    spans, start = [], -shift
     if joined[shift:] == source:
-        for piece, put_in in zip(pieces, inserted, strict=True):
-            end = place if put_in else place + len(piece)
-            spans.append((max(place, 0), max(end, 0)))
-            place = end
+        for raw, skip in zip(data, inserted, strict=True):
+            end = start if skip else start + len(raw)
+            spans.append((max(start, 0), max(end, 0)))
+            start = end
         return spans
-    before = [0]
+    byte_offsets = [0]
     for char in text:
-        before.append(before[-1] + len(char.encode()))
-    return [(before[start], before[end]) for start, end in offsets]
+        byte_offsets.append(byte_offsets[-1] + len(char.encode()))
+    return [(byte_offsets[start], byte_offsets[end]) for start, end in offsets]

@@ -1,4 +1,4 @@
-"""Saved chats: a JSON file of a model's name and the messages, whole at every moment."""
+"""Saved chats: JSON files that hold a model's name and the messages, and that are complete at every moment."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ HINT = 'a saved chat is {"model": NAME, "messages": [{"role": ROLE, "content": T
 
 
 def read_transcript(path: Path) -> tuple[Message, ...]:
-    """The messages of a saved chat. Errors: no such file, or it holds something else."""
-    found = read_json(path, "name a chat that was saved").get("messages")
-    if not isinstance(found, list):
-        raise LlmcliError(f"{path}: holds no messages", HINT)
-    return tuple(_message(entry, f"{path}: message {n}") for n, entry in enumerate(found))
+    """Return the messages of a saved chat. Errors: no such file; not a saved chat."""
+    messages = read_json(path, "give the file of a saved chat").get("messages")
+    if not isinstance(messages, list):
+        raise LlmcliError(f"{path}: no list of messages", HINT)
+    return tuple(_parse_message(entry, f"{path}: message {n}") for n, entry in enumerate(messages))
 
 
-def _message(entry: object, where: str) -> Message:
+def _parse_message(entry: object, where: str) -> Message:
     role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
     if role not in ROLES:
-        raise LlmcliError(f"{where} has no role of {', '.join(ROLES)}", HINT)
+        raise LlmcliError(f"{where}: the role must be one of {', '.join(ROLES)}", HINT)
     if not isinstance(content, str):
-        raise LlmcliError(f"{where} has no text as its content", HINT)
+        raise LlmcliError(f"{where}: the content must be a string", HINT)
     try:
         content.encode()
     except UnicodeEncodeError:
@@ -39,16 +39,16 @@ def _message(entry: object, where: str) -> Message:
 
 
 def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> None:
-    """Save a chat, in the place of an older one only when it is whole: killed at any moment, one of them is there.
+    """Save a chat. An older version is replaced in one step, so that one of the two is there at any moment.
 
-    Errors: the file cannot be written, or holds something else than a chat.
+    Errors: the file cannot be written, or exists and is not a saved chat.
     """
     record = {"model": model, "messages": [asdict(message) for message in messages]}
     data = json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n"
     try:
-        path = path.resolve()  # a link stays one
+        path = path.resolve()  # replace a link's target, not the link
         if path.exists():
-            _check_chat(path)
+            _check_is_chat(path)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -60,13 +60,13 @@ def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> Non
             with contextlib.suppress(OSError):
                 Path(name).unlink()
             raise
-    except (OSError, RuntimeError, ValueError) as error:  # the last two of links in a circle, or of a NUL in its name
-        raise LlmcliError(f"{path}: {getattr(error, 'strerror', None) or error}", "save it elsewhere") from error
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: circular links; ValueError: NUL in the path
+        raise LlmcliError(f"{path}: {getattr(error, 'strerror', None) or error}", "use another file") from error
 
 
-def _check_chat(path: Path) -> None:
-    """Raise unless what is there is a saved chat: nothing else is overwritten."""
+def _check_is_chat(path: Path) -> None:
+    """Raise unless the existing file is a saved chat, because nothing else may be overwritten."""
     try:
         read_transcript(path)
     except LlmcliError as error:
-        raise LlmcliError(f"{path} is there already, and is no saved chat", "name another file") from error
+        raise LlmcliError(f"{path} exists and is not a saved chat", "use another file") from error

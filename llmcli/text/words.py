@@ -1,4 +1,4 @@
-"""The words of a text: the pieces that a tokenizer splits it into before it makes each of them tokens, one by one."""
+"""The words of a text: the parts into which a tokenizer's pre-tokenizer splits it before encoding each separately."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BYTES = 256
 
 @dataclass(frozen=True)
 class Word:
-    """``text`` is written as the vocabulary writes, after all normalising; ``ids`` are its tokens.
+    """A word of a text. ``text`` is normalized and in the vocabulary's notation; ``ids`` are its tokens.
 
-    ``added``: one of the tokens that were added to the vocabulary, which are cut out of a text before all else.
+    ``added``: it is one of the tokens added to the vocabulary, which are split off before everything else.
     """
 
     text: str
@@ -26,12 +26,12 @@ class Word:
 
 
 def words(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> list[Word]:
-    """The words of ``text``, in order. What the tokenizer puts around every text is in none."""
-    found = tokenizer.encoded(text, parse_special)
+    """Return the words of ``text`` in order, without the tokens that the post-processor inserts."""
+    encoding = tokenizer.encoding(text, parse_special)
     speller = _speller(tokenizer.fast)
     speller.encode_special_tokens = not parse_special
-    spelt = speller.encode(text)
-    spellings, ids = _by_word(spelt.word_ids, spelt.ids), _by_word(found.word_ids, found.ids)
+    spelled = speller.encode(text)
+    spellings, ids = _by_word(spelled.word_ids, spelled.ids), _by_word(encoding.word_ids, encoding.ids)
     result = []
     for number in sorted({*spellings, *ids}):
         letters = spellings.get(number, [])
@@ -42,7 +42,7 @@ def words(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> li
 
 
 def _speller(fast: FastTokenizer) -> FastTokenizer:
-    """A tokenizer that splits and normalises as ``fast`` does, but then knows no token longer than a byte."""
+    """A tokenizer that normalizes and splits as ``fast`` does, with a vocabulary of single bytes."""
     speller = FastTokenizer(models.BPE({f"<0x{byte:02X}>": byte for byte in range(BYTES)}, [], byte_fallback=True))
     if fast.normalizer is not None:
         speller.normalizer = fast.normalizer
@@ -61,7 +61,7 @@ def _add(speller: FastTokenizer, token: AddedToken) -> None:
 
 
 def _by_word(numbers: Sequence[int | None], ids: Sequence[int]) -> dict[int, list[int]]:
-    """The ids of each word, by its number; those of no word are left out."""
+    """The ids of each word by its number, without ids that belong to no word."""
     found: dict[int, list[int]] = {}
     for number, id in zip(numbers, ids, strict=True):
         if number is not None:

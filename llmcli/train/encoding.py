@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import Message
 from llmcli.text.tokenizer import Tokenizer
-from llmcli.text.turns import Templated
 from llmcli.train.batches import Encoded
 from llmcli.train.corpus import Example
 
@@ -22,7 +22,7 @@ class Encoder:
 
     tokenizer: Tokenizer
     end: int | None
-    form: Templated | None = None
+    form: TemplateFormat | None = None
 
     def texts(self, examples: Sequence[Example]) -> list[Encoded]:
         """Each text from the beginning; a prompt that it has does not count."""
@@ -32,11 +32,11 @@ class Encoder:
     def replies(self, examples: Sequence[Example]) -> list[Encoded]:
         """Each text as the reply to its prompt, all of whose tokens come before the first to be learnt."""
         assert self.form is not None
-        ends = [*self.form.ends][:1] or ([] if self.end is None else [self.end])
+        ends = [*self.form.end_ids][:1] or ([] if self.end is None else [self.end])
         replies = self._ids([example.text for example in examples])
         found = []
         for example, reply in zip(examples, replies, strict=True):
-            prompt = self.form.encode(self.form.write([Message("user", example.prompt or "")]))
+            prompt = self.form.encode(self.form.render([Message("user", example.prompt or "")]))
             found.append(Encoded([*prompt, *reply, *ends], max(len(prompt), 1)))
         return found
 

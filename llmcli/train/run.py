@@ -17,9 +17,9 @@ from llmcli.model.families import llama
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantized_checkpoint import copy_rest
+from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
-from llmcli.text.turns import Templated
 from llmcli.train import state
 from llmcli.train.batches import cut, pack
 from llmcli.train.corpus import Corpus
@@ -107,7 +107,7 @@ def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str
 def _run(out: Path, recipe: Recipe, corpus: Corpus, model: Transformer, described: Mapping[str, Any]) -> Run:
     tokenizer, ends = load_tokenizer(out), model.config.eos_token_ids
     template = None if recipe.method == "pretrain" else find_template(out)
-    form = None if template is None else Templated(template, tokenizer)
+    form = None if template is None else TemplateFormat(template, tokenizer)
     encoder = Encoder(tokenizer, ends[0] if ends else None, form)
     return Run(recipe, model, encoder, objective_of(recipe, corpus, encoder), described, corpus.digest)
 

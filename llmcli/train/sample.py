@@ -23,7 +23,7 @@ def sample(run: Run, out: Path, prompt: str, *, max_new_tokens: int, seed: int) 
     if encoder.form is None:
         ids = encoder.tokenizer.encode(prompt)
     else:
-        ids = encoder.form.encode(encoder.form.write([Message("user", prompt)]))
+        ids = encoder.form.encode(encoder.form.render([Message("user", prompt)]))
     loaded = LoadedModel(out.name, out, model, encoder.tokenizer, read_defaults(out))
     ids = loaded.readable(ids)[: model.config.max_position_embeddings - 1]
     sampler = Sampler([Temperature(TEMPERATURE)], seed=seed)

@@ -12,7 +12,7 @@ from torch import nn
 from llmcli.files.atomic import replacing
 from llmcli.files.json import read_json
 from llmcli.model.transformer import Transformer
-from llmcli.text.chat_template import CONFIG, JINJA
+from llmcli.text.chat_template import TEMPLATE_FILE, TOKENIZER_CONFIG
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
@@ -39,14 +39,14 @@ def teach_turns(folder: Path, model: Transformer, *, seed: int) -> Tokenizer:
     """
     tokenizer = load_tokenizer(folder)
     tokenizer.fast.add_special_tokens([AddedToken(text, special=True) for text in (USER, ASSISTANT)])
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     bos, eos = model.config.bos_token_id, next(iter(model.config.eos_token_ids), None)
     named = {"bos_token": bos, "eos_token": eos}
     texts = {name: tokenizer.fast.id_to_token(id) for name, id in named.items() if id is not None}
     files = {
         "tokenizer.json": tokenizer.fast.to_str(pretty=False),
-        JINJA: TEMPLATE,
-        CONFIG: json.dumps({**texts, **config}, indent=2),
+        TEMPLATE_FILE: TEMPLATE,
+        TOKENIZER_CONFIG: json.dumps({**texts, **config}, indent=2),
     }
     for name, text in files.items():
         with replacing(folder / name) as temporary:

@@ -25,8 +25,8 @@ from llmcli.generation.filters import FILTERS, filter_chain
 from llmcli.generation.generate import GeneratedText
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
+from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import Message, find_template
-from llmcli.text.turns import Templated
 from llmcli.train.batches import Encoded
 from llmcli.train.corpus import read_examples
 from llmcli.train.validate import validate
@@ -165,8 +165,8 @@ def following(loaded: LoadedModel, options: argparse.Namespace) -> list[Row]:
     template = find_template(loaded.folder)
     if template is None:
         return []
-    form = Templated(template, loaded.tokenizer)
-    asked = [form.encode(form.write([Message("user", REQUEST.format(thing=thing))])) for thing in THINGS]
+    form = TemplateFormat(template, loaded.tokenizer)
+    asked = [form.encode(form.render([Message("user", REQUEST.format(thing=thing))])) for thing in THINGS]
     replies = [one.text for one in write(loaded, asked * ASKED, options)]
     named = [[names(reply, thing) for thing in THINGS] for reply in replies]
     right = [row[n % len(THINGS)] for n, row in enumerate(named)]

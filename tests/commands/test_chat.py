@@ -14,8 +14,8 @@ import pytest
 from click.testing import Result
 
 from llmcli.generation.loaded import load
+from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import find_template
-from llmcli.text.turns import Templated
 from tests.text.test_chat_template import BROKEN
 
 Run = Callable[..., Result]
@@ -66,7 +66,7 @@ def test_a_reply_is_what_transformers_writes(
     loaded = load(chat_model, dtype="float32")
     template = find_template(chat_model)
     assert template is not None
-    form = Templated(template, loaded.tokenizer)
+    form = TemplateFormat(template, loaded.tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
     ids: list[int] = []
     replies = []
@@ -74,12 +74,12 @@ def test_a_reply_is_what_transformers_writes(
         ids += loaded.tokenizer.encode(
             f"<|begin_of_text|>user: {text}<|end_of_text|><|begin_of_text|>assistant: ",
             parse_special=True,
-            surrounded=False,
+            add_special=False,
         )
-        out = theirs.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=list(form.ends))
+        out = theirs.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=list(form.end_ids))
         new = out[0, len(ids) :].tolist()
         replies.append(loaded.tokenizer.decode(new))
-        ids += [id for id in new if id not in form.ends] + list(form.ends)
+        ids += [id for id in new if id not in form.end_ids] + list(form.end_ids)
     shown, _ = talk("The fox", "sang", args=("--dtype", "float32"))
     assert shown == [line for reply in replies for line in reply.splitlines() or [""]]
 
@@ -277,7 +277,7 @@ def test_probs_explain_and_tokens(talk: Callable[..., tuple[list[str], list[str]
     _, told = talk("The fox", "/tokens", args=("-s", "Be brief."))
     assert "context is 4096 tokens" in talk("/tokens")[1][0]
     rows = dict(line.split("\t")[:2] for line in told if "\t" in line and not line.startswith("who"))
-    expected = loaded.tokenizer.encode("<|begin_of_text|>system: Be brief.", parse_special=True, surrounded=False)
+    expected = loaded.tokenizer.encode("<|begin_of_text|>system: Be brief.", parse_special=True, add_special=False)
     assert int(rows["system"]) == len(expected)
     assert list(rows) == ["system", "you", "reply", "end"]
     total = sum(map(int, rows.values()))

@@ -19,7 +19,7 @@ from click.testing import Result
 
 from llmcli.cli import cli
 from llmcli.commands.options.endpoint import MACHINE, MEANING
-from llmcli.endpoint import retry
+from llmcli.endpoint import batch as endpoint_batch
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from tests.commands.conftest import records
 from tests.commands.test_views import on_terminal
@@ -173,7 +173,7 @@ def test_a_text_that_breaks_off_is_kept(run: Run, endpoint: Endpoint) -> None:
     result = run("generate", "Zero", "--endpoint", endpoint.url, input="")
     assert (result.exit_code, result.stdout) == (EXIT_FAILURE, " one two\n")
     assert result.stderr.count("\n") == 1
-    assert "broke off" in result.stderr
+    assert "ended early" in result.stderr
 
 
 # --- which options ---
@@ -245,7 +245,7 @@ def test_what_is_set_elsewhere_is_meant_for_this_machine(
     assert run("generate", "Zero", "-n", 1, input="").exit_code == 0
     assert endpoint.posts[1]["model"] == "theirs"
     monkeypatch.setenv("LLMCLI_ENDPOINT", "http://127.0.0.1:1")
-    assert "no connection" in run("generate", "Zero", "-n", 1, input="").stderr
+    assert "cannot connect" in run("generate", "Zero", "-n", 1, input="").stderr
 
 
 def test_an_empty_address_runs_the_model_here(
@@ -260,7 +260,7 @@ def test_what_this_kind_of_server_is_not_known_to_take_is_refused(run: Run, endp
     endpoint.owner = "somebody"
     result = run("generate", "Zero", "--endpoint", endpoint.url, "--top-k", 3, input="")
     assert result.exit_code == EXIT_USAGE
-    assert "this server is not known to take --top-k (leave it out; known to: vLLM, SGLang" in result.stderr
+    assert "this server is not known to support top-k (leave it out; supported by: vLLM, SGLang" in result.stderr
     assert endpoint.posts == []
 
 
@@ -294,7 +294,7 @@ def test_the_key_is_sent_and_appears_nowhere(
     prompts: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(retry, "TRIES", 1)
+    monkeypatch.setattr(endpoint_batch, "ATTEMPTS", 1)
     endpoint.key, endpoint.always = SECRET, act
     more: tuple[object, ...] = ()
     if source == "variable":
@@ -319,7 +319,7 @@ def test_no_key_where_one_is_needed(run: Run, endpoint: Endpoint) -> None:
     endpoint.key = SECRET
     result = run("generate", "Zero", "--endpoint", endpoint.url, input="")
     assert result.exit_code == EXIT_FAILURE
-    assert "wants a key" in result.stderr
+    assert "requires an API key" in result.stderr
     assert "LLMCLI_API_KEY" in result.stderr
 
 
@@ -329,7 +329,7 @@ def test_a_key_does_not_follow_a_redirection(run: Run, endpoint: Endpoint, monke
     endpoint.always = lambda handler: handler.raw(b"", 307, Location=place)
     result = run("generate", "Zero", "--endpoint", endpoint.url, input="")
     assert result.exit_code == EXIT_FAILURE
-    assert f"sends requests on to {place}" in result.stderr
+    assert f"redirects to {place}" in result.stderr
     assert len(endpoint.posts) == 1
 
 
@@ -461,10 +461,10 @@ def test_a_chat_explains_what_it_asked_for(run: Run, endpoint: Endpoint) -> None
         run, endpoint, "hi", "/explain", "/probs", "/regenerate", "/explain 1", "/explain 9", "/tokens", "/set top-k x"
     )
     told = result.stderr
-    assert "of this reply no probabilities were asked for" in told
+    assert "no probabilities were requested for this reply" in told
     assert "step 1: what follows “hi one”?" in told
     assert "has no token 9" in told
-    assert "the server alone can count" in told
+    assert "only the server can count" in told
     assert "top-k: 'x' is not a whole number" in told
     assert endpoint.posts[1]["top_logprobs"] == 5
 
@@ -472,7 +472,7 @@ def test_a_chat_explains_what_it_asked_for(run: Run, endpoint: Endpoint) -> None
 def test_what_a_server_does_not_take_changes_no_setting(run: Run, endpoint: Endpoint) -> None:
     endpoint.owner = "somebody"
     result = talk(run, endpoint, "/set top-k 5", "/set top-p 0.5", "hi")
-    assert "not known to take --top-k" in result.stderr
+    assert "not known to support top-k" in result.stderr
     assert (endpoint.posts[0]["top_p"], "top_k" in endpoint.posts[0]) == (0.5, False)
 
 
@@ -484,7 +484,7 @@ def test_a_failure_costs_its_turn_alone_and_keeps_what_came(run: Run, endpoint: 
     assert result.exit_code == 1
     assert result.stdout == " half\n one two\n"
     assert "status 500" in result.stderr
-    assert "broke off" in result.stderr
+    assert "ended early" in result.stderr
     saved = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert [said["content"] for said in saved] == ["b", " half", "c", " one two"]
 
@@ -510,7 +510,7 @@ def slow(handler: Handler) -> None:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits before asking again."""
-    monkeypatch.setattr(retry, "FIRST", 1e-6)
+    monkeypatch.setattr(endpoint_batch, "FIRST_WAIT", 1e-6)
 
 
 def test_each_prompt_gets_its_line(run: Run, endpoint: Endpoint, prompts: Path, model: Path) -> None:

@@ -13,18 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcli.endpoint import client, retry
-from llmcli.endpoint.address import parse_address
+from llmcli.endpoint import batch, client
+from llmcli.endpoint.address import ApiKey, find_key, parse_address
 from llmcli.endpoint.client import Client
-from llmcli.endpoint.events import events, lines
-from llmcli.endpoint.failures import ServerError
-from llmcli.endpoint.halves import Halves
-from llmcli.endpoint.key import Key, find_key
-from llmcli.endpoint.options import KINDS, OPENAI, PLAIN_KIND, request_fields
-from llmcli.endpoint.reply import read_piece
-from llmcli.endpoint.scoring import own
-from llmcli.endpoint.server import Ask, Server, open_server
-from llmcli.endpoint.tokens import Token, read_tokens
+from llmcli.endpoint.errors import ServerError
+from llmcli.endpoint.response import SurrogateJoiner, parse_chunk, server_sent_events, split_lines
+from llmcli.endpoint.server import Request, Server, open_server
+from llmcli.endpoint.server_kinds import KINDS, OPENAI, UNKNOWN_KIND, request_fields
+from llmcli.endpoint.tokens import ServerToken, parse_tokens
+from llmcli.endpoint.views import locate_text
 from llmcli.errors import EXIT_USAGE, LlmcliError
 from llmcli.generation.filters import FILTERS
 from llmcli.text.chat_template import Message
@@ -78,8 +75,8 @@ def test_what_is_no_address_is_an_error_that_quotes_nothing(typed: str) -> None:
 def test_only_this_machine_is_here() -> None:
     here = ("http://localhost", "http://127.0.0.1:1", "http://127.9.9.9", "http://[::1]:5", "http://x.localhost")
     there = ("http://192.168.0.1", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "http://0.0.0.0")
-    assert all(parse_address(url).here for url in here)
-    assert not any(parse_address(url).here for url in there)
+    assert all(parse_address(url).is_loopback for url in here)
+    assert not any(parse_address(url).is_loopback for url in there)
 
 
 @pytest.mark.parametrize(
@@ -115,23 +112,23 @@ def test_no_key_goes_where_everybody_can_read_it(tmp_path: Path, monkeypatch: py
     found = find_key(parse_address("https://x.example"), file)
     assert found is not None
     assert found.value == SECRET
-    with pytest.raises(LlmcliError, match="for everybody to read"):
+    with pytest.raises(LlmcliError, match="unencrypted"):
         find_key(parse_address("http://192.168.0.1:8000"), file)
     monkeypatch.setenv("LLMCLI_API_KEY", SECRET)
-    with pytest.raises(LlmcliError, match="for everybody to read"):
+    with pytest.raises(LlmcliError, match="unencrypted"):
         find_key(parse_address("http://x.example"), None)
     for wrong in (b"", b"two words", b"\xff\xfe", b"a\nb", "schl\u00fcssel".encode()):
         file.write_bytes(wrong)
-        with pytest.raises(LlmcliError, match="holds no key"):
+        with pytest.raises(LlmcliError, match="does not contain an API key"):
             find_key(parse_address("https://x.example"), file)
 
 
 def test_a_key_shows_itself_nowhere() -> None:
-    key = Key(SECRET)
-    assert SECRET not in repr(key) + str(key) + repr(vars(Ask("x", 1, {})))
+    key = ApiKey(SECRET)
+    assert SECRET not in repr(key) + str(key) + repr(vars(Request("x", 1, {})))
     found = {"a": [f"x{SECRET}y", {SECRET: SECRET}], "b": 3}
-    assert SECRET not in json.dumps(key.without(found))
-    assert Key("EMPTY").without("EMPTY words") == "EMPTY words"
+    assert SECRET not in json.dumps(key.redact(found))
+    assert ApiKey("EMPTY").redact("EMPTY words") == "EMPTY words"
 
 
 # --- streams ---
@@ -145,11 +142,11 @@ STREAM = b": hello\r\n\r\n" + b"".join(event({"n": n, "t": TEXT}) for n in range
 def test_a_stream_may_be_cut_anywhere(cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(STREAM)]
     chunks = [STREAM[a:b] for a, b in pairwise(places)]
-    assert list(events(chunks)) == [{"n": n, "t": TEXT} for n in range(3)]
+    assert list(server_sent_events(chunks)) == [{"n": n, "t": TEXT} for n in range(3)]
 
 
 def test_of_a_line_that_was_cut_nothing_is_told() -> None:
-    assert list(lines([b"one\ntw"])) == [b"one"]
+    assert list(split_lines([b"one\ntw"])) == [b"one"]
 
 
 def test_a_line_without_end_is_given_up() -> None:
@@ -157,14 +154,14 @@ def test_a_line_without_end_is_given_up() -> None:
         while True:
             yield b"x" * 65536
 
-    with pytest.raises(ServerError, match="without end"):
-        list(lines(endless()))
+    with pytest.raises(ServerError, match="endless line"):
+        list(split_lines(endless()))
 
 
 @pytest.mark.parametrize("data", [b"<html>\n", b"data: {\n\n", b"data: [1]\n\n", b"data: " + b"[" * 10**5 + b"\n"])
 def test_what_is_no_event_is_told(data: bytes) -> None:
-    with pytest.raises(ServerError, match="makes no sense"):
-        list(events([data]))
+    with pytest.raises(ServerError, match="invalid response"):
+        list(server_sent_events([data]))
 
 
 @given(st.text("a🙂日\ud83d\ude42", min_size=1), st.lists(st.integers(0, 20)))
@@ -172,7 +169,7 @@ def test_halves_of_characters_find_each_other(text: str, cuts: list[int]) -> Non
     units = text.encode("utf-16-le", "surrogatepass")
     halves = "".join(chr(int.from_bytes(units[n : n + 2], "little")) for n in range(0, len(units), 2))
     places = [0, *sorted(cut for cut in cuts if cut <= len(halves)), len(halves)]
-    whole = Halves()
+    whole = SurrogateJoiner()
     found = "".join(whole.feed(halves[a:b]) for a, b in pairwise(places)) + whole.finish()
     assert found == text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
@@ -186,7 +183,7 @@ def test_both_forms_of_logprobs_are_read() -> None:
         "token_logprobs": [-0.5, None],
         "top_logprobs": [{" b": -2, " a": -0.5}, None],
     }
-    first, second = read_tokens(older, 2)
+    first, second = parse_tokens(older, 2)
     assert (first.text, first.bytes, first.logprob, first.rank) == (" a", b" a", -0.5, 0)
     assert [rival.text for rival in first.top] == [" a", " b"]
     assert (second.bytes, second.logprob, second.rank, second.top) == (b"\xf0\x9f", None, None, ())
@@ -201,24 +198,24 @@ def test_both_forms_of_logprobs_are_read() -> None:
             }
         ]
     }
-    (only,) = read_tokens(newer, 2)
+    (only,) = parse_tokens(newer, 2)
     assert (only.id, only.bytes, only.rank, only.top[0].text) == (5, b"\xf0\x9f", None, "x")
 
 
 def test_a_written_token_that_is_added_to_its_rivals_has_no_rank() -> None:
     said = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"a": -0.5, "b": -1, "z": -9}]}
-    assert read_tokens(said, 2)[0].rank is None
-    assert read_tokens(said, 3)[0].rank == 2
+    assert parse_tokens(said, 2)[0].rank is None
+    assert parse_tokens(said, 3)[0].rank == 2
 
 
 def test_where_rivals_without_text_are_lost_there_is_no_list() -> None:
     said = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"": -0.5, "b": -1}]}
-    assert [rival.text for rival in read_tokens(said, 2)[0].top] == ["", "b"]
-    assert read_tokens(said, 3)[0].top == ()
+    assert [rival.text for rival in parse_tokens(said, 2)[0].top] == ["", "b"]
+    assert parse_tokens(said, 3)[0].top == ()
     said["top_logprobs"] = [{"": -0.5, "z": -9}]  # of the best two one is lost, and the one written is an extra
-    assert read_tokens(said, 2)[0].top == ()
+    assert parse_tokens(said, 2)[0].top == ()
     said = {"tokens": [""], "token_logprobs": [-9], "top_logprobs": [{"": -9, "b": -1}]}
-    assert read_tokens(said, 2)[0].top == ()
+    assert parse_tokens(said, 2)[0].top == ()
 
 
 NAMES = ["choices", "delta", "message", "text", "content", "logprobs", "tokens", "token_logprobs", "top_logprobs"]
@@ -243,7 +240,7 @@ def test_any_answer_is_read_or_refused(found: Any) -> None:
         if not isinstance(said, dict):
             continue
         try:
-            piece = read_piece(said, 3)
+            piece = parse_chunk(said, 3)
         except ServerError:
             continue
         assert isinstance(piece.text, str)
@@ -252,13 +249,13 @@ def test_any_answer_is_read_or_refused(found: Any) -> None:
 
 
 def test_the_tokens_of_a_text_are_found_between_bos_and_what_was_written() -> None:
-    def rated(*texts: str) -> list[Token]:
-        return [Token(text, text.encode(), None, -1.0, ()) for text in texts]
+    def rated(*texts: str) -> list[ServerToken]:
+        return [ServerToken(text, text.encode(), None, -1.0, ()) for text in texts]
 
-    assert own(rated("The", " king", " ran"), "The king") == (0, 2)
-    assert own(rated("<s>", "The", " king", " ran"), "The king") == (1, 3)
-    assert own(rated("The", " king"), "The king") == (0, 2)  # what was written ended the text, and is not told
-    assert own(rated("The", "", "", " king", " ran"), "The 🙂 king") == (0, 4)
+    assert locate_text(rated("The", " king", " ran"), "The king") == (0, 2)
+    assert locate_text(rated("<s>", "The", " king", " ran"), "The king") == (1, 3)
+    assert locate_text(rated("The", " king"), "The king") == (0, 2)  # what was written ended the text, and is not told
+    assert locate_text(rated("The", "", "", " king", " ran"), "The 🙂 king") == (0, 4)
 
 
 # --- options ---
@@ -267,20 +264,20 @@ def test_the_tokens_of_a_text_are_found_between_bos_and_what_was_written() -> No
 def test_plain_fields_go_to_every_server_and_no_field_is_guessed() -> None:
     plain = {"temperature": 0.5, "top-p": 0.9, "presence-penalty": 1.0, "frequency-penalty": 1.0}
     names = {name: name.replace("-", "_") for name in plain}
-    for kind in (PLAIN_KIND, *KINDS):
+    for kind in (UNKNOWN_KIND, *KINDS):
         fields = request_fields(kind, plain, seed=3)
         assert fields == {**{names[name]: value for name, value in plain.items()}, "seed": 3}
-    assert request_fields(PLAIN_KIND, {}) == {}
+    assert request_fields(UNKNOWN_KIND, {}) == {}
 
 
 def test_what_a_server_is_not_known_to_take_is_refused() -> None:
     known = {"vLLM": "repetition_penalty", "SGLang": "repetition_penalty", "llama.cpp": "repeat_penalty"}
     known["llama-cpp-python"] = "repeat_penalty"
-    for kind in (PLAIN_KIND, *KINDS):
+    for kind in (UNKNOWN_KIND, *KINDS):
         if kind.name in known:
             assert request_fields(kind, {"repetition-penalty": 1.5}) == {known[kind.name]: 1.5}
             continue
-        with pytest.raises(LlmcliError, match="--repetition-penalty") as caught:
+        with pytest.raises(LlmcliError, match="repetition-penalty") as caught:
             request_fields(kind, {"repetition-penalty": 1.5})
         assert "vLLM" in caught.value.hint
     assert {name for kind in KINDS for name in kind.fields} - {"seed", "logit-bias", "repeat-last-n"} == set(FILTERS)
@@ -297,20 +294,20 @@ def test_top_k_0_keeps_all_tokens_everywhere() -> None:
 
 
 def test_biases_are_by_id_and_within_what_openai_takes() -> None:
-    assert request_fields(PLAIN_KIND, {}, biases=(("262", 5.0), ("7", -math.inf))) == {
+    assert request_fields(UNKNOWN_KIND, {}, biases=(("262", 5.0), ("7", -math.inf))) == {
         "logit_bias": {"262": 5.0, "7": -100.0}
     }
     for wrong in ((" Paris", 5.0), ("262", 1e3)):
         with pytest.raises(LlmcliError):
-            request_fields(PLAIN_KIND, {}, biases=(wrong,))
+            request_fields(UNKNOWN_KIND, {}, biases=(wrong,))
 
 
 def test_a_conversation_is_asked_as_chats_are() -> None:
-    ask = Ask((Message("user", "hi"),), 5, {"top_p": 0.5}, ("x",), 3)
+    ask = Request((Message("user", "hi"),), 5, {"top_p": 0.5}, ("x",), 3)
     newer = ask.body("m", OPENAI)
     assert ("max_tokens" in newer, newer["max_completion_tokens"]) == (False, 5)
-    assert Ask("x", 5, {}).body("m", OPENAI) == {"model": "m", "prompt": "x", "max_tokens": 5}
-    assert (ask.path, ask.body("m", PLAIN_KIND)) == (
+    assert Request("x", 5, {}).body("m", OPENAI) == {"model": "m", "prompt": "x", "max_tokens": 5}
+    assert (ask.path, ask.body("m", UNKNOWN_KIND)) == (
         "/chat/completions",
         {
             "model": "m",
@@ -335,28 +332,28 @@ def test_asking_again_takes_longer_each_time_and_never_for_ever(monkeypatch: pyt
     def fails() -> None:
         nonlocal tries
         tries += 1
-        raise ServerError("busy", again=True, wait=7.0 if tries == 2 else None)
+        raise ServerError("busy", retryable=True, retry_after=7.0 if tries == 2 else None)
 
     with pytest.raises(ServerError):
-        retry.patiently(fails, Event())
-    assert tries == retry.TRIES
-    assert len(waits) == retry.TRIES - 1
+        batch.with_retries(fails, Event())
+    assert tries == batch.ATTEMPTS
+    assert len(waits) == batch.ATTEMPTS - 1
     expected = [min(0.5 * 2**n, 30) + (7 if n == 1 else 0) for n in range(len(waits))]
     assert all(
         most - min(0.5 * 2**n, 30) / 2 <= wait <= most
         for n, (wait, most) in enumerate(zip(waits, expected, strict=True))
     )
-    assert retry.pause(0, 1e9) <= retry.MOST_ASKED + 1
+    assert batch.retry_delay(0, 1e9) <= batch.MAX_RETRY_AFTER + 1
     with pytest.raises(ServerError):
-        retry.patiently(lambda: (_ for _ in ()).throw(ServerError("no")), Event())
-    assert len(waits) == retry.TRIES - 1
+        batch.with_retries(lambda: (_ for _ in ()).throw(ServerError("no")), Event())
+    assert len(waits) == batch.ATTEMPTS - 1
 
 
 # --- a server that fails ---
 
 
 def text_of(endpoint: Endpoint, tokens: int = 5) -> str:
-    writing = open_server(endpoint.url, None, None).write(Ask("Zero", tokens, {}))
+    writing = open_server(endpoint.url, None, None).stream(Request("Zero", tokens, {}))
     for _ in writing:
         pass
     return writing.text
@@ -369,7 +366,7 @@ def test_a_stream_in_single_bytes_is_the_same_text(endpoint: Endpoint) -> None:
     endpoint.acts = [lambda handler: handler.slowly(data, 1)]
     assert text_of(endpoint, 3) == usual == " one two 🙂"
     endpoint.acts = [lambda handler: handler.slowly(data[: data.index("🙂".encode()) + 2], 7)]
-    with pytest.raises(ServerError, match="broke off"):
+    with pytest.raises(ServerError, match="ended early"):
         text_of(endpoint)
 
 
@@ -389,20 +386,20 @@ def test_halves_of_a_character_in_two_events(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize(
     ("act", "told"),
     [
-        (lambda h: h.raw(b"<html>Welcome</html>", kind="text/html"), "makes no sense"),
+        (lambda h: h.raw(b"<html>Welcome</html>", kind="text/html"), "invalid response"),
         (lambda h: h.raw(b'data: {"choices": \n\n'), "not JSON"),
-        (lambda h: h.raw(event({"choices": [{"text": 5}]})), "makes no sense"),
+        (lambda h: h.raw(event({"choices": [{"text": 5}]})), "invalid response"),
         (lambda h: h.raw(event({"choices": {"text": ""}})), "no choices"),
         (lambda h: h.raw(event({"error": {"message": "out of\nmemory"}})), "out of memory"),
-        (lambda h: h.raw(b""), "broke off"),
-        (lambda h: h.raw(b"data: [DONE]\n\n"), "broke off"),
+        (lambda h: h.raw(b""), "ended early"),
+        (lambda h: h.raw(b"data: [DONE]\n\n"), "ended early"),
         (lambda h: h.raw(b"", 302, Location="http://elsewhere.example/v1"), "elsewhere.example"),
         (lambda h: h.raw(b"", 204), "status 204"),
         (lambda h: h.raw(b"x" * 10**6, 500), "status 500"),
         (lambda h: h.json({"error": {"message": "too long"}}, 400), "too long"),
         (lambda h: h.json({"detail": [{"msg": "bad \x1b[31m field"}]}, 422), "bad"),
         (lambda h: h.json({}, 429, Retry_After="7"), "status 429"),
-        (lambda h: h.raw(b"\x1f\x8b" + b"\0" * 99, Content_Encoding="gzip"), "packed"),
+        (lambda h: h.raw(b"\x1f\x8b" + b"\0" * 99, Content_Encoding="gzip"), "compressed"),
         (lambda h: h.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"), "broke"),
         (lambda h: h.wfile.write(b"hello?\r\n\r\n"), "broke"),
         (lambda h: h.connection.close(), "broke"),
@@ -428,7 +425,7 @@ def test_a_refusal_says_how_long_to_wait(endpoint: Endpoint) -> None:
         endpoint.acts = [lambda handler, after=after: handler.json({}, 429, Retry_After=after)]
         with pytest.raises(ServerError) as caught:
             text_of(endpoint)
-        assert (caught.value.again, caught.value.wait) == (True, wait)
+        assert (caught.value.retryable, caught.value.retry_after) == (True, wait)
 
 
 def endless(handler: Handler, data: bytes) -> None:
@@ -440,7 +437,7 @@ def endless(handler: Handler, data: bytes) -> None:
 def test_an_endless_text_is_cut_where_it_was_to_end(endpoint: Endpoint) -> None:
     piece = event({"choices": [{"text": "x", "finish_reason": None}]})
     endpoint.acts = [lambda handler: endless(handler, piece)]
-    writing = open_server(endpoint.url, None, None).write(Ask("Zero", 9, {}))
+    writing = open_server(endpoint.url, None, None).stream(Request("Zero", 9, {}))
     assert [piece.text for piece in writing][-1] == ""
     assert (writing.text, writing.tokens, writing.finish) == ("x" * 9, 9, "length")
 
@@ -448,8 +445,8 @@ def test_an_endless_text_is_cut_where_it_was_to_end(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"x" * 65536, "without end"),
-        (event({"choices": []}) * 100, "without a text"),
+        (b"x" * 65536, "endless line"),
+        (event({"choices": []}) * 100, "without text"),
         (event({"choices": [{"text": "x" * 10**5}]}), "longer"),
     ],
 )
@@ -460,26 +457,26 @@ def test_other_endless_answers_are_given_up(endpoint: Endpoint, data: bytes, tol
 
 
 def test_signs_of_life_alone_are_no_answer(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "SILENCE", 0.2)
+    monkeypatch.setattr(client, "READ_TIMEOUT", 0.2)
     endpoint.acts = [lambda handler: endless(handler, b": still here\n\n"), lambda handler: Event().wait(2)]
     for _ in range(2):
         with pytest.raises(ServerError, match="in time") as caught:
             text_of(endpoint)
-        assert caught.value.again
+        assert caught.value.retryable
 
 
 def test_a_whole_answer_is_bounded_too(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MOST_ANSWER", 10**6)
+    monkeypatch.setattr(client, "MAX_RESPONSE_BYTES", 10**6)
     server = open_server(endpoint.url, None, None)
     endpoint.acts = [lambda handler: endless(handler, b" " * 65536)]
     with pytest.raises(ServerError, match="does not end"):
-        server.answer(Ask("Zero", 1, {}))
+        server.complete(Request("Zero", 1, {}))
 
 
 def test_nobody_there(endpoint: Endpoint) -> None:
-    with pytest.raises(ServerError, match="no connection") as caught:
+    with pytest.raises(ServerError, match="cannot connect") as caught:
         open_server("http://127.0.0.1:1", None, None)
-    assert caught.value.again
+    assert caught.value.retryable
 
 
 def test_to_this_machine_no_proxy_is_asked(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,7 +498,7 @@ def test_the_only_model_is_taken_and_several_are_listed(endpoint: Endpoint) -> N
     endpoint.models = ["a", "x\x1b[31m", "y" * 10**6, ""]
     assert open_server(endpoint.url, None, None).model == "a"
     endpoint.models = []
-    with pytest.raises(LlmcliError, match="has 0 models"):
+    with pytest.raises(LlmcliError, match="has no models"):
         open_server(endpoint.url, None, None)
 
 
@@ -512,5 +509,5 @@ def test_a_server_is_known_by_what_it_says_of_its_models(endpoint: Endpoint, own
 
 
 def test_a_client_hides_its_key(endpoint: Endpoint) -> None:
-    server = Server(Client(parse_address(endpoint.url), Key(SECRET)), "m", PLAIN_KIND)
+    server = Server(Client(parse_address(endpoint.url), ApiKey(SECRET)), "m", UNKNOWN_KIND)
     assert SECRET not in repr(server) + repr(vars(server.client))

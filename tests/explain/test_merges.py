@@ -18,7 +18,7 @@ from llmcli.explain.bpe_merges import MergesReport, merges
 from llmcli.explain.tokenization import tokenize
 from llmcli.render.tokens import print_merges
 from llmcli.text import bpe as bpe_module
-from llmcli.text.bpe import Bpe, Join, replayed
+from llmcli.text.bpe import Bpe, Merge, replay_merges
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.text.words import words
 from tests.text.test_tokenizer import SENTENCES, TEXTS, tokenizer
@@ -30,10 +30,10 @@ KINDS = ["byte-level", "sentencepiece"]
 def assert_whole(report: MergesReport, ids: list[int]) -> None:
     """Assert that each word's merges lead from its symbols to its tokens, and that the words hold all tokens."""
     for word in report.words:
-        *_, (_, last) = replayed(word.symbols, ((merge.at, merge.result) for merge in word.merges))
+        *_, (_, last) = replay_merges(word.symbols, ((merge.at, merge.result) for merge in word.merges))
         assert tuple(last) == word.tokens
         assert word.bytes == b"".join(token.bytes for token in word.tokens)
-        steps = replayed(word.symbols, ((merge.at, merge.result) for merge in word.merges))
+        steps = replay_merges(word.symbols, ((merge.at, merge.result) for merge in word.merges))
         for merge, (places, now) in zip(word.merges, steps, strict=False):  # the state before each merge
             n = places.index(merge.at)
             assert (now[n], now[n + 1]) == (merge.left, merge.right)
@@ -110,22 +110,22 @@ def test_added_tokens_have_no_merges() -> None:
 # Mistakes that the checks must catch.
 
 
-def wrong_order(symbols: Any, ranks: Any) -> list[Join]:
-    """The joins with the highest rank first."""
-    done = bpe_module.joins(symbols, {pair: (-rank, new) for pair, (rank, new) in ranks.items()})
+def wrong_order(symbols: Any, ranks: Any) -> list[Merge]:
+    """The merge_symbols with the highest rank first."""
+    done = bpe_module.merge_symbols(symbols, {pair: (-rank, new) for pair, (rank, new) in ranks.items()})
     return [replace(join, rank=-join.rank) for join in done]
 
 
-def swapped(symbols: Any, ranks: Any) -> list[Join]:
+def swapped(symbols: Any, ranks: Any) -> list[Merge]:
     """The results of two pairs exchanged: "t" + "h" and "h" + "e"."""
     pairs = sorted(ranks, key=lambda pair: ranks[pair][0])
     first, second = pairs[0], pairs[1]
     changed = {**ranks, first: (ranks[first][0], ranks[second][1]), second: (ranks[second][0], ranks[first][1])}
-    return bpe_module.joins(symbols, changed)
+    return bpe_module.merge_symbols(symbols, changed)
 
 
-def one_short(symbols: Any, ranks: Any) -> list[Join]:
-    return bpe_module.joins(symbols, ranks)[:-1]
+def one_short(symbols: Any, ranks: Any) -> list[Merge]:
+    return bpe_module.merge_symbols(symbols, ranks)[:-1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,7 +151,7 @@ def test_a_tokenization_passes_its_check(kind: str, text: str, parse_special: bo
     found = tokenize(tokenizer(kind), text, parse_special=parse_special)
     assert found.check.ok, found.check
     joined = b"".join(
-        word.text.encode() if word.added else tokenizer(kind).spelt(word.text)
+        word.text.encode() if word.added else tokenizer(kind).vocabulary_bytes(word.text)
         for word in words(tokenizer(kind), text, parse_special=parse_special)
     )
     if found.exact and not found.unknown:

@@ -20,9 +20,9 @@ from llmcli.generation.sampling import Sampler
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.transformer import Transformer
+from llmcli.text.chat_format import PlainFormat, TemplateFormat
 from llmcli.text.chat_template import ChatTemplate, Message
 from llmcli.text.tokenizer import Tokenizer
-from llmcli.text.turns import Plain, Templated
 from llmcli.train.vocabulary import BOS, EOS, EOS_ID, train_tokenizer
 
 TURNS = (
@@ -61,9 +61,9 @@ def loaded(context: int = 512, **changed: Any) -> LoadedModel:
 def conversation(source: str | None = TURNS, **changed: Any) -> Conversation:
     model = loaded(**changed)
     if source is None:
-        return Conversation(model, Plain(model.tokenizer))
+        return Conversation(model, PlainFormat(model.tokenizer))
     template = ChatTemplate(source, {"bos_token": BOS, "eos_token": EOS}, Path("x"))
-    return Conversation(model, Templated(template, model.tokenizer))
+    return Conversation(model, TemplateFormat(template, model.tokenizer))
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_after_undo_only_the_new_turn_is_read(read: list[int]) -> None:
     shared = len(first.prompt) + len(first.ids)
     new = len(reply.prompt) - shared
     # The removed turn began with the same few tokens.
-    common = len(chat.form.encode(chat.form.write((Message("user", ""),), reply=False))) - 1
+    common = len(chat.form.encode(chat.form.render((Message("user", ""),), add_generation_prompt=False))) - 1
     assert new - common <= read[0] <= new
     assert read[1:] == [1] * 5
 
@@ -228,7 +228,7 @@ def test_the_ids_of_a_reply_are_the_models_own_not_its_texts() -> None:
     split = next(
         reply for seed in range(50)
         if (reply := say(conversation(), "the cat", count=12, seed=seed))
-        and loaded().tokenizer.encode(reply.message.content, surrounded=False) != reply.ids
+        and loaded().tokenizer.encode(reply.message.content, add_special=False) != reply.ids
     )  # fmt: skip
     chat.keep(split)
     after = say(chat, "sat")
@@ -240,7 +240,7 @@ def test_a_reply_that_the_template_changes_is_read_again() -> None:
     say(chat, "the cat", count=12)
     chat.messages = (*chat.messages[:-1], Message("assistant", " other \n"))
     after = say(chat, "sat")
-    assert list(after.prompt) == chat.form.encode(chat.form.write(after.messages))
+    assert list(after.prompt) == chat.form.encode(chat.form.render(after.messages))
     assert "other</s>" in loaded().tokenizer.decode(list(after.prompt), skip_special=False).replace(EOS, "</s>")
 
 
@@ -248,13 +248,13 @@ def test_without_a_template_all_is_one_text() -> None:
     chat = conversation(None)
     for text in ("the ol", "d cat", "", "sat"):
         reply = say(chat, text)
-        assert list(reply.prompt) == loaded().prompt_ids(chat.form.write(reply.messages).text)
+        assert list(reply.prompt) == loaded().prompt_ids(chat.form.render(reply.messages).text)
 
 
 def test_a_token_that_ends_the_turn_in_the_template_ends_a_reply() -> None:
     silent = replace(loaded(), model=Transformer(replace(loaded().model.config, eos_token_ids=())).eval())
     template = ChatTemplate(TURNS, {"bos_token": BOS, "eos_token": EOS}, Path("x"))
-    chat = Conversation(silent, Templated(template, silent.tokenizer))
+    chat = Conversation(silent, TemplateFormat(template, silent.tokenizer))
     assert silent.stop_ids == set()
     assert chat.loaded.stop_ids == {EOS_ID}
 
@@ -295,7 +295,7 @@ def test_sizes_are_all_tokens_of_the_conversation(source: str | None) -> None:
         say(chat, text)
     sizes = chat.sizes()
     assert len(sizes) == len(chat.messages) + 1
-    assert sum(sizes) == len(chat.form.encode(chat.form.write(chat.messages, reply=False)))
+    assert sum(sizes) == len(chat.form.encode(chat.form.render(chat.messages, add_generation_prompt=False)))
     assert all(size > 0 for size in sizes[:-1])
 
 

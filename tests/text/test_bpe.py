@@ -15,7 +15,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError
-from llmcli.text.bpe import Bpe, joins, read_bpe, replayed
+from llmcli.text.bpe import Bpe, merge_symbols, read_bpe, replay_merges
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from llmcli.text.words import words
 from tests.text.test_tokenizer import FRAGMENTS, REAL, SENTENCES, TEXTS, tokenizer
@@ -24,11 +24,11 @@ STORIES = Path(__file__).parents[3] / "shared" / "checkpoints" / "stories260K"
 
 
 def replay(bpe: Bpe, word: str) -> list[int]:
-    whole = bpe.whole(word)
+    whole = bpe.whole_word(word)
     if whole is not None:
         return [whole]
     symbols = bpe.symbols(word)
-    *_, (_, ids) = replayed(symbols, ((join.at, join.result) for join in joins(symbols, bpe.ranks)))
+    *_, (_, ids) = replay_merges(symbols, ((join.at, join.result) for join in merge_symbols(symbols, bpe.ranks)))
     return list(ids)
 
 
@@ -84,8 +84,8 @@ def test_joins_are_those_of_a_plain_loop(symbols: list[int], seed: int) -> None:
         ranks[rng.randrange(new), rng.randrange(new)] = (0, new)
     order = rng.sample(range(len(ranks)), len(ranks))
     ranks = {pair: (rank, new) for (pair, (_, new)), rank in zip(ranks.items(), order, strict=True)}
-    done = joins(symbols, ranks)
-    *_, (places, ids) = replayed(symbols, ((join.at, join.result) for join in done))
+    done = merge_symbols(symbols, ranks)
+    *_, (places, ids) = replay_merges(symbols, ((join.at, join.result) for join in done))
     assert ids == plain(symbols, ranks)
     assert places == sorted(places)
     assert len(done) == len(symbols) - len(ids)
@@ -95,7 +95,7 @@ def test_joins_are_those_of_a_plain_loop(symbols: list[int], seed: int) -> None:
 
 def test_a_word_of_many_symbols_takes_no_square_of_steps() -> None:
     symbols = [0, 1] * 50_000
-    assert len(joins(symbols, {(0, 1): (0, 2), (2, 2): (1, 3)})) == 75_000
+    assert len(merge_symbols(symbols, {(0, 1): (0, 2), (2, 2): (1, 3)})) == 75_000
 
 
 def custom(make: Callable[[], FastTokenizer]) -> Tokenizer:

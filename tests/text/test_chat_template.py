@@ -215,7 +215,7 @@ def test_a_failing_template_is_one_line(name: str) -> None:
     told = str(caught.value)
     assert told.startswith(f"{Path('folder/x.jinja')}: the chat template ")
     assert "\n" not in told
-    assert ("refuses this conversation: Conversation roles must alternate" in told) == (name == "refused")
+    assert ("rejects this conversation: Conversation roles must alternate" in told) == (name == "refused")
 
 
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"\xff{{"), lambda p: p.mkdir()], ids=["bytes", "folder"])

@@ -58,7 +58,7 @@ def test_what_is_no_chat_is_refused_and_never_overwritten(wrong: object, tmp_pat
     with pytest.raises(LlmcliError) as caught:
         read_transcript(path)
     assert str(path) in str(caught.value)
-    with pytest.raises(LlmcliError, match="no saved chat"):
+    with pytest.raises(LlmcliError, match="not a saved chat"):
         write_transcript(path, "m", CHAT)
     assert json.loads(path.read_text()) == wrong
 

@@ -17,9 +17,9 @@ from llmcli.generation import loaded
 from llmcli.model.transformer import Transformer
 from llmcli.storage import checkpoint
 from llmcli.storage.checkpoint import Checkpoint
+from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
-from llmcli.text.turns import Templated
 from llmcli.train import preference
 from llmcli.train.batches import IGNORED, Encoded, pack
 from llmcli.train.corpus import Corpus, Example, read_corpus, read_examples
@@ -85,7 +85,7 @@ def steps(run: object, out: Path, *, most: int | None = None, resume: bool = Fal
 def encoder_of(folder: Path) -> Encoder:
     tokenizer, template = load_tokenizer(folder), find_template(folder)
     assert template is not None
-    return Encoder(tokenizer, 1, Templated(template, tokenizer))
+    return Encoder(tokenizer, 1, TemplateFormat(template, tokenizer))
 
 
 # Log probabilities of the chosen and the rejected reply, then under the reference; beta; and the loss that the

@@ -102,9 +102,9 @@ def local_session(
     loaded = choice.open()
 
     from llmcli.generation.conversation import Conversation
-    from llmcli.text.turns import Plain, Templated
+    from llmcli.text.chat_format import PlainFormat, TemplateFormat
 
-    form = Plain(loaded.tokenizer) if template is None else Templated(template, loaded.tokenizer)
+    form = PlainFormat(loaded.tokenizer) if template is None else TemplateFormat(template, loaded.tokenizer)
     settings = SamplerSettings(click.get_current_context(), sampling, loaded)
     return LocalSession(Conversation(loaded, form), settings, raw, file, verbose)
 
@@ -136,13 +136,13 @@ def begin(session: AnySession, system_prompt: str | None) -> None:
 
 def warn_about_doubled_token(conversation: Conversation) -> None:
     """Warn if the template starts with the same special token twice, before anything is typed."""
+    from llmcli.text.chat_format import TemplateFormat
     from llmcli.text.chat_template import Message
-    from llmcli.text.turns import Templated
 
     form = conversation.form
-    if not isinstance(form, Templated):
+    if not isinstance(form, TemplateFormat):
         return
-    doubled = form.doubled(conversation.messages or (Message("user", "?"),))
+    doubled = form.doubled_token(conversation.messages or (Message("user", "?"),))
     if doubled is not None:
         render.note(f"the chat template starts every conversation with {doubled} twice", sys.stderr)
 

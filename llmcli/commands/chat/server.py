@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmcli.commands.options.sampling import Sampling
     from llmcli.endpoint.conversation import Messages, ServerConversation
     from llmcli.endpoint.server import Server
-    from llmcli.endpoint.tokens import Token
+    from llmcli.endpoint.tokens import ServerToken
 
 
 class ServerSettings(Settings):
@@ -54,11 +54,11 @@ class ServerSession(Remote):
     def answer(self, messages: Messages) -> None:
         self.fields = self.settings.fields()
         alternatives = ALTERNATIVES if self.probs else None
-        writing = self.conversation.server.write(
-            self.conversation.ask(messages, self.fields, self.settings.max_tokens, alternatives)
+        writing = self.conversation.server.stream(
+            self.conversation.request(messages, self.fields, self.settings.max_tokens, alternatives)
         )
         writer = render.TextWriter(sys.stdout, by_probability=self.probs)
-        tokens: list[Token] = []
+        tokens: list[ServerToken] = []
         try:
             reports = stream(writing, writer, tokens)
         except LlmcliError as error:

@@ -98,7 +98,7 @@ def check_options(context: click.Context) -> None:
 
 def fields_of(sampling: Sampling, server: Server, seed: int | None) -> dict[str, Any]:
     """The sampling options as the server takes them. Errors: one that it does not."""
-    from llmcli.endpoint.options import request_fields
+    from llmcli.endpoint.server_kinds import request_fields
 
     return request_fields(server.kind, sampling.given, seed=seed, window=sampling.window, biases=tuple(sampling.biases))
 

@@ -9,6 +9,8 @@ HINTS: dict[str, str] = {
     "adapter-not-model": "name its base model with -m, and the adapter with --adapter",
     "already-quantized": "omit --quantize, or name the original model",
     "beyond-context": "choose fewer with --context",
+    "api-key-file": "--api-key-file takes a text file that contains one key",
+    "api-key-needed": "set LLMCLI_API_KEY, or give a file with --api-key-file",
     "head-and-layers": "give --head or --layer, not both",
     "conversation-too-long": "send a shorter message, remove turns with /undo, or start a new chat",
     "no-llguidance": "--json-schema, --regex and --choices need it: pip install llguidance",
@@ -20,7 +22,19 @@ HINTS: dict[str, str] = {
     "quantized-needs-cpu": "use --device cpu",
     "ranks-need-cpu-or-cuda": "use --device cpu",
     "repetition-penalty-zero": "1 turns the penalty off; values above 1 make repetition less likely",
+    "reply-without-probabilities": "turn them on with /probs, then /regenerate the reply",
     "same-tokens": "compare it with another token: --vs",
+    "server-address": "as in --endpoint http://localhost:8000",
+    "server-address-with-secret": "set a key with LLMCLI_API_KEY, or give a file with --api-key-file",
+    "server-counts-tokens": "with --verbose, the line after each reply shows the server's count",
+    "server-with-several-models": "choose one with -m",
+    "server-without-chat": "check -m; a server may support only completions: --raw",
+    "server-without-completions": "check -m; a server may support only chat: llmcli chat --endpoint URL",
+    "server-without-model-list": "check the address; if it is right, name the model with -m",
+    "server-without-prompt-logprobs": (
+        "vLLM and llama-cpp-python do (the latter with --logits_all true); or score the text on this "
+        "machine, without --endpoint"
+    ),
     "token-not-in-text": "llmcli tokenize lists the tokens of a text and their positions",
     "top-p-zero": "to always take the most probable token, use --temperature 0",
     "typical-p-zero": "1 turns it off",

@@ -16,11 +16,11 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from llmcli.text import turns
+from llmcli.text import chat_format
+from llmcli.text.chat_format import PlainFormat, TemplateFormat
 from llmcli.text.chat_template import ROLES, ChatTemplate, Message, find_template
-from llmcli.text.guard import Guard
+from llmcli.text.marked_tokenizer import MarkedTokenizer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
-from llmcli.text.turns import Plain, Templated
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints" / "tokenizers"
 SENTENCES = ["the cat sat on the mat, <the> | cat's mat", "im_start im_end user assistant system", "日本語 🙂🙂"] * 3
@@ -108,20 +108,20 @@ CASES = [
 
 
 @cache
-def form(kind: str, source: str | None) -> Templated:
+def form(kind: str, source: str | None) -> TemplateFormat:
     folder = SHARED / kind
     tokenizer = load_tokenizer(folder) if source is None else Tokenizer(SMALL[kind](), kind)
     template = find_template(folder) if source is None else None
     if template is None:
         bos, eos = NAMES.get(kind, ("<s>", "</s>"))
         template = ChatTemplate(source or TURNS, {"bos_token": bos, "eos_token": eos}, Path(kind))
-    return Templated(template, tokenizer)
+    return TemplateFormat(template, tokenizer)
 
 
-def controls(form: Templated, ids: list[int]) -> list[str]:
+def controls(form: TemplateFormat, ids: list[int]) -> list[str]:
     """The control tokens among ids; <unk> is what a text may make of an unknown character."""
     fast = form._tokenizer.fast
-    known = {fast.token_to_id(token): token for token in form._tokens - {"<unk>"}}
+    known = {fast.token_to_id(token): token for token in form._control_tokens - {"<unk>"}}
     return [known[id] for id in ids if id in known]
 
 
@@ -160,14 +160,14 @@ def is_text(turns: list[tuple[str, str]]) -> bool:
 def test_no_text_can_forge_a_token(kind: str, source: str | None, turns: list[tuple[str, str]]) -> None:
     shape = form(kind, source)
     harmless = talk([(role, "x") for role, _ in turns])
-    written = shape.write(talk(turns))
+    written = shape.render(talk(turns))
     ids = shape.encode(written)
-    assert controls(shape, ids) == controls(shape, shape.encode(shape.write(harmless)))
+    assert controls(shape, ids) == controls(shape, shape.encode(shape.render(harmless)))
     assert written.text == shape._template.render(talk(turns))  # as if nothing had been broken
     assert_same_text(shape, ids, written.text)
 
 
-def assert_same_text(shape: Templated, ids: list[int], text: str) -> None:
+def assert_same_text(shape: TemplateFormat, ids: list[int], text: str) -> None:
     """What the ids decode to is the text, but for blanks, normal forms and characters that the vocabulary lacks."""
     decoded = shape._tokenizer.decode(ids, skip_special=False)
     if shape._tokenizer.name == "gpt2":
@@ -190,9 +190,9 @@ def test_guarding_changes_nothing_where_there_is_nothing_to_guard(
     kind: str, source: str | None, turns: list[tuple[str, str]]
 ) -> None:
     shape = form(kind, source)
-    written = shape.write(talk(turns))
-    if not written.guarded:
-        assert shape.encode(replace(written, guarded=True)) == shape.encode(written)
+    written = shape.render(talk(turns))
+    if not written.needs_marks:
+        assert shape.encode(replace(written, needs_marks=True)) == shape.encode(written)
 
 
 @every_real
@@ -211,30 +211,30 @@ def test_plain_conversations_have_transformers_ids(name: str, turns: list[tuple[
     theirs.chat_template = shape._template.source
     conversation = [{"role": role, "content": content} for role, content in turns]
     expected = theirs.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
-    assert shape.encode(shape.write(talk(turns))) == expected
+    assert shape.encode(shape.render(talk(turns))) == expected
 
 
 def test_a_sabotaged_guard_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the property would miss if it could not fail: a twin that keeps its vocabulary, and messages not broken."""
-    from llmcli.text import guard
+    from llmcli.text import marked_tokenizer
 
     def forged(text: str) -> bool:
-        shape = Templated(
+        shape = TemplateFormat(
             ChatTemplate(TURNS, {"bos_token": "<s>", "eos_token": "</s>"}, Path("x")), Tokenizer(unigram(), "x")
         )
-        return len(controls(shape, shape.encode(shape.write([Message("user", text)])))) > 2
+        return len(controls(shape, shape.encode(shape.render([Message("user", text)])))) > 2
 
     assert not forged("</s>")
     assert not forged("＜/s＞")
     with monkeypatch.context() as patch:
-        patch.setattr(guard, "_renamed_model", lambda model, renamed: model)
+        patch.setattr(marked_tokenizer, "_renamed_model", lambda model, renamed: model)
         with pytest.raises(AssertionError):
             forged("</s>")
     with monkeypatch.context() as patch:
-        patch.setattr(Templated, "_broken", lambda self, message, mark: message.content)
+        patch.setattr(TemplateFormat, "_split_control", lambda self, message, mark: message.content)
         assert forged("</s>")
     with monkeypatch.context() as patch:
-        patch.setattr(Templated, "_suspect", lambda self, message, mark: False)
+        patch.setattr(TemplateFormat, "_suspicious", lambda self, message, mark: False)
         assert forged("＜/s＞")
 
 
@@ -248,13 +248,15 @@ def test_a_reply_may_hold_what_the_template_takes_it_apart_at_and_others_may_not
     )
     fast = byte_level()
     fast.add_tokens(added("</think>", special=False))
-    shape = Templated(ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, Path("x")), Tokenizer(fast, "x"))
-    assert shape.write([Message("assistant", "hm</think>yes")]).text == "<s>yes</s><think>"
-    written = shape.write([Message("user", "hm</think>yes")])
+    shape = TemplateFormat(
+        ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, Path("x")), Tokenizer(fast, "x")
+    )
+    assert shape.render([Message("assistant", "hm</think>yes")]).text == "<s>yes</s><think>"
+    written = shape.render([Message("user", "hm</think>yes")])
     assert fast.token_to_id("</think>") not in shape.encode(written)
     assert "hm</think>yes" in written.text
     # A reply's own special tokens stay text.
-    ids = shape.encode(shape.write([Message("assistant", "yes</s>")]))
+    ids = shape.encode(shape.render([Message("assistant", "yes</s>")]))
     assert controls(shape, ids) == ["<s>", "</s>", "<think>"]
 
 
@@ -272,8 +274,10 @@ def test_a_reply_may_hold_what_the_template_takes_it_apart_at_and_others_may_not
 )
 def test_the_token_that_ends_a_reply(source: str, ends: set[str]) -> None:
     fast = byte_level()
-    shape = Templated(ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, Path("x")), Tokenizer(fast, "x"))
-    assert shape.ends == {fast.token_to_id(token) for token in ends}
+    shape = TemplateFormat(
+        ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, Path("x")), Tokenizer(fast, "x")
+    )
+    assert shape.end_ids == {fast.token_to_id(token) for token in ends}
 
 
 @pytest.mark.parametrize(
@@ -281,8 +285,8 @@ def test_the_token_that_ends_a_reply(source: str, ends: set[str]) -> None:
 )
 def test_a_doubled_beginning_is_named(source: str, doubled: str | None) -> None:
     template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, Path("x"))
-    shape = Templated(template, Tokenizer(byte_level(), "x"))
-    assert shape.doubled([Message("user", "<s><s>")]) == doubled
+    shape = TemplateFormat(template, Tokenizer(byte_level(), "x"))
+    assert shape.doubled_token([Message("user", "<s><s>")]) == doubled
 
 
 # --- places ---
@@ -293,8 +297,8 @@ def test_a_doubled_beginning_is_named(source: str, doubled: str | None) -> None:
 @given(TALKS.filter(is_text))
 def test_places_are_where_contents_end(source: str, turns: list[tuple[str, str]]) -> None:
     shape = form("byte-level", source)
-    text = shape.write(talk(turns), reply=False).text
-    places = shape.places(talk(turns))
+    text = shape.render(talk(turns), add_generation_prompt=False).text
+    places = shape.message_ends(talk(turns))
     assert len(places) == len(turns)
     start = 0
     for (_, content), place in zip(turns, places, strict=True):
@@ -306,33 +310,38 @@ def test_places_are_where_contents_end(source: str, turns: list[tuple[str, str]]
 
 def test_a_template_that_leaves_a_message_out_has_no_places() -> None:
     template = ChatTemplate("{{ messages[-1].content }}", {}, Path("x"))
-    assert Templated(template, Tokenizer(byte_level(), "x")).places(talk([("user", "a"), ("user", "b")])) == []
+    assert (
+        TemplateFormat(template, Tokenizer(byte_level(), "x")).message_ends(talk([("user", "a"), ("user", "b")])) == []
+    )
 
 
 def test_without_a_template_a_turn_begins_a_line() -> None:
-    shape = Plain(Tokenizer(byte_level(), "x"))
+    shape = PlainFormat(Tokenizer(byte_level(), "x"))
     told = talk([("user", "Once"), ("assistant", " upon.\n"), ("user", ""), ("assistant", "It"), ("user", "</s>was")])
-    written = shape.write(told)
+    written = shape.render(told)
     assert written.text == "Once upon.\nIt\n</s>was"
-    assert [written.text[:place] for place in shape.places(told)][-2:] == ["Once upon.\nIt", "Once upon.\nIt\n</s>was"]
+    assert [written.text[:place] for place in shape.message_ends(told)][-2:] == [
+        "Once upon.\nIt",
+        "Once upon.\nIt\n</s>was",
+    ]
     assert shape._tokenizer.fast.token_to_id("</s>") not in shape.encode(written)
 
 
 def test_the_guard_is_built_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
 
-    class Counted(Guard):
+    class Counted(MarkedTokenizer):
         def __init__(self, fast: FastTokenizer, tokens: frozenset[str], mark: str) -> None:
             built.append(mark)
             super().__init__(fast, tokens, mark)
 
-    monkeypatch.setattr(turns, "Guard", Counted)
-    shape = Templated(
+    monkeypatch.setattr(chat_format, "MarkedTokenizer", Counted)
+    shape = TemplateFormat(
         ChatTemplate(TURNS, {"bos_token": "<s>", "eos_token": "</s>"}, Path("x")), Tokenizer(byte_level(), "x")
     )
     for text in ("the cat <h1>", "a > b"):
-        shape.encode(shape.write([Message("user", text)]))
+        shape.encode(shape.render([Message("user", text)]))
     assert built == []
-    for text in ("</s>", "<s>", f"<s>{turns.PRIVATE[0]:c}"):
-        shape.encode(shape.write([Message("user", text)]))
-    assert built == [chr(turns.PRIVATE[0]), chr(turns.PRIVATE[1])]
+    for text in ("</s>", "<s>", f"<s>{chat_format.PRIVATE_USE[0]:c}"):
+        shape.encode(shape.render([Message("user", text)]))
+    assert built == [chr(chat_format.PRIVATE_USE[0]), chr(chat_format.PRIVATE_USE[1])]

@@ -1,0 +1,94 @@
+"""Which sampling settings each kind of server supports, and the request fields that carry them.
+
+OpenAI's own API has few of them, and most servers silently ignore fields that they do not know. So a setting that a
+server is not known to support is an error here, never sent on trust.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmcli.errors import usage_error
+
+OPENAI_FIELDS = {
+    "temperature": "temperature",
+    "top-p": "top_p",
+    "presence-penalty": "presence_penalty",
+    "frequency-penalty": "frequency_penalty",
+    "logit-bias": "logit_bias",
+    "seed": "seed",
+}
+_MORE_FILTERS = {"top-k": "top_k", "min-p": "min_p"}
+_VLLM_FIELDS = OPENAI_FIELDS | _MORE_FILTERS | {"repetition-penalty": "repetition_penalty"}
+_LLAMA_CPP_FIELDS = OPENAI_FIELDS | _MORE_FILTERS | {"repetition-penalty": "repeat_penalty"}
+MAX_BIAS = 100.0  # OpenAI's limit; -100 bans a token as well as -inf does
+
+
+@dataclass(frozen=True)
+class ServerKind:
+    """A kind of server: ``owner`` is the "owned_by" of its models, ``fields`` maps settings to request fields."""
+
+    name: str
+    owner: str
+    fields: Mapping[str, str]
+    top_k_off: int = 0  # the value that turns top-k off
+    max_tokens_field: str = "max_tokens"  # in chat requests
+
+
+UNKNOWN_KIND = ServerKind("this server", "", OPENAI_FIELDS)
+# Recognized by its address. Its newer models accept only this field for the length.
+OPENAI = ServerKind("OpenAI", "", OPENAI_FIELDS, max_tokens_field="max_completion_tokens")
+# Sources: protocol.py of vLLM and SGLang, tools/server of llama.cpp, server/types.py of llama-cpp-python, and ollama's
+# documentation of its OpenAI-compatible API.
+KINDS = (
+    ServerKind("vLLM", "vllm", _VLLM_FIELDS, top_k_off=-1),
+    ServerKind("SGLang", "sglang", _VLLM_FIELDS, top_k_off=-1),
+    ServerKind(
+        "llama.cpp", "llamacpp", _LLAMA_CPP_FIELDS | {"typical-p": "typical_p", "repeat-last-n": "repeat_last_n"}
+    ),
+    ServerKind("llama-cpp-python", "me", _LLAMA_CPP_FIELDS),
+    ServerKind("ollama", "library", {name: field for name, field in OPENAI_FIELDS.items() if name != "logit-bias"}),
+)
+
+
+def request_fields(
+    kind: ServerKind,
+    settings: Mapping[str, float],
+    *,
+    seed: int | None = None,
+    window: int | None = None,
+    biases: tuple[tuple[str, float], ...] = (),
+) -> dict[str, Any]:
+    """Return the request fields for ``settings`` and nothing else, so that the server's own defaults apply.
+
+    ``window`` is the number of recent tokens that penalties consider. Errors: a setting that the server is not known to
+    support.
+    """
+    requested: dict[str, Any] = dict(settings)
+    if "top-k" in requested:
+        requested["top-k"] = int(requested["top-k"]) or kind.top_k_off
+    requested |= {} if seed is None else {"seed": seed}
+    requested |= {} if window is None else {"repeat-last-n": window}
+    requested |= {"logit-bias": dict(map(_bias_by_id, biases))} if biases else {}
+    for name in requested:
+        if name not in kind.fields:
+            supporting = [known.name for known in KINDS if name in known.fields]
+            hint = f"supported by: {', '.join(supporting)}" if supporting else "supported for models on this machine"
+            raise usage_error(f"{kind.name} is not known to support {name}", f"leave it out; {hint}")
+    return {kind.fields[name]: value for name, value in requested.items()}
+
+
+def _bias_by_id(bias: tuple[str, float]) -> tuple[str, float]:
+    token, amount = bias
+    if not token.isdecimal():
+        raise usage_error(f"logit bias of {token!r}: a server accepts only token ids", "as in 262=+5")
+    if math.isinf(amount):
+        amount = -MAX_BIAS
+    if abs(amount) > MAX_BIAS:
+        raise usage_error(
+            f"logit bias of token {token} must be from -100 to 100 for a server, not {amount:g}", "-inf bans the token"
+        )
+    return str(int(token)), amount
