@@ -340,7 +340,7 @@ def test_the_chat_file_is_kept_up_to_date_and_never_taken_for_one_if_it_is_none(
     options = ("-m", chat_model, "-n", 3, "--temperature", 0, "--chat", tmp_path / "y.json")
     result = run("chat", *options, input="The\nThe\n")
     assert (result.exit_code, len(result.stdout.splitlines())) == (1, 2)
-    assert result.stderr.count("save it elsewhere") == 2
+    assert result.stderr.count("use another file") == 2
 
 
 def test_mistyped_commands(talk: Callable[..., tuple[list[str], list[str]]]) -> None:

@@ -493,7 +493,7 @@ def test_the_only_model_is_taken_and_several_are_listed(endpoint: Endpoint) -> N
     endpoint.models = ["a", "b"]
     with pytest.raises(LlmcliError, match="has 2 models") as caught:
         open_server(endpoint.url, None, None)
-    assert "a, b" in caught.value.hint
+    assert "a, b" in caught.value.message
     assert open_server(endpoint.url, "c", None).model == "c"
     endpoint.models = ["a", "x\x1b[31m", "y" * 10**6, ""]
     assert open_server(endpoint.url, None, None).model == "a"
