@@ -132,7 +132,7 @@ def one_short(symbols: Any, ranks: Any) -> list[Merge]:
 @pytest.mark.parametrize("sabotage", [wrong_order, swapped, one_short])
 def test_a_wrong_replay_fails_the_check(kind: str, sabotage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert merges(tokenizer(kind), TEXT).check.ok
-    monkeypatch.setattr(merges_view, "joins", sabotage)
+    monkeypatch.setattr(merges_view, "merge_symbols", sabotage)
     assert not merges(tokenizer(kind), TEXT).check.ok
 
 
