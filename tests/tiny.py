@@ -1,7 +1,7 @@
-"""Tiny random models of every supported family, built and saved by transformers, that nothing can hide in.
+"""Tiny random models of every supported family, built and saved by transformers, in which every mistake shows.
 
-Every parameter is random (transformers starts norms at one and biases at zero, where forgetting them
-would not show), and so scaled that attention neither looks everywhere alike nor at one place only.
+Every parameter is random (transformers initializes norms to 1 and biases to 0, where forgetting them would not show),
+and scaled so that attention is neither uniform nor concentrated on a single position.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from llmcli.storage.checkpoint import Checkpoint
 
 VOCAB = 97
 CONTEXT = 128
-ROPE_ORIGINAL = 32  # the context that models with stretched angles were "trained" on: tests run well beyond it
-WINDOW = 24  # positions that windowed layers see, far fewer than a test's text
+ROPE_ORIGINAL = 32  # the "pre-training" context of models with scaled rope: tests go far beyond it
+WINDOW = 24  # positions that windowed layers see, far fewer than in a test's text
 
 CPU = torch.device("cpu")
 
 
-# What most families share. Sizes at which nothing coincides: fewer key/value heads than heads, a
-# head_dim that is not hidden_size / num_attention_heads, an eps so large that forgetting it shows.
+# What most families share. All sizes differ: fewer key/value heads than heads, and a head_dim that is not
+# hidden_size / num_attention_heads. The eps is so large that forgetting it shows.
 _SHARED: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -74,7 +74,7 @@ _SHARED: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": [2, 3],
 }
-# Families that share the hidden size among their heads.
+# For families whose heads divide the hidden size.
 _EVEN = {**_SHARED, "head_dim": 12, "num_attention_heads": 4, "num_key_value_heads": 2}
 _LAYER_NORM = {key: value for key, value in _EVEN.items() if key not in ("rms_norm_eps", "head_dim")}
 
@@ -117,7 +117,7 @@ _GEMMA = {
 
 
 def _of(kind: type[PretrainedConfig], shared: dict[str, Any], **changed: Any) -> PretrainedConfig:
-    return kind(**copy.deepcopy(shared | changed))  # some write into the dictionaries that they are given
+    return kind(**copy.deepcopy(shared | changed))  # some config classes change their arguments
 
 
 def _llama(**changed: Any) -> PretrainedConfig:
@@ -247,9 +247,9 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "olmoe": _of(OlmoeConfig, _EVEN, **_MOE, num_experts=5),
 }
 CASES = tuple(CONFIGS)
-# Not a case of every test: with heads enough for four ranks.
+# Not a case of every test: with enough heads for four ranks.
 CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)
-# Of the first few seeds those with which a model does not soon repeat itself.
+# Seeds with which a model does not soon repeat itself, where the first does.
 SEEDS = {
     "llama-yarn-mscale": 1,
     "gemma2": 3,
@@ -264,14 +264,14 @@ SEEDS = {
 
 @dataclass(frozen=True)
 class Tiny:
-    """One case: the folder that transformers wrote, and transformers' own model read back from it."""
+    """A case: the folder that transformers wrote, and transformers' own model loaded from it."""
 
     name: str
     folder: Path
     reference: PreTrainedModel
 
     def load(self) -> Transformer:
-        """A fresh model of ours from the folder, safe to mutate."""
+        """llmcli's model, newly loaded from the folder, so that a test may change it."""
         return load(self.folder, device=CPU, dtype=torch.float32)
 
 
@@ -284,8 +284,8 @@ def load(folder: Path, **options: Any) -> Transformer:
 
 
 def make(name: str, folder: Path) -> Tiny:
-    """Build the case, check that it is a fair test, and save it into ``folder``."""
-    with torch.inference_mode(False):  # else the reference's buffers could not change outside of that mode
+    """Build the case, check that its attention and logits are neither too flat nor too sharp, and save it."""
+    with torch.inference_mode(False):  # otherwise the reference's buffers could not be changed outside of it
         return _make(name, folder)
 
 
@@ -296,7 +296,7 @@ def _make(name: str, folder: Path) -> Tiny:
     randomize(model, seed=SEEDS.get(name, 0))
     model.save_pretrained(folder)
     reference = load_with_transformers(folder)
-    reference.generation_config.eos_token_id = None  # no token ends a text
+    reference.generation_config.eos_token_id = None  # so that texts have the requested length
     with torch.no_grad():
         out = reference(random_ids(CONTEXT, seed=1), output_attentions=True)
     assert 1.0 < out.logits.std() < 10.0
@@ -306,59 +306,59 @@ def _make(name: str, folder: Path) -> Tiny:
 
 
 def load_with_transformers(folder: Path) -> PreTrainedModel:
-    """What transformers makes of a folder, in fp32 with plain (eager) attention."""
+    """The model in ``folder``, loaded by transformers, in fp32 with eager attention."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def randomize(model: PreTrainedModel, seed: int) -> None:
-    """Fill every parameter: norm weights around their start, biases around 0, matrices by what flows into them."""
+    """Randomize every parameter: norm weights around 1, biases around 0, and matrices scaled by their inputs."""
     generator = torch.Generator().manual_seed(seed)
     model_type = model.config.model_type
-    offset = 0.0 if "gemma" in model_type else 1.0  # Gemma adds 1 to what it stores
+    offset = 0.0 if "gemma" in model_type else 1.0  # Gemma adds 1 to the stored weight
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith("bias"):
                 parameter.copy_(0.15 * noise)
             elif parameter.ndim == 1 or "norm" in name:
-                parameter.copy_(offset + _longer(name, model_type) + 0.3 * noise)
+                parameter.copy_(offset + _norm_gain(name, model_type) + 0.3 * noise)
             else:
                 parameter.copy_(_deviation(name, parameter.shape, model_type) * noise)
 
 
-def _longer(name: str, model_type: str) -> float:
-    """What a norm's weight has above its start, by the part that it plays."""
+def _norm_gain(name: str, model_type: str) -> float:
+    """What is added to a norm's weight, by its role."""
     if any(part in name for part in ("q_norm", "k_norm", "_layernorm.norms")):
-        return 0.6  # queries and keys long enough to choose
-    # Gemma's embedding is scaled up, and is the head too: unless layers add more, a model repeats its last token.
+        return 0.6  # queries and keys long enough for attention to be selective
+    # Gemma's embedding is scaled up and is also the head: unless layers add more, a model repeats its last token.
     return 2.0 if "gemma" in model_type and "post_" in name else 0.0
 
 
 def _deviation(name: str, shape: torch.Size, model_type: str) -> float:
-    """Standard deviation of a matrix, by the part that it plays."""
+    """The standard deviation of a matrix's elements, by its role."""
     if any(part in name for part in ("wpe", "embed_in")):
         return 1.0
     if any(part in name for part in ("embed", "wte", "lm_head")):
         return (1.5 if "gemma" in model_type else 3.0) / math.sqrt(shape[1])  # logits of order 1 to 10
-    fan_in = shape[0] if ".c_attn" in name or ("h." in name and ".c_" in name) else shape[-1]  # GPT-2's is [in, out]
-    gain = {"c_attn": 1.8, "q_proj": 1.6, "k_proj": 1.6}  # queries and keys long enough to choose
+    fan_in = shape[0] if ".c_attn" in name or ("h." in name and ".c_" in name) else shape[-1]  # GPT-2 stores [in, out]
+    gain = {"c_attn": 1.8, "q_proj": 1.6, "k_proj": 1.6}  # queries and keys long enough for attention to be selective
     return next((g for part, g in gain.items() if part in name), 1.5) / math.sqrt(fan_in)
 
 
 def random_ids(count: int, *, seed: int, batch: int = 1) -> Tensor:
-    """Token ids [B, T] that depend on nothing but the arguments."""
+    """Token ids [B, T] that depend only on the arguments."""
     return torch.randint(VOCAB, (batch, count), generator=torch.Generator().manual_seed(seed))
 
 
 def relative_entropy(weights: Tensor) -> float:
-    """Mean entropy of causal attention weights [B, H, T, T], as a share of each row's maximum."""
-    entropy = torch.special.entr(weights).sum(-1)[..., 1:]  # the first row has no choice
+    """The mean entropy of causal attention weights [B, H, T, T], relative to each row's maximum."""
+    entropy = torch.special.entr(weights).sum(-1)[..., 1:]  # the first query sees only itself
     most = torch.arange(2, weights.shape[-1] + 1).log()
     return float((entropy / most).mean())
 
 
 def greedy(model: Transformer, prompt: Sequence[int], count: int, cache: KVCache | None = None) -> list[int]:
-    """``count`` most likely tokens after ``prompt``, one step at a time through the KV cache."""
+    """The ``count`` tokens that greedy decoding generates after ``prompt``."""
     sampler = Sampler([Temperature(0.0)], seed=0)
     return [step.token for step in steps(model, prompt, sampler=sampler, max_new_tokens=count, cache=cache)]
 

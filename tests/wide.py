@@ -1,4 +1,4 @@
-"""Random models of every family, wide enough for groups of 4-bit weights, and what their rounded weights stand for."""
+"""Random models of every family, wide enough for groups of 4-bit weights, and their dequantized counterparts."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from llmcli.model.transformer import Transformer
 from tests.tiny import CONFIGS
 
 GROUP = 32
-FEW = 64  # tokens from which 4-bit matrices too round what they multiply
+FEW = 64  # with more tokens than this, 4-bit matrices quantize activations too
 WIDE = {"hidden_size": 96, "n_embd": 96, "intermediate_size": 64, "moe_intermediate_size": 32}
 ROUTERS_AND_POSITIONS = ("router", "positions")
 
 
 def raw_config(name: str) -> dict[str, Any]:
-    """The config.json of a case of ``tiny.CONFIGS``, at sizes that 32 divides, but for some."""
+    """The config.json of a case in ``tiny.CONFIGS``, with most sizes multiples of 32."""
     raw: dict[str, Any] = json.loads(CONFIGS[name].to_json_string(use_diff=False))
     return raw | {key: size for key, size in WIDE.items() if key in raw}
 
 
 def wide_model(raw: dict[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Transformer:
-    """Every parameter random, of a size at which no layer drowns the others."""
+    """A model with random parameters, scaled so that no layer dominates the others."""
     generator = torch.Generator().manual_seed(seed)
     model = Transformer(family_of(raw).parse(raw)).requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -42,10 +42,10 @@ def wide_model(raw: dict[str, Any], *, dtype: torch.dtype = torch.float32, seed:
     return model.to(dtype).eval()
 
 
-def dequantised(weight: Tensor, kind: str) -> tuple[Tensor, bool]:
-    """A weight as it is after rounding, fp64, worked out anew from the paper's side; and whether in 4 bits.
+def dequantized(weight: Tensor, kind: str) -> tuple[Tensor, bool]:
+    """A weight after quantization, fp64, computed independently of llmcli; and whether it has 4 bits.
 
-    The factors of 4 bits are found by trying every one near the spanning: no better one may be missed.
+    For 4 bits, every factor near the one that just spans a group is tried.
     """
     wide = weight.double()
     if kind == "int8" or wide.shape[1] % GROUP:
@@ -65,12 +65,12 @@ def dequantised(weight: Tensor, kind: str) -> tuple[Tensor, bool]:
 
 
 class Reference(nn.Module):
-    """A matrix or table with dequantised weights, in plain floats; ``rounds`` activations where ours does."""
+    """A matrix or table with dequantized weights, in floats; rounds activations where a quantized module does."""
 
     def __init__(self, module: Linear | Embedding, kind: str) -> None:
         super().__init__()
         table = isinstance(module, Embedding)
-        weight, self.four = dequantised(module.weight, "int8" if table else kind)
+        weight, self.four = dequantized(module.weight, "int8" if table else kind)
         self.weight, self.bias = weight.to(module.weight.dtype), None if table else module.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Reference(nn.Module):
 
 
 def reference(model: Transformer, kind: str) -> Transformer:
-    """A copy of the model that computes with what the weights are after rounding."""
+    """A copy of the model that computes with dequantized weights."""
     other = copy.deepcopy(model)
     for name, module in list(other.named_modules()):
         if isinstance(module, (Linear, Embedding)) and name.rpartition(".")[2] not in ROUTERS_AND_POSITIONS:

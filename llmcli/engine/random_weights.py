@@ -1,4 +1,4 @@
-"""A model of any shape without a checkpoint: random weights, good for measuring speed only."""
+"""A model with random weights, in the shape of any config: for measuring speed without a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.model.config import ModelConfig
 
-PATTERN = 2**20 + 7  # random numbers, repeated to save time; an odd number, so that rows differ
+PATTERN = 2**20 + 7  # random numbers, which repeat to save time; an odd count, so that rows differ
 
 
 def random_model(config: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> EngineTransformer:
-    """Norms at 1, biases at 0, and all else from a normal distribution with deviation 0.02."""
+    """A model with norms at 1, biases at 0, and normally distributed weights with standard deviation 0.02."""
     with torch.device("meta"):
         model = EngineTransformer(config)
     model = model.to(dtype).to_empty(device=device)

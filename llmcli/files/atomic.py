@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Replacing files atomically."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path next to ``path`` that replaces it if the block succeeds: never half a file.
+    """A temporary path next to ``path``, which it replaces if the block succeeds, so that no file is ever half written.
 
-    A symbolic link stays one: its target is replaced.
+    Through a symbolic link, the link's target is replaced.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(path.name + ".part")
@@ -20,7 +20,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.touch()
         permissions = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(permissions)  # as the user's umask says: safetensors creates files that nobody else can read
+        temporary.chmod(
+            permissions
+        )  # those of the user's umask: safetensors makes files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

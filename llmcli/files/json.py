@@ -1,4 +1,4 @@
-"""Reading small JSON files, with uniform errors."""
+"""Reading small JSON files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ MAX_BYTES = 2**25  # config.json is a few KiB, the index of the largest models a
 
 
 def read_json(path: Path, hint: str = "a model folder has a config.json next to its weights") -> dict[str, Any]:
-    """The JSON object in a file. Errors name the file and, for invalid JSON, the line.
+    """Read the JSON object in a file of at most ``MAX_BYTES``.
 
-    ``hint`` is the hint of the error for a missing file.
+    Errors: the file is missing (with ``hint``), unreadable or too large, or not a JSON object; for invalid JSON, the
+    error names the line.
     """
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -1,6 +1,6 @@
-"""The safetensors container: reading its header, reading or mapping single tensors, and writing a file.
+"""The safetensors container: reading a file's header, reading or memory-mapping single tensors, and writing a file.
 
-A mapped tensor is read when it is used. Writing needs no memory besides the tensors themselves and a copy of one.
+A mapped tensor is read when it is used. Writing needs no memory beyond the tensors themselves and a copy of one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-INTEGERS = {  # whose meaning depends on a scale, or on what they count
+INTEGERS = {  # of quantized weights and of token ids
     "I8": torch.int8,
     "U8": torch.uint8,
     "I64": torch.int64,
 }
-MAX_HEADER = 2**23  # bytes; a hundred times the usual size, and parsed in an instant
+MAX_HEADER = 2**23  # bytes: a hundred times the usual size, but quick to parse
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor's dtype, as safetensors names it, its shape, and its byte range in the file."""
+    """A tensor in a file: its dtype, as safetensors names it, its shape, and its byte range."""
 
     name: str
     dtype: str
@@ -46,7 +46,10 @@ class Entry:
 
 
 class TensorFile:
-    """A file's tensors by name, with dtypes of ``DTYPES`` and ``also``. Errors: a file that is damaged in any way."""
+    """A file's ``entries`` by tensor name, and its ``metadata``.
+
+    ``also`` are dtypes to support in addition to ``DTYPES``, by safetensors' names. Errors: a damaged file.
+    """
 
     def __init__(self, path: Path, also: Mapping[str, torch.dtype] | None = None) -> None:
         self.path = path
@@ -65,7 +68,7 @@ class TensorFile:
             if length > MAX_HEADER:
                 raise ValueError(f"its header claims to be {length} bytes long")
             header = file.read(length)
-        with safe_open(self.path, framework="pt"):  # the library's own checks: overlaps, holes, the file's length
+        with safe_open(self.path, framework="pt"):  # the library checks for overlaps, gaps and the file's length
             pass
         tensors: dict[str, Any] = json.loads(header)
         self.metadata = tensors.pop("__metadata__", None) or {}
@@ -80,7 +83,7 @@ class TensorFile:
         )
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """The entry's dtype. Errors: an unsupported one."""
+        """The entry's torch dtype. Errors: it is not supported."""
         if entry.dtype not in self._dtypes:
             raise LlmcliError(
                 f"{self.path}: tensor {entry.name} is stored as {entry.dtype}", "supported: " + ", ".join(self._dtypes)
@@ -88,11 +91,14 @@ class TensorFile:
         return self._dtypes[entry.dtype]
 
     def read(self, entry: Entry) -> Tensor:
-        """The tensor, in its own memory, on the CPU."""
+        """Read the tensor into new memory, on the CPU."""
         return self.read_into(entry, torch.empty(entry.shape, dtype=self.dtype(entry)))
 
     def read_into(self, entry: Entry, target: Tensor) -> Tensor:
-        """Read the tensor straight into ``target``: contiguous, on the CPU, and of the stored dtype and size."""
+        """Read the tensor into ``target``, which is contiguous, on the CPU, and has the stored dtype and size.
+
+        Errors: a truncated or unreadable file.
+        """
         assert target.dtype == self.dtype(entry)
         assert target.numel() == math.prod(entry.shape)
         numpy: Any = target.view(-1).view(torch.uint8).numpy()
@@ -110,14 +116,14 @@ class TensorFile:
         return target
 
     def viewed(self, entry: Entry) -> Tensor:
-        """The tensor for a single use: mapped if possible, otherwise read."""
+        """The tensor, mapped if possible, otherwise read: for a single use."""
         mapped = self.mapped([entry])
         return self.read(entry) if mapped is None else mapped
 
     def mapped(self, entries: Sequence[Entry]) -> Tensor | None:
-        """Adjacent tensors as one, stacked along the first dimension, read when used.
+        """Adjacent tensors as one memory-mapped tensor, stacked along the first dimension.
 
-        None if they are not adjacent, or not aligned to their dtype.
+        None if they are not adjacent in this order, or not aligned to their dtype.
         """
         first, dtype = entries[0], self.dtype(entries[0])
         adjacent = all(a.end == b.start and a.dtype == b.dtype for a, b in itertools.pairwise(entries))
@@ -131,9 +137,10 @@ class TensorFile:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write ``tensors``, from any device, to a file that begins with the metadata.
+    """Write ``tensors``, from any device, to a file whose header begins with the metadata.
 
-    safetensors' own function needs twice their memory besides, which a long context does not leave.
+    safetensors' own function needs twice the tensors' memory in addition, which may not be available after a long
+    context.
     """
     names = {dtype: name for name, dtype in {**DTYPES, **INTEGERS}.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -1,10 +1,10 @@
-"""Bytes for people."""
+"""Readable sizes of files and memory."""
 
 from __future__ import annotations
 
 
 def readable(count: int) -> str:
-    """Three digits and a decimal unit, as the hub's pages show sizes: 999 B, 1.5 kB, 538 MB."""
+    """``count`` bytes with at most three digits and a decimal unit, as on Hugging Face: 999 B, 1.5 kB, 538 MB."""
     number, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if number < 999.5:

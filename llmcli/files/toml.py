@@ -1,4 +1,4 @@
-"""Reading TOML files, with uniform errors."""
+"""Reading TOML files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from llmcli.errors import usage_error
 
 
 def read_toml(path: Path, missing: str, example: str) -> dict[str, Any]:
-    """The table in a TOML file.
+    """Read the table in a TOML file.
 
-    Errors: the file does not exist (its hint is ``missing``), cannot be read, or is not TOML (``example``).
+    Errors: the file is missing (with the hint ``missing``), unreadable, not UTF-8, or not TOML (with the hint
+    ``example``).
     """
     if sys.version_info >= (3, 11):
         import tomllib

@@ -1,4 +1,4 @@
-"""A model's sizes and the choices in which families differ, frozen and validated."""
+"""A model's sizes and architectural choices, frozen and validated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LayerType = Literal["full_attention", "sliding_attention"]
 MAX_LAYERS = 512
 MAX_WIDTH = 2**20
 MAX_POSITIONS = 2**30
-# Far above any real model: a damaged number must not cost memory or time.
+# Far above any real model, so that a damaged number costs neither memory nor time.
 _MAX = {
     "vocab_size": 2**24,
     "hidden_size": MAX_WIDTH,
@@ -226,7 +226,7 @@ class ModelConfig:
 
     @property
     def layer_norms(self) -> tuple[str, ...]:
-        """The names of a layer's norms, of the four there may be; an absent one is the identity."""
+        """The names of a layer's norms, at most four; an absent one is the identity."""
         present = {
             "attn_norm": self.pre_norm,
             "attn_post_norm": self.post_norm,

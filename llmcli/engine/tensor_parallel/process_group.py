@@ -1,7 +1,7 @@
-"""The processes that compute one model together, each a rank, and their communication.
+"""The processes (ranks) that compute one model together, and their communication.
 
-torch.distributed does the work: gloo between CPUs, NCCL between GPUs. The first rank, 0, leads: it alone samples and
-interacts with the user. The others wait for its messages and take part in every pass.
+It is that of torch.distributed: gloo between CPUs, NCCL between GPUs. Rank 0 leads: only it samples and interacts with
+the user. The other ranks wait for its messages and take part in every pass.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from llmcli.model.device import pick_device
 T = TypeVar("T")
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # for every rank to start and import torch
-MESSAGE_TIMEOUT = timedelta(days=365)  # for the leader's next message: a user may think for long
-PASS_TIMEOUT = timedelta(seconds=25)  # for the others to reach the same point of a pass; then one must be lost
+MESSAGE_TIMEOUT = timedelta(days=365)  # for the leader's next message, which may wait for the user
+PASS_TIMEOUT = timedelta(seconds=25)  # for all ranks to reach the same point of a pass, unless one is lost
 stores: Any = dist
 MESSAGE_SIZE = 64  # integers per message: a token's pass and short prompts fit into one
 
 
 class ProcessGroup:
-    """This process, ``rank`` of ``size``, among all. Errors: the ranks do not find each other, or one is lost.
+    """This process as ``rank`` of ``size``. Errors: the ranks do not find each other, or one is lost.
 
-    ``device`` is where this rank computes. The ranks meet through the file ``rendezvous``, or by the environment
-    variables that torchrun sets.
+    ``device`` is where this rank computes. The ranks find each other through the file ``rendezvous``, or through the
+    environment variables that torchrun sets.
     """
 
     def __init__(self, device: torch.device, rank: int, size: int, rendezvous: Path | None = None) -> None:
@@ -53,23 +53,23 @@ class ProcessGroup:
         self._message_group: Any = dist.new_group(backend="gloo", timeout=MESSAGE_TIMEOUT)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' x, in place."""
+        """Replace x by the sum of all ranks' x, and return it."""
         with self._guarded():
             dist.all_reduce(x, group=self._pass_group)
         return x
 
     def broadcast(self, x: Tensor) -> Tensor:
-        """The first rank's x, on every rank, in place."""
+        """Replace x by the first rank's x on every rank, and return it."""
         with self._guarded():
             dist.broadcast(x, 0, group=self._pass_group)
         return x
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's x, all of the same shape, on the first rank; an empty list on the others."""
-        found = [torch.empty_like(x) for _ in range(self.size)] if self.leads else None
+        parts = [torch.empty_like(x) for _ in range(self.size)] if self.leads else None
         with self._guarded():
-            dist.gather(x, found, dst=0, group=self._pass_group)
-        return found or []
+            dist.gather(x, parts, dst=0, group=self._pass_group)
+        return parts or []
 
     def send(self, *numbers: int) -> None:
         """Send the leader's message to all other ranks."""
@@ -87,14 +87,14 @@ class ProcessGroup:
         return numbers
 
     def exchange(self, value: T) -> list[T]:
-        """Every rank's value, in order of rank, once all have called this, however long that takes."""
+        """Every rank's value, in order of rank; waits until all ranks have called this, however long that takes."""
         values: list[Any] = [None] * self.size
         with self._guarded():
             dist.all_gather_object(values, value, group=self._message_group)
         return values
 
     def on_all(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, once it is done on every rank. Errors: an error of any rank is raised on all."""
+        """Run ``work`` and return its result once every rank is done. Errors: an error on any rank is raised on all."""
         done, error_parts = None, None
         try:
             done = work()
@@ -113,7 +113,7 @@ class ProcessGroup:
 
     @contextmanager
     def undivided_pass(self) -> Iterator[None]:
-        """A pass, which every rank must complete: after a failure the group is broken."""
+        """Run a pass, which every rank must complete: Ctrl-C is deferred, and after a failure the group is broken."""
         with _uninterrupted():
             try:
                 yield
@@ -135,7 +135,7 @@ class ProcessGroup:
 
 
 def device_of(name: str, local_rank: int) -> torch.device:
-    """The device of one of a machine's ranks, by the requested device: its own GPU, or the CPU.
+    """The device of the rank ``local_rank`` of this machine, for a requested device: its own GPU, or the CPU.
 
     Errors: too few GPUs, or a device that ranks cannot use.
     """
@@ -158,6 +158,7 @@ def _loopback() -> str:
 
 @contextmanager
 def _lost(message: str, hint: str) -> Iterator[None]:
+    """Raise torch.distributed's errors as an LlmcliError."""
     try:
         yield
     except (RuntimeError, ValueError) as error:  # torch raises no specific error
@@ -166,7 +167,7 @@ def _lost(message: str, hint: str) -> Iterator[None]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Defer Ctrl-C to the end of the block."""
+    """Defer Ctrl-C until the end of the block."""
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield

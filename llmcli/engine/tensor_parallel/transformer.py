@@ -1,4 +1,4 @@
-"""One rank's part of a transformer: the same modules, narrower, whose outputs are summed over the ranks.
+"""One rank's part of a transformer: the same modules, but narrower, with outputs summed over the ranks.
 
 Source: Shoeybi et al. 2019, Megatron-LM. Each layer has two sums, after attention and after the MLP.
 """
@@ -31,7 +31,7 @@ INLINE_IDS = MESSAGE_SIZE - 6  # token ids that fit into a message
 
 
 class SplitEmbedding(FastEmbedding):
-    """The table's rows for some of the tokens; the rank that holds a token's row sends it to all."""
+    """The rows of some tokens. A token's row is summed over the ranks, of which all but one contribute 0."""
 
     def __init__(self, partition: Partition, group: ProcessGroup) -> None:
         super().__init__(len(partition.vocabulary), partition.whole.hidden_size)
@@ -45,7 +45,11 @@ class SplitEmbedding(FastEmbedding):
 
 
 class SplitNorm(Norm):
-    """RMSNorm over heads that are spread over the ranks: the squares are summed over all of them."""
+    """RMSNorm over heads that are distributed among the ranks: the squares are summed over all ranks.
+
+    ``heads`` is their number in the whole model; ``counted`` says for each of this rank's heads whether this rank adds
+    it to the sum.
+    """
 
     def __init__(self, config: ModelConfig, heads: int, counted: tuple[bool, ...], group: ProcessGroup) -> None:
         assert config.norm == "rms"
@@ -62,10 +66,10 @@ class SplitNorm(Norm):
 
 
 class SplitTransformer(EngineTransformer):
-    """A rank's part. Each pass of the leader is a pass of every rank; the others only ``serve``.
+    """A rank's part of the model. The leader runs passes, in which the other ranks take part while they ``serve``.
 
-    ``config`` is that of the part, except for the vocabulary, which is the whole one. A trace keeps the whole
-    residual, but only the leader's own attention heads.
+    ``config`` is that of the part, but with the whole vocabulary. A trace records the whole residual, but only the
+    leader's own attention heads.
     """
 
     complete = False
@@ -108,7 +112,7 @@ class SplitTransformer(EngineTransformer):
             return self._logits(self.group.broadcast(rows)).view(*x.shape[:-1], -1)
 
     def _logits(self, x: Tensor) -> Tensor:
-        """The logits [n, V] of x [n, C] on the leader; on the other ranks, only their own columns."""
+        """The logits [n, V] of x [n, C] on the leader; only the rank's own columns on the others."""
         widest = -(-self.config.vocab_size // self.group.size)
         own = super().unembed(x)
         parts = self.group.gather(F.pad(own, (0, widest - own.shape[-1])).contiguous())
@@ -116,7 +120,7 @@ class SplitTransformer(EngineTransformer):
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], -1) if parts else own
 
     def _key(self, cache: KVCache) -> int:
-        """The number by which the other ranks know a cache."""
+        """The number that identifies a cache to the other ranks."""
         if cache not in self._keys:
             self._keys[cache] = self._next
             weakref.finalize(cache, self._forgotten.append, self._next)
@@ -124,13 +128,13 @@ class SplitTransformer(EngineTransformer):
         return self._keys[cache]
 
     def end(self) -> None:
-        """Release the other ranks, if they still run."""
+        """Make the other ranks return from ``serve``, if they are still running."""
         with suppress(LlmcliError):
             self.group.send(END)
 
     @torch.inference_mode()
     def serve(self) -> None:
-        """Take part in the leader's passes until it ends. Errors: the leader is lost."""
+        """Take part in the leader's passes until it calls ``end``. Errors: the leader is lost."""
         caches: dict[int, KVCache] = {}
         while True:
             request, *values = self.group.receive()
@@ -147,7 +151,7 @@ class SplitTransformer(EngineTransformer):
     def _read(
         self, caches: dict[int, KVCache], key: int, past: int, planned: int, rows: int, count: int, *ids: int
     ) -> None:
-        """Another rank's part of one of the leader's passes."""
+        """Take part in a pass of the leader: ``past`` positions are cached, ``rows`` texts get ``count`` ids each."""
         if rows * count <= INLINE_IDS:
             received = torch.tensor(ids[: rows * count], device=self.device)
         else:
@@ -170,9 +174,9 @@ def load_split(
     adapter: Path | None = None,
     progress: Progress | None = None,
 ) -> SplitTransformer:
-    """This rank's part of a model, on the group's device; nothing else is read. Arguments as for ``Checkpoint.load``.
+    """Load this rank's part of a model, and nothing else, to the group's device. Arguments as for ``Checkpoint.load``.
 
-    Errors: those of ``Checkpoint.load``; quantized weights, which are not split.
+    Errors: those of ``Checkpoint.load``; quantized weights, which cannot be split.
     """
     if checkpoint.quantization is not None:
         raise usage_error("quantized weights cannot be split among ranks", "use the model in bfloat16")

@@ -1,6 +1,6 @@
-"""The supported model families, by config.json's ``model_type``: kin share a file.
+"""The supported model families, by config.json's ``model_type``. Related families share a file.
 
-A new family is a section in one of these files, or a new file, and an entry in ``FAMILIES``.
+To add a family, add a section to one of these files, or a new file, and an entry in ``_ALL``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def family_of(raw: Mapping[str, Any]) -> Family:
-    """The family of a parsed config.json."""
+    """The family of a parsed config.json. Errors: no ``model_type``, or an unsupported one."""
     model_type = raw.get("model_type")
     if model_type is None:
         raise LlmcliError("config.json has no model_type", "is this the folder of a Hugging Face model?")

@@ -1,4 +1,4 @@
-"""Typed reading of config.json: single fields, and what nearly every family has under the same names."""
+"""Typed access to config.json: single fields, and the fields that nearly all families share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def field(raw: Mapping[str, Any], key: str, default: T) -> T:
-    """``raw[key]``, which must have the type of ``default``; ``default`` if it is missing or null."""
+    """``raw[key]``; ``default`` if it is missing or null. Errors: another type than ``default``'s, NaN or infinity."""
     value = raw.get(key)
     if value is None:
         return default
@@ -37,7 +37,7 @@ def field(raw: Mapping[str, Any], key: str, default: T) -> T:
 
 
 def choice(raw: Mapping[str, Any], key: str, default: str, known: Mapping[str, Activation]) -> Activation:
-    """The entry of ``known`` for ``raw[key]``. Errors: there is none; the error lists those there are."""
+    """The entry of ``known`` for ``raw[key]``. Errors: an unknown value; the error lists the known ones."""
     value = raw.get(key)
     value = default if value is None else value
     if not isinstance(value, str) or value not in known:
@@ -60,14 +60,14 @@ def described_ids(ids: tuple[int, ...]) -> int | list[int] | None:
 
 
 def optional(raw: Mapping[str, Any], key: str, default: T | None, kind: type[T]) -> T | None:
-    """Like ``field``, but null means that there is none."""
+    """Like ``field``, but null means None."""
     if key not in raw:
         return default
     return None if raw[key] is None else field(raw, key, kind())
 
 
 def layer_types(raw: Mapping[str, Any], layers: int, windowed: Callable[[int], bool]) -> tuple[LayerType, ...]:
-    """config.json's ``layer_types``; without them, the layers for which ``windowed`` is true have a window."""
+    """config.json's ``layer_types``; if it has none, the layers for which ``windowed`` is true have a window."""
     value = raw.get("layer_types")
     if value is None:
         return tuple("sliding_attention" if windowed(i) else "full_attention" for i in range(layers))
@@ -97,10 +97,10 @@ def wrong(key: str, value: object, wanted: str) -> LlmcliError:
 
 @dataclass(frozen=True)
 class Defaults:
-    """A family's defaults: those of its config class in transformers. Published files omit values that equal them.
+    """A family's defaults, which are those of its config class in transformers: published files omit such values.
 
     ``num_key_value_heads`` None: as many as query heads. ``head_dim`` None: hidden_size / num_attention_heads. The
-    ``..._key`` fields are the family's names of keys.
+    fields that end in ``_key`` are the family's names for keys.
     """
 
     model_type: str
@@ -155,7 +155,7 @@ def common(raw: Mapping[str, Any], defaults: Defaults) -> dict[str, Any]:
 
 
 def _size(raw: Mapping[str, Any], key: str, default: int, most: int) -> int:
-    """A size that families compute with before ``ModelConfig`` checks it."""
+    """A size from 1 to ``most``, checked here because families compute with it before ``ModelConfig`` checks it."""
     size = field(raw, key, default)
     if not 1 <= size <= most:
         raise wrong(key, size, f"a whole number from 1 to {most}")
@@ -171,7 +171,7 @@ def rope(
 ) -> RopeConfig:
     """Rotary settings from either generation of config.json: ``rope_theta`` + ``rope_scaling``, or ``rope_parameters``.
 
-    The latter may be nested by layer type. ``theta`` and ``partial`` are the family's defaults.
+    ``rope_parameters`` may be nested by layer type. ``theta`` and ``partial`` are the family's defaults.
     """
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
@@ -221,7 +221,7 @@ def _attention_factor(rope: RopeConfig, scaling: Mapping[str, Any]) -> float:
 
 
 def scaled_context(rope: RopeConfig, context: int) -> int:
-    """The context in tokens. "dynamic" and "yarn" files may state the one before scaling."""
+    """The context in tokens after scaling: files with "dynamic" or "yarn" rope may state the one before scaling."""
     if rope.rope_type in ("dynamic", "yarn") and rope.factor > 1 and context > 0:
         longest = rope.factor * rope.original_max_position_embeddings
         return max(context, int(min(longest, MAX_POSITIONS)))
@@ -229,5 +229,5 @@ def scaled_context(rope: RopeConfig, context: int) -> int:
 
 
 def windowed(window: int | None, layers: int) -> dict[str, Any]:
-    """``ModelConfig``'s arguments for a sliding window, if there is one, in all layers."""
+    """``ModelConfig``'s arguments for a sliding window in all layers, or for none."""
     return {"sliding_window": window, "layer_types": () if window is None else ("sliding_attention",) * layers}

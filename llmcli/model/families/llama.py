@@ -44,7 +44,7 @@ def parse_llama(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of a Llama without rope scaling, such as ``llmcli train`` makes, as transformers reads it."""
+    """The config.json, for transformers too, of a Llama without rope scaling, such as ``llmcli train`` makes."""
     assert config.rope is not None
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -40,7 +40,7 @@ def parse_phi3(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def with_longrope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json in its present form: early files call LongRoPE "su" or "yarn". The original context is 4096."""
+    """config.json with LongRoPE under its current name: early files call it "su" or "yarn"."""
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters")
     if not isinstance(scaling, Mapping):
         return raw

@@ -1,4 +1,4 @@
-"""How a family describes itself: the reading of its config.json, and its tensor names as data."""
+"""What defines a family: how its config.json is parsed, and its tensor names, as data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ if TYPE_CHECKING:  # a download looks up the family without loading torch
 class Family:
     """Everything that is specific to one ``model_type``.
 
-    ``renamed`` are (pattern, replacement) pairs for re.sub, applied to the stored names of old or differently
-    wrapped files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as
-    precomputed masks.
+    ``renamed`` are (pattern, replacement) pairs for re.sub, applied to stored names, which differ in old or multimodal
+    files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as precomputed masks.
     """
 
     model_type: str
@@ -29,7 +28,7 @@ class Family:
     dropped: tuple[str, ...] = ()
 
     def rename(self, name: str) -> str:
-        """A stored name in the form that the family's rules use."""
+        """The name that the family's rules use for a stored name."""
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
@@ -37,7 +36,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Source:
-    """A stored tensor and the number of a parameter's rows that it fills.
+    """A stored tensor, and the number of rows that it fills in a parameter.
 
     ``transposed``: stored [in, out]. ``grouped`` (a, b, c): the stored rows, viewed as [a, b, c, ...], become the
     parameter's as [a, c, b, ...]. ``shape`` is the stored shape if it differs from rows and columns.
@@ -50,13 +49,13 @@ class Source:
     shape: tuple[int, ...] = ()
 
     def stored_shape(self, columns: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the stored tensor must have, for a parameter [rows of all sources, *columns]."""
+        """The shape that the stored tensor must have for a parameter of shape [rows of all sources, *columns]."""
         shape = self.shape or (self.rows, *columns)
         return shape[::-1] if self.transposed else shape
 
     @property
     def as_stored(self) -> bool:
-        """Whether the rows are stored in the parameter's order."""
+        """Whether the stored rows are the parameter's, in the same order."""
         return not self.transposed and self.grouped is None
 
     def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
@@ -74,7 +73,7 @@ class Source:
         return replace(self, transposed=False).arranged(torch.arange(self.rows), ())
 
     def in_file(self, rows: Tensor, columns: tuple[int, ...]) -> Tensor:
-        """The inverse of ``arranged``."""
+        """The inverse of ``arranged``: the parameter's rows [rows, *columns] as the stored tensor."""
         if self.grouped is not None:
             a, b, c = self.grouped
             rows = rows.reshape(a, c, b, -1).transpose(1, 2)
@@ -84,7 +83,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Rule:
-    """A parameter of ``Transformer`` and the stored tensors that fill it, stacked along its rows."""
+    """A parameter of ``Transformer``, and the stored tensors that fill it, stacked along its rows."""
 
     target: str
     sources: tuple[Source, ...]
@@ -92,7 +91,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Names:
-    """A family's tensor names, without ``.weight`` and ``.bias``. Llama's are the defaults.
+    """A family's tensor names, without ``.weight`` and ``.bias``; the defaults are Llama's.
 
     Names within a layer are appended to ``layer``, which contains the layer's number. A single name for ``qkv`` or
     ``up`` is a stacked matrix. ``transposed``: the layers' matrices are stored [in, out]. ``by_head``: the stacked
@@ -124,7 +123,7 @@ class Names:
     interleaved: bool = False
 
     def rules(self, config: ModelConfig) -> list[Rule]:
-        """A rule for every parameter that a ``Transformer`` of this config has."""
+        """A rule for every parameter of a ``Transformer`` with this config."""
         table = [_whole("embedding.weight", f"{self.embedding}.weight", config.vocab_size)]
         if config.position == "learned":
             table.append(_whole("positions.weight", f"{self.positions}.weight", config.max_position_embeddings))
@@ -164,7 +163,7 @@ class Names:
         return table
 
     def _pairs(self, config: ModelConfig, heads: int) -> tuple[int, int, int] | None:
-        """``Source.grouped`` that moves the rows of ``heads`` heads from adjacent pairs to halves."""
+        """``Source.grouped`` for ``heads`` heads whose rotary pairs are adjacent in the file; None if they are not."""
         return (heads, config.head_dim // 2, 2) if self.interleaved else None
 
     def _head_norm(self, config: ModelConfig, stored: str, heads: int) -> tuple[Source, ...]:
