@@ -74,13 +74,13 @@ def print_summary(
     *,
     seed: int,
     context: int,
-    guesses: tuple[int, int] | None = None,
+    proposals: tuple[int, int] | None = None,
     cached: int = 0,
 ) -> None:
     """Print the counts and speeds of a finished generation, why it stopped, and the seed that repeats it.
 
-    ``context`` is the model's context in tokens; ``cached`` prompt tokens came from a prompt cache. ``guesses`` counts
-    the tokens drafted and accepted, with speculative decoding.
+    ``context`` is the model's context in tokens; ``cached`` prompt tokens came from a prompt cache. ``proposals``
+    counts the tokens drafted and accepted, with speculative decoding.
     """
     done = generation
     # The first token comes from prefill, so the decode speed is that of the others.
@@ -89,7 +89,7 @@ def print_summary(
         prefill = f" ({cached} cached)"
     else:
         prefill = f", prefill {done.prompt_tokens / done.prefill_seconds:.0f} tokens/s" if done.tokens else ""
-    drafted = "" if guesses is None else f" | {guesses[0]} tokens drafted, {guesses[1]} accepted"
+    drafted = "" if proposals is None else f" | {proposals[0]} tokens drafted, {proposals[1]} accepted"
     note(
         f"{counted(done.tokens, 'token')}, decode {decode} | prompt {counted(done.prompt_tokens, 'token')}{prefill} | "
         f"first token after {done.prefill_seconds:.2f} s | context {done.length} of {context} | "

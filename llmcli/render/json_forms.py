@@ -83,12 +83,12 @@ def generation_end(
     tokens: int,
     prefill_seconds: float,
     decode_seconds: float,
-    guesses: tuple[int, int] | None = None,
+    proposals: tuple[int, int] | None = None,
     valid: bool | None = None,
 ) -> dict[str, Any]:
     """Return the last record of ``generate --json``.
 
-    ``guesses`` counts the tokens drafted and accepted, with speculative decoding; ``valid`` says whether the text
+    ``proposals`` counts the tokens drafted and accepted, with speculative decoding; ``valid`` says whether the text
     satisfies the grammar, if one was given.
     """
     end = {
@@ -99,8 +99,8 @@ def generation_end(
         "prefill_seconds": prefill_seconds,
         "decode_seconds": decode_seconds,
     }
-    if guesses is not None:
-        end |= {"guessed": guesses[0], "kept": guesses[1]}
+    if proposals is not None:
+        end |= {"guessed": proposals[0], "kept": proposals[1]}
     return end if valid is None else {**end, "valid": valid}
 
 

@@ -98,7 +98,7 @@ def write_text(
         sys.stderr,
         seed=sampler.seed,
         context=loaded.model.config.max_position_embeddings,
-        guesses=proposals(generated) if verbose else None,
+        proposals=proposals(generated) if verbose else None,
         cached=cached_tokens(generated) or 0,
     )
 
