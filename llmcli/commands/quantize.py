@@ -59,7 +59,7 @@ def quantize(
     import torch
 
     from llmcli.files.json import read_json
-    from llmcli.files.names import WEIGHTS
+    from llmcli.files.names import CONFIG, WEIGHTS
     from llmcli.files.sizes import readable
     from llmcli.render.progress import LoadingProgress
     from llmcli.render.terminal import note
@@ -77,7 +77,7 @@ def quantize(
     # Before all else, because a text may turn out too short.
     old = validate(loaded.model, encoded, size, precision=torch.float32) if documents else None
     with LoadingProgress(sys.stderr) as view:
-        save_quantized(loaded.model, kind, out, read_json(loaded.folder / "config.json"), view)
+        save_quantized(loaded.model, kind, out, read_json(loaded.folder / CONFIG), view)
     copy_rest(loaded.folder, out)
     before = sum(path.stat().st_size for path in weight_files(loaded.folder))
     after = (out / WEIGHTS).stat().st_size

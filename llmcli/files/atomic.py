@@ -20,9 +20,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.touch()
         permissions = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(
-            permissions
-        )  # those of the user's umask: safetensors makes files that only their owner can read
+        # The permissions of the user's umask: safetensors makes files that only their owner can read.
+        temporary.chmod(permissions)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

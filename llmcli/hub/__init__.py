@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
-from llmcli.files.names import INDEX, WEIGHTS
+from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.hub import cache
 from llmcli.hub.cache import OnDisk, Progress
 from llmcli.hub.names import HubName, parse
@@ -23,7 +23,7 @@ def shipped() -> dict[str, Path]:
         for weights in reversed(SHIPPED_FOLDERS)
         if weights.is_dir()
         for folder in sorted(weights.iterdir())
-        if (folder / "config.json").is_file()
+        if (folder / CONFIG).is_file()
     }
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmcli.files.names import CONFIG
 from llmcli.hub.files import is_complete, pickled_files
 from llmcli.hub.names import COMMIT, MAIN, HubName
 
@@ -39,7 +40,7 @@ class OnDisk:
     def family(self) -> str | None:
         """``model_type`` of config.json, if that can be read."""
         try:
-            found = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+            found = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return found if isinstance(found, str) else None
@@ -132,9 +133,9 @@ def models() -> Iterator[OnDisk]:
         partial = any(folder.parents[1].glob("blobs/*.incomplete"))
         if _is_complete(folder):
             state = COMPLETE
-        elif "config.json" in names and pickled_files(names) and not any(n.endswith(".safetensors") for n in names):
+        elif CONFIG in names and pickled_files(names) and not any(n.endswith(".safetensors") for n in names):
             state = PICKLED
-        elif "config.json" in names or partial:
+        elif CONFIG in names or partial:
             state = INCOMPLETE
         else:
             continue

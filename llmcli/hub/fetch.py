@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmcli.errors import LlmcliError
-from llmcli.files.names import INDEX
+from llmcli.files.names import CONFIG, INDEX
 from llmcli.files.sizes import readable
 from llmcli.hub.cache import Progress, cache_folder, commit_of, repo_folder
 from llmcli.hub.failures import AGAIN, host, is_of_the_network, quietly, told
@@ -73,9 +73,9 @@ def fetch(name: HubName, progress: Progress | None = None) -> Path:
 def _weights(listing: Mapping[str, RemoteFile], download: Download) -> list[RemoteFile]:
     """The weights among the files, and their index. Errors: none that llmcli can use, as far as can be told by now."""
     weights = [listing[file] for file in weight_files(listing)]
-    if "config.json" in listing:
+    if CONFIG in listing:
         try:
-            family_of(json.loads(download.received(listing["config.json"]).read_text(encoding="utf-8")))
+            family_of(json.loads(download.received(listing[CONFIG]).read_text(encoding="utf-8")))
         except (ValueError, AttributeError, RecursionError):
             raise LlmcliError("config.json is no JSON object", "the model's files may be damaged") from None
     if listing.get(INDEX) in weights:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
-from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS
+from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS
 
 _SMALL = re.compile(
     r"config\.json|generation_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
@@ -36,7 +36,7 @@ def weight_files(names: Collection[str]) -> list[str]:
             else f"it holds no weights that llmcli reads ({WEIGHTS})",
             "look for a version with safetensors",
         )
-    if main and "config.json" not in names:
+    if main and CONFIG not in names:
         raise LlmcliError("it holds no config.json", "llmcli reads models in the layout of transformers")
     return found
 
@@ -64,7 +64,7 @@ def is_complete(folder: Path, *, without_tokenizer: bool = False) -> bool:
     def there(*names: str) -> bool:
         return all((folder / name).is_file() for name in names)
 
-    if there("config.json") and (without_tokenizer or there("tokenizer.json")):
+    if there(CONFIG) and (without_tokenizer or there("tokenizer.json")):
         if there(WEIGHTS):
             return True
         try:

@@ -13,6 +13,7 @@ import torch
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.atomic import replacing
 from llmcli.files.json import read_json
+from llmcli.files.names import CONFIG
 from llmcli.model.families import llama
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
@@ -52,7 +53,7 @@ def begin(out: Path, recipe: Recipe, corpus: Corpus, *, init: Path | None = None
     try:
         out.mkdir(parents=True, exist_ok=True)
         model, described = _new(out, recipe, corpus) if init is None else _taken(out, recipe, init)
-        with replacing(out / "config.json") as temporary:
+        with replacing(out / CONFIG) as temporary:
             temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         recipe.write(out)
     except OSError as error:
@@ -69,7 +70,7 @@ def go_on(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.device) ->
         )
     recipe.write(out)
     model = Transformer(Checkpoint.read(out).config)
-    return _run(out, recipe, corpus, model.to(device), read_json(out / "config.json"))
+    return _run(out, recipe, corpus, model.to(device), read_json(out / CONFIG))
 
 
 def _new(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[str, Any]]:
@@ -99,7 +100,7 @@ def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str
             setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))  # of its own: a file may lie behind
     rows = model.embedding.weight.shape[0]
     told = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
-    described = {k: v for k, v in read_json(init / "config.json").items() if k != "quantization_config"}
+    described = {k: v for k, v in read_json(init / CONFIG).items() if k != "quantization_config"}
     model.config = replace(model.config, vocab_size=rows)
     return model.train(), {**described, **told}
 

@@ -72,13 +72,13 @@ def test_a_step_has_the_same_operations_at_any_depth(tiny: Callable[[str], Tiny]
     assert near.calls == far.calls
 
 
-@pytest.mark.parametrize(("kind", "kernel"), [("int8", "_int_mm"), ("int4", "_weight_int4pack_mm_for_cpu")])
-def test_a_step_never_unpacks_quantized_weights(tiny: Callable[[str], Tiny], kind: Any, kernel: str) -> None:
+@pytest.mark.parametrize(("quantization", "kernel"), [("int8", "_int_mm"), ("int4", "_weight_int4pack_mm_for_cpu")])
+def test_a_step_never_unpacks_quantized_weights(tiny: Callable[[str], Tiny], quantization: Any, kernel: str) -> None:
     model = bf16(tiny, "llama")
-    quantize(model, kind)
+    quantize(model, quantization)
     count = counted(model, 8)
     weights = min(parameter.numel() for name, parameter in model.named_parameters() if name.endswith("qkv.weight"))
-    assert count.calls[kernel] or kind == "int4"
+    assert count.calls[kernel] or quantization == "int4"
     assert count.calls["_int_mm"] + count.calls["_weight_int4pack_mm_for_cpu"] == 4 * model.config.num_hidden_layers + 1
     assert count.largest < weights
 

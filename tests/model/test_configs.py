@@ -47,7 +47,7 @@ def windows(config: PretrainedConfig) -> list[int | None]:
     types = getattr(config, "layer_types", None)
     if types is None:
         types = ["full_attention" if window is None else "sliding_attention"] * layers
-    return [window if kind == "sliding_attention" else None for kind in types]
+    return [window if layer_type == "sliding_attention" else None for layer_type in types]
 
 
 def expected(config: PretrainedConfig) -> dict[str, Any]:

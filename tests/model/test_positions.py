@@ -224,16 +224,16 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("length", [1024, 1025, 4000])
 def test_frequencies_match_transformers(settings: dict[str, Any], share: float, length: int) -> None:
     """The angles and the attention factor that follow from the same config.json."""
-    kind = settings["rope_type"]
-    context = 1024 if kind == "dynamic" else 16384
+    rope_type = settings["rope_type"]
+    context = 1024 if rope_type == "dynamic" else 16384
     settings = {**settings, "rope_theta": 50000.0, "partial_rotary_factor": share}
-    if kind in ("llama3", "yarn", "longrope"):
+    if rope_type in ("llama3", "yarn", "longrope"):
         settings["original_max_position_embeddings"] = 1024
     for factors in ("short_factor", "long_factor"):
         if factors in settings:
             settings[factors] = settings[factors][: int(32 * share)]
     theirs = LlamaConfig(head_dim=D, max_position_embeddings=context, rope_parameters=copy.deepcopy(settings))
-    expected, factor = ROPE_INIT_FUNCTIONS[kind](theirs, torch.device("cpu"), seq_len=length)
+    expected, factor = ROPE_INIT_FUNCTIONS[rope_type](theirs, torch.device("cpu"), seq_len=length)
     raw = {"model_type": "llama", "head_dim": D, "max_position_embeddings": context, "rope_parameters": settings}
     config = family_of(raw).parse(raw).rope
     assert config is not None

@@ -67,11 +67,13 @@ def test_it_depends_on_the_dtype_even_if_all_bits_are_equal(model: Transformer) 
     assert fingerprint(model.to(torch.float16)) != fingerprint(model.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_weights_have_a_reproducible_fingerprint_of_their_own(tiny: TinyFactory, kind: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_weights_have_a_reproducible_fingerprint_of_their_own(
+    tiny: TinyFactory, quantization: Quantization
+) -> None:
     models = [tiny("llama").load() for _ in range(3)]
     for quantized in models[1:]:
-        quantize(quantized, kind)
+        quantize(quantized, quantization)
     plain, first, second = map(fingerprint, models)
     assert plain != first == second
     for name, tensor in models[1].state_dict().items():

@@ -34,7 +34,7 @@ from llmcli.storage.quantize import (
 from tests.tiny import CASES, VOCAB, random_ids
 from tests.wide import GROUP, raw_config, reference, wide_model
 
-KINDS: tuple[Quantization, ...] = ("int8", "int4")
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Tolerance of a product, relative to the row's norm times the weights' norm, by the dtype of the result.
 PRECISION = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}
@@ -55,15 +55,15 @@ def linear(out: int, inner: int, *, bias: bool = False, seed: int = 0) -> Linear
 
 
 def quantized_version(
-    plain: Linear | Embedding, kind: Quantization, dtype: torch.dtype = torch.float32
+    plain: Linear | Embedding, quantization: Quantization, dtype: torch.dtype = torch.float32
 ) -> torch.nn.Module:
     """The module that ``quantize`` replaces ``plain`` with."""
-    return quantized_module(stored_tensors(plain, kind, "name"), dtype, table=isinstance(plain, Embedding))
+    return quantized_module(stored_tensors(plain, quantization, "name"), dtype, table=isinstance(plain, Embedding))
 
 
-def dequantized_weights(plain: Linear | Embedding, kind: Quantization) -> Tensor:
+def dequantized_weights(plain: Linear | Embedding, quantization: Quantization) -> Tensor:
     """The weights that the stored tensors of ``plain`` represent, fp64, unpacked by hand."""
-    tensors = stored_tensors(plain, kind, "name")
+    tensors = stored_tensors(plain, quantization, "name")
     codes, scale = tensors["weight"], tensors["scale"].double().view(-1, 1)
     if "factors" not in tensors:
         return codes.double() * scale
@@ -146,11 +146,11 @@ def test_rows_that_are_not_whole_groups_get_8_bits(shape: tuple[int, int]) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_embedding_has_8_bits_for_lookup_and_unembedding(kind: Quantization, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_an_embedding_has_8_bits_for_lookup_and_unembedding(quantization: Quantization, dtype: torch.dtype) -> None:
     plain = Embedding(71, 64).requires_grad_(False)
     plain.weight.copy_(noise(71, 64))
-    ours, weights = quantized_version(plain, kind, dtype), dequantized_weights(plain, "int8")
+    ours, weights = quantized_version(plain, quantization, dtype), dequantized_weights(plain, "int8")
     assert isinstance(ours, Int8Embedding)
     ids = torch.tensor([[0, 70, 3], [5, 5, 1]])
     assert torch.equal(ours(ids), weights.float()[ids].to(dtype))
@@ -161,17 +161,17 @@ def test_an_embedding_has_8_bits_for_lookup_and_unembedding(kind: Quantization, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", [*KINDS, "table"])
-def test_a_single_vector_gives_the_row_of_a_batch_and_is_not_changed(kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("module_type", [*QUANTIZATIONS, "table"])
+def test_a_single_vector_gives_the_row_of_a_batch_and_is_not_changed(module_type: str, dtype: torch.dtype) -> None:
     product: Callable[[Tensor], Tensor]
-    if kind == "table":
+    if module_type == "table":
         table = Embedding(71, 64).requires_grad_(False)
         table.weight.copy_(noise(71, 64))
         made = quantized_version(table, "int8", dtype)
         assert isinstance(made, Int8Embedding)
         product = made.unembed
     else:
-        product = quantized_version(linear(71, 64), "int8" if kind == "int8" else "int4", dtype)
+        product = quantized_version(linear(71, 64), "int8" if module_type == "int8" else "int4", dtype)
     rows = noise(6, 64, seed=3).to(dtype)
     kept = rows.clone()
     batch = product(rows)
@@ -187,9 +187,9 @@ def test_a_single_vector_gives_the_row_of_a_batch_and_is_not_changed(kind: str, 
 
 
 @pytest.mark.parametrize("count", [3, FEW_TOKENS + 5])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_token_does_not_depend_on_the_others_in_the_batch(kind: Quantization, count: int) -> None:
-    ours = quantized_version(linear(70, 64), kind)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_token_does_not_depend_on_the_others_in_the_batch(quantization: Quantization, count: int) -> None:
+    ours = quantized_version(linear(70, 64), quantization)
     rows = noise(count, 64, seed=2)
     others = 1000 * noise(count, 64, seed=3)
     others[1] = rows[1]
@@ -198,11 +198,15 @@ def test_a_token_does_not_depend_on_the_others_in_the_batch(kind: Quantization, 
 
 
 @given(
-    st.integers(1, 3), st.integers(1, 4), st.lists(st.integers(1, 3), max_size=2), st.sampled_from(KINDS), st.booleans()
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.lists(st.integers(1, 3), max_size=2),
+    st.sampled_from(QUANTIZATIONS),
+    st.booleans(),
 )
-def test_shapes_are_kept(blocks: int, groups: int, batch: list[int], kind: Quantization, bias: bool) -> None:
+def test_shapes_are_kept(blocks: int, groups: int, batch: list[int], quantization: Quantization, bias: bool) -> None:
     out, inner = blocks * 37, groups * GROUP
-    ours = quantized_version(linear(out, inner, bias=bias), kind)
+    ours = quantized_version(linear(out, inner, bias=bias), quantization)
     assert ours(noise(*batch, inner)).shape == (*batch, out)
 
 
@@ -225,16 +229,16 @@ def test_unpacked_inverts_packed(shape: tuple[int, int]) -> None:
 ROW_SLICES = (slice(None), slice(70, 71), slice(63, 129), slice(-3, None), slice(5, 5))
 
 
-@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("part", ROW_SLICES, ids=str)
 def test_dense_gives_the_matrix_that_is_multiplied(
-    kind: Quantization | None, known: bool, part: slice, monkeypatch: pytest.MonkeyPatch
+    quantization: Quantization | None, known: bool, part: slice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each column is the product with a unit vector."""
     monkeypatch.setattr(module, "knows_layout", lambda: known)
     plain = linear(150, 2 * GROUP, bias=True)
-    made = plain if kind is None else quantized_version(plain, kind)
+    made = plain if quantization is None else quantized_version(plain, quantization)
     dense = made.dense(part)
     assert dense.dtype == torch.float32
     products = torch.stack([made(one) for one in torch.eye(2 * GROUP)], dim=-1) - plain.bias.unsqueeze(-1)
@@ -259,21 +263,24 @@ def test_an_unknown_layout_is_detected_and_still_gives_correct_products(monkeypa
 @pytest.mark.parametrize("pieces", [1, 64 * 64, 3 * 64 * 64])
 def test_the_size_of_pieces_changes_no_bit(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
     plain, rows = linear(300, 64, bias=True), noise(FEW_TOKENS + 3, 64, seed=2)
-    whole = {kind: (stored_tensors(plain, kind, "name"), quantized_version(plain, kind)(rows)) for kind in KINDS}
+    whole = {
+        quantization: (stored_tensors(plain, quantization, "name"), quantized_version(plain, quantization)(rows))
+        for quantization in QUANTIZATIONS
+    }
     monkeypatch.setattr(module, "CHUNK", pieces)
-    for kind, (tensors, y) in whole.items():
-        again = stored_tensors(plain, kind, "name")
+    for quantization, (tensors, y) in whole.items():
+        again = stored_tensors(plain, quantization, "name")
         assert again.keys() == tensors.keys()
         assert all(torch.equal(again[part], tensors[part]) for part in tensors)
-        assert torch.equal(quantized_version(plain, kind)(rows), y)
+        assert torch.equal(quantized_version(plain, quantization)(rows), y)
 
 
 # Models
 
 
-def quantized(model: Transformer, kind: Quantization) -> Transformer:
+def quantized(model: Transformer, quantization: Quantization) -> Transformer:
     other = copy.deepcopy(model)
-    quantize(other, kind)
+    quantize(other, quantization)
     return other
 
 
@@ -287,11 +294,11 @@ def mean_difference(ours: Tensor, theirs: Tensor) -> float:
 FLIPPED = 0.015
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_a_quantized_model_matches_one_with_dequantized_weights(name: str, kind: Quantization) -> None:
+def test_a_quantized_model_matches_one_with_dequantized_weights(name: str, quantization: Quantization) -> None:
     model = wide_model(raw_config(name))
-    ours, theirs = quantized(model, kind), reference(model, kind)
+    ours, theirs = quantized(model, quantization), reference(model, quantization)
     with torch.inference_mode():
         for count in (FEW_TOKENS - 20, FEW_TOKENS + 8):
             ids = random_ids(count, seed=5)
@@ -302,10 +309,10 @@ def test_a_quantized_model_matches_one_with_dequantized_weights(name: str, kind:
             )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_cached_logits_equal_uncached_ones(name: str, kind: Quantization) -> None:
-    model = quantized(wide_model(raw_config(name)), kind)
+def test_cached_logits_equal_uncached_ones(name: str, quantization: Quantization) -> None:
+    model = quantized(wide_model(raw_config(name)), quantization)
     ids = random_ids(40, seed=5)
     cache = model.new_cache()
     cache.planned = 40
@@ -315,11 +322,11 @@ def test_cached_logits_equal_uncached_ones(name: str, kind: Quantization) -> Non
         assert mean_difference(cached, model(ids)) <= FLIPPED
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("name", ["gpt2", "mixtral", "qwen3_moe", "llama-biases", "llama-tied"])
-def test_only_matrices_and_tables_are_quantized(name: str, kind: Quantization) -> None:
+def test_only_matrices_and_tables_are_quantized(name: str, quantization: Quantization) -> None:
     model = wide_model(raw_config(name), dtype=torch.bfloat16)
-    ours = quantized(model, kind)
+    ours = quantized(model, quantization)
     assert ours.dtype == torch.bfloat16
     kept = dict(ours.named_parameters())
     for key, parameter in model.named_parameters():
@@ -335,10 +342,10 @@ def test_only_matrices_and_tables_are_quantized(name: str, kind: Quantization) -
     assert (ours.head is None) == (model.head is None)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.53), ("int4", 0.4)])
-def test_weights_take_half_or_a_third_of_the_bytes(kind: Quantization, most: float) -> None:
+@pytest.mark.parametrize(("quantization", "most"), [("int8", 0.53), ("int4", 0.4)])
+def test_weights_take_half_or_a_third_of_the_bytes(quantization: Quantization, most: float) -> None:
     model = wide_model(raw_config("llama") | {"hidden_size": 512, "intermediate_size": 768}, dtype=torch.bfloat16)
-    ours = quantized(model, kind)
+    ours = quantized(model, quantization)
     before, after = (sum(p.nbytes for p in m.parameters()) for m in (model, ours))
     assert after < most * before
     assert read_bytes(ours) < most * read_bytes(model)
@@ -353,21 +360,21 @@ def test_a_tied_table_is_also_the_head() -> None:
         assert torch.equal(ours.unembed(x), -before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_progress_counts_quantized_weights(kind: Quantization) -> None:
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_progress_counts_quantized_weights(quantization: Quantization) -> None:
     model = wide_model(raw_config("mixtral"))
     total = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".router." not in name)
     seen: list[tuple[int, int]] = []
-    quantize(model, kind, lambda done, all_: seen.append((done, all_)))
+    quantize(model, quantization, lambda done, all_: seen.append((done, all_)))
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert {all_ for _, all_ in seen} == {total}
     assert seen[-1][0] == total
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_quantizing_twice_is_rejected(kind: Quantization) -> None:
-    model = quantized(wide_model(raw_config("llama")), kind)
-    for again in KINDS:
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_quantizing_twice_is_rejected(quantization: Quantization) -> None:
+    model = quantized(wide_model(raw_config("llama")), quantization)
+    for again in QUANTIZATIONS:
         with pytest.raises(LlmcliError, match="already") as caught:
             quantize(model, again)
         assert caught.value.exit_code == EXIT_USAGE
@@ -375,14 +382,14 @@ def test_quantizing_twice_is_rejected(kind: Quantization) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("name", ["embedding", "blocks.1.mlp.down"])
-def test_nan_and_infinite_weights_are_named(kind: Quantization, value: float, name: str) -> None:
+def test_nan_and_infinite_weights_are_named(quantization: Quantization, value: float, name: str) -> None:
     model = wide_model(raw_config("llama"))
     weight = model.get_parameter(f"{name}.weight")
     weight[-1, -1] = value
     with pytest.raises(LlmcliError, match=rf"{name}\.weight") as caught:
-        quantize(model, kind)
+        quantize(model, quantization)
     assert caught.value.exit_code == EXIT_FAILURE
     assert caught.value.hint
 

@@ -23,13 +23,13 @@ from llmcli.storage.quantized_checkpoint import copy_rest, quantization_in, save
 from tests.tiny import CASES, CPU, random_ids
 from tests.wide import raw_config, wide_model
 
-KINDS: tuple[Quantization, ...] = ("int8", "int4")
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
 BITS = {"int8": 8, "int4": 4}
 
 
-def quantized(model: Transformer, kind: Quantization) -> Transformer:
+def quantized(model: Transformer, quantization: Quantization) -> Transformer:
     other = copy.deepcopy(model)
-    quantize(other, kind)
+    quantize(other, quantization)
     return other
 
 
@@ -46,56 +46,60 @@ def assert_same(ours: Transformer, theirs: Transformer) -> None:
         assert torch.equal(ours(ids), theirs(ids))
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("int8", torch.bfloat16), ("int4", torch.float32)])
+@pytest.mark.parametrize(("quantization", "dtype"), [("int8", torch.bfloat16), ("int4", torch.float32)])
 @pytest.mark.parametrize("name", CASES)
 def test_a_saved_model_loads_as_the_model_quantized_in_place(
-    name: str, kind: Quantization, dtype: torch.dtype, tmp_path: Path
+    name: str, quantization: Quantization, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     raw = raw_config(name)
     model = wide_model(raw, dtype=dtype)
-    save_quantized(model, kind, tmp_path, raw)
-    assert_same(Checkpoint.read(tmp_path).load(device=CPU), quantized(model, kind))
+    save_quantized(model, quantization, tmp_path, raw)
+    assert_same(Checkpoint.read(tmp_path).load(device=CPU), quantized(model, quantization))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written.pop("quantization_config") == {"quant_method": "llmcli", "bits": BITS[kind], "group_size": 32}
+    assert written.pop("quantization_config") == {
+        "quant_method": "llmcli",
+        "bits": BITS[quantization],
+        "group_size": 32,
+    }
     assert written.pop("dtype") == str(dtype).removeprefix("torch.")
     assert written == {key: value for key, value in raw.items() if key != "dtype"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_computes_in_the_requested_dtype(kind: Quantization, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_it_computes_in_the_requested_dtype(quantization: Quantization, tmp_path: Path) -> None:
     raw = raw_config("gpt2")
     model = wide_model(raw, dtype=torch.bfloat16)
-    save_quantized(model, kind, tmp_path, raw)
+    save_quantized(model, quantization, tmp_path, raw)
     assert Checkpoint.read(tmp_path).load(device=CPU).dtype == torch.bfloat16
     ours = Checkpoint.read(tmp_path).load(device=CPU, dtype=torch.float32)
     assert ours.dtype == torch.float32
-    assert_same(ours, quantized(copy.deepcopy(model).float(), kind))
+    assert_same(ours, quantized(copy.deepcopy(model).float(), quantization))
     seen: list[torch.dtype] = []
     Checkpoint.read(tmp_path).load(device=CPU, dtype=lambda kept: seen.append(kept) or torch.float32)  # type: ignore[func-returns-value]
     assert seen == [torch.bfloat16]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stored_head_overrides_a_tied_config(kind: Quantization, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_stored_head_overrides_a_tied_config(quantization: Quantization, tmp_path: Path) -> None:
     raw = raw_config("llama")
     model = wide_model(raw)
-    save_quantized(model, kind, tmp_path, raw | {"tie_word_embeddings": True})
+    save_quantized(model, quantization, tmp_path, raw | {"tie_word_embeddings": True})
     ours = Checkpoint.read(tmp_path).load(device=CPU)
     assert ours.head is not None
-    assert_same(ours, quantized(model, kind))
+    assert_same(ours, quantized(model, quantization))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_config_of_a_multimodal_gemma3_is_kept(kind: Quantization, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_the_config_of_a_multimodal_gemma3_is_kept(quantization: Quantization, tmp_path: Path) -> None:
     text = raw_config("gemma3_text")
     raw = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 16}}
     model = wide_model(text)
     model.config = family_of(raw).parse(raw)
-    save_quantized(model, kind, tmp_path, raw)
+    save_quantized(model, quantization, tmp_path, raw)
     ours = Checkpoint.read(tmp_path).load(device=CPU)
     assert ours.config.model_type == "gemma3"
-    assert_same(ours, quantized(model, kind))
+    assert_same(ours, quantized(model, quantization))
 
 
 def test_progress_counts_weights_when_saving_and_modules_when_loading(tmp_path: Path) -> None:
@@ -113,7 +117,7 @@ def test_progress_counts_weights_when_saving_and_modules_when_loading(tmp_path: 
 # Damaged folders
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=QUANTIZATIONS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A quantized model to damage, with biases and an untied head."""
     raw = raw_config("llama-biases")
@@ -257,13 +261,13 @@ def test_adapters_and_other_devices_are_rejected(folder: Path, tmp_path: Path) -
 # Saving
 
 
-@pytest.mark.parametrize("again", KINDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("again", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_saving_a_quantized_model_quantized_is_rejected(
-    kind: Quantization, again: Quantization, tmp_path: Path
+    quantization: Quantization, again: Quantization, tmp_path: Path
 ) -> None:
     raw = raw_config("llama")
-    model = quantized(wide_model(raw), kind)
+    model = quantized(wide_model(raw), quantization)
     with pytest.raises(LlmcliError, match="already") as caught:
         save_quantized(model, again, tmp_path / "out", raw)
     assert caught.value.exit_code == EXIT_USAGE

@@ -16,6 +16,7 @@ from llmcli.explain.forward_pass import DTYPE_TOLERANCE
 from llmcli.explain.verification.proof import Finding, Skipped, compare_logits
 from llmcli.explain.verification.subject import Subject, batch
 from llmcli.files.json import read_json
+from llmcli.files.names import CONFIG
 from llmcli.storage.quantize import quantization_of
 
 LIMIT = DTYPE_TOLERANCE[torch.float32]
@@ -75,7 +76,7 @@ def check_installed() -> None:
 
 def check_comparable(subject: Subject) -> None:
     """Raise ``Skipped`` if transformers would not run the same weights."""
-    config = read_json(subject.loaded.folder / "config.json")
+    config = read_json(subject.loaded.folder / CONFIG)
     if quantization_of(subject.model) is not None or "quantization_config" in config:
         raise Skipped("the weights are quantized, which transformers does in another way")
     if subject.adapted:

@@ -40,7 +40,7 @@ def parse_phi3(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def with_longrope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json with LongRoPE under its current name: early files call it "su" or "yarn"."""
+    """config.json with LongRoPE under its current name (early files: "su" or "yarn"); the context defaults to 4096."""
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters")
     if not isinstance(scaling, Mapping):
         return raw
