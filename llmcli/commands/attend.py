@@ -10,7 +10,7 @@ from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, head_option, layer_option
 from llmcli.commands.options.model import ModelChoice, model_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
@@ -23,7 +23,7 @@ from llmcli.errors import usage_error
 @head_option
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, help="How many positions; 0: all.")
 @click.option("--no-sink", is_flag=True, help="Leave out the first position, which heads with nothing to do look at.")
-@form_options
+@output_options
 @model_options
 @verbose_option
 def attend(
@@ -33,7 +33,7 @@ def attend(
     head: str | None,
     top: int,
     no_sink: bool,
-    form: Form,
+    output: OutputOptions,
     choice: ModelChoice,
     verbose: bool,
 ) -> None:
@@ -55,7 +55,7 @@ def attend(
 
     if head is not None:
         pattern = explain.attention_pattern(loaded, text, head, position=at, parse_special=prompt.parse_special)
-        form.show(pattern, render.print_attention_pattern)
+        output.show(pattern, render.print_attention_pattern)
         return
     report = explain.attend(loaded, text, position=at, layers=layers, parse_special=prompt.parse_special)
-    form.show(report, partial(render.print_attend, top=top, sink=not no_sink))
+    output.show(report, partial(render.print_attend, top=top, sink=not no_sink))

@@ -10,7 +10,7 @@ import click
 
 from llmcli import generation, render
 from llmcli.commands.options.common import Choice, verbose_option
-from llmcli.commands.options.distributed import open_each
+from llmcli.commands.options.distributed import open_copies
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
 from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.options.length import Length, fit, length_options
@@ -81,7 +81,7 @@ def batch(
     world = torchrun()
 
     if world.size > 1 and not endpoint.given:
-        loaded, group = open_each(choice, world)
+        loaded, group = open_copies(choice, world)
         shared = jobs.SharedResults(group, target, numbers)
         writer = local_writer(loaded, sampling, grammar, length)
         run = jobs.BatchRun(writer, lines, shared.part, in_order=in_order, rank=world.rank, processes=world.size)

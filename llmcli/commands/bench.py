@@ -14,7 +14,7 @@ import click
 
 from llmcli import generation, render
 from llmcli.commands.options.common import MOST_THREADS, device_option, offline_option, verbose_option
-from llmcli.commands.options.model import DTYPES, QUANTIZATIONS, ModelChoice, several_models
+from llmcli.commands.options.model import DTYPES, QUANTIZATIONS, ModelChoice, models_option
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import usage_error
@@ -39,7 +39,7 @@ class Integers(click.ParamType[tuple[int, ...]]):
 
 
 @click.command(cls=Command)
-@several_models("As for generate; several are compared.")
+@models_option("As for generate; several are compared.")
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json instead of a model; needs --random.")
 @click.option("--random", "random_weights", is_flag=True, help="Random weights in the shape of --config.")
 @click.option("--prompt-tokens", "-p", type=click.IntRange(min=1), default=256, show_default=True)

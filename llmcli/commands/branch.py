@@ -8,7 +8,7 @@ from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option
 from llmcli.commands.options.model import ModelChoice, model_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 
@@ -20,10 +20,12 @@ from llmcli.commands.shell.command import Command
     "--width", type=click.IntRange(min=1), default=3, show_default=True, help="How many tokens at each place."
 )
 @click.option("--depth", type=click.IntRange(min=1), default=3, show_default=True, help="How many places.")
-@form_options
+@output_options
 @model_options
 @verbose_option
-def branch(prompt: Prompt, at: str, width: int, depth: int, form: Form, choice: ModelChoice, verbose: bool) -> None:
+def branch(
+    prompt: Prompt, at: str, width: int, depth: int, output: OutputOptions, choice: ModelChoice, verbose: bool
+) -> None:
     """What if it had chosen another? Show the most probable continuations as a tree.
 
     At each place the --width most probable tokens, behind each of them again, --depth times, with the probability of
@@ -38,4 +40,4 @@ def branch(prompt: Prompt, at: str, width: int, depth: int, form: Form, choice: 
     loaded = choice.open()
 
     report = explain.branch(loaded, text, position=at, width=width, depth=depth, parse_special=prompt.parse_special)
-    form.show(report, render.print_branch)
+    output.show(report, render.print_branch)

@@ -9,7 +9,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, pair_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 
@@ -19,10 +19,12 @@ from llmcli.commands.shell.command import Command
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the largest changes; 0: all."
 )
-@form_options
+@output_options
 @pair_options
 @verbose_option
-def compare(prompt: Prompt, top: int, form: Form, choices: tuple[ModelChoice, ModelChoice], verbose: bool) -> None:
+def compare(
+    prompt: Prompt, top: int, output: OutputOptions, choices: tuple[ModelChoice, ModelChoice], verbose: bool
+) -> None:
     """What did fine-tuning change? Score TEXT with two models of one tokenizer, token by token.
 
     Each token's log-probability under both, and how far the whole distributions are apart (Kullback-Leibler
@@ -38,4 +40,4 @@ def compare(prompt: Prompt, top: int, form: Form, choices: tuple[ModelChoice, Mo
     first, second = (choice.open() for choice in choices)
 
     report = explain.compare(first, second, text, parse_special=prompt.parse_special)
-    form.show(report, partial(render.print_compare, top=top))
+    output.show(report, partial(render.print_compare, top=top))

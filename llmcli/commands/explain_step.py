@@ -10,11 +10,11 @@ import click
 
 from llmcli import explain, generation, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import SplitChoice, split_options
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
 from llmcli.commands.options.grammar import GrammarChoice, grammar_options
 from llmcli.commands.options.length import fit, overflow_option
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.options.sampling import Sampling, sampling_options
 from llmcli.commands.shell.command import Command
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 @click.option("--temperatures", metavar="LIST", help="Compare temperatures, for example 0,0.5,1,1.5.")
 @overflow_option
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
-@form_options
-@split_options
+@output_options
+@distributed_model_options
 @endpoint_options
 @sampling_options
 @grammar_options
@@ -54,8 +54,8 @@ def explain_step(
     temperatures: str | None,
     overflow: generation.Overflow,
     interactive: bool,
-    form: Form,
-    choice: SplitChoice,
+    output: OutputOptions,
+    choice: DistributedModelChoice,
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
@@ -76,10 +76,10 @@ def explain_step(
         grammar.exclude("--context-overflow shift", "the grammar needs the whole text")
     text = prompt.read()
     compared = parse_temperatures(temperatures)
-    if interactive and (form.as_json or form.picture or not (sys.stdin.isatty() and sys.stdout.isatty())):
+    if interactive and (output.as_json or output.picture or not (sys.stdin.isatty() and sys.stdout.isatty())):
         raise usage_error("--interactive needs a terminal, and cannot be combined with --json or --save", "omit it")
     if endpoint.given:
-        explain_server_step(endpoint.open(), text, sampling, index, top, form)
+        explain_server_step(endpoint.open(), text, sampling, index, top, output)
         return
     loaded = choice.open()
     ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
@@ -89,17 +89,19 @@ def explain_step(
         return
     rolls = overflow == "shift"
     report = explain.step(loaded, ids, index=index, sampler=sampler, top=top, temperatures=compared, rolls=rolls)
-    form.show(report, render.print_step, json_forms.step)
+    output.show(report, render.print_step, json_forms.step)
 
 
-def explain_server_step(server: Server, text: str, sampling: Sampling, index: int, top: int, form: Form) -> None:
+def explain_server_step(
+    server: Server, text: str, sampling: Sampling, index: int, top: int, output: OutputOptions
+) -> None:
     """Show token ``index`` of a server's text, and the alternatives that the server reports."""
     from llmcli.endpoint.server import Request
     from llmcli.endpoint.views import server_step
 
     fields = fields_of(sampling, server, sampling.seed)
     report = server_step(server, Request(text, index + 1, fields, top_logprobs=top), index)
-    form.show(report, render.print_server_step, json_forms.server_step)
+    output.show(report, render.print_server_step, json_forms.server_step)
 
 
 def choose_tokens(

@@ -9,7 +9,7 @@ import click
 
 from llmcli import generation, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import SplitChoice, split_options
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
 from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.options.length import Length, fit, length_options
@@ -38,7 +38,7 @@ class GenerateCommand(Command):
 
 @click.command(cls=GenerateCommand, together="share")
 @prompt_options()
-@split_options
+@distributed_model_options
 @endpoint_options
 @sampling_options
 @grammar_options
@@ -50,7 +50,7 @@ class GenerateCommand(Command):
 @verbose_option
 def generate(
     prompt: Prompt,
-    choice: SplitChoice,
+    choice: DistributedModelChoice,
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
@@ -102,7 +102,7 @@ def generate(
 
 
 def _check_combinations(
-    choice: SplitChoice, speculative: Speculative, prompt_cache: Path | None, samples: SampleCount
+    choice: DistributedModelChoice, speculative: Speculative, prompt_cache: Path | None, samples: SampleCount
 ) -> None:
     """Raise a usage error for options that cannot be combined, or a prompt cache that cannot be written."""
     if samples.count > 1 and speculative.given:

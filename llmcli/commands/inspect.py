@@ -7,7 +7,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, find_model, model_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
 
@@ -20,10 +20,10 @@ from llmcli.commands.shell.interrupt import import_torch
     metavar="N",
     help="How many tokens of text must fit; the model's whole context if not given.",
 )
-@form_options
+@output_options
 @model_options
 @verbose_option
-def inspect(tokens: int | None, form: Form, choice: ModelChoice, verbose: bool) -> None:
+def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
     """What is this model, and does it fit? Show its shape, its parameters, and the memory that it takes here.
 
     All is told by config.json and the headers of the weight files; if it fits, the model is then opened as the
@@ -49,4 +49,4 @@ def inspect(tokens: int | None, form: Form, choice: ModelChoice, verbose: bool) 
         tokens=tokens,
         open_model=choice.open,
     )
-    form.show(report, render.print_inspect)
+    output.show(report, render.print_inspect)

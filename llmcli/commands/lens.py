@@ -8,7 +8,7 @@ from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, layer_option, token_option
 from llmcli.commands.options.model import ModelChoice, model_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 
@@ -18,11 +18,17 @@ from llmcli.commands.shell.command import Command
 @at_option
 @token_option
 @layer_option
-@form_options
+@output_options
 @model_options
 @verbose_option
 def lens(
-    prompt: Prompt, at: str, token: str | None, layers: str | None, form: Form, choice: ModelChoice, verbose: bool
+    prompt: Prompt,
+    at: str,
+    token: str | None,
+    layers: str | None,
+    output: OutputOptions,
+    choice: ModelChoice,
+    verbose: bool,
 ) -> None:
     """When does the answer appear? Show what the model would say if it stopped after each of its layers.
 
@@ -40,4 +46,4 @@ def lens(
     loaded = choice.open()
 
     report = explain.lens(loaded, text, position=at, token=token, layers=layers, parse_special=prompt.parse_special)
-    form.show(report, render.print_lens)
+    output.show(report, render.print_lens)

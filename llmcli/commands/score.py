@@ -8,9 +8,9 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import SplitChoice, split_options
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 
@@ -20,11 +20,13 @@ from llmcli.commands.shell.command import Command
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the most surprising; 0: all."
 )
-@form_options
-@split_options
+@output_options
+@distributed_model_options
 @endpoint_options
 @verbose_option
-def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, endpoint: Endpoint, verbose: bool) -> None:
+def score(
+    prompt: Prompt, top: int, output: OutputOptions, choice: DistributedModelChoice, endpoint: Endpoint, verbose: bool
+) -> None:
     """Where was the model surprised? Score TEXT: each token's surprisal, rank and the entropy of its place.
 
     Surprisal is -log2 of the probability that the model gave the token before it came; the totals are bits per byte
@@ -43,4 +45,4 @@ def score(prompt: Prompt, top: int, form: Form, choice: SplitChoice, endpoint: E
         report = server_score(endpoint.open(), text)
     else:
         report = explain.score(choice.open(), text, parse_special=prompt.parse_special)
-    form.show(report, partial(render.print_score, top=top))
+    output.show(report, partial(render.print_score, top=top))

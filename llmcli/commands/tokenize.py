@@ -9,8 +9,8 @@ import click
 
 from llmcli import explain
 from llmcli.commands.options.common import offline_option, verbose_option
-from llmcli.commands.options.model import MODEL_HELP, find_model, several_models
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.model import MODEL_HELP, find_model, models_option
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import EXIT_FAILURE, usage_error
@@ -18,13 +18,13 @@ from llmcli.errors import EXIT_FAILURE, usage_error
 
 @click.command(cls=Command)
 @prompt_options("text")
-@several_models(f"{MODEL_HELP}; several stand side by side.")
+@models_option(f"{MODEL_HELP}; several stand side by side.")
 @offline_option
 @click.option("--ids", "only_ids", is_flag=True, help="The ids alone, on one line.")
 @click.option("--count", "only_count", is_flag=True, help="The number of tokens alone.")
 @click.option("--merges", is_flag=True, help="How each word became tokens: every BPE merge with its rank.")
 @click.option("--decode", metavar="IDS", help='The other way: the text of these ids, such as "1 2 3".')
-@form_options
+@output_options
 @verbose_option
 def tokenize(
     prompt: Prompt,
@@ -34,7 +34,7 @@ def tokenize(
     only_count: bool,
     merges: bool,
     decode: str | None,
-    form: Form,
+    output: OutputOptions,
     verbose: bool,
 ) -> None:
     """What does the model receive? Show TEXT as tokens: ids, bytes, and their place in the text in bytes.
@@ -49,7 +49,7 @@ def tokenize(
       llmcli tokenize "naïve 🙂" -m llama-tales-12m -m path/to/another/model
       llmcli tokenize --decode "302 259 351"
     """
-    check_forms(prompt, models, only_ids, only_count, merges, decode, form)
+    check_forms(prompt, models, only_ids, only_count, merges, decode, output)
     source = prompt.read() if decode is None else ""
 
     from llmcli.files.ndjson import write_line
@@ -63,7 +63,7 @@ def tokenize(
     folders = [find_model(name, offline) for name in models or (None,)]
     tokenizers = [load_tokenizer(folder, name_of(folder)) for folder in folders]
     if merges:
-        form.show(explain.merges(tokenizers[0], source, parse_special=prompt.parse_special), print_merges)
+        output.show(explain.merges(tokenizers[0], source, parse_special=prompt.parse_special), print_merges)
         return
     for tokenizer in tokenizers:
         if decode is not None:
@@ -74,12 +74,12 @@ def tokenize(
     if decode is not None or only_ids or only_count:
         return
     reports = [explain.tokenize(tokenizer, source, parse_special=prompt.parse_special) for tokenizer in tokenizers]
-    if form.as_json:
+    if output.as_json:
         for report in reports:
             write_line(json_forms.tokenization(report), sys.stdout)
     else:
         view.print_tokenize(reports, sys.stdout, sys.stderr)
-    form.paint(lambda stream: view.print_tokenize(reports, stream, stream))
+    output.save_picture(lambda stream: view.print_tokenize(reports, stream, stream))
     if not all(report.check.ok for report in reports):
         sys.exit(EXIT_FAILURE)
 
@@ -91,13 +91,13 @@ def check_forms(
     only_count: bool,
     merges: bool,
     decode: str | None,
-    form: Form,
+    output: OutputOptions,
 ) -> None:
     """Raise where options exclude each other."""
     bare = only_ids + only_count + (decode is not None)
-    if bare + (merges or form.as_json) > 1:
+    if bare + (merges or output.as_json) > 1:
         raise usage_error("--ids, --count, --decode and --json or --merges exclude each other", "give one of them")
-    if bare and form.picture is not None:
+    if bare and output.picture is not None:
         raise usage_error("--ids, --count and --decode have no picture", "leave --save out")
     if decode is not None and (prompt.argument is not None or prompt.file is not None):
         raise usage_error("--decode takes ids and no TEXT", "leave one of them out")

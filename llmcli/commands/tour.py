@@ -9,7 +9,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, model_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import EXIT_FAILURE
@@ -18,10 +18,10 @@ from llmcli.errors import EXIT_FAILURE
 @click.command(cls=Command)
 @prompt_options("sentence")
 @click.option("--no-pause", is_flag=True, help="Do not wait for Enter after each stop.")
-@form_options
+@output_options
 @model_options
 @verbose_option
-def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbose: bool) -> None:
+def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
     """How does a language model work? Walk through one sentence in eight stops, with the model's real numbers.
 
     Tokens, vectors, position, attention, layers, probabilities, temperature, the loop: each stop is a view of its own
@@ -37,8 +37,8 @@ def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbos
     loaded = choice.open()
 
     report = explain.tour(loaded, text)
-    if no_pause or form.as_json or sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        form.show(report, render.print_tour)
+    if no_pause or output.as_json or sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        output.show(report, render.print_tour)
         return
     for number in range(len(render.TOUR_STOPS)):
         render.print_tour_stop(report, sys.stdout, number)
@@ -46,6 +46,6 @@ def tour(prompt: Prompt, no_pause: bool, form: Form, choice: ModelChoice, verbos
             "\nEnter: go on, q: leave", default="", show_default=False, prompt_suffix=" "
         ).strip().lower() in ("q", "quit"):
             break
-    form.paint(lambda stream: render.print_tour(report, stream))
+    output.save_picture(lambda stream: render.print_tour(report, stream))
     if not report.check.ok:
         sys.exit(EXIT_FAILURE)

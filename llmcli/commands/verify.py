@@ -11,7 +11,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, model_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @prompt_options()
-@form_options
+@output_options
 @model_options
 @verbose_option
-def verify(prompt: Prompt, form: Form, choice: ModelChoice, verbose: bool) -> None:
+def verify(prompt: Prompt, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
     """Is this model run right here? Prove it on your own checkpoint, device and dtype: each row is a proof.
 
     The model reads a text in every way that it can be read, which must give the same logits, and is watched while
@@ -54,4 +54,4 @@ def verify(prompt: Prompt, form: Form, choice: ModelChoice, verbose: bool) -> No
             progress=progress,
             parse_special=prompt.parse_special,
         )
-    form.show(report, render.print_verify)
+    output.show(report, render.print_verify)

@@ -10,7 +10,7 @@ from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, head_option, layer_option, token_option
 from llmcli.commands.options.model import ModelChoice, model_options
-from llmcli.commands.options.output import Form, form_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
@@ -24,7 +24,7 @@ from llmcli.errors import usage_error
 @click.option("--top", type=click.IntRange(min=0), default=8, show_default=True, help="Rows each way; 0: all.")
 @layer_option
 @head_option
-@form_options
+@output_options
 @model_options
 @verbose_option
 def why(
@@ -35,7 +35,7 @@ def why(
     top: int,
     layers: str | None,
     head: str | None,
-    form: Form,
+    output: OutputOptions,
     choice: ModelChoice,
     verbose: bool,
 ) -> None:
@@ -66,4 +66,4 @@ def why(
         head=head,
         parse_special=prompt.parse_special,
     )
-    form.show(report, partial(render.print_why, top=top))
+    output.show(report, partial(render.print_why, top=top))

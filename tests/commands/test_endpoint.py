@@ -18,7 +18,7 @@ import pytest
 from click.testing import Result
 
 from llmcli.cli import cli
-from llmcli.commands.options.endpoint import MACHINE, MEANING
+from llmcli.commands.options.endpoint import LOCAL_OPTIONS, UNSUPPORTED_OPTIONS
 from llmcli.endpoint import batch as endpoint_batch
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from tests.commands.conftest import records
@@ -216,7 +216,7 @@ def test_what_no_server_knows_is_refused(
     assert found is not None
     tried = 0
     for option in found.params:
-        if option.name in (*MACHINE, *MEANING) and option.name != "interactive":
+        if option.name in (*LOCAL_OPTIONS, *UNSUPPORTED_OPTIONS) and option.name != "interactive":
             name = next(name for name in option.opts if name.startswith("--"))
             value = (VALUES[name[2:]],) if not getattr(option, "is_flag", False) else ()
             result = run(*words(command, tmp_path), "--endpoint", endpoint.url, name, *value, input="hi\n")

@@ -324,7 +324,7 @@ def test_a_tokenizer_of_another_model_is_reported(run: Run, model: Path, tmp_pat
     (tmp_path / "mixed" / "tokenizer.json").write_text(json.dumps(raw))
     result = run("generate", "The old fox", "-m", tmp_path / "mixed")
     warning, error = result.stderr.splitlines()
-    assert "is it another model's?" in warning
+    assert "does it belong to another model?" in warning
     assert result.exit_code == 1
     assert "but the model has only" in error
 

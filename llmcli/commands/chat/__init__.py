@@ -15,7 +15,7 @@ from llmcli.commands.chat.server import server_session
 from llmcli.commands.chat.session import AnySession, LocalSession
 from llmcli.commands.chat.settings import SamplerSettings
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import SplitChoice, split_options
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
 from llmcli.commands.options.model import ModelChoice, find_model
 from llmcli.commands.options.sampling import Sampling, sampling_options
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Continue the chat in FILE if it exists, and save it after every turn.",
 )
-@split_options
+@distributed_model_options
 @endpoint_options
 @sampling_options
 @heading("Length")
@@ -58,7 +58,7 @@ def chat(
     system_prompt: str | None,
     raw: bool,
     file: Path | None,
-    choice: SplitChoice,
+    choice: DistributedModelChoice,
     endpoint: Endpoint,
     sampling: Sampling,
     max_tokens: int,

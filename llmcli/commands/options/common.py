@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values become what the library takes."""
+"""Option types, groups of options, and the options that many commands share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from llmcli.commands.shell.help import OTHER, PLAIN, Decorator, under
 from llmcli.errors import did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-MOST_THREADS = 1024  # torch crashes where the system grants no more
+MOST_THREADS = 1024  # torch crashes if the system refuses to start a thread
 
 
 class Real(click.ParamType[float]):
-    """A number, perhaps not below ``least``; not-a-number is refused here, other ranges where it is used."""
+    """A number of at least ``least``, not NaN. Code that uses the value checks any other limits."""
 
     name = "number"
 
@@ -33,12 +33,12 @@ class Real(click.ParamType[float]):
         if math.isnan(number):
             self.fail("nan is not a number", param, ctx)
         if number < self.least:
-            self.fail(f"{value} is below {self.least:g}", param, ctx)
+            self.fail(f"{value} is less than {self.least:g}", param, ctx)
         return number
 
 
 class Choice(click.Choice[str]):
-    """One of a few words; of a mistyped one the nearest is named."""
+    """One of several words; the error for a mistyped word suggests the closest one."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         near = did_you_mean(str(value), self.choices)
@@ -46,7 +46,7 @@ class Choice(click.Choice[str]):
 
 
 class Line(click.types.StringParamType):
-    """Text of an option that may be repeated: in its environment variable, one value a line."""
+    """Text of an option that can be repeated. Its environment variable holds one value per line."""
 
     envvar_list_splitter = "\n"
 
@@ -58,17 +58,17 @@ def bundle(
     title: str = PLAIN,
     parameters: Sequence[str] | None = None,
 ) -> Decorator:
-    """Several option decorators as one. The command gets what ``build`` makes of their values, as ``name``.
+    """Combine option decorators into one, which passes ``build(**their values)`` to the command as ``name``.
 
-    --help shows them in the order given, under the heading ``title``; ``build`` takes exactly their parameters.
-    ``parameters`` names them if its signature does not.
+    --help lists the options in the order given, under the heading ``title``. The parameters of ``build`` must be the
+    options' parameters; if its signature does not list them, ``parameters`` does.
     """
-    taken = inspect.signature(build).parameters if parameters is None else parameters
+    names = inspect.signature(build).parameters if parameters is None else parameters
 
     def decorate(command: Any) -> Any:
         @functools.wraps(command)
         def call(**values: Any) -> Any:
-            built = build(**{parameter: values.pop(parameter) for parameter in taken})
+            built = build(**{parameter: values.pop(parameter) for parameter in names})
             return command(**{name: built}, **values)
 
         return under(title, *decorators)(call)
@@ -85,7 +85,9 @@ device_option = click.option(
     help="auto (a GPU if there is one), cpu, cuda or mps.",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads.  [default: all that the system allows]"
+    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads.  [default: as many as the system allows]"
 )
-offline_option = click.option("--offline", is_flag=True, help="Download nothing; HF_HUB_OFFLINE=1 means the same.")
-verbose_option = under(OTHER, click.option("--verbose", is_flag=True, help="Say more; show a traceback with an error."))
+offline_option = click.option("--offline", is_flag=True, help="Do not download anything (as with HF_HUB_OFFLINE=1).")
+verbose_option = under(
+    OTHER, click.option("--verbose", is_flag=True, help="Print details; show a traceback for errors.")
+)

@@ -1,4 +1,4 @@
-"""A model that several processes share: those that torchrun started, or that --tensor-parallel starts."""
+"""A model split among several processes: those of torchrun, or those that --tensor-parallel starts."""
 
 from __future__ import annotations
 
@@ -15,73 +15,73 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmcli import generation
 from llmcli.commands.options.common import bundle
 from llmcli.commands.options.model import ModelChoice, model_option, opening_options
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.commands.shell.torchrun import World, torchrun
 from llmcli.errors import EXIT_FAILURE, EXIT_OK, LlmcliError, out_of_memory, usage_error
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the module imports torch
     from llmcli.engine.tensor_parallel.process_group import ProcessGroup
-    from llmcli.generation.loaded import LoadedModel
 
-FAREWELL = 10.0  # seconds for another process to end by itself
+JOIN_SECONDS = 10.0  # how long to wait for another rank to exit
 
 
 @dataclass(frozen=True)
-class SplitChoice(ModelChoice):
-    """What was said about a model that may be split among ranks."""
+class DistributedModelChoice(ModelChoice):
+    """The values of the model options, where the model may be split among ranks."""
 
-    tensor_parallel: int | None
+    tensor_parallel: int | None = None
 
     @property
     def ranks(self) -> int:
-        """How many processes share the model."""
+        """The number of processes that share the model."""
         return max(torchrun().size, self.tensor_parallel or 1)
 
-    def alone(self) -> ModelChoice:
+    def undivided(self) -> ModelChoice:
         return ModelChoice(**{field.name: getattr(self, field.name) for field in fields(ModelChoice)})
 
-    def exclude(self, option: str, given: object) -> None:
-        """Raise where the model is split and an option is given that needs it whole."""
-        if given and self.ranks > 1:
-            raise usage_error(f"{option} needs the whole model in one process", f"leave out {option}, or do not split")
+    def exclude(self, option: str, value: object) -> None:
+        """Raise LlmcliError if the model is split and ``option``, which needs it undivided, has a ``value``."""
+        if value and self.ranks > 1:
+            raise usage_error(f"{option} does not work with a split model", f"omit {option}, or do not split the model")
 
-    def open(self) -> LoadedModel:
-        """The model, or the first rank's share of it; the other ranks then take part until the command ends."""
+    def open(self) -> generation.LoadedModel:
+        """Load the model, or the first rank's share of it; the other ranks then serve until the command ends."""
         world = torchrun()
         if world.size > 1 and self.tensor_parallel not in (None, world.size):
             raise usage_error(
-                f"torchrun started {world.size} processes, --tensor-parallel asks for {self.tensor_parallel}",
-                "leave out --tensor-parallel",
+                f"torchrun started {world.size} processes, but --tensor-parallel is {self.tensor_parallel}",
+                "omit --tensor-parallel",
             )
         if self.ranks == 1:
             return super().open()
         self.exclude("--quantize", self.quantization)
         if world.size == 1:
             folder, adapter = self.find()
-            found = replace(self, model=str(folder), adapter=None if adapter is None else str(adapter))
-            loaded = found.share(meet(found, start(found)))
+            local = replace(self, model=str(folder), adapter=None if adapter is None else str(adapter))
+            loaded = local.load_share(join_group(local, start_ranks(local)))
         else:
-            loaded = self.share(meet(self, world))
+            loaded = self.load_share(join_group(self, world))
         model: Any = loaded.model
         click.get_current_context().call_on_close(model.end)
         return loaded
 
-    def share(self, group: ProcessGroup) -> LoadedModel:
-        """This rank's share, once all ranks have theirs. Errors: those of any rank."""
+    def load_share(self, group: ProcessGroup) -> generation.LoadedModel:
+        """Load this rank's share of the model and wait for all ranks. Raises the errors of any rank."""
         folder, adapter = find_in_turn(self, group)
         return group.on_all(lambda: self.load(folder, adapter, group))
 
 
 def find_in_turn(choice: ModelChoice, group: ProcessGroup) -> tuple[Path, Path | None]:
-    """The model's folders, once all ranks have found them; one process of each machine downloads what must be."""
+    """Return the folders of model and adapter once all ranks have found them. One process per machine downloads."""
     first = group.on_all(choice.find) if torchrun().local_rank == 0 else group.on_all(lambda: None)
     return first or replace(choice, offline=True).find()
 
 
-def meet(choice: ModelChoice, world: World) -> ProcessGroup:
-    """Join the other processes, until the command ends. Errors: they are not there."""
+def join_group(choice: ModelChoice, world: World) -> ProcessGroup:
+    """Connect to the other ranks until the command ends. Raises LlmcliError if they do not answer."""
     import_torch()
     from llmcli.engine.tensor_parallel.process_group import ProcessGroup, device_of
     from llmcli.model.device import use_threads
@@ -92,59 +92,59 @@ def meet(choice: ModelChoice, world: World) -> ProcessGroup:
     return group
 
 
-def open_each(choice: ModelChoice, world: World) -> tuple[LoadedModel, ProcessGroup]:
-    """The whole model in each of the processes that torchrun started. Errors: those of any of them."""
-    group = meet(choice, world)
+def open_copies(choice: ModelChoice, world: World) -> tuple[generation.LoadedModel, ProcessGroup]:
+    """Load a full copy of the model in each process that torchrun started. Raises the errors of any of them."""
+    group = join_group(choice, world)
     folder, adapter = find_in_turn(choice, group)
     return group.on_all(lambda: choice.load(folder, adapter)), group
 
 
-def start(choice: SplitChoice) -> World:
-    """Start the other processes on this machine; this one's place among all. Errors: one that does not start."""
-    place = tempfile.TemporaryDirectory(prefix="llmcli-", ignore_cleanup_errors=True)
-    meeting, size = Path(place.name) / "meeting", choice.ranks
+def start_ranks(choice: DistributedModelChoice) -> World:
+    """Start the other ranks on this machine and return this process's own. Raises LlmcliError if one fails to start."""
+    folder = tempfile.TemporaryDirectory(prefix="llmcli-", ignore_cleanup_errors=True)
+    meeting, size = Path(folder.name) / "meeting", choice.ranks
     worlds = [World(rank, size, rank, size, meeting) for rank in range(size)]
     spawn = get_context("spawn")
     pipes = [spawn.Pipe(duplex=False) for _ in worlds[1:]]
     others = [
-        spawn.Process(target=begin, args=(choice, world, ready), daemon=True)
+        spawn.Process(target=run_rank, args=(choice, world, ready), daemon=True)
         for world, (_, ready) in zip(worlds[1:], pipes, strict=True)
     ]
-    with ignoring_ctrl_c():  # as they then do too: Ctrl-C is for this process alone
+    with ignoring_ctrl_c():  # the ranks inherit this: only this process handles Ctrl-C
         for other in others:
             other.start()
 
     def end() -> None:
         for other in others:
-            other.join(FAREWELL)
-        place.cleanup()
+            other.join(JOIN_SECONDS)
+        folder.cleanup()
 
     click.get_current_context().call_on_close(end)
     import_torch()
-    for other, (heard, _) in zip(others, pipes, strict=True):
-        if heard not in wait((heard, other.sentinel)):
+    for other, (started, _) in zip(others, pipes, strict=True):
+        if started not in wait((started, other.sentinel)):
             for process in others:
                 process.terminate()
-            raise LlmcliError("another rank ended before it began", "there may be too little memory for so many")
+            raise LlmcliError("a rank ended while it started", "there may be too little memory for this many processes")
     return worlds[0]
 
 
-def begin(choice: SplitChoice, world: World, ready: Connection) -> None:
-    """Where the processes that ``start`` makes begin."""
+def run_rank(choice: DistributedModelChoice, world: World, ready: Connection) -> None:
+    """The main function of the processes that ``start_ranks`` starts."""
     import_torch()
     ready.send(world.rank)
     with click.Context(click.Command("rank")):
         sys.exit(follow(choice, world))
 
 
-def follow(choice: SplitChoice, world: World) -> int:
-    """Take part in the first rank's passes until it ends; the exit code.
+def follow(choice: DistributedModelChoice, world: World) -> int:
+    """Take part in the first rank's forward passes until it ends. Returns the exit code.
 
-    What goes wrong for all ranks the first one tells; what only this one knows is told here.
+    The first rank reports errors that affect all ranks; this one prints only its own.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        model: Any = choice.share(meet(choice, world)).model
+        model: Any = choice.load_share(join_group(choice, world)).model
         model.serve()
     except LlmcliError:
         return EXIT_FAILURE
@@ -156,22 +156,23 @@ def follow(choice: SplitChoice, world: World) -> int:
 
 @contextmanager
 def ignoring_ctrl_c() -> Iterator[None]:
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore Ctrl-C in this process and in processes started inside the context."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, previous)
 
 
-split_options = bundle(
+distributed_model_options = bundle(
     "choice",
-    SplitChoice,
+    DistributedModelChoice,
     model_option,
     *opening_options,
     click.option(
         "--tensor-parallel",
         type=click.IntRange(min=1),
-        help="Split the model among so many processes of this machine, each with its share of the weights.",
+        help="Split the model among N processes of this machine; each loads its share of the weights.",
     ),
     title="Model",
 )

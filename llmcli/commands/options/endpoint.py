@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmcli.endpoint.server import Server
 
 # Parameters of what only this machine does: on the command line they are a mistake, elsewhere meant for other runs.
-MACHINE = (
+LOCAL_OPTIONS = (
     "adapter",
     "offline",
     "device",
@@ -31,7 +31,7 @@ MACHINE = (
     "draft_model",
 )
 # Parameters that would change what is written or shown, and that no server knows: refused wherever they were set.
-MEANING = (
+UNSUPPORTED_OPTIONS = (
     "parse_special",
     "overflow",
     "json_schema",
@@ -87,8 +87,8 @@ def check_options(context: click.Context) -> None:
     source = click.core.ParameterSource
     for option in context.command.params:
         given = context.get_parameter_source(option.name or "")
-        on_machine = option.name in MACHINE and given is source.COMMANDLINE
-        in_meaning = option.name in MEANING and given not in (source.DEFAULT, None)
+        on_machine = option.name in LOCAL_OPTIONS and given is source.COMMANDLINE
+        in_meaning = option.name in UNSUPPORTED_OPTIONS and given not in (source.DEFAULT, None)
         if isinstance(option, click.Option) and (on_machine or in_meaning):
             raise usage_error(
                 f"--{key_of(option)} has no meaning with --endpoint",

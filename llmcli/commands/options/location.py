@@ -1,4 +1,4 @@
-"""The options that say where a view looks: the same words in all of them (see ``explain.places``)."""
+"""``--at``, ``--layer``, ``--head`` and ``--token``: the part of the model that a view shows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ at_option = click.option(
     default="-1",
     show_default=True,
     metavar="POSITION",
-    help="At which token: its position, from the end if negative, or its text.",
+    help="The token to look at: its position (negative: from the end) or its text.",
 )
-layer_option = click.option("--layer", "layers", metavar="LAYERS", help="Only these, as in 0-5 or 0,2,-1.")
-head_option = click.option("--head", metavar="L.H", help="One head alone: layer, dot, head.")
-token_option = click.option("--token", metavar="TOKEN", help="Which token: its text, such as ' Paris', or its id.")
+layer_option = click.option("--layer", "layers", metavar="LAYERS", help="Only these layers, such as 0-5 or 0,2,-1.")
+head_option = click.option("--head", metavar="L.H", help="Only this head, such as 3.2 for head 2 of layer 3.")
+token_option = click.option("--token", metavar="TOKEN", help="The token to follow: its text, such as ' Paris', or id.")

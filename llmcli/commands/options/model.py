@@ -1,4 +1,4 @@
-"""The options that say which model runs, where and how; and opening it."""
+"""The options that choose, place and load a model."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from llmcli import generation, hub, render
 from llmcli.commands.options.common import Choice, Line, bundle, device_option, offline_option, threads_option
 from llmcli.commands.shell.help import Decorator
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.hub.cache import name_of
 
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
+if TYPE_CHECKING:  # the modules import torch
     from llmcli.engine.tensor_parallel.process_group import ProcessGroup
-    from llmcli.generation.loaded import LoadedModel
     from llmcli.storage.quantize import Quantization
 
 QUANTIZATIONS = ("int8", "int4")
@@ -28,43 +28,39 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What was said about the model; ``open`` loads it."""
+    """The values of the model options; ``open`` loads the model."""
 
-    model: str | None
-    adapter: str | None
-    offline: bool
-    device: str
-    dtype: str
-    quantization: Quantization | None
-    threads: int | None
+    model: str | None = None
+    adapter: str | None = None
+    offline: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: Quantization | None = None
+    threads: int | None = None
 
-    def open(self) -> LoadedModel:
-        """Find and load the model, with a bar for what takes long."""
-        found = self.find()
+    def open(self) -> generation.LoadedModel:
+        """Find the model, download it if necessary, and load it, with progress bars on stderr."""
+        folders = self.find()
         import_torch()
         from llmcli.model.device import use_threads
 
         use_threads(self.threads)
-        return self.load(*found)
+        return self.load(*folders)
 
-    def alone(self) -> ModelChoice:
-        """The same for one process."""
+    def undivided(self) -> ModelChoice:
+        """Return the same choice for a model that runs in one process."""
         return self
 
     def find(self) -> tuple[Path, Path | None]:
-        """The folders of the model and of its adapter, if it has one; shows the download if there is one."""
+        """Return the folders of the model and of its adapter, if it has one. Downloads what is missing."""
         folder = find_model(self.model, self.offline)
         return folder, find_model(self.adapter, self.offline) if self.adapter is not None else None
 
-    def load(self, folder: Path, adapter: Path | None, group: ProcessGroup | None = None) -> LoadedModel:
-        """Read the model, or this rank's share of it."""
-        from llmcli.generation.loaded import load
-        from llmcli.hub.cache import name_of
-        from llmcli.render.progress import LoadingProgress
-        from llmcli.render.terminal import note
-
-        with LoadingProgress(sys.stderr) as view:
-            loaded = load(
+    def load(self, folder: Path, adapter: Path | None, group: ProcessGroup | None = None) -> generation.LoadedModel:
+        """Load the model or, with a ``group``, this rank's share of it."""
+        leads = group is None or group.leads
+        with render.LoadingProgress(sys.stderr) as progress:
+            loaded = generation.load(
                 folder,
                 name=" + ".join(name_of(part) for part in (folder, adapter) if part is not None),
                 adapter=adapter,
@@ -72,57 +68,48 @@ class ModelChoice:
                 dtype=self.dtype,
                 quantization=self.quantization,
                 group=group,
-                progress=view if group is None or group.leads else None,
+                progress=progress if leads else None,
             )
         tokens, rows = loaded.tokenizer.size, loaded.model.config.vocab_size
-        if tokens > rows and (group is None or group.leads):
-            note(f"the tokenizer has {tokens} tokens, the model {rows}: is it another model's?", sys.stderr)
+        if tokens > rows and leads:
+            render.note(
+                f"the tokenizer has {tokens} tokens, but the model only {rows}: does it belong to another model?",
+                sys.stderr,
+            )
         return loaded
 
 
 def find_model(name: str | None, offline: bool) -> Path:
-    """The folder of the model, the shipped one if none is named; shows the download if there is one."""
-    from llmcli import hub
-    from llmcli.render.progress import DownloadProgress
-
+    """Return the folder of the model ``name`` (None: the shipped model), with a bar on stderr while it downloads."""
     name = hub.default_model() if name is None else name
-    with DownloadProgress(name, sys.stderr) as view:
-        return hub.find(name, offline=offline, progress=view)
+    with render.DownloadProgress(name, sys.stderr) as progress:
+        return hub.find(name, offline=offline, progress=progress)
 
 
-def pair(
-    models: tuple[str, ...],
-    adapter: str | None,
-    offline: bool,
-    device: str,
-    dtype: str,
-    quantization: Quantization | None,
-    threads: int | None,
-) -> tuple[ModelChoice, ModelChoice]:
-    """Two models to compare: both named, or one without and with an adapter. Errors: neither."""
+def choose_pair(models: tuple[str, ...], adapter: str | None, **options: Any) -> tuple[ModelChoice, ModelChoice]:
+    """Return the two models to compare: two that are named, or one without and with ``adapter``.
+
+    ``options`` are the other fields of ``ModelChoice``. Raises LlmcliError for any other number of models.
+    """
     if len(models) != (2 if adapter is None else 1):
-        raise usage_error("two models are compared", "give -m twice, or once with --adapter")
-    first = ModelChoice(models[0], None, offline, device, dtype, quantization, threads)
+        raise usage_error("two models are required", "give -m twice, or once with --adapter")
+    first = ModelChoice(models[0], **options)
     return first, replace(first, model=models[-1], adapter=adapter)
 
 
-def complete_model(ctx: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem[str]]:
-    """What a shell offers for a model: those on disk by name, else folders."""
-    from click.shell_completion import CompletionItem
-
-    from llmcli import hub
-
-    with suppress(OSError, LlmcliError):  # a shell that completes shows no errors
-        names = [model.name for model in hub.on_disk() if model.name.startswith(begun)]
-        return [CompletionItem(begun, type="dir"), *map(CompletionItem, names)]
+def complete_model(ctx: click.Context, option: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Return the names of models on disk that begin with ``incomplete``, and folders, for shell completion."""
+    with suppress(OSError, LlmcliError):  # completion must not print errors
+        names = [model.name for model in hub.on_disk() if model.name.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="dir"), *map(CompletionItem, names)]
     return []
 
 
-MODEL_HELP = "A folder, a name of `llmcli models`, or org/name of the hub"
+MODEL_HELP = "A folder, a name from `llmcli models`, or org/name on the Hugging Face hub"
 
 
-def several_models(help: str) -> Decorator:
-    """``--model`` of a command that takes several, as ``models``."""
+def models_option(help: str) -> Decorator:
+    """Return a ``--model`` option that can be repeated, passed as ``models``."""
     return click.option(
         "--model",
         "-m",
@@ -140,7 +127,7 @@ opening_options = (
         "--adapter",
         metavar="ADAPTER",
         shell_complete=complete_model,
-        help="A LoRA to merge into it, as PEFT saves it: a folder, or org/name.",
+        help="Merge in this LoRA adapter (PEFT format): a folder, or org/name.",
     ),
     offline_option,
     device_option,
@@ -156,7 +143,7 @@ opening_options = (
         "--quantize",
         "quantization",
         type=Choice(QUANTIZATIONS),
-        help="Round the weights as they are read: less to read for each token, for a little quality. CPU only.",
+        help="Round the weights while loading: faster and smaller, at some cost in quality. CPU only.",
     ),
     threads_option,
 )
@@ -165,13 +152,14 @@ model_option = click.option(
     "-m",
     metavar="MODEL",
     shell_complete=complete_model,
-    help=f"{MODEL_HELP}.  [default: the shipped one]",
+    help=f"{MODEL_HELP}.  [default: the shipped model]",
 )
 model_options = bundle("choice", ModelChoice, model_option, *opening_options, title="Model")
 pair_options = bundle(
     "choices",
-    pair,
-    several_models(f"{MODEL_HELP}; twice."),
+    choose_pair,
+    models_option(f"{MODEL_HELP}. Give it twice."),
     *opening_options,
     title="Model",
+    parameters=("models", "adapter", "offline", "device", "dtype", "quantization", "threads"),
 )

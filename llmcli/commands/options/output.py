@@ -1,4 +1,4 @@
-"""The options that say in which form a view is shown, and showing it."""
+"""``--json`` and ``--save``: how a view's report is written."""
 
 from __future__ import annotations
 
@@ -10,83 +10,79 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 import click
 
+from llmcli import render
 from llmcli.commands.options.common import bundle
 from llmcli.errors import EXIT_FAILURE, usage_error
+from llmcli.files.ndjson import write_line
+from llmcli.render import json_forms
 
 
-class Verdict(Protocol):
-    """What a check says in the end."""
+class CheckResult(Protocol):
+    """The result of a report's self-check."""
 
     @property
     def ok(self) -> bool: ...
 
 
-class Report(Protocol):
-    """A view in numbers: a frozen dataclass that carries its own check."""
+class CheckedReport(Protocol):
+    """A view's numbers: a frozen dataclass that carries its own check."""
 
     @property
-    def check(self) -> Verdict: ...
+    def check(self) -> CheckResult: ...
 
 
-R = TypeVar("R", bound=Report)
+R = TypeVar("R", bound=CheckedReport)
 
 
 @dataclass(frozen=True)
-class Form:
-    """What was said about the form; ``show`` writes the view."""
+class OutputOptions:
+    """The values of ``--json`` and ``--save``."""
 
     as_json: bool
     picture: Path | None
 
     def show(
-        self, report: R, draw: Callable[[R, TextIO], None], record: Callable[[R], Mapping[str, Any]] | None = None
+        self, report: R, draw: Callable[[R, TextIO], None], to_json: Callable[[R], Mapping[str, Any]] | None = None
     ) -> None:
-        """The report on stdout, by ``draw`` or as JSON, and as a picture; a check that failed is exit code 1.
+        """Write ``report`` to stdout, as JSON or with ``draw``, and save the picture that --save names.
 
-        ``record`` makes the JSON where its keys are not the report's fields.
+        ``to_json`` returns the JSON object if its keys are not the report's fields. Exits with code 1 if the report's
+        check failed.
         """
-        from llmcli.files.ndjson import write_line
-        from llmcli.render import json_forms
-
         if self.as_json:
-            write_line((record or json_forms.record)(report), sys.stdout)
+            write_line((to_json or json_forms.record)(report), sys.stdout)
         else:
             draw(report, sys.stdout)
-        self.paint(lambda stream: draw(report, stream))
+        self.save_picture(lambda stream: draw(report, stream))
         if not report.check.ok:
             sys.exit(EXIT_FAILURE)
 
-    def paint(self, draw: Callable[[TextIO], None]) -> None:
-        """What ``draw`` prints, as the picture that was asked for, if one was."""
-        from llmcli.render.picture import Picture
-        from llmcli.render.terminal import note
-
+    def save_picture(self, draw: Callable[[TextIO], None]) -> None:
+        """Save what ``draw`` prints to the file of --save, if there is one. Raises LlmcliError if that fails."""
         if self.picture is None:
             return
-        canvas = Picture()
+        canvas = render.Picture()
         draw(canvas)
         try:
             canvas.save(self.picture, title=f"llmcli {click.get_current_context().info_name}")
         except OSError as error:
             raise usage_error(f"{self.picture}: {error.strerror or error}", "name another file") from error
-        note(f"saved {self.picture}", sys.stderr)
+        render.note(f"saved {self.picture}", sys.stderr)
 
 
-def form(as_json: bool, save: Path | None) -> Form:
-    """The options, checked. Errors: a picture that cannot be written."""
+def check_output(as_json: bool, save: Path | None) -> OutputOptions:
+    """Return the options. Raises LlmcliError if --save names a file that cannot be written."""
     if save is not None and save.suffix not in (".svg", ".html"):
-        raise usage_error(f"--save {save} is neither .svg nor .html", "end the name in one of them")
+        raise usage_error(f"--save {save}: the file name must end in .svg or .html")
     if save is not None and not save.absolute().parent.is_dir():
-        raise usage_error(f"there is no folder {save.parent}", "make it first, or name another file")
-    return Form(as_json, save)
+        raise usage_error(f"--save {save}: there is no folder {save.parent}", "create it, or name another file")
+    return OutputOptions(as_json, save)
 
 
-form_options = bundle(
-    "form",
-    form,
-    click.option("--json", "as_json", is_flag=True, help="One JSON object."),
-    click.option(
-        "--save", type=click.Path(path_type=Path), metavar="FILE", help="Also draw it as a picture, .svg or .html."
-    ),
+output_options = bundle(
+    "output",
+    check_output,
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Also save a picture, .svg or .html."),
     title="Output",
 )

@@ -15,38 +15,41 @@ from llmcli.errors import LlmcliError, usage_error
 
 @dataclass(frozen=True)
 class Prompt:
-    """What was said about the prompt; ``read`` fetches it."""
+    """Where the prompt comes from; ``read`` returns its text."""
 
     argument: str | None
     file: Path | None
     parse_special: bool
 
     def read(self) -> str:
-        """From the argument, the file or stdin; an argument and stdin together are joined by a blank line."""
+        """Return the text of the argument, the file or stdin. Argument and piped text are joined by a blank line.
+
+        Raises LlmcliError if there is no prompt, if there are two, or if the file or stdin cannot be read.
+        """
         if self.file is not None:
             if self.argument is not None:
-                raise usage_error("a PROMPT and --prompt-file are both given", "give one of them")
+                raise usage_error("PROMPT and --prompt-file exclude each other", "give one of them")
             return read_text_file(self.file)
         if self.argument == "-":
             return read_stdin()
         if sys.stdin is None or sys.stdin.isatty():
             if self.argument is None:
-                raise usage_error("no prompt", "give it as an argument, with --prompt-file, or through a pipe")
+                raise usage_error("no prompt", "give it as an argument, with --prompt-file or through a pipe")
             return self.argument
         return "\n\n".join(part for part in (self.argument, read_stdin()) if part)
 
     def read_optional(self) -> str | None:
-        """Likewise; None where none was given, as by an empty pipe. Errors: an empty one was."""
+        """Return the prompt like ``read``, or None if there is none. Raises LlmcliError if an empty one was given."""
         given = self.argument is not None or self.file is not None
-        silent = sys.stdin is None or sys.stdin.isatty()
-        text = self.read() if given or not silent else ""
+        piped = sys.stdin is not None and not sys.stdin.isatty()
+        text = self.read() if given or piped else ""
         if given and not text:
-            raise usage_error("the text is empty", "leave it out, and llmcli takes one of its own")
+            raise usage_error("the text is empty", "omit it to use the built-in text")
         return text or None
 
 
 def prompt_options(argument: str = "prompt") -> Decorator:
-    """The options of a command whose argument is called ``argument``, as its parameter ``prompt``."""
+    """Return the prompt options, passed as ``prompt``; --help calls the argument ``argument``."""
     return bundle(
         "prompt",
         Prompt,
@@ -62,7 +65,7 @@ def prompt_options(argument: str = "prompt") -> Decorator:
 
 
 def read_text_file(path: Path) -> str:
-    """A UTF-8 file without the line end that closes it. Errors: cannot be read, not UTF-8."""
+    """Return the text of a UTF-8 file without its final line break. Raises LlmcliError if it cannot be read."""
     try:
         return _text(path.read_bytes(), str(path))
     except OSError as error:
@@ -70,8 +73,8 @@ def read_text_file(path: Path) -> str:
 
 
 def read_stdin() -> str:
-    """All of stdin, likewise."""
-    if sys.stdin is None:  # Python's own sign for a stdin that was closed
+    """Return all of stdin, without its final line break. Raises LlmcliError if it cannot be read."""
+    if sys.stdin is None:  # how Python marks a closed stdin
         raise usage_error("stdin is closed", "give the prompt as an argument")
     try:
         return _text(sys.stdin.buffer.read(), "stdin")

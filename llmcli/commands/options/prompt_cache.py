@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from llmcli import generation, render
-from llmcli.commands.options.writable import check_writable, refused
+from llmcli.commands.options.writable import check_writable, unwritable
 from llmcli.commands.shell.help import under
 from llmcli.commands.shell.interrupt import import_torch
 
@@ -32,9 +32,9 @@ def check_prompt_cache(file: Path) -> None:
     try:
         replaceable = not file.exists() or (file.is_file() and may_replace(file))
     except OSError as error:
-        raise refused("--prompt-cache", file, error.strerror or str(error)) from error
+        raise unwritable("--prompt-cache", file, error.strerror or str(error)) from error
     if not replaceable:
-        raise refused("--prompt-cache", file, "it is not a prompt cache and would be overwritten")
+        raise unwritable("--prompt-cache", file, "it is not a prompt cache and would be overwritten")
 
 
 def open_prompt_cache(

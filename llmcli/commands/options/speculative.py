@@ -27,7 +27,7 @@ class Speculative:
         """The source of proposals for ``loaded``. A draft model is opened with the same options, ``choice``."""
         if self.draft_model is None:
             return generation.PromptLookup() if self.prompt_lookup else None
-        draft = replace(choice.alone(), model=self.draft_model, adapter=None).open()
+        draft = replace(choice.undivided(), model=self.draft_model, adapter=None).open()
         generation.check_vocabularies(loaded, draft)
         return generation.DraftModel(draft.model)
 

@@ -1,4 +1,4 @@
-"""Whether a file that an option names can be written, asked before anything is loaded."""
+"""Checks, before a model is loaded, that a file named by an option can be written."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from llmcli.errors import LlmcliError, usage_error
 
 
 def check_writable(option: str, file: Path) -> None:
-    """Errors: ``file`` of ``option`` cannot be written."""
-    folder = Path(os.path.realpath(file)).parent  # of a link: where the file lies that it leads to
+    """Raise LlmcliError if ``file``, the value of ``option``, cannot be written."""
+    folder = Path(os.path.realpath(file)).parent  # a symbolic link is written at its target
     try:
-        there = file.exists()
+        exists = file.exists()
         if not folder.is_dir():
-            raise refused(option, file, f"there is no folder {folder}")
+            raise unwritable(option, file, f"there is no folder {folder}")
         if file.is_dir():
-            raise refused(option, file, "that is a folder")
-        if not os.access(folder, os.W_OK) or (there and not os.access(file, os.W_OK)):
-            raise refused(option, file, "it cannot be written")
+            raise unwritable(option, file, "that is a folder")
+        if not os.access(folder, os.W_OK) or (exists and not os.access(file, os.W_OK)):
+            raise unwritable(option, file, "it cannot be written")
     except OSError as error:
-        raise refused(option, file, error.strerror or str(error)) from error
+        raise unwritable(option, file, error.strerror or str(error)) from error
 
 
-def refused(option: str, file: Path, why: str) -> LlmcliError:
-    """The error that says so."""
-    return usage_error(f"{option} {file}: {why}", "name another file")
+def unwritable(option: str, file: Path, reason: str) -> LlmcliError:
+    """Return the error for a file that cannot be written."""
+    return usage_error(f"{option} {file}: {reason}", "name another file")

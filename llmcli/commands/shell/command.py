@@ -54,9 +54,14 @@ class Command(click.Command):
         if world.size > 1 and self.together == "no":
             raise usage_error(f"{self.name} runs in one process", "start it without torchrun")
         if world.rank > 0 and self.together == "share":
-            from llmcli.commands.options.distributed import SplitChoice, follow
+            from llmcli.commands.options.distributed import DistributedModelChoice, follow
 
-            return follow(SplitChoice(**{field.name: ctx.params[field.name] for field in fields(SplitChoice)}), world)
+            return follow(
+                DistributedModelChoice(
+                    **{field.name: ctx.params[field.name] for field in fields(DistributedModelChoice)}
+                ),
+                world,
+            )
         try:
             return super().invoke(ctx)
         except LlmcliError as error:
