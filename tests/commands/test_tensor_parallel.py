@@ -123,7 +123,7 @@ def test_commands_of_one_process(run: Run, model: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RANK", "0")
     result = run("generate", "x", "-m", model, "--tensor-parallel", 3)
     assert result.exit_code == 2
-    assert "torchrun started 2 processes, --tensor-parallel asks for 3" in result.stderr
+    assert "torchrun started 2 processes, but --tensor-parallel is 3" in result.stderr
 
 
 def variables(rank: int, size: int, port: int) -> dict[str, str]:
