@@ -221,7 +221,7 @@ def test_what_no_server_knows_is_refused(
             value = (VALUES[name[2:]],) if not getattr(option, "is_flag", False) else ()
             result = run(*words(command, tmp_path), "--endpoint", endpoint.url, name, *value, input="hi\n")
             assert (result.exit_code, result.stdout) == (EXIT_USAGE, ""), name
-            assert f"{name} has no meaning with --endpoint" in result.stderr
+            assert f"{name} does not work with --endpoint" in result.stderr
             assert result.stderr.count("\n") == 1
             tried += 1
     assert tried >= 7

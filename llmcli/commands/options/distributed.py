@@ -45,7 +45,9 @@ class DistributedModelChoice(ModelChoice):
     def exclude(self, option: str, value: object) -> None:
         """Raise LlmcliError if the model is split and ``option``, which needs it undivided, has a ``value``."""
         if value and self.ranks > 1:
-            raise usage_error(f"{option} needs the whole model in one process", f"omit {option} or do not split the model")
+            raise usage_error(
+                f"{option} needs the whole model in one process", f"omit {option} or do not split the model"
+            )
 
     def open(self) -> generation.LoadedModel:
         """Load the model, or the first rank's share of it; the other ranks then serve until the command ends."""

@@ -1,4 +1,4 @@
-"""``--endpoint``: the options that say that a server runs the model, and what they exclude."""
+"""``--endpoint``: the options for a server that runs the model, and the options that exclude it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from llmcli.commands.options.sampling import Sampling
     from llmcli.endpoint.server import Server
 
-# Parameters of what only this machine does: on the command line they are a mistake, elsewhere meant for other runs.
+# Parameters for models on this machine. They are an error on the command line, but ignored in the config file and in
+# environment variables, where they apply to other runs.
 LOCAL_OPTIONS = (
     "adapter",
     "offline",
@@ -30,7 +31,7 @@ LOCAL_OPTIONS = (
     "prompt_lookup",
     "draft_model",
 )
-# Parameters that would change what is written or shown, and that no server knows: refused wherever they were set.
+# Parameters that change the output and that no server supports. They are an error wherever they are set.
 UNSUPPORTED_OPTIONS = (
     "parse_special",
     "overflow",
@@ -47,52 +48,46 @@ UNSUPPORTED_OPTIONS = (
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the server is, if one is to run the model, and the file with its key."""
+    """The values of --endpoint and --api-key-file."""
 
     url: str | None
     key_file: Path | None
 
     @property
     def given(self) -> bool:
-        """An empty address runs the model here, whatever the config file says."""
+        """Whether a server runs the model. ``--endpoint ""`` overrides the config file and runs it here."""
         return bool(self.url)
 
     def open(self) -> Server:
-        """Reach the server. Errors: as of ``open_server``; an option that has no meaning there."""
+        """Connect to the server. Raises the errors of ``open_server`` and LlmcliError for options it does not support."""
         from llmcli.endpoint.server import open_server
 
         assert self.url
         context = click.get_current_context()
         check_options(context)
         if torchrun().size > 1:
-            raise usage_error(
-                "a server runs the model: there is nothing to share among processes", "leave out torchrun"
-            )
-        typed = click.core.ParameterSource.COMMANDLINE
+            raise usage_error("--endpoint needs only one process", "run llmcli without torchrun")
+        command_line = click.core.ParameterSource.COMMANDLINE
         model = context.params["model"]
-        if context.get_parameter_source("endpoint_url") is typed and context.get_parameter_source("model") is not typed:
-            model = None  # the one that is set elsewhere is this machine's
+        here, there = context.get_parameter_source("model"), context.get_parameter_source("endpoint_url")
+        if there is command_line and here is not command_line:
+            model = None  # a model from the config file is for this machine
         server = open_server(self.url, model, self.key_file)
         context.call_on_close(server.client.close)
         return server
 
 
-def asked(endpoint_url: str | None, api_key_file: Path | None) -> Endpoint:
-    """The options as they were given."""
-    return Endpoint(endpoint_url, api_key_file)
-
-
 def check_options(context: click.Context) -> None:
-    """Raise at an option that a server knows nothing of."""
+    """Raise LlmcliError for an option that does not work with a server."""
     source = click.core.ParameterSource
     for option in context.command.params:
-        given = context.get_parameter_source(option.name or "")
-        on_machine = option.name in LOCAL_OPTIONS and given is source.COMMANDLINE
-        in_meaning = option.name in UNSUPPORTED_OPTIONS and given not in (source.DEFAULT, None)
-        if isinstance(option, click.Option) and (on_machine or in_meaning):
+        origin = context.get_parameter_source(option.name or "")
+        local = option.name in LOCAL_OPTIONS and origin is source.COMMANDLINE
+        unsupported = option.name in UNSUPPORTED_OPTIONS and origin not in (source.DEFAULT, None)
+        if isinstance(option, click.Option) and (local or unsupported):
             raise usage_error(
-                f"--{key_of(option)} has no meaning with --endpoint",
-                'leave it out, or run the model here: --endpoint ""',
+                f"--{key_of(option)} does not work with --endpoint",
+                'omit it, or run the model on this machine: --endpoint ""',
             )
 
 
@@ -105,17 +100,17 @@ def fields_of(sampling: Sampling, server: Server, seed: int | None) -> dict[str,
 
 endpoint_options = bundle(
     "endpoint",
-    asked,
+    Endpoint,
     click.option(
         "--endpoint",
         "endpoint_url",
         metavar="URL",
-        help="Let an OpenAI-compatible server run the model; -m is then its name there.",
+        help="Use the model -m of an OpenAI-compatible server.",
     ),
     click.option(
         "--api-key-file",
         type=click.Path(path_type=Path),
-        help="The server's key, in a file.  [default: the variable LLMCLI_API_KEY]",
+        help="File with the server's API key.  [default: the variable LLMCLI_API_KEY]",
     ),
     title="Model",
 )
