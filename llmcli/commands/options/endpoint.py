@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from llmcli import endpoint
 from llmcli.commands.options.common import bundle
+from llmcli.commands.options.sampling import Sampling
 from llmcli.commands.shell.settings import key_of
 from llmcli.commands.shell.torchrun import torchrun
 from llmcli.errors import usage_error
-
-if TYPE_CHECKING:
-    from llmcli.commands.options.sampling import Sampling
-    from llmcli.endpoint.server import Server
 
 # Parameters for models on this machine. They are an error on the command line, but ignored in the config file and in
 # environment variables, where they apply to other runs.
@@ -58,10 +56,8 @@ class Endpoint:
         """Whether a server runs the model. ``--endpoint ""`` overrides the config file and runs it here."""
         return bool(self.url)
 
-    def open(self) -> Server:
-        """Connect to the server. Raises the errors of ``open_server`` and LlmcliError for options it does not support."""
-        from llmcli.endpoint.server import open_server
-
+    def open(self) -> endpoint.Server:
+        """Connect to the server. Raises LlmcliError for options it does not support, and if it does not answer."""
         assert self.url
         context = click.get_current_context()
         check_options(context)
@@ -72,7 +68,7 @@ class Endpoint:
         here, there = context.get_parameter_source("model"), context.get_parameter_source("endpoint_url")
         if there is command_line and here is not command_line:
             model = None  # a model from the config file is for this machine
-        server = open_server(self.url, model, self.key_file)
+        server = endpoint.open_server(self.url, model, self.key_file)
         context.call_on_close(server.client.close)
         return server
 
@@ -91,11 +87,11 @@ def check_options(context: click.Context) -> None:
             )
 
 
-def fields_of(sampling: Sampling, server: Server, seed: int | None) -> dict[str, Any]:
-    """The sampling options as the server takes them. Errors: one that it does not."""
-    from llmcli.endpoint.server_kinds import request_fields
-
-    return request_fields(server.kind, sampling.given, seed=seed, window=sampling.window, biases=tuple(sampling.biases))
+def fields_of(sampling: Sampling, server: endpoint.Server, seed: int | None) -> dict[str, Any]:
+    """Return the sampling options as fields of a request. Raises LlmcliError for one that ``server`` does not take."""
+    return endpoint.request_fields(
+        server.kind, sampling.given, seed=seed, window=sampling.window, biases=tuple(sampling.biases)
+    )
 
 
 endpoint_options = bundle(
