@@ -1,12 +1,13 @@
-"""``python -m llmcli``, and where the console script starts: Ctrl-C is no traceback from the first import on."""
+"""The entry point of ``llmcli`` and ``python -m llmcli``. Ctrl-C while modules load exits without a traceback."""
 
 from __future__ import annotations
 
-from llmcli.commands.shell.interrupt import ending_at_once
+from llmcli.commands.shell.interrupt import exit_on_ctrl_c
 
 
 def main() -> None:
-    with ending_at_once():
+    """Run the command line."""
+    with exit_on_ctrl_c():
         from llmcli import cli
     cli.main()
 

@@ -1,22 +1,23 @@
-"""The one exception that a user may see, and the exit codes of the command line."""
+"""``LlmcliError``, the exception for everything a user can fix, and the exit codes of the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-EXIT_READER_GONE = 141  # 128 + SIGPIPE, likewise: what cat and grep end with when `head` has seen enough
+EXIT_READER_GONE = 141  # 128 + SIGPIPE: the code of `cat` in `cat file | head`
 
 
 class LlmcliError(Exception):
-    """Something the user can fix: ``message`` says what is wrong, ``hint`` what to do about it.
+    """An error that the user can fix: ``message`` says what is wrong, ``hint`` how to fix it.
 
-    The library states facts and names no option. Where the remedy is an option of the command line, the error has a
-    ``kind`` instead, such as "prompt-too-long", for which ``commands.shell.hints`` has the hint. ``exit_code`` is
-    EXIT_FAILURE, or EXIT_USAGE if the arguments themselves are wrong.
+    The library does not name options of the command line. If an option fixes the error, the error has a ``kind``
+    instead of a hint, such as "prompt-too-long", and ``commands.shell.hints`` has the hint for that kind.
+    ``exit_code`` is EXIT_USAGE for wrong arguments and EXIT_FAILURE for everything else.
     """
 
     def __init__(self, message: str, hint: str = "", *, kind: str = "", exit_code: int = EXIT_FAILURE) -> None:
@@ -31,21 +32,19 @@ class LlmcliError(Exception):
 
 
 def usage_error(message: str, hint: str = "", *, kind: str = "") -> LlmcliError:
-    """An error in the arguments: exit code 2."""
+    """Return an error for wrong arguments (exit code 2)."""
     return LlmcliError(message, hint, kind=kind, exit_code=EXIT_USAGE)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint that names what is spelt most like ``word``; empty where nothing is."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(word, list(known), n=2)
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    """Return a hint with the known words most similar to ``word``, or "" if none is similar."""
+    similar = get_close_matches(word, list(known), n=2)
+    return f"did you mean {' or '.join(similar)}?" if similar else ""
 
 
 def out_of_memory(error: Exception) -> LlmcliError | None:
-    """torch and Python say "no memory" in several ways; one of ours for all of them."""
+    """Return our error if ``error`` is one of those that Python and PyTorch raise when memory runs out, else None."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return LlmcliError("out of memory", "use a smaller model, a shorter prompt or --dtype bfloat16")
+        return LlmcliError("out of memory", kind="out-of-memory")
     return None

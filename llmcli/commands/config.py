@@ -1,4 +1,4 @@
-"""``llmcli config``: which options are set, and where."""
+"""``llmcli config``: show which options are set, and where they are set."""
 
 from __future__ import annotations
 
@@ -7,35 +7,43 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from llmcli import render
 from llmcli.commands.shell.command import Command, commands_of
-from llmcli.commands.shell.config_file import VARIABLE, config_path, read_config
-from llmcli.commands.shell.settings import entries, hyphened, key_of, variable_of, variables_of
+from llmcli.commands.shell.config_file import (
+    VARIABLE,
+    FileSetting,
+    config_path,
+    file_settings,
+    hyphenate,
+    key_of,
+    read_config,
+    variable_in_use,
+    variables_of,
+)
 from llmcli.errors import EXIT_USAGE, LlmcliError, did_you_mean, usage_error
 
-if TYPE_CHECKING:
-    from llmcli.render.settings import Setting
+
+def complete_command(ctx: click.Context, argument: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of commands that start with ``incomplete``."""
+    return [name for name in commands_of(ctx) if name.startswith(incomplete)]
 
 
-def complete_command(ctx: click.Context, argument: click.Parameter, begun: str) -> list[str]:
-    return [name for name in commands_of(ctx) if name.startswith(begun)]
-
-
-# Reads no options from the config file itself, so that it runs whatever stands there.
+# A plain click command: it takes no options from the config file, so it works even if the file is broken.
 @click.command()
 @click.argument("command", required=False, shell_complete=complete_command)
-@click.option("--path", "only_path", is_flag=True, help="The config file's path alone.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--path", "only_path", is_flag=True, help="Print only the path of the config file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def config(command: str | None, only_path: bool, as_json: bool) -> None:
-    """Show which options are set, and where; with COMMAND, all that it has.
+    """Show which options are set and where, or with COMMAND all options of that command.
 
-    An option is what the command line says; or else LLMCLI_<COMMAND>_<OPTION> or LLMCLI_<OPTION> in the
-    environment; or else what stands in the config file; or else its default. Keys of the file are the options'
-    names without the dashes, at the top for every command that has them, in a table for one; what may be repeated
-    is a list. The file is ~/.config/llmcli/config.toml, or that of LLMCLI_CONFIG:
+    An option given on the command line comes first; then the environment variables LLMCLI_<COMMAND>_<OPTION> and
+    LLMCLI_<OPTION>; then the config file; then the default. Keys in the file are the names of options without the
+    dashes: at the top for every command that has the option, in a table for one command. An option that can be
+    repeated takes a list. The file is ~/.config/llmcli/config.toml, or the one that LLMCLI_CONFIG names:
 
     \b
       temperature = 0.7
@@ -57,30 +65,27 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
         return
     commands = commands_of(click.get_current_context())
     if command is not None and command not in commands:
-        raise usage_error(f"there is no command {command!r} with options to set", did_you_mean(command, commands))
-    raw, faults = raw_config()
-
-    from llmcli.render import settings as view
-
+        raise usage_error(f"no such command with options: {command}", did_you_mean(command, commands))
+    config, errors = read_or_error()
     if command is None:
-        faults += [fault for each in commands.values() for fault in entries(raw, each, commands)[1]]
-        rows = [*set_in_environment(commands), *set_in_file(raw)]
+        errors += [error for each in commands.values() for error in file_settings(config, each, commands)[1]]
+        rows = [*set_in_environment(commands), *set_in_file(config)]
         strays = stray_variables(commands)
     else:
-        found = entries(raw, commands[command], commands)
-        faults += found[1]
-        rows, strays = [setting(commands[command], option, found[0]) for option in options(commands[command])], []
-    texts = list(dict.fromkeys(str(fault) for fault in faults)) + strays
+        found, more = file_settings(config, commands[command], commands)
+        errors += more
+        rows, strays = [setting(commands[command], option, found) for option in options(commands[command])], []
+    problems = list(dict.fromkeys(str(error) for error in errors)) + strays
     if as_json:
-        view.write_settings_json(config_path(), rows, texts, sys.stdout)
+        render.write_settings_json(config_path(), rows, problems, sys.stdout)
     else:
-        view.print_settings(config_path(), rows, texts, sys.stdout, sys.stderr, command=command)
-    if faults:
+        render.print_settings(config_path(), rows, problems, sys.stdout, sys.stderr, command=command)
+    if errors:
         sys.exit(EXIT_USAGE)
 
 
-def raw_config() -> tuple[dict[str, Any], list[LlmcliError]]:
-    """What stands in the file, or what is wrong with it."""
+def read_or_error() -> tuple[dict[str, Any], list[LlmcliError]]:
+    """Return the contents of the config file, and the error if it cannot be read."""
     try:
         return read_config(), []
     except LlmcliError as error:
@@ -88,59 +93,54 @@ def raw_config() -> tuple[dict[str, Any], list[LlmcliError]]:
 
 
 def options(command: Command) -> list[click.Option]:
+    """Return the options of a command."""
     return [option for option in command.params if isinstance(option, click.Option)]
 
 
-def setting(command: Command, option: click.Option, found: Mapping[str, Any]) -> Setting:
-    """An option of one command, and from where it would be taken without a word on the command line."""
-    from llmcli.render.settings import Setting
-
-    name, variable = key_of(option), variable_of(option)
+def setting(command: Command, option: click.Option, found: Mapping[str, FileSetting]) -> render.Setting:
+    """Return the value that an option of a command has if the command line does not set it, and its source."""
+    name, variable = key_of(option), variable_in_use(option)
     if variable is not None:
-        return Setting(name, command.name, os.environ[variable], "environment", variable)
+        return render.Setting(name, command.name, os.environ[variable], "environment", variable)
     if option.name in found:
-        entry = found[option.name]
-        return Setting(name, command.name, plain(entry.value), "file", entry.key)
-    return Setting(name, command.name, default_of(option), "default", None)
+        in_file = found[option.name]
+        return render.Setting(name, command.name, json_value(in_file.value), "file", in_file.key)
+    return render.Setting(name, command.name, default_of(option), "default", None)
 
 
 def default_of(option: click.Option) -> Any:
-    """Its default, or what --help says of it where that is not one value; None for off."""
-    told = re.search(r"\[default: (.*)\]$", option.help or "")
-    if told:
-        return told[1]
+    """Return an option's default, or its description in --help if it is not one value; None if it is off."""
+    described = re.search(r"\[default: (.*)\]$", option.help or "")
+    if described:
+        return described[1]
     value = option.to_info_dict()["default"]
     return value if not option.multiple else None
 
 
-def set_in_file(raw: Mapping[str, Any]) -> Iterator[Setting]:
-    """Every key of the file, also those that no option has."""
-    from llmcli.render.settings import Setting
-
-    for key, value in raw.items():
+def set_in_file(config: Mapping[str, Any]) -> Iterator[render.Setting]:
+    """Yield every key in the file, including keys that are not options."""
+    for key, value in config.items():
         for name, part in value.items() if isinstance(value, dict) else [(key, value)]:
             table = key if isinstance(value, dict) else None
-            yield Setting(hyphened(name), table, plain(part), "file", f"{table}.{name}" if table else name)
+            yield render.Setting(hyphenate(name), table, json_value(part), "file", f"{table}.{name}" if table else name)
 
 
-def plain(value: Any) -> Any:
-    """A value of the file as JSON has one too: dates, tables and what no number is as text."""
+def json_value(value: Any) -> Any:
+    """Return a value of the file as a JSON value: dates, tables, NaN and infinities become text."""
     if isinstance(value, list):
-        return [plain(part) for part in value]
+        return [json_value(part) for part in value]
     return value if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)) else str(value)
 
 
-def set_in_environment(commands: Mapping[str, Command]) -> Iterator[Setting]:
-    """Every variable that sets an option, once."""
-    from llmcli.render.settings import Setting
-
+def set_in_environment(commands: Mapping[str, Command]) -> Iterator[render.Setting]:
+    """Yield every environment variable that sets an option."""
     for variable, (command, option) in known_variables(commands).items():
         if value := os.environ.get(variable):
-            yield Setting(key_of(option), command, value, "environment", variable)
+            yield render.Setting(key_of(option), command, value, "environment", variable)
 
 
 def known_variables(commands: Mapping[str, Command]) -> dict[str, tuple[str | None, click.Option]]:
-    """The variables of all options, each with its command (None where all share it)."""
+    """Return the variables of all options, each with its option and command (None for all commands)."""
     found: dict[str, tuple[str | None, click.Option]] = {}
     for name, command in commands.items():
         for option in options(command):
@@ -151,7 +151,7 @@ def known_variables(commands: Mapping[str, Command]) -> dict[str, tuple[str | No
 
 
 def stray_variables(commands: Mapping[str, Command]) -> list[str]:
-    """Of the LLMCLI_ variables those that set nothing, each with what it may have meant."""
+    """Return a message for each LLMCLI_ variable that sets no option, with a suggestion."""
     known = known_variables(commands)
     strays = sorted(name for name in os.environ if name.startswith("LLMCLI_") and name not in {*known, VARIABLE})
     hints = [did_you_mean(name, known) for name in strays]

@@ -126,7 +126,7 @@ def test_version_tells_python_torch_and_device(run: Run) -> None:
     import torch
 
     told = run("--version").stdout
-    device = version.device_with("2.9.0")
+    device = version.default_device("2.9.0")
     assert re.fullmatch(rf"llmcli {re.escape(__version__)} \(Python 3\.\d+\.\d+, torch \S+, device {device}\)\n", told)
     assert f"torch {torch.__version__}," in told
 
@@ -134,8 +134,8 @@ def test_version_tells_python_torch_and_device(run: Run) -> None:
 def test_version_of_a_build_for_the_cpu_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from llmcli.commands.shell.version import device_with\n"
-        "print(device_with('2.9.0+cpu'))"
+        "from llmcli.commands.shell.version import default_device\n"
+        "print(default_device('2.9.0+cpu'))"
     )
     if sys.platform == "darwin":
         pytest.skip("every build for macOS may have a GPU")

@@ -298,8 +298,8 @@ def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
     """As for a background job of a shell script."""
     code = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from llmcli.commands.shell.interrupt import ending_at_once\n"
-        "with ending_at_once():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "from llmcli.commands.shell.interrupt import exit_on_ctrl_c\n"
+        "with exit_on_ctrl_c():\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

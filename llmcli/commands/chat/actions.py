@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcli import render
-from llmcli.commands.shell.config_file import expanded
+from llmcli.commands.shell.config_file import expand_user
 from llmcli.errors import LlmcliError, did_you_mean, usage_error
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def leave(session: AnySession, argument: str) -> None:
 def _path(argument: str) -> Path:
     if not argument:
         raise usage_error("the command needs a file name", "for example /save chat.json")
-    return expanded(argument)
+    return expand_user(argument)
 
 
 def _excerpt(text: str, length: int = 40) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli.commands.options.sampling import Sampling, parse_sampling, sampling_parameters
-from llmcli.commands.shell.help import plainly
+from llmcli.commands.shell.help import simplify_message
 from llmcli.errors import did_you_mean, usage_error
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Settings(ABC):
         try:
             value = option.type_cast_value(self._context, [text] if option.multiple else text)
         except click.BadParameter as error:
-            raise usage_error(f"{name}: {plainly(error.message)}") from None
+            raise usage_error(f"{name}: {simplify_message(error.message)}") from None
         assert option.name is not None
         values = {**self._values, option.name: value}
         sampling = parse_sampling(**{key: value for key, value in values.items() if key != LENGTH})

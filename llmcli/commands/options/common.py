@@ -76,6 +76,12 @@ def bundle(
     return decorate
 
 
+def store_verbose(ctx: click.Context, option: click.Parameter, value: bool) -> bool:
+    """Store --verbose, however it was set, for ``cli.LazyGroup.main``, which prints errors."""
+    ctx.ensure_object(dict)["verbose"] = value
+    return value
+
+
 device_option = click.option(
     "--device",
     type=Choice(DEVICES),
@@ -89,5 +95,12 @@ threads_option = click.option(
 )
 offline_option = click.option("--offline", is_flag=True, help="Do not download anything (as with HF_HUB_OFFLINE=1).")
 verbose_option = under(
-    OTHER, click.option("--verbose", is_flag=True, help="Print details; show a traceback for errors.")
+    OTHER,
+    click.option(
+        "--verbose",
+        is_flag=True,
+        is_eager=True,  # so that it applies to errors in the other options
+        callback=store_verbose,
+        help="Print details; show a traceback for errors.",
+    ),
 )

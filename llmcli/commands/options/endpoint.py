@@ -11,7 +11,7 @@ import click
 from llmcli import endpoint
 from llmcli.commands.options.common import bundle
 from llmcli.commands.options.sampling import Sampling
-from llmcli.commands.shell.settings import key_of
+from llmcli.commands.shell.config_file import key_of
 from llmcli.commands.shell.torchrun import torchrun
 from llmcli.errors import usage_error
 

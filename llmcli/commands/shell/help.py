@@ -1,4 +1,4 @@
-"""--help in groups: options under headings, aligned with one another, and said in plain words."""
+"""--help: options in groups under headings, aligned, with short names for values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import click
 Decorator = Callable[[Any], Any]
 
 PLAIN, OTHER = "Options", "Other"
-MOST_WIDTH = 23  # of the column of names: longer ones have their help below
-# What stands for a value in place of click's names for types.
+MAX_NAME_WIDTH = 23  # the help of options with longer names starts on the next line
+# click's name of a type -> the metavar to show
 METAVARS = {"integer range": "N", "integer": "N", "number": "X", "numbers": "N,…", "text": "TEXT", "path": "FILE"}
-_RANGE = re.compile(r"  \[[-\d<=]*x[-<>=\d]+\]$|; [-\d<=]*x[-<>=\d]+(?=\]$)")  # of a number, as click writes it
+_RANGE = re.compile(
+    r"  \[[-\d<=]*x[-<>=\d]+\]$|; [-\d<=]*x[-<>=\d]+(?=\]$)"
+)  # the range of a number, as click shows it
 _headings: WeakKeyDictionary[click.Parameter, str] = WeakKeyDictionary()
 
 
 def heading(title: str) -> Decorator:
-    """A decorator that stands above options as a heading does: it is that of all below it that have none yet."""
+    """Put the options declared below this decorator under ``title`` in --help, unless they have a heading already."""
 
     def decorate(command: Any) -> Any:
         for parameter in _parameters(command):
@@ -31,7 +33,7 @@ def heading(title: str) -> Decorator:
 
 
 def under(title: str, *decorators: Decorator) -> Decorator:
-    """Option decorators as one, in the order given, that --help shows under ``title``."""
+    """Combine option decorators, in the order given, under the heading ``title`` in --help."""
 
     def decorate(command: Any) -> Any:
         before = set(_parameters(command))
@@ -44,20 +46,20 @@ def under(title: str, *decorators: Decorator) -> Decorator:
 
 
 def _parameters(command: Any) -> list[click.Parameter]:
-    """Those that decorators have given to a function by now."""
-    found: list[click.Parameter] = getattr(command, "__click_params__", [])
-    return found
+    """Return the parameters that click's decorators have attached to a function so far."""
+    parameters: list[click.Parameter] = getattr(command, "__click_params__", [])
+    return parameters
 
 
 def write_options(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    """The options of ``command``, each group in the place of its first, and last what every command has."""
+    """Write the options of ``command`` in groups, ordered by their first option, with the group "Other" last."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for option in command.get_params(ctx):
         if isinstance(option, click.Option) and (row := option.get_help_record(ctx)):
             title = OTHER if option is command.get_help_option(ctx) else _headings.get(option, PLAIN)
             groups.setdefault(title, []).append((row[0], _RANGE.sub("", row[1])))
     last = groups.pop(OTHER, [])
-    if set(groups) <= {PLAIN}:  # too few to be told apart
+    if set(groups) <= {PLAIN}:  # no headings: one group
         groups = {PLAIN: groups.get(PLAIN, []) + last}
     else:
         groups[OTHER] = last
@@ -65,20 +67,20 @@ def write_options(command: click.Command, ctx: click.Context, formatter: click.H
 
 
 def write_groups(groups: Mapping[str, Sequence[tuple[str, str]]], formatter: click.HelpFormatter) -> None:
-    """A section each, with the column of names equally wide in all."""
-    width = max((len(name) for rows in groups.values() for name, _ in rows if len(name) <= MOST_WIDTH), default=0)
+    """Write a section per group, with the same width of the name column in all of them."""
+    width = max((len(name) for rows in groups.values() for name, _ in rows if len(name) <= MAX_NAME_WIDTH), default=0)
     for title, rows in groups.items():
         with formatter.section(title):
-            formatter.write_dl([(f"{name:<{width}}", told) for name, told in rows], col_max=MOST_WIDTH)
+            formatter.write_dl([(f"{name:<{width}}", help) for name, help in rows], col_max=MAX_NAME_WIDTH)
 
 
-def plainly(message: str) -> str:
-    """What click says of a wrong value, on one line and without its names for types."""
+def simplify_message(message: str) -> str:
+    """Return click's message about a wrong value on one line, in plain words."""
     return re.sub("is not a valid integer( range)?", "is not a whole number", message.replace("\n\t", " "))
 
 
-def name_values(options: Sequence[click.Parameter]) -> None:
-    """Give each option that takes a value, and says not what to call it, a short name for it."""
+def set_metavars(options: Sequence[click.Parameter]) -> None:
+    """Set a short metavar for each option that takes a value and does not have one."""
     for option in options:
         if isinstance(option, click.Option) and option.metavar is None and not option.is_flag:
             option.metavar = METAVARS.get(option.type.name)

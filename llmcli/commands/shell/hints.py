@@ -1,10 +1,10 @@
-"""Hints that name options, for errors of the library, which knows none."""
+"""Hints for errors of the library that an option fixes. The library itself does not know the options."""
 
 from __future__ import annotations
 
 from llmcli.errors import LlmcliError
 
-# By ``LlmcliError.kind``.
+# ``LlmcliError.kind`` -> hint
 HINTS: dict[str, str] = {
     "adapter-not-model": "name its base model with -m, and the adapter with --adapter",
     "already-quantized": "omit --quantize, or name the original model",

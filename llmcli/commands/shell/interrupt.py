@@ -1,4 +1,4 @@
-"""Ctrl-C between tokens, never within one: what was counted is what was written. And Ctrl-C while libraries load."""
+"""Ctrl-C stops a generation between two tokens, and exits at once while libraries load."""
 
 from __future__ import annotations
 
@@ -13,51 +13,54 @@ from llmcli.errors import EXIT_INTERRUPTED
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
-    """While inside, Ctrl-C ends the process at once: an import could swallow an exception, or show it."""
-    former = signal.getsignal(signal.SIGINT)
-    if former is not signal.default_int_handler:  # somebody's own; or ignored, as in a shell's background jobs
+def exit_on_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: an import may swallow KeyboardInterrupt or print a traceback for it."""
+    previous = signal.getsignal(signal.SIGINT)
+    if (
+        previous is not signal.default_int_handler
+    ):  # a handler of the caller, or ignored, as in a shell's background jobs
         yield
         return
     signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, previous)
 
 
 def import_torch() -> None:
-    """Import torch and what it needs, which takes a second or two."""
-    with ending_at_once():
+    """Import torch, which takes a second or two; Ctrl-C exits at once."""
+    with exit_on_ctrl_c():
         import torch  # noqa: F401
 
 
 class Interrupt:
-    """A context in which Ctrl-C waits for the next ``point``, and raises KeyboardInterrupt there.
+    """A context manager that delays KeyboardInterrupt until the next call of ``point``.
 
-    Before the first point it raises at once (a long prompt may be being read), and so does a second Ctrl-C.
+    Before the first ``point`` Ctrl-C raises at once, because prefill of a long prompt takes a while. A second Ctrl-C
+    always raises at once.
     """
 
     def __init__(self) -> None:
         self._pressed = False
         self._waits = False
-        self._former: Any = None
+        self._previous: Any = None
 
     def __enter__(self) -> Interrupt:
-        self._former = signal.signal(signal.SIGINT, self._press)
+        self._previous = signal.signal(signal.SIGINT, self._press)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._former)
+        signal.signal(signal.SIGINT, self._previous)
 
     def point(self) -> None:
-        """A place where stopping leaves nothing half done."""
+        """Raise KeyboardInterrupt if Ctrl-C was pressed. Call this where nothing is half done."""
         if self._pressed:
             raise KeyboardInterrupt
         self._waits = True
 
     def rest(self) -> None:
-        """From here to the next ``point`` Ctrl-C raises at once: what is waited for may never come."""
+        """Let Ctrl-C raise at once until the next ``point``, while waiting for something that may never come."""
         self.point()
         self._waits = False
 

@@ -1,4 +1,4 @@
-"""The processes that run one command together: which of them this one is."""
+"""This process's rank among the processes that run one command together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class World:
-    """A process's ``rank``, from 0, among ``size``, and likewise among those of its machine.
+    """The position of a process among ``size`` processes, and among the ``local_size`` processes of its machine.
 
-    They find each other through the file ``meeting``; where that is None, by torchrun's variables.
+    Ranks count from 0. The processes connect through the file ``meeting`` or, if it is None, through the environment
+    variables that torchrun sets.
     """
 
     rank: int = 0
@@ -22,12 +23,12 @@ class World:
 
 
 def torchrun() -> World:
-    """What torchrun tells a process that it started; a process started alone is the only one."""
-    if "MASTER_ADDR" not in os.environ:  # the other variables alone may be anybody's
+    """Return this process's rank as torchrun set it, or rank 0 of 1 if torchrun did not start the process."""
+    if "MASTER_ADDR" not in os.environ:  # other programs set the other variables too
         return World()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    told = [os.environ.get(name, "") for name in names]
-    if not all(value.isdecimal() for value in told):
+    values = [os.environ.get(name, "") for name in names]
+    if not all(value.isdecimal() for value in values):
         return World()
-    rank, size, local_rank, local_size = map(int, told)
+    rank, size, local_rank, local_size = map(int, values)
     return World(rank, size, local_rank, local_size)

@@ -1,4 +1,4 @@
-"""``llmcli --version``: llmcli, Python, torch, and the device that a model would run on."""
+"""``llmcli --version``: the versions of llmcli, Python and PyTorch, and the default device."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from llmcli import __version__
 from llmcli.commands.shell.interrupt import import_torch
 
 
-def print_version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
-    """The callback of --version: one line, and the end."""
-    if not asked or ctx.resilient_parsing:
+def print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    """Print one line and exit; the callback of --version."""
+    if not value or ctx.resilient_parsing:
         return
     try:
         torch = version("torch")
     except PackageNotFoundError:
         torch = "not installed"
-    device = f", device {device_with(torch)}" if torch != "not installed" else ""
+    device = f", device {default_device(torch)}" if torch != "not installed" else ""
     click.echo(f"llmcli {__version__} (Python {platform.python_version()}, torch {torch}{device})")
     ctx.exit()
 
 
-def device_with(torch: str) -> str:
-    """What `--device auto` is, with this version of torch.
+def default_device(torch_version: str) -> str:
+    """Return the device that ``--device auto`` picks.
 
-    A build for the CPU alone says so in its version; for any other only torch can tell, and takes a second or
-    two to import.
+    The version of a CPU-only build of PyTorch ends in "+cpu"; any other build must be imported, which takes a second
+    or two.
     """
-    if torch.endswith("+cpu") and sys.platform != "darwin":
+    if torch_version.endswith("+cpu") and sys.platform != "darwin":
         return "cpu"
     import_torch()
     from llmcli.model.device import pick_device
