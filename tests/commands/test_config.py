@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 
 from llmcli.cli import COMMANDS, cli
-from llmcli.commands.shell import settings
+from llmcli.commands.shell import config_file
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.config_file import config_path
 from tests.commands.conftest import records
@@ -212,7 +212,7 @@ def test_config_agrees_with_what_click_takes(run: Run, write: Write, monkeypatch
         needed = sum(isinstance(p, click.Argument) and p.required for p in command.params)
         context = command.make_context(name, ["x"] * needed, parent=root)
         told = json.loads(run("config", name, "--json").stdout)["options"]
-        by_key = {settings.key_of(p): p.name for p in command.params if isinstance(p, click.Option)}
+        by_key = {config_file.key_of(p): p.name for p in command.params if isinstance(p, click.Option)}
         assert [row["option"] for row in told] == list(by_key)
         for row in told:
             used = context.get_parameter_source(by_key[row["option"]])
@@ -244,7 +244,7 @@ def test_no_two_options_share_a_variable_by_chance() -> None:
         command = cli.get_command(click.Context(cli), name)
         for option in command.params if isinstance(command, Command) else []:
             if isinstance(option, click.Option):
-                first, *rest = settings.variables_of(name, option)
+                first, *rest = config_file.variables_of(name, option)
                 assert first not in own, (first, name)
                 own[first] = name
                 shared |= set(rest)
@@ -280,3 +280,17 @@ def test_sabotage_a_weaker_variable_first_is_noticed(
 
 def test_tests_read_nobodys_config() -> None:
     assert os.environ["LLMCLI_CONFIG"] == os.devnull
+
+
+def test_verbose_shows_a_traceback_however_it_is_set(run: Run, write: Write) -> None:
+    wrong = ("generate", "x", "-m", "no-such-model")
+    assert "Traceback" not in run(*wrong).stderr
+    for result in (run(*wrong, "--verbose"), run(*wrong, env={"LLMCLI_VERBOSE": "1"})):
+        first, *_, last = result.stderr.splitlines()
+        assert first.startswith("Traceback")
+        assert last.startswith("llmcli: there is no model no-such-model")
+    write("verbose = true\n")
+    assert "Traceback" in run(*wrong).stderr
+    assert "Traceback" in run("generate", "x", "--temperature", "hot").stderr  # an error in another option
+    assert "Traceback" not in run("generate", "x", "--no-such-option").stderr  # an error before options are known
+    assert "Traceback" not in run("no-such-command").stderr

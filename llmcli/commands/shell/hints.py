@@ -8,17 +8,18 @@ from llmcli.errors import LlmcliError
 HINTS: dict[str, str] = {
     "adapter-not-model": "name its base model with -m, and the adapter with --adapter",
     "already-quantized": "omit --quantize, or name the original model",
-    "beyond-context": "choose fewer with --context",
     "api-key-file": "--api-key-file takes a text file that contains one key",
     "api-key-needed": "set LLMCLI_API_KEY, or give a file with --api-key-file",
-    "head-and-layers": "give --head or --layer, not both",
+    "beyond-context": "choose fewer with --context",
     "conversation-too-long": "send a shorter message, remove turns with /undo, or start a new chat",
-    "no-llguidance": "--json-schema, --regex and --choices need it: pip install llguidance",
-    "prompt-too-long": "shorten it (llmcli tokenize --count counts tokens), or cut its beginning with"
-    " --context-overflow truncate-start",
+    "head-and-layers": "give --head or --layer, not both",
     "logit-bias-bans-all": "ban fewer tokens with --logit-bias",
     "logits-not-finite": "the weights are damaged, or overflow in float16: try --dtype float32",
+    "no-llguidance": "--json-schema, --regex and --choices need it: pip install llguidance",
+    "out-of-memory": "use a smaller model, a shorter prompt or --dtype bfloat16",
     "position-beyond-context": "shorten it, or choose an earlier position with --at",
+    "prompt-too-long": "shorten it (llmcli tokenize --count counts tokens), or cut its beginning with"
+    " --context-overflow truncate-start",
     "quantized-needs-cpu": "use --device cpu",
     "ranks-need-cpu-or-cuda": "use --device cpu",
     "repetition-penalty-zero": "1 turns the penalty off; values above 1 make repetition less likely",
@@ -31,10 +32,8 @@ HINTS: dict[str, str] = {
     "server-without-chat": "check -m; a server may support only completions: --raw",
     "server-without-completions": "check -m; a server may support only chat: llmcli chat --endpoint URL",
     "server-without-model-list": "check the address; if it is right, name the model with -m",
-    "server-without-prompt-logprobs": (
-        "vLLM and llama-cpp-python do (the latter with --logits_all true); or score the text on this "
-        "machine, without --endpoint"
-    ),
+    "server-without-prompt-logprobs": "vLLM and llama-cpp-python do (the latter with --logits_all true); or score the"
+    " text on this machine, without --endpoint",
     "token-not-in-text": "llmcli tokenize lists the tokens of a text and their positions",
     "top-p-zero": "to always take the most probable token, use --temperature 0",
     "typical-p-zero": "1 turns it off",
@@ -42,11 +41,11 @@ HINTS: dict[str, str] = {
 
 
 def hint_of(error: LlmcliError) -> str:
-    """The error's own hint, or the one for its kind."""
+    """Return an error's own hint, or the hint for its kind, or ""."""
     return error.hint or HINTS.get(error.kind, "")
 
 
 def describe(error: LlmcliError) -> str:
-    """The error's message with its hint, on one line."""
+    """Return an error's message with its hint on one line."""
     hint = hint_of(error)
     return f"{error.message} ({hint})" if hint else error.message
