@@ -43,7 +43,7 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
     An option given on the command line comes first; then the environment variables LLMCLI_<COMMAND>_<OPTION> and
     LLMCLI_<OPTION>; then the config file; then the default. Keys in the file are the names of options without the
     dashes: at the top for every command that has the option, in a table for one command. An option that can be
-    repeated takes a list. The file is ~/.config/llmcli/config.toml, or the one that LLMCLI_CONFIG names:
+    repeated takes a list. The default file is ~/.config/llmcli/config.toml; set LLMCLI_CONFIG to use another one:
 
     \b
       temperature = 0.7

@@ -48,17 +48,17 @@ UNSUPPORTED_OPTIONS = (
 class Endpoint:
     """The values of --endpoint and --api-key-file."""
 
-    url: str | None
-    key_file: Path | None
+    endpoint_url: str | None
+    api_key_file: Path | None
 
     @property
     def given(self) -> bool:
         """Whether a server runs the model. ``--endpoint ""`` overrides the config file and runs it here."""
-        return bool(self.url)
+        return bool(self.endpoint_url)
 
     def open(self) -> endpoint.Server:
         """Connect to the server. Raises LlmcliError for options it does not support, and if it does not answer."""
-        assert self.url
+        assert self.endpoint_url
         context = click.get_current_context()
         check_options(context)
         if torchrun().size > 1:
@@ -68,7 +68,7 @@ class Endpoint:
         here, there = context.get_parameter_source("model"), context.get_parameter_source("endpoint_url")
         if there is command_line and here is not command_line:
             model = None  # a model from the config file is for this machine
-        server = endpoint.open_server(self.url, model, self.key_file)
+        server = endpoint.open_server(self.endpoint_url, model, self.api_key_file)
         context.call_on_close(server.client.close)
         return server
 
