@@ -27,6 +27,7 @@ from llmcli.hub import default_model, find
 from llmcli.model.families import FAMILIES
 from tests.endpoint_server import Endpoint
 from tests.hub_server import Hub
+from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
@@ -294,6 +295,12 @@ def test_the_table_of_families_is_complete() -> None:
     section = DOCUMENTS["docs/models.md"].split("## Supported families")[1].split("\n## ")[0]
     rows = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(FAMILIES)
+
+
+def test_the_table_of_layers_is_that_of_the_layers_test() -> None:
+    section = DOCUMENTS["docs/architecture.md"].split("## Layers")[1].split("\n## ")[0]
+    rows = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    assert [name for row in rows for name in re.findall(r"`(\w+)", row)] == LAYERS
 
 
 def test_the_table_of_filters_has_all_of_them_in_the_order_in_which_they_run() -> None:
