@@ -13,7 +13,7 @@ import llmcli
 from llmcli.train.corpus import read_corpus
 from llmcli.train.loop import train
 from llmcli.train.recipe import Recipe, Shape
-from llmcli.train.run import begin
+from llmcli.train.run import begin_run
 
 HOMES = {"fox": "forest", "frog": "pond", "bear": "cave", "hen": "barn", "crow": "tree"}
 DEEDS = ["sleeps", "sings", "eats", "plays"]
@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as name:
     shape = Shape(vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
     recipe = Recipe(shape=shape, context=64, batch_size=8, tokens=140_000)
     corpus = read_corpus([folder / "stories.txt"], [])
-    run = begin(folder / "model", recipe, corpus, device=torch.device("cpu"))
+    run = begin_run(folder / "model", recipe, corpus, device=torch.device("cpu"))
     for metrics in train(run, folder / "model"):
         if metrics.step % 20 == 0:
             print(f"step {metrics.step} of {metrics.steps}: {metrics.loss:.2f} nats per token")

@@ -67,7 +67,7 @@ def quantize(
     from llmcli.storage.tensors import weight_files
     from llmcli.train.batches import Encoded
     from llmcli.train.corpus import read_examples
-    from llmcli.train.validate import validate
+    from llmcli.train.objective import validate
 
     documents = [example.text for example in read_examples(texts)] if texts else []
     loaded = ModelChoice(model, None, offline, "cpu", "auto", None, threads).open()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from llmcli.train.recipe import Method, Recipe
-    from llmcli.train.run import Run
-    from llmcli.train.stages import Stage
+    from llmcli.train.run import TrainingRun
+    from llmcli.train.state import Stage
 
 SIZE = click.IntRange(max=2**31 - 1)  # what is too small the recipe says
 SAMPLED = 90  # tokens of what --sample shows
@@ -69,7 +69,7 @@ def recipe_options(rows: tuple[tuple[str, Any, str], ...]) -> Callable[..., Any]
 
 @click.command(cls=Command)
 @click.argument("corpus", nargs=-1, type=click.Path(path_type=Path))
-@heading("Run")
+@heading("TrainingRun")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the model.")
 @click.option("--valid", multiple=True, type=click.Path(path_type=Path), help="Validation text; else a twentieth.")
 @click.option(
@@ -142,7 +142,7 @@ def train(
     import_torch()
     from llmcli.model.device import pick_device, use_threads
     from llmcli.storage.checkpoint import Checkpoint
-    from llmcli.train.stages import stages
+    from llmcli.train.state import stages
 
     where = pick_device(device)
     use_threads(threads)
@@ -186,9 +186,8 @@ class Running:
         """One run to its end, from where it was; ``told`` is whether it is named. Ctrl-C ends the command."""
         from llmcli.render.terminal import note
         from llmcli.render.training import TrainingProgress, loss_svg, print_loss_curve
-        from llmcli.train.loop import train
+        from llmcli.train.loop import sample, train
         from llmcli.train.metrics import MetricsFile
-        from llmcli.train.sample import sample
 
         if told:
             note(f"{stage.recipe.method}: {stage.out}", sys.stderr)
@@ -224,15 +223,15 @@ class Running:
             )
             sys.exit(EXIT_INTERRUPTED)
 
-    def open(self, stage: Stage) -> Run:
+    def open(self, stage: Stage) -> TrainingRun:
         """The run, its corpus read."""
         from llmcli.train.corpus import read_corpus
-        from llmcli.train.run import begin, go_on
+        from llmcli.train.run import begin_run, resume_run
 
         corpus = read_corpus(self.corpus, self.valid, preferences=stage.recipe.method == "dpo")
         if stage.begun:
-            return go_on(stage.out, stage.recipe, corpus, device=self.device)
-        return begin(stage.out, stage.recipe, corpus, init=stage.init, device=self.device)
+            return resume_run(stage.out, stage.recipe, corpus, device=self.device)
+        return begin_run(stage.out, stage.recipe, corpus, init=stage.init, device=self.device)
 
 
 def demo_recipes() -> list[Recipe]:

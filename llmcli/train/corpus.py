@@ -15,13 +15,13 @@ from typing import TextIO
 
 from llmcli.errors import LlmcliError
 
-SEPARATOR = "<|endoftext|>"  # stands between the documents of a plain text file
-REPLIES = ("text", "completion", "response", "chosen")  # what data sets call what is to be learnt
+SEPARATOR = "<|endoftext|>"  # between the documents of a plain text file
+REPLIES = ("text", "completion", "response", "chosen")  # the names that data sets use for the text to learn
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text to learn; perhaps the reply to a ``prompt``, and perhaps liked better than one that is ``rejected``."""
+    """A text to learn, possibly the reply to a ``prompt``, and possibly preferred to a ``rejected`` reply."""
 
     text: str
     prompt: str | None = None
@@ -37,7 +37,7 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """A few characters that differ where any text differs, or its place."""
+        """A hash of all texts and their order."""
         found = hashlib.blake2b(f"{len(self.train)} {len(self.valid)} ".encode(), digest_size=16)
         for example in (*self.train, *self.valid):
             for text in (example.text, example.prompt, example.rejected):
@@ -48,9 +48,9 @@ class Corpus:
 
 
 def read_corpus(train: Iterable[Path], valid: Iterable[Path], *, preferences: bool = False) -> Corpus:
-    """The examples of both; where no validation files are named, a twentieth is held out of the others.
+    """Return the examples of both; without validation files, a twentieth of the training examples is held out.
 
-    Of ``preferences`` those that have a rejected reply, else those that have none. Errors: there are none.
+    ``preferences`` selects the examples with a rejected reply, otherwise those without. Errors: there are none.
     """
     examples = read_examples(train, preferences=preferences)
     if held_out := list(valid):
@@ -65,11 +65,11 @@ def read_corpus(train: Iterable[Path], valid: Iterable[Path], *, preferences: bo
 
 
 def read_examples(paths: Iterable[Path], *, preferences: bool = False) -> list[Example]:
-    """Every example of every file, in order, empty ones left out. Errors name the file and the line."""
+    """Return the examples of all files in order, without empty ones. Errors name the file and the line."""
     examples = [e for path in paths for e in _examples(path) if (e.rejected is not None) == preferences]
     if not examples:
         what = 'no "chosen" and "rejected" replies' if preferences else "no text"
-        raise LlmcliError(f"the corpus holds {what}", "give files with some in them")
+        raise LlmcliError(f"the corpus holds {what}", "use files that contain some")
     return examples
 
 
@@ -83,7 +83,7 @@ def _examples(path: Path) -> Iterator[Example]:
     except FileNotFoundError:
         raise LlmcliError(f"{path}: no such file") from None
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
-        raise LlmcliError(f"{path}: cannot be read: {error}", "UTF-8 text is wanted, plain, .gz or .xz") from error
+        raise LlmcliError(f"{path}: cannot be read: {error}", "use UTF-8 text, plain, .gz or .xz") from error
 
 
 def _opened(path: Path) -> TextIO:

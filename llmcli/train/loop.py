@@ -1,4 +1,4 @@
-"""The training loop: batch, loss, gradient, update, and a checkpoint now and then. It reports and prints nothing."""
+"""The training loop, and samples of what the model generates during it. Neither prints anything."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
+from llmcli.generation.filters import Temperature
+from llmcli.generation.generate import Generation
+from llmcli.generation.generation_config import read_defaults
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
 from llmcli.storage import checkpoint
+from llmcli.text.chat_template import Message
 from llmcli.train import state
 from llmcli.train.metrics import Metrics
 from llmcli.train.optimizer import learning_rate, optimizers, update
-from llmcli.train.run import Run
+from llmcli.train.run import TrainingRun
 
 
 def train(
-    run: Run,
+    run: TrainingRun,
     out: Path,
     *,
     resume: bool = False,
@@ -28,10 +34,10 @@ def train(
     checkpoint_seconds: float = 180.0,
     validate_every: int = 250,
 ) -> Generator[Metrics, None, None]:
-    """Run the recipe, writing into ``out``; yields after every step.
+    """TrainingTrain by the recipe and yield the metrics of every step.
 
-    ``out`` holds the model in Hugging Face's layout and the run's state from the first checkpoint on.
-    Closing the iterator (or Ctrl-C) writes a checkpoint too. Errors: a loss that is not finite.
+    Checkpoints in ``out`` hold the model in Hugging Face's layout and the run's state. Closing the iterator, also by
+    Ctrl-C, writes one too. Errors: a loss that is not finite.
     """
     recipe, model, objective = run.recipe, run.model, run.objective
     optimizing = optimizers(model, recipe)
@@ -52,9 +58,7 @@ def train(
                 loss = objective.loss(model, step)
             value = loss.item()
             if not math.isfinite(value):
-                raise LlmcliError(
-                    f"the loss is {value} at step {step}", "start again in another --out with a smaller --learning-rate"
-                )
+                raise LlmcliError(f"the loss is {value} at step {step}", kind="loss-not-finite")
             torch.autograd.backward(loss)
             whole = False
             update(model, optimizing, rate)
@@ -74,10 +78,30 @@ def train(
                 saved, saved_at = step, time.monotonic()
             yield metrics
     finally:
-        # Interrupted within an update, the weights are of no step: the last checkpoint stands.
+        # If an update was interrupted, the weights belong to no step: keep the last checkpoint.
         if step > saved and whole:
             save()
 
 
 def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
+
+
+TEMPERATURE = 0.8
+
+
+def sample(run: TrainingRun, out: Path, prompt: str, *, max_new_tokens: int, seed: int) -> str:
+    """Return a continuation of ``prompt``, or the reply to it if the model learns replies; a long prompt is cut."""
+    encoder, model = run.encoder, run.model
+    if encoder.form is None:
+        ids = encoder.tokenizer.encode(prompt)
+    else:
+        ids = encoder.form.encode(encoder.form.render([Message("user", prompt)]))
+    loaded = LoadedModel(out.name, out, model, encoder.tokenizer, read_defaults(out))
+    ids = loaded.readable(ids)[: model.config.max_position_embeddings - 1]
+    sampler = Sampler([Temperature(TEMPERATURE)], seed=seed)
+    generation = Generation(loaded, ids, sampler=sampler, max_new_tokens=max_new_tokens)
+    with torch.no_grad():
+        for _ in generation:
+            pass
+    return generation.text

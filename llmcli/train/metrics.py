@@ -1,4 +1,4 @@
-"""What a run reports after each step, and metrics.jsonl, where the reports are kept."""
+"""The numbers that a run reports after each step, and the file metrics.jsonl that keeps them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 
 from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
+from llmcli.files.ndjson import to_line
 
 FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """One step that was taken. ``loss`` and ``nats_per_token`` are natural logarithms' units.
+    """One training step. ``loss`` and ``nats_per_token`` are in nats.
 
-    ``nats_per_token`` and ``bits_per_byte`` are of the validation text, where it was scored after this step, and
-    ``preferred`` (dpo) is the share of the validation pairs of which the better reply has gained more.
+    ``nats_per_token`` and ``bits_per_byte`` are those of the validation text, if it was scored after this step;
+    ``preferred`` (dpo) is the fraction of the validation pairs whose chosen reply gained more probability.
     """
 
-    step: int  # steps taken, this one included
-    steps: int  # in all
+    step: int  # steps taken, including this one
+    steps: int  # of the whole run
     tokens: int  # trained on so far
     loss: float
     learning_rate: float
@@ -37,14 +38,14 @@ class Metrics:
 
 
 class MetricsFile:
-    """The history of a run on disk; what an earlier attempt wrote beyond the step it resumes from is dropped."""
+    """The history of a run on disk. Lines beyond the step from which a run resumes are dropped."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self.history = _read(self._path)
 
     def append(self, metrics: Metrics) -> None:
-        """Add one step's line, whole."""
+        """Append the line of one step."""
         if self.history and self.history[-1].step >= metrics.step:
             self.history = [earlier for earlier in self.history if earlier.step < metrics.step]
             with replacing(self._path) as temporary:
@@ -55,15 +56,15 @@ class MetricsFile:
 
 
 def _line(metrics: Metrics) -> str:
-    return json.dumps({key: value for key, value in asdict(metrics).items() if value is not None}) + "\n"
+    return to_line({key: value for key, value in asdict(metrics).items() if value is not None})
 
 
 def _read(path: Path) -> list[Metrics]:
-    """What the file holds; a last line that was cut off by a kill does not count."""
+    """The metrics in the file, without an incomplete last line."""
     if not path.is_file():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     try:
         return [Metrics(**json.loads(line)) for line in lines]
     except (ValueError, TypeError) as error:
-        raise LlmcliError(f"{path}: not the metrics of a run: {error}", "move the file away to go on") from error
+        raise LlmcliError(f"{path}: not the metrics of a run: {error}", "move the file elsewhere") from error

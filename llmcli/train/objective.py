@@ -1,40 +1,43 @@
-"""What a run minimises, and how well a model does at it on examples that were held out."""
+"""What a run minimizes, and how well the model predicts held-out examples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcli.errors import usage_error
+from llmcli.generation.score import surprisals
 from llmcli.model.transformer import Transformer
 from llmcli.train.batches import Batches, Encoded
-from llmcli.train.validate import validate
 
 Compile = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
 
 
 class Objective(Protocol):
-    """``kept`` is what must be saved with a run, beside the weights, for it to go on."""
+    """A loss. ``kept`` are the tensors, other than the weights, that must be saved for the run to resume."""
 
     kept: dict[str, Tensor]
 
     def prepare(self, model: Transformer, compile: Compile) -> None:
-        """See the model as it is before the first step, or as it was left; ``compile`` may make functions faster."""
+        """Prepare for the first step, or for the next one after resuming; ``compile`` may speed up functions."""
 
     def loss(self, model: Transformer, step: int) -> Tensor:
-        """What is to become smaller, a single number, of the step's batch."""
+        """Return the loss of the step's batch, a scalar."""
 
     def score(self, model: Transformer, precision: torch.dtype) -> dict[str, Any]:
-        """Fields of ``Metrics``, of the examples held out."""
+        """Return the fields of ``Metrics`` that the held-out examples give."""
 
 
 class NextToken:
-    """The mean surprisal of each token that is to be learnt, in nats: pre-training, and fine-tuning on replies.
+    """The mean surprisal in nats of each token to learn: for pre-training, and for fine-tuning on replies.
 
-    ``held_out_bytes`` are those of the text to be learnt in ``held_out``.
+    ``held_out_bytes`` is the size of the text to predict in ``held_out``.
     """
 
     def __init__(self, batches: Batches, held_out: Sequence[Encoded], held_out_bytes: int) -> None:
@@ -55,6 +58,38 @@ class NextToken:
 
 
 def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean surprisal of each next token that is not ``IGNORED``, in nats."""
+    """Return the mean surprisal in nats of the targets that are not ``IGNORED``."""
     logits = model(inputs)
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How well a model predicts a text. ``bits_per_byte`` does not depend on the tokenizer.
+
+    It divides the bits of all tokens, including EOS, by the bytes of the text.
+    """
+
+    nats_per_token: float
+    bits_per_byte: float
+
+    def more_perplexity(self, before: Validation) -> float:
+        """Return the relative increase of the perplexity since ``before``."""
+        return math.expm1(self.nats_per_token - before.nats_per_token)
+
+
+def validate(
+    model: Transformer, examples: Sequence[Encoded], bytes_of_text: int, *, precision: torch.dtype
+) -> Validation:
+    """Score the tokens to learn of each example, computing in ``precision``. Errors: there are none."""
+    nats, tokens = 0.0, 0
+    with torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
+        for example in examples:
+            if len(example.ids) <= example.first:
+                continue  # a single token is predicted from nothing
+            scores = surprisals(model, example.ids)[example.first - 1 :]
+            nats += float(scores.sum(dtype=torch.float64))
+            tokens += len(scores)
+    if not tokens:
+        raise usage_error("the validation text is too short: it has no token to predict", "use a longer text")
+    return Validation(nats / tokens, nats / math.log(2) / bytes_of_text)

@@ -1,4 +1,4 @@
-"""The optimizers, who gets which, and the learning rate's course over a run."""
+"""The optimizers, which parameters each updates, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from llmcli.model.transformer import Transformer
 from llmcli.train.recipe import Recipe
 
 
-def initialise(model: Transformer, seed: int) -> None:
-    """GPT-2's initialisation, with output projections at zero: every block starts as the identity."""
+def initialize(model: Transformer, seed: int) -> None:
+    """Initialize as GPT-2 does, with output projections at zero, so that every block starts as the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(1.0)  # norms; a model we train has no biases
+                parameter.fill_(1.0)  # norms; a new model has no biases
             elif name.endswith(("attn.out.weight", "mlp.down.weight")):
                 parameter.zero_()
             else:
@@ -24,7 +24,7 @@ def initialise(model: Transformer, seed: int) -> None:
 
 
 def optimizers(model: Transformer, recipe: Recipe) -> list[Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest, or AdamW for all.
+    """Return Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest, or AdamW for all.
 
     Muon's updates are scaled to the size of AdamW's, so one learning rate serves both.
     """
@@ -42,7 +42,7 @@ def optimizers(model: Transformer, recipe: Recipe) -> list[Optimizer]:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of one step: linear warm-up, flat, linear decay to zero."""
+    """Return the learning rate of one step: linear warmup, constant, linear decay to zero."""
     done = step / recipe.steps
     rising = (step + 1) / max(1.0, recipe.warmup * recipe.steps)
     falling = (1 - done) / recipe.decay if recipe.decay else 1.0
@@ -50,7 +50,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def update(model: nn.Module, optimizers: list[Optimizer], rate: float) -> None:
-    """One step of every optimizer at ``rate``, with the gradient's norm clipped to 1."""
+    """Take one step with every optimizer at ``rate``, with the gradient's norm clipped to 1."""
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

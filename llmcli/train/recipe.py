@@ -1,4 +1,4 @@
-"""Everything that decides a training run, frozen: the same recipe, corpus and beginning give the same model."""
+"""The settings of a training run: the same recipe, corpus and initial model give the same model."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ class Recipe:
             temporary.write_text("".join(lines), encoding="utf-8")
 
 
-# What is usual where it differs from the recipe's own defaults.
-USUAL: dict[Method, dict[str, Any]] = {
+# The defaults of each method that differ from the recipe's own.
+METHOD_DEFAULTS: dict[Method, dict[str, Any]] = {
     "pretrain": {},
     "sft": {"tokens": 2_000_000, "learning_rate": 1e-3, "decay": 0.9},
     "dpo": {"tokens": 1_000_000, "learning_rate": 1e-4, "decay": 0.9},
@@ -141,19 +141,19 @@ def make_recipe(given: Mapping[str, Any], *, positions: int | None) -> Recipe:
         if name not in ours | of_shape:
             raise usage_error(f"a recipe has no {name}", did_you_mean(name, sorted(ours | of_shape)))
         if positions is not None and name in of_shape:
-            raise usage_error(f"{name} is that of the model to begin with", "leave it out")
+            raise usage_error(f"{name} is fixed by the initial model", "remove it")
     method = given.get("method", "pretrain")
-    if method not in USUAL:
-        raise usage_error(f"method is {method!r}", f"it is one of {', '.join(USUAL)}")
+    if method not in METHOD_DEFAULTS:
+        raise usage_error(f"method is {method!r}", f"it is one of {', '.join(METHOD_DEFAULTS)}")
     if method != "pretrain" and positions is None:
-        raise usage_error(f"{method} begins with a model", "name it with --init")
-    values = {**USUAL[method], **{name: given[name] for name in given if name in ours}}
+        raise usage_error(f"{method} starts from a trained model", kind="init-needed")
+    values = {**METHOD_DEFAULTS[method], **{name: given[name] for name in given if name in ours}}
     if positions is None:
         return Recipe(shape=Shape(**{name: given[name] for name in given if name in of_shape}), **values)
     recipe = Recipe(shape=None, **{"context": min(Recipe.context, positions), **values})
     if recipe.context > positions:
         raise usage_error(
-            f"a context of {recipe.context} is beyond the model's {positions}", "give a smaller --context"
+            f"context must be at most the model's {positions}, not {recipe.context}", kind="context-beyond-model"
         )
     return recipe
 

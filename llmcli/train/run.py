@@ -1,4 +1,4 @@
-"""A run about to step: its model, and what it minimises; and its folder, made when it begins."""
+"""Starting and resuming a run: its folder, its model and its objective."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.train import state
-from llmcli.train.batches import cut, pack
+from llmcli.train.batches import Encoder, cut, pack
+from llmcli.train.chat_tokens import add_chat_tokens
 from llmcli.train.corpus import Corpus
-from llmcli.train.encoding import Encoder
+from llmcli.train.dpo import Preference
 from llmcli.train.objective import NextToken, Objective
-from llmcli.train.optimizer import initialise
-from llmcli.train.preference import Preference
+from llmcli.train.optimizer import initialize
 from llmcli.train.recipe import Recipe
-from llmcli.train.turns import teach_turns
 from llmcli.train.vocabulary import save_tokenizer, train_tokenizer
 
 
 @dataclass(frozen=True)
-class Run:
-    """``described`` is the model's config.json, ``corpus`` the digest of the examples."""
+class TrainingRun:
+    """A run that is ready to train. ``described`` is the model's config.json, ``corpus`` the digest of the examples."""
 
     recipe: Recipe
     model: Transformer
@@ -45,10 +44,12 @@ class Run:
     corpus: str
 
 
-def begin(out: Path, recipe: Recipe, corpus: Corpus, *, init: Path | None = None, device: torch.device) -> Run:
-    """Make ``out`` and write what does not change: tokenizer, config and recipe, which comes last as the mark of a run.
+def begin_run(
+    out: Path, recipe: Recipe, corpus: Corpus, *, init: Path | None = None, device: torch.device
+) -> TrainingRun:
+    """Create ``out`` with tokenizer, config.json and, last, the recipe, which marks the folder as a run.
 
-    The model is that of the folder ``init``, or a new one with a tokenizer trained on the corpus.
+    The model is loaded from the folder ``init``, or is new, with a tokenizer trained on the corpus.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -57,16 +58,16 @@ def begin(out: Path, recipe: Recipe, corpus: Corpus, *, init: Path | None = None
             temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         recipe.write(out)
     except OSError as error:
-        raise LlmcliError(f"{out}: cannot be written: {error.strerror or error}", "name another --out") from error
+        raise LlmcliError(f"{out}: cannot be written: {error.strerror or error}", "choose another folder") from error
     return _run(out, recipe, corpus, model.to(device), described)
 
 
-def go_on(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.device) -> Run:
-    """The run in ``out``, whose recipe may have a new end; its weights are yet to be read. Errors: another corpus."""
+def resume_run(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.device) -> TrainingRun:
+    """Return the run in ``out`` with ``recipe``; ``load_state`` reads its weights later. Errors: another corpus."""
     if state.saved_corpus(out / state.FILE) not in (corpus.digest, None):
         raise usage_error(
-            f"the run in {out} learns from other text",
-            "give the same files as before, --valid too; to learn from these, begin a new run with --init",
+            f"the run in {out} was trained on other text",
+            kind="other-corpus",
         )
     recipe.write(out)
     model = Transformer(Checkpoint.read(out).config)
@@ -79,7 +80,7 @@ def _new(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[s
     tokenizer = train_tokenizer((example.text for example in corpus.train), recipe.shape.vocab_size)
     save_tokenizer(tokenizer, out, recipe.context)
     model = Transformer(recipe.shape.model_config(tokenizer.get_vocab_size(), recipe.context))
-    initialise(model, recipe.seed)
+    initialize(model, recipe.seed)
     return model, llama.describe(model.config)
 
 
@@ -94,10 +95,12 @@ def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str
     model = source.load(device=torch.device("cpu"), dtype=torch.float32)
     copy_rest(init, out)
     if recipe.method != "pretrain" and find_template(out) is None:
-        teach_turns(out, model, seed=recipe.seed)
+        add_chat_tokens(out, model, seed=recipe.seed)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))  # of its own: a file may lie behind
+            setattr(
+                module, name, torch.nn.Parameter(parameter.detach().clone())
+            )  # a copy, because the original may be memory-mapped
     rows = model.embedding.weight.shape[0]
     told = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
     described = {k: v for k, v in read_json(init / CONFIG).items() if k != "quantization_config"}
@@ -105,16 +108,16 @@ def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str
     return model.train(), {**described, **told}
 
 
-def _run(out: Path, recipe: Recipe, corpus: Corpus, model: Transformer, described: Mapping[str, Any]) -> Run:
+def _run(out: Path, recipe: Recipe, corpus: Corpus, model: Transformer, described: Mapping[str, Any]) -> TrainingRun:
     tokenizer, ends = load_tokenizer(out), model.config.eos_token_ids
     template = None if recipe.method == "pretrain" else find_template(out)
     form = None if template is None else TemplateFormat(template, tokenizer)
     encoder = Encoder(tokenizer, ends[0] if ends else None, form)
-    return Run(recipe, model, encoder, objective_of(recipe, corpus, encoder), described, corpus.digest)
+    return TrainingRun(recipe, model, encoder, objective_of(recipe, corpus, encoder), described, corpus.digest)
 
 
 def objective_of(recipe: Recipe, corpus: Corpus, encoder: Encoder) -> Objective:
-    """What the recipe's method minimises, over the corpus."""
+    """Return the objective of the recipe's method over the corpus."""
     if recipe.method == "dpo":
         return Preference(
             encoder.pairs(corpus.train),

@@ -1,8 +1,9 @@
-"""A run on disk: weights and optimizer state in fp32, as safetensors, so that it can go on where it stopped."""
+"""A run on disk: its state, from which it resumes exactly, and the stages of a recipe, each in its own folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,16 +15,47 @@ from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
 from llmcli.files.safetensors import TensorFile
 from llmcli.model.transformer import Transformer
+from llmcli.train.recipe import Recipe
 
 FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a recipe: its own recipe, its folder, and the model it starts from, None for a new one."""
+
+    recipe: Recipe
+    out: Path
+    init: Path | None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a state to resume from."""
+        return (self.out / FILE).exists()
+
+    @property
+    def done(self) -> bool:
+        return self.begun and saved_step(self.out / FILE) >= self.recipe.steps
+
+
+def stages(recipes: Sequence[Recipe], out: Path, init: Path | None) -> list[Stage]:
+    """Return the runs of a recipe. The last one's folder is ``out``; the others' folders are inside it.
+
+    Each stage starts from the model of the stage before it, the first from ``init``.
+    """
+    found: list[Stage] = []
+    for number, recipe in enumerate(recipes, start=1):
+        folder = out if number == len(recipes) else out / f"{number}-{recipe.method}"
+        found.append(Stage(recipe, folder, found[-1].out if found else init))
+    return found
 
 
 def save_state(
     path: Path, model: Transformer, optimizers: list[Optimizer], kept: Mapping[str, Tensor], *, step: int, corpus: str
 ) -> None:
-    """Write all that decides the steps to come; the file appears whole or not at all.
+    """Save everything that later steps depend on, in fp32; the file is complete or not there.
 
-    ``kept`` is the objective's, ``corpus`` the digest of what is learnt.
+    ``kept`` are the objective's tensors, ``corpus`` is the digest of the examples.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"kept.{name}": tensor for name, tensor in kept.items()}
@@ -31,21 +63,21 @@ def save_state(
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
     with replacing(path) as temporary:
-        told = {"step": str(step), "corpus": corpus}
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=told)
+        metadata = {"step": str(step), "corpus": corpus}
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
 
 
 def load_state(path: Path, model: Transformer, optimizers: list[Optimizer], kept: dict[str, Tensor]) -> int:
-    """Restore what ``save_state`` wrote, of a run with the same recipe; returns the step."""
+    """Restore what ``save_state`` saved for a run with the same recipe, and return its step."""
     if not path.is_file():
-        raise LlmcliError(f"{path}: no such file", "nothing to resume here; start without --resume")
+        raise LlmcliError(f"{path}: no such file", kind="nothing-to-resume")
     step = saved_step(path)
     tensors = load_file(path)
-    model.load_state_dict(_below("model.", tensors))
-    kept.update(_below("kept.", tensors))
+    model.load_state_dict(_with_prefix("model.", tensors))
+    kept.update(_with_prefix("kept.", tensors))
     for i, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below(f"optimizer.{i}.", tensors).items():
+        for name, tensor in _with_prefix(f"optimizer.{i}.", tensors).items():
             number, key = name.split(".")
             state.setdefault(int(number), {})[key] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
@@ -53,15 +85,15 @@ def load_state(path: Path, model: Transformer, optimizers: list[Optimizer], kept
 
 
 def saved_step(path: Path) -> int:
-    """How many steps had been taken when the state was saved."""
+    """Return the number of steps that the saved run had taken."""
     return int(TensorFile(path).metadata["step"])
 
 
 def saved_corpus(path: Path) -> str | None:
-    """The digest of the corpus of the run; None where that is not told."""
+    """Return the digest of the saved run's examples; None if the file does not hold it."""
     return TensorFile(path).metadata.get("corpus")
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with ``prefix``, without it."""
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, by their names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -29,7 +29,7 @@ from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import Message, find_template
 from llmcli.train.batches import Encoded
 from llmcli.train.corpus import read_examples
-from llmcli.train.validate import validate
+from llmcli.train.objective import validate
 from tests.bench.measures import (
     WORD,
     Numbers,

@@ -33,9 +33,9 @@ from llmcli.model.transformer import Transformer
 from llmcli.train.batches import Batches
 from llmcli.train.loop import train
 from llmcli.train.objective import NextToken
-from llmcli.train.optimizer import initialise
+from llmcli.train.optimizer import initialize
 from llmcli.train.recipe import Recipe, Shape
-from llmcli.train.run import Run
+from llmcli.train.run import TrainingRun
 
 SHAPE = Shape(vocab_size=8192, hidden_size=384, intermediate_size=992)
 WARM = 2  # steps of each turn that do not count; where it is compiled, the very first takes a minute
@@ -105,10 +105,10 @@ def ours(recipe: Recipe, rows: Tensor, device: torch.device, optimizer: Any, *, 
     """Our own loop."""
     recipe = replace(recipe, optimizer=optimizer)
     model = Transformer(SHAPE.model_config(SHAPE.vocab_size, recipe.context))
-    initialise(model, 0)
+    initialize(model, 0)
     batches = Batches(rows, torch.ones_like(rows, dtype=torch.bool), batch_size=recipe.batch_size, seed=0)
     encoder: Any = None  # for samples, of which there are none
-    run = Run(recipe, model.to(device), encoder, NextToken(batches, [], 0), llama.describe(model.config), "")
+    run = TrainingRun(recipe, model.to(device), encoder, NextToken(batches, [], 0), llama.describe(model.config), "")
     with tempfile.TemporaryDirectory() as out:
         began = clock(device)
         for _ in train(run, Path(out), compiled=compiled, checkpoint_seconds=1e9, validate_every=2**40):

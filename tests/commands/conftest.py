@@ -17,7 +17,7 @@ from llmcli.cli import cli
 from llmcli.train.corpus import Corpus, Example
 from llmcli.train.loop import train
 from llmcli.train.recipe import Recipe, Shape
-from llmcli.train.run import begin
+from llmcli.train.run import begin_run
 from llmcli.train.vocabulary import BOS, EOS
 
 TEXTS = [
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         precision="float32",
     )
     examples = [Example(text) for text in TEXTS]
-    for _ in train(begin(out, recipe, Corpus(examples, examples[:2]), device=torch.device("cpu")), out):
+    for _ in train(begin_run(out, recipe, Corpus(examples, examples[:2]), device=torch.device("cpu")), out):
         pass
     return out
 

@@ -17,7 +17,7 @@ from click.testing import Result
 from llmcli.commands import quantize as command
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.train.batches import Encoded
-from llmcli.train.validate import validate
+from llmcli.train.objective import validate
 from tests.commands.conftest import TEXTS, records
 from tests.tiny import load
 

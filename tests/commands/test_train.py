@@ -46,7 +46,7 @@ def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
 
 def test_help_tells_the_recipe_s_defaults() -> None:
     from llmcli.commands.train import COURSE_OPTIONS, SHAPE_OPTIONS
-    from llmcli.train.recipe import USUAL, Recipe
+    from llmcli.train.recipe import METHOD_DEFAULTS, Recipe
 
     rows = {name.replace("-", "_"): help for name, _, help in (*SHAPE_OPTIONS, *COURSE_OPTIONS)}
     values = asdict(Recipe())
@@ -55,7 +55,7 @@ def test_help_tells_the_recipe_s_defaults() -> None:
         name: str(value) for name, value in values.items()
     }
     for name in ("tokens", "learning_rate", "decay"):
-        assert {str(USUAL[method][name]) in rows[name] for method in ("sft", "dpo")} == {True}
+        assert {str(METHOD_DEFAULTS[method][name]) in rows[name] for method in ("sft", "dpo")} == {True}
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(run: Run, corpus: Path, tmp_path: Path) -> None:

@@ -313,8 +313,8 @@ def walk(kind: str, rules: str, texts: set[str], seed: int) -> None:
     rule, tokens = grammar(kind, rules).filter(len(prompt)), list[int]()
     for _ in range(25):
         expected = assert_mask(rule, model, prompt, language, tokens)
-        go_on = sorted(expected - model.stop_ids)
-        tokens = [*tokens, rng.choice(go_on)] if go_on else tokens[: rng.randrange(len(tokens))]
+        resume_run = sorted(expected - model.stop_ids)
+        tokens = [*tokens, rng.choice(resume_run)] if resume_run else tokens[: rng.randrange(len(tokens))]
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])

@@ -16,7 +16,7 @@ from llmcli.generation.score import surprisals
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Quantization
 from llmcli.train.batches import Encoded
-from llmcli.train.validate import Validation, validate
+from llmcli.train.objective import Validation, validate
 from tests.tiny import CONTEXT, Tiny, random_ids
 
 CASES = ["llama", "llama-tied", "llama-dynamic", "gpt2", "gemma2", "mistral", "phi3-longrope", "mixtral"]

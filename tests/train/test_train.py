@@ -21,10 +21,10 @@ from llmcli.train.batches import Encoded, cut
 from llmcli.train.corpus import Corpus, Example, read_corpus, read_examples
 from llmcli.train.loop import train
 from llmcli.train.metrics import Metrics, MetricsFile
-from llmcli.train.optimizer import initialise, learning_rate, optimizers
+from llmcli.train.objective import validate
+from llmcli.train.optimizer import initialize, learning_rate, optimizers
 from llmcli.train.recipe import Recipe, Shape, make_recipe
-from llmcli.train.run import begin, go_on
-from llmcli.train.validate import validate
+from llmcli.train.run import begin_run, resume_run
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -59,7 +59,7 @@ def run(
     recipe: Recipe, out: Path, *, steps: int | None = None, resume: bool = False, **options: float
 ) -> list[Metrics]:
     """Train in ``out``, stopping after ``steps``."""
-    opened = (go_on if resume else begin)(out, recipe, CORPUS, device=CPU)
+    opened = (resume_run if resume else begin_run)(out, recipe, CORPUS, device=CPU)
     stepping = train(opened, out, resume=resume, **options)  # type: ignore[arg-type]
     taken = []
     for metrics in stepping:
@@ -113,15 +113,15 @@ def test_another_corpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for other in changed_corpora():
         before = (tmp_path / "recipe.toml").read_bytes()
         with pytest.raises(LlmcliError, match="learns from other text"):
-            go_on(tmp_path, longer, other, device=CPU)
+            resume_run(tmp_path, longer, other, device=CPU)
         assert (tmp_path / "recipe.toml").read_bytes() == before
-    go_on(tmp_path, SMALL, Corpus(list(CORPUS.train), list(CORPUS.valid)), device=CPU)
+    resume_run(tmp_path, SMALL, Corpus(list(CORPUS.train), list(CORPUS.valid)), device=CPU)
     monkeypatch.setattr(state, "saved_corpus", lambda path: None)  # as in a state without it
-    go_on(tmp_path, SMALL, changed_corpora()[0], device=CPU)
+    resume_run(tmp_path, SMALL, changed_corpora()[0], device=CPU)
 
 
 def test_checkpoints_come_while_training(tmp_path: Path) -> None:
-    stepping = train(begin(tmp_path, SMALL, CORPUS, device=CPU), tmp_path, checkpoint_seconds=0.0)
+    stepping = train(begin_run(tmp_path, SMALL, CORPUS, device=CPU), tmp_path, checkpoint_seconds=0.0)
     next(stepping)
     assert (tmp_path / state.FILE).is_file()
     Checkpoint.read(tmp_path).load(device=CPU)
@@ -133,7 +133,7 @@ def test_interrupted_within_an_update_keeps_the_last_checkpoint(
 ) -> None:
     whole = run(SMALL, tmp_path / "whole")
     out = tmp_path / "cut"
-    stepping = train(begin(out, SMALL, CORPUS, device=CPU), out, checkpoint_seconds=0.0)
+    stepping = train(begin_run(out, SMALL, CORPUS, device=CPU), out, checkpoint_seconds=0.0)
     next(stepping)
     next(stepping)
 
@@ -180,7 +180,7 @@ def test_validation_is_the_mean_surprisal_of_every_token_once(tmp_path: Path) ->
     from llmcli.model.transformer import Transformer
 
     model = Transformer(SHAPE.model_config(300, SMALL.context))
-    initialise(model, 0)
+    initialize(model, 0)
     documents = [torch.randint(2, 300, (n,)).tolist() for n in (3, 16, 17)]
     nats, count = 0.0, 0
     for ids in documents:

@@ -20,18 +20,16 @@ from llmcli.storage.checkpoint import Checkpoint
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
-from llmcli.train import preference
-from llmcli.train.batches import IGNORED, Encoded, pack
+from llmcli.train import dpo as preference
+from llmcli.train.batches import IGNORED, Encoded, Encoder, pack
+from llmcli.train.chat_tokens import ASSISTANT, USER
 from llmcli.train.corpus import Corpus, Example, read_corpus, read_examples
-from llmcli.train.encoding import Encoder
-from llmcli.train.loop import train
+from llmcli.train.dpo import Preference, dpo_loss
+from llmcli.train.loop import sample, train
 from llmcli.train.metrics import Metrics
-from llmcli.train.preference import Preference, dpo_loss
 from llmcli.train.recipe import Recipe, Shape, make_recipe, read_recipe, resumed_recipe
-from llmcli.train.run import begin, go_on
-from llmcli.train.sample import sample
-from llmcli.train.stages import stages
-from llmcli.train.turns import ASSISTANT, USER
+from llmcli.train.run import begin_run, resume_run
+from llmcli.train.state import stages
 from tests.tiny import make
 
 CPU = torch.device("cpu")
@@ -67,7 +65,7 @@ TUNED = replace(BASE, shape=None, tokens=64 * 4 * 12, learning_rate=3e-3)
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that knows plain texts, and no turns."""
     out = tmp_path_factory.mktemp("train") / "base"
-    steps(begin(out, BASE, Corpus(PLAIN, PLAIN[:3]), device=CPU), out)
+    steps(begin_run(out, BASE, Corpus(PLAIN, PLAIN[:3]), device=CPU), out)
     return out
 
 
@@ -113,7 +111,7 @@ def test_the_prompt_is_read_and_only_the_reply_learnt(base: Path, tmp_path: Path
     """The loss of the first step is transformers' own with the prompt's labels masked."""
     example = TOLD[3]
     recipe = replace(TUNED, method="sft", batch_size=1)
-    run = begin(tmp_path, recipe, Corpus([example], [example]), init=base, device=CPU)
+    run = begin_run(tmp_path, recipe, Corpus([example], [example]), init=base, device=CPU)
     checkpoint.save(run.model, tmp_path, run.described, dtype=torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -134,7 +132,7 @@ def test_the_prompt_is_read_and_only_the_reply_learnt(base: Path, tmp_path: Path
 
 def test_replies_are_learnt_and_plain_text_not_forgotten(base: Path, tmp_path: Path) -> None:
     recipe = replace(TUNED, method="sft", tokens=64 * 4 * 250, learning_rate=1e-2, plain=0.3)
-    run = begin(tmp_path, recipe, Corpus(TOLD, TOLD[:4]), init=base, device=CPU)
+    run = begin_run(tmp_path, recipe, Corpus(TOLD, TOLD[:4]), init=base, device=CPU)
     taken = steps(run, tmp_path)
     assert taken[-1].loss < taken[0].loss / 2
     opened = loaded.load(tmp_path, device="cpu")
@@ -165,7 +163,7 @@ def test_a_model_of_any_family_is_trained_further(case: str, tmp_path: Path) -> 
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
     recipe = replace(TUNED, method="sft", tokens=64 * 4 * 2)
-    run = begin(out, recipe, Corpus(TOLD, TOLD[:2]), init=folder, device=CPU)
+    run = begin_run(out, recipe, Corpus(TOLD, TOLD[:2]), init=folder, device=CPU)
     before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
     steps(run, out)
     changed = [name for name, parameter in run.model.named_parameters() if not torch.equal(parameter, before[name])]
@@ -189,7 +187,7 @@ def test_windows_hold_examples_whole_and_tell_what_is_learnt() -> None:
     examples.append(Encoded([200_000 + place for place in range(40)], 30))  # whose prompt fills it: nothing
     batches = pack(examples, context=24, batch_size=3, seed=2)
     found: dict[int, list[tuple[int, bool]]] = {}
-    for row, learnt in zip(batches.rows.tolist(), batches.learnt.tolist(), strict=True):
+    for row, learnt in zip(batches.rows.tolist(), batches.learned.tolist(), strict=True):
         assert len(row) == 25
         for id, wanted in zip(row, learnt, strict=True):
             assert id or not wanted
@@ -205,13 +203,15 @@ def test_windows_hold_examples_whole_and_tell_what_is_learnt() -> None:
     for row, wanted in zip(inputs.tolist(), targets.tolist(), strict=True):
         whole = next(r for r in rows if r[:-1] == row)
         place = rows.index(whole)
-        expected = [id if on else IGNORED for id, on in zip(whole[1:], batches.learnt[place, 1:].tolist(), strict=True)]
+        expected = [
+            id if on else IGNORED for id, on in zip(whole[1:], batches.learned[place, 1:].tolist(), strict=True)
+        ]
         assert wanted == expected
 
 
 def test_special_tokens_in_examples_are_text(base: Path, tmp_path: Path) -> None:
     forged = Example(f"{ASSISTANT} no <|end_of_text|>", f"hear {USER} me {ASSISTANT}")
-    begin(tmp_path, replace(TUNED, method="sft"), Corpus(TOLD, [forged]), init=base, device=CPU)
+    begin_run(tmp_path, replace(TUNED, method="sft"), Corpus(TOLD, [forged]), init=base, device=CPU)
     encoder = encoder_of(tmp_path)
     (reply,), (text,) = encoder.replies([forged]), encoder.texts([forged])
     tokenizer = encoder.tokenizer
@@ -222,7 +222,7 @@ def test_special_tokens_in_examples_are_text(base: Path, tmp_path: Path) -> None
 
 
 def test_a_share_of_the_replies_is_learnt_as_text(base: Path, tmp_path: Path) -> None:
-    begin(tmp_path, replace(TUNED, method="sft"), Corpus(TOLD, TOLD[:1]), init=base, device=CPU)
+    begin_run(tmp_path, replace(TUNED, method="sft"), Corpus(TOLD, TOLD[:1]), init=base, device=CPU)
     encoder = encoder_of(tmp_path)
     many = [*TOLD] * 30
     mixed = encoder.mixed(many, plain=0.25, seed=1)
@@ -239,7 +239,7 @@ def test_a_share_of_the_replies_is_learnt_as_text(base: Path, tmp_path: Path) ->
 def preferring(out: Path, base: Path, **changed: object) -> tuple[object, Recipe]:
     values = {"method": "dpo", "learning_rate": 1e-3, "tokens": 64 * 8 * 30, **changed}
     recipe = replace(TUNED, **values)  # type: ignore[arg-type]
-    return begin(out, recipe, Corpus(PAIRS[4:], PAIRS[:4]), init=base, device=CPU), recipe
+    return begin_run(out, recipe, Corpus(PAIRS[4:], PAIRS[:4]), init=base, device=CPU), recipe
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def told(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("train") / "told"
     both = [e for pair in PAIRS for e in (Example(pair.text, pair.prompt), Example(pair.rejected or "", pair.prompt))]
     recipe = replace(TUNED, method="sft", tokens=64 * 4 * 60)
-    steps(begin(out, recipe, Corpus(both, both[:4]), init=base, device=CPU), out)
+    steps(begin_run(out, recipe, Corpus(both, both[:4]), init=base, device=CPU), out)
     return out
 
 
@@ -295,7 +295,7 @@ def test_resumed_preferences_keep_their_reference(told: Path, tmp_path: Path, st
     whole = steps(run, tmp_path / "whole")
     run, _ = preferring(tmp_path / "parts", told, tokens=64 * 8 * 7)
     first = steps(run, tmp_path / "parts", most=stop)
-    again = go_on(tmp_path / "parts", recipe, Corpus(PAIRS[4:], PAIRS[:4]), device=CPU)
+    again = resume_run(tmp_path / "parts", recipe, Corpus(PAIRS[4:], PAIRS[:4]), device=CPU)
     rest = steps(again, tmp_path / "parts", resume=True)
     assert [m.loss for m in first + rest] == [m.loss for m in whole]
     name = "model.safetensors"
@@ -310,7 +310,7 @@ def test_what_cannot_be_learnt_is_said(base: Path, tmp_path: Path) -> None:
         (replace(TUNED, method="sft", context=4), TOLD[:3], "no example fits"),
     ):
         with pytest.raises(LlmcliError, match=says):
-            begin(tmp_path / "x", recipe, Corpus(examples, examples), init=base, device=CPU)
+            begin_run(tmp_path / "x", recipe, Corpus(examples, examples), init=base, device=CPU)
 
 
 def test_corpus_tells_texts_replies_and_preferences_apart(tmp_path: Path) -> None:

@@ -6,6 +6,14 @@ from llmcli.errors import LlmcliError
 
 # ``LlmcliError.kind`` -> hint
 HINTS: dict[str, str] = {
+    "context-beyond-model": "use a smaller --context",
+    "corpus-below-context": "use more text or a smaller --context",
+    "identical-replies": "remove the pair, or use a larger --context",
+    "init-needed": "name the model with --init",
+    "loss-not-finite": "start again in another --out with a smaller --learning-rate",
+    "nothing-to-resume": "start without --resume",
+    "other-corpus": "use the same files as before, including --valid; to train on these, start a new run with --init",
+    "prompts-beyond-context": "use shorter prompts or a larger --context",
     "adapter-not-model": "name its base model with -m, and the adapter with --adapter",
     "already-quantized": "omit --quantize, or name the original model",
     "api-key-file": "--api-key-file takes a text file that contains one key",

@@ -1,4 +1,4 @@
-"""Turns for a model that knows only texts: two tokens that begin them, and the chat template that writes them."""
+"""Chat tokens for a base model: two tokens that begin a turn, and a chat template that uses them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ TEMPLATE = """\
 {%- endif %}"""
 
 
-def teach_turns(folder: Path, model: Transformer, *, seed: int) -> Tokenizer:
-    """Give the tokenizer in ``folder`` both tokens and the template, and ``model`` rows for them, which know nothing.
+def add_chat_tokens(folder: Path, model: Transformer, *, seed: int) -> Tokenizer:
+    """Add both tokens and the template to the tokenizer in ``folder``, and embeddings for the tokens to ``model``.
 
-    A row is the mean of all others and as much noise as one that training begins with.
+    A new embedding is the mean of all others plus noise of the size that initialization uses.
     """
     tokenizer = load_tokenizer(folder)
     tokenizer.fast.add_special_tokens([AddedToken(text, special=True) for text in (USER, ASSISTANT)])
@@ -52,12 +52,12 @@ def teach_turns(folder: Path, model: Transformer, *, seed: int) -> Tokenizer:
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     tokenizer = load_tokenizer(folder)
-    enlarge(model, tokenizer.size, seed=seed)
+    resize_embeddings(model, tokenizer.size, seed=seed)
     return tokenizer
 
 
-def enlarge(model: Transformer, rows: int, *, seed: int) -> None:
-    """Give embedding and head at least so many rows."""
+def resize_embeddings(model: Transformer, rows: int, *, seed: int) -> None:
+    """Enlarge the embedding and the head to at least ``rows`` rows."""
     generator = torch.Generator().manual_seed(seed)
     for module in (model.embedding, model.head):
         if module is not None and (missing := rows - module.weight.shape[0]) > 0:

@@ -1,7 +1,7 @@
-"""Direct preference optimization (Rafailov et al. 2023): learn from pairs which of two replies is the better.
+"""Direct preference optimization (Rafailov et al. 2023): learn from pairs which of two replies is better.
 
-A reply's reward is beta times how much more probable (in nats, its tokens summed) the model finds it than the model
-that the run began with. The loss is the surprisal of the better reply winning, -ln sigmoid of the rewards' difference.
+A reply's reward is beta times the increase of its log probability (in nats, summed over its tokens) since the run
+began. The loss is -ln sigmoid of the difference between the rewards of the chosen and the rejected reply.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.model.transformer import Transformer
-from llmcli.train.batches import IGNORED, Encoded, places_at
+from llmcli.train.batches import IGNORED, Encoded, windows_at
 from llmcli.train.objective import Compile
 
 REFERENCE = "reference"
 
 
 class Preference:
-    """Pairs as rows [chosen, rejected, chosen, rejected, …], each reply filled up to ``context`` tokens.
+    """The loss over pairs, as rows [chosen, rejected, chosen, rejected, …], each padded to ``context`` tokens.
 
-    ``pairs`` and ``held_out`` hold the two replies of each pair in turn. Errors: a prompt fills the context, or the two
-    replies of a pair are alike in it.
+    ``pairs`` and ``held_out`` alternate between the two replies of each pair. Errors: a prompt fills the context; the
+    two replies of a pair are identical within it.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Preference:
         rows = [_row(one, context) for one in (*pairs, *held_out)]
         self._inputs = torch.stack([inputs for inputs, _ in rows]).view(-1, 2, context)
         self._targets = torch.stack([targets for _, targets in rows]).view(-1, 2, context)
-        alike = (self._targets[:, 0] == self._targets[:, 1]).all(-1)
-        if alike.any():
+        identical = (self._targets[:, 0] == self._targets[:, 1]).all(-1)
+        if identical.any():
             raise LlmcliError(
-                f"the two replies of pair {int(alike.nonzero()[0]) + 1} are alike in the first {context} tokens",
-                "leave it out, or give a larger --context",
+                f"the replies of pair {int(identical.nonzero()[0]) + 1} are identical in their first {context} tokens",
+                kind="identical-replies",
             )
         self._logprobs: Callable[..., Tensor] = reply_logprobs
 
@@ -58,9 +58,9 @@ class Preference:
             self.kept[REFERENCE] = self._all_logprobs(model, range(len(self._inputs)))
 
     def loss(self, model: Transformer, step: int) -> Tensor:
-        places = places_at(step, self._train, self._batch_size, self._seed)
-        logprobs = self._of(model, places)
-        return dpo_loss(logprobs, self.kept[REFERENCE][places].to(model.device), self._beta).mean()
+        pairs = windows_at(step, self._train, self._batch_size, self._seed)
+        logprobs = self._of(model, pairs)
+        return dpo_loss(logprobs, self.kept[REFERENCE][pairs].to(model.device), self._beta).mean()
 
     def score(self, model: Transformer, precision: torch.dtype) -> dict[str, Any]:
         held_out = range(self._train, len(self._inputs))
@@ -69,28 +69,28 @@ class Preference:
         gain = now - self.kept[REFERENCE][self._train :]
         return {"preferred": float((gain[:, 0] > gain[:, 1]).float().mean())}
 
-    def _all_logprobs(self, model: Transformer, places: range) -> Tensor:
+    def _all_logprobs(self, model: Transformer, pairs: range) -> Tensor:
         """[pairs, 2], on the CPU."""
         with torch.no_grad():
-            return torch.cat([self._of(model, torch.tensor([place])).cpu() for place in places])
+            return torch.cat([self._of(model, torch.tensor([place])).cpu() for place in pairs])
 
-    def _of(self, model: Transformer, places: Tensor) -> Tensor:
+    def _of(self, model: Transformer, pairs: Tensor) -> Tensor:
         """Log probabilities [B, 2] of the replies of pairs [B], in nats."""
-        inputs, targets = (rows[places].flatten(0, 1).to(model.device) for rows in (self._inputs, self._targets))
+        inputs, targets = (rows[pairs].flatten(0, 1).to(model.device) for rows in (self._inputs, self._targets))
         return self._logprobs(model, inputs, targets).view(-1, 2)
 
 
 def dpo_loss(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """The loss of each pair, [B]; ``logprobs`` [B, 2] are those of the chosen and the rejected reply, in nats.
+    """Return the loss of each pair, [B]; ``logprobs`` [B, 2] are those of the chosen and the rejected reply, in nats.
 
-    ``reference`` [B, 2] are those under the model before. Equation 7 of the paper.
+    ``reference`` [B, 2] are those under the initial model. Equation 7 of the paper.
     """
     rewards = beta * (logprobs - reference)
     return -F.logsigmoid(rewards[:, 0] - rewards[:, 1])
 
 
 def reply_logprobs(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
-    """The log probability of each row's targets, those ``IGNORED`` left out, in nats: [B]."""
+    """Return the log probability in nats of each row's targets, except those ``IGNORED``: [B]."""
     logits = model(inputs).float()
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return -losses.view_as(targets).sum(-1)
@@ -100,7 +100,7 @@ def _row(example: Encoded, context: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets [context]."""
     ids = torch.tensor(example.ids[: context + 1])
     if example.first >= len(ids):
-        raise LlmcliError(f"a prompt alone is longer than the context of {context}", "give a larger --context")
+        raise LlmcliError(f"a prompt is longer than the context of {context}", kind="prompts-beyond-context")
     inputs, targets = torch.zeros(context, dtype=torch.long), torch.full((context,), IGNORED)
     inputs[: len(ids) - 1] = ids[:-1]
     targets[example.first - 1 : len(ids) - 1] = ids[example.first :]
