@@ -108,7 +108,7 @@ class Recipe:
     @property
     def unit(self) -> str:
         """Of the loss."""
-        return "nats a pair" if self.method == "dpo" else "nats a token"
+        return "nats per pair" if self.method == "dpo" else "nats per token"
 
     @property
     def steps(self) -> int:
@@ -180,7 +180,7 @@ def read_recipe(path: Path, *, positions: int | None) -> list[Recipe]:
             positions = recipes[0].context if positions is None else positions
         return recipes
     except LlmcliError as error:
-        raise usage_error(f"{path}: {error.message}", error.hint) from error
+        raise usage_error(f"{path}: {error.message}", error.hint, kind=error.kind) from error
 
 
 def _typed(table: Mapping[str, Any]) -> Mapping[str, Any]:

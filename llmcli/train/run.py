@@ -91,7 +91,7 @@ def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str
     """
     source = Checkpoint.read(init)
     if source.quantization is not None:
-        raise LlmcliError(f"{init}: quantized weights cannot be trained", "begin with the model they were made from")
+        raise LlmcliError(f"{init}: quantized weights cannot be trained", "start from the original model")
     model = source.load(device=torch.device("cpu"), dtype=torch.float32)
     copy_rest(init, out)
     if recipe.method != "pretrain" and find_template(out) is None:

@@ -31,7 +31,7 @@ def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
     assert "step 10/10" in result.stderr
-    assert "bits a byte" in result.stderr
+    assert "bits per byte" in result.stderr
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 10
     assert (out / "loss.svg").read_text().startswith("<svg")
     assert run("generate", "The", "-m", out, "-n", 3).exit_code == 0
@@ -41,7 +41,7 @@ def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
     corpus.write_text(corpus.read_text(encoding="utf-8") + "!", encoding="utf-8")
     other = run("train", corpus, "--out", out, "--resume", "--tokens", 640)
     assert (other.exit_code, other.stderr.count("\n")) == (2, 1)
-    assert "learns from other text (give the same files as before" in other.stderr
+    assert "was trained on other text (use the same files as before" in other.stderr
 
 
 def test_help_tells_the_recipe_s_defaults() -> None:
@@ -60,7 +60,7 @@ def test_help_tells_the_recipe_s_defaults() -> None:
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(run: Run, corpus: Path, tmp_path: Path) -> None:
     too_long = run("train", corpus, "--out", tmp_path / "m", *SMALL, "--context", 100_000)
-    assert (too_long.exit_code, "less than one context" in too_long.stderr) == (1, True)
+    assert (too_long.exit_code, "fewer than one context" in too_long.stderr) == (1, True)
     assert (tmp_path / "m" / "recipe.toml").exists()
     assert run("train", corpus, "--out", tmp_path / "m", "--resume").exit_code == 2
     assert run("train", corpus, "--out", tmp_path / "m", *SMALL).exit_code == 0

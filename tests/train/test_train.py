@@ -112,7 +112,7 @@ def test_another_corpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     longer = replace(SMALL, tokens=2 * SMALL.tokens)
     for other in changed_corpora():
         before = (tmp_path / "recipe.toml").read_bytes()
-        with pytest.raises(LlmcliError, match="learns from other text"):
+        with pytest.raises(LlmcliError, match="was trained on other text"):
             resume_run(tmp_path, longer, other, device=CPU)
         assert (tmp_path / "recipe.toml").read_bytes() == before
     resume_run(tmp_path, SMALL, Corpus(list(CORPUS.train), list(CORPUS.valid)), device=CPU)
@@ -310,7 +310,7 @@ def test_recipe_refuses(bad: dict[str, float]) -> None:
 
 def test_too_little_text_is_said(tmp_path: Path) -> None:
     recipe = replace(SMALL, context=4096)
-    with pytest.raises(LlmcliError, match="less than one context"):
+    with pytest.raises(LlmcliError, match="fewer than one context"):
         run(recipe, tmp_path)
 
 

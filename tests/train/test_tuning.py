@@ -305,7 +305,7 @@ def test_resumed_preferences_keep_their_reference(told: Path, tmp_path: Path, st
 def test_what_cannot_be_learnt_is_said(base: Path, tmp_path: Path) -> None:
     alike = Example("yes", "Well?", "yes")
     for recipe, examples, says in (
-        (replace(TUNED, method="dpo"), [alike], "pair 1 are alike"),
+        (replace(TUNED, method="dpo"), [alike], "pair 1 are identical"),
         (replace(TUNED, method="dpo", context=4), PAIRS[:3], "longer than the context"),
         (replace(TUNED, method="sft", context=4), TOLD[:3], "no example fits"),
     ):
@@ -366,16 +366,16 @@ def test_a_recipe_of_several_runs(tmp_path: Path) -> None:
         ('learning_rate = "fast"', "give a number"),
         ("tokens = 1.5", "give a number"),
         ('method = "magic"', "pretrain, sft, dpo"),
-        ('method = "sft"', "--init"),
+        ('method = "sft"', "sft starts from a trained model"),
         ('optimizer = "sgd"', "muon or adamw"),
         ("plain = 2.0", "from 0 to 1"),
         ("beta = 0.0", "above 0"),
-        ("[[stage]]\n[[stage]]\nhidden_size = 8", "leave it out"),
+        ("[[stage]]\n[[stage]]\nhidden_size = 8", "remove it"),
         ("[stage]\ntokens = 5", "has no stage"),
         ("stage = [1]", "no recipe"),
-        ("tokens = ", "not TOML"),
+        ("tokens = ", "not valid TOML"),
         ("context = 64\n[[stage]]", "not TOML|no recipe|no stage"),
-        ("[[stage]]\ncontext = 64\n[[stage]]\ncontext = 65", "beyond the model's 64"),
+        ("[[stage]]\ncontext = 64\n[[stage]]\ncontext = 65", "at most the model's 64, not 65"),
     ],
 )
 def test_a_recipe_s_faults_are_told(tmp_path: Path, text: str, says: str) -> None:
