@@ -71,7 +71,7 @@ class KVCache:
         if end > self._keys[layer].shape[2]:
             end = self._grow(layer, count)
         keys, values = self._keys[layer], self._values[layer]
-        # Four times per layer, narrow takes half the time of an index.
+        # Called four times per layer; takes half the time of indexing.
         keys.narrow(2, end - count, count).copy_(k)
         values.narrow(2, end - count, count).copy_(v)
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
@@ -150,11 +150,11 @@ class KVCache:
 
 
 class StaticCache:
-    """A cache's present buffers at a fixed size, with room for one token whose position is given by tensors.
+    """A view of a cache's present buffers that stores one token at an index read from a tensor.
 
-    So the same operations serve every position, and can be recorded. ``indices``, [1] each, int64 on the cache's
-    device, are the token's index in layers with full and with windowed attention, counted from the start of the
-    cache's ``room`` there. Keeps the buffers alive, not the cache. ``length`` is the cache's at construction.
+    So the same operations serve every position and can be recorded. ``indices`` are the token's index in layers with
+    full and with windowed attention, counted from the start of the cache's ``room`` there: [1] each, int64, on the
+    cache's device. The view keeps the buffers alive, but not the cache; ``length`` is the cache's length at first.
     """
 
     def __init__(self, cache: KVCache, indices: tuple[Tensor, Tensor]) -> None:
