@@ -31,7 +31,7 @@ def default_model() -> str:
     """The name of the model that runs when none is asked for. Errors: none was shipped."""
     names = list(shipped())
     if not names:
-        raise LlmcliError("no model came with this installation", "name one: -m FOLDER")
+        raise LlmcliError("this installation includes no model", kind="no-shipped-model")
     return names[0]
 
 
@@ -46,8 +46,8 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None) 
         hub_name = of_the_hub(name)
         if is_offline(offline):
             raise LlmcliError(
-                f"{name} is not wholly on disk, and offline nothing is downloaded",
-                f"without --offline and HF_HUB_OFFLINE, `llmcli pull {name}` gets it",
+                f"{name} is not complete on disk, and offline nothing is downloaded",
+                kind="offline",
             )
         folder = download(hub_name, progress)
     cache.mark_used(folder)

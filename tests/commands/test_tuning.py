@@ -56,7 +56,7 @@ def test_a_model_is_taught_to_chat_and_to_prefer(run: Run, model: Path, corpus: 
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
     assert "step 6/6" in result.stderr
-    assert result.stderr.count("bits per byte") == result.stderr.count("\n  | ") == 2
+    assert result.stderr.count("bits per byte") == result.stderr.count("bits per byte\n  | ") == 2
     result = run("train", corpus, "--out", best, "--init", chatty, "--method", "dpo", *SHORT)
     assert result.exit_code == 0, result.stderr
     assert "nats per pair" in result.stderr
