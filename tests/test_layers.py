@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,29 @@ def test_no_model_names_outside_families() -> None:
             if isinstance(node, ast.Constant)
         ]
         assert not {"llama", "gpt2"} & {value for value in literals if isinstance(value, str)}, path
+
+
+LIBRARY = {"errors", "files", "model", "storage", "engine", "text", "generation", "explain", "train", "hub", "endpoint"}
+LIBRARY_FILES = [path for path in FILES if layer_of(path) in LIBRARY]
+OPTION = re.compile(r"(?<![\w-])--[a-z]")
+
+
+def strings(tree: ast.AST) -> list[str]:
+    """The string literals in a module that are not docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings)
+    return [node.value for node in nodes if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("path", LIBRARY_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_library_names_no_options(path: Path) -> None:
+    named = [text for text in strings(ast.parse(path.read_text(encoding="utf-8"))) if OPTION.search(text)]
+    assert not named, "a hint that names an option belongs into commands/shell/hints.py"
 
 
 def test_a_download_does_not_wait_for_torch() -> None:
