@@ -47,7 +47,7 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None) 
         if is_offline(offline):
             raise LlmcliError(
                 f"{name} is not complete on disk, and offline nothing is downloaded",
-                kind="offline",
+                f"run `llmcli pull {name}` while online, without HF_HUB_OFFLINE",
             )
         folder = download(hub_name, progress)
     cache.mark_used(folder)

@@ -60,7 +60,7 @@ def test_a_model_is_taught_to_chat_and_to_prefer(run: Run, model: Path, corpus: 
     result = run("train", corpus, "--out", best, "--init", chatty, "--method", "dpo", *SHORT)
     assert result.exit_code == 0, result.stderr
     assert "nats per pair" in result.stderr
-    assert "of the pairs as preferred" in result.stderr
+    assert "of the pairs ranked as preferred" in result.stderr
     told = run("chat", "-m", best, "-n", 5, input="Sing 3\n")
     assert told.exit_code == 0, told.stderr
     again = run("train", corpus, "--out", best, "--resume", "--tokens", 64 * 2 * 2 * 8)

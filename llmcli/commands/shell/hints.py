@@ -7,7 +7,6 @@ from llmcli.errors import LlmcliError
 # ``LlmcliError.kind`` -> hint
 HINTS: dict[str, str] = {
     "no-shipped-model": "name one: -m FOLDER",
-    "offline": "download it with llmcli pull, without --offline and HF_HUB_OFFLINE",
     "context-beyond-model": "use a smaller --context",
     "corpus-below-context": "use more text or a smaller --context",
     "identical-replies": "remove the pair, or use a larger --context",
