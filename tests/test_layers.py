@@ -83,6 +83,16 @@ def test_commands_import_nothing_heavy_before_they_run() -> None:
         assert not heavy & {name.split(".")[0] for name in imports(path, top_level=True)}, path
 
 
+def test_importing_every_command_imports_nothing_heavy() -> None:
+    """Also not through the modules of llmcli that commands import."""
+    names = ["torch", "httpx2", "tokenizers", "safetensors", "rich", "numpy", "llguidance", "prompt_toolkit", "jinja2"]
+    files = [path.relative_to(PACKAGE.parent).with_suffix("") for path in (PACKAGE / "commands").rglob("*.py")]
+    modules = ", ".join(".".join(file.parts).removesuffix(".__init__") for file in sorted(files))
+    code = f"import sys, llmcli.cli, {modules}; print(*set(sys.modules).intersection({names}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_the_hub_imports_huggingface_hub_only_when_it_downloads() -> None:
     for path in (PACKAGE / "hub").glob("*.py"):
         assert not [name for name in imports(path, top_level=True) if name.startswith("huggingface_hub")], path

@@ -1,4 +1,4 @@
-"""``llmcli completion``: the script by which a shell completes llmcli's commands, options and values."""
+"""``llmcli completion``: print the script that completes llmcli's commands, options and values in a shell."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Let the shell complete commands, options, choices, models and files: print the script for SHELL.
+    """Print the script that completes commands, options, choices, models and files in SHELL.
 
     \b
-    To install it, run the line for your shell once, and open a new terminal:
+    To install it, run the line for your shell once, then open a new terminal:
       bash  echo 'eval "$(llmcli completion bash)"' >> ~/.bashrc
       zsh   echo 'eval "$(llmcli completion zsh)"' >> ~/.zshrc
       fish  llmcli completion fish > ~/.config/fish/completions/llmcli.fish
 
-    bash must be 4.4 or newer; zsh's own completion (compinit) must be on.
+    Requires bash 4.4 or newer, or zsh with its completion system (compinit) enabled.
 
     \b
     Examples:
       llmcli completion bash
     """
-    found = get_completion_class(shell)
-    assert found is not None
+    completer = get_completion_class(shell)
+    assert completer is not None
     root = click.get_current_context().find_root().command
-    click.echo(found(root, {}, "llmcli", "_LLMCLI_COMPLETE").source())
+    click.echo(completer(root, {}, "llmcli", "_LLMCLI_COMPLETE").source())

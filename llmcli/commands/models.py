@@ -1,4 +1,4 @@
-"""``llmcli models``: what is on disk."""
+"""``llmcli models``: list the models on disk."""
 
 from __future__ import annotations
 
@@ -6,31 +6,29 @@ import sys
 
 import click
 
-from llmcli.commands.options import common as options
+from llmcli import hub, render
+from llmcli.commands.options.common import verbose_option
 from llmcli.commands.shell.command import Command
+from llmcli.files.ndjson import write_line
+from llmcli.render import json_forms
 
 
 @click.command(cls=Command)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a model.")
-@options.verbose_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per model.")
+@verbose_option
 def models(as_json: bool, verbose: bool) -> None:
-    """List the models on disk: those that came with llmcli, and those in the Hugging Face cache.
+    """List the models on disk: those shipped with llmcli and those in the Hugging Face cache.
 
-    Last use is when llmcli last opened or fetched the model. Each name can stand after -m.
+    Use any of the names with -m. The last use is when llmcli last opened or downloaded the model.
 
     \b
     Examples:
       llmcli models
       llmcli models --json
     """
-    from llmcli import hub
-    from llmcli.files.ndjson import write_line
-    from llmcli.render import json_forms
-    from llmcli.render.models import print_models
-
     found = hub.on_disk()
     if not as_json:
-        print_models(found, sys.stdout)
+        render.print_models(found, sys.stdout)
         return
     for model in found:
         write_line(json_forms.model(model), sys.stdout)

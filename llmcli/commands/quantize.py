@@ -1,4 +1,4 @@
-"""``llmcli quantize``: a model in a half or a third of the bytes."""
+"""``llmcli quantize``: write a model with 8- or 4-bit weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llmcli.errors import usage_error
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text or JSON lines, on which to measure what it costs in quality; may be given several times.",
+    help="Measure the loss in quality on this text or JSON lines file; repeatable.",
 )
 @offline_option
 @threads_option
@@ -40,12 +40,12 @@ def quantize(
     threads: int | None,
     verbose: bool,
 ) -> None:
-    """Round the weights of MODEL to 8 or 4 bits and write them to the folder OUT, to be used as any model's.
+    """Round the weights of MODEL to 8 or 4 bits and write a model to the folder OUT.
 
-    It runs on the CPU. A large model is as fast there as its weights can be read, so it becomes faster; a very
-    small one may not. int8 has one scale a row, int4 a factor for each 32 weights too; tables have 8 bits in any
-    case, norms and biases stay as they are.
-    `--quantize` of other commands does the same each time that they open a model.
+    The new model runs on the CPU only. There the speed of a large model depends on how fast its weights are read, so
+    it becomes faster; a very small model may not. int8 has one scale per row; int4 also has a factor per 32 weights.
+    Embedding tables always have 8 bits; norms and biases are not quantized. The option --quantize of other commands
+    does the same whenever they load a model.
 
     \b
     Examples:
@@ -71,10 +71,10 @@ def quantize(
 
     documents = [example.text for example in read_examples(texts)] if texts else []
     loaded = ModelChoice(model, None, offline, "cpu", "auto", None, threads).open()
-    make(out)
+    make_folder(out)
     encoded = [Encoded(loaded.prompt_ids(document)) for document in documents]
     size = sum(len(document.encode()) for document in documents)
-    # Before all else, because a text may turn out too short.
+    # Measured first, because a text may be too short.
     old = validate(loaded.model, encoded, size, precision=torch.float32) if documents else None
     with LoadingProgress(sys.stderr) as view:
         save_quantized(loaded.model, kind, out, read_json(loaded.folder / CONFIG), view)
@@ -93,11 +93,11 @@ def quantize(
     click.echo(out)
 
 
-def make(folder: Path) -> None:
-    """Make it, unless it is there. Errors: it cannot be made, or not be written to."""
+def make_folder(folder: Path) -> None:
+    """Create a folder unless it exists. Raises LlmcliError if that fails or the folder is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise usage_error(f"{folder} cannot be made: {error.strerror or error}", "name another folder") from error
+        raise usage_error(f"cannot create {folder}: {error.strerror or error}", "name another folder") from error
     if not os.access(folder, os.W_OK):
-        raise usage_error(f"{folder} cannot be written to", "name another folder")
+        raise usage_error(f"cannot write to {folder}", "name another folder")

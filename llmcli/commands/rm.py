@@ -1,4 +1,4 @@
-"""``llmcli rm``: a model off the disk."""
+"""``llmcli rm``: remove a downloaded model."""
 
 from __future__ import annotations
 
@@ -6,35 +6,34 @@ import sys
 
 import click
 
-from llmcli.commands.options import common as options
+from llmcli import render
+from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import complete_model
 from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
+from llmcli.files.sizes import readable
+from llmcli.hub.remove import removable, remove
 
 
 @click.command(cls=Command)
 @click.argument("name", shell_complete=complete_model)
-@click.option("--yes", "-y", is_flag=True, help="Do not ask first.")
-@options.verbose_option
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@verbose_option
 def rm(name: str, yes: bool, verbose: bool) -> None:
-    """Remove the downloaded model NAME from the Hugging Face cache, which other programs use too.
+    """Remove the downloaded model NAME from the Hugging Face cache, which other programs share.
 
-    What other revisions of the model need stays.
+    Files that other revisions of the model need are kept.
 
     \b
     Examples:
       llmcli rm HuggingFaceTB/SmolLM2-135M
       llmcli rm HuggingFaceTB/SmolLM2-135M --yes
     """
-    from llmcli.files.sizes import readable
-    from llmcli.hub.remove import removable, remove
-    from llmcli.render.terminal import note
-
     model = removable(name)
     if not yes and (sys.stdin is None or not sys.stdin.isatty()):
-        raise usage_error("there is nobody to ask: stdin is no terminal", "--yes removes without asking")
-    known_as = "" if name == model.name else f", here {model.name}"
+        raise usage_error("cannot ask for confirmation: stdin is not a terminal", "to remove without asking, add --yes")
+    known_as = "" if name == model.name else f", which is {model.name}"
     if not yes and not click.confirm(f"Remove {name}{known_as} ({readable(model.bytes)})?", err=True):
-        note("nothing was removed", sys.stderr)
+        render.note("nothing was removed", sys.stderr)
         return
-    note(f"removed {name}, {readable(remove(model))} freed", sys.stderr)
+    render.note(f"removed {name}, {readable(remove(model))} freed", sys.stderr)

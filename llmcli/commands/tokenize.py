@@ -1,4 +1,4 @@
-"""``llmcli tokenize``: what the model receives."""
+"""``llmcli tokenize``: show a text as the tokens that the model receives."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ import sys
 
 import click
 
-from llmcli import explain
+from llmcli import explain, render
 from llmcli.commands.options.common import offline_option, verbose_option
 from llmcli.commands.options.model import MODEL_HELP, find_model, models_option
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import EXIT_FAILURE, usage_error
+from llmcli.files.ndjson import write_line
+from llmcli.hub.cache import name_of
+from llmcli.render import json_forms
 
 
 @click.command(cls=Command)
 @prompt_options("text")
 @models_option(f"{MODEL_HELP}; several stand side by side.")
 @offline_option
-@click.option("--ids", "only_ids", is_flag=True, help="The ids alone, on one line.")
-@click.option("--count", "only_count", is_flag=True, help="The number of tokens alone.")
-@click.option("--merges", is_flag=True, help="How each word became tokens: every BPE merge with its rank.")
-@click.option("--decode", metavar="IDS", help='The other way: the text of these ids, such as "1 2 3".')
+@click.option("--ids", "only_ids", is_flag=True, help="Print only the ids, on one line.")
+@click.option("--count", "only_count", is_flag=True, help="Print only the number of tokens.")
+@click.option("--merges", is_flag=True, help="Show how each word became tokens: every BPE merge with its rank.")
+@click.option("--decode", metavar="IDS", help='Print the text of these ids, such as "1 2 3".')
 @output_options
 @verbose_option
 def tokenize(
@@ -37,9 +40,9 @@ def tokenize(
     output: OutputOptions,
     verbose: bool,
 ) -> None:
-    """What does the model receive? Show TEXT as tokens: ids, bytes, and their place in the text in bytes.
+    """What does the model receive? Show TEXT as tokens: ids, bytes and byte offsets.
 
-    --merges shows how each word became tokens: which neighbours were joined, the earliest learnt first.
+    --merges shows how byte-pair encoding builds the tokens of each word: which pairs it joins, in order of rank.
 
     \b
     Examples:
@@ -49,25 +52,19 @@ def tokenize(
       llmcli tokenize "naïve 🙂" -m llama-tales-12m -m path/to/another/model
       llmcli tokenize --decode "302 259 351"
     """
-    check_forms(prompt, models, only_ids, only_count, merges, decode, output)
+    check_options(prompt, models, only_ids, only_count, merges, decode, output)
     source = prompt.read() if decode is None else ""
 
-    from llmcli.files.ndjson import write_line
-    from llmcli.hub.cache import name_of
-    from llmcli.render import json_forms
-    from llmcli.render import tokens as view
-    from llmcli.render.terminal import printable
-    from llmcli.render.tokens import print_merges
-    from llmcli.text.tokenizer import load_tokenizer
+    from llmcli.text.tokenizer import load_tokenizer  # imports tokenizers
 
     folders = [find_model(name, offline) for name in models or (None,)]
     tokenizers = [load_tokenizer(folder, name_of(folder)) for folder in folders]
     if merges:
-        output.show(explain.merges(tokenizers[0], source, parse_special=prompt.parse_special), print_merges)
+        output.show(explain.merges(tokenizers[0], source, parse_special=prompt.parse_special), render.print_merges)
         return
     for tokenizer in tokenizers:
         if decode is not None:
-            click.echo(printable(tokenizer.decode(parse_ids(decode), skip_special=False), sys.stdout))
+            click.echo(render.printable(tokenizer.decode(parse_ids(decode), skip_special=False), sys.stdout))
         elif only_ids or only_count:
             ids = tokenizer.encode(source, parse_special=prompt.parse_special)
             click.echo(" ".join(map(str, ids)) if only_ids else len(ids))
@@ -78,13 +75,13 @@ def tokenize(
         for report in reports:
             write_line(json_forms.tokenization(report), sys.stdout)
     else:
-        view.print_tokenize(reports, sys.stdout, sys.stderr)
-    output.save_picture(lambda stream: view.print_tokenize(reports, stream, stream))
+        render.print_tokenize(reports, sys.stdout, sys.stderr)
+    output.save_picture(lambda stream: render.print_tokenize(reports, stream, stream))
     if not all(report.check.ok for report in reports):
         sys.exit(EXIT_FAILURE)
 
 
-def check_forms(
+def check_options(
     prompt: Prompt,
     models: tuple[str, ...],
     only_ids: bool,
@@ -93,20 +90,20 @@ def check_forms(
     decode: str | None,
     output: OutputOptions,
 ) -> None:
-    """Raise where options exclude each other."""
+    """Raise LlmcliError for options that exclude each other."""
     bare = only_ids + only_count + (decode is not None)
     if bare + (merges or output.as_json) > 1:
-        raise usage_error("--ids, --count, --decode and --json or --merges exclude each other", "give one of them")
+        raise usage_error("--ids, --count, --decode and --json or --merges exclude each other", "use one of them")
     if bare and output.picture is not None:
-        raise usage_error("--ids, --count and --decode have no picture", "leave --save out")
+        raise usage_error("--ids, --count and --decode have no picture", "omit --save")
     if decode is not None and (prompt.argument is not None or prompt.file is not None):
-        raise usage_error("--decode takes ids and no TEXT", "leave one of them out")
+        raise usage_error("--decode takes ids instead of TEXT", "omit one of them")
     if merges and len(models) > 1:
-        raise usage_error("--merges shows one model", "give -m once")
+        raise usage_error("--merges works with one model", "use -m once")
 
 
 def parse_ids(text: str) -> list[int]:
-    """Whole numbers between spaces or commas. Errors: anything else."""
+    """Return the whole numbers in a text, separated by spaces or commas. Raises LlmcliError for anything else."""
     words = [word for word in re.split(r"[\s,]+", text) if word]
     bad = [word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)]
     if bad:

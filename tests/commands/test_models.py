@@ -76,7 +76,7 @@ def test_pull_offline_only_looks(run: Run, tiny_hub: Hub) -> None:
 def test_pull_refuses_folders(run: Run, hub: Hub, tmp_path: Path) -> None:
     result = run("pull", tmp_path)
     assert result.exit_code == 2
-    assert "is a folder here" in result.stderr
+    assert "is a local folder" in result.stderr
     assert run("pull", SHIPPED).exit_code == 0
     assert not hub.log
 
@@ -155,7 +155,7 @@ def test_rm_asks_or_is_told(run: Run, tiny_hub: Hub) -> None:
     freed = readable(size(folder))
     result = run("rm", "org/name")
     assert result.exit_code == 2
-    assert "nobody to ask" in result.stderr
+    assert "cannot ask for confirmation" in result.stderr
     assert folder.exists()
     result = run("rm", "org/name", "--yes")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"removed org/name, {freed} freed\n")
