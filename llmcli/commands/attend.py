@@ -1,4 +1,4 @@
-"""``llmcli attend``: what does a token look at?"""
+"""``llmcli attend``: which tokens does a token attend to?"""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ from llmcli.errors import usage_error
 @at_option
 @layer_option
 @head_option
-@click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, help="How many positions; 0: all.")
-@click.option("--no-sink", is_flag=True, help="Leave out the first position, which heads with nothing to do look at.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Rows: the most attended positions; 0: all.",
+)
+@click.option("--no-sink", is_flag=True, help="Hide the first position, which idle heads attend to (attention sink).")
 @output_options
 @model_options
 @verbose_option
@@ -37,10 +43,10 @@ def attend(
     choice: ModelChoice,
     verbose: bool,
 ) -> None:
-    """What does a token look at? Show how much attention the heads pay to each earlier token.
+    """What does a token attend to? Show the attention weights of each head on earlier tokens.
 
-    One row a token that is looked at, from the token --at. --head shows the whole pattern of one head, where each
-    of the last tokens looks, in per cent.
+    Each row is a token that the token --at attends to. --head shows the full pattern of one head instead: the
+    attention weights of each of the last tokens, in percent.
 
     \b
     Examples:
@@ -49,7 +55,7 @@ def attend(
       llmcli attend "The cat that I saw yesterday was sleeping" --head 3.2
     """
     if head is not None and (layers is not None or no_sink):
-        raise usage_error("--head shows one head whole, without --layer and --no-sink", "leave them out")
+        raise usage_error("--head cannot be combined with --layer or --no-sink", "omit them")
     text = prompt.read()
     loaded = choice.open()
 

@@ -1,4 +1,4 @@
-"""``llmcli branch``: what if it had chosen another?"""
+"""``llmcli branch``: what are the most probable continuations?"""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from llmcli.commands.shell.command import Command
 @click.command(cls=Command)
 @prompt_options()
 @at_option
+@click.option("--width", type=click.IntRange(min=1), default=3, show_default=True, help="Tokens per position.")
 @click.option(
-    "--width", type=click.IntRange(min=1), default=3, show_default=True, help="How many tokens at each place."
+    "--depth", type=click.IntRange(min=1), default=3, show_default=True, help="Positions, one after the other."
 )
-@click.option("--depth", type=click.IntRange(min=1), default=3, show_default=True, help="How many places.")
 @output_options
 @model_options
 @verbose_option
 def branch(
     prompt: Prompt, at: str, width: int, depth: int, output: OutputOptions, choice: ModelChoice, verbose: bool
 ) -> None:
-    """What if it had chosen another? Show the most probable continuations as a tree.
+    """What if the model had chosen another token? Show the most probable continuations as a tree.
 
-    At each place the --width most probable tokens, behind each of them again, --depth times, with the probability of
-    each token and of the whole path. Nothing is drawn and no filter applies: these are the model's own probabilities.
+    The tree starts with the --width most probable tokens and branches again after each of them, --depth levels deep.
+    It shows the probability of each token and of the path to it. These are the model's own probabilities: no
+    sampling filter applies.
 
     \b
     Examples:

@@ -25,16 +25,16 @@ from llmcli.commands.shell.command import Command
 def compare(
     prompt: Prompt, top: int, output: OutputOptions, choices: tuple[ModelChoice, ModelChoice], verbose: bool
 ) -> None:
-    """What did fine-tuning change? Score TEXT with two models of one tokenizer, token by token.
+    """What did fine-tuning change? Score TEXT with two models that share a tokenizer, token by token.
 
-    Each token's log-probability under both, and how far the whole distributions are apart (Kullback-Leibler
-    divergence of the second from the first). With --adapter, one model is compared with and without it.
+    Shows each token's log probability under both models, and how different their distributions are (Kullback-Leibler
+    divergence of the second from the first). With --adapter, compares one model without and with the adapter.
 
     \b
     Examples:
       llmcli compare -m llama-tales-12m -m my-model "The king was very old."
       llmcli compare -m llama-tales-12m --adapter my-lora --top 5 < story.txt
-      llmcli compare -m llama-tales-12m -m llama-tales-12m "Twice." --json
+      llmcli compare -m llama-tales-12m -m llama-tales-12m "The same." --json
     """
     text = prompt.read()
     first, second = (choice.open() for choice in choices)

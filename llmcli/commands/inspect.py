@@ -1,4 +1,4 @@
-"""``llmcli inspect``: what is this model, and does it fit?"""
+"""``llmcli inspect``: what is in a model, and does it fit in memory?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from llmcli.commands.options.model import ModelChoice, find_model, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
+from llmcli.hub.cache import name_of
 
 
 @click.command(cls=Command)
@@ -18,16 +19,16 @@ from llmcli.commands.shell.interrupt import import_torch
     "tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many tokens of text must fit; the model's whole context if not given.",
+    help="Tokens of text that must fit.  [default: the model's context]",
 )
 @output_options
 @model_options
 @verbose_option
 def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
-    """What is this model, and does it fit? Show its shape, its parameters, and the memory that it takes here.
+    """What is in a model, and does it fit? Show its architecture, parameters, and memory use on this machine.
 
-    All is told by config.json and the headers of the weight files; if it fits, the model is then opened as the
-    options say and measured.
+    The numbers come from config.json and the headers of the weight files. If the model fits, it is then loaded with
+    the given options, and its memory is measured.
 
     \b
     Examples:
@@ -37,8 +38,6 @@ def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice, verb
     """
     folder = find_model(choice.model, choice.offline)
     import_torch()
-
-    from llmcli.hub.cache import name_of
 
     report = explain.inspect_folder(
         name_of(folder),

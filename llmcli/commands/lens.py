@@ -1,4 +1,4 @@
-"""``llmcli lens``: when does the answer appear?"""
+"""``llmcli lens``: what would the model predict after each layer?"""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def lens(
     choice: ModelChoice,
     verbose: bool,
 ) -> None:
-    """When does the answer appear? Show what the model would say if it stopped after each of its layers.
+    """When does the answer appear? Show what the model would predict if it stopped after each layer.
 
-    A token's vector passes through the layers, and only the last step makes probabilities of it. Here that step
-    (final norm and head) is taken after every layer, which is called the logit lens; the last row is the model's own
-    answer. --token follows another token than the favourite.
+    The logit lens applies the model's last step, the final norm and the output head, to the residual stream after
+    every layer. The last row is the model's actual prediction. --token follows a token other than the most probable
+    one.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``llmcli neighbours``: which tokens mean alike?"""
+"""``llmcli neighbours``: which tokens have similar embeddings?"""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from llmcli.commands.shell.command import Command
 
 @click.command(cls=Command)
 @click.argument("word")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many neighbours.")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows: the nearest tokens.")
 @output_options
 @model_options
 @verbose_option
 def neighbours(word: str, top: int, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
-    """Which tokens mean alike? Compare WORD's embedding, a vector, with that of every other token.
+    """Which tokens have similar meanings? Compare WORD's embedding with the embedding of every other token.
 
-    WORD is one token (with a space before it, where there is such a token), or a sum: words with + and - between
-    them, in quotes and with spaces around. A word of several tokens has no vector of its own and is refused.
+    WORD must be a single token; if the vocabulary has the word with a space before it, that token is used. It can
+    also be a sum in quotes, with spaces around + and -. A word of several tokens is an error: it has no embedding of
+    its own.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``llmcli score``: where was the model surprised?"""
+"""``llmcli score``: which tokens surprise the model?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmcli.commands.shell.command import Command
 @click.command(cls=Command, together="share")
 @prompt_options("text")
 @click.option(
-    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the most surprising; 0: all."
+    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the most surprising tokens; 0: all."
 )
 @output_options
 @distributed_model_options
@@ -27,10 +27,10 @@ from llmcli.commands.shell.command import Command
 def score(
     prompt: Prompt, top: int, output: OutputOptions, choice: DistributedModelChoice, endpoint: Endpoint, verbose: bool
 ) -> None:
-    """Where was the model surprised? Score TEXT: each token's surprisal, rank and the entropy of its place.
+    """Where is the model surprised? Show each token's surprisal, its rank, and the entropy of the prediction.
 
-    Surprisal is -log2 of the probability that the model gave the token before it came; the totals are bits per byte
-    and perplexity. A text longer than the context is read in windows that overlap by half.
+    Surprisal is -log2 of the probability that the model gave the token. The totals are bits per byte and perplexity.
+    A text longer than the context is scored in windows that overlap by half.
 
     \b
     Examples:

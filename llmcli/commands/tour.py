@@ -22,11 +22,11 @@ from llmcli.errors import EXIT_FAILURE
 @model_options
 @verbose_option
 def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
-    """How does a language model work? Walk through one sentence in eight stops, with the model's real numbers.
+    """How does a language model work? Follow one sentence through the model in eight stops, with real numbers.
 
-    Tokens, vectors, position, attention, layers, probabilities, temperature, the loop: each stop is a view of its own
-    (attend, lens, …) that can be called on any text. SENTENCE may be your own, of a few words; where the output is
-    no terminal, nothing waits.
+    The stops are tokens, vectors, position, attention, layers, probabilities, temperature and the generation loop.
+    Most of them have a command of their own (attend, lens, …) that works on any text. Give a short SENTENCE to use
+    your own. The tour pauses only in a terminal.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelCho
     for number in range(len(render.TOUR_STOPS)):
         render.print_tour_stop(report, sys.stdout, number)
         if number < len(render.TOUR_STOPS) - 1 and click.prompt(
-            "\nEnter: go on, q: leave", default="", show_default=False, prompt_suffix=" "
+            "\nPress Enter to continue, q to quit", default="", show_default=False, prompt_suffix=" "
         ).strip().lower() in ("q", "quit"):
             break
     output.save_picture(lambda stream: render.print_tour(report, stream))

@@ -1,22 +1,18 @@
-"""``llmcli verify``: is this model run right here?"""
+"""``llmcli verify``: does llmcli run this model correctly on this machine?"""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import click
 
-from llmcli import explain, render
+from llmcli import explain, generation, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
-
-if TYPE_CHECKING:
-    from llmcli.generation.loaded import LoadedModel
 
 
 @click.command(cls=Command)
@@ -25,12 +21,12 @@ if TYPE_CHECKING:
 @model_options
 @verbose_option
 def verify(prompt: Prompt, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
-    """Is this model run right here? Prove it on your own checkpoint, device and dtype: each row is a proof.
+    """Does llmcli run this model correctly? Check it with your checkpoint, device and dtype; each row is a check.
 
-    The model reads a text in every way that it can be read, which must give the same logits, and is watched while
-    it does. It is compared with itself on other devices and in other dtypes and, where transformers is installed,
-    with what that makes of the same folder, layer by layer. What cannot be proved here is skipped and says why.
-    Without PROMPT a text of llmcli's own is read. If a proof fails the exit code is 1.
+    The model processes a text in every supported way (whole, token by token, in batches, …), which must give the
+    same logits. It is compared with itself on other devices and in other dtypes and, if transformers is installed,
+    with transformers, layer by layer. Checks that are impossible here are skipped, with the reason. Without PROMPT,
+    a built-in text is used. The exit code is 1 if a check fails.
 
     \b
     Examples:
@@ -42,7 +38,7 @@ def verify(prompt: Prompt, output: OutputOptions, choice: ModelChoice, verbose: 
     loaded = choice.open()
     with render.VerifyProgress(sys.stderr) as progress:
 
-        def reopen(device: str, dtype: str) -> LoadedModel:
+        def reopen(device: str, dtype: str) -> generation.LoadedModel:
             progress.pause()
             return replace(choice, device=device, dtype=dtype).open()
 

@@ -1,4 +1,4 @@
-"""``llmcli why``: what pushed this logit?"""
+"""``llmcli why``: which parts of the model contribute to a logit?"""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from llmcli.errors import usage_error
 @prompt_options()
 @at_option
 @token_option
-@click.option("--vs", "other", metavar="TOKEN", help="Compare it with this one.  [default: the best other]")
-@click.option("--top", type=click.IntRange(min=0), default=8, show_default=True, help="Rows each way; 0: all.")
+@click.option("--vs", "other", metavar="TOKEN", help="Compare with this token.  [default: the most probable other]")
+@click.option("--top", type=click.IntRange(min=0), default=8, show_default=True, help="Rows for and against; 0: all.")
 @layer_option
 @head_option
 @output_options
@@ -39,11 +39,11 @@ def why(
     choice: ModelChoice,
     verbose: bool,
 ) -> None:
-    """What pushed this logit? Split it, exactly, into what each part of the model wrote.
+    """Why this token? Split its logit, exactly, into the contributions of each part of the model.
 
-    A token's logit is a sum over the embedding, every attention head (L2.H5: layer 2, head 5) and every MLP, once the
-    final norm is held fixed; and what attention adds is a sum over the earlier tokens. Each is shown beside
-    what it adds to another token, the runner-up or --vs. --layer and --head choose the heads that are split by token.
+    With the final norm held fixed, a token's logit is a sum over the embedding, every attention head (L2.H5 is head 5
+    of layer 2) and every MLP. A head's contribution is in turn a sum over earlier tokens. Each is compared with its
+    contribution to another token, the runner-up or --vs. --layer and --head choose the heads to split by token.
 
     \b
     Examples:

@@ -292,7 +292,7 @@ def test_the_tour_pauses_at_every_stop_and_can_be_quit(model: Path, stops: int) 
     for number in range(1, stops + 1):
         child.expect(f"{number}/8  ")
         if number < 8:
-            child.expect("Enter: go on, q: leave")
+            child.expect("Press Enter to continue, q to quit")
             with pytest.raises(pexpect.TIMEOUT):
                 child.expect(f"{number + 1}/8  ", timeout=0.2)
             child.sendline("" if number < stops else "q")
