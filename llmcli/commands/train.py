@@ -69,7 +69,7 @@ def recipe_options(rows: tuple[tuple[str, Any, str], ...]) -> Callable[..., Any]
 
 @click.command(cls=Command)
 @click.argument("corpus", nargs=-1, type=click.Path(path_type=Path))
-@heading("TrainingRun")
+@heading("Run")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the model.")
 @click.option("--valid", multiple=True, type=click.Path(path_type=Path), help="Validation text; else a twentieth.")
 @click.option(
