@@ -10,7 +10,7 @@ import click
 
 from llmcli import explain, generation, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
 from llmcli.commands.options.grammar import GrammarChoice, grammar_options
 from llmcli.commands.options.length import fit, overflow_option
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmcli.endpoint.server import Server
 
 
-@click.command(cls=Command, together="share")
+@click.command(cls=Command, together=follow)
 @prompt_options()
 @heading("What is shown")
 @click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")

@@ -9,7 +9,7 @@ import click
 
 from llmcli import generation, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
 from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.options.length import Length, fit, length_options
@@ -36,7 +36,7 @@ class GenerateCommand(Command):
         return super().parse_args(ctx, [f"--probs={ALTERNATIVES}" if arg == "--probs" else arg for arg in args])
 
 
-@click.command(cls=GenerateCommand, together="share")
+@click.command(cls=GenerateCommand, together=follow)
 @prompt_options()
 @distributed_model_options
 @endpoint_options

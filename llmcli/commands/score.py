@@ -8,14 +8,14 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 
 
-@click.command(cls=Command, together="share")
+@click.command(cls=Command, together=follow)
 @prompt_options("text")
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the most surprising tokens; 0: all."

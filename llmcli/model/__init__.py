@@ -1,0 +1,1 @@
+"""The reference: token ids in, logits out, in plain PyTorch, for every family."""

@@ -15,7 +15,7 @@ from llmcli.commands.chat.server import server_session
 from llmcli.commands.chat.session import AnySession, LocalSession
 from llmcli.commands.chat.settings import SamplerSettings
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
 from llmcli.commands.options.model import ModelChoice, find_model
 from llmcli.commands.options.sampling import Sampling, sampling_options
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llmcli.text.chat_template import ChatTemplate
 
 
-@click.command(cls=Command, together="share")
+@click.command(cls=Command, together=follow)
 @heading("Chat")
 @click.option("--system-prompt", "-s", metavar="TEXT", help="Instructions for the model, before the first turn.")
 @click.option("--raw", is_flag=True, help="Use no chat template: each turn continues one text, on a new line.")

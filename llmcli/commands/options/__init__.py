@@ -1,0 +1,1 @@
+"""Bundles of options that several commands share, and the values that they build."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
@@ -136,10 +136,16 @@ def run_rank(choice: DistributedModelChoice, world: World, ready: Connection) ->
     import_torch()
     ready.send(world.rank)
     with click.Context(click.Command("rank")):
-        sys.exit(follow(choice, world))
+        sys.exit(serve_leader(choice, world))
 
 
-def follow(choice: DistributedModelChoice, world: World) -> int:
+def follow(parameters: Mapping[str, Any], world: World) -> int:
+    """``serve_leader`` with the model that a command's ``parameters`` choose."""
+    chosen = {field.name: parameters[field.name] for field in fields(DistributedModelChoice)}
+    return serve_leader(DistributedModelChoice(**chosen), world)
+
+
+def serve_leader(choice: DistributedModelChoice, world: World) -> int:
     """Take part in the first rank's forward passes until it ends. Returns the exit code.
 
     The first rank reports errors that affect all ranks; this one prints only its own.

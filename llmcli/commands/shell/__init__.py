@@ -1,0 +1,1 @@
+"""What surrounds every command: help, the config file and environment, hints for errors, Ctrl-C, torchrun."""

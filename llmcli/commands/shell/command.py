@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import click
@@ -19,8 +19,10 @@ from llmcli.commands.shell.config_file import (
     variables_of,
 )
 from llmcli.commands.shell.help import simplify_message
-from llmcli.commands.shell.torchrun import torchrun
+from llmcli.commands.shell.torchrun import World, torchrun
 from llmcli.errors import EXIT_USAGE, LlmcliError, usage_error
+
+Follower = Callable[[Mapping[str, Any], World], int]
 
 
 class Command(click.Command):
@@ -29,11 +31,11 @@ class Command(click.Command):
     The value of an option comes from the command line, the environment, the config file or its default, in this
     order. Errors in the config file are raised after parsing, so that --help always works.
 
-    ``together`` says what happens under torchrun: "no" is an error, in "alike" all processes run the command, and in
-    "share" the first one runs it with a model that all processes share.
+    ``together`` says what happens under torchrun: "no" is an error, in "alike" all processes run the command, and
+    with a function only the first one does: the others call it, with the command's parameters, to share its model.
     """
 
-    def __init__(self, *args: Any, together: Literal["no", "alike", "share"] = "no", **more: Any) -> None:
+    def __init__(self, *args: Any, together: Literal["no", "alike"] | Follower = "no", **more: Any) -> None:
         super().__init__(*args, **more)
         self.together = together
         helping.set_metavars(self.params)
@@ -62,15 +64,8 @@ class Command(click.Command):
         world = torchrun()
         if world.size > 1 and self.together == "no":
             raise usage_error(f"{self.name} runs in one process", "run it without torchrun")
-        if world.rank > 0 and self.together == "share":
-            from llmcli.commands.options.distributed import DistributedModelChoice, follow
-
-            return follow(
-                DistributedModelChoice(
-                    **{field.name: ctx.params[field.name] for field in fields(DistributedModelChoice)}
-                ),
-                world,
-            )
+        if world.rank > 0 and callable(self.together):
+            return self.together(ctx.params, world)
         try:
             return super().invoke(ctx)
         except LlmcliError as error:
