@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from llmcli import render
 from llmcli.commands.shell.help import simplify_message, write_groups
 from llmcli.commands.shell.hints import hint_of
-from llmcli.commands.shell.torchrun import torchrun
+from llmcli.commands.shell.torchrun import torchrun_rank
 from llmcli.commands.shell.version import print_version
 from llmcli.errors import (
     EXIT_INTERRUPTED,
@@ -155,7 +155,7 @@ def fail(error: Exception, *, verbose: bool) -> NoReturn:
     )
     if expected is None:
         raise error
-    if expected.exit_code == EXIT_USAGE and torchrun().rank > 0:  # rank 0 prints the same error
+    if expected.exit_code == EXIT_USAGE and torchrun_rank().rank > 0:  # rank 0 prints the same error
         sys.exit(EXIT_USAGE)
     hint = f" ({hint_of(expected)})" if hint_of(expected) else ""
     lines = traceback.format_exception(error) if verbose else []

@@ -19,7 +19,7 @@ from llmcli.commands.options.sampling import Sampling, sampling_options
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
-from llmcli.commands.shell.torchrun import torchrun
+from llmcli.commands.shell.torchrun import torchrun_rank
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, usage_error
 from llmcli.generation import jobs
 
@@ -78,15 +78,15 @@ def batch(
     lines = list(jobs.read_jobs(source, jobs.JobDefaults(sampling.seed or 0, length.max_tokens, length.stop)))
     in_order = order == "input"
     numbers = {line.id: line.number for line in lines if isinstance(line, jobs.Job)} if in_order else None
-    world = torchrun()
+    info = torchrun_rank()
 
-    if world.size > 1 and not endpoint.given:
-        loaded, group = open_copies(choice, world)
+    if info.size > 1 and not endpoint.given:
+        loaded, group = open_copies(choice, info)
         shared = jobs.SharedResults(group, target, numbers)
         writer = local_writer(loaded, sampling, grammar, length)
-        run = jobs.BatchRun(writer, lines, shared.part, in_order=in_order, rank=world.rank, processes=world.size)
-        code = shared.finish(write_results(run, source, batch_size, rank=world.rank))
-        if world.rank == 0 and code != EXIT_INTERRUPTED:
+        run = jobs.BatchRun(writer, lines, shared.part, in_order=in_order, rank=info.rank, processes=info.size)
+        code = shared.finish(write_results(run, source, batch_size, rank=info.rank))
+        if info.rank == 0 and code != EXIT_INTERRUPTED:
             check_valid(jobs.Results(target).ends)
         sys.exit(code)
 

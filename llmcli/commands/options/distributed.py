@@ -19,7 +19,7 @@ from llmcli import generation
 from llmcli.commands.options.common import bundle
 from llmcli.commands.options.model import ModelChoice, model_option, opening_options
 from llmcli.commands.shell.interrupt import import_torch
-from llmcli.commands.shell.torchrun import World, torchrun
+from llmcli.commands.shell.torchrun import RankInfo, torchrun_rank
 from llmcli.errors import EXIT_FAILURE, EXIT_OK, LlmcliError, out_of_memory, usage_error
 
 if TYPE_CHECKING:  # the module imports torch
@@ -37,7 +37,7 @@ class DistributedModelChoice(ModelChoice):
     @property
     def ranks(self) -> int:
         """The number of processes that share the model."""
-        return max(torchrun().size, self.tensor_parallel or 1)
+        return max(torchrun_rank().size, self.tensor_parallel or 1)
 
     def undivided(self) -> ModelChoice:
         return ModelChoice(**{field.name: getattr(self, field.name) for field in fields(ModelChoice)})
@@ -51,21 +51,21 @@ class DistributedModelChoice(ModelChoice):
 
     def open(self) -> generation.LoadedModel:
         """Load the model, or the first rank's share of it; the other ranks then serve until the command ends."""
-        world = torchrun()
-        if world.size > 1 and self.tensor_parallel not in (None, world.size):
+        info = torchrun_rank()
+        if info.size > 1 and self.tensor_parallel not in (None, info.size):
             raise usage_error(
-                f"torchrun started {world.size} processes, but --tensor-parallel is {self.tensor_parallel}",
+                f"torchrun started {info.size} processes, but --tensor-parallel is {self.tensor_parallel}",
                 "omit --tensor-parallel",
             )
         if self.ranks == 1:
             return super().open()
         self.exclude("--quantize", self.quantization)
-        if world.size == 1:
+        if info.size == 1:
             folder, adapter = self.find()
             local = replace(self, model=str(folder), adapter=None if adapter is None else str(adapter))
             loaded = local.load_share(join_group(local, start_ranks(local)))
         else:
-            loaded = self.load_share(join_group(self, world))
+            loaded = self.load_share(join_group(self, info))
         model: Any = loaded.model
         click.get_current_context().call_on_close(model.end)
         return loaded
@@ -78,39 +78,39 @@ class DistributedModelChoice(ModelChoice):
 
 def find_in_turn(choice: ModelChoice, group: ProcessGroup) -> tuple[Path, Path | None]:
     """Return the folders of model and adapter once all ranks have found them. One process per machine downloads."""
-    first = group.on_all(choice.find) if torchrun().local_rank == 0 else group.on_all(lambda: None)
+    first = group.on_all(choice.find) if torchrun_rank().local_rank == 0 else group.on_all(lambda: None)
     return first or replace(choice, offline=True).find()
 
 
-def join_group(choice: ModelChoice, world: World) -> ProcessGroup:
+def join_group(choice: ModelChoice, info: RankInfo) -> ProcessGroup:
     """Connect to the other ranks until the command ends. Raises LlmcliError if they do not answer."""
     import_torch()
     from llmcli.engine.tensor_parallel.process_group import ProcessGroup, device_of
     from llmcli.model.device import use_threads
 
-    use_threads(choice.threads, among=world.local_size)
-    group = ProcessGroup(device_of(choice.device, world.local_rank), world.rank, world.size, world.meeting)
+    use_threads(choice.threads, among=info.local_size)
+    group = ProcessGroup(device_of(choice.device, info.local_rank), info.rank, info.size, info.rendezvous)
     click.get_current_context().call_on_close(group.close)
     return group
 
 
-def open_copies(choice: ModelChoice, world: World) -> tuple[generation.LoadedModel, ProcessGroup]:
+def open_copies(choice: ModelChoice, info: RankInfo) -> tuple[generation.LoadedModel, ProcessGroup]:
     """Load a full copy of the model in each process that torchrun started. Raises the errors of any of them."""
-    group = join_group(choice, world)
+    group = join_group(choice, info)
     folder, adapter = find_in_turn(choice, group)
     return group.on_all(lambda: choice.load(folder, adapter)), group
 
 
-def start_ranks(choice: DistributedModelChoice) -> World:
+def start_ranks(choice: DistributedModelChoice) -> RankInfo:
     """Start the other ranks on this machine and return this process's own. Raises LlmcliError if one fails to start."""
     folder = tempfile.TemporaryDirectory(prefix="llmcli-", ignore_cleanup_errors=True)
-    meeting, size = Path(folder.name) / "meeting", choice.ranks
-    worlds = [World(rank, size, rank, size, meeting) for rank in range(size)]
+    rendezvous, size = Path(folder.name) / "rendezvous", choice.ranks
+    infos = [RankInfo(rank, size, rank, size, rendezvous) for rank in range(size)]
     spawn = get_context("spawn")
-    pipes = [spawn.Pipe(duplex=False) for _ in worlds[1:]]
+    pipes = [spawn.Pipe(duplex=False) for _ in infos[1:]]
     others = [
-        spawn.Process(target=run_rank, args=(choice, world, ready), daemon=True)
-        for world, (_, ready) in zip(worlds[1:], pipes, strict=True)
+        spawn.Process(target=run_rank, args=(choice, info, ready), daemon=True)
+        for info, (_, ready) in zip(infos[1:], pipes, strict=True)
     ]
     with ignoring_ctrl_c():  # the ranks inherit this: only this process handles Ctrl-C
         for other in others:
@@ -128,36 +128,36 @@ def start_ranks(choice: DistributedModelChoice) -> World:
             for process in others:
                 process.terminate()
             raise LlmcliError("a rank ended while it started", "there may be too little memory for this many processes")
-    return worlds[0]
+    return infos[0]
 
 
-def run_rank(choice: DistributedModelChoice, world: World, ready: Connection) -> None:
+def run_rank(choice: DistributedModelChoice, info: RankInfo, ready: Connection) -> None:
     """The main function of the processes that ``start_ranks`` starts."""
     import_torch()
-    ready.send(world.rank)
+    ready.send(info.rank)
     with click.Context(click.Command("rank")):
-        sys.exit(serve_leader(choice, world))
+        sys.exit(serve_leader(choice, info))
 
 
-def follow(parameters: Mapping[str, Any], world: World) -> int:
+def follow(parameters: Mapping[str, Any], info: RankInfo) -> int:
     """``serve_leader`` with the model that a command's ``parameters`` choose."""
     chosen = {field.name: parameters[field.name] for field in fields(DistributedModelChoice)}
-    return serve_leader(DistributedModelChoice(**chosen), world)
+    return serve_leader(DistributedModelChoice(**chosen), info)
 
 
-def serve_leader(choice: DistributedModelChoice, world: World) -> int:
+def serve_leader(choice: DistributedModelChoice, info: RankInfo) -> int:
     """Take part in the first rank's forward passes until it ends. Returns the exit code.
 
     The first rank reports errors that affect all ranks; this one prints only its own.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        model: Any = choice.load_share(join_group(choice, world)).model
+        model: Any = choice.load_share(join_group(choice, info)).model
         model.serve()
     except LlmcliError:
         return EXIT_FAILURE
     except (RuntimeError, MemoryError) as error:
-        click.echo(f"llmcli: rank {world.rank}: {out_of_memory(error) or error}", err=True)
+        click.echo(f"llmcli: rank {info.rank}: {out_of_memory(error) or error}", err=True)
         return EXIT_FAILURE
     return EXIT_OK
 

@@ -12,7 +12,7 @@ from llmcli import endpoint
 from llmcli.commands.options.common import bundle
 from llmcli.commands.options.sampling import Sampling
 from llmcli.commands.shell.config_file import key_of
-from llmcli.commands.shell.torchrun import torchrun
+from llmcli.commands.shell.torchrun import torchrun_rank
 from llmcli.errors import usage_error
 
 # Parameters for models on this machine. They are an error on the command line, but ignored in the config file and in
@@ -61,7 +61,7 @@ class Endpoint:
         assert self.endpoint_url
         context = click.get_current_context()
         check_options(context)
-        if torchrun().size > 1:
+        if torchrun_rank().size > 1:
             raise usage_error("--endpoint needs only one process", "run llmcli without torchrun")
         command_line = click.core.ParameterSource.COMMANDLINE
         model = context.params["model"]

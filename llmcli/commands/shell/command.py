@@ -19,10 +19,10 @@ from llmcli.commands.shell.config_file import (
     variables_of,
 )
 from llmcli.commands.shell.help import simplify_message
-from llmcli.commands.shell.torchrun import World, torchrun
+from llmcli.commands.shell.torchrun import RankInfo, torchrun_rank
 from llmcli.errors import EXIT_USAGE, LlmcliError, usage_error
 
-Follower = Callable[[Mapping[str, Any], World], int]
+Follower = Callable[[Mapping[str, Any], RankInfo], int]
 
 
 class Command(click.Command):
@@ -61,11 +61,11 @@ class Command(click.Command):
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        world = torchrun()
-        if world.size > 1 and self.together == "no":
+        info = torchrun_rank()
+        if info.size > 1 and self.together == "no":
             raise usage_error(f"{self.name} runs in one process", "run it without torchrun")
-        if world.rank > 0 and callable(self.together):
-            return self.together(ctx.params, world)
+        if info.rank > 0 and callable(self.together):
+            return self.together(ctx.params, info)
         try:
             return super().invoke(ctx)
         except LlmcliError as error:
