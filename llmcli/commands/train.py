@@ -1,109 +1,122 @@
-"""``llmcli train``: a tokenizer and a model from text, and what comes after: fine-tuning, preference tuning."""
+"""``llmcli train``: train a tokenizer and a model from text, or fine-tune a model."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from llmcli.commands.options import common as options
+from llmcli import render
+from llmcli import train as training
+from llmcli.commands.options.common import Choice, Real, device_option, threads_option, verbose_option
 from llmcli.commands.options.model import complete_model, find_model
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
+from llmcli.train import demo as demo_run
+from llmcli.train import recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from llmcli.train.recipe import Method, Recipe
-    from llmcli.train.run import TrainingRun
-    from llmcli.train.state import Stage
-
-SIZE = click.IntRange(max=2**31 - 1)  # what is too small the recipe says
-SAMPLED = 90  # tokens of what --sample shows
-VALIDATE_EVERY = 250  # steps; that of the demo depends on how many there are
+SIZE = click.IntRange(max=2**31 - 1)  # the recipe checks the lower limits
+SAMPLE_TOKENS = 90  # the length of the texts of --sample
+VALIDATE_EVERY = 250  # steps; --demo validates four times in each stage instead
 DEMO_OUT = "llmcli-demo"
-# Options that set a field of the recipe: name, type, help. The defaults are the recipe's own.
+# Options that set a field of the recipe: name, type, help. recipe_options adds the recipe's defaults to the help.
 SHAPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("vocab-size", SIZE, "Tokens of the vocabulary.  [default: 4096]"),
-    ("hidden-size", SIZE, "Width of the residual stream.  [default: 384]"),
-    ("intermediate-size", SIZE, "Width of the MLPs.  [default: 1024]"),
-    ("num-hidden-layers", SIZE, "[default: 6]"),
-    ("num-attention-heads", SIZE, "[default: 6]"),
-    ("num-key-value-heads", SIZE, "[default: 2]"),
+    ("vocab-size", SIZE, "Tokens in the vocabulary."),
+    ("hidden-size", SIZE, "Width of the residual stream."),
+    ("intermediate-size", SIZE, "Width of the MLPs."),
+    ("num-hidden-layers", SIZE, "Number of layers."),
+    ("num-attention-heads", SIZE, "Attention heads per layer."),
+    ("num-key-value-heads", SIZE, "Key/value heads per layer."),
 )
-COURSE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("method", options.Choice(["pretrain", "sft", "dpo"]), "What is learnt, see above.  [default: pretrain]"),
-    ("context", SIZE, "Tokens the model can see at once.  [default: 1024]"),
-    ("batch-size", click.IntRange(max=2**16), "Sequences of a context's length a step.  [default: 8]"),
-    (
-        "tokens",
-        click.IntRange(max=2**60),
-        "Tokens to train on in all; sft 2000000, dpo 1000000.  [default: 20000000]",
-    ),
-    ("optimizer", options.Choice(["muon", "adamw"]), "For the matrices; AdamW takes the rest.  [default: muon]"),
-    ("learning-rate", options.Real(), "At its highest; sft 0.001, dpo 0.0001.  [default: 0.004]"),
-    ("weight-decay", options.Real(), "Of the matrices.  [default: 0.05]"),
-    ("warmup", options.Real(), "Share of the run in which the learning rate rises.  [default: 0.02]"),
-    ("decay", options.Real(), "Share in which it falls to zero; sft, dpo 0.9.  [default: 0.6]"),
-    ("plain", options.Real(), "sft: share of the replies learnt without their prompts.  [default: 0.0]"),
-    ("beta", options.Real(), "dpo: how closely the model is held to what it was.  [default: 0.1]"),
-    ("precision", options.Choice(["bfloat16", "float32"]), "Of matrix products.  [default: bfloat16]"),
-    ("seed", click.IntRange(max=2**63 - 1), "Of the weights and the data's order.  [default: 0]"),
+RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("method", Choice(get_args(recipe.Method)), "Training method, see above."),
+    ("context", SIZE, "Context length in tokens."),
+    ("batch-size", click.IntRange(max=2**16), "Sequences of --context tokens per step."),
+    ("tokens", click.IntRange(max=2**60), "Total tokens to train on."),
+    ("optimizer", Choice(get_args(recipe.Optimizer)), "For the weight matrices; AdamW trains the rest."),
+    ("learning-rate", Real(), "Peak learning rate."),
+    ("weight-decay", Real(), "Weight decay of the matrices."),
+    ("warmup", Real(), "Fraction of the run in which the learning rate rises."),
+    ("decay", Real(), "Fraction of the run in which it falls to zero."),
+    ("plain", Real(), "sft: fraction of the replies trained without their prompts."),
+    ("beta", Real(), "dpo: how strongly the model is kept close to --init."),
+    ("precision", Choice(get_args(recipe.Precision)), "Precision of matrix products."),
+    ("seed", click.IntRange(max=2**63 - 1), "Seed of the initial weights and of the data's order."),
 )
 
 
 def recipe_options(rows: tuple[tuple[str, Any, str], ...]) -> Callable[..., Any]:
+    """Return a decorator that adds an option for each of ``rows``."""
+
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, kind, help in reversed(rows):
-            command = click.option(f"--{name}", type=kind, help=help)(command)
+            text = f"{help}  [default: {recipe_default(name.replace('-', '_'))}]"
+            command = click.option(f"--{name}", type=kind, help=text)(command)
         return command
 
     return decorate
 
 
+def recipe_default(name: str) -> str:
+    """Describe the default of a recipe's field, with the methods for which it differs: ``0.004; sft: 0.001``."""
+    general = {**asdict(recipe.Recipe()), **asdict(recipe.Shape())}[name]
+    specific = [f"{method}: {values[name]}" for method, values in recipe.METHOD_DEFAULTS.items() if name in values]
+    return "; ".join([str(general), *specific])
+
+
 @click.command(cls=Command)
 @click.argument("corpus", nargs=-1, type=click.Path(path_type=Path))
 @heading("Run")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the model.")
-@click.option("--valid", multiple=True, type=click.Path(path_type=Path), help="Validation text; else a twentieth.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the model.")
 @click.option(
-    "--init", metavar="MODEL", shell_complete=complete_model, help="Begin with this model, not with a new one."
+    "--valid",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Validation text; can be repeated.  [default: 5% of the corpus]",
+)
+@click.option(
+    "--init", metavar="MODEL", shell_complete=complete_model, help="Start from this model instead of a new one."
 )
 @click.option(
     "--recipe",
     "recipe_file",
     type=click.Path(path_type=Path),
-    help="A TOML file with course and shape, of one run or of several.",
+    help="Read the recipe, of one or more stages, from a TOML file.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out; --tokens may set a new end.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out; --tokens can extend it.")
 @click.option(
-    "--demo", is_flag=True, help=f"All of it on a tiny world, in two minutes.  [--out if not given: {DEMO_OUT}]"
+    "--demo", is_flag=True, help=f"Run all stages on a tiny corpus in two minutes.  [default for --out: {DEMO_OUT}]"
 )
-@heading("Course")
-@recipe_options(COURSE_OPTIONS)
+@heading("Recipe")
+@recipe_options(RECIPE_OPTIONS)
 @heading("Shape of a new model")
 @recipe_options(SHAPE_OPTIONS)
 @heading("Machine")
-@options.device_option
-@options.threads_option
+@device_option
+@threads_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model first: faster, needs a C++ compiler.")
 @heading("Progress")
 @click.option(
     "--checkpoint-minutes",
-    type=options.Real(least=0),
+    type=Real(least=0),
     default=3.0,
     show_default=True,
-    help="Save after so many minutes; 0: after every step.",
+    help="Minutes between checkpoints; 0: after every step.",
 )
-@click.option("--validate-every", type=click.IntRange(min=1), help="Steps.  [default: 250]")
-@click.option("--sample", metavar="TEXT", help="At each validation show what the model makes of this prompt.")
-@options.verbose_option
+@click.option(
+    "--validate-every", type=click.IntRange(min=1), help=f"Steps between validations.  [default: {VALIDATE_EVERY}]"
+)
+@click.option("--sample", metavar="TEXT", help="Show how the model continues this text at each validation.")
+@verbose_option
 def train(
     corpus: tuple[Path, ...],
     out: Path,
@@ -121,14 +134,14 @@ def train(
     verbose: bool,
     **recipe_values: Any,
 ) -> None:
-    """Train a tokenizer and a Llama-shaped model on the text of the CORPUS files, or any model further.
+    """Train a tokenizer and a Llama model on the text of the CORPUS files, or train an existing model further.
 
-    Text files (documents separated by <|endoftext|>) and JSON lines with a "text", plain, .gz or .xz.
-    --out becomes a model folder that llmcli and transformers load. Ctrl-C keeps what was learnt.
+    CORPUS files are text (documents separated by <|endoftext|>) or JSON Lines with a "text", plain, .gz or .xz. --out
+    becomes a model folder that llmcli and transformers can load. Ctrl-C saves the progress.
 
-    --method sft (supervised fine-tuning) learns replies from lines with a "prompt" and a "completion", and
-    texts from those that have none; --method dpo learns which reply is the better from lines with a "prompt",
-    a "chosen" and a "rejected" reply. Both begin with --init, which learns a chat template if it has none.
+    --method sft (supervised fine-tuning) trains on the replies of lines with a "prompt" and a "completion", and on
+    the whole text of other documents. --method dpo (direct preference optimization) trains on lines with a "prompt", a "chosen" and
+    a "rejected" reply. Both need --init and add a chat template if the model has none.
 
     \b
     Examples:
@@ -142,36 +155,35 @@ def train(
     import_torch()
     from llmcli.model.device import pick_device, use_threads
     from llmcli.storage.checkpoint import Checkpoint
-    from llmcli.train.state import stages
 
-    where = pick_device(device)
+    torch_device = pick_device(device)
     use_threads(threads)
     if demo:
         if corpus or valid or init or recipe_file or given:
-            raise usage_error("--demo brings its own text and recipe", "leave yours out")
+            raise usage_error("--demo has its own corpus and recipe", "omit CORPUS, --valid, --init and the recipe")
         out = out or Path(DEMO_OUT)
     if out is None or not (corpus or demo):
-        raise usage_error(f"there is no {'--out' if corpus else 'CORPUS'}", "give both, or --demo")
-    beginning = None if init is None else find_model(init, offline=False)
-    positions = None if beginning is None else Checkpoint.read(beginning).config.max_position_embeddings
-    recipes = demo_recipes() if demo else recipes_for(out, given, recipe_file, resume=resume, positions=positions)
-    planned = stages(recipes, out, beginning)
-    check(planned, resume=resume)
-    running = Running(corpus, valid, where, compiled, checkpoint_minutes * 60, validate_every, sample)
+        raise usage_error(f"no {'--out' if corpus else 'CORPUS'} given", "give both, or --demo")
+    base = None if init is None else find_model(init, offline=False)
+    positions = None if base is None else Checkpoint.read(base).config.max_position_embeddings
+    recipes = demo_run.recipes() if demo else choose_recipes(out, given, recipe_file, resume, positions)
+    stages = training.stages(recipes, out, base)
+    check_stages(stages, resume=resume)
+    runner = StageRunner(corpus, valid, torch_device, compiled, checkpoint_minutes * 60, validate_every, sample)
     if demo:
-        running = of_demo(running, out)
-    for stage in planned:
+        runner = replace(runner, corpus=(write_demo_corpus(out),), samples=demo_run.SAMPLES)
+    for stage in stages:
         if not stage.done:
-            running.do(stage, told=len(planned) > 1)
-        elif len(planned) == 1:
-            click.echo(f"{out}: done, after step {stage.recipe.steps}; --tokens sets a new end", err=True)
+            runner.run(stage, titled=len(stages) > 1)
+        elif len(stages) == 1:
+            render.note(f"{out} is complete at step {stage.recipe.steps}; --tokens extends it", sys.stderr)
     if demo:
-        click.echo(f"Ask it for a story: llmcli chat -m {out}", err=True)
+        render.note(f"ask it for a story: llmcli chat -m {out}", sys.stderr)
 
 
 @dataclass(frozen=True)
-class Running:
-    """How each run is done; ``samples`` are prompts by method, for what is shown in place of --sample."""
+class StageRunner:
+    """Runs the stages of a training run. ``samples`` are the prompts to use without --sample, by method."""
 
     corpus: tuple[Path, ...]
     valid: tuple[Path, ...]
@@ -180,20 +192,15 @@ class Running:
     checkpoint_seconds: float
     validate_every: int | None
     sample: str | None
-    samples: Mapping[Method, str] = field(default_factory=dict)
+    samples: Mapping[recipe.Method, str] = field(default_factory=dict)
 
-    def do(self, stage: Stage, *, told: bool) -> None:
-        """One run to its end, from where it was; ``told`` is whether it is named. Ctrl-C ends the command."""
-        from llmcli.render.terminal import note
-        from llmcli.render.training import TrainingProgress, loss_svg, print_loss_curve
-        from llmcli.train.loop import sample, train
-        from llmcli.train.metrics import MetricsFile
-
-        if told:
-            note(f"{stage.recipe.method}: {stage.out}", sys.stderr)
+    def run(self, stage: training.Stage, *, titled: bool) -> None:
+        """Run ``stage`` to its end, and print its name first if ``titled``. Ctrl-C ends the command."""
+        if titled:
+            render.note(f"{stage.recipe.method}: {stage.out}", sys.stderr)
         resume, run = stage.begun, self.open(stage)
-        metrics = MetricsFile(stage.out)
-        stepping = train(
+        metrics = training.MetricsFile(stage.out)
+        steps = training.train(
             run,
             stage.out,
             resume=resume,
@@ -204,90 +211,77 @@ class Running:
         prompt = self.sample or self.samples.get(stage.recipe.method)
         interrupted = False
         try:
-            with TrainingProgress(sys.stderr, stage.recipe.unit) as view:
-                for step in stepping:
+            with render.TrainingProgress(sys.stderr, stage.recipe.unit) as progress:
+                for step in steps:
                     metrics.append(step)
-                    view.show(step)
+                    progress.show(step)
                     if step.scored and prompt is not None:
-                        view.sample(sample(run, stage.out, prompt, max_new_tokens=SAMPLED, seed=step.step))
+                        text = training.sample(run, stage.out, prompt, max_new_tokens=SAMPLE_TOKENS, seed=step.step)
+                        progress.sample(text)
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            stepping.close()
+            steps.close()
         if metrics.history:
-            (stage.out / "loss.svg").write_text(loss_svg(metrics.history, stage.recipe.unit), encoding="utf-8")
-            print_loss_curve(metrics.history, stage.recipe.unit, sys.stderr)
+            curve = render.loss_svg(metrics.history, stage.recipe.unit)
+            (stage.out / "loss.svg").write_text(curve, encoding="utf-8")
+            render.print_loss_curve(metrics.history, stage.recipe.unit, sys.stderr)
         if interrupted:
-            click.echo(
-                "interrupted; " + ("--resume goes on from here" if stage.begun else "nothing was saved yet"), err=True
-            )
+            saved = "continue with --resume" if stage.begun else "nothing was saved"
+            render.note(f"interrupted; {saved}", sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
 
-    def open(self, stage: Stage) -> TrainingRun:
-        """The run, its corpus read."""
-        from llmcli.train.corpus import read_corpus
-        from llmcli.train.run import begin_run, resume_run
-
-        corpus = read_corpus(self.corpus, self.valid, preferences=stage.recipe.method == "dpo")
+    def open(self, stage: training.Stage) -> training.TrainingRun:
+        """Read the corpus, and begin or resume the stage's run."""
+        corpus = training.read_corpus(self.corpus, self.valid, preferences=stage.recipe.method == "dpo")
         if stage.begun:
-            return resume_run(stage.out, stage.recipe, corpus, device=self.device)
-        return begin_run(stage.out, stage.recipe, corpus, init=stage.init, device=self.device)
+            return training.resume_run(stage.out, stage.recipe, corpus, device=self.device)
+        return training.begin_run(stage.out, stage.recipe, corpus, init=stage.init, device=self.device)
 
 
-def demo_recipes() -> list[Recipe]:
-    from llmcli.train.demo import recipes
-
-    return recipes()
-
-
-def of_demo(running: Running, out: Path) -> Running:
-    """On the demo's own text, which is written into ``out`` for whoever wants to see it."""
-    from llmcli.train.demo import SAMPLES, write_corpus
-
+def write_demo_corpus(out: Path) -> Path:
+    """Write the demo's corpus into the folder ``out`` and return its path. Raises LlmcliError if that fails."""
     path = out / "corpus.jsonl"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_corpus(path)
+        demo_run.write_corpus(path)
     except OSError as error:
         raise usage_error(f"{path}: {error.strerror or error}", "name another --out") from error
-    return replace(running, corpus=(path,), samples=SAMPLES)
+    return path
 
 
-def recipes_for(
-    out: Path, given: dict[str, Any], file: Path | None, *, resume: bool, positions: int | None
-) -> list[Recipe]:
-    """The recipes of new runs, or that of the run in ``out`` with perhaps another end.
+def choose_recipes(
+    out: Path, given: dict[str, Any], file: Path | None, resume: bool, positions: int | None
+) -> list[recipe.Recipe]:
+    """Return the recipe of each stage: from ``file``, from the options ``given``, or of the run in ``out`` to resume.
 
-    Errors: options beside a recipe file; a resumed run's recipe would change.
+    ``positions`` is the context length of the initial model, if there is one. Raises LlmcliError for options together
+    with a recipe file, and for options that would change the recipe of a resumed run.
     """
-    from llmcli.train.recipe import FILE, make_recipe, read_recipe, resumed_recipe
-
     if file is not None:
         if given:
-            raise usage_error(f"--recipe says it all, so not {_option(given)}", "change it in a copy of the file")
-        return read_recipe(file, positions=positions)
+            raise usage_error(f"--recipe and {_option(given)} exclude each other", "set it in a copy of the file")
+        return recipe.read_recipe(file, positions=positions)
     if not resume:
-        return [make_recipe(given, positions=positions)]
+        return [recipe.make_recipe(given, positions=positions)]
     fixed = {name: value for name, value in given.items() if name != "tokens"}
     if fixed or positions is not None:
-        raise usage_error(
-            f"--resume keeps the recipe, so not {_option(fixed) if fixed else '--init'}", "only --tokens may change"
-        )
-    if not (out / FILE).exists():
-        raise usage_error(f"{out} holds no run that could go on", "start one without --resume")
-    return [replace(resumed_recipe(out), **given)]
+        raise usage_error(f"--resume cannot change {_option(fixed) if fixed else '--init'}", "only --tokens can change")
+    if not (out / recipe.FILE).exists():
+        raise usage_error(f"{out} contains no run to resume", kind="nothing-to-resume")
+    return [replace(recipe.resumed_recipe(out), **given)]
 
 
 def _option(given: dict[str, Any]) -> str:
     return f"--{min(given).replace('_', '-')}"
 
 
-def check(planned: list[Stage], *, resume: bool) -> None:
-    """Errors: a run would be written over, or there is none to go on with."""
-    out, begun = planned[-1].out, [stage for stage in planned if stage.begun]
+def check_stages(stages: list[training.Stage], *, resume: bool) -> None:
+    """Raise LlmcliError if a run would be overwritten, or if there is none to resume."""
+    out, begun = stages[-1].out, [stage for stage in stages if stage.begun]
     if resume and not begun:
-        raise usage_error(f"{out} holds no run that could go on", "start one without --resume")
+        raise usage_error(f"{out} contains no run to resume", kind="nothing-to-resume")
     if not resume and begun:
-        raise usage_error(f"{begun[0].out} holds a run already", "go on with it (--resume), or name another --out")
-    if any(stage.init is not None and stage.init.resolve() == out.resolve() for stage in planned):
-        raise usage_error("--out is the model to begin with", "name another folder")
+        raise usage_error(f"{begun[0].out} already contains a run", "continue it with --resume, or name another --out")
+    if any(stage.init is not None and stage.init.resolve() == out.resolve() for stage in stages):
+        raise usage_error("--out is the folder of the initial model", "name another folder")

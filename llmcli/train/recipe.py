@@ -13,9 +13,9 @@ from llmcli.errors import LlmcliError, did_you_mean, usage_error
 from llmcli.files.atomic import replacing
 from llmcli.files.toml import read_toml
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.train.vocabulary import BOS_ID, EOS_ID
 
 FILE = "recipe.toml"
+BOS_ID, EOS_ID = 0, 1  # the tokenizer's trainer numbers special tokens first
 STAGES = "stage"  # the name of the tables in a recipe of several runs, each of which begins with the model before it
 
 Method = Literal["pretrain", "sft", "dpo"]

@@ -9,9 +9,10 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from llmcli.files.atomic import replacing
+from llmcli.train.recipe import BOS_ID as BOS_ID
+from llmcli.train.recipe import EOS_ID as EOS_ID
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
-BOS_ID, EOS_ID = 0, 1  # the trainer numbers special tokens first
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
