@@ -140,8 +140,8 @@ def train(
     becomes a model folder that llmcli and transformers can load. Ctrl-C saves the progress.
 
     --method sft (supervised fine-tuning) trains on the replies of lines with a "prompt" and a "completion", and on
-    the whole text of other documents. --method dpo (direct preference optimization) trains on lines with a "prompt", a "chosen" and
-    a "rejected" reply. Both need --init and add a chat template if the model has none.
+    the whole text of other documents. --method dpo (direct preference optimization) trains on lines with a "prompt",
+    a "chosen" and a "rejected" reply. Both need --init and add a chat template if the model has none.
 
     \b
     Examples:
@@ -260,7 +260,7 @@ def choose_recipes(
     """
     if file is not None:
         if given:
-            raise usage_error(f"--recipe and {_option(given)} exclude each other", "set it in a copy of the file")
+            raise usage_error(f"--recipe and {_option(given)} exclude each other", "set it in the recipe file")
         return recipe.read_recipe(file, positions=positions)
     if not resume:
         return [recipe.make_recipe(given, positions=positions)]

@@ -1,4 +1,4 @@
-"""``llmcli train`` from the shell: a folder that works, resuming, and its errors."""
+"""``llmcli train``: the folder it makes, its help, --resume and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus.txt"
 
 
-def test_train_generate_resume(run: Run, corpus: Path, tmp_path: Path) -> None:
+def test_a_trained_model_generates_and_can_be_resumed(run: Run, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "m"
     result = run("train", corpus, "--out", out, *SMALL)
     assert result.exit_code == 0, result.stderr
@@ -50,13 +50,13 @@ def test_help_shows_the_defaults_of_the_recipe(run: Run) -> None:
     values = {**asdict(Recipe()), **asdict(Shape())}
     del values["shape"]
     for name, value in values.items():
-        entry = text[text.index(f"\n  --{name.replace('_', '-')} ") :]
+        entry = text[text.rindex(f"\n  --{name.replace('_', '-')} ") :]
         shown = " ".join(entry.split("[default: ")[1].split("]")[0].split())
         others = [f"{method}: {given[name]}" for method, given in METHOD_DEFAULTS.items() if name in given]
         assert shown == "; ".join([str(value), *others]), name
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(run: Run, corpus: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_can_be_started_again(run: Run, corpus: Path, tmp_path: Path) -> None:
     too_long = run("train", corpus, "--out", tmp_path / "m", *SMALL, "--context", 100_000)
     assert (too_long.exit_code, "fewer than one context" in too_long.stderr) == (1, True)
     assert (tmp_path / "m" / "recipe.toml").exists()
@@ -66,7 +66,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run: Run, corpus:
 
 def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "m"
-    for args, code, says in (
+    for args, code, message in (
         ((tmp_path / "none.txt", "--out", out), 1, "none.txt"),
         ((corpus, "--out", out, "--resume"), 2, "no run"),
         ((corpus, "--out", out, "--seed", "-1"), 2, "at least 0"),
@@ -82,7 +82,7 @@ def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
     ):
         result = run("train", *args)
         assert result.exit_code == code, result.stderr
-        assert says in result.stderr
+        assert message in result.stderr
         assert result.stderr.count("\n") == 1
         assert not (out / "recipe.toml").exists()
     assert run("train", corpus, "--out", out, *SMALL).exit_code == 0

@@ -1,4 +1,4 @@
-"""``llmcli train`` beyond pre-training: --init, --method, recipes of several runs, samples as it learns."""
+"""``llmcli train`` beyond pre-training: --init, --method, recipes of several stages, and --sample."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_model_is_taught_to_chat_and_to_prefer(run: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
+def test_sft_and_dpo_continue_a_model(run: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
     chatty, best = tmp_path / "chatty", tmp_path / "best"
     result = run("train", corpus, "--out", chatty, "--init", model, "--method", "sft", *SHORT, "--sample", "Sing 3")
     assert result.exit_code == 0, result.stderr
@@ -62,21 +62,21 @@ def test_a_model_is_taught_to_chat_and_to_prefer(run: Run, model: Path, corpus: 
     assert "nats per pair" in result.stderr
     assert "of the pairs ranked as preferred" in result.stderr
     told = run("chat", "-m", best, "-n", 5, input="Sing 3\n")
-    assert told.exit_code == 0, told.stderr
+    assert chat.exit_code == 0, chat.stderr
     again = run("train", corpus, "--out", best, "--resume", "--tokens", 64 * 2 * 2 * 8)
     assert again.exit_code == 0, again.stderr
     assert len((best / "metrics.jsonl").read_text().splitlines()) == 8
 
 
-def test_a_recipe_runs_from_nothing_to_preferences_and_goes_on(run: Run, corpus: Path, tmp_path: Path) -> None:
+def test_a_recipe_of_three_stages_can_be_resumed(run: Run, corpus: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "all.toml", tmp_path / "m"
     recipe.write_text(RECIPE, encoding="utf-8")
     result = run("train", corpus, "--out", out, "--recipe", recipe)
     assert result.exit_code == 0, result.stderr
     assert [line.split(":")[0] for line in result.stderr.splitlines() if str(out) in line] == ["pretrain", "sft", "dpo"]
     whole = (out / "model.safetensors").read_bytes()
-    assert run("train", corpus, "--out", out, "--recipe", recipe).exit_code == 2  # a run is there
-    # Without its last run and half of the one before, it goes on from there to the same end.
+    assert run("train", corpus, "--out", out, "--recipe", recipe).exit_code == 2  # the folder already contains a run
+    # Without the files of the last stage, --resume runs only that stage and gives the same weights.
     for path in out.iterdir():
         if path.is_file():
             path.unlink()
@@ -86,11 +86,11 @@ def test_a_recipe_runs_from_nothing_to_preferences_and_goes_on(run: Run, corpus:
     assert "sft:" not in result.stderr
     assert (out / "model.safetensors").read_bytes() == whole
     done = run("train", corpus, "--out", out, "--resume")
-    assert (done.exit_code, "done, after step 4" in done.stderr) == (0, True)
+    assert (done.exit_code, "is complete at step 4" in done.stderr) == (0, True)
 
 
-def test_the_demo_runs_the_whole_life_of_a_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a hundredth of its steps; that it learns in full length is for whoever looks on."""
+def test_the_demo_runs_all_stages(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundredth of the steps is enough to run each stage; whether the full demo learns is not tested."""
     from llmcli.train import demo
 
     short = [replace(recipe, tokens=recipe.tokens // 100) for recipe in demo.recipes()]
@@ -100,25 +100,25 @@ def test_the_demo_runs_the_whole_life_of_a_model(run: Run, tmp_path: Path, monke
     result = run("train", "--demo")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.count("\n  | ") >= 6
-    told = run("chat", "-m", "llmcli-demo", "-n", 5, input="Tell a story about a fox and a kite.\n")
-    assert told.exit_code == 0, told.stderr
-    assert run("train", "--demo").exit_code == 2  # a run is there
+    chat = run("chat", "-m", "llmcli-demo", "-n", 5, input="Tell a story about a fox and a kite.\n")
+    assert chat.exit_code == 0, chat.stderr
+    assert run("train", "--demo").exit_code == 2  # the folder already contains a run
     assert run("train", "--demo", "--tokens", 5).exit_code == 2
 
 
-def test_the_demo_s_stories_are_what_was_asked_for() -> None:
-    """Each names the hero and the thing of its request, and of a pair the end alone differs."""
+def test_the_stories_of_the_demo_match_their_prompts() -> None:
+    """Each story names the hero and the thing of its prompt. The stories of a pair differ only in their end."""
     from llmcli.train import demo
 
     lines = list(demo.lines())
     assert len(lines) == demo.STORIES + demo.PAIRS
     assert len({line.get("completion") for line in lines}) > 0.95 * demo.STORIES
     for line in lines:
-        told = line.get("completion") or line["chosen"]
+        story = line.get("completion") or line["chosen"]
         for word in re.findall(r"\ba (\w+)", line["prompt"].replace("a story", "")):
-            assert f" {word}" in told, line
-        assert " a owl" not in told
-        assert "{" not in told
+            assert f" {word}" in story, line
+        assert " a owl" not in story
+        assert "{" not in story
         if "chosen" in line:
             ends = [line[name].split(". ") for name in ("chosen", "rejected")]
             assert ends[0] != ends[1]
@@ -128,19 +128,19 @@ def test_the_demo_s_stories_are_what_was_asked_for() -> None:
 def test_errors(run: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
     out, recipe = tmp_path / "m", tmp_path / "all.toml"
     recipe.write_text(RECIPE, encoding="utf-8")
-    for args, says in (
+    for args, message in (
         (("--method", "sft"), "--init"),
         (("--init", model, "--hidden-size", 8), "hidden_size"),
         (("--init", model, "--recipe", recipe), "vocab_size"),
-        (("--recipe", recipe, "--tokens", 5), "not --tokens"),
+        (("--recipe", recipe, "--tokens", 5), "--recipe and --tokens exclude each other"),
         (("--recipe", tmp_path / "none.toml"), "no such file"),
         (("--init", tmp_path / "none"), "none"),
         (("--plain", 3), "plain"),
-        (("--resume", "--init", model), "not --init"),
+        (("--resume", "--init", model), "--resume cannot change --init"),
     ):
         result = run("train", corpus, "--out", out, *args)
         assert result.exit_code in (1, 2), result.stderr
-        assert says in result.stderr
+        assert message in result.stderr
         assert result.stderr.count("\n") == 1
         assert not out.exists()
     result = run("train", corpus, "--out", model, "--init", model, *SHORT)
