@@ -61,7 +61,7 @@ def test_sft_and_dpo_continue_a_model(run: Run, model: Path, corpus: Path, tmp_p
     assert result.exit_code == 0, result.stderr
     assert "nats per pair" in result.stderr
     assert "of the pairs ranked as preferred" in result.stderr
-    told = run("chat", "-m", best, "-n", 5, input="Sing 3\n")
+    chat = run("chat", "-m", best, "-n", 5, input="Sing 3\n")
     assert chat.exit_code == 0, chat.stderr
     again = run("train", corpus, "--out", best, "--resume", "--tokens", 64 * 2 * 2 * 8)
     assert again.exit_code == 0, again.stderr
