@@ -84,7 +84,7 @@ def load(
         raise LlmcliError(f"{folder} is a LoRA adapter, not a model", kind="adapter-not-model")
     checkpoint = Checkpoint.read(folder)
     if quantization is not None and checkpoint.quantization is not None:
-        raise usage_error(f"the weights of {name or folder.name} are quantized already", kind="already-quantized")
+        raise usage_error(f"the weights of {name or folder.name} are already quantized", kind="already-quantized")
     where = group.device if group is not None else device_for(checkpoint, device, quantization)
     tokenizer = load_tokenizer(folder, name)
     defaults = read_defaults(folder)

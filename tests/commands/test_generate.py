@@ -268,7 +268,7 @@ def test_bad_prompts(run: Run, model: Path, tmp_path: Path) -> None:
     one_line(run("generate", "-m", model, input=b"\xff\xfe\xfa"), 2, "stdin", "byte 0")
     one_line(run("generate", "-m", model, "--prompt-file", tmp_path / "none"), 2, "none")
     one_line(run("generate", "-m", model, "--prompt-file", tmp_path), 2, tmp_path)
-    one_line(run("generate", "x", "-m", model, "--prompt-file", tmp_path), 2, "both")
+    one_line(run("generate", "x", "-m", model, "--prompt-file", tmp_path), 2, "exclude each other")
     one_line(run("generate", "a\udcffb", "-m", model), 2, "Unicode")
 
 

@@ -132,7 +132,8 @@ def test_a_quantised_model_is_not_rounded_again(run: Run, model: Path, tmp_path:
     assert run("quantize", model, out, "--to", kind).exit_code == 0
     assert_one_line(run("quantize", out, tmp_path / "again"), "already", code=2)
     assert not list((tmp_path / "again").glob("*"))
-    assert_one_line(run("generate", "x", "-m", out, "--quantize", "int8"), "of out are quantized", "--quantize", code=2)
+    again = run("generate", "x", "-m", out, "--quantize", "int8")
+    assert_one_line(again, "of out are already quantized", "--quantize", code=2)
     pair = run("compare", "x", "-m", model, "-m", out, "--quantize", kind)  # tells which, and what would be fair
     assert_one_line(pair, "the weights of out are", "or name the original model", code=2)
     assert_one_line(run("generate", "x", "-m", out, "--adapter", model), "adapter", code=2)

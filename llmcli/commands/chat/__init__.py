@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from llmcli import render
+from llmcli import generation, render, text
 from llmcli.commands.chat.actions import completions, handle_line, resume, set_system
 from llmcli.commands.chat.input import TurnSource, turn_source
 from llmcli.commands.chat.server import server_session
@@ -23,10 +22,7 @@ from llmcli.commands.options.writable import check_writable
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
-
-if TYPE_CHECKING:
-    from llmcli.generation.conversation import Conversation
-    from llmcli.text.chat_template import ChatTemplate
+from llmcli.hub.cache import name_of
 
 
 @click.command(cls=Command, together=follow)
@@ -101,21 +97,15 @@ def local_session(
     template = None if raw else template_of(choice)
     loaded = choice.open()
 
-    from llmcli.generation.conversation import Conversation
-    from llmcli.text.chat_format import PlainFormat, TemplateFormat
-
-    form = PlainFormat(loaded.tokenizer) if template is None else TemplateFormat(template, loaded.tokenizer)
+    form = text.PlainFormat(loaded.tokenizer) if template is None else text.TemplateFormat(template, loaded.tokenizer)
     settings = SamplerSettings(click.get_current_context(), sampling, loaded)
-    return LocalSession(Conversation(loaded, form), settings, raw, file, verbose)
+    return LocalSession(generation.Conversation(loaded, form), settings, raw, file, verbose)
 
 
-def template_of(choice: ModelChoice) -> ChatTemplate:
+def template_of(choice: ModelChoice) -> text.ChatTemplate:
     """The model's chat template, found before the weights are loaded. Errors: it has none."""
-    from llmcli.hub.cache import name_of
-    from llmcli.text.chat_template import find_template
-
     folder = find_model(choice.model, choice.offline)
-    template = find_template(folder)
+    template = text.find_template(folder)
     if template is None:
         raise LlmcliError(
             f"{name_of(folder)} has no chat template: it was not trained to chat",
@@ -126,23 +116,18 @@ def template_of(choice: ModelChoice) -> ChatTemplate:
 
 def begin(session: AnySession, system_prompt: str | None) -> None:
     """Load the chat in --chat's file, if it exists, and set the system prompt."""
-    from llmcli.text.transcript import read_transcript
-
     if session.file is not None and session.file.exists():
-        resume(session, read_transcript(session.file))
+        resume(session, text.read_transcript(session.file))
     if system_prompt:
         set_system(session, system_prompt)
 
 
-def warn_about_doubled_token(conversation: Conversation) -> None:
+def warn_about_doubled_token(conversation: generation.Conversation) -> None:
     """Warn if the template starts with the same special token twice, before anything is typed."""
-    from llmcli.text.chat_format import TemplateFormat
-    from llmcli.text.chat_template import Message
-
     form = conversation.form
-    if not isinstance(form, TemplateFormat):
+    if not isinstance(form, text.TemplateFormat):
         return
-    doubled = form.doubled_token(conversation.messages or (Message("user", "?"),))
+    doubled = form.doubled_token(conversation.messages or (text.Message("user", "?"),))
     if doubled is not None:
         render.note(f"the chat template starts every conversation with {doubled} twice", sys.stderr)
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcli import render
+from llmcli import generation, render
 from llmcli.commands.shell.config_file import expand_user
 from llmcli.errors import LlmcliError, did_you_mean, usage_error
+from llmcli.text.chat_template import Message
+from llmcli.text.transcript import read_transcript, write_transcript
 
 if TYPE_CHECKING:
     from llmcli.commands.chat.session import AnySession
-    from llmcli.generation.conversation import Messages
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,6 @@ def show_help(session: AnySession, argument: str) -> None:
 
 def set_system(session: AnySession, argument: str) -> None:
     """Set the system prompt; an empty ``argument`` removes it. Errors: the template has no system prompt."""
-    from llmcli.text.chat_template import Message
-
     if session.raw:
         raise usage_error("--raw has no system prompt", "use a model with a chat template")
     chat = session.conversation
@@ -108,22 +107,18 @@ def undo(session: AnySession, argument: str) -> None:
 
 
 def save(session: AnySession, argument: str) -> None:
-    from llmcli.text.transcript import write_transcript
-
     path = _path(argument)
     write_transcript(path, session.conversation.name, session.conversation.messages)
     _note(f"saved {path}")
 
 
 def load(session: AnySession, argument: str) -> None:
-    from llmcli.text.transcript import read_transcript
-
     path = _path(argument)
     resume(session, read_transcript(path))
     _note(f"loaded {path}: {render.counted(len(session.conversation.messages), 'message')}")
 
 
-def resume(session: AnySession, messages: Messages) -> None:
+def resume(session: AnySession, messages: generation.Messages) -> None:
     """Continue from ``messages``. Errors: the template rejects them."""
     if messages:
         session.conversation.check(messages)

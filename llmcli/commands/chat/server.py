@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli import render
+from llmcli import endpoint, generation, render
 from llmcli.commands.chat.session import ALTERNATIVES, Session
 from llmcli.commands.chat.settings import Settings
 from llmcli.commands.options.endpoint import fields_of
@@ -18,15 +18,12 @@ from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:
     from llmcli.commands.options.sampling import Sampling
-    from llmcli.endpoint.conversation import Messages, ServerConversation
-    from llmcli.endpoint.server import Server
-    from llmcli.endpoint.tokens import ServerToken
 
 
 class ServerSettings(Settings):
     """The sampling options as fields of a request."""
 
-    def __init__(self, context: click.Context, sampling: Sampling, server: Server) -> None:
+    def __init__(self, context: click.Context, sampling: Sampling, server: endpoint.Server) -> None:
         self._server = server
         super().__init__(context, sampling)
 
@@ -41,7 +38,7 @@ class ServerSettings(Settings):
 
 
 if TYPE_CHECKING:
-    Remote = Session[ServerConversation, ServerSettings]
+    Remote = Session[endpoint.ServerConversation, ServerSettings]
 else:
     Remote = Session
 
@@ -51,14 +48,14 @@ class ServerSession(Remote):
 
     fields: Mapping[str, Any] = {}  # of the last reply
 
-    def answer(self, messages: Messages) -> None:
+    def answer(self, messages: generation.Messages) -> None:
         self.fields = self.settings.fields()
         alternatives = ALTERNATIVES if self.probs else None
         writing = self.conversation.server.stream(
             self.conversation.request(messages, self.fields, self.settings.max_tokens, alternatives)
         )
         writer = render.TextWriter(sys.stdout, by_probability=self.probs)
-        tokens: list[ServerToken] = []
+        tokens: list[endpoint.ServerToken] = []
         try:
             reports = stream(writing, writer, tokens)
         except LlmcliError as error:
@@ -87,9 +84,9 @@ class ServerSession(Remote):
         render.print_server_step(self.conversation.step(index, self.fields), sys.stderr)
 
 
-def server_session(server: Server, sampling: Sampling, *, raw: bool, file: Path | None, verbose: bool) -> ServerSession:
+def server_session(
+    server: endpoint.Server, sampling: Sampling, *, raw: bool, file: Path | None, verbose: bool
+) -> ServerSession:
     """Start a chat with the server's model."""
-    from llmcli.endpoint.conversation import ServerConversation
-
     settings = ServerSettings(click.get_current_context(), sampling, server)
-    return ServerSession(ServerConversation(server, raw=raw), settings, raw, file, verbose)
+    return ServerSession(endpoint.ServerConversation(server, raw=raw), settings, raw, file, verbose)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from llmcli import explain, render
+from llmcli import explain, generation, render
 from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import LlmcliError, out_of_memory
+from llmcli.text.chat_template import Message
+from llmcli.text.transcript import write_transcript
 
 if TYPE_CHECKING:
     from llmcli.commands.chat.settings import SamplerSettings, Settings
-    from llmcli.explain.report import GeneratedToken
-    from llmcli.generation.conversation import Conversation, Messages, Reply
 
 ALTERNATIVES = 5  # per token in the table of /probs
 TOP = 10  # candidates in the table of /explain
@@ -26,7 +26,7 @@ TOP = 10  # candidates in the table of /explain
 class AnyConversation(Protocol):
     """A conversation with a local model or with a server's."""
 
-    messages: Messages
+    messages: generation.Messages
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class AnyConversation(Protocol):
     def context(self) -> int:
         """The model's context length in tokens."""
 
-    def check(self, messages: Messages) -> None:
+    def check(self, messages: generation.Messages) -> None:
         """Raise if the messages cannot be sent to the model."""
 
     def sizes(self) -> list[int]:
@@ -76,12 +76,10 @@ class Session(ABC, Generic[T, S]):
 
     def say(self, text: str) -> None:
         """Answer a turn of the user."""
-        from llmcli.text.chat_template import Message
-
         self.answer((*self.conversation.messages, Message("user", text)))
 
     @abstractmethod
-    def answer(self, messages: Messages) -> None:
+    def answer(self, messages: generation.Messages) -> None:
         """Show a reply to ``messages``. They become the conversation unless the reply is empty."""
 
     @abstractmethod
@@ -90,15 +88,13 @@ class Session(ABC, Generic[T, S]):
 
     def save(self) -> None:
         """Save the chat to --chat's file, if there is one."""
-        from llmcli.text.transcript import write_transcript
-
         if self.file is not None:
             write_transcript(self.file, self.conversation.name, self.conversation.messages)
 
 
 AnySession = Session[Any, Any]
 if TYPE_CHECKING:
-    Local = Session[Conversation, SamplerSettings]
+    Local = Session[generation.Conversation, SamplerSettings]
 else:
     Local = Session  # at run time, naming its types would import torch
 
@@ -106,7 +102,7 @@ else:
 class LocalSession(Local):
     """A chat with a local model."""
 
-    def answer(self, messages: Messages) -> None:
+    def answer(self, messages: generation.Messages) -> None:
         sampler = self.settings.sampler()
         reply = self.conversation.answer(messages, sampler, self.settings.max_tokens)
         self._write(reply)
@@ -130,10 +126,10 @@ class LocalSession(Local):
         )
         render.print_step(report, sys.stderr)
 
-    def _write(self, reply: Reply) -> None:
+    def _write(self, reply: generation.Reply) -> None:
         """Print the reply as it comes, then the table of its probabilities if they are on."""
         writer = render.TextWriter(sys.stdout, by_probability=self.probs)
-        reports: list[GeneratedToken] = []
+        reports: list[explain.GeneratedToken] = []
         with Interrupt() as interrupt:
             try:
                 for step, text in reply:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from llmcli import generation
 from llmcli.commands.options.sampling import Sampling, parse_sampling, sampling_parameters
 from llmcli.commands.shell.help import simplify_message
 from llmcli.errors import did_you_mean, usage_error
-
-if TYPE_CHECKING:
-    from llmcli.generation.loaded import LoadedModel
-    from llmcli.generation.sampling import Sampler
 
 LENGTH = "max_tokens"
 
@@ -78,7 +75,7 @@ class Settings(ABC):
 class SamplerSettings(Settings):
     """The sampling options as a sampler for a local model."""
 
-    def __init__(self, context: click.Context, sampling: Sampling, loaded: LoadedModel) -> None:
+    def __init__(self, context: click.Context, sampling: Sampling, loaded: generation.LoadedModel) -> None:
         self._loaded = loaded
         super().__init__(context, sampling)
 
@@ -86,10 +83,8 @@ class SamplerSettings(Settings):
         self._chain = sampling.sampler(self._loaded)
         return self._chain.seed
 
-    def sampler(self) -> Sampler:
+    def sampler(self) -> generation.Sampler:
         """The sampler for the next reply."""
-        from llmcli.generation.sampling import Sampler
-
         seed = self.next_seed()
         assert seed is not None
-        return Sampler(self._chain.filters, seed)
+        return generation.Sampler(self._chain.filters, seed)
