@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcli import generation, render
+from llmcli import generation, render, text
 from llmcli.commands.shell.config_file import expand_user
 from llmcli.errors import LlmcliError, did_you_mean, usage_error
-from llmcli.text.chat_template import Message
-from llmcli.text.transcript import read_transcript, write_transcript
 
 if TYPE_CHECKING:
     from llmcli.commands.chat.session import AnySession
@@ -76,8 +74,8 @@ def set_system(session: AnySession, argument: str) -> None:
         raise usage_error("--raw has no system prompt", "use a model with a chat template")
     chat = session.conversation
     rest = tuple(message for message in chat.messages if message.role != "system")
-    system = (Message("system", argument),) if argument else ()
-    probe = rest or (Message("user", "?"),)
+    system = (text.Message("system", argument),) if argument else ()
+    probe = rest or (text.Message("user", "?"),)
     try:
         chat.check((*system, *probe))
     except LlmcliError as error:
@@ -108,13 +106,13 @@ def undo(session: AnySession, argument: str) -> None:
 
 def save(session: AnySession, argument: str) -> None:
     path = _path(argument)
-    write_transcript(path, session.conversation.name, session.conversation.messages)
+    text.write_transcript(path, session.conversation.name, session.conversation.messages)
     _note(f"saved {path}")
 
 
 def load(session: AnySession, argument: str) -> None:
     path = _path(argument)
-    resume(session, read_transcript(path))
+    resume(session, text.read_transcript(path))
     _note(f"loaded {path}: {render.counted(len(session.conversation.messages), 'message')}")
 
 

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from llmcli import explain, generation, render
+from llmcli import explain, generation, render, text
 from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import LlmcliError, out_of_memory
-from llmcli.text.chat_template import Message
-from llmcli.text.transcript import write_transcript
 
 if TYPE_CHECKING:
     from llmcli.commands.chat.settings import SamplerSettings, Settings
@@ -74,9 +72,9 @@ class Session(ABC, Generic[T, S]):
             traceback.print_exception(error)
         render.note(render.one_line(f"llmcli: {describe(known)}"), sys.stderr)
 
-    def say(self, text: str) -> None:
+    def say(self, content: str) -> None:
         """Answer a turn of the user."""
-        self.answer((*self.conversation.messages, Message("user", text)))
+        self.answer((*self.conversation.messages, text.Message("user", content)))
 
     @abstractmethod
     def answer(self, messages: generation.Messages) -> None:
@@ -89,7 +87,7 @@ class Session(ABC, Generic[T, S]):
     def save(self) -> None:
         """Save the chat to --chat's file, if there is one."""
         if self.file is not None:
-            write_transcript(self.file, self.conversation.name, self.conversation.messages)
+            text.write_transcript(self.file, self.conversation.name, self.conversation.messages)
 
 
 AnySession = Session[Any, Any]
@@ -132,8 +130,8 @@ class LocalSession(Local):
         reports: list[explain.GeneratedToken] = []
         with Interrupt() as interrupt:
             try:
-                for step, text in reply:
-                    writer.write(text, step.choice.prob)
+                for step, chunk in reply:
+                    writer.write(chunk, step.choice.prob)
                     if self.probs:
                         reports.append(
                             explain.generated_token_of(step, self.conversation.loaded.tokenizer, ALTERNATIVES)
