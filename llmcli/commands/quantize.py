@@ -9,11 +9,16 @@ from typing import Any
 
 import click
 
+from llmcli import render
+from llmcli import train as training
 from llmcli.commands.options.common import Choice, offline_option, threads_option, verbose_option
 from llmcli.commands.options.model import QUANTIZATIONS, ModelChoice, complete_model
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import usage_error
+from llmcli.files.json import read_json
+from llmcli.files.names import CONFIG, WEIGHTS
+from llmcli.files.sizes import readable
 
 
 @click.command(cls=Command)
@@ -58,34 +63,26 @@ def quantize(
     import_torch()
     import torch
 
-    from llmcli.files.json import read_json
-    from llmcli.files.names import CONFIG, WEIGHTS
-    from llmcli.files.sizes import readable
-    from llmcli.render.progress import LoadingProgress
-    from llmcli.render.terminal import note
     from llmcli.storage.quantized_checkpoint import copy_rest, save_quantized
     from llmcli.storage.tensors import weight_files
-    from llmcli.train.batches import Encoded
-    from llmcli.train.corpus import read_examples
-    from llmcli.train.objective import validate
 
-    documents = [example.text for example in read_examples(texts)] if texts else []
-    loaded = ModelChoice(model, None, offline, "cpu", "auto", None, threads).open()
+    documents = [example.text for example in training.read_examples(texts)] if texts else []
+    loaded = ModelChoice(model, offline=offline, device="cpu", threads=threads).open()
     make_folder(out)
-    encoded = [Encoded(loaded.prompt_ids(document)) for document in documents]
+    encoded = [training.Encoded(loaded.prompt_ids(document)) for document in documents]
     size = sum(len(document.encode()) for document in documents)
     # Measured first, because a text may be too short.
-    old = validate(loaded.model, encoded, size, precision=torch.float32) if documents else None
-    with LoadingProgress(sys.stderr) as view:
-        save_quantized(loaded.model, kind, out, read_json(loaded.folder / CONFIG), view)
+    old = training.validate(loaded.model, encoded, size, precision=torch.float32) if documents else None
+    with render.LoadingProgress(sys.stderr) as progress:
+        save_quantized(loaded.model, kind, out, read_json(loaded.folder / CONFIG), progress)
     copy_rest(loaded.folder, out)
     before = sum(path.stat().st_size for path in weight_files(loaded.folder))
     after = (out / WEIGHTS).stat().st_size
-    note(f"{loaded.name}: {readable(before)} before, {readable(after)} as {kind}", sys.stderr)
+    render.note(f"{loaded.name}: {readable(before)} before, {readable(after)} as {kind}", sys.stderr)
     if old is not None:
-        rounded = ModelChoice(str(out), None, offline, "cpu", "auto", None, threads).open()
-        new = validate(rounded.model, encoded, size, precision=torch.float32)
-        note(
+        rounded = ModelChoice(str(out), device="cpu", threads=threads).open()
+        new = training.validate(rounded.model, encoded, size, precision=torch.float32)
+        render.note(
             f"{old.bits_per_byte:.4f} bits per byte before, {new.bits_per_byte:.4f} after: "
             f"perplexity {new.more_perplexity(old):+.2%}",
             sys.stderr,

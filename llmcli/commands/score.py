@@ -6,6 +6,7 @@ from functools import partial
 
 import click
 
+from llmcli import endpoint as servers
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
@@ -40,9 +41,7 @@ def score(
     """
     text = prompt.read()
     if endpoint.given:
-        from llmcli.endpoint.views import server_score
-
-        report = server_score(endpoint.open(), text)
+        report = servers.server_score(endpoint.open(), text)
     else:
         report = explain.score(choice.open(), text, parse_special=prompt.parse_special)
     output.show(report, partial(render.print_score, top=top))

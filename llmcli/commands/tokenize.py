@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from llmcli import explain, render
+from llmcli import explain, render, text
 from llmcli.commands.options.common import offline_option, verbose_option
 from llmcli.commands.options.model import MODEL_HELP, find_model, models_option
 from llmcli.commands.options.output import OutputOptions, output_options
@@ -55,10 +55,8 @@ def tokenize(
     check_options(prompt, models, only_ids, only_count, merges, decode, output)
     source = prompt.read() if decode is None else ""
 
-    from llmcli.text.tokenizer import load_tokenizer  # imports tokenizers
-
     folders = [find_model(name, offline) for name in models or (None,)]
-    tokenizers = [load_tokenizer(folder, name_of(folder)) for folder in folders]
+    tokenizers = [text.load_tokenizer(folder, name_of(folder)) for folder in folders]
     if merges:
         output.show(explain.merges(tokenizers[0], source, parse_special=prompt.parse_special), render.print_merges)
         return
@@ -102,9 +100,9 @@ def check_options(
         raise usage_error("--merges works with one model", "use -m once")
 
 
-def parse_ids(text: str) -> list[int]:
+def parse_ids(value: str) -> list[int]:
     """Return the whole numbers in a text, separated by spaces or commas. Raises LlmcliError for anything else."""
-    words = [word for word in re.split(r"[\s,]+", text) if word]
+    words = [word for word in re.split(r"[\s,]+", value) if word]
     bad = [word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)]
     if bad:
         raise usage_error(f"{bad[0]!r} is not a token id", 'ids are whole numbers, as in --decode "1 2 3"')

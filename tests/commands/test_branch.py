@@ -1,4 +1,4 @@
-"""``llmcli branch`` from the command line: its own columns and lines; what all views share is in test_views."""
+"""``llmcli branch``: its table and tree. test_views covers what all views have in common."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def nodes(children: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [node for child in children for node in (child, *nodes(child["children"]))]
 
 
-def test_the_plain_form_has_a_row_a_node_in_full(model: Path, run: Run) -> None:
+def test_the_table_in_a_file_has_a_row_per_node(model: Path, run: Run) -> None:
     arguments = ["branch", PROMPT, "--width", "2", "--depth", "3", "-m", model]
     plain = run(*arguments).stdout
     (report,) = records(run(*arguments, "--json"))
@@ -39,20 +39,20 @@ def test_the_plain_form_has_a_row_a_node_in_full(model: Path, run: Run) -> None:
     assert not set("├└│") & set(plain)
 
 
-def test_a_terminal_shows_which_token_stands_behind_which(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_tree(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["branch", PROMPT, "--width", "2", "--depth", "2", "-m", str(model)]
     shown = ESCAPE.sub("", on_terminal(arguments, 100, monkeypatch)).splitlines()
     rows = [line for line in shown if line[:1] in "├└│" or line.startswith(("  ├", "  └"))]
     assert [row[:3] if row[:1] in "│ " else row[0] for row in rows] == ["├", "│ ├", "│ └", "└", "  ├", "  └"]
 
 
-def test_a_tree_of_one_branch_is_a_list(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_of_width_1_is_a_list(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["branch", PROMPT, "--width", "1", "--depth", "20", "-m", str(model)]
     shown = ESCAPE.sub("", on_terminal(arguments, 80, monkeypatch))
     assert not set("├└│") & set(shown)
 
 
-def test_a_picture_keeps_the_spaces_that_indent(model: Path, run: Run, tmp_path: Path) -> None:
+def test_a_picture_keeps_the_indentation(model: Path, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "tree.svg"
     run("branch", PROMPT, "--width", "2", "--depth", "2", "-m", model, "--save", path)
     root = ET.fromstring(path.read_text(encoding="utf-8"))
@@ -61,8 +61,8 @@ def test_a_picture_keeps_the_spaces_that_indent(model: Path, run: Run, tmp_path:
     assert len([line for line in lines if line.startswith(("\xa0\xa0├", "\xa0\xa0└"))]) == 2
 
 
-def test_half_a_character_is_completed_not_repeated(model: Path, run: Run) -> None:
-    """A text that ends within a character decodes otherwise than what goes on from it."""
+def test_an_incomplete_character_is_completed_not_repeated(model: Path, run: Run) -> None:
+    """A text that ends in the middle of a character decodes differently from its continuation."""
     text = "The old fox met a hen by the river \U0001f643"
     (tokens,) = records(run("tokenize", text, "-m", model, "--json"))
     last = tokens["tokens"][-1]
@@ -73,7 +73,7 @@ def test_half_a_character_is_completed_not_repeated(model: Path, run: Run) -> No
     assert not [child["text"] for child in report["children"] if "fox met" in child["text"]]
 
 
-def test_where_a_text_ends_is_said(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_text_is_shown(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["branch", PROMPT, "--width", "316", "--depth", "1", "-m", str(model)]
     (report,) = records(run(*arguments, "--json"))
     assert [child["end"] for child in report["children"] if child["end"]] == ["stop_token"]
@@ -82,7 +82,7 @@ def test_where_a_text_ends_is_said(model: Path, run: Run, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("words", [["--width", "0"], ["--depth", "101"], ["--depth", "9" * 30], ["--width", "9" * 30]])
-def test_sizes_out_of_bounds_are_one_line(model: Path, run: Run, words: list[str]) -> None:
+def test_sizes_out_of_range_are_one_line(model: Path, run: Run, words: list[str]) -> None:
     result = run("branch", PROMPT, *words, "-m", model)
     assert result.exit_code == EXIT_USAGE
     assert len(result.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""``llmcli compare`` in its forms: two models, a model and its LoRA, and models that cannot be compared."""
+"""``llmcli compare``: two models, a model and its LoRA, and models that cannot be compared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXT = "The old fox met a hen by the moon"
 
 @pytest.fixture(scope="module")
 def lora(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random adapter of the model, as PEFT writes it, far enough from nothing to be seen."""
+    """A random LoRA adapter for the model in PEFT format, large enough to change its output visibly."""
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tuned = get_peft_model(base, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
@@ -51,7 +51,7 @@ def table(result: Result) -> list[list[str]]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_adapter_is_compared_with_its_base(model: Path, run: Run, lora: Path) -> None:
-    """Both as transformers and peft have them, and by names that tell them apart."""
+    """Both log probabilities equal those of transformers and peft, and the two models have different names."""
     from peft import PeftModel
 
     record = compared(run, "-m", model, "--adapter", lora, "--dtype", "float32")
@@ -72,7 +72,7 @@ def test_an_adapter_is_compared_with_its_base(model: Path, run: Run, lora: Path)
     assert record["mean_kl"] > 100 * CLOSE, "else nothing is tested"
 
 
-def test_top_0_lists_all(model: Path, run: Run, lora: Path) -> None:
+def test_top_0_lists_every_token(model: Path, run: Run, lora: Path) -> None:
     given = ("compare", TEXT * 3, "-m", model, "--adapter", lora)
     every, some = run(*given, "--top", 0), run(*given)
     assert len(table(some)) == 1 + 20 < len(table(every))
@@ -80,7 +80,7 @@ def test_top_0_lists_all(model: Path, run: Run, lora: Path) -> None:
     assert "largest changes" not in every.stdout
 
 
-def test_the_table_in_a_file(model: Path, run: Run, lora: Path) -> None:
+def test_the_table_in_a_file_is_complete(model: Path, run: Run, lora: Path) -> None:
     record, top = compared(run, "-m", model, "--adapter", lora), 3
     result = run("compare", TEXT, "-m", model, "--adapter", lora, "--top", top)
     head, *rows = table(result)
@@ -91,14 +91,14 @@ def test_the_table_in_a_file(model: Path, run: Run, lora: Path) -> None:
         token = record["tokens"][int(row[0]) - 1]
         assert [float(row[n]) for n in (2, 3, 4, 6)] == [*token["logprobs"], token["delta"], token["kl"]]
         assert row[5] == ("+" if token["delta"] > 0 else "-")
-        assert row[7].count(" → ") == 1  # both, also where they are the same
+        assert row[7].count(" → ") == 1  # both tokens, even if they are equal
     assert f"the {top} largest changes of {len(record['tokens'])} tokens" in result.stdout
     others = sum(token["favourites"][0] != token["favourites"][1] for token in record["tokens"])
     assert f"different top token at {others} of {len(record['tokens'])} positions" in result.stdout
     assert TEXT not in result.stdout
 
 
-def test_a_terminal_shows_the_text_in_the_colours_of_the_change(
+def test_a_terminal_colors_the_text_by_the_change(
     model: Path, run: Run, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = compared(run, "-m", model, "--adapter", lora)
@@ -116,10 +116,10 @@ def test_a_terminal_shows_the_text_in_the_colours_of_the_change(
     assert [code for code, part in coloured(line) for _ in part] == expected
 
 
-def test_a_narrow_terminal_leaves_no_column_that_needs_another(
+def test_a_narrow_terminal_drops_dependent_columns_first(
     model: Path, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a token was before may stand without what it is to the second, not the other way round."""
+    """The first model's column can appear without the second's, but not the second's without the first's."""
     seen = set()
     for width in range(30, 120, 2):
         shown = ESCAPE.sub(
@@ -130,7 +130,7 @@ def test_a_narrow_terminal_leaves_no_column_that_needs_another(
     assert seen == {(True, True), (True, False), (False, False)}
 
 
-def test_a_model_beside_itself_has_no_colour_at_all(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_compared_with_itself_has_no_color(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     record = compared(run, "-m", model, "-m", model)
     assert all(token["delta"] == token["kl"] == 0 for token in record["tokens"])
     assert len(set(record["bits_per_byte"])) == 1
@@ -142,13 +142,13 @@ def test_a_model_beside_itself_has_no_colour_at_all(model: Path, run: Run, monke
 @pytest.mark.parametrize(
     ("value", "sign", "style"), [(0.3, "+", POSITIVE), (-0.3, "-", NEGATIVE), (0.0, "", ""), (-0.0, "", "")]
 )
-def test_only_a_change_has_a_side(value: float, sign: str, style: str) -> None:
+def test_only_a_change_has_a_sign(value: float, sign: str, style: str) -> None:
     cell = signed_bar_cell(value, 1.0)
     assert (cell.plain, cell.style) == (sign, style)
     assert ("█" in cell.shown) == (sign != "")
 
 
-def test_another_tokenizer_is_refused_in_one_line(model: Path, run: Run, tmp_path: Path) -> None:
+def test_a_different_tokenizer_is_one_line(model: Path, run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(model, other)
     train_tokenizer(["quite another text, quite another vocabulary"] * 3, 300).save(str(other / "tokenizer.json"))
@@ -159,7 +159,7 @@ def test_another_tokenizer_is_refused_in_one_line(model: Path, run: Run, tmp_pat
     assert result.stdout == ""
 
 
-def test_an_empty_text_is_refused(model: Path, run: Run) -> None:
+def test_an_empty_text_is_an_error(model: Path, run: Run) -> None:
     result = run("compare", "", "-m", model, "-m", model)
     assert result.exit_code == EXIT_USAGE
     assert "too short" in result.stderr

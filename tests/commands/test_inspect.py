@@ -1,4 +1,4 @@
-"""``llmcli inspect``: its forms, options and errors."""
+"""``llmcli inspect``: its output formats, options and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.commands.conftest import records
 Run = Callable[..., Result]
 
 
-def test_forms_agree(run: Run, model: Path, tmp_path: Path) -> None:
+def test_output_formats_agree(run: Run, model: Path, tmp_path: Path) -> None:
     result = run("inspect", "-m", model, "--dtype", "float32", "--save", tmp_path / "x.svg")
     (record,) = records(run("inspect", "-m", model, "--dtype", "float32", "--json"))
     assert result.exit_code == 0
@@ -37,7 +37,7 @@ def test_forms_agree(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_rounded_models(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
+def test_quantized_models(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
     (asked,) = records(run("inspect", "-m", model, "--quantize", kind, "--json"))
     assert run("quantize", model, tmp_path / "small", "--to", kind).exit_code == 0
     (stored,) = records(run("inspect", "-m", tmp_path / "small", "--json"))
@@ -48,15 +48,15 @@ def test_rounded_models(run: Run, model: Path, tmp_path: Path, kind: str) -> Non
     assert stored["disk_bytes"] < asked["disk_bytes"]
 
 
-def test_options_change_what_is_needed(run: Run, model: Path) -> None:
+def test_options_change_the_required_memory(run: Run, model: Path) -> None:
     (wide,) = records(run("inspect", "-m", model, "--dtype", "float32", "--json"))
     (half,) = records(run("inspect", "-m", model, "--dtype", "bfloat16", "--context", 32, "--json"))
     assert 2 * half["needs"][0]["weight_bytes"] == wide["needs"][0]["weight_bytes"]
-    assert 4 * half["cache"]["needed"] == wide["cache"]["needed"]  # half the bytes of half the 64 tokens
+    assert 4 * half["cache"]["needed"] == wide["cache"]["needed"]  # half the tokens, at half the bytes each
     assert half["tokens"] == 32
 
 
-def test_what_does_not_fit_is_not_opened(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_not_loaded(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (record,) = records(run("inspect", "-m", model, "--json"))
     between = (record["needs"][0]["total"] + record["needs"][1]["total"]) // 2
     for memory, hint in ((between, "it fits with --quantize int8"), (1, "a smaller model")):
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_not_opened(run: Run, model: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("args", [["--context", "0"], ["--context", "x"], ["a prompt"], ["--save", "x.png"]])
-def test_wrong_lines_are_refused(run: Run, model: Path, args: list[str]) -> None:
+def test_invalid_command_lines_are_one_line(run: Run, model: Path, args: list[str]) -> None:
     result = run("inspect", "-m", model, *args)
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1

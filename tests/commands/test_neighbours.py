@@ -1,4 +1,4 @@
-"""``llmcli neighbours`` from the command line: its own columns and words; what all views share is in test_views."""
+"""``llmcli neighbours``: its table and errors. test_views covers what all views have in common."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from llmcli.errors import EXIT_USAGE
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
-TOKENS = 316  # of the tokenizer; the model's table is padded to 320 rows
+TOKENS = 316  # in the tokenizer; the model's embedding is padded to 320 rows
 
 
-def test_the_plain_form_is_the_json_in_full(model: Path, run: Run) -> None:
+def test_the_table_in_a_file_equals_the_json(model: Path, run: Run) -> None:
     plain = run("neighbours", "fox + hen", "--top", "7", "-m", model).stdout
     (report,) = records(run("neighbours", "fox + hen", "--top", "7", "-m", model, "--json"))
     lines = [line.split("\t") for line in plain.splitlines() if "\t" in line]
@@ -32,7 +32,7 @@ def test_the_plain_form_is_the_json_in_full(model: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("word", "left"), [("fox", "the word itself is not listed."), ("fox - hen", "the words themselves are not listed.")]
 )
-def test_what_is_left_out_is_said(model: Path, run: Run, word: str, left: str) -> None:
+def test_excluded_tokens_are_reported(model: Path, run: Run, word: str, left: str) -> None:
     (report,) = records(run("neighbours", word, "--top", "1000", "-m", model, "--json"))
     ids = {term["piece"]["id"] for term in report["terms"]}
     assert len(report["neighbours"]) + len(ids) == TOKENS
@@ -46,13 +46,13 @@ def test_what_is_left_out_is_said(model: Path, run: Run, word: str, left: str) -
     ("word", "said"),
     [("zebra", "'z', 'e', 'b'"), ("fox - fox", "is 0"), ("", "neither a word"), ("316", "ids are from 0 to 315")],
 )
-def test_what_has_no_vector_is_refused(model: Path, run: Run, word: str, said: str) -> None:
+def test_a_word_without_an_embedding_is_an_error(model: Path, run: Run, word: str, said: str) -> None:
     result = run("neighbours", word, "-m", model)
     assert result.exit_code == EXIT_USAGE
     assert said in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_number_is_an_id(model: Path, run: Run) -> None:
+def test_a_number_is_a_token_id(model: Path, run: Run) -> None:
     (report,) = records(run("neighbours", "300", "-m", model, "--json"))
     assert [term["piece"]["id"] for term in report["terms"]] == [300]

@@ -1,4 +1,4 @@
-"""``llmcli score`` in its forms: what is listed, what is coloured, and what is said of the rest."""
+"""``llmcli score``: the table, the colors and the totals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def table(result: Result) -> list[list[str]]:
     return [line.split("\t") for line in result.stdout.splitlines() if "\t" in line]
 
 
-def test_a_file_gets_the_table_in_full_and_not_the_text(model: Path, run: Run) -> None:
+def test_the_table_in_a_file_is_complete_and_without_the_text(model: Path, run: Run) -> None:
     result, record = run("score", TEXT, "-m", model), scored(run, model)
     head, *rows = table(result)
     assert head == ["#", "id", "token", "surprisal, bits", "rank", "sign", "entropy, bits", "top token", "its p"]
@@ -45,7 +45,7 @@ def test_a_file_gets_the_table_in_full_and_not_the_text(model: Path, run: Run) -
 
 
 @pytest.mark.parametrize("top", [0, 1, 3, 1000])
-def test_the_most_surprising_are_listed_in_the_order_of_the_text(model: Path, run: Run, top: int) -> None:
+def test_the_most_surprising_tokens_are_in_the_order_of_the_text(model: Path, run: Run, top: int) -> None:
     record = scored(run, model)
     result = run("score", TEXT, "-m", model, "--top", top)
     _, *rows = table(result)
@@ -56,7 +56,7 @@ def test_the_most_surprising_are_listed_in_the_order_of_the_text(model: Path, ru
     assert scored(run, model, TEXT, "--top", str(top)) == record
 
 
-def test_totals_are_of_the_tokens_scored(model: Path, run: Run) -> None:
+def test_totals_count_only_scored_tokens(model: Path, run: Run) -> None:
     record = scored(run, model)
     bits = sum(token["surprisal"] for token in record["tokens"])
     assert record["bits"] == pytest.approx(bits)
@@ -70,10 +70,8 @@ def test_totals_are_of_the_tokens_scored(model: Path, run: Run) -> None:
     assert f"The first token, {record['first']['text']}, is not scored" in said
 
 
-def test_a_terminal_shows_the_text_in_the_colours_of_its_ranks(
-    model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A token's colour begins where it begins; what is not scored is dim; the legend has the very same colours."""
+def test_a_terminal_colors_the_text_by_rank(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A color starts with its token; unscored tokens are dim; the legend uses the same colors."""
     record = scored(run, model, text := "The old fox met a zebra!")
     shown = on_terminal(["score", text, "-m", str(model)], 200, monkeypatch)
     line, legend = shown.splitlines()[1:3]
@@ -90,10 +88,10 @@ def test_a_terminal_shows_the_text_in_the_colours_of_its_ranks(
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_the_text_is_shown_line_by_line_and_harmless(
+def test_the_text_keeps_its_lines_and_control_characters_are_escaped(
     model: Path, run: Run, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every character of it, but for spaces at which a line is broken and tabs."""
+    """Every character is shown, except tabs and the spaces at line breaks."""
     shown = ESCAPE.sub("", on_terminal(["score", HOSTILE[kind], "-m", str(model)], 200, monkeypatch))
     text = shown[: shown.index("rank: 0-9")].split("\n", 1)[1]
     first = scored(run, model)["first"]["text"]
@@ -101,14 +99,14 @@ def test_the_text_is_shown_line_by_line_and_harmless(
     assert re.sub("[ \t]+", " ", text).rstrip() == re.sub("[ \t]+", " ", expected).rstrip()
 
 
-def test_one_token_is_enough_where_something_comes_before_it(model: Path, run: Run) -> None:
+def test_one_token_is_enough_after_bos(model: Path, run: Run) -> None:
     result = run("score", "a", "-m", model)
     assert result.exit_code == 0
     assert "1 token, " in result.stdout
 
 
 @pytest.mark.parametrize("text", ["", "\n"])
-def test_an_empty_text_is_refused(model: Path, run: Run, text: str) -> None:
+def test_an_empty_text_is_an_error(model: Path, run: Run, text: str) -> None:
     for result in (run("score", "", "-m", model), run("score", "-m", model, input=text)):
         assert result.exit_code == EXIT_USAGE
         assert "too short" in result.stderr

@@ -1,4 +1,4 @@
-"""``llmcli tokenize``: its forms, sources and errors."""
+"""``llmcli tokenize``: its output formats, inputs and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Run = Callable[..., Result]
 TEXT = "The old fox\n sang \U0001f642 é!"
 
 
-def test_forms_agree(run: Run, model: Path) -> None:
+def test_output_formats_agree(run: Run, model: Path) -> None:
     expected = load_tokenizer(model).encode(TEXT)
     assert run("tokenize", TEXT, "-m", model, "--ids").stdout.split() == [str(id) for id in expected]
     assert run("tokenize", TEXT, "-m", model, "--count").stdout == f"{len(expected)}\n"
@@ -41,7 +41,7 @@ def test_json_fields_and_offsets(run: Run, model: Path) -> None:
     assert all(source[t["start"] : t["end"]].hex() == t["bytes"] for t in rest)
 
 
-def test_labels_show_what_cannot_be_seen(run: Run, model: Path) -> None:
+def test_labels_show_invisible_characters(run: Run, model: Path) -> None:
     tokens = [line.split("\t")[2] for line in run("tokenize", " \n\x1b\U0001f642", "-m", model).stdout.splitlines()[1:]]
     shown = "".join(tokens)
     assert "·" in shown
@@ -58,21 +58,21 @@ def test_decode(run: Run, model: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", ["1 x", "-1", "999999", "1.5"])
-def test_decode_refuses(run: Run, model: Path, ids: str) -> None:
+def test_decode_errors(run: Run, model: Path, ids: str) -> None:
     result = run("tokenize", "-m", model, f"--decode={ids}")
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
 
 
-def test_models_side_by_side(run: Run, model: Path) -> None:
+def test_several_models(run: Run, model: Path) -> None:
     result = run("tokenize", "The fox", "-m", model, "-m", model)
     header = result.stdout.splitlines()[0].split("\t")
     assert header == ["#", "id", model.name, "id", model.name]
     assert len(records(run("tokenize", "The fox", "-m", model, "-m", model, "--json"))) == 2
 
 
-def test_sources(run: Run, model: Path, tmp_path: Path) -> None:
+def test_inputs(run: Run, model: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("The fox\r\n", encoding="utf-8")
     expected = run("tokenize", "The fox", "-m", model, "--ids").stdout
     assert run("tokenize", "--prompt-file", tmp_path / "t.txt", "-m", model, "--ids").stdout == expected
@@ -86,7 +86,7 @@ def test_special_tokens(run: Run, model: Path) -> None:
     assert "1" not in run("tokenize", text, "-m", model, "--ids").stdout.split()
 
 
-def test_forms_exclude_each_other(run: Run, model: Path, tmp_path: Path) -> None:
+def test_exclusive_options(run: Run, model: Path, tmp_path: Path) -> None:
     assert run("tokenize", "x", "-m", model, "--ids", "--json").exit_code == 2
     assert run("tokenize", "x", "-m", model, "--decode", "1").exit_code == 2
     assert run("tokenize", "x", "-m", model, "--count", "--merges").exit_code == 2
@@ -95,7 +95,7 @@ def test_forms_exclude_each_other(run: Run, model: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_table_in_a_file_is_alone(run: Run, model: Path) -> None:
+def test_a_table_in_a_file_has_no_text_around_it(run: Run, model: Path) -> None:
     result = run("tokenize", TEXT, "-m", model)
     assert all(line.count("\t") == 4 for line in result.stdout.splitlines())
     told = result.stderr.splitlines()
@@ -119,7 +119,7 @@ def test_merges(run: Run, model: Path) -> None:
     fox = [row for row in table if row[0] == "·fox"]
     assert fox[0] == ["·fox", "2", "", "", "· f o x"]
     assert all(row[2].isdecimal() and " + " in row[3] for row in fox[1:])
-    assert fox[-1][4] == "·fox"  # which the model has learnt as one token
+    assert fox[-1][4] == "·fox"  # a single token in this vocabulary
     assert lines[-1].startswith("check: ok; replaying")
 
 
@@ -133,7 +133,7 @@ def test_merges_as_json(run: Run, model: Path) -> None:
     assert [token["id"] for word in record["words"] for token in word["tokens"]] == ids[1:]
 
 
-def test_a_tokenizer_without_merges_says_so(run: Run, tmp_path: Path) -> None:
+def test_a_tokenizer_without_merges_is_an_error(run: Run, tmp_path: Path) -> None:
     unigram().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text("{}")
     result = run("tokenize", "the cat", "-m", tmp_path, "--merges")

@@ -1,4 +1,4 @@
-"""``llmcli verify``: its forms, sources and exit codes."""
+"""``llmcli verify``: its output formats, inputs and exit codes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Run = Callable[..., Result]
 SENTENCE = "The old fox met a hen by the river."
 KEYS = ["model", "device", "dtype", "quantized", "text_tokens", "tokens", "proofs", "layers", "check"]
 PROOF_KEYS = ["name", "means", "verdict", "error", "limit", "largest", "parting", "reason"]
-OWN = 13  # proofs that a model makes of itself
+OWN = 13  # checks that need only the model itself
 
 
 @pytest.fixture
 def no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes seconds to import."""
+    """Import transformers once; it takes seconds."""
     monkeypatch.setitem(sys.modules, "transformers", None)
 
 
@@ -42,7 +42,7 @@ def proved(result: Result) -> dict[str, Any]:
     return record
 
 
-def test_a_model_is_proved_to_its_folder_in_transformers(run: Run, model: Path) -> None:
+def test_a_model_is_compared_with_transformers(run: Run, model: Path) -> None:
     result = run("verify", SENTENCE, "-m", model, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     record = proved(result)
@@ -57,9 +57,7 @@ def test_a_model_is_proved_to_its_folder_in_transformers(run: Run, model: Path) 
     assert counts == {"ok": True, "held": len(verdicts), "failed": 0, "skipped": len(record["proofs"]) - len(verdicts)}
 
 
-def test_weights_that_are_not_the_folders_are_exit_code_1(
-    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_weights_are_exit_code_1(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = ModelChoice.open
 
     def wrong(choice: ModelChoice) -> LoadedModel:
@@ -75,7 +73,7 @@ def test_weights_that_are_not_the_folders_are_exit_code_1(
 
 
 @pytest.mark.usefixtures("no_transformers")
-def test_forms_agree(run: Run, model: Path, tmp_path: Path) -> None:
+def test_output_formats_agree(run: Run, model: Path, tmp_path: Path) -> None:
     record = proved(run("verify", SENTENCE, "-m", model, "--json"))
     result = run("verify", SENTENCE, "-m", model, "--save", tmp_path / "v.svg")
     assert result.exit_code == 0
@@ -93,7 +91,7 @@ def test_forms_agree(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_transformers")
-def test_sources_of_the_text(run: Run, model: Path, tmp_path: Path) -> None:
+def test_inputs(run: Run, model: Path, tmp_path: Path) -> None:
     def tokens(*args: object, **options: Any) -> int:
         return int(proved(run("verify", *args, "-m", model, "--json", **options))["text_tokens"])
 
@@ -106,7 +104,7 @@ def test_sources_of_the_text(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_transformers")
-def test_a_text_longer_than_the_context_is_cut_and_it_is_said(run: Run, model: Path) -> None:
+def test_a_text_longer_than_the_context_is_cut_with_a_notice(run: Run, model: Path) -> None:
     result = run("verify", "-m", model)
     assert result.exit_code == 0
     assert f"Read 64 tokens (the first of {len(load_tokenizer(model).encode(TEXT))})" in result.stdout
@@ -114,7 +112,7 @@ def test_a_text_longer_than_the_context_is_cut_and_it_is_said(run: Run, model: P
 
 @pytest.mark.usefixtures("no_transformers")
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_rounded_weights_as_opened_and_as_stored(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
+def test_quantized_weights_when_loaded_and_when_stored(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
     assert run("quantize", model, tmp_path / "rounded", "--to", kind).exit_code == 0
     opened = proved(run("verify", "-m", model, "--quantize", kind, "--json"))
     stored = proved(run("verify", "-m", tmp_path / "rounded", "--json"))
@@ -125,19 +123,19 @@ def test_rounded_weights_as_opened_and_as_stored(run: Run, model: Path, tmp_path
 
 
 @pytest.mark.usefixtures("no_transformers")
-def test_one_token_is_a_wrong_command_line(run: Run, model: Path) -> None:
-    # The tokenizer begins every text with a token of its own.
+def test_one_token_is_a_usage_error(run: Run, model: Path) -> None:
+    # The tokenizer adds BOS to every text.
     assert run("verify", "a", "-m", model).exit_code == 0
     result = run("verify", "-m", model, "--prompt-file", "nowhere.txt")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
 
 
-# What the eye gets.
+# The table on a terminal.
 
 
 class Tty(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -153,7 +151,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Tty:
 
 
 def report() -> VerifyReport:
-    """A proof of every kind, over hostile text."""
+    """A report with every kind of check, for a text with control characters."""
     parted = Divergence(7, VocabEntry(1, " [bold]", b" [bold]"), VocabEntry(2, "\x1b[31m", b"\x1b[31m"), 0.25)
     tie = dataclasses.replace(parted, margin=0.0)
     proofs = (
@@ -167,7 +165,7 @@ def report() -> VerifyReport:
     return VerifyReport("m", "cpu", "float32", "int8", 9, 8, proofs, (), Verdicts(False, 3, 2, 1))
 
 
-def test_a_terminal_shows_every_verdict_within_its_width(terminal: Tty) -> None:
+def test_a_terminal_shows_every_result_within_its_width(terminal: Tty) -> None:
     from tests.render.test_terminal import lines_of
 
     print_verify(report(), terminal)
@@ -190,7 +188,7 @@ def test_a_terminal_shows_every_verdict_within_its_width(terminal: Tty) -> None:
     assert lines[-1] == "check: FAILED; 2 of 5 proofs fail: c = d, i = j, 1 skipped"
 
 
-def test_numbers_that_are_none_are_null_for_programs() -> None:
+def test_missing_numbers_are_null_in_json() -> None:
     from llmcli.render.json_forms import record
 
     told = json.dumps(record(report()), allow_nan=False)
@@ -198,7 +196,7 @@ def test_numbers_that_are_none_are_null_for_programs() -> None:
     assert json.loads(told)["proofs"][4]["verdict"] == "failed"
 
 
-def test_progress_is_shown_on_a_terminal_alone_and_taken_back(terminal: Tty) -> None:
+def test_progress_is_shown_only_on_a_terminal_and_erased(terminal: Tty) -> None:
     plain = io.StringIO()
     for stream in (terminal, plain):
         with VerifyProgress(stream) as view:
