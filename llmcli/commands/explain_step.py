@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
+from llmcli import endpoint as servers
 from llmcli import explain, generation, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
@@ -22,9 +22,6 @@ from llmcli.commands.shell.help import heading
 from llmcli.errors import usage_error
 from llmcli.generation.filters import Temperature
 from llmcli.render import json_forms
-
-if TYPE_CHECKING:
-    from llmcli.endpoint.server import Server
 
 
 @click.command(cls=Command, together=follow)
@@ -93,14 +90,11 @@ def explain_step(
 
 
 def explain_server_step(
-    server: Server, text: str, sampling: Sampling, index: int, top: int, output: OutputOptions
+    server: servers.Server, text: str, sampling: Sampling, index: int, top: int, output: OutputOptions
 ) -> None:
     """Show token ``index`` of a server's text, and the alternatives that the server reports."""
-    from llmcli.endpoint.server import Request
-    from llmcli.endpoint.views import server_step
-
     fields = fields_of(sampling, server, sampling.seed)
-    report = server_step(server, Request(text, index + 1, fields, top_logprobs=top), index)
+    report = servers.server_step(server, servers.Request(text, index + 1, fields, top_logprobs=top), index)
     output.show(report, render.print_server_step, json_forms.server_step)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from llmcli import render
+from llmcli import render, storage
 from llmcli import train as training
 from llmcli.commands.options.common import Choice, offline_option, threads_option, verbose_option
 from llmcli.commands.options.model import QUANTIZATIONS, ModelChoice, complete_model
@@ -63,9 +63,6 @@ def quantize(
     import_torch()
     import torch
 
-    from llmcli.storage.quantized_checkpoint import copy_rest, save_quantized
-    from llmcli.storage.tensors import weight_files
-
     documents = [example.text for example in training.read_examples(texts)] if texts else []
     loaded = ModelChoice(model, offline=offline, device="cpu", threads=threads).open()
     make_folder(out)
@@ -74,9 +71,9 @@ def quantize(
     # Measured first, because a text may be too short.
     old = training.validate(loaded.model, encoded, size, precision=torch.float32) if documents else None
     with render.LoadingProgress(sys.stderr) as progress:
-        save_quantized(loaded.model, kind, out, read_json(loaded.folder / CONFIG), progress)
-    copy_rest(loaded.folder, out)
-    before = sum(path.stat().st_size for path in weight_files(loaded.folder))
+        storage.save_quantized(loaded.model, kind, out, read_json(loaded.folder / CONFIG), progress)
+    storage.copy_rest(loaded.folder, out)
+    before = sum(path.stat().st_size for path in storage.weight_files(loaded.folder))
     after = (out / WEIGHTS).stat().st_size
     render.note(f"{loaded.name}: {readable(before)} before, {readable(after)} as {kind}", sys.stderr)
     if old is not None:

@@ -1,1 +1,35 @@
 """Checkpoints to models and back: safetensors, quantized weights, LoRA, fingerprints, slices for ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmcli import lazy
+
+if TYPE_CHECKING:
+    from llmcli.storage.cache_file import may_replace as may_replace
+    from llmcli.storage.checkpoint import Checkpoint as Checkpoint
+    from llmcli.storage.quantize import Quantization as Quantization
+    from llmcli.storage.quantized_checkpoint import copy_rest as copy_rest
+    from llmcli.storage.quantized_checkpoint import save_quantized as save_quantized
+    from llmcli.storage.tensors import weight_files as weight_files
+
+__all__ = [
+    "Checkpoint",
+    "Quantization",
+    "copy_rest",
+    "may_replace",
+    "save_quantized",
+    "weight_files",
+]
+__getattr__, __dir__ = lazy.exports(
+    __name__,
+    {
+        "may_replace": "cache_file",
+        "Checkpoint": "checkpoint",
+        "Quantization": "quantize",
+        "copy_rest": "quantized_checkpoint",
+        "save_quantized": "quantized_checkpoint",
+        "weight_files": "tensors",
+    },
+)

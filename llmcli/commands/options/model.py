@@ -6,21 +6,17 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from llmcli import generation, hub, render
+from llmcli import engine, generation, hub, render, storage
 from llmcli.commands.options.common import Choice, Line, bundle, device_option, offline_option, threads_option
 from llmcli.commands.shell.help import Decorator
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.hub.cache import name_of
-
-if TYPE_CHECKING:  # the modules import torch
-    from llmcli.engine.tensor_parallel.process_group import ProcessGroup
-    from llmcli.storage.quantize import Quantization
 
 QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -35,14 +31,14 @@ class ModelChoice:
     offline: bool = False
     device: str = "auto"
     dtype: str = "auto"
-    quantization: Quantization | None = None
+    quantization: storage.Quantization | None = None
     threads: int | None = None
 
     def open(self) -> generation.LoadedModel:
         """Find the model, download it if necessary, and load it, with progress bars on stderr."""
         folders = self.find()
         import_torch()
-        from llmcli.model.device import use_threads
+        from llmcli.model import use_threads
 
         use_threads(self.threads)
         return self.load(*folders)
@@ -56,7 +52,9 @@ class ModelChoice:
         folder = find_model(self.model, self.offline)
         return folder, find_model(self.adapter, self.offline) if self.adapter is not None else None
 
-    def load(self, folder: Path, adapter: Path | None, group: ProcessGroup | None = None) -> generation.LoadedModel:
+    def load(
+        self, folder: Path, adapter: Path | None, group: engine.ProcessGroup | None = None
+    ) -> generation.LoadedModel:
         """Load the model or, with a ``group``, this rank's share of it."""
         leads = group is None or group.leads
         with render.LoadingProgress(sys.stderr) as progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from llmcli import generation, render
+from llmcli import generation, render, storage
 from llmcli.commands.options.writable import check_writable, unwritable
 from llmcli.commands.shell.help import under
 from llmcli.commands.shell.interrupt import import_torch
@@ -26,11 +26,9 @@ prompt_cache_option = under(
 def check_prompt_cache(file: Path) -> None:
     """Raise a usage error if the file cannot be written, or is something else that would be overwritten."""
     import_torch()
-    from llmcli.storage.cache_file import may_replace
-
     check_writable("--prompt-cache", file)
     try:
-        replaceable = not file.exists() or (file.is_file() and may_replace(file))
+        replaceable = not file.exists() or (file.is_file() and storage.may_replace(file))
     except OSError as error:
         raise unwritable("--prompt-cache", file, error.strerror or str(error)) from error
     if not replaceable:

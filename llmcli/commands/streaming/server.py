@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
-from llmcli import explain, render
+from llmcli import endpoint, explain, render
 from llmcli.commands.options.endpoint import fields_of
 from llmcli.commands.options.length import Length
 from llmcli.commands.options.sampling import Sampling
@@ -15,19 +14,14 @@ from llmcli.errors import EXIT_INTERRUPTED, LlmcliError, usage_error
 from llmcli.files.ndjson import write_line
 from llmcli.render import json_forms
 
-if TYPE_CHECKING:
-    from llmcli.endpoint.generation import ServerGeneration
-    from llmcli.endpoint.server import Request, Server
-    from llmcli.endpoint.tokens import ServerToken
 
-
-def write_server_text(server: Server, text: str, sampling: Sampling, length: Length, printing: Printing) -> None:
+def write_server_text(
+    server: endpoint.Server, text: str, sampling: Sampling, length: Length, printing: Printing
+) -> None:
     """Let the server continue ``text`` and print the result. Exits with 130 after Ctrl-C."""
-    from llmcli.endpoint.server import Request
-
     if length.max_tokens == 0:
         raise usage_error("--max-tokens must be at least 1 with --endpoint", "omit it, or increase it")
-    request = Request(
+    request = endpoint.Request(
         text, length.max_tokens, fields_of(sampling, server, sampling.seed), length.stop, printing.alternatives
     )
     if printing.as_json:
@@ -38,7 +32,9 @@ def write_server_text(server: Server, text: str, sampling: Sampling, length: Len
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _write_text(server: Server, request: Request, *, prefix: str, seed: int | None) -> ServerGeneration:
+def _write_text(
+    server: endpoint.Server, request: endpoint.Request, *, prefix: str, seed: int | None
+) -> endpoint.ServerGeneration:
     """Write ``prefix`` and the text as it comes; then the table of probabilities and the summary on stderr."""
     writer = render.TextWriter(sys.stdout, by_probability=request.top_logprobs is not None)
     generation = server.stream(request)
@@ -54,22 +50,20 @@ def _write_text(server: Server, request: Request, *, prefix: str, seed: int | No
 
 
 def stream(
-    generation: ServerGeneration, writer: render.TextWriter, tokens: list[ServerToken] | None = None
+    generation: endpoint.ServerGeneration, writer: render.TextWriter, tokens: list[endpoint.ServerToken] | None = None
 ) -> list[explain.GeneratedToken]:
     """Write a server's text as it comes, token by token if possible, and return the reports of its tokens.
 
     ``tokens`` collects the tokens as the server sent them. All text so far is written even after Ctrl-C and if the
     server fails.
     """
-    from llmcli.endpoint.generation import generated_tokens
-
     found: list[explain.GeneratedToken] = []
     written = 0
     with Interrupt() as interrupt:
         try:
             for piece in generation:
                 interrupt.point()
-                new = generated_tokens(piece, len(found))
+                new = endpoint.generated_tokens(piece, len(found))
                 separate = len(new) > 1 and "".join(report.text for report in new) == piece.text
                 parts = [(report.text, report.prob) for report in new] if separate else [(piece.text, _least(new))]
                 for text, prob in parts:
@@ -93,13 +87,13 @@ def _least(reports: list[explain.GeneratedToken]) -> float | None:
     return min((report.prob for report in reports if report.prob is not None), default=None)
 
 
-def _write_json(server: Server, request: Request, sampling: Sampling, *, needed: bool) -> ServerGeneration:
+def _write_json(
+    server: endpoint.Server, request: endpoint.Request, sampling: Sampling, *, needed: bool
+) -> endpoint.ServerGeneration:
     """Write NDJSON: a start, one line per token, and an end, also after Ctrl-C.
 
     If probabilities are not ``needed``, a server that rejects requests for them is asked without.
     """
-    from llmcli.endpoint.generation import generated_tokens
-
     generation, count = server.stream(request, require_logprobs=needed), 0
     filters: list[tuple[str, float | None]] = list(sampling.given.items())
     filters += [("logit-bias", None)] if sampling.biases else []
@@ -109,7 +103,7 @@ def _write_json(server: Server, request: Request, sampling: Sampling, *, needed:
             write_line(json_forms.generation_start(server.name, None, sampling.seed, filters), sys.stdout)
             for piece in generation:
                 interrupt.point()
-                for report in generated_tokens(piece, count):
+                for report in endpoint.generated_tokens(piece, count):
                     write_line(json_forms.generated_token(report), sys.stdout)
                     count += 1
                 interrupt.rest()
