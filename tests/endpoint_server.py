@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server on the loopback: the forms that OpenAI documents, and every way to break them.
+"""An OpenAI-compatible server on the loopback interface, which sends the documented responses and broken ones.
 
-Its model knows a few words and continues any text by the next ones of a fixed round; p is 0.5 for that one, and the
-rivals come after it, each half as probable.
+Its model has a vocabulary of six tokens and generates them in a fixed cycle. The next token of the cycle has a
+probability of 0.5, and each one after it half the probability of the one before.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-ROUND = (" one", " two", " 🙂", " [bold]", " \x1b[31m", " six")
-TAIL = 0.5  # of the probability that is halved from rank to rank
+VOCABULARY = (" one", " two", " 🙂", " [bold]", " \x1b[31m", " six")
 
 
 def logprob(rank: int) -> float:
-    """Natural log of 1/2, 1/4, 1/8, …"""
-    return (rank + 1) * math.log(TAIL)
+    """Return the natural logarithm of 1/2, 1/4, 1/8, … for rank 0, 1, 2, …"""
+    return (rank + 1) * math.log(0.5)
 
 
-def ranked(place: int) -> list[tuple[str, float]]:
-    """All tokens at a place of the answer with their log probabilities, best first."""
-    return [(ROUND[(place + rank) % len(ROUND)], logprob(rank)) for rank in range(len(ROUND))]
+def ranked(position: int) -> list[tuple[str, float]]:
+    """Return all tokens with their log probabilities at a position of the response, most likely first."""
+    return [(VOCABULARY[(position + rank) % len(VOCABULARY)], logprob(rank)) for rank in range(len(VOCABULARY))]
 
 
 @dataclass
-class Asked:
-    """A request as it came."""
+class ReceivedRequest:
+    """A request as the server received it."""
 
     method: str
     path: str
@@ -40,68 +39,72 @@ class Asked:
     body: dict[str, Any]
 
 
-Act = Callable[["Handler"], None]
+Responder = Callable[["Handler"], None]
 
 
 @dataclass
 class Endpoint:
-    """``acts`` are what the next answers to POST do in the place of the usual, one after the other.
+    """The server's settings, and the requests it received.
 
-    ``always`` does so for all of them. ``models`` are listed with ``owner``; ``forbidden`` fields are refused.
+    Each of ``next_responders`` answers one POST request in place of the usual response; after them ``responder``, if
+    set, answers all of them. The model list names ``owner`` as the owner of each of ``models``. A request with one of
+    the ``forbidden`` fields is an error.
     """
 
     url: str
     models: list[str] = field(default_factory=lambda: ["toy"])
     owner: str = "vllm"
     key: str | None = None
-    acts: list[Act] = field(default_factory=list)
-    always: Act | None = None
+    next_responders: list[Responder] = field(default_factory=list)
+    responder: Responder | None = None
     forbidden: tuple[str, ...] = ()
-    asked: list[Asked] = field(default_factory=list)
-    most_at_once: int = 0
+    requests: list[ReceivedRequest] = field(default_factory=list)
+    peak_concurrency: int = 0
 
     @property
     def posts(self) -> list[dict[str, Any]]:
-        """The bodies of what was asked for."""
-        return [asked.body for asked in self.asked if asked.method == "POST"]
+        """The bodies of the POST requests."""
+        return [request.body for request in self.requests if request.method == "POST"]
 
 
-def tokens(body: dict[str, Any]) -> list[int]:
-    """The ranks written: always 0, but with a seed its own number decides for every third."""
+def chosen_ranks(body: dict[str, Any]) -> list[int]:
+    """Return the rank of each generated token: 0, except that the seed determines every third one."""
     seed = body.get("seed") or 0
-    return [seed % len(ROUND) if place % 3 == 2 else 0 for place in range(body["max_tokens"])]
+    return [seed % len(VOCABULARY) if position % 3 == 2 else 0 for position in range(body["max_tokens"])]
 
 
-def written(body: dict[str, Any]) -> list[tuple[int, str, float]]:
-    """Place, text and log probability of each token of the answer."""
-    return [(place, *ranked(place)[rank]) for place, rank in enumerate(tokens(body))]
+def generated(body: dict[str, Any]) -> list[tuple[int, str, float]]:
+    """Return position, text and log probability of each generated token."""
+    return [(position, *ranked(position)[rank]) for position, rank in enumerate(chosen_ranks(body))]
 
 
-def completion_logprobs(found: list[tuple[int, str, float]], most: int) -> dict[str, Any]:
-    """The older form; the written token is added to its rivals where it is not among the first."""
+def completion_logprobs(tokens: list[tuple[int, str, float]], count: int) -> dict[str, Any]:
+    """Return the completions API's ``logprobs``; a generated token below the top ``count`` is added to them."""
     return {
-        "tokens": [text for _, text, _ in found],
-        "token_logprobs": [number for _, _, number in found],
-        "top_logprobs": [dict(ranked(place)[:most]) | {text: number} for place, text, number in found],
-        "text_offset": [0] * len(found),
+        "tokens": [text for _, text, _ in tokens],
+        "token_logprobs": [logprob for _, _, logprob in tokens],
+        "top_logprobs": [dict(ranked(position)[:count]) | {text: logprob} for position, text, logprob in tokens],
+        "text_offset": [0] * len(tokens),
     }
 
 
-def chat_logprobs(found: list[tuple[int, str, float]], most: int) -> dict[str, Any]:
-    """The form of chats."""
+def chat_logprobs(tokens: list[tuple[int, str, float]], count: int) -> dict[str, Any]:
+    """Return the chat completions API's ``logprobs``."""
 
-    def entry(text: str, number: float) -> dict[str, Any]:
-        return {"token": text, "logprob": number, "bytes": list(text.encode())}
+    def entry(text: str, logprob: float) -> dict[str, Any]:
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
     return {
         "content": [
-            {**entry(text, number), "top_logprobs": [entry(*rival) for rival in ranked(place)[:most]]}
-            for place, text, number in found
+            {**entry(text, logprob), "top_logprobs": [entry(*top) for top in ranked(position)[:count]]}
+            for position, text, logprob in tokens
         ]
     }
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers requests as ``endpoint`` says, and records them there."""
+
     endpoint: Endpoint
     body: dict[str, Any]
     protocol_version = "HTTP/1.1"
@@ -112,9 +115,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.take({})
+        self.record({})
         if self.endpoint.key is not None and self.headers.get("Authorization") != f"Bearer {self.endpoint.key}":
-            self.json({"error": {"message": "no: " + str(self.headers.get("Authorization"))}}, 401)
+            self.json({"error": {"message": "wrong key: " + str(self.headers.get("Authorization"))}}, 401)
         elif self.path.endswith("/models"):
             owner = self.endpoint.owner
             self.json({"object": "list", "data": [{"id": name, "owned_by": owner} for name in self.endpoint.models]})
@@ -123,39 +126,40 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.take(body)
+        self.record(body)
         with self.lock:
             Handler.busy += 1
-            self.endpoint.most_at_once = max(self.endpoint.most_at_once, Handler.busy)
+            self.endpoint.peak_concurrency = max(self.endpoint.peak_concurrency, Handler.busy)
         try:
-            if self.endpoint.acts:
-                self.endpoint.acts.pop(0)(self)
-            elif self.endpoint.always is not None:
-                self.endpoint.always(self)
+            if self.endpoint.next_responders:
+                self.endpoint.next_responders.pop(0)(self)
+            elif self.endpoint.responder is not None:
+                self.endpoint.responder(self)
             else:
-                self.usual(body)
+                self.respond(body)
         except OSError:
-            pass  # whoever asked has gone
+            pass  # the client closed the connection
         finally:
             with self.lock:
                 Handler.busy -= 1
 
-    def take(self, body: dict[str, Any]) -> None:
-        self.endpoint.asked.append(Asked(self.command, self.path, dict(self.headers.items()), body))
+    def record(self, body: dict[str, Any]) -> None:
+        self.endpoint.requests.append(ReceivedRequest(self.command, self.path, dict(self.headers.items()), body))
 
-    def usual(self, body: dict[str, Any]) -> None:
-        wrong = [name for name in body if name in self.endpoint.forbidden]
-        if wrong:
-            self.json({"error": {"message": f"{wrong[0]} is not supported", "param": wrong[0]}}, 400)
+    def respond(self, body: dict[str, Any]) -> None:
+        """Send the usual response to a POST request."""
+        forbidden = [name for name in body if name in self.endpoint.forbidden]
+        if forbidden:
+            self.json({"error": {"message": f"{forbidden[0]} is not supported", "param": forbidden[0]}}, 400)
         elif body.get("echo"):
             self.json(echoed(body))
         elif body.get("stream"):
             self.stream(chunks(body))
         else:
-            self.json(whole(body))
+            self.json(completed(body))
 
-    def json(self, found: object, status: int = 200, **headers: str) -> None:
-        self.raw(json.dumps(found).encode(), status, "application/json", **headers)
+    def json(self, content: object, status: int = 200, **headers: str) -> None:
+        self.raw(json.dumps(content).encode(), status, "application/json", **headers)
 
     def raw(self, data: bytes, status: int = 200, kind: str = "text/event-stream", **headers: str) -> None:
         self.send_response(status)
@@ -166,36 +170,38 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def begin(self) -> None:
-        """The head of a stream whose length nobody knows."""
+    def begin_stream(self) -> None:
+        """Send the header of a stream of unknown length."""
         self.close_connection = True
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
 
-    def stream(self, found: Iterator[dict[str, Any]]) -> None:
-        self.begin()
-        for chunk in found:
+    def stream(self, events: Iterator[dict[str, Any]]) -> None:
+        self.begin_stream()
+        for chunk in events:
             self.wfile.write(event(chunk))
             self.wfile.flush()
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def slowly(self, data: bytes, size: int) -> None:
-        """A stream in small parts, each on its way before the next."""
-        self.begin()
+    def stream_slowly(self, data: bytes, size: int) -> None:
+        """Send ``data`` as a stream in parts of ``size`` bytes, with a pause after each."""
+        self.begin_stream()
         for start in range(0, len(data), size):
             self.wfile.write(data[start : start + size])
             self.wfile.flush()
             time.sleep(0.001)
 
 
-def event(found: object, *, ascii: bool = False) -> bytes:
-    return b"data: " + json.dumps(found, ensure_ascii=ascii).encode() + b"\n\n"
+def event(content: object, *, ascii: bool = False) -> bytes:
+    """Return a server-sent event with ``content`` as JSON."""
+    return b"data: " + json.dumps(content, ensure_ascii=ascii).encode() + b"\n\n"
 
 
-def whole(body: dict[str, Any]) -> dict[str, Any]:
-    text = "".join(text for _, text, _ in written(body))
+def completed(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the response to a request without streaming."""
+    text = "".join(text for _, text, _ in generated(body))
     count = body["max_tokens"]
     usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
     inner: dict[str, Any] = {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
@@ -203,37 +209,38 @@ def whole(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def chunks(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the events of the response to a streaming request."""
     chat = "messages" in body
     if chat:
         yield {"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]}
-    for found in written(body):
-        inner: dict[str, Any] = {"delta": {"content": found[1]}} if chat else {"text": found[1]}
+    for token in generated(body):
+        inner: dict[str, Any] = {"delta": {"content": token[1]}} if chat else {"text": token[1]}
         if chat and body.get("logprobs"):
-            inner["logprobs"] = chat_logprobs([found], body["top_logprobs"])
+            inner["logprobs"] = chat_logprobs([token], body["top_logprobs"])
         elif not chat and body.get("logprobs") is not None:
-            inner["logprobs"] = completion_logprobs([found], body["logprobs"])
+            inner["logprobs"] = completion_logprobs([token], body["logprobs"])
         yield {"choices": [{"index": 0, **inner, "finish_reason": None}]}
     yield {"choices": [{"index": 0, **({"delta": {}} if chat else {"text": ""}), "finish_reason": "length"}]}
 
 
 def echoed(body: dict[str, Any]) -> dict[str, Any]:
-    """The prompt, which must be of words of ROUND behind "Zero", with their log probabilities, and one token more."""
-    found: list[tuple[int, str, float]] = []
+    """Return the prompt with its log probabilities and one more token; it must be "Zero" and tokens of VOCABULARY."""
+    tokens: list[tuple[int, str, float]] = []
     rest = body["prompt"].removeprefix("Zero")
     while rest:
-        text = next(word for word in ROUND if rest.startswith(word))
-        place = len(found)
-        found.append((place, text, dict(ranked(place))[text]))
+        text = next(token for token in VOCABULARY if rest.startswith(token))
+        position = len(tokens)
+        tokens.append((position, text, dict(ranked(position))[text]))
         rest = rest.removeprefix(text)
-    more = written({"max_tokens": 1})[0]
-    logprobs = completion_logprobs([*found, more], body["logprobs"])
+    last = generated({"max_tokens": 1})[0]
+    logprobs = completion_logprobs([*tokens, last], body["logprobs"])
     for name, first in (("tokens", "Zero"), ("token_logprobs", None), ("top_logprobs", None), ("text_offset", 0)):
         logprobs[name].insert(0, first)
-    return {"choices": [{"text": body["prompt"] + more[1], "logprobs": logprobs, "finish_reason": "length"}]}
+    return {"choices": [{"text": body["prompt"] + last[1], "logprobs": logprobs, "finish_reason": "length"}]}
 
 
-class Silent(ThreadingHTTPServer):
-    """Says nothing of those that left early."""
+class QuietServer(ThreadingHTTPServer):
+    """A server that prints nothing when a client closes the connection early."""
 
     request_queue_size = 128
 
@@ -243,9 +250,9 @@ class Silent(ThreadingHTTPServer):
 
 @contextmanager
 def serving() -> Iterator[Endpoint]:
-    """A server while inside."""
-    handler = type("Own", (Handler,), {})
-    with Silent(("127.0.0.1", 0), handler) as server:
+    """Run a server while the context is open."""
+    handler = type("EndpointHandler", (Handler,), {})
+    with QuietServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         handler.endpoint = Endpoint(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

@@ -1,9 +1,9 @@
-"""Peak memory and time of loading a model and reading one prompt, beside what the model itself takes.
+"""Measure peak memory and time of loading a model and processing one prompt, and compare with the model's size.
 
     python tests/bench/load_memory.py [--hidden 2048] [--layers 16] [--vocab 32000] [--shards]
 
-Writes a random Llama once for each stored dtype into a temporary folder, loads it in a process of its own as
-bfloat16, and prints the process's peak resident memory against the bound: model + largest tensor + 350 MiB.
+For each stored dtype, writes a random Llama into a temporary folder, loads it as bfloat16 in a separate process, and
+prints the peak resident memory of that process and the bound: model + largest tensor + 350 MiB.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STORED = {
 
 
 def config(hidden: int, layers: int, vocab: int) -> ModelConfig:
-    """A Llama with grouped heads of 64 features."""
+    """Return the config of a Llama with grouped-query attention and a head dimension of 64."""
     return ModelConfig(
         model_type="llama",
         vocab_size=vocab,
@@ -52,7 +52,7 @@ def config(hidden: int, layers: int, vocab: int) -> ModelConfig:
 
 
 def write(folder: Path, shape: ModelConfig, dtype: torch.dtype, *, shards: bool) -> None:
-    """Random weights in the stored layout, in one file or in one a layer."""
+    """Write random weights in the stored layout to one file, or with ``shards`` to one file per layer."""
     with torch.device("meta"):
         parameters = dict(Transformer(shape).named_parameters())
     files: dict[str, dict[str, torch.Tensor]] = {}
@@ -60,36 +60,36 @@ def write(folder: Path, shape: ModelConfig, dtype: torch.dtype, *, shards: bool)
         name = ".".join(rule.target.split(".")[:2]) if shards else "model"
         for source in rule.sources:
             size = source.stored_shape(tuple(parameters[rule.target].shape[1:]))
-            wide = dtype.itemsize == 1 and len(size) == 1  # norms are not stored in 8 bits
-            tensor = (0.02 * torch.randn(size)).to(torch.bfloat16 if wide else dtype)
+            is_norm = dtype.itemsize == 1 and len(size) == 1  # norms are not stored in 8 bits
+            tensor = (0.02 * torch.randn(size)).to(torch.bfloat16 if is_norm else dtype)
             files.setdefault(f"{name}.safetensors" if shards else WEIGHTS, {})[source.name] = tensor
     for file, tensors in files.items():
         save_file(tensors, folder / file)
     if shards:
-        places = {name: file for file, tensors in files.items() for name in tensors}
-        (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+        weight_map = {name: file for file, tensors in files.items() for name in tensors}
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(describe(shape)))
 
 
 def child(folder: Path) -> None:
-    """Load, read eight tokens, and print seconds and the peak of this process in bytes."""
+    """Load the model, process eight tokens, and print the seconds and the peak memory of this process in bytes."""
     from tests.tiny import load
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     model = load(folder, device=torch.device("cpu"), dtype=torch.bfloat16)
-    loaded = time.perf_counter() - began
+    loaded = time.perf_counter() - start
     with torch.inference_mode():
         model(torch.arange(8)[None])
     print(json.dumps({"seconds": loaded, "peak": peak_memory(), "model": sum(p.nbytes for p in model.parameters())}))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--vocab", type=int, default=32000)
-    parser.add_argument("--shards", action="store_true")
-    parser.add_argument("--child", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=2048, help="hidden size")
+    parser.add_argument("--layers", type=int, default=16, help="number of layers")
+    parser.add_argument("--vocab", type=int, default=32000, help="vocabulary size")
+    parser.add_argument("--shards", action="store_true", help="store one file per layer")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child)
@@ -103,9 +103,9 @@ def main() -> None:
             out = subprocess.run(
                 [sys.executable, __file__, "--child", folder], check=True, capture_output=True, text=True
             )
-        said = json.loads(out.stdout)
-        bound = said["model"] + max(largest, 2 * 4 * shape.hidden_size**2) * (2 if dtype.itemsize == 4 else 1)
-        row = (said["model"] / MIB, said["peak"] / MIB, bound / MIB + 350, said["seconds"])
+        result = json.loads(out.stdout)
+        bound = result["model"] + max(largest, 2 * 4 * shape.hidden_size**2) * (2 if dtype.itemsize == 4 else 1)
+        row = (result["model"] / MIB, result["peak"] / MIB, bound / MIB + 350, result["seconds"])
         print(name, *(f"{value:.1f}" for value in row), sep="\t", flush=True)
 
 

@@ -1,10 +1,11 @@
-"""Many prompts: llmcli one at a time, llmcli's batch, and transformers' batched generate on the same random weights.
+"""Compare the throughput of many prompts: llmcli one at a time, llmcli in batches, and transformers in batches.
 
     python tests/bench/many.py --shape 135M --threads 2
 
-Prompts and texts have unequal lengths, as in use. transformers takes the prompts in chunks, padded on the left, and a
-chunk lasts as long as its longest text; only tokens that were asked for count. All sample at temperature 0.8, top-p
-0.95, and take turns, round after round. A ratio is taken within a round; the table gives median and range.
+All run the same random weights. Prompts and texts have unequal lengths, as in practice. transformers gets the prompts
+in batches, padded on the left, and a batch takes as long as its longest text; only requested tokens count. All sample
+at temperature 0.8 and top-p 0.95, and take turns in each round. Ratios are computed within a round; the table gives
+median and range.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ FILTERS = [Temperature(0.8), TopP(0.95)]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A prompt, and how many tokens are to follow."""
+class Job:
+    """A prompt, and the number of tokens to generate."""
 
     ids: list[int]
     output: int
 
 
 class NoText:
-    """In place of a tokenizer: what is measured is tokens."""
+    """Stands in for a tokenizer, since decoding is not measured."""
 
     special_ids: frozenset[int] = frozenset()
 
@@ -50,32 +51,30 @@ class NoText:
         return ""
 
 
-def wishes(count: int, vocab: int) -> list[Wish]:
+def random_jobs(count: int, vocab: int) -> list[Job]:
     rng = random.Random(0)
-    return [
-        Wish([rng.randrange(vocab) for _ in range(rng.randint(16, 128))], rng.randint(32, 96)) for _ in range(count)
-    ]
+    return [Job([rng.randrange(vocab) for _ in range(rng.randint(16, 128))], rng.randint(32, 96)) for _ in range(count)]
 
 
-def one_at_a_time(loaded: LoadedModel, asked: list[Wish]) -> None:
-    for seed, wish in enumerate(asked):
-        for _ in steps(loaded.model, wish.ids, sampler=Sampler(FILTERS, seed), max_new_tokens=wish.output):
+def one_at_a_time(loaded: LoadedModel, jobs: list[Job]) -> None:
+    for seed, job in enumerate(jobs):
+        for _ in steps(loaded.model, job.ids, sampler=Sampler(FILTERS, seed), max_new_tokens=job.output):
             pass
 
 
-def batched(loaded: LoadedModel, asked: list[Wish], size: int) -> None:
-    requests = [Request(seed, wish.ids, Sampler(FILTERS, seed), wish.output) for seed, wish in enumerate(asked)]
-    written = sum(1 for _ in generate_batch(loaded, requests, size))
-    assert written == sum(wish.output for wish in asked)
+def batched(loaded: LoadedModel, jobs: list[Job], size: int) -> None:
+    requests = [Request(seed, job.ids, Sampler(FILTERS, seed), job.output) for seed, job in enumerate(jobs)]
+    generated = sum(1 for _ in generate_batch(loaded, requests, size))
+    assert generated == sum(job.output for job in jobs)
 
 
 @torch.inference_mode()
-def transformers_batched(model: Any, asked: list[Wish], size: int) -> None:
-    for start in range(0, len(asked), size):
-        chunk = asked[start : start + size]
-        longest, output = max(len(wish.ids) for wish in chunk), max(wish.output for wish in chunk)
-        ids = torch.tensor([[0] * (longest - len(wish.ids)) + wish.ids for wish in chunk])
-        mask = torch.tensor([[0] * (longest - len(wish.ids)) + [1] * len(wish.ids) for wish in chunk])
+def transformers_batched(model: Any, jobs: list[Job], size: int) -> None:
+    for start in range(0, len(jobs), size):
+        batch = jobs[start : start + size]
+        longest, output = max(len(job.ids) for job in batch), max(job.output for job in batch)
+        ids = torch.tensor([[0] * (longest - len(job.ids)) + job.ids for job in batch])
+        mask = torch.tensor([[0] * (longest - len(job.ids)) + [1] * len(job.ids) for job in batch])
         model.generate(
             ids, attention_mask=mask, max_new_tokens=output, min_new_tokens=output, do_sample=True, temperature=0.8,
             top_p=0.95, top_k=0, pad_token_id=0,
@@ -83,18 +82,18 @@ def transformers_batched(model: Any, asked: list[Wish], size: int) -> None:
 
 
 def seconds(call: Callable[[], None]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="135M", choices=list(SHAPES))
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="135M", choices=list(SHAPES), help="size of the model")
+    parser.add_argument("--dtype", default="bfloat16", help="torch dtype of the weights")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--prompts", type=int, default=64, help="number of prompts")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -107,24 +106,24 @@ def main() -> None:
         theirs = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf", dtype=dtype).eval()
     no_text: Any = NoText()
     loaded = LoadedModel("random", Path(folder), model, no_text, Defaults((), {}, {}))
-    asked = wishes(options.prompts, model.config.vocab_size)
-    total = sum(wish.output for wish in asked)
-    ways: dict[str, Callable[[], None]] = {"llmcli, one at a time": lambda: one_at_a_time(loaded, asked)}
+    jobs = random_jobs(options.prompts, model.config.vocab_size)
+    total = sum(job.output for job in jobs)
+    methods: dict[str, Callable[[], None]] = {"llmcli, one at a time": lambda: one_at_a_time(loaded, jobs)}
     for size in (8, 32):
-        ways[f"llmcli, batch of {size}"] = lambda size=size: batched(loaded, asked, size)
-        ways[f"transformers, batch of {size}"] = lambda size=size: transformers_batched(theirs, asked, size)
-    for way in ways.values():
-        way()
-    rounds = [{name: total / seconds(way) for name, way in ways.items()} for _ in range(options.rounds)]
+        methods[f"llmcli, batch of {size}"] = lambda size=size: batched(loaded, jobs, size)
+        methods[f"transformers, batch of {size}"] = lambda size=size: transformers_batched(theirs, jobs, size)
+    for method in methods.values():
+        method()
+    rounds = [{name: total / seconds(method) for name, method in methods.items()} for _ in range(options.rounds)]
     print(f"{options.shape} {options.dtype}, {options.threads} threads, {options.prompts} prompts, {total} tokens\n")
-    for name in ways:
-        rates = [one[name] for one in rounds]
+    for name in methods:
+        rates = [speeds[name] for speeds in rounds]
         print(f"{name:<28} {statistics.median(rates):8.1f} tokens/s ({min(rates):.1f}-{max(rates):.1f})")
     for size in (8, 32):
         for other in ("llmcli, one at a time", f"transformers, batch of {size}"):
-            ratios = [one[f"llmcli, batch of {size}"] / one[other] for one in rounds]
-            told = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-            print(f"batch of {size} / {other}: {told}")
+            ratios = [speeds[f"llmcli, batch of {size}"] / speeds[other] for speeds in rounds]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            print(f"batch of {size} / {other}: {spread}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures of texts: how much one repeats itself, and how much of another it recites. Words are their letters alone."""
+"""Measures of texts: repetition, variety, and recitation of training text. Words exclude punctuation."""
 
 from __future__ import annotations
 
@@ -10,53 +10,57 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-Numbers = npt.NDArray[np.uint64]  # a text: each word or character a number
-Places = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.uint64]  # a text as one number per word or character
+Positions = npt.NDArray[np.int64]
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
+BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 INVERSE = pow(BASE, -1, 2**64)
-OF_TRAINING, OF_OTHERS = 2**40, 2**40 + 1  # the number behind each text: no word's, no character's, and not the same
-BLOCK = 2**22  # places that are looked at together
+# Separators after each text, different from each other and from the number of any word or character.
+TRAINING_SEPARATOR, SAMPLE_SEPARATOR = 2**40, 2**40 + 1
+BLOCK_SIZE = 2**22  # positions processed at a time
 SIEVE_BITS = 24
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; what stands between them does not count."""
+    """Return the words of a text in lower case, without punctuation."""
     return WORD.findall(text.lower())
 
 
 def repeated(text: Sequence[str], n: int) -> float:
-    """Which share of the n-grams of a text stood in it before."""
+    """Return the share of a text's n-grams that also occur earlier in it."""
     grams = _grams(text, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct(texts: Iterable[Sequence[str]], n: int) -> float:
-    """How many different n-grams all texts have together, over how many they have. It falls as texts grow longer."""
+    """Return the number of distinct n-grams of all texts divided by the number of n-grams.
+
+    The value falls with the length of the texts.
+    """
     grams = [gram for text in texts for gram in _grams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def ends_well(text: str) -> bool:
-    """Whether a text ends as a sentence does."""
+    """Return whether a text ends with a complete sentence."""
     return re.search(r"[.!?…][\"'”’)*_]*$", text.strip()) is not None
 
 
 def names(text: str, thing: str) -> bool:
-    """Whether ``thing`` is among the words of a text, or its plural, or what is its own: moon, moons, moon's."""
+    """Return whether a text contains the word ``thing``, its plural or its possessive: moon, moons, moon's."""
     return re.search(rf"(?<![^\W_]){re.escape(thing)}s?(?![^\W_])", text.lower()) is not None
 
 
-def packed_bits(texts: Sequence[str]) -> dict[str, float]:
-    """Bits for each byte of the texts, all in one stream a line end apart, by the programs that everybody has."""
+def compressed_bits(texts: Sequence[str]) -> dict[str, float]:
+    """Return bits per byte of the texts, joined by newlines, when compressed with gzip and xz."""
     data, size = "\n".join(texts).encode(), sum(len(text.encode()) for text in texts)
-    packed = {"gzip -9": gzip.compress(data, 9), "xz -9e": lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)}
-    return {name: 8 * len(found) / size for name, found in packed.items()}
+    compressed = {"gzip -9": gzip.compress(data, 9), "xz -9e": lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)}
+    return {name: 8 * len(result) / size for name, result in compressed.items()}
 
 
 class Words:
-    """Texts as the numbers of their words, the same number for the same word."""
+    """Converts texts to the numbers of their words; the same word always has the same number."""
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}
@@ -66,72 +70,77 @@ class Words:
 
 
 def characters(text: str) -> Numbers:
-    """A text as the numbers of its characters."""
+    """Return a text as the code points of its characters."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
 
 
 class Training:
-    """A large text, in which parts of others are looked for by a hash of 64 bits.
+    """A large text in which n-grams of other texts are looked up by a 64-bit rolling hash.
 
-    The hash of the numbers x from place i on is the sum of mixed(x[i + k]) BASE^k: the difference of two running sums,
-    divided by BASE^i, so that any length takes as long (Karp and Rabin 1987).
+    The hash of n numbers x at position i is the sum of mixed(x[i + k]) BASE^k over k < n. It is computed as the
+    difference of two prefix sums divided by BASE^i, so the cost does not depend on n (Karp and Rabin 1987).
     """
 
     def __init__(self, documents: Iterable[Numbers]) -> None:
-        self._laid = _Laid(documents, OF_TRAINING)
+        self._hashed = _HashedTexts(documents, TRAINING_SEPARATOR)
 
     def recited(self, texts: Sequence[Numbers], n: int) -> float:
-        """Which share of the texts' n-grams stands in the training text too."""
-        laid = _Laid(texts, OF_OTHERS)
-        places = laid.places(n)
-        return len(self._shared(laid, n, places, None)[0]) / len(places) if len(places) else 0.0
+        """Return the share of the texts' n-grams that occur in the training text."""
+        hashed = _HashedTexts(texts, SAMPLE_SEPARATOR)
+        positions = hashed.positions(n)
+        return len(self._shared(hashed, n, positions, None)[0]) / len(positions) if len(positions) else 0.0
 
     def longest(self, texts: Sequence[Numbers]) -> list[int]:
-        """How many numbers in a row each text has from the training text, at the most."""
-        laid = _Laid(texts, OF_OTHERS)
-        found = np.zeros(len(texts), dtype=np.int64)
-        n, (ours, theirs) = 1, self._shared(laid, 1, laid.places(1), None)
-        while len(ours):  # as long as every text has twice as much, what is between needs no look
-            further = self._shared(laid, 2 * n, ours, theirs)
-            if len(np.unique(laid.owner(further[0]))) < len(np.unique(laid.owner(ours))):
+        """Return the length of the longest run of each text that occurs in the training text."""
+        hashed = _HashedTexts(texts, SAMPLE_SEPARATOR)
+        longest = np.zeros(len(texts), dtype=np.int64)
+        n, (ours, theirs) = 1, self._shared(hashed, 1, hashed.positions(1), None)
+        while len(ours):  # double n as long as every text with a run of n also has one of 2n
+            doubled = self._shared(hashed, 2 * n, ours, theirs)
+            if len(np.unique(hashed.text_index(doubled[0]))) < len(np.unique(hashed.text_index(ours))):
                 break
-            n, (ours, theirs) = 2 * n, further
+            n, (ours, theirs) = 2 * n, doubled
         while len(ours):
-            found[laid.owner(ours)] = n
+            longest[hashed.text_index(ours)] = n
             n += 1
-            ours, theirs = self._shared(laid, n, ours, theirs)
-        return found.tolist()
+            ours, theirs = self._shared(hashed, n, ours, theirs)
+        return longest.tolist()
 
-    def _shared(self, laid: _Laid, n: int, ours: Places, theirs: Places | None) -> tuple[Places, Places]:
-        """Those of the places in ``laid`` and here (None: all) at which an n-gram of both begins."""
-        ours = ours[laid.fits(ours, n)]
-        hashes = laid.hashes(ours, n)
+    def _shared(
+        self, hashed: _HashedTexts, n: int, ours: Positions, theirs: Positions | None
+    ) -> tuple[Positions, Positions]:
+        """Return those of ``ours``, in ``hashed``, and ``theirs``, in the training text, where a shared n-gram begins.
+
+        ``theirs`` of None stands for all positions.
+        """
+        ours = ours[hashed.fits(ours, n)]
+        hashes = hashed.hashes(ours, n)
         wanted = np.unique(hashes)
         if not len(wanted):
             return ours, np.zeros(0, np.int64)
         sieve = np.zeros(2**SIEVE_BITS, dtype=bool)
         sieve[_short(wanted)] = True
         known, kept = np.zeros(len(wanted), dtype=bool), [np.zeros(0, np.int64)]
-        for block in _blocks(len(self._laid.numbers) if theirs is None else theirs):
-            block = block[self._laid.fits(block, n)]
-            there = self._laid.hashes(block, n)
-            near = sieve[_short(there)]
-            block, there = block[near], there[near]
-            at = np.searchsorted(wanted, there) % len(wanted)
-            same = wanted[at] == there
+        for block in _blocks(len(self._hashed.numbers) if theirs is None else theirs):
+            block = block[self._hashed.fits(block, n)]
+            hashes_here = self._hashed.hashes(block, n)
+            likely = sieve[_short(hashes_here)]
+            block, hashes_here = block[likely], hashes_here[likely]
+            at = np.searchsorted(wanted, hashes_here) % len(wanted)
+            same = wanted[at] == hashes_here
             known[at[same]] = True
             kept.append(block[same])
         return ours[known[np.searchsorted(wanted, hashes)]], np.concatenate(kept)
 
 
-class _Laid:
-    """Texts end to end, ``border`` behind each of them."""
+class _HashedTexts:
+    """Texts laid end to end, each followed by ``separator``, with the prefix sums for their hashes."""
 
-    def __init__(self, texts: Iterable[Numbers], border: int) -> None:
-        parts = [np.append(text, np.uint64(border)) for text in texts]
+    def __init__(self, texts: Iterable[Numbers], separator: int) -> None:
+        parts = [np.append(text, np.uint64(separator)) for text in texts]
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
         self.numbers = np.concatenate([*parts, np.zeros(0, np.uint64)])
-        del parts  # as large as all of them together
+        del parts  # frees as much memory as the concatenated texts take
         size = len(self.numbers)
         self._sums = np.zeros(size + 1, np.uint64)
         terms = _mixed(self.numbers)
@@ -140,49 +149,50 @@ class _Laid:
         del terms
         self._inverse = _powers(INVERSE, size)
 
-    def places(self, n: int) -> Places:
-        """Where n numbers of one text begin."""
+    def positions(self, n: int) -> Positions:
+        """Return the positions where n numbers of a single text begin."""
         every = np.arange(len(self.numbers), dtype=np.int64)
-        return every[every + n < self._ends[self.owner(every)]] if len(every) else every
+        return every[every + n < self._ends[self.text_index(every)]] if len(every) else every
 
-    def owner(self, places: Places) -> Places:
-        """Which text each place is in."""
-        return np.searchsorted(self._ends, places, side="right")
+    def text_index(self, positions: Positions) -> Positions:
+        """Return the index of the text that each position belongs to."""
+        return np.searchsorted(self._ends, positions, side="right")
 
-    def fits(self, places: Places, n: int) -> npt.NDArray[np.bool_]:
-        """Whether n numbers follow, whosever they are: a border is in none that are looked for."""
-        return places + n <= len(self.numbers)
+    def fits(self, positions: Positions, n: int) -> npt.NDArray[np.bool_]:
+        """Return where n numbers follow, possibly across a separator, which no n-gram to be found contains."""
+        return positions + n <= len(self.numbers)
 
-    def hashes(self, places: Places, n: int) -> Numbers:
-        """Of the n numbers from each place on."""
-        return (self._sums[places + n] - self._sums[places]) * self._inverse[places]
+    def hashes(self, positions: Positions, n: int) -> Numbers:
+        """Return the hash of the n numbers at each position."""
+        return (self._sums[positions + n] - self._sums[positions]) * self._inverse[positions]
 
 
 def _grams(text: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(text[start:] for start in range(n)), strict=False))
 
 
-def _blocks(of: int | Places) -> Iterator[Places]:
-    size = of if isinstance(of, int) else len(of)
-    for start in range(0, size, BLOCK):
-        end = min(start + BLOCK, size)
-        yield np.arange(start, end, dtype=np.int64) if isinstance(of, int) else of[start:end]
+def _blocks(positions: int | Positions) -> Iterator[Positions]:
+    """Split an array of positions, or the positions below a number, into blocks."""
+    size = positions if isinstance(positions, int) else len(positions)
+    for start in range(0, size, BLOCK_SIZE):
+        end = min(start + BLOCK_SIZE, size)
+        yield np.arange(start, end, dtype=np.int64) if isinstance(positions, int) else positions[start:end]
 
 
-def _short(hashes: Numbers) -> Places:
-    """Their first bits."""
+def _short(hashes: Numbers) -> Positions:
+    """Return the first ``SIEVE_BITS`` bits of each hash."""
     return (hashes >> np.uint64(64 - SIEVE_BITS)).astype(np.int64)
 
 
 def _powers(base: int, count: int) -> Numbers:
-    """base^0, base^1, ... of 64 bits."""
+    """Return base^0, base^1, … modulo 2^64."""
     powers = np.full(count, base, dtype=np.uint64)
     powers[:1] = 1
     return np.cumprod(powers, out=powers)
 
 
 def _mixed(numbers: Numbers) -> Numbers:
-    """Numbers that look drawn at random, others of others (Steele et al. 2014, the last step of SplitMix64)."""
+    """Scramble numbers so that they look random, distinct for distinct ones (Steele et al. 2014, SplitMix64)."""
     mixed = numbers + np.uint64(BASE)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         mixed ^= mixed >> np.uint64(shift)

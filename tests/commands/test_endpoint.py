@@ -23,7 +23,7 @@ from llmcli.endpoint import batch as endpoint_batch
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from tests.commands.conftest import records
 from tests.commands.test_views import on_terminal
-from tests.endpoint_server import ROUND, Asked, Endpoint, Handler, event, logprob, ranked
+from tests.endpoint_server import VOCABULARY, Endpoint, Handler, ReceivedRequest, event, logprob, ranked
 
 Run = Callable[..., Result]
 SECRET = "sk-Very/Secret+0123456789="
@@ -146,7 +146,7 @@ def test_without_logprobs_json_goes_on_and_probs_says_so(run: Run, endpoint: End
     assert "logprobs is not supported" in result.stderr
     endpoint.forbidden = ()
     pieces = [{"text": " one", "finish_reason": "stop"}]
-    endpoint.always = lambda handler: handler.stream(iter({"choices": [piece]} for piece in pieces))
+    endpoint.responder = lambda handler: handler.stream(iter({"choices": [piece]} for piece in pieces))
     result = run("generate", "Zero", "--endpoint", endpoint.url, "--probs", input="")
     assert result.stdout == " one\n"
     assert "this server does not send probabilities" in result.stderr
@@ -162,14 +162,14 @@ def test_without_logprobs_json_goes_on_and_probs_says_so(run: Run, endpoint: End
     ],
 )
 def test_why_it_ended(run: Run, endpoint: Endpoint, reason: str, stop: tuple[str, ...], told: str) -> None:
-    endpoint.always = lambda handler: handler.stream(iter([{"choices": [{"text": "x", "finish_reason": reason}]}]))
+    endpoint.responder = lambda handler: handler.stream(iter([{"choices": [{"text": "x", "finish_reason": reason}]}]))
     result = run("generate", "Zero", "--endpoint", endpoint.url, *stop, input="")
     assert told in result.stderr
 
 
 def test_a_text_that_breaks_off_is_kept(run: Run, endpoint: Endpoint) -> None:
     pieces = b"".join(event({"choices": [{"text": text}]}) for text in (" one", " two"))
-    endpoint.always = lambda handler: handler.slowly(pieces + b'data: {"choi', 20)
+    endpoint.responder = lambda handler: handler.stream_slowly(pieces + b'data: {"choi', 20)
     result = run("generate", "Zero", "--endpoint", endpoint.url, input="")
     assert (result.exit_code, result.stdout) == (EXIT_FAILURE, " one two\n")
     assert result.stderr.count("\n") == 1
@@ -225,7 +225,7 @@ def test_what_no_server_knows_is_refused(
             assert result.stderr.count("\n") == 1
             tried += 1
     assert tried >= 7
-    assert endpoint.asked == []
+    assert endpoint.requests == []
 
 
 def test_what_is_set_elsewhere_is_meant_for_this_machine(
@@ -253,7 +253,7 @@ def test_an_empty_address_runs_the_model_here(
 ) -> None:
     monkeypatch.setenv("LLMCLI_ENDPOINT", endpoint.url)
     assert run("generate", "The", "--endpoint", "", "-m", model, "-n", 1, input="").exit_code == 0
-    assert endpoint.asked == []
+    assert endpoint.requests == []
 
 
 def test_what_this_kind_of_server_is_not_known_to_take_is_refused(run: Run, endpoint: Endpoint) -> None:
@@ -295,7 +295,7 @@ def test_the_key_is_sent_and_appears_nowhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(endpoint_batch, "ATTEMPTS", 1)
-    endpoint.key, endpoint.always = SECRET, act
+    endpoint.key, endpoint.responder = SECRET, act
     more: tuple[object, ...] = ()
     if source == "variable":
         monkeypatch.setenv("LLMCLI_API_KEY", SECRET)
@@ -306,7 +306,7 @@ def test_the_key_is_sent_and_appears_nowhere(
         *words(command, tmp_path), "--endpoint", endpoint.url, "--verbose", *more, input="hi\n/probs\n/regenerate\n"
     )
     assert endpoint.posts
-    assert {asked.headers["Authorization"] for asked in endpoint.asked} == {f"Bearer {SECRET}"}
+    assert {asked.headers["Authorization"] for asked in endpoint.requests} == {f"Bearer {SECRET}"}
     written = [file.read_text(encoding="utf-8") for file in tmp_path.glob("*.json*")]
     for text in (result.stdout, result.stderr, *written):
         assert SECRET not in text
@@ -326,7 +326,7 @@ def test_no_key_where_one_is_needed(run: Run, endpoint: Endpoint) -> None:
 def test_a_key_does_not_follow_a_redirection(run: Run, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMCLI_API_KEY", SECRET)
     place = endpoint.url.replace("127.0.0.1", "127.0.0.2") + "/v1/completions"
-    endpoint.always = lambda handler: handler.raw(b"", 307, Location=place)
+    endpoint.responder = lambda handler: handler.raw(b"", 307, Location=place)
     result = run("generate", "Zero", "--endpoint", endpoint.url, input="")
     assert result.exit_code == EXIT_FAILURE
     assert f"redirects to {place}" in result.stderr
@@ -366,7 +366,7 @@ def test_the_table_of_a_step(run: Run, endpoint: Endpoint) -> None:
     assert "all tokens not listed: p 0.2500 in total" in result.stdout
     late = run("explain-step", "Zero", "--endpoint", endpoint.url, "--step", 3, input="")
     assert late.exit_code == 0
-    endpoint.always = lambda handler: handler.stream(iter([{"choices": [{"text": "", "finish_reason": "stop"}]}]))
+    endpoint.responder = lambda handler: handler.stream(iter([{"choices": [{"text": "", "finish_reason": "stop"}]}]))
     ended = run("explain-step", "Zero", "--endpoint", endpoint.url, input="")
     assert ended.exit_code == EXIT_USAGE
     assert "there is no step 0" in ended.stderr
@@ -380,7 +380,7 @@ def test_a_score_is_the_sum_of_what_the_server_tells(run: Run, endpoint: Endpoin
     assert list(found["tokens"][0]) == list(here["tokens"][0])
     assert [token["surprisal"] for token in found["tokens"]] == pytest.approx([1, 5, 6])
     assert [token["rank"] for token in found["tokens"]] == [0, 4, None]
-    assert [token["favourite"]["text"] for token in found["tokens"]] == list(ROUND[:3])
+    assert [token["favourite"]["text"] for token in found["tokens"]] == list(VOCABULARY[:3])
     assert found["bits"] == pytest.approx(12)
     assert found["bits_per_byte"] == pytest.approx(12 / len(" one six two"))
     assert found["perplexity"] == pytest.approx(2**4)
@@ -395,7 +395,7 @@ def test_a_server_that_does_not_repeat_the_prompt_is_told_so(run: Run, endpoint:
     endpoint.forbidden = ("echo",)
     refused = run("score", "Zero one", "--endpoint", endpoint.url, input="")
     endpoint.forbidden = ()
-    endpoint.always = lambda handler: handler.json({"choices": [{"text": " one", "finish_reason": "length"}]})
+    endpoint.responder = lambda handler: handler.json({"choices": [{"text": " one", "finish_reason": "length"}]})
     silent = run("score", "Zero one", "--endpoint", endpoint.url, input="")
     for result in (refused, silent):
         assert (result.exit_code, result.stdout) == (EXIT_FAILURE, "")
@@ -405,7 +405,7 @@ def test_a_server_that_does_not_repeat_the_prompt_is_told_so(run: Run, endpoint:
 def test_a_score_of_another_text_fails_its_check(run: Run, endpoint: Endpoint) -> None:
     logprobs = {"tokens": ["Zero", " two", " x"], "token_logprobs": [None, -1, -1], "top_logprobs": [None, {}, {}]}
     choice = {"text": "Zero one x", "logprobs": logprobs, "finish_reason": "length"}
-    endpoint.always = lambda handler: handler.json({"choices": [choice]})
+    endpoint.responder = lambda handler: handler.json({"choices": [choice]})
     result = run("score", "Zero one", "--endpoint", endpoint.url, input="")
     assert result.exit_code == EXIT_FAILURE
     assert "check: FAILED" in result.stdout
@@ -478,7 +478,7 @@ def test_what_a_server_does_not_take_changes_no_setting(run: Run, endpoint: Endp
 
 def test_a_failure_costs_its_turn_alone_and_keeps_what_came(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
     cut = event({"choices": [{"delta": {"content": " half"}}]})
-    endpoint.acts = [lambda handler: handler.json({}, 500), lambda handler: handler.raw(cut)]
+    endpoint.next_responders = [lambda handler: handler.json({}, 500), lambda handler: handler.raw(cut)]
     file = tmp_path / "chat.json"
     result = talk(run, endpoint, "a", "b", "c", args=("--chat", file))
     assert result.exit_code == 1
@@ -499,12 +499,12 @@ def batch(run: Run, endpoint: Endpoint, prompts: Path, *more: object) -> tuple[R
 
 
 def busy(handler: Handler) -> None:
-    handler.json({"error": "busy"}, (429, 500, 503)[len(handler.endpoint.acts) % 3], Retry_After="0")
+    handler.json({"error": "busy"}, (429, 500, 503)[len(handler.endpoint.next_responders) % 3], Retry_After="0")
 
 
 def slow(handler: Handler) -> None:
     time.sleep(0.02)
-    handler.usual(handler.body)
+    handler.respond(handler.body)
 
 
 @pytest.fixture
@@ -522,7 +522,7 @@ def test_each_prompt_gets_its_line(run: Run, endpoint: Endpoint, prompts: Path, 
         count = 1 + record["id"] % 5
         assert (record["tokens"], record["prompt_tokens"], record["finish"]) == (count, 7, "length")
         assert record["seed"] == 5 + record["id"]
-        assert record["text"].startswith(ROUND[0])
+        assert record["text"].startswith(VOCABULARY[0])
     sent = {body["prompt"]: body for body in endpoint.posts}
     assert sent["Zero 3"] == {"model": "toy", "max_tokens": 4, "seed": 8, "prompt": "Zero 3", "stop": ["!"]}
     here = prompts.with_name("here.jsonl")
@@ -532,9 +532,9 @@ def test_each_prompt_gets_its_line(run: Run, endpoint: Endpoint, prompts: Path, 
 
 @pytest.mark.parametrize("size", [1, 6])
 def test_so_many_requests_run_at_once(run: Run, endpoint: Endpoint, prompts: Path, size: int) -> None:
-    endpoint.always = slow
+    endpoint.responder = slow
     batch(run, endpoint, prompts, "--batch-size", size)
-    assert endpoint.most_at_once == size
+    assert endpoint.peak_concurrency == size
 
 
 @pytest.mark.parametrize("order", ["input", "finished"])
@@ -547,7 +547,7 @@ def test_what_failed_for_the_moment_is_asked_again(
 
     _, usual = batch(run, endpoint, prompts)
     prompts.with_name("out.jsonl").unlink()
-    endpoint.acts = [busy] * 12 + [gone] * 3
+    endpoint.next_responders = [busy] * 12 + [gone] * 3
     result, found = batch(run, endpoint, prompts, "--order", order, "--batch-size", 8)
     assert sorted(found, key=lambda record: record["id"]) == usual
     assert "1 skipped" in result.stderr
@@ -558,9 +558,9 @@ def test_a_prompt_that_is_refused_is_told_and_left_out(run: Run, endpoint: Endpo
         if handler.body["prompt"] == "Zero 3":
             handler.json({"error": {"message": "too long"}}, 400)
         else:
-            handler.usual(handler.body)
+            handler.respond(handler.body)
 
-    endpoint.always = picky
+    endpoint.responder = picky
     result, found = batch(run, endpoint, prompts, "--batch-size", 1)
     assert [record["id"] for record in found] == [n for n in range(20) if n not in (3, 7)]
     assert f"{prompts}:4: 127.0.0.1" in result.stderr
@@ -579,14 +579,14 @@ def test_a_server_that_is_gone_ends_the_run_which_then_goes_on(
         if len(handler.endpoint.posts) > sent + 6:
             handler.json({}, 503)
         else:
-            handler.usual(handler.body)
+            handler.respond(handler.body)
 
-    endpoint.always = dies
+    endpoint.responder = dies
     result, some = batch(run, endpoint, prompts, "--batch-size", 1)
     assert result.exit_code == EXIT_FAILURE
     assert "status 503" in result.stderr
     assert some == usual[:6]
-    endpoint.always = None
+    endpoint.responder = None
     out.write_bytes(out.read_bytes()[:-5])  # and one that was cut short
     _, found = batch(run, endpoint, prompts)
     assert found == usual
@@ -617,7 +617,7 @@ def test_ctrl_c_keeps_what_came_and_closes_the_connection(
     hung, left = Event(), Event()
 
     def hangs(handler: Handler) -> None:
-        handler.begin()
+        handler.begin_stream()
         key = "delta" if command == "chat" else "text"
         piece: Any = {"content": " one"} if command == "chat" else " one"
         handler.wfile.write(event({"choices": [{key: piece}]}))
@@ -627,11 +627,11 @@ def test_ctrl_c_keeps_what_came_and_closes_the_connection(
         if handler.rfile.read(1) == b"":  # until whoever asked has closed
             left.set()
 
-    endpoint.always = hangs
+    endpoint.responder = hangs
     name = "generate" if command == "json" else command
     options = [*words(name, tmp_path), "--endpoint", endpoint.url, *(["--json"] if command == "json" else [])]
     if command == "batch":
-        endpoint.acts = [lambda handler: handler.usual(handler.body)] * 2
+        endpoint.next_responders = [lambda handler: handler.respond(handler.body)] * 2
         options += ["--batch-size", 1]
     process = subprocess.Popen(
         [sys.executable, "-m", "llmcli", *map(str, options)],
@@ -673,9 +673,9 @@ def test_a_batch_that_is_killed_goes_on(run: Run, endpoint: Endpoint, prompts: P
 
     def slowly(handler: Handler) -> None:
         time.sleep(0.05)
-        handler.usual(handler.body)
+        handler.respond(handler.body)
 
-    endpoint.always = slowly
+    endpoint.responder = slowly
     arguments = ["batch", prompts, out, "--endpoint", endpoint.url, "--batch-size", 1, "--order", order]
     with subprocess.Popen(
         [sys.executable, "-m", "llmcli", *map(str, arguments)],
@@ -695,6 +695,6 @@ def test_a_batch_that_is_killed_goes_on(run: Run, endpoint: Endpoint, prompts: P
 def test_requests_are_recorded_as_they_came(run: Run, endpoint: Endpoint) -> None:
     """The loopback server itself: a test that looks at no request would prove nothing."""
     run("generate", "Zero", "--endpoint", endpoint.url, "-n", 1, input="")
-    assert [type(asked) for asked in endpoint.asked] == [Asked, Asked]
-    assert [asked.path for asked in endpoint.asked] == ["/v1/models", "/v1/completions"]
-    assert {asked.headers["Accept-Encoding"] for asked in endpoint.asked} == {"identity"}
+    assert [type(asked) for asked in endpoint.requests] == [ReceivedRequest, ReceivedRequest]
+    assert [asked.path for asked in endpoint.requests] == ["/v1/models", "/v1/completions"]
+    assert {asked.headers["Accept-Encoding"] for asked in endpoint.requests} == {"identity"}

@@ -1,4 +1,4 @@
-"""What lies between a server and the commands: addresses, keys, streams, numbers, options, and asking again."""
+"""The client of an OpenAI-compatible server: addresses, keys, streams, log probabilities, options and retries."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SECRET = "sk-Very/Secret+0123456789="
         ("http://[::1]:80", "http://[::1]:80/v1"),
     ],
 )
-def test_an_address_is_completed(typed: str, base: str) -> None:
+def test_the_base_url_of_an_address(typed: str, base: str) -> None:
     assert parse_address(typed).base == base
 
 
@@ -64,7 +64,7 @@ def test_an_address_is_completed(typed: str, base: str) -> None:
         "http://[::1",
     ],
 )
-def test_what_is_no_address_is_an_error_that_quotes_nothing(typed: str) -> None:
+def test_an_invalid_address_is_an_error_that_does_not_quote_it(typed: str) -> None:
     with pytest.raises(LlmcliError) as caught:
         parse_address(typed)
     assert caught.value.exit_code == EXIT_USAGE
@@ -72,15 +72,15 @@ def test_what_is_no_address_is_an_error_that_quotes_nothing(typed: str) -> None:
     assert "\x1b" not in str(caught.value)
 
 
-def test_only_this_machine_is_here() -> None:
-    here = ("http://localhost", "http://127.0.0.1:1", "http://127.9.9.9", "http://[::1]:5", "http://x.localhost")
-    there = ("http://192.168.0.1", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "http://0.0.0.0")
-    assert all(parse_address(url).is_loopback for url in here)
-    assert not any(parse_address(url).is_loopback for url in there)
+def test_only_addresses_of_this_machine_are_loopback() -> None:
+    loopback = ("http://localhost", "http://127.0.0.1:1", "http://127.9.9.9", "http://[::1]:5", "http://x.localhost")
+    remote = ("http://192.168.0.1", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "http://0.0.0.0")
+    assert all(parse_address(url).is_loopback for url in loopback)
+    assert not any(parse_address(url).is_loopback for url in remote)
 
 
 @pytest.mark.parametrize(
-    ("url", "known", "sent"),
+    ("url", "variables", "sent"),
     [
         ("http://localhost:1", {"LLMCLI_API_KEY": "a"}, "a"),
         ("https://x.example", {"LLMCLI_API_KEY": "a", "OPENAI_API_KEY": "b"}, "a"),
@@ -94,40 +94,40 @@ def test_only_this_machine_is_here() -> None:
         ("http://x.example", {}, None),
     ],
 )
-def test_which_key_goes_where(
-    url: str, known: dict[str, str], sent: str | None, monkeypatch: pytest.MonkeyPatch
+def test_which_key_is_sent_to_which_server(
+    url: str, variables: dict[str, str], sent: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LLMCLI_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in known.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = find_key(parse_address(url), None)
-    assert (found and found.value) == sent
+    key = find_key(parse_address(url), None)
+    assert (key and key.value) == sent
 
 
-def test_no_key_goes_where_everybody_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_not_sent_unencrypted_over_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLMCLI_API_KEY", raising=False)
     file = tmp_path / "key"
     file.write_text(f"{SECRET}\n", encoding="utf-8")
-    found = find_key(parse_address("https://x.example"), file)
-    assert found is not None
-    assert found.value == SECRET
+    key = find_key(parse_address("https://x.example"), file)
+    assert key is not None
+    assert key.value == SECRET
     with pytest.raises(LlmcliError, match="unencrypted"):
         find_key(parse_address("http://192.168.0.1:8000"), file)
     monkeypatch.setenv("LLMCLI_API_KEY", SECRET)
     with pytest.raises(LlmcliError, match="unencrypted"):
         find_key(parse_address("http://x.example"), None)
-    for wrong in (b"", b"two words", b"\xff\xfe", b"a\nb", "schl\u00fcssel".encode()):
-        file.write_bytes(wrong)
+    for invalid in (b"", b"two words", b"\xff\xfe", b"a\nb", "schl\u00fcssel".encode()):
+        file.write_bytes(invalid)
         with pytest.raises(LlmcliError, match="does not contain an API key"):
             find_key(parse_address("https://x.example"), file)
 
 
-def test_a_key_shows_itself_nowhere() -> None:
+def test_a_key_is_never_shown() -> None:
     key = ApiKey(SECRET)
     assert SECRET not in repr(key) + str(key) + repr(vars(Request("x", 1, {})))
-    found = {"a": [f"x{SECRET}y", {SECRET: SECRET}], "b": 3}
-    assert SECRET not in json.dumps(key.redact(found))
+    content = {"a": [f"x{SECRET}y", {SECRET: SECRET}], "b": 3}
+    assert SECRET not in json.dumps(key.redact(content))
     assert ApiKey("EMPTY").redact("EMPTY words") == "EMPTY words"
 
 
@@ -140,16 +140,16 @@ STREAM = b": hello\r\n\r\n" + b"".join(event({"n": n, "t": TEXT}) for n in range
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=30))
 def test_a_stream_may_be_cut_anywhere(cuts: list[int]) -> None:
-    places = [0, *sorted(cuts), len(STREAM)]
-    chunks = [STREAM[a:b] for a, b in pairwise(places)]
+    edges = [0, *sorted(cuts), len(STREAM)]
+    chunks = [STREAM[a:b] for a, b in pairwise(edges)]
     assert list(server_sent_events(chunks)) == [{"n": n, "t": TEXT} for n in range(3)]
 
 
-def test_of_a_line_that_was_cut_nothing_is_told() -> None:
+def test_an_incomplete_last_line_is_dropped() -> None:
     assert list(split_lines([b"one\ntw"])) == [b"one"]
 
 
-def test_a_line_without_end_is_given_up() -> None:
+def test_an_endless_line_is_an_error() -> None:
     def endless() -> Any:
         while True:
             yield b"x" * 65536
@@ -159,35 +159,35 @@ def test_a_line_without_end_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("data", [b"<html>\n", b"data: {\n\n", b"data: [1]\n\n", b"data: " + b"[" * 10**5 + b"\n"])
-def test_what_is_no_event_is_told(data: bytes) -> None:
+def test_an_invalid_event_is_an_error(data: bytes) -> None:
     with pytest.raises(ServerError, match="invalid response"):
         list(server_sent_events([data]))
 
 
 @given(st.text("a🙂日\ud83d\ude42", min_size=1), st.lists(st.integers(0, 20)))
-def test_halves_of_characters_find_each_other(text: str, cuts: list[int]) -> None:
+def test_surrogate_pairs_split_between_chunks_are_joined(text: str, cuts: list[int]) -> None:
     units = text.encode("utf-16-le", "surrogatepass")
     halves = "".join(chr(int.from_bytes(units[n : n + 2], "little")) for n in range(0, len(units), 2))
-    places = [0, *sorted(cut for cut in cuts if cut <= len(halves)), len(halves)]
-    whole = SurrogateJoiner()
-    found = "".join(whole.feed(halves[a:b]) for a, b in pairwise(places)) + whole.finish()
-    assert found == text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    edges = [0, *sorted(cut for cut in cuts if cut <= len(halves)), len(halves)]
+    joiner = SurrogateJoiner()
+    joined = "".join(joiner.feed(halves[a:b]) for a, b in pairwise(edges)) + joiner.finish()
+    assert joined == text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-# --- numbers ---
+# --- log probabilities ---
 
 
-def test_both_forms_of_logprobs_are_read() -> None:
-    older = {
+def test_logprobs_of_completions_and_of_chats_are_parsed() -> None:
+    completion = {
         "tokens": [" a", "bytes:\\xf0\\x9f"],
         "token_logprobs": [-0.5, None],
         "top_logprobs": [{" b": -2, " a": -0.5}, None],
     }
-    first, second = parse_tokens(older, 2)
+    first, second = parse_tokens(completion, 2)
     assert (first.text, first.bytes, first.logprob, first.rank) == (" a", b" a", -0.5, 0)
     assert [rival.text for rival in first.top] == [" a", " b"]
     assert (second.bytes, second.logprob, second.rank, second.top) == (b"\xf0\x9f", None, None, ())
-    newer = {
+    chat = {
         "content": [
             {
                 "token": "\ufffd",
@@ -198,24 +198,24 @@ def test_both_forms_of_logprobs_are_read() -> None:
             }
         ]
     }
-    (only,) = parse_tokens(newer, 2)
+    (only,) = parse_tokens(chat, 2)
     assert (only.id, only.bytes, only.rank, only.top[0].text) == (5, b"\xf0\x9f", None, "x")
 
 
-def test_a_written_token_that_is_added_to_its_rivals_has_no_rank() -> None:
-    said = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"a": -0.5, "b": -1, "z": -9}]}
-    assert parse_tokens(said, 2)[0].rank is None
-    assert parse_tokens(said, 3)[0].rank == 2
+def test_a_generated_token_added_below_the_top_tokens_has_no_rank() -> None:
+    body = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"a": -0.5, "b": -1, "z": -9}]}
+    assert parse_tokens(body, 2)[0].rank is None
+    assert parse_tokens(body, 3)[0].rank == 2
 
 
-def test_where_rivals_without_text_are_lost_there_is_no_list() -> None:
-    said = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"": -0.5, "b": -1}]}
-    assert [rival.text for rival in parse_tokens(said, 2)[0].top] == ["", "b"]
-    assert parse_tokens(said, 3)[0].top == ()
-    said["top_logprobs"] = [{"": -0.5, "z": -9}]  # of the best two one is lost, and the one written is an extra
-    assert parse_tokens(said, 2)[0].top == ()
-    said = {"tokens": [""], "token_logprobs": [-9], "top_logprobs": [{"": -9, "b": -1}]}
-    assert parse_tokens(said, 2)[0].top == ()
+def test_without_all_the_top_tokens_there_is_no_list() -> None:
+    body = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"": -0.5, "b": -1}]}
+    assert [rival.text for rival in parse_tokens(body, 2)[0].top] == ["", "b"]
+    assert parse_tokens(body, 3)[0].top == ()
+    body["top_logprobs"] = [{"": -0.5, "z": -9}]  # one of the top two is missing; the generated token was added to them
+    assert parse_tokens(body, 2)[0].top == ()
+    body = {"tokens": [""], "token_logprobs": [-9], "top_logprobs": [{"": -9, "b": -1}]}
+    assert parse_tokens(body, 2)[0].top == ()
 
 
 NAMES = ["choices", "delta", "message", "text", "content", "logprobs", "tokens", "token_logprobs", "top_logprobs"]
@@ -235,47 +235,51 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_any_answer_is_read_or_refused(found: Any) -> None:
-    for said in (found, {"choices": found}, {"choices": [found]}, {"choices": [{"text": "", "logprobs": found}]}):
-        if not isinstance(said, dict):
+def test_any_response_is_parsed_or_an_error(content: Any) -> None:
+    bodies = (content, {"choices": content}, {"choices": [content]}, {"choices": [{"text": "", "logprobs": content}]})
+    for body in bodies:
+        if not isinstance(body, dict):
             continue
         try:
-            piece = parse_chunk(said, 3)
+            chunk = parse_chunk(body, 3)
         except ServerError:
             continue
-        assert isinstance(piece.text, str)
-        for token in piece.tokens:
+        assert isinstance(chunk.text, str)
+        for token in chunk.tokens:
             assert token.prob is None or 0 <= token.prob <= 1
 
 
-def test_the_tokens_of_a_text_are_found_between_bos_and_what_was_written() -> None:
-    def rated(*texts: str) -> list[ServerToken]:
+def test_the_tokens_of_a_text_are_those_between_bos_and_the_generated_token() -> None:
+    def tokens(*texts: str) -> list[ServerToken]:
         return [ServerToken(text, text.encode(), None, -1.0, ()) for text in texts]
 
-    assert locate_text(rated("The", " king", " ran"), "The king") == (0, 2)
-    assert locate_text(rated("<s>", "The", " king", " ran"), "The king") == (1, 3)
-    assert locate_text(rated("The", " king"), "The king") == (0, 2)  # what was written ended the text, and is not told
-    assert locate_text(rated("The", "", "", " king", " ran"), "The 🙂 king") == (0, 4)
+    assert locate_text(tokens("The", " king", " ran"), "The king") == (0, 2)
+    assert locate_text(tokens("<s>", "The", " king", " ran"), "The king") == (1, 3)
+    assert locate_text(tokens("The", " king"), "The king") == (
+        0,
+        2,
+    )  # the model generated an end token, which the server does not report
+    assert locate_text(tokens("The", "", "", " king", " ran"), "The 🙂 king") == (0, 4)
 
 
 # --- options ---
 
 
-def test_plain_fields_go_to_every_server_and_no_field_is_guessed() -> None:
-    plain = {"temperature": 0.5, "top-p": 0.9, "presence-penalty": 1.0, "frequency-penalty": 1.0}
-    names = {name: name.replace("-", "_") for name in plain}
+def test_every_server_gets_the_standard_fields_and_no_others() -> None:
+    standard = {"temperature": 0.5, "top-p": 0.9, "presence-penalty": 1.0, "frequency-penalty": 1.0}
+    names = {name: name.replace("-", "_") for name in standard}
     for kind in (UNKNOWN_KIND, *KINDS):
-        fields = request_fields(kind, plain, seed=3)
-        assert fields == {**{names[name]: value for name, value in plain.items()}, "seed": 3}
+        fields = request_fields(kind, standard, seed=3)
+        assert fields == {**{names[name]: value for name, value in standard.items()}, "seed": 3}
     assert request_fields(UNKNOWN_KIND, {}) == {}
 
 
-def test_what_a_server_is_not_known_to_take_is_refused() -> None:
-    known = {"vLLM": "repetition_penalty", "SGLang": "repetition_penalty", "llama.cpp": "repeat_penalty"}
-    known["llama-cpp-python"] = "repeat_penalty"
+def test_an_option_that_a_server_may_not_support_is_an_error() -> None:
+    fields = {"vLLM": "repetition_penalty", "SGLang": "repetition_penalty", "llama.cpp": "repeat_penalty"}
+    fields["llama-cpp-python"] = "repeat_penalty"
     for kind in (UNKNOWN_KIND, *KINDS):
-        if kind.name in known:
-            assert request_fields(kind, {"repetition-penalty": 1.5}) == {known[kind.name]: 1.5}
+        if kind.name in fields:
+            assert request_fields(kind, {"repetition-penalty": 1.5}) == {fields[kind.name]: 1.5}
             continue
         with pytest.raises(LlmcliError, match="repetition-penalty") as caught:
             request_fields(kind, {"repetition-penalty": 1.5})
@@ -283,7 +287,7 @@ def test_what_a_server_is_not_known_to_take_is_refused() -> None:
     assert {name for kind in KINDS for name in kind.fields} - {"seed", "logit-bias", "repeat-last-n"} == set(FILTERS)
 
 
-def test_top_k_0_keeps_all_tokens_everywhere() -> None:
+def test_top_k_0_keeps_all_tokens_on_every_server() -> None:
     fields = {kind.name: request_fields(kind, {"top-k": 0.0}) for kind in KINDS if "top-k" in kind.fields}
     assert {name: field["top_k"] for name, field in fields.items()} == {
         "vLLM": -1,
@@ -293,21 +297,21 @@ def test_top_k_0_keeps_all_tokens_everywhere() -> None:
     }
 
 
-def test_biases_are_by_id_and_within_what_openai_takes() -> None:
+def test_biases_need_token_ids_and_the_range_of_the_openai_api() -> None:
     assert request_fields(UNKNOWN_KIND, {}, biases=(("262", 5.0), ("7", -math.inf))) == {
         "logit_bias": {"262": 5.0, "7": -100.0}
     }
-    for wrong in ((" Paris", 5.0), ("262", 1e3)):
+    for invalid in ((" Paris", 5.0), ("262", 1e3)):
         with pytest.raises(LlmcliError):
-            request_fields(UNKNOWN_KIND, {}, biases=(wrong,))
+            request_fields(UNKNOWN_KIND, {}, biases=(invalid,))
 
 
-def test_a_conversation_is_asked_as_chats_are() -> None:
-    ask = Request((Message("user", "hi"),), 5, {"top_p": 0.5}, ("x",), 3)
-    newer = ask.body("m", OPENAI)
-    assert ("max_tokens" in newer, newer["max_completion_tokens"]) == (False, 5)
+def test_a_conversation_is_a_chat_request() -> None:
+    request = Request((Message("user", "hi"),), 5, {"top_p": 0.5}, ("x",), 3)
+    body = request.body("m", OPENAI)
+    assert ("max_tokens" in body, body["max_completion_tokens"]) == (False, 5)
     assert Request("x", 5, {}).body("m", OPENAI) == {"model": "m", "prompt": "x", "max_tokens": 5}
-    assert (ask.path, ask.body("m", UNKNOWN_KIND)) == (
+    assert (request.path, request.body("m", UNKNOWN_KIND)) == (
         "/chat/completions",
         {
             "model": "m",
@@ -321,22 +325,22 @@ def test_a_conversation_is_asked_as_chats_are() -> None:
     )
 
 
-# --- asking again ---
+# --- retries ---
 
 
-def test_asking_again_takes_longer_each_time_and_never_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_wait_longer_each_time_and_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(Event, "wait", lambda self, seconds: waits.append(seconds))
-    tries = 0
+    attempts = 0
 
     def fails() -> None:
-        nonlocal tries
-        tries += 1
-        raise ServerError("busy", retryable=True, retry_after=7.0 if tries == 2 else None)
+        nonlocal attempts
+        attempts += 1
+        raise ServerError("busy", retryable=True, retry_after=7.0 if attempts == 2 else None)
 
     with pytest.raises(ServerError):
         batch.with_retries(fails, Event())
-    assert tries == batch.ATTEMPTS
+    assert attempts == batch.ATTEMPTS
     assert len(waits) == batch.ATTEMPTS - 1
     expected = [min(0.5 * 2**n, 30) + (7 if n == 1 else 0) for n in range(len(waits))]
     assert all(
@@ -349,42 +353,44 @@ def test_asking_again_takes_longer_each_time_and_never_for_ever(monkeypatch: pyt
     assert len(waits) == batch.ATTEMPTS - 1
 
 
-# --- a server that fails ---
+# --- failing servers ---
 
 
-def text_of(endpoint: Endpoint, tokens: int = 5) -> str:
-    writing = open_server(endpoint.url, None, None).stream(Request("Zero", tokens, {}))
-    for _ in writing:
+def generate(endpoint: Endpoint, tokens: int = 5) -> str:
+    stream = open_server(endpoint.url, None, None).stream(Request("Zero", tokens, {}))
+    for _ in stream:
         pass
-    return writing.text
+    return stream.text
 
 
 def test_a_stream_in_single_bytes_is_the_same_text(endpoint: Endpoint) -> None:
-    usual = text_of(endpoint, 3)
-    found = [{"choices": [{"text": text, "finish_reason": None}]} for text in (" one", " two", " 🙂")]
-    data = b"".join(map(event, [*found, {"choices": [{"text": "", "finish_reason": "length"}]}]))
-    endpoint.acts = [lambda handler: handler.slowly(data, 1)]
-    assert text_of(endpoint, 3) == usual == " one two 🙂"
-    endpoint.acts = [lambda handler: handler.slowly(data[: data.index("🙂".encode()) + 2], 7)]
+    expected = generate(endpoint, 3)
+    chunks = [{"choices": [{"text": text, "finish_reason": None}]} for text in (" one", " two", " 🙂")]
+    data = b"".join(map(event, [*chunks, {"choices": [{"text": "", "finish_reason": "length"}]}]))
+    endpoint.next_responders = [lambda handler: handler.stream_slowly(data, 1)]
+    assert generate(endpoint, 3) == expected == " one two 🙂"
+    endpoint.next_responders = [lambda handler: handler.stream_slowly(data[: data.index("🙂".encode()) + 2], 7)]
     with pytest.raises(ServerError, match="ended early"):
-        text_of(endpoint)
+        generate(endpoint)
 
 
-def test_a_server_that_knows_no_streams_answers_at_once(endpoint: Endpoint) -> None:
-    endpoint.acts = [lambda handler: handler.json({"choices": [{"text": "all of it", "finish_reason": "stop"}]})]
-    assert text_of(endpoint) == "all of it"
+def test_a_server_without_streaming_sends_the_whole_text(endpoint: Endpoint) -> None:
+    endpoint.next_responders = [
+        lambda handler: handler.json({"choices": [{"text": "all of it", "finish_reason": "stop"}]})
+    ]
+    assert generate(endpoint) == "all of it"
 
 
-def test_halves_of_a_character_in_two_events(endpoint: Endpoint) -> None:
+def test_a_surrogate_pair_in_two_events(endpoint: Endpoint) -> None:
     parts = ["a\ud83d", "\ude42b\ud83d"]
-    found = [event({"choices": [{"text": text, "finish_reason": None}]}, ascii=True) for text in parts]
+    events = [event({"choices": [{"text": text, "finish_reason": None}]}, ascii=True) for text in parts]
     last = event({"choices": [{"text": "", "finish_reason": "stop"}]})
-    endpoint.acts = [lambda handler: handler.raw(b"".join(found) + last)]
-    assert text_of(endpoint) == "a🙂b\ufffd"
+    endpoint.next_responders = [lambda handler: handler.raw(b"".join(events) + last)]
+    assert generate(endpoint) == "a🙂b\ufffd"
 
 
 @pytest.mark.parametrize(
-    ("act", "told"),
+    ("respond", "message"),
     [
         (lambda h: h.raw(b"<html>Welcome</html>", kind="text/html"), "invalid response"),
         (lambda h: h.raw(b'data: {"choices": \n\n'), "not JSON"),
@@ -405,90 +411,90 @@ def test_halves_of_a_character_in_two_events(endpoint: Endpoint) -> None:
         (lambda h: h.connection.close(), "broke"),
     ],
 )
-def test_each_failure_is_one_line(endpoint: Endpoint, act: Any, told: str) -> None:
+def test_each_failure_is_a_one_line_error(endpoint: Endpoint, respond: Any, message: str) -> None:
     def once(handler: Handler) -> None:
         handler.close_connection = True
-        act(handler)
+        respond(handler)
 
-    endpoint.acts = [once]
-    with pytest.raises(ServerError, match=told) as caught:
-        text_of(endpoint)
+    endpoint.next_responders = [once]
+    with pytest.raises(ServerError, match=message) as caught:
+        generate(endpoint)
     assert caught.value.hint
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
     assert caught.value.__cause__ is None
-    assert len(endpoint.posts) == 1  # nothing is sent on to where a server points
+    assert len(endpoint.posts) == 1  # redirects are not followed
 
 
-def test_a_refusal_says_how_long_to_wait(endpoint: Endpoint) -> None:
-    for after, wait in (("7", 7.0), ("Wed, 21 Oct 2015 07:28:00 GMT", None), ("-1", 0.0), ("nan", None)):
-        endpoint.acts = [lambda handler, after=after: handler.json({}, 429, Retry_After=after)]
+def test_the_retry_after_header(endpoint: Endpoint) -> None:
+    for header, seconds in (("7", 7.0), ("Wed, 21 Oct 2015 07:28:00 GMT", None), ("-1", 0.0), ("nan", None)):
+        endpoint.next_responders = [lambda handler, header=header: handler.json({}, 429, Retry_After=header)]
         with pytest.raises(ServerError) as caught:
-            text_of(endpoint)
-        assert (caught.value.retryable, caught.value.retry_after) == (True, wait)
+            generate(endpoint)
+        assert (caught.value.retryable, caught.value.retry_after) == (True, seconds)
 
 
 def endless(handler: Handler, data: bytes) -> None:
-    handler.begin()
+    handler.begin_stream()
     while True:
         handler.wfile.write(data)
 
 
-def test_an_endless_text_is_cut_where_it_was_to_end(endpoint: Endpoint) -> None:
-    piece = event({"choices": [{"text": "x", "finish_reason": None}]})
-    endpoint.acts = [lambda handler: endless(handler, piece)]
-    writing = open_server(endpoint.url, None, None).stream(Request("Zero", 9, {}))
-    assert [piece.text for piece in writing][-1] == ""
-    assert (writing.text, writing.tokens, writing.finish) == ("x" * 9, 9, "length")
+def test_an_endless_text_is_cut_at_the_requested_length(endpoint: Endpoint) -> None:
+    data = event({"choices": [{"text": "x", "finish_reason": None}]})
+    endpoint.next_responders = [lambda handler: endless(handler, data)]
+    stream = open_server(endpoint.url, None, None).stream(Request("Zero", 9, {}))
+    assert [chunk.text for chunk in stream][-1] == ""
+    assert (stream.text, stream.tokens, stream.finish) == ("x" * 9, 9, "length")
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"x" * 65536, "endless line"),
         (event({"choices": []}) * 100, "without text"),
         (event({"choices": [{"text": "x" * 10**5}]}), "longer"),
     ],
 )
-def test_other_endless_answers_are_given_up(endpoint: Endpoint, data: bytes, told: str) -> None:
-    endpoint.acts = [lambda handler: endless(handler, data)]
-    with pytest.raises(ServerError, match=told):
-        text_of(endpoint)
+def test_other_endless_responses_are_errors(endpoint: Endpoint, data: bytes, message: str) -> None:
+    endpoint.next_responders = [lambda handler: endless(handler, data)]
+    with pytest.raises(ServerError, match=message):
+        generate(endpoint)
 
 
-def test_signs_of_life_alone_are_no_answer(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_alive_comments_do_not_reset_the_timeout(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "READ_TIMEOUT", 0.2)
-    endpoint.acts = [lambda handler: endless(handler, b": still here\n\n"), lambda handler: Event().wait(2)]
+    endpoint.next_responders = [lambda handler: endless(handler, b": still here\n\n"), lambda handler: Event().wait(2)]
     for _ in range(2):
         with pytest.raises(ServerError, match="in time") as caught:
-            text_of(endpoint)
+            generate(endpoint)
         assert caught.value.retryable
 
 
-def test_a_whole_answer_is_bounded_too(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_without_streaming_is_limited_in_size(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_RESPONSE_BYTES", 10**6)
     server = open_server(endpoint.url, None, None)
-    endpoint.acts = [lambda handler: endless(handler, b" " * 65536)]
+    endpoint.next_responders = [lambda handler: endless(handler, b" " * 65536)]
     with pytest.raises(ServerError, match="does not end"):
         server.complete(Request("Zero", 1, {}))
 
 
-def test_nobody_there(endpoint: Endpoint) -> None:
+def test_an_unreachable_server(endpoint: Endpoint) -> None:
     with pytest.raises(ServerError, match="cannot connect") as caught:
         open_server("http://127.0.0.1:1", None, None)
     assert caught.value.retryable
 
 
-def test_to_this_machine_no_proxy_is_asked(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_addresses_bypass_the_proxy(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
-    assert text_of(endpoint, 2) == " one two"
+    assert generate(endpoint, 2) == " one two"
 
 
-# --- which model ---
+# --- models ---
 
 
-def test_the_only_model_is_taken_and_several_are_listed(endpoint: Endpoint) -> None:
+def test_a_single_model_is_the_default_and_several_are_listed(endpoint: Endpoint) -> None:
     assert open_server(endpoint.url, None, None).model == "toy"
     endpoint.models = ["a", "b"]
     with pytest.raises(LlmcliError, match="has 2 models") as caught:
@@ -503,7 +509,7 @@ def test_the_only_model_is_taken_and_several_are_listed(endpoint: Endpoint) -> N
 
 
 @pytest.mark.parametrize(("owner", "name"), [(kind.owner, kind.name) for kind in KINDS] + [("acme", "this server")])
-def test_a_server_is_known_by_what_it_says_of_its_models(endpoint: Endpoint, owner: str, name: str) -> None:
+def test_the_kind_of_server_follows_from_the_owner_of_its_models(endpoint: Endpoint, owner: str, name: str) -> None:
     endpoint.owner = owner
     assert open_server(endpoint.url, None, None).kind.name == name
 
