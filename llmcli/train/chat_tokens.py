@@ -1,4 +1,4 @@
-"""Chat tokens for a base model: two tokens that begin a turn, and a chat template that uses them."""
+"""Chat tokens for a base model: one that starts a user's turn, one that starts the assistant's, and a chat template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEMPLATE = """\
 {%- elif message.role == 'assistant' %}
 {{- '<|assistant|>' + message.content + eos_token }}
 {%- else %}
-{{- raise_exception('there are only the turns of a user and an assistant') }}
+{{- raise_exception('roles must be user or assistant') }}
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -35,18 +35,19 @@ TEMPLATE = """\
 def add_chat_tokens(folder: Path, model: Transformer, *, seed: int) -> Tokenizer:
     """Add both tokens and the template to the tokenizer in ``folder``, and embeddings for the tokens to ``model``.
 
-    A new embedding is the mean of all others plus noise of the size that initialization uses.
+    A new embedding is the mean of the others plus noise with the standard deviation of a new model's embeddings. Returns
+    the extended tokenizer.
     """
     tokenizer = load_tokenizer(folder)
     tokenizer.fast.add_special_tokens([AddedToken(text, special=True) for text in (USER, ASSISTANT)])
     config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     bos, eos = model.config.bos_token_id, next(iter(model.config.eos_token_ids), None)
-    named = {"bos_token": bos, "eos_token": eos}
-    texts = {name: tokenizer.fast.id_to_token(id) for name, id in named.items() if id is not None}
+    special_ids = {"bos_token": bos, "eos_token": eos}
+    special = {name: tokenizer.fast.id_to_token(id) for name, id in special_ids.items() if id is not None}
     files = {
         "tokenizer.json": tokenizer.fast.to_str(pretty=False),
         TEMPLATE_FILE: TEMPLATE,
-        TOKENIZER_CONFIG: json.dumps({**texts, **config}, indent=2),
+        TOKENIZER_CONFIG: json.dumps({**special, **config}, indent=2),
     }
     for name, text in files.items():
         with replacing(folder / name) as temporary:
@@ -57,7 +58,7 @@ def add_chat_tokens(folder: Path, model: Transformer, *, seed: int) -> Tokenizer
 
 
 def resize_embeddings(model: Transformer, rows: int, *, seed: int) -> None:
-    """Enlarge the embedding and the head to at least ``rows`` rows."""
+    """Enlarge the embedding and the head, which may share their weights, to at least ``rows`` rows."""
     generator = torch.Generator().manual_seed(seed)
     for module in (model.embedding, model.head):
         if module is not None and (missing := rows - module.weight.shape[0]) > 0:

@@ -1,4 +1,4 @@
-"""Text files -> examples: plain text or JSON lines, as they are or compressed with xz or gzip."""
+"""Reading a corpus: text files or JSON Lines, plain or compressed with xz or gzip."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import TextIO
 from llmcli.errors import LlmcliError
 
 SEPARATOR = "<|endoftext|>"  # between the documents of a plain text file
-REPLIES = ("text", "completion", "response", "chosen")  # the names that data sets use for the text to learn
+REPLIES = ("text", "completion", "response", "chosen")  # the fields that data sets use for the text to learn
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text to learn, possibly the reply to a ``prompt``, and possibly preferred to a ``rejected`` reply."""
+    """A text to learn; a reply if there is a ``prompt``, and the better one if there is a ``rejected`` reply."""
 
     text: str
     prompt: str | None = None
@@ -30,54 +30,59 @@ class Example:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Examples to train on, and others to validate on."""
+    """Examples for training and for validation."""
 
     train: list[Example]
     valid: list[Example]
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all texts and their order."""
-        found = hashlib.blake2b(f"{len(self.train)} {len(self.valid)} ".encode(), digest_size=16)
+        """A hash of all examples in order."""
+        digest = hashlib.blake2b(f"{len(self.train)} {len(self.valid)} ".encode(), digest_size=16)
         for example in (*self.train, *self.valid):
             for text in (example.text, example.prompt, example.rejected):
                 data = (text or "").encode("utf-8", "surrogatepass")
-                found.update(f"{len(data)} ".encode())
-                found.update(data)
-        return found.hexdigest()
+                digest.update(f"{len(data)} ".encode())
+                digest.update(data)
+        return digest.hexdigest()
 
 
 def read_corpus(train: Iterable[Path], valid: Iterable[Path], *, preferences: bool = False) -> Corpus:
-    """Return the examples of both; without validation files, a twentieth of the training examples is held out.
+    """Return the examples of the files; without validation files, 5% of the training examples are held out.
 
-    ``preferences`` selects the examples with a rejected reply, otherwise those without. Errors: there are none.
+    ``preferences`` selects the examples with a rejected reply, otherwise those without. Raises LlmcliError if there are
+    none.
     """
     examples = read_examples(train, preferences=preferences)
     if held_out := list(valid):
         return Corpus(examples, read_examples(held_out, preferences=preferences))
     if len(examples) >= 20:
-        return Corpus([d for n, d in enumerate(examples) if n % 20], examples[::20])
+        return Corpus([example for n, example in enumerate(examples) if n % 20], examples[::20])
     if preferences:
         return Corpus(examples[1:] or examples, examples[:1])
     ends = [len(example.text) * 19 // 20 for example in examples]
-    cut = [(replace(e, text=e.text[:end]), Example(e.text[end:])) for e, end in zip(examples, ends, strict=True)]
-    return Corpus([start for start, _ in cut], [rest for _, rest in cut])
+    train_parts = [replace(example, text=example.text[:end]) for example, end in zip(examples, ends, strict=True)]
+    valid_parts = [Example(example.text[end:]) for example, end in zip(examples, ends, strict=True)]
+    return Corpus(train_parts, valid_parts)
 
 
 def read_examples(paths: Iterable[Path], *, preferences: bool = False) -> list[Example]:
-    """Return the examples of all files in order, without empty ones. Errors name the file and the line."""
+    """Return the examples of all files in order, without empty ones.
+
+    Raises LlmcliError, with the file and the line, if a file cannot be read or there are no examples.
+    """
     examples = [e for path in paths for e in _examples(path) if (e.rejected is not None) == preferences]
     if not examples:
-        what = 'no "chosen" and "rejected" replies' if preferences else "no text"
-        raise LlmcliError(f"the corpus holds {what}", "use files that contain some")
+        missing = '"chosen" and "rejected" replies' if preferences else "text"
+        raise LlmcliError(f"the corpus contains no {missing}", "use files that contain some")
     return examples
 
 
 def _examples(path: Path) -> Iterator[Example]:
-    lines = ".jsonl" in path.suffixes
+    is_jsonl = ".jsonl" in path.suffixes
     try:
-        with _opened(path) as file:
-            for example in _json_lines(file, path) if lines else map(Example, file.read().split(SEPARATOR)):
+        with _open_text(path) as file:
+            for example in _json_lines(file, path) if is_jsonl else map(Example, file.read().split(SEPARATOR)):
                 if example.text.strip():
                     yield replace(example, text=example.text.strip())
     except FileNotFoundError:
@@ -86,7 +91,7 @@ def _examples(path: Path) -> Iterator[Example]:
         raise LlmcliError(f"{path}: cannot be read: {error}", "use UTF-8 text, plain, .gz or .xz") from error
 
 
-def _opened(path: Path) -> TextIO:
+def _open_text(path: Path) -> TextIO:
     if path.suffix == ".xz":
         return lzma.open(path, "rt", encoding="utf-8")
     if path.suffix == ".gz":
@@ -99,20 +104,21 @@ def _json_lines(file: TextIO, path: Path) -> Iterator[Example]:
         if not line.strip():
             continue
         try:
-            said = json.loads(line)
-            text = next(said[name] for name in REPLIES if name in said)
-            example = Example(text, said.get("prompt"), said.get("rejected"))
+            record = json.loads(line)
+            text = next(record[name] for name in REPLIES if name in record)
+            example = Example(text, record.get("prompt"), record.get("rejected"))
         except (ValueError, StopIteration, TypeError, AttributeError, RecursionError):
             example = None
-        if example is None or not _sound(example):
+        if example is None or not _is_valid(example):
             raise LlmcliError(
                 f'{path}, line {number}: not an object with a "text"',
-                'a line is {"text"}, {"prompt", "completion"} or {"prompt", "chosen", "rejected"}',
+                'each line must be {"text"}, {"prompt", "completion"} or {"prompt", "chosen", "rejected"}',
             )
         yield example
 
 
-def _sound(example: Example) -> bool:
+def _is_valid(example: Example) -> bool:
+    """Whether all fields are strings and a rejected reply has a prompt."""
     optional = (example.prompt, example.rejected)
-    whole = example.rejected is None or example.prompt is not None
-    return isinstance(example.text, str) and all(t is None or isinstance(t, str) for t in optional) and whole
+    has_prompt = example.rejected is None or example.prompt is not None
+    return isinstance(example.text, str) and all(t is None or isinstance(t, str) for t in optional) and has_prompt

@@ -1,7 +1,7 @@
-"""Direct preference optimization (Rafailov et al. 2023): learn from pairs which of two replies is better.
+"""Direct preference optimization (Rafailov et al. 2023): learn to prefer the better of two replies.
 
-A reply's reward is beta times the increase of its log probability (in nats, summed over its tokens) since the run
-began. The loss is -ln sigmoid of the difference between the rewards of the chosen and the rejected reply.
+A reply's reward is beta times the increase of its log probability (in nats, summed over its tokens) since the
+run began. The loss is -ln sigmoid of the difference between the rewards of the chosen and the rejected reply.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ REFERENCE = "reference"
 class Preference:
     """The loss over pairs, as rows [chosen, rejected, chosen, rejected, …], each padded to ``context`` tokens.
 
-    ``pairs`` and ``held_out`` alternate between the two replies of each pair. Errors: a prompt fills the context; the
-    two replies of a pair are identical within it.
+    ``pairs`` and ``held_out`` alternate between the two replies of each pair. Raises LlmcliError if a prompt fills the
+    context, or if the two replies of a pair are identical within the context.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Preference:
     ) -> None:
         self.kept: dict[str, Tensor] = {}
         self._beta, self._batch_size, self._seed = beta, batch_size, seed
-        self._train = len(pairs) // 2
-        rows = [_row(one, context) for one in (*pairs, *held_out)]
+        self._train_count = len(pairs) // 2
+        rows = [_row(reply, context) for reply in (*pairs, *held_out)]
         self._inputs = torch.stack([inputs for inputs, _ in rows]).view(-1, 2, context)
         self._targets = torch.stack([targets for _, targets in rows]).view(-1, 2, context)
         identical = (self._targets[:, 0] == self._targets[:, 1]).all(-1)
@@ -58,46 +58,47 @@ class Preference:
             self.kept[REFERENCE] = self._all_logprobs(model, range(len(self._inputs)))
 
     def loss(self, model: Transformer, step: int) -> Tensor:
-        pairs = windows_at(step, self._train, self._batch_size, self._seed)
-        logprobs = self._of(model, pairs)
+        pairs = windows_at(step, self._train_count, self._batch_size, self._seed)
+        logprobs = self._pair_logprobs(model, pairs)
         return dpo_loss(logprobs, self.kept[REFERENCE][pairs].to(model.device), self._beta).mean()
 
     def score(self, model: Transformer, precision: torch.dtype) -> dict[str, Any]:
-        held_out = range(self._train, len(self._inputs))
+        held_out = range(self._train_count, len(self._inputs))
         with torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
-            now = self._all_logprobs(model, held_out)
-        gain = now - self.kept[REFERENCE][self._train :]
+            logprobs = self._all_logprobs(model, held_out)
+        gain = logprobs - self.kept[REFERENCE][self._train_count :]
         return {"preferred": float((gain[:, 0] > gain[:, 1]).float().mean())}
 
     def _all_logprobs(self, model: Transformer, pairs: range) -> Tensor:
-        """[pairs, 2], on the CPU."""
+        """Return the log probabilities [pairs, 2] of the replies, in nats, on the CPU."""
         with torch.no_grad():
-            return torch.cat([self._of(model, torch.tensor([place])).cpu() for place in pairs])
+            return torch.cat([self._pair_logprobs(model, torch.tensor([pair])).cpu() for pair in pairs])
 
-    def _of(self, model: Transformer, pairs: Tensor) -> Tensor:
-        """Log probabilities [B, 2] of the replies of pairs [B], in nats."""
+    def _pair_logprobs(self, model: Transformer, pairs: Tensor) -> Tensor:
+        """Return the log probabilities [B, 2] of the replies of the pairs with these indices [B], in nats."""
         inputs, targets = (rows[pairs].flatten(0, 1).to(model.device) for rows in (self._inputs, self._targets))
         return self._logprobs(model, inputs, targets).view(-1, 2)
 
 
 def dpo_loss(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """Return the loss of each pair, [B]; ``logprobs`` [B, 2] are those of the chosen and the rejected reply, in nats.
+    """Return the loss of each pair, [B], equation 7 of the paper.
 
-    ``reference`` [B, 2] are those under the initial model. Equation 7 of the paper.
+    ``logprobs`` [B, 2] are the log probabilities of the chosen and the rejected reply in nats, ``reference`` [B, 2] those
+    under the initial model.
     """
     rewards = beta * (logprobs - reference)
     return -F.logsigmoid(rewards[:, 0] - rewards[:, 1])
 
 
 def reply_logprobs(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the log probability in nats of each row's targets, except those ``IGNORED``: [B]."""
+    """Return the log probability in nats of each row's targets, [B], without those that are ``IGNORED``."""
     logits = model(inputs).float()
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return -losses.view_as(targets).sum(-1)
 
 
 def _row(example: Encoded, context: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets [context]."""
+    """Return the inputs and targets of a reply, each [context]. Raises LlmcliError if its prompt fills the context."""
     ids = torch.tensor(example.ids[: context + 1])
     if example.first >= len(ids):
         raise LlmcliError(f"a prompt is longer than the context of {context}", kind="prompts-beyond-context")

@@ -21,8 +21,10 @@ from llmcli.storage import checkpoint
 from llmcli.text.chat_template import Message
 from llmcli.train import state
 from llmcli.train.metrics import Metrics
-from llmcli.train.optimizer import learning_rate, optimizers, update
+from llmcli.train.optimizer import create_optimizers, learning_rate, update
 from llmcli.train.run import TrainingRun
+
+TEMPERATURE = 0.8  # of samples
 
 
 def train(
@@ -34,22 +36,23 @@ def train(
     checkpoint_seconds: float = 180.0,
     validate_every: int = 250,
 ) -> Generator[Metrics, None, None]:
-    """TrainingTrain by the recipe and yield the metrics of every step.
+    """Train as the recipe says and yield the metrics of every step.
 
-    Checkpoints in ``out`` hold the model in Hugging Face's layout and the run's state. Closing the iterator, also by
-    Ctrl-C, writes one too. Errors: a loss that is not finite.
+    A checkpoint in ``out``, at most every ``checkpoint_seconds``, holds the model in Hugging Face's layout and the state
+    of the run. Closing the iterator saves one too, as does Ctrl-C. ``validate_every`` is in steps; the last step is
+    always followed by a validation. Raises LlmcliError if the loss is not finite.
     """
     recipe, model, objective = run.recipe, run.model, run.objective
-    optimizing = optimizers(model, recipe)
-    step = state.load_state(out / state.FILE, model, optimizing, objective.kept) if resume else 0
+    optimizers = create_optimizers(model, recipe)
+    step = state.load_state(out / state.FILE, model, optimizers, objective.kept) if resume else 0
     precision = getattr(torch, recipe.precision)
-    objective.prepare(model, torch.compile if compiled else _as_it_is)
+    objective.prepare(model, torch.compile if compiled else _uncompiled)
 
     def save() -> None:
-        checkpoint.save(model, out, run.described, dtype=torch.bfloat16)
-        state.save_state(out / state.FILE, model, optimizing, objective.kept, step=step, corpus=run.corpus)
+        checkpoint.save(model, out, run.config_json, dtype=torch.bfloat16)
+        state.save_state(out / state.FILE, model, optimizers, objective.kept, step=step, corpus=run.corpus)
 
-    saved, saved_at, whole = step, time.monotonic(), True
+    saved, saved_at, complete = step, time.monotonic(), True
     try:
         while step < recipe.steps:
             began = time.monotonic()
@@ -60,9 +63,9 @@ def train(
             if not math.isfinite(value):
                 raise LlmcliError(f"the loss is {value} at step {step}", kind="loss-not-finite")
             torch.autograd.backward(loss)
-            whole = False
-            update(model, optimizing, rate)
-            step, whole = step + 1, True
+            complete = False
+            update(model, optimizers, rate)
+            step, complete = step + 1, True
             metrics = Metrics(
                 step=step,
                 steps=recipe.steps,
@@ -78,20 +81,20 @@ def train(
                 saved, saved_at = step, time.monotonic()
             yield metrics
     finally:
-        # If an update was interrupted, the weights belong to no step: keep the last checkpoint.
-        if step > saved and whole:
+        # After an interrupted update, some weights are of one step and some of the next: keep the last checkpoint.
+        if step > saved and complete:
             save()
 
 
-def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _uncompiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
-TEMPERATURE = 0.8
-
-
 def sample(run: TrainingRun, out: Path, prompt: str, *, max_new_tokens: int, seed: int) -> str:
-    """Return a continuation of ``prompt``, or the reply to it if the model learns replies; a long prompt is cut."""
+    """Return a continuation of ``prompt``, or a reply to it if the run trains on replies.
+
+    A prompt longer than the context is truncated.
+    """
     encoder, model = run.encoder, run.model
     if encoder.form is None:
         ids = encoder.tokenizer.encode(prompt)

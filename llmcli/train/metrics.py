@@ -1,4 +1,4 @@
-"""The numbers that a run reports after each step, and the file metrics.jsonl that keeps them."""
+"""The metrics of each training step, and the file metrics.jsonl that stores them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FILE = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Metrics:
-    """One training step. ``loss`` and ``nats_per_token`` are in nats.
+    """The metrics of one training step. ``loss`` is in nats per token, for dpo in nats per pair.
 
-    ``nats_per_token`` and ``bits_per_byte`` are those of the validation text, if it was scored after this step;
-    ``preferred`` (dpo) is the fraction of the validation pairs whose chosen reply gained more probability.
+    ``nats_per_token`` and ``bits_per_byte`` are the loss on the validation text, if this step was followed by a
+    validation. ``preferred`` (dpo) is the fraction of the validation pairs whose chosen reply gained more probability.
     """
 
     step: int  # steps taken, including this one
@@ -33,19 +33,19 @@ class Metrics:
 
     @property
     def scored(self) -> bool:
-        """Whether the validation examples were scored after this step."""
+        """Whether this step was followed by a validation."""
         return self.nats_per_token is not None or self.preferred is not None
 
 
 class MetricsFile:
-    """The history of a run on disk. Lines beyond the step from which a run resumes are dropped."""
+    """The metrics of a run on disk. A resumed run replaces the lines of the steps that it repeats."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self.history = _read(self._path)
 
     def append(self, metrics: Metrics) -> None:
-        """Append the line of one step."""
+        """Append the metrics of one step, and drop those of the same and later steps."""
         if self.history and self.history[-1].step >= metrics.step:
             self.history = [earlier for earlier in self.history if earlier.step < metrics.step]
             with replacing(self._path) as temporary:
@@ -60,7 +60,7 @@ def _line(metrics: Metrics) -> str:
 
 
 def _read(path: Path) -> list[Metrics]:
-    """The metrics in the file, without an incomplete last line."""
+    """Return the metrics in the file, without an incomplete last line. Raises LlmcliError if the file is invalid."""
     if not path.is_file():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -11,7 +11,7 @@ from llmcli.train.recipe import Recipe
 
 
 def initialize(model: Transformer, seed: int) -> None:
-    """Initialize as GPT-2 does, with output projections at zero, so that every block starts as the identity."""
+    """Initialize the weights as GPT-2 does, but with zero output projections, so that each block is the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -23,14 +23,14 @@ def initialize(model: Transformer, seed: int) -> None:
                 parameter.normal_(std=0.02, generator=generator)
 
 
-def optimizers(model: Transformer, recipe: Recipe) -> list[Optimizer]:
+def create_optimizers(model: Transformer, recipe: Recipe) -> list[Optimizer]:
     """Return Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for the rest, or AdamW for all.
 
     Muon's updates are scaled to the size of AdamW's, so one learning rate serves both.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    in_matrices = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in in_matrices]
+    matrix_ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in matrix_ids]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "adamw":
         groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]

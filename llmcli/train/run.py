@@ -34,13 +34,13 @@ from llmcli.train.vocabulary import save_tokenizer, train_tokenizer
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run that is ready to train. ``described`` is the model's config.json, ``corpus`` the digest of the examples."""
+    """A run that is ready to train. ``config_json`` is the content of the model's config.json, ``corpus`` the digest of the examples."""
 
     recipe: Recipe
     model: Transformer
     encoder: Encoder
     objective: Objective
-    described: Mapping[str, Any]
+    config_json: Mapping[str, Any]
     corpus: str
 
 
@@ -53,29 +53,29 @@ def begin_run(
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        model, described = _new(out, recipe, corpus) if init is None else _taken(out, recipe, init)
+        model, config_json = _new_model(out, recipe, corpus) if init is None else _initial_model(out, recipe, init)
         with replacing(out / CONFIG) as temporary:
-            temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
         recipe.write(out)
     except OSError as error:
         raise LlmcliError(f"{out}: cannot be written: {error.strerror or error}", "choose another folder") from error
-    return _run(out, recipe, corpus, model.to(device), described)
+    return _run(out, recipe, corpus, model.to(device), config_json)
 
 
 def resume_run(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.device) -> TrainingRun:
-    """Return the run in ``out`` with ``recipe``; ``load_state`` reads its weights later. Errors: another corpus."""
+    """Return the run in ``out`` with ``recipe``, whose weights ``load_state`` restores later.
+
+    Raises LlmcliError if the run was trained on another corpus.
+    """
     if state.saved_corpus(out / state.FILE) not in (corpus.digest, None):
-        raise usage_error(
-            f"the run in {out} was trained on other text",
-            kind="other-corpus",
-        )
+        raise usage_error(f"the run in {out} was trained on other text", kind="other-corpus")
     recipe.write(out)
     model = Transformer(Checkpoint.read(out).config)
     return _run(out, recipe, corpus, model.to(device), read_json(out / CONFIG))
 
 
-def _new(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[str, Any]]:
-    """A Llama that knows nothing, and its config.json; the tokenizer is written."""
+def _new_model(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[str, Any]]:
+    """Return an untrained Llama model and its config.json. Trains its tokenizer on the corpus and writes it to ``out``."""
     assert recipe.shape is not None
     tokenizer = train_tokenizer((example.text for example in corpus.train), recipe.shape.vocab_size)
     save_tokenizer(tokenizer, out, recipe.context)
@@ -84,10 +84,11 @@ def _new(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[s
     return model, llama.describe(model.config)
 
 
-def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str, Any]]:
-    """The model of ``init`` and its config.json; the rest of its folder is copied. Turns are added where it needs them.
+def _initial_model(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str, Any]]:
+    """Return the model in ``init`` and its config.json, and copy the other files of its folder to ``out``.
 
-    Errors: its weights are quantized.
+    Adds chat tokens for "sft" and "dpo" if the model has no chat template. Raises LlmcliError if the weights are
+    quantized.
     """
     source = Checkpoint.read(init)
     if source.quantization is not None:
@@ -98,22 +99,21 @@ def _taken(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str
         add_chat_tokens(out, model, seed=recipe.seed)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(
-                module, name, torch.nn.Parameter(parameter.detach().clone())
-            )  # a copy, because the original may be memory-mapped
+            # A copy, because the original may be memory-mapped.
+            setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))
     rows = model.embedding.weight.shape[0]
-    told = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
-    described = {k: v for k, v in read_json(init / CONFIG).items() if k != "quantization_config"}
+    changes = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
+    config_json = {k: v for k, v in read_json(init / CONFIG).items() if k != "quantization_config"}
     model.config = replace(model.config, vocab_size=rows)
-    return model.train(), {**described, **told}
+    return model.train(), {**config_json, **changes}
 
 
-def _run(out: Path, recipe: Recipe, corpus: Corpus, model: Transformer, described: Mapping[str, Any]) -> TrainingRun:
+def _run(out: Path, recipe: Recipe, corpus: Corpus, model: Transformer, config_json: Mapping[str, Any]) -> TrainingRun:
     tokenizer, ends = load_tokenizer(out), model.config.eos_token_ids
     template = None if recipe.method == "pretrain" else find_template(out)
     form = None if template is None else TemplateFormat(template, tokenizer)
     encoder = Encoder(tokenizer, ends[0] if ends else None, form)
-    return TrainingRun(recipe, model, encoder, objective_of(recipe, corpus, encoder), described, corpus.digest)
+    return TrainingRun(recipe, model, encoder, objective_of(recipe, corpus, encoder), config_json, corpus.digest)
 
 
 def objective_of(recipe: Recipe, corpus: Corpus, encoder: Encoder) -> Objective:

@@ -1,4 +1,4 @@
-"""Training a tokenizer: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) from the corpus's own words."""
+"""Training a tokenizer on the corpus: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from llmcli.files.atomic import replacing
-from llmcli.train.recipe import BOS_ID as BOS_ID
-from llmcli.train.recipe import EOS_ID as EOS_ID
+from llmcli.train.recipe import BOS_ID, EOS_ID
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """BOS and EOS come first, then the 256 bytes, then merges in the order in which they were learnt.
+    """Return a byte-level BPE tokenizer trained on ``documents``, with at most ``vocab_size`` tokens.
 
-    The vocabulary is smaller than ``vocab_size`` where the text runs out of pairs that occur twice.
+    Ids 0 and 1 are BOS and EOS; then come the 256 bytes, then the merges in the order in which they were learned. The
+    vocabulary is smaller than ``vocab_size`` if the text has too few pairs of tokens that occur at least twice.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +38,10 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """tokenizer.json and tokenizer_config.json, and the sampling defaults beside them."""
+    """Write tokenizer.json, tokenizer_config.json and generation_config.json into ``folder``.
+
+    ``context`` is the maximum number of tokens of the model.
+    """
     files = {
         "tokenizer.json": tokenizer.to_str(pretty=False),
         "tokenizer_config.json": json.dumps(

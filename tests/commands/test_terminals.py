@@ -278,7 +278,7 @@ def test_a_run_of_a_million_steps_prints_few_lines() -> None:
 
     stream = StringIO()
     steps = 1_000_000
-    with TrainingProgress(stream, "nats a token") as view:
+    with TrainingProgress(stream, "nats per token") as view:
         for step in range(500, steps + 1, 500):
             view.show(Metrics(step, steps, step, 1.0, 0.1, 9.0, nats_per_token=1.0, bits_per_byte=1.0))
     lines = stream.getvalue().splitlines()
