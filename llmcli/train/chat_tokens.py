@@ -35,8 +35,8 @@ TEMPLATE = """\
 def add_chat_tokens(folder: Path, model: Transformer, *, seed: int) -> Tokenizer:
     """Add both tokens and the template to the tokenizer in ``folder``, and embeddings for the tokens to ``model``.
 
-    A new embedding is the mean of the others plus noise with the standard deviation of a new model's embeddings. Returns
-    the extended tokenizer.
+    A new embedding is the mean of the others plus noise with the standard deviation of a new model's embeddings.
+    Returns the extended tokenizer.
     """
     tokenizer = load_tokenizer(folder)
     tokenizer.fast.add_special_tokens([AddedToken(text, special=True) for text in (USER, ASSISTANT)])

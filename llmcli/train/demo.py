@@ -1,6 +1,7 @@
-"""A world so small that a model learns it while you wait: its stories, requests for them, and what readers prefer.
+"""The corpus and recipes of ``llmcli train --demo``, small enough to train a model in two minutes.
 
-Every story has the same turns, told in many ways; half of them end well. Nothing in them is anybody else's text.
+All stories have the same plot, filled in from templates. Half of the stories end happily; the preference pairs prefer
+happy endings. The text was written for llmcli.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ REQUESTS = [
     "Write about a {hero} who loses a {thing}.",
     "I want to hear of a {hero} named {name} and a {thing}.",
 ]
-# What is asked of the model while it learns, by method.
+# The prompts for the samples shown during training, by method.
 SAMPLES: dict[Method, str] = {
     "pretrain": "Once there was",
     "sft": "Tell a story about a fox and a kite.",
@@ -70,8 +71,8 @@ SAMPLES: dict[Method, str] = {
 
 
 def recipes() -> list[Recipe]:
-    """From nothing to a model that replies, and replies as readers prefer: a minute and a half on two cores."""
-    course = {"context": 128, "batch_size": 16}
+    """Return the recipes of the three stages (pretrain, sft, dpo), which take a minute and a half on two cores."""
+    common = {"context": 128, "batch_size": 16}
     shape = {
         "vocab_size": 512,
         "hidden_size": 128,
@@ -81,41 +82,41 @@ def recipes() -> list[Recipe]:
         "num_key_value_heads": 2,
     }
     return [
-        make_recipe({**shape, **course, "tokens": 1_000_000, "learning_rate": 1e-2}, positions=None),
-        make_recipe({**course, "method": "sft", "tokens": 400_000, "learning_rate": 5e-3}, positions=course["context"]),
+        make_recipe({**shape, **common, "tokens": 1_000_000, "learning_rate": 1e-2}, positions=None),
+        make_recipe({**common, "method": "sft", "tokens": 400_000, "learning_rate": 5e-3}, positions=common["context"]),
         make_recipe(
-            {**course, "method": "dpo", "batch_size": 8, "tokens": 100_000, "learning_rate": 1e-3},
-            positions=course["context"],
+            {**common, "method": "dpo", "batch_size": 8, "tokens": 100_000, "learning_rate": 1e-3},
+            positions=common["context"],
         ),
     ]
 
 
 def write_corpus(path: Path) -> None:
-    """Stories with requests for them, and pairs of which the better one ends well, as JSON lines."""
+    """Write the corpus to ``path`` as JSON Lines."""
     with path.open("w", encoding="utf-8") as file:
         for line in lines():
             file.write(json.dumps(line) + "\n")
 
 
 def lines() -> Iterator[dict[str, str]]:
-    """The same every time."""
-    draw = random.Random(0)
+    """Yield the examples of the corpus, stories with prompts and then preference pairs; the same in every call."""
+    rng = random.Random(0)
     for number in range(STORIES):
-        told, request = story(draw)
-        yield {"prompt": request, "completion": told[number % 2]}
+        versions, request = story(rng)
+        yield {"prompt": request, "completion": versions[number % 2]}
     for _ in range(PAIRS):
-        (happy, sad), request = story(draw)
+        (happy, sad), request = story(rng)
         yield {"prompt": request, "chosen": happy, "rejected": sad}
 
 
-def story(draw: random.Random) -> tuple[tuple[str, str], str]:
-    """A story with its happy and its sad end, and a request for it."""
-    hero, other = draw.sample(HEROES, 2)
-    place, far = draw.sample(PLACES, 2)
+def story(rng: random.Random) -> tuple[tuple[str, str], str]:
+    """Return a random story with a happy and with a sad ending, and a request for it."""
+    hero, other = rng.sample(HEROES, 2)
+    place, far = rng.sample(PLACES, 2)
     words = {
         **{"hero": hero, "other": other, "place": place, "far": far},
-        **{"name": draw.choice(NAMES), "thing": draw.choice(THINGS), "mood": draw.choice(MOODS)},
+        **{"name": rng.choice(NAMES), "thing": rng.choice(THINGS), "mood": rng.choice(MOODS)},
     }
-    begun = [draw.choice(part) for part in (BEGINNINGS, LOVES, LOSSES, SEARCHES)]
-    happy, sad = (" ".join([*begun, draw.choice(end)]).format(**words) for end in (HAPPY, SAD))
-    return (happy, sad), draw.choice(REQUESTS).format(**words)
+    beginning = [rng.choice(part) for part in (BEGINNINGS, LOVES, LOSSES, SEARCHES)]
+    happy, sad = (" ".join([*beginning, rng.choice(endings)]).format(**words) for endings in (HAPPY, SAD))
+    return (happy, sad), rng.choice(REQUESTS).format(**words)

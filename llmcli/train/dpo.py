@@ -83,8 +83,8 @@ class Preference:
 def dpo_loss(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:
     """Return the loss of each pair, [B], equation 7 of the paper.
 
-    ``logprobs`` [B, 2] are the log probabilities of the chosen and the rejected reply in nats, ``reference`` [B, 2] those
-    under the initial model.
+    ``logprobs`` [B, 2] are the log probabilities of the chosen and the rejected reply in nats, ``reference`` [B, 2]
+    those under the initial model.
     """
     rewards = beta * (logprobs - reference)
     return -F.logsigmoid(rewards[:, 0] - rewards[:, 1])

@@ -38,9 +38,9 @@ def train(
 ) -> Generator[Metrics, None, None]:
     """Train as the recipe says and yield the metrics of every step.
 
-    A checkpoint in ``out``, at most every ``checkpoint_seconds``, holds the model in Hugging Face's layout and the state
-    of the run. Closing the iterator saves one too, as does Ctrl-C. ``validate_every`` is in steps; the last step is
-    always followed by a validation. Raises LlmcliError if the loss is not finite.
+    A checkpoint in ``out``, at most every ``checkpoint_seconds``, holds the model in Hugging Face's layout and the
+    state of the run. Closing the iterator saves one too, as does Ctrl-C. ``validate_every`` is in steps; the last
+    step is always followed by a validation. Raises LlmcliError if the loss is not finite.
     """
     recipe, model, objective = run.recipe, run.model, run.objective
     optimizers = create_optimizers(model, recipe)

@@ -34,7 +34,10 @@ from llmcli.train.vocabulary import save_tokenizer, train_tokenizer
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run that is ready to train. ``config_json`` is the content of the model's config.json, ``corpus`` the digest of the examples."""
+    """A run that is ready to train.
+
+    ``config_json`` is the content of the model's config.json, ``corpus`` the digest of the examples.
+    """
 
     recipe: Recipe
     model: Transformer
@@ -75,7 +78,7 @@ def resume_run(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.devic
 
 
 def _new_model(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[str, Any]]:
-    """Return an untrained Llama model and its config.json. Trains its tokenizer on the corpus and writes it to ``out``."""
+    """Return an untrained Llama model and its config.json, and write a tokenizer trained on the corpus to ``out``."""
     assert recipe.shape is not None
     tokenizer = train_tokenizer((example.text for example in corpus.train), recipe.shape.vocab_size)
     save_tokenizer(tokenizer, out, recipe.context)

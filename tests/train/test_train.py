@@ -1,4 +1,4 @@
-"""Training: resumed = uninterrupted, killed at any moment, what it writes, and what it measures."""
+"""Pre-training: resuming gives the same losses as an uninterrupted run; the files it writes; the metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmcli.train.corpus import Corpus, Example, read_corpus, read_examples
 from llmcli.train.loop import train
 from llmcli.train.metrics import Metrics, MetricsFile
 from llmcli.train.objective import validate
-from llmcli.train.optimizer import initialize, learning_rate, optimizers
+from llmcli.train.optimizer import create_optimizers, initialize, learning_rate
 from llmcli.train.recipe import Recipe, Shape, make_recipe
 from llmcli.train.run import begin_run, resume_run
 
@@ -58,9 +58,9 @@ SMALL = Recipe(
 def run(
     recipe: Recipe, out: Path, *, steps: int | None = None, resume: bool = False, **options: float
 ) -> list[Metrics]:
-    """Train in ``out``, stopping after ``steps``."""
-    opened = (resume_run if resume else begin_run)(out, recipe, CORPUS, device=CPU)
-    stepping = train(opened, out, resume=resume, **options)  # type: ignore[arg-type]
+    """Train in ``out``, stop after ``steps`` steps, and return the metrics of each step."""
+    training_run = (resume_run if resume else begin_run)(out, recipe, CORPUS, device=CPU)
+    stepping = train(training_run, out, resume=resume, **options)  # type: ignore[arg-type]
     taken = []
     for metrics in stepping:
         taken.append(metrics)
@@ -72,7 +72,7 @@ def run(
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("stop", [1, 5, 11])
-def test_resumed_equals_uninterrupted(tmp_path: Path, optimizer: str, stop: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, optimizer: str, stop: int) -> None:
     recipe = replace(SMALL, optimizer=optimizer)
     whole = run(recipe, tmp_path / "whole")
     first = run(recipe, tmp_path / "parts", steps=stop)
@@ -83,31 +83,31 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, optimizer: str, stop: int)
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
 
 
-def test_killed_between_checkpoints_goes_on_from_the_last(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     whole = run(SMALL, tmp_path / "whole")
     run(SMALL, tmp_path / "killed", steps=4)
-    kept = (tmp_path / "killed" / state.FILE).read_bytes()
+    saved_state = (tmp_path / "killed" / state.FILE).read_bytes()
     run(SMALL, tmp_path / "killed", steps=3, resume=True)
-    (tmp_path / "killed" / state.FILE).write_bytes(kept)  # as if the kill had come before this was written
+    (tmp_path / "killed" / state.FILE).write_bytes(saved_state)  # as if killed before the next checkpoint
     (tmp_path / "killed" / (state.FILE + ".part")).write_bytes(b"half a file")
     rest = run(SMALL, tmp_path / "killed", resume=True)
     assert [m.loss for m in rest] == [m.loss for m in whole[4:]]
 
 
 def changed_corpora() -> list[Corpus]:
-    """Others than ``CORPUS``, none of them in how many characters it has."""
-    texts, held_out = CORPUS.train, CORPUS.valid
-    joined = texts[0].text + texts[1].text
+    """Return corpora that differ from ``CORPUS`` but not in their number of characters."""
+    examples, held_out = CORPUS.train, CORPUS.valid
+    joined = examples[0].text + examples[1].text
     return [
-        Corpus([*texts[:-1], Example(texts[-1].text.replace("fox", "cat").replace("bear", "boar"))], held_out),
-        Corpus([Example(joined[:30]), Example(joined[30:]), *texts[2:]], held_out),
-        Corpus([texts[1], texts[0], *texts[2:]], held_out),
-        Corpus([*texts, held_out[0]], held_out[1:]),
-        Corpus([Example("", prompt=texts[0].text), *texts[1:]], held_out),
+        Corpus([*examples[:-1], Example(examples[-1].text.replace("fox", "cat").replace("bear", "boar"))], held_out),
+        Corpus([Example(joined[:30]), Example(joined[30:]), *examples[2:]], held_out),
+        Corpus([examples[1], examples[0], *examples[2:]], held_out),
+        Corpus([*examples, held_out[0]], held_out[1:]),
+        Corpus([Example("", prompt=examples[0].text), *examples[1:]], held_out),
     ]
 
 
-def test_another_corpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_with_another_corpus_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(SMALL, tmp_path, steps=2)
     longer = replace(SMALL, tokens=2 * SMALL.tokens)
     for other in changed_corpora():
@@ -116,11 +116,11 @@ def test_another_corpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             resume_run(tmp_path, longer, other, device=CPU)
         assert (tmp_path / "recipe.toml").read_bytes() == before
     resume_run(tmp_path, SMALL, Corpus(list(CORPUS.train), list(CORPUS.valid)), device=CPU)
-    monkeypatch.setattr(state, "saved_corpus", lambda path: None)  # as in a state without it
+    monkeypatch.setattr(state, "saved_corpus", lambda path: None)  # as if the state file had no digest
     resume_run(tmp_path, SMALL, changed_corpora()[0], device=CPU)
 
 
-def test_checkpoints_come_while_training(tmp_path: Path) -> None:
+def test_checkpoints_are_saved_during_training(tmp_path: Path) -> None:
     stepping = train(begin_run(tmp_path, SMALL, CORPUS, device=CPU), tmp_path, checkpoint_seconds=0.0)
     next(stepping)
     assert (tmp_path / state.FILE).is_file()
@@ -128,9 +128,7 @@ def test_checkpoints_come_while_training(tmp_path: Path) -> None:
     stepping.close()
 
 
-def test_interrupted_within_an_update_keeps_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_update_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(SMALL, tmp_path / "whole")
     out = tmp_path / "cut"
     stepping = train(begin_run(out, SMALL, CORPUS, device=CPU), out, checkpoint_seconds=0.0)
@@ -150,20 +148,20 @@ def test_interrupted_within_an_update_keeps_the_last_checkpoint(
     assert [m.loss for m in rest] == [m.loss for m in whole[2:]]
 
 
-def test_it_learns_and_its_measures_agree(tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_metrics_agree(tmp_path: Path) -> None:
     taken = run(replace(SMALL, tokens=16 * 4 * 150, learning_rate=1e-2), tmp_path)
     assert taken[-1].loss < taken[0].loss - 1.0
-    assert taken[0].loss == pytest.approx(math.log(300), abs=0.3)  # knows nothing yet
+    assert taken[0].loss == pytest.approx(math.log(300), abs=0.3)  # a uniform distribution
     last = taken[-1]
     assert last.nats_per_token is not None
     assert last.bits_per_byte is not None
     held_out = [example.text for example in CORPUS.valid]
-    tokens = sum(len(load_tokenizer(tmp_path).encode(text)) for text in held_out)  # EOS counts, BOS does not
+    tokens = sum(len(load_tokenizer(tmp_path).encode(text)) for text in held_out)  # including EOS, without BOS
     size = sum(len(text.encode()) for text in held_out)
     assert last.bits_per_byte == pytest.approx(last.nats_per_token * tokens / size / math.log(2))
 
 
-def test_transformers_loads_what_training_wrote_and_agrees(tmp_path: Path) -> None:
+def test_transformers_loads_the_trained_model_and_agrees(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run(SMALL, tmp_path)
@@ -175,8 +173,8 @@ def test_transformers_loads_what_training_wrote_and_agrees(tmp_path: Path) -> No
     assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS[0])["input_ids"] == load_tokenizer(tmp_path).encode(TEXTS[0])
 
 
-def test_validation_is_the_mean_surprisal_of_every_token_once(tmp_path: Path) -> None:
-    """Against a plain computation with full context, for documents within the context and beyond it."""
+def test_validation_is_the_mean_surprisal_of_all_tokens(tmp_path: Path) -> None:
+    """Compare with a single pass over each document, for documents up to the context and one token beyond it."""
     from llmcli.model.transformer import Transformer
 
     model = Transformer(SHAPE.model_config(300, SMALL.context))
@@ -209,14 +207,14 @@ def test_batches_are_a_function_of_seed_and_step_and_cover_an_epoch() -> None:
     batches, again, other = (cut(documents, context=4, batch_size=5, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(batches.at(7)[0], again.at(7)[0])
     assert not torch.equal(batches.at(0)[0], other.at(0)[0])
-    steps = len(batches.rows) * 3 // 5  # so many that they need whole epochs
+    steps = len(batches.rows) * 3 // 5  # three epochs
     seen = torch.cat([batches.at(step)[0].flatten() for step in range(steps)])
     assert set(seen.tolist()) == set(batches.rows[:, :4].flatten().tolist())
     inputs, targets = batches.at(2)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
 
 
-def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
+def test_learning_rate_rises_stays_constant_and_falls() -> None:
     recipe = replace(SMALL, tokens=64 * 100, warmup=0.1, decay=0.5, learning_rate=1.0)
     rates = [learning_rate(recipe, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
@@ -231,12 +229,12 @@ def test_every_parameter_has_one_optimizer() -> None:
 
     model = Transformer(SHAPE.model_config(300, SMALL.context))
     for kind in ("muon", "adamw"):
-        groups = [g for o in optimizers(model, replace(SMALL, optimizer=kind)) for g in o.param_groups]
+        groups = [g for o in create_optimizers(model, replace(SMALL, optimizer=kind)) for g in o.param_groups]
         ids = [id(p) for group in groups for p in group["params"]]
         assert sorted(ids) == sorted(id(p) for p in model.parameters())
 
 
-def test_corpus_reads_every_form_alike(tmp_path: Path) -> None:
+def test_all_corpus_formats_give_the_same_examples(tmp_path: Path) -> None:
     plain, lines = "one<|endoftext|>\ntwo\n<|endoftext|> ", '{"text": "one"}\n\n{"text": "two", "kind": "x"}\n'
     (tmp_path / "a.txt").write_text(plain)
     (tmp_path / "b.jsonl").write_text(lines)
@@ -247,7 +245,7 @@ def test_corpus_reads_every_form_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', "line 2"),
         ("a.jsonl", b"[1]\n", "line 1"),
@@ -257,13 +255,13 @@ def test_corpus_reads_every_form_alike(tmp_path: Path) -> None:
         ("a.txt", b" \n", "no text"),
     ],
 )
-def test_corpus_errors_name_the_file(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+def test_corpus_errors_name_the_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(LlmcliError, match=says):
+    with pytest.raises(LlmcliError, match=message):
         read_examples([tmp_path / name])
 
 
-def test_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
+def test_validation_text_is_not_part_of_the_training_text(tmp_path: Path) -> None:
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": f"t{n}"}) + "\n" for n in range(60)))
     many = read_corpus([tmp_path / "many.jsonl"], [])
     assert len(many.valid) == 3
@@ -275,17 +273,17 @@ def test_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
     assert len(one.valid[0].text) == 5
 
 
-def test_metrics_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
-    def at(step: int) -> Metrics:
+def test_metrics_file_drops_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
+    def metrics_of(step: int) -> Metrics:
         return Metrics(step, 9, step * 10, 1.0, 0.1, 5.0)
 
     file = MetricsFile(tmp_path)
     for step in (1, 2, 3, 4):
-        file.append(at(step))
+        file.append(metrics_of(step))
     with (tmp_path / "metrics.jsonl").open("a") as broken:
         broken.write('{"step": 5, "lo')  # killed while writing
     again = MetricsFile(tmp_path)
-    again.append(at(3))
+    again.append(metrics_of(3))
     assert [m.step for m in MetricsFile(tmp_path).history] == [1, 2, 3]
 
 
@@ -303,18 +301,18 @@ def test_metrics_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
         {"num_key_value_heads": 0},
     ],
 )
-def test_recipe_refuses(bad: dict[str, float]) -> None:
+def test_invalid_recipe_values_are_errors(bad: dict[str, float]) -> None:
     with pytest.raises(LlmcliError):
         make_recipe(bad, positions=None)
 
 
-def test_too_little_text_is_said(tmp_path: Path) -> None:
+def test_a_corpus_shorter_than_the_context_is_an_error(tmp_path: Path) -> None:
     recipe = replace(SMALL, context=4096)
     with pytest.raises(LlmcliError, match="fewer than one context"):
         run(recipe, tmp_path)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_of_nan_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmcli.train.objective.next_token_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(LlmcliError, match="nan at step 0"):
         run(SMALL, tmp_path)
