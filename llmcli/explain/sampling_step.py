@@ -12,7 +12,8 @@ from torch import Tensor
 from llmcli.explain.report import Alternative, GeneratedToken, Report
 from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.distribution import draw, entropy, intervals, probabilities
-from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary, default_order, filter_chain
+from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
+from llmcli.generation.generate import sampler_of
 from llmcli.generation.grammar import GrammarFilter
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler, Stage
@@ -140,8 +141,7 @@ def step(
 
 def default_sampler(loaded: LoadedModel, seed: int = 0) -> Sampler:
     """Return a sampler with the filters that the model's generation_config.json asks for."""
-    filters = filter_chain(default_order(), loaded.defaults.sampling)
-    return Sampler([*loaded.vocabulary_filter(), *filters], seed)
+    return sampler_of(loaded, seed)
 
 
 def step_report(

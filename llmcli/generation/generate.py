@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from llmcli.generation.context import angle_length
@@ -134,6 +134,12 @@ def rope_length(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:
     return length if length == total else 0
 
 
+def sampler_of(loaded: LoadedModel, seed: int, settings: Mapping[str, float] | None = None) -> Sampler:
+    """The sampler with the given ``settings`` by filter name; the others come from generation_config.json."""
+    chain = filter_chain(default_order(), {**loaded.defaults.sampling, **(settings or {})})
+    return Sampler([*loaded.vocabulary_filter(), *chain], seed)
+
+
 def generate(
     loaded: LoadedModel,
     prompt: str | Sequence[int],
@@ -167,7 +173,6 @@ def generate(
             raise TypeError(f"generate() got an unknown filter {name!r}; known: {', '.join(known)}")
     values = {known[name]: float(value) for name, value in filters.items()}
     ids = loaded.prompt_ids(prompt) if isinstance(prompt, str) else loaded.readable(list(prompt))
-    chain = filter_chain(default_order(), {**loaded.defaults.sampling, **values})
-    sampler = Sampler([*loaded.vocabulary_filter(), *chain], secrets.randbelow(2**32) if seed is None else seed)
+    sampler = sampler_of(loaded, secrets.randbelow(2**32) if seed is None else seed, values)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     return Generation(loaded, ids, sampler=sampler, max_new_tokens=max_new_tokens, stop=stops)
