@@ -1,4 +1,4 @@
-"""``--endpoint``: five commands with a server's model, from the request that is sent to the lines that are shown."""
+"""``--endpoint``: the five commands that support it, from the request to the output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT = " one two 🙂 [bold] \x1b[31m six"
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """20 prompts, one of which is none."""
+    """A file of 20 lines, one of which is not a valid prompt."""
     file = tmp_path / "in.jsonl"
     lines = [json.dumps({"id": n, "prompt": f"Zero {n}", "max_tokens": 1 + n % 5, "stop": ["!"]}) for n in range(20)]
     lines[7] = "{}"
@@ -42,7 +42,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def words(command: str, tmp_path: Path) -> tuple[object, ...]:
-    """A command line of each of the five, but for the endpoint."""
+    """A command line for each of the five commands, without the endpoint."""
     return {
         "generate": ("generate", "Zero", "-n", 5),
         "chat": ("chat", "-n", 5, "--chat", tmp_path / "chat.json"),
@@ -66,7 +66,7 @@ def test_the_text_alone_goes_to_stdout(run: Run, endpoint: Endpoint) -> None:
     assert run("generate", "Zero", "--endpoint", endpoint.url, "-n", 1, "--echo", input="").stdout == "Zero one\n"
 
 
-def test_what_was_given_is_sent_and_nothing_else(run: Run, endpoint: Endpoint) -> None:
+def test_only_given_options_are_sent(run: Run, endpoint: Endpoint) -> None:
     options = ("--temperature", 0, "--top-p", 0.5, "--top-k", 3, "--seed", 7, "--stop", "!", "--stop", "?")
     options += ("--repeat-penalty", 2, "--logit-bias", "262=-inf", "-m", "other")
     assert run("generate", "Zero", "--endpoint", endpoint.url + "/v1/", *options, input="").exit_code == 0
@@ -87,7 +87,7 @@ def test_what_was_given_is_sent_and_nothing_else(run: Run, endpoint: Endpoint) -
     ]
 
 
-def test_json_has_the_same_names_and_null_for_what_nobody_knows(run: Run, endpoint: Endpoint, model: Path) -> None:
+def test_json_has_the_same_names_and_null_for_unknown_values(run: Run, endpoint: Endpoint, model: Path) -> None:
     options = ("--endpoint", endpoint.url, "--seed", 8, "--repetition-penalty", 2)
     there = records(run("generate", "Zero", *options, "-n", 5, "--json", input=""))
     here = records(run("generate", "The old", "-m", model, "-n", 5, "--json", input=""))
@@ -111,18 +111,22 @@ def test_json_has_the_same_names_and_null_for_what_nobody_knows(run: Run, endpoi
         assert bytes.fromhex(token["bytes"]).decode() == token["text"]
 
 
-def test_probs_are_a_table_with_a_line_on_what_it_lacks(run: Run, endpoint: Endpoint) -> None:
+def test_probs_are_a_table_with_a_line_about_missing_values(run: Run, endpoint: Endpoint) -> None:
     result = run("generate", "Zero", "--endpoint", endpoint.url, "-n", 3, "--probs=2", "--seed", 5, input="")
     rows = [line.split("\t") for line in result.stderr.splitlines() if "\t" in line]
     assert rows[0] == ["#", "id", "token", "p", "", "rank", "final p", "most probable"]
     assert [row[1:7:5] for row in rows[1:]] == [["", ""]] * 3
     assert [float(row[3]) for row in rows[1:]] == pytest.approx([0.5, 0.5, 0.5**6])
-    assert [row[5] for row in rows[1:]] == ["0", "0", ""]  # of the last nobody told that it is the sixth
+    assert [row[5] for row in rows[1:]] == [
+        "0",
+        "0",
+        "",
+    ]  # the rank of the last token is unknown: it is not among the top 5
     assert "before or after its temperature" in result.stderr
     assert endpoint.posts[0]["logprobs"] == 2
 
 
-def test_on_a_terminal_what_a_server_writes_commands_nothing(
+def test_control_characters_of_a_server_do_not_reach_the_terminal(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = on_terminal(
@@ -132,11 +136,11 @@ def test_on_a_terminal_what_a_server_writes_commands_nothing(
     assert "␛[31m" in shown
     assert "\x1b[31m" not in shown
     head = next(line for line in shown.splitlines() if "most probable" in line)
-    assert "final p" not in head  # a column that nobody can fill
+    assert "final p" not in head  # a server does not report it
     assert " id" not in head
 
 
-def test_without_logprobs_json_goes_on_and_probs_says_so(run: Run, endpoint: Endpoint) -> None:
+def test_without_logprobs_json_works_and_probs_reports_it(run: Run, endpoint: Endpoint) -> None:
     endpoint.forbidden = ("logprobs",)
     told = records(run("generate", "Zero", "--endpoint", endpoint.url, "-n", 3, "--json", input=""))
     assert [record.get("logprob", 0) for record in told] == [0, None, None, None, 0]
@@ -161,13 +165,15 @@ def test_without_logprobs_json_goes_on_and_probs_says_so(run: Run, endpoint: End
         ("content_filter\x1b", (), "“content_filter␛”"),
     ],
 )
-def test_why_it_ended(run: Run, endpoint: Endpoint, reason: str, stop: tuple[str, ...], told: str) -> None:
+def test_the_summary_shows_why_the_text_ended(
+    run: Run, endpoint: Endpoint, reason: str, stop: tuple[str, ...], told: str
+) -> None:
     endpoint.responder = lambda handler: handler.stream(iter([{"choices": [{"text": "x", "finish_reason": reason}]}]))
     result = run("generate", "Zero", "--endpoint", endpoint.url, *stop, input="")
     assert told in result.stderr
 
 
-def test_a_text_that_breaks_off_is_kept(run: Run, endpoint: Endpoint) -> None:
+def test_an_interrupted_text_is_kept(run: Run, endpoint: Endpoint) -> None:
     pieces = b"".join(event({"choices": [{"text": text}]}) for text in (" one", " two"))
     endpoint.responder = lambda handler: handler.stream_slowly(pieces + b'data: {"choi', 20)
     result = run("generate", "Zero", "--endpoint", endpoint.url, input="")
@@ -179,7 +185,7 @@ def test_a_text_that_breaks_off_is_kept(run: Run, endpoint: Endpoint) -> None:
 # --- which options ---
 
 
-def test_exactly_five_commands_know_servers() -> None:
+def test_exactly_five_commands_have_endpoint() -> None:
     knowing = [
         name
         for name in cli.list_commands(None)  # type: ignore[arg-type]
@@ -209,7 +215,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("command", FIVE)
-def test_what_no_server_knows_is_refused(
+def test_options_that_no_server_supports_are_an_error(
     run: Run, endpoint: Endpoint, command: str, tmp_path: Path, prompts: Path
 ) -> None:
     found = cli.get_command(None, command)  # type: ignore[arg-type]
@@ -228,7 +234,7 @@ def test_what_no_server_knows_is_refused(
     assert endpoint.requests == []
 
 
-def test_what_is_set_elsewhere_is_meant_for_this_machine(
+def test_settings_for_this_machine_are_ignored_with_endpoint(
     run: Run, endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config.toml"
@@ -236,7 +242,7 @@ def test_what_is_set_elsewhere_is_meant_for_this_machine(
     monkeypatch.setenv("LLMCLI_CONFIG", str(config))
     monkeypatch.setenv("LLMCLI_DTYPE", "float32")
     assert run("generate", "Zero", "--endpoint", endpoint.url, "-n", 1, input="").stdout == " one\n"
-    assert endpoint.posts[0]["model"] == "toy"  # the one of the file is this machine's
+    assert endpoint.posts[0]["model"] == "toy"  # the model in the config file is for this machine
     config.write_text(f'endpoint = "{endpoint.url}"\nmodel = "theirs"\nregex = "x"\n', encoding="utf-8")
     result = run("generate", "Zero", "-n", 1, input="")
     assert result.exit_code == EXIT_USAGE
@@ -256,7 +262,7 @@ def test_an_empty_address_runs_the_model_here(
     assert endpoint.requests == []
 
 
-def test_what_this_kind_of_server_is_not_known_to_take_is_refused(run: Run, endpoint: Endpoint) -> None:
+def test_fields_that_a_kind_of_server_does_not_take_are_an_error(run: Run, endpoint: Endpoint) -> None:
     endpoint.owner = "somebody"
     result = run("generate", "Zero", "--endpoint", endpoint.url, "--top-k", 3, input="")
     assert result.exit_code == EXIT_USAGE
@@ -268,14 +274,14 @@ def test_what_this_kind_of_server_is_not_known_to_take_is_refused(run: Run, endp
 
 
 def echo_key(handler: Handler) -> None:
-    """What a hostile, or a careless, server does."""
+    """A server that repeats the key in an error and a header, as a hostile or careless one might."""
     sent = str(handler.headers.get("Authorization"))
     status = (401, 400, 500)[len(handler.endpoint.posts) % 3]
     handler.json({"error": {"message": f"cannot use {sent}", "param": sent}}, status, X_Key=sent)
 
 
 def write_key(handler: Handler) -> None:
-    """Likewise, as its text, and then as an error."""
+    """A server that repeats the key in its text, and then in an error."""
     sent = str(handler.headers.get("Authorization"))
     choice = {"text": sent, "delta": {"content": sent}, "message": {"content": sent}, "finish_reason": None}
     handler.stream(iter([{"choices": [choice]}, {"error": {"message": sent}}]))
@@ -315,7 +321,7 @@ def test_the_key_is_sent_and_appears_nowhere(
         assert "[key]" in result.stderr or "in.jsonl" in result.stderr
 
 
-def test_no_key_where_one_is_needed(run: Run, endpoint: Endpoint) -> None:
+def test_a_missing_key_is_an_error(run: Run, endpoint: Endpoint) -> None:
     endpoint.key = SECRET
     result = run("generate", "Zero", "--endpoint", endpoint.url, input="")
     assert result.exit_code == EXIT_FAILURE
@@ -372,8 +378,8 @@ def test_the_table_of_a_step(run: Run, endpoint: Endpoint) -> None:
     assert "there is no step 0" in ended.stderr
 
 
-def test_a_score_is_the_sum_of_what_the_server_tells(run: Run, endpoint: Endpoint, model: Path) -> None:
-    text = "Zero one six two"  # ranks 0, 4 and 5 in their places
+def test_a_score_is_the_sum_of_the_server_s_logprobs(run: Run, endpoint: Endpoint, model: Path) -> None:
+    text = "Zero one six two"  # tokens of ranks 0, 4 and 5
     (found,) = records(run("score", text, "--endpoint", endpoint.url, "--json", input=""))
     (here,) = records(run("score", "The old fox", "-m", model, "--json", input=""))
     assert list(found) == list(here)
@@ -391,7 +397,7 @@ def test_a_score_is_the_sum_of_what_the_server_tells(run: Run, endpoint: Endpoin
     assert "before or after its temperature" in table.stdout
 
 
-def test_a_server_that_does_not_repeat_the_prompt_is_told_so(run: Run, endpoint: Endpoint) -> None:
+def test_a_server_without_prompt_logprobs_is_an_error(run: Run, endpoint: Endpoint) -> None:
     endpoint.forbidden = ("echo",)
     refused = run("score", "Zero one", "--endpoint", endpoint.url, input="")
     endpoint.forbidden = ()
@@ -422,7 +428,7 @@ def contents(body: dict[str, Any]) -> list[str]:
     return [f"{said['role']}: {said['content']}" for said in body["messages"]]
 
 
-def test_a_chat_sends_all_that_was_said(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_chat_sends_all_messages(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
     file = tmp_path / "chat.json"
     typed = (
         "hi",
@@ -456,7 +462,7 @@ def test_a_raw_chat_is_one_text(run: Run, endpoint: Endpoint) -> None:
     assert [body["prompt"] for body in endpoint.posts] == ["Zero", "Zero one two\nmore"]
 
 
-def test_a_chat_explains_what_it_asked_for(run: Run, endpoint: Endpoint) -> None:
+def test_a_chat_shows_probabilities(run: Run, endpoint: Endpoint) -> None:
     result = talk(
         run, endpoint, "hi", "/explain", "/probs", "/regenerate", "/explain 1", "/explain 9", "/tokens", "/set top-k x"
     )
@@ -469,14 +475,14 @@ def test_a_chat_explains_what_it_asked_for(run: Run, endpoint: Endpoint) -> None
     assert endpoint.posts[1]["top_logprobs"] == 5
 
 
-def test_what_a_server_does_not_take_changes_no_setting(run: Run, endpoint: Endpoint) -> None:
+def test_a_rejected_setting_is_not_changed(run: Run, endpoint: Endpoint) -> None:
     endpoint.owner = "somebody"
     result = talk(run, endpoint, "/set top-k 5", "/set top-p 0.5", "hi")
     assert "not known to support top-k" in result.stderr
     assert (endpoint.posts[0]["top_p"], "top_k" in endpoint.posts[0]) == (0.5, False)
 
 
-def test_a_failure_costs_its_turn_alone_and_keeps_what_came(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_an_error_ends_only_its_turn_and_keeps_the_text(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
     cut = event({"choices": [{"delta": {"content": " half"}}]})
     endpoint.next_responders = [lambda handler: handler.json({}, 500), lambda handler: handler.raw(cut)]
     file = tmp_path / "chat.json"
@@ -509,13 +515,13 @@ def slow(handler: Handler) -> None:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits before asking again."""
+    """Retry without waiting."""
     monkeypatch.setattr(endpoint_batch, "FIRST_WAIT", 1e-6)
 
 
 def test_each_prompt_gets_its_line(run: Run, endpoint: Endpoint, prompts: Path, model: Path) -> None:
     result, found = batch(run, endpoint, prompts, "--seed", 5, "--batch-size", 4)
-    assert result.exit_code == EXIT_FAILURE  # of the line that is none
+    assert result.exit_code == EXIT_FAILURE  # because of the invalid line
     assert f"{prompts}:8: prompt is missing" in result.stderr
     assert [record["id"] for record in found] == [n for n in range(20) if n != 7]
     for record in found:
@@ -531,16 +537,14 @@ def test_each_prompt_gets_its_line(run: Run, endpoint: Endpoint, prompts: Path, 
 
 
 @pytest.mark.parametrize("size", [1, 6])
-def test_so_many_requests_run_at_once(run: Run, endpoint: Endpoint, prompts: Path, size: int) -> None:
+def test_batch_size_is_the_number_of_parallel_requests(run: Run, endpoint: Endpoint, prompts: Path, size: int) -> None:
     endpoint.responder = slow
     batch(run, endpoint, prompts, "--batch-size", size)
     assert endpoint.peak_concurrency == size
 
 
 @pytest.mark.parametrize("order", ["input", "finished"])
-def test_what_failed_for_the_moment_is_asked_again(
-    run: Run, endpoint: Endpoint, prompts: Path, at_once: None, order: str
-) -> None:
+def test_temporary_errors_are_retried(run: Run, endpoint: Endpoint, prompts: Path, at_once: None, order: str) -> None:
     def gone(handler: Handler) -> None:
         handler.close_connection = True
         handler.connection.close()
@@ -553,7 +557,7 @@ def test_what_failed_for_the_moment_is_asked_again(
     assert "1 skipped" in result.stderr
 
 
-def test_a_prompt_that_is_refused_is_told_and_left_out(run: Run, endpoint: Endpoint, prompts: Path) -> None:
+def test_rejected_prompts_are_reported_and_skipped(run: Run, endpoint: Endpoint, prompts: Path) -> None:
     def picky(handler: Handler) -> None:
         if handler.body["prompt"] == "Zero 3":
             handler.json({"error": {"message": "too long"}}, 400)
@@ -567,7 +571,7 @@ def test_a_prompt_that_is_refused_is_told_and_left_out(run: Run, endpoint: Endpo
     assert "too long" in result.stderr
 
 
-def test_a_server_that_is_gone_ends_the_run_which_then_goes_on(
+def test_a_lost_server_ends_the_batch_which_can_be_resumed(
     run: Run, endpoint: Endpoint, prompts: Path, at_once: None
 ) -> None:
     _, usual = batch(run, endpoint, prompts)
@@ -587,7 +591,7 @@ def test_a_server_that_is_gone_ends_the_run_which_then_goes_on(
     assert "status 503" in result.stderr
     assert some == usual[:6]
     endpoint.responder = None
-    out.write_bytes(out.read_bytes()[:-5])  # and one that was cut short
+    out.write_bytes(out.read_bytes()[:-5])  # the last result is incomplete
     _, found = batch(run, endpoint, prompts)
     assert found == usual
     done = len(endpoint.posts)
@@ -606,12 +610,12 @@ def test_results_of_other_settings_are_kept(
     assert found == usual
 
 
-# --- stopped from outside ---
+# --- interrupted ---
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 @pytest.mark.parametrize("command", ["generate", "json", "chat", "batch"])
-def test_ctrl_c_keeps_what_came_and_closes_the_connection(
+def test_ctrl_c_keeps_the_text_and_closes_the_connection(
     endpoint: Endpoint, command: str, tmp_path: Path, prompts: Path
 ) -> None:
     hung, left = Event(), Event()
@@ -624,7 +628,7 @@ def test_ctrl_c_keeps_what_came_and_closes_the_connection(
         handler.wfile.flush()
         hung.set()
         handler.connection.settimeout(20)
-        if handler.rfile.read(1) == b"":  # until whoever asked has closed
+        if handler.rfile.read(1) == b"":  # until the client closes the connection
             left.set()
 
     endpoint.responder = hangs
@@ -666,7 +670,7 @@ def test_ctrl_c_keeps_what_came_and_closes_the_connection(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 @pytest.mark.parametrize("order", ["input", "finished"])
-def test_a_batch_that_is_killed_goes_on(run: Run, endpoint: Endpoint, prompts: Path, order: str) -> None:
+def test_a_killed_batch_can_be_resumed(run: Run, endpoint: Endpoint, prompts: Path, order: str) -> None:
     _, usual = batch(run, endpoint, prompts)
     out = prompts.with_name("out.jsonl")
     out.unlink()
@@ -692,8 +696,8 @@ def test_a_batch_that_is_killed_goes_on(run: Run, endpoint: Endpoint, prompts: P
     assert found == usual
 
 
-def test_requests_are_recorded_as_they_came(run: Run, endpoint: Endpoint) -> None:
-    """The loopback server itself: a test that looks at no request would prove nothing."""
+def test_the_server_records_requests(run: Run, endpoint: Endpoint) -> None:
+    """The test server itself: tests that check no request would prove nothing."""
     run("generate", "Zero", "--endpoint", endpoint.url, "-n", 1, input="")
     assert [type(asked) for asked in endpoint.requests] == [ReceivedRequest, ReceivedRequest]
     assert [asked.path for asked in endpoint.requests] == ["/v1/models", "/v1/completions"]

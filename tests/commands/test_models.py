@@ -1,4 +1,4 @@
-"""``llmcli models``, ``pull`` and ``rm``, and models of the hub in the other commands."""
+"""``llmcli models``, ``pull`` and ``rm``, and hub models in other commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def files(model: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def tiny_hub(hub: Hub, files: dict[str, bytes]) -> Hub:
-    """A hub that has the tiny trained model as org/name."""
+    """A hub that serves the tiny trained model as org/name."""
     hub.add(files)
     return hub
 
@@ -43,7 +43,7 @@ def size(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).iterdir())
 
 
-def test_pull_writes_the_folder_and_tells_the_size(run: Run, tiny_hub: Hub) -> None:
+def test_pull_prints_the_folder_and_the_size(run: Run, tiny_hub: Hub) -> None:
     result = run("pull", "org/name")
     folder = result.stdout.strip()
     assert (Path(folder) / "model.safetensors").is_file()
@@ -52,11 +52,11 @@ def test_pull_writes_the_folder_and_tells_the_size(run: Run, tiny_hub: Hub) -> N
     assert lines[0] == f"downloading org/name: {shown}"
     assert re.fullmatch(r"downloaded org/name in \d+ s", lines[1])
     assert lines[2] == f"org/name is complete: {shown} in"
-    again = run("pull", "org/name")  # complete: no download to tell of
+    again = run("pull", "org/name")  # complete: no download to report
     assert (again.stdout, again.stderr.splitlines()) == (result.stdout, lines[2:])
 
 
-def test_pull_tells_how_much_is_left(run: Run, tiny_hub: Hub) -> None:
+def test_pull_reports_how_much_is_left(run: Run, tiny_hub: Hub) -> None:
     tiny_hub.cut["model.safetensors"] = 30_000
     first = run("pull", "org/name")
     assert first.exit_code == 1
@@ -64,7 +64,7 @@ def test_pull_tells_how_much_is_left(run: Run, tiny_hub: Hub) -> None:
     assert re.match(rf"downloading org/name: .* left of {stopped[1]}\n", run("pull", "org/name").stderr)
 
 
-def test_pull_offline_only_looks(run: Run, tiny_hub: Hub) -> None:
+def test_pull_offline_only_checks(run: Run, tiny_hub: Hub) -> None:
     assert run("pull", "org/name", "--offline").exit_code == 1
     assert not tiny_hub.log
     folder = run("pull", "org/name").stdout
@@ -73,7 +73,7 @@ def test_pull_offline_only_looks(run: Run, tiny_hub: Hub) -> None:
     assert not tiny_hub.log
 
 
-def test_pull_refuses_folders(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_pull_of_a_folder_is_an_error(run: Run, hub: Hub, tmp_path: Path) -> None:
     result = run("pull", tmp_path)
     assert result.exit_code == 2
     assert "is a local folder" in result.stderr
@@ -82,7 +82,7 @@ def test_pull_refuses_folders(run: Run, hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", [[], ["--verbose"]])
-def test_failures_are_one_line_and_never_hold_the_token(
+def test_errors_are_one_line_without_the_token(
     run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch, extra: list[str]
 ) -> None:
     hub.status = 403
@@ -94,7 +94,7 @@ def test_failures_are_one_line_and_never_hold_the_token(
         assert "secret" not in result.stderr
 
 
-def test_a_model_is_downloaded_by_using_it(run: Run, tiny_hub: Hub, model: Path) -> None:
+def test_using_a_model_downloads_it(run: Run, tiny_hub: Hub, model: Path) -> None:
     options = ("--json", "-n", "4", "--seed", "1")
     first = run("generate", "The fox", "-m", "org/name", *options)
     assert first.exit_code == 0
@@ -109,7 +109,7 @@ def test_a_model_is_downloaded_by_using_it(run: Run, tiny_hub: Hub, model: Path)
     assert not tiny_hub.log
 
 
-def test_offline_is_an_option_of_every_command_that_opens_a_model(run: Run, tiny_hub: Hub) -> None:
+def test_every_command_that_loads_a_model_has_offline(run: Run, tiny_hub: Hub) -> None:
     for command in ("generate", "explain-step", "tokenize"):
         result = run(command, "x", "-m", "org/name", "--offline")
         assert result.exit_code == 1
@@ -117,13 +117,13 @@ def test_offline_is_an_option_of_every_command_that_opens_a_model(run: Run, tiny
     assert not tiny_hub.log
 
 
-def test_revisions_stand_side_by_side(run: Run, tiny_hub: Hub, files: dict[str, bytes]) -> None:
+def test_two_revisions_of_a_model(run: Run, tiny_hub: Hub, files: dict[str, bytes]) -> None:
     tiny_hub.add(files | {"merges.txt": b""}, refs=("v1",))
     result = run("tokenize", "The fox", "-m", "org/name", "-m", "org/name@v1")
     assert result.stdout.splitlines()[0].split("\t") == ["#", "id", "org/name", "id", "org/name@v1"]
 
 
-def test_models_lists_what_is_on_disk(run: Run, tiny_hub: Hub, files: dict[str, bytes]) -> None:
+def test_models_lists_the_models_on_disk(run: Run, tiny_hub: Hub, files: dict[str, bytes]) -> None:
     tiny_hub.add(files, "org/broken")
     tiny_hub.cut["model.safetensors"] = 500
     assert run("pull", "org/broken").exit_code == 1
@@ -150,7 +150,7 @@ def test_models_without_a_cache(run: Run, hub: Hub) -> None:
     assert [record["name"] for record in records(run("models", "--json"))] == [SHIPPED]
 
 
-def test_rm_asks_or_is_told(run: Run, tiny_hub: Hub) -> None:
+def test_rm_needs_a_terminal_or_yes(run: Run, tiny_hub: Hub) -> None:
     folder = Path(run("pull", "org/name").stdout.strip())
     freed = readable(size(folder))
     result = run("rm", "org/name")
@@ -163,7 +163,7 @@ def test_rm_asks_or_is_told(run: Run, tiny_hub: Hub) -> None:
     assert run("rm", "org/name", "--yes").exit_code == 1
 
 
-def test_rm_refuses_what_was_not_downloaded(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_rm_removes_only_downloaded_models(run: Run, hub: Hub, tmp_path: Path) -> None:
     for name in (SHIPPED, tmp_path, "org/name", "a/b/c"):
         result = run("rm", name, "--yes")
         assert result.exit_code == 1
@@ -171,7 +171,7 @@ def test_rm_refuses_what_was_not_downloaded(run: Run, hub: Hub, tmp_path: Path) 
     assert tmp_path.exists()
 
 
-def test_no_huggingface_hub_without_a_download(tiny_hub: Hub, run: Run) -> None:
+def test_huggingface_hub_is_imported_only_for_downloads(tiny_hub: Hub, run: Run) -> None:
     run("pull", "org/name")
     for args in (["--help"], ["pull", "--help"], ["models"], ["tokenize", "x"], ["tokenize", "x", "-m", "org/name"]):
         code = f"""
@@ -187,7 +187,7 @@ assert not {{'huggingface_hub', 'torch'}} & sys.modules.keys()
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
 
 
-def test_huggingface_hub_does_not_start(hub: Hub) -> None:
+def test_a_broken_huggingface_hub_is_one_line(hub: Hub) -> None:
     done = subprocess.run(
         [*PROGRAM, "pull", "org/name"],
         capture_output=True,
@@ -198,7 +198,7 @@ def test_huggingface_hub_does_not_start(hub: Hub) -> None:
     assert re.fullmatch(r"llmcli: huggingface_hub does not start: .*'soon' \(.*HF_.*\)\n", done.stderr)
 
 
-def test_huggingface_hub_says_nothing_on_its_own(tiny_hub: Hub) -> None:
+def test_huggingface_hub_prints_nothing_itself(tiny_hub: Hub) -> None:
     tiny_hub.warning = "Unauthenticated; Please log in"
     done = subprocess.run([*PROGRAM, "pull", "org/name"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     told = r"downloading .*\ndownloaded .*\norg/name is complete.*\n"
@@ -243,7 +243,7 @@ def test_the_bar_fits_the_terminal(tiny_hub: Hub, width: int) -> None:
 
 
 @posix
-def test_no_bar_without_colour(tiny_hub: Hub) -> None:
+def test_no_bar_without_color(tiny_hub: Hub) -> None:
     text = terminal("pull|org/name", env={"NO_COLOR": "1"})
     assert text.startswith("downloading org/name: ")
     assert "\x1b" not in text

@@ -1,4 +1,4 @@
-"""``llmcli quantize``, and ``--quantize`` of the commands that run a model."""
+"""``llmcli quantize``, and ``--quantize`` of other commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def assert_one_line(result: Result, *words: str, code: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_out_is_a_model_that_runs_as_quantize_makes_it(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
+def test_out_gives_the_same_text_as_the_option_quantize(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "new" / "out"
     result = run("quantize", model, out, "--to", kind)
     assert result.exit_code == 0, result.stderr
@@ -57,7 +57,7 @@ def test_8_bits_are_the_default(run: Run, model: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["bits"] == 8
 
 
-def test_text_measures_what_it_costs(run: Run, model: Path, tmp_path: Path) -> None:
+def test_text_measures_the_loss_in_quality(run: Run, model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("<|endoftext|>".join(TEXTS[:3]), encoding="utf-8")
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": TEXTS[4]}), encoding="utf-8")
     out = tmp_path / "out"
@@ -107,18 +107,18 @@ def test_out_must_be_new_or_empty(run: Run, model: Path, tmp_path: Path) -> None
     assert run("quantize", model, tmp_path / "empty").exit_code == 0
 
 
-def test_out_that_cannot_be_made_is_one_line(
+def test_out_that_cannot_be_created_is_one_line(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for out in (tmp_path / "file" / "out", tmp_path / "link"):
         assert_one_line(run("quantize", model, out), str(out), "cannot create", code=2)
-    monkeypatch.setattr(command.os, "access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr(command.os, "access", lambda *_: False)  # root can write everywhere
     assert_one_line(run("quantize", model, tmp_path / "out"), "cannot write to", code=2)
 
 
-def test_out_may_lie_inside_the_model(run: Run, model: Path, tmp_path: Path) -> None:
+def test_out_can_be_inside_the_model(run: Run, model: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(model, tmp_path / "m"))
     names = {path.name for path in source.iterdir()}
     assert run("quantize", source, source / "out.json").exit_code == 0
@@ -127,7 +127,7 @@ def test_out_may_lie_inside_the_model(run: Run, model: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_quantised_model_is_not_rounded_again(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
+def test_a_quantized_model_is_not_quantized_again(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     assert run("quantize", model, out, "--to", kind).exit_code == 0
     assert_one_line(run("quantize", out, tmp_path / "again"), "already", code=2)
@@ -139,7 +139,7 @@ def test_a_quantised_model_is_not_rounded_again(run: Run, model: Path, tmp_path:
     assert_one_line(run("generate", "x", "-m", out, "--adapter", model), "adapter", code=2)
 
 
-def test_models_that_cannot_be_read_leave_nothing(run: Run, model: Path, tmp_path: Path) -> None:
+def test_unreadable_models_leave_no_files(run: Run, model: Path, tmp_path: Path) -> None:
     pickled = Path(shutil.copytree(model, tmp_path / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     assert_one_line(run("quantize", pickled, tmp_path / "out"), "pickled", code=1)
@@ -148,7 +148,7 @@ def test_models_that_cannot_be_read_leave_nothing(run: Run, model: Path, tmp_pat
 
 
 @pytest.mark.parametrize("moment", ["save_quantized", "copy_rest"])
-def test_ctrl_c_ends_quietly_and_leaves_no_half_file(
+def test_ctrl_c_leaves_no_partial_file(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     from llmcli.storage import quantized_checkpoint as quantized_file
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_quietly_and_leaves_no_half_file(
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_steps_are_explained_with_rounded_weights(run: Run, model: Path, kind: str) -> None:
+def test_explain_step_with_quantized_weights(run: Run, model: Path, kind: str) -> None:
     plain, rounded = (
         run("explain-step", "The old", "-m", model, "--json", *options) for options in ((), ("--quantize", kind))
     )
@@ -177,7 +177,7 @@ def test_steps_are_explained_with_rounded_weights(run: Run, model: Path, kind: s
     assert plain.stdout != rounded.stdout
 
 
-def test_bench_has_a_row_for_each(run: Run, model: Path) -> None:
+def test_bench_has_a_row_per_format(run: Run, model: Path) -> None:
     small = ("-p", 6, "-n", 3, "-r", 1, "--threads", "1", "--json")
     rows = records(run("bench", "-m", model, *small, "--quantize", "none,int8, int4"))
     assert [row["dtype"] for row in rows] == ["bfloat16", "int8", "int4"]
@@ -202,12 +202,12 @@ def test_bench_has_a_row_for_each(run: Run, model: Path) -> None:
         (("quantize",), "MODEL"),
     ],
 )
-def test_wrong_values_are_one_line(run: Run, args: tuple[str, ...], word: str) -> None:
+def test_invalid_values_are_one_line(run: Run, args: tuple[str, ...], word: str) -> None:
     assert_one_line(run(*args), word, code=2)
     assert not Path("OUT").exists()
 
 
-def test_gpus_are_refused(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_an_error(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcli.generation import loaded
 
     monkeypatch.setattr(loaded, "pick_device", lambda name: CPU if name == "cpu" else torch.device("meta"))
@@ -217,7 +217,7 @@ def test_gpus_are_refused(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["generate", "explain-step", "bench", "quantize"])
-def test_help_tells_of_it(run: Run, name: str) -> None:
+def test_help_lists_the_option(run: Run, name: str) -> None:
     text = run(name, "--help").stdout
     assert "int8" in text
     assert "int4" in text

@@ -1,4 +1,4 @@
-"""Commands in several processes: --tensor-parallel, and what torchrun starts."""
+"""Commands in several processes: with --tensor-parallel and with torchrun."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def llmcli(*arguments: object, input: str = "", program: list[str] = MODULE) -> 
 
 
 def without_floats(text: str) -> Any:
-    """JSON lines with numbers rounded: sums in another order differ in their last bits; times are left out."""
+    """Parse JSON lines, round numbers and drop times: sums in another order differ in their last bits."""
 
     def rounded(value: Any) -> Any:
         if isinstance(value, float):
@@ -52,7 +52,7 @@ def test_a_split_model_writes_the_same(model: Path, run: Run) -> None:
     assert without_floats(split.stdout) == without_floats(run(*arguments).stdout)
 
 
-def test_torchrun_splits_and_the_first_rank_talks(model: Path, run: Run) -> None:
+def test_with_torchrun_only_the_first_rank_prints(model: Path, run: Run) -> None:
     arguments = ("explain-step", "The old fox", "-m", model, "--step", 3, "--json", *EXACT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "llmcli"]
     split = llmcli(*arguments, program=torchrun)
@@ -69,7 +69,7 @@ def test_score_and_chat_of_a_split_model(model: Path, chat_model: Path, run: Run
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
-def test_a_rank_is_killed_and_the_text_is_kept(model: Path, run: Run, tmp_path: Path) -> None:
+def test_the_text_survives_a_killed_rank(model: Path, run: Run, tmp_path: Path) -> None:
     arguments = ["generate", "The old fox", "-m", str(model), "--context-overflow", "shift", *EXACT]
     written = tmp_path / "text"
     with written.open("wb") as out:
@@ -91,7 +91,9 @@ def test_a_rank_is_killed_and_the_text_is_kept(model: Path, run: Run, tmp_path: 
     assert time.monotonic() - began < 30
     assert process.returncode == 1
     assert told == "llmcli: another rank has ended or does not respond (start again)\n"
-    text = written.read_text(encoding="utf-8").removesuffix("\n").rstrip("\ufffd")  # its last character may be half
+    text = (
+        written.read_text(encoding="utf-8").removesuffix("\n").rstrip("\ufffd")
+    )  # its last character may be incomplete
     assert run(*arguments, "-n", 2000).stdout.startswith(text[:2000])
 
 
@@ -105,21 +107,21 @@ def test_a_rank_is_killed_and_the_text_is_kept(model: Path, run: Run, tmp_path: 
         (("--tensor-parallel", 2, "--device", "mps"), "ranks compute on cpu or cuda"),
     ],
 )
-def test_what_ranks_cannot_do(arguments: tuple[object, ...], message: str, model: Path) -> None:
+def test_options_that_exclude_a_split_model(arguments: tuple[object, ...], message: str, model: Path) -> None:
     result = llmcli("generate", "x", "-m", model, *arguments)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
 
 
-def test_commands_of_one_process(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_that_need_one_process(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables(0, 2, 1).items():
         monkeypatch.setenv(name, value)
     result = run("attend", "x", "-m", model)
     assert result.exit_code == 2
     assert "attend runs in one process" in result.stderr
     monkeypatch.setenv("RANK", "1")
-    assert run("attend", "x", "-m", model).stderr == ""  # the first one has said it
+    assert run("attend", "x", "-m", model).stderr == ""  # the first rank has reported it
     monkeypatch.setenv("RANK", "0")
     result = run("generate", "x", "-m", model, "--tensor-parallel", 3)
     assert result.exit_code == 2
@@ -127,7 +129,7 @@ def test_commands_of_one_process(run: Run, model: Path, monkeypatch: pytest.Monk
 
 
 def variables(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun sets for a process."""
+    """The environment variables that torchrun sets for a process."""
     ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     return {**{name: str(value) for name, value in ranks.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
@@ -140,7 +142,7 @@ def free_port() -> int:
 
 
 def together(arguments: list[str], size: int, kill: dict[int, float] | None = None) -> list[int]:
-    """The wait statuses of ``size`` processes that run the command as torchrun's would, some killed after a while."""
+    """Run the command in ``size`` processes like torchrun, kill some of them, and return their wait statuses."""
     port, children = free_port(), []
     for rank in range(size):
         child = os.fork()
@@ -163,7 +165,7 @@ def together(arguments: list[str], size: int, kill: dict[int, float] | None = No
         return [os.waitpid(child, 0)[1] for child in children]
     time.sleep(0.3)
     for child in children:
-        os.kill(child, signal.SIGKILL)  # as torchrun does with those that are left, some in the middle of merging
+        os.kill(child, signal.SIGKILL)  # as torchrun kills the others, some of them while merging
     return [os.waitpid(child, 0)[1] for child in children]
 
 
@@ -177,7 +179,7 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def batch(model: Path, prompts: Path, run: Run) -> Callable[..., list[str]]:
-    """The arguments of a batch that writes to a file of that name."""
+    """Return the arguments of a batch that writes to a file of the given name."""
 
     def arguments(name: str, *more: str) -> list[str]:
         options = ["-m", str(model), "--dtype", "float32", "--temperature", "1.2", "--batch-size", "4"]
@@ -188,7 +190,7 @@ def batch(model: Path, prompts: Path, run: Run) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def whole(batch: Callable[..., list[str]], prompts: Path, run: Run) -> bytes:
-    """What one process writes."""
+    """The results that a single process writes."""
     assert run(*batch("whole.jsonl")).exit_code == 0
     return prompts.with_name("whole.jsonl").read_bytes()
 
@@ -203,10 +205,10 @@ def test_processes_share_the_prompts(size: int, batch: Callable[..., list[str]],
 
 @FORKS
 @pytest.mark.parametrize("order", ["input", "finished"])
-def test_killed_at_any_moment_with_any_number(
+def test_processes_can_be_killed_at_any_time(
     order: str, batch: Callable[..., list[str]], whole: bytes, prompts: Path, run: Run
 ) -> None:
-    """Nothing is lost, repeated or changed, also where one process goes on with what several began."""
+    """No result is lost, repeated or changed, even if one process resumes the work of several."""
     rng, out, kills = random.Random(2), prompts.with_name("out.jsonl"), 0
     for _ in range(12):
         out.unlink(missing_ok=True)
@@ -232,14 +234,14 @@ def test_killed_at_any_moment_with_any_number(
 
 
 def tear(prompts: Path, rng: random.Random) -> None:
-    """Cut the last line of a part, as if its machine had stopped while it was written."""
+    """Cut off the end of a part's last line, as if the machine had stopped while writing it."""
     for part in prompts.parent.glob("out.jsonl.rank*"):
         lines = part.read_bytes().splitlines(keepends=True)
         if lines and rng.random() < 0.5:
             part.write_bytes(b"".join(lines[:-1]) + lines[-1][: rng.randint(1, len(lines[-1]) - 1)])
 
 
-def test_merging_killed_after_the_file_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_interrupted_after_the_file_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, line = tmp_path / "out", '{{"id": {}, "text": "x", "finish": "length", "mark": "m"}}\n'
     out.write_text(line.format(3), encoding="utf-8")
     part_path(out, 0).write_text(line.format(1) + line.format(4), encoding="utf-8")
@@ -253,7 +255,7 @@ def test_merging_killed_after_the_file_was_replaced(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_part_that_cannot_be_seen(tmp_path: Path) -> None:
+def test_a_missing_or_incomplete_part_file(tmp_path: Path) -> None:
     path = part_path(tmp_path / "out", 1)
     with pytest.raises(LlmcliError, match="results of rank 0, is missing"):
         check_parts([PartFile(path, 0)])
@@ -263,7 +265,7 @@ def test_a_part_that_cannot_be_seen(tmp_path: Path) -> None:
         check_parts([PartFile(path, 3)])
 
 
-def test_a_part_is_no_target(run: Run, batch: Callable[..., list[str]]) -> None:
+def test_a_part_file_cannot_be_the_target(run: Run, batch: Callable[..., list[str]]) -> None:
     result = run(*batch("out.jsonl.rank1"))
     assert result.exit_code == 2
     assert "name of a part file" in result.stderr

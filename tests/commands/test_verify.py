@@ -33,7 +33,7 @@ OWN = 13  # checks that need only the model itself
 
 @pytest.fixture
 def no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Import transformers once; it takes seconds."""
+    """Hide transformers, which takes seconds to import."""
     monkeypatch.setitem(sys.modules, "transformers", None)
 
 
