@@ -120,8 +120,8 @@ def with_requests(stories: list[Story], nouns: NounCounts, rng: random.Random) -
 def pairs(stories: list[Story], nouns: NounCounts, rng: random.Random) -> Iterator[Story]:
     """Yield preference pairs: a request, a story that mentions its topic early, and the next story of that kind.
 
-    The stories of a kind form a ring, so nearly every story is chosen once and rejected once, and the model cannot learn
-    to prefer some stories in general. Pairs whose rejected story mentions the topic are skipped.
+    The stories of a kind form a ring, so nearly every story is chosen once and rejected once, and the model cannot
+    learn to prefer some stories in general. Pairs whose rejected story mentions the topic are skipped.
     """
     rings: dict[str, list[tuple[str, str, re.Pattern[str]]]] = defaultdict(list)
     for story in rng.sample(stories, len(stories)):

@@ -90,7 +90,7 @@ def recipe_default(name: str) -> str:
     "--recipe",
     "recipe_file",
     type=click.Path(path_type=Path),
-    help="Read the recipe, of one or more stages, from a TOML file.",
+    help="Read the recipe from a TOML file, with one or more stages.",
 )
 @click.option("--resume", is_flag=True, help="Resume the run in --out; --tokens can extend it.")
 @click.option(

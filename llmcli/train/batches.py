@@ -21,7 +21,7 @@ ENCODED_AT_ONCE = 10_000  # texts: while they are encoded, their ids are in memo
 
 @dataclass(frozen=True)
 class Encoded:
-    """An example as token ids, from BOS to EOS, of which ``ids[first:]`` are to be learned."""
+    """An example as token ids, from BOS to EOS, of which ``ids[first:]`` are the targets to learn."""
 
     ids: list[int]
     first: int = 1
@@ -41,15 +41,15 @@ class Encoder:
         return [Encoded([*start, *ids, *end]) for ids in self._ids([example.text for example in examples])]
 
     def replies(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Encode each example's text as the reply to its prompt, of which nothing is to be learned."""
+        """Encode each example's text as the reply to its prompt; only the reply is to be learned."""
         assert self.form is not None
         ends = [*self.form.end_ids][:1] or ([] if self.end is None else [self.end])
         replies = self._ids([example.text for example in examples])
-        found = []
+        encoded = []
         for example, reply in zip(examples, replies, strict=True):
             prompt = self.form.encode(self.form.render([Message("user", example.prompt or "")]))
-            found.append(Encoded([*prompt, *reply, *ends], max(len(prompt), 1)))
-        return found
+            encoded.append(Encoded([*prompt, *reply, *ends], max(len(prompt), 1)))
+        return encoded
 
     def mixed(self, examples: Sequence[Example], *, plain: float, seed: int) -> list[Encoded]:
         """Encode examples with a prompt as replies, and the others as texts.
@@ -64,11 +64,11 @@ class Encoder:
 
     def pairs(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode the chosen and the rejected reply of each example, alternating."""
-        both = [one for e in examples for one in (e, replace(e, text=e.rejected or ""))]
-        return self.replies(both)
+        replies = [reply for e in examples for reply in (e, replace(e, text=e.rejected or ""))]
+        return self.replies(replies)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """The ids of texts without BOS and EOS; special tokens that occur in them are text."""
+        """Return the ids of texts, without BOS and EOS; special tokens in the texts are encoded as text."""
         self.tokenizer.fast.encode_special_tokens = True
         batches = (texts[n : n + ENCODED_AT_ONCE] for n in range(0, len(texts), ENCODED_AT_ONCE))
         return [
@@ -97,7 +97,7 @@ class Batches:
 def cut(examples: Sequence[Encoded], *, context: int, batch_size: int, seed: int) -> Batches:
     """Shuffle and concatenate all examples, and cut the result into windows, which may span several examples.
 
-    Errors: the text is shorter than one window.
+    Raises LlmcliError if the text is shorter than one window.
     """
     ids = torch.tensor(
         [i for n in shuffled(len(examples), seed, -1).tolist() for i in examples[n].ids], dtype=torch.int32
@@ -114,7 +114,7 @@ def cut(examples: Sequence[Encoded], *, context: int, batch_size: int, seed: int
 def pack(examples: Sequence[Encoded], *, context: int, batch_size: int, seed: int) -> Batches:
     """Put each example into one window, together with others that fit; longer ones are truncated.
 
-    The rest of a window is padding. Errors: no example has a token to learn within a window.
+    The rest of a window is padding. Raises LlmcliError if no example has a token to learn within a window.
     """
     windows: list[list[Encoded]] = []
     free: list[tuple[int, int]] = []  # (free ids, window) of those that are considered

@@ -1,4 +1,4 @@
-"""What a run minimizes, and how well the model predicts held-out examples."""
+"""The loss that a run minimizes, and the validation on held-out examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Compile = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
 
 
 class Objective(Protocol):
-    """A loss. ``kept`` are the tensors, other than the weights, that must be saved for the run to resume."""
+    """A loss. ``kept`` are the tensors that a checkpoint must contain in addition to the weights."""
 
     kept: dict[str, Tensor]
 
@@ -81,7 +81,10 @@ class Validation:
 def validate(
     model: Transformer, examples: Sequence[Encoded], bytes_of_text: int, *, precision: torch.dtype
 ) -> Validation:
-    """Score the tokens to learn of each example, computing in ``precision``. Errors: there are none."""
+    """Score the tokens to learn of each example, computing in ``precision``.
+
+    Raises LlmcliError if there are no such tokens.
+    """
     nats, tokens = 0.0, 0
     with torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
         for example in examples:
@@ -91,5 +94,5 @@ def validate(
             nats += float(scores.sum(dtype=torch.float64))
             tokens += len(scores)
     if not tokens:
-        raise usage_error("the validation text is too short: it has no token to predict", "use a longer text")
+        raise usage_error("the validation text has no token to predict", "use a longer text")
     return Validation(nats / tokens, nats / math.log(2) / bytes_of_text)
