@@ -72,8 +72,8 @@ def write_text(
     sampler = generated.sampler
     if verbose:
         chain = ", ".join(render.filter_label(filter.name, filter.value) for filter in sampler.filters) or "none"
-        device = loaded.model.device
-        render.note(f"{loaded.name}: {loaded.model.dtype} on {device}; sampler: {chain}", sys.stderr)
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        render.note(f"{loaded.name}: {dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = render.TextWriter(sys.stdout, by_probability=alternatives is not None)
     reports: list[explain.GeneratedToken] = []
     with Interrupt() as interrupt:
