@@ -1,4 +1,4 @@
-"""A byte-level BPE model of the Llama family as llama.cpp's format has it, weights in float32."""
+"""Write a Llama-family model with a byte-level BPE tokenizer in llama.cpp's format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_gguf(folder: Path, file: Path) -> None:
-    """The model of ``folder``, tokenizer and chat template and all."""
+    """Write the model in ``folder`` to ``file``, with tokenizer and chat template, and the weights in float32."""
     import gguf
     from safetensors.torch import load_file
 
@@ -26,10 +26,10 @@ def write_gguf(folder: Path, file: Path) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
-    words = {id: word for word, id in tokenizer["model"]["vocab"].items()} | special
+    tokens = {id: token for token, id in tokenizer["model"]["vocab"].items()} | special
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([words[id] for id in range(config["vocab_size"])])
+    writer.add_token_list([tokens[id] for id in range(config["vocab_size"])])
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_token_types([control if id in special else normal for id in range(config["vocab_size"])])
     writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
@@ -40,7 +40,7 @@ def write_gguf(folder: Path, file: Path) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in load_file(folder / "model.safetensors").items():
         for part, count in heads.items():
-            if part in name:  # llama.cpp turns neighbours, transformers halves
+            if part in name:  # llama.cpp rotates adjacent pairs, transformers the two halves
                 tensor = tensor.view(count, 2, config["head_dim"] // 2, -1).transpose(1, 2).reshape(tensor.shape)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.float().numpy())
     writer.write_header_to_file()

@@ -1,4 +1,4 @@
-"""What the shipped model writes, to the token: ``python -m tests.golden`` records it anew after new weights."""
+"""The exact tokens that the shipped model generates; run ``python -m tests.golden`` after changing its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPT = "Once upon a time"
 
 
 def record() -> dict[str, Any]:
-    """Greedy ids, and a seeded sample with logprobs, in fp32 on the CPU."""
+    """Return greedy ids, and a seeded sample with its log probabilities, in float32 on the CPU."""
     loaded = llmcli.load(default_model(), device="cpu", dtype="float32")
     prompt = loaded.prompt_ids(PROMPT)
 
@@ -31,8 +31,8 @@ def record() -> dict[str, Any]:
         "model": loaded.name,
         "prompt_ids": prompt,
         "greedy_ids": [step.token for step in steps(Sampler([Temperature(0.0)], 0), 60)],
-        "sampled_ids": [report.id for report in sampled],
-        "sampled_logprobs": [report.logprob for report in sampled],
+        "sampled_ids": [token.id for token in sampled],
+        "sampled_logprobs": [token.logprob for token in sampled],
     }
 
 

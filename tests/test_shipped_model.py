@@ -1,4 +1,4 @@
-"""The model that ships: what it writes is what was recorded, transformers agrees, and it is small enough."""
+"""The shipped model generates the recorded tokens, agrees with transformers, and is small."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from llmcli.errors import LlmcliError
 from tests import golden
 
 
-def test_it_writes_what_was_recorded() -> None:
-    expected, now = json.loads(golden.FILE.read_text(encoding="utf-8")), golden.record()
+def test_it_generates_the_recorded_tokens() -> None:
+    expected, actual = json.loads(golden.FILE.read_text(encoding="utf-8")), golden.record()
     logprobs = expected.pop("sampled_logprobs")
-    assert now.pop("sampled_logprobs") == pytest.approx(logprobs, abs=1e-3)
-    assert now == expected
+    assert actual.pop("sampled_logprobs") == pytest.approx(logprobs, abs=1e-3)
+    assert actual == expected
 
 
-def test_transformers_loads_it_and_writes_the_same() -> None:
+def test_transformers_generates_the_same_tokens() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = hub.find(hub.default_model())
@@ -32,16 +32,16 @@ def test_transformers_loads_it_and_writes_the_same() -> None:
     assert ids[0].tolist() == ours.prompt_ids("The fox went home and said:")
     with torch.inference_mode():
         assert torch.allclose(ours.model(ids), theirs(ids).logits, atol=1e-4)
-    written = theirs.generate(torch.tensor([ours.prompt_ids(golden.PROMPT)]), max_new_tokens=60, do_sample=False)
+    generated = theirs.generate(torch.tensor([ours.prompt_ids(golden.PROMPT)]), max_new_tokens=60, do_sample=False)
     expected = json.loads(golden.FILE.read_text(encoding="utf-8"))
-    assert written[0].tolist() == expected["prompt_ids"] + expected["greedy_ids"]
+    assert generated[0].tolist() == expected["prompt_ids"] + expected["greedy_ids"]
 
 
 def test_its_weights_are_at_most_24_mebibytes() -> None:
     assert (hub.find(hub.default_model()) / "model.safetensors").stat().st_size <= 24 * 2**20
 
 
-def test_its_card_says_what_it_must() -> None:
+def test_the_model_card_has_the_required_statements() -> None:
     card = (hub.find(hub.default_model()) / "README.md").read_text(encoding="utf-8")
     assert hub.default_model().startswith("llama")
     assert card.startswith("# Llama")
@@ -49,8 +49,8 @@ def test_its_card_says_what_it_must() -> None:
         assert words in card, words
 
 
-def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path first, then a shipped name, in the package's own folder before the clone's."""
+def test_finding_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path comes before the name of a shipped model, which is looked up in the package before the repository."""
     for where in ("installed", "clone"):
         (tmp_path / where / "m").mkdir(parents=True)
         (tmp_path / where / "m" / "config.json").write_text("{}")
@@ -63,8 +63,8 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.default_model()
 
 
-def test_the_wheel_carries_it(tmp_path: Path) -> None:
-    """hatchling is asked directly: pip would fetch it anew for every test run."""
+def test_the_wheel_contains_it(tmp_path: Path) -> None:
+    """Calls hatchling directly, since pip would download it for every test run."""
     builder = pytest.importorskip("hatchling.builders.wheel")
     root = Path(__file__).parents[1]
     (wheel,) = builder.WheelBuilder(str(root)).build(directory=str(tmp_path))

@@ -1,10 +1,10 @@
-"""llmcli, llama.cpp and transformers side by side on the same random Llama weights; prints the README's ratio table.
+"""Compare llmcli with llama.cpp and transformers on the same random Llama weights, as a table of ratios.
 
     pip install llama-cpp-python gguf transformers    # the first with CMAKE_ARGS=-DGGML_NATIVE=ON
     python tests/bench/peers.py --threads 2
 
-Every engine runs in a process of its own and they take turns, round after round, so that what else the machine does
-falls on all of them. A ratio is taken within a round; the table gives the median and the range over the rounds.
+Each engine runs in a separate process. The engines take turns in each round, so that other load on the machine affects
+all of them. Ratios are computed within a round; the table gives the median and the range over the rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llmcli.engine.random_weights import random_model
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families.llama import LLAMA, describe
 
-SKIPPED = 16  # tokens generated before the clock starts
+WARM_UP_TOKENS = 16  # tokens generated before the clock starts
 SHAPES: dict[str, dict[str, Any]] = {
     "15M": {
         "vocab_size": 32000, "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,
@@ -46,10 +46,14 @@ CONTEXT = 8192
 
 
 class Engine(Protocol):
-    """One program with a model open."""
+    """An inference engine with a loaded model."""
 
     def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
-        """Seconds to read the prompt; seconds a token after the first ``SKIPPED``; the first token's id."""
+        """Generate ``output`` tokens after ``prompt``.
+
+        Returns the seconds of prefill, the seconds per token after the first ``WARM_UP_TOKENS``, and the id of the
+        first generated token.
+        """
 
 
 class Llmcli:
@@ -60,10 +64,10 @@ class Llmcli:
         from tests.tiny import load
 
         torch.set_num_threads(threads)
-        rounded = kind in ("int8", "int4")
-        dtype = torch.bfloat16 if rounded else getattr(torch, kind)
+        quantized = kind in ("int8", "int4")
+        dtype = torch.bfloat16 if quantized else getattr(torch, kind)
         self.model = load(folder / "hf", device=torch.device("cpu"), dtype=dtype)
-        if rounded:
+        if quantized:
             quantize(self.model, kind)
         self.sampler = Sampler([Temperature(0.0)], seed=0)
 
@@ -74,7 +78,7 @@ class Llmcli:
         for step in steps(self.model, prompt, sampler=self.sampler, max_new_tokens=output):
             times.append(time.perf_counter())
             tokens.append(step.token)
-        return times[1] - times[0], _a_token(times[1:]), tokens[0]
+        return times[1] - times[0], _seconds_per_token(times[1:]), tokens[0]
 
 
 class Transformers:
@@ -101,8 +105,8 @@ class Transformers:
                 ids, attention_mask=torch.ones_like(ids), streamer=Clock(), max_new_tokens=output,
                 min_new_tokens=output, do_sample=False, pad_token_id=0,
             )  # fmt: skip
-        times = times[1:]  # the streamer is given the prompt first
-        return times[1] - times[0], _a_token(times[1:]), int(out[0, len(prompt)])
+        times = times[1:]  # the streamer gets the prompt first
+        return times[1] - times[0], _seconds_per_token(times[1:]), int(out[0, len(prompt)])
 
 
 class LlamaCpp:
@@ -127,14 +131,14 @@ class LlamaCpp:
         api.llama_memory_clear(api.llama_get_memory(self.context), True)
         times, tokens = [time.perf_counter()], [0]
         for start in range(0, len(prompt), 512):
-            tokens = [self._fed(prompt[start : start + 512])]
+            tokens = [self._decode(prompt[start : start + 512])]
         times.append(time.perf_counter())
         for _ in range(output - 1):
-            tokens.append(self._fed(tokens[-1:]))
+            tokens.append(self._decode(tokens[-1:]))
             times.append(time.perf_counter())
-        return times[1] - times[0], _a_token(times[1:]), tokens[0]
+        return times[1] - times[0], _seconds_per_token(times[1:]), tokens[0]
 
-    def _fed(self, ids: list[int]) -> int:
+    def _decode(self, ids: list[int]) -> int:
         import numpy
 
         api = self.api
@@ -144,25 +148,25 @@ class LlamaCpp:
         return int(logits.argmax())
 
 
-def _a_token(times: list[float]) -> float:
-    skipped = min(SKIPPED, len(times) - 2)
-    return (times[-1] - times[skipped]) / (len(times) - 1 - skipped)
+def _seconds_per_token(times: list[float]) -> float:
+    first = min(WARM_UP_TOKENS, len(times) - 2)
+    return (times[-1] - times[first]) / (len(times) - 1 - first)
 
 
 ENGINES = {"llmcli": Llmcli, "transformers": Transformers, "llama.cpp": LlamaCpp}
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """The child: open the model, then answer each line {"prompt", "output"} with seconds."""
+    """Run in the child process: load the model, then answer each line {"prompt", "output"} with the timings."""
     engine: Engine = ENGINES[arguments.engine](arguments.folder, arguments.kind, arguments.threads)
     print("ready", flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(engine.run(asked["prompt"], asked["output"])), flush=True)
+        request = json.loads(line)
+        print(json.dumps(engine.run(request["prompt"], request["output"])), flush=True)
 
 
 def write_models(folder: Path, shape: dict[str, Any], kinds: list[str]) -> None:
-    """The random model as a checkpoint, and as GGUF in each kind."""
+    """Write the random model as a checkpoint, and as GGUF in each of ``kinds``."""
     from llmcli.storage.checkpoint import save
 
     config = ModelConfig(
@@ -175,7 +179,7 @@ def write_models(folder: Path, shape: dict[str, Any], kinds: list[str]) -> None:
 
 
 def write_gguf(path: Path, config: ModelConfig, weights: Path, kind: str) -> None:
-    """The checkpoint in llama.cpp's format; matrices as ``kind``, norms in float32."""
+    """Write the checkpoint in llama.cpp's format, with matrices as ``kind`` and norms in float32."""
     import gguf
     from safetensors.torch import load_file
 
@@ -198,14 +202,14 @@ def write_gguf(path: Path, config: ModelConfig, weights: Path, kind: str) -> Non
     for name, tensor in tensors.items():
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         for part, count in heads.items():
-            if part in name:  # llama.cpp turns neighbours, transformers halves
+            if part in name:  # llama.cpp rotates adjacent pairs, transformers the two halves
                 tensor = tensor.view(count, 2, config.head_dim // 2, -1).transpose(1, 2).reshape(tensor.shape)
         values = tensor.float().numpy()
-        written = names.get_name(name, try_suffixes=(".weight",))
+        gguf_name = names.get_name(name, try_suffixes=(".weight",))
         if tensor.ndim == 1:
-            writer.add_tensor(written, values)
+            writer.add_tensor(gguf_name, values)
         else:
-            writer.add_tensor(written, gguf.quants.quantize(values, quantization), raw_dtype=quantization)
+            writer.add_tensor(gguf_name, gguf.quants.quantize(values, quantization), raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -213,7 +217,7 @@ def write_gguf(path: Path, config: ModelConfig, weights: Path, kind: str) -> Non
 
 
 class Child:
-    """An engine in a process of its own."""
+    """An engine in a separate process."""
 
     def __init__(self, engine: str, kind: str, folder: Path, threads: int) -> None:
         self.name = f"{engine} {kind}"
@@ -238,55 +242,59 @@ class Child:
 
 
 def compare(children: list[Child], prompt: list[int], output: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Prefill and decode in tokens a second per engine and round; the first of all is a warm-up."""
-    figures: dict[str, list[tuple[float, float]]] = {child.name: [] for child in children}
+    """Return prefill and decode in tokens per second by engine and round; an extra first round is a warm-up."""
+    speeds: dict[str, list[tuple[float, float]]] = {child.name: [] for child in children}
     for number in range(rounds + 1):
         firsts = {}
         for child in children:
             prefill, decode, firsts[child.name] = child.run(prompt, output)
             if number:
-                figures[child.name].append((len(prompt) / prefill, 1 / decode))
+                speeds[child.name].append((len(prompt) / prefill, 1 / decode))
     print(f"first tokens: {firsts}", file=sys.stderr)
-    return figures
+    return speeds
 
 
 def ratio(ours: list[float], theirs: list[float]) -> str:
-    """Median and range of the ratio within a round."""
+    """Return the median and the range of the ratios within a round."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--engine", choices=ENGINES)
-    parser.add_argument("--kind")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--pairs", default="bfloat16/BF16,int8/Q8_0,int4/Q4_0,bfloat16/bfloat16,float32/float32")
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--output", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)  # the child process's options
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="model sizes, separated by commas")
+    parser.add_argument(
+        "--pairs",
+        default="bfloat16/BF16,int8/Q8_0,int4/Q4_0,bfloat16/bfloat16,float32/float32",
+        help="llmcli's weights / a GGUF type (llama.cpp) or a torch dtype (transformers), separated by commas",
+    )
+    parser.add_argument("--prompt", type=int, default=256, help="prompt tokens")
+    parser.add_argument("--output", type=int, default=80, help="generated tokens")
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds")
     arguments = parser.parse_args()
     if arguments.engine:
         serve(arguments)
         return
     pairs = [tuple(pair.split("/")) for pair in arguments.pairs.split(",")]
     print(f"{datetime.date.today()}, {processor()}, {arguments.threads} threads, {versions()}\n")
-    print("| shape | ours | beside | prefill t/s | beside | ratio | decode t/s | beside | ratio |\n|" + "---|" * 9)
+    print("| shape | llmcli | peer | prefill t/s | peer | ratio | decode t/s | peer | ratio |\n|" + "---|" * 9)
     for name in arguments.shapes.split(","):
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
             write_models(folder, SHAPES[name], sorted({theirs for _, theirs in pairs if theirs[0].isupper()}))
             for ours, theirs in pairs:
                 peer = "llama.cpp" if theirs[0].isupper() else "transformers"
                 children = [Child("llmcli", ours, folder, arguments.threads)]
                 children.append(Child(peer, theirs, folder, arguments.threads))
                 prompt = [(7 * i * i + 3) % 1000 for i in range(arguments.prompt)]
-                figures = compare(children, prompt, arguments.output, arguments.rounds)
+                speeds = compare(children, prompt, arguments.output, arguments.rounds)
                 cells = [name, ours, children[1].name]
                 for phase in (0, 1):
-                    mine, other = ([run[phase] for run in figures[child.name]] for child in children)
+                    mine, other = ([run[phase] for run in speeds[child.name]] for child in children)
                     cells += [f"{statistics.median(mine):.1f}", f"{statistics.median(other):.1f}", ratio(mine, other)]
                 print("| " + " | ".join(cells) + " |", flush=True)
                 for child in children:
@@ -294,7 +302,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """Return the processor's name if the system reports it, otherwise its architecture."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():
@@ -304,7 +312,7 @@ def processor() -> str:
 
 
 def versions() -> str:
-    """Of llmcli's peers and of torch."""
+    """Return the versions of the installed engines and of torch."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = []
