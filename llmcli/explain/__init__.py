@@ -11,19 +11,30 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
+    from llmcli.explain.architecture import Architecture as Architecture
+    from llmcli.explain.architecture import Rotary as Rotary
+    from llmcli.explain.attention import AttendedToken as AttendedToken
     from llmcli.explain.attention import AttendReport as AttendReport
     from llmcli.explain.attention import AttentionPattern as AttentionPattern
+    from llmcli.explain.attention import PatternRow as PatternRow
     from llmcli.explain.attention import attend as attend
     from llmcli.explain.attention import attention_pattern as attention_pattern
+    from llmcli.explain.attribution import Contribution as Contribution
+    from llmcli.explain.attribution import SourceContribution as SourceContribution
     from llmcli.explain.attribution import WhyReport as WhyReport
     from llmcli.explain.attribution import why as why
     from llmcli.explain.bpe_merges import MergesReport as MergesReport
+    from llmcli.explain.bpe_merges import WordMerges as WordMerges
     from llmcli.explain.bpe_merges import merges as merges
+    from llmcli.explain.comparison import ComparedToken as ComparedToken
     from llmcli.explain.comparison import CompareReport as CompareReport
     from llmcli.explain.comparison import compare as compare
     from llmcli.explain.continuations import BranchReport as BranchReport
+    from llmcli.explain.continuations import Node as Node
     from llmcli.explain.continuations import branch as branch
+    from llmcli.explain.embeddings import Neighbour as Neighbour
     from llmcli.explain.embeddings import NeighboursReport as NeighboursReport
+    from llmcli.explain.embeddings import Term as Term
     from llmcli.explain.embeddings import neighbours as neighbours
     from llmcli.explain.guided_tour import TourReport as TourReport
     from llmcli.explain.guided_tour import tour as tour
@@ -31,7 +42,9 @@ if TYPE_CHECKING:
     from llmcli.explain.inspection import inspect as inspect
     from llmcli.explain.inspection import inspect_folder as inspect_folder
     from llmcli.explain.logit_lens import LensReport as LensReport
+    from llmcli.explain.logit_lens import LensRow as LensRow
     from llmcli.explain.logit_lens import lens as lens
+    from llmcli.explain.position_encoding import Answer as Answer
     from llmcli.explain.position_encoding import PositionReport as PositionReport
     from llmcli.explain.position_encoding import position as position
     from llmcli.explain.report import Alternative as Alternative
@@ -39,9 +52,13 @@ if TYPE_CHECKING:
     from llmcli.explain.report import Claim as Claim
     from llmcli.explain.report import GeneratedToken as GeneratedToken
     from llmcli.explain.report import Report as Report
+    from llmcli.explain.report import ScoredToken as ScoredToken
     from llmcli.explain.report import ScoreReport as ScoreReport
     from llmcli.explain.report import VocabEntry as VocabEntry
+    from llmcli.explain.sampling_step import Candidate as Candidate
+    from llmcli.explain.sampling_step import StageReport as StageReport
     from llmcli.explain.sampling_step import StepReport as StepReport
+    from llmcli.explain.sampling_step import TemperatureColumn as TemperatureColumn
     from llmcli.explain.sampling_step import default_sampler as default_sampler
     from llmcli.explain.sampling_step import generated_token_of as generated_token_of
     from llmcli.explain.sampling_step import step as step
@@ -50,31 +67,52 @@ if TYPE_CHECKING:
     from llmcli.explain.selection import find_token as find_token
     from llmcli.explain.tokenization import Tokenization as Tokenization
     from llmcli.explain.tokenization import tokenize as tokenize
+    from llmcli.explain.verification.proof import Divergence as Divergence
+    from llmcli.explain.verification.proof import Proof as Proof
     from llmcli.explain.verification.view import VerifyReport as VerifyReport
     from llmcli.explain.verification.view import verify as verify
 
 __all__ = [
     "Alternative",
+    "Answer",
+    "Architecture",
     "AttendReport",
+    "AttendedToken",
     "AttentionPattern",
     "BranchReport",
+    "Candidate",
     "Check",
     "Claim",
     "CompareReport",
+    "ComparedToken",
+    "Contribution",
+    "Divergence",
     "GeneratedToken",
     "InspectReport",
     "LensReport",
+    "LensRow",
     "MergesReport",
+    "Neighbour",
     "NeighboursReport",
+    "Node",
+    "PatternRow",
     "PositionReport",
+    "Proof",
     "Report",
+    "Rotary",
     "ScoreReport",
+    "ScoredToken",
+    "SourceContribution",
+    "StageReport",
     "StepReport",
+    "TemperatureColumn",
+    "Term",
     "Tokenization",
     "TourReport",
     "VerifyReport",
     "VocabEntry",
     "WhyReport",
+    "WordMerges",
     "attend",
     "attention_pattern",
     "branch",
@@ -99,6 +137,25 @@ __all__ = [
 __getattr__, __dir__ = lazy.exports(
     __name__,
     {
+        "SourceContribution": "attribution",
+        "Contribution": "attribution",
+        "Proof": "verification.proof",
+        "Divergence": "verification.proof",
+        "Answer": "position_encoding",
+        "WordMerges": "bpe_merges",
+        "TemperatureColumn": "sampling_step",
+        "StageReport": "sampling_step",
+        "Candidate": "sampling_step",
+        "ScoredToken": "report",
+        "Term": "embeddings",
+        "Neighbour": "embeddings",
+        "LensRow": "logit_lens",
+        "Rotary": "architecture",
+        "Architecture": "architecture",
+        "ComparedToken": "comparison",
+        "Node": "continuations",
+        "PatternRow": "attention",
+        "AttendedToken": "attention",
         "Alternative": "report",
         "AttendReport": "attention",
         "AttentionPattern": "attention",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmcli.generation.loaded import LoadedModel as LoadedModel
     from llmcli.generation.loaded import load as load
     from llmcli.generation.prompt_cache import PromptCache as PromptCache
+    from llmcli.generation.prompt_cache import Reuse as Reuse
     from llmcli.generation.samples import Sample as Sample
     from llmcli.generation.samples import Samples as Samples
     from llmcli.generation.sampling import Sampler as Sampler
@@ -54,6 +55,7 @@ __all__ = [
     "PromptLookup",
     "Proposer",
     "Reply",
+    "Reuse",
     "Sample",
     "Sampler",
     "Samples",
@@ -75,6 +77,7 @@ __all__ = [
 __getattr__, __dir__ = lazy.exports(
     __name__,
     {
+        "Reuse": "prompt_cache",
         "BatchStep": "batch",
         "Speed": "bench",
         "measure": "bench",

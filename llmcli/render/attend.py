@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from llmcli import explain
 from llmcli.render.marks import bar_cell, shade
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, token_label
 
-if TYPE_CHECKING:
-    from llmcli.explain.attention import AttendedToken, AttendReport, AttentionPattern, PatternRow
-    from llmcli.explain.report import Check
-
 CELL = 4  # width of a weight in the triangle
 NOT_WHY = "Attention shows where a head looks, not why. To see its effect, run llmcli why."
 
 
-def print_attend(report: AttendReport, stream: TextIO, *, top: int = 20, sink: bool = True) -> None:
+def print_attend(report: explain.AttendReport, stream: TextIO, *, top: int = 20, sink: bool = True) -> None:
     """Print the whole view: the ``top`` positions with the largest weights (0: all), position 0 only if ``sink``."""
     print_line(f"attend at position {report.position}, {token_label(report.at)}: what does it look at?", stream)
     columns = [
@@ -44,12 +41,12 @@ def print_attend(report: AttendReport, stream: TextIO, *, top: int = 20, sink: b
     _print_end(report.check, stream)
 
 
-def _print_end(check: Check, stream: TextIO) -> None:
+def _print_end(check: explain.Check, stream: TextIO) -> None:
     print_line(NOT_WHY, stream, "dim")
     print_check(check, stream)
 
 
-def _rows(sources: Sequence[AttendedToken], top: int, sink: bool) -> list[list[Cell]]:
+def _rows(sources: Sequence[explain.AttendedToken], top: int, sink: bool) -> list[list[Cell]]:
     """Return rows for the positions with the largest mean weights, in text order, and one for the sum of the others."""
     candidates = sources if sink else sources[1:]
     shown = sorted(candidates, key=lambda source: -source.mean)[: top or None]
@@ -66,7 +63,7 @@ def _rows(sources: Sequence[AttendedToken], top: int, sink: bool) -> list[list[C
     return rows
 
 
-def _row(source: AttendedToken, longest: float) -> list[Cell]:
+def _row(source: explain.AttendedToken, longest: float) -> list[Cell]:
     return [
         Cell(str(source.position)),
         Cell(token_label(source.piece)),
@@ -78,7 +75,7 @@ def _row(source: AttendedToken, longest: float) -> list[Cell]:
     ]
 
 
-def print_attention_pattern(report: AttentionPattern, stream: TextIO) -> None:
+def print_attention_pattern(report: explain.AttentionPattern, stream: TextIO) -> None:
     """Print one head's weights: all of them, or on a terminal the last rows, with the earlier positions summed."""
     print_line(f"attend, head L{report.layer}.H{report.head}: where does each token (row) look?", stream)
     if styled(stream):
@@ -89,7 +86,7 @@ def print_attention_pattern(report: AttentionPattern, stream: TextIO) -> None:
     _print_end(report.check, stream)
 
 
-def _pattern_cells(row: PatternRow, count: int) -> list[Cell]:
+def _pattern_cells(row: explain.PatternRow, count: int) -> list[Cell]:
     later = [Cell("")] * (count - len(row.weights))
     return [
         Cell(str(row.position)),
@@ -99,7 +96,7 @@ def _pattern_cells(row: PatternRow, count: int) -> list[Cell]:
     ]
 
 
-def _print_triangle(report: AttentionPattern, stream: TextIO) -> None:
+def _print_triangle(report: explain.AttentionPattern, stream: TextIO) -> None:
     """Print the weights in percent. Columns: position 0, the sum of the positions in between, one for each row."""
     target, digits = console(stream), len(str(report.rows[-1].position))
     longest = max(cell_len(token_label(row.piece)) for row in report.rows) + digits + 1

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from llmcli import generation
 from llmcli.files.ndjson import write_line
 from llmcli.files.sizes import readable
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.text import counted
-
-if TYPE_CHECKING:
-    from llmcli.generation.bench import Speed
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class BenchRow:
     dtype: str
     device: str
     threads: int
-    speed: Speed
+    speed: generation.Speed
     weight_bytes: int
     load_seconds: float
     peak_bytes: int | None

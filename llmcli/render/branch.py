@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain
 from llmcli.render.generation import ENDINGS
 from llmcli.render.marks import probability_band
 from llmcli.render.table import Cell, Column, print_table, probability_cell
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import one_line, text_label, token_label
 
-if TYPE_CHECKING:
-    from llmcli.explain.continuations import BranchReport, Node
 
-
-def print_branch(report: BranchReport, stream: TextIO) -> None:
+def print_branch(report: explain.BranchReport, stream: TextIO) -> None:
     """Print the whole view."""
     at = token_label(report.at)
     print_line(f"branch at position {report.position}, {at}: what if another token had been chosen?", stream)
@@ -37,7 +35,7 @@ def print_branch(report: BranchReport, stream: TextIO) -> None:
     print_check(report.check, stream)
 
 
-def _rows(nodes: Sequence[Node], indent: str) -> Iterator[list[Cell]]:
+def _rows(nodes: Sequence[explain.Node], indent: str) -> Iterator[list[Cell]]:
     """Yield rows depth first, each token after the lines of the tree; an only child is not indented."""
     for node in nodes:
         last, only = node is nodes[-1], len(nodes) == 1
@@ -45,7 +43,7 @@ def _rows(nodes: Sequence[Node], indent: str) -> Iterator[list[Cell]]:
         yield from _rows(node.children, indent + ("" if only else "  " if last else "│ "))
 
 
-def _row(node: Node, lines: str) -> list[Cell]:
+def _row(node: explain.Node, lines: str) -> list[Cell]:
     style, sign = probability_band(node.p)
     end = "" if node.end is None else f" ({ENDINGS[node.end]})"
     token = token_label(node.piece) + end

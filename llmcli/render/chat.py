@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import text
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import print_line, styled
 from llmcli.render.text import one_line
-
-if TYPE_CHECKING:
-    from llmcli.text.chat_template import Message
 
 SPEAKERS = {"system": "system", "user": "you", "assistant": "reply"}
 EXCERPT = 40  # characters shown of a message
@@ -25,7 +23,7 @@ def print_chat_commands(actions: Sequence[tuple[str, str]], stream: TextIO) -> N
     print_line("Ctrl-C stops a reply. To send a text that starts with /, type //.", stream)
 
 
-def print_context_use(messages: Sequence[Message], sizes: Sequence[int], context: int, stream: TextIO) -> None:
+def print_context_use(messages: Sequence[text.Message], sizes: Sequence[int], context: int, stream: TextIO) -> None:
     """Print the tokens of each message, including the template's tokens before it, and what is left of the context.
 
     ``sizes`` has an entry per message and one for the template's end, or a single one, the total.

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.text import Text
 
+from llmcli import explain
 from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell, signed_bar_heading
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import escape_controls, token_label
 
-if TYPE_CHECKING:
-    from llmcli.explain.comparison import ComparedToken, CompareReport
-
 NOTABLE = 0.5  # nats: smaller changes are not colored
 
 
-def print_compare(report: CompareReport, stream: TextIO, *, top: int = 20) -> None:
+def print_compare(report: explain.CompareReport, stream: TextIO, *, top: int = 20) -> None:
     """Print the whole view: the text, the ``top`` largest changes in text order (0: all), and the totals."""
     first, second = report.models
     print_line(f"compare: what does {second} expect that {first} does not?", stream)
@@ -50,7 +48,7 @@ def print_compare(report: CompareReport, stream: TextIO, *, top: int = 20) -> No
     print_check(report.check, stream)
 
 
-def _print_text(report: CompareReport, stream: TextIO) -> None:
+def _print_text(report: explain.CompareReport, stream: TextIO) -> None:
     text = Text()
     for token in report.tokens:
         text.append(
@@ -64,7 +62,7 @@ def _print_text(report: CompareReport, stream: TextIO) -> None:
     console(stream).print(legend)
 
 
-def _row(token: ComparedToken, longest: float) -> list[Cell]:
+def _row(token: explain.ComparedToken, longest: float) -> list[Cell]:
     before, after = (token_label(piece) for piece in token.favourites)
     return [
         Cell(str(token.position)),

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.color import ColorSystem
 from rich.style import Style
 
+from llmcli import endpoint, explain, generation
 from llmcli.render.marks import probability_band
 from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability_cell
 from llmcli.render.terminal import note, printable, styled
 from llmcli.render.text import counted, one_line, token_label
-
-if TYPE_CHECKING:
-    from llmcli.endpoint.generation import ServerGeneration
-    from llmcli.explain.report import GeneratedToken
-    from llmcli.generation.generate import Generation
-    from llmcli.generation.prompt_cache import Reuse
 
 # Why a text ended, by its ``finish``.
 ENDINGS = {
@@ -69,7 +64,7 @@ class TextWriter:
 
 
 def print_summary(
-    generation: Generation,
+    generation: generation.Generation,
     stream: TextIO,
     *,
     seed: int,
@@ -98,7 +93,7 @@ def print_summary(
     )
 
 
-def prompt_cache_line(reuse: Reuse, file: str) -> str:
+def prompt_cache_line(reuse: generation.Reuse, file: str) -> str:
     """Return the line that says how much of the prompt a prompt cache file held, or why it was not used."""
     if reuse.reason == "missing":
         return f"prompt cache: {file} does not exist yet"
@@ -122,7 +117,7 @@ def filter_label(name: str, value: float | None) -> str:
     return name if value is None else f"{name} {value:g}"
 
 
-def print_probabilities(tokens: Sequence[GeneratedToken], stream: TextIO) -> None:
+def print_probabilities(tokens: Sequence[explain.GeneratedToken], stream: TextIO) -> None:
     """Print a row for each generated token: its probability and rank, and the most probable tokens in its place."""
     columns = [
         Column("#"),
@@ -137,7 +132,7 @@ def print_probabilities(tokens: Sequence[GeneratedToken], stream: TextIO) -> Non
     print_table(columns, [_probability_row(token) for token in tokens], stream)
 
 
-def _probability_row(token: GeneratedToken) -> list[Cell]:
+def _probability_row(token: explain.GeneratedToken) -> list[Cell]:
     style, sign = ("", "") if token.prob is None else probability_band(token.prob)
     top = "  ".join(f"{token_label(other) or UNKNOWN.shown} {_brief(other.prob)}" for other in token.top)
     return [
@@ -162,7 +157,7 @@ def ending(finish: str | None) -> str:
     return ENDINGS.get(finish or "", one_line(f"the server's reason is “{(finish or '')[:40]}”"))
 
 
-def print_server_summary(generation: ServerGeneration, stream: TextIO, *, seed: int | None) -> None:
+def print_server_summary(generation: endpoint.ServerGeneration, stream: TextIO, *, seed: int | None) -> None:
     """Print the counts and speed of a server's text, why it stopped, and the seed, if one was requested."""
     about = "" if generation.exact_count else "about "
     decoded, seconds = generation.tokens - 1, generation.seconds - generation.first_seconds
@@ -177,7 +172,7 @@ def print_server_summary(generation: ServerGeneration, stream: TextIO, *, seed: 
     )
 
 
-def print_server_probabilities(tokens: Sequence[GeneratedToken], stream: TextIO) -> None:
+def print_server_probabilities(tokens: Sequence[explain.GeneratedToken], stream: TextIO) -> None:
     """Print the table of a server's tokens, and what it cannot show."""
     if all(token.logprob is None for token in tokens):
         note("no table: this server does not send probabilities", stream)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain
 from llmcli.files.sizes import readable
 from llmcli.render.marks import bar_cell
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import counted, escape_controls
 
-if TYPE_CHECKING:
-    from llmcli.explain.architecture import Architecture, Rotary
-    from llmcli.explain.inspection import InspectReport
 
-
-def print_inspect(report: InspectReport, stream: TextIO) -> None:
+def print_inspect(report: explain.InspectReport, stream: TextIO) -> None:
     """Print the whole view."""
     print_line(f"inspect {escape_controls(report.model)}: what is this model, and does it fit in memory?", stream)
     facts = [(name, escape_controls(value)) for name, value in _facts(report)]
@@ -32,7 +29,7 @@ def print_inspect(report: InspectReport, stream: TextIO) -> None:
     print_check(report.check, stream)
 
 
-def _facts(report: InspectReport) -> Iterator[tuple[str, str]]:
+def _facts(report: explain.InspectReport) -> Iterator[tuple[str, str]]:
     shape = report.shape
     yield "family", shape.family
     yield "layers", f"{shape.layers}, with a hidden size of {shape.hidden}"
@@ -60,11 +57,11 @@ def _facts(report: InspectReport) -> Iterator[tuple[str, str]]:
     yield "files", _files(report)
 
 
-def _windows(shape: Architecture) -> str:
+def _windows(shape: explain.Architecture) -> str:
     return "" if shape.window is None else f"; {counted(shape.windowed, 'layer')} with a window of {shape.window}"
 
 
-def _rope(rope: Rotary, shape: Architecture) -> str:
+def _rope(rope: explain.Rotary, shape: explain.Architecture) -> str:
     text = f"rotary (RoPE), theta {rope.theta:g}"
     if rope.features != shape.head_dim:
         text += f", on {rope.features} of a head's {shape.head_dim} dimensions"
@@ -74,12 +71,12 @@ def _rope(rope: Rotary, shape: Architecture) -> str:
     return f"{text}; {rope.type} scaling, extended {rope.factor:g} times{original}"
 
 
-def _files(report: InspectReport) -> str:
+def _files(report: explain.InspectReport) -> str:
     kinds = ", ".join(f"{part.dtype} {readable(part.bytes)}" for part in report.stored)
     return f"{readable(report.disk_bytes)} ({kinds})" + (f"; ignored: {report.others}" if report.others else "")
 
 
-def _print_parameters(report: InspectReport, stream: TextIO) -> None:
+def _print_parameters(report: explain.InspectReport, stream: TextIO) -> None:
     columns = [
         Column("parameters", right=False),
         Column("count"),
@@ -105,7 +102,7 @@ def _print_parameters(report: InspectReport, stream: TextIO) -> None:
         print_line(f"Each token uses {report.active:,} of them: of the experts, only those chosen for it.", stream)
 
 
-def _print_memory(report: InspectReport, stream: TextIO) -> None:
+def _print_memory(report: explain.InspectReport, stream: TextIO) -> None:
     columns = [
         Column("weights as", right=False),
         Column("weights", optional=1),
@@ -140,7 +137,7 @@ def _print_memory(report: InspectReport, stream: TextIO) -> None:
         )
 
 
-def _verdict(report: InspectReport) -> str:
+def _verdict(report: explain.InspectReport) -> str:
     need, usable, text = report.needs[0], report.memory.usable, counted(report.tokens, "token")
     machine = "this machine" if report.device in ("cpu", "mps") else "the GPU"
     if usable is None:

@@ -8,14 +8,10 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # types alone: a report is made of plain numbers, and torch must not come with it
-    from llmcli.endpoint.views import ServerStep
-    from llmcli.explain.report import GeneratedToken
-    from llmcli.explain.sampling_step import StepReport
-    from llmcli.explain.tokenization import Tokenization
-    from llmcli.generation.samples import Sample
+from llmcli import endpoint, explain, generation, text
+
+if TYPE_CHECKING:
     from llmcli.hub.cache import OnDisk
-    from llmcli.text.tokenizer import Token
 
 
 def record(report: Any) -> Any:
@@ -59,7 +55,7 @@ def generation_start(
     return start if cached is None else {**start, "cached": cached}
 
 
-def generated_token(report: GeneratedToken) -> dict[str, Any]:
+def generated_token(report: explain.GeneratedToken) -> dict[str, Any]:
     """Return the record of one generated token."""
     return {
         "type": "token",
@@ -109,7 +105,7 @@ def of_sample(sample: int, record: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": record["type"], "sample": sample, **record}
 
 
-def sample_end(row: Sample) -> dict[str, Any]:
+def sample_end(row: generation.Sample) -> dict[str, Any]:
     """Return the last record of one of several samples."""
     return {
         "type": "end",
@@ -121,7 +117,7 @@ def sample_end(row: Sample) -> dict[str, Any]:
     }
 
 
-def tokenization(report: Tokenization) -> dict[str, Any]:
+def tokenization(report: explain.Tokenization) -> dict[str, Any]:
     """Return the record of ``tokenize --json``."""
     return {
         "model": report.model,
@@ -132,7 +128,7 @@ def tokenization(report: Tokenization) -> dict[str, Any]:
     }
 
 
-def _token(token: Token) -> dict[str, Any]:
+def _token(token: text.Token) -> dict[str, Any]:
     return {
         "id": token.id,
         "text": token.text,
@@ -161,7 +157,7 @@ def iso_time(moment: float | None) -> str | None:
     return None if moment is None else datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
 
 
-def step(report: StepReport) -> dict[str, Any]:
+def step(report: explain.StepReport) -> dict[str, Any]:
     """Return the record of ``explain-step --json``."""
     form: dict[str, Any] = {
         "step": report.step,
@@ -213,7 +209,7 @@ def step(report: StepReport) -> dict[str, Any]:
     return form
 
 
-def server_step(report: ServerStep) -> dict[str, Any]:
+def server_step(report: endpoint.ServerStep) -> dict[str, Any]:
     """Return a server's step with the keys of ``step``: null for what a server does not send.
 
     ``rest`` is the probability of all tokens that the server does not list.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain
 from llmcli.render.marks import probability_band, sparkline
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import token_label
 
-if TYPE_CHECKING:
-    from llmcli.explain.logit_lens import LensReport, LensRow
 
-
-def print_lens(report: LensReport, stream: TextIO) -> None:
+def print_lens(report: explain.LensReport, stream: TextIO) -> None:
     """Print the whole view."""
     at, target = token_label(report.at), token_label(report.target)
     print_line(f"lens at position {report.position}, {at}: what would the model predict after each layer?", stream)
@@ -35,7 +33,7 @@ def print_lens(report: LensReport, stream: TextIO) -> None:
     print_check(report.check, stream)
 
 
-def _row(row: LensRow, is_target: bool) -> list[Cell]:
+def _row(row: explain.LensRow, is_target: bool) -> list[Cell]:
     style, sign = probability_band(row.p_top)
     return [
         Cell("embedding" if row.layer is None else f"layer {row.layer}"),

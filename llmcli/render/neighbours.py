@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain
 from llmcli.render.marks import bar_cell
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import token_label
 
-if TYPE_CHECKING:
-    from llmcli.explain.embeddings import Neighbour, NeighboursReport, Term
 
-
-def print_neighbours(report: NeighboursReport, stream: TextIO) -> None:
+def print_neighbours(report: explain.NeighboursReport, stream: TextIO) -> None:
     """Print the whole view."""
     name = "".join(_term(term, first=n == 0) for n, term in enumerate(report.terms))
     print_line(f"neighbours: which tokens are most similar to {name} in {report.model}?", stream)
@@ -34,12 +32,12 @@ def print_neighbours(report: NeighboursReport, stream: TextIO) -> None:
     print_check(report.check, stream)
 
 
-def _term(term: Term, first: bool) -> str:
+def _term(term: explain.Term, first: bool) -> str:
     sign = "" if first and term.sign > 0 else "- " if first else " + " if term.sign > 0 else " - "
     return sign + token_label(term.piece)
 
 
-def _row(row: Neighbour) -> list[Cell]:
+def _row(row: explain.Neighbour) -> list[Cell]:
     return [
         Cell(str(row.piece.id)),
         Cell(token_label(row.piece)),

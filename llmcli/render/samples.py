@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain, generation
 from llmcli.render.generation import ENDINGS, TextWriter, print_probabilities
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import note
 from llmcli.render.text import counted
-
-if TYPE_CHECKING:
-    from llmcli.explain.report import GeneratedToken
-    from llmcli.generation.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class SampleToken:
     sample: int
     text: str
     prob: float
-    report: GeneratedToken | None
+    report: explain.GeneratedToken | None
     done: bool  # whether it is the sample's last
 
 
@@ -48,7 +45,7 @@ class SamplesWriter:
         self._by_probability = by_probability
         self._current = -1
         self._writer = TextWriter(stream, by_probability=by_probability)
-        self._reports: list[GeneratedToken] = []
+        self._reports: list[explain.GeneratedToken] = []
 
     def write(self, event: SampleToken) -> None:
         """Write a sample's next token: the first follows its label, the last is followed by the probabilities."""
@@ -75,7 +72,9 @@ class SamplesWriter:
         self._reports = []
 
 
-def print_samples(rows: Sequence[Sample], seconds: float, prompt_tokens: int, stream: TextIO, *, best: bool) -> None:
+def print_samples(
+    rows: Sequence[generation.Sample], seconds: float, prompt_tokens: int, stream: TextIO, *, best: bool
+) -> None:
     """Print a row for each sample, marking the best one if ``best``, and their speed in total."""
     columns = [
         Column(""),

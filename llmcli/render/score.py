@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.text import Text
 
+from llmcli import explain
 from llmcli.render.generation import print_server_limits
 from llmcli.render.marks import RANK_BANDS, rank_band
 from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, escape_controls, token_label
 
-if TYPE_CHECKING:
-    from llmcli.explain.report import ScoredToken, ScoreReport
 
-
-def print_score(report: ScoreReport, stream: TextIO, *, top: int = 20) -> None:
+def print_score(report: explain.ScoreReport, stream: TextIO, *, top: int = 20) -> None:
     """Print the whole view: the text, its ``top`` most surprising tokens in text order (0: all), and the totals."""
     print_line(f"score: where was {report.model} surprised?", stream)
     if styled(stream):
@@ -47,7 +45,7 @@ def print_score(report: ScoreReport, stream: TextIO, *, top: int = 20) -> None:
     print_check(report.check, stream)
 
 
-def _print_text(report: ScoreReport, stream: TextIO) -> None:
+def _print_text(report: explain.ScoreReport, stream: TextIO) -> None:
     text = Text.assemble((token_label(report.first), "dim"))
     for token in report.tokens:
         text.append(escape_controls(token.chunk), "" if token.rank is None else rank_band(token.rank)[0])
@@ -61,7 +59,7 @@ def _print_text(report: ScoreReport, stream: TextIO) -> None:
     console(stream).print(legend)
 
 
-def _row(token: ScoredToken) -> list[Cell]:
+def _row(token: explain.ScoredToken) -> list[Cell]:
     style, sign = ("", "") if token.rank is None else rank_band(token.rank)
     favourite = token.favourite
     return [

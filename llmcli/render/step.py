@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import endpoint, explain
 from llmcli.render.generation import filter_label, print_server_limits
 from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, one_line, token_label
 
-if TYPE_CHECKING:
-    from llmcli.endpoint.views import ServerCandidate, ServerStep
-    from llmcli.explain.sampling_step import Candidate, StageReport, StepReport, TemperatureColumn
-
 CHOSEN = "→"
 
 
-def print_step(report: StepReport, stream: TextIO) -> None:
+def print_step(report: explain.StepReport, stream: TextIO) -> None:
     """Print the whole view."""
     print_candidates(report, stream)
     if report.columns:
@@ -31,7 +28,7 @@ def print_step(report: StepReport, stream: TextIO) -> None:
     )
 
 
-def print_candidates(report: StepReport, stream: TextIO) -> None:
+def print_candidates(report: explain.StepReport, stream: TextIO) -> None:
     """Print each candidate's way through the sampler, and the draw."""
     _print_heading(report, stream)
     columns = [
@@ -52,7 +49,7 @@ def print_candidates(report: StepReport, stream: TextIO) -> None:
     _print_below(report, stream)
 
 
-def _print_heading(report: StepReport, stream: TextIO) -> None:
+def _print_heading(report: explain.StepReport, stream: TextIO) -> None:
     context = counted(len(report.context_ids), "token")
     print_line(
         f"step {report.step}: what follows “{tail(report.context)}”? context {context}, "
@@ -66,18 +63,18 @@ def tail(text: str, length: int = 32) -> str:
     return ("…" if len(text) > length else "") + one_line(text[-length:])
 
 
-def _temperature(report: StepReport) -> float:
+def _temperature(report: explain.StepReport) -> float:
     return next(
         (stage.value for stage in report.sampler if stage.name == "temperature" and stage.value is not None), 1.0
     )
 
 
-def _adjusts(report: StepReport) -> bool:
+def _adjusts(report: explain.StepReport) -> bool:
     """Return whether a filter raised or lowered individual logits."""
     return any(row.adjusted != row.logit for row in report.candidates)
 
 
-def _row(row: Candidate, chosen: bool, adjusts: bool) -> list[Cell]:
+def _row(row: explain.Candidate, chosen: bool, adjusts: bool) -> list[Cell]:
     style = "bold green" if chosen else "dim" if row.cut else ""
     interval = Cell("", "") if row.u_low is None else Cell(_interval(row), f"{row.u_low!r}:{row.u_high!r}", style)
     return [
@@ -95,11 +92,11 @@ def _row(row: Candidate, chosen: bool, adjusts: bool) -> list[Cell]:
     ]
 
 
-def _interval(row: Candidate) -> str:
+def _interval(row: explain.Candidate) -> str:
     return f"{row.u_low:.4f}–{row.u_high:.4f}"
 
 
-def _print_below(report: StepReport, stream: TextIO) -> None:
+def _print_below(report: explain.StepReport, stream: TextIO) -> None:
     names = [filter_label(stage.name, stage.value) + ":" for stage in report.sampler]
     for name, stage in zip(names, report.sampler, strict=True):
         print_line(f"{name:<{max(map(len, names))}} {_effect(stage)}", stream)
@@ -112,7 +109,7 @@ def _print_below(report: StepReport, stream: TextIO) -> None:
     print_line(f"chosen: {token} (id {chosen.id}), {how}; surprisal {chosen.surprisal:.2f} bits", stream)
 
 
-def _effect(stage: StageReport) -> str:
+def _effect(stage: explain.StageReport) -> str:
     """Return what a filter did: how many tokens it kept, which share of the probability it cut or moved."""
     cut = f", cuts {probability_cell(stage.removed_mass).shown}" if stage.removed_mass else ""
     if 0 < stage.changed < stage.kept:
@@ -121,7 +118,7 @@ def _effect(stage: StageReport) -> str:
     return f"keeps {counted(stage.kept, 'token')}" + (f"{cut} of the probability" if cut else "")
 
 
-def print_temperatures(report: StepReport, stream: TextIO) -> None:
+def print_temperatures(report: explain.StepReport, stream: TextIO) -> None:
     """Print the candidates' final p with a column per temperature; a narrow terminal gets several tables."""
     count = len(report.columns)
     together = max(1, (console(stream).width - 20) // 12) if styled(stream) else count
@@ -129,7 +126,9 @@ def print_temperatures(report: StepReport, stream: TextIO) -> None:
         _print_some_temperatures(report, report.columns[first : first + together], stream)
 
 
-def _print_some_temperatures(report: StepReport, shown: Sequence[TemperatureColumn], stream: TextIO) -> None:
+def _print_some_temperatures(
+    report: explain.StepReport, shown: Sequence[explain.TemperatureColumn], stream: TextIO
+) -> None:
     """Print the candidates, then the entropy, the effective number of choices, and the token drawn."""
     columns = [Column("token", right=False), *(Column(f"T={column.temperature:g}") for column in shown)]
     rows = [
@@ -145,7 +144,7 @@ def _print_some_temperatures(report: StepReport, shown: Sequence[TemperatureColu
     print_line(legend, stream, "dim")
 
 
-def print_server_step(report: ServerStep, stream: TextIO) -> None:
+def print_server_step(report: endpoint.ServerStep, stream: TextIO) -> None:
     """Print the candidates that a server lists, the one it chose, and the probability of all others."""
     print_line(f"step {report.step}: what follows “{tail(report.context)}”? {report.model}", stream)
     columns = [
@@ -165,7 +164,7 @@ def print_server_step(report: ServerStep, stream: TextIO) -> None:
     print_check(report.check, stream)
 
 
-def _candidate(row: ServerCandidate) -> list[Cell]:
+def _candidate(row: endpoint.ServerCandidate) -> list[Cell]:
     style, token = "bold green" if row.chosen else "", row.token
     return [
         Cell(CHOSEN if row.chosen else "", style=style),

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
+from llmcli import explain
 from llmcli.render.picture import Picture
 from llmcli.render.text import escape_controls
-
-if TYPE_CHECKING:
-    from llmcli.explain.report import Check, Claim
 
 
 def styled(stream: TextIO) -> bool:
@@ -49,13 +47,13 @@ def note(text: str, stream: TextIO) -> None:
     print_line(text, stream, "dim")
 
 
-def print_check(check: Check, stream: TextIO) -> None:
+def print_check(check: explain.Check, stream: TextIO) -> None:
     """Print the line that ends a view: whether its claims hold, each with its error."""
     claims = "; ".join(_claim(claim) for claim in check.claims)
     print_line(f"check: {'ok' if check.ok else 'FAILED'}; {claims}", stream, style="" if check.ok else "bold red")
 
 
-def _claim(claim: Claim) -> str:
+def _claim(claim: explain.Claim) -> str:
     """Return the claim with its error, and with its limit if the error is above it."""
     error = "exact" if claim.error == 0 else f"error {claim.error:.0e}"
     return f"{claim.what} ({error}{'' if claim.holds else f', above the limit {claim.limit:.0e}'})"

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain, text
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import print_check, print_line, styled
 from llmcli.render.text import counted, token_label
 from llmcli.text.bpe import replay_merges
 
-if TYPE_CHECKING:
-    from llmcli.explain.bpe_merges import MergesReport, WordMerges
-    from llmcli.explain.report import VocabEntry
-    from llmcli.explain.tokenization import Tokenization
-    from llmcli.text.tokenizer import Token
-
 MAX_WORD = 48  # characters shown of a word
 WINDOW = 16  # symbols shown on either side of a merge: without spaces, a word may be a whole text
 
 
-def print_tokenize(reports: Sequence[Tokenization], stream: TextIO, notes: TextIO) -> None:
+def print_tokenize(reports: Sequence[explain.Tokenization], stream: TextIO, notes: TextIO) -> None:
     """Print one tokenizer's view of a text, or those of several side by side.
 
     On a terminal, summaries and checks follow on ``stream``; elsewhere they go to ``notes``, so that ``stream`` gets
@@ -35,7 +30,7 @@ def print_tokenize(reports: Sequence[Tokenization], stream: TextIO, notes: TextI
         _print_summary(report, target)
 
 
-def print_tokenization(report: Tokenization, stream: TextIO, notes: TextIO | None = None) -> None:
+def print_tokenization(report: explain.Tokenization, stream: TextIO, notes: TextIO | None = None) -> None:
     """Print a row for each token on ``stream``, then the summary and the check on ``notes`` (default: ``stream``)."""
     columns = [
         Column("#"),
@@ -58,19 +53,19 @@ def print_tokenization(report: Tokenization, stream: TextIO, notes: TextIO | Non
     _print_summary(report, stream if notes is None else notes)
 
 
-def _print_summary(report: Tokenization, stream: TextIO) -> None:
+def _print_summary(report: explain.Tokenization, stream: TextIO) -> None:
     print_line(tokenization_summary(report), stream, "dim")
     print_check(report.check, stream)
 
 
-def tokenization_summary(report: Tokenization) -> str:
+def tokenization_summary(report: explain.Tokenization) -> str:
     """Return the counts of tokens and bytes. Bytes per token excludes tokens that stand for no text, such as BOS."""
     unknown = f" ({report.unknown} unknown to the tokenizer)" if report.unknown else ""
     tokens, size = counted(len(report.tokens), "token"), counted(report.text_bytes, "byte")
     return f"{report.model}: {tokens}{unknown}, {size} of text, {report.bytes_per_token:.2f} bytes per token"
 
 
-def print_side_by_side(reports: Sequence[Tokenization], stream: TextIO) -> None:
+def print_side_by_side(reports: Sequence[explain.Tokenization], stream: TextIO) -> None:
     """Print the n-th token of every tokenizer in row n: a pair of columns for each tokenizer."""
     columns = [Column("#")]
     for report in reports:
@@ -87,11 +82,11 @@ def print_side_by_side(reports: Sequence[Tokenization], stream: TextIO) -> None:
     print_table(columns, rows, stream)
 
 
-def _token_cell(token: Token) -> Cell:
+def _token_cell(token: text.Token) -> Cell:
     return Cell(token_label(token), style="dim" if token.special else "")
 
 
-def print_merges(report: MergesReport, stream: TextIO) -> None:
+def print_merges(report: explain.MergesReport, stream: TextIO) -> None:
     """Print every merge, word by word."""
     words, merges = sum(word.count for word in report.words), sum(len(word.merges) for word in report.words)
     print_line(
@@ -116,7 +111,7 @@ def print_merges(report: MergesReport, stream: TextIO) -> None:
     print_check(report.check, stream)
 
 
-def _rows(word: WordMerges) -> list[list[Cell]]:
+def _rows(word: explain.WordMerges) -> list[list[Cell]]:
     name, count = token_label(word), str(word.count)
     if len(name) > MAX_WORD:
         name = f"{name[:MAX_WORD]} ({len(name) - MAX_WORD} more)"
@@ -141,7 +136,7 @@ def _rows(word: WordMerges) -> list[list[Cell]]:
     return rows
 
 
-def _symbols_around(symbols: list[VocabEntry], at: int) -> str:
+def _symbols_around(symbols: list[explain.VocabEntry], at: int) -> str:
     """Return the symbols around number ``at``, and how many more there are on either side."""
     start, end = max(at - WINDOW, 0), at + WINDOW + 1
     shown = [token_label(symbol) for symbol in symbols[start:end]]

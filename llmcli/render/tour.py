@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain
 from llmcli.render.attend import print_attend
 from llmcli.render.generation import print_probabilities
 from llmcli.render.lens import print_lens
@@ -16,22 +17,18 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import escape_controls, token_label
 from llmcli.render.tokens import print_tokenization
 
-if TYPE_CHECKING:
-    from llmcli.explain.guided_tour import TourReport
-    from llmcli.explain.position_encoding import Answer, PositionReport
-
 WIDTH = 78
 SOURCES = 12  # positions in the table of attention
 
 
-def print_tour(report: TourReport, stream: TextIO) -> None:
+def print_tour(report: explain.TourReport, stream: TextIO) -> None:
     """Print all stops, one after another, and the check of them all."""
     for number in range(len(TOUR_STOPS)):
         print_tour_stop(report, stream, number)
     print_check(report.check, stream)
 
 
-def print_tour_stop(report: TourReport, stream: TextIO, number: int) -> None:
+def print_tour_stop(report: explain.TourReport, stream: TextIO, number: int) -> None:
     """Print one stop, counted from 0: its title, its sentences, and its view."""
     title, show = TOUR_STOPS[number]
     print_line(f"\n{number + 1}/{len(TOUR_STOPS)}  {title}", stream, "bold")
@@ -42,7 +39,7 @@ def _paragraph(text: str, stream: TextIO) -> None:
     print_line("\n" + textwrap.fill(" ".join(text.split()), WIDTH) + "\n", stream)
 
 
-def _tokens(report: TourReport, stream: TextIO) -> None:
+def _tokens(report: explain.TourReport, stream: TextIO) -> None:
     _paragraph(
         f"""A language model does not read letters. First, a tokenizer cuts the text into tokens: pieces from a fixed
         vocabulary of {report.step.vocabulary}, which was learned from text. Each token has a number, its id. Common
@@ -53,7 +50,7 @@ def _tokens(report: TourReport, stream: TextIO) -> None:
     print_tokenization(report.tokens, stream)
 
 
-def _vectors(report: TourReport, stream: TextIO) -> None:
+def _vectors(report: explain.TourReport, stream: TextIO) -> None:
     word = report.vectors.terms[0].piece
     _paragraph(
         f"""Each id is looked up in a table and becomes a vector of {report.vectors.size} numbers, learned in training.
@@ -65,7 +62,7 @@ def _vectors(report: TourReport, stream: TextIO) -> None:
     print_neighbours(report.vectors, stream)
 
 
-def _position(report: TourReport, stream: TextIO) -> None:
+def _position(report: explain.TourReport, stream: TextIO) -> None:
     how = (
         """The model rotates each token's vectors by an angle that grows with its position, some pairs of numbers fast
         and some slowly. How well two vectors match then depends on how far apart their tokens are."""
@@ -76,7 +73,7 @@ def _position(report: TourReport, stream: TextIO) -> None:
     print_position(report.position, stream)
 
 
-def _attention(report: TourReport, stream: TextIO) -> None:
+def _attention(report: explain.TourReport, stream: TextIO) -> None:
     _paragraph(
         f"""So far, each token knows only itself. In attention, a token looks back at the tokens before it and copies
         what it needs from some of them. {report.heads} heads in each of {report.layers} layers do this, each looking
@@ -87,7 +84,7 @@ def _attention(report: TourReport, stream: TextIO) -> None:
     print_attend(report.attention, stream, top=SOURCES)
 
 
-def _layers(report: TourReport, stream: TextIO) -> None:
+def _layers(report: explain.TourReport, stream: TextIO) -> None:
     target = token_label(report.lens.target)
     _paragraph(
         f"""A layer consists of attention, which moves information between tokens, and a feed-forward network (MLP),
@@ -99,7 +96,7 @@ def _layers(report: TourReport, stream: TextIO) -> None:
     print_lens(report.lens, stream)
 
 
-def _probabilities(report: TourReport, stream: TextIO) -> None:
+def _probabilities(report: explain.TourReport, stream: TextIO) -> None:
     _paragraph(
         """The vector after the last layer is compared with the vector of every token, which gives each token a score,
         its logit. Softmax turns logits into probabilities: e to the power of the logit, divided by the sum of that
@@ -110,7 +107,7 @@ def _probabilities(report: TourReport, stream: TextIO) -> None:
     print_candidates(report.step, stream)
 
 
-def _temperature(report: TourReport, stream: TextIO) -> None:
+def _temperature(report: explain.TourReport, stream: TextIO) -> None:
     _paragraph(
         f"""The next token is drawn at random, with these probabilities. Before that, temperature divides the logits:
         below 1, likely tokens become likelier; above 1, unlikely tokens get more of a chance; at 0, the most probable
@@ -122,7 +119,7 @@ def _temperature(report: TourReport, stream: TextIO) -> None:
     print_temperatures(report.step, stream)
 
 
-def _loop(report: TourReport, stream: TextIO) -> None:
+def _loop(report: explain.TourReport, stream: TextIO) -> None:
     written = "".join(token.text for token in report.loop)
     _paragraph(
         f"""The drawn token is appended to the text, and the loop repeats: this is how all text is generated. What
@@ -142,7 +139,7 @@ def _loop(report: TourReport, stream: TextIO) -> None:
     )
 
 
-def print_position(report: PositionReport, stream: TextIO) -> None:
+def print_position(report: explain.PositionReport, stream: TextIO) -> None:
     """Print the fastest, the middle and the slowest pair of a head, then the predictions in both orders."""
     if report.turns:
         columns = [Column("pair"), Column("degrees per token"), Column("tokens per full turn")]
@@ -156,11 +153,11 @@ def print_position(report: PositionReport, stream: TextIO) -> None:
     print_check(report.check, stream)
 
 
-def _answer_row(name: str, answer: Answer) -> list[Cell]:
+def _answer_row(name: str, answer: explain.Answer) -> list[Cell]:
     return [Cell(name), Cell(token_label(answer.piece)), probability_cell(answer.p)]
 
 
-TOUR_STOPS: tuple[tuple[str, Callable[[TourReport, TextIO], None]], ...] = (
+TOUR_STOPS: tuple[tuple[str, Callable[[explain.TourReport, TextIO], None]], ...] = (
     ("Tokens: what the model receives", _tokens),
     ("Vectors: what a token becomes", _vectors),
     ("Position: where a token is", _position),

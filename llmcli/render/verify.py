@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import print_line
 from llmcli.render.text import counted, token_label
 
-if TYPE_CHECKING:
-    from llmcli.explain.verification.proof import Divergence, Proof
-    from llmcli.explain.verification.view import VerifyReport
-
 STYLES = {"ok": "", "failed": "bold red", "skipped": "dim"}
 
 
-def print_verify(report: VerifyReport, stream: TextIO) -> None:
+def print_verify(report: explain.VerifyReport, stream: TextIO) -> None:
     """Print the whole view."""
     rounded = f" with {report.quantized} weights" if report.quantized else ""
     part = "" if report.tokens == report.text_tokens else f" (the first of {report.text_tokens})"
@@ -43,7 +40,7 @@ def print_verify(report: VerifyReport, stream: TextIO) -> None:
     print_line(_check(report), stream, "" if report.check.ok else "bold red")
 
 
-def _row(proof: Proof) -> list[Cell]:
+def _row(proof: explain.Proof) -> list[Cell]:
     style = STYLES[proof.verdict]
     return [
         Cell(proof.name, style=style),
@@ -58,7 +55,7 @@ def _small(value: float | None, style: str) -> Cell:
     return Cell("", "") if value is None else Cell(f"{value:.0e}" if value else "0", repr(value), style)
 
 
-def _note(proof: Proof) -> str:
+def _note(proof: explain.Proof) -> str:
     """Return what a proof found beyond the numbers in its row, or an empty text."""
     if proof.reason is not None:
         return proof.reason
@@ -69,13 +66,13 @@ def _note(proof: Proof) -> str:
     return ""
 
 
-def _divergence(divergence: Divergence) -> str:
+def _divergence(divergence: explain.Divergence) -> str:
     favourite, other = (token_label(piece) for piece in (divergence.favourite, divergence.other))
     tie = f"whose logit is higher by {divergence.margin:.2g}" if divergence.margin else "whose logit is the same"
     return f"after position {divergence.position} the top token is “{other}” instead of “{favourite}”, {tie}"
 
 
-def _check(report: VerifyReport) -> str:
+def _check(report: explain.VerifyReport) -> str:
     verdicts = report.check
     skipped = f", {verdicts.skipped} skipped" if verdicts.skipped else ""
     if verdicts.ok:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from llmcli import explain
 from llmcli.render.marks import signed_bar_cell, signed_bar_heading
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import counted, token_label
 
-if TYPE_CHECKING:
-    from llmcli.explain.attribution import Contribution, SourceContribution, WhyReport
-
 SIDES = signed_bar_heading("against", "for")
 
 
-def print_why(report: WhyReport, stream: TextIO, *, top: int = 8) -> None:
+def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> None:
     """Print the whole view: the ``top`` components and sources each way (0: all)."""
     token, other = (token_label(piece) for piece in (report.token, report.other))
     at = token_label(report.at)
@@ -44,7 +42,7 @@ def print_why(report: WhyReport, stream: TextIO, *, top: int = 8) -> None:
     print_check(report.check, stream)
 
 
-def _part_rows(report: WhyReport, top: int) -> list[list[Cell]]:
+def _part_rows(report: explain.WhyReport, top: int) -> list[list[Cell]]:
     """Return rows for the components most in favor, the sum of the middle ones, the most against, and the total."""
     ranked = sorted(report.parts, key=lambda part: -part.difference)
     longest = max(abs(ranked[0].difference), abs(ranked[-1].difference))
@@ -56,18 +54,18 @@ def _part_rows(report: WhyReport, top: int) -> list[list[Cell]]:
     return [*rows, [*_numbers("total", [report.total], "bold"), Cell("")]]
 
 
-def _split(ranked: Sequence[Contribution], top: int) -> tuple[Sequence[Contribution], ...]:
+def _split(ranked: Sequence[explain.Contribution], top: int) -> tuple[Sequence[explain.Contribution], ...]:
     """Return the first ``top``, the middle and the last ``top``; all of them first if ``top`` is 0 or covers them."""
     if top == 0 or len(ranked) <= 2 * top + 1:
         return ranked, [], []
     return ranked[:top], ranked[top:-top], ranked[-top:]
 
 
-def _part_row(part: Contribution, longest: float) -> list[Cell]:
+def _part_row(part: explain.Contribution, longest: float) -> list[Cell]:
     return [*_numbers(part.name, [part]), signed_bar_cell(part.difference, longest)]
 
 
-def _numbers(name: str, parts: Sequence[Contribution], style: str = "") -> list[Cell]:
+def _numbers(name: str, parts: Sequence[explain.Contribution], style: str = "") -> list[Cell]:
     """Return the name and the summed numbers of ``parts``. A sum gets no bar, which would dwarf the others."""
     token, other = (
         number_cell(sum(values), 3, style) for values in ([p.token for p in parts], [p.other for p in parts])
@@ -75,7 +73,7 @@ def _numbers(name: str, parts: Sequence[Contribution], style: str = "") -> list[
     return [Cell(name, style=style), token, other, _signed(sum(part.difference for part in parts), style)]
 
 
-def _source_rows(sources: Sequence[SourceContribution], top: int, heads: str) -> list[list[Cell]]:
+def _source_rows(sources: Sequence[explain.SourceContribution], top: int, heads: str) -> list[list[Cell]]:
     """Return rows for the strongest sources in text order, the sum of the others, and the total of ``heads``."""
     shown = sorted(sources, key=lambda source: -abs(source.difference))[: 2 * top or None]
     longest = abs(shown[0].difference)
