@@ -1,4 +1,4 @@
-"""The replay of merges and the words it begins with: against ``tokenizers`` itself and a plain double loop."""
+"""Replaying BPE merges and splitting into words, against ``tokenizers`` and a plain double loop."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ STORIES = Path(__file__).parents[3] / "shared" / "checkpoints" / "stories260K"
 
 
 def replay(bpe: Bpe, word: str) -> list[int]:
+    """Return the ids of a word, by replaying its merges."""
     whole = bpe.whole_word(word)
     if whole is not None:
         return [whole]
@@ -33,37 +34,37 @@ def replay(bpe: Bpe, word: str) -> list[int]:
 
 
 def plain(symbols: list[int], ranks: dict[tuple[int, int], tuple[int, int]]) -> list[int]:
-    """Sennrich et al.'s algorithm as they print it, a pair at a time."""
+    """Merge one pair at a time, as in the algorithm of Sennrich et al. (2016)."""
     ids = list(symbols)
     while True:
         pairs = [(ranks[pair], n) for n, pair in enumerate(itertools.pairwise(ids)) if pair in ranks]
         if not pairs:
             return ids
-        (_, result), n = min(pairs, key=lambda found: (found[0][0], found[1]))
+        (_, result), n = min(pairs, key=lambda pair: (pair[0][0], pair[1]))
         ids[n : n + 2] = [result]
 
 
 def assert_replays(tokenizer: Tokenizer, bpe: Bpe, text: str, parse_special: bool) -> None:
-    found = words(tokenizer, text, parse_special=parse_special)
-    for word in found:
+    parts = words(tokenizer, text, parse_special=parse_special)
+    for word in parts:
         if not word.added:
             assert replay(bpe, word.text) == list(word.ids), (word, text)
     tokenizer.fast.encode_special_tokens = not parse_special
     ids = tokenizer.fast.encode(text, add_special_tokens=False).ids
-    assert [id for word in found for id in word.ids] == ids
+    assert [id for word in parts for id in word.ids] == ids
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
 @settings(max_examples=150)
 @given(TEXTS, st.booleans())
 @example("   the  the cat's\n\n\t12345 日本語🙂", False)
-def test_a_replay_reaches_the_ids_of_tokenizers(kind: str, text: str, parse_special: bool) -> None:
+def test_a_replay_gives_the_ids_of_tokenizers(kind: str, text: str, parse_special: bool) -> None:
     assert_replays(tokenizer(kind), read_bpe(tokenizer(kind)), text, parse_special)
 
 
-@pytest.mark.skipif(not REAL, reason="no tokenizers of real models here")
+@pytest.mark.skipif(not REAL, reason="needs tokenizers of real models")
 @pytest.mark.parametrize("folder", [*REAL, STORIES], ids=lambda folder: folder.name)
-def test_a_replay_reaches_the_ids_of_real_tokenizers(folder: Path) -> None:
+def test_a_replay_gives_the_ids_of_real_tokenizers(folder: Path) -> None:
     real = load_tokenizer(folder)
     bpe = read_bpe(real)
     rng = random.Random(0)
@@ -76,24 +77,24 @@ def test_a_replay_reaches_the_ids_of_real_tokenizers(folder: Path) -> None:
 
 @settings(max_examples=150)
 @given(st.lists(st.integers(0, 4), max_size=24), st.integers(0, 10_000))
-def test_joins_are_those_of_a_plain_loop(symbols: list[int], seed: int) -> None:
-    """Of random rank tables, where later pairs may have lower ranks than those they are made of."""
+def test_merges_match_a_plain_loop(symbols: list[int], seed: int) -> None:
+    """Uses random rank tables, in which a pair may have a lower rank than the merges that produce its parts."""
     rng = random.Random(seed)
     ranks: dict[tuple[int, int], tuple[int, int]] = {}
     for new in range(5, 25):
         ranks[rng.randrange(new), rng.randrange(new)] = (0, new)
     order = rng.sample(range(len(ranks)), len(ranks))
     ranks = {pair: (rank, new) for (pair, (_, new)), rank in zip(ranks.items(), order, strict=True)}
-    done = merge_symbols(symbols, ranks)
-    *_, (places, ids) = replay_merges(symbols, ((join.at, join.result) for join in done))
+    merges = merge_symbols(symbols, ranks)
+    *_, (positions, ids) = replay_merges(symbols, ((join.at, join.result) for join in merges))
     assert ids == plain(symbols, ranks)
-    assert places == sorted(places)
-    assert len(done) == len(symbols) - len(ids)
-    for join in done:
+    assert positions == sorted(positions)
+    assert len(merges) == len(symbols) - len(ids)
+    for join in merges:
         assert ranks[join.left, join.right] == (join.rank, join.result)
 
 
-def test_a_word_of_many_symbols_takes_no_square_of_steps() -> None:
+def test_merging_a_long_word_does_not_take_quadratic_time() -> None:
     symbols = [0, 1] * 50_000
     assert len(merge_symbols(symbols, {(0, 1): (0, 2), (2, 2): (1, 3)})) == 75_000
 
@@ -103,7 +104,7 @@ def custom(make: Callable[[], FastTokenizer]) -> Tokenizer:
 
 
 def prefixed() -> FastTokenizer:
-    """As older WordPiece-like BPE: "##" before what does not begin a word, "</w>" behind what ends it."""
+    """Return a BPE with "##" before symbols inside a word and "</w>" after symbols that end one."""
     fast = FastTokenizer(models.BPE(unk_token="?", continuing_subword_prefix="##", end_of_word_suffix="</w>"))
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
@@ -120,7 +121,7 @@ def small(**changed: object) -> Callable[[], FastTokenizer]:
 
 
 def with_added() -> FastTokenizer:
-    """Added tokens that are not special, that take spaces with them, or that are found after normalising."""
+    """Return a tokenizer with added tokens that are not special, include spaces, or are matched after normalization."""
     fast = small(unk_token="?")()
     fast.normalizer = normalizers.Lowercase()
     fast.add_tokens([AddedToken("<x>", normalized=False), AddedToken("CAB", normalized=True)])
@@ -149,7 +150,7 @@ def with_added() -> FastTokenizer:
     ),
     parse_special=st.booleans(),
 )
-def test_every_setting_of_the_model_is_followed(
+def test_every_setting_of_the_model_is_respected(
     make: Callable[[], FastTokenizer], text: str, parse_special: bool
 ) -> None:
     made = custom(make)
@@ -157,7 +158,7 @@ def test_every_setting_of_the_model_is_followed(
 
 
 def test_merges_written_as_text_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As tokenizers before 0.20 wrote them."""
+    """Versions of tokenizers before 0.20 write merges as strings."""
     made = custom(small())
     state = json.loads(made.fast.model.__getstate__())  # type: ignore[no-untyped-call]
     expected = read_bpe(made)
@@ -183,6 +184,6 @@ def test_merges_written_as_text_are_read(monkeypatch: pytest.MonkeyPatch) -> Non
         (models.BPE({"a": 0}, [], dropout=0.5), "at random"),
     ],
 )
-def test_what_has_no_merges_says_what_it_is(model: models.Model, kind: str) -> None:
+def test_a_model_without_replayable_merges_is_an_error(model: models.Model, kind: str) -> None:
     with pytest.raises(LlmcliError, match=kind):
         read_bpe(Tokenizer(FastTokenizer(model), "other"))

@@ -1,4 +1,4 @@
-"""Chat templates: found where transformers looks, rendered as it renders them, and every fault one line."""
+"""Chat templates are found and rendered as by transformers, and each fault is a one-line error."""
 
 from __future__ import annotations
 
@@ -44,23 +44,25 @@ def dicts(conversation: list[tuple[str, str]]) -> list[dict[str, Any]]:
 # --- rendering ---
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="real model files are not here")
-@pytest.mark.parametrize("prompted", [True, False])
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs files of real models")
+@pytest.mark.parametrize("generation_prompt", [True, False])
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
 @pytest.mark.parametrize("folder", REAL, ids=lambda path: path.name)
-def test_rendered_as_transformers_does(folder: Path, conversation: list[tuple[str, str]], prompted: bool) -> None:
+def test_templates_are_rendered_as_by_transformers(
+    folder: Path, conversation: list[tuple[str, str]], generation_prompt: bool
+) -> None:
     template = find_template(folder)
     assert template is not None
-    # Read anew from the files: what is shared with the reference is the template's text alone.
+    # The reference shares only the template's source; its tokens come from the files.
     config = json.loads((folder / "tokenizer_config.json").read_text())
     tokens = {name: config[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(name)}
     (expected,), _ = render_jinja_template(
-        [dicts(conversation)], chat_template=template.source, add_generation_prompt=prompted, **tokens
+        [dicts(conversation)], chat_template=template.source, add_generation_prompt=generation_prompt, **tokens
     )
-    assert template.render(messages(conversation), add_generation_prompt=prompted) == expected
+    assert template.render(messages(conversation), add_generation_prompt=generation_prompt) == expected
 
 
-# What published templates use of Jinja, each line with its own pitfall.
+# Features of Jinja that published templates use.
 FEATURES = [
     "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\nend",
     "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m['content'] }}{% endfor %}",
@@ -78,7 +80,7 @@ FEATURES = [
 
 @pytest.mark.parametrize("source", FEATURES)
 @pytest.mark.parametrize("conversation", CONVERSATIONS[:4], ids=range(4))
-def test_jinja_means_what_it_means_there(source: str, conversation: list[tuple[str, str]]) -> None:
+def test_jinja_features_are_rendered_as_by_transformers(source: str, conversation: list[tuple[str, str]]) -> None:
     tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     (expected,), _ = render_jinja_template(
         [dicts(conversation)], chat_template=source, add_generation_prompt=True, **tokens
@@ -92,7 +94,7 @@ def test_the_date_is_today() -> None:
     assert shown in (before, datetime.now().strftime("%d %B %Y"))
 
 
-# --- where it is found ---
+# --- finding the template ---
 
 
 def folder_with(folder: Path, files: dict[str, Any]) -> Path:
@@ -105,7 +107,7 @@ def folder_with(folder: Path, files: dict[str, Any]) -> Path:
 
 NAMED = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "named {{ bos_token }}"}]
 OBJECT = {"content": "<s>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
-PLACES: dict[str, dict[str, Any]] = {
+LOCATIONS: dict[str, dict[str, Any]] = {
     "config": {"tokenizer_config.json": {"chat_template": "config", "bos_token": "<s>"}},
     "named": {"tokenizer_config.json": {"chat_template": NAMED, "bos_token": "<s>"}},
     "object": {
@@ -127,22 +129,22 @@ PLACES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_found_where_transformers_finds_it(place: str, tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, PLACES[place])
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_templates_are_found_where_transformers_finds_them(location: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, LOCATIONS[location])
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    other = tmp_path / "theirs"
-    shutil.copytree(folder, other)
+    copy = tmp_path / "theirs"
+    shutil.copytree(folder, copy)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (other / "tokenizer_config.json").write_text(json.dumps(config))
-    theirs = AutoTokenizer.from_pretrained(other)
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = AutoTokenizer.from_pretrained(copy)
     template = find_template(folder)
     assert template is not None
     rendered = theirs.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
     assert template.render([Message("user", "x")], add_generation_prompt=False) == rendered
 
 
-def test_the_older_file_counts_where_there_is_no_other(tmp_path: Path) -> None:
+def test_the_older_file_is_used_when_it_is_the_only_one(tmp_path: Path) -> None:
     folder_with(tmp_path, {"chat_template.json": {"chat_template": "older"}})
     template = find_template(tmp_path)
     assert template is not None
@@ -156,7 +158,7 @@ def test_the_older_file_counts_where_there_is_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "files", [{}, {"tokenizer_config.json": {}}, {"tokenizer_config.json": {"chat_template": None}}]
 )
-def test_none_is_none(files: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_without_a_template(files: dict[str, Any], tmp_path: Path) -> None:
     assert find_template(folder_with(tmp_path, files)) is None
 
 
@@ -167,7 +169,7 @@ BROKEN: dict[str, Any] = {
     "a list of strings": ["x"],
     "an empty list": [],
     "no default": [{"name": "tool_use", "template": "x"}],
-    "default is no text": [{"name": "default", "template": None}],
+    "default is not a string": [{"name": "default", "template": None}],
     "syntax": "{% for %}",
     "not closed": "{% if messages %}",
     "unknown filter": "{{ messages | frobnicate }}",
@@ -180,7 +182,7 @@ FAILING = {
     "attribute of undefined": "{{ messages[0].a.b }}",
     "sum with undefined": "{{ 'x' + eos_token }}",
     "needs tools": "{{ tools | length }}",
-    "a message too few": "{{ messages[7]['content'] }}",
+    "missing message": "{{ messages[7]['content'] }}",
     "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ raise_exception.__globals__['os'] }}",
     "format": "{{ '{0.__class__.__init__.x}'.format(messages) }}",
@@ -188,38 +190,38 @@ FAILING = {
     "a file": "{% include '/etc/passwd' %}",
     "endless": "{% for n in range(999999999) %}x{% endfor %}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "no number": "{{ 'x' * 'y' }}",
+    "not a number": "{{ 'x' * 'y' }}",
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_template_is_one_line(name: str, tmp_path: Path) -> None:
+def test_an_invalid_template_is_a_one_line_error(name: str, tmp_path: Path) -> None:
     folder = folder_with(tmp_path, {"tokenizer_config.json": {"chat_template": BROKEN[name]}})
 
-    def use() -> None:
+    def render() -> None:
         template = find_template(folder)
         assert template is not None
         template.render([Message("user", "x")])
 
     with pytest.raises(LlmcliError) as caught:
-        use()
+        render()
     assert str(tmp_path / "tokenizer_config.json") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_a_failing_template_is_one_line(name: str) -> None:
+def test_a_failing_template_is_a_one_line_error(name: str) -> None:
     template = ChatTemplate(FAILING[name], {}, Path("folder/x.jinja"))
     with pytest.raises(LlmcliError) as caught:
         template.render([Message("user", "secret")])
-    told = str(caught.value)
-    assert told.startswith(f"{Path('folder/x.jinja')}: the chat template ")
-    assert "\n" not in told
-    assert ("rejects this conversation: Conversation roles must alternate" in told) == (name == "refused")
+    message = str(caught.value)
+    assert message.startswith(f"{Path('folder/x.jinja')}: the chat template ")
+    assert "\n" not in message
+    assert ("rejects this conversation: Conversation roles must alternate" in message) == (name == "refused")
 
 
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"\xff{{"), lambda p: p.mkdir()], ids=["bytes", "folder"])
-def test_a_file_that_cannot_be_read(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_an_unreadable_file(damage: Callable[[Path], Any], tmp_path: Path) -> None:
     damage(tmp_path / "chat_template.jinja")
     if (tmp_path / "chat_template.jinja").is_dir():
         assert find_template(tmp_path) is None

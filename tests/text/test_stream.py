@@ -1,4 +1,4 @@
-"""Streaming: the chunks are the whole text, never half a character, never a part of a stop string."""
+"""Streamed chunks join to the whole text, and never contain a partial character or part of a stop string."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WORDS = ["the", "cat", "sat", "on", "日本", "🙂", "é"]
 
 
 def byte_level() -> FastTokenizer:
-    """Bytes and a few merges; characters beyond ASCII are mostly split over tokens."""
+    """Bytes and a few merges; most non-ASCII characters are split over several tokens."""
     return train_tokenizer(["the cat sat on the mat, the cat sat, 日本語 日本語 🙂 🙂"], 300)
 
 
 def sentencepiece() -> FastTokenizer:
-    """Characters and one merge; characters that are not in the vocabulary are <0x..> bytes."""
+    """Characters and two merges; characters not in the vocabulary become <0x..> bytes."""
     pieces = [
         "<unk>",
         "<s>",
@@ -54,7 +54,7 @@ def sentencepiece() -> FastTokenizer:
 
 
 def unigram() -> FastTokenizer:
-    """Words with their space, and single characters."""
+    """Words with a leading space, and single characters."""
     letters = dict.fromkeys("".join(WORDS) + ",.")
     scored = [("<unk>", 0.0), ("</s>", -99.0), ("\u2581", -3.0), ("\u2581\u2581", -5.0)]
     scored += [("\u2581" + word, -4.0) for word in WORDS] + [(letter, -6.0) for letter in letters]
@@ -80,19 +80,19 @@ def tokenizer(kind: str) -> Tokenizer:
 
 @cache
 def pieces_tokenizer(pieces: tuple[str, ...]) -> Tokenizer:
-    """Ids are the pieces themselves, so that a test decides where tokens begin and end."""
+    """Return a tokenizer whose tokens are ``pieces``, so that a test decides where tokens begin and end."""
     fast = FastTokenizer(models.WordLevel({piece: id for id, piece in enumerate(pieces)}, unk_token=pieces[0]))
     fast.decoder = decoders.Fuse()
     return Tokenizer(fast, "pieces")
 
 
 def stream(tok: Tokenizer, prompt: Sequence[int], ids: Sequence[int], stop: Sequence[str] = ()) -> list[str]:
-    """Every chunk, the last one from ``finish``."""
+    """Return every chunk, the last one from ``finish``."""
     streaming = TextStream(tok, prompt, stop)
     return [*(streaming.feed(id) for id in ids), streaming.finish()]
 
 
-def expected(tok: Tokenizer, prompt: list[int], ids: list[int]) -> str:
+def decoded(tok: Tokenizer, prompt: list[int], ids: list[int]) -> str:
     whole, before = tok.decode(prompt + ids), tok.decode(prompt)
     assert whole.startswith(before)
     return whole[len(before) :]
@@ -106,7 +106,7 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-# --- the chunks are the text ---
+# --- chunks ---
 
 
 @every_kind
@@ -116,11 +116,11 @@ TEXTS = st.lists(
 @example("the", " cat")
 @example("🙂", "🙂🙂")
 @example(" ", "  ")
-def test_chunks_joined_are_the_text(kind: str, prompt: str, text: str) -> None:
+def test_chunks_join_to_the_text(kind: str, prompt: str, text: str) -> None:
     tok = tokenizer(kind)
     prompt_ids, ids = tok.encode(prompt), tok.encode(text)
     chunks = stream(tok, prompt_ids, ids)
-    assert "".join(chunks) == expected(tok, prompt_ids, ids)
+    assert "".join(chunks) == decoded(tok, prompt_ids, ids)
     assert "\ufffd" not in "".join(chunks)
 
 
@@ -131,7 +131,7 @@ def test_any_byte_level_ids_stream_as_they_decode(data: st.DataObject, prompt: s
     ids = data.draw(st.lists(st.integers(0, tok.size - 1), max_size=40))
     prompt_ids = tok.encode(prompt)
     chunks = stream(tok, prompt_ids, ids)
-    assert "".join(chunks) == expected(tok, prompt_ids, ids)
+    assert "".join(chunks) == decoded(tok, prompt_ids, ids)
 
 
 @every_kind
@@ -151,17 +151,17 @@ def test_any_ids_that_make_whole_characters_stream_as_they_decode(kind: str, dat
 
 @settings(max_examples=150)
 @given(TEXTS)
-def test_a_character_comes_with_the_token_that_completes_it(text: str) -> None:
-    # The oracle is Python's own incremental decoder over the tokens' bytes. A token that completes one
-    # character and begins another waits for the other.
+def test_a_character_is_emitted_with_the_token_that_completes_it(text: str) -> None:
+    # The reference is Python's incremental decoder over the tokens' bytes. A token that completes one character
+    # and begins another waits for the second one.
     tok = tokenizer("byte-level")
-    streaming, oracle = TextStream(tok), codecs.getincrementaldecoder("utf-8")()
+    streaming, decoder = TextStream(tok), codecs.getincrementaldecoder("utf-8")()
     ready = ""
     for id in tok.encode(text)[1:]:
-        ready += oracle.decode(tok.token_bytes(id))
-        begun = oracle.getstate()[0] != b""
-        assert streaming.feed(id) == ("" if begun else ready)
-        ready = ready if begun else ""
+        ready += decoder.decode(tok.token_bytes(id))
+        incomplete = decoder.getstate()[0] != b""
+        assert streaming.feed(id) == ("" if incomplete else ready)
+        ready = ready if incomplete else ""
     assert streaming.finish() == ""
 
 
@@ -175,7 +175,7 @@ def test_the_space_between_prompt_and_text_is_kept() -> None:
     assert "".join(stream(tok, [1], ids)) == "cat"  # BOS alone is no text either
 
 
-def test_half_a_character_comes_out_only_at_the_end() -> None:
+def test_a_partial_character_is_emitted_only_at_the_end() -> None:
     tok = tokenizer("byte-level")
     ids = tok.encode("a\U0010ffff")[1:]
     assert len(ids) == 5
@@ -183,13 +183,13 @@ def test_half_a_character_comes_out_only_at_the_end() -> None:
     assert stream(tok, [], ids) == ["a", "", "", "", "\U0010ffff", ""]
 
 
-def test_a_replacement_character_that_was_written_is_text() -> None:
+def test_a_generated_replacement_character_is_text() -> None:
     tok = tokenizer("byte-level")
     assert "".join(stream(tok, tok.encode("\ufffd"), tok.encode("a\ufffdb\ufffd"))) == "a\ufffdb\ufffd"
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
-def test_an_unfinished_character_does_not_break_those_of_the_prompt_again(kind: str) -> None:
+def test_a_partial_character_leaves_those_of_the_prompt_intact(kind: str) -> None:
     # Byte fallback decodes a run of bytes as a whole, and the run began in the prompt.
     tok = tokenizer(kind)
     prompt = tok.encode("🙂🙂🙂")
@@ -201,7 +201,7 @@ def test_an_unfinished_character_does_not_break_those_of_the_prompt_again(kind: 
     assert "".join(stream(tok, prompt, ids)) == "\U0010ffff"
 
 
-def test_special_tokens_are_no_text() -> None:
+def test_special_tokens_are_not_text() -> None:
     tok = tokenizer("byte-level")
     ids = tok.encode("é")[1:]
     assert len(ids) == 2
@@ -209,7 +209,7 @@ def test_special_tokens_are_no_text() -> None:
 
 
 @every_kind
-def test_the_cost_of_a_token_does_not_grow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_per_token_is_constant(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tok = tokenizer(kind)
     prompt, ids = tok.encode("the cat sat on" * 20), tok.encode("the cat 🙂 sat on 日本, é" * 20)
     lengths: list[int] = []
@@ -236,17 +236,17 @@ def test_the_cost_of_a_token_does_not_grow(kind: str, monkeypatch: pytest.Monkey
 
 
 def oracle(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
-    """Letter by letter: the text before the stop string that is complete first (of several, the longest)."""
+    """Search character by character: return the text before the first complete stop string (the longest of several)."""
     for end in range(1, len(text) + 1):
-        met = [stop for stop in stops if text[:end].endswith(stop)]
-        if met:
-            stop = max(met, key=len)
+        matches = [stop for stop in stops if text[:end].endswith(stop)]
+        if matches:
+            stop = max(matches, key=len)
             return text[: end - len(stop)], stop
     return text, None
 
 
-def waiting(text: str, stops: Sequence[str]) -> int:
-    """How many letters at the end may yet become a stop string."""
+def held_back(text: str, stops: Sequence[str]) -> int:
+    """Return how many characters at the end may be the start of a stop string."""
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
@@ -260,21 +260,21 @@ STOPS = st.lists(st.text("ab🙂", min_size=1, max_size=5), min_size=1, max_size
 @example([PIECES.index("aba"), PIECES.index("b")], ["bab", "ab🙂"])
 def test_stop_strings(ids: list[int], stops: list[str]) -> None:
     streaming = TextStream(pieces_tokenizer(PIECES), (), stops)
-    shown = read = ""
+    emitted = fed = ""
     for id in ids:
-        shown += streaming.feed(id)
-        read += PIECES[id]
-        text, stop = oracle(read, stops)
+        emitted += streaming.feed(id)
+        fed += PIECES[id]
+        text, stop = oracle(fed, stops)
         assert streaming.stopped == stop
-        # Nothing of a stop string or after it, and no more held back than may turn into one.
-        assert shown == (text if stop else text[: len(text) - waiting(text, stops)])
-    shown += streaming.finish()
-    assert (shown, streaming.stopped) == oracle(read, stops)
+        # Nothing of a stop string or after it is emitted, and only a possible start of one is held back.
+        assert emitted == (text if stop else text[: len(text) - held_back(text, stops)])
+    emitted += streaming.finish()
+    assert (emitted, streaming.stopped) == oracle(fed, stops)
 
 
 @settings(max_examples=100)
 @given(st.text("ab🙂", max_size=12), STOPS, st.data())
-def test_where_tokens_begin_does_not_matter(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_token_boundaries_do_not_matter(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)))) | {0, len(text)})
     parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
     one_by_one = TextStream(pieces_tokenizer(("a", "b", "🙂")), (), stops)
@@ -293,27 +293,27 @@ def test_a_stop_string_split_over_tokens_and_characters() -> None:
     assert streaming.stopped == "🙂🦊"
 
 
-def test_after_a_stop_string_nothing_comes() -> None:
+def test_nothing_is_emitted_after_a_stop_string() -> None:
     streaming = TextStream(pieces_tokenizer(PIECES), (), ["b"])
     assert [streaming.feed(PIECES.index(piece)) for piece in ("a", "abab", "a", "aa")] == ["a", "a", "", ""]
     assert streaming.finish() == ""
     assert streaming.stopped == "b"
 
 
-def test_a_stop_string_that_is_never_complete_is_text() -> None:
+def test_an_incomplete_stop_string_is_text() -> None:
     streaming = TextStream(pieces_tokenizer(PIECES), (), ["abb"])
     assert [streaming.feed(PIECES.index(piece)) for piece in ("a", "b", "a", "b")] == ["", "", "ab", ""]
     assert streaming.finish() == "ab"
     assert streaming.stopped is None
 
 
-def test_a_stop_string_is_not_looked_for_across_the_end_of_the_prompt() -> None:
+def test_a_stop_string_does_not_match_across_the_end_of_the_prompt() -> None:
     tok = pieces_tokenizer(PIECES)
     assert stream(tok, [PIECES.index("a")], [PIECES.index("b")], ["ab"]) == ["b", ""]
 
 
-def test_a_stop_string_may_be_complete_only_at_the_end() -> None:
-    # "\ufffd" waits for the rest of its character, and is given up by finish.
+def test_a_stop_string_may_be_completed_by_finish() -> None:
+    # "\ufffd" waits for the rest of its character until finish.
     tok = tokenizer("byte-level")
     first = tok.encode("\U0010ffff")[1]
     streaming = TextStream(tok, (), ["a\ufffd"])

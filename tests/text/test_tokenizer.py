@@ -1,4 +1,4 @@
-"""Text to ids and back: the ids of ``tokenizers`` itself, bytes and places exact, every fault named."""
+"""Encoding and decoding: the ids of ``tokenizers``, exact bytes and positions, and clear errors."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ REAL = sorted(path.parent for path in SHARED.glob("*/tokenizer.json"))
 
 
 def byte_level() -> FastTokenizer:
-    """As llmcli trains its own: every byte a token, then merges; BOS in front of each text."""
+    """As llmcli trains them: a token for every byte, then merges; BOS before each text."""
     return train_tokenizer(SENTENCES, 330)
 
 
 def sentencepiece() -> FastTokenizer:
-    """As Llama 2's: BPE over characters, spaces as U+2581, unknown characters as <0x..> bytes."""
+    """Like Llama 2's: BPE over characters, spaces as U+2581, unknown characters as <0x..> bytes."""
     trained = FastTokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "\u2581")
     trained.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=90, show_progress=False))
     merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
-    learnt = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learnt]
+    learned = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned]
     fast = FastTokenizer(
         models.BPE(
             {piece: id for id, piece in enumerate(pieces)},
@@ -58,7 +58,7 @@ def sentencepiece() -> FastTokenizer:
 
 
 def unigram() -> FastTokenizer:
-    """As T5's: whole words with their space, single characters, and <unk> for all others."""
+    """Like T5's: whole words with a leading space, single characters, and <unk> for all others."""
     words = sorted({"\u2581" + word for sentence in SENTENCES for word in sentence.split()})
     letters = sorted({*"</>", *(letter for sentence in SENTENCES for letter in sentence)} - {" "})
     scored = [("<unk>", 0.0), ("</s>", -99.0), ("\u2581", -3.0)]
@@ -103,12 +103,12 @@ TEXTS = st.one_of(
 
 
 def inserted(kind: str, tokens: list[Token]) -> tuple[list[Token], list[Token]]:
-    """The tokens that surround every text, and those of the text."""
+    """Return the special tokens added around every text, and the tokens of the text itself."""
     return (tokens[-1:], tokens[:-1]) if kind == "unigram" else (tokens[:1], tokens[1:])
 
 
-def assert_in_place(text: str, tokens: list[Token]) -> None:
-    """Spans are inside the text and in order; where the bytes are the text's, they cover all of it."""
+def assert_positions(text: str, tokens: list[Token]) -> None:
+    """Check that spans are inside the text and in order, and cover all of it if the bytes are those of the text."""
     source = text.encode()
     start = end = 0
     for token in tokens:
@@ -121,7 +121,7 @@ def assert_in_place(text: str, tokens: list[Token]) -> None:
         assert b"".join(source[token.start : token.end] for token in tokens) == source
 
 
-# --- ids, bytes and places ---
+# --- ids, bytes and positions ---
 
 
 @every_kind
@@ -138,19 +138,19 @@ def test_ids_are_those_of_tokenizers(kind: str, text: str) -> None:
 @every_kind
 @settings(max_examples=100)
 @given(TEXTS)
-def test_tokens_are_the_ids_in_their_places(kind: str, text: str) -> None:
+def test_tokens_have_the_ids_and_their_positions(kind: str, text: str) -> None:
     tokens = tokenizer(kind).tokens(text)
     assert [token.id for token in tokens] == tokenizer(kind).encode(text)
     around, own = inserted(kind, tokens)
     assert [token.special for token in around] == [True]
     assert around[0].start == around[0].end
-    assert_in_place(text, own)
+    assert_positions(text, own)
 
 
 @settings(max_examples=100)
 @given(TEXTS)
 @example("<|begin_of_text|><|end_of_text|>")
-def test_byte_level_loses_nothing(text: str) -> None:
+def test_byte_level_is_lossless(text: str) -> None:
     source = text.encode()
     bos, *own = tokenizer("byte-level").tokens(text)
     assert (bos.id, bos.start, bos.end) == (BOS_ID, 0, 0)
@@ -164,7 +164,7 @@ def test_byte_level_loses_nothing(text: str) -> None:
 @given(TEXTS.filter(lambda text: "▁" not in text and text))
 @example(" a")
 @example("  🙂 ")
-def test_sentencepiece_places_are_exact_behind_the_space_it_adds(text: str) -> None:
+def test_sentencepiece_positions_are_exact_after_the_added_space(text: str) -> None:
     source = text.encode()
     _, *own = tokenizer("sentencepiece").tokens(text)
     assert b"".join(token.bytes for token in own) == b" " + source
@@ -173,7 +173,7 @@ def test_sentencepiece_places_are_exact_behind_the_space_it_adds(text: str) -> N
     assert tokenizer("sentencepiece").decode([token.id for token in own]) == text
 
 
-def test_a_character_split_over_byte_tokens_is_placed_byte_by_byte() -> None:
+def test_byte_tokens_of_a_character_have_positions_of_single_bytes() -> None:
     _, space, *parts = tokenizer("sentencepiece").tokens("語🦊")[:7]
     assert space.bytes == b" "
     assert [part.bytes for part in parts[-4:]] == [b"\xf0", b"\x9f", b"\xa6", b"\x8a"]
@@ -181,7 +181,7 @@ def test_a_character_split_over_byte_tokens_is_placed_byte_by_byte() -> None:
     assert [part.text for part in parts[-4:]] == ["\ufffd"] * 4
 
 
-def test_what_unigram_does_not_know_keeps_its_place() -> None:
+def test_unknown_tokens_of_unigram_keep_their_positions() -> None:
     text = "the 🦊 cat"
     own = tokenizer("unigram").tokens(text)[:-1]
     unknown = [token for token in own if token.id == 0]
@@ -191,7 +191,7 @@ def test_what_unigram_does_not_know_keeps_its_place() -> None:
     ]
 
 
-def test_a_normalised_text_gets_whole_characters() -> None:
+def test_positions_in_a_normalized_text_are_whole_characters() -> None:
     fast = byte_level()
     fast.normalizer = normalizers.NFC()
     text = "cafe\u0301 日"
@@ -206,7 +206,7 @@ def test_a_normalised_text_gets_whole_characters() -> None:
 
 
 @every_kind
-def test_special_tokens_in_a_text_are_text_unless_asked_for(kind: str) -> None:
+def test_special_tokens_in_a_text_are_parsed_only_on_request(kind: str) -> None:
     name = END[kind]
     end = tokenizer(kind).fast.token_to_id(name)
     text = f"the {name} cat"
@@ -217,21 +217,21 @@ def test_special_tokens_in_a_text_are_text_unless_asked_for(kind: str) -> None:
     assert special.special
     assert special.bytes == name.encode()
     assert text.encode()[special.start : special.end] == name.encode()
-    assert_in_place(text, parsed)
-    # And the next text is not parsed because the last one was.
+    assert_positions(text, parsed)
+    # Parsing one text does not affect the next one.
     assert end not in [token.id for token in inserted(kind, tokenizer(kind).tokens(text))[1]]
 
 
-def test_a_written_bos_is_told_from_the_one_that_is_put_in() -> None:
-    first, written, *rest = tokenizer("byte-level").tokens(BOS + "the", parse_special=True)
-    assert first.id == written.id == BOS_ID
+def test_bos_in_the_text_differs_from_the_added_one() -> None:
+    first, typed, *rest = tokenizer("byte-level").tokens(BOS + "the", parse_special=True)
+    assert first.id == typed.id == BOS_ID
     assert (first.start, first.end) == (0, 0)
-    assert (written.start, written.end) == (0, len(BOS))
+    assert (typed.start, typed.end) == (0, len(BOS))
     assert rest[0].start == len(BOS)
 
 
 @every_kind
-def test_decode_drops_special_tokens_unless_they_are_wanted(kind: str) -> None:
+def test_decode_skips_special_tokens_by_default(kind: str) -> None:
     ids = tokenizer(kind).encode("the cat")
     assert tokenizer(kind).decode(ids) == "the cat"
     assert "<" in tokenizer(kind).decode(ids, skip_special=False)
@@ -240,7 +240,7 @@ def test_decode_drops_special_tokens_unless_they_are_wanted(kind: str) -> None:
 # --- single tokens ---
 
 
-def test_every_byte_level_token_stands_for_its_bytes() -> None:
+def test_every_byte_level_token_has_its_bytes() -> None:
     tok = tokenizer("byte-level")
     single = [tok.token_bytes(id) for id in range(tok.size)]
     assert {data for data in single if len(data) == 1} == {bytes([byte]) for byte in range(256)}
@@ -251,11 +251,11 @@ def test_every_byte_level_token_stands_for_its_bytes() -> None:
     assert tok.special_ids == {BOS_ID, EOS_ID}
 
 
-def test_every_sentencepiece_token_stands_for_its_bytes() -> None:
+def test_every_sentencepiece_token_has_its_bytes() -> None:
     tok = tokenizer("sentencepiece")
     assert [tok.token_bytes(3 + byte) for byte in range(256)] == [bytes([byte]) for byte in range(256)]
     for id in range(259, tok.size):
-        # Behind another token, so that the decoder does not strip the space in front.
+        # After another token, so that the decoder does not strip the leading space.
         assert tok.fast.decode([tok.fast.token_to_id("a"), id]) == "a" + tok.token_text(id)
     assert tok.token_text(2) == "</s>"
 
@@ -263,7 +263,7 @@ def test_every_sentencepiece_token_stands_for_its_bytes() -> None:
 @every_kind
 @settings(max_examples=30)
 @given(st.data())
-def test_text_of_a_token_is_its_bytes(kind: str, data: st.DataObject) -> None:
+def test_the_text_of_a_token_is_its_decoded_bytes(kind: str, data: st.DataObject) -> None:
     tok = tokenizer(kind)
     id = data.draw(st.integers(0, tok.size - 1))
     assert tok.token_text(id) == tok.token_bytes(id).decode("utf-8", "replace")
@@ -271,7 +271,7 @@ def test_text_of_a_token_is_its_bytes(kind: str, data: st.DataObject) -> None:
 
 
 @every_kind
-def test_rows_that_no_token_has_are_labelled(kind: str) -> None:
+def test_unused_rows_are_labeled(kind: str) -> None:
     tok = tokenizer(kind)
     assert not tok.token_text(tok.size - 1).startswith("<unused")
     for id in (tok.size, tok.size + 7):
@@ -303,16 +303,16 @@ def test_size_reaches_the_last_id_of_a_vocabulary_with_holes() -> None:
 
 
 @every_kind
-@pytest.mark.parametrize(("text", "place"), [("\ud800", 0), ("ab\udce9c", 2)])
-def test_a_lone_surrogate_is_refused(kind: str, text: str, place: int) -> None:
+@pytest.mark.parametrize(("text", "index"), [("\ud800", 0), ("ab\udce9c", 2)])
+def test_a_lone_surrogate_is_an_error(kind: str, text: str, index: int) -> None:
     for call in (tokenizer(kind).encode, tokenizer(kind).tokens):
-        with pytest.raises(LlmcliError, match=f"character {place}") as caught:
+        with pytest.raises(LlmcliError, match=f"character {index}") as caught:
             call(text)
         assert caught.value.exit_code == EXIT_USAGE
 
 
 @every_kind
-def test_an_id_out_of_range_is_refused(kind: str) -> None:
+def test_an_id_out_of_range_is_an_error(kind: str) -> None:
     tok = tokenizer(kind)
     tok.decode([0, tok.size - 1])
     for id in (-1, tok.size, 2**40):
@@ -322,14 +322,14 @@ def test_an_id_out_of_range_is_refused(kind: str) -> None:
         assert str(tok.size - 1) in caught.value.hint
 
 
-def test_load_reads_what_was_saved(tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
     byte_level().save(str(tmp_path / "tokenizer.json"))
     tok = load_tokenizer(tmp_path)
     assert tok.name == tmp_path.name
     assert tok.encode("the cat 🦊") == tokenizer("byte-level").encode("the cat 🦊")
 
 
-def test_a_length_limit_in_the_file_cuts_nothing_and_pads_nothing(tmp_path: Path) -> None:
+def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
     fast = byte_level()
     fast.enable_truncation(8)
     fast.enable_padding(length=64, pad_id=EOS_ID, pad_token=EOS)
@@ -339,9 +339,9 @@ def test_a_length_limit_in_the_file_cuts_nothing_and_pads_nothing(tmp_path: Path
     assert load_tokenizer(tmp_path).encode("the") == tokenizer("byte-level").encode("the")
 
 
-@pytest.mark.parametrize(("there", "hint"), [([], "Hugging Face"), (["tokenizer.model"], "save_pretrained")])
-def test_a_missing_tokenizer_is_named(tmp_path: Path, there: list[str], hint: str) -> None:
-    for name in there:
+@pytest.mark.parametrize(("files", "hint"), [([], "Hugging Face"), (["tokenizer.model"], "save_pretrained")])
+def test_a_missing_tokenizer_is_an_error(tmp_path: Path, files: list[str], hint: str) -> None:
+    for name in files:
         (tmp_path / name).write_bytes(b"\x0a\x0e")
     with pytest.raises(LlmcliError, match=r"tokenizer\.json: no such file") as caught:
         load_tokenizer(tmp_path)
@@ -355,15 +355,15 @@ BROKEN = {
     "not UTF-8": b"\xff\xfe\x00",
     "a list": b"[]",
     "another file": b'{"architectures": ["LlamaForCausalLM"]}',
-    "merges of no token": b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["x y"]}}',
-    # tokenizers panics here, which is no Exception.
+    "merges of unknown tokens": b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["x y"]}}',
+    # tokenizers panics, which is not an Exception.
     "bad charsmap": b'{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, '
     b'"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_tokenizer_is_named(tmp_path: Path, fault: str) -> None:
+def test_an_invalid_tokenizer_is_an_error(tmp_path: Path, fault: str) -> None:
     (tmp_path / "tokenizer.json").write_bytes(BROKEN[fault])
     with pytest.raises(LlmcliError, match=r"tokenizer\.json: not a tokenizer") as caught:
         load_tokenizer(tmp_path)
@@ -371,9 +371,9 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path, fault: str) -> None:
     assert caught.value.exit_code == EXIT_FAILURE
 
 
-# --- published tokenizers, where they are at hand ---
+# --- published tokenizers ---
 
-NASTY = [
+DIFFICULT_TEXTS = [
     *FRAGMENTS,
     *("", " ", "Hello, world!", " leading", "trailing ", "a  b   c", "don't DON'T", "x" * 300, "e\u0301" * 5),
     *(
@@ -388,24 +388,24 @@ NASTY = [
 ]
 
 
-@pytest.mark.skipif(not REAL, reason="no published tokenizers here")
+@pytest.mark.skipif(not REAL, reason="needs tokenizers of real models")
 @pytest.mark.parametrize("folder", REAL, ids=lambda folder: folder.name)
 def test_published_tokenizers(folder: Path) -> None:
     ours, theirs = load_tokenizer(folder), FastTokenizer.from_file(str(folder / "tokenizer.json"))
     theirs.no_truncation()
     for parse_special in (False, True):
         theirs.encode_special_tokens = not parse_special
-        for text in NASTY:
+        for text in DIFFICULT_TEXTS:
             tokens = ours.tokens(text, parse_special=parse_special)
             expected = theirs.encode(text)
             assert [token.id for token in tokens] == expected.ids, text
-            own = [token for token, put_in in zip(tokens, expected.special_tokens_mask, strict=True) if not put_in]
-            assert_in_place(text, own)
+            own = [token for token, added in zip(tokens, expected.special_tokens_mask, strict=True) if not added]
+            assert_positions(text, own)
             if not parse_special:
                 assert not any(token.special for token in own), text
     specials = {id: added.content for id, added in theirs.get_added_tokens_decoder().items() if added.special}
     assert ours.special_ids == set(specials)
     for id, name in list(specials.items())[:5]:
-        if name != "<unk>":  # what SentencePiece does not know is <unk> as well
+        if name != "<unk>":  # SentencePiece also encodes unknown text as <unk>
             assert id in ours.encode(f"a{name}b", parse_special=True)
             assert id not in ours.encode(f"a{name}b")[1:]

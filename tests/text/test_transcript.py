@@ -1,4 +1,4 @@
-"""Saved chats: whole at every moment, and nothing else is taken for one or overwritten."""
+"""Saved chats are always complete, and no other file is read as one or overwritten."""
 
 from __future__ import annotations
 
@@ -26,51 +26,53 @@ CHAT = (Message("user", "hi\n🙂"), Message("assistant", "\x1b[31m\u2028"))
 
 
 @given(MESSAGES)
-def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, messages: list[Message]) -> None:
+def test_a_saved_chat_is_loaded_unchanged(tmp_path_factory: pytest.TempPathFactory, messages: list[Message]) -> None:
     path = tmp_path_factory.mktemp("chats") / "chat.json"
     write_transcript(path, "a model", messages)
     assert read_transcript(path) == tuple(messages)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    assert found["model"] == "a model"
-    assert found["messages"] == [{"role": m.role, "content": m.content} for m in messages]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["model"] == "a model"
+    assert content["messages"] == [{"role": m.role, "content": m.content} for m in messages]
     assert os.listdir(path.parent) == ["chat.json"]  # noqa: PTH208
 
 
-GOOD = {"role": "user", "content": "x"}
-WRONG: list[Any] = [
-    [GOOD],
+VALID = {"role": "user", "content": "x"}
+INVALID: list[Any] = [
+    [VALID],
     {},
     {"messages": "x"},
     {"messages": ["x"]},
     {"messages": [{"role": "user"}]},
     {"messages": [{"content": "x"}]},
-    {"messages": [GOOD, {"role": "tool", "content": "x"}]},
+    {"messages": [VALID, {"role": "tool", "content": "x"}]},
     {"messages": [{"role": ["user"], "content": "x"}]},
     {"messages": [{"role": "user", "content": ["x"]}]},
     {"messages": [{"role": "user", "content": "\ud800"}]},
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=range(len(WRONG)))
-def test_what_is_no_chat_is_refused_and_never_overwritten(wrong: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", INVALID, ids=range(len(INVALID)))
+def test_a_file_that_is_not_a_chat_is_an_error_and_never_overwritten(content: object, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    path.write_text(json.dumps(wrong))
+    path.write_text(json.dumps(content))
     with pytest.raises(LlmcliError) as caught:
         read_transcript(path)
     assert str(path) in str(caught.value)
     with pytest.raises(LlmcliError, match="not a saved chat"):
         write_transcript(path, "m", CHAT)
-    assert json.loads(path.read_text()) == wrong
+    assert json.loads(path.read_text()) == content
 
 
-@pytest.mark.parametrize("where", ["missing/x.json", "."])
-def test_a_place_that_cannot_be_written(where: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["missing/x.json", "."])
+def test_an_unwritable_path(path: str, tmp_path: Path) -> None:
     with pytest.raises(LlmcliError):
-        write_transcript(tmp_path / where, "m", CHAT)
+        write_transcript(tmp_path / path, "m", CHAT)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_write_leaves_the_older_chat_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_previous_chat_and_leaves_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.json"
     write_transcript(path, "m", CHAT)
 
@@ -86,8 +88,8 @@ def test_a_failing_write_leaves_the_older_chat_and_no_rubbish(tmp_path: Path, mo
         assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_link_stays_one(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs privileges on Windows")
+def test_a_symbolic_link_is_kept(tmp_path: Path) -> None:
     write_transcript(tmp_path / "x.json", "m", [])
     (tmp_path / "link.json").symlink_to(tmp_path / "x.json")
     write_transcript(tmp_path / "link.json", "m", CHAT)
@@ -95,8 +97,8 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     assert read_transcript(tmp_path / "x.json") == CHAT
 
 
-def test_killed_at_any_moment_one_of_the_two_is_there(tmp_path: Path) -> None:
-    """A process that saves two chats in turn, each too large for one write, killed ten times."""
+def test_a_killed_process_leaves_a_complete_chat(tmp_path: Path) -> None:
+    """Kills a process ten times that alternately saves two chats, each too large for a single write."""
     path = tmp_path / "x.json"
     code = (
         "import sys\nfrom pathlib import Path\nfrom llmcli.text.chat_template import Message\n"
@@ -106,8 +108,8 @@ def test_killed_at_any_moment_one_of_the_two_is_there(tmp_path: Path) -> None:
     )
     for n in range(10):
         with subprocess.Popen([sys.executable, "-c", code, str(path)]) as process:
-            began = time.monotonic()
-            while not path.exists() and time.monotonic() < began + 60:
+            start = time.monotonic()
+            while not path.exists() and time.monotonic() < start + 60:
                 time.sleep(0.01)
             time.sleep(0.003 * n)
             process.kill() if sys.platform == "win32" else process.send_signal(signal.SIGKILL)
