@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from llmcli import render
+from llmcli import model, render, storage
 from llmcli import train as training
 from llmcli.commands.options.common import Choice, Real, device_option, threads_option, verbose_option
 from llmcli.commands.options.model import complete_model, find_model
@@ -153,11 +153,8 @@ def train(
     """
     given = {name: value for name, value in recipe_values.items() if value is not None}
     import_torch()
-    from llmcli.model.device import pick_device, use_threads
-    from llmcli.storage.checkpoint import Checkpoint
-
-    torch_device = pick_device(device)
-    use_threads(threads)
+    torch_device = model.pick_device(device)
+    model.use_threads(threads)
     if demo:
         if corpus or valid or init or recipe_file or given:
             raise usage_error("--demo has its own corpus and recipe", "omit CORPUS, --valid, --init and the recipe")
@@ -165,7 +162,7 @@ def train(
     if out is None or not (corpus or demo):
         raise usage_error(f"no {'--out' if corpus else 'CORPUS'} given", "give both, or --demo")
     base = None if init is None else find_model(init, offline=False)
-    positions = None if base is None else Checkpoint.read(base).config.max_position_embeddings
+    positions = None if base is None else storage.Checkpoint.read(base).config.max_position_embeddings
     recipes = demo_run.recipes() if demo else choose_recipes(out, given, recipe_file, resume, positions)
     stages = training.stages(recipes, out, base)
     check_stages(stages, resume=resume)
