@@ -1,4 +1,4 @@
-"""``llmcli chat`` through a pipe: one turn a line, replies alone on stdout, and an error costs its turn alone."""
+"""``llmcli chat`` through a pipe: each line is a turn, stdout has only the replies, and an error ends only its turn."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from llmcli.text.chat_template import find_template
 from tests.text.test_chat_template import BROKEN
 
 Run = Callable[..., Result]
+Chat = Callable[..., tuple[list[str], list[str]]]  # lines of stdout and stderr; see the fixture ``chat``
 
 
 @pytest.fixture
-def talk(run: Run, chat_model: Path) -> Callable[..., tuple[list[str], list[str]]]:
-    """``talk("hi", "/tokens")`` -> the lines of stdout and of stderr after the first, with short greedy replies."""
+def chat(run: Run, chat_model: Path) -> Chat:
+    """Return a function that runs a chat with short greedy replies.
+
+    It takes the lines to type, and returns the lines of stdout, and those of stderr after the first.
+    """
 
     def call(*lines: str, args: tuple[object, ...] = ()) -> tuple[list[str], list[str]]:
         options = ("-m", chat_model, "-n", 6, "--temperature", 0, *args)
@@ -42,7 +46,7 @@ def saved(path: Path) -> list[tuple[str, str]]:
 # --- turns ---
 
 
-def test_each_line_is_a_turn_and_each_reply_ends_a_line(run: Run, chat_model: Path, tmp_path: Path) -> None:
+def test_each_line_is_a_turn_and_each_reply_ends_with_a_newline(run: Run, chat_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "chat.json"
     options = ("-m", chat_model, "-n", 5, "--seed", 3, "--chat", file)
     result = run("chat", *options, input="The fox\r\nsang\n\nthe end")
@@ -57,16 +61,14 @@ def test_each_line_is_a_turn_and_each_reply_ends_a_line(run: Run, chat_model: Pa
     assert again.stdout == result.stdout
 
 
-def test_a_reply_is_what_transformers_writes(
-    talk: Callable[..., tuple[list[str], list[str]]], chat_model: Path
-) -> None:
+def test_a_reply_is_what_transformers_generates(chat: Chat, chat_model: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     loaded = load(chat_model, dtype="float32")
     template = find_template(chat_model)
     assert template is not None
-    form = TemplateFormat(template, loaded.tokenizer)
+    chat_format = TemplateFormat(template, loaded.tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
     ids: list[int] = []
     replies = []
@@ -76,15 +78,17 @@ def test_a_reply_is_what_transformers_writes(
             parse_special=True,
             add_special=False,
         )
-        out = theirs.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=list(form.end_ids))
+        out = theirs.generate(
+            torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=list(chat_format.end_ids)
+        )
         new = out[0, len(ids) :].tolist()
         replies.append(loaded.tokenizer.decode(new))
-        ids += [id for id in new if id not in form.end_ids] + list(form.end_ids)
-    shown, _ = talk("The fox", "sang", args=("--dtype", "float32"))
+        ids += [id for id in new if id not in chat_format.end_ids] + list(chat_format.end_ids)
+    shown, _ = chat("The fox", "sang", args=("--dtype", "float32"))
     assert shown == [line for reply in replies for line in reply.splitlines() or [""]]
 
 
-def test_lines_that_go_on(talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
+def test_messages_of_several_lines(chat: Chat, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     typed = [
         "a\\",
@@ -101,15 +105,15 @@ def test_lines_that_go_on(talk: Callable[..., tuple[list[str], list[str]]], tmp_
         "/quit",
         "no",
     ]
-    talk(*typed, args=("--chat", file))
-    told = [content for role, content in saved(file) if role != "assistant"]
-    assert told == ["be\nbrief", "a\nb", "one\n\n  two", "x", "/slash"]
+    chat(*typed, args=("--chat", file))
+    messages = [content for role, content in saved(file) if role != "assistant"]
+    assert messages == ["be\nbrief", "a\nb", "one\n\n  two", "x", "/slash"]
 
 
-def test_a_line_that_is_no_text_costs_itself_alone(run: Run, chat_model: Path) -> None:
+def test_an_invalid_line_is_skipped(run: Run, chat_model: Path) -> None:
     options = ("-m", chat_model, "-n", 3, "--temperature", 0)
     result = run("chat", *options, input=b"The fox\nb\xffd\nThe fox\n")
-    assert result.exit_code == 1  # or whoever reads the replies alone would not know
+    assert result.exit_code == 1  # stdout alone does not show the error
     assert "not valid UTF-8 at byte 1" in result.stderr
     assert len(result.stdout.splitlines()) == 2
 
@@ -125,13 +129,13 @@ def test_without_a_template(run: Run, model: Path) -> None:
     assert raw.stdout.replace("\n", "") == text.replace("\n", "")
 
 
-def test_a_model_may_be_continued_though_it_could_chat(run: Run, chat_model: Path) -> None:
-    told = run("chat", "-m", chat_model, "--raw", "-n", 4, "--temperature", 0, input="The old\n").stdout
-    assert told == run("generate", "The old", "-m", chat_model, "-n", 4, "--temperature", 0).stdout
+def test_raw_continues_a_text_with_a_chat_model(run: Run, chat_model: Path) -> None:
+    raw = run("chat", "-m", chat_model, "--raw", "-n", 4, "--temperature", 0, input="The old\n").stdout
+    assert raw == run("generate", "The old", "-m", chat_model, "-n", 4, "--temperature", 0).stdout
 
 
-@pytest.mark.parametrize("name", sorted(BROKEN.keys() - {"a constant that fails"}))  # that, when it is rendered
-def test_a_broken_template_is_one_line_before_the_model_is_read(
+@pytest.mark.parametrize("name", sorted(BROKEN.keys() - {"a constant that fails"}))  # it fails only when rendered
+def test_an_invalid_template_is_a_one_line_error_before_the_model_loads(
     name: str, run: Run, chat_model: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -144,7 +148,7 @@ def test_a_broken_template_is_one_line_before_the_model_is_read(
     assert "chat" in result.stderr
 
 
-def test_a_template_that_refuses_costs_the_turn_alone(run: Run, chat_model: Path, tmp_path: Path) -> None:
+def test_a_message_the_template_rejects_ends_only_its_turn(run: Run, chat_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(chat_model, folder)
     template = (folder / "chat_template.jinja").read_text()
@@ -160,7 +164,7 @@ def test_a_template_that_refuses_costs_the_turn_alone(run: Run, chat_model: Path
 
 
 @pytest.mark.parametrize("words", ["{{ raise_exception('System role not supported') }}", "{{ 1 + 'x' }}"])
-def test_a_template_without_a_place_for_a_system_prompt(run: Run, chat_model: Path, tmp_path: Path, words: str) -> None:
+def test_a_template_without_a_system_prompt(run: Run, chat_model: Path, tmp_path: Path, words: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(chat_model, folder)
     template = (folder / "chat_template.jinja").read_text()
@@ -168,15 +172,14 @@ def test_a_template_without_a_place_for_a_system_prompt(run: Run, chat_model: Pa
     (folder / "chat_template.jinja").write_text(refuse + template)
     result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
     assert (result.exit_code, result.stdout) == (1, "")
-    told = "llmcli: model has no system prompt (put the instructions into your first turn)\n"
-    assert result.stderr == told
-    (folder / "chat_template.jinja").write_text(words)  # nor is the chat itself to its liking
+    assert result.stderr == "llmcli: model has no system prompt (put the instructions into your first turn)\n"
+    (folder / "chat_template.jinja").write_text(words)  # it rejects every conversation
     result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "chat_template.jinja: the chat template" in result.stderr
 
 
-def test_a_doubled_beginning_is_told(run: Run, chat_model: Path, tmp_path: Path) -> None:
+def test_a_duplicate_bos_is_a_warning(run: Run, chat_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(chat_model, folder)
     template = (folder / "chat_template.jinja").read_text()
@@ -185,7 +188,7 @@ def test_a_doubled_beginning_is_told(run: Run, chat_model: Path, tmp_path: Path)
     assert "with <|begin_of_text|> twice" in result.stderr
 
 
-def test_options_that_make_no_sense(run: Run, model: Path) -> None:
+def test_invalid_options(run: Run, model: Path) -> None:
     for args in (("--raw", "-s", "x"), ("-n", 0), ("--temperature", -1), ("--top-p", 0)):
         result = run("chat", "-m", model, *args, input="")
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1), args
@@ -195,19 +198,19 @@ def test_options_that_make_no_sense(run: Run, model: Path) -> None:
 # --- commands ---
 
 
-def test_undo_and_regenerate(talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
+def test_undo_and_regenerate(chat: Chat, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    first, told = talk("The fox", "sang", "/undo", "/undo", "/undo", "/regenerate", args=("--chat", file))
+    first, stderr = chat("The fox", "sang", "/undo", "/undo", "/undo", "/regenerate", args=("--chat", file))
     assert saved(file) == []
-    assert sum("undone" in line for line in told) == 2
-    assert "llmcli: there is no turn to undo (send a message first)" in told
-    assert any("no reply to regenerate" in line for line in told)
-    again, _ = talk("The fox", "/regenerate", args=("--chat", file))
+    assert sum("undone" in line for line in stderr) == 2
+    assert "llmcli: there is no turn to undo (send a message first)" in stderr
+    assert any("no reply to regenerate" in line for line in stderr)
+    again, _ = chat("The fox", "/regenerate", args=("--chat", file))
     assert again[0] == again[-1] == first[0]
     assert [role for role, _ in saved(file)] == ["user", "assistant"]
 
 
-def test_each_reply_draws_anew_and_the_seed_repeats_them(run: Run, chat_model: Path) -> None:
+def test_each_reply_is_a_new_sample_and_the_seed_reproduces_it(run: Run, chat_model: Path) -> None:
     def replies(seed: int, *lines: str) -> list[str]:
         options = ("-m", chat_model, "-n", 8, "--temperature", 2, "--seed", seed)
         return run("chat", *options, input="\n".join(lines)).stdout.splitlines()
@@ -217,24 +220,24 @@ def test_each_reply_draws_anew_and_the_seed_repeats_them(run: Run, chat_model: P
     assert replies(9, "The", "/set seed 1", "/regenerate")[-1] == replies(1, "The")[0]
 
 
-def test_system_prompts(talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
+def test_system_prompts(chat: Chat, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    talk("The fox", "/system Be  brief.", "sang", args=("--chat", file, "-s", "old"))
+    chat("The fox", "/system Be  brief.", "sang", args=("--chat", file, "-s", "old"))
     assert [m for m in saved(file) if m[0] != "assistant"] == [
         ("system", "Be  brief."),
         ("user", "The fox"),
         ("user", "sang"),
     ]
-    _, told = talk("/system", "/tokens", args=("--chat", file))
+    _, stderr = chat("/system", "/tokens", args=("--chat", file))
     assert saved(file)[0] == ("user", "The fox")
-    assert "system prompt removed" in told
-    _, told = talk("/system x", args=("--raw",))
-    assert "--raw has no system prompt" in told[0]
+    assert "system prompt removed" in stderr
+    _, stderr = chat("/system x", args=("--raw",))
+    assert "--raw has no system prompt" in stderr[0]
 
 
-def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
-    _, told = talk("The", "/set max-tokens 1", "The", args=("--verbose",))
-    assert [line.split(" token")[0] for line in told if "decode" in line] == ["6", "1"]
+def test_settings(chat: Chat) -> None:
+    _, stderr = chat("The", "/set max-tokens 1", "The", args=("--verbose",))
+    assert [line.split(" token")[0] for line in stderr if "decode" in line] == ["6", "1"]
     wrong = [
         ("/set", "needs a name and a value"),
         ("/set temperature", "needs a name and a value"),
@@ -250,81 +253,81 @@ def test_settings(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
         ("/set logit-bias", "needs a name and a value"),
     ]
     for line, expected in wrong:
-        _, (error,) = talk(line)
+        _, (error,) = chat(line)
         assert expected in error, error
         assert error.startswith("llmcli: ")
-    biased, told = talk("The", '/set logit-bias "X=+1000"', "The")
-    assert "logit-bias set to X=+1000" in told
+    biased, stderr = chat("The", '/set logit-bias "X=+1000"', "The")
+    assert "logit-bias set to X=+1000" in stderr
     assert biased[-1] == "XXXXXX"
-    # What was wrong is not kept.
-    kept, _ = talk("/set temperature -1", "/set logit-bias no=such=token", "The")
+    # Invalid settings are not kept.
+    kept, _ = chat("/set temperature -1", "/set logit-bias no=such=token", "The")
     assert kept == [biased[0]]
 
 
-def test_probs_explain_and_tokens(talk: Callable[..., tuple[list[str], list[str]]], chat_model: Path) -> None:
-    shown, told = talk("/explain", "The fox", "/explain", "/explain 0", "/explain 6", "/explain x", "/undo", "/explain")
-    assert "no reply" in told[0]
-    assert [line.split(":")[0] for line in told if line.startswith("step")] == ["step 5", "step 0"]
-    assert sum("check: ok" in line for line in told) == 2
-    assert any("numbered from 0 to 5" in line for line in told)
-    assert any("'x' is not a number" in line for line in told)
-    assert "no reply" in told[-1]
+def test_probs_explain_and_tokens(chat: Chat, chat_model: Path) -> None:
+    shown, stderr = chat(
+        "/explain", "The fox", "/explain", "/explain 0", "/explain 6", "/explain x", "/undo", "/explain"
+    )
+    assert "no reply" in stderr[0]
+    assert [line.split(":")[0] for line in stderr if line.startswith("step")] == ["step 5", "step 0"]
+    assert sum("check: ok" in line for line in stderr) == 2
+    assert any("numbered from 0 to 5" in line for line in stderr)
+    assert any("'x' is not a number" in line for line in stderr)
+    assert "no reply" in stderr[-1]
     assert len(shown) == 1
-    _, told = talk("/probs", "The fox", "/probs", "The fox")
-    tables = [line for line in told if line.startswith("#\tid")]
+    _, stderr = chat("/probs", "The fox", "/probs", "The fox")
+    tables = [line for line in stderr if line.startswith("#\tid")]
     assert len(tables) == 1
     loaded = load(chat_model)
-    _, told = talk("The fox", "/tokens", args=("-s", "Be brief."))
-    assert "context is 4096 tokens" in talk("/tokens")[1][0]
-    rows = dict(line.split("\t")[:2] for line in told if "\t" in line and not line.startswith("who"))
+    _, stderr = chat("The fox", "/tokens", args=("-s", "Be brief."))
+    assert "context is 4096 tokens" in chat("/tokens")[1][0]
+    rows = dict(line.split("\t")[:2] for line in stderr if "\t" in line and not line.startswith("who"))
     expected = loaded.tokenizer.encode("<|begin_of_text|>system: Be brief.", parse_special=True, add_special=False)
     assert int(rows["system"]) == len(expected)
     assert list(rows) == ["system", "you", "reply", "end"]
     total = sum(map(int, rows.values()))
-    assert told[-1] == f"{total} of 4096 tokens used, {4096 - total} left"
+    assert stderr[-1] == f"{total} of 4096 tokens used, {4096 - total} left"
 
 
-def test_saving_and_loading(talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
+def test_saving_and_loading(chat: Chat, tmp_path: Path) -> None:
     file, other = tmp_path / "a b.json", tmp_path / "other.json"
     other.write_text("mine")
-    _, told = talk(
+    _, stderr = chat(
         "The fox", f"/save {file}", f"/save {other}", "/save", "/load", f"/load {tmp_path}/none", f"/load {other}"
     )
-    assert f"saved {file}" in told
+    assert f"saved {file}" in stderr
     assert other.read_text() == "mine"
-    assert sum(line.startswith("llmcli: ") for line in told) == 5
-    straight, _ = talk("The fox", "sang")
-    _, told = talk(f"/load {file}", "/tokens")
-    assert f"loaded {file}: 2 messages" in told
-    resumed, _ = talk(f"/load {file}", "sang")
+    assert sum(line.startswith("llmcli: ") for line in stderr) == 5
+    straight, _ = chat("The fox", "sang")
+    _, stderr = chat(f"/load {file}", "/tokens")
+    assert f"loaded {file}: 2 messages" in stderr
+    resumed, _ = chat(f"/load {file}", "sang")
     assert resumed == straight[-len(resumed) :]
     begun = json.loads(file.read_text()) | {"messages": [{"role": "user", "content": "The fox"}]}
     file.write_text(json.dumps(begun))
-    resumed, told = talk(f"/load {file}", "/regenerate")
-    assert any("/regenerate generates one" in line for line in told)
+    resumed, stderr = chat(f"/load {file}", "/regenerate")
+    assert any("/regenerate generates one" in line for line in stderr)
     assert resumed == straight[: len(resumed)]
 
 
-def test_files_that_cannot_be_cost_the_command_alone(
-    talk: Callable[..., tuple[list[str], list[str]]], tmp_path: Path
-) -> None:
+def test_unusable_paths_are_errors_of_their_command_only(chat: Chat, tmp_path: Path) -> None:
     loop = tmp_path / "loop"
-    with contextlib.suppress(OSError):  # Windows may not let us
+    with contextlib.suppress(OSError):  # Windows may not allow it
         loop.symlink_to(loop)
     names = (loop, tmp_path / ("x" * 300), f"{tmp_path}/a\0b", "~nobody-of-this-name/x")
-    replies, told = talk("The fox", *(f"/{do} {name}" for do in ("save", "load") for name in names), "The fox")
-    assert sum(line.startswith("llmcli: ") for line in told) == 2 * len(names) - (not loop.is_symlink())
+    replies, stderr = chat("The fox", *(f"/{do} {name}" for do in ("save", "load") for name in names), "The fox")
+    assert sum(line.startswith("llmcli: ") for line in stderr) == 2 * len(names) - (not loop.is_symlink())
     assert len(replies) == 2
 
 
 @pytest.mark.parametrize("name", ["no/x.json", "x" * 300, ""])
-def test_a_chat_file_that_cannot_be_written_is_told_before_the_chat(run: Run, tmp_path: Path, name: str) -> None:
+def test_an_unwritable_chat_file_is_an_error_before_the_chat(run: Run, tmp_path: Path, name: str) -> None:
     result = run("chat", "-m", "no such model", "--chat", tmp_path / name, input="The\n")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert "--chat" in result.stderr
 
 
-def test_the_chat_file_is_kept_up_to_date_and_never_taken_for_one_if_it_is_none(
+def test_the_chat_file_is_saved_after_each_turn_and_other_files_are_never_overwritten(
     run: Run, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "x.json"
@@ -343,17 +346,19 @@ def test_the_chat_file_is_kept_up_to_date_and_never_taken_for_one_if_it_is_none(
     assert result.stderr.count("use another file") == 2
 
 
-def test_mistyped_commands(talk: Callable[..., tuple[list[str], list[str]]]) -> None:
-    _, told = talk("/hlep", "/", "/etc/passwd", "/UNDO", "/help")
-    assert told[0] == "llmcli: there is no command /hlep (did you mean /help?)"
-    assert all("there is no command" in line for line in told[:4])
-    assert all(f"/{name}" in "\n".join(told[4:]) for name in ("system", "undo", "set", "probs", "quit"))
+def test_mistyped_commands(chat: Chat) -> None:
+    _, stderr = chat("/hlep", "/", "/etc/passwd", "/UNDO", "/help")
+    assert stderr[0] == "llmcli: there is no command /hlep (did you mean /help?)"
+    assert all("there is no command" in line for line in stderr[:4])
+    assert all(f"/{name}" in "\n".join(stderr[4:]) for name in ("system", "undo", "set", "probs", "quit"))
 
 
 # --- limits ---
 
 
-def test_a_conversation_too_long_and_a_reply_that_fills_the_context(run: Run, chat_model: Path, tmp_path: Path) -> None:
+def test_a_conversation_longer_than_the_context_and_a_reply_that_fills_it(
+    run: Run, chat_model: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(chat_model, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -368,9 +373,7 @@ def test_a_conversation_too_long_and_a_reply_that_fills_the_context(run: Run, ch
     assert [role for role, _ in saved(file)] == ["user", "assistant"]
 
 
-def test_out_of_memory_costs_the_turn_alone(
-    talk: Callable[..., tuple[list[str], list[str]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_out_of_memory_ends_only_the_turn(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcli.generation.conversation import Conversation
 
     answer, calls = Conversation.answer, iter((True, False))
@@ -381,9 +384,9 @@ def test_out_of_memory_costs_the_turn_alone(
         return answer(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Conversation, "answer", failing)
-    shown, told = talk("The", "The")
+    shown, stderr = chat("The", "The")
     assert len(shown) == 1
-    assert "out of memory" in told[0]
+    assert "out of memory" in stderr[0]
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,14 +30,14 @@ ENTER, CTRL_C, CTRL_D, UP, ALT_ENTER, TAB = "\r", "\x03", "\x04", "\x1b[A", "\x1
 
 
 def keep_output() -> None:
-    """At Ctrl-C a terminal throws away what is on its way to the screen, unless told to keep it."""
+    """Keep pending output on Ctrl-C, which a terminal otherwise discards."""
     modes = termios.tcgetattr(0)
     modes[3] |= termios.NOFLSH
     termios.tcsetattr(0, termios.TCSANOW, modes)
 
 
 class Terminal:
-    """A chat on a terminal: what was written to it, and what is on its screen."""
+    """A chat on a terminal, with its raw output and its screen."""
 
     def __init__(self, args: list[str], columns: int, env: dict[str, str], echo: bool) -> None:
         self.screen = pyte.Screen(columns, 40)
@@ -49,15 +48,15 @@ class Terminal:
             env={**os.environ, "TERM": "xterm-256color", **env}, echo=echo, preexec_fn=keep_output,
         )  # fmt: skip
 
-    def wait(self, done: Callable[[], bool], told: object = "") -> None:
-        """Read until ``done``."""
-        began = time.monotonic()
+    def wait(self, done: Callable[[], bool], waiting_for: object = "") -> None:
+        """Read output until ``done`` returns true."""
+        start = time.monotonic()
         while not done():
-            assert time.monotonic() < began + 60, (told, self.shown)
+            assert time.monotonic() < start + 60, (waiting_for, self.shown)
             self._pump()
 
     def _pump(self) -> bool:
-        """Whether something came."""
+        """Read available output, and return whether there was any."""
         try:
             data = self.child.read_nonblocking(65536, 0.02)
         except pexpect.TIMEOUT:
@@ -82,7 +81,7 @@ class Terminal:
         return self.shown.split("\n")[-1]
 
     def prompt(self) -> None:
-        """Wait for the next prompt, at rest."""
+        """Wait for the next prompt, until output stops."""
         self.wait(lambda: self.last == ">" and not self._pump(), "a prompt")
 
     def say(self, text: str) -> None:
@@ -95,7 +94,7 @@ class Terminal:
         self.prompt()
 
     def end(self) -> int:
-        """The exit code, once it has ended."""
+        """Wait for the chat to end, and return its exit code."""
         self.wait(lambda: not self.child.isalive())
         while self._pump():
             pass
@@ -104,7 +103,7 @@ class Terminal:
 
 @pytest.fixture
 def spawn(chat_model: Path, tmp_path: Path) -> Iterator[Spawn]:
-    """A chat with a model whose replies are short and the same each time; its own folder of settings."""
+    """Return a function that starts a chat with short greedy replies and its own config folder."""
     running: list[Terminal] = []
 
     def call(*args: object, model: Path = chat_model, columns: int = 80, echo: bool = True, **env: str) -> Terminal:
@@ -124,7 +123,7 @@ def saved(path: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def endless(chat_model: Path, tmp_path: Path) -> Path:
-    """The chat model, of which no reply ends by itself."""
+    """The chat model with a context of 100,000 tokens, for replies that tests must interrupt."""
     folder = tmp_path / "endless"
     shutil.copytree(chat_model, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -132,7 +131,7 @@ def endless(chat_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_turns_history_and_leaving(spawn: Spawn, tmp_path: Path) -> None:
+def test_turns_history_and_exit(spawn: Spawn, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     terminal = spawn("--chat", file)
     terminal.say("The fox")
@@ -152,7 +151,7 @@ def test_turns_history_and_leaving(spawn: Spawn, tmp_path: Path) -> None:
     terminal.child.send(CTRL_D)
     assert terminal.end() == 0
     assert "Traceback" not in terminal.raw
-    # Another chat remembers what was typed, and nothing else.
+    # The history of the next chat has the typed lines and nothing else.
     history = (tmp_path / "config" / "llmcli" / "chat_history").read_text(encoding="utf-8")
     assert [line[1:] for line in history.splitlines() if line.startswith("+")] == [
         "The fox",
@@ -170,7 +169,7 @@ def test_turns_history_and_leaving(spawn: Spawn, tmp_path: Path) -> None:
     assert "> The fox ran" in other.lines
 
 
-def test_several_lines(spawn: Spawn, tmp_path: Path) -> None:
+def test_messages_of_several_lines(spawn: Spawn, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     terminal = spawn("--chat", file)
     terminal.child.send("one\\" + ENTER)
@@ -185,10 +184,10 @@ def test_several_lines(spawn: Spawn, tmp_path: Path) -> None:
     assert [content for role, content in saved(file) if role == "user"] == ["one\ntwo", "three\nfour", "five\n\nsix"]
 
 
-def test_ctrl_c_stops_the_reply_and_not_the_chat(spawn: Spawn, tmp_path: Path, endless: Path) -> None:
+def test_ctrl_c_stops_only_the_reply(spawn: Spawn, tmp_path: Path, endless: Path) -> None:
     file = tmp_path / "x.json"
     options = ("-n", 50_000, "--temperature", 1, "--seed", 1, "--chat", file, "--logit-bias", "1=-inf")
-    # The terminal's own echo of Ctrl-C could fall anywhere, even within a character.
+    # With echo, the terminal could print ^C anywhere, even inside a character.
     terminal = spawn(*options, model=endless, echo=False)
     terminal.child.send("The" + ENTER)
     terminal.wait(lambda: len(terminal.shown) > 300)
@@ -198,7 +197,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_chat(spawn: Spawn, tmp_path: Path, e
     (_, (role, reply)) = saved(file)
     assert role == "assistant"
     assert len(reply) > 50
-    # What is kept is what was shown.
+    # The saved reply is the text shown.
     shown = re.sub(r"\s", "", terminal.raw.split("The", 1)[1])
     assert re.sub(r"\s", "", escape_controls(reply)) in shown
     terminal.say("/set max-tokens 3")
@@ -209,7 +208,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_chat(spawn: Spawn, tmp_path: Path, e
 
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
-def test_a_plain_terminal_gets_no_codes(spawn: Spawn, tmp_path: Path, env: dict[str, str]) -> None:
+def test_a_plain_terminal_gets_no_escape_sequences(spawn: Spawn, tmp_path: Path, env: dict[str, str]) -> None:
     file = tmp_path / "x.json"
     terminal = spawn("--chat", file, **env)
     terminal.say("/probs")
@@ -231,7 +230,7 @@ def test_twenty_columns(spawn: Spawn, tmp_path: Path) -> None:
     long = "日本語 " * 8 + "The old fox met a shy crow"
     terminal.child.send(long)
     terminal.wait(lambda: "The old fox met a shy crow" in "".join(terminal.screen.display).replace("\n", ""))
-    assert "..." not in terminal.shown  # the line is wrapped, it does not go on
+    assert "..." not in terminal.shown  # the line is wrapped, not continued
     terminal.child.send(ENTER)
     terminal.wait(lambda: file.exists())
     terminal.prompt()
@@ -239,13 +238,13 @@ def test_twenty_columns(spawn: Spawn, tmp_path: Path) -> None:
     for command in ("/tokens", "/explain", "/help"):
         terminal.say(command)
     assert "Traceback" not in terminal.raw
-    assert "\x1b[6n" not in terminal.raw  # a question that not every terminal answers
+    assert "\x1b[6n" not in terminal.raw  # the cursor position request, which some terminals do not answer
     terminal.child.send(CTRL_D)
     assert terminal.end() == 0
 
 
-def test_no_text_commands_the_terminal(spawn: Spawn, chat_model: Path, tmp_path: Path) -> None:
-    """A model that writes escape sequences, a saved chat that holds some, and a template's error."""
+def test_no_text_controls_the_terminal(spawn: Spawn, chat_model: Path, tmp_path: Path) -> None:
+    """Generated text, a saved chat and a mistyped command contain escape sequences."""
     evil = "\x1b]0;owned\x07\x1b[2J\x9b31m[bold red]"
     chat = {"model": "m", "messages": [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]}
     (tmp_path / "x.json").write_text(json.dumps(chat))
@@ -265,10 +264,10 @@ def test_no_text_commands_the_terminal(spawn: Spawn, chat_model: Path, tmp_path:
     assert "\x9b" not in terminal.raw
     assert "[bold red]" in terminal.shown
     terminal.child.send(CTRL_D)
-    assert terminal.end() == 0  # whoever typed it saw the error
+    assert terminal.end() == 0  # the user saw the error
 
 
-def test_ctrl_c_ends_a_chat_that_nobody_types(endless: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_chat_through_a_pipe(endless: Path, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     options = ["-m", str(endless), "-n", "50000", "--logit-bias", "1=-inf", "--chat", str(file)]
     command = [sys.executable, "-m", "llmcli", "chat", *options]
@@ -284,7 +283,7 @@ def test_ctrl_c_ends_a_chat_that_nobody_types(endless: Path, tmp_path: Path) -> 
     assert [role for role, _ in saved(file)] == ["user", "assistant"]
 
 
-def test_replies_go_to_a_file_and_the_rest_to_the_terminal(chat_model: Path, tmp_path: Path) -> None:
+def test_with_stdout_in_a_file_only_the_replies_go_there(chat_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.txt"
     command = f"{sys.executable} -m llmcli chat -m {chat_model} --temperature 0 -n 6 > {out}"
     environment = {**os.environ, "TERM": "xterm-256color", "XDG_CONFIG_HOME": str(tmp_path)}
@@ -302,13 +301,13 @@ def test_replies_go_to_a_file_and_the_rest_to_the_terminal(chat_model: Path, tmp
     assert ">" not in written
 
 
-@pytest.mark.parametrize("folder", ["a file", "nowhere to write"])
-def test_without_a_place_for_its_history_a_chat_goes_on(spawn: Spawn, tmp_path: Path, folder: str) -> None:
-    place: Any = tmp_path / "config"
-    if folder == "a file":
-        place.write_text("x")
+@pytest.mark.parametrize("obstacle", ["a file", "a folder"])
+def test_a_chat_works_without_a_history_file(spawn: Spawn, tmp_path: Path, obstacle: str) -> None:
+    config = tmp_path / "config"
+    if obstacle == "a file":
+        config.write_text("x")
     else:
-        (place / "llmcli" / "chat_history").mkdir(parents=True)
+        (config / "llmcli" / "chat_history").mkdir(parents=True)
     terminal = spawn()
     terminal.say("The fox")
     terminal.child.send(UP)
