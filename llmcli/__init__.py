@@ -43,7 +43,7 @@ def load(
 ) -> LoadedModel:
     """Open a model: its transformer, its tokenizer, its stop tokens and its sampling defaults.
 
-    ``name`` is a folder, the name of a model that comes with llmcli, or org/name on the Hugging Face hub, which is
+    ``name`` is a folder, the name of a model that comes with llmcli, or org/name on the Hugging Face Hub, which is
     downloaded unless ``offline``. Without a name, it is the model that ``llmcli generate`` uses. ``adapter`` names a
     LoRA to merge into the weights. ``device`` is "auto", "cpu", "cuda" or "mps"; ``dtype`` is "auto" (as stored),
     "float32", "bfloat16" or "float16"; ``quantization`` is "int8" or "int4".

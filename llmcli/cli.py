@@ -35,34 +35,34 @@ GROUPS = {
     "Generate": {
         "generate": "Continue a text, token by token.",
         "chat": "Chat with a model, turn by turn.",
-        "batch": "Continue every prompt of a file and write the results to a file.",
+        "batch": "Continue many prompts, from a file to a file.",
     },
     "Look inside": {
-        "tour": "How does a language model work? A tour in eight stops.",
+        "tour": "How does a language model work? A guided tour.",
         "tokenize": "What does the model receive?",
         "neighbours": "Which tokens have similar meanings?",
-        "attend": "Which tokens does attention look at?",
-        "lens": "When does the answer appear, layer by layer?",
-        "why": "What pushed this logit?",
-        "explain-step": "Why did the model choose this token?",
-        "branch": "What if it had chosen another token?",
+        "attend": "What does a token look at?",
+        "lens": "When does the answer appear?",
+        "why": "What pushed this logit up or down?",
+        "explain-step": "How was this token chosen?",
+        "branch": "What if the model had chosen another token?",
         "score": "Which tokens surprise the model?",
     },
     "Check and measure": {
         "compare": "What did fine-tuning change?",
-        "inspect": "What is in this model, and does it fit into memory?",
-        "verify": "Does llmcli compute this model correctly here?",
+        "inspect": "What is in this model, and does it fit in memory?",
+        "verify": "Does llmcli run this model correctly here?",
         "bench": "How fast does a model run here?",
     },
     "Manage models": {
-        "quantize": "Round a model's weights to 8 or 4 bits.",
+        "quantize": "Quantize a model's weights to 8 or 4 bits.",
         "train": "Train a small model on your own text files.",
         "models": "List the models on disk.",
         "pull": "Download a model from the Hugging Face Hub.",
         "rm": "Remove a downloaded model.",
     },
     "Set up": {
-        "config": "Show which options are set, and where they are set.",
+        "config": "Show which options are set, and where.",
         "completion": "Print the script that completes commands in your shell.",
     },
 }
@@ -114,7 +114,7 @@ class LazyGroup(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # replace what the terminal cannot encode
                 stream.reconfigure(errors="replace", **({} if stream.isatty() else {"encoding": "utf-8"}))
-        state: dict[str, Any] = {}  # Command sets "verbose" here as soon as the option is known
+        state: dict[str, Any] = {}  # the callback of --verbose sets "verbose" here
         try:
             code = super().main(arguments, *rest, **{**extra, "standalone_mode": False, "obj": state})
             with exit_if_pipe_closed():

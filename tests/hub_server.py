@@ -1,4 +1,4 @@
-"""A Hugging Face hub on the loopback: the endpoints that a download asks, and every way in which they fail."""
+"""A Hugging Face Hub on the loopback: the endpoints that a download asks, and every way in which they fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``llmcli attend``: which tokens does a token attend to?"""
+"""``llmcli attend``: what does a token look at?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llmcli.errors import usage_error
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="Rows: the most attended positions; 0: all.",
+    help="Show the N most attended positions. 0: all.",
 )
 @click.option("--no-sink", is_flag=True, help="Hide the first position, which idle heads attend to (attention sink).")
 @output_options
@@ -43,7 +43,7 @@ def attend(
     choice: ModelChoice,
     verbose: bool,
 ) -> None:
-    """What does a token attend to? Show the attention weights of each head on earlier tokens.
+    """What does a token look at? Show the attention weights of each head on earlier tokens.
 
     Each row is a token that the token --at attends to. --head shows the full pattern of one head instead: the
     attention weights of each of the last tokens, in percent.

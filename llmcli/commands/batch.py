@@ -55,7 +55,7 @@ def batch(
     grammar: GrammarChoice,
     verbose: bool,
 ) -> None:
-    """Continue many prompts in parallel, from a file to a file.
+    """Continue many prompts, from a file to a file.
 
     Each line of IN.jsonl is a JSON object with a "prompt" and, optionally, an
     "id", "seed", "max_tokens" and "stop". OUT.jsonl gets one result per prompt

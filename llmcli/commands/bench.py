@@ -39,16 +39,27 @@ class Integers(click.ParamType[tuple[int, ...]]):
 
 
 @click.command(cls=Command)
-@models_option("As for generate; several are compared.")
+@models_option("As for generate. Repeatable, to compare models.")
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json instead of a model; needs --random.")
 @click.option("--random", "random_weights", is_flag=True, help="Random weights in the shape of --config.")
-@click.option("--prompt-tokens", "-p", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--output-tokens", "-n", type=click.IntRange(min=2), default=128, show_default=True)
-@click.option("--depth", "-d", "depths", type=Integers(0, 2**24), default="0", help="Tokens before the prompt: 0,1024.")
+@click.option(
+    "--prompt-tokens", "-p", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens to prefill."
+)
+@click.option(
+    "--output-tokens", "-n", type=click.IntRange(min=2), default=128, show_default=True, help="Tokens to decode."
+)
+@click.option(
+    "--depth",
+    "-d",
+    "depths",
+    type=Integers(0, 2**24),
+    default="0",
+    help="Tokens in the cache before the prompt, such as 0,1024.",
+)
 @click.option("--repeat", "-r", type=click.IntRange(min=1), default=5, show_default=True, help="Runs per measurement.")
 @click.option("--dtype", "dtypes", default="auto", show_default=True, help="One or more of: " + ", ".join(DTYPES))
 @click.option("--quantize", default="none", show_default=True, help="One or more of: none, " + ", ".join(QUANTIZATIONS))
-@click.option("--threads", type=Integers(1, MOST_THREADS), help="CPU threads, one or more counts: 1,2.")
+@click.option("--threads", type=Integers(1, MOST_THREADS), help="CPU threads, one or more counts, such as 1,2.")
 @device_option
 @offline_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
@@ -71,7 +82,7 @@ def bench(
     markdown: bool,
     verbose: bool,
 ) -> None:
-    """Measure prefill and decode speed in tokens per second, as `generate` runs them: median and range.
+    """How fast does a model run here? Measure prefill and decode in tokens per second: median and range.
 
     The share of bandwidth is how much of the memory bandwidth, measured at the end, decoding uses to read the
     weights once per token. It exceeds 100% if the weights fit into the CPU cache. Other processes distort the

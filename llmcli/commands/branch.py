@@ -16,9 +16,9 @@ from llmcli.commands.shell.command import Command
 @click.command(cls=Command)
 @prompt_options()
 @at_option
-@click.option("--width", type=click.IntRange(min=1), default=3, show_default=True, help="Tokens per position.")
+@click.option("--width", type=click.IntRange(min=1), default=3, show_default=True, help="Branches at each position.")
 @click.option(
-    "--depth", type=click.IntRange(min=1), default=3, show_default=True, help="Positions, one after the other."
+    "--depth", type=click.IntRange(min=1), default=3, show_default=True, help="Levels of the tree, one token each."
 )
 @output_options
 @model_options

@@ -17,7 +17,7 @@ from llmcli.commands.shell.command import Command
 @click.command(cls=Command)
 @prompt_options("text")
 @click.option(
-    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the largest changes; 0: all."
+    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Show the N largest changes. 0: all."
 )
 @output_options
 @pair_options

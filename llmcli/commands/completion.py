@@ -13,7 +13,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print the script that completes commands, options, choices, models and files in SHELL.
+    """Print the script that completes commands, options, choices, models and files in your shell.
 
     \b
     To install it, run the line for your shell once, then open a new terminal:

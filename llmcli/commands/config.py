@@ -38,11 +38,11 @@ def complete_command(ctx: click.Context, argument: click.Parameter, incomplete: 
 @click.option("--path", "only_path", is_flag=True, help="Print only the path of the config file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def config(command: str | None, only_path: bool, as_json: bool) -> None:
-    """Show which options are set and where, or with COMMAND all options of that command.
+    """Show which options are set, and where. With COMMAND, show all options of that command.
 
     An option given on the command line comes first; then the environment variables LLMCLI_<COMMAND>_<OPTION> and
     LLMCLI_<OPTION>; then the config file; then the default. Keys in the file are the names of options without the
-    dashes: at the top for every command that has the option, in a table for one command. An option that can be
+    leading dashes: at the top for every command that has the option, in a table for one command. An option that can be
     repeated takes a list. The default file is ~/.config/llmcli/config.toml; set LLMCLI_CONFIG to use another one:
 
     \b

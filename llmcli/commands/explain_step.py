@@ -1,4 +1,4 @@
-"""``llmcli explain-step``: how one token was chosen."""
+"""``llmcli explain-step``: how was this token chosen?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from llmcli.render import json_forms
 @click.command(cls=Command, together=follow)
 @prompt_options()
 @heading("What is shown")
-@click.option("--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which token, from 0.")
+@click.option(
+    "--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which generated token, from 0."
+)
 @click.option(
     "--top",
     type=click.IntRange(min=1),
@@ -58,7 +60,7 @@ def explain_step(
     grammar: GrammarChoice,
     verbose: bool,
 ) -> None:
-    """Show how one token was chosen: the logit and probability of each candidate, what cut it, and the draw.
+    """How was this token chosen? Show each candidate's logit and probability, the filter that cut it, and the draw.
 
     With the options and the seed of a `generate` run, step N is the token that the run generated at N.
 

@@ -61,7 +61,7 @@ def generate(
     printing: Printing,
     verbose: bool,
 ) -> None:
-    """Continue PROMPT, one token at a time.
+    """Continue PROMPT, token by token.
 
     The text goes to stdout, everything else to stderr. The prompt can also come from --prompt-file or a
     pipe; with an empty prompt ("") the model starts on its own.

@@ -1,4 +1,4 @@
-"""``llmcli inspect``: what is in a model, and does it fit in memory?"""
+"""``llmcli inspect``: what is in this model, and does it fit in memory?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llmcli.hub.cache import name_of
 @model_options
 @verbose_option
 def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
-    """What is in a model, and does it fit? Show its architecture, parameters, and memory use on this machine.
+    """What is in this model, and does it fit in memory? Show its architecture, parameters and memory use.
 
     The numbers come from config.json and the headers of the weight files. If the model fits, it is then loaded with
     the given options, and its memory is measured.

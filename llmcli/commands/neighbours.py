@@ -13,7 +13,7 @@ from llmcli.commands.shell.command import Command
 
 @click.command(cls=Command)
 @click.argument("word")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows: the nearest tokens.")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Show the N nearest tokens.")
 @output_options
 @model_options
 @verbose_option

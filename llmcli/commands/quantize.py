@@ -24,14 +24,16 @@ from llmcli.files.sizes import readable
 @click.command(cls=Command)
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "kind", type=Choice(QUANTIZATIONS), default="int8", show_default=True)
+@click.option(
+    "--to", "kind", type=Choice(QUANTIZATIONS), default="int8", show_default=True, help="Format of the weights."
+)
 @click.option(
     "--text",
     "texts",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Measure the loss in quality on this text or JSON lines file; repeatable.",
+    help="Measure the loss in quality on this text or JSON Lines file. Repeatable.",
 )
 @offline_option
 @threads_option
@@ -45,12 +47,12 @@ def quantize(
     threads: int | None,
     verbose: bool,
 ) -> None:
-    """Round the weights of MODEL to 8 or 4 bits and write a model to the folder OUT.
+    """Quantize the weights of MODEL to 8 or 4 bits, and write the new model to the folder OUT.
 
-    The new model runs on the CPU only. There the speed of a large model depends on how fast its weights are read, so
-    it becomes faster; a very small model may not. int8 has one scale per row; int4 also has a factor per 32 weights.
+    The new model runs on the CPU only. There, reading the weights takes most of the time of a large model, so it
+    becomes faster; a very small model may not. int8 has one scale per row; int4 also has a factor per 32 weights.
     Embedding tables always have 8 bits; norms and biases are not quantized. The option --quantize of other commands
-    does the same whenever they load a model.
+    does the same each time they load a model.
 
     \b
     Examples:

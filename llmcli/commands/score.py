@@ -19,7 +19,11 @@ from llmcli.commands.shell.command import Command
 @click.command(cls=Command, together=follow)
 @prompt_options("text")
 @click.option(
-    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows: the most surprising tokens; 0: all."
+    "--top",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Show the N most surprising tokens. 0: all.",
 )
 @output_options
 @distributed_model_options
@@ -28,7 +32,7 @@ from llmcli.commands.shell.command import Command
 def score(
     prompt: Prompt, top: int, output: OutputOptions, choice: DistributedModelChoice, endpoint: Endpoint, verbose: bool
 ) -> None:
-    """Where is the model surprised? Show each token's surprisal, its rank, and the entropy of the prediction.
+    """Which tokens surprise the model? Show each token's surprisal, its rank, and the entropy of the prediction.
 
     Surprisal is -log2 of the probability that the model gave the token. The totals are bits per byte and perplexity.
     A text longer than the context is scored in windows that overlap by half.

@@ -21,7 +21,7 @@ from llmcli.render import json_forms
 
 @click.command(cls=Command)
 @prompt_options("text")
-@models_option(f"{MODEL_HELP}; several stand side by side.")
+@models_option(f"{MODEL_HELP}. Repeatable, to compare tokenizers.")
 @offline_option
 @click.option("--ids", "only_ids", is_flag=True, help="Print only the ids, on one line.")
 @click.option("--count", "only_count", is_flag=True, help="Print only the number of tokens.")

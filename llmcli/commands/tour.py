@@ -22,11 +22,11 @@ from llmcli.errors import EXIT_FAILURE
 @model_options
 @verbose_option
 def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
-    """How does a language model work? Follow one sentence through the model in eight stops, with real numbers.
+    """How does a language model work? A guided tour follows one sentence through the model, with real numbers.
 
     The stops are tokens, vectors, position, attention, layers, probabilities, temperature and the generation loop.
-    Most of them have a command of their own (attend, lens, …) that works on any text. Give a short SENTENCE to use
-    your own. The tour pauses only in a terminal.
+    Most of them have a command of their own (attend, lens, …) that works on any text. Give a short SENTENCE to
+    use your own. The tour pauses only in a terminal.
 
     \b
     Examples:

@@ -38,7 +38,7 @@ SHAPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("num-key-value-heads", SIZE, "Key/value heads per layer."),
 )
 RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("method", Choice(get_args(recipe.Method)), "Training method, see above."),
+    ("method", Choice(get_args(recipe.Method)), "Training method (see above)."),
     ("context", SIZE, "Context length in tokens."),
     ("batch-size", click.IntRange(max=2**16), "Sequences of --context tokens per step."),
     ("tokens", click.IntRange(max=2**60), "Total tokens to train on."),
@@ -46,7 +46,7 @@ RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("learning-rate", Real(), "Peak learning rate."),
     ("weight-decay", Real(), "Weight decay of the matrices."),
     ("warmup", Real(), "Fraction of the run in which the learning rate rises."),
-    ("decay", Real(), "Fraction of the run in which it falls to zero."),
+    ("decay", Real(), "Fraction of the run in which, at its end, the rate falls to zero."),
     ("plain", Real(), "sft: fraction of the replies trained without their prompts."),
     ("beta", Real(), "dpo: how strongly the model is kept close to --init."),
     ("precision", Choice(get_args(recipe.Precision)), "Precision of matrix products."),
@@ -81,7 +81,7 @@ def recipe_default(name: str) -> str:
     "--valid",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Validation text; can be repeated.  [default: 5% of the corpus]",
+    help="Validation text. Repeatable.  [default: 5% of the corpus]",
 )
 @click.option(
     "--init", metavar="MODEL", shell_complete=complete_model, help="Start from this model instead of a new one."
@@ -136,8 +136,8 @@ def train(
 ) -> None:
     """Train a tokenizer and a Llama model on the text of the CORPUS files, or train an existing model further.
 
-    CORPUS files are text (documents separated by <|endoftext|>) or JSON Lines with a "text", plain, .gz or .xz. --out
-    becomes a model folder that llmcli and transformers can load. Ctrl-C saves the progress.
+    CORPUS files are text (documents separated by <|endoftext|>) or JSON Lines with a "text", both also as .gz or .xz.
+    --out becomes a model folder that llmcli and transformers can load. Ctrl-C saves the progress for --resume.
 
     --method sft (supervised fine-tuning) trains on the replies of lines with a "prompt" and a "completion", and on
     the whole text of other documents. --method dpo (direct preference optimization) trains on lines with a "prompt",

@@ -1,4 +1,4 @@
-"""``llmcli verify``: does llmcli run this model correctly on this machine?"""
+"""``llmcli verify``: does llmcli run this model correctly here?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmcli.commands.shell.command import Command
 @model_options
 @verbose_option
 def verify(prompt: Prompt, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
-    """Does llmcli run this model correctly? Check it with your checkpoint, device and dtype; each row is a check.
+    """Does llmcli run this model correctly here? Test your checkpoint on your device and in your dtype.
 
     The model processes a text in every supported way (whole, token by token, in batches, …), which must give the
     same logits. It is compared with itself on other devices and in other dtypes and, if transformers is installed,

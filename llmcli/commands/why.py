@@ -21,7 +21,13 @@ from llmcli.errors import usage_error
 @at_option
 @token_option
 @click.option("--vs", "other", metavar="TOKEN", help="Compare with this token.  [default: the most probable other]")
-@click.option("--top", type=click.IntRange(min=0), default=8, show_default=True, help="Rows for and against; 0: all.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="Show N rows for the token and N against. 0: all.",
+)
 @layer_option
 @head_option
 @output_options
@@ -39,7 +45,7 @@ def why(
     choice: ModelChoice,
     verbose: bool,
 ) -> None:
-    """Why this token? Split its logit, exactly, into the contributions of each part of the model.
+    """What pushed this logit up or down? Split it, exactly, into the contributions of each part of the model.
 
     With the final norm held fixed, a token's logit is a sum over the embedding, every attention head (L2.H5 is head 5
     of layer 2) and every MLP. A head's contribution is in turn a sum over earlier tokens. Each is compared with its

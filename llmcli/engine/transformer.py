@@ -22,7 +22,7 @@ from llmcli.model.positions import Placement, Placements
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
-GPU_CACHE_BLOCK = 256  # positions by which a GPU's cache grows, after which the step is recorded again
+GPU_CACHE_BLOCK = 256  # positions by which a GPU's cache grows; each time, the CUDA graph of a step is recorded again
 
 onednn: Any = torch.backends.mkldnn
 

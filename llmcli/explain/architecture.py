@@ -23,8 +23,8 @@ class Rotary:
 class Architecture:
     """Sizes; ``rows`` is the number of embeddings, ``tokens`` the number of tokens that the tokenizer has.
 
-    ``windowed`` layers see the last ``window`` positions only. ``particulars`` are phrases for what a Llama does not
-    have.
+    ``windowed`` layers see the last ``window`` positions only. ``particulars`` are phrases for what differs from a
+    Llama.
     """
 
     family: str

@@ -1,4 +1,4 @@
-"""A model's name -> a folder on disk: a path, a model that ships with llmcli, or one of the Hugging Face hub."""
+"""A model's name -> a folder on disk: a path, a model that ships with llmcli, or one of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def of_the_hub(name: str) -> HubName:
         shown = name if len(name) <= 200 else f"{name[:200]}…"
         raise LlmcliError(
             f"there is no model {shown}",
-            f"give a folder, org/name[@revision] of the Hugging Face hub, or one of: "
+            f"give a folder, org/name[@revision] of the Hugging Face Hub, or one of: "
             f"{', '.join(shipped()) or 'none shipped'}",
         )
     return hub_name

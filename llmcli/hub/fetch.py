@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub into its cache.
+"""Downloads from the Hugging Face Hub into its cache.
 
 huggingface_hub finds the files and speaks to the server; the bytes are received here, because it keeps
 nothing of an interrupted download and checks the size of a file alone.

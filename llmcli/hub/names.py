@@ -1,4 +1,4 @@
-"""What models of the Hugging Face hub are called, org/name or org/name@revision, and where the hub is."""
+"""What models of the Hugging Face Hub are called, org/name or org/name@revision, and where the hub is."""
 
 from __future__ import annotations
 

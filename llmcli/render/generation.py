@@ -75,7 +75,7 @@ def print_summary(
     """Print the counts and speeds of a finished generation, why it stopped, and the seed that repeats it.
 
     ``context`` is the model's context in tokens; ``cached`` prompt tokens came from a prompt cache. ``proposals``
-    counts the tokens drafted and accepted, with speculative decoding.
+    counts the tokens proposed and accepted, with speculative decoding.
     """
     done = generation
     # The first token comes from prefill, so the decode speed is that of the others.
@@ -84,11 +84,11 @@ def print_summary(
         prefill = f" ({cached} cached)"
     else:
         prefill = f", prefill {done.prompt_tokens / done.prefill_seconds:.0f} tokens/s" if done.tokens else ""
-    drafted = "" if proposals is None else f" | {proposals[0]} tokens drafted, {proposals[1]} accepted"
+    proposed = "" if proposals is None else f" | {proposals[0]} tokens proposed, {proposals[1]} accepted"
     note(
         f"{counted(done.tokens, 'token')}, decode {decode} | prompt {counted(done.prompt_tokens, 'token')}{prefill} | "
         f"first token after {done.prefill_seconds:.2f} s | context {done.length} of {context} | "
-        f"stopped: {ENDINGS[done.finish]} | seed {seed}{drafted}",
+        f"stopped: {ENDINGS[done.finish]} | seed {seed}{proposed}",
         stream,
     )
 

@@ -15,7 +15,7 @@ from llmcli.render.text import counted, escape_controls
 
 def print_inspect(report: explain.InspectReport, stream: TextIO) -> None:
     """Print the whole view."""
-    print_line(f"inspect {escape_controls(report.model)}: what is this model, and does it fit in memory?", stream)
+    print_line(f"inspect {escape_controls(report.model)}: what is in this model, and does it fit in memory?", stream)
     facts = [(name, escape_controls(value)) for name, value in _facts(report)]
     print_table(
         [Column("", right=False), Column("architecture", right=False)], [[Cell(n), Cell(v)] for n, v in facts], stream

@@ -84,7 +84,7 @@ def generation_end(
 ) -> dict[str, Any]:
     """Return the last record of ``generate --json``.
 
-    ``proposals`` counts the tokens drafted and accepted, with speculative decoding; ``valid`` says whether the text
+    ``proposals`` counts the tokens proposed and accepted, with speculative decoding; ``valid`` says whether the text
     satisfies the grammar, if one was given.
     """
     end = {

@@ -64,8 +64,9 @@ def _vectors(report: explain.TourReport, stream: TextIO) -> None:
 
 def _position(report: explain.TourReport, stream: TextIO) -> None:
     how = (
-        """The model rotates each token's vectors by an angle that grows with its position, some pairs of numbers fast
-        and some slowly. How well two vectors match then depends on how far apart their tokens are."""
+        """The model takes the numbers of a token's vectors in pairs and rotates each pair by an angle that grows with
+        the token's position: some pairs fast, some slowly. How well two vectors match then depends on how far apart
+        their tokens are."""
         if report.position.turns
         else "The model adds another vector to each token's own, learned for its position."
     )
@@ -99,9 +100,9 @@ def _layers(report: explain.TourReport, stream: TextIO) -> None:
 def _probabilities(report: explain.TourReport, stream: TextIO) -> None:
     _paragraph(
         """The vector after the last layer is compared with the vector of every token, which gives each token a score,
-        its logit. Softmax turns logits into probabilities: e to the power of the logit, divided by the sum of that
-        over all tokens. A logit that is higher by 1 means a probability that is 2.7 times as large. (The columns to
-        the right of p belong to the next stop.)""",
+        its logit. Softmax turns logits into probabilities: e to the power of the logit, divided by the sum of
+        these powers over all tokens. A logit that is higher by 1 means a probability that is 2.7 times as large. (The
+        columns to the right of p belong to the next stop.)""",
         stream,
     )
     print_candidates(report.step, stream)
@@ -123,15 +124,15 @@ def _loop(report: explain.TourReport, stream: TextIO) -> None:
     written = "".join(token.text for token in report.loop)
     _paragraph(
         f"""The drawn token is appended to the text, and the loop repeats: this is how all text is generated. What
-        attention needs of the earlier tokens is kept (the KV cache), so each step computes only the new token. It ends
-        at the latest when the context is full, for this model at {report.context} tokens. After
-        “{escape_controls(report.begun)}” it wrote “{escape_controls(written)}”:""",
+        attention needs from the earlier tokens is kept (the KV cache), so each step computes only the new token. The
+        loop ends at the latest when the context is full, for this model at {report.context} tokens. After
+        “{escape_controls(report.begun)}” the model wrote “{escape_controls(written)}”:""",
         stream,
     )
     print_probabilities(report.loop, stream)
     _paragraph(
         """How does the model know what comes next? From training. It read a large text token by token, and each time
-        all its numbers were changed a little, so that the actual next token would have been more probable
+        all its numbers were changed a little, so that the actual next token became a little more probable
         (pre-training). More of the same, with dialogues or tasks, is fine-tuning. Now explore a text of your own:
         llmcli tokenize, neighbours, attend, lens, why, explain-step, score, branch. To make a model, run llmcli
         train.""",

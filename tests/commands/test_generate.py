@@ -359,7 +359,7 @@ def test_speculative_decoding_changes_nothing_and_is_counted(run: Run, model: Pa
     for speculative in (("--prompt-lookup",), ("--draft-model", model)):
         result = run(*options, *speculative, "--verbose")
         assert result.stdout == plain.stdout
-        assert "tokens drafted, " in result.stderr
+        assert "tokens proposed, " in result.stderr
         assert " accepted" in result.stderr
         end = records(run(*options, *speculative, "--json"))[-1]
         assert end["text"] == records(run(*options, "--json"))[-1]["text"]

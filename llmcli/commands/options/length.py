@@ -57,8 +57,8 @@ overflow_option = click.option(
     default="error",
     show_default=True,
     metavar="WAY",
-    help="If the prompt is too long: error, or truncate-start to cut it. shift: a full context drops its older half "
-    "instead of ending the text.",
+    help="For a prompt that is too long: error, or truncate-start to cut its beginning. shift also drops the older "
+    "half of a full context.",
 )
 
 

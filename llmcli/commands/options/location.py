@@ -13,4 +13,8 @@ at_option = click.option(
 )
 layer_option = click.option("--layer", "layers", metavar="LAYERS", help="Only these layers, such as 0-5 or 0,2,-1.")
 head_option = click.option("--head", metavar="L.H", help="Only this head, such as 3.2 for head 2 of layer 3.")
-token_option = click.option("--token", metavar="TOKEN", help="The token to follow: its text, such as ' Paris', or id.")
+token_option = click.option(
+    "--token",
+    metavar="TOKEN",
+    help="The next token to follow: its text, such as ' Paris', or its id.  [default: the most probable]",
+)

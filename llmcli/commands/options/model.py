@@ -103,7 +103,7 @@ def complete_model(ctx: click.Context, option: click.Parameter, incomplete: str)
     return []
 
 
-MODEL_HELP = "A folder, a name from `llmcli models`, or org/name on the Hugging Face hub"
+MODEL_HELP = "A folder, a name from `llmcli models`, or org/name on the Hugging Face Hub"
 
 
 def models_option(help: str) -> Decorator:
@@ -141,7 +141,7 @@ opening_options = (
         "--quantize",
         "quantization",
         type=Choice(QUANTIZATIONS),
-        help="Round the weights while loading: faster and smaller, at some cost in quality. CPU only.",
+        help="Quantize the weights while loading: faster and smaller, at some cost in quality. CPU only.",
     ),
     threads_option,
 )

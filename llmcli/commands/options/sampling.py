@@ -73,7 +73,7 @@ def _changes_nothing(filter: type[NumberFilter], value: float) -> bool:
 
 
 def parameter_of(name: str) -> str:
-    """The name of a filter as that of a Python parameter."""
+    """A filter's name as a Python parameter name."""
     return name.replace("-", "_")
 
 
@@ -151,7 +151,11 @@ def sampling_bundle() -> Decorator:
             show_default=True,
             help="Which filters run, and in what order.",
         ),
-        click.option("--seed", type=click.IntRange(min=0), help="Repeat a run.  [default: random; printed at the end]"),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            help="Seed of the draws; repeats a run.  [default: random; printed at the end]",
+        ),
         title="Sampling",
         parameters=sampling_parameters(),
     )

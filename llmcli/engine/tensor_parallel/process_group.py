@@ -1,7 +1,7 @@
-"""The processes (ranks) that compute one model together, and their communication.
+"""The processes (ranks) that compute one model together, and their messages.
 
-It is that of torch.distributed: gloo between CPUs, NCCL between GPUs. Rank 0 leads: only it samples and interacts with
-the user. The other ranks wait for its messages and take part in every pass.
+They communicate through torch.distributed: gloo between CPUs, NCCL between GPUs. Rank 0 leads: only it samples and
+interacts with the user. The other ranks wait for its messages and take part in every pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 JOIN_TIMEOUT = timedelta(minutes=5)  # for every rank to start and import torch
 MESSAGE_TIMEOUT = timedelta(days=365)  # for the leader's next message, which may wait for the user
 PASS_TIMEOUT = timedelta(seconds=25)  # for all ranks to reach the same point of a pass, unless one is lost
-stores: Any = dist
+stores: Any = dist  # torch's types do not export FileStore
 MESSAGE_SIZE = 64  # integers per message: a token's pass and short prompts fit into one
 
 

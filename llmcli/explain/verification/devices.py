@@ -91,9 +91,9 @@ def dtype_plans(subject: Subject) -> list[Plan]:
 def continuations_diverge(subject: Subject, ours: Output, reference: Output) -> Divergence | None:
     """Return where two continuations first differ; up to there both have the same context."""
     start = len(prompt(subject))
-    for n, ((one, _), (two, logits)) in enumerate(zip(ours.continuation, reference.continuation, strict=True)):
-        if one != two:
+    for n, ((our, _), (their, logits)) in enumerate(zip(ours.continuation, reference.continuation, strict=True)):
+        if our != their:
             tokenizer = subject.loaded.tokenizer
-            margin = float(logits[two] - logits[one])
-            return Divergence(start + n - 1, vocab_entry(tokenizer, two), vocab_entry(tokenizer, one), margin)
+            margin = float(logits[their] - logits[our])
+            return Divergence(start + n - 1, vocab_entry(tokenizer, their), vocab_entry(tokenizer, our), margin)
     return None

@@ -24,9 +24,9 @@ LIMIT = DTYPE_TOLERANCE[torch.float32]
 
 @dataclass(frozen=True)
 class LayerError:
-    """The norm of the difference from transformers' residual stream after a layer, relative to the norm of that.
+    """How far the residual stream after a layer is from transformers'.
 
-    ``error`` is the one at the worst position.
+    ``error`` is the norm of the difference, relative to the norm of transformers' vector, at the worst position.
     """
 
     layer: int
