@@ -62,7 +62,7 @@ def batch(
     with its "id", "text", "finish" and more. If a run is stopped or even
     killed, the same command resumes it. Invalid lines are reported and skipped.
 
-    The seed of a prompt is --seed (default: 0) plus the index of its line.
+    The seed of a prompt is --seed (default: 0) plus the number of its line, counted from 0.
 
     \b
     Examples:

@@ -62,7 +62,7 @@ def explain_step(
 ) -> None:
     """How was this token chosen? Show each candidate's logit and probability, the filter that cut it, and the draw.
 
-    With the options and the seed of a `generate` run, step N is the token that the run generated at N.
+    With the options and the seed of a `generate` run, --step N explains the token that the run generated at step N.
 
     \b
     Examples:

@@ -48,8 +48,9 @@ def why(
     """What pushed this logit up or down? Split it, exactly, into the contributions of each part of the model.
 
     With the final norm held fixed, a token's logit is a sum over the embedding, every attention head (L2.H5 is head 5
-    of layer 2) and every MLP. A head's contribution is in turn a sum over earlier tokens. Each is compared with its
-    contribution to another token, the runner-up or --vs. --layer and --head choose the heads to split by token.
+    of layer 2) and every MLP. A head's contribution is in turn a sum over earlier tokens. Each contribution
+    is compared with the one to another token, the runner-up or --vs. --layer and --head choose the heads to split by
+    token.
 
     \b
     Examples:

@@ -64,7 +64,7 @@ def read_jobs(path: Path, defaults: JobDefaults) -> Iterator[Job | InvalidLine]:
                 lines_by_id[job.id] = number
                 yield job
     except OSError as error:
-        raise usage_error(f"{path}: {error.strerror or error}", "name a file of JSON lines") from error
+        raise usage_error(f"{path}: {error.strerror or error}", "name a JSON Lines file") from error
 
 
 def check_regular_file(path: Path) -> None:
