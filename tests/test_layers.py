@@ -141,5 +141,5 @@ def test_the_library_names_no_options(path: Path) -> None:
 
 
 def test_a_download_does_not_wait_for_torch() -> None:
-    code = "import sys, llmcli.hub.fetch; sys.exit('torch' in sys.modules)"
+    code = "import sys, llmcli.hub.downloads; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

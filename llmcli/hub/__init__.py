@@ -1,4 +1,4 @@
-"""A model's name -> a folder on disk: a path, a model that ships with llmcli, or one of the Hugging Face Hub."""
+"""From a model's name to its folder: a path, a model that ships with llmcli, or a model of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from llmcli.errors import LlmcliError
 from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.hub import cache
-from llmcli.hub.cache import OnDisk, Progress
+from llmcli.hub.cache import LocalModel, Progress
 from llmcli.hub.names import HubName, parse
 
 _PACKAGE = Path(__file__).parents[1]
-# Installed, the shipped models lie inside the package; in a clone, beside it.
+# The shipped models are inside an installed package, and next to it in a clone.
 SHIPPED_FOLDERS = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
 
 
 def shipped() -> dict[str, Path]:
-    """The models that came with llmcli, by name."""
+    """The folders of the models that ship with llmcli, by name."""
     return {
         folder.name: folder
         for weights in reversed(SHIPPED_FOLDERS)
@@ -28,7 +28,7 @@ def shipped() -> dict[str, Path]:
 
 
 def default_model() -> str:
-    """The name of the model that runs when none is asked for. Errors: none was shipped."""
+    """The name of the model to use if none is named. Raises LlmcliError if none was shipped."""
     names = list(shipped())
     if not names:
         raise LlmcliError("this installation includes no model", kind="no-shipped-model")
@@ -36,17 +36,17 @@ def default_model() -> str:
 
 
 def find(name: str, *, offline: bool = False, progress: Progress | None = None) -> Path:
-    """The folder of the model ``name``; one of the hub that is not on disk is downloaded, unless ``offline``.
+    """The folder of the model ``name``. A model of the hub is downloaded if it is not on disk, unless ``offline``.
 
-    ``progress`` is told the bytes that are there and the bytes of the whole model.
-    Errors: no such model; it would have to be downloaded; whatever goes wrong with that.
+    ``progress`` receives the bytes on disk and the bytes of the whole model. Raises LlmcliError if there is no such
+    model, if it is not on disk and ``offline``, or if the download fails.
     """
     folder = find_here(name)
     if folder is None:
         hub_name = of_the_hub(name)
         if is_offline(offline):
             raise LlmcliError(
-                f"{name} is not complete on disk, and offline nothing is downloaded",
+                f"{name} is not completely on disk, and nothing is downloaded while offline",
                 f"run `llmcli pull {name}` while online, without HF_HUB_OFFLINE",
             )
         folder = download(hub_name, progress)
@@ -55,7 +55,7 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None) 
 
 
 def find_here(name: str) -> Path | None:
-    """The folder of the model ``name`` where it needs no download: a local folder, shipped, or all in the cache."""
+    """The folder of a model that needs no download: a local folder, a shipped model, or a complete one in the cache."""
     folder = local_folder(name)
     if folder is None and (hub_name := parse(name)):
         folder = cache.complete_snapshot(hub_name)
@@ -63,32 +63,32 @@ def find_here(name: str) -> Path | None:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that ``name`` is the path of, itself or by its weights, or that of a shipped model.
+    """The folder whose path, or whose weights' path, is ``name``, or that of a shipped model; None if there is none.
 
-    Errors: a file that is no model.
+    Raises LlmcliError for the path of any other file.
     """
     if not name.strip():
-        raise LlmcliError("the model's name is empty", "give a folder, or a name of `llmcli models`")
+        raise LlmcliError("the model's name is empty", "give a folder, or a name that `llmcli models` lists")
     try:
         path = Path(name).expanduser()
         if path.is_dir():
             return path.resolve()
         exists = path.exists()
-    except (OSError, RuntimeError, ValueError):  # too long; no such user; a character that no path has
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, or an invalid character
         return None
     if name in shipped():
         return shipped()[name]
     if exists and path.name in (WEIGHTS, INDEX):
         return path.parent.resolve()
     if exists:
-        raise LlmcliError(f"{name} is a file, not a model folder", "give the folder that holds config.json")
+        raise LlmcliError(f"{name} is a file, not a model folder", "give the folder that contains config.json")
     return None
 
 
 def of_the_hub(name: str) -> HubName:
-    """``name`` taken apart. Errors: no model of the hub can have it."""
+    """``name`` as a name of the hub. Raises LlmcliError if the hub cannot have such a model."""
     hub_name = parse(name)
-    # A name without an organisation is one of the hub's first models; a mistyped one should ask nobody.
+    # Only the hub's first models have names without an organization: a mistyped name should cause no request.
     if hub_name is None or ("/" not in hub_name.repo and not cache.repo_folder(hub_name.repo).is_dir()):
         shown = name if len(name) <= 200 else f"{name[:200]}…"
         raise LlmcliError(
@@ -99,20 +99,20 @@ def of_the_hub(name: str) -> HubName:
     return hub_name
 
 
-def is_offline(asked: bool) -> bool:
-    """Whether the network is barred, by the user or by the variables that huggingface_hub knows."""
+def is_offline(requested: bool) -> bool:
+    """Whether downloads are forbidden, by the user or by the environment variables of huggingface_hub."""
     variable = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return asked or variable.upper() in ("1", "ON", "YES", "TRUE")
+    return requested or variable.upper() in ("1", "ON", "YES", "TRUE")
 
 
-def on_disk() -> list[OnDisk]:
-    """The models that can run without a download, and those of the cache that a download left incomplete."""
-    own = [OnDisk(name, folder, "shipped") for name, folder in sorted(shipped().items())]
+def on_disk() -> list[LocalModel]:
+    """The models on disk, including those in the cache whose download is incomplete."""
+    own = [LocalModel(name, folder, "shipped") for name, folder in sorted(shipped().items())]
     return own + sorted(cache.models(), key=lambda model: model.name.lower())
 
 
 def download(name: HubName, progress: Progress | None = None) -> Path:
-    """The folder of the model ``name`` as the hub has it now; what is on disk already is not fetched again."""
-    from llmcli.hub.fetch import fetch
+    """The folder of the model, updated to the hub's present version. Files already on disk are not downloaded again."""
+    from llmcli.hub.downloads import download_model
 
-    return fetch(name, progress)
+    return download_model(name, progress)

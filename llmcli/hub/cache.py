@@ -1,11 +1,11 @@
-"""Hugging Face's cache on disk, which llmcli shares with every other program that uses it.
+"""Hugging Face's cache on disk, which llmcli shares with other programs.
 
-Read here without huggingface_hub, whose import takes longer than all that `tokenize` does. A repo is a folder of
+It is read without huggingface_hub, whose import takes longer than all of `llmcli tokenize`. A repo is a folder of
 
     refs/<revision>             a commit's hash
-    snapshots/<commit>/<file>   a link to a blob, or the file itself where there are no links
-    blobs/<hash>                the contents; <hash>.incomplete: those that came so far
-    .no_exist/<commit>/<file>   a file that the commit is known not to have
+    snapshots/<commit>/<file>   a link to a blob, or the file itself if links are not possible
+    blobs/<hash>                the contents; <hash>.incomplete: what has arrived so far
+    .no_exist/<commit>/<file>   a file that the commit is known not to contain
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from llmcli.files.names import CONFIG
 from llmcli.hub.files import is_complete, pickled_files
 from llmcli.hub.names import COMMIT, MAIN, HubName
 
-Progress = Callable[[int, int], None]  # bytes that are there, bytes of the whole model
+Progress = Callable[[int, int], None]  # bytes on disk, bytes of the whole model
 
 COMPLETE, INCOMPLETE, PICKLED = "complete", "incomplete", "no safetensors"
 
 
 @dataclass(frozen=True)
-class OnDisk:
-    """A model on disk. ``last_use`` is a time as of time.time(): when llmcli last opened or fetched it."""
+class LocalModel:
+    """A model on disk. ``last_use`` is when llmcli last opened or downloaded it, as time.time() counts."""
 
     name: str
     folder: Path
@@ -38,7 +38,7 @@ class OnDisk:
 
     @property
     def family(self) -> str | None:
-        """``model_type`` of config.json, if that can be read."""
+        """The ``model_type`` in config.json; None if it cannot be read."""
         try:
             found = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -47,13 +47,13 @@ class OnDisk:
 
     @property
     def bytes(self) -> int:
-        """The size of its files, and of what came of one that is still incomplete."""
+        """The size of the model's files, partial downloads included."""
         partial = self.folder.parents[1].glob("blobs/*.incomplete") if self.state == INCOMPLETE else ()
         return size_of(self.folder) + sum(_size(path) for path in partial)
 
 
 def cache_folder() -> Path:
-    """Where the cache lies, by the variables that huggingface_hub reads and in its order."""
+    """The cache's folder, by the environment variables that huggingface_hub reads, in its order."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")  # noqa: PTH118
     home = _expanded(os.environ.get("HF_HOME", default))
     hub = os.environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))  # noqa: PTH118
@@ -65,12 +65,12 @@ def _expanded(path: str) -> str:
 
 
 def repo_folder(repo: str) -> Path:
-    """The folder of org/name, whether it is there or not."""
+    """The folder of org/name, which may not exist."""
     return cache_folder() / ("models--" + repo.replace("/", "--"))
 
 
 def commit_of(name: HubName) -> str | None:
-    """The commit that a revision stood for when it was last fetched; a commit stands for itself."""
+    """The commit of a revision when it was last downloaded; None if unknown. A commit is its own."""
     with suppress(OSError, ValueError):
         commit = (repo_folder(name.repo) / "refs" / name.revision).read_text(encoding="utf-8").strip()
         if COMMIT.fullmatch(commit):
@@ -79,7 +79,7 @@ def commit_of(name: HubName) -> str | None:
 
 
 def complete_snapshot(name: HubName) -> Path | None:
-    """The folder of a model that is all there; None if a part of it must be downloaded."""
+    """The folder of a model that is complete on disk; None if any part must be downloaded."""
     commit = commit_of(name)
     if commit is None:
         return None
@@ -93,14 +93,14 @@ def _is_complete(folder: Path) -> bool:
 
 
 def mark_used(folder: Path) -> None:
-    """Set the time of a cached model's folder to now. Access times would not do: most systems keep none."""
+    """Set the modification time of a cached model's folder to now: most systems keep no access times."""
     if _repo_of(folder):
-        with suppress(OSError):  # a cache that others share may be read-only
+        with suppress(OSError):  # a shared cache may be read-only
             os.utime(folder)
 
 
 def name_of(folder: Path) -> str:
-    """What to call the model in ``folder``: org/name[@revision] for one of the cache, else the folder's name."""
+    """The name of the model in ``folder``: org/name[@revision] in the cache, otherwise the folder's name."""
     repo = _repo_of(folder)
     if repo is None:
         return folder.name
@@ -109,7 +109,7 @@ def name_of(folder: Path) -> str:
 
 
 def revisions(folder: Path) -> list[str]:
-    """The branches and tags that stand for the commit of a snapshot."""
+    """The branches and tags that point to the commit of a snapshot."""
     refs = folder.parents[1] / "refs"
     found = [path.relative_to(refs).as_posix() for path in sorted(refs.rglob("*")) if path.is_file()]
     repo = _repo_of(folder) or ""
@@ -124,8 +124,8 @@ def _repo_of(folder: Path) -> str | None:
     return "/".join(parts) if folder.parents[2] == cache_folder() else None
 
 
-def models() -> Iterator[OnDisk]:
-    """The models of the cache, those that are not all there too; other things that lie in it are left out."""
+def models() -> Iterator[LocalModel]:
+    """The models in the cache, incomplete ones included; anything else in it is skipped."""
     for folder in sorted(cache_folder().glob("models--*/snapshots/*")):
         if not folder.is_dir():
             continue
@@ -139,11 +139,11 @@ def models() -> Iterator[OnDisk]:
             state = INCOMPLETE
         else:
             continue
-        yield OnDisk(name_of(folder), folder, "cache", state, folder.stat().st_mtime)
+        yield LocalModel(name_of(folder), folder, "cache", state, folder.stat().st_mtime)
 
 
 def size_of(folder: Path) -> int:
-    """The bytes of all its files."""
+    """The total size of the folder's files in bytes."""
     return sum(_size(path) for path in folder.rglob("*"))
 
 

@@ -1,4 +1,4 @@
-"""Which files make a model: the only ones that are ever taken from the hub."""
+"""The files that make up a model: the only ones that are ever downloaded from the hub."""
 
 from __future__ import annotations
 
@@ -19,35 +19,38 @@ _PICKLED = re.compile(r"[^/]*\.(?:bin|pt|pth|ckpt|pkl)")
 
 
 def small_files(names: Collection[str]) -> list[str]:
-    """Config, tokenizer and chat template among the files of a repo."""
+    """The config, tokenizer and chat template files among the files of a repo."""
     return sorted(name for name in names if _SMALL.fullmatch(name))
 
 
 def weight_files(names: Collection[str]) -> list[str]:
-    """The weights, or the index that lists them, among the files of a repo. Errors: none that llmcli reads."""
+    """The weights, or the index that lists them, among the files of a repo.
+
+    Raises LlmcliError if there are none that llmcli can read.
+    """
     main = next(([name] for name in (WEIGHTS, INDEX) if name in names), [])
     adapter = [ADAPTER_WEIGHTS] if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(names) else []
     found = main + adapter
     if not found:
         pickled = pickled_files(names)
         raise LlmcliError(
-            f"its weights are pickled ({pickled[0]}), which can run code when it is opened"
+            f"its weights are pickled ({pickled[0]}), which can run code when they are opened"
             if pickled
-            else f"it holds no weights that llmcli reads ({WEIGHTS})",
+            else f"it contains no weights that llmcli can read ({WEIGHTS})",
             "look for a version with safetensors",
         )
     if main and CONFIG not in names:
-        raise LlmcliError("it holds no config.json", "llmcli reads models in the layout of transformers")
+        raise LlmcliError("it contains no config.json", "llmcli reads models in the layout of transformers")
     return found
 
 
 def pickled_files(names: Collection[str]) -> list[str]:
-    """Weights in a form that is never opened."""
+    """The pickled weights among the files, which are never opened."""
     return sorted(name for name in names if _PICKLED.fullmatch(name))
 
 
 def shards(index: Path) -> list[str]:
-    """The files that an index lists. Errors: it is damaged, or names what is not beside it."""
+    """The files that an index lists. Raises LlmcliError if it is damaged, or lists files in other folders."""
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         names = sorted(set(listed))
@@ -59,16 +62,16 @@ def shards(index: Path) -> list[str]:
 
 
 def is_complete(folder: Path, *, without_tokenizer: bool = False) -> bool:
-    """Whether the folder holds a whole model: config, weights and, if it can have one, tokenizer; or an adapter."""
+    """Whether the folder contains a complete model (config, weights, and a tokenizer if it has one), or an adapter."""
 
-    def there(*names: str) -> bool:
+    def exist(*names: str) -> bool:
         return all((folder / name).is_file() for name in names)
 
-    if there(CONFIG) and (without_tokenizer or there("tokenizer.json")):
-        if there(WEIGHTS):
+    if exist(CONFIG) and (without_tokenizer or exist("tokenizer.json")):
+        if exist(WEIGHTS):
             return True
         try:
-            return there(INDEX) and there(*shards(folder / INDEX))
+            return exist(INDEX) and exist(*shards(folder / INDEX))
         except LlmcliError:
             return False
-    return there(ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+    return exist(ADAPTER_WEIGHTS, ADAPTER_CONFIG)

@@ -1,4 +1,4 @@
-"""What models of the Hugging Face Hub are called, org/name or org/name@revision, and where the hub is."""
+"""Names of models on the Hugging Face Hub, org/name or org/name@revision, and the hub's address."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-MAIN = "main"  # the branch that a name without a revision means
+MAIN = "main"  # the branch of a name without a revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
@@ -26,12 +26,12 @@ class HubName:
 
 
 def endpoint() -> str:
-    """The hub's address: HF_ENDPOINT, which names a mirror, or its own."""
+    """The hub's address: HF_ENDPOINT, for a mirror, or the default."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def parse(text: str) -> HubName | None:
-    """``text`` taken apart; None where the hub can have no such name, so that it is safe as part of a path."""
+    """The name in ``text``, or None if it is not valid on the hub. A valid name is safe as part of a path."""
     repo, at, revision = text.partition("@")
     if not at:
         revision = MAIN

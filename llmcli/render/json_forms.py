@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmcli import endpoint, explain, generation, text
 
 if TYPE_CHECKING:
-    from llmcli.hub.cache import OnDisk
+    from llmcli.hub.cache import LocalModel
 
 
 def record(report: Any) -> Any:
@@ -139,7 +139,7 @@ def _token(token: text.Token) -> dict[str, Any]:
     }
 
 
-def model(found: OnDisk) -> dict[str, Any]:
+def model(found: LocalModel) -> dict[str, Any]:
     """Return the record of one model of ``models --json``."""
     return {
         "name": found.name,

@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import TextIO
 
 from llmcli.files.sizes import readable
-from llmcli.hub.cache import COMPLETE, OnDisk
+from llmcli.hub.cache import COMPLETE, LocalModel
 from llmcli.render.json_forms import iso_time
 from llmcli.render.table import Cell, Column, print_table
 
 
-def print_models(models: Sequence[OnDisk], stream: TextIO) -> None:
+def print_models(models: Sequence[LocalModel], stream: TextIO) -> None:
     """Print a row for each model."""
     columns = [
         Column("name", right=False),

@@ -19,7 +19,7 @@ import pytest
 from llmcli import hub as hub_module
 from llmcli.errors import LlmcliError
 from llmcli.files.sizes import readable
-from llmcli.hub import cache, fetch
+from llmcli.hub import cache, downloads
 from llmcli.hub.names import HubName, parse
 from llmcli.hub.remove import removable, remove
 from tests.hub_server import Hub
@@ -111,7 +111,7 @@ def test_names_that_no_model_has(hub: Hub, name: str) -> None:
     assert not cache.cache_folder().exists()
 
 
-def test_a_name_without_an_organisation_is_one_of_the_hub_if_it_is_on_disk(hub: Hub) -> None:
+def test_a_name_without_an_organization_is_one_of_the_hub_if_it_is_on_disk(hub: Hub) -> None:
     assert "there is no model" in fails(lambda: find("nowhere")).message
     assert not hub.log
     folder = cache.repo_folder("gpt2") / "snapshots" / ("a" * 40)
@@ -208,14 +208,17 @@ def without(name: str, **more: bytes) -> dict[str, bytes]:
     ("files", "fragment"),
     [
         (without("model.safetensors", **{"pytorch_model.bin": b"x"}), "its weights are pickled (pytorch_model.bin)"),
-        (without("model.safetensors", **{"model.gguf": b"x"}), "it holds no weights that llmcli reads"),
-        (without("config.json"), "it holds no config.json"),
+        (without("model.safetensors", **{"model.gguf": b"x"}), "it contains no weights that llmcli can read"),
+        (without("config.json"), "it contains no config.json"),
         (FILES | {"config.json": b'{"model_type": "martian"}'}, "model_type 'martian' is not supported"),
-        (FILES | {"config.json": b"["}, "config.json is no JSON object"),
-        (FILES | {"config.json": b"[]"}, "config.json is no JSON object"),
+        (FILES | {"config.json": b"["}, "config.json is not a JSON object"),
+        (FILES | {"config.json": b"[]"}, "config.json is not a JSON object"),
         (SHARDED | {"model.safetensors.index.json": b"{}"}, "lists no shards"),
         (SHARDED | {"model.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'}, "lists no shards"),
-        (SHARDED | {"model.safetensors.index.json": b'{"weight_map": {"a": "no.safetensors"}}'}, "which is not there"),
+        (
+            SHARDED | {"model.safetensors.index.json": b'{"weight_map": {"a": "no.safetensors"}}'},
+            "which does not exist",
+        ),
     ],
 )
 def test_models_that_cannot_be_used_are_not_downloaded(hub: Hub, files: dict[str, bytes], fragment: str) -> None:
@@ -458,7 +461,7 @@ def test_a_wrong_checksum_is_told_and_the_file_deleted(hub: Hub, name: str) -> N
     hub.add(FILES)
     hub.damaged.add(name)
     error = fails(lambda: find("org/name"))
-    assert f"{name} came damaged" in error.message
+    assert f"{name} was damaged" in error.message
     assert not partials()
     assert hub_module.find_here("org/name") is None
     hub.damaged.clear()
@@ -470,7 +473,7 @@ def test_a_damaged_beginning_is_found_when_the_download_goes_on(hub: Hub) -> Non
     hub.cut["model.safetensors"] = 60_000
     fails(lambda: find("org/name"))
     partials()[0].write_bytes(b"x" * 60_000)
-    assert "came damaged" in fails(lambda: find("org/name")).message
+    assert "was damaged" in fails(lambda: find("org/name")).message
     assert (find("org/name") / "model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -487,7 +490,7 @@ def refused(hub: Hub, name: str = "org/name") -> LlmcliError:
 def test_gated_models(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES, gated=True)
     error = refused(hub)
-    assert "licence" in error.message
+    assert "license" in error.message
     assert "127.0.0.1/org/name" in error.hint
     assert "HF_TOKEN" in error.hint
     monkeypatch.setenv("HF_TOKEN", "hf_right")
@@ -522,7 +525,7 @@ def test_missing_revisions(hub: Hub) -> None:
     ("status", "fragment", "hint"),
     [
         (400, "status 400", "try again"),
-        (403, "refuses access to org/name", "HF_TOKEN"),
+        (403, "denies access to org/name", "HF_TOKEN"),
         (404, "status 404", "try again"),
         (429, "too many requests", "wait"),
         (500, "status 500", "try again"),
@@ -546,7 +549,7 @@ def test_a_token_that_is_not_accepted(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 def test_a_token_that_cannot_be_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     error = refused(hub)
-    assert "holds characters that no token has" in error.message
+    assert "contains invalid characters" in error.message
     assert error.__cause__ is None  # it names the token, and --verbose prints causes
     assert error.__suppress_context__
 
@@ -567,7 +570,7 @@ def test_a_token_that_cannot_be_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch, 
 )
 def test_an_answer_that_is_no_hubs(hub: Hub, body: bytes) -> None:
     hub.body = body
-    assert "does not answer as a model hub does" in refused(hub).message
+    assert "does not respond like a model hub" in refused(hub).message
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense", "http://[bad", "ftp://x"])
@@ -582,7 +585,7 @@ def test_a_silent_server_is_not_waited_for_without_end(hub: Hub, monkeypatch: py
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
     hub.add(FILES)
     hub.stall["listing"] = 0
-    assert "did not answer in time" in refused(hub).message
+    assert "did not respond in time" in refused(hub).message
 
 
 def test_a_server_that_sends_too_little_or_too_much(hub: Hub) -> None:
@@ -594,7 +597,7 @@ def test_a_server_that_sends_too_little_or_too_much(hub: Hub) -> None:
     hub.long["model.safetensors"] = 1 << 23
     seen: list[int] = []
     error = fails(lambda: find("org/name", progress=lambda done, total: seen.append(done)))
-    assert "came damaged" in error.message
+    assert "was damaged" in error.message
     assert len(WEIGHTS) < max(seen) < 1 << 23  # its end was not waited for
     assert not partials()
 
@@ -606,7 +609,7 @@ def test_a_server_that_falls_silent_is_left_and_what_came_is_kept(hub: Hub, monk
     hub.add(FILES)
     hub.stall["model.safetensors"] = 40_000
     error = fails(lambda: find("org/name"))
-    assert "did not answer in time" in error.message
+    assert "did not respond in time" in error.message
     assert "HF_HUB_DOWNLOAD_TIMEOUT" in error.hint
     assert [path.stat().st_size for path in partials()] == [40_000]
 
@@ -662,12 +665,12 @@ class FullDisk:
 
 def test_a_disk_that_fills_up_keeps_what_came(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES)
-    opened = fetch.Download._opened
-    monkeypatch.setattr(fetch.Download, "_opened", lambda self, part: FullDisk(opened(self, part), 30_000))
+    opened = downloads.Download._opened
+    monkeypatch.setattr(downloads.Download, "_opened", lambda self, part: FullDisk(opened(self, part), 30_000))
     error = fails(lambda: find("org/name"))
     assert "no space left" in error.message
     assert [path.stat().st_size for path in partials()] == [30_000]
-    monkeypatch.setattr(fetch.Download, "_opened", opened)
+    monkeypatch.setattr(downloads.Download, "_opened", opened)
     assert (find("org/name") / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.asked("model.safetensors")[1].headers["range"] == "bytes=30000-"
 
@@ -759,7 +762,7 @@ def test_a_broken_entry_can_be_removed(hub: Hub) -> None:
 
 def test_what_is_not_in_the_cache_stays(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    assert "a folder of your own" in fails(lambda: removable(str(tmp_path / "mine"))).message
+    assert "is not in the cache" in fails(lambda: removable(str(tmp_path / "mine"))).message
     assert "came with llmcli" in fails(lambda: removable(hub_module.default_model())).message
     assert "is not on disk" in fails(lambda: removable("org/name")).message
     assert "there is no model" in fails(lambda: removable("../../no-such-etc")).message
