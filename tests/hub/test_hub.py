@@ -763,7 +763,7 @@ def test_a_broken_entry_can_be_removed(hub: Hub) -> None:
 def test_what_is_not_in_the_cache_stays(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     assert "is not in the cache" in fails(lambda: removable(str(tmp_path / "mine"))).message
-    assert "came with llmcli" in fails(lambda: removable(hub_module.default_model())).message
+    assert "ships with llmcli" in fails(lambda: removable(hub_module.default_model())).message
     assert "is not on disk" in fails(lambda: removable("org/name")).message
     assert "there is no model" in fails(lambda: removable("../../no-such-etc")).message
     hub.add(FILES)
