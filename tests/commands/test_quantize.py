@@ -78,7 +78,7 @@ def test_text_measures_the_loss_in_quality(run: Run, model: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "code"), [(None, "no such file", 1), (" \n", "no text", 1), ("T", "too short", 2)]
+    ("text", "words", "code"), [(None, "no such file", 1), (" \n", "no text", 1), ("T", "no token to predict", 2)]
 )
 def test_text_that_cannot_be_scored_stops_before_anything_is_written(
     run: Run, model: Path, tmp_path: Path, text: str | None, words: str, code: int
