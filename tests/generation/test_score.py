@@ -129,7 +129,7 @@ def test_validation_is_the_mean_over_all_tokens_of_all_documents(tiny: Callable[
 
 @pytest.mark.parametrize("documents", [[], [[]], [[3], [4]]])
 def test_nothing_to_predict_is_an_error(tiny: Callable[[str], Tiny], documents: list[list[int]]) -> None:
-    with pytest.raises(LlmcliError, match="too short") as caught:
+    with pytest.raises(LlmcliError, match="no token to predict") as caught:
         validate(tiny("llama").load(), [Encoded(ids) for ids in documents], 10, precision=torch.float32)
     assert caught.value.exit_code == EXIT_USAGE
 
