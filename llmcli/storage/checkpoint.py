@@ -78,28 +78,28 @@ class Checkpoint:
             return load_quantized(
                 self.folder, self.config, self.quantization, device=device, dtype=dtype, build=build, progress=progress
             )
-        opened = self.open(adapter)
-        with torch.device("meta"):
-            model = build(opened.config)
+        opened = self.open(adapter, build)
         stored_as = opened.dtype(dtype)
 
         def parameter(rule: Rule) -> Tensor:
             return opened.weights.parameter(rule, opened.shapes[rule.target], stored_as, device)
 
-        opened.fill(model, parameter, progress)
-        return model.eval()
+        opened.fill(opened.model, parameter, progress)
+        return opened.model.eval()
 
-    def open(self, adapter: Path | None = None) -> OpenedCheckpoint:
+    def open(
+        self, adapter: Path | None = None, build: Callable[[ModelConfig], Transformer] = Transformer
+    ) -> OpenedCheckpoint:
         """Find every parameter in the weight files, and check its name and shape; reads only headers."""
         weights, config, rules = self.locate(adapter)
         weights.check_adapter(rules, tied=config.tie_word_embeddings)
         with torch.device("meta"):
-            model = Transformer(config)
+            model = build(config)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         assert {rule.target for rule in rules} == shapes.keys()
         for rule in rules:
             weights.check_shape(rule, shapes[rule.target])
-        return OpenedCheckpoint(weights, config, rules, shapes)
+        return OpenedCheckpoint(weights, config, rules, model, shapes)
 
     def locate(self, adapter: Path | None = None) -> tuple[WeightFiles, ModelConfig, list[Rule]]:
         """The weight files, the config and the family's rules. Errors: missing or unexpected tensors, damaged files.
@@ -118,11 +118,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """Where each parameter of the model is stored; ``shapes`` are those of the whole model's parameters."""
+    """Where each parameter is stored; ``model`` is on the meta device, ``shapes`` are those of its parameters."""
 
     weights: WeightFiles
     config: ModelConfig
     rules: list[Rule]
+    model: Transformer
     shapes: Mapping[str, torch.Size]
 
     def dtype(self, choice: DTypeChoice) -> torch.dtype:
