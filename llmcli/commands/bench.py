@@ -178,7 +178,7 @@ def row_of(name: str, dtype: str, model: Transformer, speed: generation.Speed, l
 
 
 def parse_list(option: str, text: str, known: Sequence[str]) -> list[Any]:
-    """Parse words separated by commas. Raises a usage error for a word that is not ``known``."""
+    """Parse words separated by commas. Raises LlmcliError for a word that is not ``known``."""
     found = [word.strip() for word in text.split(",")]
     for word in found:
         if word not in known:

@@ -153,7 +153,7 @@ def ask_for_token(report: explain.StepReport) -> int | None:
 
 
 def parse_temperatures(text: str | None) -> list[float]:
-    """Parse numbers separated by commas. Raises a usage error unless each is a valid temperature."""
+    """Parse numbers separated by commas. Raises LlmcliError unless each is a valid temperature."""
     values = []
     for word in (text or "").split(","):
         if not word.strip():

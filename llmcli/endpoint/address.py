@@ -45,8 +45,8 @@ class Address:
 def parse_address(url: str) -> Address:
     """Parse the URL of a server, with or without /v1 at its end.
 
-    Errors: not an http or https URL; it holds a password, a query or a fragment. No message quotes the URL, because it
-    may hold a secret.
+    Raises LlmcliError if ``url`` is not an http or https URL, or holds a password, a query or a fragment. No message
+    quotes the URL, because it may hold a secret.
     """
     try:
         parts = urlsplit(url)
@@ -91,8 +91,8 @@ class ApiKey:
 def find_key(address: Address, file: Path | None) -> ApiKey | None:
     """Return the key in ``file``, or else that of the environment; None if there is none.
 
-    OPENAI_API_KEY is used for OpenAI's own server only. Errors: an unreadable file; text that is no key; an unencrypted
-    connection to another machine.
+    OPENAI_API_KEY is used for OpenAI's own server only. Raises LlmcliError if the file is unreadable, its text is not a
+    key, or the connection to another machine is not encrypted.
     """
     if file is not None:
         value, source = _read_key_file(file), str(file)

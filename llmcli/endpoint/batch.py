@@ -89,7 +89,7 @@ def _next(done: SimpleQueue[tuple[int, Completion | Exception]]) -> tuple[int, C
 def with_retries(call: Callable[[], T], stop: Event) -> T:
     """Return what ``call`` returns, retrying it after temporary failures until ``stop`` is set.
 
-    Errors: that of the last attempt, or one that is not temporary.
+    Raises the error of the last attempt, or the first one that is not temporary.
     """
     for attempt in range(ATTEMPTS):
         try:

@@ -67,7 +67,7 @@ class Client:
         self._http.close()
 
     def _checked(self, data: dict[str, Any]) -> dict[str, Any]:
-        """``data`` without the key. Errors: it is an error object."""
+        """``data`` without the key. Raises LlmcliError if it is an error object."""
         try:
             data = data if self._key is None else self._key.redact(data)
         except RecursionError:
@@ -102,7 +102,7 @@ class Client:
 
 
 def _bounded(response: httpx2.Response) -> Iterator[bytes]:
-    """The bytes of a response. Errors: too many bytes, or no data for too long."""
+    """The bytes of a response. Raises LlmcliError if they are too many, or none come for too long."""
     size, last_data = 0, time.monotonic()
     for chunk in response.iter_raw():
         size += len(chunk)

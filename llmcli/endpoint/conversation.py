@@ -44,7 +44,7 @@ class ServerConversation:
         self._last = (self.messages, tuple(tokens))
 
     def step(self, index: int, fields: Mapping[str, Any]) -> ServerStep:
-        """Explain a token of the last reply. Errors: its log probabilities were not requested."""
+        """Explain a token of the last reply. Raises LlmcliError if its log probabilities were not requested."""
         messages, tokens = self._last or ((), ())
         if not tokens or messages != self.messages:
             raise usage_error("no probabilities were requested for this reply", kind="reply-without-probabilities")
@@ -54,9 +54,9 @@ class ServerConversation:
 
     @property
     def context(self) -> int:
-        """Errors: always, because only the server can count tokens."""
+        """Raises LlmcliError, because only the server can count tokens."""
         raise usage_error("only the server can count its model's tokens", kind="server-counts-tokens")
 
     def sizes(self) -> list[int]:
-        """Errors: always, as for ``context``."""
+        """Raises LlmcliError, as ``context`` does."""
         return [self.context]

@@ -18,7 +18,10 @@ END = "[DONE]"
 
 
 def server_sent_events(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a stream of events until it ends or sends [DONE]. Errors: anything else."""
+    """Yield the JSON objects of a stream of events until it ends or sends [DONE].
+
+    Raises LlmcliError if the stream has anything else.
+    """
     for line in split_lines(chunks):
         if not line or line.startswith(b":"):  # the end of an event; a keep-alive comment
             continue
@@ -33,9 +36,10 @@ def server_sent_events(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield complete lines without their line ends; an incomplete last line is dropped. Errors: an endless line.
+    """Yield complete lines without their line ends; an incomplete last line is dropped.
 
     Lines stay bytes until they are complete, so that a character split between two chunks decodes correctly.
+    Raises LlmcliError if a line is longer than ``MAX_LINE``.
     """
     buffer = b""
     for chunk in chunks:
@@ -49,7 +53,7 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object. Errors: anything else."""
+    """Parse a JSON object. Raises LlmcliError if ``text`` is anything else."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -81,7 +85,7 @@ def parse_chunk(data: Mapping[str, Any], top_logprobs: int | None = None) -> Res
     """Parse an event or a whole response of /completions or /chat/completions.
 
     ``top_logprobs`` is the number of most probable tokens to keep at each position; tokens are read only if it is
-    given. Errors: another form.
+    given. Raises LlmcliError if ``data`` has another form.
     """
     choices = data.get("choices")
     if not isinstance(choices, list):

@@ -92,7 +92,8 @@ class Server:
 def open_server(url: str, model: str | None, key_file: Path | None) -> Server:
     """Connect to a server. Without ``model``, its only model is used.
 
-    Errors: an invalid address, a missing key, no response, or several models, which the error lists.
+    Raises LlmcliError if the address is invalid, a key is missing, the server does not respond, or it has several
+    models, which the error lists.
     """
     address = parse_address(url)
     client = Client(address, find_key(address, key_file))

@@ -64,8 +64,8 @@ def request_fields(
 ) -> dict[str, Any]:
     """Return the request fields for ``settings`` and nothing else, so that the server's own defaults apply.
 
-    ``window`` is the number of recent tokens that penalties consider. Errors: a setting that the server is not known to
-    support.
+    ``window`` is the number of recent tokens that penalties consider. Raises LlmcliError if the server is not known to
+    support a setting.
     """
     requested: dict[str, Any] = dict(settings)
     if "top-k" in requested:

@@ -72,7 +72,7 @@ def parse_tokens(logprobs: Any, count: int) -> tuple[ServerToken, ...]:
     """Parse the field "logprobs" of a response, in the form of chats or the older one of completions.
 
     Keeps the ``count`` most probable tokens of each position: some servers add the generated token to them, whatever
-    its rank. Errors: another form.
+    its rank. Raises LlmcliError if the field has another form.
     """
     if logprobs is None:
         return ()

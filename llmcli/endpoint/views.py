@@ -43,7 +43,7 @@ class ServerStep(Report):
 def server_step(server: Server, request: Request, index: int) -> ServerStep:
     """Explain the token with number ``index`` of the generated text.
 
-    Errors: the text ends before it; the server sends no log probabilities.
+    Raises LlmcliError if the text ends before it, or the server sends no log probabilities.
     """
     generation, tokens = server.stream(request), list[ServerToken]()
     for chunk in generation:
@@ -62,7 +62,10 @@ def server_step(server: Server, request: Request, index: int) -> ServerStep:
 
 
 def explain_token(model: str, prompt: str, tokens: Sequence[ServerToken], index: int, seed: int | None) -> ServerStep:
-    """Explain ``tokens[index]``, where ``tokens`` continue ``prompt``. Errors: its log probability is unknown."""
+    """Explain ``tokens[index]``, where ``tokens`` continue ``prompt``.
+
+    Raises LlmcliError if its log probability is unknown.
+    """
     chosen = tokens[index]
     if chosen.logprob is None:
         raise ServerError(f"the server sent no log probability for token {index}", "choose another step")
@@ -87,7 +90,8 @@ def explain_token(model: str, prompt: str, tokens: Sequence[ServerToken], index:
 def server_score(server: Server, text: str) -> ScoreReport:
     """Score ``text``: the server echoes it as its prompt, with log probabilities.
 
-    Errors: a server that does not echo prompts or sends no log probabilities of them; fewer than two tokens.
+    Raises LlmcliError if the server does not echo prompts or sends no log probabilities of them, or the text has fewer
+    than two tokens.
     """
     # Not max_tokens 0, which some servers take as no limit.
     request = Request(text, 1, {"temperature": 0}, top_logprobs=TOP_LOGPROBS)

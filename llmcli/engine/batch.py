@@ -83,7 +83,10 @@ class BatchedCache:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Feed each text one token; return the logits after it, fp32 [texts, V]. Errors: no learned position left."""
+        """Feed each text one token; return the logits after it, fp32 [texts, V].
+
+        Raises LlmcliError if a text would grow beyond the learned positions.
+        """
         model, count = self.model, len(tokens)
         model.check_positions(max(self.lengths) + 1)
         self._fit()

@@ -39,7 +39,7 @@ def decode(model: Transformer, token: int, cache: KVCache) -> Tensor:
     """Feed one token to a model with the cache of one text; return the logits after it, fp32 [1, V].
 
     They are those of ``model(ids, cache)`` up to rounding. The recorded step is kept in the cache; while the cache is
-    in use, the model's parameters must not move. Errors: a position beyond the learned ones.
+    in use, the model's parameters must not move. Raises LlmcliError if the position is beyond the learned ones.
     """
     assert model.config.moe is None, "experts are chosen on the host"
     model.check_positions(cache.length + 1)

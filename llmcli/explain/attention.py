@@ -86,7 +86,7 @@ def attend(
 ) -> AttendReport:
     """Return what the token at ``position`` attends to, in all heads of ``layers`` (None: of the whole model).
 
-    Errors: a text that is empty or longer than the context; a position or layer that does not exist.
+    Raises LlmcliError if the text is empty or longer than the context, or the position or a layer does not exist.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = token_ids(loaded, text, parse_special=parse_special)
@@ -134,7 +134,7 @@ def attention_pattern(
 ) -> AttentionPattern:
     """Return the attention pattern of one ``head``, for the last ``rows`` positions up to ``position``.
 
-    Errors: a text that is empty or longer than the context; a position or head that does not exist.
+    Raises LlmcliError if the text is empty or longer than the context, or the position or the head does not exist.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = token_ids(loaded, text, parse_special=parse_special)

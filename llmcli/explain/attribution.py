@@ -83,8 +83,8 @@ def why(
     c is what a component wrote, gamma and s the final norm's weight and scale, U_v the head's row of the token.
     ``token`` None is the most probable token, ``other`` None the most probable one that differs from it. ``layers``, or
     one ``head``, choose the heads whose contribution is split by attended position.
-    Errors: both tokens are the same; a text that is empty or longer than the context; a position, token, layer or head
-    that does not exist.
+    Raises LlmcliError if both tokens are the same, the text is empty or longer than the context, or a position, token,
+    layer or head does not exist.
     """
     model, tokenizer, config = loaded.model, loaded.tokenizer, loaded.model.config
     ids = token_ids(loaded, text, parse_special=parse_special)

@@ -82,7 +82,7 @@ class _Derivation:
 def merges(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bool = False) -> MergesReport:
     """Replay every merge that built the words of ``text``.
 
-    Errors: a tokenizer that is not BPE, a text that is not valid Unicode.
+    Raises LlmcliError if the tokenizer is not BPE, or the text is not valid Unicode.
     """
     tokenizer = tokenizer_of(tokenizer)
     bpe = read_bpe(tokenizer)

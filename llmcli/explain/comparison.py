@@ -51,7 +51,7 @@ class CompareReport(Report):
 def compare(first: LoadedModel, second: LoadedModel, text: Text, *, parse_special: bool = False) -> CompareReport:
     """Score ``text`` with both models, in windows of the smaller context, over the tokens that both have.
 
-    Errors: the models have different tokenizers; fewer than two tokens.
+    Raises LlmcliError if the models have different tokenizers, or the text has fewer than two tokens.
     """
     pair = (first, second)
     ids = _shared_ids(pair, text, parse_special)
@@ -83,7 +83,7 @@ def compare(first: LoadedModel, second: LoadedModel, text: Text, *, parse_specia
 
 
 def _shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:
-    """The ids of ``text``. Raises an error unless they are the same for both models."""
+    """The ids of ``text``. Raises LlmcliError unless they are the same for both models."""
     first, second = pair
     hint = "compare a model with one that was fine-tuned from it"
     if first.tokenizer.fast.get_vocab() != second.tokenizer.fast.get_vocab():

@@ -70,8 +70,8 @@ def branch(
 ) -> BranchReport:
     """Return the ``width`` most probable tokens after ``position``, after each of them again, ``depth`` times.
 
-    Errors: a tree of more than MAX_NODES nodes or deeper than MAX_DEPTH; a text that is empty or longer than the
-    context; a position that does not exist.
+    Raises LlmcliError if the tree has more than MAX_NODES nodes or is deeper than MAX_DEPTH, the text is empty or
+    longer than the context, or the position does not exist.
     """
     check_tree_size(width, depth)
     ids = token_ids(loaded, text, parse_special=parse_special)
@@ -92,7 +92,7 @@ def branch(
 
 
 def check_tree_size(width: int, depth: int) -> None:
-    """Raise an error unless a tree of this ``width`` and ``depth`` is small enough to look at."""
+    """Raise LlmcliError unless a tree of this ``width`` and ``depth`` is small enough to look at."""
     if depth > MAX_DEPTH:
         raise usage_error(f"depth must be at most {MAX_DEPTH}, not {depth}")
     if sum(width**level for level in range(1, depth + 1)) > MAX_NODES:

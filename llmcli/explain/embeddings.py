@@ -60,7 +60,7 @@ def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10) -> Neighb
     """Return the ``top`` tokens nearest to ``expression``: a word, or a sum such as "king - man + woman".
 
     The mean is over the rows that belong to a token: some models pad their embedding with others.
-    Errors: a word that is not exactly one token, an expression whose vector is 0.
+    Raises LlmcliError if a word is not exactly one token, or the vector of the expression is 0.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     terms = parse_expression(expression, tokenizer, min(tokenizer.size, model.config.vocab_size))
@@ -95,7 +95,8 @@ def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10) -> Neighb
 def parse_expression(expression: str, tokenizer: Tokenizer, vocab_size: int) -> tuple[Term, ...]:
     """Parse words joined by + and -, with spaces around each sign. A word is the text of one token, or an id.
 
-    Prefers the token that starts with a space over the one without. Errors: any other form; as ``find_token``.
+    Prefers the token that starts with a space over the one without. Raises LlmcliError if ``expression`` has another
+    form, and the errors of ``find_token``.
     """
     words = re.split(r"(?:^|\s+)([+-])\s+", expression.strip())
     words = words[1:] if not words[0] else ["+", *words]

@@ -35,7 +35,7 @@ class ForwardPass:
 def observe(model: Transformer, ids: Sequence[int], rows: int = 1) -> ForwardPass:
     """Run the model over ``ids`` and record a trace of the last ``rows`` positions.
 
-    Errors: no ids, or more than the model's context.
+    Raises LlmcliError if there are no ids, or more than the model's context.
     """
     check_length(model, len(ids))
     trace = Trace(rows=slice(-rows, None))
@@ -44,7 +44,7 @@ def observe(model: Transformer, ids: Sequence[int], rows: int = 1) -> ForwardPas
 
 
 def check_length(model: Transformer, length: int) -> None:
-    """Raise an error unless the model can read a text of ``length`` tokens."""
+    """Raise LlmcliError unless the model can read a text of ``length`` tokens."""
     if not length:
         raise usage_error("the text is empty, and the model has no BOS token to start from", "give a text")
     context = model.config.max_position_embeddings

@@ -47,7 +47,7 @@ class TourReport(Report):
 def tour(loaded: LoadedModel, text: str | None = None) -> TourReport:
     """Return every view of ``text``, or SENTENCE, at the position before its last word.
 
-    Errors: a text of fewer than three tokens, or longer than the context.
+    Raises LlmcliError if the text has fewer than three tokens or is longer than the context.
     """
     tokenizer, config = loaded.tokenizer, loaded.model.config
     text = SENTENCE if text is None else text

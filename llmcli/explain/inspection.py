@@ -96,7 +96,7 @@ class InspectReport(Report):
 def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
     """Report on a model that is open, with the memory for a text of ``tokens`` (None: the whole context).
 
-    Errors: more tokens than the context.
+    Raises LlmcliError if ``tokens`` is more than the context.
     """
     return inspect_folder(
         loaded.name,
@@ -121,7 +121,8 @@ def inspect_folder(
 ) -> InspectReport:
     """Report on the model in ``folder`` as ``load`` opens it with these options; see ``inspect``.
 
-    Calls ``open_model`` only if the model fits into memory. Errors: as ``load``; more tokens than the context.
+    Calls ``open_model`` only if the model fits into memory. Raises the errors of ``load``, and LlmcliError if
+    ``tokens`` is more than the context.
     """
     checkpoint = Checkpoint.read(folder)
     headers = read_headers(checkpoint)

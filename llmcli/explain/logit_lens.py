@@ -57,7 +57,7 @@ def lens(
     x_l is the residual stream [C] after layer l at ``position``, N the final norm, recomputed for each layer, U the
     head and cap the softcap, if the model has one. Follows ``token`` through the layers, or if None the model's own
     prediction. With ``layers`` None the report has all of them and the embedding.
-    Errors: a text that is empty or longer than the context; a position, token or layer that does not exist.
+    Raises LlmcliError if the text is empty or longer than the context, or a position, token or layer does not exist.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = token_ids(loaded, text, parse_special=parse_special)

@@ -55,7 +55,7 @@ class PositionReport(Report):
 def position(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> PositionReport:
     """Return how the model encodes positions, and its answers to ``text`` forwards and backwards.
 
-    Errors: a text that is empty or longer than the context.
+    Raises LlmcliError if the text is empty or longer than the context.
     """
     model, rope = loaded.model, loaded.model.config.rope
     ids = token_ids(loaded, text, parse_special=parse_special)

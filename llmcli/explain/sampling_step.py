@@ -129,7 +129,7 @@ def step(
 
     Runs the same loop as generation, so it explains exactly the token that a run with the same ``sampler`` writes; None
     is ``default_sampler``. ``top``, ``temperatures``: as in ``step_report``; ``rolls``: as in ``generation.steps``.
-    Errors: the text ends before step ``index``; an empty prompt, or one that fills the context.
+    Raises LlmcliError if the text ends before step ``index``, or the prompt is empty or fills the context.
     """
     ids = token_ids(loaded, text, parse_special=parse_special)
     sampler = default_sampler(loaded) if sampler is None else sampler

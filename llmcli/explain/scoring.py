@@ -25,7 +25,8 @@ MEAN_TOLERANCE = 1e-5  # of a mean of fp32 numbers, whatever the model's dtype
 def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> ScoreReport:
     """Score every token of ``text`` but the first, given the tokens before it.
 
-    A text longer than the context is read in windows that overlap by half. Errors: fewer than two tokens.
+    A text longer than the context is read in windows that overlap by half. Raises LlmcliError if the text has fewer
+    than two tokens.
     """
     ids = token_ids(loaded, text, parse_special=parse_special)
     check_scorable(ids)
@@ -73,7 +74,7 @@ def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> Sc
 
 
 def check_scorable(ids: Sequence[int]) -> None:
-    """Raise an error unless at least one token follows another."""
+    """Raise LlmcliError unless at least one token follows another."""
     if len(ids) < 2:
         raise usage_error("the text is too short: its first token is predicted from nothing", "give a longer one")
 

@@ -23,7 +23,7 @@ def token_ids(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -
     """Return the ids of ``text``, or the ids given; an empty text is the model's BOS token.
 
     ``parse_special`` reads special tokens in the text as tokens, not as plain text.
-    Errors: an empty text for a model without a BOS token, ids that the model has no embedding for.
+    Raises LlmcliError if the text is empty and the model has no BOS token, or the model has no embedding for an id.
     """
     ids = loaded.tokenizer.encode(text, parse_special=parse_special) if isinstance(text, str) else list(text)
     ids = loaded.readable(ids)
@@ -36,7 +36,7 @@ def find_position(tokenizer: Tokenizer, ids: Sequence[int], position: int | str)
     """Return the index in ``ids`` of ``position``: an index, negative from the end, or a token's text.
 
     A text with a space at either end must match exactly; otherwise spaces around the token are ignored.
-    Errors: there is no such position, or more than one.
+    Raises LlmcliError if there is no such position, or more than one.
     """
     if isinstance(position, int) or re.fullmatch(r"[+-]?[0-9]{1,9}", position):
         index = int(position)
@@ -57,7 +57,8 @@ def find_position(tokenizer: Tokenizer, ids: Sequence[int], position: int | str)
 def find_layers(config: ModelConfig, layers: Layers | None) -> list[int]:
     """Return the layers that ``layers`` names, in ascending order; None means all.
 
-    Errors: a layer that the model does not have, an empty selection, anything that is not a number or a range.
+    Raises LlmcliError if the model does not have a layer, the selection is empty, or a part of it is neither a number
+    nor a range.
     """
     count = config.num_hidden_layers
     if layers is None:
@@ -79,7 +80,7 @@ def find_layers(config: ModelConfig, layers: Layers | None) -> list[int]:
 def find_heads(config: ModelConfig, layers: Layers | None, head: Head | None) -> list[tuple[int, int]]:
     """Return the (layer, head) of one ``head``, or of every head in ``layers``.
 
-    Errors: both are given; as ``find_head`` and ``find_layers``.
+    Raises LlmcliError if both are given, and the errors of ``find_head`` and ``find_layers``.
     """
     if head is not None and layers is not None:
         raise usage_error("one head and whole layers exclude each other", kind="head-and-layers")
@@ -89,7 +90,7 @@ def find_heads(config: ModelConfig, layers: Layers | None, head: Head | None) ->
 
 
 def find_head(config: ModelConfig, head: Head) -> tuple[int, int]:
-    """Return the (layer, head) that "L.H" names. Errors: another form, a layer or head that does not exist."""
+    """Return the (layer, head) that "L.H" names. Raises LlmcliError if the form is wrong or the head does not exist."""
     text = head if isinstance(head, str) else f"{head[0]}.{head[1]}"
     match = re.fullmatch(r"L?(-?[0-9]{1,9})\.H?(-?[0-9]{1,9})", text.strip())
     if not match:
@@ -115,7 +116,7 @@ def name_heads(config: ModelConfig, layers: Layers | None, head: Head | None = N
 def find_token(tokenizer: Tokenizer, token: int | str, vocab_size: int) -> int:
     """Return the id of ``token``, which is an id or the text of one token, and must be below ``vocab_size``.
 
-    A text of digits is an id. Errors: no such id, a text that is not exactly one token.
+    A text of digits is an id. Raises LlmcliError if there is no such id, or the text is not exactly one token.
     """
     if token == "":
         raise usage_error("no token has an empty text", "give a token's text, such as ' Paris', or its id")

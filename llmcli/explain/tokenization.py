@@ -38,7 +38,7 @@ def tokenize(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bo
     """Tokenize ``text`` and check that every byte of it is in exactly one token.
 
     ``parse_special`` reads special tokens in the text as tokens, not as plain text.
-    Errors: a text that is not valid Unicode.
+    Raises LlmcliError if the text is not valid Unicode.
     """
     tokenizer = tokenizer_of(tokenizer)
     tokens = tuple(tokenizer.tokens(text, parse_special=parse_special))

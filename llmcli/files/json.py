@@ -14,8 +14,8 @@ MAX_BYTES = 2**25  # config.json is a few KiB, the index of the largest models a
 def read_json(path: Path, hint: str = "a model folder has a config.json next to its weights") -> dict[str, Any]:
     """Read the JSON object in a file of at most ``MAX_BYTES``.
 
-    Errors: the file is missing (with ``hint``), unreadable or too large, or not a JSON object; for invalid JSON, the
-    error names the line.
+    Raises LlmcliError if the file is missing (with ``hint``), unreadable, too large, or not a JSON object. For invalid
+    JSON the error names the line.
     """
     try:
         if path.stat().st_size > MAX_BYTES:

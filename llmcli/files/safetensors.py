@@ -48,7 +48,8 @@ class Entry:
 class TensorFile:
     """A file's ``entries`` by tensor name, and its ``metadata``.
 
-    ``also`` are dtypes to support in addition to ``DTYPES``, by safetensors' names. Errors: a damaged file.
+    ``also`` are dtypes to support in addition to ``DTYPES``, by safetensors' names. Raises LlmcliError if the file is
+    damaged.
     """
 
     def __init__(self, path: Path, also: Mapping[str, torch.dtype] | None = None) -> None:
@@ -83,7 +84,7 @@ class TensorFile:
         )
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """The entry's torch dtype. Errors: it is not supported."""
+        """The entry's torch dtype. Raises LlmcliError if it is not supported."""
         if entry.dtype not in self._dtypes:
             raise LlmcliError(
                 f"{self.path}: tensor {entry.name} is stored as {entry.dtype}", "supported: " + ", ".join(self._dtypes)
@@ -97,7 +98,7 @@ class TensorFile:
     def read_into(self, entry: Entry, target: Tensor) -> Tensor:
         """Read the tensor into ``target``, which is contiguous, on the CPU, and has the stored dtype and size.
 
-        Errors: a truncated or unreadable file.
+        Raises LlmcliError if the file is truncated or unreadable.
         """
         assert target.dtype == self.dtype(entry)
         assert target.numel() == math.prod(entry.shape)

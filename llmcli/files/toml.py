@@ -12,8 +12,8 @@ from llmcli.errors import usage_error
 def read_toml(path: Path, missing: str, example: str) -> dict[str, Any]:
     """Read the table in a TOML file.
 
-    Errors: the file is missing (with the hint ``missing``), unreadable, not UTF-8, or not TOML (with the hint
-    ``example``).
+    Raises LlmcliError if the file is missing (with the hint ``missing``), unreadable, not UTF-8, or not TOML (with the
+    hint ``example``).
     """
     if sys.version_info >= (3, 11):
         import tomllib

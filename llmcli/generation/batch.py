@@ -116,7 +116,7 @@ class Batch:
         return len(self.rows) < self.size
 
     def start(self, request: Request) -> BatchStep:
-        """Read a prompt and choose its first token. Raises a usage error if it is empty or does not fit the context."""
+        """Read a prompt and choose its first token. Raises LlmcliError if it is empty or does not fit the context."""
         loaded, prompt = self.loaded, list(request.prompt_ids)
         check_prompt(loaded.model, prompt)
         cache, logits = self._read(request)

@@ -141,7 +141,7 @@ class Conversation:
     def step(self, index: int) -> tuple[Step, list[int]]:
         """Recompute step ``index`` of the last reply; returns it with the ids of the context before it.
 
-        Raises a usage error if there is no such step.
+        Raises LlmcliError if there is no such step.
         """
         if self.last is None or self.messages != (*self.last.messages, self.last.message):
             raise usage_error("this session has no reply to explain", "send a message first")

@@ -325,7 +325,7 @@ def filter_chain(
 ) -> list[Filter]:
     """The filters named in ``order``, with ``values`` or their defaults, without those that are off.
 
-    The penalties count the last ``window`` tokens (None: all); "logit-bias" adds ``bias``. Raises a usage error for an
+    The penalties count the last ``window`` tokens (None: all); "logit-bias" adds ``bias``. Raises LlmcliError for an
     unknown or repeated name, and for a value out of range even if its filter is not in ``order``.
     """
     known = default_order()

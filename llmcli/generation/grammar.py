@@ -41,7 +41,7 @@ MAX_TOKEN_BYTES = 1024  # the library's limit
 def json_rules(schema: object) -> str:
     """The grammar of the JSON values that fit ``schema``, on one line unless its "x-guidance" sets another format.
 
-    Raises a usage error for an invalid schema, an unsupported keyword, and a schema that nothing fits.
+    Raises LlmcliError for an invalid schema, an unsupported keyword, and a schema that nothing fits.
     """
     if schema is False:
         raise usage_error("the JSON schema false allows nothing", "true allows any JSON value")
@@ -59,7 +59,7 @@ def json_rules(schema: object) -> str:
 def regex_rules(pattern: str) -> str:
     """The grammar of the texts that ``pattern`` matches as a whole, in Rust's syntax (\\d is 0-9).
 
-    Raises a usage error for a pattern that llguidance does not support.
+    Raises LlmcliError for a pattern that llguidance does not support.
     """
     if not pattern:
         raise usage_error("the regular expression is empty", "for example '[A-Z][a-z]+'")
@@ -76,7 +76,7 @@ def regex_rules(pattern: str) -> str:
 def choice_rules(choices: Sequence[str]) -> str:
     """The grammar of exactly these texts.
 
-    Raises a usage error if there are none, or for a choice that is empty, repeated or not valid Unicode.
+    Raises LlmcliError if there are none, or for a choice that is empty, repeated or not valid Unicode.
     """
     if not choices or "" in choices:
         raise usage_error("a choice is empty", "for example yes,no,maybe")
@@ -94,7 +94,7 @@ def _escaped(text: str) -> str:
 
 
 def _checked(body: str, what: str, hint: str = "") -> str:
-    """The grammar with the start rule ``body``. Raises a usage error if the library does not fully support it."""
+    """The grammar with the start rule ``body``. Raises LlmcliError if the library does not fully support it."""
     rules = NO_FORCING + body
     _, messages = library().LLMatcher.validate_grammar_with_warnings(rules)
     if messages:

@@ -121,7 +121,7 @@ def steps(
     whose forward pass is traced. ``send(token)`` replaces the chosen token. Nothing is computed for zero tokens, nor
     after the last one.
 
-    Raises a usage error if the prompt is empty or leaves no room in the context.
+    Raises LlmcliError if the prompt is empty or leaves no room in the context.
     """
     context = model.config.max_position_embeddings
     text = Continuation(list(prompt_ids), sampler, max_new_tokens, context, stop_ids, rolls)
@@ -200,7 +200,7 @@ def step_at(
 ) -> tuple[Step, list[int]]:
     """Step ``index`` of ``steps``, and the ids of the context before it.
 
-    Raises a usage error if the text ends earlier.
+    Raises LlmcliError if the text ends earlier.
     """
     context, limit = list(prompt_ids), model.config.max_position_embeddings
     for step in steps(model, prompt_ids, sampler=sampler, max_new_tokens=index + 1, stop_ids=stop_ids, rolls=rolls):

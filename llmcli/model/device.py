@@ -18,7 +18,10 @@ CGROUP = Path("/sys/fs/cgroup")  # where Linux states a container's limits
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is a GPU if there is one, otherwise the CPU. Errors: it is not available."""
+    """The device called ``name``; "auto" is a GPU if there is one, otherwise the CPU.
+
+    Raises LlmcliError if the device is not available.
+    """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next((device for device in ("cuda", "mps") if available[device]), "cpu"))

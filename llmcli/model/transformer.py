@@ -124,7 +124,7 @@ class Transformer(nn.Module):
     def embed(self, ids: Tensor, past: int) -> Tensor:
         """The residual stream before the first block, [B, T, C], for ids [B, T] at positions past .. past+T-1.
 
-        Errors: a position beyond the learned ones.
+        Raises LlmcliError if a position is beyond the learned ones.
         """
         x = self.embed_tokens(ids)
         if self.positions is None:

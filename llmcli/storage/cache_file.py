@@ -38,16 +38,16 @@ class Unusable(Exception):
 
 
 def may_replace(path: Path) -> bool:
-    """Whether overwriting the file loses nothing: it is empty, or a cache of ``write_cache``. Errors: OSError."""
+    """Whether overwriting the file loses nothing: it is empty, or ``write_cache`` wrote it. Raises OSError."""
     with path.open("rb") as file:
         start = file.read(8 + len(MAGIC))
     return not start or start[8:] == MAGIC
 
 
 def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> None:
-    """Write the part of ``cache`` that holds ``ids``; ``model`` is the fingerprint. Errors: OSError.
+    """Write the part of ``cache`` that holds ``ids``; ``model`` is the fingerprint.
 
-    The file is written completely or not at all.
+    The file is written completely or not at all. Raises OSError.
     """
     tensors = {"ids": torch.tensor(ids), "span": torch.tensor([cache.span])}
     for layer in range(cache.layers):
@@ -60,7 +60,7 @@ def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> N
 
 
 def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[int], KVCache]:
-    """Read the ids in a file, and the cache that holds them, on the model's device. Errors: Unusable."""
+    """Read the ids in a file, and the cache that holds them, on the model's device. Raises ``Unusable``."""
     try:
         file = TensorFile(path, INTEGERS)
         metadata = file.metadata

@@ -40,7 +40,10 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """Read config.json. Errors: a missing or invalid file, or an unsupported family, quantization or value."""
+        """Read config.json.
+
+        Raises LlmcliError if the file is missing or invalid, or a family, quantization or value is not supported.
+        """
         raw = read_json(folder / CONFIG)
         quantization = raw.get("quantization_config")
         if isinstance(quantization, Mapping) and quantization.get("quant_method") not in QUANT_METHODS:
@@ -70,7 +73,8 @@ class Checkpoint:
         Quantized weights stay quantized. On a CPU, tensors that are stored in the needed form are memory-mapped: they
         are read when first used, and shared with other processes.
 
-        Errors: missing, unexpected or misshapen tensors, and damaged files; they name the file and the tensor.
+        Raises LlmcliError, which names the file and the tensor, if a tensor is missing, unexpected or misshapen, or a
+        file is damaged.
         """
         if self.quantization is not None:
             if adapter is not None:
@@ -102,9 +106,10 @@ class Checkpoint:
         return OpenedCheckpoint(weights, config, rules, model, shapes)
 
     def locate(self, adapter: Path | None = None) -> tuple[WeightFiles, ModelConfig, list[Rule]]:
-        """The weight files, the config and the family's rules. Errors: missing or unexpected tensors, damaged files.
+        """The weight files, the config and the family's rules.
 
-        The config is untied if a head is stored that differs from the embedding, as in transformers.
+        The config is untied if a head is stored that differs from the embedding, as in transformers. Raises LlmcliError
+        if a tensor is missing or unexpected, or a file is damaged.
         """
         family, config = FAMILIES[self.config.model_type], self.config
         weights = WeightFiles(self.folder, family, adapter, scaled="quantization_config" in self.raw)

@@ -40,7 +40,10 @@ class Headers:
 
 
 def read_headers(checkpoint: Checkpoint) -> Headers:
-    """Read the headers of a model folder's weight files. Errors: files that are damaged or do not match config.json."""
+    """Read the headers of a model folder's weight files.
+
+    Raises LlmcliError if a file is damaged or does not match config.json.
+    """
     quantization = checkpoint.quantization
     if quantization is None:
         weights, config, rules = checkpoint.locate()

@@ -41,8 +41,8 @@ _LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.weight)?")
 class Adapter:
     """An adapter's tensors, by the name of the stored tensor that they change.
 
-    ``rename`` maps stored names to the family's. Errors: an adapter that is not a LoRA or uses unsupported features,
-    damaged files, an A without its B.
+    ``rename`` maps stored names to the family's. Raises LlmcliError if the adapter is not a LoRA, uses unsupported
+    features, is damaged, or has an A without its B.
     """
 
     def __init__(self, folder: Path, rename: Callable[[str], str]) -> None:
@@ -113,7 +113,7 @@ class Adapter:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json. Errors: anything but a plain LoRA."""
+    """Read adapter_config.json. Raises LlmcliError if it describes anything but a plain LoRA."""
     raw = read_json(folder / ADAPTER_CONFIG, f"an adapter folder has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     if raw.get("peft_type") != "LORA":
         raise LlmcliError(f"{folder / ADAPTER_CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")

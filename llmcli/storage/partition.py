@@ -35,10 +35,10 @@ class ParameterSlice:
 
 @dataclass(frozen=True)
 class Partition:
-    """The part of the model ``whole`` that ``rank``, counted from 0, holds of ``ranks``. Errors: more ranks than heads.
+    """The part of the model ``whole`` that ``rank``, counted from 0, holds of ``ranks``.
 
     Heads are not divided. If the number of heads, features or tokens is not a multiple of the ranks, some ranks hold
-    one more than others.
+    one more than others. Raises LlmcliError if there are more ranks than heads.
     """
 
     whole: ModelConfig

@@ -162,8 +162,8 @@ def quantize(
 ) -> None:
     """Quantize a model's matrices and embedding tables in place.
 
-    ``progress`` receives the number of weights done and in total. Errors: a model that is not on the CPU or is already
-    quantized; NaN or infinite weights.
+    ``progress`` receives the number of weights done and in total. Raises LlmcliError if the model is not on the CPU, is
+    already quantized, or has NaN or infinite weights.
     """
     if model.device.type != "cpu":
         raise usage_error(f"quantized weights run on the CPU, not on {model.device.type}", kind="quantized-needs-cpu")
@@ -202,7 +202,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def stored_tensors(module: Linear | Embedding, quantization: Quantization, name: str) -> dict[str, Tensor]:
     """The tensors that store a quantized module: weight, scale, factors for 4 bits, and the bias if it has one.
 
-    Errors: NaN or infinite weights, whose parameter is ``name``.weight.
+    Raises LlmcliError, which names the parameter ``name``.weight, if a weight is NaN or infinite.
     """
     weight = module.weight.detach()
     tensors: dict[str, Tensor] = {}

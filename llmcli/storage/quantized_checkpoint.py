@@ -43,7 +43,7 @@ FLOATS = ("F32", "BF16", "F16")
 def quantization_in(raw: Mapping[str, Any]) -> Quantization | None:
     """The quantization by ``save_quantized`` that a parsed config.json states; None if there is none.
 
-    Errors: bits or a group size that are not supported.
+    Raises LlmcliError if the bits or the group size are not supported.
     """
     settings = raw.get("quantization_config")
     if not isinstance(settings, Mapping) or settings.get("quant_method") != METHOD:
@@ -67,7 +67,7 @@ def save_quantized(
     """Quantize the model's weights into ``folder``, with ``raw`` as its config.json.
 
     ``progress`` receives the number of weights done and in total. Each file is written completely or not at all.
-    Errors: NaN or infinite weights; a model that is already quantized.
+    Raises LlmcliError if the model is already quantized, or has NaN or infinite weights.
     """
     modules = dict(matrices(model))
     if not modules:
@@ -104,7 +104,7 @@ def load_quantized(
 ) -> Transformer:
     """Load a model that ``save_quantized`` wrote, to compute in ``dtype``. Arguments as for ``Checkpoint.load``.
 
-    Errors: a device other than the CPU; damaged files, or tensors that do not match config.json.
+    Raises LlmcliError if the device is not the CPU, a file is damaged, or a tensor does not match config.json.
     """
     if device.type != "cpu":
         raise usage_error(f"quantized weights run on the CPU, not on {device.type}", kind="quantized-needs-cpu")
@@ -142,7 +142,10 @@ def load_quantized(
 
 
 def find_quantized(folder: Path, config: ModelConfig) -> tuple[TensorFile, ModelConfig]:
-    """The file of quantized weights, and the config, which is untied if a head is stored. Errors: a damaged file."""
+    """The file of quantized weights, and the config, which is untied if a head is stored.
+
+    Raises LlmcliError if the file is damaged.
+    """
     file = TensorFile(folder / WEIGHTS, INTEGERS)
     tied = config.tie_word_embeddings and "head.weight" not in file.entries
     return file, replace(config, tie_word_embeddings=tied)

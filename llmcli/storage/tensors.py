@@ -23,7 +23,7 @@ SCALE_BLOCK = 128  # rows and columns that share an entry of a scale matrix (Dee
 class WeightFiles:
     """Every tensor in the folder's weight files; tensors that an ``adapter`` changes are merged with it when read.
 
-    ``scaled``: 8-bit floats require scales. Errors: damaged files, a tensor stored twice.
+    ``scaled``: 8-bit floats require scales. Raises LlmcliError if a file is damaged or a tensor is stored twice.
     """
 
     def __init__(self, folder: Path, family: Family, adapter: Path | None = None, *, scaled: bool = False) -> None:
@@ -45,7 +45,7 @@ class WeightFiles:
                 self.tensors[name] = file, entry
 
     def check_names(self, rules: Sequence[Rule], *, tied: bool) -> None:
-        """Raise an error that names all missing and unexpected tensors, if there are any."""
+        """Raise LlmcliError, which names every missing and unexpected tensor, if there are any."""
         wanted = {source.name for rule in rules for source in rule.sources}
         heads = (r"(lm_head|embed_out)\.weight",) if tied else ()  # a copy of the embedding; see ``has_own_head``
         scales = (r".*\.(weight_scale|weight_scale_inv|input_scale|[kv]_scale)",) if self.in_8_bits(wanted) else ()
@@ -191,7 +191,10 @@ def _spread(scale: Tensor, shape: torch.Size, file: TensorFile, entry: Entry) ->
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that its index lists. Errors: neither exists, or a shard is missing."""
+    """model.safetensors, or the shards that its index lists.
+
+    Raises LlmcliError if neither exists, or a shard is missing.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():

@@ -81,7 +81,7 @@ class Bpe:
 
 
 def read_bpe(tokenizer: Tokenizer) -> Bpe:
-    """Return the merges of a tokenizer. Errors: it is not BPE, or uses BPE dropout."""
+    """Return the merges of a tokenizer. Raises LlmcliError if it is not BPE, or uses BPE dropout."""
     state: dict[str, Any] = json.loads(tokenizer.fast.model.__getstate__())
     kind = state.get("type")
     if kind != "BPE":

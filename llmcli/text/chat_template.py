@@ -42,7 +42,7 @@ class Message:
 class ChatTemplate:
     """A compiled template. ``tokens`` are the special tokens it may use by name; ``path`` is the file it came from.
 
-    Errors: invalid Jinja.
+    Raises LlmcliError if ``source`` is not valid Jinja.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str], path: Path) -> None:
@@ -59,7 +59,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the conversation as text; ``add_generation_prompt`` appends the beginning of the next reply.
 
-        Errors: whatever the template raises, intentionally or not.
+        Raises LlmcliError if the template rejects the messages or fails.
         """
         try:
             return self._template.render(
@@ -97,7 +97,7 @@ def find_template(folder: Path) -> ChatTemplate | None:
     """Return the chat template of a model folder; None if it has none.
 
     chat_template.jinja takes precedence over tokenizer_config.json, as in transformers, and the older
-    chat_template.json comes last. Errors: a file that cannot be read or has the wrong contents.
+    chat_template.json comes last. Raises LlmcliError if a file cannot be read or has the wrong contents.
     """
     path, jinja, older = (folder / name for name in (TOKENIZER_CONFIG, TEMPLATE_FILE, OLDER_TEMPLATE_FILE))
     config = read_json(path) if path.is_file() else {}

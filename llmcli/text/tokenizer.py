@@ -51,8 +51,8 @@ class Tokenizer:
     def encode(self, text: str, *, parse_special: bool = False, add_special: bool = True) -> list[int]:
         """Return the ids of ``text``; ``add_special`` adds the tokens, such as BOS, that the post-processor inserts.
 
-        ``parse_special`` turns special tokens written in the text into those tokens. Errors: text that is not valid
-        Unicode (lone surrogates, which come from undecodable bytes).
+        ``parse_special`` turns special tokens written in the text into those tokens. Raises LlmcliError if the text is
+        not valid Unicode: it has lone surrogates, which come from undecodable bytes.
         """
         return list(self.encoding(text, parse_special, add_special).ids)
 
@@ -68,7 +68,7 @@ class Tokenizer:
         ]
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
-        """Return the text of ``ids``. Errors: an id outside the vocabulary."""
+        """Return the text of ``ids``. Raises LlmcliError if an id is outside the vocabulary."""
         for id in ids:
             if not 0 <= id < self.size:
                 raise usage_error(f"token id {id} is not in the vocabulary", f"ids range from 0 to {self.size - 1}")
@@ -123,7 +123,7 @@ class Tokenizer:
         return self.fast.encode(text, add_special_tokens=add_special)
 
     def normalize(self, text: str) -> str:
-        """Return ``text`` after the tokenizer's normalizer. Errors: as for ``encode``."""
+        """Return ``text`` after the tokenizer's normalizer. Raises the errors of ``encode``."""
         _check_unicode(text)
         normalizer = self.fast.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
@@ -139,7 +139,7 @@ def _check_unicode(text: str) -> None:
 def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
     """Load the tokenizer of a model folder; ``name`` is the folder's unless given.
 
-    Errors: no tokenizer.json, or one that cannot be read.
+    Raises LlmcliError if the folder has no tokenizer.json, or the file cannot be read.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():

@@ -18,7 +18,7 @@ HINT = 'a saved chat is {"model": NAME, "messages": [{"role": ROLE, "content": T
 
 
 def read_transcript(path: Path) -> tuple[Message, ...]:
-    """Return the messages of a saved chat. Errors: no such file; not a saved chat."""
+    """Return the messages of a saved chat. Raises LlmcliError if the file does not exist or is not a saved chat."""
     messages = read_json(path, "give the file of a saved chat").get("messages")
     if not isinstance(messages, list):
         raise LlmcliError(f"{path}: no list of messages", HINT)
@@ -39,9 +39,9 @@ def _parse_message(entry: object, where: str) -> Message:
 
 
 def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> None:
-    """Save a chat. An older version is replaced in one step, so that one of the two is there at any moment.
+    """Save a chat. An older version is replaced in one step, so that a complete file exists at every moment.
 
-    Errors: the file cannot be written, or exists and is not a saved chat.
+    Raises LlmcliError if the file cannot be written, or exists and is not a saved chat.
     """
     record = {"model": model, "messages": [asdict(message) for message in messages]}
     data = json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n"

@@ -103,7 +103,7 @@ def local_session(
 
 
 def template_of(choice: ModelChoice) -> text.ChatTemplate:
-    """The model's chat template, found before the weights are loaded. Errors: it has none."""
+    """The model's chat template, found before the weights are loaded. Raises LlmcliError if it has none."""
     folder = find_model(choice.model, choice.offline)
     template = text.find_template(folder)
     if template is None:

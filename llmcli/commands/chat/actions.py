@@ -40,7 +40,7 @@ def handle_line(session: AnySession, text: str) -> None:
 
 
 def run_command(session: AnySession, line: str) -> None:
-    """Run a line such as "/set temperature 0.5". Errors: an unknown command, or an invalid argument."""
+    """Run a line such as "/set temperature 0.5". Raises LlmcliError if the command or its argument is invalid."""
     name, _, argument = line[1:].partition(" ")
     name = name.strip()
     if name not in ACTIONS:
@@ -69,7 +69,7 @@ def show_help(session: AnySession, argument: str) -> None:
 
 
 def set_system(session: AnySession, argument: str) -> None:
-    """Set the system prompt; an empty ``argument`` removes it. Errors: the template has no system prompt."""
+    """Set the system prompt; an empty ``argument`` removes it. Raises LlmcliError if the template has none."""
     if session.raw:
         raise usage_error("--raw has no system prompt", "use a model with a chat template")
     chat = session.conversation
@@ -117,7 +117,7 @@ def load(session: AnySession, argument: str) -> None:
 
 
 def resume(session: AnySession, messages: generation.Messages) -> None:
-    """Continue from ``messages``. Errors: the template rejects them."""
+    """Continue from ``messages``. Raises LlmcliError if the template rejects them."""
     if messages:
         session.conversation.check(messages)
     session.conversation.messages = messages

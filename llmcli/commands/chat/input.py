@@ -71,7 +71,10 @@ def _bare(line: str) -> str:
 
 
 def read_pipe() -> str:
-    """Return the next line of a pipe. Errors: the line is not UTF-8; the next call reads the line after it."""
+    """Return the next line of a pipe.
+
+    Raises LlmcliError if the line is not UTF-8; the next call reads the line after it.
+    """
     try:
         return sys.stdin.buffer.readline().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -82,7 +82,7 @@ class Session(ABC, Generic[T, S]):
 
     @abstractmethod
     def explain(self, index: int) -> None:
-        """Show how the last reply's token number ``index`` was chosen. Errors: there is no such token."""
+        """Show how the last reply's token number ``index`` was chosen. Raises LlmcliError if there is no such token."""
 
     def save(self) -> None:
         """Save the chat to --chat's file, if there is one."""

@@ -32,7 +32,10 @@ class Settings(ABC):
 
     @abstractmethod
     def use(self, sampling: Sampling) -> int | None:
-        """Use ``sampling`` for the next replies. Return the seed of the first, if any. Errors: it is not supported."""
+        """Use ``sampling`` for the next replies. Return the seed of the first, if any.
+
+        Raises LlmcliError if an option is not supported.
+        """
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +58,7 @@ class Settings(ABC):
         return seed
 
     def set(self, name: str, text: str) -> None:
-        """Set an option to ``text``. Errors: those of the command line; nothing changes then."""
+        """Set an option to ``text``. Raises LlmcliError and changes nothing if the command line would reject it."""
         option = self._options.get(name.removeprefix("--"))
         if option is None:
             hint = did_you_mean(name, self.names) or "known: " + ", ".join(self.names)

@@ -60,7 +60,7 @@ def parse_grammar(json_schema: str | None, regex: str | None, choices: str | Non
 
 
 def read_schema(given: str) -> object:
-    """A JSON schema, given inline or as the name of a file. Raises a usage error if it cannot be read or parsed."""
+    """A JSON schema, given inline or as the name of a file. Raises LlmcliError if it cannot be read or parsed."""
     inline = given.lstrip().startswith("{") or given.strip() in ("true", "false")
     text = given if inline else read_text_file(Path(given))
     try:

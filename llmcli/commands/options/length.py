@@ -40,7 +40,7 @@ def parse_length(max_tokens: int, stop: tuple[str, ...], overflow: generation.Ov
 
 
 def fit(loaded: generation.LoadedModel, ids: list[int], overflow: generation.Overflow) -> list[int]:
-    """A prompt that fits the context; a note reports how much was cut. Raises a usage error if "error" forbids that."""
+    """A prompt that fits the context; a note reports how much was cut. Raises LlmcliError if "error" forbids that."""
     fitted = generation.fit_prompt(loaded, ids, overflow)
     if len(fitted) < len(ids):
         limit, cut = loaded.model.config.max_position_embeddings, len(ids) - len(fitted)

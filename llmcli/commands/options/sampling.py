@@ -98,7 +98,7 @@ def parse_sampling(
 
 
 def parse_bias(text: str) -> tuple[str, float]:
-    """Parse " Paris=+5" into the token and the number. Raises a usage error for any other form."""
+    """Parse " Paris=+5" into the token and the number. Raises LlmcliError for any other form."""
     token, sign, number = text.rpartition("=")
     try:
         amount = float(number)

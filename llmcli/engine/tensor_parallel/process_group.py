@@ -33,10 +33,11 @@ MESSAGE_SIZE = 64  # integers per message: a token's pass and short prompts fit 
 
 
 class ProcessGroup:
-    """This process as ``rank`` of ``size``. Errors: the ranks do not find each other, or one is lost.
+    """This process as ``rank`` of ``size``.
 
     ``device`` is where this rank computes. The ranks find each other through the file ``rendezvous``, or through the
-    environment variables that torchrun sets.
+    environment variables that torchrun sets. Raises LlmcliError if they do not find each other; every method does if a
+    rank is lost.
     """
 
     def __init__(self, device: torch.device, rank: int, size: int, rendezvous: Path | None = None) -> None:
@@ -94,7 +95,7 @@ class ProcessGroup:
         return values
 
     def on_all(self, work: Callable[[], T]) -> T:
-        """Run ``work`` and return its result once every rank is done. Errors: an error on any rank is raised on all."""
+        """Run ``work`` and return its result once every rank is done. An LlmcliError on any rank is raised on all."""
         done, error_parts = None, None
         try:
             done = work()
@@ -137,7 +138,7 @@ class ProcessGroup:
 def device_of(name: str, local_rank: int) -> torch.device:
     """The device of the rank ``local_rank`` of this machine, for a requested device: its own GPU, or the CPU.
 
-    Errors: too few GPUs, or a device that ranks cannot use.
+    Raises LlmcliError if there are too few GPUs, or ranks cannot use the device.
     """
     if name == "mps":
         raise usage_error("ranks compute on cpu or cuda, not on mps", kind="ranks-need-cpu-or-cuda")

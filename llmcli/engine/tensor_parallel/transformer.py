@@ -134,7 +134,7 @@ class SplitTransformer(EngineTransformer):
 
     @torch.inference_mode()
     def serve(self) -> None:
-        """Take part in the leader's passes until it calls ``end``. Errors: the leader is lost."""
+        """Take part in the leader's passes until it calls ``end``. Raises LlmcliError if the leader is lost."""
         caches: dict[int, KVCache] = {}
         while True:
             request, *values = self.group.receive()
@@ -176,7 +176,7 @@ def load_split(
 ) -> SplitTransformer:
     """Load this rank's part of a model, and nothing else, to the group's device. Arguments as for ``Checkpoint.load``.
 
-    Errors: those of ``Checkpoint.load``; quantized weights, which cannot be split.
+    Raises the errors of ``Checkpoint.load``, and LlmcliError if the weights are quantized: they cannot be split.
     """
     if checkpoint.quantization is not None:
         raise usage_error("quantized weights cannot be split among ranks", "use the model in bfloat16")

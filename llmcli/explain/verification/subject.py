@@ -61,7 +61,10 @@ class Subject:
 
 
 def fitting(loaded: LoadedModel, ids: Sequence[int]) -> tuple[int, ...]:
-    """Return as many of the first ids as context and memory allow. Errors: fewer than two, which prove nothing."""
+    """Return as many of the first ids as context and memory allow.
+
+    Raises LlmcliError if there are fewer than two, which prove nothing.
+    """
     if len(ids) < 2:
         raise usage_error("the text must have at least two tokens", "give a longer one, or none")
     config = loaded.model.config

@@ -68,7 +68,7 @@ def verify(
     ``reopen(device, dtype)`` opens the same model again; None opens its folder. ``adapted`` says that a LoRA adapter is
     merged into the weights, which ``reopen`` must then merge too. ``progress`` is called with the name of each proof
     before it runs.
-    Errors: fewer than two tokens.
+    Raises LlmcliError if the text has fewer than two tokens.
     """
     text = TEXT if text is None else text
     ids = token_ids(loaded, text, parse_special=parse_special)

@@ -45,7 +45,7 @@ class JobDefaults:
 
 
 def read_jobs(path: Path, defaults: JobDefaults) -> Iterator[Job | InvalidLine]:
-    """Read each line of the file, in order, except empty lines. Raises a usage error if the file cannot be read."""
+    """Read each line of the file, in order, except empty lines. Raises LlmcliError if the file cannot be read."""
     check_regular_file(path)
     lines_by_id: dict[JobId, int] = {}
     try:

@@ -43,7 +43,7 @@ class BatchRun:
     otherwise as soon as they are finished. If several processes share the lines, this one, ``rank``, takes every
     ``processes``-th line.
 
-    Raises a usage error if ``results`` has a result with other settings or of another prompt.
+    Raises LlmcliError if ``results`` has a result with other settings or of another prompt.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def family_of(raw: Mapping[str, Any]) -> Family:
-    """The family of a parsed config.json. Errors: no ``model_type``, or an unsupported one."""
+    """The family of a parsed config.json. Raises LlmcliError if ``model_type`` is missing or not supported."""
     model_type = raw.get("model_type")
     if model_type is None:
         raise LlmcliError("config.json has no model_type", "is this the folder of a Hugging Face model?")

@@ -23,7 +23,10 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def field(raw: Mapping[str, Any], key: str, default: T) -> T:
-    """``raw[key]``; ``default`` if it is missing or null. Errors: another type than ``default``'s, NaN or infinity."""
+    """``raw[key]``; ``default`` if it is missing or null.
+
+    Raises LlmcliError if the value has another type than ``default``, or is NaN or infinite.
+    """
     value = raw.get(key)
     if value is None:
         return default
@@ -37,7 +40,7 @@ def field(raw: Mapping[str, Any], key: str, default: T) -> T:
 
 
 def choice(raw: Mapping[str, Any], key: str, default: str, known: Mapping[str, Activation]) -> Activation:
-    """The entry of ``known`` for ``raw[key]``. Errors: an unknown value; the error lists the known ones."""
+    """The entry of ``known`` for ``raw[key]``. Raises LlmcliError, which lists the known values, if there is none."""
     value = raw.get(key)
     value = default if value is None else value
     if not isinstance(value, str) or value not in known:

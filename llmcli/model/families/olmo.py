@@ -47,8 +47,7 @@ def parse_olmoe(raw: Mapping[str, Any]) -> ModelConfig:
     """OLMoE (Muennighoff et al. 2024): a mixture of experts in every layer, queries and keys normalized over all heads.
 
     config.json -> ModelConfig, with the defaults of transformers' OlmoeConfig.
-
-    Errors: clipped q, k and v.
+    Raises LlmcliError if queries, keys and values are clipped.
     """
     if raw.get("clip_qkv") is not None:
         raise LlmcliError("config.json: clip_qkv is not supported", "published OLMoE models do not use it")
