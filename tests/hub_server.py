@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback: the endpoints that a download asks, and every way in which they fail."""
+"""A Hugging Face Hub on localhost: the endpoints that a download uses, and every way in which they can fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGE = (".safetensors", ".bin", "tokenizer.json")  # what the hub keeps as LFS 
 
 @dataclass
 class Repo:
-    """One commit of a model; ``refs`` are the names that it goes by."""
+    """One commit of a model; ``refs`` are its branches and tags."""
 
     files: dict[str, bytes]
     refs: tuple[str, ...] = ("main",)
@@ -31,11 +31,11 @@ class Repo:
         return hashlib.sha1("".join(named).encode()).hexdigest()
 
     def listing(self) -> dict[str, Any]:
-        """What the hub says of the model."""
+        """The hub's description of the model, in the form of its API."""
         return {"id": "org/name", "sha": self.commit, "siblings": [self._sibling(name) for name in self.files]}
 
     def hash(self, name: str) -> str:
-        """A large file's SHA-256, a small one's hash in Git."""
+        """The SHA-256 of a large file, or the Git hash of a small one."""
         data = self.files[name]
         if name.endswith(LARGE):
             return hashlib.sha256(data).hexdigest()
@@ -51,10 +51,12 @@ class Repo:
 
 @dataclass
 class Request:
+    """A request that the hub received."""
+
     method: str
     path: str
     headers: dict[str, str]
-    sent: int = 0  # bytes of the file's contents
+    sent: int = 0  # bytes of the file that the response contained
 
 
 @dataclass
@@ -64,17 +66,19 @@ class Hub:
     port: int = 0
     repos: dict[str, list[Repo]] = field(default_factory=dict)
     log: list[Request] = field(default_factory=list)
-    status: int = 0  # answer everything with this
-    reason: str = ""  # and say why
-    body: bytes | None = None  # answer everything with this
+    status: int = 0  # respond to every request with this status
+    reason: str = ""  # and with this error message
+    body: bytes | None = None  # respond to every request with this body
     cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the connection breaks, once
-    stall: dict[str, int] = field(default_factory=dict)  # file -> bytes after which nothing more comes
-    short: dict[str, int] = field(default_factory=dict)  # file -> bytes that are announced and come
-    long: dict[str, int] = field(default_factory=dict)  # file -> bytes that come after its end
-    damaged: set[str] = field(default_factory=set)  # files that come with a byte changed
-    warning: str = ""  # for the user of the hub's own library
-    ranges: bool = True
-    elsewhere: bool = False  # the contents come from another host, as the real hub's do
+    stall: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the server sends nothing more
+    short: dict[str, int] = field(
+        default_factory=dict
+    )  # file -> length of a truncated file, whose Content-Length agrees
+    long: dict[str, int] = field(default_factory=dict)  # file -> extra bytes sent after the end of the file
+    damaged: set[str] = field(default_factory=set)  # files sent with one byte changed
+    warning: str = ""  # a message that huggingface_hub shows to its users
+    ranges: bool = True  # whether range requests are supported
+    redirects: bool = False  # redirect to another host for the contents, as the real hub does
     stalled: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -87,14 +91,14 @@ class Hub:
         self.repos.setdefault(name, []).append(repo)
         return repo
 
-    def asked(self, file: str) -> list[Request]:
-        """The requests for the contents of a file."""
+    def requests_for(self, file: str) -> list[Request]:
+        """The GET requests for the contents of ``file``, in order."""
         return [request for request in self.log if request.method == "GET" and request.path.endswith(f"/{file}")]
 
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub that runs while the block does."""
+    """Run a hub for the duration of the ``with`` block."""
     hub = Hub()
 
     class Handler(_Handler):
@@ -116,7 +120,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """Nothing: a client that left is what some tests are about."""
+        """Ignore errors: in some tests the client disconnects."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -152,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
 
     def _repo(self, name: str, revision: str) -> Repo | None:
-        """The commit asked for, or None when the refusal was sent."""
+        """The requested commit; None after sending an error response."""
         versions = self.state.repos.get(name, [])
         token = self.headers.get("Authorization") == "Bearer hf_right"
         found = [repo for repo in versions if revision in (repo.commit, *repo.refs)]
@@ -168,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, request: Request, repo: Repo, name: str, is_cdn: bool) -> None:
         hub, data = self.state, repo.files[name]
-        if hub.elsewhere and not is_cdn:
+        if hub.redirects and not is_cdn:
             self._answer(302, b"", {"Location": f"http://localhost:{hub.port}/cdn{self.path}"})
             return
         data = data[: hub.short.get(name, len(data))] + bytes(hub.long.get(name, 0))
@@ -180,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         end = min(hub.cut.pop(name, len(data)), hub.stall.get(name, len(data)))
-        request.sent = max(0, end - start)  # before the answer: who has it may look at once
+        request.sent = max(0, end - start)  # set first: the client may read it as soon as it has the response
         self._answer(206 if wanted else 200, data[start:end], headers, announced=len(data) - start)
         if name in hub.stall:
             hub.stalled.set()

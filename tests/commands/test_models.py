@@ -228,7 +228,7 @@ def test_ctrl_c_in_a_download(tiny_hub: Hub, run: Run) -> None:
     kept = sum(path.stat().st_size for path in cache.cache_folder().glob("*/blobs/*.incomplete"))
     tiny_hub.stall.clear()
     assert run("pull", "org/name").exit_code == 0
-    assert tiny_hub.asked("model.safetensors")[1].headers["range"] == f"bytes={kept}-"
+    assert tiny_hub.requests_for("model.safetensors")[1].headers["range"] == f"bytes={kept}-"
 
 
 @posix

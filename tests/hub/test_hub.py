@@ -1,4 +1,4 @@
-"""Names, the cache and downloads, against a hub on the loopback that fails in every way a network can."""
+"""Names, the cache and downloads, against a hub on localhost that fails in every way a network can."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.hub_server import Hub
 
 find = hub_module.find
 WEIGHTS = bytes(range(256)) * 400
-LARGE = bytes(range(256)) * 12_000  # more than is worth a retry
+LARGE = bytes(range(256)) * 12_000  # enough that a broken connection is resumed at once
 FILES = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
 INDEX = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}).encode()
 SHARDED = {
@@ -47,7 +47,7 @@ def partials() -> list[Path]:
 
 
 def fails(call: Callable[[], Any]) -> LlmcliError:
-    """The error of the call, which must be one line and have a hint."""
+    """Return the error that ``call`` raises, which must be one line and have a hint."""
     with pytest.raises(LlmcliError) as caught:
         call()
     assert caught.value.hint
@@ -67,7 +67,7 @@ def fails(call: Callable[[], Any]) -> LlmcliError:
         ("org/name@" + "a" * 40, HubName("org/name", "a" * 40)),
     ],
 )
-def test_names_of_the_hub(text: str, name: HubName) -> None:
+def test_hub_names_are_parsed(text: str, name: HubName) -> None:
     assert parse(text) == name
     assert str(name) == text
     assert str(HubName("org/name", "main")) == "org/name"
@@ -102,7 +102,7 @@ def test_names_of_the_hub(text: str, name: HubName) -> None:
         "C:\\models\\x",
     ],
 )
-def test_names_that_no_model_has(hub: Hub, name: str) -> None:
+def test_invalid_names_are_rejected_without_a_request(hub: Hub, name: str) -> None:
     assert parse(name) is None
     error = fails(lambda: find(name))
     assert "there is no model" in error.message
@@ -111,7 +111,7 @@ def test_names_that_no_model_has(hub: Hub, name: str) -> None:
     assert not cache.cache_folder().exists()
 
 
-def test_a_name_without_an_organization_is_one_of_the_hub_if_it_is_on_disk(hub: Hub) -> None:
+def test_a_name_without_an_organization_is_found_only_on_disk(hub: Hub) -> None:
     assert "there is no model" in fails(lambda: find("nowhere")).message
     assert not hub.log
     folder = cache.repo_folder("gpt2") / "snapshots" / ("a" * 40)
@@ -127,15 +127,15 @@ def test_a_name_without_an_organization_is_one_of_the_hub_if_it_is_on_disk(hub: 
 
 
 @pytest.mark.parametrize("name", ["", "  "])
-def test_an_empty_name_is_no_folder(name: str) -> None:
+def test_an_empty_name_is_an_error(name: str) -> None:
     assert "empty" in fails(lambda: find(name)).message
 
 
-def test_a_line_end_belongs_to_no_name() -> None:
+def test_a_name_has_no_line_end() -> None:
     assert parse("org/name\n") is parse("org/name@v1\n") is None
 
 
-def test_a_folder_comes_before_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_takes_precedence_over_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES)
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -143,7 +143,7 @@ def test_a_folder_comes_before_the_hub(hub: Hub, tmp_path: Path, monkeypatch: py
     assert not hub.log
 
 
-def test_weights_stand_for_their_folder(tmp_path: Path) -> None:
+def test_the_path_of_weights_names_their_folder(tmp_path: Path) -> None:
     for name in ("model.safetensors", "model.safetensors.index.json", "weights.gguf"):
         (tmp_path / name).touch()
     assert find(str(tmp_path / "model.safetensors")) == tmp_path.resolve()
@@ -154,7 +154,7 @@ def test_weights_stand_for_their_folder(tmp_path: Path) -> None:
 # What is downloaded
 
 
-def test_only_the_files_of_the_model_are_taken(hub: Hub) -> None:
+def test_only_the_files_of_the_model_are_downloaded(hub: Hub) -> None:
     others = [
         "README.md",
         "modeling_x.py",
@@ -182,8 +182,8 @@ def test_only_the_files_of_the_model_are_taken(hub: Hub) -> None:
     folder = find("org/name")
     assert folder.name == repo.commit
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES | {n: n.encode() for n in small}
-    asked = {request.path for request in hub.log}
-    assert not [path for path in asked if path.endswith(tuple(others))]
+    requested = {request.path for request in hub.log}
+    assert not [path for path in requested if path.endswith(tuple(others))]
 
 
 def test_shards(hub: Hub) -> None:
@@ -191,7 +191,7 @@ def test_shards(hub: Hub) -> None:
     assert names_in(find("org/name")) == set(SHARDED)
 
 
-def test_an_adapter_is_a_model_too(hub: Hub) -> None:
+def test_an_adapter_can_be_downloaded(hub: Hub) -> None:
     files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}
     hub.add(files | {"adapter_model.bin": b"x"})
     assert names_in(find("org/name")) == set(files)
@@ -221,7 +221,7 @@ def without(name: str, **more: bytes) -> dict[str, bytes]:
         ),
     ],
 )
-def test_models_that_cannot_be_used_are_not_downloaded(hub: Hub, files: dict[str, bytes], fragment: str) -> None:
+def test_weights_of_unusable_models_are_not_downloaded(hub: Hub, files: dict[str, bytes], fragment: str) -> None:
     hub.add(files)
     error = fails(lambda: find("org/name"))
     assert error.message.startswith("org/name cannot be used: ")
@@ -233,7 +233,7 @@ def test_models_that_cannot_be_used_are_not_downloaded(hub: Hub, files: dict[str
 # The cache
 
 
-def test_what_is_cached_needs_no_network(hub: Hub) -> None:
+def test_a_cached_model_needs_no_network(hub: Hub) -> None:
     for revision in ("main", "v1"):
         hub.add(FILES | {"merges.txt": revision.encode()}, refs=(revision,))
     commit = hub.repos["org/name"][1].commit
@@ -245,7 +245,7 @@ def test_what_is_cached_needs_no_network(hub: Hub) -> None:
     assert not hub.log
 
 
-def test_what_is_cached_needs_no_huggingface_hub(hub: Hub) -> None:
+def test_a_cached_model_needs_no_huggingface_hub(hub: Hub) -> None:
     hub.add(FILES)
     find("org/name")
     code = "import sys; from llmcli.hub import find; find('org/name'); assert 'huggingface_hub' not in sys.modules"
@@ -253,7 +253,7 @@ def test_what_is_cached_needs_no_huggingface_hub(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("files", [FILES, SHARDED], ids=["one file", "shards"])
-def test_what_is_missing_is_fetched_and_nothing_else(hub: Hub, files: dict[str, bytes]) -> None:
+def test_only_missing_files_are_downloaded(hub: Hub, files: dict[str, bytes]) -> None:
     hub.add(files)
     folder = find("org/name")
     for name in files:
@@ -273,8 +273,7 @@ def test_a_model_without_tokenizer_json_is_complete_without_it(hub: Hub) -> None
     assert not hub.log
 
 
-def test_the_cache_is_that_of_huggingface_hub(hub: Hub) -> None:
-    """What we download its own functions find and count, and what they download we find."""
+def test_huggingface_hub_and_llmcli_read_each_others_downloads(hub: Hub) -> None:
     from huggingface_hub import hf_hub_download, scan_cache_dir, try_to_load_from_cache
 
     repo = hub.add(FILES)
@@ -294,7 +293,7 @@ def test_the_cache_is_that_of_huggingface_hub(hub: Hub) -> None:
     assert not hub.log
 
 
-def test_the_cache_lies_where_huggingface_hub_puts_it(tmp_path: Path) -> None:
+def test_the_cache_folder_is_that_of_huggingface_hub(tmp_path: Path) -> None:
     code = """
 import importlib, itertools, os
 from pathlib import Path
@@ -312,9 +311,7 @@ for values in itertools.product([None, "~/x", "$HOME/y"], repeat=len(names)):
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"HOME": str(tmp_path)})
 
 
-def test_where_links_are_not_allowed_the_files_themselves_lie_in_the_snapshot(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_symlinks_the_snapshot_holds_the_files_themselves(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 
@@ -333,7 +330,7 @@ def test_where_links_are_not_allowed_the_files_themselves_lie_in_the_snapshot(
     assert not folder.exists()
 
 
-def test_a_use_is_noted_on_the_folder(hub: Hub) -> None:
+def test_finding_a_model_records_its_use(hub: Hub) -> None:
     hub.add(FILES)
     os.utime(find("org/name"), (1000, 1000))
     assert [model.last_use for model in cache.models()] == [1000]
@@ -346,7 +343,7 @@ def test_a_use_is_noted_on_the_folder(hub: Hub) -> None:
 # Updates
 
 
-def test_only_a_download_looks_for_what_is_new(hub: Hub) -> None:
+def test_only_download_looks_for_a_newer_version(hub: Hub) -> None:
     hub.add(FILES)
     old = find("org/name")
     new = hub.add(FILES | {"config.json": b'{"model_type": "gpt2"}'})
@@ -358,7 +355,7 @@ def test_only_a_download_looks_for_what_is_new(hub: Hub) -> None:
     assert [request.path.rpartition("/")[2] for request in hub.log] == ["main", "config.json"]
 
 
-def test_an_update_that_breaks_off_leaves_the_old_model_in_place(hub: Hub) -> None:
+def test_an_interrupted_update_keeps_the_old_model(hub: Hub) -> None:
     hub.add(FILES)
     old = find("org/name")
     hub.add(FILES | {"model.safetensors": WEIGHTS + b"new"})
@@ -372,7 +369,7 @@ def test_an_update_that_breaks_off_leaves_the_old_model_in_place(hub: Hub) -> No
 # Interruptions
 
 
-def test_an_interrupted_download_is_not_taken_for_a_model_and_goes_on(hub: Hub) -> None:
+def test_an_interrupted_download_is_incomplete_and_can_be_resumed(hub: Hub) -> None:
     hub.add(FILES)
     hub.cut["model.safetensors"] = 60_000
     error = fails(lambda: find("org/name"))
@@ -382,14 +379,14 @@ def test_an_interrupted_download_is_not_taken_for_a_model_and_goes_on(hub: Hub) 
     assert [(model.state, model.name) for model in cache.models()] == [("incomplete", "org/name")]
     folder = find("org/name")
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    first, second = hub.asked("model.safetensors")
+    first, second = hub.requests_for("model.safetensors")
     assert second.headers["range"] == "bytes=60000-"
     assert first.sent + second.sent == len(WEIGHTS)
-    assert len(hub.asked("config.json")) == len(hub.asked("tokenizer.json")) == 1
+    assert len(hub.requests_for("config.json")) == len(hub.requests_for("tokenizer.json")) == 1
     assert not partials()
 
 
-def test_ctrl_c_leaves_what_came(hub: Hub) -> None:
+def test_ctrl_c_keeps_the_received_bytes(hub: Hub) -> None:
     hub.add(FILES)
 
     def progress(done: int, total: int) -> None:
@@ -401,18 +398,18 @@ def test_ctrl_c_leaves_what_came(hub: Hub) -> None:
     (kept,) = [path.stat().st_size for path in partials()]
     assert kept > 0
     find("org/name")
-    assert hub.asked("model.safetensors")[1].headers["range"] == f"bytes={kept}-"
+    assert hub.requests_for("model.safetensors")[1].headers["range"] == f"bytes={kept}-"
 
 
-def test_a_connection_that_brought_much_is_taken_up_again(hub: Hub) -> None:
+def test_a_connection_that_breaks_after_much_data_is_resumed_at_once(hub: Hub) -> None:
     hub.add(FILES | {"model.safetensors": LARGE})
     hub.cut["model.safetensors"] = 2_000_000
     folder = find("org/name")
     assert (folder / "model.safetensors").read_bytes() == LARGE
-    assert sum(request.sent for request in hub.asked("model.safetensors")) == len(LARGE)
+    assert sum(request.sent for request in hub.requests_for("model.safetensors")) == len(LARGE)
 
 
-def test_a_server_that_cannot_resume_sends_all_again(hub: Hub) -> None:
+def test_a_server_without_range_requests_sends_the_whole_file_again(hub: Hub) -> None:
     hub.add(FILES)
     hub.cut["model.safetensors"] = 60_000
     fails(lambda: find("org/name"))
@@ -440,7 +437,7 @@ def test_progress_counts_the_whole_model(hub: Hub) -> None:
     assert not seen
 
 
-def test_two_at_once_fetch_each_file_once(hub: Hub) -> None:
+def test_two_downloads_at_once_fetch_each_file_once(hub: Hub) -> None:
     hub.add(FILES | {"model.safetensors": LARGE})
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(find("org/name"))) for _ in range(2)]
@@ -450,14 +447,14 @@ def test_two_at_once_fetch_each_file_once(hub: Hub) -> None:
         thread.join()
     assert found[0] == found[1]
     assert (found[0] / "model.safetensors").read_bytes() == LARGE
-    assert len(hub.asked("model.safetensors")) == 1
+    assert len(hub.requests_for("model.safetensors")) == 1
 
 
-# Contents
+# Checksums
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_wrong_checksum_is_told_and_the_file_deleted(hub: Hub, name: str) -> None:
+def test_a_file_with_a_wrong_checksum_is_reported_and_deleted(hub: Hub, name: str) -> None:
     hub.add(FILES)
     hub.damaged.add(name)
     error = fails(lambda: find("org/name"))
@@ -468,7 +465,7 @@ def test_a_wrong_checksum_is_told_and_the_file_deleted(hub: Hub, name: str) -> N
     assert (find("org/name") / name).read_bytes() == FILES[name]
 
 
-def test_a_damaged_beginning_is_found_when_the_download_goes_on(hub: Hub) -> None:
+def test_a_damaged_partial_file_is_detected_when_resumed(hub: Hub) -> None:
     hub.add(FILES)
     hub.cut["model.safetensors"] = 60_000
     fails(lambda: find("org/name"))
@@ -477,7 +474,7 @@ def test_a_damaged_beginning_is_found_when_the_download_goes_on(hub: Hub) -> Non
     assert (find("org/name") / "model.safetensors").read_bytes() == WEIGHTS
 
 
-# Refusals
+# Errors of the server
 
 
 def refused(hub: Hub, name: str = "org/name") -> LlmcliError:
@@ -487,7 +484,7 @@ def refused(hub: Hub, name: str = "org/name") -> LlmcliError:
     return error
 
 
-def test_gated_models(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gated_models_need_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES, gated=True)
     error = refused(hub)
     assert "license" in error.message
@@ -497,7 +494,7 @@ def test_gated_models(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     find("org/name")
 
 
-def test_private_and_missing_models_cannot_be_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_and_missing_models_give_the_same_error(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES, private=True)
     for name in ("org/name", "org/other"):
         error = refused(hub, name)
@@ -507,16 +504,16 @@ def test_private_and_missing_models_cannot_be_told_apart(hub: Hub, monkeypatch: 
     find("org/name")
 
 
-def test_the_token_goes_to_the_hub_alone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_not_sent_to_other_hosts(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES, gated=True)
-    hub.elsewhere = True
+    hub.redirects = True
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     find("org/name")
     tokens = {request.path.startswith("/cdn"): request.headers.get("authorization") for request in hub.log}
     assert tokens == {False: "Bearer hf_right", True: None}
 
 
-def test_missing_revisions(hub: Hub) -> None:
+def test_a_missing_revision_is_an_error(hub: Hub) -> None:
     hub.add(FILES)
     assert "has no revision v9" in refused(hub, "org/name@v9").message
 
@@ -532,21 +529,23 @@ def test_missing_revisions(hub: Hub) -> None:
         (503, "status 503", "try again"),
     ],
 )
-def test_refusals_by_status(hub: Hub, status: int, fragment: str, hint: str) -> None:
+def test_each_error_status_has_its_hint(hub: Hub, status: int, fragment: str, hint: str) -> None:
     hub.status = status
     error = refused(hub)
     assert fragment in error.message
     assert hint in error.hint
 
 
-def test_a_token_that_is_not_accepted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_token_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.status, hub.reason = 401, "Invalid credentials in Authorization header"
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "does not accept the token" in refused(hub).message
 
 
 @pytest.mark.parametrize("token", ["hf_se\x0bcret", "hf_secrét"])
-def test_a_token_that_cannot_be_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+def test_a_token_with_invalid_characters_is_an_error_that_hides_it(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     error = refused(hub)
     assert "contains invalid characters" in error.message
@@ -568,18 +567,18 @@ def test_a_token_that_cannot_be_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch, 
         ).encode(),
     ],
 )
-def test_an_answer_that_is_no_hubs(hub: Hub, body: bytes) -> None:
+def test_a_server_that_is_not_a_hub_is_an_error(hub: Hub, body: bytes) -> None:
     hub.body = body
     assert "does not respond like a model hub" in refused(hub).message
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense", "http://[bad", "ftp://x"])
-def test_no_connection(hub: Hub, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_a_failed_connection_is_an_error(hub: Hub, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
     assert "connection" in refused(hub).message
 
 
-def test_a_silent_server_is_not_waited_for_without_end(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_responds_times_out(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
@@ -588,7 +587,7 @@ def test_a_silent_server_is_not_waited_for_without_end(hub: Hub, monkeypatch: py
     assert "did not respond in time" in refused(hub).message
 
 
-def test_a_server_that_sends_too_little_or_too_much(hub: Hub) -> None:
+def test_a_file_of_the_wrong_length_is_an_error(hub: Hub) -> None:
     hub.add(FILES)
     hub.short["model.safetensors"] = 40_000
     assert "sent only 40000 of the 102400 bytes of model.safetensors" in fails(lambda: find("org/name")).message
@@ -598,11 +597,11 @@ def test_a_server_that_sends_too_little_or_too_much(hub: Hub) -> None:
     seen: list[int] = []
     error = fails(lambda: find("org/name", progress=lambda done, total: seen.append(done)))
     assert "was damaged" in error.message
-    assert len(WEIGHTS) < max(seen) < 1 << 23  # its end was not waited for
+    assert len(WEIGHTS) < max(seen) < 1 << 23  # the download stopped before the end
     assert not partials()
 
 
-def test_a_server_that_falls_silent_is_left_and_what_came_is_kept(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_download_times_out_and_keeps_the_received_bytes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
@@ -629,23 +628,23 @@ def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch, variable: str) -> No
     assert not hub.log
 
 
-# The disk
+# Disk space
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_an_error_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=70_000))
     error = fails(lambda: find("org/name"))
     assert "org/name needs 102 kB more" in error.message
     assert "has 70.0 kB free" in error.message
-    assert not hub.asked("model.safetensors")
+    assert not hub.requests_for("model.safetensors")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=103_000))
     find("org/name")
 
 
 class FullDisk:
-    """A file with room for so many bytes."""
+    """A file on a disk with ``room`` for that many more bytes."""
 
     def __init__(self, file: Any, room: int) -> None:
         self.file = file
@@ -663,7 +662,7 @@ class FullDisk:
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_fills_up_keeps_what_came(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_received_bytes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES)
     opened = downloads.Download._opened
     monkeypatch.setattr(downloads.Download, "_opened", lambda self, part: FullDisk(opened(self, part), 30_000))
@@ -672,10 +671,10 @@ def test_a_disk_that_fills_up_keeps_what_came(hub: Hub, monkeypatch: pytest.Monk
     assert [path.stat().st_size for path in partials()] == [30_000]
     monkeypatch.setattr(downloads.Download, "_opened", opened)
     assert (find("org/name") / "model.safetensors").read_bytes() == WEIGHTS
-    assert hub.asked("model.safetensors")[1].headers["range"] == "bytes=30000-"
+    assert hub.requests_for("model.safetensors")[1].headers["range"] == "bytes=30000-"
 
 
-def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_an_error(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(FILES)
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
@@ -684,10 +683,10 @@ def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: p
     assert "HF_HOME" in error.hint
 
 
-# What else is in the cache, and removal
+# Listing and removal
 
 
-def test_the_list_tells_models_from_other_things(hub: Hub) -> None:
+def test_only_models_are_listed_with_their_state(hub: Hub) -> None:
     hub.add(FILES)
     find("org/name")
     for repo, names in {
@@ -727,10 +726,10 @@ def test_every_listed_name_can_be_found_and_removed(hub: Hub) -> None:
     assert not list(cache.cache_folder().glob("models--*"))
 
 
-def test_removal_leaves_what_others_need(hub: Hub) -> None:
+def test_removal_keeps_files_that_other_models_use(hub: Hub) -> None:
     hub.add(FILES)
     hub.add(FILES | {"merges.txt": b"x" * 100}, refs=("v1",))
-    hub.add(FILES, "org/copy")  # the very same commit, as a copy on the hub has
+    hub.add(FILES, "org/copy")  # the same commit, like a copy on the hub
     for name in ("org/name", "org/name@v1", "org/copy"):
         find(name)
     assert remove(removable("org/name@v1")) == 100
@@ -741,7 +740,7 @@ def test_removal_leaves_what_others_need(hub: Hub) -> None:
     assert not hub.log
 
 
-def test_removal_takes_what_an_interrupted_download_left(hub: Hub) -> None:
+def test_an_interrupted_download_can_be_removed(hub: Hub) -> None:
     hub.add(FILES)
     hub.cut["model.safetensors"] = 60_000
     fails(lambda: find("org/name"))
@@ -752,7 +751,7 @@ def test_removal_takes_what_an_interrupted_download_left(hub: Hub) -> None:
     assert not list(cache.cache_folder().glob("models--*"))
 
 
-def test_a_broken_entry_can_be_removed(hub: Hub) -> None:
+def test_an_incomplete_model_can_be_removed(hub: Hub) -> None:
     hub.add(FILES)
     (find("org/name") / "tokenizer.json").resolve().unlink()
     folder = removable("org/name").folder
@@ -760,7 +759,7 @@ def test_a_broken_entry_can_be_removed(hub: Hub) -> None:
     assert not folder.exists()
 
 
-def test_what_is_not_in_the_cache_stays(hub: Hub, tmp_path: Path) -> None:
+def test_only_models_in_the_cache_can_be_removed(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     assert "is not in the cache" in fails(lambda: removable(str(tmp_path / "mine"))).message
     assert "ships with llmcli" in fails(lambda: removable(hub_module.default_model())).message
@@ -785,5 +784,5 @@ def test_what_is_not_in_the_cache_stays(hub: Hub, tmp_path: Path) -> None:
         (10**16, "10000 TB"),
     ],
 )
-def test_sizes(count: int, text: str) -> None:
+def test_sizes_are_rounded_for_readers(count: int, text: str) -> None:
     assert readable(count) == text
