@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-# For tiny models more threads only cost, and much where other programs run. Before torch is imported, and inherited.
+# More threads slow down tiny models, above all on a busy machine. Set before torch is imported; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Nothing that whoever runs the tests has set for themselves.
+# The config file of the person who runs the tests is ignored.
 os.environ.update({"LLMCLI_CONFIG": os.devnull})
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -19,27 +19,27 @@ from hypothesis import settings
 from tests import endpoint_server
 from tests.endpoint_server import Endpoint
 from tests.hub_server import Hub, serving
-from tests.tiny import Tiny, make
+from tests.tiny import TinyFactory, make
 
-# Machines differ in speed, so no example has a deadline; the same examples every time, so no test flickers.
+# No deadline, because machines differ in speed. The same examples in every run, so that no test is flaky.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=20)
 settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFactory:
     """The tiny random model of a case (see ``tiny.CASES``), built once."""
     return cache(lambda name: make(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of this test's own, and an empty cache, for this process and for those it starts."""
+    """A hub for this test alone, and an empty cache, for this process and those that it starts."""
     from huggingface_hub import constants
 
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    # Read from the environment when huggingface_hub was imported, which may be long ago.
+    # huggingface_hub reads these from the environment when it is imported, which may be before the test.
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
@@ -52,7 +52,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """A server of this test's own, and no key in the environment."""
+    """A server for this test alone, and no API key in the environment."""
     for name in ("LLMCLI_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with endpoint_server.serving() as server:

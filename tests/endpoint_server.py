@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on the loopback interface, which sends the documented responses and broken ones.
+"""An OpenAI-compatible server on localhost, which sends the documented responses and broken ones.
 
 Its model has a vocabulary of six tokens and generates them in a fixed cycle. The next token of the cycle has a
 probability of 0.5, and each one after it half the probability of the one before.
@@ -103,7 +103,7 @@ def chat_logprobs(tokens: list[tuple[int, str, float]], count: int) -> dict[str,
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers requests as ``endpoint`` says, and records them there."""
+    """Responds to requests as ``endpoint`` says, and records them there."""
 
     endpoint: Endpoint
     body: dict[str, Any]

@@ -163,12 +163,12 @@ def header(folder: Path, rng: random.Random) -> None:
         else:
             tensors[name] = rng.choice(ODD)
     new = dumped(tensors)
-    told = rng.choice([len(new), len(new), len(new), 0, len(new) - 1, 2**40, 2**63, 2**64 - 1])
-    path.write_bytes(struct.pack("<Q", told) + new + data[8 + length :])
+    stated = rng.choice([len(new), len(new), len(new), 0, len(new) - 1, 2**40, 2**63, 2**64 - 1])
+    path.write_bytes(struct.pack("<Q", stated) + new + data[8 + length :])
 
 
 def index(folder: Path, rng: random.Random) -> None:
-    """Shards, with an index whose paths lead elsewhere, or are no paths."""
+    """Shards, with an index whose paths leave the folder or are not paths."""
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(tensors)
@@ -240,7 +240,7 @@ def outcome(good: Path, seed: int) -> Outcome:
             opened = True
         except LlmcliError as error:
             if SECRET in str(error):
-                fault = f"told what lies outside: {error}"
+                fault = f"revealed a file outside the folder: {error}"
             if not error.message.strip():
                 fault = "an empty message"
         except Exception as error:

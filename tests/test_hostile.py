@@ -1,4 +1,4 @@
-"""Damaged and malicious model folders: every one of them opens, or ends in a clear error that tells nothing else."""
+"""Damaged and malicious model folders: each opens, or raises a clear error that reveals no other file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_good_folder_opens(good: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _nothing(folder: Path, rng: object) -> None:
-    """Leaves the folder as it is."""
+    """Leave the folder unchanged."""
 
 
 @pytest.mark.parametrize("place", range(len(MUTATIONS)), ids=lambda i: f"{i}-{MUTATIONS[i].__name__}")
@@ -33,8 +33,8 @@ def test_mutated_folders_open_or_are_clear_errors(good: Path, place: int) -> Non
 
 
 def test_a_fault_is_noticed(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(*_: object, **__: object) -> None:
+    def reveal(*_: object, **__: object) -> None:
         raise ValueError(SECRET)
 
-    monkeypatch.setattr("llmcli.generation.loaded.load", told)
+    monkeypatch.setattr("llmcli.generation.loaded.load", reveal)
     assert SECRET in outcome(good, 0).fault

@@ -109,9 +109,9 @@ class Training:
     def _shared(
         self, hashed: _HashedTexts, n: int, ours: Positions, theirs: Positions | None
     ) -> tuple[Positions, Positions]:
-        """Return those of ``ours``, in ``hashed``, and ``theirs``, in the training text, where a shared n-gram begins.
+        """Return the positions where a shared n-gram begins, in ``hashed`` and in the training text.
 
-        ``theirs`` of None stands for all positions.
+        Only positions in ``ours`` and ``theirs`` are considered; ``theirs`` None means all.
         """
         ours = ours[hashed.fits(ours, n)]
         hashes = hashed.hashes(ours, n)

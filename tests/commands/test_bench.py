@@ -13,7 +13,7 @@ from llmcli.engine.random_weights import random_model
 from llmcli.generation import bench
 from llmcli.generation.bench import measure, read_bytes
 from tests.commands.conftest import records
-from tests.tiny import Tiny, load
+from tests.tiny import TinyFactory, load
 
 Run = Callable[..., Result]
 SMALL = ("-p", 6, "-n", 3, "-r", 2, "--threads", "1")
@@ -52,7 +52,7 @@ def test_random_weights_need_only_a_config(run: Run, model: Path) -> None:
     assert 0 < stored - row["weight_bytes"] < 10_000  # the difference is the header
 
 
-def test_random_models_run_and_no_two_rows_are_equal(tiny: Callable[[str], Tiny]) -> None:
+def test_random_models_run_and_no_two_rows_are_equal(tiny: TinyFactory) -> None:
     config = tiny("gemma2").load().config
     model = random_model(config, device=torch.device("cpu"), dtype=torch.float32)
     assert model(torch.tensor([[1, 2, 3]])).isfinite().all()
@@ -60,7 +60,7 @@ def test_random_models_run_and_no_two_rows_are_equal(tiny: Callable[[str], Tiny]
     assert len(torch.unique(rows, dim=0)) == len(rows)
 
 
-def test_one_token_reads_everything_but_tables_and_idle_experts(tiny: Callable[[str], Tiny]) -> None:
+def test_one_token_reads_everything_but_tables_and_idle_experts(tiny: TinyFactory) -> None:
     tied, untied, moe = (tiny(name).load() for name in ("llama-tied", "llama", "mixtral"))
     assert read_bytes(tied) == sum(p.nbytes for p in tied.parameters())
     assert read_bytes(untied) == sum(p.nbytes for p in untied.parameters()) - untied.embedding.weight.nbytes

@@ -19,15 +19,15 @@ Run = Callable[..., Result]
 
 
 def offered(run: Run, line: str, **env: str) -> list[str]:
-    """What bash is told for the last word of a command line, as "type,value"."""
+    """The completions that bash gets for the last word of ``line``, as "type,value"."""
     words = line.split(" ")
-    asked = {"_LLMCLI_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), **env}
-    result = run(env=asked)
+    variables = {"_LLMCLI_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), **env}
+    result = run(env=variables)
     assert result.stderr == ""
     return result.stdout.split()
 
 
-def test_words_that_can_stand_there(run: Run) -> None:
+def test_commands_options_and_choices_are_completed(run: Run) -> None:
     assert offered(run, "llmcli gen") == ["plain,generate"]
     assert offered(run, "llmcli ") == [f"plain,{name}" for name in COMMANDS]
     assert offered(run, "llmcli generate --tem") == ["plain,--temperature", "plain,--temp"]

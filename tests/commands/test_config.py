@@ -55,15 +55,15 @@ def test_each_source_is_stronger_than_the_next(run: Run, model: Path, write: Wri
     assert seed_of(run(*args, "--seed", 1, env=both)) == 1
 
 
-def test_the_file_is_stronger_than_the_models_own_settings(run: Run, model: Path, write: Write, tmp_path: Path) -> None:
+def test_the_file_overrides_the_models_own_settings(run: Run, model: Path, write: Write, tmp_path: Path) -> None:
     import shutil
 
     warm = shutil.copytree(model, tmp_path / "warm")
     (warm / "generation_config.json").write_text('{"temperature": 0.3, "top_k": 7}')
     write("temperature = 0.5\n")
     sampler = records(run("generate", "The", "-m", warm, "-n", 1, "--json"))[0]["sampler"]
-    told = {filter["name"]: filter["value"] for filter in sampler}
-    assert (told["temperature"], told["top-k"]) == (0.5, 7)
+    values = {filter["name"]: filter["value"] for filter in sampler}
+    assert (values["temperature"], values["top-k"]) == (0.5, 7)
 
 
 def test_every_kind_of_value(
@@ -174,12 +174,12 @@ def test_a_bad_value_says_where_it_stands(run: Run, model: Path, write: Write) -
     assert str(path) not in run("generate", "x", "-m", model, "--temperature", "-4").stderr
 
 
-def test_config_tells_where_each_value_comes_from(run: Run, write: Write) -> None:
+def test_config_shows_the_source_of_each_value(run: Run, write: Write) -> None:
     path = write('seed = 5\n[generate]\nmax-tokens = 7\nstop = ["a", "b"]\n')
     env = {"LLMCLI_TOP_K": "3", "LLMCLI_GENERATE_SEED": "2", "LLMCLI_TEMPRATURE": "1"}
-    told = json.loads(run("config", "generate", "--json", env=env).stdout)
-    rows = {row["option"]: (row["value"], row["source"], row["where"]) for row in told["options"]}
-    assert told["path"] == str(path)
+    report = json.loads(run("config", "generate", "--json", env=env).stdout)
+    rows = {row["option"]: (row["value"], row["source"], row["where"]) for row in report["options"]}
+    assert report["path"] == str(path)
     assert rows["seed"] == ("2", "environment", "LLMCLI_GENERATE_SEED")
     assert rows["top-k"] == ("3", "environment", "LLMCLI_TOP_K")
     assert rows["max-tokens"] == (7, "file", "generate.max-tokens")
@@ -198,8 +198,8 @@ def test_config_tells_where_each_value_comes_from(run: Run, write: Write) -> Non
     assert "did you mean generate?" in run("config", "genrate").stderr
 
 
-def test_config_agrees_with_what_click_takes(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For every option of every command the source that `config` tells is the one that click used."""
+def test_config_shows_the_source_that_click_uses(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every option of every command, `config` shows the source that click takes the value from."""
     write('temperature = 0.5\nthreads = 2\nmodel = "m"\ntop = 3\n[train]\nout = "o"\n[bench]\nrepeat = 2\n')
     monkeypatch.setenv("LLMCLI_THREADS", "1")
     monkeypatch.setenv("LLMCLI_BRANCH_WIDTH", "2")
@@ -211,16 +211,16 @@ def test_config_agrees_with_what_click_takes(run: Run, write: Write, monkeypatch
             continue
         needed = sum(isinstance(p, click.Argument) and p.required for p in command.params)
         context = command.make_context(name, ["x"] * needed, parent=root)
-        told = json.loads(run("config", name, "--json").stdout)["options"]
+        rows = json.loads(run("config", name, "--json").stdout)["options"]
         by_key = {config_file.key_of(p): p.name for p in command.params if isinstance(p, click.Option)}
-        assert [row["option"] for row in told] == list(by_key)
-        for row in told:
+        assert [row["option"] for row in rows] == list(by_key)
+        for row in rows:
             used = context.get_parameter_source(by_key[row["option"]])
             assert used is not None
             assert used.name == sources[row["source"]], (name, row)
 
 
-def test_where_the_file_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_path_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LLMCLI_CONFIG")
     if sys.platform == "win32":
         assert config_path().name == "config.toml"

@@ -142,8 +142,8 @@ def test_control_characters_of_a_server_do_not_reach_the_terminal(
 
 def test_without_logprobs_json_works_and_probs_reports_it(run: Run, endpoint: Endpoint) -> None:
     endpoint.forbidden = ("logprobs",)
-    told = records(run("generate", "Zero", "--endpoint", endpoint.url, "-n", 3, "--json", input=""))
-    assert [record.get("logprob", 0) for record in told] == [0, None, None, None, 0]
+    lines = records(run("generate", "Zero", "--endpoint", endpoint.url, "-n", 3, "--json", input=""))
+    assert [record.get("logprob", 0) for record in lines] == [0, None, None, None, 0]
     assert "logprobs" not in endpoint.posts[-1]
     result = run("generate", "Zero", "--endpoint", endpoint.url, "-n", 3, "--probs", input="")
     assert (result.exit_code, result.stdout) == (EXIT_FAILURE, "")
@@ -158,7 +158,7 @@ def test_without_logprobs_json_works_and_probs_reports_it(run: Run, endpoint: En
 
 
 @pytest.mark.parametrize(
-    ("reason", "stop", "told"),
+    ("reason", "stop", "summary"),
     [
         ("stop", (), "stopped: end of text |"),
         ("stop", ("--stop", "x"), "end of text or a --stop string"),
@@ -166,11 +166,11 @@ def test_without_logprobs_json_works_and_probs_reports_it(run: Run, endpoint: En
     ],
 )
 def test_the_summary_shows_why_the_text_ended(
-    run: Run, endpoint: Endpoint, reason: str, stop: tuple[str, ...], told: str
+    run: Run, endpoint: Endpoint, reason: str, stop: tuple[str, ...], summary: str
 ) -> None:
     endpoint.responder = lambda handler: handler.stream(iter([{"choices": [{"text": "x", "finish_reason": reason}]}]))
     result = run("generate", "Zero", "--endpoint", endpoint.url, *stop, input="")
-    assert told in result.stderr
+    assert summary in result.stderr
 
 
 def test_an_interrupted_text_is_kept(run: Run, endpoint: Endpoint) -> None:
@@ -312,7 +312,7 @@ def test_the_key_is_sent_and_appears_nowhere(
         *words(command, tmp_path), "--endpoint", endpoint.url, "--verbose", *more, input="hi\n/probs\n/regenerate\n"
     )
     assert endpoint.posts
-    assert {asked.headers["Authorization"] for asked in endpoint.requests} == {f"Bearer {SECRET}"}
+    assert {request.headers["Authorization"] for request in endpoint.requests} == {f"Bearer {SECRET}"}
     written = [file.read_text(encoding="utf-8") for file in tmp_path.glob("*.json*")]
     for text in (result.stdout, result.stderr, *written):
         assert SECRET not in text
@@ -425,7 +425,7 @@ def talk(run: Run, endpoint: Endpoint, *typed: str, args: tuple[object, ...] = (
 
 
 def contents(body: dict[str, Any]) -> list[str]:
-    return [f"{said['role']}: {said['content']}" for said in body["messages"]]
+    return [f"{message['role']}: {message['content']}" for message in body["messages"]]
 
 
 def test_a_chat_sends_all_messages(run: Run, endpoint: Endpoint, tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_a_chat_sends_all_messages(run: Run, endpoint: Endpoint, tmp_path: Path)
     assert [body.get("seed") for body in endpoint.posts] == [None, None, 5, 6]
     assert {body["temperature"] for body in endpoint.posts} == {0.5}
     saved = json.loads(file.read_text(encoding="utf-8"))
-    assert [said["content"] for said in saved["messages"]] == ["Be brief", "ho", " one two", "ha", " one two"]
+    assert [message["content"] for message in saved["messages"]] == ["Be brief", "ho", " one two", "ha", " one two"]
     assert saved == json.loads((tmp_path / "s").read_text(encoding="utf-8"))
     assert saved["model"] == f"toy at {endpoint.url.removeprefix('http://')}"
     talk(run, endpoint, "again", args=("--chat", file))
@@ -466,12 +466,11 @@ def test_a_chat_shows_probabilities(run: Run, endpoint: Endpoint) -> None:
     result = talk(
         run, endpoint, "hi", "/explain", "/probs", "/regenerate", "/explain 1", "/explain 9", "/tokens", "/set top-k x"
     )
-    told = result.stderr
-    assert "no probabilities were requested for this reply" in told
-    assert "step 1: what follows “hi one”?" in told
-    assert "has no token 9" in told
-    assert "only the server can count" in told
-    assert "top-k: 'x' is not a whole number" in told
+    assert "no probabilities were requested for this reply" in result.stderr
+    assert "step 1: what follows “hi one”?" in result.stderr
+    assert "has no token 9" in result.stderr
+    assert "only the server can count" in result.stderr
+    assert "top-k: 'x' is not a whole number" in result.stderr
     assert endpoint.posts[1]["top_logprobs"] == 5
 
 
@@ -492,7 +491,7 @@ def test_an_error_ends_only_its_turn_and_keeps_the_text(run: Run, endpoint: Endp
     assert "status 500" in result.stderr
     assert "ended early" in result.stderr
     saved = json.loads(file.read_text(encoding="utf-8"))["messages"]
-    assert [said["content"] for said in saved] == ["b", " half", "c", " one two"]
+    assert [message["content"] for message in saved] == ["b", " half", "c", " one two"]
 
 
 # --- batch ---
@@ -662,7 +661,7 @@ def test_ctrl_c_keeps_the_text_and_closes_the_connection(
         assert json.loads(out.splitlines()[-1])["finish"] == "interrupted"
     elif command == "chat":
         saved = json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))
-        assert [said["content"] for said in saved["messages"]] == ["hi", " one"]
+        assert [message["content"] for message in saved["messages"]] == ["hi", " one"]
     else:
         lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["id"] for line in lines] == [0, 1]
@@ -697,8 +696,8 @@ def test_a_killed_batch_can_be_resumed(run: Run, endpoint: Endpoint, prompts: Pa
 
 
 def test_the_server_records_requests(run: Run, endpoint: Endpoint) -> None:
-    """The test server itself: tests that check no request would prove nothing."""
+    """The test server works: otherwise a test that expects no request would prove nothing."""
     run("generate", "Zero", "--endpoint", endpoint.url, "-n", 1, input="")
-    assert [type(asked) for asked in endpoint.requests] == [ReceivedRequest, ReceivedRequest]
-    assert [asked.path for asked in endpoint.requests] == ["/v1/models", "/v1/completions"]
-    assert {asked.headers["Accept-Encoding"] for asked in endpoint.requests} == {"identity"}
+    assert [type(request) for request in endpoint.requests] == [ReceivedRequest, ReceivedRequest]
+    assert [request.path for request in endpoint.requests] == ["/v1/models", "/v1/completions"]
+    assert {request.headers["Accept-Encoding"] for request in endpoint.requests} == {"identity"}

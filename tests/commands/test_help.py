@@ -31,58 +31,58 @@ def groups(text: str) -> dict[str, list[str]]:
     return found
 
 
-def test_commands_stand_under_their_purpose(run: Run) -> None:
-    told = groups(run("--help").stdout)
+def test_commands_are_grouped_by_purpose(run: Run) -> None:
+    shown = groups(run("--help").stdout)
     for title, names in GROUPS.items():
-        assert told[title] == list(names)
+        assert shown[title] == list(names)
     assert [name for names in GROUPS.values() for name in names] == list(COMMANDS)
 
 
-def test_exit_codes_are_told(run: Run) -> None:
+def test_exit_codes_are_listed(run: Run) -> None:
     codes = re.findall(r"^    (\d+) ", run("--help").stdout, re.MULTILINE)
     assert codes == ["0", "1", "2", str(EXIT_INTERRUPTED), str(EXIT_READER_GONE)]
 
 
-def test_options_of_generate_stand_under_headings(run: Run) -> None:
-    told = groups(run("generate", "--help").stdout)
-    assert told["Prompt"] == ["--prompt-file", "--parse-special"]
-    assert {"--model", "--device", "--threads"} <= set(told["Model"])
-    assert {"--temperature", "--samplers", "--seed"} <= set(told["Sampling"])
-    assert {"--echo", "--probs", "--json"} <= set(told["Output"])
-    assert told["Other"] == ["--verbose", "--help"]
-    assert list(told)[-1] == "Other"
-    assert "Options" not in told
+def test_options_of_generate_are_grouped(run: Run) -> None:
+    shown = groups(run("generate", "--help").stdout)
+    assert shown["Prompt"] == ["--prompt-file", "--parse-special"]
+    assert {"--model", "--device", "--threads"} <= set(shown["Model"])
+    assert {"--temperature", "--samplers", "--seed"} <= set(shown["Sampling"])
+    assert {"--echo", "--probs", "--json"} <= set(shown["Output"])
+    assert shown["Other"] == ["--verbose", "--help"]
+    assert list(shown)[-1] == "Other"
+    assert "Options" not in shown
     assert "--step" in groups(run("explain-step", "--help").stdout)["What is shown"]
     assert list(groups(run("models", "--help").stdout)) == ["Options"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_told_once_and_briefly(run: Run, name: str) -> None:
+def test_every_option_is_described_once_and_briefly(run: Run, name: str) -> None:
     text = run(name, "--help").stdout
     assert max(map(len, text.splitlines())) <= 80
-    told = [option for names in groups(text).values() for option in names if option.startswith("--")]
+    shown = [option for names in groups(text).values() for option in names if option.startswith("--")]
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
     options = [o for o in command.get_params(click.Context(command)) if isinstance(o, click.Option)]
-    assert sorted(told) == sorted(next(n for n in o.opts if n.startswith("--")) for o in options)
+    assert sorted(shown) == sorted(next(n for n in o.opts if n.startswith("--")) for o in options)
     assert "x>=" not in text
     assert "RANGE" not in text
     described = text[text.index("\n", text.index("Examples:")) :]
     entries = re.split(r"\n(?=  -)", described)
     for entry in entries[1:]:
-        # the names' own line, where they are long, and two of text; the list of samplers is a line longer
+        # at most a line for long names and two of text; the list of samplers has a line more
         body = re.split(r"\n\n", entry)[0].split("\n")
         assert len(body) <= 3 + ("--samplers" in entry), entry
 
 
-def test_help_is_of_the_program_not_of_the_config_file(run: Run, tmp_path: object) -> None:
+def test_help_shows_the_defaults_of_the_program_not_of_the_config_file(run: Run, tmp_path: object) -> None:
     from pathlib import Path
 
     path = Path(str(tmp_path)) / "c.toml"
     path.write_text("max-tokens = 7\n")
-    told = run("generate", "--help", env={"LLMCLI_CONFIG": str(path)}).stdout
-    assert told == run("generate", "--help").stdout
-    assert "[default: 512]" in told
+    shown = run("generate", "--help", env={"LLMCLI_CONFIG": str(path)}).stdout
+    assert shown == run("generate", "--help").stdout
+    assert "[default: 512]" in shown
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_help_is_of_the_program_not_of_the_config_file(run: Run, tmp_path: objec
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistyped_word_is_one_line_with_the_nearest(run: Run, args: list[str], hint: str) -> None:
+def test_a_mistyped_word_is_a_one_line_error_with_a_suggestion(run: Run, args: list[str], hint: str) -> None:
     result = run(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert re.fullmatch(r"llmcli: [^\n]*\n", result.stderr)
@@ -108,7 +108,7 @@ def test_a_mistyped_word_is_one_line_with_the_nearest(run: Run, args: list[str],
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["generate", "x", "-n", "abc"], "'abc' is not a whole number"),
         (["generate", "x", "-n", "1.5"], "'1.5' is not a whole number"),
@@ -116,19 +116,19 @@ def test_a_mistyped_word_is_one_line_with_the_nearest(run: Run, args: list[str],
         (["completion"], "Choose from: bash, zsh, fish"),
     ],
 )
-def test_what_is_wrong_is_said_in_plain_words(run: Run, args: list[str], told: str) -> None:
+def test_errors_are_in_plain_words(run: Run, args: list[str], message: str) -> None:
     result = run(*args)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert told in result.stderr
+    assert message in result.stderr
 
 
-def test_version_tells_python_torch_and_device(run: Run) -> None:
+def test_version_shows_python_torch_and_device(run: Run) -> None:
     import torch
 
-    told = run("--version").stdout
+    shown = run("--version").stdout
     device = version.default_device("2.9.0")
-    assert re.fullmatch(rf"llmcli {re.escape(__version__)} \(Python 3\.\d+\.\d+, torch \S+, device {device}\)\n", told)
-    assert f"torch {torch.__version__}," in told
+    assert re.fullmatch(rf"llmcli {re.escape(__version__)} \(Python 3\.\d+\.\d+, torch \S+, device {device}\)\n", shown)
+    assert f"torch {torch.__version__}," in shown
 
 
 def test_version_of_a_build_for_the_cpu_needs_no_torch() -> None:

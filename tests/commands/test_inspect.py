@@ -38,14 +38,14 @@ def test_output_formats_agree(run: Run, model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantized_models(run: Run, model: Path, tmp_path: Path, kind: str) -> None:
-    (asked,) = records(run("inspect", "-m", model, "--quantize", kind, "--json"))
+    (predicted,) = records(run("inspect", "-m", model, "--quantize", kind, "--json"))
     assert run("quantize", model, tmp_path / "small", "--to", kind).exit_code == 0
     (stored,) = records(run("inspect", "-m", tmp_path / "small", "--json"))
     assert stored["check"]["ok"]
-    assert asked["check"]["ok"]
+    assert predicted["check"]["ok"]
     for key in ("parameters", "groups", "measured", "cache"):
-        assert stored[key] == asked[key]
-    assert stored["disk_bytes"] < asked["disk_bytes"]
+        assert stored[key] == predicted[key]
+    assert stored["disk_bytes"] < predicted["disk_bytes"]
 
 
 def test_options_change_the_required_memory(run: Run, model: Path) -> None:

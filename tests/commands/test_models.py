@@ -201,8 +201,8 @@ def test_a_broken_huggingface_hub_is_one_line(hub: Hub) -> None:
 def test_huggingface_hub_prints_nothing_itself(tiny_hub: Hub) -> None:
     tiny_hub.warning = "Unauthenticated; Please log in"
     done = subprocess.run([*PROGRAM, "pull", "org/name"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    told = r"downloading .*\ndownloaded .*\norg/name is complete.*\n"
-    assert re.fullmatch(told, done.stderr)
+    expected = r"downloading .*\ndownloaded .*\norg/name is complete.*\n"
+    assert re.fullmatch(expected, done.stderr)
 
 
 @posix

@@ -43,13 +43,13 @@ def test_excluded_tokens_are_reported(model: Path, run: Run, word: str, left: st
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [("zebra", "'z', 'e', 'b'"), ("fox - fox", "is 0"), ("", "neither a word"), ("316", "ids are from 0 to 315")],
 )
-def test_a_word_without_an_embedding_is_an_error(model: Path, run: Run, word: str, said: str) -> None:
+def test_a_word_without_an_embedding_is_an_error(model: Path, run: Run, word: str, message: str) -> None:
     result = run("neighbours", word, "-m", model)
     assert result.exit_code == EXIT_USAGE
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 

@@ -65,15 +65,15 @@ def test_text_measures_the_loss_in_quality(run: Run, model: Path, tmp_path: Path
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{out}\n"
     _, line = result.stderr.splitlines()
-    told = re.fullmatch(r"([\d.]+) bits per byte before, ([\d.]+) after: perplexity ([+-][\d.]+)%", line)
-    assert told is not None
+    match = re.fullmatch(r"([\d.]+) bits per byte before, ([\d.]+) after: perplexity ([+-][\d.]+)%", line)
+    assert match is not None
     texts = [*TEXTS[:3], TEXTS[4]]
     ids = [Encoded(load_tokenizer(model).encode(text)) for text in texts]
     size = sum(len(text.encode()) for text in texts)
     old, new = (validate(load(f, device=CPU), ids, size, precision=torch.float32) for f in (model, out))
-    assert float(told[1]) == pytest.approx(old.bits_per_byte, abs=1e-4)
-    assert float(told[2]) == pytest.approx(new.bits_per_byte, abs=1e-4)
-    assert float(told[3]) == pytest.approx(100 * math.expm1(new.nats_per_token - old.nats_per_token), abs=0.01)
+    assert float(match[1]) == pytest.approx(old.bits_per_byte, abs=1e-4)
+    assert float(match[2]) == pytest.approx(new.bits_per_byte, abs=1e-4)
+    assert float(match[3]) == pytest.approx(100 * math.expm1(new.nats_per_token - old.nats_per_token), abs=0.01)
     assert old != new
 
 
@@ -134,7 +134,7 @@ def test_a_quantized_model_is_not_quantized_again(run: Run, model: Path, tmp_pat
     assert not list((tmp_path / "again").glob("*"))
     again = run("generate", "x", "-m", out, "--quantize", "int8")
     assert_one_line(again, "of out are already quantized", "--quantize", code=2)
-    pair = run("compare", "x", "-m", model, "-m", out, "--quantize", kind)  # tells which, and what would be fair
+    pair = run("compare", "x", "-m", model, "-m", out, "--quantize", kind)
     assert_one_line(pair, "the weights of out are", "or name the original model", code=2)
     assert_one_line(run("generate", "x", "-m", out, "--adapter", model), "adapter", code=2)
 

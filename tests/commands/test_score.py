@@ -51,8 +51,8 @@ def test_the_most_surprising_tokens_are_in_the_order_of_the_text(model: Path, ru
     _, *rows = table(result)
     most = sorted(record["tokens"], key=lambda token: token["surprisal"])[-top:]
     assert [int(row[0]) for row in rows] == sorted(token["position"] for token in most)
-    told = f"the {top} most surprising of {len(record['tokens'])} tokens"
-    assert (told in result.stdout) == (0 < top < len(record["tokens"]))
+    title = f"the {top} most surprising of {len(record['tokens'])} tokens"
+    assert (title in result.stdout) == (0 < top < len(record["tokens"]))
     assert scored(run, model, TEXT, "--top", str(top)) == record
 
 
@@ -65,9 +65,9 @@ def test_totals_count_only_scored_tokens(model: Path, run: Run) -> None:
     assert record["perplexity"] == pytest.approx(
         math.exp(-sum(token["logprob"] for token in record["tokens"]) / len(record["tokens"]))
     )
-    said = run("score", TEXT, "-m", model).stdout
-    assert f"{len(record['tokens'])} tokens, {bits:.1f} bits" in said
-    assert f"The first token, {record['first']['text']}, is not scored" in said
+    output = run("score", TEXT, "-m", model).stdout
+    assert f"{len(record['tokens'])} tokens, {bits:.1f} bits" in output
+    assert f"The first token, {record['first']['text']}, is not scored" in output
 
 
 def test_a_terminal_colors_the_text_by_rank(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_ctrl_c_keeps_the_text_and_exits_130(model: Path) -> None:
 
 @posix
 def test_sigint_mid_stream(tmp_path: Path, model: Path) -> None:
-    """Interrupted for real while it streams: what was written stays, the end is told."""
+    """A real SIGINT while text streams: the written lines stay, and the last one reports the interruption."""
     import json
 
     with subprocess.Popen(

@@ -63,9 +63,9 @@ def test_with_torchrun_only_the_first_rank_prints(model: Path, run: Run) -> None
 def test_score_and_chat_of_a_split_model(model: Path, chat_model: Path, run: Run) -> None:
     scored = ("score", "The old fox met a hen.", "-m", model, "--dtype", "float32", "--json")
     assert without_floats(llmcli(*scored, "--tensor-parallel", 3).stdout) == without_floats(run(*scored).stdout)
-    said = "The fox\n/undo\nThe hen\nThe crow\n"
+    typed = "The fox\n/undo\nThe hen\nThe crow\n"
     chat = ("chat", "-m", chat_model, "-n", 12, *EXACT)
-    assert llmcli(*chat, "--tensor-parallel", 2, input=said).stdout == run(*chat, input=said).stdout
+    assert llmcli(*chat, "--tensor-parallel", 2, input=typed).stdout == run(*chat, input=typed).stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
@@ -87,10 +87,10 @@ def test_the_text_survives_a_killed_rank(model: Path, run: Run, tmp_path: Path) 
     other = next(line.split()[0] for line in children.stdout.splitlines() if "spawn_main" in line)
     os.kill(int(other), signal.SIGKILL)
     began = time.monotonic()
-    _, told = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 30
     assert process.returncode == 1
-    assert told == "llmcli: another rank has ended or does not respond (start again)\n"
+    assert errors == "llmcli: another rank has ended or does not respond (start again)\n"
     text = (
         written.read_text(encoding="utf-8").removesuffix("\n").rstrip("\ufffd")
     )  # its last character may be incomplete

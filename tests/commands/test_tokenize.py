@@ -98,9 +98,9 @@ def test_exclusive_options(run: Run, model: Path, tmp_path: Path) -> None:
 def test_a_table_in_a_file_has_no_text_around_it(run: Run, model: Path) -> None:
     result = run("tokenize", TEXT, "-m", model)
     assert all(line.count("\t") == 4 for line in result.stdout.splitlines())
-    told = result.stderr.splitlines()
-    assert "tokens" in told[0]
-    assert told[1].startswith("check: ok")
+    lines = result.stderr.splitlines()
+    assert "tokens" in lines[0]
+    assert lines[1].startswith("check: ok")
 
 
 def test_the_picture_has_the_check_line(run: Run, model: Path, tmp_path: Path) -> None:

@@ -191,9 +191,9 @@ def test_a_terminal_shows_every_result_within_its_width(terminal: Tty) -> None:
 def test_missing_numbers_are_null_in_json() -> None:
     from llmcli.render.json_forms import record
 
-    told = json.dumps(record(report()), allow_nan=False)
-    assert json.loads(told)["proofs"][4]["error"] is None
-    assert json.loads(told)["proofs"][4]["verdict"] == "failed"
+    proofs = json.loads(json.dumps(record(report()), allow_nan=False))["proofs"]
+    assert proofs[4]["error"] is None
+    assert proofs[4]["verdict"] == "failed"
 
 
 def test_progress_is_shown_only_on_a_terminal_and_erased(terminal: Tty) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ from llmcli.generation.filters import Temperature
 from llmcli.generation.sampling import Sampler
 from llmcli.hub import default_model
 from llmcli.model.cache import KVCache
-from tests.tiny import CASES, Tiny, greedy, random_ids
+from tests.tiny import CASES, TinyFactory, greedy, random_ids
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -52,7 +50,7 @@ def test_the_default_on_a_gpu_is_bfloat16_and_close_to_fp32() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_steps_generate_the_same_text_as_ordinary_ones(
-    tiny: Callable[[str], Tiny], name: str, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Across windows, scaled rotary angles and several recordings; a mixture of experts is not recorded."""
     model, prompt = tiny(name).load().to("cuda"), random_ids(10, seed=0)[0].tolist()

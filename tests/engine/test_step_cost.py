@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from llmcli.model import attention
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
-from tests.tiny import CASES, Tiny
+from tests.tiny import CASES, TinyFactory
 
 # Limits of tensor operations per layer, views included: the present numbers and a small margin.
 MAX_OPERATIONS = {"llama": 45, "qwen3": 56, "gemma2": 90, "gpt2": 40}
@@ -49,12 +48,12 @@ def counted(model: Transformer, past: int) -> Count:
     return count
 
 
-def bf16(tiny: Callable[[str], Tiny], name: str) -> Transformer:
+def bf16(tiny: TinyFactory, name: str) -> Transformer:
     return tiny(name).load().to(torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", MAX_OPERATIONS)
-def test_a_step_has_few_operations_and_no_matrix_matrix_product(tiny: Callable[[str], Tiny], name: str) -> None:
+def test_a_step_has_few_operations_and_no_matrix_matrix_product(tiny: TinyFactory, name: str) -> None:
     model = bf16(tiny, name)
     count = counted(model, 8)
     layers = model.config.num_hidden_layers
@@ -66,14 +65,14 @@ def test_a_step_has_few_operations_and_no_matrix_matrix_product(tiny: Callable[[
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-def test_a_step_has_the_same_operations_at_any_depth(tiny: Callable[[str], Tiny], name: str) -> None:
+def test_a_step_has_the_same_operations_at_any_depth(tiny: TinyFactory, name: str) -> None:
     model = bf16(tiny, name)
     near, far = counted(model, 6), counted(model, 20)
     assert near.calls == far.calls
 
 
 @pytest.mark.parametrize(("quantization", "kernel"), [("int8", "_int_mm"), ("int4", "_weight_int4pack_mm_for_cpu")])
-def test_a_step_never_unpacks_quantized_weights(tiny: Callable[[str], Tiny], quantization: Any, kernel: str) -> None:
+def test_a_step_never_unpacks_quantized_weights(tiny: TinyFactory, quantization: Any, kernel: str) -> None:
     model = bf16(tiny, "llama")
     quantize(model, quantization)
     count = counted(model, 8)
@@ -84,9 +83,7 @@ def test_a_step_never_unpacks_quantized_weights(tiny: Callable[[str], Tiny], qua
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_without_a_trace_nothing_is_recorded(
-    tiny: Callable[[str], Tiny], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_trace_nothing_is_recorded(tiny: TinyFactory, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither prefill nor decoding copies anything or computes attention weights, even after a traced pass."""
 
     def called(*args: Any, **kwargs: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,9 +13,8 @@ from llmcli.model import attention
 from llmcli.model.transformer import Transformer
 from tests.explain.reference import IDS, LENGTH, Recording, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG
-from tests.tiny import CASES, WINDOW, Tiny
+from tests.tiny import CASES, WINDOW, Tiny, TinyFactory
 
-Make = Callable[[str], Tiny]
 ROWS = 12
 
 
@@ -46,7 +43,7 @@ def expected_norms(case: Tiny, recorded: Recording) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rows_match_transformers(tiny: Make, name: str) -> None:
+def test_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     report, recorded = report_of(case), record_pass(case, IDS)
     assert report.check.ok
@@ -64,7 +61,7 @@ def test_rows_match_transformers(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "smollm3-windows"])
-def test_the_pattern_of_a_head_matches_transformers(tiny: Make, name: str) -> None:
+def test_the_pattern_of_a_head_matches_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     recorded = record_pass(case, IDS)
     for layer in range(len(recorded.attention)):
@@ -77,7 +74,7 @@ def test_the_pattern_of_a_head_matches_transformers(tiny: Make, name: str) -> No
     assert [piece.id for piece in report.pieces] == IDS
 
 
-def test_only_the_selected_layers_count(tiny: Make) -> None:
+def test_only_the_selected_layers_count(tiny: TinyFactory) -> None:
     case = tiny("llama")
     recorded = record_pass(case, IDS)
     for source in report_of(case, layers=[1]).sources:
@@ -85,7 +82,7 @@ def test_only_the_selected_layers_count(tiny: Make) -> None:
         assert abs(source.mean - float(recorded.attention[1][:, -1, source.position].mean())) <= CLOSE
 
 
-def test_positions_outside_all_windows_get_no_attention(tiny: Make) -> None:
+def test_positions_outside_all_windows_get_no_attention(tiny: TinyFactory) -> None:
     report = report_of(tiny("mistral"))
     hidden = [source for source in report.sources if source.position < LENGTH - WINDOW]
     assert hidden
@@ -93,7 +90,7 @@ def test_positions_outside_all_windows_get_no_attention(tiny: Make) -> None:
     assert all(source.mean > 0 for source in report.sources[LENGTH - WINDOW :])
 
 
-def test_a_short_text_has_a_small_pattern(tiny: Make) -> None:
+def test_a_short_text_has_a_small_pattern(tiny: TinyFactory) -> None:
     report = attention_pattern(loaded(tiny("llama")), IDS, (0, 0), position=2, rows=ROWS)
     assert [len(row.weights) for row in report.rows] == [1, 2, 3]
     assert report.rows[0].weights == (1.0,)
@@ -102,7 +99,7 @@ def test_a_short_text_has_a_small_pattern(tiny: Make) -> None:
 # Mistakes that the check must catch.
 
 
-def test_a_missing_mask_fails_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mask_fails_the_check(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_mask(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
         return torch.ones(count, past + count, dtype=torch.bool, device=device)
 
@@ -114,7 +111,7 @@ def test_a_missing_mask_fails_the_check(tiny: Make, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gpt_neox"])
 def test_other_weights_than_the_layer_used_fail_the_check(
-    tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The recorded weights sum to 1 but have the wrong scale; what attention adds is correct."""
     right = attention.attention_weights
@@ -129,7 +126,7 @@ def test_other_weights_than_the_layer_used_fail_the_check(
     ]
 
 
-def test_norms_need_the_right_output_matrix(tiny: Make) -> None:
+def test_norms_need_the_right_output_matrix(tiny: TinyFactory) -> None:
     case = tiny("llama")
     model, recorded = case.load(), record_pass(case, IDS)
     reading = observe(model, IDS)
@@ -140,7 +137,7 @@ def test_norms_need_the_right_output_matrix(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_other_dtypes_pass_the_check(tiny: Make, dtype: torch.dtype) -> None:
+def test_other_dtypes_pass_the_check(tiny: TinyFactory, dtype: torch.dtype) -> None:
     for name in ("llama", "gemma2", "gpt2"):
         case = tiny(name)
         assert report_of(case, case.load().to(dtype)).check.ok

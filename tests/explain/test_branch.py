@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -25,9 +25,8 @@ from llmcli.render.branch import print_branch
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
-from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, VOCAB, Tiny, random_ids
+from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, VOCAB, Tiny, TinyFactory, random_ids
 
-Make = Callable[[str], Tiny]
 WIDTH, DEPTH = 2, 3
 
 
@@ -67,7 +66,7 @@ def error_of(report: BranchReport, case: Tiny, ids: list[int]) -> float:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "llama-dynamic"])
-def test_nodes_match_transformers(tiny: Make, name: str) -> None:
+def test_nodes_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     report = report_of(case)
     assert report.check.ok
@@ -77,7 +76,7 @@ def test_nodes_match_transformers(tiny: Make, name: str) -> None:
     assert error_of(report, case, IDS) <= CLOSE
 
 
-def test_rope_frequencies_change_within_the_tree(tiny: Make) -> None:
+def test_rope_frequencies_change_within_the_tree(tiny: TinyFactory) -> None:
     """The original context of longrope ends between the second token and the third."""
     case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
     report = report_of(case, ids)
@@ -85,7 +84,7 @@ def test_rope_frequencies_change_within_the_tree(tiny: Make) -> None:
     assert error_of(report, case, ids) <= CLOSE
 
 
-def test_dynamic_frequencies_are_those_of_the_total_length(tiny: Make) -> None:
+def test_dynamic_frequencies_are_those_of_the_total_length(tiny: TinyFactory) -> None:
     """transformers uses the frequencies of the text's own length, so each path is padded to the total length."""
     case, worst = tiny("llama-dynamic"), 0.0
     ids = IDS[:20]
@@ -103,7 +102,7 @@ def test_dynamic_frequencies_are_those_of_the_total_length(tiny: Make) -> None:
     assert worst <= CLOSE
 
 
-def test_path_probabilities_are_products(tiny: Make) -> None:
+def test_path_probabilities_are_products(tiny: TinyFactory) -> None:
     report = report_of(tiny("qwen3"), width=3)
     for node in nodes(report.children):
         along = [other.p for other in nodes(report.children) if node.path[: len(other.path)] == other.path]
@@ -115,7 +114,7 @@ def test_path_probabilities_are_products(tiny: Make) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt2"])
 def test_the_text_is_read_once_and_each_branch_reads_only_its_own_tokens(
-    tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
     right = KVCache.advance
@@ -131,7 +130,7 @@ def test_the_text_is_read_once_and_each_branch_reads_only_its_own_tokens(
     assert len(read) > WIDTH
 
 
-def test_a_stop_token_ends_its_branch(tiny: Make) -> None:
+def test_a_stop_token_ends_its_branch(tiny: TinyFactory) -> None:
     case = tiny("llama")
     first = report_of(case).children[0].piece.id
     opened = dataclasses.replace(loaded(case), defaults=Defaults((first,), {}, {}))
@@ -141,7 +140,7 @@ def test_a_stop_token_ends_its_branch(tiny: Make) -> None:
     assert (other.end, len(other.children)) == (None, WIDTH)
 
 
-def test_the_check_covers_a_tree_of_stop_tokens(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_covers_a_tree_of_stop_tokens(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = dataclasses.replace(loaded(tiny("llama")), defaults=Defaults(tuple(range(VOCAB)), {}, {}))
     report = branch(opened, IDS, width=WIDTH, depth=DEPTH)
     assert report.check.ok
@@ -154,7 +153,7 @@ def test_the_check_covers_a_tree_of_stop_tokens(tiny: Make, monkeypatch: pytest.
     assert not tree.fresh_claim().holds
 
 
-def test_the_check_reads_the_best_path_and_the_last(tiny: Make) -> None:
+def test_the_check_reads_the_best_path_and_the_last(tiny: TinyFactory) -> None:
     case = tiny("qwen3")
     tree = module.Tree(loaded(case), IDS, 3, 3)
     _, children = tree.grow((), 0.0)
@@ -165,7 +164,7 @@ def test_the_check_reads_the_best_path_and_the_last(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-def test_branches_end_with_the_context(tiny: Make, name: str) -> None:
+def test_branches_end_with_the_context(tiny: TinyFactory, name: str) -> None:
     ids = random_ids(CONTEXT - 1, seed=6)[0].tolist()
     report = report_of(tiny(name), ids)
     assert report.check.ok
@@ -173,7 +172,7 @@ def test_branches_end_with_the_context(tiny: Make, name: str) -> None:
     assert ends == {1: None, 2: "context"}
 
 
-def test_embedding_rows_without_a_token_are_not_candidates(tiny: Make) -> None:
+def test_embedding_rows_without_a_token_are_not_candidates(tiny: TinyFactory) -> None:
     case = tiny("llama")
     opened = loaded(case)
     few = LoadedModel(opened.name, opened.folder, opened.model, _first_tokens(20), opened.defaults)
@@ -197,12 +196,12 @@ def _first_tokens(count: int) -> Any:
     ("width", "depth", "message"),
     [(1001, 1, "1000 nodes"), (10, 3, "1000 nodes"), (2, 9, "1000 nodes"), (1, 101, "100"), (3, 10**9, "100")],
 )
-def test_a_tree_that_is_too_large_is_an_error(tiny: Make, width: int, depth: int, message: str) -> None:
+def test_a_tree_that_is_too_large_is_an_error(tiny: TinyFactory, width: int, depth: int, message: str) -> None:
     with pytest.raises(LlmcliError, match=message):
         report_of(tiny("llama"), width=width, depth=depth)
 
 
-def test_the_deepest_tree_can_be_printed_and_written(tiny: Make) -> None:
+def test_the_deepest_tree_can_be_printed_and_written(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     model.config = dataclasses.replace(model.config, eos_token_ids=())
     report = report_of(tiny("llama"), IDS[:20], width=1, depth=module.MAX_DEPTH, model=model)
@@ -220,7 +219,9 @@ def test_the_deepest_tree_can_be_printed_and_written(tiny: Make) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama-tied", "mistral", "gpt2"])
-def test_quantized_models_pass_the_check(tiny: Make, name: str, kind: Quantization | Literal["bfloat16"]) -> None:
+def test_quantized_models_pass_the_check(
+    tiny: TinyFactory, name: str, kind: Quantization | Literal["bfloat16"]
+) -> None:
     model = tiny(name).load()
     if kind == "bfloat16":
         model.to(torch.bfloat16)
@@ -229,7 +230,7 @@ def test_quantized_models_pass_the_check(tiny: Make, name: str, kind: Quantizati
     assert report_of(tiny(name), model=model).check.ok
 
 
-def test_a_text_longer_than_the_context_is_an_error(tiny: Make) -> None:
+def test_a_text_longer_than_the_context_is_an_error(tiny: TinyFactory) -> None:
     with pytest.raises(LlmcliError, match=str(CONTEXT)):
         report_of(tiny("llama"), random_ids(CONTEXT + 1, seed=6)[0].tolist())
     assert VOCAB > 20
@@ -239,7 +240,7 @@ def test_a_text_longer_than_the_context_is_an_error(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_a_cache_that_is_not_truncated_fails(tiny: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_not_truncated_fails(tiny: TinyFactory, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``truncate`` does nothing: the cache keeps the tokens of the previous branch."""
 
     def truncate_nothing(cache: KVCache, length: int) -> None:
@@ -258,7 +259,7 @@ def test_a_cache_that_is_not_truncated_fails(tiny: Make, name: str, monkeypatch:
     assert not report_of(case, model=model).check.ok
 
 
-def test_keys_with_stale_rope_frequencies_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_with_stale_rope_frequencies_fail(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The original context of longrope ends within the tree."""
     case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
     assert report_of(case, ids).check.ok
@@ -266,7 +267,7 @@ def test_keys_with_stale_rope_frequencies_fail(tiny: Make, monkeypatch: pytest.M
     assert not report_of(case, ids).check.ok
 
 
-def test_frequencies_planned_for_another_branch_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frequencies_planned_for_another_branch_fail(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planned length of a longer branch is used for a shorter one."""
     monkeypatch.setattr(module, "planned_length", lambda rope, prompt, total: total)
     case, ids = tiny("phi3-longrope"), IDS[: ROPE_ORIGINAL - 1]
@@ -279,7 +280,7 @@ def test_frequencies_planned_for_another_branch_fail(tiny: Make, monkeypatch: py
     [("others", 0.01, 1), ("p", 0.01, 1), ("p", 0.01, 2), ("logprob", 0.01, 2)],
 )
 def test_probabilities_that_do_not_add_up_fail(
-    tiny: Make, field: str, mistake: float, claim: int, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, field: str, mistake: float, claim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = module.Tree._node
 

@@ -26,9 +26,8 @@ from llmcli.storage.quantize import Quantization, quantize
 from llmcli.text.tokenizer import Tokenizer
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
-from tests.tiny import CONTEXT, VOCAB, Tiny, random_ids
+from tests.tiny import CONTEXT, VOCAB, Tiny, TinyFactory, random_ids
 
-Make = Callable[[str], Tiny]
 TEXT = " ".join(f"w{id}" for id in IDS)
 
 
@@ -43,7 +42,7 @@ def totals(report: CompareReport) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("first", "second"), [("llama", "gpt2"), ("gemma2", "qwen3"), ("gpt_neox", "mistral")])
-def test_both_models_match_transformers(tiny: Make, first: str, second: str) -> None:
+def test_both_models_match_transformers(tiny: TinyFactory, first: str, second: str) -> None:
     cases = tiny(first), tiny(second)
     report = compare(*(loaded(case) for case in cases), TEXT)
     assert report.check.ok
@@ -62,13 +61,13 @@ def test_both_models_match_transformers(tiny: Make, first: str, second: str) -> 
     assert [bits * size * -math.log(2) for bits in report.bits_per_byte] == pytest.approx(totals(report))
 
 
-def test_a_model_does_not_differ_from_itself(tiny: Make) -> None:
+def test_a_model_does_not_differ_from_itself(tiny: TinyFactory) -> None:
     report = compare(loaded(tiny("llama")), loaded(tiny("llama")), TEXT)
     assert all(token.delta == token.kl == 0 for token in report.tokens)
     assert (report.mean_kl, report.other_favourite) == (0, 0)
 
 
-def test_a_change_shows_where_it_was_made(tiny: Make) -> None:
+def test_a_change_shows_where_it_was_made(tiny: TinyFactory) -> None:
     """One row of the head is changed: only that token can become more probable, wherever it occurs."""
     case, token = tiny("llama"), IDS[10]
     tuned = case.load()
@@ -82,7 +81,7 @@ def test_a_change_shows_where_it_was_made(tiny: Make) -> None:
     assert all(t.kl > 0 for t in report.tokens)
 
 
-def test_windows_have_the_smaller_context(tiny: Make) -> None:
+def test_windows_have_the_smaller_context(tiny: TinyFactory) -> None:
     short, long = loaded(tiny("qwen3")), loaded(tiny("llama"))
     short.model.config = dataclasses.replace(short.model.config, max_position_embeddings=32)
     assert short.model.config.max_position_embeddings < len(IDS) < long.model.config.max_position_embeddings
@@ -95,7 +94,7 @@ def test_windows_have_the_smaller_context(tiny: Make) -> None:
         assert torch.allclose(found, surprisals(one.model, IDS), atol=CLOSE)
 
 
-def test_different_tokenizers_are_an_error(tiny: Make) -> None:
+def test_different_tokenizers_are_an_error(tiny: TinyFactory) -> None:
     ours = loaded(tiny("llama"))
     fast = FastTokenizer(WordLevel({f"v{n}": n for n in range(97)}, unk_token="v0"))
     other = LoadedModel("other", ours.folder, ours.model, Tokenizer(fast, "other"), ours.defaults)
@@ -103,12 +102,12 @@ def test_different_tokenizers_are_an_error(tiny: Make) -> None:
         compare(ours, other, TEXT)
 
 
-def test_a_text_of_one_token_is_an_error(tiny: Make) -> None:
+def test_a_text_of_one_token_is_an_error(tiny: TinyFactory) -> None:
     with pytest.raises(LlmcliError, match="too short"):
         compare(loaded(tiny("llama")), loaded(tiny("llama")), "w1")
 
 
-def test_different_tokens_from_one_vocabulary_are_an_error(tiny: Make) -> None:
+def test_different_tokens_from_one_vocabulary_are_an_error(tiny: TinyFactory) -> None:
     """One tokenizer adds a BOS token, the other does not."""
     ours = loaded(tiny("llama"))
     fast = FastTokenizer.from_str(ours.tokenizer.fast.to_str())
@@ -136,7 +135,7 @@ def widened(case: Tiny, rows: int) -> Transformer:
 
 
 @pytest.mark.parametrize(("known", "added"), [(80, 0), (97, 40), (120, 40), (200, 0)])
-def test_candidates_are_the_tokens_that_both_have(tiny: Make, known: int, added: int) -> None:
+def test_candidates_are_the_tokens_that_both_have(tiny: TinyFactory, known: int, added: int) -> None:
     """Neither padding of the embedding nor tokens without an embedding count."""
     cases, both = (tiny("llama"), tiny("gpt2")), min(known, VOCAB)
     tokenizer, ids = words(known), [id % 80 for id in IDS]
@@ -154,7 +153,7 @@ def test_candidates_are_the_tokens_that_both_have(tiny: Make, known: int, added:
 
 
 @pytest.mark.parametrize("length", [CONTEXT + 2, 3 * CONTEXT])
-def test_a_text_longer_than_the_context_is_compared_in_step(tiny: Make, length: int) -> None:
+def test_a_text_longer_than_the_context_is_compared_in_step(tiny: TinyFactory, length: int) -> None:
     """Each token has the surprisal that ``surprisals`` gives, whose windows have their own tests."""
     pair, ids = (loaded(tiny("qwen3")), loaded(tiny("llama"))), random_ids(length, seed=5)[0].tolist()
     report = compare(*pair, " ".join(f"w{id}" for id in ids))
@@ -166,7 +165,7 @@ def test_a_text_longer_than_the_context_is_compared_in_step(tiny: Make, length: 
         assert torch.allclose(found, surprisals(one.model, ids), atol=CLOSE)
 
 
-def test_few_logits_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_logits_are_in_memory_at_a_time(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never the logits of a whole text, of either model."""
     monkeypatch.setattr(engine, "MAX_LOGITS", VOCAB * 5)
     sizes: list[tuple[str, int]] = []
@@ -186,7 +185,7 @@ def test_few_logits_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", [None, "int8"])
-def test_other_dtypes_pass_the_check(tiny: Make, kind: Quantization | None) -> None:
+def test_other_dtypes_pass_the_check(tiny: TinyFactory, kind: Quantization | None) -> None:
     case = tiny("qwen2-windows")
     model = case.load().to(torch.bfloat16)
     if kind is not None:
@@ -210,7 +209,7 @@ def test_other_dtypes_pass_the_check(tiny: Make, kind: Quantization | None) -> N
     ids=["the other way round", "in nats", "too small", "no number"],
 )
 def test_a_wrong_divergence_fails_the_check(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., torch.Tensor]
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., torch.Tensor]
 ) -> None:
     from llmcli.explain import comparison as module
 
@@ -218,7 +217,7 @@ def test_a_wrong_divergence_fails_the_check(
     assert not compare(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT).check.ok
 
 
-def test_rows_out_of_step_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_out_of_step_fail_the_check(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcli.explain import comparison as module
 
     right = module._predictions

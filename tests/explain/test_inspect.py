@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from llmcli.model.device import Memory, memory_limit, physical_memory
 from llmcli.storage.quantize import quantize
 from llmcli.storage.quantized_checkpoint import save_quantized
 from llmcli.train.vocabulary import train_tokenizer
-from tests.tiny import CASES, CONTEXT, CPU, WINDOW, Tiny
+from tests.tiny import CASES, CONTEXT, CPU, WINDOW, TinyFactory
 
-Make = Callable[[str], Tiny]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -49,7 +47,7 @@ def report_of(folder: Path, **changed: Any) -> InspectReport:
 
 
 @every_case
-def test_parameters_match_transformers(tiny: Make, name: str) -> None:
+def test_parameters_match_transformers(tiny: TinyFactory, name: str) -> None:
     reference = tiny(name).reference
     report = report_of(tiny(name).folder)
     assert report.check.ok, report.check
@@ -61,7 +59,7 @@ def test_parameters_match_transformers(tiny: Make, name: str) -> None:
 
 
 @every_case
-def test_groups_match_transformers(tiny: Make, name: str) -> None:
+def test_groups_match_transformers(tiny: TinyFactory, name: str) -> None:
     """Groups parameters by transformers' names, which differ from ours."""
     counts = dict.fromkeys(GROUPS, 0)
     for theirs, parameter in tiny(name).reference.named_parameters():
@@ -87,14 +85,14 @@ def transformers_group(name: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "chosen", "experts"), [("mixtral", 2, 4), ("qwen3_moe", 2, 6), ("olmoe", 2, 5)])
-def test_only_the_chosen_experts_are_active(tiny: Make, name: str, chosen: int, experts: int) -> None:
+def test_only_the_chosen_experts_are_active(tiny: TinyFactory, name: str, chosen: int, experts: int) -> None:
     report = report_of(tiny(name).folder)
     (of_experts,) = [group.parameters for group in report.groups if group.name == "experts"]
     assert (report.shape.experts, report.shape.experts_per_token) == (experts, chosen)
     assert report.parameters - report.active == of_experts // experts * (experts - chosen)
 
 
-def test_without_experts_all_parameters_are_active(tiny: Make) -> None:
+def test_without_experts_all_parameters_are_active(tiny: TinyFactory) -> None:
     report = report_of(tiny("llama").folder)
     assert report.active == report.parameters
 
@@ -105,7 +103,7 @@ def test_without_experts_all_parameters_are_active(tiny: Make) -> None:
 @every_case
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bytes_match_the_opened_model(tiny: Make, name: str, kind: Any, dtype: str) -> None:
+def test_bytes_match_the_opened_model(tiny: TinyFactory, name: str, kind: Any, dtype: str) -> None:
     model = tiny(name).load().to(DTYPES[dtype])
     predicted = weight_bytes(empty_model(model.config), DTYPES[dtype], kind)
     if kind is not None:
@@ -115,7 +113,7 @@ def test_bytes_match_the_opened_model(tiny: Make, name: str, kind: Any, dtype: s
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "olmoe", "phi3"])
-def test_quantized_checkpoints(tiny: Make, tmp_path: Path, name: str, kind: Any) -> None:
+def test_quantized_checkpoints(tiny: TinyFactory, tmp_path: Path, name: str, kind: Any) -> None:
     raw = json.loads((tiny(name).folder / "config.json").read_text())
     save_quantized(tiny(name).load(), kind, tmp_path, raw)
     report = report_of(tmp_path)
@@ -129,7 +127,7 @@ def test_quantized_checkpoints(tiny: Make, tmp_path: Path, name: str, kind: Any)
     )
 
 
-def test_unused_tensors_are_named(tiny: Make, tmp_path: Path) -> None:
+def test_unused_tensors_are_named(tiny: TinyFactory, tmp_path: Path) -> None:
     """A copy of a tied head, as old files have it, is not counted twice."""
     from safetensors.torch import load_file, save_file
 
@@ -177,7 +175,7 @@ def attended_bytes(config: ModelConfig, tokens: int) -> int:
 
 @every_case
 @pytest.mark.parametrize("tokens", [1, WINDOW, CONTEXT, 1500])
-def test_a_filled_cache_is_in_the_predicted_range(tiny: Make, name: str, tokens: int) -> None:
+def test_a_filled_cache_is_in_the_predicted_range(tiny: TinyFactory, name: str, tokens: int) -> None:
     config = tiny(name).load().config
     found = cache_bytes(config, torch.float32, tokens, chunk=512, device=CPU)
     assert found.needed == attended_bytes(config, tokens)
@@ -189,7 +187,7 @@ def test_a_filled_cache_is_in_the_predicted_range(tiny: Make, name: str, tokens:
     assert found.most <= 1.5 * found.needed or found.windowed
 
 
-def test_windows_save_memory(tiny: Make) -> None:
+def test_windows_save_memory(tiny: TinyFactory) -> None:
     config = tiny("gemma3_text").load().config
     full = replace(config, layer_types=(), sliding_window=None)
     assert (
@@ -201,7 +199,7 @@ def test_windows_save_memory(tiny: Make) -> None:
 # Memory.
 
 
-def test_fits_depends_on_the_machine(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_depends_on_the_machine(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     need = report_of(tiny("llama").folder).needs[0]
     for memory, fits in (
         (Memory(need.total, None), True),
@@ -217,7 +215,7 @@ def test_fits_depends_on_the_machine(tiny: Make, monkeypatch: pytest.MonkeyPatch
         assert [other.weights for other in report.needs] == ["float32", "int8", "int4"]
 
 
-def test_more_tokens_than_the_context_are_an_error(tiny: Make) -> None:
+def test_more_tokens_than_the_context_are_an_error(tiny: TinyFactory) -> None:
     assert [report_of(tiny("llama").folder, tokens=n).tokens for n in (None, 5, CONTEXT)] == [CONTEXT, 5, CONTEXT]
     with pytest.raises(LlmcliError, match=str(CONTEXT)):
         report_of(tiny("llama").folder, tokens=CONTEXT + 1)
@@ -249,7 +247,7 @@ def test_limits_of_containers(tmp_path: Path, file: str, text: str, limit: int |
 # Mistakes that the check must catch.
 
 
-def test_a_tied_head_counted_twice_fails(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tied_head_counted_twice_fails(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report_of(tiny("llama-tied").folder).check.ok
     monkeypatch.setattr(view, "empty_model", lambda config: empty_model(replace(config, tie_word_embeddings=False)))
     report = report_of(tiny("llama-tied").folder)
@@ -258,7 +256,7 @@ def test_a_tied_head_counted_twice_fails(tiny: Make, monkeypatch: pytest.MonkeyP
     assert not report_of(tiny("llama").folder).check.ok
 
 
-def test_an_ignored_window_fails(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_window_fails(tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(tiny("gemma2").folder, tmp_path, dirs_exist_ok=True)
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"max_position_embeddings": 8192}))
@@ -271,7 +269,7 @@ def test_an_ignored_window_fails(tiny: Make, tmp_path: Path, monkeypatch: pytest
     assert [claim.holds for claim in report_of(tmp_path).check.claims] == [True, True, False]
 
 
-def test_ignored_key_value_heads_fail(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignored_key_value_heads_fail(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every head had its own keys and values."""
 
     def ungrouped(config: ModelConfig, *args: Any, **options: Any) -> size.CacheBytes:
@@ -282,14 +280,14 @@ def test_ignored_key_value_heads_fail(tiny: Make, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_forgotten_scales_fail(tiny: Make, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgotten_scales_fail(tiny: TinyFactory, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report_of(tiny("llama").folder, quantization=kind).check.ok
     monkeypatch.setattr(size, "SCALE_BYTES", 0)
     assert not report_of(tiny("llama").folder, quantization=kind).check.ok
 
 
 def test_files_with_another_number_of_parameters_fail(
-    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine has no memory to open the model, which would raise an error."""
     shutil.copytree(tiny("llama").folder, tmp_path, dirs_exist_ok=True)
@@ -305,7 +303,7 @@ def test_files_with_another_number_of_parameters_fail(
 
 
 @every_case
-def test_the_architecture_matches_transformers_config(tiny: Make, name: str) -> None:
+def test_the_architecture_matches_transformers_config(tiny: TinyFactory, name: str) -> None:
     reference = tiny(name).reference.config
     shape = report_of(tiny(name).folder).shape
     assert shape.family == reference.model_type
@@ -322,7 +320,7 @@ def test_the_architecture_matches_transformers_config(tiny: Make, name: str) -> 
     assert (shape.rope is None) == ("learned" in " ".join(shape.particulars))
 
 
-def test_a_plain_llama_has_no_particulars_and_other_families_do(tiny: Make) -> None:
+def test_a_plain_llama_has_no_particulars_and_other_families_do(tiny: TinyFactory) -> None:
     assert architecture_of(tiny("llama").load().config, 5).particulars == ()
     found = {name: " | ".join(architecture_of(tiny(name).load().config, 5).particulars) for name in CASES}
     for name, word in {
@@ -340,7 +338,7 @@ def test_a_plain_llama_has_no_particulars_and_other_families_do(tiny: Make) -> N
         assert word in found[name], (name, found[name])
 
 
-def test_a_report_can_be_written_as_json(tiny: Make) -> None:
+def test_a_report_can_be_written_as_json(tiny: TinyFactory) -> None:
     from llmcli.render import json_forms
 
     report = report_of(tiny("gemma3_text").folder)

@@ -20,9 +20,8 @@ from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
 from tests.explain.reference import IDS, LENGTH, loaded, stopped_after
 from tests.parity import CLOSE, WRONG
-from tests.tiny import CASES, Tiny
+from tests.tiny import CASES, Tiny, TinyFactory
 
-Make = Callable[[str], Tiny]
 TARGET = 11
 
 
@@ -47,7 +46,7 @@ def error_of(report: LensReport, case: Tiny) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rows_match_transformers(tiny: Make, name: str) -> None:
+def test_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     report = report_of(case)
     assert report.check.ok
@@ -59,12 +58,12 @@ def test_rows_match_transformers(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 30])
-def test_every_position_matches_transformers(tiny: Make, position: int) -> None:
+def test_every_position_matches_transformers(tiny: TinyFactory, position: int) -> None:
     case = tiny("gemma2")
     assert error_of(report_of(case, position=position), case) <= CLOSE
 
 
-def test_the_last_row_is_the_models_prediction_and_the_default_target(tiny: Make) -> None:
+def test_the_last_row_is_the_models_prediction_and_the_default_target(tiny: TinyFactory) -> None:
     report = lens(loaded(tiny("qwen3")), IDS, layers=[2])
     assert [row.layer for row in report.rows] == [2]
     last = report.rows[-1]
@@ -84,7 +83,7 @@ class Instead(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox"])
-def test_a_missing_final_norm_is_wrong(tiny: Make, name: str) -> None:
+def test_a_missing_final_norm_is_wrong(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     model = case.load()
     model.norm = Instead(model.norm, lambda x: x)
@@ -92,7 +91,7 @@ def test_a_missing_final_norm_is_wrong(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox"])
-def test_a_frozen_norm_is_wrong_before_the_last_layer(tiny: Make, name: str) -> None:
+def test_a_frozen_norm_is_wrong_before_the_last_layer(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     model = case.load()
     norm = freeze(model.norm, observe(model, IDS).trace.residual[-1][0, -1])
@@ -105,14 +104,14 @@ def test_a_frozen_norm_is_wrong_before_the_last_layer(tiny: Make, name: str) -> 
     assert error_of(report, case) > WRONG
 
 
-def test_a_missing_softcap_is_wrong(tiny: Make) -> None:
+def test_a_missing_softcap_is_wrong(tiny: TinyFactory) -> None:
     case = tiny("gemma2")
     model = case.load()
     model.config = dataclasses.replace(model.config, logit_softcap=None)
     assert error_of(report_of(case, model), case) > WRONG
 
 
-def test_another_last_layer_fails_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_last_layer_fails_the_check(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     def observe_wrongly(*args: object) -> ForwardPass:
         observed = observe(*args)  # type: ignore[arg-type]
         observed.trace.residual[-1] = observed.trace.residual[-1] * 1.001
@@ -124,7 +123,7 @@ def test_another_last_layer_fails_the_check(tiny: Make, monkeypatch: pytest.Monk
     assert not report.check.ok
 
 
-def test_a_text_that_is_empty_or_too_long_is_an_error(tiny: Make) -> None:
+def test_a_text_that_is_empty_or_too_long_is_an_error(tiny: TinyFactory) -> None:
     opened = loaded(tiny("llama"))
     assert lens(opened, []).at.id == opened.model.config.bos_token_id
     opened.model.config = dataclasses.replace(opened.model.config, bos_token_id=None)
@@ -148,6 +147,6 @@ def test_kl_divergence_matches_torch_and_handles_impossible_tokens() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_last_row_is_exact_in_every_dtype(tiny: Make, dtype: torch.dtype) -> None:
+def test_the_last_row_is_exact_in_every_dtype(tiny: TinyFactory, dtype: torch.dtype) -> None:
     case = tiny("llama")
     assert report_of(case, case.load().to(dtype)).check.ok

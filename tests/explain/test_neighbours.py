@@ -19,9 +19,7 @@ from llmcli.storage.quantize import Quantization, quantize
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.explain.reference import loaded, tokenizer
-from tests.tiny import CASES, VOCAB, Tiny
-
-Make = Callable[[str], Tiny]
+from tests.tiny import CASES, VOCAB, TinyFactory
 
 
 def cosines(table: Tensor, vector: Tensor) -> Tensor:
@@ -30,7 +28,9 @@ def cosines(table: Tensor, vector: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("at_once", [1, 48 * 20, 2**22])
-def test_neighbours_match_brute_force(tiny: Make, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_match_brute_force(
+    tiny: TinyFactory, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_NUMBERS", at_once)
     case = tiny(name)
     table = case.reference.get_input_embeddings().weight.detach().double()
@@ -48,7 +48,7 @@ def test_neighbours_match_brute_force(tiny: Make, name: str, at_once: int, monke
 
 
 @pytest.mark.parametrize("signs", [[1], [-1], [1, -1], [1, 1], [1, -1, -1], [1, 1, 1, -1]])
-def test_every_term_of_a_sum_is_centered(tiny: Make, signs: list[int]) -> None:
+def test_every_term_of_a_sum_is_centered(tiny: TinyFactory, signs: list[int]) -> None:
     """The mean of all embeddings cancels out in "a - b" and is counted twice in "a + b"."""
     case, ids = tiny("llama"), [5, 7, 11, 13]
     table = case.reference.get_input_embeddings().weight.detach().double()
@@ -64,7 +64,7 @@ def test_every_term_of_a_sum_is_centered(tiny: Make, signs: list[int]) -> None:
         assert row.centred == pytest.approx(float(expected[row.piece.id]), abs=1e-9)
 
 
-def test_rows_without_a_token_are_ignored(tiny: Make) -> None:
+def test_rows_without_a_token_are_ignored(tiny: TinyFactory) -> None:
     """Rows beyond the tokenizer's size or in gaps of its ids are neither listed nor part of the mean."""
     case, known = tiny("llama"), [id for id in range(60) if id % 7]
     few = Tokenizer(FastTokenizer(WordLevel({f"w{id}": id for id in known}, unk_token="w1")), "few")
@@ -78,7 +78,7 @@ def test_rows_without_a_token_are_ignored(tiny: Make) -> None:
     )
 
 
-def test_few_embeddings_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_embeddings_are_in_memory_at_a_time(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedding has 4,656 numbers; apart from the parts, a row or two are in memory."""
     opened = loaded(tiny("llama"))
     size = opened.model.config.hidden_size
@@ -99,13 +99,13 @@ def test_few_embeddings_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.
     assert max(most) <= 2 * 10 * size + 3 * size
 
 
-def test_all_tokens_can_be_listed(tiny: Make) -> None:
+def test_all_tokens_can_be_listed(tiny: TinyFactory) -> None:
     report = neighbours(loaded(tiny("llama")), "w5", top=1000)
     assert sorted(row.piece.id for row in report.neighbours) == [id for id in range(VOCAB) if id != 5]
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_embeddings_have_neighbours(tiny: Make, kind: Quantization) -> None:
+def test_quantized_embeddings_have_neighbours(tiny: TinyFactory, kind: Quantization) -> None:
     case = tiny("llama-tied")
     model = case.load()
     plain = neighbours(loaded(case, case.load()), "w5", top=3)
@@ -115,7 +115,7 @@ def test_quantized_embeddings_have_neighbours(tiny: Make, kind: Quantization) ->
     assert report.neighbours[0].centred == pytest.approx(plain.neighbours[0].centred, abs=0.02)
 
 
-def test_bfloat16_embeddings_have_neighbours(tiny: Make) -> None:
+def test_bfloat16_embeddings_have_neighbours(tiny: TinyFactory) -> None:
     case = tiny("gpt2")
     report = neighbours(loaded(case, case.load().to(torch.bfloat16)), "w5 - w7", top=20)
     table = case.reference.get_input_embeddings().weight.detach().bfloat16().double()
@@ -148,12 +148,12 @@ def test_a_number_is_an_id() -> None:
     assert parse_expression("7", known, known.size)[0].piece.id == 7
 
 
-def test_a_sum_of_zero_is_an_error(tiny: Make) -> None:
+def test_a_sum_of_zero_is_an_error(tiny: TinyFactory) -> None:
     with pytest.raises(LlmcliError, match="is 0"):
         neighbours(loaded(tiny("llama")), "w5 - w5", top=3)
 
 
-def test_a_word_without_an_embedding_is_an_error(tiny: Make) -> None:
+def test_a_word_without_an_embedding_is_an_error(tiny: TinyFactory) -> None:
     many = Tokenizer(FastTokenizer(WordLevel({f"w{id}": id for id in range(VOCAB + 5)}, unk_token="w0")), "many")
     opened = dataclasses.replace(loaded(tiny("llama")), tokenizer=many)
     assert neighbours(opened, "w5", top=3).check.ok
@@ -162,7 +162,7 @@ def test_a_word_without_an_embedding_is_an_error(tiny: Make) -> None:
             neighbours(opened, word, top=3)
 
 
-def test_a_word_of_several_tokens_is_an_error(tiny: Make) -> None:
+def test_a_word_of_several_tokens_is_an_error(tiny: TinyFactory) -> None:
     with pytest.raises(LlmcliError, match="not one token"):
         neighbours(loaded(tiny("llama")), "nothing", top=3)
     assert tokenizer().size == VOCAB
@@ -181,13 +181,13 @@ MISTAKES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_fails_the_check(tiny: Make, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_fails_the_check(tiny: TinyFactory, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module._cosines
     monkeypatch.setattr(module, "_cosines", lambda *all: right(*MISTAKES[mistake](*all)))
     assert not neighbours(loaded(tiny("llama")), "w5 + w7", top=5).check.ok
 
 
-def test_a_damaged_embedding_fails_the_check(tiny: Make) -> None:
+def test_a_damaged_embedding_fails_the_check(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     with torch.no_grad():
         model.embedding.weight[9] = float("nan")

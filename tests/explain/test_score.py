@@ -17,9 +17,7 @@ from llmcli.render.json_forms import record
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
-from tests.tiny import CASES, CONTEXT, Tiny, random_ids
-
-Make = Callable[[str], Tiny]
+from tests.tiny import CASES, CONTEXT, Tiny, TinyFactory, random_ids
 
 
 def expected(case: Tiny, ids: list[int]) -> torch.Tensor:
@@ -30,7 +28,7 @@ def expected(case: Tiny, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_mean_is_transformers_loss_and_rows_match_transformers(tiny: Make, name: str) -> None:
+def test_the_mean_is_transformers_loss_and_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     ids = IDS[: case.reference.config.max_position_embeddings]
     report, logps = score(loaded(case), ids), expected(case, ids)
@@ -49,7 +47,7 @@ def test_the_mean_is_transformers_loss_and_rows_match_transformers(tiny: Make, n
         assert abs(token.p_favourite - float(row.max().exp())) <= CLOSE
 
 
-def test_totals_add_up(tiny: Make) -> None:
+def test_totals_add_up(tiny: TinyFactory) -> None:
     report = score(loaded(tiny("gpt2")), IDS)
     assert report.bits == pytest.approx(sum(token.surprisal for token in report.tokens))
     assert report.bytes == len(" ".join(f"w{id}" for id in IDS).encode()) - len(f"w{IDS[0]}")
@@ -59,7 +57,7 @@ def test_totals_add_up(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("length", [CONTEXT + 1, CONTEXT + 2, 3 * CONTEXT])
-def test_a_text_longer_than_the_context_is_scored_completely(tiny: Make, length: int) -> None:
+def test_a_text_longer_than_the_context_is_scored_completely(tiny: TinyFactory, length: int) -> None:
     case, ids = tiny("qwen3"), random_ids(length, seed=5)[0].tolist()
     report = score(loaded(case), ids)
     assert report.check.ok
@@ -72,7 +70,7 @@ def test_a_text_longer_than_the_context_is_scored_completely(tiny: Make, length:
         assert abs(token.logprob - float(logps[token.piece.id])) <= CLOSE
 
 
-def test_few_logits_are_in_memory_at_a_time(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_logits_are_in_memory_at_a_time(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "MAX_LOGITS", 97 * 5)
     sizes = []
     right = module._rows
@@ -94,7 +92,7 @@ def test_equal_logits_are_ranked_by_id() -> None:
 
 
 @pytest.mark.parametrize("ids", [[], [5]])
-def test_a_text_of_one_token_is_an_error(tiny: Make, ids: list[int]) -> None:
+def test_a_text_of_one_token_is_an_error(tiny: TinyFactory, ids: list[int]) -> None:
     with pytest.raises(LlmcliError, match="too short") as error:
         score(loaded(tiny("llama")), ids)
     assert error.value.exit_code == EXIT_USAGE
@@ -103,7 +101,9 @@ def test_a_text_of_one_token_is_an_error(tiny: Make, ids: list[int]) -> None:
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["qwen3", "llama-tied", "qwen2-windows", "smollm3-windows", "mixtral"])
-def test_other_dtypes_pass_the_check(tiny: Make, name: str, dtype: torch.dtype, kind: Quantization | None) -> None:
+def test_other_dtypes_pass_the_check(
+    tiny: TinyFactory, name: str, dtype: torch.dtype, kind: Quantization | None
+) -> None:
     case = tiny(name)
     model = case.load().to(dtype)
     if kind is not None:
@@ -111,7 +111,7 @@ def test_other_dtypes_pass_the_check(tiny: Make, name: str, dtype: torch.dtype, 
     assert score(loaded(case, model), IDS).check.ok
 
 
-def test_a_nearly_impossible_text_has_infinite_perplexity(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nearly_impossible_text_has_infinite_perplexity(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """2^1024 does not fit into a float."""
     monkeypatch.setattr(module, "_rows", lambda _, goals: [(-1e4, 0, 0.0, 0, 1.0)] * len(goals))
     report = score(loaded(tiny("llama")), IDS)
@@ -137,21 +137,21 @@ def wrong_row(position: int, column: int, value: float) -> Callable[..., list[tu
 @pytest.mark.parametrize("position", [0, 30, -1])
 @pytest.mark.parametrize(("column", "value"), [(0, -0.01), (0, math.nan), (2, 0.01), (2, math.nan)])
 def test_one_wrong_number_anywhere_fails_the_check(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, position: int, column: int, value: float
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, position: int, column: int, value: float
 ) -> None:
     """A wrong or NaN log probability or entropy, even of a token that is not scored again."""
     monkeypatch.setattr(module, "_rows", wrong_row(position, column, value))
     assert not score(loaded(tiny("llama")), IDS).check.ok
 
 
-def test_scores_shifted_by_one_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_shifted_by_one_fail_the_check(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module._rows
     monkeypatch.setattr(module, "_rows", lambda logits, goals: right(logits.roll(1, 0), goals))
     report: ScoreReport = score(loaded(tiny("llama")), IDS)
     assert not report.check.ok
 
 
-def test_a_cache_that_loses_a_position_fails_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_loses_a_position_fails_the_check(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module.next_logits
 
     def forgetful(model: object, ids: list[int], cache: object, *rest: object) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,15 +16,14 @@ from llmcli.model.positions import rotation
 from llmcli.render.tour import TOUR_STOPS, print_tour
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
-from tests.tiny import CASES, Tiny
+from tests.tiny import CASES, TinyFactory
 
-Make = Callable[[str], Tiny]
 SHORT = IDS[:12]
 TEXT = " ".join(f"w{id}" for id in SHORT)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_stop_passes_its_check(tiny: Make, name: str) -> None:
+def test_every_stop_passes_its_check(tiny: TinyFactory, name: str) -> None:
     report = tour(loaded(tiny(name)), TEXT)
     assert report.check.ok
     assert report.attention.position == report.lens.position == report.step.context_ids.index(SHORT[-2]) == 10
@@ -40,7 +38,7 @@ def test_every_stop_passes_its_check(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "llama-linear", "llama-llama3", "llama-yarn", "gpt_neox", "cohere"])
-def test_turns_match_transformers(tiny: Make, name: str) -> None:
+def test_turns_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     (frequencies,) = [buffer for name, buffer in case.reference.named_buffers() if name.endswith("rotary_emb.inv_freq")]
     report = position(loaded(case), SHORT)
@@ -51,7 +49,7 @@ def test_turns_match_transformers(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_both_orders_match_transformers(tiny: Make, name: str) -> None:
+def test_both_orders_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     for ids, start in ((SHORT, 0), ([1, *SHORT], 1)):  # 1 is the BOS token, which stays first
         report = position(loaded(case), ids)
@@ -68,7 +66,9 @@ def test_both_orders_match_transformers(tiny: Make, name: str) -> None:
             assert abs(answer.p - float(probs.max())) <= CLOSE
 
 
-def test_rotations_that_do_not_encode_distance_fail_the_check(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotations_that_do_not_encode_distance_fail_the_check(
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def squared(frequencies: torch.Tensor, start: int, *rest: object) -> object:
         return rotation(frequencies, start * start, *rest)  # type: ignore[arg-type]
 
@@ -76,7 +76,7 @@ def test_rotations_that_do_not_encode_distance_fail_the_check(tiny: Make, monkey
     assert not position(loaded(tiny("llama")), SHORT).check.ok
 
 
-def test_wrong_learned_positions_fail_the_check(tiny: Make) -> None:
+def test_wrong_learned_positions_fail_the_check(tiny: TinyFactory) -> None:
     case = tiny("gpt2")
     model = case.load()
     right = model.embed
@@ -98,7 +98,7 @@ def test_the_tour_stops_before_the_last_word(texts: list[str], at: int) -> None:
     assert before_last_word(texts) == at
 
 
-def test_the_word_is_the_longest_one_of_letters(tiny: Make) -> None:
+def test_the_word_is_the_longest_one_of_letters(tiny: TinyFactory) -> None:
     opened = loaded(tiny("llama"))
     texts = ["<longest>", " cat", " 12345678", " tiger", " of"]
     opened.tokenizer.token_text = texts.__getitem__  # type: ignore[method-assign]
@@ -108,6 +108,6 @@ def test_the_word_is_the_longest_one_of_letters(tiny: Make) -> None:
         del opened.tokenizer.token_text
 
 
-def test_a_text_of_one_word_is_an_error(tiny: Make) -> None:
+def test_a_text_of_one_word_is_an_error(tiny: TinyFactory) -> None:
     with pytest.raises(LlmcliError, match="few words"):
         tour(loaded(tiny("llama")), "w5")

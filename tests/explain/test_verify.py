@@ -37,10 +37,9 @@ from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.explain.reference import loaded, tokenizer
-from tests.tiny import CASES, CONTEXT, VOCAB, Tiny, random_ids
+from tests.tiny import CASES, CONTEXT, VOCAB, Tiny, TinyFactory, random_ids
 from tests.wide import raw_config, wide_model
 
-Make = Callable[[str], Tiny]
 Mutation = Callable[[Transformer], None]
 LENGTH = 100  # longer than any window, and enough tokens for the 4-bit matrix path
 IDS = random_ids(LENGTH, seed=3)[0].tolist()
@@ -94,7 +93,7 @@ def failed(report: VerifyReport) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_correct_model_passes(tiny: Make, name: str) -> None:
+def test_a_correct_model_passes(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     report = report_of(case)
     assert failed(report) == set()
@@ -112,7 +111,7 @@ def test_a_correct_model_passes(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_family_passes(tiny: Make, name: str) -> None:
+def test_every_family_passes(tiny: TinyFactory, name: str) -> None:
     proofs = own_proofs(loaded(tiny(name)))
     assert set(having("skipped", proofs)) == {"decoded = text"}
     assert not having("failed", proofs)
@@ -120,14 +119,14 @@ def test_every_family_passes(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_bfloat16_passes(tiny: Make, name: str) -> None:
+def test_bfloat16_passes(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     assert not having("failed", own_proofs(loaded(case, case.load().to(torch.bfloat16))))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama-llama3", "gemma2", "mixtral"])
-def test_quantized_weights_pass(tiny: Make, name: str, kind: Quantization) -> None:
+def test_quantized_weights_pass(tiny: TinyFactory, name: str, kind: Quantization) -> None:
     def opened(dtype: str) -> LoadedModel:
         model = wide_model(raw_config(name), dtype=getattr(torch, dtype))
         quantize(model, kind)
@@ -144,12 +143,12 @@ def test_quantized_weights_pass(tiny: Make, name: str, kind: Quantization) -> No
 
 @pytest.mark.parametrize("length", [2, 3, 5, CONTEXT])
 @pytest.mark.parametrize("name", ["mistral", "gpt2", "llama-dynamic"])
-def test_texts_of_any_length_pass(tiny: Make, name: str, length: int) -> None:
+def test_texts_of_any_length_pass(tiny: TinyFactory, name: str, length: int) -> None:
     ids = random_ids(length, seed=1)[0].tolist()
     assert not having("failed", own_proofs(loaded(tiny(name)), ids))
 
 
-def test_a_checkpoint_in_bfloat16_is_compared_in_float32(tiny: Make) -> None:
+def test_a_checkpoint_in_bfloat16_is_compared_in_float32(tiny: TinyFactory) -> None:
     case = tiny("qwen3")
     opened_as: list[tuple[str, str]] = []
 
@@ -171,7 +170,7 @@ def test_the_default_text_is_ordinary() -> None:
 # Mistakes in the code: each fails its own proofs only.
 
 
-def test_keys_written_to_a_wrong_position(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_written_to_a_wrong_position(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     right = KVCache.append
 
     def wrong(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,13 +183,13 @@ def test_keys_written_to_a_wrong_position(tiny: Make, monkeypatch: pytest.Monkey
     assert failed(report_of(tiny("llama"))) == CACHED
 
 
-def test_a_cache_truncated_to_one_token_too_many(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_truncated_to_one_token_too_many(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     right = KVCache.truncate
     monkeypatch.setattr(KVCache, "truncate", lambda cache, length: right(cache, min(cache.length, length + 1)))
     assert failed(report_of(tiny("llama"))) == {"truncated = fresh"}
 
 
-def test_texts_of_a_batch_that_affect_each_other(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_a_batch_that_affect_each_other(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Attention.forward
 
     def wrong(*args: Any) -> Tensor:
@@ -211,7 +210,7 @@ def test_texts_of_a_batch_that_affect_each_other(tiny: Make, monkeypatch: pytest
     ],
 )
 def test_a_mask_that_shows_the_next_token(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, name: str, more: set[str]
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, more: set[str]
 ) -> None:
     right = attention.causal_mask
 
@@ -224,7 +223,7 @@ def test_a_mask_that_shows_the_next_token(
     assert failed(report_of(tiny(name))) == {"attention is causal", *chunks, *more}
 
 
-def test_an_observer_that_changes_what_it_sees(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_observer_that_changes_what_it_sees(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Trace.keep
 
     def wrong(trace: Trace, into: list[Tensor], x: Tensor) -> None:
@@ -244,14 +243,14 @@ def test_an_observer_that_changes_what_it_sees(tiny: Make, monkeypatch: pytest.M
     ids=["larger", "sharper"],
 )
 def test_other_weights_than_the_layer_used(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor], rows: set[str]
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor], rows: set[str]
 ) -> None:
     right = attention.attention_weights
     monkeypatch.setattr(attention, "attention_weights", lambda *args, **options: wrong(right(*args, **options)))
     assert failed(report_of(tiny("llama"))) == rows
 
 
-def test_an_output_that_is_not_part_of_the_residual(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_is_not_part_of_the_residual(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Trace.keep
 
     def wrong(trace: Trace, into: list[Tensor], x: Tensor) -> None:
@@ -261,7 +260,7 @@ def test_an_output_that_is_not_part_of_the_residual(tiny: Make, monkeypatch: pyt
     assert failed(report_of(tiny("llama"))) == {"residual adds up"}
 
 
-def test_a_sampler_that_ignores_its_seed(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_ignores_its_seed(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     right, seeds = Sampler.__init__, iter(range(100))
     monkeypatch.setattr(Sampler, "__init__", lambda self, filters, seed: right(self, filters, next(seeds)))
     assert failed(report_of(tiny("llama"))) == {"seed repeats"}
@@ -304,11 +303,11 @@ def other_theta(model: Transformer) -> None:
         ("qwen3", other_theta, {LAYERS, LOGITS}),
     ],
 )
-def test_a_model_built_incorrectly(tiny: Make, name: str, mutate: Mutation, rows: set[str]) -> None:
+def test_a_model_built_incorrectly(tiny: TinyFactory, name: str, mutate: Mutation, rows: set[str]) -> None:
     assert failed(report_of(tiny(name), mutate)) == rows
 
 
-def test_a_mistake_in_one_layer_shows_from_that_layer_on(tiny: Make) -> None:
+def test_a_mistake_in_one_layer_shows_from_that_layer_on(tiny: TinyFactory) -> None:
     def mutate(model: Transformer) -> None:
         model.blocks[1].mlp.down.weight[0] += 0.05  # type: ignore[union-attr,index]
 
@@ -318,7 +317,7 @@ def test_a_mistake_in_one_layer_shows_from_that_layer_on(tiny: Make) -> None:
     assert errors[0] < 1e-5 < 1e-4 < errors[1]
 
 
-def test_other_weights_than_the_folders(tiny: Make) -> None:
+def test_other_weights_than_the_folders(tiny: TinyFactory) -> None:
     case = tiny("llama")
     model = case.load()
     model.blocks[2].attn.out.weight.mul_(1.003)  # type: ignore[union-attr,operator]
@@ -332,7 +331,7 @@ SENTENCE = "The old fox met a hen by the river."
 
 
 @pytest.fixture
-def words(tiny: Make) -> LoadedModel:
+def words(tiny: TinyFactory) -> LoadedModel:
     """A model with a byte-level tokenizer."""
     fast = train_tokenizer([SENTENCE], 258)
     model = wide_model(raw_config("llama") | {"vocab_size": 270})
@@ -360,7 +359,7 @@ def test_a_stream_that_decodes_single_tokens(words: LoadedModel, monkeypatch: py
     assert text_rows(words) == {"decoded = text": "ok", "streamed = decoded": "failed"}
 
 
-def test_a_tokenizer_that_normalizes_is_skipped(tiny: Make) -> None:
+def test_a_tokenizer_that_normalizes_is_skipped(tiny: TinyFactory) -> None:
     proof = having("skipped", own_proofs(loaded(tiny("llama"))))["decoded = text"]
     assert "cannot restore" in (proof.reason or "")
     assert tokenizer().encode("w5 other") == [5, 0]
@@ -369,23 +368,23 @@ def test_a_tokenizer_that_normalizes_is_skipped(tiny: Make) -> None:
 # Other devices and dtypes.
 
 
-def test_another_device_is_compared(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_device_is_compared(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     case = tiny("llama")
 
-    def elsewhere(mutate: Mutation) -> VerifyReport:
+    def on_mps(mutate: Mutation) -> VerifyReport:
         reopen = {"mps": opener(case, mutate), "cpu": opener(case, untouched)}
         return report_of(case, reopen=lambda device, dtype: reopen[device](device, dtype))
 
-    assert failed(elsewhere(untouched)) == set()
-    report = elsewhere(other_theta)
+    assert failed(on_mps(untouched)) == set()
+    report = on_mps(other_theta)
     assert failed(report) == {"cpu = mps"}
     parted = having("failed", report.proofs)["cpu = mps"].parting
     assert parted is not None
     assert parted.margin > 0
 
 
-def test_a_dtype_whose_error_is_larger_than_rounding(tiny: Make) -> None:
+def test_a_dtype_whose_error_is_larger_than_rounding(tiny: TinyFactory) -> None:
     case = tiny("llama")
 
     def in_bfloat16(mutate: Mutation) -> VerifyReport:
@@ -403,7 +402,7 @@ def test_a_dtype_whose_error_is_larger_than_rounding(tiny: Make) -> None:
     assert "not numbers" in (having("failed", report.proofs)[DTYPE].reason or "")
 
 
-def test_the_divergence_of_two_dtypes_is_reported(tiny: Make) -> None:
+def test_the_divergence_of_two_dtypes_is_reported(tiny: TinyFactory) -> None:
     """Compared with greedy continuations computed here without a cache."""
     case = tiny("llama-yarn-mscale")
     (proof,) = [proof for proof in report_of(case).proofs if proof.name == DTYPE]
@@ -427,7 +426,7 @@ def test_the_divergence_of_two_dtypes_is_reported(tiny: Make) -> None:
     assert proof.parting.margin == pytest.approx(float(exact.max() - exact[rounded.argmax()]), abs=1e-4)
 
 
-def test_a_model_that_does_not_fit_into_memory_is_skipped(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_into_memory_is_skipped(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     case = tiny("llama")
     need = 4 * sum(parameter.numel() for parameter in case.load().parameters())
     monkeypatch.setattr(subject_module, "memory_of", lambda device: Memory(2 * need - 1, None))
@@ -451,7 +450,7 @@ def test_parameters_of_quantized_models_are_counted(kind: Quantization | None) -
 # transformers.
 
 
-def test_without_transformers_its_proofs_are_skipped(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_its_proofs_are_skipped(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     case = tiny("llama")
     monkeypatch.setitem(sys.modules, "transformers", None)
     report = report_of(case)
@@ -461,7 +460,7 @@ def test_without_transformers_its_proofs_are_skipped(tiny: Make, monkeypatch: py
         assert "pip install transformers" in (having("skipped", report.proofs)[name].reason or "")
 
 
-def test_what_transformers_cannot_load_is_skipped_in_one_line(tiny: Make, tmp_path: Path) -> None:
+def test_what_transformers_cannot_load_is_skipped_in_one_line(tiny: TinyFactory, tmp_path: Path) -> None:
     case = tiny("llama")
     shutil.copy(case.folder / "config.json", tmp_path)
     opened = dataclasses.replace(loaded(case), folder=tmp_path)
@@ -471,7 +470,7 @@ def test_what_transformers_cannot_load_is_skipped_in_one_line(tiny: Make, tmp_pa
     assert "\n" not in reason
 
 
-def test_a_merged_adapter_skips_the_comparison(tiny: Make) -> None:
+def test_a_merged_adapter_skips_the_comparison(tiny: TinyFactory) -> None:
     report = report_of(tiny("llama"), adapted=True)
     assert "adapter" in (having("skipped", report.proofs)[LOGITS].reason or "")
 
@@ -479,7 +478,7 @@ def test_a_merged_adapter_skips_the_comparison(tiny: Make) -> None:
 # The text, and the measures.
 
 
-def test_a_long_text_is_cut_and_reported(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_text_is_cut_and_reported(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = loaded(tiny("llama"))
     assert len(fitting(opened, IDS * 5)) == CONTEXT
     monkeypatch.setattr(subject_module, "MAX_LOGITS", 50 * VOCAB)
@@ -488,13 +487,13 @@ def test_a_long_text_is_cut_and_reported(tiny: Make, monkeypatch: pytest.MonkeyP
     assert (report.text_tokens, report.tokens) == (LENGTH, 50)
 
 
-def test_a_text_of_one_token_is_an_error(tiny: Make) -> None:
+def test_a_text_of_one_token_is_an_error(tiny: TinyFactory) -> None:
     for ids in ([], [1]):
         with pytest.raises(LlmcliError, match="two tokens"):
             fitting(loaded(tiny("llama")), ids)
 
 
-def test_each_proof_is_announced(tiny: Make) -> None:
+def test_each_proof_is_announced(tiny: TinyFactory) -> None:
     names: list[str] = []
     report = report_of(tiny("llama"), progress=names.append)
     assert names == [proof.name for proof in report.proofs]

@@ -20,9 +20,8 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, Recording, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG
-from tests.tiny import CASES, Tiny
+from tests.tiny import CASES, Tiny, TinyFactory
 
-Make = Callable[[str], Tiny]
 TOKENS = (5, 11)
 POST_NORMED = ("gemma2", "gemma3_text", "olmo2")  # families with a norm after attention
 
@@ -56,14 +55,14 @@ def final_norm(case: Tiny) -> nn.Module:
     """The norm whose output the head reads."""
     outputs: list[tuple[nn.Module, Any]] = []
     hooks = [m.register_forward_hook(lambda m, _, out: outputs.append((m, out))) for m in case.reference.modules()]
-    heard: list[Any] = []
+    inputs: list[Any] = []
     head = case.reference.get_output_embeddings()
-    hooks.append(head.register_forward_pre_hook(lambda _, args: heard.append(args[0])))
+    hooks.append(head.register_forward_pre_hook(lambda _, args: inputs.append(args[0])))
     with torch.no_grad():
         case.reference(torch.tensor([[3, 4]]))
     for hook in hooks:
         hook.remove()
-    return next(module for module, out in outputs if "Norm" in type(module).__name__ and torch.equal(out, heard[0]))
+    return next(module for module, out in outputs if "Norm" in type(module).__name__ and torch.equal(out, inputs[0]))
 
 
 def scales(case: Tiny) -> tuple[float, float]:
@@ -104,13 +103,13 @@ def error_of(case: Tiny, split: Attribution) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_heads_and_sources_match_transformers(tiny: Make, name: str) -> None:
+def test_heads_and_sources_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     assert error_of(case, split_of(case)[0]) <= CLOSE
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_parts_sum_to_transformers_logits(tiny: Make, name: str) -> None:
+def test_parts_sum_to_transformers_logits(tiny: TinyFactory, name: str) -> None:
     """The error is relative to the logit, or absolute if the logit is near 0."""
     case = tiny(name)
     model = case.load()
@@ -124,7 +123,7 @@ def test_parts_sum_to_transformers_logits(tiny: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2", "qwen2", "llama-biases"])
-def test_only_parts_that_a_family_lacks_are_zero(tiny: Make, name: str) -> None:
+def test_only_parts_that_a_family_lacks_are_zero(tiny: TinyFactory, name: str) -> None:
     split, _ = split_of(tiny(name))
     assert bool(split.position.any()) == (name == "gpt2")
     assert bool(split.norm_bias.any()) == name.startswith("gpt")
@@ -141,7 +140,7 @@ def report_of(case: Tiny, model: Transformer | None = None, **options: Any) -> W
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_report_adds_up_at_every_level(tiny: Make, name: str) -> None:
+def test_the_report_adds_up_at_every_level(tiny: TinyFactory, name: str) -> None:
     report = report_of(tiny(name))
     assert report.check.ok
     assert sum(part.difference for part in report.parts) == pytest.approx(report.total.difference, abs=1e-9)
@@ -152,14 +151,14 @@ def test_the_report_adds_up_at_every_level(tiny: Make, name: str) -> None:
         assert (report.total.token, report.total.other) == pytest.approx(report.logits, abs=1e-6)
 
 
-def test_one_head_is_split_by_source(tiny: Make) -> None:
+def test_one_head_is_split_by_source(tiny: TinyFactory) -> None:
     report = report_of(tiny("qwen3"), head=(1, 2))
     (part,) = [part for part in report.parts if part.name == "L1.H2"]
     assert sum(source.difference for source in report.sources) == pytest.approx(part.difference, abs=1e-9)
     assert {(source.layer, source.head) for source in report.sources} == {(1, 2)}
 
 
-def test_the_default_pair_is_the_two_most_probable_tokens(tiny: Make) -> None:
+def test_the_default_pair_is_the_two_most_probable_tokens(tiny: TinyFactory) -> None:
     case = tiny("llama")
     best, second, third = record_pass(case, IDS).logits[-1].topk(3).indices.tolist()
 
@@ -178,7 +177,7 @@ def test_the_default_pair_is_the_two_most_probable_tokens(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_weights_are_split(tiny: Make, kind: Quantization) -> None:
+def test_quantized_weights_are_split(tiny: TinyFactory, kind: Quantization) -> None:
     case = tiny("qwen3")
     model = case.load().to(torch.bfloat16)
     quantize(model, kind)
@@ -188,7 +187,7 @@ def test_quantized_weights_are_split(tiny: Make, kind: Quantization) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox", "olmo2"])
-def test_bfloat16_is_split(tiny: Make, name: str) -> None:
+def test_bfloat16_is_split(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     assert report_of(case, case.load().to(torch.bfloat16)).check.ok
 
@@ -225,7 +224,7 @@ def without_bias(norm: Norm, x: Tensor) -> FrozenNorm:
     ],
 )
 def test_a_wrong_norm_fails_the_check(
-    tiny: Make, name: str, mistake: Callable[[Norm, Tensor], FrozenNorm], monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, name: str, mistake: Callable[[Norm, Tensor], FrozenNorm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "freeze", mistake)
     assert not report_of(tiny(name)).check.ok
@@ -248,7 +247,7 @@ def heads_between(heads: Heads) -> Heads:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
 @pytest.mark.parametrize("mistake", [other_groups, other_weights, heads_between])
 def test_wrong_heads_fail_the_check(
-    tiny: Make, name: str, mistake: Callable[[Heads], Heads], monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, name: str, mistake: Callable[[Heads], Heads], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = module.heads_of
     monkeypatch.setattr(module, "heads_of", lambda *args: mistake(right(*args)))
@@ -257,7 +256,7 @@ def test_wrong_heads_fail_the_check(
     assert [claim.holds for claim in report.check.claims] == [False, False]
 
 
-def test_shifted_sources_fail_the_reference(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shifted_sources_fail_the_reference(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistake that changes no sum."""
     right = module.heads_of
 

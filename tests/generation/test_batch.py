@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
-from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, Tiny, random_ids
+from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, TinyFactory, random_ids
 
-Make = Callable[[str], Tiny]
 LENGTHS = (3, 11, 1, 17, ROPE_ORIGINAL - 2, POSITION_BLOCK - 6, 11)
 STOP = 7
 
@@ -81,11 +80,11 @@ def assert_as_alone(loaded: LoadedModel, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_text_is_what_it_is_alone(tiny: Make, name: str) -> None:
+def test_each_text_is_what_it_is_alone(tiny: TinyFactory, name: str) -> None:
     assert_as_alone(opened(tiny(name).load()), size=3)
 
 
-def test_more_texts_than_one_block_of_rows(tiny: Make) -> None:
+def test_more_texts_than_one_block_of_rows(tiny: TinyFactory) -> None:
     loaded = opened(tiny("llama").load())
     crowd = [request(key, 1 + key % 13, 6) for key in range(21)]
     found = steps_of(generate_batch(loaded, crowd, 19))
@@ -94,7 +93,7 @@ def test_more_texts_than_one_block_of_rows(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
-def test_the_rest_of_the_batch_changes_no_bit(tiny: Make, kind: Any) -> None:
+def test_the_rest_of_the_batch_changes_no_bit(tiny: TinyFactory, kind: Any) -> None:
     model = tiny("llama").load().to(torch.bfloat16)
     if kind is not None:
         quantize(model, kind)
@@ -131,7 +130,7 @@ def one_by_one(loaded: LoadedModel) -> None:
         assert last.mean_logprob == pytest.approx(total / len(mine), abs=1e-5)
 
 
-def test_one_at_a_time_is_the_loop_for_one_text(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_at_a_time_is_the_loop_for_one_text(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = opened(tiny("llama").load().to(torch.bfloat16))
     one_by_one(loaded)
     with monkeypatch.context() as patch:
@@ -142,21 +141,7 @@ def test_one_at_a_time_is_the_loop_for_one_text(tiny: Make, monkeypatch: pytest.
         one_by_one(loaded)
 
 
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of positions of each prompt's forward pass."""
-    passes: list[int] = []
-    hidden = Transformer.hidden
-
-    def counted(self: Transformer, ids: Tensor, *rest: Any) -> Tensor:
-        passes.append(ids.shape[1])
-        return hidden(self, ids, *rest)
-
-    monkeypatch.setattr(Transformer, "hidden", counted)
-    return passes
-
-
-def test_a_repeated_prompt_is_read_once(tiny: Make, forwards: list[int]) -> None:
+def test_a_repeated_prompt_is_read_once(tiny: TinyFactory, forwards: list[int]) -> None:
     loaded = opened(tiny("gemma3_text").load())
     prompt = tuple(random_ids(9, seed=1)[0].tolist())
     samples = [Request(seed, prompt, Sampler([Temperature(2.0)], seed), 7) for seed in range(5)]
@@ -168,7 +153,7 @@ def test_a_repeated_prompt_is_read_once(tiny: Make, forwards: list[int]) -> None
     assert len({tuple(step.token for step in steps) for steps in found.values()}) > 1
 
 
-def test_a_request_starts_when_there_is_room(tiny: Make) -> None:
+def test_a_request_starts_when_there_is_room(tiny: TinyFactory) -> None:
     loaded, started = opened(tiny("llama").load(), stop=()), []
 
     def waiting() -> Iterable[Request]:
@@ -184,7 +169,7 @@ def test_a_request_starts_when_there_is_room(tiny: Make) -> None:
     assert next(key for key, done in seen if done) == 1
 
 
-def test_texts_end_as_they_do_alone(tiny: Make) -> None:
+def test_texts_end_as_they_do_alone(tiny: TinyFactory) -> None:
     loaded = opened(tiny("gpt2").load())
     plain = Generation(loaded, request(0, 4).prompt_ids, sampler=request(0, 4).sampler, max_new_tokens=14)
     for _ in plain:
@@ -208,7 +193,7 @@ def test_texts_end_as_they_do_alone(tiny: Make) -> None:
     assert last.text.finish == "stop_string"
 
 
-def test_the_context_ends_a_text(tiny: Make) -> None:
+def test_the_context_ends_a_text(tiny: TinyFactory) -> None:
     loaded = opened(tiny("llama").load(), stop=())
     long = Request(0, random_ids(CONTEXT - 3, seed=0)[0].tolist(), Sampler([], 0), 100)
     found = steps_of(generate_batch(loaded, [request(1, 4), long], 2))
@@ -216,7 +201,7 @@ def test_the_context_ends_a_text(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("prompt", [[], [1] * CONTEXT])
-def test_a_prompt_that_cannot_be_continued(tiny: Make, prompt: list[int]) -> None:
+def test_a_prompt_that_cannot_be_continued(tiny: TinyFactory, prompt: list[int]) -> None:
     with pytest.raises(LlmcliError, match=r"the prompt (is empty|has)"):
         list(generate_batch(opened(tiny("llama").load()), [Request(0, prompt, Sampler([], 0), 3)], 2))
 
@@ -259,7 +244,7 @@ def emptied(self: BatchedCache) -> None:
     ],
 )
 def test_sabotage_is_seen(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrong: Any, family: str
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrong: Any, family: str
 ) -> None:
     loaded = opened(tiny(family).load())
     assert_as_alone(loaded, size=3)

@@ -17,7 +17,6 @@ from llmcli.generation.filters import LogitBias, Temperature
 from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
-from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.transformer import Transformer
 from llmcli.text.chat_format import PlainFormat, TemplateFormat
@@ -66,20 +65,6 @@ def conversation(source: str | None = TURNS, **changed: Any) -> Conversation:
     return Conversation(model, TemplateFormat(template, model.tokenizer))
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of positions of each forward pass."""
-    counts: list[int] = []
-    hidden = Transformer.hidden
-
-    def counted(self: Transformer, ids: Tensor, cache: KVCache | None, *rest: Any) -> Tensor:
-        counts.append(ids.shape[1])
-        return hidden(self, ids, cache, *rest)
-
-    monkeypatch.setattr(Transformer, "hidden", counted)
-    return counts
-
-
 def warm(seed: int = 0, stop_at: int | None = None) -> Sampler:
     """Filters that ban the token that ends a reply, or allow only that token."""
     bias = {EOS_ID: -float("inf")} if stop_at is None else {EOS_ID: 1e9}
@@ -107,19 +92,19 @@ def fresh(ids: list[int]) -> Tensor:
 # --- which tokens are read ---
 
 
-def test_a_turn_reads_only_new_tokens(read: list[int]) -> None:
+def test_a_turn_reads_only_new_tokens(forwards: list[int]) -> None:
     chat = conversation()
     first = say(chat, "the old cat")
-    assert read == [len(first.prompt), 1, 1, 1, 1, 1]
+    assert forwards == [len(first.prompt), 1, 1, 1, 1, 1]
     for text in ("sat", "", "on the mat 🙂"):
-        before, read[:] = [*chat.last.prompt, *chat.last.ids], []  # type: ignore[union-attr]
+        before, forwards[:] = [*chat.last.prompt, *chat.last.ids], []  # type: ignore[union-attr]
         reply = say(chat, text)
         # The last token of the reply was generated but not read yet.
-        assert read == [len(reply.prompt) - len(before) + 1, 1, 1, 1, 1, 1]
+        assert forwards == [len(reply.prompt) - len(before) + 1, 1, 1, 1, 1, 1]
         assert list(reply.prompt[: len(before)]) == before
 
 
-def test_a_reply_that_the_model_ended_is_read_to_its_end(read: list[int]) -> None:
+def test_a_reply_that_the_model_ended_is_read_to_its_end(forwards: list[int]) -> None:
     chat = conversation()
     say(chat, "the cat", count=3)
     messages = (*chat.messages, Message("user", "sat"))
@@ -127,50 +112,50 @@ def test_a_reply_that_the_model_ended_is_read_to_its_end(read: list[int]) -> Non
     assert [step.finish for step, _ in reply] == ["stop_token"]
     chat.keep(reply)
     assert (reply.ids, reply.message.content) == ([], "")
-    read.clear()
+    forwards.clear()
     after = say(chat, "on the mat")
-    assert read[0] == len(after.prompt) - len(reply.prompt)
+    assert forwards[0] == len(after.prompt) - len(reply.prompt)
     assert list(after.prompt[: len(reply.prompt) + 1]) == [*reply.prompt, EOS_ID]
 
 
-def test_regenerating_reads_one_position(read: list[int]) -> None:
+def test_regenerating_reads_one_position(forwards: list[int]) -> None:
     chat = conversation()
     say(chat, "the old cat")
     first = say(chat, "sat")
-    read.clear()
+    forwards.clear()
     second = answer(chat, chat.messages[:-1], seed=7)
-    assert read == [1] * 6
+    assert forwards == [1] * 6
     assert second.prompt == first.prompt
     assert second.ids != first.ids
-    read.clear()
+    forwards.clear()
     again = answer(chat, chat.messages[:-1], seed=0)
-    assert (read, again.ids) == ([1] * 6, first.ids)
+    assert (forwards, again.ids) == ([1] * 6, first.ids)
 
 
-def test_after_undo_only_the_new_turn_is_read(read: list[int]) -> None:
+def test_after_undo_only_the_new_turn_is_read(forwards: list[int]) -> None:
     chat = conversation()
     first = say(chat, "the old cat")
     say(chat, "sat on the mat")
     chat.messages = chat.messages[:2]
-    read.clear()
+    forwards.clear()
     reply = say(chat, "time")
     assert list(reply.prompt[: len(first.prompt) + 6]) == [*first.prompt, *first.ids]
     shared = len(first.prompt) + len(first.ids)
     new = len(reply.prompt) - shared
     # The removed turn began with the same few tokens.
     common = len(chat.form.encode(chat.form.render((Message("user", ""),), add_generation_prompt=False))) - 1
-    assert new - common <= read[0] <= new
-    assert read[1:] == [1] * 5
+    assert new - common <= forwards[0] <= new
+    assert forwards[1:] == [1] * 5
 
 
-def test_after_a_new_system_prompt_everything_is_read_again(read: list[int]) -> None:
+def test_after_a_new_system_prompt_everything_is_read_again(forwards: list[int]) -> None:
     chat = conversation()
     say(chat, "the old cat")
     chat.messages = (Message("system", "time"), *chat.messages)
-    read.clear()
+    forwards.clear()
     reply = say(chat, "sat")
-    assert len(reply.prompt) - 3 <= read[0] < len(reply.prompt)  # <s> is the same
-    assert read[1:] == [1] * 5
+    assert len(reply.prompt) - 3 <= forwards[0] < len(reply.prompt)  # <s> is the same
+    assert forwards[1:] == [1] * 5
 
 
 def test_a_turn_has_the_logits_of_a_model_without_a_cache() -> None:
@@ -187,7 +172,7 @@ def test_a_turn_has_the_logits_of_a_model_without_a_cache() -> None:
 
 
 @pytest.mark.parametrize("interrupted", [1, 3])
-def test_an_interrupted_reply_is_kept(read: list[int], interrupted: int) -> None:
+def test_an_interrupted_reply_is_kept(forwards: list[int], interrupted: int) -> None:
     chat = conversation()
     reply = chat.answer((Message("user", "the cat"),), warm(), 50)
     steps = iter(reply)
@@ -195,17 +180,17 @@ def test_an_interrupted_reply_is_kept(read: list[int], interrupted: int) -> None
         next(steps)
     reply.generation.interrupt()
     chat.keep(reply)
-    read.clear()
+    forwards.clear()
     after = say(chat, "sat")
     assert list(after.prompt[: len(reply.prompt) + interrupted]) == [*reply.prompt, *reply.ids]
-    assert read[0] == len(after.prompt) - len(reply.prompt) - interrupted + 1
+    assert forwards[0] == len(after.prompt) - len(reply.prompt) - interrupted + 1
     del steps, reply  # Python deletes the interrupted loop, which must not change the cache
-    read.clear()
+    forwards.clear()
     last = say(chat, "mat")
-    assert read[0] == len(last.prompt) - len(after.prompt) - 6 + 1
+    assert forwards[0] == len(last.prompt) - len(after.prompt) - 6 + 1
 
 
-def test_a_failed_pass_keeps_the_cache(read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_pass_keeps_the_cache(forwards: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     chat = conversation()
     first = say(chat, "the cat")
     failing = chat.answer((*chat.messages, Message("user", "sat")), warm(), 5)
@@ -214,9 +199,9 @@ def test_a_failed_pass_keeps_the_cache(read: list[int], monkeypatch: pytest.Monk
         with pytest.raises(MemoryError):
             next(iter(failing))
     assert chat.messages == (*failing.messages[:-1],)
-    read.clear()
+    forwards.clear()
     reply = say(chat, "sat")
-    assert read[0] <= len(reply.prompt) - len(first.prompt) - 5
+    assert forwards[0] <= len(reply.prompt) - len(first.prompt) - 5
     torch.testing.assert_close(chat.step(0)[0].logits, fresh(list(reply.prompt)), rtol=1e-3, atol=1e-3)
 
 

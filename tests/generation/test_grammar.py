@@ -34,7 +34,7 @@ from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from tests.text.test_tokenizer import KINDS, REAL
-from tests.tiny import CPU, VOCAB, Tiny
+from tests.tiny import CPU, VOCAB, TinyFactory
 
 PADDED = 3  # rows of the embedding beyond the tokenizer's size
 STOP = {"byte-level": 1, "sentencepiece": 2, "unigram": 1}
@@ -391,10 +391,10 @@ def test_stop_tokens_end_a_text_and_are_not_part_of_it() -> None:
     start, zeros = [7], torch.zeros(model.model.config.vocab_size)
     a = model.tokenizer.id_of("a")
     assert a is not None
-    before, behind = rule(zeros, start), rule(zeros, [*start, a, a])
+    before, after = rule(zeros, start), rule(zeros, [*start, a, a])
     assert torch.isinf(before[list(stops)]).all()
-    assert torch.isfinite(behind[[1, letter]]).all()
-    assert torch.isinf(behind[[0, stops[2]]]).all()
+    assert torch.isfinite(after[[1, letter]]).all()
+    assert torch.isinf(after[[0, stops[2]]]).all()
     assert rule.ending([*start, a, a]) == "may"
     assert rule.ending([*start, a, a, letter]) == "must"
     assert rule.ending([*start, letter]) == "not yet"  # the text may not end there
@@ -533,7 +533,7 @@ def test_other_temperatures_run_after_bias_and_grammar() -> None:
 # --- tokenizers ---
 
 
-def test_tiny_random_models_with_letters_as_tokens(tiny: Callable[[str], Tiny]) -> None:
+def test_tiny_random_models_with_letters_as_tokens(tiny: TinyFactory) -> None:
     """A vocabulary of single characters, and logits between 1 and 10."""
     chars = sorted(set('abcdefghijklmnopqrstuvwxyzABCDEF0123456789 {}[]":,.-+\\/_'))
     fast = FastTokenizer(models.BPE({c: n + 4 for n, c in enumerate(chars)} | {f"<{n}>": n for n in range(4)}, []))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,8 @@ from llmcli.generation.steps import Step, steps
 from llmcli.model.transformer import Transformer
 from tests.generation.helpers import speculative_steps
 from tests.generation.test_batch import opened
-from tests.tiny import CONTEXT, Tiny, random_ids
+from tests.tiny import CONTEXT, TinyFactory, random_ids
 
-Make = Callable[[str], Tiny]
 FAMILIES = ["llama", "mistral", "gpt2", "gemma3_text", "phi3-longrope", "llama-dynamic", "mixtral"]
 PROMPT: list[int] = random_ids(CONTEXT - 5, seed=3)[0].tolist()
 COUNT = CONTEXT
@@ -53,7 +52,7 @@ def contexts(tokens: Sequence[int]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_steps_of_a_rolling_context_follow_its_ids(tiny: Make, name: str) -> None:
+def test_the_steps_of_a_rolling_context_follow_its_ids(tiny: TinyFactory, name: str) -> None:
     model = tiny(name).load()
     found = run(model)
     assert [step.finish for step in found] == [None] * (COUNT - 1) + ["length"]
@@ -68,7 +67,7 @@ def test_the_steps_of_a_rolling_context_follow_its_ids(tiny: Make, name: str) ->
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_batches_and_speculative_decoding_roll_the_same(tiny: Make, name: str) -> None:
+def test_batches_and_speculative_decoding_roll_the_same(tiny: TinyFactory, name: str) -> None:
     loaded = opened(tiny(name).load(), stop=())
     alone = [run(loaded.model, seed) for seed in (1, 2)]
     requests = [Request(seed, PROMPT, Sampler(FILTERS, seed), COUNT, rolls=True) for seed in (1, 2)]
@@ -81,7 +80,7 @@ def test_batches_and_speculative_decoding_roll_the_same(tiny: Make, name: str) -
 
 
 @pytest.mark.parametrize("limit", [2, 3, 4, 5])
-def test_the_smallest_contexts_roll(tiny: Make, limit: int) -> None:
+def test_the_smallest_contexts_roll(tiny: TinyFactory, limit: int) -> None:
     model = tiny("llama").load()
     model.config = replace(model.config, max_position_embeddings=limit)
     alone = [step.token for step in steps(model, [5], sampler=Sampler(FILTERS, 1), max_new_tokens=9, rolls=True)]
@@ -90,14 +89,14 @@ def test_the_smallest_contexts_roll(tiny: Make, limit: int) -> None:
     assert len(alone) == 9
 
 
-def test_a_context_that_does_not_roll_ends_the_text(tiny: Make) -> None:
+def test_a_context_that_does_not_roll_ends_the_text(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     found = list(steps(model, PROMPT, sampler=Sampler(FILTERS, 1), max_new_tokens=COUNT))
     assert [step.finish for step in found] == [None] * 4 + ["context"]
     assert [step.token for step in found] == [step.token for step in run(model)][:5]
 
 
-def test_sabotage_is_seen(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sabotage_is_seen(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of dropped tokens stay in the cache."""
     model = tiny("llama").load()
     roll = rolling.roll

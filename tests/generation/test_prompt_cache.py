@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,8 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage import cache_file as cachefile
 from llmcli.storage.quantize import Quantization, quantize
 from tests.generation.helpers import speculative_steps
-from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, Tiny, random_ids
+from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, TinyFactory, random_ids
 
-Make = Callable[[str], Tiny]
 LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"
 CLOSE = 1e-5  # of the largest logit: in fp32, chunks of other lengths round differently
 TOTAL = 60  # tokens of prompt and text, on which "dynamic" angles depend
@@ -38,20 +37,6 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small windows and small chunks, so that windows move and prompts need several passes."""
     monkeypatch.setattr(cache_module, "SPARE", 2)
     monkeypatch.setattr(loop, "PREFILL_CHUNK", 8)
-
-
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of positions of each forward pass."""
-    passes: list[int] = []
-    hidden = Transformer.hidden
-
-    def counted(self: Transformer, ids: Tensor, *rest: object) -> Tensor:
-        passes.append(ids.shape[1])
-        return hidden(self, ids, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Transformer, "hidden", counted)
-    return passes
 
 
 def ids_of(count: int, seed: int = 0) -> list[int]:
@@ -90,7 +75,9 @@ def assert_same(found: Sequence[Step], expected: Sequence[Step]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_next_prompt_reads_only_new_tokens(tiny: Make, tmp_path: Path, forwards: list[int], name: str) -> None:
+def test_the_next_prompt_reads_only_new_tokens(
+    tiny: TinyFactory, tmp_path: Path, forwards: list[int], name: str
+) -> None:
     """In every family: a prompt, then a longer one with the same beginning, then that one again."""
     model, file = tiny(name).load(), tmp_path / "kept"
     first, second = ids_of(40), ids_of(40) + ids_of(9, seed=1)
@@ -114,7 +101,7 @@ def test_the_next_prompt_reads_only_new_tokens(tiny: Make, tmp_path: Path, forwa
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
-def test_small_dtypes(tiny: Make, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+def test_small_dtypes(tiny: TinyFactory, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     """With the same passes, every bit is the same."""
     model, file, ids = tiny(name).load().to(dtype), tmp_path / "kept", ids_of(33)
     cached_run(file, model, ids[:32], 1)
@@ -127,7 +114,7 @@ def test_small_dtypes(tiny: Make, tmp_path: Path, name: str, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantized_weights(tiny: Make, tmp_path: Path, forwards: list[int], kind: Quantization) -> None:
+def test_quantized_weights(tiny: TinyFactory, tmp_path: Path, forwards: list[int], kind: Quantization) -> None:
     plain, model, file = tiny("llama").load(), tiny("llama").load(), tmp_path / "kept"
     quantize(model, kind)
     cached_run(file, plain, ids_of(40), 3)
@@ -151,7 +138,7 @@ class Oracle:
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2"])
-def test_rejected_proposals_are_not_saved(tiny: Make, tmp_path: Path, name: str) -> None:
+def test_rejected_proposals_are_not_saved(tiny: TinyFactory, tmp_path: Path, name: str) -> None:
     """After the first token the cache holds proposed tokens that are not checked yet."""
     model, file, ids = tiny(name).load(), tmp_path / "kept", ids_of(40)
     expected = list(stepping(model, ids, 12))
@@ -168,7 +155,7 @@ texts = st.tuples(st.integers(1, 50), st.integers(0, 50), st.integers(0, 20))
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", LONG, DYNAMIC])
 @given(script=st.lists(texts, min_size=2, max_size=4))
 def test_after_any_sequence_of_prompts_the_text_is_that_of_a_fresh_run(
-    tiny: Make, tmp_path_factory: pytest.TempPathFactory, name: str, script: list[tuple[int, int, int]]
+    tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory, name: str, script: list[tuple[int, int, int]]
 ) -> None:
     """Each prompt shares a prefix with the one before."""
     model, file = tiny(name).load(), tmp_path_factory.getbasetemp() / f"kept {name}"
@@ -208,7 +195,7 @@ def reason(file: Path, model: Transformer, ids: Sequence[int], count: int = 3) -
     return kept.reuse.reason
 
 
-def test_another_model_text_or_damage(tiny: Make, tmp_path: Path) -> None:
+def test_another_model_text_or_damage(tiny: TinyFactory, tmp_path: Path) -> None:
     model, file, ids = tiny("llama").load(), tmp_path / "kept", ids_of(20)
     assert reason(file, model, ids) == "missing"
     assert reason(file, model, [ids[0] + 1, *ids[1:]]) == "text"
@@ -220,7 +207,7 @@ def test_another_model_text_or_damage(tiny: Make, tmp_path: Path) -> None:
     assert cached_run(file, model.to(torch.bfloat16), ids, 3)[0].reuse.reason == "dtype"
 
 
-def test_a_window_that_has_moved_past_the_common_prefix(tiny: Make, tmp_path: Path) -> None:
+def test_a_window_that_has_moved_past_the_common_prefix(tiny: TinyFactory, tmp_path: Path) -> None:
     model, file, ids = tiny("mistral").load(), tmp_path / "kept", ids_of(100)
     assert reason(file, model, ids) == "missing"
     assert reason(file, model, ids[: 100 - 2 * WINDOW]) == "window"
@@ -228,14 +215,14 @@ def test_a_window_that_has_moved_past_the_common_prefix(tiny: Make, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("name", "first", "second"), [(LONG, 20, 45), (LONG, 45, 20), (DYNAMIC, 40, 50)])
-def test_angles_of_another_length(tiny: Make, tmp_path: Path, name: str, first: int, second: int) -> None:
+def test_angles_of_another_length(tiny: TinyFactory, tmp_path: Path, name: str, first: int, second: int) -> None:
     model, file, ids = tiny(name).load(), tmp_path / "kept", ids_of(60)
     assert min(first, second) < ROPE_ORIGINAL or name == DYNAMIC
     assert reason(file, model, ids[:first]) == "missing"
     assert reason(file, model, ids[:second]) == "angles"
 
 
-def test_a_prompt_of_one_token_is_read(tiny: Make, tmp_path: Path) -> None:
+def test_a_prompt_of_one_token_is_read(tiny: TinyFactory, tmp_path: Path) -> None:
     model, file = tiny("llama").load(), tmp_path / "kept"
     assert cached_run(file, model, [7], 3)[0].reuse.reason == "missing"
     assert cached_run(file, model, [7], 3)[0].reuse == module.Reuse(0, 1, None)
@@ -244,7 +231,7 @@ def test_a_prompt_of_one_token_is_read(tiny: Make, tmp_path: Path) -> None:
 # --- the file ---
 
 
-def test_the_file_is_written_only_if_the_prompt_has_more(tiny: Make, tmp_path: Path) -> None:
+def test_the_file_is_written_only_if_the_prompt_has_more(tiny: TinyFactory, tmp_path: Path) -> None:
     model, file, ids = tiny("llama").load(), tmp_path / "kept", ids_of(40)
     cached_run(file, model, ids, 2)
     os.utime(file, ns=(10**18, 10**18))
@@ -258,7 +245,7 @@ def test_the_file_is_written_only_if_the_prompt_has_more(tiny: Make, tmp_path: P
         assert cachefile.read_cache(file, model, module.fingerprint(model))[0] == text
 
 
-def test_nothing_after_the_first_token_loses_the_file(tiny: Make, tmp_path: Path, forwards: list[int]) -> None:
+def test_nothing_after_the_first_token_loses_the_file(tiny: TinyFactory, tmp_path: Path, forwards: list[int]) -> None:
     model, file, ids = tiny("gemma3_text").load(), tmp_path / "kept", ids_of(40)
     kept = PromptCache(file, model, ids, 9)
     running = stepping(model, ids, 9, kept.cache)
@@ -272,7 +259,7 @@ def test_nothing_after_the_first_token_loses_the_file(tiny: Make, tmp_path: Path
     assert forwards == [1]
 
 
-def test_a_file_that_cannot_be_written_is_reported_and_stops_nothing(tiny: Make, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported_and_stops_nothing(tiny: TinyFactory, tmp_path: Path) -> None:
     model, folder, ids = tiny("llama").load(), tmp_path / "folder", ids_of(9)
     folder.mkdir()
     kept = PromptCache(folder / "kept", model, ids, 4)
@@ -286,7 +273,7 @@ def test_a_file_that_cannot_be_written_is_reported_and_stops_nothing(tiny: Make,
 
 
 def test_the_fingerprint_is_computed_only_if_needed(
-    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a file, not before the first token; and only once."""
     model, calls, real = tiny("llama").load(), [0], module.fingerprint
@@ -310,7 +297,7 @@ def test_the_fingerprint_is_computed_only_if_needed(
 # --- sabotage ---
 
 
-def everything(tiny: Make, folder: Path) -> None:
+def everything(tiny: TinyFactory, folder: Path) -> None:
     """The claims of the tests above, in short, for two models."""
     for name in ("llama", "mistral"):
         model, file, ids = tiny(name).load(), folder / name, ids_of(40)
@@ -326,7 +313,7 @@ def everything(tiny: Make, folder: Path) -> None:
         assert_same(cached_run(file, model, ids, 6)[1], list(stepping(model, ids, 6)))
 
 
-def test_everything_holds(tiny: Make, tmp_path: Path) -> None:
+def test_everything_holds(tiny: TinyFactory, tmp_path: Path) -> None:
     everything(tiny, tmp_path)
 
 
@@ -359,7 +346,7 @@ SABOTAGE: dict[str, tuple[object, str, object]] = {
 
 
 @pytest.mark.parametrize("name", SABOTAGE)
-def test_a_mistake_is_found(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_mistake_is_found(tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(*SABOTAGE[name])
     with pytest.raises((AssertionError, RuntimeError)):
         everything(tiny, tmp_path)

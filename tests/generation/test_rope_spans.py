@@ -6,8 +6,7 @@ those of the length that the text is planned to reach.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -22,10 +21,9 @@ from llmcli.generation.steps import Step, steps
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from tests.parity import CLOSE
-from tests.tiny import CONTEXT, ROPE_ORIGINAL, Tiny, random_ids
+from tests.tiny import CONTEXT, ROPE_ORIGINAL, Tiny, TinyFactory, random_ids
 
 LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"
-Make = Callable[[str], Tiny]
 
 
 def ids_of(count: int, seed: int = 0) -> list[int]:
@@ -56,25 +54,11 @@ def assert_right(case: Tiny, prompt: list[int], found: list[Step]) -> None:
         assert (step.logits - expected).abs().max() <= CLOSE, step.position
 
 
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of positions of each forward pass."""
-    passes: list[int] = []
-    hidden = Transformer.hidden
-
-    def counted(self: Transformer, ids: Tensor, *rest: Any) -> Tensor:
-        passes.append(ids.shape[1])
-        return hidden(self, ids, *rest)
-
-    monkeypatch.setattr(Transformer, "hidden", counted)
-    return passes
-
-
 @pytest.mark.parametrize("name", [LONG, DYNAMIC])
 @pytest.mark.parametrize(
     ("length", "count"), [(5, 20), (16, 64), (31, 3), (32, 3), (33, 3), (50, 10), (1, 32), (1, 33)]
 )
-def test_every_step_has_the_logits_of_transformers(tiny: Make, name: str, length: int, count: int) -> None:
+def test_every_step_has_the_logits_of_transformers(tiny: TinyFactory, name: str, length: int, count: int) -> None:
     case, prompt = tiny(name), ids_of(length)
     assert_right(case, prompt, run(case.load(), prompt, count))
 
@@ -82,7 +66,7 @@ def test_every_step_has_the_logits_of_transformers(tiny: Make, name: str, length
 @pytest.mark.parametrize("name", [LONG, DYNAMIC])
 @pytest.mark.parametrize("length", [20, 33, 50, 100])
 def test_a_prefill_in_chunks_has_the_logits_of_one_pass(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch, forwards: list[int], name: str, length: int
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, forwards: list[int], name: str, length: int
 ) -> None:
     monkeypatch.setattr(loop, "PREFILL_CHUNK", 8)
     case, prompt = tiny(name), ids_of(length)
@@ -91,13 +75,15 @@ def test_a_prefill_in_chunks_has_the_logits_of_one_pass(
     assert_right(case, prompt, found)
 
 
-def test_longrope_reads_the_text_again_once_beyond_the_original_context(tiny: Make, forwards: list[int]) -> None:
+def test_longrope_reads_the_text_again_once_beyond_the_original_context(tiny: TinyFactory, forwards: list[int]) -> None:
     run(tiny(LONG).load(), ids_of(30), 10)
     assert forwards == [30, 1, 1, ROPE_ORIGINAL + 1, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("length", [30, 40])
-def test_dynamic_angles_are_planned_so_that_nothing_is_read_twice(tiny: Make, forwards: list[int], length: int) -> None:
+def test_dynamic_angles_are_planned_so_that_nothing_is_read_twice(
+    tiny: TinyFactory, forwards: list[int], length: int
+) -> None:
     run(tiny(DYNAMIC).load(), ids_of(length), 10)
     assert forwards == [length, *[1] * 9]
 
@@ -105,7 +91,7 @@ def test_dynamic_angles_are_planned_so_that_nothing_is_read_twice(tiny: Make, fo
 @pytest.mark.parametrize("name", [LONG, DYNAMIC])
 @pytest.mark.parametrize("kept", [0, 3, 25, 32, 33, 40])
 @pytest.mark.parametrize("more", [2, 12, 50])
-def test_a_truncated_cache_continues_correctly(tiny: Make, name: str, kept: int, more: int) -> None:
+def test_a_truncated_cache_continues_correctly(tiny: TinyFactory, name: str, kept: int, more: int) -> None:
     """From beyond the original context back into it, and beyond it again."""
     case, prompt = tiny(name), ids_of(45)
     model = case.load()
@@ -117,7 +103,7 @@ def test_a_truncated_cache_continues_correctly(tiny: Make, name: str, kept: int,
 
 
 @pytest.mark.parametrize("name", [LONG, DYNAMIC])
-def test_the_next_prompt_may_cross_the_original_context(tiny: Make, name: str) -> None:
+def test_the_next_prompt_may_cross_the_original_context(tiny: TinyFactory, name: str) -> None:
     case, text = tiny(name), ids_of(12)
     model = case.load()
     cache = model.new_cache()
@@ -130,7 +116,7 @@ def test_the_next_prompt_may_cross_the_original_context(tiny: Make, name: str) -
 
 @pytest.mark.parametrize("name", [LONG, DYNAMIC])
 def test_within_the_original_context_a_cached_prompt_is_not_read_again(
-    tiny: Make, forwards: list[int], name: str
+    tiny: TinyFactory, forwards: list[int], name: str
 ) -> None:
     model, prompt = tiny(name).load(), ids_of(20)
     cache = model.new_cache()
@@ -150,7 +136,7 @@ turns = st.lists(
 @pytest.mark.parametrize("name", [LONG, DYNAMIC])
 @given(script=turns)
 def test_after_any_history_of_a_cache_the_next_logits_are_right(
-    tiny: Make, name: str, script: list[tuple[float, int, int]]
+    tiny: TinyFactory, name: str, script: list[tuple[float, int, int]]
 ) -> None:
     """Each turn truncates the cache, adds a prompt, and generates."""
     case = tiny(name)
@@ -167,7 +153,7 @@ def test_after_any_history_of_a_cache_the_next_logits_are_right(
         text = [*prompt, *(step.token for step in found)]
 
 
-def test_a_model_rejects_keys_with_other_angles(tiny: Make) -> None:
+def test_a_model_rejects_keys_with_other_angles(tiny: TinyFactory) -> None:
     model = tiny(LONG).load()
     cache = model.new_cache()
     with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Quantization
 from llmcli.train.batches import Encoded
 from llmcli.train.objective import Validation, validate
-from tests.tiny import CONTEXT, Tiny, random_ids
+from tests.tiny import CONTEXT, TinyFactory, random_ids
 
 CASES = ["llama", "llama-tied", "llama-dynamic", "gpt2", "gemma2", "mistral", "phi3-longrope", "mixtral"]
 
@@ -45,7 +44,7 @@ def brute_force(model: Transformer, ids: list[int]) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("length", [2, 3, 100])
 def test_surprisals_are_those_of_all_logits(
-    tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch, name: str, length: int
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, length: int
 ) -> None:
     """With the same angles in all chunks, even if angles depend on the length."""
     monkeypatch.setattr(score, "PREFILL_CHUNK", 30)
@@ -59,7 +58,7 @@ def test_surprisals_are_those_of_all_logits(
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
 @pytest.mark.parametrize("length", [CONTEXT, CONTEXT + 1, CONTEXT + 2, 2 * CONTEXT, 2 * CONTEXT + 70])
-def test_texts_longer_than_the_context_are_read_in_windows(tiny: Callable[[str], Tiny], name: str, length: int) -> None:
+def test_texts_longer_than_the_context_are_read_in_windows(tiny: TinyFactory, name: str, length: int) -> None:
     model = tiny(name).load()
     assert model.config.max_position_embeddings == CONTEXT
     assert torch.allclose(surprisals(model, ids_of(length)).double(), brute_force(model, ids_of(length)), atol=1e-4)
@@ -68,7 +67,7 @@ def test_texts_longer_than_the_context_are_read_in_windows(tiny: Callable[[str],
 @pytest.mark.parametrize("chunk", [1, 7, 50, 129])
 @pytest.mark.parametrize("most", [1, 97 * 3, 97 * 7 + 5, 2**23])
 def test_chunks_and_rows_change_nothing_and_bound_the_logits(
-    tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch, chunk: int, most: int
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, chunk: int, most: int
 ) -> None:
     model = tiny("llama").load()
     ids = ids_of(190)
@@ -96,7 +95,7 @@ def test_chunks_and_rows_change_nothing_and_bound_the_logits(
         assert max(sizes) == 97 * min(chunk, 128), "as many at once as may be"
 
 
-def test_validation_computes_in_the_given_precision(tiny: Callable[[str], Tiny]) -> None:
+def test_validation_computes_in_the_given_precision(tiny: TinyFactory) -> None:
     """In bf16 the score is close to that of fp32, but not equal."""
     model = tiny("llama").load()
     exact = validate(model, [Encoded(ids_of(60))], 200, precision=torch.float32)
@@ -108,7 +107,7 @@ def test_validation_computes_in_the_given_precision(tiny: Callable[[str], Tiny])
 
 @pytest.mark.parametrize("length", [2, 3, 18])
 def test_a_chunk_of_one_token_is_scored_in_mixed_precision(
-    tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch, length: int
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     model = tiny("llama").load()
     monkeypatch.setattr(score, "PREFILL_CHUNK", 16)
@@ -118,7 +117,7 @@ def test_a_chunk_of_one_token_is_scored_in_mixed_precision(
     assert 0 < abs(mixed.nats_per_token - exact.nats_per_token) < 0.2
 
 
-def test_validation_is_the_mean_over_all_tokens_of_all_documents(tiny: Callable[[str], Tiny]) -> None:
+def test_validation_is_the_mean_over_all_tokens_of_all_documents(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     documents = [ids_of(40), ids_of(2), [5], []]  # one token, or none, predicts nothing
     nats = float(torch.cat([brute_force(model, ids) for ids in documents[:2]]).sum())
@@ -128,7 +127,7 @@ def test_validation_is_the_mean_over_all_tokens_of_all_documents(tiny: Callable[
 
 
 @pytest.mark.parametrize("documents", [[], [[]], [[3], [4]]])
-def test_nothing_to_predict_is_an_error(tiny: Callable[[str], Tiny], documents: list[list[int]]) -> None:
+def test_nothing_to_predict_is_an_error(tiny: TinyFactory, documents: list[list[int]]) -> None:
     with pytest.raises(LlmcliError, match="no token to predict") as caught:
         validate(tiny("llama").load(), [Encoded(ids) for ids in documents], 10, precision=torch.float32)
     assert caught.value.exit_code == EXIT_USAGE

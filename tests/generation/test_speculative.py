@@ -15,9 +15,8 @@ from llmcli.generation.speculative import DraftModel, PromptLookup
 from llmcli.generation.steps import MAX_PROPOSED, Proposer, Step
 from llmcli.model.transformer import Transformer
 from tests.generation.helpers import speculative_steps
-from tests.tiny import CPU, Tiny
+from tests.tiny import CPU, TinyFactory
 
-Make = Callable[[str], Tiny]
 FAMILIES = ["llama", "gpt2", "gemma3_text", "phi3-longrope", "mixtral"]
 PROMPT = [5, 6, 7, 8, 5, 6, 7, 8, 5, 6, 7]
 WARM: list[Filter] = [RepetitionPenalty(1.2, window=9), Temperature(0.7), TopP(0.9)]
@@ -65,7 +64,7 @@ def proposers(model: Transformer, plain: list[Step]) -> dict[str, Proposer]:
 
 @pytest.mark.parametrize("filters", [GREEDY, WARM], ids=["greedy", "warm"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_steps_are_the_same(tiny: Make, name: str, filters: list[Filter]) -> None:
+def test_the_steps_are_the_same(tiny: TinyFactory, name: str, filters: list[Filter]) -> None:
     model = tiny(name).load()
     for seed in range(1 if filters is GREEDY else 4):
         plain = run(model, filters, None, seed)
@@ -73,7 +72,7 @@ def test_the_steps_are_the_same(tiny: Make, name: str, filters: list[Filter]) ->
             assert_same(run(model, filters, proposer, seed), plain)
 
 
-def test_correct_proposals_are_accepted_and_counted(tiny: Make) -> None:
+def test_correct_proposals_are_accepted_and_counted(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     plain = run(model, WARM, None)
     by = proposers(model, plain)
@@ -86,7 +85,7 @@ def test_correct_proposals_are_accepted_and_counted(tiny: Make) -> None:
     assert by["silent"].proposed == 0
 
 
-def test_accepted_proposals_save_passes(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepted_proposals_save_passes(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama").load()
     plain = run(model, GREEDY, None, count=40)
     lengths: list[int] = []
@@ -124,7 +123,7 @@ def test_lookup_pauses_after_rejected_proposals() -> None:
     assert [bool(lookup.propose(ids, 4, sampler)) for _ in range(3)] == [True, True, True]
 
 
-def test_proposals_never_exceed_the_requested_tokens_or_the_context(tiny: Make) -> None:
+def test_proposals_never_exceed_the_requested_tokens_or_the_context(tiny: TinyFactory) -> None:
     model = tiny("gpt2").load()
     requests: list[tuple[int, int]] = []
 
@@ -141,7 +140,7 @@ def test_proposals_never_exceed_the_requested_tokens_or_the_context(tiny: Make) 
     assert all(length + count < model.config.max_position_embeddings for length, count in requests)
 
 
-def test_no_proposal_skips_an_observed_step(tiny: Make) -> None:
+def test_no_proposal_skips_an_observed_step(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     plain = run(model, GREEDY, None, count=20)
     right = proposers(model, plain)["right"]
@@ -152,7 +151,7 @@ def test_no_proposal_skips_an_observed_step(tiny: Make) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 4, 9, 10])
-def test_the_cache_holds_the_generated_tokens(tiny: Make, stop_at: int) -> None:
+def test_the_cache_holds_the_generated_tokens(tiny: TinyFactory, stop_at: int) -> None:
     """Even if the caller stops in the middle of the tokens that one pass has checked."""
     model = tiny("llama").load()
     plain = run(model, GREEDY, None)
@@ -170,7 +169,7 @@ def test_the_cache_holds_the_generated_tokens(tiny: Make, stop_at: int) -> None:
     torch.testing.assert_close(after[0, -1], fresh[0, -1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_replaced_token_ends_the_proposal(tiny: Make) -> None:
+def test_a_replaced_token_ends_the_proposal(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     plain = run(model, GREEDY, None)
 

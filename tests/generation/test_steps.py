@@ -62,20 +62,6 @@ def fresh(ids: Sequence[int]) -> Tensor:
         return model()(torch.tensor([list(ids)]))[0, -1]
 
 
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of positions of each forward pass."""
-    passes: list[int] = []
-    hidden = Transformer.hidden
-
-    def counted(self: Transformer, ids: Tensor, *rest: Any) -> Tensor:
-        passes.append(ids.shape[1])
-        return hidden(self, ids, *rest)
-
-    monkeypatch.setattr(Transformer, "hidden", counted)
-    return passes
-
-
 # --- what is computed ---
 
 

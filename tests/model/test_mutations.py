@@ -199,7 +199,7 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "no local rope": (changed(local_rope=None), GEMMA3),
     "local and global swapped": (swap_local_and_global, GEMMA3),
     "rope everywhere": (changed(layers_without_rope=frozenset()), ["smollm3", "smollm3-windows"]),
-    "rope elsewhere": (shifted_layers_without_rope, ["smollm3", "smollm3-windows"]),
+    "rope in other layers": (shifted_layers_without_rope, ["smollm3", "smollm3-windows"]),
     "no windows": (full_attention, WINDOWED),
     "windows everywhere": (windows_everywhere, MIXED),
     "layer types shifted": (shifted_layer_types, MIXED),
@@ -458,7 +458,7 @@ def test_wrong_code_shows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, na
 def test_a_rotation_off_by_one_shows(
     tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, offset: int
 ) -> None:
-    """Shifting all positions alike changes nothing, because only distances matter; so shift a later chunk."""
+    """Shifting all positions equally changes nothing, because only distances matter; so shift a later chunk."""
     case = tiny(name)
     right = positions.rotation
 

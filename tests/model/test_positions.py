@@ -323,7 +323,7 @@ def test_dot_products_change_with_the_distance() -> None:
     assert abs(products[3] - float(rotated(q, 5) @ rotated(k, 8))) > 0.1, "distances of +3 and -3 must differ"
 
 
-def test_all_heads_and_rows_are_rotated_alike() -> None:
+def test_all_heads_and_rows_get_the_same_rotation() -> None:
     x = vector(0).repeat(2, 5, 3, 1)  # [B, heads, T, D]
     after = rotate(x, *rotation(inverse_frequencies(DEFAULT, D), 7, 3, torch.float32))
     for position in range(3):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.model.families import FAMILIES
 from llmcli.storage import checkpoint
-from tests.tiny import CPU, VOCAB, Tiny, greedy, load, load_with_transformers, random_ids
+from tests.tiny import CPU, VOCAB, TinyFactory, greedy, load, load_with_transformers, random_ids
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real models are not available")
@@ -27,13 +26,13 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 @pytest.fixture
-def llama(tiny: Callable[[str], Tiny], tmp_path: Path) -> Path:
+def llama(tiny: TinyFactory, tmp_path: Path) -> Path:
     """A Llama folder to damage."""
     return Path(shutil.copytree(tiny("llama").folder, tmp_path / "llama"))
 
 
 @pytest.fixture
-def gpt2(tiny: Callable[[str], Tiny], tmp_path: Path) -> Path:
+def gpt2(tiny: TinyFactory, tmp_path: Path) -> Path:
     """A GPT-2 folder to damage."""
     return Path(shutil.copytree(tiny("gpt2").folder, tmp_path / "gpt2"))
 
@@ -252,7 +251,7 @@ def test_only_pickled_weights(llama: Path) -> None:
     assert_rejected(llama, llama, WEIGHTS, "pickled")
 
 
-def test_two_shards(llama: Path, tiny: Callable[[str], Tiny]) -> None:
+def test_two_shards(llama: Path, tiny: TinyFactory) -> None:
     shard(llama, BOTH)
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
@@ -411,7 +410,7 @@ def test_tensor_stored_twice(llama: Path, gpt2: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
-def test_a_stored_copy_of_a_tied_head_is_dropped(tiny: Callable[[str], Tiny], tmp_path: Path, name: str) -> None:
+def test_a_stored_copy_of_a_tied_head_is_dropped(tiny: TinyFactory, tmp_path: Path, name: str) -> None:
     case = tiny(name)
     folder = Path(shutil.copytree(case.folder, tmp_path / name))
     embedding = case.load().embedding.weight
@@ -423,7 +422,7 @@ def test_a_stored_copy_of_a_tied_head_is_dropped(tiny: Callable[[str], Tiny], tm
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_a_stored_head_that_differs_from_the_embedding_is_used_as_in_transformers(
-    tiny: Callable[[str], Tiny], tmp_path: Path, name: str
+    tiny: TinyFactory, tmp_path: Path, name: str
 ) -> None:
     case = tiny(name)
     folder = Path(shutil.copytree(case.folder, tmp_path / name))

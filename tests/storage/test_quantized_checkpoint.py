@@ -126,7 +126,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def assert_rejected(folder: Path, *culprits: object, code: int = EXIT_FAILURE, **options: Any) -> None:
-    """Loading fails with a one-line error that names every culprit and says what to do."""
+    """Assert that loading fails with a one-line error that names every culprit and has a hint."""
     with pytest.raises(LlmcliError) as caught:
         Checkpoint.read(folder).load(**{"device": CPU, **options})
     assert caught.value.exit_code == code

@@ -1,0 +1,24 @@
+"""Fixtures shared by the tests of generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from llmcli.model.transformer import Transformer
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of positions of each forward pass, in order."""
+    passes: list[int] = []
+    hidden = Transformer.hidden
+
+    def counted(self: Transformer, ids: Tensor, *rest: Any) -> Tensor:
+        passes.append(ids.shape[1])
+        return hidden(self, ids, *rest)
+
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    return passes
