@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# More threads slow down tiny models, above all on a busy machine. Set before torch is imported; subprocesses inherit it.
+# Tiny models are slower with more threads, above all on a busy machine. Set before torch is imported, and inherited.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The config file of the person who runs the tests is ignored.
 os.environ.update({"LLMCLI_CONFIG": os.devnull})

@@ -314,7 +314,7 @@ def test_unusable_paths_are_errors_of_their_command_only(chat: Chat, tmp_path: P
     loop = tmp_path / "loop"
     with contextlib.suppress(OSError):  # Windows may not allow it
         loop.symlink_to(loop)
-    names = (loop, tmp_path / ("x" * 300), f"{tmp_path}/a\0b", "~nobody-of-this-name/x")
+    names = (loop, tmp_path / ("x" * 300), f"{tmp_path}/a\0b", "~no-such-user/x")
     replies, stderr = chat("The fox", *(f"/{do} {name}" for do in ("save", "load") for name in names), "The fox")
     assert sum(line.startswith("llmcli: ") for line in stderr) == 2 * len(names) - (not loop.is_symlink())
     assert len(replies) == 2

@@ -40,7 +40,7 @@ def test_commands_options_and_choices_are_completed(run: Run) -> None:
 @pytest.mark.parametrize(
     "line", ["generate -m", "tokenize --model", "compare -m", "bench -m", "generate --draft-model", "rm", "quantize"]
 )
-def test_models_on_disk_are_offered_or_else_folders(run: Run, line: str, tmp_path: Path) -> None:
+def test_models_on_disk_are_completed_or_else_folders(run: Run, line: str, tmp_path: Path) -> None:
     snapshot = tmp_path / "hub/models--some--model/snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -52,13 +52,13 @@ def test_models_on_disk_are_offered_or_else_folders(run: Run, line: str, tmp_pat
     assert offered(run, f"llmcli {line} so", **env) == ["dir,so", "plain,some/model"]
 
 
-def test_paths_are_offered_where_one_is_wanted(run: Run) -> None:
+def test_paths_are_completed_for_options_that_take_one(run: Run) -> None:
     for line in ("generate --prompt-file", "lens --save", "bench --config", "train", "quantize a b --text"):
         assert offered(run, f"llmcli {line} ") == ["file,"], line
     assert offered(run, "llmcli train --out ") == ["dir,"]
 
 
-def test_a_broken_config_or_cache_says_nothing(run: Run, tmp_path: Path) -> None:
+def test_a_broken_config_or_cache_prints_nothing(run: Run, tmp_path: Path) -> None:
     (tmp_path / "hub").write_text("no folder")
     env = {"LLMCLI_CONFIG": str(tmp_path / "none"), "HF_HOME": str(tmp_path), "LLMCLI_TOP_K": "x"}
     assert offered(run, "llmcli generate -m lla", **env) == ["dir,lla", "plain,llama-tales-12m"]
@@ -82,7 +82,7 @@ assert not {'torch', 'rich', 'tokenizers', 'numpy', 'huggingface_hub'} & set(sys
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_is_one_that_the_shell_can_read(run: Run, shell: str) -> None:
+def test_the_shell_accepts_the_script(run: Run, shell: str) -> None:
     script = run("completion", shell).stdout
     assert f"_LLMCLI_COMPLETE={shell}_complete" in script
     if shutil.which(shell):

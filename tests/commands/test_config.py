@@ -1,4 +1,4 @@
-"""The config file and the environment: what they set, which is stronger, and what is wrong with them."""
+"""The config file and the environment: which values they set, which one takes precedence, and their errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Write = Callable[[str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Makes its argument the config file."""
+    """A function that writes its argument to the config file and returns the path."""
 
     def put(text: str) -> Path:
         path = tmp_path / "config.toml"
@@ -41,8 +41,8 @@ def seed_of(result: Result) -> Any:
     return records(result)[0]["seed"]
 
 
-def test_each_source_is_stronger_than_the_next(run: Run, model: Path, write: Write) -> None:
-    """Taken away one by one, from the strongest: each time the next one's seed is what runs."""
+def test_each_source_overrides_the_next(run: Run, model: Path, write: Write) -> None:
+    """Each added source sets another seed, and the last one added is used."""
     args = ["generate", "The", "-m", model, "-n", 1, "--json"]
     assert seed_of(run(*args)) not in range(1, 6)
     write("seed = 5\n")
@@ -69,7 +69,7 @@ def test_the_file_overrides_the_models_own_settings(run: Run, model: Path, write
 def test_every_kind_of_value(
     run: Run, model: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flags, numbers, text, lists, paths from the home folder; hyphens or underscores, any of an option's names."""
+    """Flags, numbers, text, lists and ~ in paths; keys with hyphens or underscores, and every name of an option."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "prompt.txt").write_text("The old", encoding="utf-8")
@@ -82,11 +82,11 @@ def test_every_kind_of_value(
     assert not {"fox", "hen"} & set(end["text"].split())
     free = run("generate", "The old", "--prompt-file", tmp_path / "prompt.txt", "--no-such")
     assert free.exit_code == 2
-    # What may be repeated takes one value too: here `tokenize -m`.
+    # A repeatable option accepts a single value, too: here `tokenize -m`.
     assert run("tokenize", "x", "--ids").exit_code == 0
 
 
-def test_a_key_of_another_command_disturbs_none(run: Run, model: Path, write: Write) -> None:
+def test_keys_of_other_commands_are_ignored(run: Run, model: Path, write: Write) -> None:
     write('temperatures = "0,1"\n[train]\ntokens = 5\n[tour]\nno-pause = 3\n')
     assert run("generate", "The", "-m", model, "-n", 1).exit_code == 0
     assert "no-pause" in run("tour").stderr
@@ -116,8 +116,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=[key[:30] for key in BROKEN])
-def test_what_is_wrong_is_one_line_that_names_file_and_key(run: Run, write: Write, text: str) -> None:
-    """For a command that it concerns; --help and config run all the same."""
+def test_errors_are_one_line_and_name_file_and_key(run: Run, write: Write, text: str) -> None:
+    """A command that uses the key fails; --help and config still run."""
     path = write(text + "\n")
     result = run("generate", "x", "-m", "no such model")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
@@ -141,16 +141,16 @@ def test_files_that_cannot_be_read(run: Run, tmp_path: Path, write: Write) -> No
     assert "UTF-8" in run("generate", "x").stderr
 
 
-def test_the_home_of_nobody_is_a_name_like_any_other(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    write('prompt-file = "~nobody-of-this-name/x"\n')
+def test_the_home_of_an_unknown_user_is_not_expanded(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write('prompt-file = "~no-such-user/x"\n')
     result = run("generate", "-m", "no such model")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "nobody-of-this-name" in result.stderr
-    monkeypatch.setenv("LLMCLI_CONFIG", "~nobody-of-this-name/config.toml")
-    assert run("config", "--path").stdout.startswith("~nobody-of-this-name")
+    assert "no-such-user" in result.stderr
+    monkeypatch.setenv("LLMCLI_CONFIG", "~no-such-user/config.toml")
+    assert run("config", "--path").stdout.startswith("~no-such-user")
 
 
-def test_a_setting_is_one_row_whatever_stands_in_it(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_is_one_row_whatever_its_value(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write('stop = "a\\tb\\u001b[31m"\n"x\\ny" = 1\n')
     monkeypatch.setenv("LLMCLI_GENERATE_STOP", "one\ntwo")
     result = run("config")
@@ -159,12 +159,12 @@ def test_a_setting_is_one_row_whatever_stands_in_it(run: Run, write: Write, monk
     assert result.stderr.count("\n") == 2
 
 
-def test_a_byte_order_mark_is_no_key(run: Run, model: Path, write: Write) -> None:
+def test_a_byte_order_mark_is_ignored(run: Run, model: Path, write: Write) -> None:
     write("").write_bytes(b"\xef\xbb\xbfseed = 9\n")
     assert seed_of(run("generate", "The", "-m", model, "-n", 1, "--json")) == 9
 
 
-def test_a_bad_value_says_where_it_stands(run: Run, model: Path, write: Write) -> None:
+def test_an_invalid_value_is_reported_with_its_source(run: Run, model: Path, write: Write) -> None:
     path = write("[generate]\ntemperature = -2\n")
     assert f"{path}: generate.temperature" in run("generate", "x", "-m", model).stderr
     result = run("generate", "x", "-m", model, env={"LLMCLI_TEMPERATURE": "-3"})
@@ -236,8 +236,8 @@ def test_the_default_path_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert config_path() == tmp_path / "own.toml"
 
 
-def test_no_two_options_share_a_variable_by_chance() -> None:
-    """One command's own variable is no other's shared one, and none names the config file or click's own."""
+def test_no_variable_belongs_to_two_options() -> None:
+    """Neither a variable for one command nor one for all commands has two meanings; LLMCLI_CONFIG has its own."""
     own: dict[str, str] = {}
     shared: set[str] = set()
     for name in COMMANDS:
@@ -252,7 +252,7 @@ def test_no_two_options_share_a_variable_by_chance() -> None:
     assert "LLMCLI_CONFIG" not in shared | set(own)
 
 
-def test_every_command_takes_part() -> None:
+def test_every_command_reads_the_config_file() -> None:
     without = {name for name in COMMANDS if not isinstance(cli.get_command(click.Context(cli), name), Command)}
     assert without == {"config", "completion"}
 
@@ -266,7 +266,7 @@ def test_the_example_in_help_is_a_config_file(run: Run, write: Write) -> None:
     assert len(rows) == 1 + 4
 
 
-def test_sabotage_a_weaker_variable_first_is_noticed(
+def test_a_wrong_order_of_variables_fails_the_test(
     run: Run, model: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = cli.get_command(click.Context(cli), "generate")
@@ -275,10 +275,10 @@ def test_sabotage_a_weaker_variable_first_is_noticed(
     assert isinstance(seed.envvar, list)
     monkeypatch.setattr(seed, "envvar", seed.envvar[::-1])
     with pytest.raises(AssertionError):
-        test_each_source_is_stronger_than_the_next(run, model, write)
+        test_each_source_overrides_the_next(run, model, write)
 
 
-def test_tests_read_nobodys_config() -> None:
+def test_the_tests_ignore_the_config_file_of_their_user() -> None:
     assert os.environ["LLMCLI_CONFIG"] == os.devnull
 
 

@@ -47,7 +47,7 @@ assert 'torch' not in sys.modules
 
 
 @posix
-def test_a_reader_that_leaves_is_no_error_message(model: Path) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_message(model: Path) -> None:
     command = " ".join(PROGRAM) + f" generate The -m {model} --json -n 60 | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.stdout.count("\n") == 1
@@ -67,7 +67,7 @@ def test_a_full_disk_is_one_line(model: Path) -> None:
 
 @posix
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
-def test_closed_streams_are_no_traceback(model: Path, closed: str) -> None:
+def test_closed_streams_cause_no_traceback(model: Path, closed: str) -> None:
     command = " ".join(PROGRAM) + f" generate The -m {model} -n 3 --temperature 0 {closed}"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0
@@ -75,7 +75,7 @@ def test_closed_streams_are_no_traceback(model: Path, closed: str) -> None:
     assert bool(done.stdout) == (closed != ">&-")
 
 
-def test_bad_input_ends_in_one_line_without_traceback(model: Path) -> None:
+def test_invalid_input_is_a_one_line_error(model: Path) -> None:
     done = shell("generate", "x", "-m", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"llmcli: there is no model nowhere \(.*\)\n", done.stderr)
@@ -131,7 +131,7 @@ def test_tables_fit_the_terminal(model: Path, args: str, width: int) -> None:
 
 
 @posix
-def test_no_color_means_no_codes(model: Path) -> None:
+def test_no_color_means_no_escape_codes(model: Path) -> None:
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         text = terminal(f"generate|The|-n|4|--probs|-m|{model}", env=env)
         assert "\x1b" not in text

@@ -140,7 +140,7 @@ def test_no_name_of_a_model_controls_the_terminal(tmp_path: Path, model: Path) -
         assert controls_in(shown) == []
 
 
-def test_these_tests_notice_unescaped_text(tmp_path: Path, model: Path) -> None:
+def test_unescaped_text_fails_these_tests(tmp_path: Path, model: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import llmcli.render.terminal as t\nt.escape_controls = lambda text: text\n"
     )

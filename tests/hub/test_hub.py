@@ -98,7 +98,7 @@ def test_hub_names_are_parsed(text: str, name: HubName) -> None:
         "org/a\0b",
         "org/" + "x" * 97,
         "x" * 5000,
-        "~nobody-has-this-name/x",
+        "~no-such-user/x",
         "C:\\models\\x",
     ],
 )

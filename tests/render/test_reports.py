@@ -42,7 +42,7 @@ def test_every_function_is_one_of_the_package(name: str) -> None:
     assert callable(getattr(render, name))
 
 
-def test_other_objects_are_refused() -> None:
+def test_other_objects_are_rejected() -> None:
     with pytest.raises(TypeError, match="str is not a report"):
         render.print_report("lens", io.StringIO())
     with pytest.raises(TypeError, match="int is not a report"):
