@@ -42,12 +42,17 @@ def parse_speculative(prompt_lookup: bool, draft_model: str | None) -> Speculati
 speculative_options = bundle(
     "speculative",
     parse_speculative,
-    click.option("--prompt-lookup", is_flag=True, help="Speculative decoding where the text repeats itself."),
+    click.option(
+        "--prompt-lookup",
+        is_flag=True,
+        help="Speculative decoding where the text repeats itself. --verbose counts accepted tokens.",
+    ),
     click.option(
         "--draft-model",
         metavar="MODEL",
         shell_complete=complete_model,
-        help="Speculative decoding with this smaller model, which must have the same tokenizer.",
+        help="Speculative decoding with this smaller model, which must have the same tokenizer. --verbose counts "
+        "accepted tokens.",
     ),
     title="Speed",
 )
