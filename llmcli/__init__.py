@@ -9,8 +9,8 @@ As a library::
         print(text, end="", flush=True)
 
 ``load`` opens a model, ``generate`` continues a text, and ``steps`` is the loop underneath. ``llmcli.explain`` has a
-function for each view, and ``llmcli.render`` draws their reports. Importing llmcli takes no time: each of these loads
-PyTorch when it is first used.
+function for each view, and ``llmcli.render`` draws their reports. Importing llmcli is fast: each of these loads PyTorch
+when it is first used.
 """
 
 from __future__ import annotations

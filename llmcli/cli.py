@@ -172,7 +172,7 @@ def visible(line: str) -> str:
 
 
 def click_error(error: Exception) -> LlmcliError | None:
-    """Return click's error about the command line as one of ours, or None if ``error`` is not click's."""
+    """Return click's error about the command line as an LlmcliError, or None if ``error`` is not click's."""
     if not isinstance(error, click.ClickException):
         return None
     context = getattr(error, "ctx", None)
@@ -185,7 +185,7 @@ def click_error(error: Exception) -> LlmcliError | None:
 
 
 def disk_full(error: Exception) -> LlmcliError | None:
-    """Return our error for a write that failed because the disk is full, or None."""
+    """Return an LlmcliError if ``error`` is a write that failed because the disk is full, else None."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return LlmcliError("no space left on the disk", "free some space, or write to another disk")
     return None

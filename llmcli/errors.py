@@ -43,7 +43,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def out_of_memory(error: Exception) -> LlmcliError | None:
-    """Return our error if ``error`` is one of those that Python and PyTorch raise when memory runs out, else None."""
+    """Return an LlmcliError if Python or PyTorch raised ``error`` because memory ran out, else None."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return LlmcliError("out of memory", kind="out-of-memory")

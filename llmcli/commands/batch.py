@@ -24,7 +24,7 @@ from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, usage_error
 from llmcli.generation import jobs
 
 
-@click.command(cls=Command, together="alike")
+@click.command(cls=Command, together="all")
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @click.option(
@@ -111,7 +111,7 @@ def batch(
 def local_writer(
     loaded: generation.LoadedModel, sampling: Sampling, grammar: GrammarChoice, length: Length
 ) -> jobs.LocalWriter:
-    """What continues the prompts with the model on this machine."""
+    """Return the writer that continues the prompts with the model on this machine."""
 
     def encode(prompt: str) -> list[int]:
         return fit(loaded, loaded.prompt_ids(prompt), length.overflow)

@@ -95,7 +95,7 @@ def bench(
       llmcli bench --config path/to/config.json --random --threads 1,2 --markdown
     """
     if (config is not None) != random_weights or (config is not None and models):
-        raise usage_error("--config and --random need each other, and exclude --model", "give both, or neither")
+        raise usage_error("--config and --random go together, without --model", "give both, or neither")
     if as_json and markdown:
         raise usage_error("--json and --markdown cannot be combined", "give one of them")
     choices = [
@@ -115,7 +115,7 @@ def bench(
         for row in measure(choice, config, threads or (None,), lengths):
             render.note(render.bench_line(row), sys.stderr)
             rows.append(row)
-    bandwidths = {}  # measured last, because it takes memory of its own
+    bandwidths = {}  # measured last, because the measurement itself needs memory
     for count in {row.threads for row in rows}:
         use_threads(count)
         bandwidths[count] = generation.read_bandwidth(pick_device(device))
@@ -182,5 +182,5 @@ def parse_list(option: str, text: str, known: Sequence[str]) -> list[Any]:
     found = [word.strip() for word in text.split(",")]
     for word in found:
         if word not in known:
-            raise usage_error(f"{option} does not know {word!r}", "known: " + ", ".join(known))
+            raise usage_error(f"{option}: unknown value {word!r}", "known: " + ", ".join(known))
     return found

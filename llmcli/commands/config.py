@@ -65,7 +65,7 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
         return
     commands = commands_of(click.get_current_context())
     if command is not None and command not in commands:
-        raise usage_error(f"no such command with options: {command}", did_you_mean(command, commands))
+        raise usage_error(f"{command} is not a command with options", did_you_mean(command, commands))
     config, errors = read_or_error()
     if command is None:
         errors += [error for each in commands.values() for error in file_settings(config, each, commands)[1]]

@@ -26,7 +26,7 @@ from llmcli.render import json_forms
 
 @click.command(cls=Command, together=follow)
 @prompt_options()
-@heading("What is shown")
+@heading("Display")
 @click.option(
     "--step", "index", type=click.IntRange(min=0), default=0, show_default=True, help="Which generated token, from 0."
 )
@@ -136,7 +136,7 @@ def choose_tokens(
 
 
 def ask_for_token(report: explain.StepReport) -> int | None:
-    """Request for the rank of a candidate and return its id: the drawn token for Enter, None to quit."""
+    """Ask for the rank of a candidate and return its id: Enter returns the drawn token, q returns None."""
     ranks = {row.rank: row for row in report.candidates}
     while True:
         answer = click.prompt(

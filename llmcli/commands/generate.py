@@ -104,13 +104,11 @@ def generate(
 def _check_combinations(
     choice: DistributedModelChoice, speculative: Speculative, prompt_cache: Path | None, samples: SampleCount
 ) -> None:
-    """Raise a usage error for options that cannot be combined, or a prompt cache that cannot be written."""
+    """Raise LlmcliError if options cannot be combined, or the prompt cache cannot be written."""
     if samples.count > 1 and speculative.given:
-        raise usage_error(
-            "speculative decoding generates one text only", "omit --prompt-lookup and --draft-model, or the samples"
-        )
+        raise usage_error("speculative decoding generates only one text", "omit it, or --num-samples and --best-of")
     if samples.count > 1 and prompt_cache is not None:
-        raise usage_error("--prompt-cache works with one text only", "omit it, or --num-samples and --best-of")
+        raise usage_error("--prompt-cache works with only one text", "omit it, or --num-samples and --best-of")
     if prompt_cache is not None:
         check_prompt_cache(prompt_cache)
     choice.exclude("--prompt-cache", prompt_cache)
@@ -118,7 +116,7 @@ def _check_combinations(
 
 
 def _report_rope_length(length: int) -> None:
-    """For the few models whose text depends on --max-tokens, print a note."""
+    """Print a note for the few models whose text depends on --max-tokens."""
     if length:
         render.note(
             f"dynamic RoPE scaling: angles are computed for {length} tokens (prompt and --max-tokens)", sys.stderr

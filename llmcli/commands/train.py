@@ -46,7 +46,7 @@ RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("learning-rate", Real(), "Peak learning rate."),
     ("weight-decay", Real(), "Weight decay of the matrices."),
     ("warmup", Real(), "Fraction of the run in which the learning rate rises."),
-    ("decay", Real(), "Fraction of the run in which, at its end, the rate falls to zero."),
+    ("decay", Real(), "Fraction of the run, at its end, in which the rate falls to zero."),
     ("plain", Real(), "sft: fraction of the replies trained without their prompts."),
     ("beta", Real(), "dpo: how strongly the model is kept close to --init."),
     ("precision", Choice(get_args(recipe.Precision)), "Precision of matrix products."),
@@ -103,7 +103,7 @@ def recipe_default(name: str) -> str:
 @heading("Machine")
 @device_option
 @threads_option
-@click.option("--compile", "compiled", is_flag=True, help="Compile the model first: faster, needs a C++ compiler.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the model first: faster, but needs a C++ compiler.")
 @heading("Progress")
 @click.option(
     "--checkpoint-minutes",

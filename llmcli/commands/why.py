@@ -26,7 +26,7 @@ from llmcli.errors import usage_error
     type=click.IntRange(min=0),
     default=8,
     show_default=True,
-    help="Show N rows for the token and N against. 0: all.",
+    help="Show N rows in favor of the token and N against it. 0: all.",
 )
 @layer_option
 @head_option
@@ -48,9 +48,9 @@ def why(
     """What pushed this logit up or down? Split it, exactly, into the contributions of each part of the model.
 
     With the final norm held fixed, a token's logit is a sum over the embedding, every attention head (L2.H5 is head 5
-    of layer 2) and every MLP. A head's contribution is in turn a sum over earlier tokens. Each contribution
-    is compared with the one to another token, the runner-up or --vs. --layer and --head choose the heads to split by
-    token.
+    of layer 2) and every MLP. A head's contribution is in turn a sum over earlier tokens. Each contribution is
+    compared with the contribution to another token: the runner-up, or --vs. --layer and --head choose the heads to
+    split by token.
 
     \b
     Examples:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from llmcli.errors import usage_error
 
 KEY_VARIABLE = "LLMCLI_API_KEY"
-OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"  # other programs expect that it is sent to OpenAI only
+OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"  # users expect it to be sent to OpenAI only
 MIN_SECRET = 8  # characters: a shorter key, such as EMPTY, is no secret and may occur in ordinary text
 
 

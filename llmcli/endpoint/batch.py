@@ -102,7 +102,7 @@ def with_retries(call: Callable[[], T], stop: Event) -> T:
 
 
 def retry_delay(attempt: int, retry_after: float | None) -> float:
-    """Return the seconds to wait after ``attempt``: what the server asks for, plus a random, growing delay.
+    """Return the seconds to wait after ``attempt``: what the server requests, plus a random, growing delay.
 
     Exponential backoff with jitter (Brooker 2015, "Exponential Backoff And Jitter"): the randomness keeps many clients
     from retrying at the same moment.

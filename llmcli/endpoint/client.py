@@ -20,7 +20,7 @@ MAX_RESPONSE_BYTES = 2**26
 
 
 class Client:
-    """Sends requests to one server; safe to use from several threads. Nothing it raises or returns holds the key.
+    """Sends requests to one server; safe to use from several threads. Nothing it raises or returns contains the key.
 
     It follows no redirects, which could send the key and the prompt elsewhere, and accepts no compressed responses,
     which could expand without bound. It bypasses proxies for a server on this machine.
@@ -41,8 +41,9 @@ class Client:
         )
 
     def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON object at ``path``. Errors (ServerError, as for every request): no response, an error status,
-        or an invalid response.
+        """Return the JSON object at ``path``.
+
+        Like every request, raises ServerError if there is no response, or an invalid one, or an error status.
         """
         with network_errors(self.address, self._key), self._response("GET", path, None) as response:
             return self._checked(parse_json(b"".join(_bounded(response))))
@@ -53,8 +54,9 @@ class Client:
             return self._checked(parse_json(b"".join(_bounded(response))))
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
-        """Yield the events of the response to ``body``. Closing the generator closes the connection, which makes the
-        server stop generating.
+        """Yield the events of the response to ``body``.
+
+        Closing the generator closes the connection, which makes the server stop generating.
         """
         with network_errors(self.address, self._key), self._response("POST", path, body) as response:
             if response.headers.get("content-type", "").startswith("application/json"):  # a server without streaming

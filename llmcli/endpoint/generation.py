@@ -17,7 +17,7 @@ MAX_EMPTY = 2**14  # chunks without text in a row, in addition to the requested 
 
 
 class ServerGeneration:
-    """Iterate, once, over the chunks; ``text`` is all of theirs.
+    """Iterate over the chunks, once; ``text`` is the text received so far.
 
     ``usage`` are the server's token counts, once it sends them. ``exact_count``: whether it sent them, or each token
     with its log probability. ``finish`` is a key of ``render.generation.ENDINGS`` or the server's own word for another
@@ -54,7 +54,7 @@ class ServerGeneration:
         return self._received_tokens or self.usage.completion_tokens is not None
 
     def __iter__(self) -> Iterator[ResponseChunk]:
-        """Errors (ServerError): a failure on the way; the text up to there stays."""
+        """Yield the chunks. Raises ServerError if the server fails; the text so far is kept."""
         began = time.perf_counter()
         with closing(self._events):
             for event in self._events:
@@ -98,7 +98,7 @@ class ServerGeneration:
 
 
 def check_length(text: str, tokens: int) -> None:
-    """Raise if ``text`` is too long to be so many tokens."""
+    """Raise ServerError if ``text`` is too long for this number of tokens."""
     if len(text) > MAX_CHARACTERS * tokens:
         raise malformed(f"its text is longer than {tokens} tokens can be")
 

@@ -134,5 +134,5 @@ class SurrogateJoiner:
 
 
 def join_surrogates(text: str) -> str:
-    """Replace each surrogate pair by its character, and each lone surrogate by U+FFFD."""
+    """Replace each surrogate pair with its character, and each lone surrogate with U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -25,8 +25,8 @@ COMPLETIONS, CHAT_COMPLETIONS = "/completions", "/chat/completions"
 class Request:
     """A prompt, or the messages of a conversation, and how to continue it.
 
-    ``fields`` are the sampler's request fields; ``top_logprobs`` requests the log probabilities of so many tokens at
-    each position.
+    ``fields`` are the sampler's request fields; ``top_logprobs`` is the number of tokens at each position whose log
+    probabilities are requested.
     """
 
     prompt: str | Sequence[Message]

@@ -77,7 +77,7 @@ def request_fields(
         if name not in kind.fields:
             supporting = [known.name for known in KINDS if name in known.fields]
             hint = f"supported by: {', '.join(supporting)}" if supporting else "supported for models on this machine"
-            raise usage_error(f"{kind.name} is not known to support {name}", f"leave it out; {hint}")
+            raise usage_error(f"{kind.name} is not known to support {name}", f"omit it; {hint}")
     return {kind.fields[name]: value for name, value in requested.items()}
 
 

@@ -121,8 +121,8 @@ def _parse_completion_token(text: Any, number: Any, top: Any, count: int) -> Ser
 def _may_lack_tokens(text: str, top: Mapping[str, Any], count: int) -> bool:
     """Whether an object with token texts as keys may lack one of the ``count`` most probable tokens.
 
-    Tokens without text of their own, such as parts of characters, share a key, and not the most probable one remains.
-    The generated token may be an additional entry, which hides the gap.
+    Tokens without text of their own, such as parts of characters, share a key, and the one that remains need not be the
+    most probable. The generated token may be an additional entry, which hides the gap.
     """
     blank = any(not name.strip("\ufffd") for name in top)
     others = len(top) - (text == min(top, key=lambda name: _parse_logprob(top[name]) or 0.0, default=None))

@@ -54,7 +54,7 @@ def decode(model: Transformer, token: int, cache: KVCache) -> Tensor:
 
 
 class DecodeGraph:
-    """The step of one token over a cache's present buffers, whose keys are rotated by the angles of ``span``.
+    """The step of one token over a cache's current buffers, whose keys are rotated by the angles of ``span``.
 
     On a GPU it is recorded when it first runs; on other devices the same operations run one at a time.
     """

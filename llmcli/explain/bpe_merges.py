@@ -113,7 +113,7 @@ def _derive(tokenizer: Tokenizer, bpe: Bpe, word: Word) -> _Derivation:
 
 
 def _after(symbols: Sequence[int], done: Iterable[Merge]) -> tuple[list[int], list[int]]:
-    """The start of each token, as a symbol's number, and its id, after all merge_symbols."""
+    """The start of each token, as a symbol's number, and its id, after all merges."""
     *_, last = replay_merges(symbols, ((join.at, join.result) for join in done))
     return last
 
@@ -162,7 +162,7 @@ def _word_merges(tokenizer: Tokenizer, own: _Derivation, count: int) -> WordMerg
 
 
 def _out_of_order(done: Sequence[Merge]) -> int:
-    """How many merge_symbols follow one of higher rank that did not create their pair."""
+    """How many merges follow one of higher rank that did not create their pair."""
     return sum(
         after.rank < before.rank and before.result not in (after.left, after.right)
         for before, after in itertools.pairwise(done)

@@ -1,4 +1,4 @@
-"""A tree of continuations: how the text could go on if another token were chosen."""
+"""A tree of continuations: how the text could continue if another token were chosen."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def branch(
     depth: int = 3,
     parse_special: bool = False,
 ) -> BranchReport:
-    """Return the ``width`` most probable tokens after ``position``, after each of them again, ``depth`` times.
+    """Return the tree of the ``width`` most probable tokens after ``position`` and after each other, ``depth`` deep.
 
     Raises LlmcliError if the tree has more than MAX_NODES nodes or is deeper than MAX_DEPTH, the text is empty or
     longer than the context, or the position does not exist.

@@ -149,8 +149,8 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def _cosine_claim(model: Transformer, ids: Tensor, terms: tuple[Term, ...], shown: Tensor, cosines: Tensor) -> Claim:
     """Claim that the cosines of the tokens ``shown`` match the law of cosines, computed one by one.
 
-    Everything is computed in another way: the mean from the last row to the first, and it is subtracted from each word
-    before they are added.
+    Everything is computed in another way: the mean is taken from the last row to the first, and subtracted from each
+    word before the words are added.
     """
     mean, seen = torch.zeros(model.config.hidden_size, dtype=torch.float64), 0
     for part in reversed(parts(model, ids)):

@@ -18,7 +18,7 @@ DTYPE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-
 # Quantized weights quantize activations to 8 bits too, where the last bit of an input can move it to the next of 255
 # levels. And 4-bit weights quantize activations only for many tokens at a time.
 QUANTIZED_TOLERANCE = 1e-1
-# A last bit can decide which expert a router chooses, and then another expert's output is added. For comparison: the
+# Rounding can decide which expert a router chooses, and then another expert's output is added. For comparison: the
 # logits of two unrelated texts differ by about 1.4.
 ROUTER_TOLERANCE = 3e-1
 

@@ -70,7 +70,7 @@ class MeasuredMemory:
 
 @dataclass(frozen=True)
 class InspectReport(Report):
-    """A model and its memory for a text of ``tokens``; ``needs`` starts with the format that was asked for.
+    """A model and its memory for a text of ``tokens``; ``needs`` starts with the requested format.
 
     ``active`` parameters take part in the computation of one token. ``others`` names stored tensors that the model
     does not use. ``measured`` is None if the model was not opened because it does not fit.
@@ -167,7 +167,7 @@ def _needs(
     cache: CacheBytes,
     usable: int | None,
 ) -> tuple[MemoryNeed, ...]:
-    """The need in the format asked for, and in the smaller formats that the weights can still be quantized to."""
+    """The need in the requested format, and in the smaller formats that the weights can still be quantized to."""
     smaller = SMALLER if kind is None and device.type == "cpu" else ()
     needs = []
     for quantization in (kind, *smaller):

@@ -69,7 +69,7 @@ def lens(
     observed = observe(model, ids[: position + 1])
     target = int(observed.logits.argmax()) if target is None else target
     with torch.inference_mode():
-        # One by one, as generation does it: so the last ones equal the model's logits bit by bit.
+        # One by one, as in generation, so that the last row's logits equal the model's bit for bit.
         logits = [model.unembed(x[0].to(model.dtype))[0].float() for x in observed.trace.residual]
     after = {None if n == 0 else n - 1: part for n, part in enumerate(logits)}
     difference = float((logits[-1] - observed.logits).abs().max())

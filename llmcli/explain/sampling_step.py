@@ -76,7 +76,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Replay:
-    """The view's check: the draw repeated from the numbers shown, and how far the final probabilities sum from 1."""
+    """The view's check: the draw repeated from the numbers shown, and the error of the final probabilities' sum."""
 
     ok: bool
     replayed_id: int
@@ -140,7 +140,7 @@ def step(
 
 
 def default_sampler(loaded: LoadedModel, seed: int = 0) -> Sampler:
-    """Return a sampler with the filters that the model's generation_config.json asks for."""
+    """Return a sampler with the filters that the model's generation_config.json sets."""
     return sampler_of(loaded, seed)
 
 

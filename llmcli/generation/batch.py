@@ -74,7 +74,7 @@ def generate_batch(loaded: LoadedModel, requests: Iterable[Request], size: int) 
 
 
 def generate_alone(loaded: LoadedModel, request: Request) -> Iterator[BatchStep]:
-    """The steps of one request by the loop for single texts, which is faster for one than a batch with padding."""
+    """The steps of one request, from the loop for single texts, which is faster than a padded batch of one."""
     generation = Generation(
         loaded,
         request.prompt_ids,

@@ -68,7 +68,7 @@ class Speed:
 
 
 def measure(model: Transformer, *, prompt: int, output: int, depths: Sequence[int], repeat: int) -> Iterator[Speed]:
-    """Yield a ``Speed`` for each depth. Raises LlmcliError for lengths beyond the model's context."""
+    """Yield a ``Speed`` for each depth. Raises LlmcliError if the lengths exceed the model's context."""
     limit = model.config.max_position_embeddings
     longest = max(depths) + prompt + output
     if longest > limit:

@@ -22,7 +22,7 @@ def fit_prompt(loaded: LoadedModel, ids: Sequence[int], overflow: Overflow) -> l
     """A prompt that leaves room for at least one more token in the model's context.
 
     If the prompt is too long, "truncate-start" cuts its beginning, except for a BOS token, so that a quarter of the
-    context is free. "shift" drops the older half, as a rolling context does. "error" raises a usage error.
+    context is free. "shift" drops the older half, as a rolling context does. "error" raises LlmcliError.
     """
     limit = loaded.model.config.max_position_embeddings
     bos = int(ids[:1] == loaded.tokenizer.encode("")[:1])
@@ -47,7 +47,7 @@ def shorten(ids: Sequence[int], limit: int, overflow: Overflow, *, first: int) -
 
 
 def check_prompt(model: Transformer, prompt_ids: Sequence[int]) -> None:
-    """Raise a usage error if the prompt is empty or leaves no room in the context."""
+    """Raise LlmcliError if the prompt is empty or leaves no room in the context."""
     limit = model.config.max_position_embeddings
     if len(prompt_ids) >= limit:
         raise _too_long(len(prompt_ids), limit)

@@ -68,7 +68,7 @@ class NumberFilter:
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        """Raise a usage error if the value is out of range."""
+        """Raise LlmcliError if the value is out of range."""
         name, value, option = self.name, self.value, self.option
         if value == 0 and option.zero:
             raise usage_error(f"{name} must not be 0", kind=option.zero)
@@ -325,8 +325,8 @@ def filter_chain(
 ) -> list[Filter]:
     """The filters named in ``order``, with ``values`` or their defaults, without those that are off.
 
-    The penalties count the last ``window`` tokens (None: all); "logit-bias" adds ``bias``. Raises LlmcliError for an
-    unknown or repeated name, and for a value out of range even if its filter is not in ``order``.
+    The penalties count the last ``window`` tokens (None: all); "logit-bias" adds ``bias``. Raises LlmcliError if a name
+    is unknown or repeated, or a value is out of range, even that of a filter that is not in ``order``.
     """
     known = default_order()
     for name in order:

@@ -34,7 +34,7 @@ class Defaults:
 def read_defaults(folder: Path) -> Defaults:
     """Read the generation_config.json of ``folder``; without that file, nothing is set.
 
-    Raises LlmcliError for invalid JSON and for values out of range.
+    Raises LlmcliError if the file is not valid JSON, or a value is out of range.
     """
     path = folder / FILE
     raw = read_json(path) if path.is_file() else {}

@@ -41,7 +41,7 @@ MAX_TOKEN_BYTES = 1024  # the library's limit
 def json_rules(schema: object) -> str:
     """The grammar of the JSON values that fit ``schema``, on one line unless its "x-guidance" sets another format.
 
-    Raises LlmcliError for an invalid schema, an unsupported keyword, and a schema that nothing fits.
+    Raises LlmcliError if the schema is invalid, has an unsupported keyword, or nothing fits it.
     """
     if schema is False:
         raise usage_error("the JSON schema false allows nothing", "true allows any JSON value")
@@ -59,7 +59,7 @@ def json_rules(schema: object) -> str:
 def regex_rules(pattern: str) -> str:
     """The grammar of the texts that ``pattern`` matches as a whole, in Rust's syntax (\\d is 0-9).
 
-    Raises LlmcliError for a pattern that llguidance does not support.
+    Raises LlmcliError if llguidance does not support the pattern.
     """
     if not pattern:
         raise usage_error("the regular expression is empty", "for example '[A-Z][a-z]+'")
@@ -76,7 +76,7 @@ def regex_rules(pattern: str) -> str:
 def choice_rules(choices: Sequence[str]) -> str:
     """The grammar of exactly these texts.
 
-    Raises LlmcliError if there are none, or for a choice that is empty, repeated or not valid Unicode.
+    Raises LlmcliError if there are none, or a choice is empty, repeated or not valid Unicode.
     """
     if not choices or "" in choices:
         raise usage_error("a choice is empty", "for example yes,no,maybe")
@@ -124,7 +124,7 @@ class Grammar:
     """A grammar compiled for one model's vocabulary; ``filter`` makes the sampler's filter for one text."""
 
     def __init__(self, loaded: LoadedModel, rules: str) -> None:
-        """Raises LlmcliError for a tokenizer whose tokens do not simply add up to the text."""
+        """Raises LlmcliError if the tokenizer's tokens do not simply add up to the text."""
         self.tokenizer = loaded.tokenizer
         self.rows = loaded.model.config.vocab_size
         known = min(self.rows, loaded.tokenizer.size)
@@ -156,7 +156,7 @@ class Grammar:
 
 
 class GrammarFilter:
-    """Cut every token with which the text could not fit the grammar any more.
+    """Cut every token after which the text could no longer fit the grammar.
 
     A pure function of logits and ids. It remembers how far it has read the text, so that a longer text costs only its
     new tokens; a text that differs (after a rejected proposal) is read from the beginning.
@@ -173,7 +173,7 @@ class GrammarFilter:
         self._known: tuple[Tensor, bool] | None = None  # the tokens that may follow, and whether the text may end
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        """Raises LlmcliError for a text that does not fit, or that no token of this model can continue."""
+        """Raises LlmcliError if the text does not fit, or no token of this model can continue it."""
         allowed, may_end = self._after(ids)
         if may_end:
             allowed = allowed.index_fill(0, self._grammar.stops, True)
@@ -238,7 +238,7 @@ class GrammarFilter:
 def spelling(tokenizer: Tokenizer, rows: int) -> list[bytes]:
     """The bytes that each of the model's ``rows`` tokens adds to a text; empty for special and unused tokens.
 
-    Raises LlmcliError for a tokenizer whose tokens spell differently depending on their neighbours (WordPiece).
+    Raises LlmcliError if tokens spell differently depending on their neighbors (WordPiece).
     """
     pieces = [b""] * rows
     for id in tokenizer.ids:

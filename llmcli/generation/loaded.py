@@ -43,7 +43,7 @@ class LoadedModel:
     def readable(self, ids: list[int]) -> list[int]:
         """``ids``, or the BOS token alone if there are none and the model has one.
 
-        Raises LlmcliError for an id that the model's embedding has no row for.
+        Raises LlmcliError if the model's embedding has no row for an id.
         """
         bos, rows = self.model.config.bos_token_id, self.model.config.vocab_size
         ids = ids if ids or bos is None else [bos]

@@ -75,7 +75,7 @@ class Sampler:
         return stages
 
     def choose(self, logits: Tensor, ids: Sequence[int] = ()) -> Choice:
-        """Choose the token that follows ``ids``, given its logits [V]. Raises LlmcliError for NaN or infinity."""
+        """Choose the token that follows ``ids``, given its logits [V]. Raises LlmcliError if one is not finite."""
         probs = probabilities(logits)
         final = self.final(logits, ids) if self.filters else probs
         u = None

@@ -1,9 +1,9 @@
 """Speculative decoding: cheap proposals of several tokens, which the model then checks in one forward pass.
 
-The model reads the proposed tokens after the last token of the text. At every position the sampler chooses as always,
+The model reads the proposed tokens after the last token of the text. At every position the sampler chooses as usual,
 with the ``u`` of that step. Proposed tokens that equal its choices are accepted; those after the first that differs are
-discarded. So the output does not only have the same distribution (Leviathan et al. 2023): with the same seed it is the
-same text, provided that the kernels for many positions round like those for one. (In bfloat16, near ties can differ.)
+discarded. So the output not only has the same distribution (Leviathan et al. 2023); with the same seed it is the same
+text, provided that the kernels for many positions round like those for one. (In bfloat16, near ties can differ.)
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from llmcli.model.transformer import Transformer
 class PromptLookup:
     """Propose that the text repeats itself: the tokens that followed its last n-gram before (Saxena 2023).
 
-    A pass that checks a proposal takes about as long as two steps. So proposals are as long as possible, and after a
-    proposal of which nothing was accepted, it makes none for some passes.
+    A pass that checks a proposal takes about as long as two steps. Proposals are therefore as long as possible, and
+    after one that was rejected entirely there is a pause of some passes.
     """
 
     NGRAMS = (3, 2)  # lengths to look for, the longest first; a single token predicts too little

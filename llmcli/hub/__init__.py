@@ -63,9 +63,9 @@ def find_here(name: str) -> Path | None:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder whose path, or whose weights' path, is ``name``, or that of a shipped model; None if there is none.
+    """The folder that ``name`` is the path of, or the path of its weights, or a shipped model's folder; else None.
 
-    Raises LlmcliError for the path of any other file.
+    Raises LlmcliError if ``name`` is the path of any other file.
     """
     if not name.strip():
         raise LlmcliError("the model's name is empty", "give a folder, or a name that `llmcli models` lists")
@@ -112,7 +112,7 @@ def on_disk() -> list[LocalModel]:
 
 
 def download(name: HubName, progress: Progress | None = None) -> Path:
-    """The folder of the model, updated to the hub's present version. Files already on disk are not downloaded again."""
+    """The folder of the model, updated to the hub's current version. Files already on disk are not downloaded again."""
     from llmcli.hub.downloads import download_model
 
     return download_model(name, progress)

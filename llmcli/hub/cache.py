@@ -28,7 +28,7 @@ COMPLETE, INCOMPLETE, PICKLED = "complete", "incomplete", "no safetensors"
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on disk. ``last_use`` is when llmcli last opened or downloaded it, as time.time() counts."""
+    """A model on disk. ``last_use`` is when llmcli last opened or downloaded it, as a POSIX time."""
 
     name: str
     folder: Path
@@ -70,7 +70,7 @@ def repo_folder(repo: str) -> Path:
 
 
 def commit_of(name: HubName) -> str | None:
-    """The commit of a revision when it was last downloaded; None if unknown. A commit is its own."""
+    """The commit of a revision when it was last downloaded; None if unknown. A commit's hash is returned unchanged."""
     with suppress(OSError, ValueError):
         commit = (repo_folder(name.repo) / "refs" / name.revision).read_text(encoding="utf-8").strip()
         if COMMIT.fullmatch(commit):

@@ -51,7 +51,7 @@ class RemoteFile:
 
 
 def download_model(name: HubName, progress: Progress | None = None) -> Path:
-    """The folder of the model, updated to the hub's present version. Files already on disk are not downloaded again.
+    """The folder of the model, updated to the hub's current version. Files already on disk are not downloaded again.
 
     ``progress`` is called if anything must be downloaded. An interrupted download is resumed by the next call. Raises
     LlmcliError for errors of the hub, the network or the disk, a model without safetensors, or a damaged file.

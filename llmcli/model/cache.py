@@ -29,7 +29,7 @@ class KVCache:
     is used: appending and truncating are cheap on average, and memory is at most twice what is used. Each layer has
     its own tensors, so that a step writes only the new positions. ``planned`` is the length that the caller expects to
     reach; ``span`` says by which angles the keys were rotated (see ``positions.span``). ``graph`` is a decoding step
-    recorded over the present buffers, dropped when one of them is replaced; to make that rare, capacities are multiples
+    recorded over the current buffers, dropped when one of them is replaced; to make that rare, capacities are multiples
     of ``block`` positions.
     """
 
@@ -150,11 +150,11 @@ class KVCache:
 
 
 class StaticCache:
-    """A view of a cache's present buffers that stores one token at an index read from a tensor.
+    """A view of a cache's current buffers that stores one token at an index read from a tensor.
 
     So the same operations serve every position and can be recorded. ``indices`` are the token's index in layers with
     full and with windowed attention, counted from the start of the cache's ``room`` there: [1] each, int64, on the
-    cache's device. The view keeps the buffers alive, but not the cache; ``length`` is the cache's length at first.
+    cache's device. The view keeps the buffers alive, but not the cache; ``length`` is initially the cache's.
     """
 
     def __init__(self, cache: KVCache, indices: tuple[Tensor, Tensor]) -> None:

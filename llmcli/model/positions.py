@@ -88,8 +88,8 @@ def single(
     """Placements of one query per row at ``position``, a tensor, so that the same operations serve every position.
 
     ``keys`` are the positions in the key buffers of layers with full and with windowed attention; both broadcast
-    with ``position`` to the shape of the masks. Attention covers every key in the buffers, so the masks hide all that
-    the query must not see, also outside a window.
+    with ``position`` to the shape of the masks. Attention covers every key in the buffers, so the masks hide all keys
+    that the query must not see, including those outside a window.
     """
     full_rotation, local_rotation = _rotations(config, rotate_by)
     full = Placement(full_rotation, None, _kernel_mask(config, visible(position, keys[0]), dtype))
@@ -150,8 +150,8 @@ class Angles:
 def span(config: RopeConfig | None, length: int) -> int:
     """A number that identifies the angles for a text of ``length`` positions: equal spans mean equal angles.
 
-    For most types the length does not matter: 0. Beyond the original context, "longrope" uses other factors: 1; and
-    "dynamic" angles change with every position: the length.
+    It is 0 for most types, whose angles do not depend on the length. Beyond the original context it is 1 for
+    "longrope", which uses other factors there, and the length for "dynamic", whose angles change with every position.
     """
     if config is None or length <= config.original_max_position_embeddings:
         return 0
@@ -189,7 +189,7 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int, span: int = 0) -> Tensor:
-    """Radians per position of each of the R/2 rotated pairs, [R/2], fp32 on the CPU; ``span`` as by ``span()``."""
+    """Radians per position of each of the R/2 rotated pairs, [R/2], fp32 on the CPU; ``span`` is that of ``span()``."""
     rotated = config.rotated(head_dim)
     exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
     if config.rope_type == "dynamic":

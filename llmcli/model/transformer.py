@@ -141,7 +141,7 @@ class Transformer(nn.Module):
         return x
 
     def check_positions(self, length: int) -> None:
-        """Raise if a text of ``length`` tokens needs more learned positions than there are."""
+        """Raise LlmcliError if a text of ``length`` tokens needs more learned positions than there are."""
         limit = self.config.max_position_embeddings
         if self.positions is not None and length > limit:
             raise LlmcliError(f"{length} tokens do not fit the model's context of {limit}", "use fewer tokens")

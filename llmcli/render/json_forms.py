@@ -29,7 +29,7 @@ def record(report: Any) -> Any:
 
 
 def finite(number: float) -> float | None:
-    """Return ``number``, or None for NaN and infinities, which JSON has no form for."""
+    """Return ``number``, or None for NaN and infinities, which JSON cannot represent."""
     return number if math.isfinite(number) else None
 
 

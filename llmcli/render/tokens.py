@@ -59,7 +59,7 @@ def _print_summary(report: explain.Tokenization, stream: TextIO) -> None:
 
 
 def tokenization_summary(report: explain.Tokenization) -> str:
-    """Return the counts of tokens and bytes. Bytes per token excludes tokens that stand for no text, such as BOS."""
+    """Return the counts of tokens and bytes. Bytes per token excludes tokens that hold no text, such as BOS."""
     unknown = f" ({report.unknown} unknown to the tokenizer)" if report.unknown else ""
     tokens, size = counted(len(report.tokens), "token"), counted(report.text_bytes, "byte")
     return f"{report.model}: {tokens}{unknown}, {size} of text, {report.bytes_per_token:.2f} bytes per token"

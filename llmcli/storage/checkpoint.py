@@ -139,7 +139,7 @@ class OpenedCheckpoint:
         return stored if choice is None else choice(stored)
 
     def fill(self, model: Transformer, parameter: Callable[[Rule], Tensor], progress: Progress | None) -> None:
-        """Replace the parameters of a model on the meta device, one at a time, by ``parameter`` of their rules."""
+        """Replace the parameters of a model on the meta device, one at a time, with ``parameter`` of their rules."""
         done, total = 0, sum(self.weights.nbytes(rule) for rule in self.rules)
         for rule in self.rules:
             module, _, name = rule.target.rpartition(".")

@@ -101,7 +101,7 @@ class Partition:
         return SLICES[name](self) if name in SLICES else ParameterSlice()
 
     def _head_rows(self, first: int, heads: tuple[int, ...] | range) -> tuple[range, ...]:
-        """The rows of ``heads`` in a matrix whose head number ``first`` is the first of their sort."""
+        """The rows of ``heads`` in a matrix whose head number ``first`` is the first of their kind."""
         size = self.whole.head_dim
         return tuple(range((first + head) * size, (first + head + 1) * size) for head in heads)
 

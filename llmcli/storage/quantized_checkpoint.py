@@ -157,7 +157,7 @@ def _part_dtypes(parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise unless the file has exactly the tensors in ``shapes``, each with one of its ``dtypes``."""
+    """Raise LlmcliError unless the file has exactly the tensors in ``shapes``, each with one of its ``dtypes``."""
     found = shapes.keys() & file.entries.keys()
     faults = {
         "missing": shapes.keys() - file.entries.keys(),

@@ -64,7 +64,7 @@ class WeightFiles:
             )
 
     def check_adapter(self, rules: Sequence[Rule], *, tied: bool) -> None:
-        """Raise if the adapter changes tensors that are not parameters, or an embedding that is also the head."""
+        """Raise LlmcliError if the adapter changes other tensors than parameters, or an embedding used as the head."""
         if self.adapter is None:
             return
         foreign = sorted(self.adapted - {source.name for rule in rules for source in rule.sources})
@@ -91,7 +91,7 @@ class WeightFiles:
         return any(self.tensors[name][1].dtype.startswith("F8") for name in names & self.tensors.keys())
 
     def check_shape(self, rule: Rule, target: torch.Size) -> None:
-        """Raise unless every source has the shape that its rows of a parameter of shape ``target`` require."""
+        """Raise LlmcliError unless the sources have the shapes that a parameter of shape ``target`` requires."""
         for source in rule.sources:
             file, entry = self.tensors[source.name]
             file.dtype(entry)

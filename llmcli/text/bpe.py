@@ -111,7 +111,10 @@ def read_bpe(tokenizer: Tokenizer) -> Bpe:
 
 
 def merge_symbols(symbols: Sequence[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> list[Merge]:
-    """Return the merges of a word: always the adjacent pair of lowest rank, the leftmost of equal ones, until none."""
+    """Return the merges of a word, in order.
+
+    Each joins the adjacent pair of lowest rank, the leftmost of several, until no pair has a rank.
+    """
     ids: list[int | None] = list(symbols)
     previous, following = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # a doubly linked list
     queue: list[tuple[int, int, int, int, int, int]] = []  # rank; left and right index; left, right and merged id
@@ -132,7 +135,7 @@ def merge_symbols(symbols: Sequence[int], ranks: Mapping[tuple[int, int], tuple[
     merges = []
     while queue:
         rank, left, right, a, b, result = heapq.heappop(queue)
-        if (ids[left], ids[right], following[left]) != (a, b, right):  # one of the two has been merged meanwhile
+        if (ids[left], ids[right], following[left]) != (a, b, right):  # one of the two was merged in the meantime
             continue
         ids[left], ids[right] = result, None
         following[left] = following[right]

@@ -1,7 +1,7 @@
 """A model's chat template: how the messages of a conversation become one text.
 
 Templates are found where transformers finds them and rendered as ``apply_chat_template`` renders them, in Jinja's
-sandbox, because a template is code from somebody else.
+sandbox, because a template is third-party code.
 """
 
 from __future__ import annotations

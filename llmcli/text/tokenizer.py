@@ -1,4 +1,4 @@
-"""Text <-> token ids by the model's tokenizer.json, and the bytes that each token stands for."""
+"""Text <-> token ids by the model's tokenizer.json, and the bytes of each token."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Tokenizer:
         return self.fast.decode(ids, skip_special_tokens=skip_special)
 
     def token_bytes(self, id: int) -> bytes:
-        """Return the bytes that a token stands for; for a special token, those of its name."""
+        """Return the bytes of a token's text; for a special token, those of its name."""
         if id in self._added:
             return self._added[id].encode()
         written = self.fast.id_to_token(id)

@@ -65,7 +65,7 @@ def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> Non
 
 
 def _check_is_chat(path: Path) -> None:
-    """Raise unless the existing file is a saved chat, because nothing else may be overwritten."""
+    """Raise LlmcliError unless the existing file is a saved chat, because nothing else may be overwritten."""
     try:
         read_transcript(path)
     except LlmcliError as error:

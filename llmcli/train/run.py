@@ -71,7 +71,7 @@ def resume_run(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.devic
     Raises LlmcliError if the run was trained on another corpus.
     """
     if state.saved_corpus(out / state.FILE) not in (corpus.digest, None):
-        raise usage_error(f"the run in {out} was trained on other text", kind="other-corpus")
+        raise usage_error(f"the run in {out} was trained on different text", kind="other-corpus")
     recipe.write(out)
     model = Transformer(Checkpoint.read(out).config)
     return _run(out, recipe, corpus, model.to(device), read_json(out / CONFIG))

@@ -53,7 +53,7 @@ def stages(recipes: Sequence[Recipe], out: Path, init: Path | None) -> list[Stag
 def save_state(
     path: Path, model: Transformer, optimizers: list[Optimizer], kept: Mapping[str, Tensor], *, step: int, corpus: str
 ) -> None:
-    """Save everything that later steps depend on, in fp32; the file is complete or not there.
+    """Save everything that later steps depend on, in fp32. The file is written completely or not at all.
 
     ``kept`` are the objective's tensors, ``corpus`` is the digest of the examples.
     """

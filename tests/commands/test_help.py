@@ -52,7 +52,7 @@ def test_options_of_generate_are_grouped(run: Run) -> None:
     assert shown["Other"] == ["--verbose", "--help"]
     assert list(shown)[-1] == "Other"
     assert "Options" not in shown
-    assert "--step" in groups(run("explain-step", "--help").stdout)["What is shown"]
+    assert "--step" in groups(run("explain-step", "--help").stdout)["Display"]
     assert list(groups(run("models", "--help").stdout)) == ["Options"]
 
 

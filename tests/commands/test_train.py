@@ -42,7 +42,7 @@ def test_a_trained_model_generates_and_can_be_resumed(run: Run, corpus: Path, tm
     corpus.write_text(corpus.read_text(encoding="utf-8") + "!", encoding="utf-8")
     other = run("train", corpus, "--out", out, "--resume", "--tokens", 640)
     assert (other.exit_code, other.stderr.count("\n")) == (2, 1)
-    assert "was trained on other text (use the same files as before" in other.stderr
+    assert "was trained on different text (use the same files as before" in other.stderr
 
 
 def test_help_shows_the_defaults_of_the_recipe(run: Run) -> None:

@@ -112,7 +112,7 @@ def test_resuming_with_another_corpus_is_an_error(tmp_path: Path, monkeypatch: p
     longer = replace(SMALL, tokens=2 * SMALL.tokens)
     for other in changed_corpora():
         before = (tmp_path / "recipe.toml").read_bytes()
-        with pytest.raises(LlmcliError, match="was trained on other text"):
+        with pytest.raises(LlmcliError, match="was trained on different text"):
             resume_run(tmp_path, longer, other, device=CPU)
         assert (tmp_path / "recipe.toml").read_bytes() == before
     resume_run(tmp_path, SMALL, Corpus(list(CORPUS.train), list(CORPUS.valid)), device=CPU)

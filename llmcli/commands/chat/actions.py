@@ -26,7 +26,7 @@ class Action:
 
 
 def handle_line(session: AnySession, text: str) -> None:
-    """Run a command or answer a turn. An error is reported, and the chat goes on. Raises EOFError for /quit."""
+    """Run a command or answer a turn. An error is reported and does not end the chat. Raises EOFError for /quit."""
     before = session.conversation.messages
     try:
         if text.startswith("/") and not text.startswith("//"):
@@ -181,7 +181,7 @@ ACTIONS = {
     "regenerate": Action("", "generate the last reply again", regenerate),
     "undo": Action("", "remove the last turn", undo),
     "save": Action("FILE", "save the chat as JSON", save),
-    "load": Action("FILE", "replace this chat by a saved one", load),
+    "load": Action("FILE", "replace this chat with a saved one", load),
     "set": Action("NAME VALUE", "change an option, for example /set temperature 0.5", change),
     "probs": Action("", "turn the display of probabilities on or off", probs),
     "explain": Action("[N]", "show how the reply's last token was chosen, or its Nth, counted from 0", explain),

@@ -29,7 +29,7 @@ class TurnSource(Protocol):
 
 
 def is_complete(text: str) -> bool:
-    """Whether a turn is complete: its last line ends in no backslash, and no triple quotes are open."""
+    """Whether a turn is complete: its last line does not end in a backslash, and no triple quotes are open."""
     if _OPENED.match(text):
         return _QUOTED.fullmatch(text) is not None
     return not text.endswith("\\")
@@ -91,7 +91,7 @@ class EditedInput:
 
         output = create_output(stream)
         if hasattr(output, "enable_cpr"):
-            output.enable_cpr = False  # it asks for the cursor position, which only menus need
+            output.enable_cpr = False  # requests the cursor position, which only menus need
         self._session: PromptSession[str] = PromptSession(
             history=_history(config_folder() / "chat_history"),
             completer=_completer(complete),

@@ -35,7 +35,7 @@ class AnyConversation(Protocol):
         """The model's context length in tokens."""
 
     def check(self, messages: generation.Messages) -> None:
-        """Raise if the messages cannot be sent to the model."""
+        """Raise LlmcliError if the messages cannot be sent to the model."""
 
     def sizes(self) -> list[int]:
         """Tokens of each message."""
@@ -63,7 +63,7 @@ class Session(ABC, Generic[T, S]):
     failed: bool = False
 
     def report(self, error: Exception) -> None:
-        """Print an error in one line. An error that is not the user's is raised."""
+        """Print an error that the user can fix on one line. Any other error is raised again."""
         known = error if isinstance(error, LlmcliError) else out_of_memory(error)
         if known is None:
             raise error
@@ -125,7 +125,7 @@ class LocalSession(Local):
         render.print_step(report, sys.stderr)
 
     def _write(self, reply: generation.Reply) -> None:
-        """Print the reply as it comes, then the table of its probabilities if they are on."""
+        """Print the reply as it is generated, then the table of its probabilities if they are on."""
         writer = render.TextWriter(sys.stdout, by_probability=self.probs)
         reports: list[explain.GeneratedToken] = []
         with Interrupt() as interrupt:

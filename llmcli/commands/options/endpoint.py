@@ -62,7 +62,7 @@ class Endpoint:
         context = click.get_current_context()
         check_options(context)
         if torchrun_rank().size > 1:
-            raise usage_error("--endpoint needs only one process", "run llmcli without torchrun")
+            raise usage_error("--endpoint uses a single process", "run llmcli without torchrun")
         command_line = click.core.ParameterSource.COMMANDLINE
         model = context.params["model"]
         here, there = context.get_parameter_source("model"), context.get_parameter_source("endpoint_url")

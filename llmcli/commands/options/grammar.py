@@ -25,12 +25,12 @@ class GrammarChoice:
     rules: str | None
 
     def exclude(self, option: str, why: str) -> None:
-        """Raise a usage error if a grammar is given together with ``option``."""
+        """Raise LlmcliError if a grammar is given together with ``option``."""
         if self.option is not None:
             raise usage_error(f"{option} and {self.option} cannot be combined", why)
 
     def exclude_all(self, length: Length) -> None:
-        """Raise a usage error if a grammar is given together with options that end or cut the text elsewhere."""
+        """Raise LlmcliError if a grammar is given together with options that end or cut the text elsewhere."""
         if length.stop:
             self.exclude("--stop", "the grammar decides where the text may end")
         if length.overflow == "shift":

@@ -40,7 +40,10 @@ def parse_length(max_tokens: int, stop: tuple[str, ...], overflow: generation.Ov
 
 
 def fit(loaded: generation.LoadedModel, ids: list[int], overflow: generation.Overflow) -> list[int]:
-    """A prompt that fits the context; a note reports how much was cut. Raises LlmcliError if "error" forbids that."""
+    """Return the prompt, cut to the context as ``overflow`` says; a note reports the cut.
+
+    Raises LlmcliError if the prompt is too long and ``overflow`` is "error".
+    """
     fitted = generation.fit_prompt(loaded, ids, overflow)
     if len(fitted) < len(ids):
         limit, cut = loaded.model.config.max_position_embeddings, len(ids) - len(fitted)

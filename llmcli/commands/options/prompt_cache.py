@@ -24,7 +24,7 @@ prompt_cache_option = under(
 
 
 def check_prompt_cache(file: Path) -> None:
-    """Raise a usage error if the file cannot be written, or is something else that would be overwritten."""
+    """Raise LlmcliError if the file cannot be written, or is something else that would be overwritten."""
     import_torch()
     check_writable("--prompt-cache", file)
     try:
@@ -38,7 +38,7 @@ def check_prompt_cache(file: Path) -> None:
 def open_prompt_cache(
     file: Path, loaded: generation.LoadedModel, ids: Sequence[int], max_new_tokens: int
 ) -> generation.PromptCache:
-    """Read what the file has of the prompt, and print a note about it."""
+    """Read the part of the prompt that the file holds, and print a note about it."""
     prompt_cache = generation.PromptCache(file, loaded.model, ids, max_new_tokens)
     render.note(render.prompt_cache_line(prompt_cache.reuse, str(file)), sys.stderr)
     return prompt_cache

@@ -154,7 +154,7 @@ def sampling_bundle() -> Decorator:
         click.option(
             "--seed",
             type=click.IntRange(min=0),
-            help="Seed of the draws; repeats a run.  [default: random; printed at the end]",
+            help="Seed of the random draws; repeats a run.  [default: random; printed at the end]",
         ),
         title="Sampling",
         parameters=sampling_parameters(),

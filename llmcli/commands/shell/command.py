@@ -31,11 +31,12 @@ class Command(click.Command):
     The value of an option comes from the command line, the environment, the config file or its default, in this
     order. Errors in the config file are raised after parsing, so that --help always works.
 
-    ``together`` says what happens under torchrun: "no" is an error, in "alike" all processes run the command, and
-    with a function only the first one does: the others call it, with the command's parameters, to share its model.
+    ``together`` says what happens under torchrun. With "no" it is an error; with "all", all processes run the command.
+    With a function, only the first process runs it: the others call the function, with the command's parameters, to
+    share the model.
     """
 
-    def __init__(self, *args: Any, together: Literal["no", "alike"] | Follower = "no", **more: Any) -> None:
+    def __init__(self, *args: Any, together: Literal["no", "all"] | Follower = "no", **more: Any) -> None:
         super().__init__(*args, **more)
         self.together = together
         helping.set_metavars(self.params)

@@ -49,7 +49,7 @@ def config_folder() -> Path:
 
 
 def expand_user(path: str) -> Path:
-    """Replace a leading ~ or ~user by the home folder; return the path unchanged if there is no such user."""
+    """Replace a leading ~ or ~user with the home folder; return the path unchanged if there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises if there is no such user)
 
 

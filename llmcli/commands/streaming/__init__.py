@@ -1,1 +1,1 @@
-"""Printing generated text while it comes: one text, several samples, or the text of a server."""
+"""Printing text as it is generated: one text, several samples, or the text of a server."""

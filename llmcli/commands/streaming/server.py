@@ -35,7 +35,7 @@ def write_server_text(
 def _write_text(
     server: endpoint.Server, request: endpoint.Request, *, prefix: str, seed: int | None
 ) -> endpoint.ServerGeneration:
-    """Write ``prefix`` and the text as it comes; then the table of probabilities and the summary on stderr."""
+    """Write ``prefix`` and the text as it arrives; then the table of probabilities and the summary on stderr."""
     writer = render.TextWriter(sys.stdout, by_probability=request.top_logprobs is not None)
     generation = server.stream(request)
     writer.write(prefix)
@@ -52,7 +52,7 @@ def _write_text(
 def stream(
     generation: endpoint.ServerGeneration, writer: render.TextWriter, tokens: list[endpoint.ServerToken] | None = None
 ) -> list[explain.GeneratedToken]:
-    """Write a server's text as it comes, token by token if possible, and return the reports of its tokens.
+    """Write a server's text as it arrives, token by token if possible, and return the reports of its tokens.
 
     ``tokens`` collects the tokens as the server sent them. All text so far is written even after Ctrl-C and if the
     server fails.
@@ -92,7 +92,7 @@ def _write_json(
 ) -> endpoint.ServerGeneration:
     """Write NDJSON: a start, one line per token, and an end, also after Ctrl-C.
 
-    If probabilities are not ``needed``, a server that rejects requests for them is asked without.
+    If probabilities are not ``needed``, a request for them that the server rejects is repeated without them.
     """
     generation, count = server.stream(request, require_logprobs=needed), 0
     filters: list[tuple[str, float | None]] = list(sampling.given.items())

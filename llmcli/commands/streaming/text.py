@@ -1,4 +1,4 @@
-"""One generated text on stdout, as it comes or as NDJSON, and the options for how to print it."""
+"""One text on stdout as it is generated, as plain text or NDJSON, and the options for how to print it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_text(
     alternatives: int | None,
     verbose: bool,
 ) -> None:
-    """Write ``prefix`` and the text as it comes; then the table of probabilities and the summary on stderr."""
+    """Write ``prefix`` and the text as it is generated; then the table of probabilities and the summary on stderr."""
     sampler = generated.sampler
     if verbose:
         chain = ", ".join(render.filter_label(filter.name, filter.value) for filter in sampler.filters) or "none"

@@ -54,13 +54,13 @@ class ProcessGroup:
         self._message_group: Any = dist.new_group(backend="gloo", timeout=MESSAGE_TIMEOUT)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Replace x by the sum of all ranks' x, and return it."""
+        """Replace x with the sum of all ranks' x, and return it."""
         with self._guarded():
             dist.all_reduce(x, group=self._pass_group)
         return x
 
     def broadcast(self, x: Tensor) -> Tensor:
-        """Replace x by the first rank's x on every rank, and return it."""
+        """Replace x with the first rank's x on every rank, and return it."""
         with self._guarded():
             dist.broadcast(x, 0, group=self._pass_group)
         return x

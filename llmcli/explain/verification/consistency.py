@@ -1,4 +1,4 @@
-"""Proofs that a model makes of itself: however a text is read, observed or generated, the numbers are the same."""
+"""Proofs that compare a model with itself: however a text is read, observed or generated, the numbers are the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SUM_TOLERANCE = 1e-5  # of a sum of attention weights
 UNUSUAL_TEXT = " naïve café, 東京, \U0001f642\U0001f98a\n\n\tx  =  3.5;"
 
 
-# However the tokens are read.
+# Ways to read the tokens.
 
 
 def cached(subject: Subject) -> Finding:

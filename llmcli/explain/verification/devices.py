@@ -68,7 +68,7 @@ def dtype_plans(subject: Subject) -> list[Plan]:
     device = subject.model.device.type
 
     def compare_with_float32(name: str) -> Finding:
-        # The reference first, of which only the numbers are kept: so at most two models are in memory.
+        # The reference runs first, and only its numbers are kept, so that at most two models are in memory.
         exact = output_of(subject, subject.opened(device, "float32").model)
         other = subject.opened(device, name).model
         ours, allowed = output_of(subject, other), tolerance(other)

@@ -20,7 +20,7 @@ Verdict = Literal["ok", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where two ways first prefer different tokens: after the token at ``position``.
+    """Where two computations first prefer different tokens: after the token at ``position``.
 
     In the reference ``favourite`` leads ``other`` by ``margin`` logits; rounding can decide a small margin.
     """

@@ -19,7 +19,7 @@ from llmcli.model.transformer import Transformer
 
 Reopen = Callable[[str, str], LoadedModel]  # (device, dtype) -> the same model, opened again
 
-MAX_TOKENS = 1024  # of the text: with more, a proof takes long and shows little more
+MAX_TOKENS = 1024  # of the text: with more, a proof takes longer and shows little more
 MAX_LOGITS = 2**26  # numbers in the logits of the whole text, 256 MiB
 
 

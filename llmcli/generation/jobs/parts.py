@@ -118,6 +118,6 @@ def check_parts(parts: list[PartFile]) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Raise a usage error for a name that belongs to a part file."""
+    """Raise LlmcliError if the name belongs to a part file."""
     if re.fullmatch(r".*\.rank\d+", path.name):
         raise usage_error(f"{path} has the name of a part file", "name another file")

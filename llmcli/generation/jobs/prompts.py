@@ -68,9 +68,9 @@ def read_jobs(path: Path, defaults: JobDefaults) -> Iterator[Job | InvalidLine]:
 
 
 def check_regular_file(path: Path) -> None:
-    """Raise a usage error for a pipe, a device or an impossible name.
+    """Raise LlmcliError if the path is a pipe, a device or not a possible name.
 
-    Each file is read more than once, also when a stopped run is resumed, which a pipe does not allow.
+    Each file is read more than once, and again when a stopped run resumes; a pipe allows neither.
     """
     try:
         irregular = path.exists() and not (path.is_file() or path.is_dir())

@@ -37,7 +37,7 @@ class Writer(Protocol):
 
 
 class BatchRun:
-    """Continues the prompts whose results are not there yet.
+    """Continues the prompts whose results are missing.
 
     ``lines`` are those of the file of prompts. With ``in_order`` results are stored in the order of their lines,
     otherwise as soon as they are finished. If several processes share the lines, this one, ``rank``, takes every

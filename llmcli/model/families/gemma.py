@@ -45,7 +45,9 @@ def gemma(
 ) -> dict[str, Any]:
     """``ModelConfig``'s arguments that Gemma 2 and 3 share."""
     if field(raw, "use_bidirectional_attention", False):
-        raise LlmcliError("config.json: use_bidirectional_attention is not supported", "it does not generate text")
+        raise LlmcliError(
+            "config.json: use_bidirectional_attention is not supported", "such a model does not generate text"
+        )
     shared = common(
         raw,
         Defaults(
