@@ -1,8 +1,8 @@
-"""Model folders with something wrong in them: mutations of good ones, from a seed, and what becomes of each.
+"""Damaged and malicious model folders: seeded mutations of a good one, and how llmcli handles each.
 
     python -m tests.hostile --count 10000
 
-runs that many in worker processes and prints the slowest, the hungriest, and whatever was not a clear error.
+runs that many in worker processes and prints the slowest, the largest, and each that did not end in a clear error.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WORST_BYTES = 200 * 2**20
 
 
 def good_folder(folder: Path) -> Path:
-    """A tiny whole model with a tokenizer; outside of it, a file that nothing in it may reach."""
+    """Write a tiny complete model with a tokenizer, and next to it files that the model must not reach."""
     config = ModelConfig("llama", 300, 16, 24, 2, 2, 1, 8, 64, rope=RopeConfig(), eos_token_ids=(1,))
     model = Transformer(config)
     for parameter in model.parameters():
@@ -60,7 +60,7 @@ def good_folder(folder: Path) -> Path:
     return folder
 
 
-# Values that no field expects.
+# Values that are invalid for every field.
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 7, 2**31, 2**63, 2**64, -(2**63), 10**400, 1e308, -1e308, 1e-308, 0.5,
     float("nan"), float("inf"), "", "0", "full_attention", "../secret", "\x00", "é" * 1000, "a" * 100_000,
@@ -75,7 +75,7 @@ KEYS = [
 
 
 def mutate_value(value: Any, rng: random.Random) -> Any:
-    """Something else in place of a JSON value, or within it."""
+    """Return a JSON value with something else in its place or inside it."""
     if isinstance(value, dict) and value and rng.random() < 0.7:
         key = rng.choice(list(value))
         return {**value, key: mutate_value(value[key], rng)}
@@ -90,7 +90,7 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
 
 
 def mutate_object(raw: dict[str, Any], rng: random.Random, keys: list[str]) -> dict[str, Any]:
-    """One to three entries changed, dropped or added."""
+    """Change, drop or add one to three entries."""
     for _ in range(rng.randint(1, 3)):
         kind = rng.random()
         key = rng.choice(list(raw) or ["x"])
@@ -104,7 +104,7 @@ def mutate_object(raw: dict[str, Any], rng: random.Random, keys: list[str]) -> d
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Cut off, flipped, doubled, or other bytes put in."""
+    """Truncate the data, flip bits, repeat a part, or insert other bytes."""
     place = rng.randrange(len(data) + 1)
     kind = rng.randrange(5)
     if kind == 0:
@@ -139,7 +139,7 @@ def any_bytes(folder: Path, rng: random.Random) -> None:
 
 
 def header(folder: Path, rng: random.Random) -> None:
-    """The safetensors header rewritten: lengths, overlaps, offsets, dtypes, metadata, duplicate names."""
+    """Rewrite the safetensors header: lengths, overlaps, offsets, dtypes, metadata, duplicate names."""
     path = folder / WEIGHTS
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -168,7 +168,7 @@ def header(folder: Path, rng: random.Random) -> None:
 
 
 def index(folder: Path, rng: random.Random) -> None:
-    """Shards, with an index whose paths leave the folder or are not paths."""
+    """Split the weights into shards, with an index whose paths leave the folder or are not paths."""
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(tensors)
@@ -196,7 +196,7 @@ def generation(folder: Path, rng: random.Random) -> None:
 
 
 def nested(folder: Path, rng: random.Random) -> None:
-    """JSON nested deeper than any parser's stack, or larger than any such file."""
+    """Write JSON nested too deeply for a parser's stack, or larger than any real file."""
     path = folder / rng.choice(["config.json", "generation_config.json", "tokenizer.json"])
     depth = rng.choice([100, 10_000, 200_000])
     path.write_bytes(
@@ -211,18 +211,18 @@ MUTATIONS: tuple[Callable[[Path, random.Random], None], ...] = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one mutated folder. ``fault`` is empty where it opened, or ended in a clear error."""
+    """The result of opening one mutated folder. ``fault`` is empty if it opened or raised a clear error."""
 
     seed: int
     kind: str
     opened: bool
     seconds: float
-    peak: int  # bytes by which the process's highest memory rose
+    peak: int  # bytes by which the process's peak memory rose
     fault: str
 
 
 def outcome(good: Path, seed: int) -> Outcome:
-    """Mutate a copy of ``good`` by ``seed`` and open it as the commands do."""
+    """Mutate a copy of ``good`` with ``seed`` and open it as the commands do."""
     rng = random.Random(seed)
     mutate = MUTATIONS[seed % len(MUTATIONS)]
     with tempfile.TemporaryDirectory() as place:

@@ -71,9 +71,7 @@ class Hub:
     body: bytes | None = None  # respond to every request with this body
     cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the connection breaks, once
     stall: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the server sends nothing more
-    short: dict[str, int] = field(
-        default_factory=dict
-    )  # file -> length of a truncated file, whose Content-Length agrees
+    short: dict[str, int] = field(default_factory=dict)  # file -> length to which it is truncated, and stated
     long: dict[str, int] = field(default_factory=dict)  # file -> extra bytes sent after the end of the file
     damaged: set[str] = field(default_factory=set)  # files sent with one byte changed
     warning: str = ""  # a message that huggingface_hub shows to its users

@@ -82,7 +82,7 @@ def lines_of(*, mark: str, document: str | None = None) -> list[str]:
 
 
 def invoke(line: str) -> Result:
-    """Run a line of a document: a llmcli command, with what an echo, a file or an eval around it does."""
+    """Run a line of a document: a llmcli command, with the echo, the file or the eval around it."""
     line = re.sub(r'^eval "\$\((.*)\)"$', r"\1", line)
     given = "The fox\n" if line.startswith("llmcli chat") else None
     if " | " in line:
@@ -141,7 +141,7 @@ def test_commands_run_as_printed(
         result = invoke(line)
         assert result.exit_code == 0, (line, result.stderr)
         assert result.stdout or re.search(r" (train|rm|batch|quantize) ", line), line
-        if not any(name in line for name in HUB_MODELS):  # each test has a hub of its own
+        if not any(name in line for name in HUB_MODELS):  # each test has its own hub
             done.add(line)
 
 
@@ -186,7 +186,7 @@ def parse(line: str) -> None:
 
 @pytest.mark.parametrize("document", sorted({block.document for block in BLOCKS if block.language == "python"}))
 def test_the_code_of_a_document_runs(document: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a document follow one another."""
+    """The blocks of a document run one after another."""
     monkeypatch.chdir(desk)
     names: dict[str, object] = {}
     for block in blocks_of(document):

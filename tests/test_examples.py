@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
-# What each script prints somewhere, whatever the machine.
+# A part of each script's output that is the same on every machine.
 PRINTED = {
     "sampling.py": "temperature 0.0",
     "lens.py": "which leads from layer",
@@ -34,7 +34,7 @@ def test_a_script_runs(script: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_runs_and_shows_tables(path: Path) -> None:
-    """It is stored without outputs, so that a change of a table's look does not change it."""
+    """The notebook is stored without outputs, so that it does not change when a table looks different."""
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not [cell for cell in cells if cell.outputs or cell.execution_count]

@@ -1,4 +1,4 @@
-"""The house is kept: a file imports only from the layers below its own, and heavy libraries stay where they belong."""
+"""The layers hold: a file imports only from its own layer and those below, and only some import heavy libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import llmcli
 
 PACKAGE = Path(llmcli.__file__).parent
-# From the ground up. Folders and files of one row may import each other (a folder's own files do).
+# From the bottom up. Folders and files of one row may import each other (a folder's own files do).
 LAYERS = [
     "errors",
     "lazy",
@@ -49,7 +49,7 @@ def layer_of(path: Path) -> str:
 
 
 def imports(path: Path, *, top_level: bool = False) -> list[str]:
-    """Every module that a file imports, also inside functions unless ``top_level``."""
+    """Every module that a file imports, including imports inside functions unless ``top_level``."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = tree.body if top_level else ast.walk(tree)
     found = []
@@ -67,7 +67,7 @@ def test_imports_run_downwards(path: Path) -> None:
     own = layer_of(path)
     if own == "__init__":
         return
-    assert own in LAYERS, f"{own} is no layer of the house"
+    assert own in LAYERS, f"{own} is not in LAYERS"
     for name in imports(path):
         if name.startswith("llmcli."):
             other = name.split(".")[1]
@@ -84,7 +84,7 @@ def test_commands_import_nothing_heavy_before_they_run() -> None:
 
 
 def test_importing_every_command_imports_nothing_heavy() -> None:
-    """Also not through the modules of llmcli that commands import."""
+    """Neither directly nor through other modules of llmcli."""
     names = ["torch", "httpx2", "tokenizers", "safetensors", "rich", "numpy", "llguidance", "prompt_toolkit", "jinja2"]
     files = [path.relative_to(PACKAGE.parent).with_suffix("") for path in (PACKAGE / "commands").rglob("*.py")]
     modules = ", ".join(".".join(file.parts).removesuffix(".__init__") for file in sorted(files))
@@ -137,7 +137,7 @@ def strings(tree: ast.AST) -> list[str]:
 @pytest.mark.parametrize("path", LIBRARY_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_the_library_names_no_options(path: Path) -> None:
     named = [text for text in strings(ast.parse(path.read_text(encoding="utf-8"))) if OPTION.search(text)]
-    assert not named, "a hint that names an option belongs into commands/shell/hints.py"
+    assert not named, "a hint that names an option belongs in commands/shell/hints.py"
 
 
 def test_a_download_does_not_wait_for_torch() -> None:

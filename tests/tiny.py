@@ -249,7 +249,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 CASES = tuple(CONFIGS)
 # Not a case of every test: with enough heads for four ranks.
 CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)
-# Seeds with which a model does not soon repeat itself, where the first does.
+# Seeds for the cases that would soon repeat themselves with seed 0.
 SEEDS = {
     "llama-yarn-mscale": 1,
     "gemma2": 3,

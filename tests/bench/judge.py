@@ -74,12 +74,12 @@ def main() -> None:
     beginnings = islice(cycle(held_out[len(prompts) :] or held_out), unprompted)
     continuations = [text[len(prompt) :] for text, prompt in zip(held_out, prompts, strict=False)]
     originals = [*beginnings, *continuations]
-    alike = [cut(text, len(words(sample))) for text, sample in zip(originals, samples, strict=True)]
-    rows += repetition(samples, alike)
+    originals = [cut(text, len(words(sample))) for text, sample in zip(originals, samples, strict=True)]
+    rows += repetition(samples, originals)
     complete = [ends_well(sample.text) and sample.finish == "stop_token" for sample in generated]
     name = f"samples that end within {options.max_tokens} tokens and with a complete sentence"
     rows.append((name, percent(complete), percent([ends_well(text) for text in held_out])))
-    rows += recitation(options.train, samples, alike)
+    rows += recitation(options.train, samples, originals)
     rows += instruction_following(loaded, options)
     print("| | samples | held-out |\n|---|---|---|")
     for name, ours, theirs in rows:
@@ -114,9 +114,9 @@ def generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: arg
     return [done[key] for key in sorted(done)]
 
 
-def repetition(samples: Sequence[str], alike: Sequence[str]) -> list[Row]:
+def repetition(samples: Sequence[str], originals: Sequence[str]) -> list[Row]:
     """Return the length of the texts and how much they repeat."""
-    ours, theirs = ([words(text) for text in texts] for texts in (samples, alike))
+    ours, theirs = ([words(text) for text in texts] for texts in (samples, originals))
 
     def row(name: str, measure: Callable[[Sequence[Sequence[str]]], str]) -> Row:
         return name, measure(ours), measure(theirs)
@@ -133,24 +133,24 @@ def repetition(samples: Sequence[str], alike: Sequence[str]) -> list[Row]:
     ]
 
 
-def recitation(train: Sequence[Path], samples: Sequence[str], alike: Sequence[str]) -> list[Row]:
+def recitation(train: Sequence[Path], samples: Sequence[str], originals: Sequence[str]) -> list[Row]:
     """Return how much of the texts occurs in the training text."""
     documents = [example.text for example in read_examples(train)]
-    rows = recitation_by_unit(Words(), documents, samples, alike, "words", (4, 8, 16))
-    return rows + recitation_by_unit(characters, documents, samples, alike, "characters", ())
+    rows = recitation_by_unit(Words(), documents, samples, originals, "words", (4, 8, 16))
+    return rows + recitation_by_unit(characters, documents, samples, originals, "characters", ())
 
 
 def recitation_by_unit(
     numbers: Callable[[str], Numbers],
     documents: Sequence[str],
     samples: Sequence[str],
-    alike: Sequence[str],
+    originals: Sequence[str],
     unit: str,
     sizes: Sequence[int],
 ) -> list[Row]:
     """Return the share of n-grams of each size and the longest run that occur in the training text, in ``unit``."""
     training = Training(numbers(text) for text in documents)
-    ours, theirs = ([numbers(text) for text in texts] for texts in (samples, alike))
+    ours, theirs = ([numbers(text) for text in texts] for texts in (samples, originals))
     rows: list[Row] = []
     for n in sizes:
         mine, yours = (f"{training.recited(texts, n):.1%}" for texts in (ours, theirs))

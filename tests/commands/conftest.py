@@ -30,7 +30,7 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 64 tokens of context that has learnt a little, in fp32 precision."""
+    """A model with a context of 64 tokens that has learned a little, trained in fp32."""
     out = tmp_path_factory.mktemp("models") / "tiny"
     recipe = Recipe(
         shape=Shape(
@@ -70,7 +70,7 @@ def chat_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run() -> Callable[..., Result]:
-    """``run("generate", "text", input=...)`` -> click's result, exceptions that escape raised here."""
+    """``run("generate", "text", input=...)`` -> click's result; unexpected exceptions are raised."""
 
     def call(*args: object, **options: Any) -> Result:
         return CliRunner().invoke(cli, [str(a) for a in args], catch_exceptions=False, prog_name="llmcli", **options)
@@ -83,8 +83,8 @@ def records(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def coloured(line: str) -> list[tuple[str, str]]:
-    """What is written to a terminal, cut where its style changes: the escape sequence of each part, and its text."""
+def colored(line: str) -> list[tuple[str, str]]:
+    """The parts of a terminal's line that differ in style: the escape sequence of each part, and its text."""
     parts = re.split(r"(\x1b\[[0-9;]*m)", line)
     styles = ["", *("" if code == "\x1b[0m" else code for code in parts[1::2])]
     return [(style, text) for style, text in zip(styles, parts[::2], strict=True) if text]

@@ -48,7 +48,7 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def whole(run: Run, model: Path, prompts: Path, tmp_path: Path) -> Path:
-    """The results of an undisturbed run."""
+    """The results of an uninterrupted run."""
     out = tmp_path / "whole.jsonl"
     assert write(run, model, prompts, out, "--batch-size", 8).exit_code == 0
     return out
@@ -122,7 +122,7 @@ def test_killed_twenty_times_nothing_is_lost_or_changed(
     while kills < 20:
         running = killed(arguments, rng.uniform(0.0, 0.1))
         kills += running
-        if out.exists() and (not running or rng.random() < 0.3):  # as if the machine had stopped in mid-write
+        if out.exists() and (not running or rng.random() < 0.3):  # as if the machine had stopped mid-write
             written = out.read_bytes()
             out.write_bytes(written[: rng.randint(len(written) // 3, len(written))])
     assert write(run, model, prompts, out, "--order", order, "--batch-size", 3).exit_code == 0
@@ -251,7 +251,7 @@ def test_of_two_simultaneous_runs_one_fails(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes have no names there")
 def test_a_pipe_is_rejected(run: Run, prompts: Path, tmp_path: Path) -> None:
-    """It could not be read a second time, so that its prompts would be lost."""
+    """It cannot be read a second time, so its prompts would be lost."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for source, target in (
@@ -266,7 +266,7 @@ def test_a_pipe_is_rejected(run: Run, prompts: Path, tmp_path: Path) -> None:
 
 
 def test_sabotage_is_seen(run: Run, model: Path, prompts: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Earlier results are ignored, and so repeated."""
+    """Earlier results are ignored and generated again."""
     out = whole.with_name("part.jsonl")
     out.write_bytes(whole.read_bytes()[:600])
     monkeypatch.setattr(Results, "_note", lambda *_: None)

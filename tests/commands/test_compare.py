@@ -17,7 +17,7 @@ from llmcli.errors import EXIT_USAGE
 from llmcli.render.compare import NOTABLE
 from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell
 from llmcli.train.vocabulary import train_tokenizer
-from tests.commands.conftest import coloured, records
+from tests.commands.conftest import colored, records
 from tests.commands.test_views import ESCAPE, on_terminal
 from tests.parity import CLOSE
 
@@ -107,13 +107,13 @@ def test_a_terminal_colors_the_text_by_the_change(
     assert ESCAPE.sub("", line) == TEXT
     notable = {token["delta"] > 0 for token in record["tokens"] if abs(token["delta"]) >= NOTABLE}
     assert notable == {True, False}, "else nothing is tested"
-    more, less = [code for code, part in coloured(legend) if code]
+    more, less = [code for code, part in colored(legend) if code]
     expected = [
         "" if abs(token["delta"]) < NOTABLE else more if token["delta"] > 0 else less
         for token in record["tokens"]
         for _ in token["chunk"]
     ]
-    assert [code for code, part in coloured(line) for _ in part] == expected
+    assert [code for code, part in colored(line) for _ in part] == expected
 
 
 def test_a_narrow_terminal_drops_dependent_columns_first(

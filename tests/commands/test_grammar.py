@@ -169,7 +169,7 @@ def test_options_that_cannot_be_combined_with_a_grammar(run: Run, other: tuple[s
 
 
 def test_several_texts_in_parallel(run: Run, model: Path) -> None:
-    """Each is what it is alone; those cut off are counted, and never the best."""
+    """Each text is the same as alone; those cut off are counted, and never the best."""
     exact = ("-m", model, "--dtype", "float32")  # in which the kernels for several texts round the same
     options = ("generate", "The", *exact, "--temperature", 2, "--regex", "[a-z ]+!", "-n", 12, "--logit-bias", "!=4")
     for seed in range(20):  # until the most probable text is one that is cut off

@@ -14,7 +14,7 @@ from click.testing import Result
 from llmcli.errors import EXIT_USAGE
 from llmcli.render.marks import RANK_BANDS, rank_band
 from llmcli.render.text import escape_controls
-from tests.commands.conftest import coloured, records
+from tests.commands.conftest import colored, records
 from tests.commands.test_views import ESCAPE, HOSTILE, on_terminal
 
 Run = Callable[..., Result]
@@ -78,12 +78,12 @@ def test_a_terminal_colors_the_text_by_rank(model: Path, run: Run, monkeypatch: 
     assert ESCAPE.sub("", line) == record["first"]["text"] + text
     assert line.startswith(DIM)
     colours = {
-        sign: code for code, part in coloured(legend) for *_, sign in RANK_BANDS if part.rstrip().endswith(f" {sign}")
+        sign: code for code, part in colored(legend) for *_, sign in RANK_BANDS if part.rstrip().endswith(f" {sign}")
     }
     assert len(colours) == len(RANK_BANDS)
     expected = [colours[rank_band(token["rank"])[1]] for token in record["tokens"] for _ in token["chunk"]]
     assert len(set(expected)) > 1, "else nothing is tested"
-    found = [code for code, part in coloured(line) for _ in part]
+    found = [code for code, part in colored(line) for _ in part]
     assert found == [DIM] * len(record["first"]["text"]) + expected
 
 

@@ -152,7 +152,7 @@ def test_ctrl_c_keeps_the_text_and_exits_130(model: Path) -> None:
     child.sendline("1")
     child.expect("step 1")
     child.expect("rank of the next token")
-    for _ in range(5):  # Python drops one that falls into a finaliser, as on a busy machine it may
+    for _ in range(5):  # Python drops a signal that arrives in a finalizer, as happens on a busy machine
         child.sendintr()
         if child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=10) == 0:
             break

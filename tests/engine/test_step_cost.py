@@ -16,7 +16,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
 from tests.tiny import CASES, TinyFactory
 
-# Limits of tensor operations per layer, views included: the present numbers and a small margin.
+# Limits of tensor operations per layer, views included: the current numbers and a small margin.
 MAX_OPERATIONS = {"llama": 45, "qwen3": 56, "gemma2": 90, "gpt2": 40}
 
 

@@ -111,7 +111,7 @@ def test_added_tokens_have_no_merges() -> None:
 
 
 def wrong_order(symbols: Any, ranks: Any) -> list[Merge]:
-    """The merge_symbols with the highest rank first."""
+    """The merges with the highest rank first."""
     done = bpe_module.merge_symbols(symbols, {pair: (-rank, new) for pair, (rank, new) in ranks.items()})
     return [replace(join, rank=-join.rank) for join in done]
 

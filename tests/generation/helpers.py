@@ -1,4 +1,4 @@
-"""What several tests of generation need."""
+"""Functions shared by the tests of generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each text of a batch is what it is alone: every family, whatever else is in the batch, comes and goes."""
+"""Each text of a batch is the same as alone, in every family, whatever other texts join or leave the batch."""
 
 from __future__ import annotations
 

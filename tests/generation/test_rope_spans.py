@@ -42,7 +42,7 @@ def reference_logits(case: Tiny, prompt: list[int], found: list[Step]) -> list[T
     ids = [*prompt, *(step.token for step in found)]
     with torch.no_grad():
         if case.name == DYNAMIC:
-            case.reference(torch.tensor([[0]]))  # it keeps the angles of a longer text until it meets a short one
+            case.reference(torch.tensor([[0]]))  # it keeps the angles of a longer text until it reads a short one
             # One pass over the whole text, whose length is the planned one.
             whole = case.reference(torch.tensor([ids])).logits[0]
             return [whole[step.position - 1] for step in found]

@@ -147,7 +147,7 @@ def change_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-NAMES = [  # a tensor of each sort
+NAMES = [  # a tensor of each kind
     "embedding.weight",
     "embedding.scale",
     "blocks.2.attn.qkv.weight",
