@@ -77,11 +77,11 @@ def test_a_terminal_colors_the_text_by_rank(model: Path, run: Run, monkeypatch: 
     line, legend = shown.splitlines()[1:3]
     assert ESCAPE.sub("", line) == record["first"]["text"] + text
     assert line.startswith(DIM)
-    colours = {
+    colors = {
         sign: code for code, part in colored(legend) for *_, sign in RANK_BANDS if part.rstrip().endswith(f" {sign}")
     }
-    assert len(colours) == len(RANK_BANDS)
-    expected = [colours[rank_band(token["rank"])[1]] for token in record["tokens"] for _ in token["chunk"]]
+    assert len(colors) == len(RANK_BANDS)
+    expected = [colors[rank_band(token["rank"])[1]] for token in record["tokens"] for _ in token["chunk"]]
     assert len(set(expected)) > 1, "else nothing is tested"
     found = [code for code, part in colored(line) for _ in part]
     assert found == [DIM] * len(record["first"]["text"]) + expected

@@ -351,7 +351,7 @@ def test_bytes_per_token_ignores_added_tokens() -> None:
 def normalized(normalizer: Any) -> Tokenizer:
     fast = train_tokenizer(["the cat sat on the mat"], 258)
     fast.normalizer = normalizer
-    return Tokenizer(fast, "normalised")
+    return Tokenizer(fast, "normalized")
 
 
 @pytest.mark.parametrize(
