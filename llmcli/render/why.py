@@ -38,7 +38,7 @@ def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> Non
     print_table(columns, _source_rows(report.sources, top, report.heads), stream)
     softcap = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
     print_line(f"the model's logits: {token} {report.logits[0]:.4f}, {other} {report.logits[1]:.4f}{softcap}", stream)
-    print_line("Direct effects only: what each component adds itself, not what later ones make of it.", stream, "dim")
+    print_line("Direct effects only: what each component adds itself, not how later components use it.", stream, "dim")
     print_check(report.check, stream)
 
 
