@@ -29,6 +29,7 @@ from llmcli.errors import (
     out_of_memory,
     usage_error,
 )
+from llmcli.text import tokenizer_errors
 
 # The commands by purpose, each with its line in --help. The module of a command is imported when the command runs.
 GROUPS = {
@@ -114,6 +115,7 @@ class LazyGroup(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # replace what the terminal cannot encode
                 stream.reconfigure(errors="replace", **({} if stream.isatty() else {"encoding": "utf-8"}))
+        tokenizer_errors.hide_panics()
         state: dict[str, Any] = {}  # the callback of --verbose sets "verbose" here
         try:
             code = super().main(arguments, *rest, **{**extra, "standalone_mode": False, "obj": state})

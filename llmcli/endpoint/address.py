@@ -11,9 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmcli.errors import usage_error
+from llmcli.files.reading import read_file
 
 KEY_VARIABLE = "LLMCLI_API_KEY"
 OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"  # users expect it to be sent to OpenAI only
+MAX_BYTES = 2**16  # of a key's file
+HIDDEN = "[key]"  # what is shown in place of a key
 MIN_SECRET = 8  # characters: a shorter key, such as EMPTY, is no secret and may occur in ordinary text
 
 
@@ -78,9 +81,9 @@ class ApiKey:
         return "ApiKey(hidden)"
 
     def redact(self, data: Any) -> Any:
-        """Return text, or JSON of any depth, with the key replaced by [key]: a server may echo its request."""
+        """Return text, or JSON of any depth, with the key replaced by ``HIDDEN``: a server may echo its request."""
         if isinstance(data, str):
-            return data if len(self.value) < MIN_SECRET else data.replace(self.value, "[key]")
+            return data if len(self.value) < MIN_SECRET else data.replace(self.value, HIDDEN)
         if isinstance(data, list):
             return [self.redact(element) for element in data]
         if isinstance(data, dict):
@@ -114,7 +117,7 @@ def find_key(address: Address, file: Path | None) -> ApiKey | None:
 
 def _read_key_file(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig").strip()
+        return read_file(file, MAX_BYTES, pipes=True).decode("utf-8-sig").strip()
     except OSError as error:
         raise usage_error(f"{file}: {error.strerror or error}", kind="api-key-file") from None
     except UnicodeDecodeError:

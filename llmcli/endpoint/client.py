@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from llmcli.endpoint.address import Address, ApiKey
+from llmcli.endpoint.deadline import Deadline
 from llmcli.endpoint.errors import ServerError, malformed, network_errors, refusal
 from llmcli.endpoint.response import parse_json, server_sent_events
 
@@ -20,7 +21,10 @@ MAX_RESPONSE_BYTES = 2**26
 
 
 class Client:
-    """Sends requests to one server; safe to use from several threads. Nothing it raises or returns contains the key.
+    """Sends requests to one server; safe to use from several threads.
+
+    Nothing it raises or returns contains the whole key, but the events of a stream may contain it in pieces (see
+    ``key_filter``).
 
     It follows no redirects, which could send the key and the prompt elsewhere, and accepts no compressed responses,
     which could expand without bound. It bypasses proxies for a server on this machine.
@@ -28,7 +32,7 @@ class Client:
 
     def __init__(self, address: Address, key: ApiKey | None) -> None:
         self.address = address
-        self._key = key
+        self.key = key
         headers = {"Accept-Encoding": "identity", "User-Agent": "llmcli"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key.value}"
@@ -45,12 +49,12 @@ class Client:
 
         Like every request, raises ServerError if there is no response, or an invalid one, or an error status.
         """
-        with network_errors(self.address, self._key), self._response("GET", path, None) as response:
+        with network_errors(self.address, self.key), self._response("GET", path, None) as response:
             return self._checked(parse_json(b"".join(_bounded(response))))
 
     def post(self, path: str, body: dict[str, Any], extra_seconds: float = 0.0) -> dict[str, Any]:
         """Return the whole response to ``body``; the server may stay silent ``extra_seconds`` longer than usual."""
-        with network_errors(self.address, self._key), self._response("POST", path, body, extra_seconds) as response:
+        with network_errors(self.address, self.key), self._response("POST", path, body, extra_seconds) as response:
             return self._checked(parse_json(b"".join(_bounded(response))))
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
@@ -58,7 +62,7 @@ class Client:
 
         Closing the generator closes the connection, which makes the server stop generating.
         """
-        with network_errors(self.address, self._key), self._response("POST", path, body) as response:
+        with network_errors(self.address, self.key), self._response("POST", path, body) as response:
             if response.headers.get("content-type", "").startswith("application/json"):  # a server without streaming
                 yield self._checked(parse_json(b"".join(_bounded(response))))
                 return
@@ -71,7 +75,7 @@ class Client:
     def _checked(self, data: dict[str, Any]) -> dict[str, Any]:
         """``data`` without the key. Raises LlmcliError if it is an error object."""
         try:
-            data = data if self._key is None else self._key.redact(data)
+            data = data if self.key is None else self.key.redact(data)
         except RecursionError:
             raise malformed("the JSON is nested too deeply") from None
         error = data.get("error")
@@ -86,8 +90,11 @@ class Client:
     def _response(
         self, method: str, path: str, body: dict[str, Any] | None, extra_seconds: float = 0.0
     ) -> Iterator[httpx2.Response]:
-        timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, read=READ_TIMEOUT + extra_seconds, pool=None)
-        with self._http.stream(method, self.address.base + path, json=body, timeout=timeout) as response:
+        limit = READ_TIMEOUT + extra_seconds
+        timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, read=limit, pool=None)
+        deadline, url = Deadline(limit), self.address.base + path
+        extensions = {"trace": deadline.trace}
+        with deadline, self._http.stream(method, url, json=body, timeout=timeout, extensions=extensions) as response:
             if response.status_code != 200:
                 start = b""
                 for chunk in response.iter_raw():
@@ -95,7 +102,7 @@ class Client:
                     if len(start) > MAX_ERROR_BYTES:
                         break
                 status, headers = response.status_code, response.headers
-                raise refusal(self.address, self._key, path, status, headers, start[:MAX_ERROR_BYTES])
+                raise refusal(self.address, self.key, path, status, headers, start[:MAX_ERROR_BYTES])
             if response.headers.get("content-type", "").startswith("text/html"):
                 raise malformed("it is a web page")
             if response.headers.get("content-encoding", "identity") != "identity":

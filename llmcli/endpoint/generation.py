@@ -8,7 +8,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+from llmcli.endpoint.address import ApiKey
 from llmcli.endpoint.errors import ServerError, malformed
+from llmcli.endpoint.key_filter import KeyFilter
 from llmcli.endpoint.response import ResponseChunk, SurrogateJoiner, Usage, parse_chunk
 from llmcli.explain.report import GeneratedToken
 
@@ -17,7 +19,7 @@ MAX_EMPTY = 2**14  # chunks without text in a row, in addition to the requested 
 
 
 class ServerGeneration:
-    """Iterate over the chunks, once; ``text`` is the text received so far.
+    """Iterate over the chunks, once; ``text`` is the text received so far, without the ``key``.
 
     ``usage`` are the server's token counts, once it sends them. ``exact_count``: whether it sent them, or each token
     with its log probability. ``finish`` is a key of ``render.generation.ENDINGS`` or the server's own word for another
@@ -31,6 +33,7 @@ class ServerGeneration:
         *,
         has_stop_strings: bool,
         top_logprobs: int | None,
+        key: ApiKey | None = None,
     ) -> None:
         self.text = ""
         self.finish: str | None = None
@@ -43,6 +46,7 @@ class ServerGeneration:
         self._received_tokens = False
         self._empty = 0
         self._surrogates = SurrogateJoiner()
+        self._key_filter = KeyFilter(key)
 
     @property
     def tokens(self) -> int:
@@ -56,16 +60,19 @@ class ServerGeneration:
     def __iter__(self) -> Iterator[ResponseChunk]:
         """Yield the chunks. Raises ServerError if the server fails; the text so far is kept."""
         began = time.perf_counter()
-        with closing(self._events):
-            for event in self._events:
-                chunk = self._take(parse_chunk(event, self._top_logprobs))
-                if chunk.text or chunk.tokens:
-                    self.seconds = time.perf_counter() - began
-                    self.first_seconds = self.first_seconds or self.seconds
-                yield chunk
-                if self._received > self._max_tokens:  # the server ignores the limit
-                    self._received, self.finish = self._max_tokens, "length"
-                    return
+        try:
+            with closing(self._events):
+                for event in self._events:
+                    chunk = self._take(parse_chunk(event, self._top_logprobs))
+                    if chunk.text or chunk.tokens:
+                        self.seconds = time.perf_counter() - began
+                        self.first_seconds = self.first_seconds or self.seconds
+                    yield chunk
+                    if self._received > self._max_tokens:  # the server ignores the limit
+                        self._received, self.finish = self._max_tokens, "length"
+                        return
+        finally:
+            self._end()
         if self.finish is None:
             raise ServerError(
                 "the server's response ended early",
@@ -76,6 +83,7 @@ class ServerGeneration:
     def interrupt(self) -> None:
         """Stop early, and make the server stop."""
         self._events.close()
+        self._end()
         self.finish = "interrupted"
 
     def _take(self, chunk: ResponseChunk) -> ResponseChunk:
@@ -84,7 +92,7 @@ class ServerGeneration:
         self._received_tokens = self._received_tokens or bool(chunk.tokens)
         self.usage = chunk.usage or self.usage
         if self._received > self._max_tokens:
-            return ResponseChunk("", (), None, None)
+            return self._end()
         self._empty = 0 if new else self._empty + 1
         if self._empty > MAX_EMPTY + self._max_tokens:  # a reasoning model may send empty chunks while it thinks
             raise malformed("it continues without text")
@@ -92,9 +100,19 @@ class ServerGeneration:
         if chunk.finish:
             self.finish = finish_reason(chunk.finish, has_stop_strings=self._has_stop_strings)
             text += self._surrogates.finish()
-        self.text += text
+        chunk = self._key_filter.feed(replace(chunk, text=text))
+        self.text += chunk.text
         check_length(self.text, self._max_tokens)
-        return replace(chunk, text=text)
+        if not chunk.finish:
+            return chunk
+        rest = self._end()
+        return replace(chunk, text=chunk.text + rest.text, tokens=chunk.tokens + rest.tokens)
+
+    def _end(self) -> ResponseChunk:
+        """Return what was held back because the key may begin with it, and add it to ``text``."""
+        rest = self._key_filter.finish()
+        self.text += rest.text
+        return rest
 
 
 def check_length(text: str, tokens: int) -> None:

@@ -72,7 +72,11 @@ class Server:
         """
         events = self._events(request, require_logprobs)
         return ServerGeneration(
-            events, request.max_tokens, has_stop_strings=bool(request.stop), top_logprobs=request.top_logprobs
+            events,
+            request.max_tokens,
+            has_stop_strings=bool(request.stop),
+            top_logprobs=request.top_logprobs,
+            key=self.client.key,
         )
 
     def _events(self, request: Request, require_logprobs: bool) -> Generator[dict[str, Any]]:

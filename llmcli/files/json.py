@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError
+from llmcli.files.reading import read_file
 
 MAX_BYTES = 2**25  # config.json is a few KiB, the index of the largest models a few MiB
 
@@ -18,9 +19,7 @@ def read_json(path: Path, hint: str = "a model folder has a config.json next to 
     JSON the error names the line.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise LlmcliError(f"{path}: larger than {MAX_BYTES} bytes", "the file may be damaged; download it again")
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_file(path, MAX_BYTES).decode())
     except FileNotFoundError:
         raise LlmcliError(f"{path}: no such file", hint) from None
     except OSError as error:

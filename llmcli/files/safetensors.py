@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class TensorFile:
         self._bytes: Tensor | None = None
 
     def _read_header(self) -> None:
+        if not stat.S_ISREG(self.path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise ValueError("it is not a regular file")
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import usage_error
+from llmcli.files.reading import read_file
+
+MAX_BYTES = 2**20
 
 
 def read_toml(path: Path, missing: str, example: str) -> dict[str, Any]:
@@ -21,7 +24,7 @@ def read_toml(path: Path, missing: str, example: str) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return tomllib.loads(read_file(path, MAX_BYTES, pipes=True).decode("utf-8-sig"))
     except FileNotFoundError:
         raise usage_error(f"{path}: no such file", missing) from None
     except OSError as error:

@@ -10,13 +10,14 @@ It is read without huggingface_hub, whose import takes longer than all of `llmcl
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmcli.errors import LlmcliError
+from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG
 from llmcli.hub.files import is_complete, pickled_files
 from llmcli.hub.names import COMMIT, MAIN, HubName
@@ -40,8 +41,8 @@ class LocalModel:
     def family(self) -> str | None:
         """The ``model_type`` in config.json; None if it cannot be read."""
         try:
-            found = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = read_json(self.folder / CONFIG).get("model_type")
+        except LlmcliError:
             return None
         return found if isinstance(found, str) else None
 

@@ -7,7 +7,6 @@ nothing of an interrupted download and checks only the sizes of files.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmcli.errors import LlmcliError
+from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, INDEX
 from llmcli.files.sizes import readable
 from llmcli.hub.cache import Progress, cache_folder, commit_of, repo_folder
@@ -74,10 +74,12 @@ def _weights(listing: Mapping[str, RemoteFile], download: Download) -> list[Remo
     """The weight files and their index. Raises LlmcliError if llmcli cannot use them, judging by config and index."""
     weights = [listing[file] for file in weight_files(listing)]
     if CONFIG in listing:
+        file = download.received(listing[CONFIG])
         try:
-            family_of(json.loads(download.received(listing[CONFIG]).read_text(encoding="utf-8")))
-        except (ValueError, AttributeError, RecursionError):
+            config = read_json(file)
+        except LlmcliError:
             raise LlmcliError("config.json is not a JSON object", "the model's files may be damaged") from None
+        family_of(config)
     if listing.get(INDEX) in weights:
         listed = shards(download.received(listing[INDEX]))
         missing = [shard for shard in listed if shard not in listing]

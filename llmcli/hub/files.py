@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
+from llmcli.files.json import read_json
 from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS
 
 _SMALL = re.compile(
@@ -52,9 +52,9 @@ def pickled_files(names: Collection[str]) -> list[str]:
 def shards(index: Path) -> list[str]:
     """The files that an index lists. Raises LlmcliError if it is damaged, or lists files in other folders."""
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        listed = read_json(index)["weight_map"].values()
         names = sorted(set(listed))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (LlmcliError, KeyError, TypeError, AttributeError):
         names = []
     if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
         raise LlmcliError(f"{INDEX} lists no shards", "the model's files may be damaged")

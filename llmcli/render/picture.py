@@ -42,11 +42,16 @@ class Picture(io.StringIO):
     def save(self, path: Path, title: str) -> None:
         """Write what was printed to ``path``: as HTML if its suffix is .html, otherwise as SVG with ``title``."""
         if path.suffix == ".html":
-            text = self.console.export_html(inline_styles=True, clear=False)
+            text = allowed_in_xml(self.console.export_html(inline_styles=True, clear=False))
         else:
-            svg = self.console.export_svg(title=title, clear=False)
+            svg = allowed_in_xml(self.console.export_svg(title=title, clear=False))
             text = re.sub(r"@font-face\s*{.*?}", "", svg, flags=re.DOTALL)  # no download: the viewer's own fonts
             # Without this, some viewers (librsvg) drop the spaces that indent a tree.
             text = text.replace("<svg ", '<svg xml:space="preserve" ', 1)
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def allowed_in_xml(text: str) -> str:
+    """Return ``text`` with U+FFFD for the characters that XML 1.0 forbids: a viewer would reject the whole picture."""
+    return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

@@ -81,7 +81,11 @@ class Bpe:
 
 
 def read_bpe(tokenizer: Tokenizer) -> Bpe:
-    """Return the merges of a tokenizer. Raises LlmcliError if it is not BPE, or uses BPE dropout."""
+    """Return the merges of a tokenizer.
+
+    Raises LlmcliError if it is not BPE, uses BPE dropout, or has ids that no model has.
+    """
+    _ = tokenizer.size  # raises for ids over which the next line would take minutes
     state: dict[str, Any] = json.loads(tokenizer.fast.model.__getstate__())
     kind = state.get("type")
     if kind != "BPE":

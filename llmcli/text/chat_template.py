@@ -1,31 +1,27 @@
 """A model's chat template: how the messages of a conversation become one text.
 
-Templates are found where transformers finds them and rendered as ``apply_chat_template`` renders them, in Jinja's
-sandbox, because a template is third-party code.
+Templates are found where transformers finds them and rendered as ``apply_chat_template`` renders them, in a process of
+their own (``template_worker``), because a template is third-party code.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from llmcli.errors import LlmcliError
 from llmcli.files.json import read_json
+from llmcli.files.reading import read_file
+from llmcli.text.template_process import PROCESS
 
 TOKENIZER_CONFIG, TEMPLATE_FILE, OLDER_TEMPLATE_FILE = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
 )
+MAX_SOURCE = 2**20  # characters; published templates have at most some ten thousand
 ROLES = ("system", "user", "assistant")
 # The special tokens that a template may use by name.
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -40,54 +36,44 @@ class Message:
 
 
 class ChatTemplate:
-    """A compiled template. ``tokens`` are the special tokens it may use by name; ``path`` is the file it came from.
+    """A valid template. ``tokens`` are the special tokens it may use by name; ``path`` is the file it came from.
 
-    Raises LlmcliError if ``source`` is not valid Jinja.
+    ``output_text`` is all literal text that the template may output, ``compared_text`` all that it compares with
+    messages or splits them at; their parts are separated by null characters. Raises LlmcliError if ``source`` is not
+    valid Jinja.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str], path: Path) -> None:
         self.source = source
         self.path = path
         self._tokens = dict(tokens)
-        try:
-            self._template: Template = _ENVIRONMENT.from_string(source)
-        except TemplateSyntaxError as error:
-            raise self._error("is invalid", f"{error.message} (line {error.lineno})") from error
-        except Exception as error:  # Jinja compiles to Python and evaluates constant expressions
-            raise self._error("is invalid", f"{type(error).__name__}: {error}") from error
+        if len(source) > MAX_SOURCE:
+            raise self._error("is invalid", f"longer than {MAX_SOURCE} characters")
+        literals = self._ask({"source": source})
+        self.output_text: str = literals["output"]
+        self.compared_text: str = literals["compared"]
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the conversation as text; ``add_generation_prompt`` appends the beginning of the next reply.
 
-        Raises LlmcliError if the template rejects the messages or fails.
+        Raises LlmcliError if the template rejects the messages, fails, writes far more than the messages, or takes too
+        much time or memory.
         """
-        try:
-            return self._template.render(
-                messages=[asdict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
-            )
-        except TemplateRejection as error:
-            raise self._error("rejects this conversation", str(error)) from error
-        except Exception as error:  # a template is a program and may fail in any way
-            raise self._error("fails on this conversation", f"{type(error).__name__}: {error}") from error
+        variables = {
+            "messages": [asdict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self._tokens,
+        }
+        text: str = self._ask({"source": self.source, "variables": variables})["text"]
+        return text
 
-    @property
-    def output_text(self) -> str:
-        """All literal text that the template may output, its parts separated by null characters."""
-        tree = _ENVIRONMENT.parse(self.source)
-        parts = [node.data for node in tree.find_all(nodes.TemplateData)]
-        return "\0".join([*parts, *(node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str))])
-
-    @property
-    def compared_text(self) -> str:
-        """All literals that the template compares with messages or splits them at, separated by null characters."""
-        tree = _ENVIRONMENT.parse(self.source)
-        found = [*tree.find_all(nodes.Compare), *(arg for call in tree.find_all(nodes.Call) for arg in call.args)]
-        constants = [node for parent in found for node in (parent, *parent.find_all(nodes.Const))]
-        return "\0".join(str(node.value) for node in constants if isinstance(node, nodes.Const))
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        answer = PROCESS.ask(request)
+        if "error" in answer:
+            raise self._error(answer["error"], answer["detail"])
+        return answer
 
     def _error(self, problem: str, detail: str) -> LlmcliError:
         return LlmcliError(f"{self.path}: the chat template {problem}: {' '.join(detail.split())}")
@@ -104,7 +90,7 @@ def find_template(folder: Path) -> ChatTemplate | None:
     tokens = special_tokens(folder, config)
     if jinja.is_file():
         try:
-            return ChatTemplate(jinja.read_text(encoding="utf-8"), tokens, jinja)
+            return ChatTemplate(read_file(jinja, MAX_SOURCE).decode(), tokens, jinja)
         except (OSError, UnicodeDecodeError) as error:
             raise LlmcliError(f"{jinja}: cannot be read: {error}", "check the file") from error
     if config.get("chat_template") is not None:
@@ -135,46 +121,3 @@ def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     found = {name: config.get(name) for name in NAMED_TOKENS}
     contents = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
     return {name: content for name, content in contents.items() if isinstance(content, str)}
-
-
-class TemplateRejection(TemplateError):
-    """What a template raises intentionally, through ``raise_exception``."""
-
-
-class GenerationTag(Extension):
-    """``{% generation %}`` marks replies for training; it does not change the rendered text."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-def _raise_exception(message: object) -> None:
-    raise TemplateRejection(str(message))
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Serialize without the HTML escapes of Jinja's own filter."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The Jinja environment that published templates expect."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-_ENVIRONMENT = _environment()

@@ -12,6 +12,9 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.text.tokenizer_errors import tokenizer_errors
+
+MAX_IDS = 2**22  # several times the largest vocabularies
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,17 @@ class Tokenizer:
 
     @cached_property
     def size(self) -> int:
-        """The largest id plus one; some vocabularies have gaps below it."""
-        return 1 + max(self.ids, default=-1)
+        """The largest id plus one; some vocabularies have gaps below it.
+
+        Raises LlmcliError for an id that no model can have: a loop over all ids, such as the library's own to save a
+        tokenizer, would take minutes.
+        """
+        largest = max(self.ids, default=-1)
+        if largest >= MAX_IDS:
+            raise LlmcliError(
+                f"{self.name}: the tokenizer has a token with the id {largest}", "the file may be damaged"
+            )
+        return 1 + largest
 
     @property
     def ids(self) -> list[int]:
@@ -52,7 +64,7 @@ class Tokenizer:
         """Return the ids of ``text``; ``add_special`` adds the tokens, such as BOS, that the post-processor inserts.
 
         ``parse_special`` turns special tokens written in the text into those tokens. Raises LlmcliError if the text is
-        not valid Unicode: it has lone surrogates, which come from undecodable bytes.
+        not valid Unicode (it has lone surrogates, which come from undecodable bytes), or if the tokenizer fails on it.
         """
         return list(self.encoding(text, parse_special, add_special).ids)
 
@@ -72,7 +84,8 @@ class Tokenizer:
         for id in ids:
             if not 0 <= id < self.size:
                 raise usage_error(f"token id {id} is not in the vocabulary", f"ids range from 0 to {self.size - 1}")
-        return self.fast.decode(ids, skip_special_tokens=skip_special)
+        with tokenizer_errors(f"the tokenizer of {self.name} cannot decode these tokens"):
+            return self.fast.decode(ids, skip_special_tokens=skip_special)
 
     def token_bytes(self, id: int) -> bytes:
         """Return the bytes of a token's text; for a special token, those of its name."""
@@ -117,16 +130,18 @@ class Tokenizer:
         return self.token_bytes(id).decode("utf-8", "replace")
 
     def encoding(self, text: str, parse_special: bool, add_special: bool = True) -> Any:
-        """Return the ``tokenizers.Encoding`` of ``text``; the arguments are those of ``encode``."""
+        """Return the ``tokenizers.Encoding`` of ``text``; arguments and errors are those of ``encode``."""
         _check_unicode(text)
         self.fast.encode_special_tokens = not parse_special
-        return self.fast.encode(text, add_special_tokens=add_special)
+        with tokenizer_errors(f"the tokenizer of {self.name} cannot encode this text"):
+            return self.fast.encode(text, add_special_tokens=add_special)
 
     def normalize(self, text: str) -> str:
         """Return ``text`` after the tokenizer's normalizer. Raises the errors of ``encode``."""
         _check_unicode(text)
         normalizer = self.fast.normalizer
-        return text if normalizer is None else str(normalizer.normalize_str(text))
+        with tokenizer_errors(f"the tokenizer of {self.name} cannot normalize this text"):
+            return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
 def _check_unicode(text: str) -> None:
@@ -154,15 +169,11 @@ def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
         else:
             hint = "check that this is the folder of a Hugging Face model"
         raise LlmcliError(f"{path}: no such file", hint)
-    try:
+    with tokenizer_errors(f"{path}: not a tokenizer"):
         fast = FastTokenizer.from_file(str(path))
         fast.no_truncation()  # some files enable it for training, but a prompt must never be cut silently
         fast.no_padding()
         return Tokenizer(fast, name or folder.name)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers raises bare Exception for invalid files, and panics on some
-        raise LlmcliError(f"{path}: not a tokenizer: {error}", "the file may be damaged; download it again") from error
 
 
 def _types(node: object) -> set[str]:

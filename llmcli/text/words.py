@@ -9,6 +9,7 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.text.tokenizer import Tokenizer
+from llmcli.text.tokenizer_errors import tokenizer_errors
 
 BYTES = 256
 
@@ -28,9 +29,10 @@ class Word:
 def words(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> list[Word]:
     """Return the words of ``text`` in order, without the tokens that the post-processor inserts."""
     encoding = tokenizer.encoding(text, parse_special)
-    speller = _speller(tokenizer.fast)
-    speller.encode_special_tokens = not parse_special
-    spelled = speller.encode(text)
+    with tokenizer_errors(f"the tokenizer of {tokenizer.name} cannot split this text"):
+        speller = _speller(tokenizer.fast)
+        speller.encode_special_tokens = not parse_special
+        spelled = speller.encode(text)
     spellings, ids = _by_word(spelled.word_ids, spelled.ids), _by_word(encoding.word_ids, encoding.ids)
     result = []
     for number in sorted({*spellings, *ids}):

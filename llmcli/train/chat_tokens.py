@@ -39,6 +39,7 @@ def add_chat_tokens(folder: Path, model: Transformer, *, seed: int) -> Tokenizer
     Returns the extended tokenizer.
     """
     tokenizer = load_tokenizer(folder)
+    _ = tokenizer.size  # raises for ids over which saving would take minutes
     tokenizer.fast.add_special_tokens([AddedToken(text, special=True) for text in (USER, ASSISTANT)])
     config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     bos, eos = model.config.bos_token_id, next(iter(model.config.eos_token_ids), None)

@@ -92,6 +92,8 @@ def _examples(path: Path) -> Iterator[Example]:
 
 
 def _open_text(path: Path) -> TextIO:
+    if path.is_char_device():
+        raise LlmcliError(f"{path}: a device, not a text file", "name a text file")
     if path.suffix == ".xz":
         return lzma.open(path, "rt", encoding="utf-8")
     if path.suffix == ".gz":

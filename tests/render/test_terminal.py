@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.text import Text
 
 from llmcli.explain.report import Alternative, GeneratedToken, check
 from llmcli.explain.sampling_step import StepReport, step_report
@@ -20,6 +23,7 @@ from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step
 from llmcli.render.generation import TextWriter, print_probabilities
 from llmcli.render.marks import PROBABILITY_BANDS, probability_band, rank_band
+from llmcli.render.picture import Picture
 from llmcli.render.samples import print_samples
 from llmcli.render.step import print_step
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
@@ -542,3 +546,16 @@ def test_a_console_has_the_terminals_width(width: int) -> None:
     assert target.width == width
     target.print("[bold]x[/bold] :smile: 12 'a'")
     assert stream.getvalue() == "[bold]x[/bold] :smile: 12 'a'\n"
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".html"])
+def test_a_picture_of_any_text_is_valid(suffix: str, tmp_path: Path) -> None:
+    text = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0xD800, 0xDFFF, 0xFFFD, 0xFFFE, 0xFFFF, 0x1FFFE]))
+    picture = Picture()
+    note(f"a<{text}&z", picture)
+    picture.console.print(Text(f"b{text}z"))  # as a view might, which forgets that text needs escapes
+    picture.save(tmp_path / f"x{suffix}", f"title {text}")
+    saved = (tmp_path / f"x{suffix}").read_bytes().decode()
+    assert not re.search("[\0-\x08\x0e-\x1f\ufffe\uffff]", saved)
+    if suffix == ".svg":
+        assert "\ufffd" in "".join(ElementTree.fromstring(saved).itertext())

@@ -11,6 +11,10 @@ import click
 from llmcli.commands.options.common import bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.files.reading import read_file
+from llmcli.files.sizes import readable
+
+MAX_BYTES = 2**26  # of a text: more than any model's context holds, but little memory
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def prompt_options(argument: str = "prompt") -> Decorator:
 def read_text_file(path: Path) -> str:
     """Return the text of a UTF-8 file without its final line break. Raises LlmcliError if it cannot be read."""
     try:
-        return _text(path.read_bytes(), str(path))
+        return _text(read_file(path, MAX_BYTES, pipes=True), str(path))
     except OSError as error:
         raise usage_error(f"{path}: {error.strerror or error}", "give a text file") from error
 
@@ -77,9 +81,12 @@ def read_stdin() -> str:
     if sys.stdin is None:  # how Python marks a closed stdin
         raise usage_error("stdin is closed", "give the prompt as an argument")
     try:
-        return _text(sys.stdin.buffer.read(), "stdin")
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
     except OSError as error:
         raise LlmcliError(f"stdin: {error.strerror or error}", "give the prompt as an argument") from error
+    if len(data) > MAX_BYTES:
+        raise LlmcliError(f"stdin: more than {readable(MAX_BYTES)}", "give a shorter text")
+    return _text(data, "stdin")
 
 
 def _text(data: bytes, source: str) -> str:
