@@ -9,7 +9,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, head_option, layer_option
-from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -61,7 +61,9 @@ def attend(
 
     if head is not None:
         pattern = explain.attention_pattern(loaded, text, head, position=at, parse_special=prompt.parse_special)
-        output.show(pattern, render.print_attention_pattern)
+        output.show(pattern, render.print_attention_pattern, prompt=text, models=[describe_model(loaded)])
         return
     report = explain.attend(loaded, text, position=at, layers=layers, parse_special=prompt.parse_special)
-    output.show(report, partial(render.print_attend, top=top, sink=not no_sink))
+    output.show(
+        report, partial(render.print_attend, top=top, sink=not no_sink), prompt=text, models=[describe_model(loaded)]
+    )

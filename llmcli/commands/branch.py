@@ -7,7 +7,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option
-from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -41,4 +41,4 @@ def branch(
     loaded = choice.open()
 
     report = explain.branch(loaded, text, position=at, width=width, depth=depth, parse_special=prompt.parse_special)
-    output.show(report, render.print_branch)
+    output.show(report, render.print_branch, prompt=text, models=[describe_model(loaded)])

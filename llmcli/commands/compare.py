@@ -8,7 +8,7 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.model import ModelChoice, pair_options
+from llmcli.commands.options.model import ModelChoice, describe_model, pair_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -40,4 +40,5 @@ def compare(
     first, second = (choice.open() for choice in choices)
 
     report = explain.compare(first, second, text, parse_special=prompt.parse_special)
-    output.show(report, partial(render.print_compare, top=top))
+    models = [describe_model(first), describe_model(second)]
+    output.show(report, partial(render.print_compare, top=top), prompt=text, models=models)

@@ -14,6 +14,7 @@ from llmcli.commands.options.distributed import DistributedModelChoice, distribu
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
 from llmcli.commands.options.grammar import GrammarChoice, grammar_options
 from llmcli.commands.options.length import fit, overflow_option
+from llmcli.commands.options.model import describe_model
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.options.sampling import Sampling, sampling_options
@@ -88,7 +89,7 @@ def explain_step(
         return
     rolls = overflow == "shift"
     report = explain.step(loaded, ids, index=index, sampler=sampler, top=top, temperatures=compared, rolls=rolls)
-    output.show(report, render.print_step, json_forms.step)
+    output.show(report, render.print_step, json_forms.step, prompt=text, models=[describe_model(loaded)])
 
 
 def explain_server_step(
@@ -97,7 +98,7 @@ def explain_server_step(
     """Show token ``index`` of a server's text, and the alternatives that the server reports."""
     fields = fields_of(sampling, server, sampling.seed)
     report = servers.server_step(server, servers.Request(text, index + 1, fields, top_logprobs=top), index)
-    output.show(report, render.print_server_step, json_forms.server_step)
+    output.show(report, render.print_server_step, json_forms.server_step, prompt=text, models=[report.model])
 
 
 def choose_tokens(

@@ -48,4 +48,4 @@ def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice, verb
         tokens=tokens,
         open_model=choice.open,
     )
-    output.show(report, render.print_inspect)
+    output.show(report, render.print_inspect, models=[report.model])

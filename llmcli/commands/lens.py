@@ -7,7 +7,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, layer_option, token_option
-from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -46,4 +46,4 @@ def lens(
     loaded = choice.open()
 
     report = explain.lens(loaded, text, position=at, token=token, layers=layers, parse_special=prompt.parse_special)
-    output.show(report, render.print_lens)
+    output.show(report, render.print_lens, prompt=text, models=[describe_model(loaded)])

@@ -11,6 +11,7 @@ from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
+from llmcli.commands.options.model import describe_model
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -46,6 +47,9 @@ def score(
     text = prompt.read()
     if endpoint.given:
         report = servers.server_score(endpoint.open(), text)
+        model = report.model
     else:
-        report = explain.score(choice.open(), text, parse_special=prompt.parse_special)
-    output.show(report, partial(render.print_score, top=top))
+        loaded = choice.open()
+        report = explain.score(loaded, text, parse_special=prompt.parse_special)
+        model = describe_model(loaded)
+    output.show(report, partial(render.print_score, top=top), prompt=text, models=[model])

@@ -58,7 +58,8 @@ def tokenize(
     folders = [find_model(name, offline) for name in models or (None,)]
     tokenizers = [text.load_tokenizer(folder, name_of(folder)) for folder in folders]
     if merges:
-        output.show(explain.merges(tokenizers[0], source, parse_special=prompt.parse_special), render.print_merges)
+        merged = explain.merges(tokenizers[0], source, parse_special=prompt.parse_special)
+        output.show(merged, render.print_merges, prompt=source, models=[merged.model])
         return
     for tokenizer in tokenizers:
         if decode is not None:
@@ -74,7 +75,11 @@ def tokenize(
             write_line(json_forms.tokenization(report), sys.stdout)
     else:
         render.print_tokenize(reports, sys.stdout, sys.stderr)
-    output.save_picture(lambda stream: render.print_tokenize(reports, stream, stream))
+    output.save_picture(
+        lambda stream: render.print_tokenize(reports, stream, stream),
+        prompt=source,
+        models=[report.model for report in reports],
+    )
     if not all(report.check.ok for report in reports):
         sys.exit(EXIT_FAILURE)
 

@@ -8,7 +8,7 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -38,7 +38,7 @@ def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelCho
 
     report = explain.tour(loaded, text)
     if no_pause or output.as_json or sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        output.show(report, render.print_tour)
+        output.show(report, render.print_tour, models=[describe_model(loaded)])
         return
     for number in range(len(render.TOUR_STOPS)):
         render.print_tour_stop(report, sys.stdout, number)
@@ -46,6 +46,6 @@ def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelCho
             "\nPress Enter to continue, q to quit", default="", show_default=False, prompt_suffix=" "
         ).strip().lower() in ("q", "quit"):
             break
-    output.save_picture(lambda stream: render.print_tour(report, stream))
+    output.save_picture(lambda stream: render.print_tour(report, stream), models=[describe_model(loaded)])
     if not report.check.ok:
         sys.exit(EXIT_FAILURE)

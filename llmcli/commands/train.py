@@ -16,8 +16,8 @@ from llmcli.commands.options.common import Choice, Real, device_option, threads_
 from llmcli.commands.options.model import complete_model, find_model
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
-from llmcli.commands.shell.interrupt import import_torch
-from llmcli.errors import EXIT_INTERRUPTED, usage_error
+from llmcli.commands.shell.interrupt import end_by_signal, import_torch
+from llmcli.errors import usage_error
 from llmcli.train import demo as demo_run
 from llmcli.train import recipe
 
@@ -169,11 +169,18 @@ def train(
     runner = StageRunner(corpus, valid, torch_device, compiled, checkpoint_minutes * 60, validate_every, sample)
     if demo:
         runner = replace(runner, corpus=(write_demo_corpus(out),), samples=demo_run.SAMPLES)
-    for stage in stages:
-        if not stage.done:
-            runner.run(stage, titled=len(stages) > 1)
-        elif len(stages) == 1:
-            render.note(f"{out} is complete at step {stage.recipe.steps}; --tokens extends it", sys.stderr)
+    with end_by_signal() as ending:
+        try:
+            for number, stage in enumerate(stages, start=1):
+                if not stage.done:
+                    runner.run(stage, title=f"stage {number} of {len(stages)}, " if len(stages) > 1 else None)
+                elif len(stages) == 1:
+                    render.note(f"{out} is complete at step {stage.recipe.steps}; --tokens extends it", sys.stderr)
+        except KeyboardInterrupt:
+            saved = any(stage.begun for stage in stages)
+            after = "to continue, add --resume to the same command" if saved else "nothing was saved"
+            render.note(f"interrupted; {after}", sys.stderr)
+            sys.exit(ending.exit_code)
     if demo:
         render.note(f"ask it for a story: llmcli chat -m {out}", sys.stderr)
 
@@ -191,10 +198,13 @@ class StageRunner:
     sample: str | None
     samples: Mapping[recipe.Method, str] = field(default_factory=dict)
 
-    def run(self, stage: training.Stage, *, titled: bool) -> None:
-        """Run ``stage`` to its end, and print its name first if ``titled``. Ctrl-C ends the command."""
-        if titled:
-            render.note(f"{stage.recipe.method}: {stage.out}", sys.stderr)
+    def run(self, stage: training.Stage, *, title: str | None) -> None:
+        """Run ``stage`` to its end, and print its name first, after ``title``, if there is one.
+
+        KeyboardInterrupt saves a checkpoint, prints the curve, and goes on to the caller.
+        """
+        if title is not None:
+            render.note(f"{title}{stage.recipe.method}: {stage.out}", sys.stderr)
         resume, run = stage.begun, self.open(stage)
         metrics = training.MetricsFile(stage.out)
         steps = training.train(
@@ -214,7 +224,7 @@ class StageRunner:
                     progress.show(step)
                     if step.scored and prompt is not None:
                         text = training.sample(run, stage.out, prompt, max_new_tokens=SAMPLE_TOKENS, seed=step.step)
-                        progress.sample(text)
+                        progress.sample(prompt, text, reply=run.encoder.form is not None)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -224,9 +234,7 @@ class StageRunner:
             (stage.out / "loss.svg").write_text(curve, encoding="utf-8")
             render.print_loss_curve(metrics.history, stage.recipe.unit, sys.stderr)
         if interrupted:
-            saved = "continue with --resume" if stage.begun else "nothing was saved"
-            render.note(f"interrupted; {saved}", sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
+            raise KeyboardInterrupt
 
     def open(self, stage: training.Stage) -> training.TrainingRun:
         """Read the corpus, and begin or resume the stage's run."""

@@ -9,7 +9,7 @@ import click
 
 from llmcli import explain, generation, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -50,4 +50,4 @@ def verify(prompt: Prompt, output: OutputOptions, choice: ModelChoice, verbose: 
             progress=progress,
             parse_special=prompt.parse_special,
         )
-    output.show(report, render.print_verify)
+    output.show(report, render.print_verify, prompt=text, models=[describe_model(loaded)])

@@ -9,7 +9,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, head_option, layer_option, token_option
-from llmcli.commands.options.model import ModelChoice, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -73,4 +73,4 @@ def why(
         head=head,
         parse_special=prompt.parse_special,
     )
-    output.show(report, partial(render.print_why, top=top))
+    output.show(report, partial(render.print_why, top=top), prompt=text, models=[describe_model(loaded)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ from llmcli.explain.selection import (
     token_ids,
 )
 from llmcli.generation.loaded import LoadedModel
+
+ROUNDING = "rounding"  # the name of the part that the dtype's rounding adds
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,20 @@ class SourceContribution:
 
 
 @dataclass(frozen=True)
+class StrongestPart:
+    """The component that adds most to the difference, in the direction of the total.
+
+    For a head, ``position`` is the one it gets most of that from, and ``from_position`` how much; otherwise None.
+    """
+
+    name: str
+    difference: float
+    position: int | None
+    piece: VocabEntry | None  # at ``position``
+    from_position: float | None
+
+
+@dataclass(frozen=True)
 class WhyReport(Report):
     """The logits of ``token`` and ``other``, before a softcap, as sums: ``parts`` sum to ``total``.
 
@@ -63,6 +80,7 @@ class WhyReport(Report):
     parts: tuple[Contribution, ...]
     total: Contribution
     sources: tuple[SourceContribution, ...]
+    strongest: StrongestPart
     check: Check
     heads: str = field(metadata=NOT_IN_JSON)  # those that ``sources`` are of, such as "all heads"
 
@@ -95,7 +113,9 @@ def why(
     logits = observed.logits[list(pair)].cpu()
     split = attribute(model, observed, pair)
     parts = _parts(split, learned_positions=model.positions is not None)
-    parts.append(("rounding", (logits.double() if config.logit_softcap is None else split.stream) - split.total))
+    parts.append((ROUNDING, (logits.double() if config.logit_softcap is None else split.stream) - split.total))
+    contributions = tuple(_contribution(name, values) for name, values in parts)
+    total = _contribution("total", torch.stack([values for _, values in parts]).sum(dim=0))
     return WhyReport(
         model=loaded.name,
         position=position,
@@ -104,9 +124,10 @@ def why(
         other=vocab_entry(tokenizer, pair[1]),
         logits=(float(logits[0]), float(logits[1])),
         softcap=config.logit_softcap,
-        parts=tuple(_contribution(name, values) for name, values in parts),
-        total=_contribution("total", torch.stack([values for _, values in parts]).sum(dim=0)),
+        parts=contributions,
+        total=total,
         sources=_sources(loaded, observed.ids, split, heads),
+        strongest=_strongest(loaded, observed.ids, split, contributions, -1 if total.difference < 0 else 1),
         check=_check(split, logits, config.logit_softcap, tolerance(model)),
         heads=name_heads(config, layers, head),
     )
@@ -156,6 +177,20 @@ def _sources(
         SourceContribution(n, vocab_entry(loaded.tokenizer, ids[n]), difference, *heads[strongest[n]])
         for n, difference in enumerate(chosen.sum(dim=0).tolist())
     )
+
+
+def _strongest(
+    loaded: LoadedModel, ids: Sequence[int], split: Attribution, parts: Sequence[Contribution], direction: int
+) -> StrongestPart:
+    """The part that adds most in ``direction``, 1 or -1, and the position that it reads if it is a head."""
+    part = max((part for part in parts if part.name != ROUNDING), key=lambda part: direction * part.difference)
+    head = re.fullmatch(r"L(\d+)\.H(\d+)", part.name)
+    if head is None:
+        return StrongestPart(part.name, part.difference, None, None, None)
+    by_position = split.heads[0, int(head[1]), int(head[2])] - split.heads[1, int(head[1]), int(head[2])]  # [S]
+    position = int((direction * by_position).argmax())
+    piece = vocab_entry(loaded.tokenizer, ids[position])
+    return StrongestPart(part.name, part.difference, position, piece, float(by_position[position]))
 
 
 def _check(split: Attribution, logits: Tensor, softcap: float | None, allowed: float) -> Check:

@@ -32,64 +32,113 @@ class Term:
 class Neighbour:
     """A token and the cosine of its embedding with the expression's vector.
 
-    ``cosine`` is that of the raw vectors, ``centred`` the one after subtracting the mean embedding from both.
+    ``cosine`` is that of the raw vectors, ``centred`` the one after subtracting the mean embedding from both. ``given``
+    marks a word of the expression. ``alone`` is the centered cosine with the report's ``baseline`` instead of the sum,
+    and ``alone_rank`` the token's rank by it, 0 for the nearest; None without a baseline, and for the baseline itself.
     """
 
     piece: VocabEntry
     cosine: float
     centred: float
+    given: bool
+    alone: float | None
+    alone_rank: int | None
 
 
 @dataclass(frozen=True)
 class NeighboursReport(Report):
-    """The tokens nearest to a sum of embeddings, by ``centred``; the words of the expression are not among them.
+    """The tokens nearest to a sum of embeddings, by ``centred``. A word by itself is not among them.
 
     ``vector`` holds the first of the sum's ``size`` components and ``length`` is its norm, both without centering.
+    ``baseline`` is the first word that is added, if there are several words: the tokens nearest to it, in ``alone``,
+    show what the arithmetic changed. ``inputs`` tells whether the words of the sum are ranked.
     """
 
     model: str
     terms: tuple[Term, ...]
+    inputs: bool
     size: int
     length: float
     vector: tuple[float, ...]
     neighbours: tuple[Neighbour, ...]
+    baseline: VocabEntry | None
+    alone: tuple[VocabEntry, ...]
     check: Check
 
 
-def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10) -> NeighboursReport:
+def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10, inputs: bool = True) -> NeighboursReport:
     """Return the ``top`` tokens nearest to ``expression``: a word, or a sum such as "king - man + woman".
 
-    The mean is over the rows that belong to a token: some models pad their embedding with others.
+    The mean is over the rows that belong to a token: some models pad their embedding with others. Without ``inputs``,
+    the words of a sum are left out; a single word always is, since its cosine with itself is 1.
     Raises LlmcliError if a word is not exactly one token, or the vector of the expression is 0.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     terms = parse_expression(expression, tokenizer, min(tokenizer.size, model.config.vocab_size))
-    signs = torch.tensor([term.sign for term in terms], dtype=torch.float64)
-    words = torch.tensor([term.piece.id for term in terms])
-    vector = signs @ embeddings(model, words)
+    vector = _sum(model, terms)
     if not vector.any():
         raise usage_error(f"the vector of {expression!r} is 0, which has no neighbours", "remove a word")
     ids = torch.tensor([id for id in tokenizer.ids if id < model.config.vocab_size])
-    # Results go into tensors allocated once: small ones allocated between large ones would keep their memory alive.
-    mean, cosines = torch.zeros_like(vector), torch.empty(2, len(ids), dtype=torch.float64)
+    mean = torch.zeros_like(vector)
     for part in parts(model, ids):
         mean += embeddings(model, part).sum(dim=0) / len(ids)
-    shift = signs.sum() * mean  # the sum contains the mean once per added word
-    for part, found in zip(parts(model, ids), parts(model, cosines), strict=True):
-        found.copy_(_cosines(embeddings(model, part), vector, mean, shift))
-    order = cosines[1].argsort(descending=True, stable=True)
-    order = order[~torch.isin(ids[order], words)][:top]
+    words = torch.tensor([term.piece.id for term in terms])
+    hidden = words if len(terms) == 1 or not inputs else words[:0]
+    nearest = _Ranking(model, ids, terms, mean, hidden)
+    shown = nearest.order[:top]
+    claims = [_cosine_claim(model, ids, terms, ids[shown], nearest.cosines[:, shown])]
+    first = next((term for term in terms if term.sign > 0), None) if len(terms) > 1 else None
+    alone = None
+    if first is not None:
+        alone = _Ranking(model, ids, (first,), mean, torch.cat((hidden, torch.tensor([first.piece.id]))))
+        claims.append(_cosine_claim(model, ids, (first,), ids[shown], alone.cosines[:, shown], " with the first word"))
     return NeighboursReport(
         model=loaded.name,
         terms=terms,
+        inputs=inputs and len(terms) > 1,
         size=len(vector),
         length=float(vector.norm()),
         vector=tuple(vector[:SHOWN_COMPONENTS].tolist()),
         neighbours=tuple(
-            Neighbour(vocab_entry(tokenizer, int(ids[n])), *cosines[:, n].tolist()) for n in order.tolist()
+            Neighbour(
+                vocab_entry(tokenizer, int(ids[n])),
+                cosine=float(nearest.cosines[0, n]),
+                centred=float(nearest.cosines[1, n]),
+                given=bool(torch.isin(ids[n], words)),
+                alone=None if alone is None or n not in alone.ranks else float(alone.cosines[1, n]),
+                alone_rank=None if alone is None else alone.ranks.get(n),
+            )
+            for n in shown.tolist()
         ),
-        check=check(_cosine_claim(model, ids, terms, ids[order], cosines[:, order])),
+        baseline=None if first is None else first.piece,
+        alone=() if alone is None else tuple(vocab_entry(tokenizer, id) for id in ids[alone.order[:top]].tolist()),
+        check=check(*claims),
     )
+
+
+class _Ranking:
+    """The tokens ``ids`` by their centered cosine with the sum of ``terms``, except those that are ``hidden``.
+
+    ``cosines`` [2, V] are raw and centered. ``order`` has indices of ``ids``, the nearest first; ``ranks`` has the
+    place of each in it.
+    """
+
+    def __init__(self, model: Transformer, ids: Tensor, terms: tuple[Term, ...], mean: Tensor, hidden: Tensor) -> None:
+        vector = _sum(model, terms)
+        shift = sum(term.sign for term in terms) * mean  # the sum contains the mean once per added word
+        # Allocated once: small results allocated between large tensors would keep the memory of those alive.
+        self.cosines = torch.empty(2, len(ids), dtype=torch.float64)
+        for part, found in zip(parts(model, ids), parts(model, self.cosines), strict=True):
+            found.copy_(_cosines(embeddings(model, part), vector, mean, shift))
+        order = self.cosines[1].argsort(descending=True, stable=True)
+        self.order = order[~torch.isin(ids[order], hidden)]
+        self.ranks = {n: rank for rank, n in enumerate(self.order.tolist())}
+
+
+def _sum(model: Transformer, terms: tuple[Term, ...]) -> Tensor:
+    """The sum of the embeddings of ``terms``, [C], fp64."""
+    signs = torch.tensor([term.sign for term in terms], dtype=torch.float64)
+    return signs @ embeddings(model, torch.tensor([term.piece.id for term in terms]))
 
 
 def parse_expression(expression: str, tokenizer: Tokenizer, vocab_size: int) -> tuple[Term, ...]:
@@ -146,7 +195,9 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(lengths == 0, 0.0, a @ b / lengths)
 
 
-def _cosine_claim(model: Transformer, ids: Tensor, terms: tuple[Term, ...], shown: Tensor, cosines: Tensor) -> Claim:
+def _cosine_claim(
+    model: Transformer, ids: Tensor, terms: tuple[Term, ...], shown: Tensor, cosines: Tensor, which: str = ""
+) -> Claim:
     """Claim that the cosines of the tokens ``shown`` match the law of cosines, computed one by one.
 
     Everything is computed in another way: the mean is taken from the last row to the first, and subtracted from each
@@ -163,7 +214,7 @@ def _cosine_claim(model: Transformer, ids: Tensor, terms: tuple[Term, ...], show
         )
         for id, value in zip(shown.tolist(), found, strict=True):
             errors.append((_law_of_cosines(_embedding(model, id) - origin, vector) - value).abs())
-    return Claim("each cosine matches the law of cosines", float(torch.stack(errors).max()), COSINE_TOLERANCE)
+    return Claim(f"each cosine{which} matches the law of cosines", float(torch.stack(errors).max()), COSINE_TOLERANCE)
 
 
 def _embedding(model: Transformer, id: int) -> Tensor:

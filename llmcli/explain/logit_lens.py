@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,15 @@ from llmcli.text.tokenizer import Tokenizer
 class LensRow:
     """The prediction after one layer; ``layer`` None is the embedding, before the first. ``rank`` 0 is the top token.
 
-    ``kl`` is the divergence D(final‖layer) in bits: the information lost by stopping here.
+    ``kl`` is the divergence D(final‖layer) in bits: the information lost by stopping here. ``p`` and ``logprob`` are
+    computed in fp64, because in fp32 a probability below 1e-45 is 0.
     """
 
     layer: int | None
     top: VocabEntry
     p_top: float
     p: float  # of the target
+    logprob: float  # of the target, nats
     rank: int  # of the target
     entropy: float  # bits
     kl: float  # bits
@@ -84,14 +87,15 @@ def lens(
 
 
 def _row(layer: int | None, logits: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
-    probs = probabilities(logits)
-    p, top = probs[target], int(probs.argmax())
+    probs, logps = probabilities(logits), logits.double().log_softmax(dim=-1)
+    own, top = logits[target], int(logits.argmax())
     return LensRow(
         layer=layer,
         top=vocab_entry(tokenizer, top),
-        p_top=float(probs[top]),
-        p=float(p),
-        rank=int((probs > p).sum()) + int((probs[:target] == p).sum()),  # ties are ordered by id
+        p_top=math.exp(logps[top]),
+        p=math.exp(logps[target]),
+        logprob=float(logps[target]),
+        rank=int((logits > own).sum()) + int((logits[:target] == own).sum()),  # ties are ordered by id
         entropy=entropy(probs),
         kl=float(kl_divergence(final, logits)),
     )

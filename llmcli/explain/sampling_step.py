@@ -85,15 +85,21 @@ class Replay:
 
 @dataclass(frozen=True)
 class TemperatureColumn:
-    """The same step at another temperature: entropy in bits, ``choices`` = 2 ** entropy, and the token drawn by u."""
+    """The step at one temperature: entropy in bits, ``choices`` = 2 ** entropy, and the token drawn by u.
+
+    All of them are after all filters. ``used`` marks the temperature that the step itself used.
+    """
 
     temperature: float
+    used: bool
     entropy: float
     choices: float
     id: int
     text: str
     bytes: bytes
     probs: dict[int, float]  # final probability of each candidate shown, by id
+    alone: dict[int, float]  # the probabilities with this temperature and no other filter; at 1 the model's own
+    choices_alone: float  # 2 ** entropy of those
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def step_report(
     """Report on a step that ``sampler`` chose after ``context_ids``.
 
     The candidates are the model's ``top`` tokens, the ``top`` tokens after all filters, and the chosen one.
-    ``temperatures`` adds a column for each, with all other filters and u unchanged.
+    ``temperatures`` adds a column for each, and for the one that the step used, with all other filters and u unchanged.
     """
     logits, choice = step.logits, step.choice
     probs = probabilities(logits)
@@ -189,7 +195,8 @@ def step_report(
         ),
         check=_check(step, final, candidates),
         columns=tuple(
-            _column(step, sampler, context_ids, t, [c.id for c in candidates], tokenizer) for t in temperatures
+            _column(step, sampler, context_ids, t, [c.id for c in candidates], tokenizer)
+            for t in _with_own(temperatures, sampler)
         ),
     )
 
@@ -283,6 +290,18 @@ def _check(step: Step, final: Tensor, candidates: tuple[Candidate, ...]) -> Repl
     return Replay(replayed == step.token and error < SUM_TOLERANCE, replayed, error)
 
 
+def _own_temperature(sampler: Sampler) -> float:
+    return next((f.value for f in sampler.filters if isinstance(f, Temperature)), 1.0)
+
+
+def _with_own(temperatures: Sequence[float], sampler: Sampler) -> list[float]:
+    """``temperatures`` with the sampler's own among them, before the first larger one; none if there are none."""
+    own, found = _own_temperature(sampler), list(temperatures)
+    if found and own not in found:
+        found.insert(next((n for n, t in enumerate(found) if t > own), len(found)), own)
+    return found
+
+
 def _column(
     step: Step,
     sampler: Sampler,
@@ -297,15 +316,19 @@ def _column(
         before = sum(isinstance(f, Vocabulary | GrammarFilter | LogitBias | Penalty) for f in filters)
         filters.insert(before, Temperature(temperature))
     final = probabilities(Sampler(filters, sampler.seed).stages(step.logits, context_ids)[-1].logits)
+    alone = probabilities(Temperature(temperature)(step.logits))
     bits = entropy(final)
     u = step.choice.u
     chosen = int(final.argmax()) if u is None or temperature == 0 else draw(final, u)
     return TemperatureColumn(
         temperature=temperature,
+        used=temperature == _own_temperature(sampler),
         entropy=bits,
         choices=2**bits,
         id=chosen,
         text=tokenizer.token_text(chosen),
         bytes=tokenizer.token_bytes(chosen),
         probs={id: float(final[id]) for id in ids},
+        alone={id: float(alone[id]) for id in ids},
+        choices_alone=2 ** entropy(alone),
     )

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llmcli.render.lens import print_lens as print_lens
     from llmcli.render.models import print_models as print_models
     from llmcli.render.neighbours import print_neighbours as print_neighbours
+    from llmcli.render.picture import Caption as Caption
     from llmcli.render.picture import Picture as Picture
     from llmcli.render.progress import BatchProgress as BatchProgress
     from llmcli.render.progress import DownloadProgress as DownloadProgress
@@ -87,6 +88,7 @@ __all__ = [
     "TOUR_STOPS",
     "BatchProgress",
     "BenchRow",
+    "Caption",
     "Cell",
     "Column",
     "DownloadProgress",
@@ -182,6 +184,7 @@ __getattr__, __dir__ = lazy.exports(
         "print_lens": "lens",
         "print_models": "models",
         "print_neighbours": "neighbours",
+        "Caption": "picture",
         "Picture": "picture",
         "BatchProgress": "progress",
         "DownloadProgress": "progress",

@@ -15,6 +15,7 @@ from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, token_label
 
 CELL = 4  # width of a weight in the triangle
+SINK = 1.5  # even shares of the attention: with more, the first token is an attention sink
 NOT_WHY = "Attention shows where a head looks, not why. To see its effect, run llmcli why."
 
 
@@ -30,28 +31,53 @@ def print_attend(report: explain.AttendReport, stream: TextIO, *, top: int = 20,
         Column("", right=False, optional=4, plain="bar"),
         Column("moved", optional=1),
     ]
-    print_table(columns, _rows(report.sources, top, sink), stream)
+    print_table(columns, _rows(report, top, sink), stream)
+    first = report.sources[0]
     if not sink:
-        first = report.sources[0]
         print_line(
             f"hidden: position 0, {token_label(first.piece)}, the attention sink, mean weight {first.mean:.4f}", stream
         )
     legend = f"mean weight: over {report.heads}. moved: average norm of what a head copies from that token."
     print_line(legend, stream, "dim")
-    _print_end(report.check, stream)
-
-
-def _print_end(check: explain.Check, stream: TextIO) -> None:
     print_line(NOT_WHY, stream, "dim")
-    print_check(check, stream)
+    print_line(_finding(report, named=sink), stream)
+    print_check(report.check, stream)
 
 
-def _rows(sources: Sequence[explain.AttendedToken], top: int, sink: bool) -> list[list[Cell]]:
+def _finding(report: explain.AttendReport, *, named: bool) -> str:
+    """Return the sentence that says where the token looks most, and with ``named`` whether position 0 is a sink."""
+    first, *others = report.sources
+    if not others:
+        return f"{token_label(report.at)} is the first token: it can only look at itself."
+    most = max(others, key=lambda source: source.mean)
+    where = "itself" if most.position == report.position else f"{token_label(most.piece)} (position {most.position})"
+    found = (
+        f"{token_label(report.at)} looks most at {where}: mean weight {number_cell(most.mean).shown}; "
+        f"L{most.layer}.H{most.head} gives it {number_cell(most.weight, 2).shown} of its attention."
+    )
+    if first.mean > most.mean:
+        found = f"After the first token, {found}"
+    if named and is_sink(report):
+        found += f" Position 0, {token_label(first.piece)}, is the attention sink (mean weight {first.mean:.4f}): "
+        found += "heads that find nothing relevant look there. --no-sink hides it."
+    return found
+
+
+def is_sink(report: explain.AttendReport) -> bool:
+    """Return whether position 0 gets more than an even share of the attention, which marks it as an attention sink."""
+    return len(report.sources) > 1 and report.sources[0].mean > SINK / len(report.sources)
+
+
+def _rows(report: explain.AttendReport, top: int, sink: bool) -> list[list[Cell]]:
     """Return rows for the positions with the largest mean weights, in text order, and one for the sum of the others."""
-    candidates = sources if sink else sources[1:]
+    candidates = report.sources if sink else report.sources[1:]
     shown = sorted(candidates, key=lambda source: -source.mean)[: top or None]
     longest = max((source.mean for source in shown), default=0.0)
-    rows = [_row(source, longest) for source in sorted(shown, key=lambda source: source.position)]
+    named = is_sink(report)
+    rows = [
+        _row(source, longest, named and source.position == 0)
+        for source in sorted(shown, key=lambda source: source.position)
+    ]
     others = len(candidates) - len(shown)
     if others:
         mean = sum(source.mean for source in candidates) - sum(source.mean for source in shown)
@@ -63,12 +89,13 @@ def _rows(sources: Sequence[explain.AttendedToken], top: int, sink: bool) -> lis
     return rows
 
 
-def _row(source: explain.AttendedToken, longest: float) -> list[Cell]:
+def _row(source: explain.AttendedToken, longest: float, sink: bool) -> list[Cell]:
+    label = token_label(source.piece)
     return [
         Cell(str(source.position)),
-        Cell(token_label(source.piece)),
+        Cell(f"{label} (sink)" if sink else label, label),
         Cell(f"L{source.layer}.H{source.head}"),
-        Cell(f"{source.weight:.2f}", repr(source.weight), shade(source.weight)),
+        number_cell(source.weight, 2, shade(source.weight)),
         number_cell(source.mean),
         bar_cell(source.mean, longest),
         number_cell(source.moved, 3),
@@ -83,7 +110,25 @@ def print_attention_pattern(report: explain.AttentionPattern, stream: TextIO) ->
     else:
         columns = [Column("#"), Column("token"), *(Column(str(n)) for n in range(len(report.pieces)))]
         print_table(columns, [_pattern_cells(row, len(report.pieces)) for row in report.rows], stream)
-    _print_end(report.check, stream)
+    print_line(NOT_WHY, stream, "dim")
+    print_line(_pattern_finding(report), stream)
+    print_check(report.check, stream)
+
+
+def _pattern_finding(report: explain.AttentionPattern) -> str:
+    """Return the sentence that says where the head looks, on average over the rows."""
+    name = f"L{report.layer}.H{report.head}"
+    rows = [row.weights for row in report.rows if row.position >= 2]  # before that, the places are the same
+    if not rows:
+        return f"The text is too short to say what {name} looks for."
+    shares = {
+        place: sum(row[at] for row in rows) / len(rows)
+        for place, at in (("the token itself", -1), ("the previous token", -2), ("position 0", 0))
+    }
+    shares["all others"] = 1 - sum(shares.values())
+    most = max(shares, key=lambda place: shares[place])
+    numbers = ", ".join(f"{place} {share:.2f}" for place, share in shares.items())
+    return f"{name} looks most at {most}. Its attention on average, from position 2 on: {numbers}."
 
 
 def _pattern_cells(row: explain.PatternRow, count: int) -> list[Cell]:
@@ -110,11 +155,11 @@ def _print_triangle(report: explain.AttentionPattern, stream: TextIO) -> None:
     for name, row in zip(names, rows, strict=True):
         line = Text(set_cell_size(name, name_width))
         for weight in _columns(row.weights, first):
-            line.append(f"{weight * 100:>{CELL - 1}.0f}" if weight >= 0.005 else f"{'·':>{CELL - 1}}", shade(weight))
+            line.append(f"{weight * 100:>{CELL - 1}.0f}", shade(weight) if weight >= 0.005 else "dim")
             line.append(" ")
         target.print(line, soft_wrap=True)
     summed = " …: sum of the positions in between." if first > 1 else ""
-    print_line(f"Weights in percent. ·: below 0.5.{summed}", stream, "dim")
+    print_line(f"Weights in percent. 0: below 0.5.{summed}", stream, "dim")
 
 
 def _columns(weights: Sequence[float], first: int) -> list[float]:

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from llmcli import explain
 from llmcli.render.generation import ENDINGS
-from llmcli.render.marks import probability_band
+from llmcli.render.marks import print_legend, probability_band
 from llmcli.render.table import Cell, Column, print_table, probability_cell
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import one_line, text_label, token_label
@@ -22,7 +22,7 @@ def print_branch(report: explain.BranchReport, stream: TextIO) -> None:
         Column("token", right=False),
         Column("id", optional=4, plain="path"),
         Column("p"),
-        Column("", right=False),
+        Column("", right=False, plain="sign"),
         Column("p of path"),
         Column("p of others", optional=2),
         Column("text", right=False, optional=3),
@@ -31,6 +31,7 @@ def print_branch(report: explain.BranchReport, stream: TextIO) -> None:
     others, best = probability_cell(report.others).shown, probability_cell(math.exp(report.best.logprob)).shown
     legend = f"p of others: total probability of the continuations not shown; {others} for the first token."
     print_line(legend, stream, "dim")
+    print_legend(stream)
     print_line(f"most probable path (p {best}): “{one_line(report.best.text)}”", stream)
     print_check(report.check, stream)
 

@@ -9,7 +9,7 @@ from rich.color import ColorSystem
 from rich.style import Style
 
 from llmcli import endpoint, explain, generation
-from llmcli.render.marks import probability_band
+from llmcli.render.marks import print_legend, probability_band
 from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability_cell
 from llmcli.render.terminal import note, printable, styled
 from llmcli.render.text import counted, one_line, token_label
@@ -124,12 +124,13 @@ def print_probabilities(tokens: Sequence[explain.GeneratedToken], stream: TextIO
         Column("id", optional=2),
         Column("token", right=False),
         Column("p"),
-        Column("", right=False, optional=-3),
+        Column("", right=False, optional=-3, plain="sign"),
         Column("rank", optional=-2),
         Column("final p", optional=1),
         Column("most probable", right=False, optional=-1),
     ]
     print_table(columns, [_probability_row(token) for token in tokens], stream)
+    print_legend(stream)
 
 
 def _probability_row(token: explain.GeneratedToken) -> list[Cell]:

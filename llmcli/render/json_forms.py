@@ -199,10 +199,13 @@ def step(report: explain.StepReport) -> dict[str, Any]:
         form["temperatures"] = [
             {
                 "temperature": column.temperature,
+                "used": column.used,
                 "entropy": column.entropy,
                 "effective_choices": column.choices,
                 "drawn": {"id": column.id, "text": column.text},
-                "probs": [{"id": id, "p_final": prob} for id, prob in column.probs.items()],
+                "probs": [
+                    {"id": id, "p_alone": column.alone[id], "p_final": prob} for id, prob in column.probs.items()
+                ],
             }
             for column in report.columns
         ]

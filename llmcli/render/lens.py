@@ -1,11 +1,12 @@
-"""``lens``: what the model would predict after each layer, and the target's probability through the layers."""
+"""``lens``: what the model would predict after each layer, and the target's rank through the layers."""
 
 from __future__ import annotations
 
+import math
 from typing import TextIO
 
 from llmcli import explain
-from llmcli.render.marks import probability_band, sparkline
+from llmcli.render.marks import print_legend, probability_band, sparkline
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import token_label
@@ -26,10 +27,11 @@ def print_lens(report: explain.LensReport, stream: TextIO) -> None:
         Column("KL, bits", optional=4),
     ]
     print_table(columns, [_row(row, row.top.id == report.target.id) for row in report.rows], stream)
-    highest = max(row.p for row in report.rows)
-    rise = sparkline([row.p / highest if highest else 0.0 for row in report.rows])
-    print_line(f"p({target}) by layer: {rise} (highest: {highest:.4g})", stream)
+    ranks = [row.rank for row in report.rows]
+    rise = sparkline([-math.log(rank + 1) for rank in ranks])
+    print_line(f"rank of {target} by layer, log scale: {rise} (from {max(ranks)} to {min(ranks)})", stream)
     print_line(f"rank: of {target}; 0 is the top token. KL: divergence from the final prediction.", stream, "dim")
+    print_legend(stream)
     print_check(report.check, stream)
 
 
@@ -40,8 +42,13 @@ def _row(row: explain.LensRow, is_target: bool) -> list[Cell]:
         Cell(token_label(row.top), style="bold green" if is_target else style),
         probability_cell(row.p_top),
         Cell(sign, style=style),
-        probability_cell(row.p),
+        _p(row),
         Cell(str(row.rank)),
         number_cell(row.entropy, 2),
         number_cell(row.kl, 2),
     ]
+
+
+def _p(row: explain.LensRow) -> Cell:
+    """Return the target's probability."""
+    return probability_cell(row.p, logprob=row.logprob)

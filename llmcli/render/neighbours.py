@@ -18,18 +18,58 @@ def print_neighbours(report: explain.NeighboursReport, stream: TextIO) -> None:
     numbers = ", ".join(f"{value:.3f}" for value in report.vector)
     more = ", …" if report.size > len(report.vector) else ""
     print_line(f"{name} = [{numbers}{more}]: {report.size} numbers, length {report.length:.3f}", stream)
+    listed = _listed(report)
+    print_line(
+        "Sorted by centered cosine: the mean of all tokens is subtracted first, since it is common to all. "
+        f"1 is the same direction, 0 is unrelated. {listed}",
+        stream,
+        "dim",
+    )
     columns = [
-        Column("id", optional=1),
+        Column("id", optional=2),
         Column("token", right=False),
-        Column("centered"),
-        Column("", right=False),
-        Column("cosine", optional=2),
+        Column("centered cosine"),
+        Column("", right=False, optional=3, plain="bar"),
+        Column("raw cosine", optional=4),
     ]
-    print_table(columns, [_row(row) for row in report.neighbours], stream)
-    listed = "words themselves are" if len(report.terms) > 1 else "word itself is"
-    legend = "cosine: 1 is the same direction, 0 is unrelated. centered: after subtracting the mean of all tokens."
-    print_line(f"{legend} Rows are sorted by it; the {listed} not listed.", stream, "dim")
+    if report.baseline is not None:
+        word = token_label(report.baseline)
+        columns += [Column(f"with {word} alone"), Column("rank alone", optional=1)]
+    print_table(columns, [_row(row, report.baseline is not None) for row in report.neighbours], stream)
+    if report.baseline is not None:
+        print_line(_finding(report), stream)
     print_check(report.check, stream)
+
+
+def _listed(report: explain.NeighboursReport) -> str:
+    """Return the sentence that says whether the words given are in the table."""
+    if len(report.terms) == 1:
+        return "The word itself is not listed."
+    if report.inputs:
+        return "The words of the sum are listed, too; --no-inputs leaves them out."
+    return "The words of the sum are not listed."
+
+
+def _finding(report: explain.NeighboursReport) -> str:
+    """Return what the arithmetic changed: the first token without it, and the tokens that it brought in and removed."""
+    assert report.baseline is not None
+    word, alone = token_label(report.baseline), report.alone
+    new = [row for row in report.neighbours if not row.given]
+    if not new or not alone:
+        return f"{word} alone has no other neighbours to compare with."
+    first = new[0]
+    label, before = token_label(first.piece), "–" if first.alone is None else number_cell(first.alone).shown
+    if first.piece.id == alone[0].id:
+        found = f"{word} alone gives {label} first, too: the arithmetic changes its cosine from {before} to"
+        found += f" {number_cell(first.centred).shown}."
+    else:
+        found = f"{word} alone gives {token_label(alone[0])} first and {label} at rank {first.alone_rank} (0 is first)."
+    ids, before_ids = {row.piece.id for row in report.neighbours}, {piece.id for piece in alone}
+    added = [token_label(row.piece) for row in new if row.piece.id not in before_ids]
+    dropped = [token_label(piece) for piece in alone if piece.id not in ids]
+    changes = [f"adds {', '.join(added)}"] if added else []
+    changes += [f"drops {', '.join(dropped)}"] if dropped else []
+    return f"{found} Of the first {len(alone)}, the arithmetic {' and '.join(changes) or 'changes only the order'}."
 
 
 def _term(term: explain.Term, first: bool) -> str:
@@ -37,11 +77,19 @@ def _term(term: explain.Term, first: bool) -> str:
     return sign + token_label(term.piece)
 
 
-def _row(row: explain.Neighbour) -> list[Cell]:
-    return [
+def _row(row: explain.Neighbour, compared: bool) -> list[Cell]:
+    label = token_label(row.piece)
+    cells = [
         Cell(str(row.piece.id)),
-        Cell(token_label(row.piece)),
+        Cell(f"{label} (given)" if row.given else label, label, "dim" if row.given else ""),
         number_cell(row.centred),
         bar_cell(max(row.centred, 0.0), 1.0),
         number_cell(row.cosine),
     ]
+    if compared:
+        rank = "–" if row.alone_rank is None else str(row.alone_rank)
+        cells += [
+            Cell("–", "") if row.alone is None else number_cell(row.alone),
+            Cell(rank, "" if row.alone_rank is None else rank),
+        ]
+    return cells

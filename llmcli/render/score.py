@@ -8,7 +8,7 @@ from rich.text import Text
 
 from llmcli import explain
 from llmcli.render.generation import print_server_limits
-from llmcli.render.marks import RANK_BANDS, rank_band
+from llmcli.render.marks import print_legend, surprisal_band
 from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, escape_controls, token_label
@@ -19,6 +19,7 @@ def print_score(report: explain.ScoreReport, stream: TextIO, *, top: int = 20) -
     print_line(f"score: where was {report.model} surprised?", stream)
     if styled(stream):
         _print_text(report, stream)
+    print_legend(stream, in_bits=True)
     shown = sorted(report.tokens, key=lambda token: -token.surprisal)[: top or None]
     columns = [
         Column("#", optional=3),
@@ -48,19 +49,12 @@ def print_score(report: explain.ScoreReport, stream: TextIO, *, top: int = 20) -
 def _print_text(report: explain.ScoreReport, stream: TextIO) -> None:
     text = Text.assemble((token_label(report.first), "dim"))
     for token in report.tokens:
-        text.append(escape_controls(token.chunk), "" if token.rank is None else rank_band(token.rank)[0])
-    legend = Text("rank: ")
-    lower = 0
-    for below, style, sign in RANK_BANDS:
-        legend.append(f"{lower}+ {sign}" if below == float("inf") else f"{lower}-{below - 1:.0f} {sign}", style)
-        legend.append("  ")
-        lower = int(min(below, 1000))
+        text.append(escape_controls(token.chunk), surprisal_band(token.surprisal)[0])
     console(stream).print(text)
-    console(stream).print(legend)
 
 
 def _row(token: explain.ScoredToken) -> list[Cell]:
-    style, sign = ("", "") if token.rank is None else rank_band(token.rank)
+    style, sign = surprisal_band(token.surprisal)
     favourite = token.favourite
     return [
         Cell(str(token.position)),

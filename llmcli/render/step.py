@@ -7,11 +7,13 @@ from typing import TextIO
 
 from llmcli import endpoint, explain
 from llmcli.render.generation import filter_label, print_server_limits
+from llmcli.render.marks import filled
 from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import counted, one_line, token_label
 
 CHOSEN = "→"
+BAR = 3  # cells of a bar beside a probability
 
 
 def print_step(report: explain.StepReport, stream: TextIO) -> None:
@@ -119,29 +121,70 @@ def _effect(stage: explain.StageReport) -> str:
 
 
 def print_temperatures(report: explain.StepReport, stream: TextIO) -> None:
-    """Print the candidates' final p with a column per temperature; a narrow terminal gets several tables."""
+    """Print the candidates' p at each temperature: if other filters act, by temperature alone, then after all."""
+    others = [filter_label(stage.name, stage.value) for stage in report.sampler if stage.name != "temperature"]
+    names = ", ".join(others)
+    if all(column.alone == column.probs for column in report.columns):
+        print_line("\np by temperature; no other filter changes it:", stream)
+        print_by_temperature(report, stream, final=True)
+        _print_choices_legend(report, stream)
+        return
+    print_line("\np by temperature alone:", stream)
+    print_by_temperature(report, stream, final=False)
+    print_line(f"\nfinal p, after all filters (temperature, {names}):", stream)
+    print_by_temperature(report, stream, final=True)
+    why = (
+        f"At T=1, temperature alone leaves p as it is. The final p differs because of {names}: "
+        "tokens are removed or their logits changed, and the remaining p are scaled to sum to 1."
+    )
+    print_line(why, stream, "dim")
+    _print_choices_legend(report, stream)
+
+
+def _print_choices_legend(report: explain.StepReport, stream: TextIO) -> None:
+    used = "*: the temperature of this step. " if any(column.used for column in report.columns) else ""
+    legend = "effective choices: as open as a choice among this many equally likely tokens."
+    print_line(used + legend, stream, "dim")
+
+
+def print_by_temperature(report: explain.StepReport, stream: TextIO, *, final: bool, top: int | None = None) -> None:
+    """Print the first ``top`` candidates with a column per temperature; a narrow terminal gets several tables."""
     count = len(report.columns)
-    together = max(1, (console(stream).width - 20) // 12) if styled(stream) else count
+    together = max(1, (console(stream).width - 19) // (BAR + 9)) if styled(stream) else count
     for first in range(0, count, together):
-        _print_some_temperatures(report, report.columns[first : first + together], stream)
+        _print_some_temperatures(report, report.columns[first : first + together], stream, final=final, top=top)
 
 
 def _print_some_temperatures(
-    report: explain.StepReport, shown: Sequence[explain.TemperatureColumn], stream: TextIO
+    report: explain.StepReport,
+    shown: Sequence[explain.TemperatureColumn],
+    stream: TextIO,
+    *,
+    final: bool,
+    top: int | None,
 ) -> None:
-    """Print the candidates, then the entropy, the effective number of choices, and the token drawn."""
-    columns = [Column("token", right=False), *(Column(f"T={column.temperature:g}") for column in shown)]
-    rows = [
-        [Cell(token_label(row)), *(probability_cell(column.probs[row.id]) for column in shown)]
-        for row in report.candidates
+    """Print the candidates, then the effective number of choices and, for the final p, the token drawn."""
+    columns = [
+        Column("token", right=False),
+        *(Column(f"T={column.temperature:g}{'*' if column.used else ''}") for column in shown),
     ]
-    rows.append([Cell("entropy, bits"), *(number_cell(column.entropy, 2, "italic") for column in shown)])
-    rows.append([Cell("effective choices"), *(number_cell(column.choices, 1, "italic") for column in shown)])
-    drawn = [Cell(token_label(column), style="bold green") for column in shown]
-    rows.append([Cell("most probable" if report.chosen.u is None else "drawn (same u)"), *drawn])
+    rows = [
+        [Cell(token_label(row)), *(_bar_cell((column.probs if final else column.alone)[row.id]) for column in shown)]
+        for row in report.candidates[:top]
+    ]
+    choices = [column.choices if final else column.choices_alone for column in shown]
+    rows.append([Cell("effective choices"), *(number_cell(value, 1, "italic") for value in choices)])
+    if final:
+        rows.append([Cell("entropy, bits"), *(number_cell(column.entropy, 2, "italic") for column in shown)])
+        drawn = [Cell(token_label(column), style="bold green") for column in shown]
+        rows.append([Cell("most probable" if report.chosen.u is None else "drawn (same u)"), *drawn])
     print_table(columns, rows, stream)
-    legend = "p after all filters. effective choices: as open as a choice among this many equally likely tokens."
-    print_line(legend, stream, "dim")
+
+
+def _bar_cell(p: float) -> Cell:
+    """Return a probability with a bar, which only a terminal shows."""
+    cell = probability_cell(p)
+    return Cell(f"{cell.shown} {filled(p, BAR)}", cell.plain)
 
 
 def print_server_step(report: endpoint.ServerStep, stream: TextIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
@@ -41,18 +42,31 @@ class Cell:
 
 
 def number_cell(value: float | None, digits: int = 4, style: str = "") -> Cell:
-    """Return a number rounded to ``digits`` on a terminal, in full precision elsewhere; empty for None."""
-    return Cell("", "") if value is None else Cell(f"{value:.{digits}f}", repr(value), style)
+    """Return a number rounded to ``digits`` on a terminal, in full precision elsewhere; empty for None.
+
+    Only 0 is shown as 0.
+    """
+    if value is None:
+        return Cell("", "")
+    shown = f"{value:.{digits}f}"
+    return Cell(f"{value:.0e}" if value and not float(shown) else shown, repr(value), style)
 
 
-def probability_cell(value: float, style: str = "") -> Cell:
-    """Return a probability with four decimals, but never 0.0000 for one above 0, nor 1.0000 for one below 1."""
+def probability_cell(value: float, style: str = "", *, logprob: float | None = None) -> Cell:
+    """Return a probability with four decimals, but never 0.0000 for one above 0, nor 1.0000 for one below 1.
+
+    ``logprob`` (nats) is shown for a probability that is too small for a float.
+    """
+    return Cell(_probability(value, logprob), repr(value), style)
+
+
+def _probability(value: float, logprob: float | None) -> str:
     shown = f"{value:.4f}"
     if shown == "0.0000" and value > 0:
-        shown = f"{value:.0e}"
-    elif shown == "1.0000" and value < 1:
-        shown = ">.9999"
-    return Cell(shown, repr(value), style)
+        return f"{value:.0e}"
+    if value == 0 and logprob is not None and math.isfinite(logprob):
+        return f"1e{logprob / math.log(10):.0f}"
+    return ">.9999" if shown == "1.0000" and value < 1 else shown
 
 
 UNKNOWN = Cell("–", "")  # a terminal drops a column in which every value is unknown

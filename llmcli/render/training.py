@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import TextIO
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from llmcli.render.terminal import console, note, styled
@@ -17,17 +18,19 @@ Points = Sequence[tuple[float, float]]  # (x, y), x rising
 
 LINE_EVERY = 50  # steps between two lines where there is no bar; more if a run would print over MAX_LINES
 MAX_LINES = 200
+MIN_TIMED = 5  # steps that the time left is estimated from, at least
 _EIGHTHS = " ▁▂▃▄▅▆▇█"  # a character filled to 0, 1, ... 8 eighths
 
 
 class TrainingProgress:
     """A context manager that shows each step of a run: a bar on a terminal, some lines elsewhere.
 
-    ``unit`` is the unit of the loss, such as "nats per token".
+    ``unit`` is the unit of the loss, such as "nats per token". ``clock`` returns a time in seconds.
     """
 
-    def __init__(self, stream: TextIO, unit: str) -> None:
-        self._stream, self._unit = stream, unit
+    def __init__(self, stream: TextIO, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._unit, self._clock = stream, unit, clock
+        self._first: tuple[int, float] | None = None  # the first step shown, and when
         self._bar: Progress | None = None
         self._last_validation = 0  # the step of the last line about a validation
         if styled(stream):
@@ -36,8 +39,7 @@ class TrainingProgress:
                 BarColumn(bar_width=20),
                 TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} tokens/s "),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 console=console(stream),
             )
 
@@ -56,24 +58,41 @@ class TrainingProgress:
 
     def show(self, step: Metrics) -> None:
         """Update the bar, or print a line now and then; a validation gets a line, too."""
+        left = self._left(step)
         if self._bar:
             if not self._bar.task_ids:
-                self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=0.0, speed=0.0)
-            self._bar.update(self._bar.task_ids[0], completed=step.step, loss=step.loss, speed=step.tokens_per_second)
+                self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=0.0, speed=0.0, left="")
+            speed = step.tokens_per_second
+            self._bar.update(self._bar.task_ids[0], completed=step.step, loss=step.loss, speed=speed, left=left)
         elif step.step % max(LINE_EVERY, step.steps // MAX_LINES) == 0 or step.step in (1, step.steps):
-            left = (step.steps - step.step) * step.tokens / step.step / step.tokens_per_second
             note(
                 f"step {step.step}/{step.steps}: loss {step.loss:.3f} {self._unit}, "
-                f"{step.tokens_per_second:.0f} tokens/s, {left / 60:.0f} min left",
+                f"{step.tokens_per_second:.0f} tokens/s" + (f", {left}" if left else ""),
                 self._stream,
             )
         if step.scored and self._worth_a_line(step):
             self._last_validation = step.step
             self._print(f"step {step.step}: validation {_score(step)}")
 
-    def sample(self, text: str) -> None:
-        """Print a text that the model wrote, each line after a bar."""
-        self._print("\n".join(f"  | {line}" for line in escape_controls(text.strip()).splitlines()) or "  |")
+    def _left(self, step: Metrics) -> str:
+        """Return the time left, from the mean time of all steps after the first, which is slow; at first "".
+
+        The mean includes validations and samples, and one slow step hardly changes it.
+        """
+        now = self._clock()
+        if self._first is None:
+            self._first = step.step, now
+        first, began = self._first
+        if step.step - first < MIN_TIMED:
+            return ""
+        seconds = round((now - began) / (step.step - first) * (step.steps - step.step))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02}:{seconds % 60:02} left"
+
+    def sample(self, prompt: str, text: str, *, reply: bool) -> None:
+        """Print a prompt and what the model wrote: on the same line, or as a reply on the next. Bars mark the lines."""
+        shown = f"> {prompt}\n{text.strip()}" if reply else prompt + text
+        self._print("\n".join(f"  | {line}" for line in escape_controls(shown.strip()).splitlines()))
 
     def _print(self, text: str) -> None:
         if self._bar:

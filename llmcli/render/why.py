@@ -39,7 +39,18 @@ def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> Non
     softcap = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
     print_line(f"the model's logits: {token} {report.logits[0]:.4f}, {other} {report.logits[1]:.4f}{softcap}", stream)
     print_line("Direct effects only: what each component adds itself, not how later components use it.", stream, "dim")
+    print_line(_finding(report), stream)
     print_check(report.check, stream)
+
+
+def _finding(report: explain.WhyReport) -> str:
+    """Return the sentence that names the component that decides most, and the token that it reads."""
+    part, total = report.strongest, report.total.difference
+    found = f"{part.name} gives {part.difference:+.2f} of {total:+.2f}"
+    if part.piece is not None and part.from_position is not None:
+        found += f", {part.from_position:+.2f} of it by reading {token_label(part.piece)} (position {part.position})"
+    token, other = (token_label(piece) for piece in (report.token, report.other))
+    return f"{found}: the most for {token if total >= 0 else other} against {other if total >= 0 else token}."
 
 
 def _part_rows(report: explain.WhyReport, top: int) -> list[list[Cell]]:

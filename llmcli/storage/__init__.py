@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from llmcli.storage.cache_file import may_replace as may_replace
     from llmcli.storage.checkpoint import Checkpoint as Checkpoint
     from llmcli.storage.quantize import Quantization as Quantization
+    from llmcli.storage.quantize import quantization_of as quantization_of
     from llmcli.storage.quantized_checkpoint import copy_rest as copy_rest
     from llmcli.storage.quantized_checkpoint import save_quantized as save_quantized
     from llmcli.storage.tensors import weight_files as weight_files
@@ -19,6 +20,7 @@ __all__ = [
     "Quantization",
     "copy_rest",
     "may_replace",
+    "quantization_of",
     "save_quantized",
     "weight_files",
 ]
@@ -28,6 +30,7 @@ __getattr__, __dir__ = lazy.exports(
         "may_replace": "cache_file",
         "Checkpoint": "checkpoint",
         "Quantization": "quantize",
+        "quantization_of": "quantize",
         "copy_rest": "quantized_checkpoint",
         "save_quantized": "quantized_checkpoint",
         "weight_files": "tensors",

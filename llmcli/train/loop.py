@@ -93,7 +93,7 @@ def _uncompiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def sample(run: TrainingRun, out: Path, prompt: str, *, max_new_tokens: int, seed: int) -> str:
     """Return a continuation of ``prompt``, or a reply to it if the run trains on replies.
 
-    A prompt longer than the context is truncated.
+    "…" marks a text that ``max_new_tokens`` ended. A prompt longer than the context is truncated.
     """
     encoder, model = run.encoder, run.model
     if encoder.form is None:
@@ -107,4 +107,4 @@ def sample(run: TrainingRun, out: Path, prompt: str, *, max_new_tokens: int, see
     with torch.no_grad():
         for _ in generation:
             pass
-    return generation.text
+    return generation.text + ("…" if generation.finish == "length" else "")

@@ -399,3 +399,9 @@ def test_help_imports_nothing_heavy() -> None:
         "assert not {'torch', 'jinja2', 'prompt_toolkit', 'tokenizers', 'rich'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_shipped_model_says_what_it_is(run: Run, chat_model: Path) -> None:
+    said = "This model writes short stories and often misses details."
+    assert said in run("chat", input="").stderr
+    assert said not in run("chat", "-m", chat_model, input="").stderr

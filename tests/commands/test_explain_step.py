@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,26 @@ def test_temperatures_equal_separate_runs(run: Run, model: Path) -> None:
         for row in column["probs"]:
             if row["id"] in final:
                 assert row["p_final"] == final[row["id"]]
+
+
+def test_temperature_alone_is_the_models_own_p_at_1(run: Run, model: Path) -> None:
+    """Top-p acts here, so the final p differ from it; the temperature of the step is among the columns."""
+    report = report_of(run, model, "--temperatures", "0,1,2", "--top-p", 0.5)
+    columns = {column["temperature"]: column for column in report["temperatures"]}
+    assert [(t, column["used"]) for t, column in columns.items()] == [(0, False), (0.8, True), (1, False), (2, False)]
+    own = {row["id"]: row["p"] for row in report["candidates"]}
+    assert {row["id"]: row["p_alone"] for row in columns[1]["probs"]} == pytest.approx(own, rel=1e-5)
+    assert {row["id"]: row["p_final"] for row in columns[1]["probs"]} != pytest.approx(own, rel=1e-2)
+    logits = {row["id"]: row["logit"] for row in report["candidates"]}
+    (first, one), (second, two), *_ = ((row["id"], row["p_alone"]) for row in columns[2]["probs"])
+    assert math.log(one / two) == pytest.approx((logits[first] - logits[second]) / 2, abs=1e-4)
+    shown = run("explain-step", "The", "-m", model, "--temperatures", "0,1,2", "--top-p", 0.5).stdout
+    assert "p by temperature alone:" in shown
+    assert "final p, after all filters (temperature, top-p 0.5):" in shown
+    assert "The final p differs because of top-p 0.5" in shown
+    plain = run("explain-step", "The", "-m", model, "--temperatures", "0.8", "--top-p", 1).stdout
+    assert "no other filter changes it" in plain
+    assert "temperature alone" not in plain
 
 
 def test_the_table_shows_every_candidate(run: Run, model: Path) -> None:

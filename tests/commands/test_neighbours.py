@@ -19,10 +19,12 @@ def test_the_table_in_a_file_equals_the_json(model: Path, run: Run) -> None:
     plain = run("neighbours", "fox + hen", "--top", "7", "-m", model).stdout
     (report,) = records(run("neighbours", "fox + hen", "--top", "7", "-m", model, "--json"))
     lines = [line.split("\t") for line in plain.splitlines() if "\t" in line]
-    assert lines[0] == ["id", "token", "centered", "", "cosine"]
+    compared = ["with ·fox alone", "rank alone"]
+    assert lines[0] == ["id", "token", "centered cosine", "bar", "raw cosine", *compared]
     assert len(lines) == 8
-    for (id, _, centred, _, cosine), row in zip(lines[1:], report["neighbours"], strict=True):
+    for (id, _, centred, _, cosine, alone, rank), row in zip(lines[1:], report["neighbours"], strict=True):
         assert (int(id), float(centred), float(cosine)) == (row["piece"]["id"], row["centred"], row["cosine"])
+        assert (alone, rank) == tuple("" if row[key] is None else str(row[key]) for key in ("alone", "alone_rank"))
     values = [row["centred"] for row in report["neighbours"]]
     assert values == sorted(values, reverse=True)
     assert "·fox + ·hen" in plain
@@ -30,16 +32,53 @@ def test_the_table_in_a_file_equals_the_json(model: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "left"), [("fox", "the word itself is not listed."), ("fox - hen", "the words themselves are not listed.")]
+    ("words", "said"),
+    [
+        (["fox"], "The word itself is not listed."),
+        (["fox - hen", "--no-inputs"], "The words of the sum are not listed."),
+        (["fox - hen"], "The words of the sum are listed, too; --no-inputs leaves them out."),
+    ],
 )
-def test_excluded_tokens_are_reported(model: Path, run: Run, word: str, left: str) -> None:
-    (report,) = records(run("neighbours", word, "--top", "1000", "-m", model, "--json"))
+def test_it_says_whether_the_words_given_are_ranked(model: Path, run: Run, words: list[str], said: str) -> None:
+    (report,) = records(run("neighbours", *words, "--top", "1000", "-m", model, "--json"))
     ids = {term["piece"]["id"] for term in report["terms"]}
-    assert len(report["neighbours"]) + len(ids) == TOKENS
-    assert not ids & {row["piece"]["id"] for row in report["neighbours"]}
-    plain = run("neighbours", word, "-m", model).stdout
-    assert left in plain
-    assert "sorted by" in plain
+    listed = {row["piece"]["id"] for row in report["neighbours"]}
+    assert len(listed) == len(report["neighbours"])
+    assert (listed & ids, len(listed | ids)) == (ids if "too" in said else set(), TOKENS)
+    lines = run("neighbours", *words, "-m", model).stdout.splitlines()
+    (explained,) = [n for n, line in enumerate(lines) if said in line]
+    assert lines[explained].startswith("Sorted by centered cosine")
+    assert lines[explained + 1].split("\t")[2] == "centered cosine"  # explained above the table
+
+
+@pytest.mark.parametrize("sum", ["fox - hen + crow", "hen + fox", "fox + fox"])
+def test_a_sum_is_compared_with_its_first_word(model: Path, run: Run, sum: str) -> None:
+    """The sentence is true of separate runs: what the first word alone gives, and what the arithmetic changes."""
+    (report,) = records(run("neighbours", sum, "--no-inputs", "--top", 5, "-m", model, "--json"))
+    (alone,) = records(run("neighbours", sum.split()[0], "--top", 1000, "-m", model, "--json"))
+    given = {term["piece"]["id"] for term in report["terms"]}
+    before = [row for row in alone["neighbours"] if row["piece"]["id"] not in given]
+    names = {row["piece"]["id"]: row["piece"]["text"].replace(" ", "·") for row in before}
+    after = [row["piece"]["id"] for row in report["neighbours"]]
+    (said,) = [
+        line
+        for line in run("neighbours", sum, "--no-inputs", "--top", 5, "-m", model).stdout.splitlines()
+        if " alone gives " in line
+    ]
+    first, best = before[0]["piece"]["id"], after[0]
+    if first == best:
+        assert f"alone gives {names[first]} first, too" in said
+        old, new = (f"{row['centred']:.4f}" for row in (before[0], report["neighbours"][0]))
+        assert f"changes its cosine from {old} to {new}." in said
+    else:
+        rank = next(n for n, row in enumerate(before) if row["piece"]["id"] == best)
+        assert f"alone gives {names[first]} first and {names[best]} at rank {rank} (0 is first)." in said
+    top = [row["piece"]["id"] for row in before[:5]]
+    added, dropped = ([names[id] for id in one if id not in other] for one, other in ((after, top), (top, after)))
+    if added:
+        assert f"the arithmetic adds {', '.join(added)} and drops {', '.join(dropped)}." in said
+    else:
+        assert said.endswith("the arithmetic changes only the order.")
 
 
 @pytest.mark.parametrize(

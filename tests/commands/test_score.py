@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from llmcli.errors import EXIT_USAGE
-from llmcli.render.marks import RANK_BANDS, rank_band
+from llmcli.render.marks import PROBABILITY_BANDS, surprisal_band
 from llmcli.render.text import escape_controls
 from tests.commands.conftest import colored, records
 from tests.commands.test_views import ESCAPE, HOSTILE, on_terminal
@@ -39,7 +39,7 @@ def test_the_table_in_a_file_is_complete_and_without_the_text(model: Path, run: 
     for row, token in zip(rows, record["tokens"], strict=True):
         assert (int(row[0]), int(row[1]), int(row[4])) == (token["position"], token["piece"]["id"], token["rank"])
         assert [float(row[n]) for n in (3, 6, 8)] == [token["surprisal"], token["entropy"], token["p_favourite"]]
-        assert row[5] == rank_band(token["rank"])[1]
+        assert row[5] == surprisal_band(token["surprisal"])[1]
     assert TEXT not in result.stdout
     assert "most surprising of" not in result.stdout
 
@@ -70,7 +70,7 @@ def test_totals_count_only_scored_tokens(model: Path, run: Run) -> None:
     assert f"The first token, {record['first']['text']}, is not scored" in output
 
 
-def test_a_terminal_colors_the_text_by_rank(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_colors_the_text_by_surprisal(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A color starts with its token; unscored tokens are dim; the legend uses the same colors."""
     record = scored(run, model, text := "The old fox met a zebra!")
     shown = on_terminal(["score", text, "-m", str(model)], 200, monkeypatch)
@@ -78,10 +78,13 @@ def test_a_terminal_colors_the_text_by_rank(model: Path, run: Run, monkeypatch: 
     assert ESCAPE.sub("", line) == record["first"]["text"] + text
     assert line.startswith(DIM)
     colors = {
-        sign: code for code, part in colored(legend) for *_, sign in RANK_BANDS if part.rstrip().endswith(f" {sign}")
+        sign: code
+        for code, part in colored(legend)
+        for *_, sign in PROBABILITY_BANDS
+        if part.rstrip().endswith(f" {sign}")
     }
-    assert len(colors) == len(RANK_BANDS)
-    expected = [colors[rank_band(token["rank"])[1]] for token in record["tokens"] for _ in token["chunk"]]
+    assert len(colors) == len(PROBABILITY_BANDS)
+    expected = [colors[surprisal_band(token["surprisal"])[1]] for token in record["tokens"] for _ in token["chunk"]]
     assert len(set(expected)) > 1, "else nothing is tested"
     found = [code for code, part in colored(line) for _ in part]
     assert found == [DIM] * len(record["first"]["text"]) + expected
@@ -93,7 +96,7 @@ def test_the_text_keeps_its_lines_and_control_characters_are_escaped(
 ) -> None:
     """Every character is shown, except tabs and the spaces at line breaks."""
     shown = ESCAPE.sub("", on_terminal(["score", HOSTILE[kind], "-m", str(model)], 200, monkeypatch))
-    text = shown[: shown.index("rank: 0-9")].split("\n", 1)[1]
+    text = shown[: shown.index("surprisal, bits: up to 1 +++")].split("\n", 1)[1]
     first = scored(run, model)["first"]["text"]
     expected = first + escape_controls(HOSTILE[kind])
     assert re.sub("[ \t]+", " ", text).rstrip() == re.sub("[ \t]+", " ", expected).rstrip()

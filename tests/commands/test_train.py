@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from llmcli.train import METHOD_DEFAULTS, Recipe, Shape
+from llmcli.train import METHOD_DEFAULTS, Metrics, MetricsFile, Recipe, Shape
 from tests.commands.conftest import TEXTS
 
 Run = Callable[..., Result]
@@ -62,6 +65,44 @@ def test_a_run_without_a_checkpoint_can_be_started_again(run: Run, corpus: Path,
     assert (tmp_path / "m" / "recipe.toml").exists()
     assert run("train", corpus, "--out", tmp_path / "m", "--resume").exit_code == 2
     assert run("train", corpus, "--out", tmp_path / "m", *SMALL).exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_saves_the_run_and_says_how_to_resume(
+    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    out, number, append = tmp_path / "m", getattr(signal, name), MetricsFile.append
+
+    def end_at_step_3(file: MetricsFile, metrics: Metrics) -> None:
+        append(file, metrics)
+        if metrics.step == 3:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(MetricsFile, "append", end_at_step_3)
+    before = signal.getsignal(number)
+    result = run("train", corpus, "--out", out, *SMALL)
+    assert result.exit_code == 128 + number
+    assert "interrupted; to continue, add --resume to the same command" in result.stderr
+    assert signal.getsignal(number) == before
+    monkeypatch.setattr(MetricsFile, "append", append)
+    again = run("train", corpus, "--out", out, "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [*range(1, 11)]
+
+
+def test_samples_show_their_prompt(run: Run, corpus: Path, tmp_path: Path) -> None:
+    """A continuation begins where the prompt ends, in the middle of a line and perhaps of a word."""
+    result = run("train", corpus, "--out", tmp_path / "m", *SMALL, "--sample", "The old f")
+    samples = [line for line in result.stderr.splitlines() if line.startswith("  | The old f")]
+    assert len(samples) == 3
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"prompt": "A fox?", "completion": "The fox met a hen."}\n' * 40, encoding="utf-8")
+    tuned = ("--init", tmp_path / "m", "--method", "sft", "--context", 16, "--batch-size", 2, "--tokens", 320)
+    result = run("train", requests, "--out", tmp_path / "s", *tuned, "--sample", "Tell me", "--validate-every", 10)
+    lines = result.stderr.splitlines()
+    at = lines.index("  | > Tell me")
+    assert lines[at + 1].startswith("  | ")
 
 
 def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,88 @@ def test_plain_json_and_pictures(model: Path, run: Run, view: str, tmp_path: Pat
         assert record["check"]["ok"] is True
     svg = saved["svg"].read_text(encoding="utf-8")
     assert not re.search(r"url\(['\"]?http|@font-face|href=", svg)  # no external resources
-    assert "check:" in "".join(ET.fromstring(svg).itertext()).replace("\xa0", " ")
-    assert "check:" in saved["html"].read_text(encoding="utf-8")
+    html = saved["html"].read_text(encoding="utf-8")
+    for text in ("".join(ET.fromstring(svg).itertext()), unescape(re.sub("<[^>]*>", "", html))):
+        text = re.sub(r"\s+", " ", text)
+        assert "check:" in text
+        # A picture stands alone: it has the command, the prompt, and the model with its dtype.
+        assert f"$ llmcli {view.split()[0]} " in text
+        assert "--json" in text
+        assert "--save" not in text
+        assert PROMPT in text or "{text}" not in VIEWS[view]
+        assert f"model: {model.name}" in text
+        assert "float32" in text or "bfloat16" in text or view.split()[0] in ("tokenize", "inspect")
+
+
+@pytest.mark.parametrize("suffix", ["svg", "html"])
+def test_the_prompt_of_a_picture_can_come_from_a_pipe(model: Path, run: Run, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    assert run("lens", "-m", model, "--save", path, input=PROMPT).exit_code == 0
+    text = unescape(re.sub("<[^>]*>", "", path.read_text(encoding="utf-8"))).replace("\xa0", " ")
+    assert f"prompt: {PROMPT}" in text
+
+
+@pytest.mark.parametrize("suffix", ["svg", "html"])
+def test_a_picture_is_dark_or_light(model: Path, run: Run, tmp_path: Path, suffix: str) -> None:
+    """The brightness of the background and of the text is read from the file."""
+    for theme, options in (("dark", []), ("dark", ["--theme", "dark"]), ("light", ["--theme", "light"])):
+        path = tmp_path / f"x.{suffix}"
+        assert run("lens", PROMPT, "-m", model, "--save", path, *options).exit_code == 0
+        text = path.read_text(encoding="utf-8")
+        background = re.search(r'<rect fill="#(\w{6})"|background-color: #(\w{6})', text)
+        assert background is not None
+        light = int((background[1] or background[2])[:2], 16) > 200
+        assert light == (theme == "light")
+        color = re.search(r"\.terminal-\d+-r1 { fill: #(\w{6})|[^-]color: #(\w{6})", text)
+        assert color is not None
+        assert (int((color[1] or color[2])[:2], 16) < 100) == light
+
+
+def test_attend_ends_with_what_the_token_looks_at_most(model: Path, run: Run) -> None:
+    (record,) = records(run("attend", PROMPT, "-m", model, "--json"))
+    lines = run("attend", PROMPT, "-m", model).stdout.splitlines()
+    first, *others = record["sources"]
+    most = max(others, key=lambda source: source["mean"])
+    where = "itself" if most["position"] == record["position"] else f"(position {most['position']})"
+    (said,) = [line for line in lines if "looks most at" in line]
+    assert lines.index(said) == len(lines) - 2
+    assert where in said
+    assert f"L{most['layer']}.H{most['head']} gives it {most['weight']:.2f} of its attention" in said
+    is_sink = first["mean"] > 1.5 / len(record["sources"])
+    assert ("attention sink" in said) == ("--no-sink" in said) == is_sink
+    assert "--no-sink" not in run("attend", PROMPT, "-m", model, "--no-sink").stdout
+    assert "can only look at itself" in run("attend", PROMPT, "-m", model, "--at", 0).stdout
+
+
+def test_a_pattern_ends_with_where_its_head_looks(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["attend", PROMPT, "-m", str(model), "--head", "1.2"]
+    (record,) = records(run(*arguments, "--json"))
+    rows = [row["weights"] for row in record["rows"] if row["position"] >= 2]
+    shares = [sum(row[at] for row in rows) / len(rows) for at in (-1, -2, 0)]
+    shares.append(1 - sum(shares))
+    names = ["the token itself", "the previous token", "position 0", "all others"]
+    said = run(*arguments).stdout.splitlines()[-2]
+    assert f"L1.H2 looks most at {names[shares.index(max(shares))]}." in said
+    assert all(f"{name} {share:.2f}" in said for name, share in zip(names, shares, strict=True))
+    triangle = ESCAPE.sub("", on_terminal(arguments, 80, monkeypatch)).split("Weights in percent")[0]
+    assert "·" not in re.sub("·(?=\\w)", "", triangle)  # it stands only for a space
+
+
+@pytest.mark.parametrize("token", [" fox", " hen", "e"])
+def test_why_ends_with_the_strongest_component(model: Path, run: Run, token: str) -> None:
+    call = ("why", PROMPT, "-m", model, "--token", token, "--vs", " crow")
+    (record,) = records(run(*call, "--json"))
+    total = record["total"]["difference"]
+    parts = [part for part in record["parts"] if part["name"] != "rounding"]
+    best = max(parts, key=lambda part: part["difference"] * (1 if total >= 0 else -1))
+    said = run(*call).stdout.splitlines()[-2]
+    assert said.startswith(f"{best['name']} gives {best['difference']:+.2f} of {total:+.2f}")
+    assert record["strongest"]["name"] == best["name"]
+    if ".H" in best["name"]:
+        (of_head,) = records(run(*call, "--head", best["name"].replace("L", "").replace("H", ""), "--json"))
+        source = max(of_head["sources"], key=lambda source: source["difference"] * (1 if total >= 0 else -1))
+        assert f"{source['difference']:+.2f} of it by reading" in said
+        assert f"(position {source['position']})" in said
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])

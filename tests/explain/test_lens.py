@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -18,8 +20,10 @@ from llmcli.explain.residual_stream import freeze
 from llmcli.generation.distribution import kl_divergence
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
+from llmcli.render.lens import print_lens
 from tests.explain.reference import IDS, LENGTH, loaded, stopped_after
 from tests.parity import CLOSE, WRONG
+from tests.render.test_terminal import Tty
 from tests.tiny import CASES, Tiny, TinyFactory
 
 TARGET = 11
@@ -69,6 +73,40 @@ def test_the_last_row_is_the_models_prediction_and_the_default_target(tiny: Tiny
     last = report.rows[-1]
     assert (last.kl, last.rank, last.p) == (0.0, 0, last.p_top)
     assert last.top == report.target
+
+
+def test_a_probability_below_fp32_is_not_zero(tiny: TinyFactory) -> None:
+    """Large logits, as Gemma's after the embedding: in fp32 most of these probabilities are exactly 0."""
+    case = tiny("llama")
+    model = case.load()
+    with torch.no_grad():
+        model.norm.weight *= 1000
+    report = report_of(case, model)
+    residual = observe(model, IDS).trace.residual
+    for row in report.rows:
+        logits = model.unembed(residual[number(row) + 1][0])[0].double()
+        assert row.logprob == pytest.approx(float(logits.log_softmax(-1)[TARGET]), rel=1e-4)
+    assert min(row.logprob for row in report.rows) < -800  # too small even for fp64
+    shown = Tty()
+    print_lens(report, shown)
+    assert "0.0000" not in shown.getvalue()
+    assert re.search(r"\b1e-[0-9]{3,}\b", shown.getvalue())
+
+
+@pytest.mark.parametrize("ranks", [[30000, 5000, 400, 30, 2, 0], [7, 7, 7], [0, 0, 5], [9, 40, 3]])
+def test_the_sparkline_is_higher_where_the_rank_is_better(tiny: TinyFactory, ranks: list[int]) -> None:
+    """Every tenfold better rank rises, however small the probabilities are."""
+    report = lens(loaded(tiny("llama")), IDS)
+    rows = tuple(dataclasses.replace(report.rows[0], rank=rank, p=1e-13, logprob=-30.0) for rank in ranks)
+    stream = io.StringIO()
+    print_lens(dataclasses.replace(report, rows=rows), stream)
+    line = re.search(r"log scale: (\S+) \(from (\d+) to (\d+)\)", stream.getvalue())
+    assert line is not None
+    assert (int(line[2]), int(line[3])) == (max(ranks), min(ranks))
+    order = sorted(range(len(ranks)), key=lambda n: -ranks[n])
+    heights = [ord(line[1][n]) for n in order]
+    assert heights == sorted(heights)
+    assert len(set(heights)) == len(set(ranks))
 
 
 class Instead(nn.Module):

@@ -34,15 +34,23 @@ def test_neighbours_match_brute_force(
     monkeypatch.setattr(module, "MAX_NUMBERS", at_once)
     case = tiny(name)
     table = case.reference.get_input_embeddings().weight.detach().double()
-    report = neighbours(loaded(case), "w5 - w7 + w11", top=10)
     vector = table[5] - table[7] + table[11]
     raw, centred = cosines(table, vector), cosines(table - table.mean(0), vector - table.mean(0))
-    others = [id for id in range(VOCAB) if id not in (5, 7, 11)]
-    assert report.check.ok
-    assert [row.piece.id for row in report.neighbours] == sorted(others, key=lambda id: -float(centred[id]))[:10]
-    for row in report.neighbours:
-        assert row.cosine == pytest.approx(float(raw[row.piece.id]), abs=1e-6)
-        assert row.centred == pytest.approx(float(centred[row.piece.id]), abs=1e-6)
+    alone = cosines(table - table.mean(0), table[5] - table.mean(0))
+    for inputs, listed in ((True, range(VOCAB)), (False, [id for id in range(VOCAB) if id not in (5, 7, 11)])):
+        report = neighbours(loaded(case), "w5 - w7 + w11", top=10, inputs=inputs)
+        assert report.check.ok
+        assert [row.piece.id for row in report.neighbours] == sorted(listed, key=lambda id: -float(centred[id]))[:10]
+        ranking = sorted((id for id in listed if id != 5), key=lambda id: -float(alone[id]))
+        assert report.baseline is not None
+        assert (report.baseline.id, [piece.id for piece in report.alone]) == (5, ranking[:10])
+        for row in report.neighbours:
+            id = row.piece.id
+            assert row.cosine == pytest.approx(float(raw[id]), abs=1e-6)
+            assert row.centred == pytest.approx(float(centred[id]), abs=1e-6)
+            assert row.given == (id in (5, 7, 11))
+            assert row.alone == (None if id == 5 else pytest.approx(float(alone[id]), abs=1e-6))
+            assert row.alone_rank == (None if id == 5 else ranking.index(id))
     assert report.vector == pytest.approx(vector[:8].tolist(), abs=1e-6)
     assert (report.size, report.length) == (table.shape[1], pytest.approx(float(vector.norm())))
 
@@ -55,13 +63,20 @@ def test_every_term_of_a_sum_is_centered(tiny: TinyFactory, signs: list[int]) ->
     own = table - table.mean(0)
     vector = torch.stack([sign * own[id] for sign, id in zip(signs, ids, strict=False)]).sum(0)
     text = " ".join(f"{'+' if sign > 0 else '-'} w{id}" for sign, id in zip(signs, ids, strict=False))
-    report = neighbours(loaded(case), text, top=10)
+    report = neighbours(loaded(case), text, top=10, inputs=False)
     expected = cosines(own, vector)
     assert report.check.ok
     others = [id for id in range(VOCAB) if id not in ids[: len(signs)]]
     assert [row.piece.id for row in report.neighbours] == sorted(others, key=lambda id: -float(expected[id]))[:10]
     for row in report.neighbours:
         assert row.centred == pytest.approx(float(expected[row.piece.id]), abs=1e-9)
+
+
+def test_a_single_word_has_no_baseline_and_is_not_listed(tiny: TinyFactory) -> None:
+    for inputs in (True, False):
+        report = neighbours(loaded(tiny("llama")), "w5", inputs=inputs)
+        assert (report.baseline, report.alone) == (None, ())
+        assert all((row.given, row.alone, row.alone_rank) == (False, None, None) for row in report.neighbours)
 
 
 def test_rows_without_a_token_are_ignored(tiny: TinyFactory) -> None:

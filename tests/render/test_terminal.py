@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import unicodedata
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.color import ColorSystem
+from rich.style import Style
 from rich.text import Text
 
 from llmcli.explain.report import Alternative, GeneratedToken, check
@@ -22,7 +25,7 @@ from llmcli.generation.samples import Sample
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step
 from llmcli.render.generation import TextWriter, print_probabilities
-from llmcli.render.marks import PROBABILITY_BANDS, probability_band, rank_band
+from llmcli.render.marks import PROBABILITY_BANDS, filled, print_legend, probability_band, sparkline, surprisal_band
 from llmcli.render.picture import Picture
 from llmcli.render.samples import print_samples
 from llmcli.render.step import print_step
@@ -154,12 +157,50 @@ def test_probability_bands(prob: float, sign: str) -> None:
     assert probability_band(prob)[1] == sign
 
 
-@pytest.mark.parametrize(
-    ("rank", "sign"),
-    [(0, "+++"), (9, "+++"), (10, "++"), (99, "++"), (100, "+"), (999, "+"), (1000, "-"), (10**6, "-")],
-)
-def test_rank_bands_use_the_styles_of_probability_bands(rank: int, sign: str) -> None:
-    assert rank_band(rank) == next((style, s) for _, style, s in PROBABILITY_BANDS if s == sign)
+def test_a_larger_surprisal_never_has_a_more_likely_band() -> None:
+    order = [sign for *_, sign in PROBABILITY_BANDS]
+    found = [order.index(surprisal_band(bits / 100)[1]) for bits in range(3000)]
+    assert found == sorted(found)
+    assert set(found) == {0, 1, 2, 3}
+
+
+@settings(max_examples=100)
+@given(st.floats(0.0, 1.0))
+def test_the_bands_in_the_legends_are_those_of_the_marks(prob: float) -> None:
+    """The bounds are read from the legends, as a user would."""
+    for in_bits, value in ((False, prob), (True, -math.log2(prob) if prob else math.inf)):
+        stream = io.StringIO()
+        print_legend(stream, in_bits=in_bits)
+        bands = re.findall(r"(?:up to )?([\d.]+|above|less)(?: or more)? ([+-]+)", stream.getvalue())
+        assert [sign for _, sign in bands] == [sign for *_, sign in PROBABILITY_BANDS]
+        bounds = [(math.inf if in_bits else 0.0) if word in ("above", "less") else float(word) for word, _ in bands]
+        if min(abs(value - bound) for bound in bounds if math.isfinite(bound)) < 0.01:
+            continue  # the legend rounds
+        found = next(sign for bound, (_, sign) in zip(bounds, bands, strict=True) if (value <= bound) == in_bits)
+        assert found == (surprisal_band(value) if in_bits else probability_band(value))[1]
+
+
+def test_a_legend_has_the_colors_of_the_marks() -> None:
+    stream = Tty()
+    print_legend(stream)
+    for lowest, style, sign in PROBABILITY_BANDS[1:]:
+        part = f"{lowest:g} or more {sign}" if lowest else f"less {sign}"
+        assert Style.parse(style).render(part, color_system=ColorSystem.EIGHT_BIT) in stream.getvalue()
+
+
+def test_a_sparkline_spans_its_values() -> None:
+    assert sparkline([-9.0, -4.5, 0.0]) == "▁▅█"
+    assert sparkline([-8000.0, -7999.0]) == "▁█"
+    assert sparkline([3.0, 3.0]) == "██"
+
+
+@settings(max_examples=100)
+@given(st.floats(0.0, 1.0), st.integers(1, 9))
+def test_a_bar_is_as_long_as_its_share(share: float, width: int) -> None:
+    bar = filled(share, width)
+    assert len(bar) == width
+    eighths = sum({"█": 8, " ": 0}.get(char) or " ▏▎▍▌▋▊▉█".index(char) for char in bar)
+    assert eighths == pytest.approx(share * width * 8, abs=0.51)
 
 
 def test_bands_differ_in_style_and_sign() -> None:
@@ -200,6 +241,20 @@ def test_numbers_are_rounded_only_on_a_terminal() -> None:
     assert number_cell(1 / 3) == Cell("0.3333", "0.3333333333333333")
     assert number_cell(-12.3456, 1, "bold") == Cell("-12.3", "-12.3456", "bold")
     assert number_cell(None) == Cell("", "")
+
+
+@settings(max_examples=100)
+@given(st.floats(-1e3, 1e3), st.integers(0, 4))
+def test_only_zero_is_shown_as_zero(value: float, digits: int) -> None:
+    shown = number_cell(value, digits).shown
+    assert (float(shown) == 0) == (value == 0)
+    assert abs(float(shown) - value) <= 0.51 * 10.0**-digits
+
+
+def test_a_probability_too_small_for_a_float_is_not_zero() -> None:
+    assert probability_cell(0.0, logprob=-1000.0) == Cell("1e-434", "0.0")
+    assert probability_cell(0.0, logprob=-math.inf).shown == "0.0000"
+    assert probability_cell(0.25, logprob=math.log(0.25)).shown == "0.2500"
 
 
 # --- tables as text ---
@@ -355,7 +410,8 @@ def test_columns_dropped_from_the_table_of_probabilities(monkeypatch: pytest.Mon
         monkeypatch.setenv("COLUMNS", str(width))
         stream = Tty()
         print_probabilities(generated(), stream)
-        found.append(shown_columns(words_of(stream, width), names))
+        words = words_of(stream, width)
+        found.append(shown_columns(words[: words.index("p:")], names))  # without the legend
     assert list(dict.fromkeys(found)) == [
         "id token p sign rank rivals",
         "token p sign rank rivals",

@@ -2,11 +2,61 @@
 
 from __future__ import annotations
 
+import io
+import re
 from xml.etree import ElementTree
 
 import pytest
 
-from llmcli.render.training import smooth, svg_curve, terminal_curve
+from llmcli.render.training import TrainingProgress, smooth, svg_curve, terminal_curve
+from llmcli.train.metrics import Metrics
+from tests.render.test_terminal import Tty
+
+
+def seconds_left(line: str) -> int:
+    (hours, minutes, seconds) = re.findall(r"(\d+):(\d\d):(\d\d) left", line)[0]
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+
+
+def test_the_time_left_does_not_swing() -> None:
+    """Steps of 1 s, the first of 30 s, and every 40th of 20 s: as for torch's first step, and validations."""
+    now, stream = 0.0, io.StringIO()
+    ends = []
+    with TrainingProgress(stream, "nats per token", clock=lambda: now) as progress:
+        for step in range(1, 1001):
+            seconds = 30.0 if step == 1 else 20.0 if step % 40 == 0 else 1.0
+            now += seconds
+            ends.append(now)
+            speed = 128 / seconds
+            progress.show(Metrics(step, 1000, 128 * step, 1.0, 0.1, speed))
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("step ")]
+    assert "left" not in lines[0]  # nothing to estimate from
+    for line in lines[1:]:
+        step = int(line.split("/")[0].removeprefix("step "))
+        expected = ends[-1] - ends[step - 1]
+        assert seconds_left(line) == pytest.approx(expected, rel=0.15, abs=30)
+
+
+def test_a_bar_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    now, stream = 0.0, Tty()
+    with TrainingProgress(stream, "nats per token", clock=lambda: now) as progress:
+        for step in range(1, 11):
+            now += 2.0
+            progress.show(Metrics(step, 100, 128 * step, 1.0, 0.1, 64.0))
+    assert "0:03:00 left" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [(False, "  | Once there was a fox.\n  | It ran…\n"), (True, "  | > Once there w\n  | as a fox.\n  | It ran…\n")],
+)
+def test_a_sample_begins_with_its_prompt(reply: bool, expected: str) -> None:
+    stream = io.StringIO()
+    TrainingProgress(stream, "nats per token").sample("Once there w", "as a fox.\nIt ran…", reply=reply)
+    assert stream.getvalue() == expected
 
 
 def test_the_terminal_curve_falls_where_the_loss_falls() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from llmcli import generation, render, text
+from llmcli import generation, hub, render, text
 from llmcli.commands.chat.actions import completions, handle_line, resume, set_system
 from llmcli.commands.chat.input import TurnSource, turn_source
 from llmcli.commands.chat.server import server_session
@@ -23,6 +23,8 @@ from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
 from llmcli.hub.cache import name_of
+
+SHIPPED = 'This model writes short stories and often misses details. Try: "Write a bedtime story about a lighthouse."'
 
 
 @click.command(cls=Command, together=follow)
@@ -80,13 +82,17 @@ def chat(
     if endpoint.given:
         session = server_session(endpoint.open(), sampling, raw=raw, file=file, verbose=verbose)
         begin(session, system_prompt)
+        shipped = False
     else:
         session = local_session(choice, sampling, raw=raw, file=file, verbose=verbose)
         begin(session, system_prompt)
         warn_about_doubled_token(session.conversation)
+        shipped = is_shipped(session.conversation.loaded)
     seed = session.settings.seed
     help = "; /help lists the commands, Ctrl-D exits" if sys.stdin is not None and sys.stdin.isatty() else ""
     render.note(f"{session.conversation.name}; seed {'not set' if seed is None else seed}{help}", sys.stderr)
+    if shipped:
+        render.note(SHIPPED, sys.stderr)
     converse(session, turn_source(lambda line: completions(session, line)))
 
 
@@ -112,6 +118,11 @@ def template_of(choice: ModelChoice) -> text.ChatTemplate:
             "use --raw to let it continue what you write",
         )
     return template
+
+
+def is_shipped(loaded: generation.LoadedModel) -> bool:
+    """Return whether a model is one that ships with llmcli, without an adapter."""
+    return hub.shipped().get(loaded.name) == loaded.folder
 
 
 def begin(session: AnySession, system_prompt: str | None) -> None:

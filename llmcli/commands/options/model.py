@@ -84,6 +84,12 @@ def find_model(name: str | None, offline: bool) -> Path:
         return hub.find(name, offline=offline, progress=progress)
 
 
+def describe_model(loaded: generation.LoadedModel) -> str:
+    """Return the model's name, dtype and quantization: "llama-tales-12m, bfloat16, int8"."""
+    dtype, kind = str(loaded.model.dtype).removeprefix("torch."), storage.quantization_of(loaded.model)
+    return ", ".join(part for part in (loaded.name, dtype, kind) if part)
+
+
 def choose_pair(models: tuple[str, ...], adapter: str | None, **options: Any) -> tuple[ModelChoice, ModelChoice]:
     """Return the two models to compare: two that are named, or one without and with ``adapter``.
 

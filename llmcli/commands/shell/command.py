@@ -22,6 +22,7 @@ from llmcli.commands.shell.help import simplify_message
 from llmcli.commands.shell.torchrun import RankInfo, torchrun_rank
 from llmcli.errors import EXIT_USAGE, LlmcliError, usage_error
 
+ARGUMENTS = "llmcli.arguments"  # key in a context's meta
 Follower = Callable[[Mapping[str, Any], RankInfo], int]
 
 
@@ -47,6 +48,7 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         config_errors = [] if ctx.resilient_parsing else apply_config(ctx)
         ctx.allow_extra_args = True
+        ctx.meta[ARGUMENTS] = tuple(args)
         try:
             rest = super().parse_args(ctx, args)
         except click.BadParameter as error:
@@ -77,6 +79,11 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         ctx.default_map = None  # show the defaults of llmcli, not those of the config file
         helping.write_options(self, ctx, formatter)
+
+
+def arguments_of(ctx: click.Context) -> tuple[str, ...]:
+    """Return the words of the command line after the command's name."""
+    return tuple(ctx.meta[ARGUMENTS])
 
 
 def commands_of(ctx: click.Context) -> dict[str, Command]:

@@ -1,4 +1,4 @@
-"""Ctrl-C stops a generation between two tokens, and exits at once while libraries load."""
+"""Ctrl-C stops a generation between two tokens, and exits at once while libraries load; signals that end a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -32,6 +33,36 @@ def import_torch() -> None:
     """Import torch, which takes a second or two; Ctrl-C exits at once."""
     with exit_on_ctrl_c():
         import torch  # noqa: F401
+
+
+@dataclass
+class Ending:
+    """How a run was ended from outside: ``exit_code`` is 128 plus the number of the signal, Ctrl-C's by default."""
+
+    exit_code: int = EXIT_INTERRUPTED
+
+
+@contextmanager
+def end_by_signal() -> Iterator[Ending]:
+    """Let SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does, so that a run saves its progress.
+
+    A signal that the caller handles or ignores, as nohup does, stays as it is.
+    """
+    ending = Ending()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ending.exit_code = 128 + number
+        raise KeyboardInterrupt
+
+    found = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    changed = [number for number in found if signal.getsignal(number) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield ending
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Interrupt:
