@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from llmcli import generation, render
-from llmcli.commands.options.common import Choice, verbose_option
+from llmcli.commands.options.common import MOST_IN_BATCH, Choice, verbose_option
 from llmcli.commands.options.distributed import open_copies
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
 from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
@@ -28,7 +28,11 @@ from llmcli.generation import jobs
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Generate N texts in parallel."
+    "--batch-size",
+    type=click.IntRange(1, MOST_IN_BATCH),
+    default=16,
+    show_default=True,
+    help="Generate N texts in parallel.",
 )
 @click.option(
     "--order",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli import generation, render
-from llmcli.commands.options.common import MOST_THREADS, device_option, offline_option, verbose_option
+from llmcli.commands.options.common import MOST_PARALLEL, device_option, offline_option, verbose_option
 from llmcli.commands.options.model import DTYPES, QUANTIZATIONS, ModelChoice, models_option
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
@@ -56,10 +56,12 @@ class Integers(click.ParamType[tuple[int, ...]]):
     default="0",
     help="Tokens in the cache before the prompt, such as 0,1024.",
 )
-@click.option("--repeat", "-r", type=click.IntRange(min=1), default=5, show_default=True, help="Runs per measurement.")
+@click.option(
+    "--repeat", "-r", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs per measurement."
+)
 @click.option("--dtype", "dtypes", default="auto", show_default=True, help="One or more of: " + ", ".join(DTYPES))
 @click.option("--quantize", default="none", show_default=True, help="One or more of: none, " + ", ".join(QUANTIZATIONS))
-@click.option("--threads", type=Integers(1, MOST_THREADS), help="CPU threads, one or more counts, such as 1,2.")
+@click.option("--threads", type=Integers(1, MOST_PARALLEL), help="CPU threads, one or more counts, such as 1,2.")
 @device_option
 @offline_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")

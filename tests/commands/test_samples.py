@@ -62,7 +62,12 @@ def test_each_text_has_its_table_of_probabilities(run: Run, model: Path) -> None
 
 @pytest.mark.parametrize(
     "options",
-    [("--num-samples", 2, "--best-of", 2), ("--best-of", 2, "--prompt-lookup"), ("--num-samples", 0)],
+    [
+        ("--num-samples", 2, "--best-of", 2),
+        ("--best-of", 2, "--prompt-lookup"),
+        ("--num-samples", 0),
+        ("--best-of", 10**6),
+    ],
     ids=str,
 )
 def test_bad_options(run: Run, options: tuple[object, ...]) -> None:

@@ -97,9 +97,42 @@ def test_the_text_survives_a_killed_rank(model: Path, run: Run, tmp_path: Path) 
     assert run(*arguments, "-n", 2000).stdout.startswith(text[:2000])
 
 
+STARTED_BY_MULTIPROCESSING = """
+from multiprocessing import get_context
+from llmcli.commands.options.distributed import end_with_parent
+
+def rank():
+    end_with_parent()
+    print("ready", flush=True)
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    get_context("spawn").Process(target=rank, daemon=True).start()
+    time.sleep(1000)
+"""
+STARTED_BY_TORCHRUN = """
+import subprocess
+code = "import time; from llmcli.commands.options.distributed import end_with_parent; end_with_parent();"
+subprocess.run([sys.executable, "-c", code + "print('ready', flush=True); time.sleep(1000)"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+@pytest.mark.parametrize("program", [STARTED_BY_MULTIPROCESSING, STARTED_BY_TORCHRUN], ids=["spawn", "torchrun"])
+def test_a_rank_ends_when_its_parent_is_killed(program: str, tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text("import sys, time" + program, encoding="utf-8")
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, encoding="utf-8")
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    parent.kill()
+    assert parent.stdout.read() == ""  # returns when the rank has ended, too
+    parent.wait()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--tensor-parallel", 1000), "1000 is not in the range"),
         (("--tensor-parallel", 5), "has 4 attention heads, too few for 5 ranks"),
         (("--tensor-parallel", 2, "--quantize", "int8"), "--quantize needs the whole model"),
         (("--tensor-parallel", 2, "--num-samples", 2), "--num-samples (or --best-of) needs the whole model"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,10 @@ from llmcli.commands.shell.help import OTHER, PLAIN, Decorator, under
 from llmcli.errors import did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-MOST_THREADS = 1024  # torch crashes if the system refuses to start a thread
+# Threads or processes: with more than the machine computes at once, everything only takes longer.
+MOST_PARALLEL = max(8, 2 * (os.cpu_count() or 1))
+MOST_TEXTS = 10_000  # that continue one prompt: all of them are kept in memory
+MOST_IN_BATCH = 1024  # texts or requests at once
 
 
 class Real(click.ParamType[float]):
@@ -91,7 +95,7 @@ device_option = click.option(
     help="auto (a GPU if there is one), cpu, cuda or mps.",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads.  [default: as many as the system allows]"
+    "--threads", type=click.IntRange(1, MOST_PARALLEL), help="CPU threads.  [default: as many as the system allows]"
 )
 offline_option = click.option("--offline", is_flag=True, help="Do not download anything (as with HF_HUB_OFFLINE=1).")
 verbose_option = under(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli import generation
-from llmcli.commands.options.common import bundle
+from llmcli.commands.options.common import MOST_PARALLEL, bundle
 from llmcli.commands.options.model import ModelChoice, model_option, opening_options
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.commands.shell.torchrun import RankInfo, torchrun_rank
@@ -26,6 +29,7 @@ if TYPE_CHECKING:  # the module imports torch
     from llmcli.engine.tensor_parallel.process_group import ProcessGroup
 
 JOIN_SECONDS = 10.0  # how long to wait for another rank to exit
+PARENT_SECONDS = 1.0  # how often to look whether torchrun still runs
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ def join_group(choice: ModelChoice, info: RankInfo) -> ProcessGroup:
     from llmcli.engine.tensor_parallel.process_group import ProcessGroup, device_of
     from llmcli.model.device import use_threads
 
+    if info.rendezvous is None:  # torchrun is the parent, also of the first rank
+        end_with_parent()
     use_threads(choice.threads, among=info.local_size)
     group = ProcessGroup(device_of(choice.device, info.local_rank), info.rank, info.size, info.rendezvous)
     click.get_current_context().call_on_close(group.close)
@@ -133,10 +139,29 @@ def start_ranks(choice: DistributedModelChoice) -> RankInfo:
 
 def run_rank(choice: DistributedModelChoice, info: RankInfo, ready: Connection) -> None:
     """The main function of the processes that ``start_ranks`` starts."""
+    end_with_parent()
     import_torch()
     ready.send(info.rank)
     with click.Context(click.Command("rank")):
         sys.exit(serve_leader(choice, info))
+
+
+def end_with_parent() -> None:
+    """From now on, end this process within seconds after the one that started it, whatever this one is doing.
+
+    A parent that is killed cannot end its ranks, and they would wait for each other for minutes.
+    """
+    started, parent = parent_process(), os.getppid()
+
+    def watch() -> None:
+        if started is not None:  # by multiprocessing
+            started.join()
+        else:  # on Windows the number never changes
+            while os.getppid() == parent:
+                time.sleep(PARENT_SECONDS)
+        os._exit(EXIT_FAILURE)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def follow(parameters: Mapping[str, Any], info: RankInfo) -> int:
@@ -179,7 +204,7 @@ distributed_model_options = bundle(
     *opening_options,
     click.option(
         "--tensor-parallel",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, MOST_PARALLEL),
         help="Split the model among N processes of this machine; each loads its share of the weights.",
     ),
     title="Model",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 
 from llmcli import explain, generation, render
-from llmcli.commands.options.common import bundle
+from llmcli.commands.options.common import MOST_TEXTS, bundle
 from llmcli.commands.options.grammar import check_valid
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.commands.streaming.text import Printing
@@ -125,10 +125,12 @@ def _write_json(tokens: InterruptibleSamples, *, best: bool) -> None:
 sample_count_options = bundle(
     "samples",
     parse_sample_count,
-    click.option("--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Generate N texts."),
+    click.option(
+        "--num-samples", type=click.IntRange(1, MOST_TEXTS), default=1, show_default=True, help="Generate N texts."
+    ),
     click.option(
         "--best-of",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, MOST_TEXTS),
         help="Generate N texts and show the one that the model finds most probable per token.",
     ),
     title="Output",
