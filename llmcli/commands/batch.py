@@ -118,7 +118,7 @@ def local_writer(
     """Return the writer that continues the prompts with the model on this machine."""
 
     def encode(prompt: str) -> list[int]:
-        return fit(loaded, loaded.prompt_ids(prompt), length.overflow)
+        return fit(loaded, prompt, length.overflow)
 
     sampler = sampling.sampler(loaded, grammar.filter(loaded, 0))
     settings = {"overflow": length.overflow, "rules": grammar.rules}

@@ -82,7 +82,7 @@ def explain_step(
         explain_server_step(endpoint.open(), text, sampling, index, top, output)
         return
     loaded = choice.open()
-    ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), overflow)
+    ids = fit(loaded, text, overflow, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     if interactive:
         choose_tokens(loaded, sampler, ids, top, compared)

@@ -80,7 +80,7 @@ def generate(
     _check_combinations(choice, speculative, prompt_cache, samples)
     text = prompt.read()
     loaded = choice.open()
-    ids = fit(loaded, loaded.prompt_ids(text, parse_special=prompt.parse_special), length.overflow)
+    ids = fit(loaded, text, length.overflow, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     prefix = text if printing.echo else ""
     if samples.count > 1:

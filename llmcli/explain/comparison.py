@@ -88,7 +88,7 @@ def _shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:
     hint = "compare a model with one that was fine-tuned from it"
     if first.tokenizer.fast.get_vocab() != second.tokenizer.fast.get_vocab():
         raise usage_error(f"{first.name} and {second.name} have different tokenizers", hint)
-    ids, other = (token_ids(loaded, text, parse_special=parse_special) for loaded in pair)
+    ids, other = (token_ids(loaded, text, parse_special=parse_special, any_length=True) for loaded in pair)
     if ids != other:
         raise usage_error(f"{first.name} and {second.name} split this text into different tokens", hint)
     check_scorable(ids)

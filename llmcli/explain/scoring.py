@@ -28,7 +28,7 @@ def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> Sc
     A text longer than the context is read in windows that overlap by half. Raises LlmcliError if the text has fewer
     than two tokens.
     """
-    ids = token_ids(loaded, text, parse_special=parse_special)
+    ids = token_ids(loaded, text, parse_special=parse_special, any_length=True)
     check_scorable(ids)
     rows: list[tuple[float, int, float, int, float]] = []
     sums = [0.0, 0.0]  # surprisal and entropy in nats, computed in another way, for the check

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from llmcli.errors import usage_error
+from llmcli.generation.context import check_text
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.config import ModelConfig
 from llmcli.text.tokenizer import Tokenizer
@@ -19,12 +20,16 @@ Layers = str | int | Sequence[int]
 Head = str | tuple[int, int]  # "L.H", or layer and head
 
 
-def token_ids(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> list[int]:
+def token_ids(loaded: LoadedModel, text: Text, *, parse_special: bool = False, any_length: bool = False) -> list[int]:
     """Return the ids of ``text``, or the ids given; an empty text is the model's BOS token.
 
     ``parse_special`` reads special tokens in the text as tokens, not as plain text.
-    Raises LlmcliError if the text is empty and the model has no BOS token, or the model has no embedding for an id.
+    Raises LlmcliError if the text is empty and the model has no BOS token, or the model has no embedding for an id, or,
+    unless ``any_length``, if the text is far too long for the context.
     """
+    if isinstance(text, str) and not any_length:
+        limit = loaded.model.config.max_position_embeddings
+        check_text(text, loaded.tokenizer.encode, limit, "the text", "position-beyond-context")
     ids = loaded.tokenizer.encode(text, parse_special=parse_special) if isinstance(text, str) else list(text)
     ids = loaded.readable(ids)
     if not ids:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmcli.generation.bench import random_model_of as random_model_of
     from llmcli.generation.bench import read_bandwidth as read_bandwidth
     from llmcli.generation.context import Overflow as Overflow
+    from llmcli.generation.context import encode_prompt as encode_prompt
     from llmcli.generation.context import fit_prompt as fit_prompt
     from llmcli.generation.conversation import Conversation as Conversation
     from llmcli.generation.conversation import Messages as Messages
@@ -64,6 +65,7 @@ __all__ = [
     "check_vocabularies",
     "choice_rules",
     "decode_steps",
+    "encode_prompt",
     "fit_prompt",
     "json_rules",
     "load",
@@ -85,6 +87,7 @@ __getattr__, __dir__ = lazy.exports(
         "random_model_of": "bench",
         "read_bandwidth": "bench",
         "Overflow": "context",
+        "encode_prompt": "context",
         "fit_prompt": "context",
         "Conversation": "conversation",
         "Messages": "conversation",

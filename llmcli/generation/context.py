@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from llmcli.errors import usage_error
@@ -15,7 +15,18 @@ if TYPE_CHECKING:
 
 Overflow = Literal["error", "truncate-start", "shift"]
 
+LONG = 2**18  # characters that take a quarter of a second to encode
 SINKS = 4  # first tokens that a rolling context keeps, because many heads rely on them (Xiao et al. 2023)
+
+
+def encode_prompt(
+    loaded: LoadedModel, text: str, overflow: Overflow = "error", *, parse_special: bool = False
+) -> list[int]:
+    """The ids of a prompt. Raises LlmcliError if it is far too long for the context, unless it will be cut."""
+    if overflow == "error":
+        limit = loaded.model.config.max_position_embeddings
+        check_text(text, loaded.tokenizer.encode, limit, "the prompt", "prompt-too-long")
+    return loaded.prompt_ids(text, parse_special=parse_special)
 
 
 def fit_prompt(loaded: LoadedModel, ids: Sequence[int], overflow: Overflow) -> list[int]:
@@ -27,6 +38,20 @@ def fit_prompt(loaded: LoadedModel, ids: Sequence[int], overflow: Overflow) -> l
     limit = loaded.model.config.max_position_embeddings
     bos = int(ids[:1] == loaded.tokenizer.encode("")[:1])
     return shorten(ids, limit, overflow, first=bos)
+
+
+def check_text(text: str, encode: Callable[[str], Sequence[int]], limit: int, what: str, kind: str) -> None:
+    """Raise LlmcliError if the beginning of a long text alone has over twice ``limit`` tokens.
+
+    To encode 10 MB takes ten seconds and over a gigabyte. ``what`` names the text in the error of ``kind``.
+    """
+    length = LONG
+    while length < len(text):
+        if len(encode(text[:length])) > 2 * limit:
+            raise usage_error(
+                f"{what} has more than {2 * limit} tokens, but the model's context holds {limit}", kind=kind
+            )
+        length *= 2
 
 
 def shorten(ids: Sequence[int], limit: int, overflow: Overflow, *, first: int) -> list[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.generation.context import check_text
 from llmcli.generation.generate import Generation
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Choice, Sampler
@@ -120,6 +121,13 @@ class Conversation:
         provided that the template continues after it with one of its own special tokens.
         """
         written = self.form.render(messages)
+        check_text(
+            written.text,
+            lambda start: self.form.encode(written.before(len(start))),
+            self.context,
+            "the conversation",
+            "conversation-too-long",
+        )
         prefixes = (messages[:count] for count in range(len(messages), 0, -1))
         known = next((self._known[prefix] for prefix in prefixes if prefix in self._known), None)
         if known is not None and written.text.startswith(known.text):

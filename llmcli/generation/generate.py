@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from llmcli.generation.context import angle_length
+from llmcli.generation.context import angle_length, encode_prompt
 from llmcli.generation.filters import FILTERS, default_order, filter_chain
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.prompt_cache import PromptCache
@@ -172,7 +172,7 @@ def generate(
         if name not in known:
             raise TypeError(f"generate() got an unknown filter {name!r}; known: {', '.join(known)}")
     values = {known[name]: float(value) for name, value in filters.items()}
-    ids = loaded.prompt_ids(prompt) if isinstance(prompt, str) else loaded.readable(list(prompt))
+    ids = encode_prompt(loaded, prompt) if isinstance(prompt, str) else loaded.readable(list(prompt))
     sampler = sampler_of(loaded, secrets.randbelow(2**32) if seed is None else seed, values)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     return Generation(loaded, ids, sampler=sampler, max_new_tokens=max_new_tokens, stop=stops)

@@ -255,6 +255,9 @@ def test_a_conversation_that_does_not_fit_is_an_error_and_stays_unchanged() -> N
         say(chat, "on the mat " * 30)
     assert caught.value.kind == "conversation-too-long"
     assert chat.messages == kept
+    with pytest.raises(LlmcliError, match="the conversation has more than 128 tokens"):  # without reading all of it
+        say(chat, "on the mat " * 50_000)
+    assert chat.messages == kept
     reply = say(chat, "sat", count=1000)
     assert reply.generation.finish == "context"
     assert len(reply.prompt) + len(reply.choices) == 64

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import llmcli
 from llmcli.errors import LlmcliError
 from llmcli.generation import context as rolling
 from llmcli.generation import steps as loop
 from llmcli.generation.batch import Request, generate_batch
-from llmcli.generation.context import SINKS, shorten
+from llmcli.generation.context import SINKS, check_text, encode_prompt, shorten
 from llmcli.generation.filters import Filter, LogitBias, Temperature
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.speculative import PromptLookup
@@ -133,3 +134,35 @@ def test_a_prompt_that_is_too_long_is_an_error_with_both_counts() -> None:
     with pytest.raises(LlmcliError, match="70 tokens, but the model's context of 64 has room for at most 63") as caught:
         shorten([1] * 70, 64, "error", first=1)
     assert caught.value.kind == "prompt-too-long"
+
+
+def test_a_text_that_is_far_too_long_is_not_encoded_whole(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rolling, "LONG", 1000)
+    loaded, lengths = opened(tiny("llama").load()), []
+    encode = loaded.tokenizer.encode
+    monkeypatch.setattr(loaded.tokenizer, "encode", lambda text, **more: lengths.append(len(text)) or encode(text))
+    with pytest.raises(LlmcliError, match=f"the prompt has more than {2 * CONTEXT} tokens") as caught:
+        llmcli.generate(loaded, "word " * 100_000)
+    assert caught.value.kind == "prompt-too-long"
+    with pytest.raises(LlmcliError, match=f"the text has more than {2 * CONTEXT} tokens"):
+        llmcli.explain.lens(loaded, "word " * 100_000)
+    assert max(lengths) < 10_000
+    monkeypatch.setattr(loaded.tokenizer, "encode", lambda text, **more: [len(text) % 50])
+    assert encode_prompt(loaded, "word " * 2001, "truncate-start") == [5]  # a prompt that will be cut is encoded
+
+
+def test_a_long_text_of_long_tokens_is_encoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rolling, "LONG", 1000)
+    lengths: list[int] = []
+
+    def encode(text: str) -> range:
+        lengths.append(len(text))
+        return range(len(text) // 100)
+
+    check_text("x" * 900, encode, 50, "it", "")
+    assert lengths == []
+    check_text("x" * 8001, encode, 50, "it", "")
+    assert lengths == [1000, 2000, 4000, 8000]
+    with pytest.raises(LlmcliError, match="it has more than 100 tokens"):
+        check_text("x" * 90_000, encode, 50, "it", "")
+    assert lengths[-1] == 16_000

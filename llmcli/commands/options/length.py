@@ -39,11 +39,14 @@ def parse_length(max_tokens: int, stop: tuple[str, ...], overflow: generation.Ov
     return Length(max_tokens, stop, overflow)
 
 
-def fit(loaded: generation.LoadedModel, ids: list[int], overflow: generation.Overflow) -> list[int]:
-    """Return the prompt, cut to the context as ``overflow`` says; a note reports the cut.
+def fit(
+    loaded: generation.LoadedModel, text: str, overflow: generation.Overflow, *, parse_special: bool = False
+) -> list[int]:
+    """Return the ids of the prompt ``text``, cut to the context as ``overflow`` says; a note reports the cut.
 
     Raises LlmcliError if the prompt is too long and ``overflow`` is "error".
     """
+    ids = generation.encode_prompt(loaded, text, overflow, parse_special=parse_special)
     fitted = generation.fit_prompt(loaded, ids, overflow)
     if len(fitted) < len(ids):
         limit, cut = loaded.model.config.max_position_embeddings, len(ids) - len(fitted)

@@ -14,7 +14,7 @@ from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.reading import read_file
 from llmcli.files.sizes import readable
 
-MAX_BYTES = 2**26  # of a text: more than any model's context holds, but little memory
+MAX_BYTES = 2**24  # of a text: more than most models' contexts hold; encoding it needs a few gigabytes
 
 
 @dataclass(frozen=True)
