@@ -41,7 +41,6 @@ def attend(
     no_sink: bool,
     output: OutputOptions,
     choice: ModelChoice,
-    verbose: bool,
 ) -> None:
     """What does a token look at? Show the attention weights of each head on earlier tokens.
 

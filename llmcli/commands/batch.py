@@ -57,7 +57,6 @@ def batch(
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
-    verbose: bool,
 ) -> None:
     """Continue many prompts, from a file to a file.
 

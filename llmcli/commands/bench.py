@@ -82,7 +82,6 @@ def bench(
     offline: bool,
     as_json: bool,
     markdown: bool,
-    verbose: bool,
 ) -> None:
     """How fast does a model run here? Measure prefill and decode in tokens per second: median and range.
 

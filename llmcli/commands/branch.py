@@ -23,9 +23,7 @@ from llmcli.commands.shell.command import Command
 @output_options
 @model_options
 @verbose_option
-def branch(
-    prompt: Prompt, at: str, width: int, depth: int, output: OutputOptions, choice: ModelChoice, verbose: bool
-) -> None:
+def branch(prompt: Prompt, at: str, width: int, depth: int, output: OutputOptions, choice: ModelChoice) -> None:
     """What if the model had chosen another token? Show the most probable continuations as a tree.
 
     The tree starts with the --width most probable tokens and branches again after each of them, --depth levels deep.

@@ -22,9 +22,7 @@ from llmcli.commands.shell.command import Command
 @output_options
 @pair_options
 @verbose_option
-def compare(
-    prompt: Prompt, top: int, output: OutputOptions, choices: tuple[ModelChoice, ModelChoice], verbose: bool
-) -> None:
+def compare(prompt: Prompt, top: int, output: OutputOptions, choices: tuple[ModelChoice, ModelChoice]) -> None:
     """What did fine-tuning change? Score TEXT with two models that share a tokenizer, token by token.
 
     Shows each token's log probability under both models, and how different their distributions are (Kullback-Leibler

@@ -59,7 +59,6 @@ def explain_step(
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
-    verbose: bool,
 ) -> None:
     """How was this token chosen? Show each candidate's logit and probability, the filter that cut it, and the draw.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from llmcli import generation, render
-from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
 from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
@@ -59,7 +59,6 @@ def generate(
     prompt_cache: Path | None,
     samples: SampleCount,
     printing: Printing,
-    verbose: bool,
 ) -> None:
     """Continue PROMPT, token by token.
 
@@ -94,7 +93,7 @@ def generate(
     if printing.as_json:
         write_json(generated, loaded, ids, alternatives=printing.probs or ALTERNATIVES)
     else:
-        write_text(generated, loaded, prefix=prefix, alternatives=printing.probs, verbose=verbose)
+        write_text(generated, loaded, prefix=prefix, alternatives=printing.probs, verbose=is_verbose())
     report_unsaved(generated)
     if generated.finish == "interrupted":
         sys.exit(EXIT_INTERRUPTED)

@@ -24,7 +24,7 @@ from llmcli.hub.cache import name_of
 @output_options
 @model_options
 @verbose_option
-def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
+def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice) -> None:
     """What is in this model, and does it fit in memory? Show its architecture, parameters and memory use.
 
     The numbers come from config.json and the headers of the weight files. If the model fits, it is then loaded with

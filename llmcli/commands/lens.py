@@ -28,7 +28,6 @@ def lens(
     layers: str | None,
     output: OutputOptions,
     choice: ModelChoice,
-    verbose: bool,
 ) -> None:
     """When does the answer appear? Show what the model would predict if it stopped after each layer.
 

@@ -18,7 +18,7 @@ from llmcli.commands.shell.command import Command
 @output_options
 @model_options
 @verbose_option
-def neighbours(word: str, top: int, no_inputs: bool, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
+def neighbours(word: str, top: int, no_inputs: bool, output: OutputOptions, choice: ModelChoice) -> None:
     """Which tokens have similar meanings? Compare WORD's embedding with the embedding of every other token.
 
     WORD must be a single token; if the vocabulary has the word with a space before it, that token is used. It can

@@ -19,7 +19,7 @@ from llmcli.hub.cache import size_of
 @click.argument("name", shell_complete=complete_model)
 @offline_option
 @verbose_option
-def pull(name: str, offline: bool, verbose: bool) -> None:
+def pull(name: str, offline: bool) -> None:
     """Download the model NAME (org/name or org/name@revision), or update it, and print its folder.
 
     Only config, tokenizer and safetensors files are downloaded, and their checksums verified. An interrupted download

@@ -45,7 +45,6 @@ def quantize(
     texts: tuple[Path, ...],
     offline: bool,
     threads: int | None,
-    verbose: bool,
 ) -> None:
     """Quantize the weights of MODEL to 8 or 4 bits, and write the new model to the folder OUT.
 

@@ -19,7 +19,7 @@ from llmcli.hub.remove import removable, remove
 @click.argument("name", shell_complete=complete_model)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @verbose_option
-def rm(name: str, yes: bool, verbose: bool) -> None:
+def rm(name: str, yes: bool) -> None:
     """Remove the downloaded model NAME from the Hugging Face cache, which other programs share.
 
     Files that other revisions of the model need are kept.

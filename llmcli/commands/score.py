@@ -30,9 +30,7 @@ from llmcli.commands.shell.command import Command
 @distributed_model_options
 @endpoint_options
 @verbose_option
-def score(
-    prompt: Prompt, top: int, output: OutputOptions, choice: DistributedModelChoice, endpoint: Endpoint, verbose: bool
-) -> None:
+def score(prompt: Prompt, top: int, output: OutputOptions, choice: DistributedModelChoice, endpoint: Endpoint) -> None:
     """Which tokens surprise the model? Show each token's surprisal, its rank, and the entropy of the prediction.
 
     Surprisal is -log2 of the probability that the model gave the token. The totals are bits per byte and perplexity.

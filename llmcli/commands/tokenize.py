@@ -38,7 +38,6 @@ def tokenize(
     merges: bool,
     decode: str | None,
     output: OutputOptions,
-    verbose: bool,
 ) -> None:
     """What does the model receive? Show TEXT as tokens: ids, bytes and byte offsets.
 

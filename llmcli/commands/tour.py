@@ -21,7 +21,7 @@ from llmcli.errors import EXIT_FAILURE
 @output_options
 @model_options
 @verbose_option
-def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
+def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelChoice) -> None:
     """How does a language model work? A guided tour follows one sentence through the model, with real numbers.
 
     The stops are tokens, vectors, position, attention, layers, probabilities, temperature and the generation loop.

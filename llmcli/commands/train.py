@@ -131,7 +131,6 @@ def train(
     checkpoint_minutes: float,
     validate_every: int | None,
     sample: str | None,
-    verbose: bool,
     **recipe_values: Any,
 ) -> None:
     """Train a tokenizer and a Llama model on the text of the CORPUS files, or train an existing model further.

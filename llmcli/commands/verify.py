@@ -20,7 +20,7 @@ from llmcli.commands.shell.command import Command
 @output_options
 @model_options
 @verbose_option
-def verify(prompt: Prompt, output: OutputOptions, choice: ModelChoice, verbose: bool) -> None:
+def verify(prompt: Prompt, output: OutputOptions, choice: ModelChoice) -> None:
     """Does llmcli run this model correctly here? Test your checkpoint on your device and in your dtype.
 
     The model processes a text in every supported way (whole, token by token, in batches, …), which must give the

@@ -43,7 +43,6 @@ def why(
     head: str | None,
     output: OutputOptions,
     choice: ModelChoice,
-    verbose: bool,
 ) -> None:
     """What pushed this logit up or down? Split it, exactly, into the contributions of each part of the model.
 

@@ -13,7 +13,7 @@ from llmcli.commands.chat.input import TurnSource, turn_source
 from llmcli.commands.chat.server import server_session
 from llmcli.commands.chat.session import AnySession, LocalSession
 from llmcli.commands.chat.settings import SamplerSettings
-from llmcli.commands.options.common import verbose_option
+from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
 from llmcli.commands.options.model import ModelChoice, find_model
@@ -60,7 +60,6 @@ def chat(
     endpoint: Endpoint,
     sampling: Sampling,
     max_tokens: int,
-    verbose: bool,
 ) -> None:
     """Chat with a model. With --raw, any model continues what you write.
 
@@ -80,11 +79,11 @@ def chat(
         check_writable("--chat", file)
     session: AnySession
     if endpoint.given:
-        session = server_session(endpoint.open(), sampling, raw=raw, file=file, verbose=verbose)
+        session = server_session(endpoint.open(), sampling, raw=raw, file=file, verbose=is_verbose())
         begin(session, system_prompt)
         shipped = False
     else:
-        session = local_session(choice, sampling, raw=raw, file=file, verbose=verbose)
+        session = local_session(choice, sampling, raw=raw, file=file, verbose=is_verbose())
         begin(session, system_prompt)
         warn_about_doubled_token(session.conversation)
         shipped = is_shipped(session.conversation.loaded)

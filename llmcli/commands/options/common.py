@@ -80,10 +80,14 @@ def bundle(
     return decorate
 
 
-def store_verbose(ctx: click.Context, option: click.Parameter, value: bool) -> bool:
-    """Store --verbose, however it was set, for ``cli.LazyGroup.main``, which prints errors."""
+def store_verbose(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    """Store --verbose, however it was set, for ``is_verbose`` and ``cli.LazyGroup.main``, which prints errors."""
     ctx.ensure_object(dict)["verbose"] = value
-    return value
+
+
+def is_verbose() -> bool:
+    """Return whether the command that runs was given --verbose."""
+    return bool(click.get_current_context().ensure_object(dict).get("verbose"))
 
 
 device_option = click.option(
@@ -104,6 +108,7 @@ verbose_option = under(
         "--verbose",
         is_flag=True,
         is_eager=True,  # so that it applies to errors in the other options
+        expose_value=False,
         callback=store_verbose,
         help="Print details; show a traceback for errors.",
     ),
