@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError
+from llmcli.files.formats import stand_in
 from llmcli.files.reading import read_file
 
 MAX_BYTES = 2**25  # config.json is a few KiB, the index of the largest models a few MiB
@@ -25,10 +26,12 @@ def read_json(path: Path, hint: str = "a model folder has a config.json next to 
     except OSError as error:
         raise LlmcliError(f"{path}: cannot be read: {error.strerror or error}", "check the file") from error
     except UnicodeDecodeError as error:
-        raise LlmcliError(f"{path}: not valid UTF-8 at byte {error.start}", "check the file") from error
+        damaged = LlmcliError(f"{path}: not valid UTF-8 at byte {error.start}", "check the file")
+        raise stand_in(path) or damaged from error
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
-        raise LlmcliError(f"{path}: not valid JSON{where}", "the file may be damaged; download it again") from error
+        damaged = LlmcliError(f"{path}: not valid JSON{where}", "the file may be damaged; download it again")
+        raise stand_in(path) or damaged from error
     if not isinstance(raw, dict):
         raise LlmcliError(f"{path}: not a JSON object", "the file may be damaged; download it again")
     return raw

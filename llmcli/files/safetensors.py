@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
+from llmcli.files.formats import stand_in
 
 DTYPES = {
     "F32": torch.float32,
@@ -81,7 +82,7 @@ class TensorFile:
             self.entries[name] = Entry(name, entry["dtype"], tuple(entry["shape"]), start, end)
 
     def _damaged(self, error: object) -> LlmcliError:
-        return LlmcliError(
+        return stand_in(self.path) or LlmcliError(
             f"{self.path}: not a complete safetensors file: {error}",
             "it may be truncated or damaged: download it again",
         )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
+from llmcli.files.formats import other_weights
 from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.hub import cache
 from llmcli.hub.cache import LocalModel, Progress
@@ -14,6 +18,11 @@ from llmcli.hub.names import HubName, parse
 _PACKAGE = Path(__file__).parents[1]
 # The shipped models are inside an installed package, and next to it in a clone.
 SHIPPED_FOLDERS = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
+
+# The hub's first models, whose short names still circulate.
+FIRST_MODELS = (*(f"openai-community/gpt2{size}" for size in ("", "-medium", "-large", "-xl")), "distilbert/distilgpt2")
+_PATH = re.compile(r"[./~\\]|[A-Za-z]:[/\\]|.*[/\\]$|[^/]*/[^/]*/")
+_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 
 
 def shipped() -> dict[str, Path]:
@@ -72,7 +81,7 @@ def local_folder(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         if path.is_dir():
-            return path.resolve()
+            return _model_folder(path.resolve())
         exists = path.exists()
     except (OSError, RuntimeError, ValueError):  # too long, no such user, or an invalid character
         return None
@@ -81,8 +90,23 @@ def local_folder(name: str) -> Path | None:
     if exists and path.name in (WEIGHTS, INDEX):
         return path.parent.resolve()
     if exists:
+        if other_weights([path.name]):
+            raise _not_safetensors(path, [path.name])
         raise LlmcliError(f"{name} is a file, not a model folder", "give the folder that contains config.json")
     return None
+
+
+def _model_folder(folder: Path) -> Path:
+    """The folder. Raises LlmcliError if it contains only weights that llmcli cannot read."""
+    names = {path.name for path in folder.iterdir()}
+    if other_weights(names) and not names & {CONFIG, "tokenizer.json"}:
+        raise _not_safetensors(folder, names)
+    return folder
+
+
+def _not_safetensors(path: Path, names: Iterable[str]) -> LlmcliError:
+    message = f"{path}: the weights are {other_weights(names)}, and llmcli reads only safetensors"
+    return LlmcliError(message, "get the model as safetensors")
 
 
 def of_the_hub(name: str) -> HubName:
@@ -91,12 +115,29 @@ def of_the_hub(name: str) -> HubName:
     # Only the hub's first models have names without an organization: a mistyped name should cause no request.
     if hub_name is None or ("/" not in hub_name.repo and not cache.repo_folder(hub_name.repo).is_dir()):
         shown = name if len(name) <= 200 else f"{name[:200]}…"
+        kind = "folder" if _PATH.match(name) and not _ADDRESS.match(name) else "model"
         raise LlmcliError(
-            f"there is no model {shown}",
-            f"give a folder, org/name[@revision] of the Hugging Face Hub, or one of: "
+            f"there is no {kind} {shown}",
+            _similar(name)
+            or f"give a folder, org/name[@revision] of the Hugging Face Hub, or one of: "
             f"{', '.join(shipped()) or 'none shipped'}",
         )
     return hub_name
+
+
+def _similar(name: str) -> str:
+    """A hint with the models whose name, or its part after the organization, resembles ``name``; "" if none does."""
+    address = _ADDRESS.match(name)
+    if address:
+        return f"did you mean {address[1]}?"
+    word = name.partition("@")[0].lower()
+    known = [*(model.name for model in on_disk()), *FIRST_MODELS]
+    full = {short.lower(): model for model in known for short in (model, model.rpartition("/")[2])}
+    similar = get_close_matches(word, full, n=2, cutoff=0.8) or [
+        short for short in full if len(word) > 2 and word in short
+    ]
+    near = list(dict.fromkeys(full[short] for short in similar))[:2]
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def is_offline(requested: bool) -> bool:

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
+from llmcli.files.formats import other_weights
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG
-from llmcli.hub.files import is_complete, pickled_files
+from llmcli.hub.files import is_complete
 from llmcli.hub.names import COMMIT, MAIN, HubName
 
 Progress = Callable[[int, int], None]  # bytes on disk, bytes of the whole model
 
-COMPLETE, INCOMPLETE, PICKLED = "complete", "incomplete", "no safetensors"
+COMPLETE, INCOMPLETE, OTHER_FORMAT = "complete", "incomplete", "no safetensors"
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def models() -> Iterator[LocalModel]:
         partial = any(folder.parents[1].glob("blobs/*.incomplete"))
         if _is_complete(folder):
             state = COMPLETE
-        elif CONFIG in names and pickled_files(names) and not any(n.endswith(".safetensors") for n in names):
-            state = PICKLED
+        elif CONFIG in names and other_weights(names) and not any(n.endswith(".safetensors") for n in names):
+            state = OTHER_FORMAT
         elif CONFIG in names or partial:
             state = INCOMPLETE
         else:

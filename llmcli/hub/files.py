@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
+from llmcli.files.formats import other_weights
 from llmcli.files.json import read_json
 from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS
 
@@ -15,7 +16,6 @@ _SMALL = re.compile(
     r"|tokenizer[\w.-]*\.json|tokenizer\.model|chat_template\.jinja|chat_template\.json|adapter_config\.json"
 )
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
-_PICKLED = re.compile(r"[^/]*\.(?:bin|pt|pth|ckpt|pkl)")
 
 
 def small_files(names: Collection[str]) -> list[str]:
@@ -32,21 +32,14 @@ def weight_files(names: Collection[str]) -> list[str]:
     adapter = [ADAPTER_WEIGHTS] if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(names) else []
     found = main + adapter
     if not found:
-        pickled = pickled_files(names)
+        other = other_weights(name for name in names if "/" not in name)
         raise LlmcliError(
-            f"its weights are pickled ({pickled[0]}), which can run code when they are opened"
-            if pickled
-            else f"it contains no weights that llmcli can read ({WEIGHTS})",
+            f"its weights are {other}, and llmcli reads only safetensors" if other else f"it contains no {WEIGHTS}",
             "look for a version with safetensors",
         )
     if main and CONFIG not in names:
         raise LlmcliError("it contains no config.json", "llmcli reads models in the layout of transformers")
     return found
-
-
-def pickled_files(names: Collection[str]) -> list[str]:
-    """The pickled weights among the files, which are never opened."""
-    return sorted(name for name in names if _PICKLED.fullmatch(name))
 
 
 def shards(index: Path) -> list[str]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
+from llmcli.files.formats import other_weights
 from llmcli.files.json import read_json
 from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families.rules import Family, Rule, Source
 from llmcli.storage.lora import Adapter
 
+_LAYER = re.compile(r"(.*?\.)(\d+)\.")  # the part of a tensor's name up to its layer's number
 SCALE_SUFFIXES = ("_scale_inv", "_scale")  # appended to an 8-bit tensor's name: the scale to multiply it by
 SCALE_BLOCK = 128  # rows and columns that share an entry of a scale matrix (DeepSeek-AI 2024)
 
@@ -58,8 +60,10 @@ class WeightFiles:
             f"{what}: {summarize(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names
         ]
         if faults:
+            layers, stored = count_layers(rules, self.tensors)
+            counts = "" if layers == stored else f", which has {layers} layers, but the weights have {stored}"
             raise LlmcliError(
-                f"{self.folder}: the weights do not match config.json; tensors {'; '.join(faults)}",
+                f"{self.folder}: the weights do not match config.json{counts}; tensors {'; '.join(faults)}",
                 "config.json and the weights must come from the same model",
             )
 
@@ -190,6 +194,15 @@ def _spread(scale: Tensor, shape: torch.Size, file: TensorFile, entry: Entry) ->
     )
 
 
+def count_layers(rules: Sequence[Rule], stored: Iterable[str]) -> tuple[int, int]:
+    """The number of layers that the rules describe, and that of the layers among the names of ``stored`` tensors."""
+    wanted = [source.name for rule in rules if rule.target.startswith("blocks.") for source in rule.sources]
+    found = [[match for name in names if (match := _LAYER.match(name))] for names in (wanted, stored)]
+    prefixes = {match[1] for match in found[0]}
+    counts = [len({match[2] for match in matches if match[1] in prefixes}) for matches in found]
+    return counts[0], counts[1]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the shards that its index lists.
 
@@ -198,12 +211,10 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        pickled = any(folder.glob("pytorch_model*.bin"))
+        other = other_weights(path.name for path in _files(folder))
         raise LlmcliError(
-            f"{folder}: no {WEIGHTS} and no {INDEX}",
-            "the folder has only pickled weights; get the model as safetensors"
-            if pickled
-            else "is this a model folder?",
+            f"{folder}: no {WEIGHTS} and no {INDEX}" + (f"; its weights are {other}" if other else ""),
+            "get the model as safetensors" if other else "download the weights, or give the folder that has them",
         )
     shards = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):

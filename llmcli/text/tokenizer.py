@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.files.formats import stand_in
 from llmcli.text.tokenizer_errors import tokenizer_errors
 
 MAX_IDS = 2**22  # several times the largest vocabularies
@@ -167,8 +168,11 @@ def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
                 f'this command writes tokenizer.json: python -c "{convert}"'
             )
         else:
-            hint = "check that this is the folder of a Hugging Face model"
-        raise LlmcliError(f"{path}: no such file", hint)
+            hint = "copy it from the model that these weights were made from"
+        raise LlmcliError(f"{folder} has no tokenizer.json", hint)
+    other = stand_in(path)
+    if other is not None:
+        raise other
     with tokenizer_errors(f"{path}: not a tokenizer"):
         fast = FastTokenizer.from_file(str(path))
         fast.no_truncation()  # some files enable it for training, but a prompt must never be cut silently

@@ -105,7 +105,7 @@ def test_hub_names_are_parsed(text: str, name: HubName) -> None:
 def test_invalid_names_are_rejected_without_a_request(hub: Hub, name: str) -> None:
     assert parse(name) is None
     error = fails(lambda: find(name))
-    assert "there is no model" in error.message
+    assert "there is no " in error.message
     assert len(error.message) < 300
     assert not hub.log
     assert not cache.cache_folder().exists()
@@ -148,7 +148,44 @@ def test_the_path_of_weights_names_their_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert find(str(tmp_path / "model.safetensors")) == tmp_path.resolve()
     assert find(str(tmp_path / "model.safetensors.index.json")) == tmp_path.resolve()
-    assert "is a file, not a model folder" in fails(lambda: find(str(tmp_path / "weights.gguf"))).message
+    assert "the weights are GGUF (weights.gguf)" in fails(lambda: find(str(tmp_path / "weights.gguf"))).message
+    (tmp_path / "notes.txt").touch()
+    assert "is a file, not a model folder" in fails(lambda: find(str(tmp_path / "notes.txt"))).message
+
+
+def test_a_folder_of_weights_in_another_format(tmp_path: Path) -> None:
+    (tmp_path / "a-Q4_K_M.gguf").touch()
+    assert "the weights are GGUF (a-Q4_K_M.gguf)" in fails(lambda: find(str(tmp_path))).message
+    (tmp_path / "config.json").touch()
+    assert find(str(tmp_path)) == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("name", ["./nosuchdir", "../x", "/no/such/folder", "~/no such folder", "a/b/c", "models/"])
+def test_a_path_that_does_not_exist(hub: Hub, name: str) -> None:
+    assert fails(lambda: find(name)).message == f"there is no folder {name}"
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("gpt2", "openai-community/gpt2"),
+        ("GPT2-XL@main", "openai-community/gpt2-xl"),
+        ("distilgpt2", "distilbert/distilgpt2"),
+        ("name", "org/name"),
+        ("llama-tales-12", "llama-tales-12m"),
+        ("https://huggingface.co/openai-community/gpt2/tree/main", "openai-community/gpt2"),
+        ("hf.co/org/name", "org/name"),
+    ],
+)
+def test_a_similar_name_is_suggested(hub: Hub, name: str, meant: str) -> None:
+    hub.add(FILES)
+    find("org/name")
+    hub.log.clear()
+    error = fails(lambda: find(name))
+    assert error.message == f"there is no model {name}"
+    assert meant in error.hint.replace("?", "").split()
+    assert not hub.log
 
 
 # What is downloaded
@@ -208,7 +245,9 @@ def without(name: str, **more: bytes) -> dict[str, bytes]:
     ("files", "fragment"),
     [
         (without("model.safetensors", **{"pytorch_model.bin": b"x"}), "its weights are pickled (pytorch_model.bin)"),
-        (without("model.safetensors", **{"model.gguf": b"x"}), "it contains no weights that llmcli can read"),
+        (without("model.safetensors", **{"model.gguf": b"x"}), "its weights are GGUF (model.gguf)"),
+        (without("model.safetensors", **{"consolidated.safetensors": b"x"}), "its weights are in Mistral's own layout"),
+        (without("model.safetensors"), "it contains no model.safetensors"),
         (without("config.json"), "it contains no config.json"),
         (FILES | {"config.json": b'{"model_type": "martian"}'}, "model_type 'martian' is not supported"),
         (FILES | {"config.json": b"["}, "config.json is not a JSON object"),
@@ -764,7 +803,7 @@ def test_only_models_in_the_cache_can_be_removed(hub: Hub, tmp_path: Path) -> No
     assert "is not in the cache" in fails(lambda: removable(str(tmp_path / "mine"))).message
     assert "ships with llmcli" in fails(lambda: removable(hub_module.default_model())).message
     assert "is not on disk" in fails(lambda: removable("org/name")).message
-    assert "there is no model" in fails(lambda: removable("../../no-such-etc")).message
+    assert "there is no folder" in fails(lambda: removable("../../no-such-etc")).message
     hub.add(FILES)
     folder = find("org/name")
     assert removable(str(folder)).folder == folder

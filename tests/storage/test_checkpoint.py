@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmcli.errors import EXIT_FAILURE, LlmcliError
-from llmcli.files.names import INDEX, WEIGHTS
+from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.model.families import FAMILIES
 from llmcli.storage import checkpoint
+from llmcli.text.tokenizer import load_tokenizer
 from tests.tiny import CPU, VOCAB, TinyFactory, greedy, load, load_with_transformers, random_ids
 
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
@@ -244,6 +245,34 @@ def test_absurd_sizes_are_rejected_before_memory_is_allocated(llama: Path, key: 
 def test_missing_weights(llama: Path) -> None:
     (llama / WEIGHTS).unlink()
     assert_rejected(llama, llama, WEIGHTS)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, INDEX, "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<html><head>", "a web page"),
+        (b"", "an empty file"),
+    ],
+)
+def test_another_file_in_place_of_the_right_one(llama: Path, name: str, content: bytes, what: str) -> None:
+    if name == INDEX:
+        (llama / WEIGHTS).unlink()
+    (llama / name).write_bytes(content)
+    with pytest.raises(LlmcliError, match=rf"{name}: this is {what}") as caught:
+        load_tokenizer(llama) if name == "tokenizer.json" else load(llama, device=CPU)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_layer_count_that_differs(tiny: TinyFactory, tmp_path: Path, more: int) -> None:
+    for case in ("llama", "gpt2"):
+        folder = Path(shutil.copytree(tiny(case).folder, tmp_path / case))
+        key = "n_layer" if case == "gpt2" else "num_hidden_layers"
+        layers = json.loads((folder / CONFIG).read_text())[key]
+        change_config(folder, **{key: layers + more})
+        assert_rejected(folder, folder, f"which has {layers + more} layers, but the weights have {layers}")
 
 
 def test_only_pickled_weights(llama: Path) -> None:
