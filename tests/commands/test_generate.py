@@ -95,9 +95,11 @@ def test_json_snapshot_of_greedy_tokens(run: Run, model: Path) -> None:
 def test_probs_table(run: Run, model: Path) -> None:
     result = run("generate", "--probs=3", "The", "-m", model, "-n", 4, "--seed", 1)
     lines = [line.split("\t") for line in result.stderr.splitlines()]
-    assert lines[0] == ["#", "id", "token", "p", "", "rank", "final p", "most probable"]
+    assert ",".join(lines[0]) == "#,id,token,p,sign,rank,final p,top 1,p 1,top 2,p 2,top 3,p 3"
     assert [line[0] for line in lines[1:5]] == ["0", "1", "2", "3"]
-    assert all(len(line[7].split("  ")) == 3 for line in lines[1:5])
+    for line in lines[1:5]:
+        assert float(line[8]) >= float(line[10]) >= float(line[12]) > 0
+        assert float(line[3]) in [float(line[n]) for n in (8, 10, 12)] or int(line[5]) > 2
     assert run("generate", "--probs", "The", "-m", model, "-n", 4, "--seed", 1).stdout == result.stdout
 
 
@@ -124,8 +126,8 @@ def test_prompt_from_file_stdin_and_both(run: Run, model: Path, tmp_path: Path) 
     assert ids(input="The old\n") == tokenizer.encode("The old")
     assert ids("-", input="The old") == tokenizer.encode("The old")
     assert ids("The", input="old") == tokenizer.encode("The\n\nold")
-    assert ids("") == [0]
-    assert ids(input="") == [0]
+    assert ids("") == ids("", input="") == [0]
+    assert ids("The", input="") == tokenizer.encode("The")
 
 
 def test_special_tokens_in_the_prompt_are_text_by_default(run: Run, model: Path) -> None:
@@ -270,6 +272,11 @@ def test_bad_prompts(run: Run, model: Path, tmp_path: Path) -> None:
     one_line(run("generate", "-m", model, "--prompt-file", tmp_path), 2, tmp_path)
     one_line(run("generate", "x", "-m", model, "--prompt-file", tmp_path), 2, "exclude each other")
     one_line(run("generate", "a\udcffb", "-m", model), 2, "Unicode")
+    (tmp_path / "empty").write_text("\n")
+    one_line(run("generate", "-m", model, "--prompt-file", tmp_path / "empty"), 2, "empty is empty", '""')
+    for command in ("generate", "score", "lens", "tokenize"):  # as after `cat nosuchfile |`
+        one_line(run(command, "-m", model, input=""), 2, "stdin is empty", '""')
+    one_line(run("generate", "-", "-m", model, input="\n"), 2, "stdin is empty")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -28,28 +28,28 @@ class Prompt:
     def read(self) -> str:
         """Return the text of the argument, the file or stdin. Argument and piped text are joined by a blank line.
 
-        Raises LlmcliError if there is no prompt, if there are two, or if the file or stdin cannot be read.
+        Only the argument "" is an empty prompt: a file or a pipe without text is the result of a mistake. Raises
+        LlmcliError for those, if there is no prompt, if there are two, or if the file or stdin cannot be read.
         """
         if self.file is not None:
             if self.argument is not None:
                 raise usage_error("PROMPT and --prompt-file exclude each other", "give one of them")
-            return read_text_file(self.file)
-        if self.argument == "-":
-            return read_stdin()
-        if sys.stdin is None or sys.stdin.isatty():
-            if self.argument is None:
-                raise usage_error("no prompt", "give it as an argument, with --prompt-file or through a pipe")
-            return self.argument
-        return "\n\n".join(part for part in (self.argument, read_stdin()) if part)
+            return _not_empty(read_text_file(self.file), str(self.file))
+        piped = sys.stdin is not None and not sys.stdin.isatty()
+        if self.argument == "-" or (self.argument is None and piped):
+            return _not_empty(read_stdin(), "stdin")
+        if self.argument is None:
+            raise usage_error("no prompt", "give it as an argument, with --prompt-file or through a pipe")
+        return "\n\n".join(part for part in (self.argument, read_stdin() if piped else "") if part)
 
     def read_optional(self) -> str | None:
         """Return the prompt like ``read``, or None if there is none. Raises LlmcliError if an empty one was given."""
-        given = self.argument is not None or self.file is not None
-        piped = sys.stdin is not None and not sys.stdin.isatty()
-        text = self.read() if given or piped else ""
-        if given and not text:
+        if self.argument is None and self.file is None:  # even with an empty stdin, as in a scheduled job
+            return None if sys.stdin is None or sys.stdin.isatty() else read_stdin() or None
+        text = self.read()
+        if not text:
             raise usage_error("the text is empty", "omit it to use the built-in text")
-        return text or None
+        return text
 
 
 def prompt_options(argument: str = "prompt") -> Decorator:
@@ -66,6 +66,13 @@ def prompt_options(argument: str = "prompt") -> Decorator:
         ),
         title="Prompt",
     )
+
+
+def _not_empty(text: str, source: str) -> str:
+    """Return a text. Raises a usage error if it is empty."""
+    if not text:
+        raise usage_error(f"{source} is empty", 'check where the text comes from, or give "" for an empty one')
+    return text
 
 
 def read_text_file(path: Path) -> str:
