@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
+    import torch
+
     from llmcli import explain as explain
     from llmcli import render as render
     from llmcli.generation.generate import generate as generate
@@ -37,7 +39,7 @@ def load(
     *,
     adapter: str | Path | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     quantization: Quantization | None = None,
     offline: bool = False,
 ) -> LoadedModel:
@@ -46,15 +48,18 @@ def load(
     ``name`` is a folder, the name of a model that comes with llmcli, or org/name on the Hugging Face Hub, which is
     downloaded unless ``offline``. Without a name, it is the model that ``llmcli generate`` uses. ``adapter`` names a
     LoRA to merge into the weights. ``device`` is "auto", "cpu", "cuda" or "mps"; ``dtype`` is "auto" (as stored),
-    "float32", "bfloat16" or "float16"; ``quantization`` is "int8" or "int4".
+    "float32", "bfloat16" or "float16", or fp32, bf16 or fp16 for short; ``quantization`` is "int8" or "int4".
 
     Raises LlmcliError if the model does not exist or cannot be read.
     """
     from llmcli import hub, render
+    from llmcli.errors import LlmcliError
     from llmcli.explain.report import Report
     from llmcli.generation import loaded
     from llmcli.hub.cache import name_of
 
+    if isinstance(name, Path) and not name.expanduser().exists():  # a path is not a name of the hub
+        raise LlmcliError(f"there is no folder {name}", "check the path, or give the name of a model as a string")
     Report.to_html = lambda report: render.html(report)  # what notebooks show; imports Rich when called
     folder = hub.find(hub.default_model() if name is None else str(name), offline=offline)
     adapter_folder = None if adapter is None else hub.find(str(adapter), offline=offline)

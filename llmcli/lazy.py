@@ -40,6 +40,7 @@ def exports(
         return value
 
     def list_names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *modules, *submodules})
+        face = vars(sys.modules[package])
+        return sorted({*(name for name in face if name.startswith("__")), *face["__all__"]})
 
     return get_attribute, list_names

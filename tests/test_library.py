@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import llmcli
 from llmcli.errors import LlmcliError
@@ -27,7 +29,7 @@ def shipped() -> LoadedModel:
 
 
 def test_every_public_name_is_listed_and_documented() -> None:
-    assert set(llmcli.__all__) <= set(dir(llmcli))
+    assert {name for name in dir(llmcli) if not name.startswith("__")} == set(llmcli.__all__) - {"__version__"}
     text = pydoc.plain(pydoc.render_doc(llmcli))
     for name in ("load", "generate", "steps"):
         assert f"    {name}(" in text
@@ -90,3 +92,65 @@ def test_wrong_arguments(shipped: LoadedModel) -> None:
         next(iter(llmcli.generate(shipped, [1] * 5000)))
     with pytest.raises(LlmcliError):
         llmcli.load("no such model", offline=True)
+    with pytest.raises(LlmcliError, match="there is no folder org/name"):
+        llmcli.load(Path("org/name"))
+    for name, value in {"dtype": "int8", "device": "gpu", "quantization": "int2"}.items():
+        with pytest.raises(LlmcliError, match=f"{value!r} is no") as caught:
+            llmcli.load(**{name: value})  # type: ignore[arg-type]
+        assert "known: " in caught.value.hint
+    arguments = {"prompt": PROMPT, "temperature": "hot", "stop": [1], "seed": 1.5, "max_new_tokens": "all"}
+    for name in list(arguments)[1:]:
+        with pytest.raises(TypeError, match=name if name in ("temperature", "stop") else "integer"):
+            llmcli.generate(shipped, **{"prompt": PROMPT, name: arguments[name]})  # type: ignore[arg-type]
+    not_loaded: Any = default_model()
+    with pytest.raises(TypeError, match=r"llmcli\.load\(\) returned, not str"):
+        llmcli.generate(not_loaded, PROMPT)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "float16", torch.float16])
+def test_short_names_of_dtypes(dtype: str | torch.dtype) -> None:
+    assert llmcli.load(dtype=dtype).model.dtype == torch.float16
+
+
+IDS: dict[str, tuple[Any, type[Exception], str]] = {
+    "text": (PROMPT, TypeError, r"not 'Once upon a time'; loaded\.prompt_ids"),
+    "bytes": (b"abc", TypeError, "expected token ids"),
+    "floats": ([1.0], TypeError, "whole numbers"),
+    "words": (["Once"], TypeError, "whole numbers"),
+    "a number": (7, TypeError, "sequence of whole numbers"),
+    "nothing": (None, TypeError, "sequence of whole numbers"),
+    "a batch": (torch.ones(1, 2, dtype=torch.long), TypeError, "whole numbers"),
+    "negative": ([1, -1], LlmcliError, "no token id -1"),
+    "too large": ([10**6], LlmcliError, "only"),
+    "huge": ([10**30], LlmcliError, "only"),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_that_the_model_cannot_read(shipped: LoadedModel, kind: str) -> None:
+    ids, error, message = IDS[kind]
+    sampler = Sampler([], 1)
+    with pytest.raises(error, match=message):
+        llmcli.steps(shipped.model, ids, sampler=sampler, max_new_tokens=1)
+    if kind == "text":
+        return
+    for call in (llmcli.generate, llmcli.explain.score, llmcli.explain.lens):
+        with pytest.raises(error, match=message):
+            call(shipped, ids)
+
+
+def test_ids_may_come_from_other_libraries(shipped: LoadedModel) -> None:
+    ids = shipped.prompt_ids(PROMPT)
+    for same in (torch.tensor(ids), torch.tensor(ids).numpy(), iter(ids)):
+        step = next(llmcli.steps(shipped.model, same, sampler=Sampler([], 1), max_new_tokens=1))  # type: ignore[arg-type]
+        assert step.position == len(ids)
+
+
+def test_steps_takes_the_transformer(shipped: LoadedModel) -> None:
+    loaded: Any = shipped
+    with pytest.raises(TypeError, match=r"such as loaded\.model, not LoadedModel"):
+        llmcli.steps(loaded, [1], sampler=Sampler([], 1), max_new_tokens=1)
+
+
+def test_the_repr_of_a_model_is_one_short_line(shipped: LoadedModel) -> None:
+    assert re.fullmatch(r"LoadedModel\('llama-tales-12m', llama with \d+ layers, \w+ on cpu\)", repr(shipped))

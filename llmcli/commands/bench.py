@@ -14,7 +14,7 @@ import click
 
 from llmcli import generation, render
 from llmcli.commands.options.common import MOST_PARALLEL, device_option, offline_option, verbose_option
-from llmcli.commands.options.model import DTYPES, QUANTIZATIONS, ModelChoice, models_option
+from llmcli.commands.options.model import DTYPE_ALIASES, DTYPES, QUANTIZATIONS, ModelChoice, models_option
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import usage_error
@@ -103,7 +103,7 @@ def bench(
         ModelChoice(model, None, offline, device, dtype, None if kind == "none" else kind, threads=None)
         for model, dtype, kind in itertools.product(
             models or (None,),
-            parse_list("--dtype", dtypes, DTYPES),
+            parse_list("--dtype", dtypes, (*DTYPES, *DTYPE_ALIASES)),
             parse_list("--quantize", quantize, ("none", *QUANTIZATIONS)),
         )
     ]

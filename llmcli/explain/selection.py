@@ -30,7 +30,7 @@ def token_ids(loaded: LoadedModel, text: Text, *, parse_special: bool = False, a
     if isinstance(text, str) and not any_length:
         limit = loaded.model.config.max_position_embeddings
         check_text(text, loaded.tokenizer.encode, limit, "the text", "position-beyond-context")
-    ids = loaded.tokenizer.encode(text, parse_special=parse_special) if isinstance(text, str) else list(text)
+    ids = loaded.tokenizer.encode(text, parse_special=parse_special) if isinstance(text, str) else text
     ids = loaded.readable(ids)
     if not ids:
         raise usage_error("the text is empty, and the model has no BOS token to start from", "give a text")

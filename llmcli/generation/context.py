@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from llmcli.errors import usage_error
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.positions import planned_length
 
 if TYPE_CHECKING:
@@ -27,6 +28,27 @@ def encode_prompt(
         limit = loaded.model.config.max_position_embeddings
         check_text(text, loaded.tokenizer.encode, limit, "the prompt", "prompt-too-long")
     return loaded.prompt_ids(text, parse_special=parse_special)
+
+
+def as_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """Return ``ids`` as a list of ints; they may come from NumPy or PyTorch.
+
+    Raises TypeError for anything but whole numbers, and LlmcliError for ids that the model has no embedding for.
+    """
+    if isinstance(ids, str | bytes):
+        raise TypeError(f"expected token ids, not {ids[:40]!r}; loaded.prompt_ids(text) returns the ids of a text")
+    try:
+        found = [operator.index(id) for id in ids]
+    except TypeError as error:
+        raise TypeError(f"token ids must be a sequence of whole numbers: {error}") from None
+    if min(found, default=0) < 0:
+        raise usage_error(f"there is no token id {min(found)}", f"ids are from 0 to {vocab_size - 1}")
+    if max(found, default=0) >= vocab_size:
+        raise LlmcliError(
+            f"the prompt contains token {max(found)}, but the model has only {vocab_size} tokens",
+            f"ids are from 0 to {vocab_size - 1}; if a tokenizer made them, it belongs to a different model",
+        )
+    return found
 
 
 def fit_prompt(loaded: LoadedModel, ids: Sequence[int], overflow: Overflow) -> list[int]:

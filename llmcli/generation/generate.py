@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,8 +172,19 @@ def generate(
     for name in filters:
         if name not in known:
             raise TypeError(f"generate() got an unknown filter {name!r}; known: {', '.join(known)}")
-    values = {known[name]: float(value) for name, value in filters.items()}
-    ids = encode_prompt(loaded, prompt) if isinstance(prompt, str) else loaded.readable(list(prompt))
-    sampler = sampler_of(loaded, secrets.randbelow(2**32) if seed is None else seed, values)
+    if not isinstance(loaded, LoadedModel):
+        raise TypeError(f"generate() takes a model that llmcli.load() returned, not {type(loaded).__name__}")
+    values = {known[name]: _number(name, value) for name, value in filters.items()}
+    ids = encode_prompt(loaded, prompt) if isinstance(prompt, str) else loaded.readable(prompt)
+    sampler = sampler_of(loaded, secrets.randbelow(2**32) if seed is None else operator.index(seed), values)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return Generation(loaded, ids, sampler=sampler, max_new_tokens=max_new_tokens, stop=stops)
+    if not all(isinstance(each, str) for each in stops):
+        raise TypeError(f"stop must be a string, or several, not {stop!r}")
+    return Generation(loaded, ids, sampler=sampler, max_new_tokens=operator.index(max_new_tokens), stop=stops)
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, not {value!r}") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -12,6 +14,7 @@ from llmcli.engine.tensor_parallel.transformer import load_split
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.names import ADAPTER_CONFIG, CONFIG
+from llmcli.generation.context import as_ids
 from llmcli.generation.filters import Filter, Vocabulary
 from llmcli.generation.generation_config import Defaults, read_defaults
 from llmcli.model.device import pick_device, pick_dtype
@@ -21,7 +24,7 @@ from llmcli.storage.quantize import Quantization, quantize
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A model, its tokenizer, and the ``defaults`` of its generation_config.json."""
 
@@ -30,6 +33,11 @@ class LoadedModel:
     model: Transformer
     tokenizer: Tokenizer
     defaults: Defaults
+
+    def __repr__(self) -> str:
+        config, dtype = self.model.config, str(self.model.dtype).removeprefix("torch.")
+        layers = f"{config.model_type} with {config.num_hidden_layers} layers"
+        return f"LoadedModel({self.name!r}, {layers}, {dtype} on {self.model.device})"
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -40,19 +48,13 @@ class LoadedModel:
         """Encode a prompt. Raises the errors of ``readable``."""
         return self.readable(self.tokenizer.encode(text, parse_special=parse_special))
 
-    def readable(self, ids: list[int]) -> list[int]:
-        """``ids``, or the BOS token alone if there are none and the model has one.
+    def readable(self, ids: Iterable[int]) -> list[int]:
+        """``ids`` as a list, or the BOS token alone if there are none and the model has one.
 
-        Raises LlmcliError if the model's embedding has no row for an id.
+        Raises the errors of ``as_ids``.
         """
-        bos, rows = self.model.config.bos_token_id, self.model.config.vocab_size
-        ids = ids if ids or bos is None else [bos]
-        if max(ids, default=0) >= rows:
-            raise LlmcliError(
-                f"the prompt contains token {max(ids)}, but the model has only {rows} tokens",
-                "the tokenizer belongs to a different model",
-            )
-        return ids
+        found, bos = as_ids(ids, self.model.config.vocab_size), self.model.config.bos_token_id
+        return found if found or bos is None else [bos]
 
     def vocabulary_filter(self) -> list[Filter]:
         """The filter that cuts ids beyond the tokenizer's size, if the embedding has such rows."""
@@ -67,7 +69,7 @@ def load(
     name: str | None = None,
     adapter: Path | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     quantization: Quantization | None = None,
     group: ProcessGroup | None = None,
     progress: Progress | None = None,
@@ -80,6 +82,8 @@ def load(
 
     Raises LlmcliError if the folder is not a model that llmcli can run.
     """
+    if quantization not in (None, *get_args(Quantization)):
+        raise usage_error(f"{quantization!r} is no quantization", f"known: {', '.join(get_args(Quantization))}")
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         raise LlmcliError(f"{folder} is a LoRA adapter, not a model", kind="adapter-not-model")
     checkpoint = Checkpoint.read(folder)

@@ -6,6 +6,7 @@ own, but choose each token with the same ``Continuation``.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from llmcli.engine.cuda_graph import decode, replays
 from llmcli.errors import usage_error
-from llmcli.generation.context import angle_length, check_prompt, roll
+from llmcli.generation.context import angle_length, as_ids, check_prompt, roll
 from llmcli.generation.grammar import Ending
 from llmcli.generation.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
@@ -121,10 +122,14 @@ def steps(
     whose forward pass is traced. ``send(token)`` replaces the chosen token. Nothing is computed for zero tokens, nor
     after the last one.
 
-    Raises LlmcliError if the prompt is empty or leaves no room in the context.
+    Raises TypeError for arguments of another kind, such as a text for ``prompt_ids``. Raises LlmcliError if the model
+    has no such ids and, when iteration starts, if the prompt is empty or leaves no room in the context.
     """
+    if not isinstance(model, Transformer):
+        raise TypeError(f"steps() takes a transformer, such as loaded.model, not {type(model).__name__}")
+    ids = as_ids(prompt_ids, model.config.vocab_size)
     context = model.config.max_position_embeddings
-    text = Continuation(list(prompt_ids), sampler, max_new_tokens, context, stop_ids, rolls)
+    text = Continuation(ids, sampler, operator.index(max_new_tokens), context, stop_ids, rolls)
     return decode_steps(model, text, cache=cache, observe=observe)
 
 

@@ -14,15 +14,26 @@ import torch
 
 from llmcli.errors import usage_error
 
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 CGROUP = Path("/sys/fs/cgroup")  # where Linux states a container's limits
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | torch.device) -> torch.device:
     """The device called ``name``; "auto" is a GPU if there is one, otherwise the CPU.
 
-    Raises LlmcliError if the device is not available.
+    Raises LlmcliError if the device is unknown or not available.
     """
+    name = str(name)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name != "auto" and name not in available:
+        raise usage_error(f"{name!r} is not a device", f"known: auto, {', '.join(available)}")
     if name == "auto":
         return torch.device(next((device for device in ("cuda", "mps") if available[device]), "cpu"))
     if not available[name]:
@@ -31,14 +42,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
+def pick_dtype(name: str | torch.dtype, device: torch.device, stored: torch.dtype) -> torch.dtype:
     """The dtype called ``name``; "auto" keeps the stored one if the device computes it at full speed.
 
     On a CPU, float16 becomes bfloat16 (float16 prefill is ten times slower), and both become float32 if the processor
-    has no bfloat16 instructions.
+    has no bfloat16 instructions. Raises LlmcliError if models do not run in the dtype.
     """
     if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
+        dtype = DTYPES.get(str(name).removeprefix("torch."))
+        if dtype is None:
+            raise usage_error(f"{name!r} is not a dtype of models", f"known: auto, {', '.join(DTYPES)}")
         return dtype
     if device.type == "cpu" and stored != torch.float32:
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32

@@ -20,6 +20,7 @@ from llmcli.hub.cache import name_of
 
 QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPE_ALIASES = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,11 @@ opening_options = (
     device_option,
     click.option(
         "--dtype",
-        type=Choice(DTYPES),
+        type=Choice((*DTYPES, *DTYPE_ALIASES)),
         default="auto",
         show_default=True,
         metavar="DTYPE",
-        help="auto (as stored), float32, bfloat16 or float16.",
+        help="auto (as stored), float32, bfloat16 or float16; or fp32, bf16, fp16.",
     ),
     click.option(
         "--quantize",
