@@ -143,6 +143,7 @@ def _score_report(name: str, text: str, tokens: Sequence[ServerToken], first: in
         bits_per_byte=bits / max(size, 1),
         perplexity=2.0**mean if mean < 1024 else math.inf,
         bytes=size,
+        windows=None,
         check=check(
             Claim("the tokens' ASCII characters match the text's", float(_ascii(joined) != _ascii(text)), 0.0),
             Claim("all probabilities sum to at most 1", max(excess, 0.0), TOLERANCE),

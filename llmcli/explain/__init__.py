@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from llmcli.explain.report import ScoredToken as ScoredToken
     from llmcli.explain.report import ScoreReport as ScoreReport
     from llmcli.explain.report import VocabEntry as VocabEntry
+    from llmcli.explain.report import Windows as Windows
     from llmcli.explain.sampling_step import Candidate as Candidate
     from llmcli.explain.sampling_step import StageReport as StageReport
     from llmcli.explain.sampling_step import StepReport as StepReport
@@ -112,6 +113,7 @@ __all__ = [
     "VerifyReport",
     "VocabEntry",
     "WhyReport",
+    "Windows",
     "WordMerges",
     "attend",
     "attention_pattern",
@@ -176,6 +178,7 @@ __getattr__, __dir__ = lazy.exports(
         "TourReport": "guided_tour",
         "VerifyReport": "verification.view",
         "VocabEntry": "report",
+        "Windows": "report",
         "WhyReport": "attribution",
         "attend": "attention",
         "attention_pattern": "attention",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.report import Check, Report, VocabEntry, check, vocab_entry
-from llmcli.explain.scoring import check_scorable, cross_entropy_claim, rescoring_claim, text_chunks
+from llmcli.explain.report import Check, Report, VocabEntry, Windows, check, vocab_entry
+from llmcli.explain.scoring import check_scorable, cross_entropy_claim, rescoring_claim, text_chunks, windows_of
 from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
@@ -38,13 +38,17 @@ class ComparedToken:
 
 @dataclass(frozen=True)
 class CompareReport(Report):
-    """All tokens except the first. ``other_favourite`` is the fraction of positions where the favourites differ."""
+    """All tokens except the first. ``other_favourite`` is the fraction of positions where the favourites differ.
+
+    ``windows`` is None if the text fits into the smaller context.
+    """
 
     models: tuple[str, str]
     tokens: tuple[ComparedToken, ...]
     bits_per_byte: tuple[float, float]
     mean_kl: float
     other_favourite: float
+    windows: Windows | None
     check: Check
 
 
@@ -68,6 +72,7 @@ def compare(first: LoadedModel, second: LoadedModel, text: Text, *, parse_specia
         bits_per_byte=(bits[0] / max(size, 1), bits[1] / max(size, 1)),
         mean_kl=mean_kl,
         other_favourite=sum(token.favourites[0] != token.favourites[1] for token in tokens) / len(tokens),
+        windows=windows_of(len(ids), context),
         check=check(
             *(
                 rescoring_claim(loaded, ids, [token.logprobs[n] for token in tokens], context, vocab_size)

@@ -136,10 +136,23 @@ class ScoredToken:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """How a text longer than the context was read: in ``count`` windows of ``size`` tokens.
+
+    Each overlaps the one before by ``overlap`` tokens, from which its first prediction is made.
+    """
+
+    count: int
+    size: int
+    overlap: int
+
+
+@dataclass(frozen=True)
 class ScoreReport(Report):
     """A scored text: all tokens except the ``first``, which has no context. ``bytes`` counts the scored tokens' bytes.
 
-    ``bits`` is the sum of the surprisals; ``perplexity`` is 2 ** ``bits_per_token``.
+    ``bits`` is the sum of the surprisals; ``perplexity`` is 2 ** ``bits_per_token``. ``windows`` is None if the text
+    fits into the context, or if a server read it.
     """
 
     model: str
@@ -150,4 +163,5 @@ class ScoreReport(Report):
     bits_per_byte: float
     perplexity: float
     bytes: int
+    windows: Windows | None
     check: Check

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import tolerance
-from llmcli.explain.report import Claim, ScoredToken, ScoreReport, check, relative_error, vocab_entry
+from llmcli.explain.report import Claim, ScoredToken, ScoreReport, Windows, check, relative_error, vocab_entry
 from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions, windows
@@ -62,6 +62,7 @@ def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> Sc
         bits_per_byte=bits / max(size, 1),
         perplexity=float(torch.tensor(mean, dtype=torch.float64).exp2()),  # inf where Python raises OverflowError
         bytes=size,
+        windows=windows_of(len(ids), loaded.model.config.max_position_embeddings),
         check=check(
             rescoring_claim(loaded, ids, [token.logprob for token in tokens]),
             cross_entropy_claim(
@@ -71,6 +72,12 @@ def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> Sc
             ),
         ),
     )
+
+
+def windows_of(length: int, context: int) -> Windows | None:
+    """Return the windows of ``context`` tokens in which a text of ``length`` tokens is read; None if it is only one."""
+    found = windows(length, context)
+    return Windows(len(found), context, found[1][1] - found[1][0]) if len(found) > 1 else None
 
 
 def check_scorable(ids: Sequence[int]) -> None:

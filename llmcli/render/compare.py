@@ -8,6 +8,7 @@ from rich.text import Text
 
 from llmcli import explain
 from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell, signed_bar_heading
+from llmcli.render.score import print_windows
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import console, print_check, print_line, styled
 from llmcli.render.text import escape_controls, token_label
@@ -31,7 +32,7 @@ def print_compare(report: explain.CompareReport, stream: TextIO, *, top: int = 2
         Column("change, nats"),
         Column(signed_bar_heading("less", "more"), right=False, optional=5, plain="sign"),
         Column("KL, bits"),
-        Column("top token", right=False, optional=1),
+        Column("top token", right=False, optional=1, plain=("top token 1", "top token 2")),
     ]
     print_table(columns, [_row(token, longest) for token in sorted(shown, key=lambda token: token.position)], stream)
     if len(shown) < len(report.tokens):
@@ -45,6 +46,7 @@ def print_compare(report: explain.CompareReport, stream: TextIO, *, top: int = 2
         f"different top token at {differing}. The first token is not compared: it has no context.",
         stream,
     )
+    print_windows(report.windows, stream)
     print_check(report.check, stream)
 
 
@@ -72,5 +74,5 @@ def _row(token: explain.ComparedToken, longest: float) -> list[Cell]:
         Cell(f"{token.delta:+.2f}", repr(token.delta)),
         signed_bar_cell(token.delta, longest),
         number_cell(token.kl, 3),
-        Cell(before if before == after else f"{before} → {after}", f"{before} → {after}"),
+        Cell(before if before == after else f"{before} → {after}", (before, after)),
     ]

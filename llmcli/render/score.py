@@ -41,9 +41,21 @@ def print_score(report: explain.ScoreReport, stream: TextIO, *, top: int = 20) -
         f"The first token, {token_label(report.first)}, is not scored: it has no context.",
         stream,
     )
+    print_windows(report.windows, stream)
     if any(token.entropy is None for token in report.tokens):
         print_server_limits(stream, "the entropy")
     print_check(report.check, stream)
+
+
+def print_windows(windows: explain.Windows | None, stream: TextIO) -> None:
+    """Print in which windows a text longer than the context was read; nothing if it fits into the context."""
+    if windows is not None:
+        print_line(
+            f"The text is longer than the context of {windows.size} tokens: it is read in {windows.count} windows that "
+            f"overlap by {windows.overlap}, so each token is predicted from all earlier tokens or at least "
+            f"{windows.overlap}.",
+            stream,
+        )
 
 
 def _print_text(report: explain.ScoreReport, stream: TextIO) -> None:

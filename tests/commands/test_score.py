@@ -14,6 +14,7 @@ from click.testing import Result
 from llmcli.errors import EXIT_USAGE
 from llmcli.render.marks import PROBABILITY_BANDS, surprisal_band
 from llmcli.render.text import escape_controls
+from llmcli.text.tokenizer import load_tokenizer
 from tests.commands.conftest import colored, records
 from tests.commands.test_views import ESCAPE, HOSTILE, on_terminal
 
@@ -102,6 +103,20 @@ def test_the_text_keeps_its_lines_and_control_characters_are_escaped(
     assert re.sub("[ \t]+", " ", text).rstrip() == re.sub("[ \t]+", " ", expected).rstrip()
 
 
+def test_a_text_longer_than_the_context_says_how_it_was_read(model: Path, run: Run) -> None:
+    """The context has 64 tokens: 65 tokens are 64 predictions, which fit."""
+    ids = load_tokenizer(model).encode(TEXT * 30)
+    for length, windows in ((65, None), (66, 2), (97, 2), (98, 3)):
+        text = load_tokenizer(model).decode(ids[:length])
+        assert len(load_tokenizer(model).encode(text)) == length
+        said = [line for line in run("score", text, "-m", model).stdout.splitlines() if "windows" in line]
+        assert scored(run, model, text)["windows"] == (windows and {"count": windows, "size": 64, "overlap": 32})
+        assert len(said) == (windows is not None)
+        assert windows is None or f"{windows} windows that overlap by 32" in said[0]
+    same = run("compare", text, "-m", model, "-m", model).stdout
+    assert said[0] in same.splitlines()
+
+
 def test_one_token_is_enough_after_bos(model: Path, run: Run) -> None:
     result = run("score", "a", "-m", model)
     assert result.exit_code == 0
@@ -110,8 +125,9 @@ def test_one_token_is_enough_after_bos(model: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n"])
 def test_an_empty_text_is_an_error(model: Path, run: Run, text: str) -> None:
-    for result in (run("score", "", "-m", model), run("score", "-m", model, input=text)):
+    results = {"too short": run("score", "", "-m", model), "stdin is empty": run("score", "-m", model, input=text)}
+    for message, result in results.items():
         assert result.exit_code == EXIT_USAGE
-        assert "too short" in result.stderr
+        assert message in result.stderr
         assert result.stdout == ""
         assert len(result.stderr.strip().splitlines()) == 1
