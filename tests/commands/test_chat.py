@@ -228,9 +228,12 @@ def test_system_prompts(chat: Chat, tmp_path: Path) -> None:
         ("user", "The fox"),
         ("user", "sang"),
     ]
-    _, stderr = chat("/system", "/tokens", args=("--chat", file))
+    _, stderr = chat("/system", args=("--chat", file))
+    assert stderr == ["system prompt: Be  brief."]
+    assert saved(file)[0] == ("system", "Be  brief.")
+    _, stderr = chat('/system ""', "/system", args=("--chat", file))
     assert saved(file)[0] == ("user", "The fox")
-    assert "system prompt removed" in stderr
+    assert stderr == ["system prompt removed", "no system prompt; /system TEXT sets one"]
     _, stderr = chat("/system x", args=("--raw",))
     assert "--raw has no system prompt" in stderr[0]
 
@@ -239,8 +242,7 @@ def test_settings(chat: Chat) -> None:
     _, stderr = chat("The", "/set max-tokens 1", "The", args=("--verbose",))
     assert [line.split(" token")[0] for line in stderr if "decode" in line] == ["6", "1"]
     wrong = [
-        ("/set", "needs a name and a value"),
-        ("/set temperature", "needs a name and a value"),
+        ("/set temperatur", "did you mean temperature?"),
         ("/set temperatur 1", "did you mean temperature?"),
         ("/set temperature warm", "'warm' is not a number"),
         ("/set temperature nan", "nan is not a number"),
@@ -250,7 +252,6 @@ def test_settings(chat: Chat) -> None:
         ("/set max-tokens 0", "not in the range"),
         ("/set samplers top-q", "unknown sampler"),
         ("/set logit-bias no=such=token", "token"),
-        ("/set logit-bias", "needs a name and a value"),
     ]
     for line, expected in wrong:
         _, (error,) = chat(line)
@@ -262,6 +263,46 @@ def test_settings(chat: Chat) -> None:
     # Invalid settings are not kept.
     kept, _ = chat("/set temperature -1", "/set logit-bias no=such=token", "The")
     assert kept == [biased[0]]
+
+
+def test_set_without_a_value_shows_it(chat: Chat, chat_model: Path) -> None:
+    path = chat_model / "generation_config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"do_sample": True, "top_k": 7}))
+    try:
+        lines = (
+            "/set temperature",
+            "/set --temp 0.5",
+            "/set temperature",
+            "/set top-k",
+            "/set min-p",
+            "/set logit-bias",
+        )
+        _, stderr = chat(*lines, args=("--temperature", "1.25", "--seed", "3"))
+        assert [line for line in stderr if not line.startswith(("from generation_config.json", "chatty"))] == [
+            "temperature: 1.25",
+            "temp set to 0.5",
+            "temperature: 0.5",
+            "top-k: 7 (the model's)",
+            "min-p: 0",
+            "logit-bias: none",
+        ]
+        _, every = chat("The", "/set", args=("--seed", "3"))
+        assert {"seed: 4", "max-tokens: 6", "temperature: 0", "repeat-last-n: -1"} <= set(every)
+    finally:
+        path.write_text(before)
+
+
+def test_exit_is_quit(run: Run, chat_model: Path) -> None:
+    for command in ("/exit", "/quit"):
+        result = run("chat", "-m", chat_model, "-n", 2, input=f"{command}\nThe\n")
+        assert (result.exit_code, result.stdout) == (0, "")
+
+
+def test_an_empty_pipe_is_an_error(run: Run, chat_model: Path) -> None:
+    result = run("chat", "-m", chat_model, input="")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "stdin is empty" in result.stderr
 
 
 def test_probs_explain_and_tokens(chat: Chat, chat_model: Path) -> None:

@@ -207,10 +207,39 @@ def test_ctrl_c_stops_only_the_reply(spawn: Spawn, tmp_path: Path, endless: Path
     assert terminal.end() == 0
 
 
-@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
-def test_a_plain_terminal_gets_no_escape_sequences(spawn: Spawn, tmp_path: Path, env: dict[str, str]) -> None:
+@pytest.mark.parametrize("env", [{}, {"TERM": "dumb"}], ids=["editing", "dumb"])
+def test_typing_during_a_reply_is_kept_for_the_next_turn(spawn: Spawn, endless: Path, env: dict[str, str]) -> None:
+    terminal = spawn("-n", 50_000, "--temperature", 1, "--seed", 1, "--logit-bias", "1=-inf", model=endless, **env)
+    terminal.child.send("The" + ENTER)
+    terminal.wait(lambda: len(terminal.raw) > 100)
+    terminal.child.send("/typpo\x7f\x7f\x7f")
+    before = len(terminal.raw)
+    terminal.wait(lambda: len(terminal.raw) > before + 200)
+    assert "typ" not in terminal.raw
+    terminal.child.send(CTRL_C)
+    terminal.wait(lambda: terminal.last == "> /ty")
+    terminal.child.send("ped" + ENTER)
+    terminal.wait(lambda: "there is no command /typed" in terminal.shown)
+    terminal.prompt()
+    terminal.child.send(CTRL_D)
+    assert terminal.end() == 0
+
+
+def test_without_colors_a_terminal_still_edits_lines(spawn: Spawn) -> None:
+    terminal = spawn("-n", 3, NO_COLOR="1")
+    terminal.child.send("ox\x1b[D\x1b[Df")  # the left arrow, twice
+    terminal.wait(lambda: terminal.last == "> fox")
+    terminal.child.send(ENTER)
+    terminal.prompt()
+    terminal.say("/probs")
+    terminal.say("/regenerate")
+    assert "─" in terminal.shown
+    assert not re.search(r"\x1b\[[\d;]*[1-9]\d*m", terminal.raw)  # any style but a reset
+
+
+def test_a_dumb_terminal_gets_no_escape_sequences(spawn: Spawn, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    terminal = spawn("--chat", file, **env)
+    terminal = spawn("--chat", file, TERM="dumb")
     terminal.say("/probs")
     terminal.child.send("The\\\n")
     terminal.wait(lambda: terminal.last.startswith("..."))

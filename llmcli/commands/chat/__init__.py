@@ -143,12 +143,20 @@ def warn_about_doubled_token(conversation: generation.Conversation) -> None:
 
 
 def converse(session: AnySession, source: TurnSource) -> None:
-    """Handle turn after turn until the input ends. Piped input also ends at Ctrl-C, and fails if any turn failed."""
-    interactive = sys.stdin is not None and sys.stdin.isatty()
+    """Handle turn after turn until the input ends. Piped input also ends at Ctrl-C, and fails if any turn failed.
+
+    Raises a usage error if piped input is empty.
+    """
+    interactive, empty = sys.stdin is not None and sys.stdin.isatty(), True
     while interactive or not session.interrupted:
         try:
-            handle_line(session, source.read())
+            line = source.read()
+            empty = False
+            with source.busy():
+                handle_line(session, line)
         except EOFError:
+            if empty and not interactive:
+                raise usage_error("stdin is empty", "write a turn in each line") from None
             sys.exit(EXIT_FAILURE if session.failed and not interactive else EXIT_OK)
         except LlmcliError as error:  # the line cannot be read
             session.report(error)

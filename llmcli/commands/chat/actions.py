@@ -68,6 +68,16 @@ def show_help(session: AnySession, argument: str) -> None:
     )
 
 
+def system(session: AnySession, argument: str) -> None:
+    """Show the system prompt, or set it to ``argument``; two quotes remove it."""
+    if argument:
+        set_system(session, "" if argument in ('""', "''") else argument)
+        return
+    messages: generation.Messages = session.conversation.messages
+    found = [message.content for message in messages if message.role == "system"]
+    render.note(f"system prompt: {found[0]}" if found else "no system prompt; /system TEXT sets one", sys.stderr)
+
+
 def set_system(session: AnySession, argument: str) -> None:
     """Set the system prompt; an empty ``argument`` removes it. Raises LlmcliError if the template has none."""
     if session.raw:
@@ -126,10 +136,14 @@ def resume(session: AnySession, messages: generation.Messages) -> None:
 
 
 def change(session: AnySession, argument: str) -> None:
+    """Set an option, show its value, or show the values of all options."""
     name, _, value = argument.partition(" ")
     value = value.strip()
-    if not name or not value:
-        raise usage_error("/set needs a name and a value", "for example /set temperature 0.5")
+    if not value:
+        names = [name] if name else session.settings.names
+        lines = [f"{each.removeprefix('--')}: {session.settings.shown(each)}" for each in names]
+        render.note("\n".join(map(render.one_line, lines)), sys.stderr)
+        return
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]
     session.settings.set(name, value)
@@ -177,14 +191,15 @@ def _note(text: str) -> None:
 
 ACTIONS = {
     "help": Action("", "list the commands", show_help),
-    "system": Action("[TEXT]", "set the system prompt; without TEXT, remove it", set_system),
+    "system": Action("[TEXT]", 'show the system prompt, or set it; "" removes it', system),
     "regenerate": Action("", "generate the last reply again", regenerate),
     "undo": Action("", "remove the last turn", undo),
     "save": Action("FILE", "save the chat as JSON", save),
     "load": Action("FILE", "replace this chat with a saved one", load),
-    "set": Action("NAME VALUE", "change an option, for example /set temperature 0.5", change),
+    "set": Action("[NAME [VALUE]]", "show all options or one, or change it: /set temperature 0.5", change),
     "probs": Action("", "turn the display of probabilities on or off", probs),
     "explain": Action("[N]", "show how the reply's last token was chosen, or its Nth, counted from 0", explain),
     "tokens": Action("", "show the tokens of each turn, and how many are left", tokens),
     "quit": Action("", "exit, as Ctrl-D does", leave),
+    "exit": Action("", "the same as /quit", leave),
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -26,6 +29,9 @@ class TurnSource(Protocol):
 
     def read(self) -> str:
         """Return the next turn. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C."""
+
+    def busy(self) -> AbstractContextManager[None]:
+        """A context in which the terminal does not echo what is typed: the next turn begins with it."""
 
 
 def is_complete(text: str) -> bool:
@@ -49,6 +55,7 @@ class PlainInput:
     def __init__(self, line: Callable[[], str], prompt: TextIO | None) -> None:
         self._line = line  # returns "" at the end
         self._prompt = prompt
+        self._ahead = ""  # typed before the prompt
 
     def read(self) -> str:
         text = self._next(PROMPT)
@@ -63,11 +70,70 @@ class PlainInput:
         if self._prompt is not None:
             self._prompt.write(prompt)
             self._prompt.flush()
-        return self._line()
+        if not self._ahead:
+            return self._line()
+        line, end, self._ahead = self._ahead.partition("\n")
+        if self._prompt is not None:
+            self._prompt.write(render.printable(line, self._prompt) + end)
+            self._prompt.flush()
+        return line + (end or self._line())
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        with holding_keys():
+            try:
+                yield
+            finally:
+                self._ahead += _erased(typed_ahead())
 
 
 def _bare(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
+
+
+def _erased(typed: str) -> str:
+    """Return typed keys as text: Backspace erases, other control characters are dropped."""
+    found: list[str] = []
+    for char in typed.replace("\r", "\n"):
+        if char in "\x7f\b":
+            del found[-1:]
+        elif char.isprintable() or char in "\n\t":
+            found.append(char)
+    return "".join(found)
+
+
+def on_posix_terminal() -> bool:
+    """Whether stdin is a terminal with POSIX modes. A Windows console echoes only what a program reads."""
+    return sys.platform != "win32" and sys.stdin is not None and sys.stdin.isatty()
+
+
+@contextmanager
+def holding_keys() -> Iterator[None]:
+    """Within the context the terminal does not echo what is typed, and keeps it until it is read, even at Ctrl-C."""
+    if not on_posix_terminal():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    modes = termios.tcgetattr(sys.stdin)
+    modes[3] = modes[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def typed_ahead() -> str:
+    """Return what was typed since ``holding_keys``."""
+    data = b""
+    while on_posix_terminal() and select.select([sys.stdin], [], [], 0)[0]:
+        part = os.read(sys.stdin.fileno(), 4096)
+        if not part:
+            break
+        data += part
+    return data.decode("utf-8", "replace")
 
 
 def read_pipe() -> str:
@@ -108,6 +174,9 @@ class EditedInput:
 
     def read(self) -> str:
         return joined(self._session.prompt(PROMPT))
+
+    def busy(self) -> AbstractContextManager[None]:
+        return holding_keys()
 
 
 def _keys() -> Any:
@@ -165,6 +234,6 @@ def turn_source(complete: Callable[[str], Sequence[str]]) -> TurnSource:
     if sys.stdin is None or not sys.stdin.isatty():
         return PlainInput(read_pipe, None) if sys.stdin is not None else PlainInput(lambda: "", None)
     screen = next((stream for stream in (sys.stderr, sys.stdout) if stream.isatty()), None)
-    if screen is not None and render.styled(screen):
+    if screen is not None and render.animated(screen):
         return EditedInput(screen, complete)
     return PlainInput(sys.stdin.readline, screen)

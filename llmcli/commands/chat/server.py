@@ -31,6 +31,9 @@ class ServerSettings(Settings):
         self._fields = fields_of(sampling, self._server, None)
         return sampling.seed
 
+    def unset(self, name: str) -> str:
+        return "the server's choice"
+
     def fields(self) -> Mapping[str, Any]:
         """The fields for the next reply."""
         seed = self.next_seed()

@@ -9,8 +9,10 @@ import click
 
 from llmcli import generation
 from llmcli.commands.options.sampling import Sampling, parse_sampling, sampling_parameters
+from llmcli.commands.shell.config_file import hyphenate, key_of, options_by_name
 from llmcli.commands.shell.help import simplify_message
 from llmcli.errors import did_you_mean, usage_error
+from llmcli.generation.filters import FILTERS
 
 LENGTH = "max_tokens"
 
@@ -22,9 +24,7 @@ class Settings(ABC):
         names = (*sampling_parameters(), LENGTH)
         self._context = context
         self._options: dict[str, click.Option] = {
-            next(name for name in option.opts if name.startswith("--"))[2:]: option
-            for option in context.command.params
-            if option.name in names and isinstance(option, click.Option)
+            name: option for name, option in options_by_name(context.command).items() if option.name in names
         }
         self._first_seed = self.use(sampling)
         self._values: dict[str, Any] = {name: context.params[name] for name in names} | {"seed": self._first_seed}
@@ -37,10 +37,14 @@ class Settings(ABC):
         Raises LlmcliError if an option is not supported.
         """
 
+    @abstractmethod
+    def unset(self, name: str) -> str:
+        """What applies if an option is not set, as text."""
+
     @property
     def names(self) -> list[str]:
         """The names that /set takes."""
-        return list(self._options)
+        return list(dict.fromkeys(map(key_of, self._options.values())))
 
     @property
     def max_tokens(self) -> int:
@@ -57,12 +61,19 @@ class Settings(ABC):
         self._replies += 1
         return seed
 
+    def shown(self, name: str) -> str:
+        """The value of an option as text. Raises LlmcliError if there is no such option."""
+        option = self._option(name)
+        value = self.seed if option.name == "seed" else self._values[str(option.name)]
+        if value is None or value == ():
+            return self.unset(key_of(option))
+        return (
+            ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+        )
+
     def set(self, name: str, text: str) -> None:
         """Set an option to ``text``. Raises LlmcliError and changes nothing if the command line would reject it."""
-        option = self._options.get(name.removeprefix("--"))
-        if option is None:
-            hint = did_you_mean(name, self.names) or "known: " + ", ".join(self.names)
-            raise usage_error(f"there is no setting {name!r}", hint)
+        option = self._option(name)
         try:
             value = option.type_cast_value(self._context, [text] if option.multiple else text)
         except click.BadParameter as error:
@@ -73,6 +84,14 @@ class Settings(ABC):
         self._first_seed = self.use(sampling)
         self._values = values
         self._replies = 0 if option.name == "seed" else self._replies
+
+    def _option(self, name: str) -> click.Option:
+        """The option called ``name``. Raises LlmcliError if there is none."""
+        option = self._options.get(hyphenate(name.removeprefix("--")))
+        if option is None:
+            hint = did_you_mean(name, self.names) or "known: " + ", ".join(self.names)
+            raise usage_error(f"there is no setting {name!r}", hint)
+        return option
 
 
 class SamplerSettings(Settings):
@@ -85,6 +104,12 @@ class SamplerSettings(Settings):
     def use(self, sampling: Sampling) -> int | None:
         self._chain = sampling.sampler(self._loaded)
         return self._chain.seed
+
+    def unset(self, name: str) -> str:
+        own = self._loaded.defaults.sampling
+        if name in own:
+            return f"{own[name]:g} (the model's)"
+        return f"{FILTERS[name].option.default:g}" if name in FILTERS else "none"
 
     def sampler(self) -> generation.Sampler:
         """The sampler for the next reply."""
