@@ -60,11 +60,11 @@ if TYPE_CHECKING:
     from llmcli.render.table import Cell as Cell
     from llmcli.render.table import Column as Column
     from llmcli.render.table import print_table as print_table
+    from llmcli.render.terminal import animated as animated
     from llmcli.render.terminal import note as note
     from llmcli.render.terminal import print_check as print_check
     from llmcli.render.terminal import print_line as print_line
     from llmcli.render.terminal import printable as printable
-    from llmcli.render.terminal import styled as styled
     from llmcli.render.text import counted as counted
     from llmcli.render.text import escape_controls as escape_controls
     from llmcli.render.text import one_line as one_line
@@ -100,6 +100,7 @@ __all__ = [
     "TextWriter",
     "TrainingProgress",
     "VerifyProgress",
+    "animated",
     "bench_line",
     "counted",
     "defaults_line",
@@ -149,7 +150,6 @@ __all__ = [
     "print_why",
     "printable",
     "prompt_cache_line",
-    "styled",
     "token_label",
     "write_bench_json",
     "write_settings_json",
@@ -210,7 +210,7 @@ __getattr__, __dir__ = lazy.exports(
         "print_check": "terminal",
         "print_line": "terminal",
         "printable": "terminal",
-        "styled": "terminal",
+        "animated": "terminal",
         "counted": "text",
         "escape_controls": "text",
         "one_line": "text",

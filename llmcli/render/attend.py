@@ -11,7 +11,7 @@ from rich.text import Text
 from llmcli import explain
 from llmcli.render.marks import bar_cell, shade
 from llmcli.render.table import Cell, Column, number_cell, print_table
-from llmcli.render.terminal import console, print_check, print_line, styled
+from llmcli.render.terminal import console, drawn, print_check, print_line
 from llmcli.render.text import counted, token_label
 
 CELL = 4  # width of a weight in the triangle
@@ -25,7 +25,7 @@ def print_attend(report: explain.AttendReport, stream: TextIO, *, top: int = 20,
     columns = [
         Column("#"),
         Column("token", right=False),
-        Column("strongest head", right=False, optional=2),
+        Column("strongest head", right=False, optional=2, plain=("layer", "head")),
         Column("weight", optional=3),
         Column("mean weight"),
         Column("", right=False, optional=4, plain="bar"),
@@ -94,7 +94,7 @@ def _row(source: explain.AttendedToken, longest: float, sink: bool) -> list[Cell
     return [
         Cell(str(source.position)),
         Cell(f"{label} (sink)" if sink else label, label),
-        Cell(f"L{source.layer}.H{source.head}"),
+        Cell(f"L{source.layer}.H{source.head}", (str(source.layer), str(source.head))),
         number_cell(source.weight, 2, shade(source.weight)),
         number_cell(source.mean),
         bar_cell(source.mean, longest),
@@ -105,7 +105,7 @@ def _row(source: explain.AttendedToken, longest: float, sink: bool) -> list[Cell
 def print_attention_pattern(report: explain.AttentionPattern, stream: TextIO) -> None:
     """Print one head's weights: all of them, or on a terminal the last rows, with the earlier positions summed."""
     print_line(f"attend, head L{report.layer}.H{report.head}: where does each token (row) look?", stream)
-    if styled(stream):
+    if drawn(stream):
         _print_triangle(report, stream)
     else:
         columns = [Column("#"), Column("token"), *(Column(str(n)) for n in range(len(report.pieces)))]

@@ -11,7 +11,7 @@ from llmcli import generation
 from llmcli.files.ndjson import write_line
 from llmcli.files.sizes import readable
 from llmcli.render.table import Cell, Column, number_cell, print_table
-from llmcli.render.text import counted
+from llmcli.render.text import counted, rate
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def print_bench(rows: Sequence[BenchRow], stream: TextIO) -> None:
         Column("threads", optional=3),
         Column("depth"),
         Column("prefill t/s"),
-        Column("min-max", optional=5),
+        Column("min-max", optional=5, plain=("prefill min", "prefill max")),
         Column("decode t/s"),
-        Column("min-max", optional=1),
+        Column("min-max", optional=1, plain=("decode min", "decode max")),
         Column("bandwidth used"),
         Column("weights", optional=4),
         Column("KV cache", optional=7),
@@ -56,10 +56,12 @@ def _cells(row: BenchRow) -> list[Cell]:
         Cell(row.dtype),
         Cell(str(row.threads)),
         Cell(str(speed.depth)),
-        number_cell(speed.prefill.median, 0),
-        Cell(f"{speed.prefill.low:.0f}-{speed.prefill.high:.0f}"),
+        Cell(rate(speed.prefill.median), repr(speed.prefill.median)),
+        Cell(
+            f"{rate(speed.prefill.low)}-{rate(speed.prefill.high)}", (repr(speed.prefill.low), repr(speed.prefill.high))
+        ),
         number_cell(speed.decode.median, 1),
-        Cell(f"{speed.decode.low:.1f}-{speed.decode.high:.1f}"),
+        Cell(f"{speed.decode.low:.1f}-{speed.decode.high:.1f}", (repr(speed.decode.low), repr(speed.decode.high))),
         Cell(f"{speed.share(row.bandwidth):.0%}", repr(speed.share(row.bandwidth))),
         Cell(readable(row.weight_bytes), str(row.weight_bytes)),
         Cell(readable(speed.cache_bytes), str(speed.cache_bytes)),
@@ -73,7 +75,7 @@ def bench_line(row: BenchRow) -> str:
     speed = row.speed
     return (
         f"{row.model} {row.dtype}, {counted(row.threads, 'thread')}, depth {speed.depth}: "
-        f"prefill {speed.prefill.median:.0f}, decode {speed.decode.median:.1f} tokens/s"
+        f"prefill {rate(speed.prefill.median)}, decode {speed.decode.median:.1f} tokens/s"
     )
 
 
@@ -107,7 +109,7 @@ def print_bench_markdown(rows: Sequence[BenchRow], stream: TextIO) -> None:
     stream.write("|---|---|---|---|---|---|---|\n")
     for row in rows:
         speed = row.speed
-        prefill = f"{speed.prefill.median:.0f} ({speed.prefill.low:.0f}-{speed.prefill.high:.0f})"
+        prefill = f"{rate(speed.prefill.median)} ({rate(speed.prefill.low)}-{rate(speed.prefill.high)})"
         decode = f"{speed.decode.median:.1f} ({speed.decode.low:.1f}-{speed.decode.high:.1f})"
         share = f"{speed.share(row.bandwidth):.0%}"
         cells = [row.model, row.dtype, row.threads, speed.depth, prefill, decode, share]

@@ -19,7 +19,7 @@ def print_branch(report: explain.BranchReport, stream: TextIO) -> None:
     at = token_label(report.at)
     print_line(f"branch at position {report.position}, {at}: what if another token had been chosen?", stream)
     columns = [
-        Column("token", right=False),
+        Column("token", right=False, plain=("token", "end")),
         Column("id", optional=4, plain="path"),
         Column("p"),
         Column("", right=False, plain="sign"),
@@ -46,10 +46,9 @@ def _rows(nodes: Sequence[explain.Node], indent: str) -> Iterator[list[Cell]]:
 
 def _row(node: explain.Node, lines: str) -> list[Cell]:
     style, sign = probability_band(node.p)
-    end = "" if node.end is None else f" ({ENDINGS[node.end]})"
-    token = token_label(node.piece) + end
+    token, end = token_label(node.piece), "" if node.end is None else ENDINGS[node.end]
     return [
-        Cell(lines + token, token, style),
+        Cell(lines + token + (f" ({end})" if end else ""), (token, end), style),
         Cell(str(node.piece.id), "/".join(map(str, node.path))),
         probability_cell(node.p),
         Cell(sign, style=style),

@@ -12,7 +12,7 @@ from llmcli import endpoint, explain, generation
 from llmcli.render.marks import print_legend, probability_band
 from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability_cell
 from llmcli.render.terminal import note, printable, styled
-from llmcli.render.text import counted, one_line, token_label
+from llmcli.render.text import counted, one_line, rate, token_label
 
 # Why a text ended, by its ``finish``.
 ENDINGS = {
@@ -79,11 +79,11 @@ def print_summary(
     """
     done = generation
     # The first token comes from prefill, so the decode speed is that of the others.
-    decode = f"{(done.tokens - 1) / done.decode_seconds:.0f} tokens/s" if done.tokens > 1 else "-"
+    decode = f"{rate((done.tokens - 1) / done.decode_seconds)} tokens/s" if done.tokens > 1 else "-"
     if cached:
         prefill = f" ({cached} cached)"
     else:
-        prefill = f", prefill {done.prompt_tokens / done.prefill_seconds:.0f} tokens/s" if done.tokens else ""
+        prefill = f", prefill {rate(done.prompt_tokens / done.prefill_seconds)} tokens/s" if done.tokens else ""
     proposed = "" if proposals is None else f" | {proposals[0]} tokens proposed, {proposals[1]} accepted"
     note(
         f"{counted(done.tokens, 'token')}, decode {decode} | prompt {counted(done.prompt_tokens, 'token')}{prefill} | "
@@ -127,7 +127,7 @@ def print_probabilities(tokens: Sequence[explain.GeneratedToken], stream: TextIO
         Column("", right=False, optional=-3, plain="sign"),
         Column("rank", optional=-2),
         Column("final p", optional=1),
-        Column("most probable", right=False, optional=-1),
+        Column("most probable", right=False, optional=-1, plain=_top_headings(tokens)),
     ]
     print_table(columns, [_probability_row(token) for token in tokens], stream)
     print_legend(stream)
@@ -136,6 +136,7 @@ def print_probabilities(tokens: Sequence[explain.GeneratedToken], stream: TextIO
 def _probability_row(token: explain.GeneratedToken) -> list[Cell]:
     style, sign = ("", "") if token.prob is None else probability_band(token.prob)
     top = "  ".join(f"{token_label(other) or UNKNOWN.shown} {_brief(other.prob)}" for other in token.top)
+    plain = tuple(value for other in token.top for value in (token_label(other), repr(other.prob)))
     return [
         Cell(str(token.index)),
         UNKNOWN if token.id is None else Cell(str(token.id)),
@@ -144,8 +145,14 @@ def _probability_row(token: explain.GeneratedToken) -> list[Cell]:
         Cell(sign, style=style),
         UNKNOWN if token.rank is None else Cell(str(token.rank)),
         UNKNOWN if token.final_prob is None else probability_cell(token.final_prob),
-        Cell(top),
+        Cell(top, plain),
     ]
+
+
+def _top_headings(tokens: Sequence[explain.GeneratedToken]) -> tuple[str, ...]:
+    """Return the headings of the most probable tokens in tab-separated output: "top 1", "p 1", "top 2", …"""
+    most = max((len(token.top) for token in tokens), default=0)
+    return tuple(heading for n in range(1, most + 1) for heading in (f"top {n}", f"p {n}"))
 
 
 def _brief(prob: float) -> str:
@@ -162,7 +169,7 @@ def print_server_summary(generation: endpoint.ServerGeneration, stream: TextIO, 
     """Print the counts and speed of a server's text, why it stopped, and the seed, if one was requested."""
     about = "" if generation.exact_count else "about "
     decoded, seconds = generation.tokens - 1, generation.seconds - generation.first_seconds
-    speed = f"{decoded / seconds:.0f} tokens/s" if decoded > 0 and seconds > 0 else "-"
+    speed = f"{rate(decoded / seconds)} tokens/s" if decoded > 0 and seconds > 0 else "-"
     prompt_tokens = generation.usage.prompt_tokens
     prompt = "" if prompt_tokens is None else f"prompt {counted(prompt_tokens, 'token')} | "
     note(

@@ -18,7 +18,9 @@ def print_inspect(report: explain.InspectReport, stream: TextIO) -> None:
     print_line(f"inspect {escape_controls(report.model)}: what is in this model, and does it fit in memory?", stream)
     facts = [(name, escape_controls(value)) for name, value in _facts(report)]
     print_table(
-        [Column("", right=False), Column("architecture", right=False)], [[Cell(n), Cell(v)] for n, v in facts], stream
+        [Column("", right=False, plain="part"), Column("architecture", right=False)],
+        [[Cell(n), Cell(v)] for n, v in facts],
+        stream,
     )
     print_line("", stream)
     _print_parameters(report, stream)
@@ -113,7 +115,7 @@ def _print_memory(report: explain.InspectReport, stream: TextIO) -> None:
     fits = {True: "yes", False: "no", None: "?"}
     rows = [
         [
-            Cell(need.weights + ("" if n else " (as loaded)")),
+            Cell(need.weights + ("" if n else " (as loaded)"), need.weights),
             _size(need.weight_bytes),
             _size(report.cache.most),
             _size(need.total),

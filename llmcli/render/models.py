@@ -19,7 +19,7 @@ def print_models(models: Sequence[LocalModel], stream: TextIO) -> None:
         Column("family", right=False, optional=4),
         Column("size", optional=2),
         Column("last used", optional=3),
-        Column("where", right=False, optional=1),
+        Column("where", right=False, optional=1, plain=("where", "state")),
     ]
     rows = [
         [
@@ -27,7 +27,7 @@ def print_models(models: Sequence[LocalModel], stream: TextIO) -> None:
             Cell(model.family or ""),
             Cell(readable(model.bytes), str(model.bytes)),
             _time_cell(model.last_use),
-            Cell(model.where if model.state == COMPLETE else f"{model.where}, {model.state}"),
+            Cell(model.where + ("" if model.state == COMPLETE else f", {model.state}"), (model.where, model.state)),
         ]
         for model in models
     ]

@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from llmcli.files.sizes import readable
-from llmcli.render.terminal import console, note, styled
-from llmcli.render.text import counted
+from llmcli.render.terminal import animated, console, note
+from llmcli.render.text import counted, rate
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -31,7 +31,7 @@ class LoadingProgress:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        if self._bar is None and styled(self._stream) and time.monotonic() - self._began > PATIENCE:
+        if self._bar is None and animated(self._stream) and time.monotonic() - self._began > PATIENCE:
             self._bar = _loading_bar(self._stream)
             self._bar.add_task("loading", total=total)
             self._bar.start()
@@ -97,7 +97,7 @@ class DownloadProgress:
         size = f"{readable(total - done)} left of {readable(total)}" if resumed else readable(total)
         note(f"downloading {self._name}: {size}", self._stream)
         self._started = time.monotonic()
-        if styled(self._stream):
+        if animated(self._stream):
             self._bar = _download_bar(self._stream)
             self._bar.add_task("", total=total, completed=done)
             self._bar.start()
@@ -128,7 +128,7 @@ class VerifyProgress:
 
     def __call__(self, name: str) -> None:
         self.pause()
-        if styled(self._stream):
+        if animated(self._stream):
             self._status = console(self._stream).status(name)
             self._status.start()
 
@@ -156,7 +156,7 @@ class BatchProgress:
         self._before = self._done = done
         self.tokens = self.broken = self.kept = 0
         self._began = time.monotonic()
-        self._bar = _batch_bar(stream, total, done) if styled(stream) and not rank else None
+        self._bar = _batch_bar(stream, total, done) if animated(stream) and not rank else None
 
     def __enter__(self) -> BatchProgress:
         if self._bar:
@@ -172,7 +172,7 @@ class BatchProgress:
         left = self._total - self._before - self.kept - self.broken
         parts += [f"{left} left: run the same command again to continue"] if left > 0 else []
         note(
-            f"{self._prefix}{', '.join(parts)} | {counted(self.tokens, 'token')}, {self._rate():.0f} tokens/s",
+            f"{self._prefix}{', '.join(parts)} | {counted(self.tokens, 'token')}, {rate(self._rate())} tokens/s",
             self._stream,
         )
 
@@ -181,7 +181,7 @@ class BatchProgress:
         self.tokens += tokens
         self._done += done
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self._done + self.broken, speed=self._rate())
+            self._bar.update(self._bar.task_ids[0], completed=self._done + self.broken, speed=rate(self._rate()))
 
     def wrong(self, where: str, reason: str) -> None:
         """Count a line of the input that is skipped, and print why."""
@@ -202,11 +202,11 @@ def _batch_bar(stream: TextIO, total: int, done: int) -> Progress:
     bar = Progress(
         TextColumn("{task.completed}/{task.total} prompts"),
         BarColumn(bar_width=20),
-        TextColumn("{task.fields[speed]:.0f} tokens/s "),
+        TextColumn("{task.fields[speed]} tokens/s "),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
         console=console(stream),
         transient=True,
     )
-    bar.add_task("", total=total, completed=done, speed=0.0)
+    bar.add_task("", total=total, completed=done, speed=rate(0.0))
     return bar

@@ -10,7 +10,7 @@ from llmcli import explain, generation
 from llmcli.render.generation import ENDINGS, TextWriter, print_probabilities
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import note
-from llmcli.render.text import counted
+from llmcli.render.text import counted, rate
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def print_samples(
 ) -> None:
     """Print a row for each sample, marking the best one if ``best``, and their speed in total."""
     columns = [
-        Column(""),
+        Column("", plain="best"),
         Column("sample"),
         Column("seed", optional=2),
         Column("tokens", optional=-1),
@@ -97,6 +97,6 @@ def print_samples(
     ]
     print_table(columns, cells, stream)
     tokens = sum(row.tokens for row in rows)
-    rate = f", {tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
+    speed = f", {rate(tokens / seconds)} tokens/s" if tokens and seconds > 0 else ""
     total, prompt = counted(tokens, "token"), counted(prompt_tokens, "token")
-    note(f"{len(rows)} samples, {total}{rate} in total | prompt {prompt}, read once", stream)
+    note(f"{len(rows)} samples, {total}{speed} in total | prompt {prompt}, read once", stream)

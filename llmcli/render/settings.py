@@ -39,7 +39,8 @@ def print_settings(
         note(one_line(fault), notes)
     if rows:
         owner = [] if command else [Column("command", right=False)]
-        columns = [Column("option", right=False), *owner, Column("value", right=False), Column("source", right=False)]
+        columns = [Column("option", right=False), *owner, Column("value", right=False)]
+        columns.append(Column("source", right=False, plain=("source", "where")))
         print_table(columns, [_row(row, path, command) for row in rows], stream)
     if command is None:
         lead = "" if rows else "no options are set. "
@@ -50,7 +51,8 @@ def _row(row: Setting, path: Path, command: str | None) -> list[Cell]:
     origin = f"{path}: {row.where}" if row.source == "file" else row.where or row.source
     style = "dim" if row.source == "default" else ""
     owner = [] if command else [row.command or "all"]
-    return [Cell(one_line(text), style=style) for text in (row.option, *owner, _shown(row.value), origin)]
+    cells = [Cell(one_line(text), style=style) for text in (row.option, *owner, _shown(row.value))]
+    return [*cells, Cell(one_line(origin), (row.source, one_line(row.where or "")), style)]
 
 
 def _shown(value: Any) -> str:

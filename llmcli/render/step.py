@@ -9,7 +9,7 @@ from llmcli import endpoint, explain
 from llmcli.render.generation import filter_label, print_server_limits
 from llmcli.render.marks import filled
 from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
-from llmcli.render.terminal import console, print_check, print_line, styled
+from llmcli.render.terminal import console, drawn, print_check, print_line
 from llmcli.render.text import counted, one_line, token_label
 
 CHOSEN = "→"
@@ -34,7 +34,7 @@ def print_candidates(report: explain.StepReport, stream: TextIO) -> None:
     """Print each candidate's way through the sampler, and the draw."""
     _print_heading(report, stream)
     columns = [
-        Column(""),
+        Column("", plain="chosen"),
         Column("rank", optional=1),
         Column("id", optional=6),
         Column("token", right=False),
@@ -44,7 +44,7 @@ def print_candidates(report: explain.StepReport, stream: TextIO) -> None:
         Column(f"p(T={_temperature(report):g})", optional=2),
         Column("cut by", right=False),
         Column("final p"),
-        Column("drawn if u in", right=False, optional=3),
+        Column("drawn if u in", right=False, optional=3, plain=("u from", "u to")),
     ]
     rows = [_row(row, row.id == report.chosen.id, _adjusts(report)) for row in report.candidates]
     print_table(columns, rows, stream)
@@ -78,7 +78,7 @@ def _adjusts(report: explain.StepReport) -> bool:
 
 def _row(row: explain.Candidate, chosen: bool, adjusts: bool) -> list[Cell]:
     style = "bold green" if chosen else "dim" if row.cut else ""
-    interval = Cell("", "") if row.u_low is None else Cell(_interval(row), f"{row.u_low!r}:{row.u_high!r}", style)
+    interval = Cell("", "") if row.u_low is None else Cell(_interval(row), (repr(row.u_low), repr(row.u_high)), style)
     return [
         Cell(CHOSEN if chosen else "", style=style),
         Cell(str(row.rank), style=style),
@@ -150,7 +150,7 @@ def _print_choices_legend(report: explain.StepReport, stream: TextIO) -> None:
 def print_by_temperature(report: explain.StepReport, stream: TextIO, *, final: bool, top: int | None = None) -> None:
     """Print the first ``top`` candidates with a column per temperature; a narrow terminal gets several tables."""
     count = len(report.columns)
-    together = max(1, (console(stream).width - 19) // (BAR + 9)) if styled(stream) else count
+    together = max(1, (console(stream).width - 19) // (BAR + 9)) if drawn(stream) else count
     for first in range(0, count, together):
         _print_some_temperatures(report, report.columns[first : first + together], stream, final=final, top=top)
 
@@ -191,7 +191,7 @@ def print_server_step(report: endpoint.ServerStep, stream: TextIO) -> None:
     """Print the candidates that a server lists, the one it chose, and the probability of all others."""
     print_line(f"step {report.step}: what follows “{tail(report.context)}”? {report.model}", stream)
     columns = [
-        Column(""),
+        Column("", plain="chosen"),
         Column("rank"),
         Column("id", optional=2),
         Column("token", right=False),

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from llmcli.render.terminal import console, printable, styled
+from llmcli.render.terminal import console, drawn, printable
 
 MIN_TEXT_WIDTH = 4  # of a text column, in cells; longer text wraps
 
@@ -23,21 +23,24 @@ class Column:
 
     A column whose ``optional`` is not 0 is dropped if the terminal is too narrow, the highest number first. Those below
     0 are dropped only if wrapping the text columns does not save enough. ``plain`` is the heading in tab-separated
-    output, by default ``name``.
+    output, by default ``name``; several headings are columns of their own.
     """
 
     name: str
     right: bool = True
     optional: int = 0
-    plain: str | None = None
+    plain: str | tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: ``shown`` in ``style`` on a terminal, ``plain`` in tab-separated output (by default the same text)."""
+    """A cell: ``shown`` in ``style`` on a terminal, ``plain`` in tab-separated output (by default the same text).
+
+    ``plain`` has a value for each of the column's headings there; values that are missing at its end are empty.
+    """
 
     shown: str
-    plain: str | None = None
+    plain: str | tuple[str, ...] | None = None
     style: str = ""
 
 
@@ -74,9 +77,13 @@ UNKNOWN = Cell("–", "")  # a terminal drops a column in which every value is u
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], stream: TextIO) -> None:
     """Print a table in the form that suits the stream. No number is ever cut: columns are dropped or text wraps."""
-    if not styled(stream):
-        lines = [[column.name if column.plain is None else column.plain for column in columns]]
-        lines += [[cell.shown if cell.plain is None else cell.plain for cell in row] for row in rows]
+    if not drawn(stream):
+        headings = [_plain(column.plain, column.name) for column in columns]
+        lines = [[heading for each in headings for heading in each]]
+        for row in rows:
+            cells = [_plain(cell.plain, cell.shown) for cell in row]
+            padded = [(*cell, *[""] * (len(each) - len(cell))) for cell, each in zip(cells, headings, strict=True)]
+            lines.append([value for cell in padded for value in cell])
         stream.writelines("\t".join(printable(part, stream) for part in line) + "\n" for line in lines)
         stream.flush()
         return
@@ -98,6 +105,11 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], strea
     for row in rows:
         table.add_row(*(Text(printable(row[n].shown, stream), style=row[n].style) for n in kept))
     target.print(table, crop=False)
+
+
+def _plain(plain: str | tuple[str, ...] | None, shown: str) -> tuple[str, ...]:
+    """Return the values of a cell, or the headings of a column, in tab-separated output."""
+    return plain if isinstance(plain, tuple) else (shown if plain is None else plain,)
 
 
 def _sizes(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> tuple[list[int], list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TextIO
+from typing import Literal, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -13,18 +13,27 @@ from llmcli.render.picture import Picture
 from llmcli.render.text import escape_controls
 
 
+def drawn(stream: TextIO) -> bool:
+    """Return whether people read ``stream``: a picture or a terminal. Programs read pipes and files."""
+    return isinstance(stream, Picture) or stream.isatty()
+
+
 def styled(stream: TextIO) -> bool:
     """Return whether ``stream`` shows colors: a picture, or a terminal without NO_COLOR and TERM=dumb."""
-    if isinstance(stream, Picture):
-        return True
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return isinstance(stream, Picture) or (animated(stream) and not os.environ.get("NO_COLOR"))
+
+
+def animated(stream: TextIO) -> bool:
+    """Return whether a line on ``stream`` can be drawn again, as for a progress bar: a terminal without TERM=dumb."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def console(stream: TextIO) -> Console:
     """Return a Rich console for ``stream`` that prints text literally: no markup, no emoji codes, no highlighting."""
     if isinstance(stream, Picture):
         return stream.console
-    return Console(file=stream, force_jupyter=False, markup=False, emoji=False, highlight=False)
+    colors: Literal["auto"] | None = "auto" if styled(stream) else None
+    return Console(file=stream, force_jupyter=False, markup=False, emoji=False, highlight=False, color_system=colors)
 
 
 def printable(text: str, stream: TextIO) -> str:
@@ -33,9 +42,9 @@ def printable(text: str, stream: TextIO) -> str:
 
 
 def print_line(text: str, stream: TextIO, style: str = "") -> None:
-    """Print one line, in ``style`` if the stream shows colors."""
+    """Print one line, in ``style`` if the stream shows colors; a terminal's width wraps it between words."""
     text = printable(text, stream)
-    if styled(stream):
+    if drawn(stream):
         console(stream).print(Text(text, style=style))
     else:
         stream.write(text + "\n")

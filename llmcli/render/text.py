@@ -54,6 +54,11 @@ def _symbol(char: str) -> str:
     return "\u2421" if code == 0x7F else f"<{code:02X}>"
 
 
+def rate(tokens: float) -> str:
+    """Return a speed in tokens per second, with a decimal below 10: "217", "4.3", "0.07"."""
+    return f"{tokens:.0f}" if tokens >= 9.95 else f"{tokens:.1f}" if tokens >= 0.095 else f"{tokens:.1g}"
+
+
 def counted(count: int, noun: str) -> str:
     """Return the count with its noun: "1 token", "2 tokens". For nouns whose plural ends in s."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from llmcli import explain, text
 from llmcli.render.table import Cell, Column, print_table
-from llmcli.render.terminal import print_check, print_line, styled
+from llmcli.render.terminal import drawn, print_check, print_line
 from llmcli.render.text import counted, token_label
 from llmcli.text.bpe import replay_merges
 
@@ -21,7 +21,7 @@ def print_tokenize(reports: Sequence[explain.Tokenization], stream: TextIO, note
     On a terminal, summaries and checks follow on ``stream``; elsewhere they go to ``notes``, so that ``stream`` gets
     nothing but the table.
     """
-    target = stream if styled(stream) else notes
+    target = stream if drawn(stream) else notes
     if len(reports) == 1:
         print_tokenization(reports[0], stream, target)
         return
@@ -37,7 +37,7 @@ def print_tokenization(report: explain.Tokenization, stream: TextIO, notes: Text
         Column("id"),
         Column("token", right=False),
         Column("bytes", right=False),
-        Column("start:end"),
+        Column("start:end", plain=("start", "end")),
     ]
     rows = [
         [
@@ -45,7 +45,7 @@ def print_tokenization(report: explain.Tokenization, stream: TextIO, notes: Text
             Cell(str(token.id)),
             _token_cell(token),
             Cell(token.bytes.hex(" "), token.bytes.hex()),
-            Cell(f"{token.start}:{token.end}"),
+            Cell(f"{token.start}:{token.end}", (str(token.start), str(token.end))),
         ]
         for n, token in enumerate(report.tokens)
     ]
@@ -96,7 +96,7 @@ def print_merges(report: explain.MergesReport, stream: TextIO) -> None:
         Column("word", right=False),
         Column("count", optional=2),
         Column("rank"),
-        Column("merged", right=False),
+        Column("merged", right=False, plain=("kind", "left", "right")),
         Column("symbols", right=False),
     ]
     print_table(columns, [row for word in report.words for row in _rows(word)], stream)
@@ -120,13 +120,14 @@ def _rows(word: explain.WordMerges) -> list[list[Cell]]:
     rows = []
     for n, (starts, symbols) in enumerate(replay_merges(word.symbols, changes)):
         merge = word.merges[n - 1] if n else None
+        pair = [] if merge is None else [token_label(part) for part in (merge.left, merge.right)]
         last = n == len(changes)
         rows.append(
             [
                 Cell("" if n else name, name, style="bold"),
                 Cell("" if n else count, count),
                 Cell("" if merge is None else str(merge.rank)),
-                Cell(first if merge is None else f"{token_label(merge.left)} + {token_label(merge.right)}"),
+                Cell(" + ".join(pair) or first, (word.kind, *pair)),
                 Cell(
                     _symbols_around(symbols, 0 if merge is None else starts.index(merge.at)),
                     style="green" if last else "",

@@ -10,8 +10,8 @@ from typing import TextIO
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from llmcli.render.terminal import console, note, styled
-from llmcli.render.text import escape_controls
+from llmcli.render.terminal import animated, console, drawn, note
+from llmcli.render.text import escape_controls, rate
 from llmcli.train.metrics import Metrics
 
 Points = Sequence[tuple[float, float]]  # (x, y), x rising
@@ -33,11 +33,11 @@ class TrainingProgress:
         self._first: tuple[int, float] | None = None  # the first step shown, and when
         self._bar: Progress | None = None
         self._last_validation = 0  # the step of the last line about a validation
-        if styled(stream):
+        if animated(stream):
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=20),
-                TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} tokens/s "),
+                TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]} tokens/s "),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 console=console(stream),
@@ -61,13 +61,13 @@ class TrainingProgress:
         left = self._left(step)
         if self._bar:
             if not self._bar.task_ids:
-                self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=0.0, speed=0.0, left="")
-            speed = step.tokens_per_second
+                self._bar.add_task("", total=step.steps, completed=step.step - 1, loss=0.0, speed=rate(0.0), left="")
+            speed = rate(step.tokens_per_second)
             self._bar.update(self._bar.task_ids[0], completed=step.step, loss=step.loss, speed=speed, left=left)
         elif step.step % max(LINE_EVERY, step.steps // MAX_LINES) == 0 or step.step in (1, step.steps):
             note(
                 f"step {step.step}/{step.steps}: loss {step.loss:.3f} {self._unit}, "
-                f"{step.tokens_per_second:.0f} tokens/s" + (f", {left}" if left else ""),
+                f"{rate(step.tokens_per_second)} tokens/s" + (f", {left}" if left else ""),
                 self._stream,
             )
         if step.scored and self._worth_a_line(step):
@@ -109,7 +109,7 @@ def _score(step: Metrics) -> str:
 
 def print_loss_curve(history: Sequence[Metrics], unit: str, stream: TextIO) -> None:
     """Print the smoothed training loss, from the first step to the last, as characters."""
-    width = min(64, console(stream).width - 12) if styled(stream) else 64
+    width = min(64, console(stream).width - 12) if drawn(stream) else 64
     note(f"loss, {unit}:\n" + terminal_curve(smooth(_training(history)), width=width), stream)
 
 

@@ -31,7 +31,7 @@ def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> Non
     columns = [
         Column("#"),
         Column("token", right=False),
-        Column("strongest head", right=False, optional=1),
+        Column("strongest head", right=False, optional=1, plain=("layer", "head")),
         Column("difference"),
         Column(SIDES, right=False, optional=3, plain="sign"),
     ]
@@ -92,7 +92,7 @@ def _source_rows(sources: Sequence[explain.SourceContribution], top: int, heads:
         [
             Cell(str(source.position)),
             Cell(token_label(source.piece)),
-            Cell(f"L{source.layer}.H{source.head}"),
+            Cell(f"L{source.layer}.H{source.head}", (str(source.layer), str(source.head))),
             _signed(source.difference),
             signed_bar_cell(source.difference, longest),
         ]

@@ -28,10 +28,10 @@ def test_the_table_in_a_file_has_a_row_per_node(model: Path, run: Run) -> None:
     plain = run(*arguments).stdout
     (report,) = records(run(*arguments, "--json"))
     lines = [line.split("\t") for line in plain.splitlines() if "\t" in line]
-    assert lines[0] == ["token", "path", "p", "sign", "p of path", "p of others", "text"]
+    assert lines[0] == ["token", "end", "path", "p", "sign", "p of path", "p of others", "text"]
     all_nodes = nodes(report["children"])
     assert len(all_nodes) == len(lines) - 1 == 2 + 4 + 8
-    for (_, path, p, _, along, others, _), node in zip(lines[1:], all_nodes, strict=True):
+    for (_, _, path, p, _, along, others, _), node in zip(lines[1:], all_nodes, strict=True):
         assert path.split("/") == [str(id) for id in node["path"]]
         assert float(p) == node["p"]
         assert float(along) == math.exp(node["logprob"])

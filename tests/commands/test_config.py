@@ -155,7 +155,7 @@ def test_a_setting_is_one_row_whatever_its_value(run: Run, write: Write, monkeyp
     monkeypatch.setenv("LLMCLI_GENERATE_STOP", "one\ntwo")
     result = run("config")
     assert "\x1b" not in result.stdout + result.stderr
-    assert [line.count("\t") for line in result.stdout.splitlines()] == [3] * 4
+    assert [line.count("\t") for line in result.stdout.splitlines()] == [4] * 4
     assert result.stderr.count("\n") == 2
 
 

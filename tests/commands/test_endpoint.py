@@ -114,7 +114,7 @@ def test_json_has_the_same_names_and_null_for_unknown_values(run: Run, endpoint:
 def test_probs_are_a_table_with_a_line_about_missing_values(run: Run, endpoint: Endpoint) -> None:
     result = run("generate", "Zero", "--endpoint", endpoint.url, "-n", 3, "--probs=2", "--seed", 5, input="")
     rows = [line.split("\t") for line in result.stderr.splitlines() if "\t" in line]
-    assert rows[0] == ["#", "id", "token", "p", "sign", "rank", "final p", "most probable"]
+    assert rows[0] == ["#", "id", "token", "p", "sign", "rank", "final p", "top 1", "p 1", "top 2", "p 2"]
     assert [row[1:7:5] for row in rows[1:]] == [["", ""]] * 3
     assert [float(row[3]) for row in rows[1:]] == pytest.approx([0.5, 0.5, 0.5**6])
     assert [row[5] for row in rows[1:]] == [

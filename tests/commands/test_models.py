@@ -140,9 +140,9 @@ def test_models_lists_the_models_on_disk(run: Run, tiny_hub: Hub, files: dict[st
     assert found[SHIPPED]["last_use"] is None
     assert found["org/broken"]["state"] == "incomplete"
     table = [line.split("\t") for line in run("models").stdout.splitlines()]
-    assert table[0] == ["name", "family", "size", "last used", "where"]
-    assert table[2][-1] == "cache, incomplete"
-    assert table[3] == ["org/name", "llama", str(one["bytes"]), one["last_use"], "cache"]
+    assert table[0] == ["name", "family", "size", "last used", "where", "state"]
+    assert table[2][-2:] == ["cache", "incomplete"]
+    assert table[3] == ["org/name", "llama", str(one["bytes"]), one["last_use"], "cache", "complete"]
     assert not tiny_hub.log
 
 
@@ -243,11 +243,15 @@ def test_the_bar_fits_the_terminal(tiny_hub: Hub, width: int) -> None:
 
 
 @posix
-def test_no_bar_without_color(tiny_hub: Hub) -> None:
-    text = terminal("pull|org/name", env={"NO_COLOR": "1"})
+def test_no_bar_on_a_dumb_terminal_and_no_color_in_one_without(tiny_hub: Hub, run: Run) -> None:
+    text = terminal("pull|org/name", env={"TERM": "dumb"})
     assert text.startswith("downloading org/name: ")
     assert "\x1b" not in text
     assert "━" not in text
+    assert run("rm", "org/name", "--yes").exit_code == 0
+    text = terminal("pull|org/name", env={"NO_COLOR": "1"})
+    assert "━" in text
+    assert not re.search(r"\x1b\[[\d;]*m", text)
 
 
 @posix

@@ -27,7 +27,7 @@ def test_output_formats_agree(run: Run, model: Path) -> None:
     assert record["check"]["ok"]
     assert [token["id"] for token in record["tokens"]] == expected
     table = [line.split("\t") for line in run("tokenize", TEXT, "-m", model).stdout.splitlines()]
-    assert table[0] == ["#", "id", "token", "bytes", "start:end"]
+    assert table[0] == ["#", "id", "token", "bytes", "start", "end"]
     assert [row[1] for row in table[1:]] == [str(id) for id in expected]
 
 
@@ -97,7 +97,7 @@ def test_exclusive_options(run: Run, model: Path, tmp_path: Path) -> None:
 
 def test_a_table_in_a_file_has_no_text_around_it(run: Run, model: Path) -> None:
     result = run("tokenize", TEXT, "-m", model)
-    assert all(line.count("\t") == 4 for line in result.stdout.splitlines())
+    assert all(line.count("\t") == 5 for line in result.stdout.splitlines())
     lines = result.stderr.splitlines()
     assert "tokens" in lines[0]
     assert lines[1].startswith("check: ok")
@@ -114,12 +114,12 @@ def test_the_picture_has_the_check_line(run: Run, model: Path, tmp_path: Path) -
 def test_merges(run: Run, model: Path) -> None:
     result = run("tokenize", "The fox, the fox \U0001f642", "-m", model, "--merges")
     lines = result.stdout.splitlines()
-    table = [line.split("\t") for line in lines if line.count("\t") == 4]
-    assert table[0] == ["word", "count", "rank", "merged", "symbols"]
+    table = [line.split("\t") for line in lines if line.count("\t") == 6]
+    assert table[0] == ["word", "count", "rank", "kind", "left", "right", "symbols"]
     fox = [row for row in table if row[0] == "·fox"]
-    assert fox[0] == ["·fox", "2", "", "", "· f o x"]
-    assert all(row[2].isdecimal() and " + " in row[3] for row in fox[1:])
-    assert fox[-1][4] == "·fox"  # a single token in this vocabulary
+    assert fox[0] == ["·fox", "2", "", "merged", "", "", "· f o x"]
+    assert all(row[2].isdecimal() and row[4] + row[5] in row[6].split() for row in fox[1:])
+    assert fox[-1][6] == "·fox"  # a single token in this vocabulary
     assert lines[-1].startswith("check: ok; replaying")
 
 

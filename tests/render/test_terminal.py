@@ -30,7 +30,7 @@ from llmcli.render.picture import Picture
 from llmcli.render.samples import print_samples
 from llmcli.render.step import print_step
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
-from llmcli.render.terminal import console, note, printable, styled
+from llmcli.render.terminal import animated, console, drawn, note, print_line, printable, styled
 from llmcli.render.text import escape_controls, token_label
 from llmcli.render.tokens import print_side_by_side, print_tokenization
 from llmcli.text.tokenizer import Token, Tokenizer
@@ -208,14 +208,21 @@ def test_bands_differ_in_style_and_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "expected"),
-    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+    ("env", "colors", "moves"),
+    [
+        ({}, True, True),
+        ({"NO_COLOR": "1"}, False, True),
+        ({"NO_COLOR": ""}, True, True),
+        ({"TERM": "dumb"}, False, False),
+    ],
 )
-def test_styles_are_for_terminals(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], expected: bool) -> None:
+def test_styles_are_for_terminals(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], colors: bool, moves: bool
+) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert styled(Tty()) == expected
-    assert not styled(io.StringIO())
+    assert (styled(Tty()), animated(Tty()), drawn(Tty())) == (colors, moves, True)
+    assert {answer(io.StringIO()) for answer in (styled, animated, drawn)} == {False}
 
 
 # --- numbers ---
@@ -275,11 +282,27 @@ def test_a_table_in_a_file_is_tab_separated(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("env", [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_without_colors_a_table_is_tab_separated(monkeypatch: pytest.MonkeyPatch, env: tuple[str, str]) -> None:
+def test_a_terminal_without_colors_shows_the_same_without_the_codes(
+    monkeypatch: pytest.MonkeyPatch, env: tuple[str, str]
+) -> None:
+    def shown() -> str:
+        stream = Tty()
+        print_table(COLUMNS, ROWS, stream)
+        print_line("a line that is longer than the terminal is wide " * 3, stream, "bold")
+        return stream.getvalue()
+
+    with_colors = shown()
     monkeypatch.setenv(*env)
-    stream = Tty()
-    print_table(COLUMNS, ROWS, stream)
-    assert stream.getvalue() == PLAIN
+    assert "\x1b" not in shown()
+    assert shown() == ESCAPE.sub("", with_colors) != with_colors
+
+
+def test_a_cell_of_several_values_is_several_columns_in_a_file() -> None:
+    stream = io.StringIO()
+    columns = [Column("#"), Column("range", plain=("low", "high")), Column("end")]
+    rows = [[Cell("0"), Cell("1-2", ("1.0", "2.0")), Cell("x")], [Cell("1"), Cell("-", ("3.0",)), Cell("y")]]
+    print_table(columns, rows, stream)
+    assert stream.getvalue() == "#\tlow\thigh\tend\n0\t1.0\t2.0\tx\n1\t3.0\t\ty\n"
 
 
 # --- tables on a terminal ---
@@ -491,15 +514,15 @@ def test_the_step_view_in_a_file_has_full_precision() -> None:
     assert report.chosen.id != report.candidates[0].id
     print_step(report, stream)
     assert "\x1b" not in stream.getvalue()
-    table = [line.split("\t") for line in stream.getvalue().splitlines() if line.count("\t") == 9]
-    assert table[0] == ["", "rank", "id", "token", "logit", "p", "p(T=0.8)", "cut by", "final p", "drawn if u in"]
+    table = [line.split("\t") for line in stream.getvalue().splitlines() if line.count("\t") == 10]
+    assert ",".join(table[0]) == "chosen,rank,id,token,logit,p,p(T=0.8),cut by,final p,u from,u to"
     for cells_of_row, row in zip(table[1:], report.candidates, strict=True):
-        mark, rank, id, token, logit, p, warm, cut, final, drawn = cells_of_row
+        mark, rank, id, token, logit, p, warm, cut, final, *interval = cells_of_row
         assert (mark != "") == (row.id == report.chosen.id)
         assert (int(rank), int(id), token) == (row.rank, row.id, token_label(row))
         assert (float(logit), float(p), float(warm), float(final)) == (row.logit, row.p, row.p_temperature, row.p_final)
         assert cut == (row.cut or "")
-        assert drawn == ("" if row.u_low is None else f"{row.u_low!r}:{row.u_high!r}")
+        assert interval == (["", ""] if row.u_low is None else [repr(row.u_low), repr(row.u_high)])
 
 
 def tokenization(model: str) -> Tokenization:
