@@ -10,7 +10,7 @@ from llmcli import explain
 from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell, signed_bar_heading
 from llmcli.render.score import print_windows
 from llmcli.render.table import Cell, Column, number_cell, print_table
-from llmcli.render.terminal import console, print_check, print_line, styled
+from llmcli.render.terminal import console, drawn, print_check, print_line, styled
 from llmcli.render.text import escape_controls, token_label
 
 NOTABLE = 0.5  # nats: smaller changes are not colored
@@ -20,7 +20,7 @@ def print_compare(report: explain.CompareReport, stream: TextIO, *, top: int = 2
     """Print the whole view: the text, the ``top`` largest changes in text order (0: all), and the totals."""
     first, second = report.models
     print_line(f"compare: what does {second} expect that {first} does not?", stream)
-    if styled(stream):
+    if drawn(stream):
         _print_text(report, stream)
     shown = sorted(report.tokens, key=lambda token: -abs(token.delta))[: top or None]
     longest = max(abs(token.delta) for token in shown)
@@ -61,7 +61,8 @@ def _print_text(report: explain.CompareReport, stream: TextIO) -> None:
         ("more probable", POSITIVE), "  ", ("less probable", NEGATIVE), f"  by {NOTABLE} nats or more"
     )
     console(stream).print(text)
-    console(stream).print(legend)
+    if styled(stream):
+        console(stream).print(legend)
 
 
 def _row(token: explain.ComparedToken, longest: float) -> list[Cell]:

@@ -10,14 +10,14 @@ from llmcli import explain
 from llmcli.render.generation import print_server_limits
 from llmcli.render.marks import print_legend, surprisal_band
 from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
-from llmcli.render.terminal import console, print_check, print_line, styled
+from llmcli.render.terminal import console, drawn, print_check, print_line
 from llmcli.render.text import counted, escape_controls, token_label
 
 
 def print_score(report: explain.ScoreReport, stream: TextIO, *, top: int = 20) -> None:
     """Print the whole view: the text, its ``top`` most surprising tokens in text order (0: all), and the totals."""
     print_line(f"score: where was {report.model} surprised?", stream)
-    if styled(stream):
+    if drawn(stream):
         _print_text(report, stream)
     print_legend(stream, in_bits=True)
     shown = sorted(report.tokens, key=lambda token: -token.surprisal)[: top or None]
