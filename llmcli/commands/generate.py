@@ -16,9 +16,9 @@ from llmcli.commands.options.length import Length, fit, length_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.options.prompt_cache import (
     check_prompt_cache,
+    check_saved,
     open_prompt_cache,
     prompt_cache_option,
-    report_unsaved,
 )
 from llmcli.commands.options.sampling import Sampling, sampling_options
 from llmcli.commands.options.speculative import Speculative, speculative_options
@@ -94,7 +94,7 @@ def generate(
         write_json(generated, loaded, ids, alternatives=printing.probs or ALTERNATIVES)
     else:
         write_text(generated, loaded, prefix=prefix, alternatives=printing.probs, verbose=is_verbose())
-    report_unsaved(generated)
+    check_saved(generated)
     if generated.finish == "interrupted":
         sys.exit(EXIT_INTERRUPTED)
     check_valid([(generated.finish, generated.valid)])

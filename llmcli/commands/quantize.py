@@ -16,6 +16,7 @@ from llmcli.commands.options.model import QUANTIZATIONS, ModelChoice, complete_m
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import usage_error
+from llmcli.files.atomic import clear_leftovers, replacing_folder
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, WEIGHTS
 from llmcli.files.sizes import readable
@@ -59,21 +60,20 @@ def quantize(
       llmcli quantize llama-tales-12m tales-int4 --to int4 --text stories.txt
       llmcli generate -m tales-int4 "Once upon a time"
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise usage_error(f"{out} exists and is not an empty folder", "name another folder")
+    check_folder(out)
     import_torch()
     import torch
 
     documents = [example.text for example in training.read_examples(texts)] if texts else []
     loaded = ModelChoice(model, offline=offline, device="cpu", threads=threads).open()
-    make_folder(out)
     encoded = [training.Encoded(loaded.prompt_ids(document)) for document in documents]
     size = sum(len(document.encode()) for document in documents)
     # Measured first, because a text may be too short.
     old = training.validate(loaded.model, encoded, size, precision=torch.float32) if documents else None
-    with render.LoadingProgress(sys.stderr) as progress:
-        storage.save_quantized(loaded.model, kind, out, read_json(loaded.folder / CONFIG), progress)
-    storage.copy_rest(loaded.folder, out)
+    with replacing_folder(out, last=CONFIG) as folder:
+        with render.LoadingProgress(sys.stderr) as progress:
+            storage.save_quantized(loaded.model, kind, folder, read_json(loaded.folder / CONFIG), progress)
+        storage.copy_rest(loaded.folder, folder)
     before = sum(path.stat().st_size for path in storage.weight_files(loaded.folder))
     after = (out / WEIGHTS).stat().st_size
     render.note(f"{loaded.name}: {readable(before)} before, {readable(after)} as {kind}", sys.stderr)
@@ -88,11 +88,16 @@ def quantize(
     click.echo(out)
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder unless it exists. Raises LlmcliError if that fails or the folder is not writable."""
+def check_folder(folder: Path) -> None:
+    """Raise LlmcliError if a folder is neither new nor empty, or if it cannot be created or written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise usage_error(f"{folder} exists and is not an empty folder", "name another folder")
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     except OSError as error:
         raise usage_error(f"cannot create {folder}: {error.strerror or error}", "name another folder") from error
-    if not os.access(folder, os.W_OK):
-        raise usage_error(f"cannot write to {folder}", "name another folder")
+    if not above.is_dir():
+        raise usage_error(f"cannot create {folder}: {above} is not a folder", "name another folder")
+    if not os.access(above, os.W_OK):
+        raise usage_error(f"cannot write to {above}", "name another folder")

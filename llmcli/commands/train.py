@@ -18,6 +18,7 @@ from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.commands.shell.interrupt import end_by_signal, import_torch
 from llmcli.errors import usage_error
+from llmcli.files.atomic import replace_text
 from llmcli.train import demo as demo_run
 from llmcli.train import recipe
 
@@ -174,6 +175,8 @@ def train(
                 if not stage.done:
                     runner.run(stage, title=f"stage {number} of {len(stages)}, " if len(stages) > 1 else None)
                 elif len(stages) == 1:
+                    with training.MetricsFile(out) as metrics:
+                        write_loss_curve(stage, metrics)  # the run may have been killed before
                     render.note(f"{out} is complete at step {stage.recipe.steps}; --tokens extends it", sys.stderr)
         except KeyboardInterrupt:
             saved = any(stage.begun for stage in stages)
@@ -204,8 +207,12 @@ class StageRunner:
         """
         if title is not None:
             render.note(f"{title}{stage.recipe.method}: {stage.out}", sys.stderr)
+        with training.MetricsFile(stage.out) as metrics:
+            self._run(stage, metrics)
+
+    def _run(self, stage: training.Stage, metrics: training.MetricsFile) -> None:
         resume, run = stage.begun, self.open(stage)
-        metrics = training.MetricsFile(stage.out)
+        metrics.open()
         steps = training.train(
             run,
             stage.out,
@@ -229,8 +236,7 @@ class StageRunner:
         finally:
             steps.close()
         if metrics.history:
-            curve = render.loss_svg(metrics.history, stage.recipe.unit)
-            (stage.out / "loss.svg").write_text(curve, encoding="utf-8")
+            write_loss_curve(stage, metrics)
             render.print_loss_curve(metrics.history, stage.recipe.unit, sys.stderr)
         if interrupted:
             raise KeyboardInterrupt
@@ -243,14 +249,20 @@ class StageRunner:
         return training.begin_run(stage.out, stage.recipe, corpus, init=stage.init, device=self.device)
 
 
+def write_loss_curve(stage: training.Stage, metrics: training.MetricsFile) -> None:
+    """Draw the loss of all steps to loss.svg. Raises LlmcliError if it cannot be written."""
+    if metrics.history:
+        replace_text(stage.out / "loss.svg", render.loss_svg(metrics.history, stage.recipe.unit))
+
+
 def write_demo_corpus(out: Path) -> Path:
     """Write the demo's corpus into the folder ``out`` and return its path. Raises LlmcliError if that fails."""
     path = out / "corpus.jsonl"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        demo_run.write_corpus(path)
     except OSError as error:
         raise usage_error(f"{path}: {error.strerror or error}", "name another --out") from error
+    demo_run.write_corpus(path)
     return path
 
 

@@ -1,1 +1,1 @@
-"""Files on disk, whatever they mean: JSON, TOML, NDJSON, atomic replacement, the safetensors container."""
+"""Files on disk, whatever they mean: JSON, TOML, NDJSON, atomic replacement, locks, the safetensors container."""

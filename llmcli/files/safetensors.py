@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -141,12 +141,14 @@ class TensorFile:
         return self._bytes[first.start : entries[-1].end].view(dtype).view(shape)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write ``tensors``, from any device, to a file whose header begins with the metadata.
+def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write ``tensors``, from any device, to a file whose header begins with the metadata. Raises OSError.
 
-    safetensors' own function needs twice the tensors' memory in addition, which may not be available after a long
-    context.
+    Each tensor is aligned to its dtype, so that it can be memory-mapped. safetensors' own function needs twice the
+    tensors' memory in addition, which may not be available after a long context, and leaves a file behind if the
+    process is killed.
     """
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     names = {dtype: name for name, dtype in {**DTYPES, **INTEGERS}.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -156,8 +158,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         end = offsets[1]
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
-            bits: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            file.write(memoryview(bits))
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for tensor in tensors.values():
+        bits: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        file.write(memoryview(bits))

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from llmcli.errors import LlmcliError
 from llmcli.generation.context import angle_length
 from llmcli.generation.steps import clear_if_stale, common_prefix
 from llmcli.model.transformer import Transformer
@@ -36,14 +37,14 @@ class PromptCache:
     """``cache`` is filled from ``file`` with a prefix of the prompt; ``reuse`` says how much of it.
 
     ``max_new_tokens`` are those of the text to come, on which rotary angles may depend. ``seconds`` is how long opening
-    the file took, ``failure`` why saving it failed, if it did.
+    the file took, ``failure`` the error if it could not be saved.
     """
 
     def __init__(self, file: Path, model: Transformer, ids: Sequence[int], max_new_tokens: int) -> None:
         began = time.perf_counter()
         self.file, self.model, self.ids = file, model, list(ids)
         self.cache = model.new_cache()
-        self.failure = ""
+        self.failure: LlmcliError | None = None
         self._saved = False  # whether the file has the whole prompt
         reason = self._open(max_new_tokens)
         self.reuse = Reuse(self.cache.length, len(self.ids), reason)
@@ -63,8 +64,8 @@ class PromptCache:
             return
         try:
             write_cache(self.file, self.ids, self.cache, self.fingerprint)
-        except OSError as error:
-            self.failure = error.strerror or str(error)
+        except LlmcliError as error:
+            self.failure = error
 
     def _open(self, max_new_tokens: int) -> Reason | None:
         """Fill the cache with the common prefix of the file and the prompt; returns the reason if there is none."""

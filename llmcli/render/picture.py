@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
 from rich.text import Text
 
-from llmcli.files.atomic import replacing
+from llmcli.files.atomic import replace_text
 from llmcli.render.text import escape_controls
 
 WIDTH = 92  # columns: as many as a web page shows in readable letters
@@ -81,7 +81,10 @@ class Picture(io.StringIO):
         return self.console.export_html(inline_styles=True, code_format=FRAGMENT, clear=False)
 
     def save(self, path: Path, title: str) -> None:
-        """Write what was printed to ``path``: as HTML if its suffix is .html, otherwise as SVG with ``title``."""
+        """Write what was printed to ``path``: as HTML if its suffix is .html, otherwise as SVG with ``title``.
+
+        Raises LlmcliError if it cannot be written.
+        """
         if path.suffix == ".html":
             text = allowed_in_xml(self.console.export_html(theme=self.theme, inline_styles=True, clear=False))
         else:
@@ -89,8 +92,7 @@ class Picture(io.StringIO):
             text = re.sub(r"@font-face\s*{.*?}", "", svg, flags=re.DOTALL)  # no download: the viewer's own fonts
             # Without this, some viewers (librsvg) drop the spaces that indent a tree.
             text = text.replace("<svg ", '<svg xml:space="preserve" ', 1)
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        replace_text(path, text)
 
 
 def allowed_in_xml(text: str) -> str:

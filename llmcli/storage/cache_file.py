@@ -47,7 +47,7 @@ def may_replace(path: Path) -> bool:
 def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> None:
     """Write the part of ``cache`` that holds ``ids``; ``model`` is the fingerprint.
 
-    The file is written completely or not at all. Raises OSError.
+    The file is written completely or not at all. Raises LlmcliError if it cannot be written.
     """
     tensors = {"ids": torch.tensor(ids), "span": torch.tensor([cache.span])}
     for layer in range(cache.layers):
@@ -55,8 +55,8 @@ def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> N
         for name, part in (("keys", keys), ("values", values)):
             tensors[f"{name}.{layer}"] = part[0, :, : len(ids) - first]
     metadata = {"format": FORMAT, "version": VERSION, "model": model, "digest": digest(tensors)}
-    with replacing(path) as temporary:
-        write_tensors(temporary, tensors, metadata)
+    with replacing(path, durable=False) as file:
+        write_tensors(file, tensors, metadata)
 
 
 def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[int], KVCache]:

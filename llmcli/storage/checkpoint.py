@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.files.atomic import replacing
+from llmcli.files.atomic import replace_text, replacing
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, WEIGHTS
+from llmcli.files.safetensors import write_tensors
 from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.families.rules import Rule
@@ -163,7 +163,6 @@ def save(model: Transformer, folder: Path, raw: Mapping[str, Any], *, dtype: tor
             tensors[source.name] = source.in_file(rows, tuple(rows.shape[1:])).contiguous().clone()
     raw = {**raw, "dtype": str(dtype).removeprefix("torch.")}
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / WEIGHTS) as file:
+        write_tensors(file, tensors, {"format": "pt"})
+    replace_text(folder / CONFIG, json.dumps(raw, indent=2) + "\n")

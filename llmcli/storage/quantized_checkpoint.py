@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.files.atomic import replacing
+from llmcli.files.atomic import replace_text, replacing
 from llmcli.files.names import CONFIG, INDEX, WEIGHTS
-from llmcli.files.safetensors import INTEGERS, TensorFile
+from llmcli.files.safetensors import INTEGERS, TensorFile, write_tensors
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Embedding
 from llmcli.model.transformer import Transformer
@@ -85,11 +84,9 @@ def save_quantized(
     dtype = str(model.dtype).removeprefix("torch.")
     settings = {"quant_method": METHOD, "bits": BITS[quantization], "group_size": GROUP}
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    with replacing(folder / CONFIG) as temporary:
-        config = {**raw, "dtype": dtype, "quantization_config": settings}
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / WEIGHTS) as file:
+        write_tensors(file, tensors, {"format": "pt"})
+    replace_text(folder / CONFIG, json.dumps({**raw, "dtype": dtype, "quantization_config": settings}, indent=2) + "\n")
 
 
 def load_quantized(
@@ -179,5 +176,5 @@ def copy_rest(folder: Path, out: Path) -> None:
         if not path.is_file() or path.name in (CONFIG, INDEX):
             continue
         if path.suffix in (".json", ".jinja", ".txt", ".model"):
-            with replacing(out / path.name) as temporary:
-                shutil.copyfile(path, temporary)
+            with replacing(out / path.name) as copy, path.open("rb") as original:
+                shutil.copyfileobj(original, copy)

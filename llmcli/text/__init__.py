@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmcli.text.tokenizer import Token as Token
     from llmcli.text.tokenizer import Tokenizer as Tokenizer
     from llmcli.text.tokenizer import load_tokenizer as load_tokenizer
+    from llmcli.text.transcript import ChatFile as ChatFile
     from llmcli.text.transcript import read_transcript as read_transcript
     from llmcli.text.transcript import write_transcript as write_transcript
     from llmcli.text.words import Word as Word
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ROLES",
     "Bpe",
+    "ChatFile",
     "ChatFormat",
     "ChatTemplate",
     "Merge",
@@ -73,6 +75,7 @@ __getattr__, __dir__ = lazy.exports(
         "Token": "tokenizer",
         "Tokenizer": "tokenizer",
         "load_tokenizer": "tokenizer",
+        "ChatFile": "transcript",
         "read_transcript": "transcript",
         "write_transcript": "transcript",
         "Word": "words",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from llmcli.errors import LlmcliError
+from llmcli.files.atomic import replacing, write_error
 from llmcli.files.json import read_json
+from llmcli.files.lock import open_locked
 from llmcli.text.chat_template import ROLES, Message
 
 HINT = 'a saved chat is {"model": NAME, "messages": [{"role": ROLE, "content": TEXT}]}'
@@ -41,27 +43,89 @@ def _parse_message(entry: object, where: str) -> Message:
 def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> None:
     """Save a chat. An older version is replaced in one step, so that a complete file exists at every moment.
 
-    Raises LlmcliError if the file cannot be written, or exists and is not a saved chat.
+    Raises LlmcliError if the file cannot be written, exists and is not a saved chat, or belongs to a running chat.
     """
-    record = {"model": model, "messages": [asdict(message) for message in messages]}
-    data = json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n"
-    try:
-        path = path.resolve()  # replace a link's target, not the link
-        if path.exists():
-            _check_is_chat(path)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with ChatFile(path) as file:
+        file.write(model, messages)
+
+
+class ChatFile:
+    """The file of a running chat: a context manager that locks the file, once it exists, against other chats.
+
+    Raises LlmcliError if another process has locked it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._locked: BinaryIO | None = None
+        self._known: os.stat_result | None = None  # the version that this process read or wrote last
+
+    def __enter__(self) -> ChatFile:
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)  # noqa: PTH105
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: circular links; ValueError: NUL in the path
-        raise LlmcliError(f"{path}: {getattr(error, 'strerror', None) or error}", "use another file") from error
+            self._lock()
+            self._known = self._version()
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unlock()
+
+    def read(self) -> tuple[Message, ...]:
+        """Return the messages, none if there is no file yet. Raises LlmcliError if it is not a saved chat."""
+        return () if self._known is None else read_transcript(self.path)
+
+    def write(self, model: str, messages: Sequence[Message]) -> None:
+        """Replace the messages. Raises LlmcliError if another program changed the file, or if it cannot be written."""
+        record = {"model": model, "messages": [asdict(message) for message in messages]}
+        data = json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n"
+        try:
+            new = not self.path.exists()
+            if not new:
+                self._check_replaceable()
+            self._unlock()  # Windows replaces no open file
+            try:
+                with replacing(self.path, new=new) as file:
+                    if new:
+                        Path(file.name).chmod(0o600)  # a chat is private
+                    file.write(data)
+                    written = os.fstat(file.fileno())
+            finally:
+                self._lock()
+            self._known = self._version()
+            if self._known is None or self._known.st_ino != written.st_ino:
+                raise self._changed()
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def is_at(self, path: Path) -> bool:
+        """Whether ``path`` is this very file, which exists."""
+        return path.exists() and self.path.exists() and path.samefile(self.path)
+
+    def _lock(self) -> None:
+        if self.path.exists():
+            with suppress(FileNotFoundError):
+                self._locked = open_locked(self.path)
+
+    def _unlock(self) -> None:
+        if self._locked is not None:
+            self._locked.close()
+            self._locked = None
+
+    def _version(self) -> os.stat_result | None:
+        return None if self._locked is None else os.fstat(self._locked.fileno())
+
+    def _check_replaceable(self) -> None:
+        """Raise if the file is not a saved chat, or has messages that this process does not know."""
+        _check_is_chat(self.path)
+        found = self.path.stat()
+        if self._known is None or any(
+            getattr(found, name) != getattr(self._known, name) for name in ("st_ino", "st_size", "st_mtime_ns")
+        ):
+            raise self._changed()
+
+    def _changed(self) -> LlmcliError:
+        return LlmcliError(f"another program has changed {self.path}", "use another file")
 
 
 def _check_is_chat(path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken
 from torch import nn
 
-from llmcli.files.atomic import replacing
+from llmcli.files.atomic import replace_text
 from llmcli.files.json import read_json
 from llmcli.model.transformer import Transformer
 from llmcli.text.chat_template import TEMPLATE_FILE, TOKENIZER_CONFIG
@@ -51,8 +51,7 @@ def add_chat_tokens(folder: Path, model: Transformer, *, seed: int) -> Tokenizer
         TOKENIZER_CONFIG: json.dumps({**special, **config}, indent=2),
     }
     for name, text in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        replace_text(folder / name, text)
     tokenizer = load_tokenizer(folder)
     resize_embeddings(model, tokenizer.size, seed=seed)
     return tokenizer

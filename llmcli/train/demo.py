@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmcli.files.atomic import replace_text
 from llmcli.train.recipe import Method, Recipe, make_recipe
 
 STORIES = 3000
@@ -92,10 +93,8 @@ def recipes() -> list[Recipe]:
 
 
 def write_corpus(path: Path) -> None:
-    """Write the corpus to ``path`` as JSON Lines."""
-    with path.open("w", encoding="utf-8") as file:
-        for line in lines():
-            file.write(json.dumps(line) + "\n")
+    """Write the corpus to ``path`` as JSON Lines. Raises LlmcliError if it cannot be written."""
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines()))
 
 
 def lines() -> Iterator[dict[str, str]]:

@@ -76,10 +76,10 @@ def train(
             )
             if step == recipe.steps or step % validate_every == 0:
                 metrics = replace(metrics, **objective.score(model, precision))
+            yield metrics  # before the checkpoint: a resumed run repeats metrics that were stored, and misses none
             if time.monotonic() - saved_at > checkpoint_seconds:
                 save()
                 saved, saved_at = step, time.monotonic()
-            yield metrics
     finally:
         # After an interrupted update, some weights are of one step and some of the next: keep the last checkpoint.
         if step > saved and complete:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from llmcli.errors import LlmcliError
-from llmcli.files.atomic import replacing
+from llmcli.files.atomic import write_error
+from llmcli.files.lock import lock_for_writing
 from llmcli.files.ndjson import to_line
 
 FILE = "metrics.jsonl"
@@ -38,33 +43,64 @@ class Metrics:
 
 
 class MetricsFile:
-    """The metrics of a run on disk. A resumed run replaces the lines of the steps that it repeats."""
+    """The metrics of a run on disk: a context manager that locks them against other processes.
+
+    A resumed run replaces the lines of the steps that it repeats. Raises LlmcliError if another process has locked the
+    file, or if it cannot be written or is invalid.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
-        self.history = _read(self._path)
+        self._file: BinaryIO | None = None
+        self._ends: list[int] = []  # where each line ends, in bytes
+        self.history: list[Metrics] = []
+
+    def __enter__(self) -> MetricsFile:
+        if self._path.exists():
+            self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def open(self) -> None:
+        """Open the file, which is created if it does not exist."""
+        if self._file is not None:
+            return
+        try:
+            self._file = self._path.open("a+b", buffering=0)
+            lock_for_writing(self._file, self._path)
+            self._read(self._path.read_bytes())
+        except OSError as error:
+            raise write_error(self._path, error) from error
 
     def append(self, metrics: Metrics) -> None:
         """Append the metrics of one step, and drop those of the same and later steps."""
-        if self.history and self.history[-1].step >= metrics.step:
-            self.history = [earlier for earlier in self.history if earlier.step < metrics.step]
-            with replacing(self._path) as temporary:
-                temporary.write_text("".join(_line(earlier) for earlier in self.history), encoding="utf-8")
+        self.open()
+        assert self._file is not None
+        while self.history and self.history[-1].step >= metrics.step:
+            self.history.pop()
+            self._ends.pop()
+        line, end = _line(metrics), self._ends[-1] if self._ends else 0
+        try:
+            self._file.truncate(end)
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise write_error(self._path, error) from error
         self.history.append(metrics)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
+        self._ends.append(end + len(line))
+
+    def _read(self, content: bytes) -> None:
+        """Take over the metrics in the file, without an incomplete last line."""
+        lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+        try:
+            self.history = [Metrics(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError) as error:
+            raise LlmcliError(f"{self._path}: not the metrics of a run: {error}", "move the file elsewhere") from error
+        self._ends = list(itertools.accumulate(map(len, lines)))
 
 
-def _line(metrics: Metrics) -> str:
-    return to_line({key: value for key, value in asdict(metrics).items() if value is not None})
-
-
-def _read(path: Path) -> list[Metrics]:
-    """Return the metrics in the file, without an incomplete last line. Raises LlmcliError if the file is invalid."""
-    if not path.is_file():
-        return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        return [Metrics(**json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise LlmcliError(f"{path}: not the metrics of a run: {error}", "move the file elsewhere") from error
+def _line(metrics: Metrics) -> bytes:
+    return to_line({key: value for key, value in asdict(metrics).items() if value is not None}).encode()

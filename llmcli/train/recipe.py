@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from llmcli.errors import LlmcliError, did_you_mean, usage_error
-from llmcli.files.atomic import replacing
+from llmcli.files.atomic import replace_text
 from llmcli.files.toml import read_toml
 from llmcli.model.config import ModelConfig, RopeConfig
 
@@ -126,8 +126,7 @@ class Recipe:
         values = asdict(self)
         values |= values.pop("shape") or {}
         lines = [f"{name} = {json.dumps(value)}\n" for name, value in values.items()]
-        with replacing(folder / FILE) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+        replace_text(folder / FILE, "".join(lines))
 
 
 # The defaults of each method that differ from those of Recipe.

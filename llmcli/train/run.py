@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.files.atomic import replacing
+from llmcli.files.atomic import replacing_folder
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG
 from llmcli.model.families import llama
 from llmcli.model.transformer import Transformer
-from llmcli.storage.checkpoint import Checkpoint
+from llmcli.storage.checkpoint import Checkpoint, save
 from llmcli.storage.quantized_checkpoint import copy_rest
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import find_template
@@ -50,19 +49,18 @@ class TrainingRun:
 def begin_run(
     out: Path, recipe: Recipe, corpus: Corpus, *, init: Path | None = None, device: torch.device
 ) -> TrainingRun:
-    """Create ``out`` with tokenizer, config.json and, last, the recipe, which marks the folder as a run.
+    """Create ``out``, a complete model folder with the initial weights, and the recipe in it.
 
     The model is loaded from the folder ``init``, or is new, with a tokenizer trained on the corpus.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        model, config_json = _new_model(out, recipe, corpus) if init is None else _initial_model(out, recipe, init)
-        with replacing(out / CONFIG) as temporary:
-            temporary.write_text(json.dumps(config_json, indent=2) + "\n", encoding="utf-8")
-        recipe.write(out)
-    except OSError as error:
-        raise LlmcliError(f"{out}: cannot be written: {error.strerror or error}", "choose another folder") from error
-    return _run(out, recipe, corpus, model.to(device), config_json)
+    with replacing_folder(out, last=CONFIG) as folder:
+        if init is None:
+            model, config_json = _new_model(folder, recipe, corpus)
+        else:
+            model, config_json = _initial_model(folder, recipe, init)
+        recipe.write(folder)
+        save(model, folder, config_json, dtype=torch.bfloat16)
+        return _run(folder, recipe, corpus, model.to(device), config_json)
 
 
 def resume_run(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.device) -> TrainingRun:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
-from llmcli.files.safetensors import TensorFile
+from llmcli.files.safetensors import TensorFile, write_tensors
 from llmcli.model.transformer import Transformer
 from llmcli.train.recipe import Recipe
 
@@ -62,9 +62,8 @@ def save_state(
     for i, optimizer in enumerate(optimizers):
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    with replacing(path) as temporary:
-        metadata = {"step": str(step), "corpus": corpus}
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=metadata)
+    with replacing(path) as file:
+        write_tensors(file, tensors, {"step": str(step), "corpus": corpus})
 
 
 def load_state(path: Path, model: Transformer, optimizers: list[Optimizer], kept: dict[str, Tensor]) -> int:

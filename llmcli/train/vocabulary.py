@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from llmcli.files.atomic import replacing
+from llmcli.files.atomic import replace_text
 from llmcli.train.recipe import BOS_ID, EOS_ID
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
@@ -59,5 +59,4 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         ),
     }
     for name, text in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        replace_text(folder / name, text + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -238,15 +239,27 @@ def test_the_reported_number_is_that_of_the_file(
 def test_of_two_simultaneous_runs_one_fails(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with Results(out) as first:
-        second, late = Results(out), Results(out)
-        with second:
-            first.append({"id": 1, "mark": "a", "finish": "length"})
-            with pytest.raises(LlmcliError, match="another process"):
-                second.append({"id": 1, "mark": "a", "finish": "length"})
+        early, late = Results(out), Results(out)
+        with pytest.raises(LlmcliError, match="another process"):
+            early.__enter__()
+        first.append({"id": 1, "mark": "a", "finish": "length"})
         with pytest.raises(LlmcliError, match="another process"):
             late.__enter__()
         first.append({"id": 2, "mark": "b", "finish": "length"})
+    with pytest.raises(LlmcliError, match="another process"):
+        early.__enter__()  # the file has results that this run does not know
     assert [record["id"] for record in read(out)] == [1, 2]
+
+
+def test_where_files_cannot_be_locked_a_second_run_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_locks(*_: object) -> bool:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("llmcli.files.lock.lock", without_locks)
+    with Results(tmp_path / "out.jsonl") as first, Results(tmp_path / "out.jsonl") as second:
+        first.append({"id": 1, "mark": "a", "finish": "length"})
+        with pytest.raises(LlmcliError, match="another process"):
+            second.append({"id": 1, "mark": "a", "finish": "length"})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes have no names there")

@@ -380,11 +380,12 @@ def test_the_chat_file_is_saved_after_each_turn_and_other_files_are_never_overwr
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "fsync", full)
     options = ("-m", chat_model, "-n", 3, "--temperature", 0, "--chat", tmp_path / "y.json")
     result = run("chat", *options, input="The\nThe\n")
     assert (result.exit_code, len(result.stdout.splitlines())) == (1, 2)
-    assert result.stderr.count("use another file") == 2
+    assert result.stderr.count("no space left (free some space") == 2
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_mistyped_commands(chat: Chat) -> None:

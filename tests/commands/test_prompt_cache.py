@@ -174,9 +174,10 @@ def test_a_file_that_cannot_be_written_costs_no_text(
     monkeypatch.setattr(cachefile, "write_tensors", full)
     common = ("generate", TEXT, "-m", model, "-n", 12, "--seed", 3)
     result = run(*common, "--prompt-cache", tmp_path / "x")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert result.stdout == run(*common).stdout
-    assert f"prompt cache: could not write {tmp_path / 'x'}: No space left on device" in result.stderr
+    one = f"llmcli: {tmp_path / 'x'}: cannot be written: No space left on device (free some space"
+    assert result.stderr.splitlines()[-1].startswith(one)
     assert not list(tmp_path.iterdir())
 
 

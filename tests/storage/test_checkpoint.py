@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -505,18 +506,18 @@ def test_an_interrupted_save_leaves_the_old_files(llama: Path, monkeypatch: pyte
     model = load(llama, device=CPU)
     before, raw = (llama / file).read_bytes(), json.loads((llama / "config.json").read_text())
 
-    def half(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
+    names = {path.name for path in llama.iterdir()}
+    waits = iter((False, True) if file == "config.json" else (True,))
 
-    if file == WEIGHTS:
-        monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path, **_: half(path))
-    else:
-        monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: half(path))
+    def interrupted(_: int) -> None:
+        if next(waits):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(model, llama, raw, dtype=torch.bfloat16)
     assert (llama / file).read_bytes() == before
-    assert not list(llama.glob("*.part"))
+    assert {path.name for path in llama.iterdir()} == names
 
 
 # Real models

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
 from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
-from llmcli.storage import checkpoint, quantized_checkpoint
+from llmcli.storage import checkpoint
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import Quantization, quantize
 from llmcli.storage.quantized_checkpoint import copy_rest, quantization_in, save_quantized
@@ -287,14 +288,13 @@ def test_nan_weights_write_nothing(tmp_path: Path) -> None:
 def test_an_interrupted_save_leaves_no_partial_file(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_config("llama")
 
-    def half(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
+    waits = iter((False, True) if file == "config.json" else (True,))
 
-    if file == WEIGHTS:
-        monkeypatch.setattr(quantized_checkpoint, "save_file", lambda tensors, path, **_: half(path))
-    else:
-        monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: half(path))
+    def interrupted(_: int) -> None:
+        if next(waits):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_quantized(wide_model(raw), "int8", tmp_path, raw)
     assert sorted(path.name for path in tmp_path.iterdir()) == ([] if file == WEIGHTS else [WEIGHTS])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from llmcli.errors import LlmcliError
 from llmcli.text.chat_template import ROLES, Message
-from llmcli.text.transcript import read_transcript, write_transcript
+from llmcli.text.transcript import ChatFile, read_transcript, write_transcript
 
 MESSAGES = st.lists(
     st.builds(Message, st.sampled_from(ROLES), st.text(st.characters(exclude_categories=["Cs"]))), max_size=4
@@ -86,6 +86,74 @@ def test_a_failed_write_keeps_the_previous_chat_and_leaves_no_other_file(
                 write_transcript(path, "m", [])
         assert read_transcript(path) == CHAT
         assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_chat_that_another_program_changed_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with ChatFile(path) as chat:
+        assert chat.read() == ()
+        chat.write("m", CHAT[:1])
+        chat.write("m", CHAT)
+        assert chat.read() == CHAT
+        with pytest.raises(LlmcliError, match="another process"):
+            write_transcript(path, "m", [])
+        edited = path.read_text(encoding="utf-8").replace('"hi', '"bye')
+        path.write_text(edited, encoding="utf-8")
+        with pytest.raises(LlmcliError, match="another program has changed"):
+            chat.write("m", CHAT)
+        assert path.read_text(encoding="utf-8") == edited
+        path.unlink()  # by its owner, who does not want it any more
+        chat.write("m", CHAT)
+        assert read_transcript(path) == CHAT
+    write_transcript(path, "m", [])
+
+
+def test_of_two_new_chats_one_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the other one is saved at the last moment."""
+    path, fsync = tmp_path / "x.json", os.fsync
+    with ChatFile(path) as first, ChatFile(path) as second:
+
+        def late(file: int) -> None:
+            monkeypatch.setattr(os, "fsync", fsync)
+            first.write("m", CHAT)
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", late)
+        for _ in range(2):
+            with pytest.raises(LlmcliError, match="another process"):
+                second.write("m", [])
+        assert read_transcript(path) == CHAT
+        first.write("m", CHAT[:1])
+
+
+def test_after_a_failed_write_the_file_is_still_locked_and_the_next_write_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    write_transcript(path, "m", CHAT)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with ChatFile(path) as chat:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(LlmcliError, match="No space left"):
+                chat.write("m", [])
+        with pytest.raises(LlmcliError, match="another process"):
+            write_transcript(path, "m", [])
+        chat.write("m", CHAT[:1])
+    assert read_transcript(path) == CHAT[:1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+def test_a_new_chat_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_transcript(path, "m", CHAT)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    write_transcript(path, "m", [])
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="creating links needs privileges on Windows")

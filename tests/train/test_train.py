@@ -89,7 +89,6 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     saved_state = (tmp_path / "killed" / state.FILE).read_bytes()
     run(SMALL, tmp_path / "killed", steps=3, resume=True)
     (tmp_path / "killed" / state.FILE).write_bytes(saved_state)  # as if killed before the next checkpoint
-    (tmp_path / "killed" / (state.FILE + ".part")).write_bytes(b"half a file")
     rest = run(SMALL, tmp_path / "killed", resume=True)
     assert [m.loss for m in rest] == [m.loss for m in whole[4:]]
 
@@ -123,7 +122,8 @@ def test_resuming_with_another_corpus_is_an_error(tmp_path: Path, monkeypatch: p
 def test_checkpoints_are_saved_during_training(tmp_path: Path) -> None:
     stepping = train(begin_run(tmp_path, SMALL, CORPUS, device=CPU), tmp_path, checkpoint_seconds=0.0)
     next(stepping)
-    assert (tmp_path / state.FILE).is_file()
+    next(stepping)
+    assert state.saved_step(tmp_path / state.FILE) == 1
     Checkpoint.read(tmp_path).load(device=CPU)
     stepping.close()
 
@@ -277,14 +277,21 @@ def test_metrics_file_drops_steps_that_a_resumed_run_repeats(tmp_path: Path) -> 
     def metrics_of(step: int) -> Metrics:
         return Metrics(step, 9, step * 10, 1.0, 0.1, 5.0)
 
-    file = MetricsFile(tmp_path)
-    for step in (1, 2, 3, 4):
-        file.append(metrics_of(step))
-    with (tmp_path / "metrics.jsonl").open("a") as broken:
-        broken.write('{"step": 5, "lo')  # killed while writing
-    again = MetricsFile(tmp_path)
-    again.append(metrics_of(3))
-    assert [m.step for m in MetricsFile(tmp_path).history] == [1, 2, 3]
+    def steps() -> list[int]:
+        with MetricsFile(tmp_path) as file:
+            return [metrics.step for metrics in file.history]
+
+    with MetricsFile(tmp_path) as file:
+        for step in (1, 2, 3, 4):
+            file.append(metrics_of(step))
+        with pytest.raises(LlmcliError, match="another process"):
+            steps()
+    for after, kept in ((5, [1, 2, 3, 4, 5]), (3, [1, 2, 3])):
+        with (tmp_path / "metrics.jsonl").open("a") as broken:
+            broken.write('{"step": 9, "lo')  # killed while writing, or the disk was full
+        with MetricsFile(tmp_path) as again:
+            again.append(metrics_of(after))
+        assert steps() == kept
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -77,16 +78,23 @@ def chat(
         raise usage_error("--raw has no system prompt", "omit --raw or --system-prompt")
     if file is not None:
         check_writable("--chat", file)
-    session: AnySession
-    if endpoint.given:
-        session = server_session(endpoint.open(), sampling, raw=raw, file=file, verbose=is_verbose())
-        begin(session, system_prompt)
-        shipped = False
-    else:
-        session = local_session(choice, sampling, raw=raw, file=file, verbose=is_verbose())
-        begin(session, system_prompt)
-        warn_about_doubled_token(session.conversation)
-        shipped = is_shipped(session.conversation.loaded)
+    with ExitStack() as stack:
+        chat_file = None if file is None else stack.enter_context(text.ChatFile(file))
+        session: AnySession
+        if endpoint.given:
+            session = server_session(endpoint.open(), sampling, raw=raw, file=chat_file, verbose=is_verbose())
+            begin(session, system_prompt)
+            shipped = False
+        else:
+            session = local_session(choice, sampling, raw=raw, file=chat_file, verbose=is_verbose())
+            begin(session, system_prompt)
+            warn_about_doubled_token(session.conversation)
+            shipped = is_shipped(session.conversation.loaded)
+        start(session, shipped=shipped)
+
+
+def start(session: AnySession, *, shipped: bool) -> None:
+    """Introduce the chat in notes, and handle its turns until the input ends."""
     seed = session.settings.seed
     help = "; /help lists the commands, Ctrl-D exits" if sys.stdin is not None and sys.stdin.isatty() else ""
     render.note(f"{session.conversation.name}; seed {'not set' if seed is None else seed}{help}", sys.stderr)
@@ -96,7 +104,7 @@ def chat(
 
 
 def local_session(
-    choice: ModelChoice, sampling: Sampling, *, raw: bool, file: Path | None, verbose: bool
+    choice: ModelChoice, sampling: Sampling, *, raw: bool, file: text.ChatFile | None, verbose: bool
 ) -> LocalSession:
     """A chat with a local model."""
     template = None if raw else template_of(choice)
@@ -126,8 +134,8 @@ def is_shipped(loaded: generation.LoadedModel) -> bool:
 
 def begin(session: AnySession, system_prompt: str | None) -> None:
     """Load the chat in --chat's file, if it exists, and set the system prompt."""
-    if session.file is not None and session.file.exists():
-        resume(session, text.read_transcript(session.file))
+    if session.file is not None:
+        resume(session, session.file.read())
     if system_prompt:
         set_system(session, system_prompt)
 

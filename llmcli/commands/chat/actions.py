@@ -116,7 +116,10 @@ def undo(session: AnySession, argument: str) -> None:
 
 def save(session: AnySession, argument: str) -> None:
     path = _path(argument)
-    text.write_transcript(path, session.conversation.name, session.conversation.messages)
+    if session.file is not None and session.file.is_at(path):
+        session.save()
+    else:
+        text.write_transcript(path, session.conversation.name, session.conversation.messages)
     _note(f"saved {path}")
 
 

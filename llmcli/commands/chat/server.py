@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli import endpoint, generation, render
+from llmcli import endpoint, generation, render, text
 from llmcli.commands.chat.session import ALTERNATIVES, Session
 from llmcli.commands.chat.settings import Settings
 from llmcli.commands.options.endpoint import fields_of
@@ -88,7 +87,7 @@ class ServerSession(Remote):
 
 
 def server_session(
-    server: endpoint.Server, sampling: Sampling, *, raw: bool, file: Path | None, verbose: bool
+    server: endpoint.Server, sampling: Sampling, *, raw: bool, file: text.ChatFile | None, verbose: bool
 ) -> ServerSession:
     """Start a chat with the server's model."""
     settings = ServerSettings(click.get_current_context(), sampling, server)

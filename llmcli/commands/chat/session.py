@@ -6,7 +6,6 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from llmcli import explain, generation, render, text
@@ -56,7 +55,7 @@ class Session(ABC, Generic[T, S]):
     conversation: T
     settings: S
     raw: bool
-    file: Path | None
+    file: text.ChatFile | None
     verbose: bool
     probs: bool = False
     interrupted: bool = False
@@ -87,7 +86,7 @@ class Session(ABC, Generic[T, S]):
     def save(self) -> None:
         """Save the chat to --chat's file, if there is one."""
         if self.file is not None:
-            text.write_transcript(self.file, self.conversation.name, self.conversation.messages)
+            self.file.write(self.conversation.name, self.conversation.messages)
 
 
 AnySession = Session[Any, Any]

@@ -75,10 +75,7 @@ class OutputOptions:
         ctx = click.get_current_context()
         canvas = render.Picture(self.theme, render.Caption(command_line(ctx), prompt, models))
         draw(canvas)
-        try:
-            canvas.save(self.picture, title=f"llmcli {ctx.info_name}")
-        except OSError as error:
-            raise usage_error(f"{self.picture}: {error.strerror or error}", "name another file") from error
+        canvas.save(self.picture, title=f"llmcli {ctx.info_name}")
         render.note(f"saved {self.picture}", sys.stderr)
 
 

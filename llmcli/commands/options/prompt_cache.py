@@ -49,8 +49,8 @@ def cached_tokens(generated: generation.Generation) -> int | None:
     return None if generated.prompt_cache is None else generated.prompt_cache.reuse.tokens
 
 
-def report_unsaved(generated: generation.Generation) -> None:
-    """Print a note if the file could not be written."""
+def check_saved(generated: generation.Generation) -> None:
+    """Raise LlmcliError if the file could not be written."""
     cache = generated.prompt_cache
-    if cache is not None and cache.failure:
-        render.note(f"prompt cache: could not write {cache.file}: {cache.failure}", sys.stderr)
+    if cache is not None and cache.failure is not None:
+        raise cache.failure

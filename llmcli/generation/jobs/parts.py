@@ -85,7 +85,7 @@ def merge(path: Path, order: Order | None) -> None:
     if order is not None:
         lines = {id: lines[id] for id in sorted(lines, key=lambda id: order.get(id, len(order)))}
     if parts or list(lines) != list(Results(path).done):
-        with replacing(path) as temporary, temporary.open("wb") as merged:
+        with replacing(path) as merged:
             for file, start, end in lines.values():
                 with file.open("rb") as source:
                     source.seek(start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.files.atomic import write_error
+from llmcli.files.lock import lock_for_writing
 from llmcli.files.ndjson import to_line
 from llmcli.generation.jobs.prompts import Job, JobId, check_regular_file
 
@@ -110,6 +113,7 @@ class Results:
     def __enter__(self) -> Results:
         try:
             self._file = self.path.open("ab", buffering=0)
+            lock_for_writing(self._file, self.path)
             self._check_size(self._whole + self._rest)
             self._file.truncate(self._whole)
         except OSError as error:
@@ -117,15 +121,21 @@ class Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            with self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise write_error(self.path, error) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append a result in one write, so that even a killed process leaves the line complete or absent."""
         self._check_size(self._whole)
         line = to_line(record).encode()
-        if self._file.write(line) != len(line):
-            raise LlmcliError(f"{self.path}: no space left on the disk", "free some space and run the command again")
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise write_error(self.path, error) from error
         self._whole += len(line)
         self.done[record["id"]] = record["mark"]
         self._note_end(record)
