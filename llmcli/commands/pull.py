@@ -11,8 +11,7 @@ from llmcli.commands.options.common import offline_option, verbose_option
 from llmcli.commands.options.model import complete_model
 from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
-from llmcli.files.sizes import readable
-from llmcli.hub.cache import size_of
+from llmcli.files.sizes import folder_size, readable
 
 
 @click.command(cls=Command)
@@ -35,7 +34,7 @@ def pull(name: str, offline: bool) -> None:
         raise usage_error(f"{name} is a local folder, which -m would open instead", "run this in another folder")
     if name not in hub.shipped() and not hub.is_offline(offline):
         with render.DownloadProgress(name, sys.stderr) as progress:
-            hub.download(hub.of_the_hub(name), progress)
+            hub.download(hub.parse_hub_name(name), progress)
     folder = hub.find(name, offline=True)
-    render.note(f"{name} is complete: {readable(size_of(folder))} in", sys.stderr)
+    render.note(f"{name} is complete: {readable(folder_size(folder))} in", sys.stderr)
     click.echo(folder)

@@ -37,7 +37,7 @@ def shipped() -> dict[str, Path]:
 
 
 def default_model() -> str:
-    """The name of the model to use if none is named. Raises LlmcliError if none was shipped."""
+    """Return the name of the shipped model that is used if none is named. Raises LlmcliError if none is shipped."""
     names = list(shipped())
     if not names:
         raise LlmcliError("this installation includes no model", kind="no-shipped-model")
@@ -52,7 +52,7 @@ def find(name: str, *, offline: bool = False, progress: Progress | None = None) 
     """
     folder = find_here(name)
     if folder is None:
-        hub_name = of_the_hub(name)
+        hub_name = parse_hub_name(name)
         if is_offline(offline):
             raise LlmcliError(
                 f"{name} is not completely on disk, and nothing is downloaded while offline",
@@ -109,8 +109,8 @@ def _not_safetensors(path: Path, names: Iterable[str]) -> LlmcliError:
     return LlmcliError(message, "get the model as safetensors")
 
 
-def of_the_hub(name: str) -> HubName:
-    """``name`` as a name of the hub. Raises LlmcliError if the hub cannot have such a model."""
+def parse_hub_name(name: str) -> HubName:
+    """Parse the name of a model on the hub. Raises LlmcliError if the hub cannot have such a model."""
     hub_name = parse(name)
     # Only the hub's first models have names without an organization: a mistyped name should cause no request.
     if hub_name is None or ("/" not in hub_name.repo and not cache.repo_folder(hub_name.repo).is_dir()):
@@ -153,7 +153,7 @@ def on_disk() -> list[LocalModel]:
 
 
 def download(name: HubName, progress: Progress | None = None) -> Path:
-    """The folder of the model, updated to the hub's current version. Files already on disk are not downloaded again."""
+    """Download the model's current version from the hub, except for files that are on disk, and return its folder."""
     from llmcli.hub.downloads import download_model
 
     return download_model(name, progress)

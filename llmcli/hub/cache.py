@@ -20,6 +20,7 @@ from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG
+from llmcli.files.sizes import file_size, folder_size
 from llmcli.hub.files import is_complete
 from llmcli.hub.names import COMMIT, MAIN, HubName
 
@@ -30,7 +31,7 @@ COMPLETE, INCOMPLETE, OTHER_FORMAT = "complete", "incomplete", "no safetensors"
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on disk. ``last_use`` is when llmcli last opened or downloaded it, as a POSIX time."""
+    """A model on disk. ``last_use`` is the time of its last use or download by llmcli, in seconds as in time.time()."""
 
     name: str
     folder: Path
@@ -51,7 +52,7 @@ class LocalModel:
     def bytes(self) -> int:
         """The size of the model's files, partial downloads included."""
         partial = self.folder.parents[1].glob("blobs/*.incomplete") if self.state == INCOMPLETE else ()
-        return size_of(self.folder) + sum(_size(path) for path in partial)
+        return folder_size(self.folder) + sum(file_size(path) or 0 for path in partial)
 
 
 def cache_folder() -> Path:
@@ -72,7 +73,10 @@ def repo_folder(repo: str) -> Path:
 
 
 def commit_of(name: HubName) -> str | None:
-    """The commit of a revision when it was last downloaded; None if unknown. A commit's hash is returned unchanged."""
+    """Return the commit that a branch or tag had when it was last downloaded, or None if it never was.
+
+    If the revision is itself a commit, return it.
+    """
     with suppress(OSError, ValueError):
         commit = (repo_folder(name.repo) / "refs" / name.revision).read_text(encoding="utf-8").strip()
         if COMMIT.fullmatch(commit):
@@ -142,14 +146,3 @@ def models() -> Iterator[LocalModel]:
         else:
             continue
         yield LocalModel(name_of(folder), folder, "cache", state, folder.stat().st_mtime)
-
-
-def size_of(folder: Path) -> int:
-    """The total size of the folder's files in bytes."""
-    return sum(_size(path) for path in folder.rglob("*"))
-
-
-def _size(path: Path) -> int:
-    with suppress(OSError):
-        return path.stat().st_size if path.is_file() else 0
-    return 0

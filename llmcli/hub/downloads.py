@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmcli.errors import LlmcliError
+from llmcli.files.atomic import replacing
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, INDEX
-from llmcli.files.sizes import readable
+from llmcli.files.sizes import file_size, free_space, readable
 from llmcli.hub.cache import Progress, cache_folder, commit_of, repo_folder
 from llmcli.hub.errors import RESUMES, host, is_connection_error, quietly, translate_errors
 from llmcli.hub.files import shards, small_files, weight_files
@@ -51,7 +51,7 @@ class RemoteFile:
 
 
 def download_model(name: HubName, progress: Progress | None = None) -> Path:
-    """The folder of the model, updated to the hub's current version. Files already on disk are not downloaded again.
+    """Download the model's current version from the hub, except for files that are on disk, and return its folder.
 
     ``progress`` is called if anything must be downloaded. An interrupted download is resumed by the next call. Raises
     LlmcliError for errors of the hub, the network or the disk, a model without safetensors, or a damaged file.
@@ -74,14 +74,14 @@ def _weights(listing: Mapping[str, RemoteFile], download: Download) -> list[Remo
     """The weight files and their index. Raises LlmcliError if llmcli cannot use them, judging by config and index."""
     weights = [listing[file] for file in weight_files(listing)]
     if CONFIG in listing:
-        file = download.received(listing[CONFIG])
+        file = download.fetch_file(listing[CONFIG])
         try:
             config = read_json(file)
         except LlmcliError:
             raise LlmcliError("config.json is not a JSON object", "the model's files may be damaged") from None
         family_of(config)
     if listing.get(INDEX) in weights:
-        listed = shards(download.received(listing[INDEX]))
+        listed = shards(download.fetch_file(listing[INDEX]))
         missing = [shard for shard in listed if shard not in listing]
         if missing:
             raise LlmcliError(f"{INDEX} lists {missing[0]}, which does not exist", "the model's files may be damaged")
@@ -125,12 +125,14 @@ class Download:
         self._cached = repo_folder(repo)
         self.folder = self._cached / "snapshots" / commit
 
-    def point(self, revision: str) -> None:
+    def set_ref(self, revision: str) -> None:
         """Record that the revision refers to this commit."""
         if revision != self._commit:
             path = self._cached / "refs" / revision
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self._commit, encoding="utf-8")
+            # huggingface_hub reads every file in refs/: a temporary one that is left there would damage the cache.
+            with replacing(path, beside=self._cached) as file:
+                file.write(self._commit.encode())
 
     def note_absent(self, file: str) -> None:
         """Record that the commit has no such file, so that it is not requested again."""
@@ -142,7 +144,7 @@ class Download:
         """Download the files that are missing, one after the other. Raises LlmcliError if the disk is too small."""
         total = sum(file.size for file in files)
         done = sum(self._size_here(file) for file in files)
-        free = _free_space(cache_folder())
+        free = free_space(cache_folder())
         if total - done > free:
             raise LlmcliError(
                 f"{name} needs {readable(total - done)} more, and {cache_folder()} has {readable(free)} free",
@@ -159,25 +161,27 @@ class Download:
             advance(0)
         self.folder.mkdir(parents=True, exist_ok=True)
         if commit_of(name) is None:  # an interrupted update must not replace a complete model
-            self.point(name.revision)
+            self.set_ref(name.revision)
         for file in files:
-            found = self.received(file, advance)
+            found = self.fetch_file(file, advance)
             if found != self._path(file):
                 _link(found, self._path(file))
-        self.point(name.revision)
+        self.set_ref(name.revision)
 
-    def received(self, file: RemoteFile, advance: Callable[[int], None] = lambda count: None) -> Path:
+    def fetch_file(self, file: RemoteFile, advance: Callable[[int], None] = lambda count: None) -> Path:
         """The path of a file, downloaded if necessary, resuming an earlier attempt, and verified."""
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-        if _size(self._path(file)) == file.size:
+        if file_size(self._path(file)) == file.size:
             return self._path(file)
         blob = self._blob(file)
         lock = cache_folder() / ".locks" / self._cached.name / f"{file.hash}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
-            if _size(blob) != file.size:
-                self._persist(file, _partial(blob), advance)
+            if _partial(blob).is_symlink():  # not ours: it would be written through
+                _partial(blob).unlink()
+            if file_size(blob) != file.size:
+                self._receive_with_retries(file, _partial(blob), advance)
                 _partial(blob).replace(blob)
         return blob
 
@@ -190,19 +194,19 @@ class Download:
     def _size_here(self, file: RemoteFile) -> int:
         """The bytes of the file that are on disk."""
         blob = self._blob(file)
-        if file.size in (_size(self._path(file)), _size(blob)):
+        if file.size in (file_size(self._path(file)), file_size(blob)):
             return file.size
-        return max(0, min(_size(_partial(blob)), file.size))
+        return min(file_size(_partial(blob)) or 0, file.size)
 
-    def _persist(self, file: RemoteFile, part: Path, advance: Callable[[int], None]) -> None:
+    def _receive_with_retries(self, file: RemoteFile, part: Path, advance: Callable[[int], None]) -> None:
         """``_receive``, repeated as long as each broken connection made progress."""
         while True:
-            before = _size(part)
+            before = file_size(part) or 0
             try:
                 self._receive(file, part, advance)
                 return
             except Exception as error:
-                if not is_connection_error(error) or _size(part) - before < RETRY_BYTES:
+                if not is_connection_error(error) or (file_size(part) or 0) - before < RETRY_BYTES:
                     raise
 
     def _receive(self, file: RemoteFile, part: Path, advance: Callable[[int], None]) -> None:
@@ -270,11 +274,6 @@ def _partial(blob: Path) -> Path:
     return blob.with_name(blob.name + ".incomplete")
 
 
-def _size(path: Path) -> int:
-    """The file's size in bytes, or -1 if it does not exist."""
-    return path.stat().st_size if path.is_file() else -1
-
-
 def _read(path: Path, digest: _Hash) -> int:
     """Feed the file to the digest. Returns its size in bytes, 0 if it does not exist."""
     if not path.exists():
@@ -283,10 +282,3 @@ def _read(path: Path, digest: _Hash) -> int:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
         return file.tell()
-
-
-def _free_space(folder: Path) -> int:
-    """The free bytes on the disk that contains ``folder``, which may not exist yet."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -10,7 +10,7 @@ from pathlib import Path
 from llmcli import hub
 from llmcli.errors import LlmcliError
 from llmcli.hub import cache
-from llmcli.hub.cache import INCOMPLETE, LocalModel, size_of
+from llmcli.hub.cache import INCOMPLETE, LocalModel
 from llmcli.hub.errors import quietly
 
 
@@ -18,7 +18,7 @@ def removable(name: str) -> LocalModel:
     """The model in the cache with this name or path. Raises LlmcliError if it is not in the cache."""
     folder = hub.local_folder(name)
     if folder is None:
-        hub_name = hub.of_the_hub(name)
+        hub_name = hub.parse_hub_name(name)
         folder = cache.repo_folder(hub_name.repo) / "snapshots" / (cache.commit_of(hub_name) or "")
     elif name in hub.shipped():
         raise LlmcliError(f"{name} ships with llmcli and cannot be removed", "only downloaded models can be removed")
@@ -35,28 +35,41 @@ def remove(model: LocalModel) -> int:
     from huggingface_hub import scan_cache_dir
 
     repo = model.folder.parents[1]
-    partial = _partial_bytes(repo)
+    before = _stored_bytes(repo)
     found = scan_cache_dir(cache.cache_folder())
     # Only this repo: copies of a model have the same commits, and the first repo found would be deleted.
     found = replace(found, repos=frozenset(other for other in found.repos if other.repo_path == repo))
-    freed = size_of(model.folder)
-    if found.repos:
-        strategy = found.delete_revisions(model.folder.name)
-        freed = strategy.expected_freed_size
-        with quietly(), suppress(OSError):  # leftovers are reported below
-            strategy.execute()
-    else:  # too damaged for huggingface_hub to find
-        shutil.rmtree(model.folder, ignore_errors=True)
-    if model.state == INCOMPLETE:
-        for path in repo.glob("blobs/*.incomplete"):
-            with suppress(OSError):
+    with quietly(), suppress(OSError):  # leftovers are reported below
+        if found.repos:
+            found.delete_revisions(model.folder.name).execute()
+        else:
+            _remove_from_damaged(repo, model.folder)
+        if model.state == INCOMPLETE:
+            for path in repo.glob("blobs/*.incomplete"):
                 path.unlink()
     if model.folder.exists():
         raise LlmcliError(
             f"{model.folder} could not be deleted", "another program may be using it, or it belongs to another user"
         )
-    return freed + partial - _partial_bytes(repo)
+    return before - _stored_bytes(repo)
 
 
-def _partial_bytes(repo: Path) -> int:
-    return sum(path.stat().st_size for path in repo.glob("blobs/*.incomplete"))
+def _remove_from_damaged(repo: Path, snapshot: Path) -> None:
+    """Delete a snapshot and what only it needs from a repo that is too damaged for huggingface_hub to find."""
+    refs = [repo / "refs" / revision for revision in cache.revisions(snapshot)]
+    shutil.rmtree(snapshot)
+    if not any(snapshot.parent.iterdir()):
+        shutil.rmtree(repo)
+        return
+    needed = {path.resolve() for path in snapshot.parent.rglob("*")}
+    for ref in refs:
+        ref.unlink()
+    for blob in repo.glob("blobs/*"):
+        if blob.resolve() not in needed and blob.suffix != ".incomplete":
+            blob.unlink()
+
+
+def _stored_bytes(repo: Path) -> int:
+    """The size of a repo's files, each counted once: links are not followed."""
+    found = (path for part in ("blobs", "snapshots") for path in (repo / part).rglob("*"))
+    return sum(path.lstat().st_size for path in found if path.is_file() and not path.is_symlink())

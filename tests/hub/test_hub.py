@@ -790,6 +790,43 @@ def test_an_interrupted_download_can_be_removed(hub: Hub) -> None:
     assert not list(cache.cache_folder().glob("models--*"))
 
 
+def damage_ref(repo: Path) -> None:
+    (repo / "refs" / "gone").write_text("0" * 40)  # a revision whose snapshot is not there
+
+
+def damage_snapshots(repo: Path) -> None:
+    (repo / "snapshots" / "file").touch()
+
+
+@pytest.mark.parametrize("damage", [damage_ref, damage_snapshots])
+def test_removal_from_a_damaged_repo_frees_what_it_reports(hub: Hub, damage: Callable[[Path], None]) -> None:
+    """huggingface_hub does not find such a repo; other revisions keep their files."""
+    hub.add(FILES)
+    hub.add(FILES | {"merges.txt": b"x" * 100}, refs=("v1",))
+    for name in ("org/name", "org/name@v1"):
+        find(name)
+    repo = cache.repo_folder("org/name")
+    damage(repo)
+    before = sum(path.stat().st_size for path in repo.glob("blobs/*"))
+    assert remove(removable("org/name@v1")) == 100
+    assert sum(path.stat().st_size for path in repo.glob("blobs/*")) == before - 100
+    assert {path.name: path.read_bytes() for path in find("org/name", offline=True).iterdir()} == FILES
+    assert not (repo / "refs" / "v1").exists()
+    assert remove(removable("org/name")) == sum(map(len, FILES.values()))
+    assert not any(repo.glob("blobs/*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need privileges on Windows")
+def test_a_link_in_place_of_a_partial_download_is_not_followed(hub: Hub, tmp_path: Path) -> None:
+    hub.add(FILES)
+    (tmp_path / "precious").write_bytes(b"precious")
+    part = cache.repo_folder("org/name") / "blobs" / f"{hashlib.sha256(WEIGHTS).hexdigest()}.incomplete"
+    part.parent.mkdir(parents=True)
+    part.symlink_to(tmp_path / "precious")
+    assert (find("org/name") / "model.safetensors").read_bytes() == WEIGHTS
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
 def test_an_incomplete_model_can_be_removed(hub: Hub) -> None:
     hub.add(FILES)
     (find("org/name") / "tokenizer.json").resolve().unlink()
