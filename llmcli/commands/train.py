@@ -203,7 +203,7 @@ class StageRunner:
     def run(self, stage: training.Stage, *, title: str | None) -> None:
         """Run ``stage`` to its end, and print its name first, after ``title``, if there is one.
 
-        KeyboardInterrupt saves a checkpoint, prints the curve, and goes on to the caller.
+        KeyboardInterrupt saves a checkpoint, prints the curve, and is raised again.
         """
         if title is not None:
             render.note(f"{title}{stage.recipe.method}: {stage.out}", sys.stderr)

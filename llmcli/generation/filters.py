@@ -190,7 +190,7 @@ class FrequencyPenalty(Penalty):
 
     name: str = "frequency-penalty"
     option = NumberOption(
-        "The same, once for each time that the token occurred. 0: off.",
+        "Subtract X once for each time that the token occurred. 0: off.",
         default=0.0,
         off=0.0,
         low=-MAX_CHANGE,

@@ -1,7 +1,7 @@
 """The process in which chat templates run: Jinja's sandbox, with limits on memory, computing time and output.
 
-A template is a program from somebody else. The sandbox keeps it from files and from Python's internals, but not from
-computing forever or filling the memory, which only another process can be kept from. Requests come as JSON objects on
+A template is a program by a third party. The sandbox keeps it away from files and Python's internals, but cannot stop
+it from computing forever or filling the memory; a separate process with limits can. Requests come as JSON objects on
 stdin, one per line, and each gets a line on stdout (see ``answer``).
 """
 

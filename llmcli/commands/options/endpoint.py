@@ -101,7 +101,7 @@ endpoint_options = bundle(
         "--endpoint",
         "endpoint_url",
         metavar="URL",
-        help="Use the model -m of an OpenAI-compatible server.",
+        help="Run the model -m on the OpenAI-compatible server at this address.",
     ),
     click.option(
         "--api-key-file",

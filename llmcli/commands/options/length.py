@@ -63,7 +63,7 @@ overflow_option = click.option(
     default="error",
     show_default=True,
     metavar="WAY",
-    help="For a prompt that is too long: error, or truncate-start to cut its beginning. shift also drops the older "
+    help="If the prompt is too long: error, or truncate-start to cut its beginning. shift also drops the older "
     "half of a full context.",
 )
 
