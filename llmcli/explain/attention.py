@@ -21,6 +21,7 @@ from llmcli.explain.selection import (
     name_heads,
     token_ids,
 )
+from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
 
 PATTERN_ROWS = 14  # as many rows and columns as fit into 80 terminal columns next to the tokens' text
@@ -94,6 +95,7 @@ def attend(
     observed = observe(model, ids[: position + 1])
     weights = torch.cat([observed.trace.attention[layer][0, :, -1] for layer in shown])  # [layers * H, S]
     norms = torch.cat([heads_of(model, observed, layer).value_norms for layer in shown])  # [layers * H, S]
+    check_finite(weights, "attention weights")
     return AttendReport(
         model=loaded.name,
         position=position,
@@ -141,6 +143,7 @@ def attention_pattern(
     position, (layer, number) = find_position(tokenizer, ids, position), find_head(model.config, head)
     observed = observe(model, ids[: position + 1], min(rows, position + 1))
     weights = observed.trace.attention[layer][0, number]  # [rows, S]
+    check_finite(weights, "attention weights")
     first = position + 1 - len(weights)
     pieces = tuple(vocab_entry(tokenizer, id) for id in observed.ids)
     later = float(weights.triu(first + 1).abs().max())

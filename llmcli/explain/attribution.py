@@ -23,6 +23,7 @@ from llmcli.explain.selection import (
     name_heads,
     token_ids,
 )
+from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
 
 ROUNDING = "rounding"  # the name of the part that the dtype's rounding adds
@@ -112,6 +113,7 @@ def why(
     pair = _pair(observed.logits, *wanted)
     logits = observed.logits[list(pair)].cpu()
     split = attribute(model, observed, pair)
+    check_finite(split.heads, "attention weights or values")  # attention may have ignored them in computing the logits
     parts = _parts(split, learned_positions=model.positions is not None)
     parts.append((ROUNDING, (logits.double() if config.logit_softcap is None else split.stream) - split.total))
     contributions = tuple(_contribution(name, values) for name, values in parts)

@@ -11,6 +11,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.explain.selection import find_token
+from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer
@@ -82,6 +83,7 @@ def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10, inputs: b
     mean = torch.zeros_like(vector)
     for part in parts(model, ids):
         mean += embeddings(model, part).sum(dim=0) / len(ids)
+    check_finite(mean, "embeddings")
     words = torch.tensor([term.piece.id for term in terms])
     hidden = words if len(terms) == 1 or not inputs else words[:0]
     nearest = _Ranking(model, ids, terms, mean, hidden)

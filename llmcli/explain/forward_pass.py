@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
+from llmcli.generation.distribution import check_finite
 from llmcli.generation.steps import next_logits
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
@@ -40,6 +41,7 @@ def observe(model: Transformer, ids: Sequence[int], rows: int = 1) -> ForwardPas
     check_length(model, len(ids))
     trace = Trace(rows=slice(-rows, None))
     logits = next_logits(model, ids, model.new_cache(), trace)
+    check_finite(logits)
     return ForwardPass(tuple(ids), logits, trace)
 
 

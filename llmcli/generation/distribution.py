@@ -19,9 +19,14 @@ def probabilities(logits: Tensor) -> Tensor:
     Raises LlmcliError if the logits contain NaN or infinity.
     """
     probs = logits.float().softmax(dim=-1)
-    if not bool(probs.sum().isfinite()):
-        raise LlmcliError("the model's logits are not numbers", kind="logits-not-finite")
+    check_finite(probs)
     return probs
+
+
+def check_finite(numbers: Tensor, what: str = "logits") -> None:
+    """Raise LlmcliError unless all ``numbers`` that the model computed are finite; ``what`` they are."""
+    if not bool(numbers.sum().isfinite()):
+        raise LlmcliError(f"the model's {what} are not numbers", kind="logits-not-finite")
 
 
 def entropy(probs: Tensor) -> float:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcli.generation.distribution import check_finite
 from llmcli.generation.steps import PREFILL_CHUNK
 from llmcli.model.transformer import Transformer
 
@@ -46,7 +47,9 @@ def predictions(model: Transformer, ids: Sequence[int], context: int | None = No
             x = model.hidden(torch.tensor([inside[begin:end]], device=model.device), cache)[0]  # [T, C]
             for row in range(max(first - start, begin), end, rows):
                 stop = min(row + rows, end)
-                yield model.unembed(x[row - begin : stop - begin]).float(), targets[row:stop]
+                logits = model.unembed(x[row - begin : stop - begin]).float()
+                check_finite(logits)
+                yield logits, targets[row:stop]
 
 
 def windows(length: int, context: int) -> list[tuple[int, int]]:
