@@ -25,7 +25,7 @@ from llmcli.train import recipe
 if TYPE_CHECKING:
     import torch
 
-SIZE = click.IntRange(max=2**31 - 1)  # the recipe checks the lower limits
+SIZE = click.IntRange(max=recipe.MOST_SIZE)  # the recipe checks all other limits
 SAMPLE_TOKENS = 90  # the length of the texts of --sample
 VALIDATE_EVERY = 250  # steps; --demo validates four times in each stage instead
 DEMO_OUT = "llmcli-demo"
@@ -41,8 +41,8 @@ SHAPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
 RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("method", Choice(get_args(recipe.Method)), "Training method (see above)."),
     ("context", SIZE, "Context length in tokens."),
-    ("batch-size", click.IntRange(max=2**16), "Sequences of --context tokens per step."),
-    ("tokens", click.IntRange(max=2**60), "Total tokens to train on."),
+    ("batch-size", SIZE, "Sequences of --context tokens per step."),
+    ("tokens", click.INT, "Total tokens to train on."),
     ("optimizer", Choice(get_args(recipe.Optimizer)), "For the weight matrices; AdamW trains the rest."),
     ("learning-rate", Real(), "Peak learning rate."),
     ("weight-decay", Real(), "Weight decay of the matrices."),
@@ -51,7 +51,7 @@ RECIPE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("plain", Real(), "sft: fraction of the replies trained without their prompts."),
     ("beta", Real(), "dpo: how strongly the model is kept close to --init."),
     ("precision", Choice(get_args(recipe.Precision)), "Precision of matrix products."),
-    ("seed", click.IntRange(max=2**63 - 1), "Seed of the initial weights and of the data's order."),
+    ("seed", click.INT, "Seed of the initial weights and of the data's order."),
 )
 
 

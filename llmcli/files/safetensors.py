@@ -128,11 +128,11 @@ class TensorFile:
     def mapped(self, entries: Sequence[Entry]) -> Tensor | None:
         """Adjacent tensors as one memory-mapped tensor, stacked along the first dimension.
 
-        None if they are not adjacent in this order, or not aligned to their dtype.
+        None if they are not adjacent in this order, not aligned to their dtype, or single numbers.
         """
         first, dtype = entries[0], self.dtype(entries[0])
         adjacent = all(a.end == b.start and a.dtype == b.dtype for a, b in itertools.pairwise(entries))
-        if not adjacent or first.start % dtype.itemsize:
+        if not adjacent or not first.shape or first.start % dtype.itemsize:
             return None
         if self._bytes is None:
             size = self.path.stat().st_size

@@ -8,7 +8,7 @@ detects any damage, including a file truncated by a power failure, so writing ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -72,12 +72,33 @@ def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[i
     if metadata.get("digest") != digest(tensors):
         raise Unusable("damaged")
     if metadata.get("model") != fingerprint:
-        raise Unusable("model" if tensors["keys.0"].dtype == model.dtype else "dtype")
-    # The digest proves that ``write_cache`` wrote the tensors, for this very model: names and shapes are right.
-    ids: list[int] = tensors["ids"].tolist()
+        dtypes = {tensor.dtype for name, tensor in tensors.items() if name.startswith("keys.")}
+        raise Unusable("model" if dtypes == {model.dtype} else "dtype")
     cache = model.new_cache()
+    if not _fits(tensors, model, cache):  # a digest detects damage, but anybody can compute one
+        raise Unusable("damaged")
+    ids: list[int] = tensors["ids"].tolist()
     cache.restore(len(ids), int(tensors["span"]), (_layer(tensors, layer) for layer in range(cache.layers)))
     return ids, cache
+
+
+def _fits(tensors: Mapping[str, Tensor], model: Transformer, cache: KVCache) -> bool:
+    """Whether the tensors have the names, dtypes and shapes that ``write_cache`` gives those of this model."""
+    names = {"ids", "span", *(f"{part}.{layer}" for layer in range(cache.layers) for part in ("keys", "values"))}
+    if tensors.keys() != names:
+        return False
+    ids, span = tensors["ids"], tensors["span"]
+    if (ids.dtype, ids.dim(), span.dtype, span.shape) != (torch.int64, 1, torch.int64, (1,)):
+        return False
+    for layer in range(cache.layers):
+        keys, values, (_, empty, _) = tensors[f"keys.{layer}"], tensors[f"values.{layer}"], cache.held(layer)
+        windowed = model.config.layer_type(layer) == "sliding_attention"
+        least = min(len(ids), (model.config.sliding_window or 0) - 1) if windowed else len(ids)
+        if keys.dim() != 3 or keys.shape != values.shape or keys.shape[::2] != empty.shape[1::2]:
+            return False
+        if not least <= keys.shape[1] <= len(ids) or {keys.dtype, values.dtype} != {model.dtype}:
+            return False
+    return True
 
 
 def _layer(tensors: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:

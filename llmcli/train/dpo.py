@@ -6,7 +6,7 @@ run began. The loss is -ln sigmoid of the difference between the rewards of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,10 @@ class Preference:
                 kind="identical-replies",
             )
         self._logprobs: Callable[..., Tensor] = reply_logprobs
+
+    @property
+    def kept_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {REFERENCE: (len(self._inputs), 2)}
 
     def prepare(self, model: Transformer, compile: Compile) -> None:
         self._logprobs = compile(reply_logprobs)

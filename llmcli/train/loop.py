@@ -44,7 +44,7 @@ def train(
     """
     recipe, model, objective = run.recipe, run.model, run.objective
     optimizers = create_optimizers(model, recipe)
-    step = state.load_state(out / state.FILE, model, optimizers, objective.kept) if resume else 0
+    step = state.load_state(out / state.FILE, model, optimizers, objective) if resume else 0
     precision = getattr(torch, recipe.precision)
     objective.prepare(model, torch.compile if compiled else _uncompiled)
 

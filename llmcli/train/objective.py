@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,10 @@ class Objective(Protocol):
     """A loss. ``kept`` are the tensors that a checkpoint must contain in addition to the weights."""
 
     kept: dict[str, Tensor]
+
+    @property
+    def kept_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the tensors that ``kept`` has after ``prepare``."""
 
     def prepare(self, model: Transformer, compile: Compile) -> None:
         """Prepare for the first step, or for the next one after resuming; ``compile`` may speed up functions."""
@@ -44,6 +48,10 @@ class NextToken:
         self.kept: dict[str, Tensor] = {}
         self._batches, self._held_out, self._bytes = batches, held_out, held_out_bytes
         self._loss: Callable[..., Tensor] = next_token_loss
+
+    @property
+    def kept_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {}
 
     def prepare(self, model: Transformer, compile: Compile) -> None:
         self._loss = compile(next_token_loss)

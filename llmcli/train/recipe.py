@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,9 @@ from llmcli.model.config import ModelConfig, RopeConfig
 
 FILE = "recipe.toml"
 BOS_ID, EOS_ID = 0, 1  # the tokenizer's trainer numbers special tokens first
+MOST_SIZE = 2**31 - 1
+# The largest values of other integers. Training a tokenizer takes memory for the whole vocabulary from the start.
+MOST = {"vocab_size": 2**22, "batch_size": 2**16, "tokens": 2**60, "seed": 2**63 - 1}
 STAGES = "stage"  # the tables of a recipe with several stages; each stage starts from the model of the one before it
 
 Method = Literal["pretrain", "sft", "dpo"]
@@ -35,7 +39,7 @@ class Shape:
     num_key_value_heads: int = 2
 
     def __post_init__(self) -> None:
-        _check_integers(self)
+        _check_numbers(self)
         if self.hidden_size % self.num_attention_heads:
             raise usage_error(
                 f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "
@@ -95,7 +99,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_integers(self)
+        _check_numbers(self)
         if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf and 0 < self.beta < math.inf):
             raise usage_error("learning_rate and beta must be above 0, weight_decay at least 0, and all finite")
         if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
@@ -105,6 +109,11 @@ class Recipe:
         for name, choices in (("optimizer", get_args(Optimizer)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 raise usage_error(f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
+        if self.shape is not None:
+            try:
+                self.shape.model_config(self.shape.vocab_size, self.context)
+            except LlmcliError as error:
+                raise usage_error(error.message.removeprefix("config.json: ")) from None
 
     @property
     def tokens_per_step(self) -> int:
@@ -212,9 +221,14 @@ def _names(settings: type[Shape | Recipe]) -> set[str]:
     return {f.name for f in fields(settings)}
 
 
-def _check_integers(values: Shape | Recipe) -> None:
-    """Raise LlmcliError if an integer is too small."""
+def _check_numbers(values: Shape | Recipe) -> None:
+    """Raise LlmcliError if an integer is too small, or a number too large."""
     for entry in fields(values):
-        value, minimum = getattr(values, entry.name), 0 if entry.name == "seed" else 1
-        if entry.type == "int" and value < minimum:
-            raise usage_error(f"{entry.name} must be at least {minimum}, not {value}")
+        value, least = getattr(values, entry.name), 0 if entry.name == "seed" else 1
+        if entry.type == "int" and value < least:
+            raise usage_error(f"{entry.name} must be at least {least}, not {value}")
+        most = MOST.get(entry.name, MOST_SIZE)
+        if entry.type == "int" and value > most:
+            raise usage_error(f"{entry.name} must be at most {most}, not {str(value)[:20]}")
+        if entry.type == "float" and abs(value) > sys.float_info.max:
+            raise usage_error(f"{entry.name} must be a finite number")

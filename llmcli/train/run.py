@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
+from llmcli.engine.size import empty_model
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.atomic import replacing_folder
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG
+from llmcli.files.sizes import readable
+from llmcli.model.config import ModelConfig
+from llmcli.model.device import memory_of
 from llmcli.model.families import llama
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, save
@@ -29,6 +33,8 @@ from llmcli.train.objective import NextToken, Objective
 from llmcli.train.optimizer import initialize
 from llmcli.train.recipe import Recipe
 from llmcli.train.vocabulary import save_tokenizer, train_tokenizer
+
+TRAINING_BYTES = 12  # per parameter, at least: weight, gradient and momentum in fp32
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def begin_run(
     """
     with replacing_folder(out, last=CONFIG) as folder:
         if init is None:
-            model, config_json = _new_model(folder, recipe, corpus)
+            model, config_json = _new_model(folder, recipe, corpus, device)
         else:
             model, config_json = _initial_model(folder, recipe, init)
         recipe.write(folder)
@@ -71,18 +77,33 @@ def resume_run(out: Path, recipe: Recipe, corpus: Corpus, *, device: torch.devic
     if state.saved_corpus(out / state.FILE) not in (corpus.digest, None):
         raise usage_error(f"the run in {out} was trained on different text", kind="other-corpus")
     recipe.write(out)
-    model = Transformer(Checkpoint.read(out).config)
+    config = Checkpoint.read(out).config
+    state.check_shapes(out / state.FILE, config)
+    model = Transformer(config)
     return _run(out, recipe, corpus, model.to(device), read_json(out / CONFIG))
 
 
-def _new_model(out: Path, recipe: Recipe, corpus: Corpus) -> tuple[Transformer, dict[str, Any]]:
+def _new_model(out: Path, recipe: Recipe, corpus: Corpus, device: torch.device) -> tuple[Transformer, dict[str, Any]]:
     """Return an untrained Llama model and its config.json, and write a tokenizer trained on the corpus to ``out``."""
     assert recipe.shape is not None
     tokenizer = train_tokenizer((example.text for example in corpus.train), recipe.shape.vocab_size)
     save_tokenizer(tokenizer, out, recipe.context)
-    model = Transformer(recipe.shape.model_config(tokenizer.get_vocab_size(), recipe.context))
+    config = recipe.shape.model_config(tokenizer.get_vocab_size(), recipe.context)
+    check_memory(config, device)
+    model = Transformer(config)
     initialize(model, recipe.seed)
     return model, llama.describe(model.config)
+
+
+def check_memory(config: ModelConfig, device: torch.device) -> None:
+    """Raise LlmcliError if the memory of ``device`` is too small to train a new model."""
+    parameters = sum(parameter.numel() for parameter in empty_model(config).parameters())
+    needed, usable = parameters * TRAINING_BYTES, memory_of(device).usable
+    if usable is not None and needed > usable:
+        raise LlmcliError(
+            f"a model of {parameters:,} parameters needs {readable(needed)} to train, and there are {readable(usable)}",
+            "make it smaller",
+        )
 
 
 def _initial_model(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, dict[str, Any]]:

@@ -21,6 +21,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.storage import cache_file
 from llmcli.storage.cache_file import Unusable, may_replace, read_cache, write_cache
+from llmcli.storage.fingerprint import digest
 from tests.tiny import TinyFactory, random_ids
 
 COUNT = 60  # tokens, more than a window
@@ -194,6 +195,39 @@ def test_a_changed_shape_or_dtype_is_damage(path: Path, model: Transformer, othe
     assert read_cache(path, model, FINGERPRINT)[0] == filled(model)[0]
     change_ids_entry(path, **other)
     assert fault(path, model) == "damaged"
+
+
+CRAFTED: dict[str, dict[str, Tensor | None]] = {
+    "no ids": {"ids": None},
+    "no span": {"span": None},
+    "no keys": {f"keys.{layer}": None for layer in range(9)},
+    "no values of a layer": {"values.1": None},
+    "an extra tensor": {"keys.99": torch.zeros(1)},
+    "ids in rows": {"ids": torch.zeros(6, 10, dtype=torch.int64)},
+    "a single id": {"ids": torch.tensor(3)},
+    "ids of bytes": {"ids": torch.zeros(COUNT, dtype=torch.uint8)},
+    "ids of floats": {"ids": torch.zeros(COUNT)},
+    "more ids than keys": {"ids": torch.zeros(COUNT + 1, dtype=torch.int64)},
+    "fewer ids than keys": {"ids": torch.zeros(5, dtype=torch.int64)},
+    "two spans": {"span": torch.zeros(2, dtype=torch.int64)},
+    "a span of floats": {"span": torch.zeros(1)},
+    "a single key": {"keys.0": torch.tensor(1.0)},
+    "other heads": {"keys.0": torch.zeros(1, COUNT, 3), "values.0": torch.zeros(1, COUNT, 3)},
+    "no positions": {"keys.0": torch.zeros(1, 0, 8), "values.0": torch.zeros(1, 0, 8)},
+    "another dtype": {"keys.0": torch.zeros(1, COUNT, 8, dtype=torch.float16)},
+}
+
+
+@pytest.mark.parametrize("craft", CRAFTED)
+@pytest.mark.parametrize("fingerprint", [FINGERPRINT, "another"])
+def test_a_crafted_file_with_the_right_digest_is_unusable(
+    path: Path, model: Transformer, craft: str, fingerprint: str
+) -> None:
+    tensors = {**load_file(path), **CRAFTED[craft]}
+    kept = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}  # not mapped to the file
+    metadata = {**TensorFile(path).metadata, "digest": digest(kept)}
+    write_tensors(path, kept, metadata)
+    assert fault(path, model, fingerprint) in (("model", "dtype") if fingerprint == "another" else ("damaged",))
 
 
 def test_a_value_replaced_by_nan_is_damage(path: Path, model: Transformer) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,6 +21,7 @@ from llmcli.storage.checkpoint import Checkpoint
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import find_template
 from llmcli.text.tokenizer import load_tokenizer
+from llmcli.train import state
 from llmcli.train.batches import IGNORED, Encoded, Encoder, pack
 from llmcli.train.chat_tokens import ASSISTANT, USER
 from llmcli.train.corpus import Corpus, Example, read_corpus, read_examples
@@ -301,6 +303,11 @@ def test_resumed_preferences_keep_their_reference(chat_model: Path, tmp_path: Pa
     assert [m.loss for m in first + rest] == [m.loss for m in whole]
     name = "model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    path = tmp_path / "parts" / state.FILE
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items() if name != f"kept.{REFERENCE}"}
+    save_file(tensors, path, metadata={"step": "1"})
+    with pytest.raises(LlmcliError, match=r"kept\.reference is missing"):
+        steps(again, tmp_path / "parts", resume=True)
 
 
 def test_unusable_examples_are_errors(base: Path, tmp_path: Path) -> None:
