@@ -226,7 +226,8 @@ def test_a_crafted_file_with_the_right_digest_is_unusable(
     tensors = {**load_file(path), **CRAFTED[craft]}
     kept = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}  # not mapped to the file
     metadata = {**TensorFile(path).metadata, "digest": digest(kept)}
-    write_tensors(path, kept, metadata)
+    with path.open("wb") as file:
+        write_tensors(file, kept, metadata)
     assert fault(path, model, fingerprint) in (("model", "dtype") if fingerprint == "another" else ("damaged",))
 
 
