@@ -6,9 +6,8 @@ import os
 
 # Tiny models are slower with more threads, above all on a busy machine. Set before torch is imported, and inherited.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The config file of the person who runs the tests is ignored.
-os.environ.update({"LLMCLI_CONFIG": os.devnull})
 
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,24 @@ from tests import endpoint_server
 from tests.endpoint_server import Endpoint
 from tests.hub_server import Hub, serving
 from tests.tiny import TinyFactory, make
+
+# Settings of a terminal, and of the launcher of a cluster.
+OTHERS = {"NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "RANK", "WORLD_SIZE", "MASTER_ADDR"}
+
+
+def pytest_configure() -> None:
+    """Make the tests, and the programs that they start, independent of how pytest is started."""
+    for name in set(os.environ):
+        if name in OTHERS or (name.startswith("LLMCLI_") and name != "LLMCLI_REAL_MODELS"):
+            del os.environ[name]
+    os.environ["LLMCLI_CONFIG"] = os.devnull
+    # Programs find llmcli from any folder.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    # Jobs in the background, also those of some CI systems, ignore these signals, and programs inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
 
 # No deadline, because machines differ in speed. The same examples in every run, so that no test is flaky.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=20)

@@ -38,7 +38,7 @@ def test_a_notebook_runs_and_shows_tables(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not [cell for cell in cells if cell.outputs or cell.execution_count]
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "display_data"]  # each table is shown once
     tables = [output for output in outputs if "<pre" in output.get("data", {}).get("text/html", "")]

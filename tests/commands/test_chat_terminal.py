@@ -49,11 +49,10 @@ class Terminal:
         )  # fmt: skip
 
     def wait(self, done: Callable[[], bool], waiting_for: object = "") -> None:
-        """Read output until ``done`` returns true."""
-        start = time.monotonic()
+        """Read output until ``done`` returns true. Fails if the chat ends before."""
         while not done():
-            assert time.monotonic() < start + 60, (waiting_for, self.shown)
-            self._pump()
+            ended = not self.child.isalive()
+            assert self._pump() or not ended or done(), (waiting_for, self.shown)
 
     def _pump(self) -> bool:
         """Read available output, and return whether there was any."""
@@ -308,7 +307,7 @@ def test_ctrl_c_ends_a_chat_through_a_pipe(endless: Path, tmp_path: Path) -> Non
         process.stdout.read(200)
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-        assert process.wait(60) == 130
+        assert process.wait() == 130
     assert [role for role, _ in saved(file)] == ["user", "assistant"]
 
 
@@ -316,11 +315,10 @@ def test_with_stdout_in_a_file_only_the_replies_go_there(chat_model: Path, tmp_p
     out = tmp_path / "out.txt"
     command = f"{sys.executable} -m llmcli chat -m {chat_model} --temperature 0 -n 6 > {out}"
     environment = {**os.environ, "TERM": "xterm-256color", "XDG_CONFIG_HOME": str(tmp_path)}
-    child = pexpect.spawn("/bin/sh", ["-c", command], encoding="utf-8", timeout=60, env=environment)
+    child = pexpect.spawn("/bin/sh", ["-c", command], encoding="utf-8", timeout=None, env=environment)
     child.expect(">")
     child.send("The fox\r")
     child.expect("stopped|> ")
-    time.sleep(0.5)
     child.sendeof()
     child.expect(pexpect.EOF)
     child.close()

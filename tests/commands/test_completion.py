@@ -100,7 +100,7 @@ def test_tab_in_a_real_bash(tmp_path: Path) -> None:
     program.chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PS1": "> ", "TERM": "dumb"}
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    child = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=env, encoding="utf-8", timeout=30)
+    child = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=env, encoding="utf-8", timeout=None)
     child.sendline('bind "set enable-bracketed-paste off"; eval "$(llmcli completion bash)"; echo rea""dy')
     child.expect("ready")
     child.send("llmcli gen\t")
