@@ -75,7 +75,7 @@ def run_apart(
 
 
 def _redirect(stdin: int, stderr: int) -> None:
-    """Use these pipes, and write stdout nowhere, also where pytest has replaced the streams."""
+    """Use these pipes and discard stdout, even where pytest has replaced the streams."""
     for number, file in ((0, stdin), (1, os.open(os.devnull, os.O_WRONLY)), (2, stderr)):
         os.dup2(file, number)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115

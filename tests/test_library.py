@@ -95,7 +95,7 @@ def test_wrong_arguments(shipped: LoadedModel) -> None:
     with pytest.raises(LlmcliError, match="there is no folder org/name"):
         llmcli.load(Path("org/name"))
     for name, value in {"dtype": "int8", "device": "gpu", "quantization": "int2"}.items():
-        with pytest.raises(LlmcliError, match=f"{value!r} is no") as caught:
+        with pytest.raises(LlmcliError, match=f"{value!r} is not a") as caught:
             llmcli.load(**{name: value})  # type: ignore[arg-type]
         assert "known: " in caught.value.hint
     arguments = {"prompt": PROMPT, "temperature": "hot", "stop": [1], "seed": 1.5, "max_new_tokens": "all"}

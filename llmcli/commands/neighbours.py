@@ -14,7 +14,7 @@ from llmcli.commands.shell.command import Command
 @click.command(cls=Command)
 @click.argument("word")
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Show the N nearest tokens.")
-@click.option("--no-inputs", is_flag=True, help="Leave the words of a sum out of the ranking.")
+@click.option("--no-inputs", is_flag=True, help="Omit the words of a sum from the ranking.")
 @output_options
 @model_options
 @verbose_option

@@ -17,7 +17,7 @@ KEY_VARIABLE = "LLMCLI_API_KEY"
 OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"  # users expect it to be sent to OpenAI only
 MAX_BYTES = 2**16  # of a key's file
 HIDDEN = "[key]"  # what is shown in place of a key
-MIN_SECRET = 8  # characters: a shorter key, such as EMPTY, is no secret and may occur in ordinary text
+MIN_SECRET = 8  # characters: a shorter key, such as EMPTY, is not a secret and may occur in ordinary text
 
 
 @dataclass(frozen=True)

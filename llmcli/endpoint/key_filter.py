@@ -26,7 +26,7 @@ class KeyFilter:
         self._tokens: Tokens = ()
 
     def feed(self, chunk: ResponseChunk) -> ResponseChunk:
-        """Return ``chunk`` after what was held back, and without what must wait."""
+        """Return ``chunk`` preceded by the text held back before, and without the text to hold back now."""
         if not self._key:
             return chunk
         text, key = (self._text + chunk.text).replace(self._key, HIDDEN), self._key.encode()
@@ -66,5 +66,5 @@ def covered(tokens: Tokens, start: int, end: int) -> range:
 
 
 def beginning(data: bytes, key: bytes) -> int:
-    """Return the length of the longest end of ``data`` with which the key begins, but not the whole key."""
+    """Return the length of the longest suffix of ``data`` that is a proper prefix of the key."""
     return next((n for n in range(min(len(data), len(key) - 1), 0, -1) if data.endswith(key[:n])), 0)

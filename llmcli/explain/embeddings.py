@@ -52,7 +52,7 @@ class NeighboursReport(Report):
 
     ``vector`` holds the first of the sum's ``size`` components and ``length`` is its norm, both without centering.
     ``baseline`` is the first word that is added, if there are several words: the tokens nearest to it, in ``alone``,
-    show what the arithmetic changed. ``inputs`` tells whether the words of the sum are ranked.
+    show what the arithmetic changed. ``inputs`` says whether the words of the sum are ranked.
     """
 
     model: str
@@ -71,7 +71,7 @@ def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10, inputs: b
     """Return the ``top`` tokens nearest to ``expression``: a word, or a sum such as "king - man + woman".
 
     The mean is over the rows that belong to a token: some models pad their embedding with others. Without ``inputs``,
-    the words of a sum are left out; a single word always is, since its cosine with itself is 1.
+    the words of a sum are omitted; a single word always is, since its cosine with itself is 1.
     Raises LlmcliError if a word is not exactly one token, or the vector of the expression is 0.
     """
     model, tokenizer = loaded.model, loaded.tokenizer

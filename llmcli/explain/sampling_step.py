@@ -295,7 +295,7 @@ def _own_temperature(sampler: Sampler) -> float:
 
 
 def _with_own(temperatures: Sequence[float], sampler: Sampler) -> list[float]:
-    """``temperatures`` with the sampler's own among them, before the first larger one; none if there are none."""
+    """``temperatures`` with the sampler's own among them, before the first larger one; empty if there are none."""
     own, found = _own_temperature(sampler), list(temperatures)
     if found and own not in found:
         found.insert(next((n for n, t in enumerate(found) if t > own), len(found)), own)

@@ -1,8 +1,8 @@
-"""Replacing files and folders as a whole: even if the process is killed, the old version is there, or the new one.
+"""Replacing files and folders as a whole: even if the process is killed, either the old or the new version exists.
 
 The new version is written next to the old one, under a random name that nothing else has, and then renamed. A killed
-process leaves it there; the next one that writes the same file or folder deletes it. While it is written, it is locked,
-so that no other process takes it for one that was left.
+process leaves it there; the next one that writes the same file or folder deletes it. While it is being written it is
+locked, so that no other process takes it for a leftover.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ def write_error(path: Path, error: OSError) -> LlmcliError:
 def replacing(path: Path, *, new: bool = False, durable: bool = True, beside: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write, which replaces ``path`` if the block succeeds.
 
-    Through a symbolic link, the link's target is replaced. An older file's permissions are kept. If the file must be
-    ``new``, it is an error if another process created it meanwhile. Unless it need not be ``durable``, it is on the
-    disk before it replaces the old one. Its temporary file is ``beside`` it, or in another folder of the same disk.
-    Raises LlmcliError if it cannot be written.
+    Through a symbolic link, the link's target is replaced. An older file's permissions are kept. If ``durable``, the
+    new file is on the disk before it replaces the old one. The temporary file is in the folder ``beside``, by default
+    the target's own. Raises LlmcliError if the file cannot be written or, with ``new``, if it exists by then.
     """
     try:
         target = _resolve(path)
@@ -64,7 +63,7 @@ def replacing(path: Path, *, new: bool = False, durable: bool = True, beside: Pa
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace the file by ``text``, in UTF-8. Raises LlmcliError if it cannot be written."""
+    """Replace the file with ``text``, in UTF-8. Raises LlmcliError if it cannot be written."""
     with replacing(path) as file:
         file.write(text.encode())
 
@@ -73,8 +72,8 @@ def replace_text(path: Path, text: str) -> None:
 def replacing_folder(folder: Path, last: str) -> Iterator[Path]:
     """A new folder to fill with files, which becomes ``folder`` if the block succeeds.
 
-    If ``folder`` already has files, or is the root of a disk, the new files are moved into it one by one. The file
-    named ``last``, without which the folder is not complete, is the last. Raises LlmcliError if it cannot be written.
+    If ``folder`` already has files, or is the root of a disk, the new files are moved into it one by one, and the file
+    ``last``, without which the folder is incomplete, at the end. Raises LlmcliError if the folder cannot be written.
     """
     try:
         target = _resolve(folder)
@@ -126,7 +125,7 @@ def _temporary(folder: Path, name: str) -> Iterator[tuple[Path, BinaryIO]]:
     _clear(folder, name)
     while True:
         path = folder / f".{name[:_STEM]}.{secrets.token_hex(8)}{_FILE}"
-        file = path.open("xb")  # fails if there is a file or a link of this name
+        file = path.open("xb")  # fails if there is a file or a link with this name
         if _locked(file) and is_at(path, file):  # otherwise another process has just cleared it
             break
         file.close()
@@ -166,7 +165,7 @@ def _clear_one(path: Path) -> None:
 
 
 def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename a file. Raises FileExistsError if there is a file of the new name."""
+    """Rename a file. Raises FileExistsError if there is a file with the new name."""
     if sys.platform == "win32":
         source.rename(target)
         return

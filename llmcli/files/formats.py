@@ -28,7 +28,7 @@ _OTHER_WEIGHTS = (
 
 
 def stand_in(path: Path) -> LlmcliError | None:
-    """Return the error for a file in whose place something else was saved, such as a Git LFS pointer; None if not."""
+    """Return the error for a file that is something else instead, such as a Git LFS pointer; None if it is not."""
     try:
         with path.open("rb") as file:
             start = file.read(256)

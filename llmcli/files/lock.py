@@ -15,7 +15,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-_LOCKED_BYTE = 2**31 - 1  # on Windows, nobody else can read the locked bytes: one that few files have
+_LOCKED_BYTE = 2**31 - 1  # a position that few files have, because on Windows no other process can read locked bytes
 
 
 def lock(file: IO[Any]) -> bool:

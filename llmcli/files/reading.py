@@ -1,4 +1,4 @@
-"""Reading whole files of a limited size, also where a path leads to a pipe or an endless device."""
+"""Reading whole files of a limited size, even if a path leads to a pipe or an endless device."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def readable(count: int) -> str:
 
 
 def file_size(path: Path) -> int | None:
-    """The size of a file in bytes; None if there is no such file, or if it cannot be looked at."""
+    """The size of a file in bytes; None if there is no such file, or if it cannot be examined."""
     with suppress(OSError):
         return path.stat().st_size if path.is_file() else None
     return None

@@ -83,7 +83,7 @@ def load(
     Raises LlmcliError if the folder is not a model that llmcli can run.
     """
     if quantization not in (None, *get_args(Quantization)):
-        raise usage_error(f"{quantization!r} is no quantization", f"known: {', '.join(get_args(Quantization))}")
+        raise usage_error(f"{quantization!r} is not a quantization", f"known: {', '.join(get_args(Quantization))}")
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         raise LlmcliError(f"{folder} is a LoRA adapter, not a model", kind="adapter-not-model")
     checkpoint = Checkpoint.read(folder)

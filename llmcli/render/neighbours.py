@@ -46,12 +46,12 @@ def _listed(report: explain.NeighboursReport) -> str:
     if len(report.terms) == 1:
         return "The word itself is not listed."
     if report.inputs:
-        return "The words of the sum are listed, too; --no-inputs leaves them out."
+        return "The words of the sum are listed, too; --no-inputs omits them."
     return "The words of the sum are not listed."
 
 
 def _finding(report: explain.NeighboursReport) -> str:
-    """Return what the arithmetic changed: the first token without it, and the tokens that it brought in and removed."""
+    """Return what the arithmetic changed: the first token without it, and the tokens that it added and removed."""
     assert report.baseline is not None
     word, alone = token_label(report.baseline), report.alone
     new = [row for row in report.neighbours if not row.given]

@@ -41,7 +41,7 @@ def tokenizer_errors(problem: str) -> Iterator[None]:
 
 
 def _discard_stderr(at_end: ExitStack) -> None:
-    """Point the process's stderr to nowhere until ``at_end``."""
+    """Discard what the process writes to stderr until ``at_end``."""
     try:
         saved = os.dup(STDERR)
         at_end.callback(os.close, saved)

@@ -116,7 +116,7 @@ class ChatFile:
         return None if self._locked is None else os.fstat(self._locked.fileno())
 
     def _check_replaceable(self) -> None:
-        """Raise if the file is not a saved chat, or has messages that this process does not know."""
+        """Raise LlmcliError if the file is not a saved chat, or has messages that this process does not know."""
         _check_is_chat(self.path)
         found = self.path.stat()
         if self._known is None or any(

@@ -93,7 +93,7 @@ class MetricsFile:
         self._ends.append(end + len(line))
 
     def _read(self, content: bytes) -> None:
-        """Take over the metrics in the file, without an incomplete last line."""
+        """Load the metrics in the file, without an incomplete last line."""
         lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
         try:
             self.history = [Metrics(**json.loads(line)) for line in lines]

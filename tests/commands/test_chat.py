@@ -444,6 +444,6 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_shipped_model_says_what_it_is(run: Run, chat_model: Path) -> None:
-    said = "This model writes short stories and often misses details."
-    assert said in run("chat", input="").stderr
-    assert said not in run("chat", "-m", chat_model, input="").stderr
+    note = "This model writes short stories and often misses details."
+    assert note in run("chat", input="").stderr
+    assert note not in run("chat", "-m", chat_model, input="").stderr

@@ -77,7 +77,7 @@ def test_quantize_killed(run: Run, model: Path, work: Path) -> None:
 
 @needs_fork
 def test_train_killed(run: Run, corpus: Path, work: Path) -> None:
-    """The folder holds a complete model or is not there; the run, resumed or started again, ends as if undisturbed."""
+    """The folder holds a complete model or does not exist; the run, resumed or restarted, ends as if uninterrupted."""
     arguments, whole = ("train", corpus, "--out", work / "out", *TINY_RUN), {}
     same = ("model.safetensors", "state.safetensors", "config.json", "tokenizer.json", "recipe.toml")
     for _ in kills(arguments, work, most=8):
@@ -126,7 +126,7 @@ def test_chat_killed(run: Run, chat_model: Path, work: Path) -> None:
 
 @needs_fork
 def test_batch_killed(run: Run, model: Path, prompts: Path, work: Path) -> None:
-    """Also while it merges the results that several processes left."""
+    """Even while it merges the results that several processes left."""
     out = work / "out.jsonl"
     arguments = ("batch", prompts, out, "-m", model, "--batch-size", 2)
     assert run(*arguments).exit_code == 0

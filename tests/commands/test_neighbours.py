@@ -32,21 +32,21 @@ def test_the_table_in_a_file_equals_the_json(model: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "sentence"),
     [
         (["fox"], "The word itself is not listed."),
         (["fox - hen", "--no-inputs"], "The words of the sum are not listed."),
-        (["fox - hen"], "The words of the sum are listed, too; --no-inputs leaves them out."),
+        (["fox - hen"], "The words of the sum are listed, too; --no-inputs omits them."),
     ],
 )
-def test_it_says_whether_the_words_given_are_ranked(model: Path, run: Run, words: list[str], said: str) -> None:
+def test_it_says_whether_the_words_given_are_ranked(model: Path, run: Run, words: list[str], sentence: str) -> None:
     (report,) = records(run("neighbours", *words, "--top", "1000", "-m", model, "--json"))
     ids = {term["piece"]["id"] for term in report["terms"]}
     listed = {row["piece"]["id"] for row in report["neighbours"]}
     assert len(listed) == len(report["neighbours"])
-    assert (listed & ids, len(listed | ids)) == (ids if "too" in said else set(), TOKENS)
+    assert (listed & ids, len(listed | ids)) == (ids if "too" in sentence else set(), TOKENS)
     lines = run("neighbours", *words, "-m", model).stdout.splitlines()
-    (explained,) = [n for n, line in enumerate(lines) if said in line]
+    (explained,) = [n for n, line in enumerate(lines) if sentence in line]
     assert lines[explained].startswith("Sorted by centered cosine")
     assert lines[explained + 1].split("\t")[2] == "centered cosine"  # explained above the table
 
@@ -60,25 +60,25 @@ def test_a_sum_is_compared_with_its_first_word(model: Path, run: Run, sum: str) 
     before = [row for row in alone["neighbours"] if row["piece"]["id"] not in given]
     names = {row["piece"]["id"]: row["piece"]["text"].replace(" ", "·") for row in before}
     after = [row["piece"]["id"] for row in report["neighbours"]]
-    (said,) = [
+    (sentence,) = [
         line
         for line in run("neighbours", sum, "--no-inputs", "--top", 5, "-m", model).stdout.splitlines()
         if " alone gives " in line
     ]
     first, best = before[0]["piece"]["id"], after[0]
     if first == best:
-        assert f"alone gives {names[first]} first, too" in said
+        assert f"alone gives {names[first]} first, too" in sentence
         old, new = (f"{row['centred']:.4f}" for row in (before[0], report["neighbours"][0]))
-        assert f"changes its cosine from {old} to {new}." in said
+        assert f"changes its cosine from {old} to {new}." in sentence
     else:
         rank = next(n for n, row in enumerate(before) if row["piece"]["id"] == best)
-        assert f"alone gives {names[first]} first and {names[best]} at rank {rank} (0 is first)." in said
+        assert f"alone gives {names[first]} first and {names[best]} at rank {rank} (0 is first)." in sentence
     top = [row["piece"]["id"] for row in before[:5]]
     added, dropped = ([names[id] for id in one if id not in other] for one, other in ((after, top), (top, after)))
     if added:
-        assert f"the arithmetic adds {', '.join(added)} and drops {', '.join(dropped)}." in said
+        assert f"the arithmetic adds {', '.join(added)} and drops {', '.join(dropped)}." in sentence
     else:
-        assert said.endswith("the arithmetic changes only the order.")
+        assert sentence.endswith("the arithmetic changes only the order.")
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,12 @@ def test_attend_ends_with_what_the_token_looks_at_most(model: Path, run: Run) ->
     first, *others = record["sources"]
     most = max(others, key=lambda source: source["mean"])
     where = "itself" if most["position"] == record["position"] else f"(position {most['position']})"
-    (said,) = [line for line in lines if "looks most at" in line]
-    assert lines.index(said) == len(lines) - 2
-    assert where in said
-    assert f"L{most['layer']}.H{most['head']} gives it {most['weight']:.2f} of its attention" in said
+    (sentence,) = [line for line in lines if "looks most at" in line]
+    assert lines.index(sentence) == len(lines) - 2
+    assert where in sentence
+    assert f"L{most['layer']}.H{most['head']} gives it {most['weight']:.2f} of its attention" in sentence
     is_sink = first["mean"] > 1.5 / len(record["sources"])
-    assert ("attention sink" in said) == ("--no-sink" in said) == is_sink
+    assert ("attention sink" in sentence) == ("--no-sink" in sentence) == is_sink
     assert "--no-sink" not in run("attend", PROMPT, "-m", model, "--no-sink").stdout
     assert "can only look at itself" in run("attend", PROMPT, "-m", model, "--at", 0).stdout
 
@@ -167,9 +167,9 @@ def test_a_pattern_ends_with_where_its_head_looks(model: Path, run: Run, monkeyp
     shares = [sum(row[at] for row in rows) / len(rows) for at in (-1, -2, 0)]
     shares.append(1 - sum(shares))
     names = ["the token itself", "the previous token", "position 0", "all others"]
-    said = run(*arguments).stdout.splitlines()[-2]
-    assert f"L1.H2 looks most at {names[shares.index(max(shares))]}." in said
-    assert all(f"{name} {share:.2f}" in said for name, share in zip(names, shares, strict=True))
+    sentence = run(*arguments).stdout.splitlines()[-2]
+    assert f"L1.H2 looks most at {names[shares.index(max(shares))]}." in sentence
+    assert all(f"{name} {share:.2f}" in sentence for name, share in zip(names, shares, strict=True))
     triangle = ESCAPE.sub("", on_terminal(arguments, 80, monkeypatch)).split("Weights in percent")[0]
     assert "·" not in re.sub("·(?=\\w)", "", triangle)  # it stands only for a space
 
@@ -181,14 +181,14 @@ def test_why_ends_with_the_strongest_component(model: Path, run: Run, token: str
     total = record["total"]["difference"]
     parts = [part for part in record["parts"] if part["name"] != "rounding"]
     best = max(parts, key=lambda part: part["difference"] * (1 if total >= 0 else -1))
-    said = run(*call).stdout.splitlines()[-2]
-    assert said.startswith(f"{best['name']} gives {best['difference']:+.2f} of {total:+.2f}")
+    sentence = run(*call).stdout.splitlines()[-2]
+    assert sentence.startswith(f"{best['name']} gives {best['difference']:+.2f} of {total:+.2f}")
     assert record["strongest"]["name"] == best["name"]
     if ".H" in best["name"]:
         (of_head,) = records(run(*call, "--head", best["name"].replace("L", "").replace("H", ""), "--json"))
         source = max(of_head["sources"], key=lambda source: source["difference"] * (1 if total >= 0 else -1))
-        assert f"{source['difference']:+.2f} of it by reading" in said
-        assert f"(position {source['position']})" in said
+        assert f"{source['difference']:+.2f} of it by reading" in sentence
+        assert f"(position {source['position']})" in sentence
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])

@@ -103,7 +103,9 @@ def test_the_longest_names(tmp_path: Path, name: str) -> None:
     assert files(tmp_path) == {name: "new"}
 
 
-def test_a_new_file_replaces_none_that_appeared_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_file_replaces_none_that_appeared_in_the_meantime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "x", "first", new=True)
     with pytest.raises(LlmcliError, match="exists"):
         write(tmp_path / "x", "second", new=True)
@@ -234,7 +236,7 @@ def test_what_a_killed_process_left_of_a_folder_is_deleted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_folder_that_another_process_filled_meanwhile_is_left(tmp_path: Path, kind: str) -> None:
+def test_a_folder_that_another_process_filled_in_the_meantime_is_left(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
 
     def meanwhile(new: Path) -> None:

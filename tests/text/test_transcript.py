@@ -102,14 +102,14 @@ def test_a_chat_that_another_program_changed_is_not_overwritten(tmp_path: Path) 
         with pytest.raises(LlmcliError, match="another program has changed"):
             chat.write("m", CHAT)
         assert path.read_text(encoding="utf-8") == edited
-        path.unlink()  # by its owner, who does not want it any more
+        path.unlink()  # by its owner, who no longer wants it
         chat.write("m", CHAT)
         assert read_transcript(path) == CHAT
     write_transcript(path, "m", [])
 
 
 def test_of_two_new_chats_one_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the other one is saved at the last moment."""
+    """Even if the other one is saved at the last moment."""
     path, fsync = tmp_path / "x.json", os.fsync
     with ChatFile(path) as first, ChatFile(path) as second:
 

@@ -153,7 +153,7 @@ def warn_about_doubled_token(conversation: generation.Conversation) -> None:
 def converse(session: AnySession, source: TurnSource) -> None:
     """Handle turn after turn until the input ends. Piped input also ends at Ctrl-C, and fails if any turn failed.
 
-    Raises a usage error if piped input is empty.
+    Raises LlmcliError if piped input is empty.
     """
     interactive, empty = sys.stdin is not None and sys.stdin.isatty(), True
     while interactive or not session.interrupted:

@@ -15,7 +15,7 @@ from llmcli.commands.shell.help import OTHER, PLAIN, Decorator, under
 from llmcli.errors import did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-# Threads or processes: with more than the machine computes at once, everything only takes longer.
+# Threads or processes: with more than the machine can run at once, everything takes longer.
 MOST_PARALLEL = max(8, 2 * (os.cpu_count() or 1))
 MOST_TEXTS = 10_000  # that continue one prompt: all of them are kept in memory
 MOST_IN_BATCH = 1024  # texts or requests at once

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the module imports torch
     from llmcli.engine.tensor_parallel.process_group import ProcessGroup
 
 JOIN_SECONDS = 10.0  # how long to wait for another rank to exit
-PARENT_SECONDS = 1.0  # how often to look whether torchrun still runs
+PARENT_SECONDS = 1.0  # between checks that torchrun is still running
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def run_rank(choice: DistributedModelChoice, info: RankInfo, ready: Connection) 
 
 
 def end_with_parent() -> None:
-    """From now on, end this process within seconds after the one that started it, whatever this one is doing.
+    """End this process within seconds after its parent ends, whatever it is doing then.
 
     A parent that is killed cannot end its ranks, and they would wait for each other for minutes.
     """

@@ -69,7 +69,7 @@ def prompt_options(argument: str = "prompt") -> Decorator:
 
 
 def _not_empty(text: str, source: str) -> str:
-    """Return a text. Raises a usage error if it is empty."""
+    """Return a text. Raises LlmcliError if it is empty."""
     if not text:
         raise usage_error(f"{source} is empty", 'check where the text comes from, or give "" for an empty one')
     return text
