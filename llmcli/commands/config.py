@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from llmcli import render
+from llmcli.commands.options.common import bundle_errors
 from llmcli.commands.shell.command import Command, commands_of
 from llmcli.commands.shell.config_file import (
     VARIABLE,
@@ -24,6 +25,8 @@ from llmcli.commands.shell.config_file import (
     variable_in_use,
     variables_of,
 )
+from llmcli.commands.shell.help import simplify_message
+from llmcli.commands.shell.hints import hint_of
 from llmcli.errors import EXIT_USAGE, LlmcliError, did_you_mean, usage_error
 
 
@@ -67,13 +70,13 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
     if command is not None and command not in commands:
         raise usage_error(f"{command} is not a command with options", did_you_mean(command, commands))
     config, errors = read_or_error()
+    for name in commands if command is None else [command]:
+        found, more = file_settings(config, commands[name], commands)
+        errors += [*more, *value_errors(commands[name], found)]
     if command is None:
-        errors += [error for each in commands.values() for error in file_settings(config, each, commands)[1]]
         rows = [*set_in_environment(commands), *set_in_file(config)]
         strays = stray_variables(commands)
     else:
-        found, more = file_settings(config, commands[command], commands)
-        errors += more
         rows, strays = [setting(commands[command], option, found) for option in options(commands[command])], []
     problems = list(dict.fromkeys(str(error) for error in errors)) + strays
     if as_json:
@@ -90,6 +93,25 @@ def read_or_error() -> tuple[dict[str, Any], list[LlmcliError]]:
         return read_config(), []
     except LlmcliError as error:
         return {}, [error]
+
+
+def value_errors(command: Command, found: Mapping[str, FileSetting]) -> Iterator[LlmcliError]:
+    """Yield what is wrong with a command's values in the environment, and with those that have the right type."""
+    ctx, values, origins = click.get_current_context(), {}, {}
+    for option in options(command):
+        name, variable = str(option.name), variable_in_use(option)
+        raw: Any = found[name].click_value if name in found else None
+        origin = f"{config_path()}: {found[name].key}" if name in found else ""
+        if variable is not None:
+            text, origin = os.environ[variable], variable
+            raw = option.type.split_envvar_value(text) if option.multiple else text
+        try:
+            if origin:
+                values[name], origins[name] = option.type_cast_value(ctx, raw), origin
+        except click.BadParameter as error:
+            yield usage_error(f"{origin}: {simplify_message(error.message).rstrip('.')}")
+    for name, wrong in bundle_errors(command, values):
+        yield usage_error(f"{origins[name]}: {wrong.message}", hint_of(wrong))
 
 
 def options(command: Command) -> list[click.Option]:

@@ -294,3 +294,43 @@ def test_verbose_shows_a_traceback_however_it_is_set(run: Run, write: Write) -> 
     assert "Traceback" in run("generate", "x", "--temperature", "hot").stderr  # an error in another option
     assert "Traceback" not in run("generate", "x", "--no-such-option").stderr  # an error before options are known
     assert "Traceback" not in run("no-such-command").stderr
+
+
+def test_all_faults_are_listed(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown names, wrong types, values that only a command's checks reject, and all of these in the environment."""
+    write(
+        'temprature = 1\ntop-p = 3\nsamplers = "top-q"\ndevice = "gpu"\nsave = "x.png"\n'
+        '[generate]\nlogit-bias = "x"\nseed = "y"\n[chat]\nprompt-lookup = true\n[score]\nthreads = 2\n'
+    )
+    monkeypatch.setenv("LLMCLI_TOP_K", "many")
+    monkeypatch.setenv("LLMCLI_BATCH_MIN_P", "7")
+    result = run("config")
+    assert result.exit_code == 2
+    culprits = ["temprature", "top-p", "samplers", "device", "save", "generate.logit-bias", "generate.seed"]
+    lines = result.stderr.splitlines()
+    for culprit in [*(f"config.toml: {key}:" for key in (*culprits, "chat.prompt-lookup")), "LLMCLI_TOP_K:"]:
+        assert sum(culprit in line for line in lines) == 1, culprit
+    assert "LLMCLI_BATCH_MIN_P: min-p must be from 0 to 1, not 7" in lines
+    assert not any("threads" in line for line in lines)
+    own = run("config", "generate").stderr
+    assert own.count("\n") == 7
+    assert "chat" not in own
+
+
+def test_options_that_exclude_each_other_are_a_fault(run: Run, write: Write) -> None:
+    write('prompt-lookup = true\ndraft-model = "x"\n')
+    assert "--prompt-lookup and --draft-model cannot be combined" in run("config", "generate").stderr
+
+
+def test_options_that_need_others_are_no_fault(run: Run, write: Write) -> None:
+    write("threads = 2\n[compare]\noffline = true\n")
+    result = run("config")
+    assert (result.exit_code, result.stderr.count("\n")) == (0, 1)
+
+
+def test_a_command_says_how_many_more_faults_there_are(run: Run, model: Path, write: Write) -> None:
+    write('temprature = 1\nseed = "x"\ndevice = "gpu"\n')
+    result = run("generate", "The", "-m", model)
+    assert result.exit_code == 2
+    assert "temprature: no such option" in result.stderr
+    assert result.stderr.endswith("; 2 more: llmcli config lists all)\n")

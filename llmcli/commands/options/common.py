@@ -6,13 +6,13 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from llmcli.commands.shell.help import OTHER, PLAIN, Decorator, under
-from llmcli.errors import did_you_mean
+from llmcli.errors import LlmcliError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # Threads or processes: with more than the machine can run at once, everything takes longer.
@@ -75,9 +75,37 @@ def bundle(
             built = build(**{parameter: values.pop(parameter) for parameter in names})
             return command(**{name: built}, **values)
 
+        call.__dict__["bundles"] = [*getattr(command, "bundles", []), (frozenset(names), build)]
         return under(title, *decorators)(call)
 
     return decorate
+
+
+def bundle_errors(command: click.Command, values: Mapping[str, Any]) -> Iterator[tuple[str, LlmcliError]]:
+    """Yield each of ``values``, by parameter name, that the ``build`` of its bundle rejects, with the error.
+
+    Each value is checked alone, with the defaults of the other options; then all together, if each alone is valid.
+    """
+    ctx = click.get_current_context()
+    defaults = {
+        str(parameter.name): parameter.type_cast_value(ctx, parameter.to_info_dict().get("default"))
+        for parameter in command.params
+    }
+    for names, build in getattr(command.callback, "bundles", []):
+
+        def error_with(chosen: Mapping[str, Any], names: Any = names, build: Any = build) -> LlmcliError | None:
+            try:
+                build(**{name: chosen.get(name, defaults[name]) for name in names})
+            except LlmcliError as error:
+                return error
+            return None
+
+        given = {name: value for name, value in values.items() if name in names}
+        if not given or error_with({}) is not None:  # the command line must set others of them
+            continue
+        found = [(name, error) for name in given if (error := error_with({name: given[name]})) is not None]
+        together = error_with(given) if not found else None
+        yield from found if together is None else [(next(iter(given)), together)]
 
 
 def store_verbose(ctx: click.Context, option: click.Parameter, value: bool) -> None:

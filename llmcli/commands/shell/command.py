@@ -60,7 +60,11 @@ class Command(click.Command):
             hint = "put a text of several words in quotes" if takes_text else f"see {ctx.command_path} --help"
             raise usage_error(f"unexpected argument: {' '.join(rest)}", hint)
         if config_errors:
-            raise config_errors[0]
+            first, *others = config_errors
+            if others:
+                more = f"{len(others)} more: llmcli config lists all"
+                first.hint = "; ".join(part for part in (first.hint, more) if part)
+            raise first
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
