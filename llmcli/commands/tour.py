@@ -24,9 +24,9 @@ from llmcli.errors import EXIT_FAILURE
 def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelChoice) -> None:
     """How does a language model work? A guided tour follows one sentence through the model, with real numbers.
 
-    The stops are tokens, vectors, position, attention, layers, probabilities, temperature and the generation loop.
-    Most of them have a command of their own (attend, lens, …) that works on any text. Without SENTENCE, the tour uses
-    a built-in one. It pauses only in a terminal.
+    The stops are tokens, vectors, position, attention, layers, probabilities, temperature, the generation loop, and
+    what attention causes. Most of them have a command of their own (attend, lens, …) that works on any text. Without
+    SENTENCE, the tour uses a built-in one. It pauses only in a terminal.
 
     \b
     Examples:

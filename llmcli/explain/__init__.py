@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from llmcli.explain.position_encoding import Answer as Answer
     from llmcli.explain.position_encoding import PositionReport as PositionReport
     from llmcli.explain.position_encoding import position as position
+    from llmcli.explain.query_key_value import HeadReport as HeadReport
+    from llmcli.explain.query_key_value import KeyMatch as KeyMatch
+    from llmcli.explain.query_key_value import match_keys as match_keys
     from llmcli.explain.report import Alternative as Alternative
     from llmcli.explain.report import Check as Check
     from llmcli.explain.report import Claim as Claim
@@ -89,7 +92,9 @@ __all__ = [
     "Contribution",
     "Divergence",
     "GeneratedToken",
+    "HeadReport",
     "InspectReport",
+    "KeyMatch",
     "LensReport",
     "LensRow",
     "MergesReport",
@@ -125,6 +130,7 @@ __all__ = [
     "inspect",
     "inspect_folder",
     "lens",
+    "match_keys",
     "merges",
     "neighbours",
     "position",
@@ -158,6 +164,9 @@ __getattr__, __dir__ = lazy.exports(
         "Node": "continuations",
         "PatternRow": "attention",
         "AttendedToken": "attention",
+        "HeadReport": "query_key_value",
+        "KeyMatch": "query_key_value",
+        "match_keys": "query_key_value",
         "Alternative": "report",
         "AttendReport": "attention",
         "AttentionPattern": "attention",

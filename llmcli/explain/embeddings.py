@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,11 +80,8 @@ def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10, inputs: b
     vector = _sum(model, terms)
     if not vector.any():
         raise usage_error(f"the vector of {expression!r} is 0, which has no neighbours", "remove a word")
-    ids = torch.tensor([id for id in tokenizer.ids if id < model.config.vocab_size])
-    mean = torch.zeros_like(vector)
-    for part in parts(model, ids):
-        mean += embeddings(model, part).sum(dim=0) / len(ids)
-    check_finite(mean, "embeddings")
+    ids = _known(loaded)
+    mean = _mean(model, ids)
     words = torch.tensor([term.piece.id for term in terms])
     hidden = words if len(terms) == 1 or not inputs else words[:0]
     nearest = _Ranking(model, ids, terms, mean, hidden)
@@ -135,6 +133,42 @@ class _Ranking:
         order = self.cosines[1].argsort(descending=True, stable=True)
         self.order = order[~torch.isin(ids[order], hidden)]
         self.ranks = {n: rank for rank, n in enumerate(self.order.tolist())}
+
+
+def nearest_to_each(loaded: LoadedModel, words: Sequence[int], top: int) -> list[list[tuple[int, float]]]:
+    """Return the ``top`` other tokens nearest to each of ``words`` by the centered cosine: ids, and the cosines.
+
+    One pass over the embedding serves all words.
+    """
+    model, ids = loaded.model, _known(loaded)
+    mean, wanted = _mean(model, ids), torch.tensor(words)
+    own = _unit(embeddings(model, wanted) - mean)
+    found: list[list[tuple[int, float]]] = [[] for _ in words]
+    for part in parts(model, ids):
+        cosines = own @ _unit(embeddings(model, part) - mean).T  # [words, part]
+        values, places = cosines.masked_fill(wanted[:, None] == part, -2.0).topk(min(top, len(part)))
+        for nearest, near_ids, near in zip(found, part[places].tolist(), values.tolist(), strict=True):
+            nearest[:] = sorted([*nearest, *zip(near_ids, near, strict=True)], key=lambda pair: -pair[1])[:top]
+    return found
+
+
+def _unit(rows: Tensor) -> Tensor:
+    unit: Tensor = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    return unit
+
+
+def _known(loaded: LoadedModel) -> Tensor:
+    """The ids that are both in the tokenizer and in the embedding."""
+    return torch.tensor([id for id in loaded.tokenizer.ids if id < loaded.model.config.vocab_size])
+
+
+def _mean(model: Transformer, ids: Tensor) -> Tensor:
+    """The mean embedding of ``ids``, [C], fp64. Raises LlmcliError if it is not finite."""
+    mean = torch.zeros(model.config.hidden_size, dtype=torch.float64)
+    for part in parts(model, ids):
+        mean += embeddings(model, part).sum(dim=0) / len(ids)
+    check_finite(mean, "embeddings")
+    return mean
 
 
 def _sum(model: Transformer, terms: tuple[Term, ...]) -> Tensor:

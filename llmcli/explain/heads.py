@@ -34,12 +34,17 @@ class Heads:
         return out if bias is None else out + bias.double()
 
     @property
-    def value_norms(self) -> Tensor:
-        """The norm of what each head copies from each position, |alpha v W_O|, [H, S] (Kobayashi et al. 2020)."""
+    def value_sizes(self) -> Tensor:
+        """The norm of each position's value as a head would add it to the residual stream, |v W_O|, [H, S]."""
         # Through W^T W, [D, D] per head: [S, C] per head would take too much memory for a long text.
         grams = torch.einsum("ckgd,ckge->kgde", self.matrix, self.matrix)
         squares = torch.einsum("ksd,kgde,kse->kgs", self.values, grams, self.values)
-        return (self.weights * squares.clamp_min(0).sqrt()).flatten(0, 1)
+        return squares.clamp_min(0).sqrt().flatten(0, 1)
+
+    @property
+    def value_norms(self) -> Tensor:
+        """The norm of what each head copies from each position, |alpha v W_O|, [H, S] (Kobayashi et al. 2020)."""
+        return self.weights.flatten(0, 1) * self.value_sizes
 
 
 def heads_of(model: Transformer, observed: ForwardPass, layer: int) -> Heads:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from llmcli.render.progress import DownloadProgress as DownloadProgress
     from llmcli.render.progress import LoadingProgress as LoadingProgress
     from llmcli.render.progress import VerifyProgress as VerifyProgress
+    from llmcli.render.query_key_value import print_head as print_head
     from llmcli.render.reports import html as html
     from llmcli.render.reports import print_report as print_report
     from llmcli.render.samples import SamplesWriter as SamplesWriter
@@ -121,6 +122,7 @@ __all__ = [
     "print_check",
     "print_compare",
     "print_context_use",
+    "print_head",
     "print_inspect",
     "print_lens",
     "print_line",
@@ -190,6 +192,7 @@ __getattr__, __dir__ = lazy.exports(
         "DownloadProgress": "progress",
         "LoadingProgress": "progress",
         "VerifyProgress": "progress",
+        "print_head": "query_key_value",
         "html": "reports",
         "print_report": "reports",
         "SampleToken": "samples",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TextIO
 
 from llmcli import explain
@@ -12,8 +13,8 @@ from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import token_label
 
 
-def print_lens(report: explain.LensReport, stream: TextIO) -> None:
-    """Print the whole view."""
+def print_lens(report: explain.LensReport, stream: TextIO, *, top: int = 0) -> None:
+    """Print the whole view, or the first, the last and the layers between that are ``top`` rows (0: all)."""
     at, target = token_label(report.at), token_label(report.target)
     print_line(f"lens at position {report.position}, {at}: what would the model predict after each layer?", stream)
     columns = [
@@ -26,13 +27,20 @@ def print_lens(report: explain.LensReport, stream: TextIO) -> None:
         Column("entropy, bits", optional=5),
         Column("KL, bits", optional=4),
     ]
-    print_table(columns, [_row(row, row.top.id == report.target.id) for row in report.rows], stream)
+    print_table(columns, [_row(row, row.top.id == report.target.id) for row in spread(report.rows, top)], stream)
     ranks = [row.rank for row in report.rows]
     rise = sparkline([-math.log(rank + 1) for rank in ranks])
     print_line(f"rank of {target} by layer, log scale: {rise} (from {max(ranks)} to {min(ranks)})", stream)
     print_line(f"rank: of {target}; 0 is the top token. KL: divergence from the final prediction.", stream, "dim")
     print_legend(stream)
     print_check(report.check, stream)
+
+
+def spread(rows: Sequence[explain.LensRow], count: int) -> list[explain.LensRow]:
+    """Return ``count`` rows at even distances, the first and the last among them; all if ``count`` is 0."""
+    if not count or count >= len(rows):
+        return list(rows)
+    return [rows[round(n * (len(rows) - 1) / (count - 1))] for n in range(count)]
 
 
 def _row(row: explain.LensRow, is_target: bool) -> list[Cell]:

@@ -25,6 +25,14 @@ def print_neighbours(report: explain.NeighboursReport, stream: TextIO) -> None:
         stream,
         "dim",
     )
+    print_nearest(report, stream)
+    if report.baseline is not None:
+        print_line(_finding(report), stream)
+    print_check(report.check, stream)
+
+
+def print_nearest(report: explain.NeighboursReport, stream: TextIO, *, top: int = 0) -> None:
+    """Print the table of the ``top`` nearest tokens (0: all)."""
     columns = [
         Column("id", optional=2),
         Column("token", right=False),
@@ -35,10 +43,8 @@ def print_neighbours(report: explain.NeighboursReport, stream: TextIO) -> None:
     if report.baseline is not None:
         word = token_label(report.baseline)
         columns += [Column(f"with {word} alone"), Column("rank alone", optional=1)]
-    print_table(columns, [_row(row, report.baseline is not None) for row in report.neighbours], stream)
-    if report.baseline is not None:
-        print_line(_finding(report), stream)
-    print_check(report.check, stream)
+    shown = report.neighbours[: top or None]
+    print_table(columns, [_row(row, report.baseline is not None) for row in shown], stream)
 
 
 def _listed(report: explain.NeighboursReport) -> str:

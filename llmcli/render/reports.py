@@ -13,6 +13,7 @@ DRAWN_BY = {
     "AttentionPattern": "print_attention_pattern",
     "BranchReport": "print_branch",
     "CompareReport": "print_compare",
+    "HeadReport": "print_head",
     "InspectReport": "print_inspect",
     "LensReport": "print_lens",
     "MergesReport": "print_merges",

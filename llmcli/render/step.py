@@ -21,6 +21,11 @@ def print_step(report: explain.StepReport, stream: TextIO) -> None:
     print_candidates(report, stream)
     if report.columns:
         print_temperatures(report, stream)
+    print_step_check(report, stream)
+
+
+def print_step_check(report: explain.StepReport, stream: TextIO) -> None:
+    """Print the line that ends the view."""
     check = report.check
     print_line(
         f"check: {'ok' if check.ok else 'FAILED'}; replaying the draw from the table gives id {check.replayed_id}; "
@@ -102,6 +107,11 @@ def _print_below(report: explain.StepReport, stream: TextIO) -> None:
     names = [filter_label(stage.name, stage.value) + ":" for stage in report.sampler]
     for name, stage in zip(names, report.sampler, strict=True):
         print_line(f"{name:<{max(map(len, names))}} {_effect(stage)}", stream)
+    print_chosen(report, stream)
+
+
+def print_chosen(report: explain.StepReport, stream: TextIO) -> None:
+    """Print which token was chosen, and how."""
     chosen = report.chosen
     token = token_label(chosen)
     if chosen.u is None:

@@ -32,6 +32,12 @@ def print_tokenize(reports: Sequence[explain.Tokenization], stream: TextIO, note
 
 def print_tokenization(report: explain.Tokenization, stream: TextIO, notes: TextIO | None = None) -> None:
     """Print a row for each token on ``stream``, then the summary and the check on ``notes`` (default: ``stream``)."""
+    print_token_table(report, stream)
+    _print_summary(report, stream if notes is None else notes)
+
+
+def print_token_table(report: explain.Tokenization, stream: TextIO, *, top: int = 0) -> None:
+    """Print the first ``top`` tokens (0: all), and how many more there are."""
     columns = [
         Column("#"),
         Column("id"),
@@ -47,10 +53,11 @@ def print_tokenization(report: explain.Tokenization, stream: TextIO, notes: Text
             Cell(token.bytes.hex(" "), token.bytes.hex()),
             Cell(f"{token.start}:{token.end}", (str(token.start), str(token.end))),
         ]
-        for n, token in enumerate(report.tokens)
+        for n, token in enumerate(report.tokens[: top or None])
     ]
     print_table(columns, rows, stream)
-    _print_summary(report, stream if notes is None else notes)
+    if len(rows) < len(report.tokens):
+        print_line(f"… and {len(report.tokens) - len(rows)} more", stream, "dim")
 
 
 def _print_summary(report: explain.Tokenization, stream: TextIO) -> None:

@@ -19,14 +19,7 @@ def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> Non
     token, other = (token_label(piece) for piece in (report.token, report.other))
     at = token_label(report.at)
     print_line(f"why at position {report.position}, {at}: what pushed {token} above {other}?", stream)
-    columns = [
-        Column("component", right=False),
-        Column(f"to {token}", optional=2),
-        Column(f"to {other}", optional=1),
-        Column("difference"),
-        Column(SIDES, right=False, optional=3, plain="sign"),
-    ]
-    print_table(columns, _part_rows(report, top), stream)
+    print_parts(report, stream, top=top)
     print_line(f"\n{report.heads}, by source token (the other components add the rest):", stream)
     columns = [
         Column("#"),
@@ -38,7 +31,25 @@ def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> Non
     print_table(columns, _source_rows(report.sources, top, report.heads), stream)
     softcap = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
     print_line(f"the model's logits: {token} {report.logits[0]:.4f}, {other} {report.logits[1]:.4f}{softcap}", stream)
-    print_line("Direct effects only: what each component adds itself, not how later components use it.", stream, "dim")
+    print_why_end(report, stream)
+
+
+def print_parts(report: explain.WhyReport, stream: TextIO, *, top: int) -> None:
+    """Print the table of the ``top`` components each way (0: all), and the total."""
+    token, other = (token_label(piece) for piece in (report.token, report.other))
+    columns = [
+        Column("component", right=False),
+        Column(f"to {token}", optional=2),
+        Column(f"to {other}", optional=1),
+        Column("difference"),
+        Column(SIDES, right=False, optional=3, plain="sign"),
+    ]
+    print_table(columns, _part_rows(report, top), stream)
+
+
+def print_why_end(report: explain.WhyReport, stream: TextIO) -> None:
+    """Print what the numbers leave out, the sentence that names the finding, and the check."""
+    print_line("Direct effects only: what each component adds, not how later ones use it.", stream, "dim")
     print_line(_finding(report), stream)
     print_check(report.check, stream)
 

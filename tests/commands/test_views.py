@@ -359,7 +359,7 @@ def test_an_adapter_can_be_compared_with_its_base(model: Path, run: Run, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
-@pytest.mark.parametrize("stops", [8, 3])
+@pytest.mark.parametrize("stops", [9, 3])
 def test_the_tour_pauses_at_every_stop_and_can_be_quit(model: Path, stops: int) -> None:
     import pexpect
 
@@ -371,8 +371,8 @@ def test_the_tour_pauses_at_every_stop_and_can_be_quit(model: Path, stops: int) 
         timeout=None,
     )
     for number in range(1, stops + 1):
-        child.expect(f"{number}/8  ")
-        if number < 8:
+        child.expect(f"{number}/9  ")
+        if number < 9:
             child.expect("Press Enter to continue, q to quit")
             answer = "x" if number < stops else "q"
             child.sendline(answer)

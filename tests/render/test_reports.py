@@ -75,6 +75,10 @@ VIEWS: dict[str, tuple[Callable[[LoadedModel], Any], Callable[[Any], list[str]]]
         lambda model: explain.compare(model, model, TEXT),
         lambda report: [f"{report.bits_per_byte[0]:.4f}", "+0.00"],
     ),
+    "head": (
+        lambda model: explain.match_keys(model, TEXT, "3.2"),
+        lambda report: [f"{key.score:.2f}" for key in report.keys],
+    ),
     "inspect": (explain.inspect, lambda report: [f"{report.parameters:,}"]),
     "lens": (
         lambda model: explain.lens(model, TEXT),
@@ -106,7 +110,7 @@ VIEWS: dict[str, tuple[Callable[[LoadedModel], Any], Callable[[Any], list[str]]]
     ),
     "tour": (
         lambda model: explain.tour(model, TEXT),
-        lambda report: [f"{row.kl:.2f}" for row in report.lens.rows] + [str(token.rank) for token in report.loop],
+        lambda report: [f"{report.lens.rows[-1].kl:.2f}", f"{report.why.total.difference:+.3f}"],
     ),
     "verify": (
         lambda model: explain.verify(model, TEXT),
