@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -29,6 +28,7 @@ from llmcli.errors import (
     out_of_memory,
     usage_error,
 )
+from llmcli.files.atomic import MORE_SPACE, is_disk_full
 from llmcli.text import tokenizer_errors
 
 # The commands by purpose, each with its line in --help. The module of a command is imported when the command runs.
@@ -188,8 +188,8 @@ def click_error(error: Exception) -> LlmcliError | None:
 
 def disk_full(error: Exception) -> LlmcliError | None:
     """Return an LlmcliError if ``error`` is a write that failed because the disk is full, else None."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return LlmcliError("no space left on the disk", "free some space, or write to another disk")
+    if isinstance(error, OSError) and is_disk_full(error):
+        return LlmcliError("no space left on the disk", MORE_SPACE)
     return None
 
 

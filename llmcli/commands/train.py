@@ -19,6 +19,7 @@ from llmcli.commands.shell.help import heading
 from llmcli.commands.shell.interrupt import end_by_signal, import_torch
 from llmcli.errors import usage_error
 from llmcli.files.atomic import replace_text
+from llmcli.files.names import CONFIG
 from llmcli.train import demo as demo_run
 from llmcli.train import recipe
 
@@ -301,3 +302,6 @@ def check_stages(stages: list[training.Stage], *, resume: bool) -> None:
         raise usage_error(f"{begun[0].out} already contains a run", "continue it with --resume, or name another --out")
     if any(stage.init is not None and stage.init.resolve() == out.resolve() for stage in stages):
         raise usage_error("--out is the folder of the initial model", "name another folder")
+    for stage in stages:
+        if (stage.out / CONFIG).exists() and not (stage.out / recipe.FILE).exists():
+            raise usage_error(f"{stage.out} contains another model, which would be overwritten", "name another --out")

@@ -26,10 +26,17 @@ _STEM = 40  # characters of the name that a temporary name repeats: the whole mu
 _FILE, _FOLDER = ".part", ".parts"
 
 
+MORE_SPACE = "free some space, or write to another disk"
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether there is no space left on the disk, or in the user's share of it, or for so large a file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def write_error(path: Path, error: OSError) -> LlmcliError:
     """Return the error for a file or folder that cannot be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    hint = "free some space, or write to another disk" if full else "name another file or folder"
+    hint = MORE_SPACE if is_disk_full(error) else "name another file or folder"
     return LlmcliError(f"{path}: cannot be written: {error.strerror or error}", hint)
 
 

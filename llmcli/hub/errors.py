@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import warnings
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from llmcli.errors import LlmcliError
+from llmcli.files.atomic import is_disk_full
 from llmcli.hub.cache import cache_folder
 from llmcli.hub.names import HubName, endpoint
 
@@ -99,7 +99,7 @@ def _disk_error(error: Exception) -> LlmcliError | None:
     """The error for a cache that cannot be written."""
     if not isinstance(error, OSError):
         return None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return LlmcliError(
             f"no space left in {cache_folder()}",
             f"free some space ({RESUMES}), or set HF_HOME to a folder on a larger disk",

@@ -23,6 +23,7 @@ import termios
 import pexpect
 import pyte
 
+from llmcli.commands.chat.input import _history
 from llmcli.render.text import escape_controls
 
 Spawn = Callable[..., "Terminal"]
@@ -326,6 +327,13 @@ def test_with_stdout_in_a_file_only_the_replies_go_there(chat_model: Path, tmp_p
     assert written.endswith("\n")
     assert "\x1b" not in written
     assert ">" not in written
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_loses_the_history_but_no_turn() -> None:
+    history = _history(Path("/dev/full"))
+    history.append_string("The fox")
+    assert history.get_strings() == ["The fox"]
 
 
 @pytest.mark.parametrize("obstacle", ["a file", "a folder"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -224,6 +225,18 @@ def test_what_does_not_fit_is_one_line_and_the_old_file_stays(
     assert_one_line(full(*batch, room=0), str(work / "out.jsonl"))
     assert run(*batch).exit_code == 0
     assert len((work / "out.jsonl").read_bytes().splitlines()) == 8
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_output_that_does_not_fit_is_one_line(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("llmcli.commands.tokenize.write_line", full)
+    result = run("tokenize", PROMPT, "-m", model, "--json")
+    assert_one_line((result.exit_code, result.stderr), "no space left on the disk")
 
 
 @needs_fork

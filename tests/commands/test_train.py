@@ -131,3 +131,13 @@ def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
     assert (result.exit_code, "already contains a run" in result.stderr) == (2, True)
     result = run("train", corpus, "--out", out, "--resume", "--context", 8)
     assert (result.exit_code, "--context" in result.stderr) == (2, True)
+
+
+def test_another_model_is_not_overwritten(run: Run, corpus: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "other"
+    assert run("quantize", model, out).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    result = run("train", corpus, "--out", out, *SMALL)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"{out} contains another model" in result.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -7,7 +7,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -220,11 +220,16 @@ def _history(path: Path) -> History:
     """The lines of earlier chats, or of this one only if the file cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    class OptionalHistory(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):  # a full disk must not end the chat
+                super().store_string(string)
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         with path.open("ab"):
-            return FileHistory(str(path))
+            return OptionalHistory(str(path))
     except OSError:
         return InMemoryHistory()
 

@@ -13,6 +13,7 @@ import click
 
 from llmcli import render
 from llmcli.commands.options.common import Choice, bundle
+from llmcli.commands.options.writable import check_writable
 from llmcli.commands.shell.command import arguments_of
 from llmcli.errors import EXIT_FAILURE, usage_error
 from llmcli.files.ndjson import write_line
@@ -95,8 +96,8 @@ def check_output(as_json: bool, save: Path | None, theme: Literal["dark", "light
     """Return the options. Raises LlmcliError if --save names a file that cannot be written."""
     if save is not None and save.suffix not in (".svg", ".html"):
         raise usage_error(f"--save {save}: the file name must end in .svg or .html")
-    if save is not None and not save.absolute().parent.is_dir():
-        raise usage_error(f"--save {save}: there is no folder {save.parent}", "create it, or name another file")
+    if save is not None:
+        check_writable("--save", save)
     return OutputOptions(as_json, save, theme)
 
 
