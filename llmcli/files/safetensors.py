@@ -22,6 +22,7 @@ from llmcli.errors import LlmcliError
 from llmcli.files.formats import stand_in
 
 DTYPES = {
+    "F64": torch.float64,
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,

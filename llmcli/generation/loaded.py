@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -20,19 +20,21 @@ from llmcli.generation.generation_config import Defaults, read_defaults
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, Progress
+from llmcli.storage.finite import LoadNotes
 from llmcli.storage.quantize import Quantization, quantize
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, repr=False)
 class LoadedModel:
-    """A model, its tokenizer, and the ``defaults`` of its generation_config.json."""
+    """A model, its tokenizer, the ``defaults`` of its generation_config.json, and ``notes`` on how it loaded."""
 
     name: str
     folder: Path
     model: Transformer
     tokenizer: Tokenizer
     defaults: Defaults
+    notes: LoadNotes = field(default_factory=LoadNotes)
 
     def __repr__(self) -> str:
         config, dtype = self.model.config, str(self.model.dtype).removeprefix("torch.")
@@ -97,13 +99,16 @@ def load(
         return pick_dtype(dtype, where, stored)
 
     model: Transformer
+    notes = LoadNotes()
     if group is not None:
-        model = load_split(checkpoint, group, dtype=pick, adapter=adapter, progress=progress)
+        model = load_split(checkpoint, group, dtype=pick, adapter=adapter, progress=progress, notes=notes)
     else:
-        model = checkpoint.load(device=where, dtype=pick, adapter=adapter, build=EngineTransformer, progress=progress)
+        model = checkpoint.load(
+            device=where, dtype=pick, adapter=adapter, build=EngineTransformer, progress=progress, notes=notes
+        )
     if quantization is not None:
         quantize(model, quantization, progress)
-    return LoadedModel(name or folder.name, folder, model, tokenizer, defaults)
+    return LoadedModel(name or folder.name, folder, model, tokenizer, defaults, notes)
 
 
 def device_for(checkpoint: Checkpoint, device: str, quantization: Quantization | None) -> torch.device:

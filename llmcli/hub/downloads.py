@@ -25,6 +25,7 @@ from llmcli.hub.errors import RESUMES, host, is_connection_error, quietly, trans
 from llmcli.hub.files import shards, small_files, weight_files
 from llmcli.hub.names import COMMIT, HubName, endpoint
 from llmcli.model.families import family_of
+from llmcli.storage.foreign_formats import check_format
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -80,6 +81,7 @@ def _weights(listing: Mapping[str, RemoteFile], download: Download) -> list[Remo
         except LlmcliError:
             raise LlmcliError("config.json is not a JSON object", "the model's files may be damaged") from None
         family_of(config)
+        check_format(config)
     if listing.get(INDEX) in weights:
         listed = shards(download.fetch_file(listing[INDEX]))
         missing = [shard for shard in listed if shard not in listing]

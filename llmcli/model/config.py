@@ -11,7 +11,21 @@ from llmcli.errors import LlmcliError
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 ROPE_TYPES: tuple[RopeType, ...] = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal[
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "gelu_sigmoid",
+    "relu",
+    "relu_squared",
+    "relu6",
+    "leaky_relu",
+    "hardswish",
+    "mish",
+    "sigmoid",
+    "tanh",
+    "linear",
+]
 LayerType = Literal["full_attention", "sliding_attention"]
 
 MAX_LAYERS = 512

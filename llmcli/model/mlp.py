@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.model.config import ModelConfig, MoeConfig
+from llmcli.model.config import Activation, ModelConfig, MoeConfig
 from llmcli.model.layers import Linear
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_sigmoid": lambda x: x * torch.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016, section 2
+    "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "linear": lambda x: x,
+}
 
 
 class MLP(nn.Module):
@@ -22,20 +41,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide: Tensor = self.up(x)
+        activate = ACTIVATIONS[self.activation]
         if self.gated:
             gate, up = wide.chunk(2, dim=-1)
-            wide = activate(gate, self.activation) * up
+            wide = activate(gate) * up
         else:
-            wide = activate(wide, self.activation)
+            wide = activate(wide)
         out: Tensor = self.down(wide)
         return out
-
-
-def activate(x: Tensor, name: str) -> Tensor:
-    """The activation function called ``name`` in a config, applied to x."""
-    if name == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 class MoE(nn.Module):

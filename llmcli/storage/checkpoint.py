@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmcli.errors import LlmcliError, usage_error
+from llmcli.errors import usage_error
 from llmcli.files.atomic import replace_text, replacing
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, WEIGHTS
@@ -20,14 +20,15 @@ from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.families.rules import Rule
 from llmcli.model.transformer import Transformer
+from llmcli.storage.finite import LoadNotes
+from llmcli.storage.foreign_formats import check_format
 from llmcli.storage.quantize import Quantization
-from llmcli.storage.quantized_checkpoint import METHOD, load_quantized, quantization_in
+from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
 from llmcli.storage.tensors import WeightFiles
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
 # A dtype, a function of the stored dtype, or None for the stored dtype.
 DTypeChoice = torch.dtype | Callable[[torch.dtype], torch.dtype] | None
-QUANT_METHODS = ("fp8", "compressed-tensors", METHOD)  # supported ``quant_method``s: 8-bit floats and llmcli's
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,7 @@ class Checkpoint:
         Raises LlmcliError if the file is missing or invalid, or a family, quantization or value is not supported.
         """
         raw = read_json(folder / CONFIG)
-        quantization = raw.get("quantization_config")
-        if isinstance(quantization, Mapping) and quantization.get("quant_method") not in QUANT_METHODS:
-            raise LlmcliError(
-                f"{folder}: weights quantized by {quantization.get('quant_method')} are not supported",
-                "get the model in bfloat16, float16, float32 or fp8",
-            )
+        check_format(raw)
         return cls(folder, raw, family_of(raw).parse(raw))
 
     @property
@@ -66,21 +62,30 @@ class Checkpoint:
         adapter: Path | None = None,
         build: Callable[[ModelConfig], Transformer] = Transformer,
         progress: Progress | None = None,
+        notes: LoadNotes | None = None,
     ) -> Transformer:
         """Load the model, ready to run. ``build`` makes it from its config; ``adapter`` is a LoRA's folder to merge.
 
         ``dtype`` may be a function of the stored dtype, which is that of the token embedding; None keeps it.
-        Quantized weights stay quantized. On a CPU, tensors that are stored in the needed form are memory-mapped: they
-        are read when first used, and shared with other processes.
+        Quantized weights stay quantized. On a CPU, tensors that are stored in the needed form are memory-mapped, and
+        shared with other processes. ``notes`` are filled while the model loads.
 
-        Raises LlmcliError, which names the file and the tensor, if a tensor is missing, unexpected or misshapen, or a
-        file is damaged.
+        Raises LlmcliError, which names the file and the tensor, if a tensor is missing or misshapen, contains NaN or
+        infinity, or a file is damaged.
         """
+        notes = LoadNotes() if notes is None else notes
         if self.quantization is not None:
             if adapter is not None:
                 raise usage_error("an adapter cannot be merged into quantized weights", "merge it first, then quantize")
             return load_quantized(
-                self.folder, self.config, self.quantization, device=device, dtype=dtype, build=build, progress=progress
+                self.folder,
+                self.config,
+                self.quantization,
+                device=device,
+                dtype=dtype,
+                build=build,
+                progress=progress,
+                notes=notes,
             )
         opened = self.open(adapter, build)
         stored_as = opened.dtype(dtype)
@@ -88,7 +93,7 @@ class Checkpoint:
         def parameter(rule: Rule) -> Tensor:
             return opened.weights.parameter(rule, opened.shapes[rule.target], stored_as, device)
 
-        opened.fill(opened.model, parameter, progress)
+        opened.fill(opened.model, parameter, progress, notes)
         return opened.model.eval()
 
     def open(
@@ -96,7 +101,7 @@ class Checkpoint:
     ) -> OpenedCheckpoint:
         """Find every parameter in the weight files, and check its name and shape; reads only headers."""
         weights, config, rules = self.locate(adapter)
-        weights.check_adapter(rules, tied=config.tie_word_embeddings)
+        weights.check_adapter(rules)
         with torch.device("meta"):
             model = build(config)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -108,15 +113,18 @@ class Checkpoint:
     def locate(self, adapter: Path | None = None) -> tuple[WeightFiles, ModelConfig, list[Rule]]:
         """The weight files, the config and the family's rules.
 
-        The config is untied if a head is stored that differs from the embedding, as in transformers. Raises LlmcliError
-        if a tensor is missing or unexpected, or a file is damaged.
+        The config is untied if a head is stored that differs from the embedding, as in transformers, or if the adapter
+        changes one of the two. Raises LlmcliError if a tensor is missing, or a file is damaged.
         """
         family, config = FAMILIES[self.config.model_type], self.config
-        weights = WeightFiles(self.folder, family, adapter, scaled="quantization_config" in self.raw)
+        weights = WeightFiles(self.folder, family, config, self.raw, adapter)
         rules = family.rules(config)
-        if config.tie_word_embeddings and weights.has_own_head(rules[0].sources[0].name):
-            config = replace(config, tie_word_embeddings=False)
-            rules = family.rules(config)
+        if config.tie_word_embeddings:
+            untied = replace(config, tie_word_embeddings=False)
+            stored = {rule.target: rule.sources[0].name for rule in family.rules(untied)}
+            embedding, head = stored["embedding.weight"], stored["head.weight"]
+            if weights.has_own_head(embedding, head) or weights.untie(embedding, head):
+                config, rules = untied, family.rules(untied)
         weights.check_names(rules, tied=config.tie_word_embeddings)
         return weights, config, rules
 
@@ -138,12 +146,21 @@ class OpenedCheckpoint:
         stored = self.weights.dtype(self.rules[0].sources[0].name)
         return stored if choice is None else choice(stored)
 
-    def fill(self, model: Transformer, parameter: Callable[[Rule], Tensor], progress: Progress | None) -> None:
-        """Replace the parameters of a model on the meta device, one at a time, with ``parameter`` of their rules."""
+    def fill(
+        self, model: Transformer, parameter: Callable[[Rule], Tensor], progress: Progress | None, notes: LoadNotes
+    ) -> None:
+        """Replace the parameters of a model on the meta device, one at a time, with ``parameter`` of their rules.
+
+        Raises LlmcliError if a parameter contains NaN or infinity.
+        """
+        notes.unused = self.weights.unused
         done, total = 0, sum(self.weights.nbytes(rule) for rule in self.rules)
         for rule in self.rules:
             module, _, name = rule.target.rpartition(".")
-            setattr(model.get_submodule(module), name, torch.nn.Parameter(parameter(rule), requires_grad=False))
+            value = parameter(rule)
+            if not notes.finite(value):
+                raise self.weights.not_finite(rule, value.dtype)
+            setattr(model.get_submodule(module), name, torch.nn.Parameter(value, requires_grad=False))
             done += self.weights.nbytes(rule)
             if progress is not None:
                 progress(done, total)

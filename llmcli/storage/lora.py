@@ -5,8 +5,11 @@ A matrix W [out, in] becomes W + s B A, with A [r, in], B [out, r] and s = lora_
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from llmcli.files.json import read_json
 from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcli.files.safetensors import TensorFile
 from llmcli.model.families.fields import field, wrong
+from llmcli.storage.finite import is_finite
+from llmcli.storage.naming import unwrapped
 
 # Config fields of adapters that do more than W + s B A.
 VARIANTS = (
@@ -33,43 +38,58 @@ VARIANTS = (
     "target_parameters",
     "trainable_token_indices",
 )
-PLAIN_INITS = ("gaussian", "eva", "true", "false")  # values of init_lora_weights that leave the base model unchanged
-_PREFIX = "base_model.model."
-_LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.weight)?")
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "true", "false")  # init_lora_weights that keep the base model as it is
+# A key may have the adapter's name, such as "default", before or instead of ".weight".
+_LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.\w+)?(\.weight)?")
+_SAVED_MODULE = re.compile(r"\.modules_to_save(\.\w+)?(?=\.(weight|bias)$)")
+_ORIGINAL = re.compile(r".+\.original_module\.(weight|bias)")  # the base model's own tensor
+_SECONDS = 10.0  # for matching regular expressions, which may not terminate
+_MATCH = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+compiled = [re.compile(rf"(.*\\.)?({pattern})$") for pattern in patterns]
+print(json.dumps([next((i for i, rule in enumerate(compiled) if rule.match(name)), None) for name in names]))
+"""
 
 
 class Adapter:
     """An adapter's tensors, by the name of the stored tensor that they change.
 
-    ``rename`` maps stored names to the family's. Raises LlmcliError if the adapter is not a LoRA, uses unsupported
+    ``resolve`` maps stored names to the family's. Raises LlmcliError if the adapter is not a LoRA, uses unsupported
     features, is damaged, or has an A without its B.
     """
 
-    def __init__(self, folder: Path, rename: Callable[[str], str]) -> None:
+    def __init__(self, folder: Path, resolve: Callable[[str], str]) -> None:
         self.path = folder / ADAPTER_WEIGHTS
         self.config = _read_config(folder)
         self.file = TensorFile(self.path)
         self.replaced: dict[str, Tensor] = {}  # tensors that were trained in full
         self._factors: dict[str, dict[str, Tensor]] = {}  # by source, then "A" or "B"
-        self._scales: dict[str, float] = {}
+        modules: dict[str, str] = {}  # the adapter's name for the module, by source
         for name, entry in self.file.entries.items():
-            bare = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            bare = _SAVED_MODULE.sub("", unwrapped(name).replace(".base_layer.", "."))
             match = _LOW_RANK.fullmatch(bare)
             if match is None:
-                self.replaced[rename(bare)] = self.file.read(entry)
+                if not _ORIGINAL.fullmatch(bare):
+                    self.replaced[resolve(bare)] = self.file.read(entry)
                 continue
-            module, embedding, factor, _ = match.groups()
-            source = rename(f"{module}.weight")
+            module, embedding, factor = match.group(1, 2, 3)
+            source = resolve(f"{module}.weight")
             tensor = self.file.read(entry).float()
             if tensor.ndim != 2 or 0 in tensor.shape:
                 raise self._misfit(source)
             # An embedding's table is [tokens, size]: the transpose of a matrix [out, in].
             factors = self._factors.setdefault(source, {})
-            factors[{"A": "B", "B": "A"}[factor] if embedding else factor] = tensor.T if embedding else tensor
-            self._scales[source] = self._scale(module, tensor.shape[0 if factor == "A" else 1])
+            role = {"A": "B", "B": "A"}[factor] if embedding else factor
+            if role in factors:
+                raise LlmcliError(f"{self.path}: contains two adapters for {module}", "save one adapter alone")
+            factors[role] = tensor.T if embedding else tensor
+            modules[source] = module
         incomplete = sorted(source for source, factors in self._factors.items() if len(factors) < 2)
         if incomplete:
             raise LlmcliError(f"{self.path}: A or B is missing for {', '.join(incomplete[:3])}", "download it again")
+        alphas = self._alphas(list(modules.values()))
+        self._scales = {source: self._scale(source, alpha) for source, alpha in zip(modules, alphas, strict=True)}
 
     @property
     def sources(self) -> set[str]:
@@ -92,24 +112,64 @@ class Adapter:
             raise self._misfit(source)
         return tensor.float() + change
 
+    def finite(self, source: str) -> bool:
+        """Whether what the adapter has for ``source`` contains neither NaN nor infinity."""
+        changes = [*self._factors.get(source, {}).values()]
+        changes += [self.replaced[source]] if source in self.replaced else []
+        return all(is_finite(change) for change in changes)
+
+    @property
+    def keeps_tie(self) -> bool:
+        """Whether an embedding that is also the head stays so, as PEFT's ``ensure_weight_tying`` asks."""
+        return field(self.config, "ensure_weight_tying", False)
+
     def _misfit(self, source: str) -> LlmcliError:
         return LlmcliError(
             f"{self.path}: the adapter for {source} does not fit the model's tensor", "it may belong to another model"
         )
 
-    def _scale(self, module: str, rank: int) -> float:
-        """The scale s of a module's adapter; ``alpha_pattern`` maps ends of module names to their own lora_alpha."""
-        alpha = field(self.config, "lora_alpha", 8.0)
+    def _scale(self, source: str, alpha: float) -> float:
+        """The scale s of the adapter of ``source``."""
+        rank: int = self._factors[source]["A"].shape[0]
+        return alpha / (rank**0.5 if field(self.config, "use_rslora", False) else rank)
+
+    def _alphas(self, modules: Sequence[str]) -> list[float]:
+        """The lora_alpha of each module: that of the first regular expression in ``alpha_pattern`` that matches."""
+        usual = field(self.config, "lora_alpha", 8.0)
         patterns = self.config.get("alpha_pattern") or {}
         if not isinstance(patterns, Mapping):
             raise wrong("alpha_pattern", patterns, "an object")
-        for ending in patterns:
-            if not re.fullmatch(r"[\w.]+", ending):  # PEFT allows any regular expression, which may not terminate
-                raise LlmcliError(f"{self.path.parent / ADAPTER_CONFIG}: alpha_pattern {ending!r} is not supported")
-            if f".{module}".endswith(f".{ending}"):
-                alpha = field(patterns, ending, alpha)
-                break
-        return alpha / (rank**0.5 if field(self.config, "use_rslora", False) else rank)
+        alphas = [field(patterns, pattern, usual) for pattern in patterns]
+        if not patterns:
+            return [usual] * len(modules)
+        return [usual if index is None else alphas[index] for index in self._matches(list(patterns), modules)]
+
+    def _matches(self, patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:
+        """For each module, the index of the first pattern that matches the end of its name, as in PEFT.
+
+        Any regular expression is allowed, so another process matches them, and is ended if it does not finish.
+        """
+        if all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
+            return [
+                next((i for i, ending in enumerate(patterns) if f".{module}".endswith(f".{ending}")), None)
+                for module in modules
+            ]
+        command = [sys.executable, "-I", "-c", _MATCH]
+        try:
+            done = subprocess.run(
+                command, input=json.dumps([patterns, modules]), capture_output=True, text=True, timeout=_SECONDS
+            )
+            found: list[int | None] = json.loads(done.stdout)
+        except (subprocess.TimeoutExpired, ValueError, OSError) as error:
+            fault = (
+                f"not matched within {_SECONDS:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else "invalid"
+            )
+            raise LlmcliError(
+                f"{self.path.parent / ADAPTER_CONFIG}: alpha_pattern has a regular expression that is {fault}: "
+                + ", ".join(map(repr, patterns)),
+                "merge the adapter with peft first",
+            ) from error
+        return found
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from llmcli.files.safetensors import INTEGERS, TensorFile, write_tensors
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Embedding
 from llmcli.model.transformer import Transformer
+from llmcli.storage.finite import LoadNotes
+from llmcli.storage.foreign_formats import METHOD
 from llmcli.storage.quantize import (
     Quantization,
     matrices,
@@ -34,7 +36,6 @@ from llmcli.storage.quantize import (
 )
 from llmcli.storage.quantized_tensors import GROUP
 
-METHOD = "llmcli"
 BITS: dict[Quantization, int] = {"int8": 8, "int4": 4}
 FLOATS = ("F32", "BF16", "F16")
 
@@ -98,10 +99,12 @@ def load_quantized(
     dtype: torch.dtype | Callable[[torch.dtype], torch.dtype] | None,
     build: Callable[[ModelConfig], Transformer],
     progress: Callable[[int, int], None] | None = None,
+    notes: LoadNotes,
 ) -> Transformer:
     """Load a model that ``save_quantized`` wrote, to compute in ``dtype``. Arguments as for ``Checkpoint.load``.
 
-    Raises LlmcliError if the device is not the CPU, a file is damaged, or a tensor does not match config.json.
+    Raises LlmcliError if the device is not the CPU, a file is damaged, or a tensor contains NaN or infinity or does not
+    match config.json.
     """
     if device.type != "cpu":
         raise usage_error(f"quantized weights run on the CPU, not on {device.type}", kind="quantized-needs-cpu")
@@ -118,6 +121,9 @@ def load_quantized(
         dtypes |= {f"{name}.{part}": (dtype,) for part, dtype in _part_dtypes(part_shapes).items()}
     _check(file, shapes, dtypes)
     tensors = {name: file.viewed(file.entries[name]) for name in shapes}  # mapped if possible
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not notes.finite(tensor):
+            raise LlmcliError(f"{file.path}: tensor {name} contains NaN or infinity", "the file may be damaged")
     if not isinstance(dtype, torch.dtype):
         stored_dtype = tensors["norm.weight"].dtype
         dtype = stored_dtype if dtype is None else dtype(stored_dtype)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,62 +15,107 @@ from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights
 from llmcli.files.json import read_json
 from llmcli.files.names import INDEX, WEIGHTS
-from llmcli.files.safetensors import Entry, TensorFile
+from llmcli.files.safetensors import DTYPES, Entry, TensorFile
+from llmcli.model.config import ModelConfig
 from llmcli.model.families.rules import Family, Rule, Source
+from llmcli.storage.foreign_formats import format_of, quantization_settings, scale_block, unsupported
 from llmcli.storage.lora import Adapter
+from llmcli.storage.naming import Naming
 
 _LAYER = re.compile(r"(.*?\.)(\d+)\.")  # the part of a tensor's name up to its layer's number
 SCALE_SUFFIXES = ("_scale_inv", "_scale")  # appended to an 8-bit tensor's name: the scale to multiply it by
-SCALE_BLOCK = 128  # rows and columns that share an entry of a scale matrix (DeepSeek-AI 2024)
+SCALES = re.compile(r".*_scale(_inv|_ub)?")  # next to 8-bit weights: scales of weights, activations and the KV cache
+HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 class WeightFiles:
     """Every tensor in the folder's weight files; tensors that an ``adapter`` changes are merged with it when read.
 
-    ``scaled``: 8-bit floats require scales. Raises LlmcliError if a file is damaged or a tensor is stored twice.
+    ``raw`` is the parsed config.json, ``config`` what the family made of it. ``unused`` names the stored tensors
+    that the model does not use, once ``check_names`` has run, as ``grouped`` does.
+
+    Raises LlmcliError if a file is damaged or a tensor is stored twice.
     """
 
-    def __init__(self, folder: Path, family: Family, adapter: Path | None = None, *, scaled: bool = False) -> None:
+    def __init__(
+        self, folder: Path, family: Family, config: ModelConfig, raw: Mapping[str, Any], adapter: Path | None = None
+    ) -> None:
         self.folder, self.family = folder, family
-        self.scaled = scaled
-        self.adapter = None if adapter is None else Adapter(adapter, family.rename)
-        self.adapted = frozenset(() if self.adapter is None else self.adapter.sources)
+        self.scaled = quantization_settings(raw) is not None  # then 8-bit floats require scales
+        self.block = scale_block(raw)
+        paths, shard_of = _located(folder)
+        files = [TensorFile(path) for path in paths]
+        naming = Naming.of(family, config, (name for file in files for name in file.entries))
         self.tensors: dict[str, tuple[TensorFile, Entry]] = {}
-        for path in weight_files(folder):
-            file = TensorFile(path)
+        for file in files:
             for entry in file.entries.values():
-                name = family.rename(entry.name)
-                if name in self.tensors:
-                    other, duplicate = self.tensors[name]
-                    raise LlmcliError(
-                        f"{path}: tensor {entry.name} is stored twice, also in {other.path} as {duplicate.name}",
-                        "the folder may contain the files of two models",
-                    )
-                self.tensors[name] = file, entry
+                self._add(naming.resolve(entry.name), file, entry, shard_of.get(entry.name))
+        self.unused: tuple[str, ...] = ()
+        self.adapter = None if adapter is None else Adapter(adapter, naming.resolve)
+        self.adapted = frozenset(() if self.adapter is None else self.adapter.sources)
+
+    def _add(self, name: str, file: TensorFile, entry: Entry, shard: str | None) -> None:
+        """Add a tensor. If it is stored in two shards, the one counts that the index states for it."""
+        if name in self.tensors:
+            other, duplicate = self.tensors[name]
+            same_name = entry.name == duplicate.name
+            if same_name and shard == other.path.name:
+                return
+            if not same_name or shard != file.path.name:
+                raise LlmcliError(
+                    f"{file.path}: tensor {entry.name} is stored twice, also in {other.path} as {duplicate.name}",
+                    "the folder may contain the files of two models",
+                )
+        self.tensors[name] = file, entry
 
     def check_names(self, rules: Sequence[Rule], *, tied: bool) -> None:
-        """Raise LlmcliError, which names every missing and unexpected tensor, if there are any."""
+        """Find the unused tensors.
+
+        Raises LlmcliError, which names every missing tensor or the format of quantized weights, if any is missing.
+        """
         wanted = {source.name for rule in rules for source in rule.sources}
-        heads = (r"(lm_head|embed_out)\.weight",) if tied else ()  # a copy of the embedding; see ``has_own_head``
-        scales = (r".*\.(weight_scale|weight_scale_inv|input_scale|[kv]_scale)",) if self.in_8_bits(wanted) else ()
-        dropped = [re.compile(pattern) for pattern in (*self.family.dropped, *heads, *scales)]
         missing = sorted(wanted - self.tensors.keys())
+        dtypes = {name: self.tensors[name][1].dtype for name in wanted - set(missing)}
+        if missing or not set(dtypes.values()) <= DTYPES.keys():
+            quantized_by = format_of(self.tensors.keys())
+            if quantized_by is not None:
+                raise unsupported(quantized_by)
+        in_8_bits = {name for name, dtype in dtypes.items() if dtype.startswith("F8")}
+        self._check_scales(dtypes.keys() - in_8_bits)
         extra = sorted(
-            name for name in self.tensors.keys() - wanted if not any(pattern.fullmatch(name) for pattern in dropped)
+            name
+            for name in self.tensors.keys() - wanted
+            if not (self.family.drops(name) or (tied and name in HEADS) or (in_8_bits and SCALES.fullmatch(name)))
         )
-        faults = [
+        self.unused = tuple(grouped([self.tensors[name][1].name for name in extra]))
+        if missing:
+            raise self._missing(rules, missing, extra)
+
+    def _missing(self, rules: Sequence[Rule], missing: Sequence[str], extra: Sequence[str]) -> LlmcliError:
+        named = [
             f"{what}: {summarize(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names
         ]
-        if faults:
-            layers, stored = count_layers(rules, self.tensors)
-            counts = "" if layers == stored else f", which has {layers} layers, but the weights have {stored}"
-            raise LlmcliError(
-                f"{self.folder}: the weights do not match config.json{counts}; tensors {'; '.join(faults)}",
-                "config.json and the weights must come from the same model",
-            )
+        hint = "config.json and the weights must come from the same model"
+        if len(missing) == 1 and missing[0] in HEADS:
+            hint = "these are the weights of a base model, which has no head to predict tokens with"
+        layers, stored = count_layers(rules, self.tensors)
+        counts = "" if layers == stored else f", which has {layers} layers, but the weights have {stored}"
+        return LlmcliError(
+            f"{self.folder}: the weights do not match config.json{counts}; tensors {'; '.join(named)}", hint
+        )
 
-    def check_adapter(self, rules: Sequence[Rule], *, tied: bool) -> None:
-        """Raise LlmcliError if the adapter changes other tensors than parameters, or an embedding used as the head."""
+    def _check_scales(self, plain: Iterable[str]) -> None:
+        """Raise LlmcliError if one of the ``plain`` tensors, which are not in 8 bits, has a scale."""
+        for name in (name + suffix for name in plain for suffix in SCALE_SUFFIXES):
+            if name in self.tensors:
+                file, entry = self.tensors[name]
+                raise LlmcliError(
+                    f"{file.path}: tensor {entry.name} is the scale of a tensor that is not stored as an 8-bit float",
+                    "this layout of quantized weights is not supported",
+                )
+
+    def check_adapter(self, rules: Sequence[Rule]) -> None:
+        """Raise LlmcliError if the adapter changes other tensors than parameters."""
         if self.adapter is None:
             return
         foreign = sorted(self.adapted - {source.name for rule in rules for source in rule.sources})
@@ -77,22 +124,27 @@ class WeightFiles:
                 f"{self.adapter.path}: adapts tensors that the model does not have: {summarize(foreign)}",
                 "it may belong to another model",
             )
-        if tied and rules[0].sources[0].name in self.adapted:
-            raise LlmcliError(f"{self.adapter.path}: adapts an embedding that is also the head", "not supported")
 
-    def has_own_head(self, embedding: str) -> bool:
-        """Whether a head is stored that differs from the embedding, the tensor so named."""
-        heads = [self.tensors[name] for name in ("lm_head.weight", "embed_out.weight") if name in self.tensors]
-        if not heads or embedding not in self.tensors:
+    def untie(self, embedding: str, head: str) -> bool:
+        """Give the head a tensor of its own if the adapter changes it or the embedding, its copy, alone.
+
+        Returns whether it did. Both are names of stored tensors.
+        """
+        if self.adapter is None or self.adapter.keeps_tie or not self.adapted & {embedding, head}:
             return False
-        (file, entry), (other, duplicate) = heads[0], self.tensors[embedding]
+        if embedding not in self.tensors:
+            return False
+        self.tensors.setdefault(head, self.tensors[embedding])
+        return True
+
+    def has_own_head(self, embedding: str, head: str) -> bool:
+        """Whether a head is stored that differs from the embedding. Both are names of stored tensors."""
+        if not {embedding, head} <= self.tensors.keys():
+            return False
+        (file, entry), (other, duplicate) = self.tensors[head], self.tensors[embedding]
         if (entry.dtype, entry.shape) != (duplicate.dtype, duplicate.shape):
             return True
         return not torch.equal(file.viewed(entry), other.viewed(duplicate))
-
-    def in_8_bits(self, names: set[str]) -> bool:
-        """Whether any of the named tensors is stored in an 8-bit float."""
-        return any(self.tensors[name][1].dtype.startswith("F8") for name in names & self.tensors.keys())
 
     def check_shape(self, rule: Rule, target: torch.Size) -> None:
         """Raise LlmcliError unless the sources have the shapes that a parameter of shape ``target`` requires."""
@@ -108,12 +160,11 @@ class WeightFiles:
                 )
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype of a tensor's values: the stored dtype, or bfloat16 for scaled 8-bit floats."""
+        """The dtype to keep a tensor in: the stored dtype, bfloat16 for 8-bit floats, or float32 for float64."""
         if name not in self.tensors:
             raise LlmcliError(f"the weights have no tensor {name}", "config.json may belong to another model")
         file, entry = self.tensors[name]
-        dtype = file.dtype(entry)
-        return torch.bfloat16 if dtype.itemsize == 1 else dtype
+        return {1: torch.bfloat16, 8: torch.float32}.get(file.dtype(entry).itemsize, file.dtype(entry))
 
     def nbytes(self, rule: Rule) -> int:
         """The size of the rule's sources in the files, in bytes."""
@@ -163,6 +214,32 @@ class WeightFiles:
             tensor = self.adapter.applied(source.name, tensor, transposed=source.transposed)
         return tensor
 
+    def not_finite(self, rule: Rule, dtype: torch.dtype) -> LlmcliError:
+        """The error for a parameter that contains NaN or infinity as loaded; it names the tensor that they are from."""
+        sources = [source.name for source in rule.sources]
+        stored = [
+            name + suffix for name in sources for suffix in ("", *SCALE_SUFFIXES) if name + suffix in self.tensors
+        ]
+        for file, entry in (self.tensors[name] for name in stored):
+            bad = int((~file.read(entry).double().isfinite()).sum())
+            if bad:
+                count = f"{bad} of {math.prod(entry.shape)} values"
+                return LlmcliError(
+                    f"{file.path}: tensor {entry.name} contains NaN or infinity ({count})",
+                    "the file may be damaged: download it again",
+                )
+        for name in sources:
+            if self.adapter is not None and not self.adapter.finite(name):
+                return LlmcliError(
+                    f"{self.adapter.path}: the adapter for {name} contains NaN or infinity",
+                    "its training may have diverged, or the file is damaged",
+                )
+        names = ", ".join(self.tensors[name][1].name for name in sources)
+        return LlmcliError(
+            f"{self.folder}: values of {names} are too large for {str(dtype).removeprefix('torch.')}",
+            kind="weights-overflow",
+        )
+
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
         """An 8-bit tensor times its scale, which is a single one, one per row or one per block; others unchanged."""
         if tensor.dtype.itemsize > 1:
@@ -175,17 +252,17 @@ class WeightFiles:
             )
         for suffix in scales:
             file, entry = self.tensors[name + suffix]
-            wide = wide * _spread(file.read(entry).float(), wide.shape, file, entry)
+            wide = wide * _spread(file.read(entry).float(), wide.shape, self.block, file, entry)
         return wide
 
 
-def _spread(scale: Tensor, shape: torch.Size, file: TensorFile, entry: Entry) -> Tensor:
+def _spread(scale: Tensor, shape: torch.Size, block: tuple[int, int], file: TensorFile, entry: Entry) -> Tensor:
     """``scale`` in a form that broadcasts to ``shape``: the entry of a block is repeated over the block."""
     if scale.numel() == 1:
         return scale.view(())
-    blocks = tuple(-(-size // SCALE_BLOCK) for size in shape)
+    blocks = tuple(-(-size // length) for size, length in zip(shape, block, strict=False))
     if scale.shape == blocks and len(shape) == 2:
-        return scale.repeat_interleave(SCALE_BLOCK, 0)[: shape[0]].repeat_interleave(SCALE_BLOCK, 1)[:, : shape[1]]
+        return scale.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
     if scale.shape in ((shape[0], 1), (shape[0],)):
         return scale.view(-1, *(1,) * (len(shape) - 1))
     raise LlmcliError(
@@ -208,24 +285,29 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises LlmcliError if neither exists, or a shard is missing.
     """
+    return _located(folder)[0]
+
+
+def _located(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
+    """``weight_files``, and the index: the name of each tensor's shard, empty for a single file."""
     if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+        return [folder / WEIGHTS], {}
     if not (folder / INDEX).is_file():
         other = other_weights(path.name for path in _files(folder))
         raise LlmcliError(
             f"{folder}: no {WEIGHTS} and no {INDEX}" + (f"; its weights are {other}" if other else ""),
             "get the model as safetensors" if other else "download the weights, or give the folder that has them",
         )
-    shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    shard_of = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
         raise LlmcliError(f"{folder / INDEX}: has no weight_map", "the file may be damaged; download it again")
-    names, there = sorted(set(shards.values())), {path.name for path in _files(folder)}
+    names, there = sorted(set(shard_of.values())), {path.name for path in _files(folder)}
     missing = [name for name in names if name not in there]  # so names that lead out of the folder are missing
     if missing:
         raise LlmcliError(
             f"{folder}: missing shards: {summarize(missing)}", "the download may be incomplete; download them again"
         )
-    return [folder / name for name in names]
+    return [folder / name for name in names], shard_of
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -234,11 +316,16 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def summarize(names: Sequence[str]) -> str:
     """All names in one line; names that differ only in their first number, such as the layer's, are grouped."""
+    return ", ".join(grouped(names))
+
+
+def grouped(names: Sequence[str]) -> list[str]:
+    """The names, of which those that differ only in their first number become one, with all their numbers."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(re.sub(r"\d+", "*", name, count=1), []).append(name)
-    grouped = []
+    groups = []
     for pattern, group in alike.items():
         numbers = [re.findall(r"\d+", name)[0] for name in group if "*" in pattern]
-        grouped.append(group[0] if len(group) == 1 else pattern.replace("*", f"{{{','.join(numbers)}}}", 1))
-    return ", ".join(grouped)
+        groups.append(group[0] if len(group) == 1 else pattern.replace("*", f"{{{','.join(numbers)}}}", 1))
+    return groups

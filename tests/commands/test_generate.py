@@ -251,13 +251,13 @@ def test_damaged_models(run: Run, model: Path, tmp_path: Path) -> None:
     one_line(with_damage("generation_config.json", b"[]"), 1, "generation_config.json")
 
 
-def test_nan_weights_are_an_error(run: Run, model: Path, tmp_path: Path) -> None:
-    shutil.copytree(model, tmp_path / "nan")
+def test_logits_that_overflow_are_an_error(run: Run, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "large")
     damaged = Checkpoint.read(model).load(device=torch.device("cpu"))
-    damaged.norm.weight[0] = float("nan")
+    damaged.norm.weight.fill_(3e38)
     described = json.loads((model / "config.json").read_text())
-    checkpoint.save(damaged, tmp_path / "nan", described, dtype=torch.bfloat16)
-    result = run("generate", "x", "-m", tmp_path / "nan")
+    checkpoint.save(damaged, tmp_path / "large", described, dtype=torch.bfloat16)
+    result = run("generate", "x", "-m", tmp_path / "large")
     assert result.exit_code == 1
     assert "not numbers" in result.stderr
 

@@ -320,15 +320,6 @@ def test_all_missing_and_unexpected_tensors_are_named_together_with_scales_ignor
     assert unexpected == "model.layers.1.y, model.x"
 
 
-def test_scales_without_8_bit_weights_are_unexpected(tiny: TinyFactory, tmp_path: Path) -> None:
-    """A scale next to a weight that is not in 8 bits suggests that the weight is wrong."""
-    folder = Path(shutil.copytree(tiny("llama").folder, tmp_path / "copy"))
-    name = "model.layers.0.mlp.up_proj.weight_scale"
-    save_file(load_file(folder / WEIGHTS) | {name: torch.ones(1)}, folder / WEIGHTS)
-    with pytest.raises(LlmcliError, match=f"unexpected: {name}"):
-        load(folder, device=CPU)
-
-
 def test_logits_of_an_8_bit_model_are_those_of_its_float32_values(tmp_path: Path) -> None:
     """A whole pass shows that nothing is scaled twice or not at all."""
     values = write_fp8_folder(tmp_path, BLOCKS, torch.float8_e4m3fn, "_scale_inv")

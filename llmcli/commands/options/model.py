@@ -12,15 +12,25 @@ import click
 from click.shell_completion import CompletionItem
 
 from llmcli import engine, generation, hub, render, storage
-from llmcli.commands.options.common import Choice, Line, bundle, device_option, offline_option, threads_option
+from llmcli.commands.options.common import (
+    Choice,
+    Line,
+    bundle,
+    device_option,
+    is_verbose,
+    offline_option,
+    threads_option,
+)
 from llmcli.commands.shell.help import Decorator
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.files.sizes import readable
 from llmcli.hub.cache import name_of
 
 QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DTYPE_ALIASES = ("fp32", "bf16", "fp16")
+MOST_NAMES = 8  # unused tensors that are named
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,26 @@ class ModelChoice:
                 group=group,
                 progress=progress if leads else None,
             )
-        tokens, rows = loaded.tokenizer.size, loaded.model.config.vocab_size
-        if tokens > rows and leads:
-            render.note(
-                f"the tokenizer has {tokens} tokens, but the model only {rows}: does it belong to another model?",
-                sys.stderr,
-            )
+        if leads:
+            report_load(loaded)
         return loaded
+
+
+def report_load(loaded: generation.LoadedModel) -> None:
+    """Print what was noticed while the model loaded; with --verbose, also what checking its weights took."""
+    notes, tokens, rows = loaded.notes, loaded.tokenizer.size, loaded.model.config.vocab_size
+    if tokens > rows:
+        render.note(
+            f"the tokenizer has {tokens} tokens, but the model only {rows}: does it belong to another model?",
+            sys.stderr,
+        )
+    if notes.unused:
+        more = f" and {len(notes.unused) - MOST_NAMES} more" if len(notes.unused) > MOST_NAMES else ""
+        named = render.one_line(", ".join(notes.unused[:MOST_NAMES]))
+        render.note(f"the model does not use these tensors of its files: {named}{more}", sys.stderr)
+    if is_verbose() and notes.checked_bytes:
+        size, seconds = readable(notes.checked_bytes), notes.check_seconds
+        render.note(f"checked {size} of weights for NaN and infinity in {seconds:.2f} s", sys.stderr)
 
 
 def find_model(name: str | None, offline: bool) -> Path:

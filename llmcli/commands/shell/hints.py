@@ -46,6 +46,7 @@ HINTS: dict[str, str] = {
     "token-not-in-text": "llmcli tokenize lists the tokens of a text and their positions",
     "top-p-zero": "to always take the most probable token, use --temperature 0",
     "typical-p-zero": "1 turns it off",
+    "weights-overflow": "use --dtype bfloat16 or --dtype float32",
 }
 
 

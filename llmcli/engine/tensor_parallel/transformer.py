@@ -24,6 +24,7 @@ from llmcli.model.families.rules import Rule
 from llmcli.model.layers import Norm
 from llmcli.model.trace import Trace
 from llmcli.storage.checkpoint import Checkpoint, DTypeChoice, Progress
+from llmcli.storage.finite import LoadNotes
 from llmcli.storage.partition import Partition, read_slice
 
 END, READ, UNEMBED, FORGET = range(4)  # what the leader's messages request
@@ -173,6 +174,7 @@ def load_split(
     dtype: DTypeChoice = None,
     adapter: Path | None = None,
     progress: Progress | None = None,
+    notes: LoadNotes | None = None,
 ) -> SplitTransformer:
     """Load this rank's part of a model, and nothing else, to the group's device. Arguments as for ``Checkpoint.load``.
 
@@ -189,6 +191,6 @@ def load_split(
     def parameter(rule: Rule) -> Tensor:
         return read_slice(opened.weights, rule, partition, opened.shapes[rule.target], stored_as).to(group.device)
 
-    opened.fill(model, parameter, progress)
+    opened.fill(model, parameter, progress, LoadNotes() if notes is None else notes)
     model.eval()
     return model

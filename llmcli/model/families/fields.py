@@ -17,8 +17,22 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_sigmoid",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "relu6": "relu6",
+    "leaky_relu": "leaky_relu",
+    "hardswish": "hardswish",
+    "mish": "mish",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "linear": "linear",
 }
 
 

@@ -73,13 +73,7 @@ def parse_gpt2(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-GPT2 = Family(
-    "gpt2",
-    parse_gpt2,
-    GPT2_NAMES.rules,
-    renamed=((r"^(?=(wte|wpe|ln_f|h)\.)", "transformer."),),
-    dropped=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),
-)
+GPT2 = Family("gpt2", parse_gpt2, GPT2_NAMES.rules)
 
 
 GPT_NEOX_NAMES = Names(
@@ -132,13 +126,7 @@ def parse_gpt_neox(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-GPT_NEOX = Family(
-    "gpt_neox",
-    parse_gpt_neox,
-    GPT_NEOX_NAMES.rules,
-    renamed=((r"^lm_head\.", "embed_out."),),
-    dropped=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
-)
+GPT_NEOX = Family("gpt_neox", parse_gpt_neox, GPT_NEOX_NAMES.rules, renamed=((r"^lm_head\.", "embed_out."),))
 
 
 def parse_starcoder2(raw: Mapping[str, Any]) -> ModelConfig:

@@ -17,8 +17,6 @@ from llmcli.model.families.fields import (
 )
 from llmcli.model.families.rules import Family, Names
 
-ROTARY_TABLES = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # stored by old versions of transformers
-
 
 def parse_llama(raw: Mapping[str, Any]) -> ModelConfig:
     """Llama (Touvron et al. 2023): pre-RMSNorm, rotary positions, grouped heads, a SiLU-gated MLP.
@@ -68,7 +66,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-LLAMA = Family("llama", parse_llama, Names().rules, dropped=(ROTARY_TABLES,))
+LLAMA = Family("llama", parse_llama, Names().rules)
 
 
 def parse_smollm3(raw: Mapping[str, Any]) -> ModelConfig:
@@ -199,6 +197,4 @@ def parse_stablelm(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-STABLELM = Family(
-    "stablelm", parse_stablelm, STABLELM_NAMES.rules, dropped=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-)
+STABLELM = Family("stablelm", parse_stablelm, STABLELM_NAMES.rules)

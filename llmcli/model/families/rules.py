@@ -13,12 +13,17 @@ if TYPE_CHECKING:  # a download looks up the family without loading torch
     from torch import Tensor
 
 
+# Precomputed tensors that old versions of transformers stored: angles of rotary positions, causal masks.
+BUFFERS = r"(.*\.)?(rotary_emb\.\w+|(attn|attention)\.(masked_)?bias)"
+
+
 @dataclass(frozen=True)
 class Family:
     """Everything that is specific to one ``model_type``.
 
     ``renamed`` are (pattern, replacement) pairs for re.sub, applied to stored names, which differ in old or multimodal
-    files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as precomputed masks.
+    files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as those of an image
+    encoder; ``BUFFERS`` are dropped, too.
     """
 
     model_type: str
@@ -32,6 +37,10 @@ class Family:
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
+
+    def drops(self, name: str) -> bool:
+        """Whether the stored tensor called ``name`` is known not to be a parameter."""
+        return any(re.fullmatch(pattern, name) for pattern in (BUFFERS, *self.dropped))
 
 
 @dataclass(frozen=True)

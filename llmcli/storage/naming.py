@@ -1,0 +1,65 @@
+"""From the names in weight files to those of a family's rules: without wrappers, and with the rules' prefix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from llmcli.model.config import ModelConfig
+from llmcli.model.families.rules import Family
+
+# Name components that wrappers insert: torch.compile, DataParallel and DeepSpeed, FSDP, activation checkpointing.
+WRAPPERS = re.compile(r"\b(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+PEFT_PREFIX = re.compile(r"^(base_model\.model\.)+")
+
+
+def unwrapped(name: str) -> str:
+    """The name without what torch's and PEFT's wrappers insert."""
+    return PEFT_PREFIX.sub("", WRAPPERS.sub("", name))
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Maps stored names to the names that the rules of ``family`` use.
+
+    ``modules`` are the tensors' names in the rules without ``.weight`` and ``.bias``. ``base`` is the prefix of all of
+    them but the head's, such as ``model.``: weights of a base model are stored without it. ``prefix`` is what the file
+    puts before the names.
+    """
+
+    family: Family
+    modules: frozenset[str]
+    base: str
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, family: Family, config: ModelConfig, stored: Iterable[str] = ()) -> Naming:
+        """The naming for files with the ``stored`` names. Their prefix is the one under which most modules appear."""
+        rules = family.rules(replace(config, tie_word_embeddings=False))
+        modules = frozenset(_module(source.name) for rule in rules for source in rule.sources)
+        embedding = _module(rules[0].sources[0].name)
+        base = embedding[: embedding.rindex(".") + 1]
+        plain = cls(family, modules, base)
+        names = [unwrapped(name) for name in stored]
+        anchor = f"{embedding.removeprefix(base)}.weight"
+        prefixes = {name.removesuffix(anchor).removesuffix(base) for name in names if name.endswith(f".{anchor}")}
+        candidates = [plain, *(replace(plain, prefix=prefix) for prefix in sorted(prefixes - {""}))]
+        return max(candidates, key=lambda naming: sum(naming._known(name) is not None for name in names))
+
+    def resolve(self, stored: str) -> str:
+        """The rules' name for a stored name; without a counterpart in the rules, the stored name itself, unwrapped."""
+        name = unwrapped(stored)
+        return self._known(name) or self.family.rename(name)
+
+    def _known(self, name: str) -> str | None:
+        for candidate in (name, name.removeprefix(self.prefix)):
+            renamed = self.family.rename(candidate)
+            for known in (renamed, self.base + renamed):
+                if _module(known) in self.modules:
+                    return known
+        return None
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
