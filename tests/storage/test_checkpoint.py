@@ -425,7 +425,7 @@ def test_tensor_of_an_unsupported_dtype(llama: Path, name: str, dtype: torch.dty
 
 
 @pytest.mark.parametrize("right", ["a.safetensors", "b.safetensors"])
-def test_the_index_decides_between_two_shards(llama: Path, tiny: Callable[[str], Tiny], right: str) -> None:
+def test_the_index_decides_between_two_shards(llama: Path, right: str) -> None:
     norm = load_file(llama / WEIGHTS)[NORM]
     shard(llama, {"weight_map": {EMBEDDING: "a.safetensors", "lm_head.weight": "b.safetensors", NORM: right}})
     for name in ("a.safetensors", "b.safetensors"):

@@ -118,13 +118,6 @@ def is_verbose() -> bool:
     return bool(click.get_current_context().ensure_object(dict).get("verbose"))
 
 
-def is_verbose() -> bool:
-    """Whether the command that runs has --verbose."""
-    context = click.get_current_context(silent=True)
-    state = None if context is None else context.find_object(dict)
-    return state is not None and bool(state.get("verbose"))
-
-
 device_option = click.option(
     "--device",
     type=Choice(DEVICES),
