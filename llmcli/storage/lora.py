@@ -118,11 +118,6 @@ class Adapter:
         changes += [self.replaced[source]] if source in self.replaced else []
         return all(is_finite(change) for change in changes)
 
-    @property
-    def keeps_tie(self) -> bool:
-        """Whether an embedding that is also the head stays so, as PEFT's ``ensure_weight_tying`` asks."""
-        return field(self.config, "ensure_weight_tying", False)
-
     def _misfit(self, source: str) -> LlmcliError:
         return LlmcliError(
             f"{self.path}: the adapter for {source} does not fit the model's tensor", "it may belong to another model"

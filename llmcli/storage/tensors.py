@@ -126,13 +126,11 @@ class WeightFiles:
             )
 
     def untie(self, embedding: str, head: str) -> bool:
-        """Give the head a tensor of its own if the adapter changes it or the embedding, its copy, alone.
+        """Store a head of its own if the adapter changes the embedding or the head, of which it is a copy.
 
-        Returns whether it did. Both are names of stored tensors.
+        An adapter that changes both in the same way (PEFT's ``ensure_weight_tying``) has both. Returns whether it did.
         """
-        if self.adapter is None or self.adapter.keeps_tie or not self.adapted & {embedding, head}:
-            return False
-        if embedding not in self.tensors:
+        if embedding not in self.tensors or not self.adapted & {embedding, head}:
             return False
         self.tensors.setdefault(head, self.tensors[embedding])
         return True
