@@ -17,6 +17,7 @@ from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.model.families import FAMILIES
 from llmcli.storage import checkpoint
+from llmcli.storage.finite import LoadNotes
 from llmcli.text.tokenizer import load_tokenizer
 from tests.tiny import CPU, VOCAB, TinyFactory, greedy, load, load_with_transformers, random_ids
 
@@ -266,14 +267,21 @@ def test_another_file_in_place_of_the_right_one(llama: Path, name: str, content:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("more", [-1, 1])
-def test_a_layer_count_that_differs(tiny: TinyFactory, tmp_path: Path, more: int) -> None:
+def test_more_layers_than_the_weights_have(tiny: TinyFactory, tmp_path: Path) -> None:
     for case in ("llama", "gpt2"):
         folder = Path(shutil.copytree(tiny(case).folder, tmp_path / case))
         key = "n_layer" if case == "gpt2" else "num_hidden_layers"
         layers = json.loads((folder / CONFIG).read_text())[key]
-        change_config(folder, **{key: layers + more})
-        assert_rejected(folder, folder, f"which has {layers + more} layers, but the weights have {layers}")
+        change_config(folder, **{key: layers + 1})
+        assert_rejected(folder, folder, f"which has {layers + 1} layers, but the weights have {layers}")
+
+
+def test_fewer_layers_than_the_weights_have_leave_tensors_unused(llama: Path) -> None:
+    change_config(llama, num_hidden_layers=2)
+    notes = LoadNotes()
+    load(llama, device=CPU, notes=notes)
+    assert len(notes.unused) == 9
+    assert all(name.startswith("model.layers.2.") for name in notes.unused)
 
 
 def test_only_pickled_weights(llama: Path) -> None:
