@@ -18,7 +18,7 @@ from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.commands.shell.interrupt import end_by_signal, import_torch
 from llmcli.errors import usage_error
-from llmcli.files.atomic import replace_text
+from llmcli.files.atomic import clear_leftovers, replace_text
 from llmcli.files.names import CONFIG
 from llmcli.train import demo as demo_run
 from llmcli.train import recipe
@@ -173,6 +173,7 @@ def train(
     with end_by_signal() as ending:
         try:
             for number, stage in enumerate(stages, start=1):
+                clear_leftovers(stage.out)
                 if not stage.done:
                     runner.run(stage, title=f"stage {number} of {len(stages)}, " if len(stages) > 1 else None)
                 elif len(stages) == 1:

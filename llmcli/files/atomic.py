@@ -110,9 +110,10 @@ def replacing_folder(folder: Path, last: str) -> Iterator[Path]:
 
 def clear_leftovers(path: Path) -> None:
     """Delete what killed processes left when they replaced the file or folder ``path``."""
-    target = _resolve(path)
-    for folder in (target.parent, target):
-        _clear(folder, target.name)
+    with suppress(OSError):
+        target = _resolve(path)
+        for folder in (target.parent, target):
+            _clear(folder, target.name)
 
 
 def _resolve(path: Path) -> Path:

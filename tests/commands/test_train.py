@@ -39,8 +39,10 @@ def test_a_trained_model_generates_and_can_be_resumed(run: Run, corpus: Path, tm
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 10
     assert (out / "loss.svg").read_text().startswith("<svg")
     assert run("generate", "The", "-m", out, "-n", 3).exit_code == 0
+    (tmp_path / ".m.0123456789abcdef.part").touch()  # of a run that was killed when its folder was complete
     again = run("train", corpus, "--out", out, "--resume", "--tokens", 480)
     assert again.exit_code == 0, again.stderr
+    assert not list(tmp_path.glob(".m.*"))
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 15
     corpus.write_text(corpus.read_text(encoding="utf-8") + "!", encoding="utf-8")
     other = run("train", corpus, "--out", out, "--resume", "--tokens", 640)
