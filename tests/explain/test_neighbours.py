@@ -202,8 +202,9 @@ def test_a_mistake_fails_the_check(tiny: TinyFactory, mistake: str, monkeypatch:
     assert not neighbours(loaded(tiny("llama")), "w5 + w7", top=5).check.ok
 
 
-def test_a_damaged_embedding_fails_the_check(tiny: TinyFactory) -> None:
+def test_a_damaged_embedding_is_an_error(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     with torch.no_grad():
         model.embedding.weight[9] = float("nan")
-    assert not neighbours(loaded(tiny("llama"), model), "w5", top=5).check.ok
+    with pytest.raises(LlmcliError, match="embeddings are not numbers"):
+        neighbours(loaded(tiny("llama"), model), "w5", top=5)
