@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 from rich.text import Text
 
-from llmcli.render.picture import WIDTH, Picture
+from llmcli.render.picture import WIDTH, Caption, Picture
 
 HERE = Path(__file__).parent
 SENTENCE = '"The cat that I saw yesterday was sleeping"'
@@ -44,7 +44,7 @@ def draw_generate() -> None:
         env={**os.environ, "TERM": "xterm-256color"},
     )
     child.expect(pexpect.EOF)
-    picture = Picture()
+    picture = Picture(caption=Caption(f"llmcli {GENERATE}", None, ["llama-tales-12m, bfloat16"]))
     picture.console.print(Text.from_ansi(child.before.replace("\r\n", "\n").rstrip("\n")))
     picture.save(HERE / "generate.svg", "llmcli generate")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmcli.explain.attention import attention_pattern as attention_pattern
     from llmcli.explain.attribution import Contribution as Contribution
     from llmcli.explain.attribution import SourceContribution as SourceContribution
+    from llmcli.explain.attribution import StrongestPart as StrongestPart
     from llmcli.explain.attribution import WhyReport as WhyReport
     from llmcli.explain.attribution import why as why
     from llmcli.explain.bpe_merges import MergesReport as MergesReport
@@ -111,6 +112,7 @@ __all__ = [
     "SourceContribution",
     "StageReport",
     "StepReport",
+    "StrongestPart",
     "TemperatureColumn",
     "Term",
     "Tokenization",
@@ -188,6 +190,7 @@ __getattr__, __dir__ = lazy.exports(
         "VerifyReport": "verification.view",
         "VocabEntry": "report",
         "Windows": "report",
+        "StrongestPart": "attribution",
         "WhyReport": "attribution",
         "attend": "attention",
         "attention_pattern": "attention",

@@ -27,6 +27,7 @@ from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
 
 ROUNDING = "rounding"  # the name of the part that the dtype's rounding adds
+HEAD = re.compile(r"L(\d+)\.H(\d+)")  # the name of a head
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SourceContribution:
 
 @dataclass(frozen=True)
 class StrongestPart:
-    """The component that adds most to the difference, in the direction of the total.
+    """The component, or the head, that adds most to the difference, in the direction of the total.
 
     For a head, ``position`` is the one it gets most of that from, and ``from_position`` how much; otherwise None.
     """
@@ -82,6 +83,7 @@ class WhyReport(Report):
     total: Contribution
     sources: tuple[SourceContribution, ...]
     strongest: StrongestPart
+    strongest_head: StrongestPart
     check: Check
     heads: str = field(metadata=NOT_IN_JSON)  # those that ``sources`` are of, such as "all heads"
 
@@ -118,6 +120,11 @@ def why(
     parts.append((ROUNDING, (logits.double() if config.logit_softcap is None else split.stream) - split.total))
     contributions = tuple(_contribution(name, values) for name, values in parts)
     total = _contribution("total", torch.stack([values for _, values in parts]).sum(dim=0))
+    direction = -1 if total.difference < 0 else 1
+
+    def strongest(parts: Sequence[Contribution]) -> StrongestPart:
+        return _strongest(loaded, observed.ids, split, parts, direction)
+
     return WhyReport(
         model=loaded.name,
         position=position,
@@ -129,7 +136,8 @@ def why(
         parts=contributions,
         total=total,
         sources=_sources(loaded, observed.ids, split, heads),
-        strongest=_strongest(loaded, observed.ids, split, contributions, -1 if total.difference < 0 else 1),
+        strongest=strongest([part for part in contributions if part.name != ROUNDING]),
+        strongest_head=strongest([part for part in contributions if HEAD.fullmatch(part.name)]),
         check=_check(split, logits, config.logit_softcap, tolerance(model)),
         heads=name_heads(config, layers, head),
     )
@@ -184,9 +192,9 @@ def _sources(
 def _strongest(
     loaded: LoadedModel, ids: Sequence[int], split: Attribution, parts: Sequence[Contribution], direction: int
 ) -> StrongestPart:
-    """The part that adds most in ``direction``, 1 or -1, and the position that it reads if it is a head."""
-    part = max((part for part in parts if part.name != ROUNDING), key=lambda part: direction * part.difference)
-    head = re.fullmatch(r"L(\d+)\.H(\d+)", part.name)
+    """The one of ``parts`` that adds most in ``direction``, 1 or -1, and the position that it reads if it is a head."""
+    part = max(parts, key=lambda part: direction * part.difference)
+    head = HEAD.fullmatch(part.name)
     if head is None:
         return StrongestPart(part.name, part.difference, None, None, None)
     by_position = split.heads[0, int(head[1]), int(head[2])] - split.heads[1, int(head[1]), int(head[2])]  # [S]

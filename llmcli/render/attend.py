@@ -45,21 +45,27 @@ def print_attend(report: explain.AttendReport, stream: TextIO, *, top: int = 20,
 
 
 def _finding(report: explain.AttendReport, *, named: bool) -> str:
-    """Return the sentence that says where the token looks most, and with ``named`` whether position 0 is a sink."""
-    first, *others = report.sources
-    if not others:
-        return f"{token_label(report.at)} is the first token: it can only look at itself."
-    most = max(others, key=lambda source: source.mean)
-    where = "itself" if most.position == report.position else f"{token_label(most.piece)} (position {most.position})"
+    """Return the sentence that says where the token looks most, and with ``named`` whether position 0 is a sink.
+
+    Most attention often goes to the first token and to the token itself, so these are named only if nothing is between.
+    """
+    first, own, at = report.sources[0], report.sources[-1], token_label(report.at)
+    if own is first:
+        return f"{at} is the first token: it can only look at itself."
+    most = max(report.sources[1:-1] or [own], key=lambda source: source.mean)
+    where = "itself" if most is own else f"{token_label(most.piece)} (position {most.position})"
+    more = [
+        f"{name} ({number_cell(source.mean).shown})"
+        for name, source in (("the first token", first), ("itself", own))
+        if source.mean > most.mean
+    ]
     found = (
-        f"{token_label(report.at)} looks most at {where}: mean weight {number_cell(most.mean).shown}; "
-        f"L{most.layer}.H{most.head} gives it {number_cell(most.weight, 2).shown} of its attention."
+        f"{'After ' + ' and '.join(more) + ', ' if more else ''}{at} looks most at {where}: mean weight "
+        f"{number_cell(most.mean).shown}; L{most.layer}.H{most.head} gives it {number_cell(most.weight, 2).shown}."
     )
-    if first.mean > most.mean:
-        found = f"After the first token, {found}"
     if named and is_sink(report):
-        found += f" Position 0, {token_label(first.piece)}, is the attention sink (mean weight {first.mean:.4f}): "
-        found += "heads that find nothing relevant look there. --no-sink hides it."
+        found += f" Position 0, {token_label(first.piece)}, is the attention sink: heads that find nothing relevant"
+        found += " look there. --no-sink hides it."
     return found
 
 

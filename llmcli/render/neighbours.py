@@ -73,8 +73,8 @@ def _finding(report: explain.NeighboursReport) -> str:
     ids, before_ids = {row.piece.id for row in report.neighbours}, {piece.id for piece in alone}
     added = [token_label(row.piece) for row in new if row.piece.id not in before_ids]
     dropped = [token_label(piece) for piece in alone if piece.id not in ids]
-    changes = [f"adds {', '.join(added)}"] if added else []
-    changes += [f"drops {', '.join(dropped)}"] if dropped else []
+    changes = [f"adds {' '.join(added)}"] if added else []
+    changes += [f"drops {' '.join(dropped)}"] if dropped else []
     return f"{found} Of the first {len(alone)}, the arithmetic {' and '.join(changes) or 'changes only the order'}."
 
 

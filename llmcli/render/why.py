@@ -55,13 +55,21 @@ def print_why_end(report: explain.WhyReport, stream: TextIO) -> None:
 
 
 def _finding(report: explain.WhyReport) -> str:
-    """Return the sentence that names the component that decides most, and the token that it reads."""
-    part, total = report.strongest, report.total.difference
-    found = f"{part.name} gives {part.difference:+.2f} of {total:+.2f}"
-    if part.piece is not None and part.from_position is not None:
-        found += f", {part.from_position:+.2f} of it by reading {token_label(part.piece)} (position {part.position})"
+    """Return the sentence that names the component that decides most, and the head, with what it reads."""
+    part, head, total = report.strongest, report.strongest_head, report.total.difference
     token, other = (token_label(piece) for piece in (report.token, report.other))
-    return f"{found}: the most for {token if total >= 0 else other} against {other if total >= 0 else token}."
+    pair = f"{token if total >= 0 else other} against {other if total >= 0 else token}"
+    found = f"{part.name} gives {part.difference:+.2f} of {total:+.2f}"
+    if part.name == head.name:
+        return f"{found}, {_reading(head)}: the most for {pair}."
+    of_heads = f"Of the heads, {head.name} gives the most: {head.difference:+.2f}, {_reading(head)}."
+    return f"{found}: the most for {pair}. {of_heads}"
+
+
+def _reading(head: explain.StrongestPart) -> str:
+    assert head.piece is not None
+    assert head.from_position is not None
+    return f"{head.from_position:+.2f} of it by reading {token_label(head.piece)} (position {head.position})"
 
 
 def _part_rows(report: explain.WhyReport, top: int) -> list[list[Cell]]:

@@ -76,7 +76,7 @@ def test_a_sum_is_compared_with_its_first_word(model: Path, run: Run, sum: str) 
     top = [row["piece"]["id"] for row in before[:5]]
     added, dropped = ([names[id] for id in one if id not in other] for one, other in ((after, top), (top, after)))
     if added:
-        assert f"the arithmetic adds {', '.join(added)} and drops {', '.join(dropped)}." in sentence
+        assert f"the arithmetic adds {' '.join(added)} and drops {' '.join(dropped)}." in sentence
     else:
         assert sentence.endswith("the arithmetic changes only the order.")
 

@@ -147,13 +147,14 @@ def test_a_picture_is_dark_or_light(model: Path, run: Run, tmp_path: Path, suffi
 def test_attend_ends_with_what_the_token_looks_at_most(model: Path, run: Run) -> None:
     (record,) = records(run("attend", PROMPT, "-m", model, "--json"))
     lines = run("attend", PROMPT, "-m", model).stdout.splitlines()
-    first, *others = record["sources"]
+    first, *others, own = record["sources"]
     most = max(others, key=lambda source: source["mean"])
-    where = "itself" if most["position"] == record["position"] else f"(position {most['position']})"
     (sentence,) = [line for line in lines if "looks most at" in line]
     assert lines.index(sentence) == len(lines) - 2
-    assert where in sentence
-    assert f"L{most['layer']}.H{most['head']} gives it {most['weight']:.2f} of its attention" in sentence
+    assert f"(position {most['position']}): mean weight {most['mean']:.4f}" in sentence
+    assert f"L{most['layer']}.H{most['head']} gives it {most['weight']:.2f}." in sentence
+    assert (f"the first token ({first['mean']:.4f})" in sentence) == (first["mean"] > most["mean"])
+    assert (f"itself ({own['mean']:.4f})" in sentence) == (own["mean"] > most["mean"])
     is_sink = first["mean"] > 1.5 / len(record["sources"])
     assert ("attention sink" in sentence) == ("--no-sink" in sentence) == is_sink
     assert "--no-sink" not in run("attend", PROMPT, "-m", model, "--no-sink").stdout
@@ -184,11 +185,13 @@ def test_why_ends_with_the_strongest_component(model: Path, run: Run, token: str
     sentence = run(*call).stdout.splitlines()[-2]
     assert sentence.startswith(f"{best['name']} gives {best['difference']:+.2f} of {total:+.2f}")
     assert record["strongest"]["name"] == best["name"]
-    if ".H" in best["name"]:
-        (of_head,) = records(run(*call, "--head", best["name"].replace("L", "").replace("H", ""), "--json"))
-        source = max(of_head["sources"], key=lambda source: source["difference"] * (1 if total >= 0 else -1))
-        assert f"{source['difference']:+.2f} of it by reading" in sentence
-        assert f"(position {source['position']})" in sentence
+    heads = [part for part in parts if ".H" in part["name"]]
+    head = max(heads, key=lambda part: part["difference"] * (1 if total >= 0 else -1))
+    assert (f"Of the heads, {head['name']} gives the most: {head['difference']:+.2f}" in sentence) == (head != best)
+    (of_head,) = records(run(*call, "--head", head["name"].replace("L", "").replace("H", ""), "--json"))
+    source = max(of_head["sources"], key=lambda source: source["difference"] * (1 if total >= 0 else -1))
+    assert f"{source['difference']:+.2f} of it by reading" in sentence
+    assert f"(position {source['position']})" in sentence
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])
