@@ -29,9 +29,9 @@ SHOWN = 8  # candidates, and neighbours
 class TourReport(Report):
     """A report per stop; ``begun`` is the text up to the position that most stops look at, which the model continues.
 
-    ``tied`` tells whether the head is the embedding, ``unrotated`` how many layers have no rotary positions.
-    ``head_at`` is one head at that position. ``forms`` tells whether ``lens`` shows an answer that forms, and
-    ``first_from`` the layer from which on it is the most probable token.
+    ``tied`` says whether the head is the embedding, ``unrotated`` how many layers have no rotary positions.
+    ``head_at`` is one head at that position. ``forms`` says whether ``lens`` shows an answer that forms, and
+    ``first_from`` from which layer on it is the most probable token.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""What the tour shows: a sentence and a position where an answer forms, a word with telling neighbours, a head."""
+"""What the tour shows: a sentence and a position where an answer forms, a word with close neighbours, a head."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SENTENCES = (
     "The cat that I saw yesterday was sleeping",
     "In winter it is cold and in summer it is hot",
 )
-PLACES = 16  # positions at the end of a text among which one is chosen
-TRIED = 4  # of them, the most probable answers: each needs a lens
+PLACES = 16  # positions at the end of a text, from which one is chosen
+TRIED = 4  # of those, the ones with the most probable answers: each needs a lens
 RISE = 10  # how many times as probable as after the embedding an answer must be at the end
 KEPT = 0.5  # the share of its largest probability that it must keep until the end
-LOOKS = 0.3  # the weight from which on a head is said to look at a token
+LOOKS = 0.3  # the smallest weight that counts as looking at a token
 NEAREST = 8  # neighbours by which a word is judged
 WORD = re.compile(r" [^\W\d_]{4,}")
 
@@ -65,7 +65,7 @@ def choose_example(loaded: LoadedModel, text: str | None) -> Example:
 def _answers(loaded: LoadedModel, ids: Sequence[int]) -> list[tuple[int, tuple[bool, float]]]:
     """The last positions, in the second half of the text, and for each whether a word is most probable next, and its p.
 
-    A position at the end of the context is none of them, since nothing can follow it.
+    The position at the end of the context is excluded, since nothing can follow it.
     """
     model = loaded.model
     first = max(2, len(ids) // 2, len(ids) - PLACES)
@@ -86,7 +86,7 @@ def answer_forms(report: LensReport) -> bool:
 
 
 def first_from(report: LensReport) -> int | None:
-    """Return the layer from which on the target is the most probable token; None for the embedding or for no layer."""
+    """Return from which layer on the target is the most probable token; None for the embedding or for no layer."""
     layer = None
     for row in reversed(report.rows):
         if row.rank > 0:
@@ -112,7 +112,7 @@ def telling_word(loaded: LoadedModel, ids: Sequence[int]) -> int:
 
 
 def _another_word(loaded: LoadedModel, word: int, id: int) -> bool:
-    """Whether ``id`` is a whole word, and not ``word`` in other letters."""
+    """Whether ``id`` is a whole word, and not ``word`` in another case."""
     text, other = (loaded.tokenizer.token_text(each) for each in (word, id))
     return WORD.fullmatch(other) is not None and other.strip().casefold() != text.strip().casefold()
 

@@ -54,7 +54,7 @@ def _finding(report: explain.HeadReport) -> str:
     source = max(report.keys, key=lambda key: key.copied)
     found = f"It gives {most.weight:.2f} of its attention to {token_label(most.piece)} (position {most.position})"
     if source.position == most.position:
-        return f"{found}, and copies most there."
+        return f"{found}, and copies most from there."
     return f"{found}, but copies most from {token_label(source.piece)} (position {source.position})."
 
 

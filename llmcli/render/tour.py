@@ -87,12 +87,12 @@ def _vectors(report: explain.TourReport, stream: TextIO) -> None:
     _introduction(
         f"""Each id is looked up in a table, the embedding, and becomes a vector of {vectors.size} numbers, learned in
         training: {word} is [{numbers}, …]. A single number means nothing by itself, but directions do: tokens that
-        are used alike get vectors that point in similar directions. Their cosine is 1 for the same direction and 0 for
-        unrelated ones. {closest}""",
+        are used similarly get vectors that point in similar directions. Their cosine is 1 for the same direction and 0
+        for unrelated ones. {closest}""",
         stream,
     )
     print_nearest(vectors, stream, top=ROWS)
-    print_line("centered: the mean of all tokens, which is common to all, is subtracted first.", stream, "dim")
+    print_line("centered: the mean of all tokens, which they share, is subtracted first.", stream, "dim")
     print_check(vectors.check, stream)
 
 
@@ -101,8 +101,8 @@ def _position(report: explain.TourReport, stream: TextIO) -> None:
     if report.position.turns:
         without = f" ({report.unrotated} of {report.layers} layers do without.)" if report.unrotated else ""
         how = f"""The vector of stop 2 has no position. Order enters in attention, the next stop, where tokens find each
-        other by two more vectors, a query and a key. Both are rotated, pair of numbers by pair, by an angle that grows
-        with the position: some pairs fast, some slowly. How well a query and a key match then depends on how far
+        other by two more vectors, a query and a key. Both are rotated, one pair of numbers at a time, by an angle that
+        grows with the position: some pairs fast, some slowly. How well a query and a key match then depends on how far
         apart their tokens are.{without}"""
     forwards, backwards = report.position.in_order, report.position.reversed
     same = forwards.piece.id == backwards.piece.id
@@ -128,7 +128,7 @@ def _attention(report: explain.TourReport, stream: TextIO) -> None:
     print_matches(report.head_at, stream, top=ROWS - 2)
     if is_sink(report.attention):
         share = f"{report.attention.sources[0].mean:.0%}"
-        print_line(f"Over all heads, the first token gets {share}: those that find nothing look there.", stream)
+        print_line(f"Over all heads, the first token gets {share}: heads that find nothing look there.", stream)
     print_check(report.head_at.check, stream)
 
 
@@ -197,9 +197,9 @@ def _temperature(report: explain.TourReport, stream: TextIO) -> None:
     )
     used = next((column.temperature for column in step.columns if column.used), 1.0)
     drawn = (
-        "At temperature 0, which this model asks for, there is no draw."
+        "At temperature 0, which this model uses, there is no draw."
         if step.chosen.u is None
-        else f"The random number here is u = {step.chosen.u:.4f}, from seed {step.seed}; a seed draws the same again."
+        else f"The random number here is u = {step.chosen.u:.4f}, from seed {step.seed}; the same seed repeats it."
     )
     _introduction(
         f"""The next token is drawn at random, with these probabilities. Before that, temperature T divides the logits:
@@ -216,8 +216,8 @@ def _loop(report: explain.TourReport, stream: TextIO) -> None:
     written = "".join(token.text for token in report.loop)
     _introduction(
         f"""The drawn token is appended to the text, and the loop repeats: this is how all text is generated. What
-        attention needs of the earlier tokens, their keys and values, is kept (the KV cache), so each step computes only
-        the new token. The loop ends at the latest when the context is full, here at {report.context} tokens. After
+        attention needs from the earlier tokens, their keys and values, is kept (the KV cache), so each step computes
+        only the new token. The loop ends at the latest when the context is full, here at {report.context} tokens. After
         “{_end_of(report.begun)}” the model wrote “{_beginning_of(written)}”:""",
         stream,
     )

@@ -1,7 +1,7 @@
 """The check that weights contain neither NaN nor infinity, once, when they are read.
 
-Attention kernels turn rows of NaN into zeros, so that a single damaged weight can change a text without a sign. The
-check reads the weights once, at the speed of memory.
+Attention kernels turn rows of NaN into zeros, so a single damaged weight can change a text silently. The check reads
+the weights once, at the speed of memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor of floats contains neither NaN nor infinity. A tensor on the meta device has no values.
 
     A sum with NaN or infinity is not finite, and summing is the fastest way to read memory. Large finite values can
-    have a sum that is not finite, too, so such pieces are looked at value by value.
+    have a sum that is not finite, too, so such pieces are checked value by value.
     """
     if tensor.is_meta:
         return True

@@ -80,7 +80,7 @@ def unsupported(name: str) -> LlmcliError:
 
 
 def format_of(names: Collection[str]) -> str | None:
-    """The format of quantized weights whose tensors have these names; None if they are in none that is known."""
+    """The format of quantized weights whose tensors have these names; None if no known format has such names."""
     for name, ending in MARKS:
         if any(re.search(f"(?:{ending})$", stored) for stored in names):
             return name

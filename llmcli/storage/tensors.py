@@ -55,7 +55,7 @@ class WeightFiles:
         self.adapted = frozenset(() if self.adapter is None else self.adapter.sources)
 
     def _add(self, name: str, file: TensorFile, entry: Entry, shard: str | None) -> None:
-        """Add a tensor. If it is stored in two shards, the one counts that the index states for it."""
+        """Add a tensor. If it is stored in two shards, the one that the index names counts."""
         if name in self.tensors:
             other, duplicate = self.tensors[name]
             same_name = entry.name == duplicate.name
@@ -115,7 +115,7 @@ class WeightFiles:
                 )
 
     def check_adapter(self, rules: Sequence[Rule]) -> None:
-        """Raise LlmcliError if the adapter changes other tensors than parameters."""
+        """Raise LlmcliError if the adapter changes tensors that are not parameters."""
         if self.adapter is None:
             return
         foreign = sorted(self.adapted - {source.name for rule in rules for source in rule.sources})
@@ -126,7 +126,7 @@ class WeightFiles:
             )
 
     def untie(self, embedding: str, head: str) -> bool:
-        """Store a head of its own if the adapter changes the embedding or the head, of which it is a copy.
+        """Store a separate head if the adapter changes the embedding or the head, which is a copy of it.
 
         An adapter that changes both in the same way (PEFT's ``ensure_weight_tying``) has both. Returns whether it did.
         """
