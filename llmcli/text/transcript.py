@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmcli.errors import LlmcliError
-from llmcli.files.atomic import replacing, write_error
+from llmcli.files.atomic import clear_leftovers, replacing, write_error
 from llmcli.files.json import read_json
 from llmcli.files.lock import open_locked
 from llmcli.text.chat_template import ROLES, Message
@@ -61,6 +61,7 @@ class ChatFile:
         self._known: os.stat_result | None = None  # the version that this process read or wrote last
 
     def __enter__(self) -> ChatFile:
+        clear_leftovers(self.path)
         try:
             self._lock()
             self._known = self._version()

@@ -271,6 +271,20 @@ def test_a_download_on_a_full_disk_resumes(
 # Two processes
 
 
+def test_a_run_that_has_nothing_to_write_removes_what_was_left_too(
+    run: Run, model: Path, chat_model: Path, prompts: Path, work: Path
+) -> None:
+    cache = ("generate", PROMPT, "-m", model, "-n", 1, "--prompt-cache", work / "x")
+    batch = ("batch", prompts, work / "x", "-m", model)
+    chat = ("chat", "-m", chat_model, "--chat", work / "x")
+    for command, stdin in ((cache, ""), (batch, ""), (chat, "/help\n")):
+        (work / "x").unlink(missing_ok=True)
+        run(*command, input=stdin)
+        (work / ".x.0123456789abcdef.part").touch()
+        assert run(*command, input=stdin).exit_code == 0
+        assert not list(work.glob(".x.*"))
+
+
 def test_two_chats_on_one_file(run: Run, chat_model: Path, work: Path) -> None:
     """The second is refused before it loads its model; no turn is lost."""
     file, other = work / "c.json", work / "other.json"

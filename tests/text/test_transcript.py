@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -163,24 +160,3 @@ def test_a_symbolic_link_is_kept(tmp_path: Path) -> None:
     write_transcript(tmp_path / "link.json", "m", CHAT)
     assert (tmp_path / "link.json").is_symlink()
     assert read_transcript(tmp_path / "x.json") == CHAT
-
-
-def test_a_killed_process_leaves_a_complete_chat(tmp_path: Path) -> None:
-    """Kills a process ten times that alternately saves two chats, each too large for a single write."""
-    path = tmp_path / "x.json"
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom llmcli.text.chat_template import Message\n"
-        "from llmcli.text.transcript import write_transcript\n"
-        "while True:\n    for c in 'ab':\n"
-        "        write_transcript(Path(sys.argv[1]), c, [Message('user', c * 300000)])\n"
-    )
-    for n in range(10):
-        with subprocess.Popen([sys.executable, "-c", code, str(path)]) as process:
-            while not path.exists():
-                assert process.poll() is None
-                time.sleep(0.01)
-            time.sleep(0.003 * n)
-            process.kill() if sys.platform == "win32" else process.send_signal(signal.SIGKILL)
-        (message,) = read_transcript(path)
-        assert len(message.content) == 300_000
-        path.unlink()

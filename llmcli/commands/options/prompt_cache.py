@@ -12,6 +12,7 @@ from llmcli import generation, render, storage
 from llmcli.commands.options.writable import check_writable, unwritable
 from llmcli.commands.shell.help import under
 from llmcli.commands.shell.interrupt import import_torch
+from llmcli.files.atomic import clear_leftovers
 
 prompt_cache_option = under(
     "Speed",
@@ -27,6 +28,7 @@ def check_prompt_cache(file: Path) -> None:
     """Raise LlmcliError if the file cannot be written, or is something else that would be overwritten."""
     import_torch()
     check_writable("--prompt-cache", file)
+    clear_leftovers(file)
     try:
         replaceable = not file.exists() or (file.is_file() and storage.may_replace(file))
     except OSError as error:

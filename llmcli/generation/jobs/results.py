@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.files.atomic import write_error
+from llmcli.files.atomic import clear_leftovers, write_error
 from llmcli.files.lock import lock_for_writing
 from llmcli.files.ndjson import to_line
 from llmcli.generation.jobs.prompts import Job, JobId, check_regular_file
@@ -72,6 +72,7 @@ class Results:
         self._rest = 0  # bytes of an incomplete last line
         self._file: Any = None
         check_regular_file(path)
+        clear_leftovers(path)  # of a merge
         if not path.absolute().parent.is_dir():
             raise usage_error(f"the folder {path.parent} does not exist", "create it, or name another file")
         if path.exists():
