@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PIECE = 2**20  # elements summed at a time
+SMALL = 2**16  # values that are looked at one by one
+PARTS = 16  # of a tensor whose sum is not finite
 
 
 @dataclass
@@ -40,9 +41,13 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor of floats contains neither NaN nor infinity. A tensor on the meta device has no values.
 
     A sum with NaN or infinity is not finite, and summing is the fastest way to read memory. Large finite values can
-    have a sum that is not finite, too, so such pieces are checked value by value.
+    have a sum that is not finite, too, so its parts are summed, and the smallest parts are checked value by value.
     """
     if tensor.is_meta:
         return True
-    pieces = torch.split(tensor.detach().reshape(-1), PIECE)
-    return all(bool(piece.sum().isfinite()) or bool(piece.isfinite().all()) for piece in pieces)
+    values = tensor.detach().reshape(-1)
+    if bool(values.sum().isfinite()):
+        return True
+    if len(values) <= SMALL:
+        return bool(values.isfinite().all())
+    return all(is_finite(part) for part in torch.tensor_split(values, PARTS))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError
+from llmcli.files.json import read_json
 from llmcli.model.families.fields import wrong
 
 METHOD = "llmcli"  # the ``quant_method`` that ``llmcli quantize`` writes
@@ -34,6 +36,8 @@ METHODS = {
     "spqr": "SpQR",
     "vptq": "VPTQ",
 }
+# Files that state the format, and its ``quant_method``.
+BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 # Ends of tensor names that only one format has, for folders whose config.json does not state the format.
 MARKS = (
     ("GPTQ", r"\.g_idx"),
@@ -72,6 +76,14 @@ def check_format(raw: Mapping[str, Any]) -> None:
         raise unsupported(name)
 
 
+def check_beside(folder: Path) -> None:
+    """Raise LlmcliError if a file next to config.json, as old programs write it, states such a format."""
+    for file, method in BESIDE.items():
+        if (folder / file).is_file():
+            settings = {"quant_method": method, **read_json(folder / file)}
+            raise unsupported(_unsupported(settings) or METHODS[method])
+
+
 def unsupported(name: str) -> LlmcliError:
     """The error for weights in a format that llmcli does not open."""
     return LlmcliError(
@@ -94,11 +106,14 @@ def scale_block(raw: Mapping[str, Any]) -> tuple[int, int]:
     """
     settings = quantization_settings(raw) or {}
     key, block = "weight_block_size", settings.get("weight_block_size")
-    if block is None:
+    for weights in _groups(settings):
         key = "block_structure"
-        block = next((weights.get(key) for weights in _groups(settings) if weights.get(key)), None)
+        group = [1, weights.get("group_size")] if weights.get("strategy") == "group" else None
+        block = block or weights.get(key) or group
     if block is None:
         return DEFAULT_BLOCK
+    if isinstance(block, str) and re.fullmatch(r"\d+x\d+", block):  # as old versions of compressed-tensors write it
+        block = [int(size) for size in block.split("x")]
     if not isinstance(block, list) or len(block) != 2 or any(type(size) is not int or size < 1 for size in block):
         raise wrong(key, block, "two whole numbers above 0")
     return block[0], block[1]
@@ -107,20 +122,22 @@ def scale_block(raw: Mapping[str, Any]) -> tuple[int, int]:
 def _unsupported(settings: Mapping[str, Any]) -> str | None:
     """The format's name if llmcli does not open it."""
     method = settings.get("quant_method")
+    method = method.lower() if isinstance(method, str) else method
     if method in (METHOD, "fp8", "fbgemm_fp8"):
         return None
     if method == "compressed-tensors":
         return _unsupported_groups(settings)
     if method == "modelopt" or (method is None and "quant_algo" in settings):
-        algorithm = str(settings.get("quant_algo"))
+        nested = settings.get("quantization")
+        algorithm = str((nested if isinstance(nested, Mapping) else settings).get("quant_algo"))
         return None if algorithm.startswith("FP8") else f"ModelOpt {algorithm}"
     if method is None and any(str(key).startswith(("load_in_", "bnb_", "llm_int8")) for key in settings):
-        method = "bitsandbytes"
+        return _unsupported({"quant_method": "bitsandbytes", **settings})
     if method is None and {"group_size", "bits"} <= settings.keys():
         return f"MLX ({settings['bits']} bits)"
     if method is None:
         return "a method that config.json does not name"
-    name = METHODS.get(str(method).lower(), str(method))
+    name = METHODS.get(method, str(settings["quant_method"]))
     bits = settings.get("bits", settings.get("w_bit"))
     bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else bits
     return f"{name} ({bits} bits)" if type(bits) is int else name

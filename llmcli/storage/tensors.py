@@ -18,7 +18,7 @@ from llmcli.files.names import INDEX, WEIGHTS
 from llmcli.files.safetensors import DTYPES, Entry, TensorFile
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.rules import Family, Rule, Source
-from llmcli.storage.foreign_formats import format_of, quantization_settings, scale_block, unsupported
+from llmcli.storage.foreign_formats import check_beside, format_of, quantization_settings, scale_block, unsupported
 from llmcli.storage.lora import Adapter
 from llmcli.storage.naming import Naming
 
@@ -106,12 +106,12 @@ class WeightFiles:
 
     def _check_scales(self, plain: Iterable[str]) -> None:
         """Raise LlmcliError if one of the ``plain`` tensors, which are not in 8 bits, has a scale."""
-        for name in (name + suffix for name in plain for suffix in SCALE_SUFFIXES):
-            if name in self.tensors:
+        for name in plain:
+            if any(name + suffix in self.tensors for suffix in SCALE_SUFFIXES):
                 file, entry = self.tensors[name]
                 raise LlmcliError(
-                    f"{file.path}: tensor {entry.name} is the scale of a tensor that is not stored as an 8-bit float",
-                    "this layout of quantized weights is not supported",
+                    f"{file.path}: tensor {entry.name} is stored as {entry.dtype} with a scale",
+                    "only 8-bit floats may have scales",
                 )
 
     def check_adapter(self, rules: Sequence[Rule]) -> None:
@@ -291,6 +291,7 @@ def _located(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS], {}
     if not (folder / INDEX).is_file():
+        check_beside(folder)
         other = other_weights(path.name for path in _files(folder))
         raise LlmcliError(
             f"{folder}: no {WEIGHTS} and no {INDEX}" + (f"; its weights are {other}" if other else ""),

@@ -250,6 +250,10 @@ def without(name: str, **more: bytes) -> dict[str, bytes]:
         (without("model.safetensors"), "it contains no model.safetensors"),
         (without("config.json"), "it contains no config.json"),
         (FILES | {"config.json": b'{"model_type": "martian"}'}, "model_type 'martian' is not supported"),
+        (
+            FILES | {"config.json": b'{"model_type": "llama", "quantization_config": {"quant_method": "awq"}}'},
+            "cannot open weights quantized by AWQ",
+        ),
         (FILES | {"config.json": b"["}, "config.json is not a JSON object"),
         (FILES | {"config.json": b"[]"}, "config.json is not a JSON object"),
         (SHARDED | {"model.safetensors.index.json": b"{}"}, "lists no shards"),

@@ -17,7 +17,7 @@ from llmcli.engine.tensor_parallel.transformer import load_split
 from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.files.names import CONFIG, WEIGHTS
 from llmcli.storage.checkpoint import Checkpoint
-from llmcli.storage.finite import PIECE, LoadNotes, is_finite
+from llmcli.storage.finite import PARTS, SMALL, LoadNotes, is_finite
 from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import save_quantized
 from tests.tiny import CPU, TinyFactory, load
@@ -27,7 +27,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [0, 1, 7, 1000, 2 * PIECE + 5])
+@pytest.mark.parametrize("size", [0, 1, 7, 1000, SMALL * PARTS + 5])
 def test_one_value_anywhere_is_found(dtype: torch.dtype, size: int) -> None:
     """Finite values may be so large that their sum is not finite."""
     largest = torch.full((size,), torch.finfo(dtype).max, dtype=dtype)

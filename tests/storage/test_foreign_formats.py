@@ -44,6 +44,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "AQLM": {"quant_method": "aqlm", "in_group_size": 8},
     "HQQ": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
     "torchao": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}},
+    "AutoRound (4 bits)": {"quant_method": "AUTO-ROUND", "bits": 4, "packing_format": "auto_round:auto_gptq"},
     "MXFP4": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
     "BitNet": {"quant_method": "bitnet", "linear_class": "autobitlinear"},
     "BestQuant": {"quant_method": "BestQuant"},
@@ -79,6 +80,25 @@ def test_settings_are_found_wherever_programs_write_them(llama: Path) -> None:
     (llama / CONFIG).write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
     with pytest.raises(LlmcliError, match="AWQ"):
         Checkpoint.read(llama)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "name"),
+    [
+        ("quantize_config.json", {"bits": 4, "group_size": 128, "desc_act": True}, r"GPTQ \(4 bits\)"),
+        ("quant_config.json", {"zero_point": True, "q_group_size": 128, "w_bit": 4}, r"AWQ \(4 bits\)"),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "ModelOpt NVFP4"),
+    ],
+)
+def test_a_file_beside_the_weights_names_their_format(
+    llama: Path, file: str, settings: dict[str, Any], name: str
+) -> None:
+    """Old programs also give the weights' file a name of its own."""
+    (llama / file).write_text(json.dumps(settings))
+    load(llama, device=CPU)  # the weights are not quantized
+    (llama / WEIGHTS).rename(llama / "gptq_model-4bit-128g.safetensors")
+    with pytest.raises(LlmcliError, match=f"cannot open weights quantized by {name}"):
+        load(llama, device=CPU)
 
 
 PROJECTION = "model.layers.1.self_attn.q_proj"
@@ -173,7 +193,9 @@ def test_the_blocks_of_a_scale_are_those_of_the_config(
     settings: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": block}
     if method != "fp8":
         settings = compressed("float", 8)
-        settings["config_groups"]["group_0"]["weights"] |= {"strategy": "block", "block_structure": block}
+        how = {"strategy": "group", "group_size": block[1]} if block[0] == 1 else {"block_structure": block}
+        how = {"block_structure": "7x5"} if block == [7, 5] else how
+        settings["config_groups"]["group_0"]["weights"] |= how
     set_config(folder, quantization_config=settings)
     read = load(folder, device=CPU, dtype=torch.float32).blocks[1].attn.qkv.weight[:rows]
     spread = torch.stack(
@@ -189,7 +211,9 @@ def test_a_wrong_block_size_is_named(block: object) -> None:
 
 
 def test_a_scale_of_a_matrix_that_is_not_in_8_bits_is_rejected(llama: Path) -> None:
-    name = f"{PROJECTION}.weight_scale"
-    save_file(load_file(llama / WEIGHTS) | {name: torch.ones(1)}, llama / WEIGHTS)
-    with pytest.raises(LlmcliError, match=f"{name} is the scale of a tensor"):
-        load(llama, device=CPU)
+    stored = load_file(llama / WEIGHTS)
+    name = f"{PROJECTION}.weight"
+    for weight, dtype in ((stored[name], "F32"), (stored[name].to(torch.int8), "I8")):
+        save_file(stored | {name: weight, f"{name}_scale": torch.ones(1)}, llama / WEIGHTS)
+        with pytest.raises(LlmcliError, match=f"tensor {name} is stored as {dtype} with a scale"):
+            load(llama, device=CPU)
