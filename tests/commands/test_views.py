@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from llmcli.cli import COMMANDS, cli
-from llmcli.errors import EXIT_FAILURE, EXIT_USAGE
+from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
 from llmcli.explain import report as checks
 from tests.commands.conftest import records
 
@@ -344,12 +344,22 @@ def _failed_replay() -> Any:
     return Replay(False, -1, 0.5)
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(model: Path, run: Run, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_an_error(
+    model: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x.svg").mkdir()
-    result = run("lens", PROMPT, "-m", model, "--save", tmp_path / "x.svg")
-    assert result.exit_code == EXIT_USAGE
-    assert "x.svg" in result.stderr
-    assert "check: ok" in result.stdout  # the view itself is still printed
+    early = run("lens", PROMPT, "-m", "no such model", "--save", tmp_path / "x.svg")
+    assert (early.exit_code, early.stdout) == (EXIT_USAGE, "")
+    assert "x.svg: that is a folder" in early.stderr
+
+    def full(path: Path, text: str) -> None:
+        raise LlmcliError(f"{path}: no space left")
+
+    monkeypatch.setattr("llmcli.render.picture.replace_text", full)
+    late = run("lens", PROMPT, "-m", model, "--save", tmp_path / "y.svg")
+    assert late.exit_code == EXIT_FAILURE
+    assert "y.svg: no space left" in late.stderr
+    assert "check: ok" in late.stdout  # the view itself is still printed
 
 
 def test_an_adapter_can_be_compared_with_its_base(model: Path, run: Run, tmp_path: Path) -> None:
