@@ -18,7 +18,7 @@ from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.commands.shell.interrupt import end_by_signal, import_torch
 from llmcli.errors import usage_error
-from llmcli.files.atomic import clear_leftovers, replace_text
+from llmcli.files.atomic import clear_leftovers, replace_text, replacing_folder
 from llmcli.files.names import CONFIG
 from llmcli.train import demo as demo_run
 from llmcli.train import recipe
@@ -259,13 +259,10 @@ def write_loss_curve(stage: training.Stage, metrics: training.MetricsFile) -> No
 
 def write_demo_corpus(out: Path) -> Path:
     """Write the demo's corpus into the folder ``out`` and return its path. Raises LlmcliError if that fails."""
-    path = out / "corpus.jsonl"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise usage_error(f"{path}: {error.strerror or error}", "name another --out") from error
-    demo_run.write_corpus(path)
-    return path
+    name = "corpus.jsonl"
+    with replacing_folder(out, last=name) as folder:
+        demo_run.write_corpus(folder / name)
+    return out / name
 
 
 def choose_recipes(

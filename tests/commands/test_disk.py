@@ -244,6 +244,7 @@ def test_training_on_a_full_disk(run: Run, corpus: Path, work: Path, full: Calla
     out = work / "out"
     arguments = ("train", corpus, "--out", out, *TINY_RUN)
     assert_one_line(full(*arguments, room=4096), str(out))
+    assert_one_line(full("train", "--demo", "--out", out, room=4096), str(out / "corpus.jsonl"))
     assert not list(work.iterdir())
     assert run(*arguments).exit_code == 0
     before = contents(out)
