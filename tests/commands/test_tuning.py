@@ -73,7 +73,8 @@ def test_a_recipe_of_three_stages_can_be_resumed(run: Run, corpus: Path, tmp_pat
     recipe.write_text(RECIPE, encoding="utf-8")
     result = run("train", corpus, "--out", out, "--recipe", recipe)
     assert result.exit_code == 0, result.stderr
-    assert [line.split(":")[0] for line in result.stderr.splitlines() if str(out) in line] == ["pretrain", "sft", "dpo"]
+    titles = [line.split(":")[0] for line in result.stderr.splitlines() if str(out) in line]
+    assert titles == ["stage 1 of 3, pretrain", "stage 2 of 3, sft", "stage 3 of 3, dpo"]
     whole = (out / "model.safetensors").read_bytes()
     assert run("train", corpus, "--out", out, "--recipe", recipe).exit_code == 2  # the folder already contains a run
     # Without the files of the last stage, --resume runs only that stage and gives the same weights.
