@@ -244,11 +244,7 @@ def _why(report: explain.TourReport, stream: TextIO) -> None:
     print_parts(report.why, stream, top=2)
     print_why_end(report.why, stream)
     print_line("", stream)
-    _paragraph(
-        """Now explore a text of your own: llmcli tokenize, neighbours, attend, lens, why, explain-step, score, branch.
-        To make a model, run llmcli train --demo.""",
-        stream,
-    )
+    print_line("Explore your own text: llmcli attend, lens, why, explain-step, score, branch.", stream)
 
 
 def print_position(report: explain.PositionReport, stream: TextIO) -> None:

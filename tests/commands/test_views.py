@@ -98,6 +98,8 @@ def test_plain_json_and_pictures(model: Path, run: Run, view: str, tmp_path: Pat
     assert "\x1b" not in plain.stdout
     assert "\t" in plain.stdout
     assert "check: ok" in plain.stdout + plain.stderr
+    if re.search(r"\t\+{2,3}(\t|$)", plain.stdout, re.MULTILINE):  # marks have a legend
+        assert "p: 0.5 or more +++" in plain.stdout or "surprisal, bits: up to 1 +++" in plain.stdout
     saved = {suffix: tmp_path / f"view.{suffix}" for suffix in ("svg", "html")}
     for path in saved.values():
         result = run(*words(view, model), "--json", "--save", path)

@@ -152,6 +152,18 @@ def test_every_stop_fits_a_small_terminal(tiny: TinyFactory, text: str) -> None:
         assert_each_stop_fits(tour(loaded(tiny(name)), text))
 
 
+def test_every_stop_of_an_unusual_text_fits_a_small_terminal() -> None:
+    model = llmcli.load()
+    for text in (
+        "Tom was a boy. Lily was a girl. Lily lost her",
+        "🙂🙂\u200d🙂 a hen e\u0301",
+        "狐狸在河边遇到了一只母鸡。",
+    ):
+        report = tour(model, text)
+        claims_hold(report, shown(report))
+        assert_each_stop_fits(report)
+
+
 def assert_each_stop_fits(report: TourReport) -> None:
     """The title stays visible while the tour waits at its prompt, which takes two lines."""
     with pytest.MonkeyPatch.context() as patch:
