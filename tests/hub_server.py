@@ -76,6 +76,7 @@ class Hub:
     damaged: set[str] = field(default_factory=set)  # files sent with one byte changed
     warning: str = ""  # a message that huggingface_hub shows to its users
     ranges: bool = True  # whether range requests are supported
+    circular: bool = False  # redirect every request to itself
     redirects: bool = False  # redirect to another host for the contents, as the real hub does
     stalled: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -138,7 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = re.fullmatch(r"/(cdn/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if "/api/" in path and "listing" in hub.stall:
             hub.closing.wait()
-        if hub.status:
+        if hub.circular:
+            self._answer(302, b"", {"Location": self.path})
+        elif hub.status:
             self._answer(hub.status, b"no", {"X-Error-Message": hub.reason})
         elif hub.body is not None:
             self._answer(200, hub.body)

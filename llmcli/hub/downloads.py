@@ -21,7 +21,7 @@ from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, INDEX
 from llmcli.files.sizes import file_size, free_space, readable
 from llmcli.hub.cache import Progress, cache_folder, commit_of, repo_folder
-from llmcli.hub.errors import RESUMES, host, is_connection_error, quietly, translate_errors
+from llmcli.hub.errors import RESUMES, host, is_connection_error, is_reported, quietly, translate_errors
 from llmcli.hub.files import shards, small_files, weight_files
 from llmcli.hub.names import COMMIT, HubName, endpoint
 from llmcli.model.families import family_of
@@ -105,10 +105,10 @@ def _listing(name: HubName) -> tuple[str, dict[str, RemoteFile]]:
             for file in info.siblings or []
             if file.size is not None and file.blob_id is not None
         }
-        valid = COMMIT.fullmatch(commit) and all(_HASH.fullmatch(file.hash) for file in files.values())
-    except (OSError, UnicodeEncodeError):  # a rejected request, or an invalid token
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError):
+        valid = COMMIT.fullmatch(commit) and all(map(_is_valid, files.values()))
+    except Exception as error:  # huggingface_hub expects a hub, and fails in many ways on anything else
+        if is_reported(error):
+            raise
         valid = False
     if not valid:
         raise LlmcliError(
@@ -116,6 +116,11 @@ def _listing(name: HubName) -> tuple[str, dict[str, RemoteFile]]:
             "check HF_ENDPOINT; a proxy or a login page may be in between",
         )
     return commit, files
+
+
+def _is_valid(file: RemoteFile) -> bool:
+    is_size = type(file.size) is int and 0 <= file.size < 2**63
+    return isinstance(file.name, str) and is_size and _HASH.fullmatch(file.hash) is not None
 
 
 class Download:

@@ -14,6 +14,7 @@ from llmcli.files.atomic import is_disk_full
 from llmcli.hub.cache import cache_folder
 from llmcli.hub.names import HubName, endpoint
 
+LIBRARY_ERRORS = {"HTTPError", "InvalidURL"}  # from which those of the HTTP client derive
 RESUMES = "the same command resumes where this one stopped"
 
 
@@ -45,6 +46,11 @@ def translate_errors(name: HubName) -> Iterator[None]:
 def is_connection_error(error: Exception) -> bool:
     """Whether the connection failed, rather than the request."""
     return "TransportError" in _class_names(error)
+
+
+def is_reported(error: Exception) -> bool:
+    """Whether the error is about the network, the request or the disk, rather than the contents of a response."""
+    return isinstance(error, OSError | UnicodeEncodeError) or bool(_class_names(error) & LIBRARY_ERRORS)
 
 
 def _class_names(error: Exception) -> set[str]:
@@ -90,7 +96,7 @@ def _network_error(error: Exception) -> LlmcliError | None:
         return LlmcliError(
             f"{host()} did not respond in time", f"{RESUMES}; HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer (seconds)"
         )
-    if "TransportError" in names or "InvalidURL" in names:
+    if names & LIBRARY_ERRORS:
         return LlmcliError(f"the connection to {host()} failed: {error}", f"check the network; {RESUMES}")
     return None
 

@@ -112,6 +112,9 @@ BROKEN = {
     "help = true": ["help:", "no such option"],
     "model = ": ["not valid TOML", "line 1"],
     "x = " + "[" * 100_000: ["not valid TOML"],
+    ".".join(["a"] * 5000) + " = 1": ["more than 20 levels"],
+    "stop = " + "[" * 400 + "]" * 400: ["more than 20 levels"],
+    "\n".join(f"a{n}.b = {n}" for n in range(5000)): ["more than 1000 values"],
 }
 
 

@@ -520,11 +520,19 @@ def test_a_damaged_partial_file_is_detected_when_resumed(hub: Hub) -> None:
 # Errors of the server
 
 
+SIBLING = {"rfilename": "config.json", "size": 1, "blobId": "0" * 40}
+
+
 def refused(hub: Hub, name: str = "org/name") -> LlmcliError:
     error = fails(lambda: find(name))
     assert "hf_" not in str(error)
     assert not partials()
     return error
+
+
+def test_a_hub_that_redirects_in_a_circle_is_an_error(hub: Hub) -> None:
+    hub.circular = True
+    assert "the connection to 127.0.0.1 failed" in refused(hub).message
 
 
 def test_gated_models_need_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,6 +616,15 @@ def test_a_token_with_invalid_characters_is_an_error_that_hides_it(
         json.dumps(
             {"id": "x", "sha": "a" * 40, "siblings": [{"rfilename": "config.json", "size": 1, "blobId": "../x"}]}
         ).encode(),
+        b'{"id": "org/name", "sha": ' + b"[" * 10**5,
+        *(
+            json.dumps({"id": "x", "sha": "a" * 40, "siblings": [SIBLING | other]}).encode()
+            for other in ({"size": "12"}, {"size": -1}, {"size": 1e300}, {"size": 10**30}, {"size": [1]})
+        ),
+        *(
+            json.dumps({"id": "x", "sha": "a" * 40, "siblings": siblings}).encode()
+            for siblings in ([SIBLING | {"rfilename": 3}], [SIBLING | {"lfs": {"sha256": 5}}], [1], {"a": 1}, 7)
+        ),
     ],
 )
 def test_a_server_that_is_not_a_hub_is_an_error(hub: Hub, body: bytes) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,14 @@ def hyphenate(key: str) -> str:
 
 def unknown_name(key: str, kind: str, name: str, known: Iterable[str]) -> LlmcliError:
     """Return the error for a key whose command or option does not exist, with a suggestion."""
-    return file_error(key, f"no such {kind}", did_you_mean(name, known) or "llmcli config COMMAND lists the options")
+    hint = suggestion(name, frozenset(known)) or "llmcli config COMMAND lists the options"
+    return file_error(key, f"no such {kind}", hint)
+
+
+@cache
+def suggestion(name: str, known: frozenset[str]) -> str:
+    """Return a hint with similar names, which takes a millisecond, and which each command would look for again."""
+    return did_you_mean(name, sorted(known))
 
 
 def file_error(key: str, message: str, hint: str) -> LlmcliError:
