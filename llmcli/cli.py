@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -66,6 +67,13 @@ GROUPS = {
         "config": "Show which options are set, and where.",
         "completion": "Print the script that completes commands in your shell.",
     },
+}
+# Limits of the operating system that any command may reach: a message and a hint.
+SYSTEM_LIMITS = {
+    errno.EMFILE: ("too many files are open", "raise the limit, as with `ulimit -n 1024`"),
+    errno.ENFILE: ("too many files are open on this machine", "close other programs"),
+    errno.EAGAIN: ("the system does not allow more processes", "close other programs, or raise the limit"),
+    errno.ENOMEM: ("out of memory", "use a smaller model, or close other programs"),
 }
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 
@@ -153,7 +161,9 @@ def exit_if_pipe_closed() -> Iterator[None]:
 def fail(error: Exception, *, verbose: bool) -> NoReturn:
     """Print an error on one line and exit. Any exception that is not an expected error is raised again: it is a bug."""
     expected = (
-        error if isinstance(error, LlmcliError) else click_error(error) or disk_full(error) or out_of_memory(error)
+        error
+        if isinstance(error, LlmcliError)
+        else click_error(error) or disk_full(error) or system_limit(error) or out_of_memory(error)
     )
     if expected is None:
         raise error
@@ -191,6 +201,15 @@ def disk_full(error: Exception) -> LlmcliError | None:
     if isinstance(error, OSError) and is_disk_full(error):
         return LlmcliError("no space left on the disk", MORE_SPACE)
     return None
+
+
+def system_limit(error: Exception) -> LlmcliError | None:
+    """Return an LlmcliError if ``error`` is the system's refusal of one more file, process or thread, else None."""
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return LlmcliError("the system does not allow more threads", "close other programs, or raise the limit")
+    if not isinstance(error, OSError) or error.errno not in SYSTEM_LIMITS:
+        return None
+    return LlmcliError(*SYSTEM_LIMITS[error.errno])
 
 
 @click.group(

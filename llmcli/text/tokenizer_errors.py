@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from llmcli.errors import LlmcliError
 
 STDERR = 2
+SYSTEM_ERROR = re.compile(r"\(os error \d+\)")  # how Rust ends such a message
 _hiding = False
 
 
@@ -37,7 +39,9 @@ def tokenizer_errors(problem: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:300]
-        raise LlmcliError(f"{problem}: {reason}", "the file may be damaged; download it again") from error
+        of_system = SYSTEM_ERROR.search(reason)
+        hint = "check the file and the system's limits" if of_system else "the file may be damaged; download it again"
+        raise LlmcliError(f"{problem}: {reason}", hint) from error
 
 
 def _discard_stderr(at_end: ExitStack) -> None:
@@ -46,8 +50,8 @@ def _discard_stderr(at_end: ExitStack) -> None:
         saved = os.dup(STDERR)
         at_end.callback(os.close, saved)
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        at_end.callback(os.close, nowhere)
         os.dup2(nowhere, STDERR)
+        os.close(nowhere)
         at_end.callback(os.dup2, saved, STDERR)
     except OSError:  # there is no stderr, or too many files are open
         return

@@ -239,6 +239,17 @@ def test_output_that_does_not_fit_is_one_line(
     assert_one_line((result.exit_code, result.stderr), "no space left on the disk")
 
 
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM])
+def test_a_limit_of_the_system_is_one_line(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("llmcli.commands.tokenize.write_line", refuse)
+    result = run("tokenize", PROMPT, "-m", model, "--json")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("llmcli: ")
+
+
 @needs_fork
 def test_training_on_a_full_disk(run: Run, corpus: Path, work: Path, full: Callable[..., tuple[int, str]]) -> None:
     out = work / "out"
