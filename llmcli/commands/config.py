@@ -64,7 +64,7 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
       llmcli config --path
     """
     if only_path:
-        click.echo(config_path())
+        render.print_path(config_path(), sys.stdout)
         return
     commands = commands_of(click.get_current_context())
     if command is not None and command not in commands:

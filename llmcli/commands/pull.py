@@ -37,4 +37,4 @@ def pull(name: str, offline: bool) -> None:
             hub.download(hub.parse_hub_name(name), progress)
     folder = hub.find(name, offline=True)
     render.note(f"{name} is complete: {readable(folder_size(folder))} in", sys.stderr)
-    click.echo(folder)
+    render.print_path(folder, sys.stdout)

@@ -85,7 +85,7 @@ def quantize(
             f"perplexity {new.more_perplexity(old):+.2%}",
             sys.stderr,
         )
-    click.echo(out)
+    render.print_path(out, sys.stdout)
 
 
 def check_folder(folder: Path) -> None:

@@ -55,7 +55,7 @@ def tokenize(
     source = prompt.read() if decode is None else ""
 
     folders = [find_model(name, offline) for name in models or (None,)]
-    tokenizers = [text.load_tokenizer(folder, name_of(folder)) for folder in folders]
+    tokenizers = [text.load_tokenizer(folder, render.one_line(name_of(folder))) for folder in folders]
     if merges:
         merged = explain.merges(tokenizers[0], source, parse_special=prompt.parse_special)
         output.show(merged, render.print_merges, prompt=source, models=[merged.model])

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from llmcli.render.terminal import note as note
     from llmcli.render.terminal import print_check as print_check
     from llmcli.render.terminal import print_line as print_line
+    from llmcli.render.terminal import print_path as print_path
     from llmcli.render.terminal import printable as printable
     from llmcli.render.text import counted as counted
     from llmcli.render.text import escape_controls as escape_controls
@@ -130,6 +131,7 @@ __all__ = [
     "print_merges",
     "print_models",
     "print_neighbours",
+    "print_path",
     "print_position",
     "print_probabilities",
     "print_report",
@@ -212,6 +214,7 @@ __getattr__, __dir__ = lazy.exports(
         "note": "terminal",
         "print_check": "terminal",
         "print_line": "terminal",
+        "print_path": "terminal",
         "printable": "terminal",
         "animated": "terminal",
         "counted": "text",

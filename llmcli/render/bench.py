@@ -11,7 +11,7 @@ from llmcli import generation
 from llmcli.files.ndjson import write_line
 from llmcli.files.sizes import readable
 from llmcli.render.table import Cell, Column, number_cell, print_table
-from llmcli.render.text import counted, rate
+from llmcli.render.text import counted, one_line, rate
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,4 @@ def print_bench_markdown(rows: Sequence[BenchRow], stream: TextIO) -> None:
         decode = f"{speed.decode.median:.1f} ({speed.decode.low:.1f}-{speed.decode.high:.1f})"
         share = f"{speed.share(row.bandwidth):.0%}"
         cells = [row.model, row.dtype, row.threads, speed.depth, prefill, decode, share]
-        stream.write("| " + " | ".join(str(cell) for cell in cells) + " |\n")
+        stream.write("| " + " | ".join(one_line(str(cell)) for cell in cells) + " |\n")

@@ -10,6 +10,7 @@ from llmcli.files.sizes import readable
 from llmcli.hub.cache import COMPLETE, LocalModel
 from llmcli.render.json_forms import iso_time
 from llmcli.render.table import Cell, Column, print_table
+from llmcli.render.text import one_line
 
 
 def print_models(models: Sequence[LocalModel], stream: TextIO) -> None:
@@ -23,7 +24,7 @@ def print_models(models: Sequence[LocalModel], stream: TextIO) -> None:
     ]
     rows = [
         [
-            Cell(model.name),
+            Cell(one_line(model.name)),
             Cell(model.family or ""),
             Cell(readable(model.bytes), str(model.bytes)),
             _time_cell(model.last_use),

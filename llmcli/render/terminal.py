@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal, TextIO
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from llmcli import explain
 from llmcli.render.picture import Picture
-from llmcli.render.text import escape_controls
+from llmcli.render.text import escape_controls, one_line
 
 
 def drawn(stream: TextIO) -> bool:
@@ -52,8 +53,16 @@ def print_line(text: str, stream: TextIO, style: str = "") -> None:
 
 
 def note(text: str, stream: TextIO) -> None:
-    """Print one line about the output rather than of it, dim if the stream shows colors."""
+    """Print a line about the output rather than of it, dim if the stream shows colors."""
+    if isinstance(stream, Picture) or stream.isatty():
+        text = "\n".join(map(one_line, text.split("\n")))  # without direction marks, which a file's name may contain
     print_line(text, stream, "dim")
+
+
+def print_path(path: Path, stream: TextIO) -> None:
+    """Print a path as a result: exactly, for a program to read it, but harmless on a terminal."""
+    stream.write((one_line(str(path)) if stream.isatty() else str(path)) + "\n")
+    stream.flush()
 
 
 def print_check(check: explain.Check, stream: TextIO) -> None:

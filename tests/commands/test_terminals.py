@@ -139,6 +139,29 @@ def test_no_name_of_a_model_controls_the_terminal(tmp_path: Path, model: Path) -
         assert controls_in(shown) == []
 
 
+def test_no_path_controls_the_terminal(tmp_path: Path, model: Path) -> None:
+    """A result that is a path is exact in a pipe, but on a terminal only a part of a line."""
+    name = "a\x1b]0;title\x07\x9b31m\u202eb\nc"
+    folder = shutil.copytree(model, tmp_path / name)
+    config = tmp_path / f"{name}.toml"
+    config.touch()
+    commands = [
+        ["config", "--path"],
+        ["quantize", folder, tmp_path / f"q{name}"],
+        ["bench", "-m", folder, "-p", 4, "-n", 2, "-r", 1, "--markdown"],
+        ["score", "The old fox", "-m", folder],
+        ["tokenize", "x", "-m", folder, "--save", tmp_path / f"{name}.svg"],
+    ]
+    for shown, code in each_raw(commands, width=200, LLMCLI_CONFIG=str(config)):
+        assert code == 0
+        assert controls_in(shown) == []
+        assert "\u202e" not in shown
+        assert "<202E>b⏎c" in shown
+    environment = {**os.environ, "LLMCLI_CONFIG": str(config)}
+    piped = subprocess.run([*PROGRAM, "config", "--path"], capture_output=True, env=environment)
+    assert piped.stdout.decode() == f"{config}\n"
+
+
 def test_unescaped_text_fails_these_tests(tmp_path: Path, model: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import llmcli.render.terminal as t\nt.escape_controls = lambda text: text\n"

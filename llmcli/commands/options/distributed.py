@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli import generation
+from llmcli import generation, render
 from llmcli.commands.options.common import MOST_PARALLEL, bundle
 from llmcli.commands.options.model import ModelChoice, model_option, opening_options
 from llmcli.commands.shell.interrupt import import_torch
@@ -182,7 +182,7 @@ def serve_leader(choice: DistributedModelChoice, info: RankInfo) -> int:
     except LlmcliError:
         return EXIT_FAILURE
     except (RuntimeError, MemoryError) as error:
-        click.echo(f"llmcli: rank {info.rank}: {out_of_memory(error) or error}", err=True)
+        click.echo(render.one_line(f"llmcli: rank {info.rank}: {out_of_memory(error) or error}"), err=True)
         return EXIT_FAILURE
     return EXIT_OK
 

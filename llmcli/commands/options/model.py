@@ -71,7 +71,7 @@ class ModelChoice:
         with render.LoadingProgress(sys.stderr) as progress:
             loaded = generation.load(
                 folder,
-                name=" + ".join(name_of(part) for part in (folder, adapter) if part is not None),
+                name=" + ".join(render.one_line(name_of(part)) for part in (folder, adapter) if part is not None),
                 adapter=adapter,
                 device=self.device,
                 dtype=self.dtype,
