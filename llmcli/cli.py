@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -151,11 +151,16 @@ def exit_if_pipe_closed() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        devnull = os.open(os.devnull, os.O_WRONLY)  # otherwise Python reports the pipe again when it flushes at exit
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                os.dup2(devnull, stream.fileno())
+        discard(sys.stdout, sys.stderr)
         raise click.exceptions.Exit(EXIT_READER_GONE) from None
+
+
+def discard(*streams: TextIO) -> None:
+    """Discard what the streams hold: otherwise Python fails again when it flushes them at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        with suppress(OSError, ValueError):
+            os.dup2(devnull, stream.fileno())
 
 
 def fail(error: Exception, *, verbose: bool) -> NoReturn:
@@ -172,7 +177,13 @@ def fail(error: Exception, *, verbose: bool) -> NoReturn:
     hint = f" ({hint_of(expected)})" if hint_of(expected) else ""
     lines = traceback.format_exception(error) if verbose else []
     for line in [*"".join(lines).splitlines(), f"llmcli: {expected.message}{hint}".replace("\n", " ")]:
-        click.echo(visible(line), err=True)
+        with suppress(OSError):  # stderr may be on the full disk
+            click.echo(visible(line), err=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the disk is full
+            discard(stream)
     sys.exit(expected.exit_code)
 
 

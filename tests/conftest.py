@@ -20,8 +20,9 @@ from tests.endpoint_server import Endpoint
 from tests.hub_server import Hub, serving
 from tests.tiny import TinyFactory, make
 
-# Settings of a terminal, and of the launcher of a cluster.
-OTHERS = {"NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "RANK", "WORLD_SIZE", "MASTER_ADDR"}
+# Settings of a terminal, of Python, and of the launcher of a cluster.
+OTHERS = {"NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "PYTHONUNBUFFERED", "PYTHONIOENCODING"}
+OTHERS |= {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def pytest_configure() -> None:

@@ -107,7 +107,7 @@ def test_wrong_arguments(shipped: LoadedModel) -> None:
         llmcli.generate(not_loaded, PROMPT)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "float16", torch.float16])
+@pytest.mark.parametrize("dtype", ["fp16", "FP16", "float16", torch.float16])
 def test_short_names_of_dtypes(dtype: str | torch.dtype) -> None:
     assert llmcli.load(dtype=dtype).model.dtype == torch.float16
 

@@ -103,7 +103,7 @@ def bench(
         ModelChoice(model, None, offline, device, dtype, None if kind == "none" else kind, threads=None)
         for model, dtype, kind in itertools.product(
             models or (None,),
-            parse_list("--dtype", dtypes, (*DTYPES, *DTYPE_ALIASES)),
+            parse_list("--dtype", dtypes.lower(), (*DTYPES, *DTYPE_ALIASES)),
             parse_list("--quantize", quantize, ("none", *QUANTIZATIONS)),
         )
     ]

@@ -10,7 +10,11 @@ from llmcli.errors import LlmcliError
 
 # Beginnings of files that are often saved in place of another one: what such a file is, and what to do.
 _STAND_INS = (
-    (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
+    (
+        rb"version https://git-lfs\.github\.com/spec/",
+        "a Git LFS pointer, not the file itself",
+        "run `git lfs pull`, or download the model with `llmcli pull`",
+    ),
     (rb"\s*<(?i:!doctype html|html)", "a web page, not the file itself", "on the Hub, download it from /resolve/main/"),
     (rb"GGUF", "a GGUF file", "get the model as safetensors"),
     (rb"PK\x03\x04|\x80[\x02-\x05]", "a file of pickled weights", "get the model as safetensors"),

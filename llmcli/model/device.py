@@ -48,8 +48,8 @@ def pick_dtype(name: str | torch.dtype, device: torch.device, stored: torch.dtyp
     On a CPU, float16 becomes bfloat16 (float16 prefill is ten times slower), and both become float32 if the processor
     has no bfloat16 instructions. Raises LlmcliError if models do not run in the dtype.
     """
-    if name != "auto":
-        dtype = DTYPES.get(str(name).removeprefix("torch."))
+    if str(name).lower() != "auto":
+        dtype = DTYPES.get(str(name).lower().removeprefix("torch."))
         if dtype is None:
             raise usage_error(f"{name!r} is not a dtype of models", f"known: auto, {', '.join(DTYPES)}")
         return dtype

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError
+from llmcli.files.formats import stand_in
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
 from llmcli.text.template_process import PROCESS
@@ -89,6 +90,9 @@ def find_template(folder: Path) -> ChatTemplate | None:
     config = read_json(path) if path.is_file() else {}
     tokens = special_tokens(folder, config)
     if jinja.is_file():
+        other = stand_in(jinja)
+        if other is not None:
+            raise other
         try:
             return ChatTemplate(read_file(jinja, MAX_SOURCE).decode(), tokens, jinja)
         except (OSError, UnicodeDecodeError) as error:

@@ -220,6 +220,12 @@ def test_a_failing_template_is_a_one_line_error(name: str) -> None:
     assert ("rejects this conversation: Conversation roles must alternate" in message) == (name == "refused")
 
 
+def test_a_pointer_in_place_of_the_template(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n")
+    with pytest.raises(LlmcliError, match=r"chat_template\.jinja: this is a Git LFS pointer"):
+        find_template(tmp_path)
+
+
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"\xff{{"), lambda p: p.mkdir()], ids=["bytes", "folder"])
 def test_an_unreadable_file(damage: Callable[[Path], Any], tmp_path: Path) -> None:
     damage(tmp_path / "chat_template.jinja")

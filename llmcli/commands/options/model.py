@@ -161,7 +161,7 @@ opening_options = (
     device_option,
     click.option(
         "--dtype",
-        type=Choice((*DTYPES, *DTYPE_ALIASES)),
+        type=Choice((*DTYPES, *DTYPE_ALIASES), case_sensitive=False),
         default="auto",
         show_default=True,
         metavar="DTYPE",
