@@ -67,7 +67,7 @@ def _claims(
     """
     source, lost, joined = text.encode(), 0, b""
     for word in words(tokenizer, text, parse_special=parse_special):
-        data = word.text.encode() if word.added else tokenizer.vocabulary_bytes(word.text)
+        data = tokenizer.vocabulary_bytes(word.text)
         joined += data
         if tokenizer.unknown_id not in word.ids and b"".join(map(tokenizer.token_bytes, word.ids)) != data:
             lost += len(data)

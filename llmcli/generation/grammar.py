@@ -238,7 +238,7 @@ class GrammarFilter:
 def spelling(tokenizer: Tokenizer, rows: int) -> list[bytes]:
     """The bytes that each of the model's ``rows`` tokens adds to a text; empty for special and unused tokens.
 
-    Raises LlmcliError if tokens spell differently depending on their neighbors (WordPiece).
+    Raises LlmcliError if tokens spell differently depending on their neighbors.
     """
     pieces = [b""] * rows
     for id in tokenizer.ids:

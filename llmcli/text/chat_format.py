@@ -99,7 +99,7 @@ class TemplateFormat:
         self._control_tokens = _control_tokens(template, tokenizer)
         # A reply may contain strings at which the template itself splits it, such as "</think>".
         compared = template.compared_text
-        special = {tokenizer.token_text(id) for id in tokenizer.special_ids}
+        special = set(tokenizer.special_names.values())
         self._control_in_reply = frozenset(
             token for token in self._control_tokens if token in special or token not in compared
         )
@@ -121,7 +121,7 @@ class TemplateFormat:
     def doubled_token(self, messages: Sequence[Message]) -> str | None:
         """Return the special token with which the template begins a conversation twice, if it does."""
         first, second, *_ = [*self.encode(self.render(messages)), -1, -2]
-        return self._tokenizer.token_text(first) if first == second and first in self._tokenizer.special_ids else None
+        return self._tokenizer.special_names.get(first) if first == second else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> RenderedChat:
         mark = self._unused_character([message.content for message in messages])

@@ -16,16 +16,11 @@ from llmcli.files.formats import stand_in
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
 from llmcli.text.template_process import PROCESS
+from llmcli.text.tokenizer_config import TOKENIZER_CONFIG, read_tokenizer_config
 
-TOKENIZER_CONFIG, TEMPLATE_FILE, OLDER_TEMPLATE_FILE = (
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+TEMPLATE_FILE, OLDER_TEMPLATE_FILE = "chat_template.jinja", "chat_template.json"
 MAX_SOURCE = 2**20  # characters; published templates have at most some ten thousand
 ROLES = ("system", "user", "assistant")
-# The special tokens that a template may use by name.
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def find_template(folder: Path) -> ChatTemplate | None:
     """
     path, jinja, older = (folder / name for name in (TOKENIZER_CONFIG, TEMPLATE_FILE, OLDER_TEMPLATE_FILE))
     config = read_json(path) if path.is_file() else {}
-    tokens = special_tokens(folder, config)
+    tokens = read_tokenizer_config(folder).variables
     if jinja.is_file():
         other = stand_in(jinja)
         if other is not None:
@@ -115,13 +110,3 @@ def _default_template(value: object, path: Path) -> str:
             f'{path}: chat_template is neither a string nor a list with an entry named "default"', "correct the file"
         )
     return value
-
-
-def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the text of each named token in tokenizer_config.json, or special_tokens_map.json in older folders."""
-    path = folder / "special_tokens_map.json"
-    if "added_tokens_decoder" not in config and path.is_file():
-        config = {**config, **read_json(path)}
-    found = {name: config.get(name) for name in NAMED_TOKENS}
-    contents = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
-    return {name: content for name, content in contents.items() if isinstance(content, str)}

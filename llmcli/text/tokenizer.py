@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,8 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.formats import stand_in
+from llmcli.text.decoder import ByteDecoder, is_byte
+from llmcli.text.tokenizer_config import read_tokenizer_config
 from llmcli.text.tokenizer_errors import tokenizer_errors
 
 MAX_IDS = 2**22  # several times the largest vocabularies
@@ -31,16 +32,19 @@ class Token:
 
 
 class Tokenizer:
-    """A tokenizer.json. Special tokens that occur in a text are plain text unless ``parse_special``."""
+    """A tokenizer.json. Special tokens that occur in a text are plain text unless ``parse_special``.
 
-    def __init__(self, fast: FastTokenizer, name: str) -> None:
+    ``eos_id`` is the end-of-text token ``eos``, if the tokenizer's files name one.
+    """
+
+    def __init__(self, fast: FastTokenizer, name: str, eos: str | None = None) -> None:
         self.fast = fast
         self.name = name
-        added = fast.get_added_tokens_decoder()
-        self.special_ids = frozenset(id for id, token in added.items() if token.special)
-        self._added = {id: token.content for id, token in added.items()}
-        decoder = fast.decoder  # only this part: serializing a large tokenizer takes a third of a second
-        self._byte_level = decoder is not None and "ByteLevel" in _types(json.loads(decoder.__getstate__()))
+        self.eos_id = None if eos is None else fast.token_to_id(eos)
+        added = fast.get_added_tokens_decoder().items()
+        self.special_names = {id: token.content for id, token in added if token.special}
+        self.special_ids = frozenset(self.special_names)
+        self._decoder = ByteDecoder(fast)
 
     @cached_property
     def size(self) -> int:
@@ -89,21 +93,13 @@ class Tokenizer:
             return self.fast.decode(ids, skip_special_tokens=skip_special)
 
     def token_bytes(self, id: int) -> bytes:
-        """Return the bytes of a token's text; for a special token, those of its name."""
-        if id in self._added:
-            return self._added[id].encode()
+        """Return the bytes that a token adds to a text, as ``decode`` has it; for a special token, mostly its name."""
         written = self.fast.id_to_token(id)
-        if written is None:
-            return b""
-        if not self._byte_level and re.fullmatch(r"<0x[0-9A-F]{2}>", written):
-            return bytes([int(written[3:5], 16)])
-        return self.vocabulary_bytes(written)
+        return b"" if written is None else self._decoder.token(written)
 
     def vocabulary_bytes(self, written: str) -> bytes:
         """Return the bytes of text in the vocabulary's notation: one stand-in per byte, or U+2581 for a space."""
-        if self._byte_level:
-            return bytes(byte for char in written for byte in _BYTES.get(char, char.encode()))
-        return written.replace("\u2581", " ").encode()
+        return self._decoder.text(written)
 
     @cached_property
     def unknown_id(self) -> int | None:
@@ -115,14 +111,24 @@ class Tokenizer:
         return found if isinstance(found, int) else None
 
     def id_of(self, text: str) -> int | None:
-        """Return the token whose bytes are ``text``, the smallest id of several; None if no single token is."""
+        """Return the token whose bytes are ``text``; None if no single token is.
+
+        Of several, one that is not only a byte ("<0x41>"), which tokenizers use for unknown characters; then the
+        smallest id.
+        """
         if not text:
             return None
         return self._ids_by_bytes.get(text.encode("utf-8", "surrogateescape"))
 
     @cached_property
     def _ids_by_bytes(self) -> dict[bytes, int]:
-        return {self.token_bytes(id): id for id in reversed(range(self.size))}
+        single: dict[bytes, int] = {}
+        others: dict[bytes, int] = {}
+        for id in reversed(range(self.size)):
+            written = self.fast.id_to_token(id)
+            if written is not None:
+                (single if is_byte(written) else others)[self._decoder.token(written)] = id
+        return single | others
 
     def token_text(self, id: int) -> str:
         """Return a token's own text; "<unused N>" for a row of the embedding without a token."""
@@ -155,7 +161,7 @@ def _check_unicode(text: str) -> None:
 def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
     """Load the tokenizer of a model folder; ``name`` is the folder's unless given.
 
-    Raises LlmcliError if the folder has no tokenizer.json, or the file cannot be read.
+    Raises LlmcliError if the folder has no tokenizer.json, or a file of the tokenizer cannot be read.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -173,32 +179,13 @@ def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
     other = stand_in(path)
     if other is not None:
         raise other
+    config = read_tokenizer_config(folder)
     with tokenizer_errors(f"{path}: not a tokenizer"):
         fast = FastTokenizer.from_file(str(path))
         fast.no_truncation()  # some files enable it for training, but a prompt must never be cut silently
         fast.no_padding()
-        return Tokenizer(fast, name or folder.name)
-
-
-def _types(node: object) -> set[str]:
-    """The "type" of a tokenizer.json component and of all components nested in it."""
-    if isinstance(node, dict):
-        own = {node["type"]} if isinstance(node.get("type"), str) else set()
-        return own.union(*(_types(child) for child in node.values()))
-    if isinstance(node, list):
-        return set().union(*(_types(child) for child in node))
-    return set()
-
-
-def _byte_alphabet() -> dict[str, bytes]:
-    """GPT-2's printable stand-in for each byte: printable Latin-1 as it is, the other 68 from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    stand_ins = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
-    return {char: bytes([byte]) for byte, char in stand_ins.items()}
-
-
-_BYTES = _byte_alphabet()
+        config.apply(fast)
+        return Tokenizer(fast, name or folder.name, config.eos)
 
 
 def _byte_spans(

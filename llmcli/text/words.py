@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models
 
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.tokenizer_errors import tokenizer_errors
@@ -50,16 +50,9 @@ def _speller(fast: FastTokenizer) -> FastTokenizer:
         speller.normalizer = fast.normalizer
     if fast.pre_tokenizer is not None:
         speller.pre_tokenizer = fast.pre_tokenizer
-    for _, token in sorted(fast.get_added_tokens_decoder().items()):
-        _add(speller, token)
+    added = sorted(fast.get_added_tokens_decoder().items())
+    speller.add_tokens([token for _, token in added])  # all at once: each call builds the whole matcher anew
     return speller
-
-
-def _add(speller: FastTokenizer, token: AddedToken) -> None:
-    if token.special:
-        speller.add_special_tokens([token])
-    else:
-        speller.add_tokens([token])
 
 
 def _by_word(numbers: Sequence[int | None], ids: Sequence[int]) -> dict[int, list[int]]:

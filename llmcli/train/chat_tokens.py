@@ -12,8 +12,9 @@ from torch import nn
 from llmcli.files.atomic import replace_text
 from llmcli.files.json import read_json
 from llmcli.model.transformer import Transformer
-from llmcli.text.chat_template import TEMPLATE_FILE, TOKENIZER_CONFIG
+from llmcli.text.chat_template import TEMPLATE_FILE
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
+from llmcli.text.tokenizer_config import TOKENIZER_CONFIG
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
 TEMPLATE = """\

@@ -578,13 +578,22 @@ def test_a_grammar_does_not_change_the_text_of_real_tokenizers(folder: Path) -> 
     assert tokenizer.decode(ids) == written + text
 
 
-def test_a_tokenizer_that_separates_words_is_rejected() -> None:
+def test_a_tokenizer_that_separates_words() -> None:
+    """WordPiece puts a space before every token that begins a word; such tokens spell " cat", not "cat"."""
     fast = FastTokenizer(models.WordPiece(unk_token="[UNK]"))
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
     fast.decoder = decoders.WordPiece()
     fast.train_from_iterator(["the cat sat"], trainers.WordPieceTrainer(special_tokens=["[UNK]"], show_progress=False))
     tokenizer = Tokenizer(fast, "pieces")
     model = opened(tokenizer, random_model(config(tokenizer.size), device=CPU, dtype=torch.float32))
+    for seed in range(4):
+        assert write(Grammar(model, choice_rules([" cat", " sat"])), model, seed, "the")[0] in (" cat", " sat")
+
+
+def test_a_tokenizer_whose_tokens_do_not_add_up_is_rejected() -> None:
+    fast = FastTokenizer(models.BPE({letter: n for n, letter in enumerate("cat")}, []))
+    fast.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ca", "x")])
+    model = opened(Tokenizer(fast, "pieces"), random_model(config(3), device=CPU, dtype=torch.float32))
     with pytest.raises(LlmcliError, match="do not work with the tokenizer of pieces"):
         Grammar(model, choice_rules(["cat"]))
 

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from llmcli.text import chat_format
 from llmcli.text.chat_format import PlainFormat, TemplateFormat
@@ -205,7 +205,7 @@ def test_marking_changes_nothing_in_harmless_text(kind: str, source: str | None,
 )
 def test_plain_conversations_have_the_ids_of_transformers(name: str, turns: list[tuple[str, str]]) -> None:
     chat = template_format(name, None)
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(SHARED / name / "tokenizer.json"), **chat._template._tokens)
+    theirs = AutoTokenizer.from_pretrained(SHARED / name, **chat._template._tokens)
     theirs.chat_template = chat._template.source
     conversation = [{"role": role, "content": content} for role, content in turns]
     expected = theirs.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as FastTokenizer
+from transformers import AutoTokenizer
 
 from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
+from llmcli.explain.tokenization import tokenize
 from llmcli.text.tokenizer import Token, Tokenizer, load_tokenizer
 from llmcli.train.vocabulary import BOS, BOS_ID, EOS, EOS_ID, train_tokenizer
 
@@ -24,6 +27,7 @@ SENTENCES = [
 ]
 SHARED = Path(__file__).parents[3] / "shared" / "checkpoints" / "tokenizers"
 REAL = sorted(path.parent for path in SHARED.glob("*/tokenizer.json"))
+MODELS = sorted(Path(os.environ["LLMCLI_REAL_MODELS"]).glob("*/")) if "LLMCLI_REAL_MODELS" in os.environ else []
 
 
 def byte_level() -> FastTokenizer:
@@ -270,6 +274,116 @@ def test_the_text_of_a_token_is_its_decoded_bytes(kind: str, data: st.DataObject
     assert tok.token_bytes(id)
 
 
+ADDED = [
+    AddedToken(content, **flags)
+    for flags in (
+        {},
+        {"special": True},
+        {"normalized": False},
+        {"special": True, "normalized": True},
+        {"lstrip": True, "rstrip": True},
+        {"single_word": True},
+    )
+    for content in (
+        *(
+            f"<{'-'.join(flags)}>",
+            f"na\u00efve {len(flags)}",
+            f"\u2581\u2581{'x' * len(flags)}{flags.get('special', '')}",
+        ),
+        *(f"\u0120 {'.'.join(flags)}", f"\u0120{'.'.join(flags)}", f"<\uff5cbegin\u2581of{'|'.join(flags)}\uff5c>"),
+    )
+]
+DECODERS = {
+    "word pieces": decoders.WordPiece(cleanup=True),
+    "suffix": decoders.BPEDecoder(),
+    "metaspace": decoders.Metaspace(prepend_scheme="first"),
+    "each stripped": decoders.Sequence([decoders.Strip("x", 1, 0), decoders.Fuse(), decoders.Strip("\u2581", 1, 0)]),
+    "pattern": decoders.Sequence([decoders.Replace(Regex("[st]+"), "\u2581"), decoders.Metaspace("\u2581", "never")]),
+    "bytes first": decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]),
+}
+
+
+def assert_bytes_are_decoded(fast: FastTokenizer) -> None:
+    """Compare the bytes of every id with what ``decode`` gives between two letters."""
+    tok, letter = Tokenizer(fast, "x"), fast.token_to_id("a")
+    around = tok.token_bytes(letter)
+    decoded = fast.decode_batch([[letter, letter, id, letter] for id in tok.ids], skip_special_tokens=False)
+    start = fast.decode([letter, letter]).removesuffix(around.decode())
+    for id, text in zip(tok.ids, decoded, strict=True):
+        data = tok.token_bytes(id)
+        assert (around + data + around).decode("utf-8", "replace") == text.removeprefix(start), fast.id_to_token(id)
+
+
+@every_kind
+def test_the_bytes_of_every_token_are_those_that_decode_gives(kind: str) -> None:
+    fast = KINDS[kind]()
+    for token in ADDED:
+        fast.add_tokens([token])
+    assert_bytes_are_decoded(fast)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_every_decoder_gives_the_bytes_of_tokens(kind: str) -> None:
+    words = [
+        "a",
+        "b",
+        "the",
+        "##the",
+        "cat</w>",
+        "\u2581cat",
+        "aacaa",
+        " .",
+        "do not",
+        "<0x41>",
+        "<0xE2>",
+        "<0xe2>",
+        "x's",
+    ]
+    fast = FastTokenizer(models.WordLevel({word: id for id, word in enumerate(words)}, unk_token="a"))
+    fast.decoder = DECODERS[kind]
+    fast.add_tokens(ADDED)
+    assert_bytes_are_decoded(fast)
+
+
+def test_without_a_decoder_tokens_are_written_as_they_are() -> None:
+    fast = FastTokenizer(models.WordLevel({"a": 0, "\u2581b": 1, "<0x41>": 2}, unk_token="a"))
+    tok = Tokenizer(fast, "x")
+    assert [tok.token_bytes(id).decode() for id in tok.ids] == [fast.decode([id]) for id in tok.ids]
+    assert tok.id_of("\u2581b") == 1
+
+
+@pytest.mark.skipif(not REAL, reason="needs tokenizers of real models")
+@pytest.mark.parametrize("folder", [*REAL, *MODELS], ids=lambda folder: folder.name)
+def test_the_bytes_of_published_vocabularies(folder: Path) -> None:
+    tok = load_tokenizer(folder)
+    assert_bytes_are_decoded(tok.fast)
+    for text in ("a  b   c", "  ", "\n\n\t\t x", " \u2581\u2581 y"):
+        assert tokenize(tok, text).check.ok
+        known = [token for token in tok.tokens(text) if not token.special and "\ufffd" not in token.text]
+        assert all(tok.token_bytes(tok.id_of(token.text)) == token.bytes for token in known)
+
+
+def test_added_runs_of_spaces_are_spaces() -> None:
+    """As in Gemma's tokenizers."""
+    fast = sentencepiece()
+    fast.normalizer = normalizers.Replace(" ", "\u2581")
+    fast.add_tokens([AddedToken("\u2581" * count, normalized=True) for count in (2, 3)])
+    tok = Tokenizer(fast, "spaces")
+    texts = [token.text for token in tok.tokens("a  b   c") if not token.special]
+    assert texts == ["a", "  ", "b", "   ", "c"]
+    assert tok.id_of("   ") == fast.token_to_id("\u2581" * 3)
+    report = tokenize(tok, "a  b   c")
+    assert report.exact
+    assert report.check.ok
+
+
+def test_a_text_is_the_token_that_the_tokenizer_writes_for_it() -> None:
+    """Not the byte of the same value, which is only for characters without a token."""
+    tok = tokenizer("sentencepiece")
+    assert tok.id_of("t") == tok.fast.token_to_id("t") != tok.fast.token_to_id("<0x74>")
+    assert tok.id_of("#") == tok.fast.token_to_id("<0x23>")
+
+
 @every_kind
 def test_unused_rows_are_labeled(kind: str) -> None:
     tok = tokenizer(kind)
@@ -390,7 +504,7 @@ DIFFICULT_TEXTS = [
 @pytest.mark.skipif(not REAL, reason="needs tokenizers of real models")
 @pytest.mark.parametrize("folder", REAL, ids=lambda folder: folder.name)
 def test_published_tokenizers(folder: Path) -> None:
-    ours, theirs = load_tokenizer(folder), FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder).backend_tokenizer
     theirs.no_truncation()
     for parse_special in (False, True):
         theirs.encode_special_tokens = not parse_special
