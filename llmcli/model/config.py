@@ -139,6 +139,7 @@ class ModelConfig:
       ``attention_softcap`` the scores, ``logit_softcap`` the logits.
     - ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the embedding, what each layer adds to the
       residual, and the logits.
+    - ``eos_by_default``: config.json names no end-of-text token, so ``eos_token_ids`` are only the family's usual ones.
     """
 
     model_type: str
@@ -180,6 +181,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    eos_by_default: bool = False
 
     def __post_init__(self) -> None:
         self._check_counts()

@@ -320,6 +320,39 @@ def test_the_first_name_of_longrope_means_the_same() -> None:
     assert parse(old) == parse(FILES["phi3-yarn"])
 
 
+@pytest.mark.parametrize("place", ["top", "rope_parameters"])
+@pytest.mark.parametrize("name", [name for name in TEXT_FAMILIES if name != "gpt2"])
+def test_as_many_features_are_rotated_as_in_transformers(name: str, place: str) -> None:
+    """Most families ignore ``partial_rotary_factor``; the others rotate that part of each head."""
+    raw: dict[str, Any] = {"model_type": name, "num_hidden_layers": 1, "hidden_size": 256, "num_attention_heads": 4}
+    if place == "top":
+        raw["rotary_pct" if name == "gpt_neox" else "partial_rotary_factor"] = 0.5
+    else:
+        raw["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    if name == "gemma3_text":
+        raw |= {
+            "layer_types": ["full_attention"],
+            "rope_parameters": {"full_attention": raw.pop("rope_parameters", {})},
+        }
+    raw |= {"num_key_value_heads": 2, "head_dim": 64, "vocab_size": 100, "intermediate_size": 8, "pad_token_id": 0}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(transformers_config(raw))
+    sizes = {2 * len(each) for name, each in model.named_buffers() if name.endswith("inv_freq")}
+    ours = parse(raw)
+    assert ours.rope is not None
+    assert ours.rope.rotated(ours.head_dim) == max(sizes)
+    assert max(sizes) == (32 if name in ("phi3", "gpt_neox", "stablelm") else 64)
+
+
+@pytest.mark.parametrize(
+    ("share", "culprit"), [(0.0, "partial_rotary_factor"), (1.5, "partial_rotary_factor"), (0.02, "rotated")]
+)
+@pytest.mark.parametrize("name", ["phi3", "gpt_neox", "stablelm"])
+def test_impossible_parts_of_heads_are_rejected(name: str, share: float, culprit: str) -> None:
+    with pytest.raises(LlmcliError, match=culprit):
+        parse({"model_type": name, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": share}})
+
+
 # Any file is either parsed or rejected with an LlmcliError.
 
 values = st.one_of(

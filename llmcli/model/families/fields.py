@@ -116,8 +116,9 @@ def wrong(key: str, value: object, wanted: str) -> LlmcliError:
 class Defaults:
     """A family's defaults, which are those of its config class in transformers: published files omit such values.
 
-    ``num_key_value_heads`` None: as many as query heads. ``head_dim`` None: hidden_size / num_attention_heads. The
-    fields that end in ``_key`` are the family's names for keys.
+    ``num_key_value_heads`` None: as many as query heads. ``head_dim`` None: hidden_size / num_attention_heads.
+    ``partial_rotary_factor`` None: the family always rotates whole heads. The fields that end in ``_key`` are the
+    family's names for keys.
     """
 
     model_type: str
@@ -135,7 +136,7 @@ class Defaults:
     hidden_act: str = "silu"
     hidden_act_key: str = "hidden_act"
     rope_theta: float = 10000.0
-    partial_rotary_factor: float = 1.0
+    partial_rotary_factor: float | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
 
@@ -168,6 +169,7 @@ def common(raw: Mapping[str, Any], defaults: Defaults) -> dict[str, Any]:
         "rope": rotary,
         "bos_token_id": next(iter(token_ids(raw, "bos_token_id", *_tuple(defaults.bos_token_id))), None),
         "eos_token_ids": token_ids(raw, "eos_token_id", *_tuple(defaults.eos_token_id)),
+        "eos_by_default": "eos_token_id" not in raw and defaults.eos_token_id is not None,
     }
 
 
@@ -184,11 +186,15 @@ def _tuple(id: int | None) -> tuple[int, ...]:
 
 
 def rope(
-    raw: Mapping[str, Any], context: int, theta: float, partial: float, layer_type: str = "full_attention"
+    raw: Mapping[str, Any], context: int, theta: float, partial: float | None, layer_type: str = "full_attention"
 ) -> RopeConfig:
     """Rotary settings from either generation of config.json: ``rope_theta`` + ``rope_scaling``, or ``rope_parameters``.
 
     ``rope_parameters`` may be nested by layer type. ``theta`` and ``partial`` are the family's defaults.
+
+    A ``partial_rotary_factor`` in the file counts only for families that can rotate part of a head. Llama and its kin
+    were trained with whole heads rotated, whatever their files say: transformers and llama.cpp ignore the key for
+    them, and no published model of these families needs it. (vLLM reads it, because its Phi-3 shares Llama's code.)
     """
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
@@ -204,7 +210,7 @@ def rope(
     parsed = RopeConfig(
         theta=field(scaling, "rope_theta", field(raw, "rope_theta", theta)),
         rope_type=rope_type,
-        partial_rotary_factor=field(scaling, "partial_rotary_factor", field(raw, "partial_rotary_factor", partial)),
+        partial_rotary_factor=1.0 if partial is None else _rotated_share(raw, scaling, partial),
         factor=field(scaling, "factor", context / max(original, 1)),
         original_max_position_embeddings=context if rope_type == "dynamic" else original,
         low_freq_factor=field(scaling, "low_freq_factor", 1.0),
@@ -218,6 +224,10 @@ def rope(
     if rope_type in ("linear", "dynamic", "llama3") and "factor" not in scaling:
         raise LlmcliError(f"config.json: rope_type {rope_type!r} has no factor", "the file may be damaged")
     return replace(parsed, attention_factor=field(scaling, "attention_factor", _attention_factor(parsed, scaling)))
+
+
+def _rotated_share(raw: Mapping[str, Any], scaling: Mapping[str, Any], default: float) -> float:
+    return field(scaling, "partial_rotary_factor", field(raw, "partial_rotary_factor", default))
 
 
 def _attention_factor(rope: RopeConfig, scaling: Mapping[str, Any]) -> float:

@@ -107,7 +107,7 @@ def local_rope(raw: Mapping[str, Any], context: int) -> RopeConfig:
     nested = raw.get("rope_parameters")
     local = nested.get("sliding_attention") if isinstance(nested, Mapping) else None
     theta = field(raw, "rope_local_base_freq", 10000.0)
-    return rope({"rope_parameters": local or {}}, context, theta, 1.0)
+    return rope({"rope_parameters": local or {}}, context, theta, None)
 
 
 def parse_multimodal(raw: Mapping[str, Any]) -> ModelConfig:

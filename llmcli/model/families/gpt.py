@@ -70,6 +70,7 @@ def parse_gpt2(raw: Mapping[str, Any]) -> ModelConfig:
         position="learned",
         bos_token_id=next(iter(token_ids(raw, "bos_token_id", 50256)), None),
         eos_token_ids=token_ids(raw, "eos_token_id", 50256),
+        eos_by_default="eos_token_id" not in raw,
     )
 
 

@@ -31,6 +31,7 @@ def parse_phi3(raw: Mapping[str, Any]) -> ModelConfig:
             num_attention_heads=32,
             max_position_embeddings=4096,
             norm_eps=1e-5,
+            partial_rotary_factor=1.0,
             bos_token_id=1,
             eos_token_id=32000,
         ),
