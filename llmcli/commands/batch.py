@@ -78,13 +78,15 @@ def batch(
         if source.samefile(target):
             raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
     results = jobs.Results(target)
-    lines = list(jobs.read_jobs(source, jobs.JobDefaults(sampling.seed or 0, length.max_tokens, length.stop)))
+    lines = read_lines(source, sampling, length)
     in_order = order == "input"
     numbers = {line.id: line.number for line in lines if isinstance(line, jobs.Job)} if in_order else None
     info = torchrun_rank()
 
     if info.size > 1 and not endpoint.given:
         loaded, group = open_copies(choice, info)
+        length = grammar.limits_of(length, loaded)
+        lines = read_lines(source, sampling, length)
         shared = jobs.SharedResults(group, target, numbers)
         writer = local_writer(loaded, sampling, grammar, length)
         run = jobs.BatchRun(writer, lines, shared.part, in_order=in_order, rank=info.rank, processes=info.size)
@@ -102,13 +104,21 @@ def batch(
         server = endpoint.open()
         run = jobs.BatchRun(ServerWriter(server, fields_of(sampling, server, None)), lines, results, in_order=in_order)
         sys.exit(write_results(run, source, batch_size, waits=True))
-    run = jobs.BatchRun(local_writer(choice.open(), sampling, grammar, length), lines, results, in_order=in_order)
+    loaded = choice.open()
+    length = grammar.limits_of(length, loaded)
+    lines = read_lines(source, sampling, length)
+    run = jobs.BatchRun(local_writer(loaded, sampling, grammar, length), lines, results, in_order=in_order)
     code = write_results(run, source, batch_size)
     if numbers is not None and list(results.done) != sorted(results.done, key=numbers.__getitem__):
         jobs.merge(target, numbers)
     if code != EXIT_INTERRUPTED:
         check_valid(results.ends)
     sys.exit(code)
+
+
+def read_lines(source: Path, sampling: Sampling, length: Length) -> list[jobs.Job | jobs.InvalidLine]:
+    """The prompts, with the options for those that have no settings of their own."""
+    return list(jobs.read_jobs(source, jobs.JobDefaults(sampling.seed or 0, length.max_tokens, length.stop)))
 
 
 def local_writer(
@@ -119,7 +129,7 @@ def local_writer(
     def encode(prompt: str) -> list[int]:
         return fit(loaded, prompt, length.overflow)
 
-    sampler = sampling.sampler(loaded, grammar.filter(loaded, 0))
+    sampler = sampling.sampler(loaded, grammar.filter(loaded, 0), length.adopted)
     settings = {"overflow": length.overflow, "rules": grammar.rules}
     return jobs.LocalWriter(loaded, sampler, encode, rolls=length.overflow == "shift", settings=settings)
 

@@ -79,8 +79,9 @@ def generate(
     _check_combinations(choice, speculative, prompt_cache, samples)
     text = prompt.read()
     loaded = choice.open()
+    length = grammar.limits_of(length, loaded)
     ids = fit(loaded, text, length.overflow, parse_special=prompt.parse_special)
-    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
+    sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)), length.adopted)
     prefix = text if printing.echo else ""
     if samples.count > 1:
         several = generation.Samples(loaded, ids, sampler, samples.count, **length.limits)

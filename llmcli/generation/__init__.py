@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmcli.generation.conversation import Messages as Messages
     from llmcli.generation.conversation import Reply as Reply
     from llmcli.generation.generate import Generation as Generation
+    from llmcli.generation.generation_config import Defaults as Defaults
     from llmcli.generation.grammar import Grammar as Grammar
     from llmcli.generation.grammar import GrammarFilter as GrammarFilter
     from llmcli.generation.grammar import choice_rules as choice_rules
@@ -45,6 +46,7 @@ __all__ = [
     "BatchStep",
     "Continuation",
     "Conversation",
+    "Defaults",
     "DraftModel",
     "Generation",
     "Grammar",
@@ -93,6 +95,7 @@ __getattr__, __dir__ = lazy.exports(
         "Messages": "conversation",
         "Reply": "conversation",
         "Generation": "generate",
+        "Defaults": "generation_config",
         "Grammar": "grammar",
         "GrammarFilter": "grammar",
         "choice_rules": "grammar",

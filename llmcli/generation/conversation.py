@@ -69,8 +69,8 @@ class Conversation:
     """``messages`` can be changed freely between replies. ``last`` is the reply that was kept last."""
 
     def __init__(self, loaded: LoadedModel, form: ChatFormat) -> None:
-        stops = (*loaded.stop_ids, *form.end_ids)
-        self.loaded = replace(loaded, defaults=replace(loaded.defaults, stop_ids=stops))
+        stops = (*loaded.named_stop_ids, *form.end_ids) or loaded.stop_ids
+        self.loaded = replace(loaded, defaults=replace(loaded.defaults, stop_ids=tuple(stops)))
         self.form = form
         self.messages: Messages = ()
         self.last: Reply | None = None
@@ -104,7 +104,14 @@ class Conversation:
                 kind="conversation-too-long",
             )
         self._keep_prefix(ids)
-        generation = Generation(self.loaded, ids, sampler=sampler, max_new_tokens=max_new_tokens, cache=self._cache)
+        generation = Generation(
+            self.loaded,
+            ids,
+            sampler=sampler,
+            max_new_tokens=max_new_tokens,
+            stop=self.loaded.defaults.stop,
+            cache=self._cache,
+        )
         return Reply(messages, generation, sampler, ids, self._read)
 
     def keep(self, reply: Reply) -> None:

@@ -107,6 +107,31 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class MinNewTokens:
+    """Cut the tokens that end a text while it has fewer than ``value`` tokens, unless no other token is left.
+
+    ``prompt`` and ``ends`` belong to one text: ``after`` sets them, and without them nothing is cut. A context that no
+    longer begins with the prompt has dropped its older half, so its text is long enough.
+    """
+
+    value: float
+    prompt: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    name: str = "min-new-tokens"
+
+    def after(self, prompt: Sequence[int], ends: Iterable[int]) -> MinNewTokens:
+        """The same filter for a text that begins after ``prompt`` and ends with one of ``ends``."""
+        return replace(self, prompt=tuple(prompt), ends=tuple(ends))
+
+    def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
+        start, ends = len(self.prompt), [id for id in self.ends if id < len(logits)]
+        if not ends or len(ids) - start >= self.value or tuple(ids[:start]) != self.prompt:
+            return logits
+        cut = logits.index_fill(0, _index(ends, logits), CUT)
+        return cut if bool(cut.max() > CUT) else logits
+
+
+@dataclass(frozen=True)
 class LogitBias:
     """Add ``bias`` to the logits of chosen token ids; -inf bans a token.
 

@@ -20,6 +20,8 @@ from llmcli.model.positions import span
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 
+MAX_NEW_TOKENS = 512  # where neither the user nor the model sets a limit
+
 TextFinish = Finish | Literal["stop_string", "interrupted"]
 
 
@@ -138,15 +140,15 @@ def rope_length(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:
 def sampler_of(loaded: LoadedModel, seed: int, settings: Mapping[str, float] | None = None) -> Sampler:
     """The sampler with the given ``settings`` by filter name; the others come from generation_config.json."""
     chain = filter_chain(default_order(), {**loaded.defaults.sampling, **(settings or {})})
-    return Sampler([*loaded.vocabulary_filter(), *chain], seed)
+    return Sampler([*loaded.vocabulary_filter(), *loaded.length_filter(), *chain], seed)
 
 
 def generate(
     loaded: LoadedModel,
     prompt: str | Sequence[int],
     *,
-    max_new_tokens: int = 512,
-    stop: str | Sequence[str] = (),
+    max_new_tokens: int | None = None,
+    stop: str | Sequence[str] | None = None,
     seed: int | None = None,
     **filters: float,
 ) -> Generation:
@@ -154,8 +156,8 @@ def generate(
 
     The text ends after ``max_new_tokens``, before a string of ``stop``, or at the model's own stop tokens. ``filters``
     are settings of the sampler: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty,
-    frequency_penalty. Those that are not given come from the model's generation_config.json, or else have the defaults
-    of ``llmcli generate``. The same ``seed`` gives the same text; without one the seed is random
+    frequency_penalty. What is not given comes from the model's generation_config.json, or else has the default of
+    ``llmcli generate``. The same ``seed`` gives the same text; without one the seed is random
     (``generation.sampler.seed``).
 
     The joined texts are the whole text. Afterwards the returned object has it too, and how generation went::
@@ -177,10 +179,12 @@ def generate(
     values = {known[name]: _number(name, value) for name, value in filters.items()}
     ids = encode_prompt(loaded, prompt) if isinstance(prompt, str) else loaded.readable(prompt)
     sampler = sampler_of(loaded, secrets.randbelow(2**32) if seed is None else operator.index(seed), values)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    own = loaded.defaults
+    stops = (stop,) if isinstance(stop, str) else tuple(own.stop if stop is None else stop)
     if not all(isinstance(each, str) for each in stops):
         raise TypeError(f"stop must be a string, or several, not {stop!r}")
-    return Generation(loaded, ids, sampler=sampler, max_new_tokens=operator.index(max_new_tokens), stop=stops)
+    most = (own.max_new_tokens or MAX_NEW_TOKENS) if max_new_tokens is None else operator.index(max_new_tokens)
+    return Generation(loaded, ids, sampler=sampler, max_new_tokens=most, stop=stops)
 
 
 def _number(name: str, value: float) -> float:

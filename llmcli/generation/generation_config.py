@@ -1,66 +1,205 @@
-"""generation_config.json: a model's own stop tokens and sampling settings."""
+"""generation_config.json: a model's own stop tokens, sampling settings and limits.
+
+No value in this file can keep a model from being used: what cannot be used is skipped, for the caller to report.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.files.json import read_json
 from llmcli.generation.filters import FILTERS, Penalty
-from llmcli.model.families.fields import field, token_ids, wrong
+from llmcli.model.families import fields
 
 FILE = "generation_config.json"
-# Settings that change the text but that our sampler does not support, with the values at which they do nothing.
-UNSUPPORTED = {
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "no_repeat_ngram_size": 0.0,
-    "num_beams": 1.0,
+# Keys that say nothing about the text: ids that prompts are built from, what transformers returns, how it computes.
+UNRELATED = frozenset(
+    [
+        "bos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+        "transformers_version",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+        "use_cache",
+        "cache_implementation",
+        "cache_config",
+        "max_cache_len",
+        "prefill_chunk_size",
+        "low_memory",
+        "compile_config",
+        "disable_compile",
+        "continuous_batching_config",
+        "remove_invalid_values",
+        "renormalize_logits",
+        "is_assistant",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "assistant_early_exit",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "prompt_lookup_num_tokens",
+        "max_matching_ngram_size",
+        "use_mtp",
+        "speculation_type",
+    ]
+)
+# Values with which unsupported keys change nothing, besides null, false, and anything empty.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "max_length": (20,),  # transformers' default, which only means that no length was chosen
+    "min_length": (0,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "length_penalty": (1.0,),
+    "diversity_penalty": (0.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "top_h": (1.0,),
+    "penalty_alpha": (0.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "guidance_scale": (1.0,),
 }
-UNSUPPORTED_LISTS = ("suppress_tokens", "bad_words_ids", "sequence_bias")  # these do nothing if they are empty
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """``sampling`` holds values by filter name, ``unmet`` the unsupported settings (None for a list)."""
+    """What a model's generation_config.json asks for.
+
+    ``sampling`` holds values by filter name. ``unmet`` are settings that llmcli does not support, ``unusable`` those
+    with an invalid value: by key, with the value as text ("" for a list or an object). ``fault`` is the reason if the
+    file as a whole cannot be used. ``stop`` are strings before which a text ends.
+    """
 
     stop_ids: tuple[int, ...]
-    sampling: dict[str, float]
-    unmet: dict[str, float | None]
+    sampling: Mapping[str, float]
+    unmet: Mapping[str, str]
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    fault: str = ""
 
 
-def read_defaults(folder: Path) -> Defaults:
+def read_defaults(folder: Path, context: int | None = None) -> Defaults:
     """Read the generation_config.json of ``folder``; without that file, nothing is set.
 
-    Raises LlmcliError if the file is not valid JSON, or a value is out of range.
+    ``context`` is the model's in tokens, to which a ``max_length`` may be equal.
     """
     path = folder / FILE
-    raw = read_json(path) if path.is_file() else {}
     try:
-        return Defaults(token_ids(raw, "eos_token_id"), _sampling(raw), _unmet(raw))
+        raw = read_json(path) if path.is_file() else {}
     except LlmcliError as error:
-        message = error.message.removeprefix("config.json: ")
-        raise LlmcliError(f"{path}: {message}", "correct the file or remove it") from error
+        return Defaults((), {}, {}, fault=error.message.removeprefix(f"{path}: "))
+    return _Reader(raw).read(context)
 
 
-def _sampling(raw: dict[str, Any]) -> dict[str, float]:
-    values = {}
-    for name, cls in FILTERS.items():
-        key = name.replace("-", "_")
-        if raw.get(key) is not None:
-            values[name] = field(raw, key, 0.0)
-            cls(values[name])  # raises if the value is out of range
-            if cls.option.whole and values[name] % 1:
-                raise wrong(key, values[name], "a whole number")
-    if raw.get("do_sample") is not False:
-        return values
-    penalties = {name: value for name, value in values.items() if issubclass(FILTERS[name], Penalty)}
-    return {**penalties, "temperature": 0.0}  # greedy decoding applies penalties, but draws nothing
+class _Reader:
+    """The keys of one file; ``unusable`` collects those whose value is invalid."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
+        self.unusable: dict[str, str] = {}
+
+    def read(self, context: int | None) -> Defaults:
+        most, least = self._count("max_new_tokens", 1), self._count("min_new_tokens", 0)
+        return Defaults(
+            stop_ids=self._stop_ids(),
+            sampling=self._sampling(),
+            unmet=self._unmet(context),
+            max_new_tokens=most,
+            min_new_tokens=least or 0,
+            stop=self._stop_strings(),
+            unusable=self.unusable,
+        )
+
+    def _skip(self, key: str, value: Any) -> None:
+        self.unusable[key] = _shown(value)
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        value = self.raw.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        usable = [id for id in ids if type(id) is int and 0 <= id < 2**31]
+        if len(usable) < len(ids):
+            self._skip("eos_token_id", next(id for id in ids if id not in usable))
+        return tuple(usable)
+
+    def _count(self, key: str, least: int) -> int | None:
+        value = self.raw.get(key)
+        if value is None or (type(value) is int and least <= value < 2**31):
+            return value
+        self._skip(key, value)
+        return None
+
+    def _stop_strings(self) -> tuple[str, ...]:
+        value = self.raw.get("stop_strings")
+        texts = value if isinstance(value, list) else [] if value is None else [value]
+        usable = [text for text in texts if isinstance(text, str) and text and _is_unicode(text)]
+        if len(usable) < len(texts):
+            self._skip("stop_strings", next(text for text in texts if text not in usable))
+        return tuple(usable)
+
+    def _sampling(self) -> dict[str, float]:
+        draws = self.raw.get("do_sample")
+        if draws is not None and not isinstance(draws, bool):
+            self._skip("do_sample", draws)
+        greedy = draws is False  # greedy decoding applies penalties, but draws nothing: other values do not matter
+        values = {}
+        for name, cls in FILTERS.items():
+            key = name.replace("-", "_")
+            if self.raw.get(key) is None or (greedy and not issubclass(cls, Penalty)):
+                continue
+            try:
+                value = fields.field(self.raw, key, 0.0)
+                cls(value)  # raises if the value is out of range
+            except LlmcliError:
+                self._skip(key, self.raw[key])
+                continue
+            if cls.option.whole and value % 1:
+                self._skip(key, value)
+            else:
+                values[name] = value
+        return {**values, "temperature": 0.0} if greedy else values
+
+    def _unmet(self, context: int | None) -> dict[str, str]:
+        known = {"eos_token_id", "do_sample", "max_new_tokens", "min_new_tokens", "stop_strings"}
+        known |= UNRELATED | {name.replace("-", "_") for name in FILTERS}
+        return {
+            key: _shown(value)
+            for key, value in self.raw.items()
+            if key not in known and not key.startswith("_") and not _neutral(key, value, context)
+        }
 
 
-def _unmet(raw: dict[str, Any]) -> dict[str, float | None]:
-    requested = {key: field(raw, key, neutral) for key, neutral in UNSUPPORTED.items()}
-    unmet: dict[str, float | None] = {key: value for key, value in requested.items() if value != UNSUPPORTED[key]}
-    return unmet | {key: None for key in UNSUPPORTED_LISTS if raw.get(key)}
+def _neutral(key: str, value: Any, context: int | None) -> bool:
+    """Whether a setting changes nothing."""
+    if value is None or value is False or value in ("", [], {}):
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if key == "max_length" and context is not None and value >= context:
+        return True
+    return value in NEUTRAL.get(key, ())
+
+
+def _shown(value: Any) -> str:
+    """A value as short text; "" for a list or an object."""
+    if isinstance(value, list | dict):
+        return ""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _is_unicode(text: str) -> bool:
+    return not any(0xD800 <= ord(char) <= 0xDFFF for char in text)

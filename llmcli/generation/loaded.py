@@ -15,7 +15,7 @@ from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.names import ADAPTER_CONFIG, CONFIG
 from llmcli.generation.context import as_ids
-from llmcli.generation.filters import Filter, Vocabulary
+from llmcli.generation.filters import Filter, MinNewTokens, Vocabulary
 from llmcli.generation.generation_config import Defaults, read_defaults
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.transformer import Transformer
@@ -43,8 +43,15 @@ class LoadedModel:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The tokens that end a text: those of config.json and of generation_config.json."""
-        return frozenset((*self.model.config.eos_token_ids, *self.defaults.stop_ids))
+        """The tokens that end a text: those that the model's files name, or else the usual one of its family."""
+        return self.named_stop_ids or frozenset(self.model.config.eos_token_ids)
+
+    @property
+    def named_stop_ids(self) -> frozenset[int]:
+        """The tokens that config.json and generation_config.json name, or else the tokenizer's end-of-text token."""
+        config, eos = self.model.config, self.tokenizer.eos_id
+        named = frozenset((*(() if config.eos_by_default else config.eos_token_ids), *self.defaults.stop_ids))
+        return named or frozenset(() if eos is None or not config.eos_by_default else (eos,))
 
     def prompt_ids(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Encode a prompt. Raises the errors of ``readable``."""
@@ -63,6 +70,10 @@ class LoadedModel:
         if self.tokenizer.size >= self.model.config.vocab_size:
             return []
         return [Vocabulary(self.tokenizer.size)]
+
+    def length_filter(self) -> list[Filter]:
+        """The filter for the ``min_new_tokens`` of generation_config.json, if it has any."""
+        return [MinNewTokens(self.defaults.min_new_tokens)] if self.defaults.min_new_tokens else []
 
 
 def load(
@@ -93,7 +104,7 @@ def load(
         raise usage_error(f"the weights of {name or folder.name} are already quantized", kind="already-quantized")
     where = group.device if group is not None else device_for(checkpoint, device, quantization)
     tokenizer = load_tokenizer(folder, name)
-    defaults = read_defaults(folder)
+    defaults = read_defaults(folder, checkpoint.config.max_position_embeddings)
 
     def pick(stored: torch.dtype) -> torch.dtype:
         return pick_dtype(dtype, where, stored)

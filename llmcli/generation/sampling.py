@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmcli.generation.distribution import pick, probabilities
-from llmcli.generation.filters import Filter, Temperature
+from llmcli.generation.filters import Filter, MinNewTokens, Temperature
 from llmcli.generation.grammar import Ending, GrammarFilter
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ class Sampler:
     def copy(self, seed: int, start: int) -> Sampler:
         """A sampler with the same filters and its own seed, for a text that begins after ``start`` prompt tokens."""
         return Sampler([f.copy(start) if isinstance(f, GrammarFilter) else f for f in self.filters], seed)
+
+    def begin(self, prompt: Sequence[int], stop_ids: Iterable[int]) -> None:
+        """Prepare for the text that begins after ``prompt`` and ends with one of ``stop_ids``."""
+        self.filters = tuple(f.after(prompt, stop_ids) if isinstance(f, MinNewTokens) else f for f in self.filters)
 
     @property
     def greedy(self) -> bool:

@@ -64,6 +64,9 @@ class Continuation:
     rolls: bool = False
     tokens: int = 0
 
+    def __post_init__(self) -> None:
+        self.sampler.begin(self.ids, self.stop_ids)
+
     def choose(self, logits: Tensor, trace: Trace | None = None) -> Step:
         """Choose the next token, given its logits [V]; ``append`` adds it to the text."""
         choice = self.sampler.choose(logits, self.ids)

@@ -14,6 +14,7 @@ from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability_
 from llmcli.render.terminal import note, printable, styled
 from llmcli.render.text import counted, one_line, rate, token_label
 
+MAX_SETTINGS, MAX_NAME = 20, 60  # settings in a line, and characters of a setting's name
 # Why a text ended, by its ``finish``.
 ENDINGS = {
     "length": "--max-tokens reached",
@@ -102,14 +103,18 @@ def prompt_cache_line(reuse: generation.Reuse, file: str) -> str:
     return f"prompt cache: {reuse.tokens} of {counted(reuse.prompt, 'token')} reused from {file}"
 
 
-def defaults_line(adopted: Mapping[str, float], unmet: Mapping[str, float | None]) -> str:
-    """Return the line that lists the settings from generation_config.json, used and not; empty if there are none."""
+def defaults_line(adopted: Mapping[str, str], unmet: Mapping[str, str], unusable: Mapping[str, str]) -> str:
+    """Return the line that lists the settings from generation_config.json, used and not; empty if there are none.
+
+    All values are text, empty for those that are not shown. Of many settings only the first are listed.
+    """
+    groups = {"": adopted, "not applied: ": unmet, "invalid and ignored: ": unusable}
     parts = []
-    if adopted:
-        parts.append(", ".join(f"{name} {value:g}" for name, value in adopted.items()))
-    if unmet:
-        parts.append("not applied: " + ", ".join(filter_label(*setting) for setting in unmet.items()))
-    return f"from generation_config.json: {'; '.join(parts)}" if parts else ""
+    for title, settings in groups.items():
+        listed = [f"{name[:MAX_NAME]} {value}".rstrip() for name, value in settings.items()][:MAX_SETTINGS]
+        more = [f"and {len(settings) - MAX_SETTINGS} more"] if len(settings) > MAX_SETTINGS else []
+        parts += [title + ", ".join(listed + more)] if listed else []
+    return one_line(f"from generation_config.json: {'; '.join(parts)}") if parts else ""
 
 
 def filter_label(name: str, value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,13 @@ from llmcli.commands.options import sampling
 from llmcli.commands.options.sampling import Sampling, sampling_bundle, sampling_options
 from llmcli.errors import LlmcliError
 from llmcli.generation import filters, generation_config
+from llmcli.generation.conversation import Conversation
 from llmcli.generation.filters import FILTERS, NumberFilter, NumberOption, default_order, register
+from llmcli.generation.generate import generate
 from llmcli.generation.loaded import load
+from llmcli.text.chat_format import PlainFormat, TemplateFormat
+from llmcli.text.chat_template import ChatTemplate, Message
+from llmcli.train.vocabulary import BOS, BOS_ID, EOS, EOS_ID
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
@@ -106,25 +112,200 @@ def test_every_stop_token_of_a_list_ends_the_text(run: Run, model: Path, with_se
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "shown"),
     [
-        ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"temperature": -1}, "temperature must be"),
-        ({"top_p": 0}, "top-p must not be 0"),
-        ({"top_k": [1]}, "top_k is [1]"),
-        ({"top_k": 1.5}, "top_k is 1.5"),
-        ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
-        ({"repetition_penalty": {}}, "repetition_penalty is {}"),
+        ({"temperature": "hot"}, 'temperature "hot"'),
+        ({"temperature": -1}, "temperature -1"),
+        ({"temperature": True}, "temperature true"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"top_k": [1]}, "top_k"),
+        ({"top_k": 1.5}, "top_k 1.5"),
+        ({"min_p": 2}, "min_p 2"),
+        ({"repetition_penalty": {}}, "repetition_penalty"),
+        ({"eos_token_id": "x"}, 'eos_token_id "x"'),
+        ({"eos_token_id": [1, -1]}, "eos_token_id -1"),
+        ({"eos_token_id": -1}, "eos_token_id -1"),
+        ({"do_sample": "yes"}, 'do_sample "yes"'),
+        ({"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"min_new_tokens": -1}, "min_new_tokens -1"),
+        ({"stop_strings": ["", "."]}, 'stop_strings ""'),
     ],
 )
-def test_invalid_settings_are_one_line(
-    run: Run, with_settings: Callable[..., Path], settings: dict[str, Any], word: str
+def test_invalid_settings_are_reported_and_skipped(
+    run: Run, with_settings: Callable[..., Path], settings: dict[str, Any], shown: str
 ) -> None:
-    result = run("generate", "The", "-m", with_settings(**settings), "-n", 1)
-    assert result.exit_code == 1
+    folder = with_settings(**{"typical_p": 0.5, **settings})
+    result = run("generate", "The", "-m", folder, "-n", 1, "--json")
+    assert result.exit_code == 0
+    applied = 'typical-p 0.5, stop "."' if "stop_strings" in settings else "typical-p 0.5"
+    assert result.stderr == f"from generation_config.json: {applied}; invalid and ignored: {shown}\n"
+    assert sampler_of(result) == {
+        "temperature": DEFAULTS["temperature"],
+        "top-p": DEFAULTS["top-p"],
+        "typical-p": 0.5,
+    }
+
+
+def test_an_option_in_place_of_an_invalid_setting(run: Run, with_settings: Callable[..., Path]) -> None:
+    result = run("generate", "The", "-m", with_settings(top_k=-1), "-n", 1, "--top-k", 3, "--json")
+    assert sampler_of(result)["top-k"] == 3
+    assert result.stderr == ""
+
+
+def test_settings_that_do_not_matter_to_greedy_decoding(run: Run, with_settings: Callable[..., Path]) -> None:
+    result = run("generate", "The", "-m", with_settings(do_sample=False, top_p=0.0, temperature=0), "-n", 1)
+    assert result.exit_code == 0
+    assert "from generation_config.json: temperature 0\n" in result.stderr
+
+
+@pytest.mark.parametrize("content", [b'{"temperature": 0.5,}', b"[]", b"\xff", b"{", b'{"a":' * 100_000])
+def test_a_file_that_cannot_be_read_is_reported(run: Run, with_settings: Callable[..., Path], content: bytes) -> None:
+    folder = with_settings()
+    (folder / "generation_config.json").write_bytes(content)
+    result = run("generate", "The", "-m", folder, "-n", 1, "--json")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("generation_config.json is not used: not ")
     assert result.stderr.count("\n") == 1
-    assert word in result.stderr
-    assert "generation_config.json" in result.stderr
+    assert sampler_of(result) == {"temperature": DEFAULTS["temperature"], "top-p": DEFAULTS["top-p"]}
+
+
+def test_every_other_setting_is_listed(run: Run, with_settings: Callable[..., Path]) -> None:
+    neutral = {
+        **{"num_beams": 1, "length_penalty": 1.0, "max_length": 64, "early_stopping": False, "min_length": 0},
+        **{"use_cache": True, "cache_implementation": "hybrid", "pad_token_id": 0, "transformers_version": "5"},
+        **{"forced_eos_token_id": None, "begin_suppress_tokens": [], "_from_model_config": True, "guidance_scale": 1},
+    }
+    other = {"num_beams": 4, "max_length": 30, "early_stopping": True, "max_time": 2.5, "chat_format": "chatml"}
+    assert "generation_config" not in run("generate", "The", "-m", with_settings(**neutral), "-n", 1).stderr
+    result = run("generate", "The", "-m", with_settings(**{**neutral, **other, "\x1b[2J\n": 1}), "-n", 1)
+    listed = 'num_beams 4, max_length 30, early_stopping true, max_time 2.5, chat_format "chatml"'
+    (line,) = [line for line in result.stderr.splitlines() if "not applied" in line]
+    assert all(part in line for part in listed.split(", "))
+    assert "\x1b" not in line
+    many = run("generate", "The", "-m", with_settings(**{f"key{n}": n + 1 for n in range(1000)}), "-n", 1)
+    assert "key19 20, and 980 more\n" in many.stderr
+
+
+GREEDY = ("The", "--temperature", 0, "--json")
+
+
+def text_of(result: Result) -> str:
+    return str(records(result)[-1]["text"])
+
+
+def test_the_models_limits_apply_unless_an_option_replaces_them(
+    run: Run, with_settings: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = text_of(run("generate", *GREEDY, "-m", with_settings(), "-n", 20))
+    stop = whole[5:8]
+    folder = with_settings(max_new_tokens=6, stop_strings=[stop])
+    (tmp_path / "in.jsonl").write_text('{"prompt": "The"}\n{"prompt": "The", "max_tokens": 2, "stop": []}\n')
+
+    stopped = run("generate", *GREEDY, "-m", folder)
+    assert f'from generation_config.json: max-tokens 6, stop "{stop}"\n' in stopped.stderr
+    assert text_of(stopped) == whole[: whole.index(stop)]
+    assert records(stopped)[-1]["finish"] == "stop_string"
+    limited = run("generate", *GREEDY, "-m", folder, "--stop", "never")
+    assert records(limited)[-1]["tokens"] == 6
+    assert "from generation_config.json: max-tokens 6\n" in limited.stderr
+    free = run("generate", *GREEDY, "-m", folder, "--stop", "never", "-n", 20)
+    assert text_of(free) == whole
+    assert "generation_config" not in free.stderr
+
+    batch = run("batch", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "-m", folder, "--temperature", 0)
+    assert batch.exit_code == 0, batch.stderr
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (first["text"], first["finish"]) == (whole[: whole.index(stop)], "stop_string")
+    assert (second["tokens"], second["finish"]) == (2, "length")
+
+    opened = load(folder)
+    mine = generate(opened, "The", temperature=0)
+    assert "".join(text for _, text in mine) == whole[: whole.index(stop)]
+    assert "".join(text for _, text in generate(opened, "The", temperature=0, stop=(), max_new_tokens=20)) == whole
+    chat = Conversation(opened, PlainFormat(opened.tokenizer))
+    assert "".join(text for _, text in chat.answer((Message("user", "The"),), mine.sampler, 20)) == whole.split(stop)[0]
+
+
+def test_a_grammar_alone_decides_where_its_text_ends(run: Run, with_settings: Callable[..., Path]) -> None:
+    pytest.importorskip("llguidance")
+    folder = with_settings(stop_strings=[" old"])
+    assert text_of(run("generate", *GREEDY, "-m", folder, "--choices", '[" old fox"]')) == " old fox"
+
+
+def test_a_chat_has_the_models_limit(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    (folder / "generation_config.json").write_text('{"max_new_tokens": 3, "eos_token_id": [999]}')
+    result = run("chat", "-m", folder, "--temperature", 0, "--verbose", input="hi\n/set max-tokens\n")
+    assert "from generation_config.json: max-tokens 3\n" in result.stderr
+    assert "3 tokens, decode" in result.stderr
+    assert "max-tokens: 3\n" in result.stderr.split("3 tokens, decode")[1]
+
+
+@pytest.mark.parametrize("command", ["generate", "batch", "samples", "chat"])
+def test_no_text_ends_before_the_least_number_of_tokens(
+    run: Run, with_settings: Callable[..., Path], tmp_path: Path, command: str
+) -> None:
+    """With every token as a stop token a text ends at once, and else after the least number."""
+    folder = with_settings(min_new_tokens=4, eos_token_id=[*range(3, 320)])
+    (tmp_path / "in.jsonl").write_text('{"prompt": "The"}\n{"prompt": "The old"}\n')
+    if command == "batch":
+        assert run("batch", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "-m", folder).exit_code == 0
+        counts = [json.loads(line)["tokens"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    elif command == "chat":
+        stderr = run("chat", "--raw", "-m", folder, "--verbose", input="The\nThe\n").stderr
+        counts = [int(count) for count in re.findall(r"(\d+) tokens?, decode", stderr)]
+    else:
+        options = ["--num-samples", 2] if command == "samples" else []
+        result = run("generate", "The", "-m", folder, "--json", *options)
+        assert "from generation_config.json: min-new-tokens 4\n" in result.stderr
+        counts = [record["tokens"] for record in records(result) if "finish" in record and "tokens" in record]
+    assert counts
+    assert all(count == 5 for count in counts)
+
+
+def test_a_step_before_the_least_number_of_tokens(run: Run, with_settings: Callable[..., Path]) -> None:
+    """explain-step shows that the stop tokens were cut, and its check holds."""
+    folder = with_settings(min_new_tokens=4, eos_token_id=[*range(3, 320)])
+    for index, cut in ((0, True), (4, False)):
+        result = run("explain-step", "The", "-m", folder, "--seed", 1, "--step", index, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert ("min-new-tokens" in {each["cut"] for each in records(result)[0]["candidates"]}) == cut
+
+
+@pytest.mark.parametrize(
+    ("config", "own", "tokenizer", "expected"),
+    [
+        ({"eos_token_id": 5}, {}, {}, {5}),
+        ({"eos_token_id": [5, 6]}, {"eos_token_id": 7}, {}, {5, 6, 7}),
+        ({}, {"eos_token_id": [7]}, {}, {7}),
+        ({}, {"eos_token_id": 7}, {"eos_token": EOS}, {7}),
+        ({}, {"eos_token_id": [-1]}, {"eos_token": EOS}, {EOS_ID}),
+        ({}, {}, {"eos_token": EOS}, {EOS_ID}),
+        ({}, {}, {}, {2}),
+        ({}, None, {}, {2}),
+        ({"eos_token_id": None}, {}, {"eos_token": EOS}, set()),
+        ({"eos_token_id": None}, {"eos_token_id": 7}, {}, {7}),
+    ],
+)
+def test_a_familys_default_ends_texts_only_if_nothing_names_an_end(
+    with_settings: Callable[..., Path], config: dict[str, Any], own: Any, tokenizer: dict[str, str], expected: set[int]
+) -> None:
+    folder = with_settings(**(own or {}))
+    if own is None:
+        (folder / "generation_config.json").unlink()
+    raw = json.loads((folder / "config.json").read_text())
+    del raw["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(raw | config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    opened = load(folder)
+    assert opened.stop_ids == expected
+    ends = Conversation(opened, PlainFormat(opened.tokenizer)).loaded.stop_ids
+    assert ends == expected
+    template = ChatTemplate(f"{{% for m in messages %}}{{{{ m.content }}}}{BOS}{{% endfor %}}", {}, Path("x"))
+    chat = Conversation(opened, TemplateFormat(template, opened.tokenizer)).loaded.stop_ids
+    assert chat == (expected - {2} | {BOS_ID})  # the template names an end
 
 
 def test_help_shows_each_filters_default_and_the_default_order() -> None:

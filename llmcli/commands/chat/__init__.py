@@ -13,7 +13,7 @@ from llmcli.commands.chat.actions import completions, handle_line, resume, set_s
 from llmcli.commands.chat.input import TurnSource, turn_source
 from llmcli.commands.chat.server import server_session
 from llmcli.commands.chat.session import AnySession, LocalSession
-from llmcli.commands.chat.settings import SamplerSettings
+from llmcli.commands.chat.settings import REPLY_TOKENS, SamplerSettings
 from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -48,9 +48,7 @@ SHIPPED = 'This model writes short stories and often misses details. Try: "Write
     "--max-new-tokens",
     "-n",
     type=click.IntRange(min=1),
-    default=2048,
-    show_default=True,
-    help="Maximum number of tokens per reply.",
+    help=f"Maximum number of tokens per reply.  [default: the model's, else {REPLY_TOKENS}]",
 )
 @verbose_option
 def chat(
@@ -60,7 +58,7 @@ def chat(
     choice: DistributedModelChoice,
     endpoint: Endpoint,
     sampling: Sampling,
-    max_tokens: int,
+    max_tokens: int | None,
 ) -> None:
     """Chat with a model. With --raw, any model continues what you write.
 

@@ -26,7 +26,7 @@ class ServerSettings(Settings):
         self._server = server
         super().__init__(context, sampling)
 
-    def use(self, sampling: Sampling) -> int | None:
+    def use(self, sampling: Sampling, max_tokens: int | None) -> int | None:
         self._fields = fields_of(sampling, self._server, None)
         return sampling.seed
 

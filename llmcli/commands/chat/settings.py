@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from llmcli import generation
+from llmcli.commands.options.length import Length
 from llmcli.commands.options.sampling import Sampling, parse_sampling, sampling_parameters
 from llmcli.commands.shell.config_file import hyphenate, key_of, options_by_name
 from llmcli.commands.shell.help import simplify_message
@@ -15,6 +16,7 @@ from llmcli.errors import did_you_mean, usage_error
 from llmcli.generation.filters import FILTERS
 
 LENGTH = "max_tokens"
+REPLY_TOKENS = 2048  # where neither the user nor the model sets a limit
 
 
 class Settings(ABC):
@@ -26,15 +28,15 @@ class Settings(ABC):
         self._options: dict[str, click.Option] = {
             name: option for name, option in options_by_name(context.command).items() if option.name in names
         }
-        self._first_seed = self.use(sampling)
+        self._first_seed = self.use(sampling, context.params[LENGTH])
         self._values: dict[str, Any] = {name: context.params[name] for name in names} | {"seed": self._first_seed}
         self._replies = 0
 
     @abstractmethod
-    def use(self, sampling: Sampling) -> int | None:
-        """Use ``sampling`` for the next replies. Return the seed of the first, if any.
+    def use(self, sampling: Sampling, max_tokens: int | None) -> int | None:
+        """Use ``sampling`` for the next replies, of at most ``max_tokens`` if that is given.
 
-        Raises LlmcliError if an option is not supported.
+        Returns the seed of the first reply, if any. Raises LlmcliError if an option is not supported.
         """
 
     @abstractmethod
@@ -48,7 +50,8 @@ class Settings(ABC):
 
     @property
     def max_tokens(self) -> int:
-        return int(self._values[LENGTH])
+        """The most tokens of a reply."""
+        return int(self._values[LENGTH] or REPLY_TOKENS)
 
     @property
     def seed(self) -> int | None:
@@ -64,7 +67,8 @@ class Settings(ABC):
     def shown(self, name: str) -> str:
         """The value of an option as text. Raises LlmcliError if there is no such option."""
         option = self._option(name)
-        value = self.seed if option.name == "seed" else self._values[str(option.name)]
+        current = {"seed": self.seed, LENGTH: self.max_tokens}
+        value = current.get(str(option.name), self._values[str(option.name)])
         if value is None or value == ():
             return self.unset(key_of(option))
         return (
@@ -81,7 +85,7 @@ class Settings(ABC):
         assert option.name is not None
         values = {**self._values, option.name: value}
         sampling = parse_sampling(**{key: value for key, value in values.items() if key != LENGTH})
-        self._first_seed = self.use(sampling)
+        self._first_seed = self.use(sampling, values[LENGTH])
         self._values = values
         self._replies = 0 if option.name == "seed" else self._replies
 
@@ -101,8 +105,9 @@ class SamplerSettings(Settings):
         self._loaded = loaded
         super().__init__(context, sampling)
 
-    def use(self, sampling: Sampling) -> int | None:
-        self._chain = sampling.sampler(self._loaded)
+    def use(self, sampling: Sampling, max_tokens: int | None) -> int | None:
+        limits = Length(max_tokens, (), "error").of(self._loaded).adopted
+        self._chain = sampling.sampler(self._loaded, limits=limits)
         return self._chain.seed
 
     def unset(self, name: str) -> str:
@@ -110,6 +115,11 @@ class SamplerSettings(Settings):
         if name in own:
             return f"{own[name]:g} (the model's)"
         return f"{FILTERS[name].option.default:g}" if name in FILTERS else "none"
+
+    @property
+    def max_tokens(self) -> int:
+        given, own = self._values[LENGTH], self._loaded.defaults.max_new_tokens
+        return super().max_tokens if given is not None or own is None else own
 
     def sampler(self) -> generation.Sampler:
         """The sampler for the next reply."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -31,10 +31,17 @@ class GrammarChoice:
 
     def exclude_all(self, length: Length) -> None:
         """Raise LlmcliError if a grammar is given together with options that end or cut the text elsewhere."""
-        if length.stop:
+        if length.given_stop:
             self.exclude("--stop", "the grammar decides where the text may end")
         if length.overflow == "shift":
             self.exclude("--context-overflow shift", "the grammar needs the whole text")
+
+    def limits_of(self, length: Length, loaded: generation.LoadedModel) -> Length:
+        """``length`` with the model's own limits, without stop strings if a grammar decides where the text ends."""
+        length = length.of(loaded)
+        if self.option is None or length.own is None:
+            return length
+        return replace(length, own=replace(length.own, stop=()))
 
     def filter(self, loaded: generation.LoadedModel, start: int) -> generation.GrammarFilter | None:
         """The filter for one text, which begins after ``start`` prompt tokens; None for free text."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -13,16 +14,41 @@ from llmcli.commands.options.common import Choice, Line, bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import usage_error
 
+DEFAULT_TOKENS = 512
 OVERFLOWS = ("error", "truncate-start", "shift")
 
 
 @dataclass(frozen=True)
 class Length:
-    """The options of a command line that limit the text."""
+    """The options of a command line that limit the text, and the limits of the model that it was opened for, if any."""
 
-    max_tokens: int
-    stop: tuple[str, ...]
+    given_tokens: int | None
+    given_stop: tuple[str, ...]
     overflow: generation.Overflow
+    own: generation.Defaults | None = None
+
+    def of(self, loaded: generation.LoadedModel) -> Length:
+        """The same options, in which the model's own limits replace those that were not given."""
+        return replace(self, own=loaded.defaults)
+
+    @property
+    def max_tokens(self) -> int:
+        own = None if self.own is None else self.own.max_new_tokens
+        return self.given_tokens if self.given_tokens is not None else own or DEFAULT_TOKENS
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return self.given_stop or (() if self.own is None else self.own.stop)
+
+    @property
+    def adopted(self) -> dict[str, str]:
+        """The model's own limits that apply, by option, as text."""
+        limits: dict[str, str] = {}
+        if self.own is not None and self.own.max_new_tokens is not None and self.given_tokens is None:
+            limits["max-tokens"] = str(self.own.max_new_tokens)
+        if self.own is not None and self.own.stop and not self.given_stop:
+            limits["stop"] = " ".join(map(json.dumps, self.own.stop))
+        return limits
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -30,7 +56,7 @@ class Length:
         return {"max_new_tokens": self.max_tokens, "stop": self.stop, "rolls": self.overflow == "shift"}
 
 
-def parse_length(max_tokens: int, stop: tuple[str, ...], overflow: generation.Overflow) -> Length:
+def parse_length(max_tokens: int | None, stop: tuple[str, ...], overflow: generation.Overflow) -> Length:
     """Check the values of the options."""
     if "" in stop:
         raise usage_error("--stop must not be empty", "give the text to stop at")
@@ -78,9 +104,7 @@ def length_options(least: int) -> Decorator:
             "--max-new-tokens",
             "-n",
             type=click.IntRange(min=least),
-            default=512,
-            show_default=True,
-            help="Generate at most N tokens.",
+            help=f"Generate at most N tokens.  [default: the model's, else {DEFAULT_TOKENS}]",
         ),
         click.option("--stop", multiple=True, type=Line(), metavar="TEXT", help="Stop before this text. Repeatable."),
         overflow_option,

@@ -33,17 +33,18 @@ class Sampling:
     biases: list[tuple[str, float]]
 
     def sampler(
-        self, loaded: generation.LoadedModel, grammar: generation.GrammarFilter | None = None
+        self,
+        loaded: generation.LoadedModel,
+        grammar: generation.GrammarFilter | None = None,
+        limits: Mapping[str, str] | None = None,
     ) -> generation.Sampler:
         """The sampler for ``loaded``, which chooses among the tokens that ``grammar`` allows.
 
-        Options that were not given come from the model's generation_config.json, as a line on stderr reports, or else
-        have their defaults. Without --seed the seed is random.
+        Options that were not given come from the model's generation_config.json, as a line on stderr reports together
+        with its ``limits`` that apply, or else have their defaults. Without --seed the seed is random.
         """
+        self._report(loaded.defaults, limits or {})
         own = loaded.defaults.sampling
-        line = render.defaults_line(self.adopted(own), loaded.defaults.unmet)
-        if line:
-            render.note(line, sys.stderr)
         if self.skipped:
             render.note(f"not applied, because --samplers does not list them: {', '.join(self.skipped)}", sys.stderr)
         rows = loaded.model.config.vocab_size
@@ -51,7 +52,20 @@ class Sampling:
         filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         rules = [] if grammar is None else [grammar]
-        return generation.Sampler([*loaded.vocabulary_filter(), *rules, *filters], seed)
+        return generation.Sampler([*loaded.vocabulary_filter(), *rules, *loaded.length_filter(), *filters], seed)
+
+    def _report(self, own: generation.Defaults, limits: Mapping[str, str]) -> None:
+        """Print what applies of the model's own settings, and what does not."""
+        if own.fault:
+            render.note(f"generation_config.json is not used: {own.fault}", sys.stderr)
+        applied = {name: f"{value:g}" for name, value in self.adopted(own.sampling).items()} | dict(limits)
+        if own.min_new_tokens:
+            applied["min-new-tokens"] = str(own.min_new_tokens)
+        replaced = {parameter_of(name) for name in self.given}
+        unusable = {key: value for key, value in own.unusable.items() if key not in replaced}
+        line = render.defaults_line(applied, own.unmet, unusable)
+        if line:
+            render.note(line, sys.stderr)
 
     @property
     def skipped(self) -> list[str]:
