@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from llmcli.errors import LlmcliError
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG
+from llmcli.model.families import FAMILIES
 
 TOKENIZER_CONFIG, OLDER_MAP, OLDER_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -47,26 +48,6 @@ CLASSES: dict[str, dict[str, str]] = {
 }
 BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer", "CohereTokenizer")
 GENERIC = ""  # any class that uses tokenizer.json as it is
-# The class of each ``model_type``. A generic one, and that of Qwen2, replaces the one in tokenizer_config.json.
-FAMILY_CLASSES = {
-    "cohere": "CohereTokenizer",
-    "gemma2": "GemmaTokenizer",
-    "gemma3": "GemmaTokenizer",
-    "gemma3_text": "GemmaTokenizer",
-    "gpt2": "GPT2Tokenizer",
-    "gpt_neox": "GPTNeoXTokenizer",
-    "granite": GENERIC,
-    "mistral": GENERIC,
-    "mixtral": GENERIC,
-    "olmo2": GENERIC,
-    "olmoe": "GPTNeoXTokenizer",
-    "phi3": GENERIC,
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-    "qwen3_moe": "Qwen2Tokenizer",
-    "stablelm": GENERIC,
-    "starcoder2": "GPT2Tokenizer",
-}
 # Llama's normalizer as written by old versions, which puts a space also after every special token.
 PREPENDING = [
     {"type": "Prepend", "prepend": "\u2581"},
@@ -177,13 +158,12 @@ def _token(value: Any, **changes: bool) -> AddedToken:
 
 def _kind(raw: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     """The class that transformers would use; ``model`` is config.json."""
-    family = FAMILY_CLASSES.get(str(model.get("model_type")))
+    family = FAMILIES.get(str(model.get("model_type")))
+    own = None if family is None else family.tokenizer_class
     declared = raw.get("tokenizer_class") or model.get("tokenizer_class")
-    if not isinstance(declared, str) or family == GENERIC:
-        return family or GENERIC
+    if own == GENERIC or not isinstance(declared, str):
+        return own or GENERIC
     declared = declared.removesuffix("Fast")
-    if family == "Qwen2Tokenizer" and model.get("model_type") == "qwen2":
-        return family
     return declared if declared in CLASSES else GENERIC
 
 

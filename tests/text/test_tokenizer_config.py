@@ -12,9 +12,11 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from llmcli.errors import LlmcliError
+from llmcli.model.families import FAMILIES
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import Message, find_template
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
@@ -234,3 +236,27 @@ def test_published_tokens_are_found_if_only_this_file_has_them(folder: Path, tmp
         assert ours.encode(text, parse_special=True) == theirs(text)["input_ids"], text
     own = {token["id"]: token["content"] for token in raw["added_tokens"] if token["special"]}
     assert ours.special_names == own
+
+
+def test_the_class_of_each_family_is_that_of_transformers() -> None:
+    for name, family in FAMILIES.items():
+        theirs = TOKENIZER_MAPPING_NAMES.get(name)
+        generic = theirs in ("TokenizersBackend", "MistralCommonBackend")
+        assert family.tokenizer_class == ("" if generic else theirs), name
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "kind"),
+    [
+        ({"tokenizer_class": "LlamaTokenizerFast"}, {"model_type": "llama"}, "LlamaTokenizer"),
+        ({"tokenizer_class": "LlamaTokenizer"}, {"model_type": "mistral"}, ""),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, {"model_type": "qwen3"}, ""),
+        ({}, {"model_type": "gpt_neox"}, "GPTNeoXTokenizer"),
+        ({}, {"model_type": "llama", "tokenizer_class": "GPT2Tokenizer"}, "GPT2Tokenizer"),
+        ({}, {}, ""),
+        ({"tokenizer_class": 1}, {"model_type": ["x"]}, ""),
+    ],
+)
+def test_which_class_is_used(tmp_path: Path, config: Any, model: Any, kind: str) -> None:
+    folder_with(tmp_path, byte_level(), {"tokenizer_config.json": config, "config.json": model})
+    assert read_tokenizer_config(tmp_path).kind == kind

@@ -50,4 +50,4 @@ def parse_cohere(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-COHERE = Family("cohere", parse_cohere, Names(interleaved=True).rules)
+COHERE = Family("cohere", parse_cohere, Names(interleaved=True).rules, tokenizer_class="CohereTokenizer")

@@ -80,7 +80,7 @@ def gemma(
     }
 
 
-GEMMA2 = Family("gemma2", parse_gemma2, GEMMA_NAMES.rules)
+GEMMA2 = Family("gemma2", parse_gemma2, GEMMA_NAMES.rules, tokenizer_class="GemmaTokenizer")
 
 
 def parse_gemma3(raw: Mapping[str, Any]) -> ModelConfig:
@@ -122,11 +122,12 @@ def parse_multimodal(raw: Mapping[str, Any]) -> ModelConfig:
     return replace(parse_gemma3({**text, **outer}), model_type="gemma3")
 
 
-GEMMA3 = Family("gemma3_text", parse_gemma3, GEMMA_NAMES.rules)
+GEMMA3 = Family("gemma3_text", parse_gemma3, GEMMA_NAMES.rules, tokenizer_class="GemmaTokenizer")
 GEMMA3_MULTIMODAL = Family(
     "gemma3",
     parse_multimodal,
     GEMMA_NAMES.rules,
     renamed=((r"^language_model\.", ""), (r"^model\.language_model\.", "model.")),
     dropped=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+    tokenizer_class="GemmaTokenizer",
 )

@@ -74,7 +74,7 @@ def parse_gpt2(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-GPT2 = Family("gpt2", parse_gpt2, GPT2_NAMES.rules)
+GPT2 = Family("gpt2", parse_gpt2, GPT2_NAMES.rules, tokenizer_class="GPT2Tokenizer")
 
 
 GPT_NEOX_NAMES = Names(
@@ -127,7 +127,13 @@ def parse_gpt_neox(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-GPT_NEOX = Family("gpt_neox", parse_gpt_neox, GPT_NEOX_NAMES.rules, renamed=((r"^lm_head\.", "embed_out."),))
+GPT_NEOX = Family(
+    "gpt_neox",
+    parse_gpt_neox,
+    GPT_NEOX_NAMES.rules,
+    renamed=((r"^lm_head\.", "embed_out."),),
+    tokenizer_class="GPTNeoXTokenizer",
+)
 
 
 def parse_starcoder2(raw: Mapping[str, Any]) -> ModelConfig:
@@ -167,4 +173,9 @@ def parse_starcoder2(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-STARCODER2 = Family("starcoder2", parse_starcoder2, Names(up=("mlp.c_fc",), down="mlp.c_proj").rules)
+STARCODER2 = Family(
+    "starcoder2",
+    parse_starcoder2,
+    Names(up=("mlp.c_fc",), down="mlp.c_proj").rules,
+    tokenizer_class="GPT2Tokenizer",
+)

@@ -156,7 +156,7 @@ def parse_granite(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-GRANITE = Family("granite", parse_granite, Names().rules)
+GRANITE = Family("granite", parse_granite, Names().rules, tokenizer_class="")
 
 
 STABLELM_NAMES = Names(q_norm="self_attn.q_layernorm.norms.{}", k_norm="self_attn.k_layernorm.norms.{}")
@@ -197,4 +197,4 @@ def parse_stablelm(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-STABLELM = Family("stablelm", parse_stablelm, STABLELM_NAMES.rules)
+STABLELM = Family("stablelm", parse_stablelm, STABLELM_NAMES.rules, tokenizer_class="")

@@ -41,7 +41,7 @@ def parse_mistral(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**shared, **windowed(window, shared["num_hidden_layers"]))
 
 
-MISTRAL = Family("mistral", parse_mistral, Names().rules)
+MISTRAL = Family("mistral", parse_mistral, Names().rules, tokenizer_class="")
 
 
 MIXTRAL_NAMES = Names(
@@ -84,4 +84,4 @@ def parse_mixtral(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**shared, **windowed(window, shared["num_hidden_layers"]), moe=moe)
 
 
-MIXTRAL = Family("mixtral", parse_mixtral, MIXTRAL_NAMES.rules)
+MIXTRAL = Family("mixtral", parse_mixtral, MIXTRAL_NAMES.rules, tokenizer_class="")

@@ -40,7 +40,7 @@ def parse_olmo2(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 OLMO2_NAMES = Names(attn_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
-OLMO2 = Family("olmo2", parse_olmo2, OLMO2_NAMES.rules)
+OLMO2 = Family("olmo2", parse_olmo2, OLMO2_NAMES.rules, tokenizer_class="")
 
 
 def parse_olmoe(raw: Mapping[str, Any]) -> ModelConfig:
@@ -75,4 +75,4 @@ def parse_olmoe(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**shared, moe=moe, qk_norm="full", qkv_bias=bias, out_bias=bias)
 
 
-OLMOE = Family("olmoe", parse_olmoe, Names().rules)
+OLMOE = Family("olmoe", parse_olmoe, Names().rules, tokenizer_class="GPTNeoXTokenizer")

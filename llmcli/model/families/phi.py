@@ -51,4 +51,6 @@ def with_longrope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**raw, "rope_scaling": scaling}
 
 
-PHI3 = Family("phi3", parse_phi3, Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)).rules)
+PHI3 = Family(
+    "phi3", parse_phi3, Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)).rules, tokenizer_class=""
+)

@@ -50,7 +50,7 @@ def upper_windows(raw: Mapping[str, Any], layers: int) -> dict[str, Any]:
     return {"sliding_window": window, "layer_types": types}
 
 
-QWEN2 = Family("qwen2", parse_qwen2, Names().rules)
+QWEN2 = Family("qwen2", parse_qwen2, Names().rules, tokenizer_class="Qwen2Tokenizer")
 
 
 def parse_qwen3(raw: Mapping[str, Any]) -> ModelConfig:
@@ -77,7 +77,7 @@ def parse_qwen3(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**shared, **windows, qk_norm="head", qkv_bias=bias, out_bias=bias)
 
 
-QWEN3 = Family("qwen3", parse_qwen3, Names().rules)
+QWEN3 = Family("qwen3", parse_qwen3, Names().rules, tokenizer_class="Qwen2Tokenizer")
 
 
 def parse_qwen3_moe(raw: Mapping[str, Any]) -> ModelConfig:
@@ -120,4 +120,4 @@ def dense_layers(raw: Mapping[str, Any], layers: int) -> frozenset[int]:
     return frozenset(listed) | {layer for layer in range(layers) if (layer + 1) % step}
 
 
-QWEN3_MOE = Family("qwen3_moe", parse_qwen3_moe, Names().rules)
+QWEN3_MOE = Family("qwen3_moe", parse_qwen3_moe, Names().rules, tokenizer_class="Qwen2Tokenizer")

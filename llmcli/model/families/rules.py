@@ -23,7 +23,8 @@ class Family:
 
     ``renamed`` are (pattern, replacement) pairs for re.sub, applied to stored names, which differ in old or multimodal
     files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as those of an image
-    encoder; ``BUFFERS`` are dropped, too.
+    encoder; ``BUFFERS`` are dropped, too. ``tokenizer_class`` is transformers' for the family: "" for those that use
+    tokenizer.json as it is, None if each model's files name one.
     """
 
     model_type: str
@@ -31,6 +32,7 @@ class Family:
     rules: Callable[[ModelConfig], list[Rule]]
     renamed: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
+    tokenizer_class: str | None = None
 
     def rename(self, name: str) -> str:
         """The name that the family's rules use for a stored name."""
