@@ -123,6 +123,7 @@ class Checkpoint:
             untied = replace(config, tie_word_embeddings=False)
             stored = {rule.target: rule.sources[0].name for rule in family.rules(untied)}
             embedding, head = stored["embedding.weight"], stored["head.weight"]
+            weights.find_embedding(embedding, head)
             if weights.has_own_head(embedding, head) or weights.untie(embedding, head):
                 config, rules = untied, family.rules(untied)
         weights.check_names(rules, tied=config.tie_word_embeddings)

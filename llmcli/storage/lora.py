@@ -38,7 +38,8 @@ VARIANTS = (
     "target_parameters",
     "trainable_token_indices",
 )
-PLAIN_INITS = ("gaussian", "eva", "orthogonal", "true", "false")  # init_lora_weights that keep the base model as it is
+# Values of init_lora_weights that keep the base model as it is.
+PLAIN_INITS = ("gaussian", "eva", "mica", "orthogonal", "true", "false")
 # A key may have the adapter's name, such as "default", before or instead of ".weight".
 _LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.\w+)?(\.weight)?")
 _SAVED_MODULE = re.compile(r"\.modules_to_save(\.\w+)?(?=\.(weight|bias)$)")
@@ -174,7 +175,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise LlmcliError(f"{folder / ADAPTER_CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")
     init = raw.get("init_lora_weights")
     unsupported = [key for key in VARIANTS if raw.get(key)]
-    if isinstance(init, str) and init not in PLAIN_INITS:  # initializations that change the base model's weights
+    if (
+        isinstance(init, str) and init.lower() not in PLAIN_INITS
+    ):  # initializations that change the base model's weights
         unsupported.append(f"init_lora_weights {init!r}")
     if unsupported:
         raise LlmcliError(

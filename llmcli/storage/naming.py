@@ -38,12 +38,17 @@ class Naming:
         """The naming for files with the ``stored`` names. Their prefix is the one under which most modules appear."""
         rules = family.rules(replace(config, tie_word_embeddings=False))
         modules = frozenset(_module(source.name) for rule in rules for source in rule.sources)
-        embedding = _module(rules[0].sources[0].name)
-        base = embedding[: embedding.rindex(".") + 1]
+        named = {rule.target: rule.sources[0].name for rule in rules}
+        base = named["embedding.weight"][: _module(named["embedding.weight"]).rindex(".") + 1]
         plain = cls(family, modules, base)
         names = [unwrapped(name) for name in stored]
-        anchor = f"{embedding.removeprefix(base)}.weight"
-        prefixes = {name.removesuffix(anchor).removesuffix(base) for name in names if name.endswith(f".{anchor}")}
+        anchors = [named[target].removeprefix(base) for target in ("embedding.weight", "head.weight", "norm.weight")]
+        prefixes = {
+            name.removesuffix(anchor).removesuffix(base)
+            for anchor in anchors
+            for name in names
+            if name.endswith(f".{anchor}")
+        }
         candidates = [plain, *(replace(plain, prefix=prefix) for prefix in sorted(prefixes - {""}))]
         return max(candidates, key=lambda naming: sum(naming._known(name) is not None for name in names))
 

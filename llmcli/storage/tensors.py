@@ -125,6 +125,11 @@ class WeightFiles:
                 "it may belong to another model",
             )
 
+    def find_embedding(self, embedding: str, head: str) -> None:
+        """Use the stored head as the embedding of a tied model if only the head is stored, as some programs do."""
+        if embedding not in self.tensors and head in self.tensors:
+            self.tensors[embedding] = self.tensors.pop(head)
+
     def untie(self, embedding: str, head: str) -> bool:
         """Store a separate head if the adapter changes the embedding or the head, which is a copy of it.
 

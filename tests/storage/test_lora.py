@@ -45,6 +45,7 @@ def save_adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
     [
         ("llama", {}),
         ("llama", {"use_rslora": True}),
+        ("llama", {"init_lora_weights": "mica"}),
         ("llama", {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"layers.1.self_attn.v_proj": 20}}),
         ("llama", {"target_modules": ["gate_proj"], "modules_to_save": ["lm_head"]}),
         ("llama", {"target_modules": ["embed_tokens", "o_proj"]}),
@@ -96,6 +97,7 @@ def save_changed(
         ({"trainable_token_indices": [1]}, {}, "trainable_token_indices"),
         ({"lora_alpha": "x"}, {}, "lora_alpha"),
         ({"init_lora_weights": "orthogonal"}, {}, None),
+        ({"init_lora_weights": "Gaussian"}, {}, None),
         ({"alpha_pattern": {"(q_proj": 1}}, {}, "alpha_pattern .* invalid: '\\(q_proj'"),
         ({"alpha_pattern": {"q_proj|v_proj": "x"}}, {}, "q_proj|v_proj"),
         ({"alpha_pattern": []}, {}, None),

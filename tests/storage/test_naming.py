@@ -94,6 +94,21 @@ def test_prefixes_of_wrappers(tiny: TinyFactory, tmp_path: Path, name: str, new:
     assert_same(case, rename(case, tmp_path, new))
 
 
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gemma2"])
+@pytest.mark.parametrize("prefix", ["", "text."])
+def test_a_tied_model_of_which_only_the_head_is_stored(
+    tiny: TinyFactory, tmp_path: Path, name: str, prefix: str
+) -> None:
+    case = tiny(name)
+    embedding = "transformer.wte.weight" if name == "gpt2" else "model.embed_tokens.weight"
+    folder = rename(case, tmp_path, lambda name: prefix + ("lm_head.weight" if name == embedding else name))
+    assert_same(case, folder)
+    assert load(folder, device=CPU).head is None
+    if not prefix:
+        with torch.no_grad():
+            assert (load_with_transformers(folder)(IDS).logits - case.reference(IDS).logits).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_precomputed_tensors_are_dropped(tiny: TinyFactory, tmp_path: Path, name: str) -> None:
     layer = "transformer.h.0" if name == "gpt2" else f"{'gpt_neox' if name == 'gpt_neox' else 'model'}.layers.0"
