@@ -11,6 +11,7 @@ from llmcli.model.families.rules import Family
 
 # Name components that wrappers insert: torch.compile, DataParallel and DeepSpeed, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"\b(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+MOST_PREFIXES = 16  # that are tried; more are in damaged files only
 PEFT_PREFIX = re.compile(r"^(base_model\.model\.)+")
 
 
@@ -35,7 +36,7 @@ class Naming:
 
     @classmethod
     def of(cls, family: Family, config: ModelConfig, stored: Iterable[str] = ()) -> Naming:
-        """The naming for files with the ``stored`` names. Their prefix is the one under which most modules appear."""
+        """The naming for files with the ``stored`` names. Their prefix is the one with which most rules are found."""
         rules = family.rules(replace(config, tie_word_embeddings=False))
         modules = frozenset(_module(source.name) for rule in rules for source in rule.sources)
         named = {rule.target: rule.sources[0].name for rule in rules}
@@ -49,8 +50,8 @@ class Naming:
             for name in names
             if name.endswith(f".{anchor}")
         }
-        candidates = [plain, *(replace(plain, prefix=prefix) for prefix in sorted(prefixes - {""}))]
-        return max(candidates, key=lambda naming: sum(naming._known(name) is not None for name in names))
+        candidates = [plain, *(replace(plain, prefix=prefix) for prefix in sorted(prefixes - {""})[:MOST_PREFIXES])]
+        return max(candidates, key=lambda naming: len({naming._known(name) for name in names}))
 
     def resolve(self, stored: str) -> str:
         """The rules' name for a stored name; without a counterpart in the rules, the stored name itself, unwrapped."""

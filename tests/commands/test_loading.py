@@ -84,13 +84,13 @@ def test_unused_tensors_are_named(run: Run, model: Path, with_tensors: Callable[
     assert "does not use" not in plain.stderr
     result = run("generate", "The", "-m", with_tensors(layers), "-n", 3, "--seed", 1)
     assert (result.exit_code, result.stdout) == (EXIT_OK, plain.stdout)
-    assert "the model does not use these tensors of its files: model.layers.{0,1}.bias\n" in result.stderr
+    assert "model does not use these tensors of its files: model.layers.{0,1}.bias\n" in result.stderr
     many = run("generate", "The", "-m", with_tensors(more | layers), "-n", 1, "--seed", 1)
     assert "model.layers.{0,1}.bias, vision.a, " in many.stderr
     assert "vision.g and 3 more\n" in many.stderr
 
 
 def test_verbose_says_what_the_check_took(run: Run, model: Path) -> None:
-    line = re.compile(r"^checked [\d.]+ [kM]B of weights for NaN and infinity in \d+\.\d\d s$", re.MULTILINE)
+    line = re.compile(r"^tiny: checked [\d.]+ [kM]B of weights for NaN and infinity in \d+\.\d\d s$", re.MULTILINE)
     assert line.search(run("score", "The old fox", "-m", model, "--verbose").stderr)
     assert not line.search(run("score", "The old fox", "-m", model).stderr)

@@ -121,14 +121,15 @@ def test_precomputed_tensors_are_dropped(tiny: TinyFactory, tmp_path: Path, name
 
 def test_other_tensors_are_named_and_not_used(tiny: TinyFactory, tmp_path: Path) -> None:
     case = tiny("llama")
-    more = ["mtp.layers.0.self_attn.q_proj.weight", "vision.layers.0.self_attn.q_proj.weight", "model.norm.gain"]
-    more += [f"model.layers.{layer}.mlp.up_proj.weight" for layer in (3, 4)]
+    layers = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in (3, 4)]
+    others = ["model.norm.gain", "mtp.layers.0.self_attn.q_proj.weight"]
+    others += [f"vision.{name}.weight" for name in ("layers.0.self_attn.q_proj", "embed_tokens", "norm")]
+    more = layers + others
     folder = rename(case, tmp_path, lambda name: f"module.{name}", {f"module.{name}": torch.ones(2) for name in more})
     notes = LoadNotes()
     model = load(folder, device=CPU, dtype=torch.float32, notes=notes)
-    assert sorted(notes.unused) == sorted(
-        f"module.{name}" for name in (*more[:3], "model.layers.{3,4}.mlp.up_proj.weight")
-    )
+    grouped = "model.layers.{3,4}.mlp.up_proj.weight"
+    assert sorted(notes.unused) == sorted(f"module.{name}" for name in (grouped, *others))
     with torch.no_grad():
         assert torch.equal(model(IDS), case.load()(IDS))
 

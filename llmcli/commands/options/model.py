@@ -95,10 +95,10 @@ def report_load(loaded: generation.LoadedModel) -> None:
     if notes.unused:
         more = f" and {len(notes.unused) - MOST_NAMES} more" if len(notes.unused) > MOST_NAMES else ""
         named = render.one_line(", ".join(notes.unused[:MOST_NAMES]))
-        render.note(f"the model does not use these tensors of its files: {named}{more}", sys.stderr)
+        render.note(f"{loaded.name} does not use these tensors of its files: {named}{more}", sys.stderr)
     if is_verbose() and notes.checked_bytes:
         size, seconds = readable(notes.checked_bytes), notes.check_seconds
-        render.note(f"checked {size} of weights for NaN and infinity in {seconds:.2f} s", sys.stderr)
+        render.note(f"{loaded.name}: checked {size} of weights for NaN and infinity in {seconds:.2f} s", sys.stderr)
 
 
 def find_model(name: str | None, offline: bool) -> Path:
