@@ -36,7 +36,7 @@ class Neighbour:
 
     ``cosine`` is that of the raw vectors, ``centred`` the one after subtracting the mean embedding from both. ``given``
     marks a word of the expression. ``alone`` is the centered cosine with the report's ``baseline`` instead of the sum,
-    and ``alone_rank`` the token's rank by it, 0 for the nearest; None without a baseline, and for the baseline itself.
+    and ``alone_rank`` the token's rank by it, 0 for the nearest; None without a baseline, and for words of the sum.
     """
 
     piece: VocabEntry
@@ -90,7 +90,7 @@ def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10, inputs: b
     first = next((term for term in terms if term.sign > 0), None) if len(terms) > 1 else None
     alone = None
     if first is not None:
-        alone = _Ranking(model, ids, (first,), mean, torch.cat((hidden, torch.tensor([first.piece.id]))))
+        alone = _Ranking(model, ids, (first,), mean, words)
         claims.append(_cosine_claim(model, ids, (first,), ids[shown], alone.cosines[:, shown], " with the first word"))
     return NeighboursReport(
         model=loaded.name,

@@ -129,9 +129,9 @@ def _pattern_finding(report: explain.AttentionPattern) -> str:
         return f"The text is too short to say what {name} looks for."
     shares = {
         place: sum(row[at] for row in rows) / len(rows)
-        for place, at in (("the token itself", -1), ("the previous token", -2), ("position 0", 0))
+        for place, at in (("the token itself", -1), ("the previous token", -2), ("the first token", 0))
     }
-    shares["all others"] = 1 - sum(shares.values())
+    shares["other tokens"] = 1 - sum(shares.values())
     most = max(shares, key=lambda place: shares[place])
     numbers = ", ".join(f"{place} {share:.2f}" for place, share in shares.items())
     return f"{name} looks most at {most}. Its attention on average, from position 2 on: {numbers}."

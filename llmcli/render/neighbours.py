@@ -59,23 +59,23 @@ def _listed(report: explain.NeighboursReport) -> str:
 def _finding(report: explain.NeighboursReport) -> str:
     """Return what the arithmetic changed: the first token without it, and the tokens that it added and removed."""
     assert report.baseline is not None
-    word, alone = token_label(report.baseline), report.alone
-    new = [row for row in report.neighbours if not row.given]
-    if not new or not alone:
-        return f"{word} alone has no other neighbours to compare with."
-    first = new[0]
-    label, before = token_label(first.piece), "–" if first.alone is None else number_cell(first.alone).shown
+    word, rows = token_label(report.baseline), [row for row in report.neighbours if not row.given]
+    if not rows:
+        return f"{word} alone gives {token_label(report.alone[0])} first." if report.alone else ""
+    first, alone = rows[0], report.alone[: len(rows)]
+    label, before = token_label(alone[0]), number_cell(first.alone).shown
     if first.piece.id == alone[0].id:
         found = f"{word} alone gives {label} first, too: the arithmetic changes its cosine from {before} to"
         found += f" {number_cell(first.centred).shown}."
     else:
-        found = f"{word} alone gives {token_label(alone[0])} first and {label} at rank {first.alone_rank} (0 is first)."
-    ids, before_ids = {row.piece.id for row in report.neighbours}, {piece.id for piece in alone}
-    added = [token_label(row.piece) for row in new if row.piece.id not in before_ids]
+        found = (
+            f"{word} alone gives {label} first and {token_label(first.piece)} at rank {first.alone_rank} (0 is first)."
+        )
+    ids, before_ids = {row.piece.id for row in rows}, {piece.id for piece in alone}
+    added = [token_label(row.piece) for row in rows if row.piece.id not in before_ids]
     dropped = [token_label(piece) for piece in alone if piece.id not in ids]
-    changes = [f"adds {' '.join(added)}"] if added else []
-    changes += [f"drops {' '.join(dropped)}"] if dropped else []
-    return f"{found} Of the first {len(alone)}, the arithmetic {' and '.join(changes) or 'changes only the order'}."
+    changes = f"adds {' '.join(added)} and drops {' '.join(dropped)}" if added else "changes only the order"
+    return f"{found} Of the first {len(alone)} other tokens, the arithmetic {changes}."
 
 
 def _term(term: explain.Term, first: bool) -> str:

@@ -143,9 +143,10 @@ def print_temperatures(report: explain.StepReport, stream: TextIO) -> None:
     print_by_temperature(report, stream, final=False)
     print_line(f"\nfinal p, after all filters (temperature, {names}):", stream)
     print_by_temperature(report, stream, final=True)
+    at_1 = "At T=1, temperature alone leaves p as it is. " if any(c.temperature == 1 for c in report.columns) else ""
     why = (
-        f"At T=1, temperature alone leaves p as it is. The final p differs because of {names}: "
-        "tokens are removed or their logits changed, and the remaining p are scaled to sum to 1."
+        f"{at_1}The final p differs because of {names}: tokens are removed or their logits changed, and the "
+        "remaining p are scaled to sum to 1."
     )
     print_line(why, stream, "dim")
     _print_choices_legend(report, stream)

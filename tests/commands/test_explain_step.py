@@ -122,6 +122,8 @@ def test_temperature_alone_is_the_models_own_p_at_1(run: Run, model: Path) -> No
     assert "p by temperature alone:" in shown
     assert "final p, after all filters (temperature, top-p 0.5):" in shown
     assert "The final p differs because of top-p 0.5" in shown
+    assert "At T=1" in shown
+    assert "At T=1" not in run("explain-step", "The", "-m", model, "--temperatures", "2", "--top-p", 0.5).stdout
     plain = run("explain-step", "The", "-m", model, "--temperatures", "0.8", "--top-p", 1).stdout
     assert "no other filter changes it" in plain
     assert "temperature alone" not in plain

@@ -51,34 +51,38 @@ def test_it_says_whether_the_words_given_are_ranked(model: Path, run: Run, words
     assert lines[explained + 1].split("\t")[2] == "centered cosine"  # explained above the table
 
 
+@pytest.mark.parametrize("options", [[], ["--no-inputs"]], ids=["all", "no inputs"])
 @pytest.mark.parametrize("sum", ["fox - hen + crow", "hen + fox", "fox + fox"])
-def test_a_sum_is_compared_with_its_first_word(model: Path, run: Run, sum: str) -> None:
+def test_a_sum_is_compared_with_its_first_word(model: Path, run: Run, sum: str, options: list[str]) -> None:
     """The sentence is true of separate runs: what the first word alone gives, and what the arithmetic changes."""
-    (report,) = records(run("neighbours", sum, "--no-inputs", "--top", 5, "-m", model, "--json"))
+    call = ("neighbours", sum, "--top", 6, "-m", model, *options)
+    (report,) = records(run(*call, "--json"))
     (alone,) = records(run("neighbours", sum.split()[0], "--top", 1000, "-m", model, "--json"))
     given = {term["piece"]["id"] for term in report["terms"]}
     before = [row for row in alone["neighbours"] if row["piece"]["id"] not in given]
     names = {row["piece"]["id"]: row["piece"]["text"].replace(" ", "·") for row in before}
-    after = [row["piece"]["id"] for row in report["neighbours"]]
-    (sentence,) = [
-        line
-        for line in run("neighbours", sum, "--no-inputs", "--top", 5, "-m", model).stdout.splitlines()
-        if " alone gives " in line
-    ]
+    rows = [row for row in report["neighbours"] if row["piece"]["id"] not in given]
+    after = [row["piece"]["id"] for row in rows]
+    (sentence,) = [line for line in run(*call).stdout.splitlines() if " alone gives " in line]
     first, best = before[0]["piece"]["id"], after[0]
     if first == best:
         assert f"alone gives {names[first]} first, too" in sentence
-        old, new = (f"{row['centred']:.4f}" for row in (before[0], report["neighbours"][0]))
-        assert f"changes its cosine from {old} to {new}." in sentence
+        assert f"changes its cosine from {before[0]['centred']:.4f} to {rows[0]['centred']:.4f}." in sentence
     else:
         rank = next(n for n, row in enumerate(before) if row["piece"]["id"] == best)
         assert f"alone gives {names[first]} first and {names[best]} at rank {rank} (0 is first)." in sentence
-    top = [row["piece"]["id"] for row in before[:5]]
+    top = [row["piece"]["id"] for row in before[: len(after)]]
     added, dropped = ([names[id] for id in one if id not in other] for one, other in ((after, top), (top, after)))
-    if added:
-        assert f"the arithmetic adds {' '.join(added)} and drops {' '.join(dropped)}." in sentence
-    else:
-        assert sentence.endswith("the arithmetic changes only the order.")
+    changes = f"adds {' '.join(added)} and drops {' '.join(dropped)}" if added else "changes only the order"
+    assert sentence.endswith(f"Of the first {len(after)} other tokens, the arithmetic {changes}.")
+    if sum == "fox + fox":
+        assert not added
+
+
+def test_a_table_of_the_words_alone_names_no_change(model: Path, run: Run) -> None:
+    plain = run("neighbours", "fox + fox", "--top", 1, "-m", model).stdout
+    assert " alone gives " in plain
+    assert "the arithmetic" not in plain
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_pattern_ends_with_where_its_head_looks(model: Path, run: Run, monkeyp
     rows = [row["weights"] for row in record["rows"] if row["position"] >= 2]
     shares = [sum(row[at] for row in rows) / len(rows) for at in (-1, -2, 0)]
     shares.append(1 - sum(shares))
-    names = ["the token itself", "the previous token", "position 0", "all others"]
+    names = ["the token itself", "the previous token", "the first token", "other tokens"]
     sentence = run(*arguments).stdout.splitlines()[-2]
     assert f"L1.H2 looks most at {names[shares.index(max(shares))]}." in sentence
     assert all(f"{name} {share:.2f}" in sentence for name, share in zip(names, shares, strict=True))
