@@ -58,8 +58,9 @@ def load(
     from llmcli.generation import loaded
     from llmcli.hub.cache import name_of
 
-    if isinstance(name, Path) and not name.expanduser().exists():  # a path is not a name of the hub
-        raise LlmcliError(f"there is no folder {name}", "check the path, or give the name of a model as a string")
+    for path in (name, adapter):
+        if isinstance(path, Path) and not path.expanduser().exists():  # a path is not a name of the hub
+            raise LlmcliError(f"there is no folder {path}", "check the path, or give the name of a model as a string")
     Report.to_html = lambda report: render.html(report)  # what notebooks show; imports Rich when called
     folder = hub.find(hub.default_model() if name is None else str(name), offline=offline)
     adapter_folder = None if adapter is None else hub.find(str(adapter), offline=offline)

@@ -146,6 +146,25 @@ def test_ids_may_come_from_other_libraries(shipped: LoadedModel) -> None:
         assert step.position == len(ids)
 
 
+def test_views_give_reasons_for_wrong_arguments(shipped: LoadedModel) -> None:
+    explain: Any = llmcli.explain
+    calls: dict[str, Any] = {
+        "expected a model that": lambda: explain.score(shipped.model, PROMPT),
+        "returned, not 'another'": lambda: explain.compare(shipped, "another", PROMPT),
+        "expected words": lambda: explain.neighbours(shipped, 5),
+        "expected a token's text or its id": lambda: explain.lens(shipped, PROMPT, token=1.5),
+        "expected a text": lambda: explain.tokenize(shipped.tokenizer, [1, 2]),
+        "takes a Sampler": lambda: llmcli.steps(shipped.model, [1], sampler=None, max_new_tokens=1),  # type: ignore[arg-type]
+    }
+    for message, call in calls.items():
+        with pytest.raises(TypeError, match=message):
+            call()
+    with pytest.raises(LlmcliError, match="at least 1, not 0"):
+        explain.branch(shipped, PROMPT, width=0)
+    with pytest.raises(LlmcliError, match="there is no folder nosuch"):
+        llmcli.load(adapter=Path("nosuch"))
+
+
 def test_steps_takes_the_transformer(shipped: LoadedModel) -> None:
     loaded: Any = shipped
     with pytest.raises(TypeError, match=r"such as loaded\.model, not LoadedModel"):

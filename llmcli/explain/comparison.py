@@ -12,7 +12,7 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.explain.report import Check, Report, VocabEntry, Windows, check, vocab_entry
 from llmcli.explain.scoring import check_scorable, cross_entropy_claim, rescoring_claim, text_chunks, windows_of
-from llmcli.explain.selection import Text, token_ids
+from llmcli.explain.selection import Text, check_loaded, token_ids
 from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions
@@ -90,6 +90,8 @@ def compare(first: LoadedModel, second: LoadedModel, text: Text, *, parse_specia
 def _shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:
     """The ids of ``text``. Raises LlmcliError unless they are the same for both models."""
     first, second = pair
+    check_loaded(first)
+    check_loaded(second)
     hint = "compare a model with one that was fine-tuned from it"
     if first.tokenizer.fast.get_vocab() != second.tokenizer.fast.get_vocab():
         raise usage_error(f"{first.name} and {second.name} have different tokenizers", hint)

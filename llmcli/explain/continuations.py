@@ -93,6 +93,8 @@ def branch(
 
 def check_tree_size(width: int, depth: int) -> None:
     """Raise LlmcliError unless a tree of this ``width`` and ``depth`` is small enough to look at."""
+    if min(width, depth) < 1:
+        raise usage_error(f"width and depth must be at least 1, not {min(width, depth)}")
     if depth > MAX_DEPTH:
         raise usage_error(f"depth must be at most {MAX_DEPTH}, not {depth}")
     if sum(width**level for level in range(1, depth + 1)) > MAX_NODES:

@@ -183,6 +183,8 @@ def parse_expression(expression: str, tokenizer: Tokenizer, vocab_size: int) -> 
     Prefers the token that starts with a space over the one without. Raises LlmcliError if ``expression`` has another
     form, and the errors of ``find_token``.
     """
+    if not isinstance(expression, str):
+        raise TypeError(f"expected words, such as 'king - man + woman', not {expression!r:.80}")
     words = re.split(r"(?:^|\s+)([+-])\s+", expression.strip())
     words = words[1:] if not words[0] else ["+", *words]
     if not all(words) or not expression.strip():

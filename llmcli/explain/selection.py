@@ -27,6 +27,7 @@ def token_ids(loaded: LoadedModel, text: Text, *, parse_special: bool = False, a
     Raises LlmcliError if the text is empty and the model has no BOS token, or the model has no embedding for an id, or,
     unless ``any_length``, if the text is far too long for the context.
     """
+    check_loaded(loaded)
     if isinstance(text, str) and not any_length:
         limit = loaded.model.config.max_position_embeddings
         check_text(text, loaded.tokenizer.encode, limit, "the text", "position-beyond-context")
@@ -35,6 +36,12 @@ def token_ids(loaded: LoadedModel, text: Text, *, parse_special: bool = False, a
     if not ids:
         raise usage_error("the text is empty, and the model has no BOS token to start from", "give a text")
     return ids
+
+
+def check_loaded(loaded: LoadedModel) -> None:
+    """Raise TypeError for anything but a loaded model."""
+    if not isinstance(loaded, LoadedModel):
+        raise TypeError(f"expected a model that llmcli.load() returned, not {loaded!r:.80}")
 
 
 def find_position(tokenizer: Tokenizer, ids: Sequence[int], position: int | str) -> int:
@@ -123,6 +130,8 @@ def find_token(tokenizer: Tokenizer, token: int | str, vocab_size: int) -> int:
 
     A text of digits is an id. Raises LlmcliError if there is no such id, or the text is not exactly one token.
     """
+    if not isinstance(token, int | str):
+        raise TypeError(f"expected a token's text or its id, not {token!r:.80}")
     if token == "":
         raise usage_error("no token has an empty text", "give a token's text, such as ' Paris', or its id")
     if isinstance(token, int) or re.fullmatch(r"[0-9]{1,9}", token):

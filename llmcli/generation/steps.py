@@ -130,6 +130,8 @@ def steps(
     """
     if not isinstance(model, Transformer):
         raise TypeError(f"steps() takes a transformer, such as loaded.model, not {type(model).__name__}")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"steps() takes a Sampler, not {type(sampler).__name__}")
     ids = as_ids(prompt_ids, model.config.vocab_size)
     context = model.config.max_position_embeddings
     text = Continuation(ids, sampler, operator.index(max_new_tokens), context, stop_ids, rolls)

@@ -152,6 +152,8 @@ class Tokenizer:
 
 
 def _check_unicode(text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"expected a text, not {text!r:.80}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
