@@ -39,7 +39,7 @@ def read_toml(path: Path, missing: str, example: str) -> dict[str, Any]:
 
 
 def check_size(path: Path, table: dict[str, Any]) -> None:
-    """Raise LlmcliError for more or deeper nested values than any file of settings needs: messages may list them."""
+    """Raise LlmcliError if there are more values, or deeper ones, than any settings need: messages may list them."""
     level: list[Any] = [table]
     count = depth = 0
     while level:

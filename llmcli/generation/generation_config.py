@@ -75,7 +75,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model's generation_config.json asks for.
+    """What a model's generation_config.json sets.
 
     ``sampling`` holds values by filter name. ``unmet`` are settings that llmcli does not support, ``unusable`` those
     with an invalid value: by key, with the value as text ("" for a list or an object). ``fault`` is the reason if the

@@ -11,7 +11,7 @@ from llmcli.model.families.rules import Family
 
 # Name components that wrappers insert: torch.compile, DataParallel and DeepSpeed, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"\b(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
-MOST_PREFIXES = 16  # that are tried; more are in damaged files only
+MOST_PREFIXES = 16  # that are tried; only damaged files have more
 PEFT_PREFIX = re.compile(r"^(base_model\.model\.)+")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Regex, decoders
 from tokenizers import Tokenizer as FastTokenizer
 
-# From a token as the decoder gets it to the token as it leaves it. Bytes that are no character are lone surrogates.
+# From a token as the decoder gets it to the token as it leaves it. Bytes that are not a character are lone surrogates.
 Rule = Callable[[str], str]
 
 # What the WordPiece decoder's ``cleanup`` replaces, in order.
@@ -29,7 +29,7 @@ CLEANUP = (
 class ByteDecoder:
     """The decoder of a tokenizer, for a token inside a text: what it drops at the beginning of a text is kept.
 
-    Without a decoder, the library writes tokens as they stand in the vocabulary, and a space between any two.
+    Without a decoder, the library writes tokens as they are in the vocabulary, with a space between any two.
     """
 
     def __init__(self, fast: FastTokenizer) -> None:
@@ -46,16 +46,16 @@ class ByteDecoder:
                 self._text_rules += [rule] if step["type"] != "ByteFallback" else []
 
     def token(self, written: str) -> bytes:
-        """Return the bytes of a token, given as it stands in the vocabulary."""
+        """Return the bytes of a token, given as it is in the vocabulary."""
         return _applied(self._rules, written)
 
     def text(self, written: str) -> bytes:
-        """Return the bytes of text in the vocabulary's notation, in which "<0x41>" is no byte but six characters."""
+        """Return the bytes of text in the vocabulary's notation, in which "<0x41>" is not a byte but six characters."""
         return _applied(self._text_rules, written)
 
 
 def is_byte(written: str) -> bool:
-    """Whether a token stands for one byte, such as "<0xE2>", if the decoder has byte fallback."""
+    """Whether a token is one byte, such as "<0xE2>", if the decoder has byte fallback."""
     return len(written) == 6 and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", written) is not None
 
 
@@ -98,7 +98,7 @@ def _rule(step: Mapping[str, Any]) -> Rule | None:
 
 
 def _replacing(step: decoders.Replace) -> Rule:
-    """A replacement by a pattern in the library's own syntax; it leaves bytes that are no character as they are."""
+    """A replacement by a pattern in the library's own syntax; it leaves bytes that are not a character unchanged."""
 
     def replaced(token: str) -> str:
         try:

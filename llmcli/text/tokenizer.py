@@ -93,7 +93,7 @@ class Tokenizer:
             return self.fast.decode(ids, skip_special_tokens=skip_special)
 
     def token_bytes(self, id: int) -> bytes:
-        """Return the bytes that a token adds to a text, as ``decode`` has it; for a special token, mostly its name."""
+        """Return the bytes that a token adds to a text, as in ``decode``; for a special token, usually its name."""
         written = self.fast.id_to_token(id)
         return b"" if written is None else self._decoder.token(written)
 

@@ -1,6 +1,6 @@
 """What tokenizer_config.json and its older companions add to a tokenizer.json, as transformers reads them.
 
-Special tokens may stand in any of these files, and a token that a tokenizer does not know is split into pieces.
+Special tokens may be in any of these files, and a token that a tokenizer does not know is split into pieces.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLASSES: dict[str, dict[str, str]] = {
 }
 BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer", "CohereTokenizer")
 GENERIC = ""  # any class that uses tokenizer.json as it is
-# Llama's normalizer as written by old versions, which puts a space also after every special token.
+# Llama's normalizer as written by old versions, which also puts a space after every special token.
 PREPENDING = [
     {"type": "Prepend", "prepend": "\u2581"},
     {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
@@ -181,9 +181,9 @@ def _set_byte_level_prefix(fast: FastTokenizer, prefix: bool) -> None:
 def _set_llama_prefix(fast: FastTokenizer, prefix: object, *, legacy: bool) -> None:
     """Set whether a SentencePiece tokenizer puts a space before each text; a ``legacy`` one does so after every token.
 
-    ``prefix`` is null if the file says nothing. A tokenizer.json that puts no space there is right, then: some models
-    are trained without. One that does is written like those of old versions, in which a space also follows every
-    special token; transformers does not read it so.
+    ``prefix`` is null if the file says nothing. Then a tokenizer.json that puts no space there is right: some models
+    are trained without one. If it puts a space there, it has the form of old versions, in which a space also follows
+    every special token; transformers does not read it that way.
     """
     state = None if fast.pre_tokenizer is None else json.loads(fast.pre_tokenizer.__getstate__())
     normalizer = {} if fast.normalizer is None else json.loads(fast.normalizer.__getstate__())

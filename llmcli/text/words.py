@@ -51,7 +51,7 @@ def _speller(fast: FastTokenizer) -> FastTokenizer:
     if fast.pre_tokenizer is not None:
         speller.pre_tokenizer = fast.pre_tokenizer
     added = sorted(fast.get_added_tokens_decoder().items())
-    speller.add_tokens([token for _, token in added])  # all at once: each call builds the whole matcher anew
+    speller.add_tokens([token for _, token in added])  # all at once: each call builds the whole matcher again
     return speller
 
 

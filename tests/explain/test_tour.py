@@ -116,7 +116,7 @@ def test_an_answer_that_falls_away_or_needs_no_layer_does_not_form(tiny: TinyFac
         lens = replace(report.lens, rows=rows)
         return replace(report, lens=lens, forms=answer_forms(lens), first_from=first_from(lens))
 
-    for rows, forms, said in (
+    for rows, forms, sentence in (
         (((99, 1e-5), (5, 0.01), (0, 0.3), (0, 0.7)), True, "number 100; from layer 1 on it is the first"),
         (((99, 1e-5), (5, 0.01), (3, 0.3), (0, 0.7)), True, "from layer 2 on"),
         (((99, 1e-5), (0, 0.88), (0, 0.4), (0, 0.05)), False, "is highest after layer 0, 0.8800, and 0.0500 at"),
@@ -126,7 +126,7 @@ def test_an_answer_that_falls_away_or_needs_no_layer_does_not_form(tiny: TinyFac
         changed = with_rows(*rows)
         assert changed.forms == forms
         stops = shown(changed)
-        assert said in stops[4]
+        assert sentence in stops[4]
         claims_hold(changed, stops)
 
 

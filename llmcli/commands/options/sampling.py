@@ -55,7 +55,7 @@ class Sampling:
         return generation.Sampler([*loaded.vocabulary_filter(), *rules, *loaded.length_filter(), *filters], seed)
 
     def _report(self, own: generation.Defaults, limits: Mapping[str, str]) -> None:
-        """Print what applies of the model's own settings, and what does not."""
+        """Print which of the model's own settings apply, and which do not."""
         if own.fault:
             render.note(f"generation_config.json is not used: {own.fault}", sys.stderr)
         applied = {name: f"{value:g}" for name, value in self.adopted(own.sampling).items()} | dict(limits)

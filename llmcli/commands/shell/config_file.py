@@ -168,7 +168,7 @@ def unknown_name(key: str, kind: str, name: str, known: Iterable[str]) -> Llmcli
 
 @cache
 def suggestion(name: str, known: frozenset[str]) -> str:
-    """Return a hint with similar names, which takes a millisecond, and which each command would look for again."""
+    """Return a hint with similar names. Cached: a search takes a millisecond, and each command would repeat it."""
     return did_you_mean(name, sorted(known))
 
 
