@@ -197,14 +197,14 @@ def _temperature(report: explain.TourReport, stream: TextIO) -> None:
     )
     used = next((column.temperature for column in step.columns if column.used), 1.0)
     drawn = (
-        "At temperature 0, which this model uses, there is no draw."
+        "At temperature 0, as here, there is no draw."
         if step.chosen.u is None
         else f"The random number here is u = {step.chosen.u:.4f}, from seed {step.seed}; the same seed repeats it."
     )
     _introduction(
         f"""The next token is drawn at random, with these probabilities. Before that, temperature T divides the logits:
         below 1, likely tokens become likelier; above 1, unlikely tokens get more of a chance; at 0, the most probable
-        token is always chosen. This model uses T={used:g} (marked *). {drawn}{also}""",
+        token is always chosen. Here, T is {used:g} (marked *). {drawn}{also}""",
         stream,
     )
     print_by_temperature(step, stream, final=True, top=ROWS - 2)

@@ -98,7 +98,7 @@ def claims_hold(report: TourReport, stops: list[str]) -> None:
     assert float(most[1]) == pytest.approx(max(weights.values()), abs=0.006)
     assert weights[int(most[2])] == max(weights.values())
     own = [column.temperature for column in report.step.columns if column.used]
-    assert f"This model uses T={own[0]:g} (marked *)" in temperature
+    assert f"Here, T is {own[0]:g} (marked *)" in temperature
     name = f"L{report.head_at.layer}.H{report.head_at.head}"
     (part,) = [part for part in report.why.parts if part.name == name]
     assert f"{name}, gives {part.difference:+.2f} of {report.why.total.difference:+.2f}." in causes
