@@ -104,7 +104,7 @@ def merges(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bool
 
 
 def _derive(tokenizer: Tokenizer, bpe: Bpe, word: Word) -> _Derivation:
-    whole = tokenizer.fast.token_to_id(word.text) if word.added else bpe.whole_word(word.text)
+    whole = tokenizer.added_ids.get(word.text) if word.added else bpe.whole_word(word.text)
     if whole is not None:
         return _Derivation("added" if word.added else "whole", (whole,), (), (whole,))
     symbols = bpe.symbols(word.text)

@@ -60,6 +60,11 @@ class Tokenizer:
             )
         return 1 + largest
 
+    @cached_property
+    def added_ids(self) -> dict[str, int]:
+        """The ids of the added tokens by their text, normalized for those that are matched in normalized text."""
+        return {self.fast.id_to_token(id) or "": id for id in self.fast.get_added_tokens_decoder()}
+
     @property
     def ids(self) -> list[int]:
         """Every id that has a token, in ascending order."""

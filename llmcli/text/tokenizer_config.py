@@ -85,11 +85,13 @@ class TokenizerConfig:
             _set_byte_level_prefix(fast, bool(self.raw.get("add_prefix_space")))
         elif self.kind == "LlamaTokenizer":
             _set_llama_prefix(fast, self.raw.get("add_prefix_space"), legacy=bool(self.raw.get("legacy")))
-        known = {token.content for token in (*fast.get_added_tokens_decoder().values(), *self.added)}
+        before = fast.get_added_tokens_decoder().values()
+        known, were_special = {t.content for t in (*before, *self.added)}, {t.content for t in before if t.special}
         special = [*self.named.values(), *self.extra]
         fast.add_tokens([*self.added, *(token for token in special if token.content not in known)])
-        # A token with a role is special even if a list of tokens says otherwise: a chat must be able to end.
-        names = {token.content for token in special}
+        # A token with a role is special even if a list of tokens says otherwise: a chat must be able to end. And the
+        # library treats a token that was special once as such, whatever is said later.
+        names = {token.content for token in special} | were_special
         plain = [t for t in fast.get_added_tokens_decoder().values() if t.content in names and not t.special]
         fast.add_tokens([_token({name: getattr(t, name) for name in ("content", *FLAGS)}, special=True) for t in plain])
 

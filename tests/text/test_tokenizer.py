@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
 from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
+from llmcli.explain.bpe_merges import merges
 from llmcli.explain.tokenization import tokenize
 from llmcli.text.tokenizer import Token, Tokenizer, load_tokenizer
 from llmcli.train.vocabulary import BOS, BOS_ID, EOS, EOS_ID, train_tokenizer
@@ -276,21 +277,19 @@ def test_the_text_of_a_token_is_its_decoded_bytes(kind: str, data: st.DataObject
 
 ADDED = [
     AddedToken(content, **flags)
-    for flags in (
-        {},
-        {"special": True},
-        {"normalized": False},
-        {"special": True, "normalized": True},
-        {"lstrip": True, "rstrip": True},
-        {"single_word": True},
+    for number, flags in enumerate(
+        (
+            {},
+            {"special": True},
+            {"normalized": False},
+            {"special": True, "normalized": True},
+            {"lstrip": True, "rstrip": True},
+            {"single_word": True},
+        )
     )
     for content in (
-        *(
-            f"<{'-'.join(flags)}>",
-            f"na\u00efve {len(flags)}",
-            f"\u2581\u2581{'x' * len(flags)}{flags.get('special', '')}",
-        ),
-        *(f"\u0120 {'.'.join(flags)}", f"\u0120{'.'.join(flags)}", f"<\uff5cbegin\u2581of{'|'.join(flags)}\uff5c>"),
+        *(f"<{number}>", f"na\u00efve {number}", f"\u2581\u2581{number or ''}", f"\u0120 {number}", f"\u0120.{number}"),
+        f"<\uff5cbegin\u2581of{number}\uff5c>",
     )
 ]
 DECODERS = {
@@ -320,6 +319,18 @@ def test_the_bytes_of_every_token_are_those_that_decode_gives(kind: str) -> None
     for token in ADDED:
         fast.add_tokens([token])
     assert_bytes_are_decoded(fast)
+
+
+@every_kind
+def test_added_tokens_of_every_kind_pass_the_checks_of_the_views(kind: str) -> None:
+    fast = KINDS[kind]()
+    fast.add_tokens(ADDED)
+    tok = Tokenizer(fast, kind)
+    for content in {token.content for token in ADDED}:
+        for text in (content, f"a{content}b", f"the {content} cat", f"  {content}{content}  x"):
+            for parse_special in (False, True):
+                assert tokenize(tok, text, parse_special=parse_special).check.ok, text
+                assert kind == "unigram" or merges(tok, text, parse_special=parse_special).check.ok, text
 
 
 @pytest.mark.parametrize("kind", DECODERS)

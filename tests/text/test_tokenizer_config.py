@@ -16,6 +16,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from llmcli.errors import LlmcliError
+from llmcli.explain.tokenization import tokenize
 from llmcli.model.families import FAMILIES
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import Message, find_template
@@ -195,6 +196,17 @@ def test_a_chat_ends_with_a_token_that_only_this_file_knows(tmp_path: Path, conf
     written = chat.render([Message("user", "<|end|>")])
     assert written.text == "<|end|><|end|>\n<image>"
     assert [*chat.end_ids] == [id for id in chat.encode(written) if id in chat.end_ids]  # the user's is text
+
+
+def test_a_special_token_stays_special(tmp_path: Path) -> None:
+    fast = byte_level()
+    fast.add_special_tokens(["<x>"])
+    config = {"added_tokens_decoder": listed(**{"300": {"content": "<x>", "rstrip": True}})}
+    ours = load_tokenizer(folder_with(tmp_path, fast, {"tokenizer_config.json": config}))
+    assert list(ours.special_names.values()) == ["<x>"]
+    assert ours.fast.get_added_tokens_decoder()[ours.fast.token_to_id("<x>")].rstrip
+    assert not ours.special_ids & {*ours.encode("a<x> b")}
+    assert tokenize(ours, "a<x> b").check.ok
 
 
 @pytest.mark.parametrize(
