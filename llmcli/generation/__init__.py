@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from llmcli.generation.bench import random_model_of as random_model_of
     from llmcli.generation.bench import read_bandwidth as read_bandwidth
     from llmcli.generation.context import Overflow as Overflow
-    from llmcli.generation.context import encode_prompt as encode_prompt
-    from llmcli.generation.context import fit_prompt as fit_prompt
     from llmcli.generation.conversation import Conversation as Conversation
     from llmcli.generation.conversation import Messages as Messages
     from llmcli.generation.conversation import Reply as Reply
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from llmcli.generation.grammar import json_rules as json_rules
     from llmcli.generation.grammar import regex_rules as regex_rules
     from llmcli.generation.loaded import LoadedModel as LoadedModel
+    from llmcli.generation.loaded import encode_prompt as encode_prompt
+    from llmcli.generation.loaded import fit_prompt as fit_prompt
     from llmcli.generation.loaded import load as load
     from llmcli.generation.prompt_cache import PromptCache as PromptCache
     from llmcli.generation.prompt_cache import Reuse as Reuse
@@ -89,8 +89,8 @@ __getattr__, __dir__ = lazy.exports(
         "random_model_of": "bench",
         "read_bandwidth": "bench",
         "Overflow": "context",
-        "encode_prompt": "context",
-        "fit_prompt": "context",
+        "encode_prompt": "loaded",
+        "fit_prompt": "loaded",
         "Conversation": "conversation",
         "Messages": "conversation",
         "Reply": "conversation",

@@ -10,7 +10,6 @@ from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.positions import planned_length
 
 if TYPE_CHECKING:
-    from llmcli.generation.loaded import LoadedModel
     from llmcli.model.config import ModelConfig
     from llmcli.model.transformer import Transformer
 
@@ -18,16 +17,6 @@ Overflow = Literal["error", "truncate-start", "shift"]
 
 LONG = 2**18  # characters that take a quarter of a second to encode
 SINKS = 4  # first tokens that a rolling context keeps, because many heads rely on them (Xiao et al. 2023)
-
-
-def encode_prompt(
-    loaded: LoadedModel, text: str, overflow: Overflow = "error", *, parse_special: bool = False
-) -> list[int]:
-    """The ids of a prompt. Raises LlmcliError if it is far too long for the context, unless it will be cut."""
-    if overflow == "error":
-        limit = loaded.model.config.max_position_embeddings
-        check_text(text, loaded.tokenizer.encode, limit, "the prompt", "prompt-too-long")
-    return loaded.prompt_ids(text, parse_special=parse_special)
 
 
 def as_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
@@ -51,17 +40,6 @@ def as_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     return found
 
 
-def fit_prompt(loaded: LoadedModel, ids: Sequence[int], overflow: Overflow) -> list[int]:
-    """A prompt that leaves room for at least one more token in the model's context.
-
-    If the prompt is too long, "truncate-start" cuts its beginning, except for a BOS token, so that a quarter of the
-    context is free. "shift" drops the older half, as a rolling context does. "error" raises LlmcliError.
-    """
-    limit = loaded.model.config.max_position_embeddings
-    bos = int(ids[:1] == loaded.tokenizer.encode("")[:1])
-    return shorten(ids, limit, overflow, first=bos)
-
-
 def check_text(text: str, encode: Callable[[str], Sequence[int]], limit: int, what: str, kind: str) -> None:
     """Raise LlmcliError if the beginning of a long text alone has over twice ``limit`` tokens.
 
@@ -77,7 +55,7 @@ def check_text(text: str, encode: Callable[[str], Sequence[int]], limit: int, wh
 
 
 def shorten(ids: Sequence[int], limit: int, overflow: Overflow, *, first: int) -> list[int]:
-    """As ``fit_prompt``, for a context of ``limit`` tokens; "truncate-start" keeps the ``first`` tokens."""
+    """As ``loaded.fit_prompt``, for a context of ``limit`` tokens; "truncate-start" keeps the ``first`` tokens."""
     ids = list(ids)
     if len(ids) < limit:
         return ids

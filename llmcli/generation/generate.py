@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from llmcli.generation.context import angle_length, encode_prompt
+from llmcli.generation.context import angle_length
 from llmcli.generation.filters import FILTERS, default_order, filter_chain
-from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.loaded import LoadedModel, encode_prompt
 from llmcli.generation.prompt_cache import PromptCache
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Continuation, Finish, Proposer, Step, decode_steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -14,7 +14,7 @@ from llmcli.engine.tensor_parallel.transformer import load_split
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.names import ADAPTER_CONFIG, CONFIG
-from llmcli.generation.context import as_ids
+from llmcli.generation.context import Overflow, as_ids, check_text, shorten
 from llmcli.generation.filters import Filter, MinNewTokens, Vocabulary
 from llmcli.generation.generation_config import Defaults, read_defaults
 from llmcli.model.device import pick_device, pick_dtype
@@ -126,3 +126,24 @@ def device_for(checkpoint: Checkpoint, device: str, quantization: Quantization |
     """The device that ``load`` uses; "auto" means the CPU if the weights are quantized."""
     quantized = quantization is not None or checkpoint.quantization is not None
     return pick_device("cpu" if quantized and device == "auto" else device)
+
+
+def encode_prompt(
+    loaded: LoadedModel, text: str, overflow: Overflow = "error", *, parse_special: bool = False
+) -> list[int]:
+    """The ids of a prompt. Raises LlmcliError if it is far too long for the context, unless it will be cut."""
+    if overflow == "error":
+        limit = loaded.model.config.max_position_embeddings
+        check_text(text, loaded.tokenizer.encode, limit, "the prompt", "prompt-too-long")
+    return loaded.prompt_ids(text, parse_special=parse_special)
+
+
+def fit_prompt(loaded: LoadedModel, ids: Sequence[int], overflow: Overflow) -> list[int]:
+    """A prompt that leaves room for at least one more token in the model's context.
+
+    If the prompt is too long, "truncate-start" cuts its beginning, except for a BOS token, so that a quarter of the
+    context is free. "shift" drops the older half, as a rolling context does. "error" raises LlmcliError.
+    """
+    limit = loaded.model.config.max_position_embeddings
+    bos = int(ids[:1] == loaded.tokenizer.encode("")[:1])
+    return shorten(ids, limit, overflow, first=bos)

@@ -17,8 +17,9 @@ from llmcli.errors import LlmcliError
 from llmcli.generation import context as rolling
 from llmcli.generation import steps as loop
 from llmcli.generation.batch import Request, generate_batch
-from llmcli.generation.context import SINKS, check_text, encode_prompt, shorten
+from llmcli.generation.context import SINKS, check_text, shorten
 from llmcli.generation.filters import Filter, LogitBias, Temperature
+from llmcli.generation.loaded import encode_prompt
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.speculative import PromptLookup
 from llmcli.generation.steps import Step, steps
