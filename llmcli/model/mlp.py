@@ -54,7 +54,7 @@ class MLP(nn.Module):
 class MoE(nn.Module):
     """Mixture of experts: the router sends each token to its ``num_experts_per_tok`` best experts and weights them.
 
-    The experts are separate modules, so that experts that no token needs are never read from a mapped file.
+    The experts are separate modules, so that a token reads only the experts that it needs.
     """
 
     def __init__(self, config: ModelConfig, moe: MoeConfig) -> None:

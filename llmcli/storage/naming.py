@@ -44,14 +44,11 @@ class Naming:
         plain = cls(family, modules, base)
         names = [unwrapped(name) for name in stored]
         anchors = [named[target].removeprefix(base) for target in ("embedding.weight", "head.weight", "norm.weight")]
-        prefixes = {
-            name.removesuffix(anchor).removesuffix(base)
-            for anchor in anchors
-            for name in names
-            if name.endswith(f".{anchor}")
-        }
+        before = re.escape(base)
+        pattern = re.compile(rf"(.*?)(?:(?:^|(?<=\.)){before})?(?:{'|'.join(map(re.escape, anchors))})")
+        prefixes = {match[1] for name in names if (match := pattern.fullmatch(name))}
         candidates = [plain, *(replace(plain, prefix=prefix) for prefix in sorted(prefixes - {""})[:MOST_PREFIXES])]
-        return max(candidates, key=lambda naming: len({naming._known(name) for name in names}))
+        return max(candidates, key=lambda naming: len({naming._known(name) for name in names} - {None}))
 
     def resolve(self, stored: str) -> str:
         """The rules' name for a stored name; without a counterpart in the rules, the stored name itself, unwrapped."""
@@ -61,7 +58,7 @@ class Naming:
     def _known(self, name: str) -> str | None:
         for candidate in (name, name.removeprefix(self.prefix)):
             renamed = self.family.rename(candidate)
-            for known in (renamed, self.base + renamed):
+            for known in (renamed, self.base + renamed, renamed.removeprefix(self.base)):  # the last is the head
                 if _module(known) in self.modules:
                     return known
         return None
