@@ -89,8 +89,8 @@ class TokenizerConfig:
         known, were_special = {t.content for t in (*before, *self.added)}, {t.content for t in before if t.special}
         special = [*self.named.values(), *self.extra]
         fast.add_tokens([*self.added, *(token for token in special if token.content not in known)])
-        # A token with a role is special even if a list of tokens says otherwise: a chat must be able to end. And the
-        # library treats a token that was special once as such, whatever is said later.
+        # A token with a role is special even if a list of tokens says otherwise: a chat must be able to end. The
+        # library also keeps a token special once it was added as special.
         names = {token.content for token in special} | were_special
         plain = [t for t in fast.get_added_tokens_decoder().values() if t.content in names and not t.special]
         fast.add_tokens([_token({name: getattr(t, name) for name in ("content", *FLAGS)}, special=True) for t in plain])
