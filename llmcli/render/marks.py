@@ -46,8 +46,8 @@ def print_legend(stream: TextIO, *, in_bits: bool = False) -> None:
         print_line(f"{name}: " + "  ".join(part for part, _ in parts), stream)
         return
     legend = Text.assemble((f"{name}: ", "dim"))
-    for part, style in parts:
-        legend.append(part, style).append("  ")
+    for n, (part, style) in enumerate(parts):
+        legend.append("  " if n else "").append(part, style)
     console(stream).print(legend)
 
 
