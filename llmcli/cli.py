@@ -215,12 +215,14 @@ def disk_full(error: Exception) -> LlmcliError | None:
 
 
 def system_limit(error: Exception) -> LlmcliError | None:
-    """Return an LlmcliError if ``error`` is the system's refusal of one more file, process or thread, else None."""
+    """Return an LlmcliError if ``error`` is the system's refusal of a file, a process or a thread, else None."""
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return LlmcliError("the system does not allow more threads", "close other programs, or raise the limit")
-    if not isinstance(error, OSError) or error.errno not in SYSTEM_LIMITS:
+    if not isinstance(error, OSError):
         return None
-    return LlmcliError(*SYSTEM_LIMITS[error.errno])
+    if error.errno in SYSTEM_LIMITS:
+        return LlmcliError(*SYSTEM_LIMITS[error.errno])
+    return None if error.filename is None else LlmcliError(f"{error.filename}: {error.strerror}", "check the path")
 
 
 @click.group(

@@ -8,6 +8,11 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from llmcli.errors import LlmcliError
+from llmcli.text.tokenizer_errors import tokenizer_errors
+
+PROBLEM = "the tokenizer cannot encode a chat"
+
 
 class MarkedTokenizer:
     """Encodes texts in which each of ``tokens`` that is meant as a token is written between two ``mark`` characters.
@@ -20,17 +25,22 @@ class MarkedTokenizer:
     def __init__(self, fast: FastTokenizer, tokens: Collection[str], mark: str) -> None:
         self.mark = mark
         names = {token: self.marked(token) for token in tokens}
-        self._copy = FastTokenizer.from_str(json.dumps(_renamed(json.loads(fast.to_str()), names)))
+        with tokenizer_errors(PROBLEM):
+            self._copy = FastTokenizer.from_str(json.dumps(_renamed(json.loads(fast.to_str()), names)))
         self._copy.encode_special_tokens = False
-        assert all(self._copy.token_to_id(name) == fast.token_to_id(token) for token, name in names.items())
+        if any(self._copy.token_to_id(name) != fast.token_to_id(token) for token, name in names.items()):
+            raise LlmcliError(
+                f"{PROBLEM}: the ids of its added tokens are inconsistent", "its tokenizer.json may be damaged"
+            )
 
     def marked(self, token: str) -> str:
         """Return ``token`` between two marks."""
         return f"{self.mark}{token}{self.mark}"
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``."""
-        return list(self._copy.encode(text, add_special_tokens=False).ids)
+        """Return the ids of ``text``. Raises LlmcliError if the tokenizer fails on it."""
+        with tokenizer_errors(PROBLEM):
+            return list(self._copy.encode(text, add_special_tokens=False).ids)
 
 
 def _renamed(raw: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ class TemplateProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0  # the process that started it; a fork of that one must start its own
         self._lock = threading.Lock()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +55,7 @@ class TemplateProcess:
             return {"error": "cannot be used", "detail": f"it takes more than {SECONDS:g} seconds, or too much memory"}
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
             return self._process
         self.end()
         command = [sys.executable, "-c", PROGRAM, *sys.path]
@@ -63,7 +65,7 @@ class TemplateProcess:
             )
         except OSError as error:
             raise _no_process(error.strerror or str(error)) from error
-        self._process = process
+        self._process, self._owner = process, os.getpid()
         if _exchange(process, b"") is None:
             self.end()
             raise _no_process("Python cannot be started")
@@ -72,7 +74,7 @@ class TemplateProcess:
     def end(self) -> None:
         """End the process, if there is one."""
         process, self._process = self._process, None
-        if process is not None:
+        if process is not None and self._owner == os.getpid():
             process.kill()
             for pipe in (process.stdin, process.stdout):
                 with suppress(OSError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from llmcli.model.config import ModelConfig, RopeConfig
 FILE = "recipe.toml"
 BOS_ID, EOS_ID = 0, 1  # the tokenizer's trainer numbers special tokens first
 MOST_SIZE = 2**31 - 1
+MOST_FLOAT = 1e30  # multiples of it are still fp32 numbers
 # The largest values of other integers. Training a tokenizer takes memory for the whole vocabulary from the start.
 MOST = {"vocab_size": 2**22, "batch_size": 2**16, "tokens": 2**60, "seed": 2**63 - 1}
 STAGES = "stage"  # the tables of a recipe with several stages; each stage starts from the model of the one before it
@@ -230,5 +230,5 @@ def _check_numbers(values: Shape | Recipe) -> None:
         most = MOST.get(entry.name, MOST_SIZE)
         if entry.type == "int" and value > most:
             raise usage_error(f"{entry.name} must be at most {most}, not {str(value)[:20]}")
-        if entry.type == "float" and abs(value) > sys.float_info.max:
-            raise usage_error(f"{entry.name} must be a finite number")
+        if entry.type == "float" and abs(value) > MOST_FLOAT:
+            raise usage_error(f"{entry.name} must be at most {MOST_FLOAT:g}, not {str(value)[:20]}")

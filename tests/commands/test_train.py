@@ -114,6 +114,7 @@ def test_errors(run: Run, corpus: Path, tmp_path: Path) -> None:
         ((corpus, "--out", out, "--resume"), 2, "no run"),
         ((corpus, "--out", out, "--seed", "-1"), 2, "at least 0"),
         ((corpus, "--out", out, "--threads", "100000"), 2, "threads"),
+        ((corpus, "--out", "x" * 5000), 1, "x" * 100),
         ((corpus, "--out", out, "--tokens", "0"), 2, "tokens"),
         ((corpus, "--out", out, "--hidden-size", "7"), 2, "hidden_size"),
         ((corpus, "--out", out, "--learning-rate", "inf"), 2, "learning_rate"),

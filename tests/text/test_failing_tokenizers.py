@@ -14,6 +14,8 @@ import pytest
 from llmcli.errors import LlmcliError
 from llmcli.explain.bpe_merges import merges
 from llmcli.explain.tokenization import tokenize
+from llmcli.text.chat_format import TemplateFormat
+from llmcli.text.chat_template import ChatTemplate, Message
 from llmcli.text.tokenizer import MAX_IDS, Tokenizer, load_tokenizer
 
 BPE = {"type": "BPE", "unk_token": None, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
@@ -90,3 +92,23 @@ def test_an_empty_vocabulary_encodes_to_nothing(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write(tmp_path, {"model": BPE | {"vocab": {}, "merges": []}}), "odd")
     assert tokenizer.encode("a b") == []
     assert not tokenize(tokenizer, "a b").exact
+
+
+SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+WORD_LEVEL = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+BAD_FOR_CHATS: dict[str, dict[str, Any]] = {
+    "an id of two tokens": {
+        "model": WORD_LEVEL | {"vocab": {"a": 0, "[UNK]": 7, "b": 7, "c": 9}, "unk_token": "[UNK]"},
+        "added_tokens": [{"id": 3, "content": "<s>", **SPECIAL}],
+    },
+    "no unknown token": {"model": WORD_LEVEL, "added_tokens": [{"id": 4, "content": "<s>", **SPECIAL}]},
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FOR_CHATS)
+def test_a_chat_that_the_tokenizer_fails_on_is_an_error(fault: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, BAD_FOR_CHATS[fault]), "odd")
+    template = ChatTemplate("{% for m in messages %}<s>{{ m.content }}{% endfor %}", {}, tmp_path)
+    form = TemplateFormat(template, tokenizer)
+    with pytest.raises(LlmcliError, match="the tokenizer cannot encode a chat"):
+        form.encode(form.render([Message("user", "a <s> b")]))

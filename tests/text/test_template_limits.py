@@ -97,3 +97,17 @@ def test_a_process_that_was_killed_is_started_again() -> None:
     template_process.PROCESS._process.kill()
     template_process.PROCESS._process.wait()
     assert render("b") == "b"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_has_a_process_of_its_own() -> None:
+    assert render("a") == "a"
+    child = os.fork()
+    if child == 0:
+        texts = [render("{{ messages[0].content }}", str(n)) for n in range(50)]
+        template_process.PROCESS.end()
+        os._exit(texts != [str(n) for n in range(50)])
+    texts = [render("{{ messages[0].content }}", str(n)) for n in range(100, 150)]
+    assert os.waitpid(child, 0)[1] == 0
+    assert texts == [str(n) for n in range(100, 150)]
+    assert render("b") == "b"

@@ -29,6 +29,7 @@ ABSURD = [
     "num_key_value_heads = 5",
     "hidden_size = 6",
     "weight_decay = 1e999",
+    "learning_rate = 1e308",
 ]
 
 
