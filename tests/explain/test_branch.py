@@ -212,7 +212,7 @@ def test_the_deepest_tree_can_be_printed_and_written(tiny: TinyFactory) -> None:
     write_line(json_forms.record(report), stream)
     assert len(json.loads(stream.getvalue())["best"]["path"]) == module.MAX_DEPTH
     print_branch(report, stream)
-    assert len([line for line in stream.getvalue().splitlines() if line.count("\t") == 6]) == module.MAX_DEPTH + 1
+    assert len([line for line in stream.getvalue().splitlines() if line.count("\t") == 7]) == module.MAX_DEPTH + 1
     assert math.exp(report.best.logprob) < 5e-5
     assert "(0.0000)" not in stream.getvalue()
 
