@@ -23,6 +23,7 @@ VIEWS: dict[str, Callable[[LoadedModel], Report]] = {
     "compare": lambda loaded: explain.compare(loaded, loaded, TEXT),
     "inspect": lambda loaded: explain.inspect(loaded),
     "lens": lambda loaded: explain.lens(loaded, TEXT),
+    "match_keys": lambda loaded: explain.match_keys(loaded, TEXT, "0.0"),
     "merges": lambda loaded: explain.merges(loaded, TEXT),
     "neighbours": lambda loaded: explain.neighbours(loaded, "king"),
     "position": lambda loaded: explain.position(loaded, TEXT),

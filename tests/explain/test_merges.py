@@ -97,8 +97,8 @@ def test_a_very_long_word_makes_no_long_lines(kind: str) -> None:
     assert report.check.ok
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) < 500
-    first = next(line for line in lines if line.count("\t") == 4 and "more)" in line)
-    shown, hidden = first.split("\t")[4].rsplit(" (", 1)
+    first = next(line for line in lines if line.count("\t") == 6 and "more)" in line)
+    shown, hidden = first.split("\t")[6].rsplit(" (", 1)
     assert len(shown.split()) + int(hidden.split()[0]) == len(report.words[0].symbols)
 
 

@@ -270,8 +270,14 @@ def test_columns_match_separate_runs(
     sampler = Sampler(chain(order, values, padded), seed)
     step = [step_of(row, sampler) for row in rows][-1]
     report = report_of(step, sampler, temperatures=COLUMNS)
-    assert [column.temperature for column in report.columns] == COLUMNS
+    own = values["temperature"]
+    assert [column.temperature for column in report.columns] == sorted({*COLUMNS, own})
+    assert [column.temperature for column in report.columns if column.used] == [own]
     for column in report.columns:
+        alone = Temperature(column.temperature)(rows[-1]).double().softmax(-1)
+        for id, prob in column.alone.items():
+            assert prob == pytest.approx(float(alone[id]), abs=1e-6)
+        assert column.choices_alone == pytest.approx(2 ** float(-alone.xlogy(alone).sum() / math.log(2)), rel=1e-3)
         other = Sampler(chain(order, values | {"temperature": column.temperature}, padded), seed)
         choice = [other.choose(row) for row in rows][-1]
         assert column.id == choice.id
@@ -283,7 +289,7 @@ def test_columns_match_separate_runs(
         bits = -math.fsum(p * math.log2(p) for p in final.tolist() if p > 0)
         assert column.entropy == pytest.approx(bits, abs=1e-4)
         assert column.choices == pytest.approx(2**bits, rel=1e-3)
-        if column.temperature == values["temperature"]:
+        if column.used:
             assert column.id == step.token
             assert column.probs == {row.id: row.p_final for row in report.candidates}
 
@@ -303,7 +309,8 @@ def test_columns_never_draw_rows_without_a_token() -> None:
     logits = logits_of(9)
     logits[-1] = 50.0
     sampler = Sampler([Vocabulary(tokenizer().size), TopK(3)], 9)
-    (column,) = report_of(step_of(logits, sampler), sampler, temperatures=[0.0]).columns
+    column, own = report_of(step_of(logits, sampler), sampler, temperatures=[0.0]).columns
+    assert (own.temperature, own.used) == (1.0, True)
     assert column.id == int(logits[: tokenizer().size].argmax())
     assert column.entropy == 0.0
 
