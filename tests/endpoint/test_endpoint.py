@@ -462,9 +462,14 @@ def test_other_endless_responses_are_errors(endpoint: Endpoint, data: bytes, mes
         generate(endpoint)
 
 
+def silent(handler: Handler) -> None:
+    """Send nothing until the client closes the connection."""
+    handler.rfile.read(1)
+
+
 def test_keep_alive_comments_do_not_reset_the_timeout(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "READ_TIMEOUT", 0.2)
-    endpoint.next_responders = [lambda handler: endless(handler, b": still here\n\n"), lambda handler: Event().wait(2)]
+    endpoint.next_responders = [lambda handler: endless(handler, b": still here\n\n"), silent]
     for _ in range(2):
         with pytest.raises(ServerError, match="in time") as caught:
             generate(endpoint)
