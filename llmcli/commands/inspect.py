@@ -6,7 +6,7 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.model import ModelChoice, find_model, model_options
+from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
@@ -36,12 +36,13 @@ def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice) -> N
       llmcli inspect --quantize int4
       llmcli inspect -m llama-tales-12m --context 256 --dtype bfloat16
     """
-    folder = find_model(choice.model, choice.offline)
+    folder, adapter = choice.find()
     import_torch()
 
     report = explain.inspect_folder(
         name_of(folder),
         folder,
+        adapter,
         device=choice.device,
         dtype=choice.dtype,
         quantization=choice.quantization,

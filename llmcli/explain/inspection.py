@@ -101,6 +101,7 @@ def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
     return inspect_folder(
         loaded.name,
         loaded.folder,
+        loaded.adapter,
         device=loaded.model.device.type,
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         quantization=quantization_of(loaded.model),
@@ -112,6 +113,7 @@ def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
 def inspect_folder(
     name: str,
     folder: Path,
+    adapter: Path | None = None,
     *,
     device: str,
     dtype: str,
@@ -119,13 +121,13 @@ def inspect_folder(
     tokens: int | None,
     open_model: Callable[[], LoadedModel],
 ) -> InspectReport:
-    """Report on the model in ``folder`` as ``load`` opens it with these options; see ``inspect``.
+    """Report on the model in ``folder``, with ``adapter``, as ``load`` opens it with these options; see ``inspect``.
 
     Calls ``open_model`` only if the model fits into memory. Raises the errors of ``load``, and LlmcliError if
     ``tokens`` is more than the context.
     """
     checkpoint = Checkpoint.read(folder)
-    headers = read_headers(checkpoint)
+    headers = read_headers(checkpoint, adapter)
     config = headers.config
     where = device_for(checkpoint, device, quantization)
     compute_dtype = pick_dtype(dtype, where, headers.dtype)
@@ -148,7 +150,7 @@ def inspect_folder(
         groups=_groups(counts, weight_bytes(model, compute_dtype, kind)),
         stored=_stored(headers),
         others=headers.others_named,
-        disk_bytes=sum(entry.end - entry.start for entry in (*headers.entries, *headers.others)),
+        disk_bytes=sum(entry.end - entry.start for entry in headers.stored),
         device=where.type,
         tokens=tokens,
         cache=cache,
@@ -243,7 +245,7 @@ def _stored(headers: Headers) -> tuple[StoredTensors, ...]:
     """The stored tensors by dtype, the dtype with the most bytes first."""
     tensors: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for entry in (*headers.entries, *headers.others):
+    for entry in headers.stored:
         tensors[entry.dtype] += 1
         sizes[entry.dtype] += entry.end - entry.start
     return tuple(StoredTensors(dtype, tensors[dtype], size) for dtype, size in sizes.most_common())

@@ -27,7 +27,10 @@ from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True, repr=False)
 class LoadedModel:
-    """A model, its tokenizer, the ``defaults`` of its generation_config.json, and ``notes`` on how it loaded."""
+    """A model, its tokenizer, the ``defaults`` of its generation_config.json, and ``notes`` on how it loaded.
+
+    ``adapter`` is the folder of the LoRA that is merged into its weights, if any.
+    """
 
     name: str
     folder: Path
@@ -35,6 +38,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     defaults: Defaults
     notes: LoadNotes = field(default_factory=LoadNotes)
+    adapter: Path | None = None
 
     def __repr__(self) -> str:
         config, dtype = self.model.config, str(self.model.dtype).removeprefix("torch.")
@@ -119,7 +123,7 @@ def load(
         )
     if quantization is not None:
         quantize(model, quantization, progress)
-    return LoadedModel(name or folder.name, folder, model, tokenizer, defaults, notes)
+    return LoadedModel(name or folder.name, folder, model, tokenizer, defaults, notes, adapter)
 
 
 def device_for(checkpoint: Checkpoint, device: str, quantization: Quantization | None) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -38,15 +39,20 @@ class Headers:
         """The number of parameters in the files; 4-bit weights are stored two per byte."""
         return sum(math.prod(entry.shape) * (2 if entry.dtype == "U8" else 1) for entry in self.entries)
 
+    @property
+    def stored(self) -> tuple[Entry, ...]:
+        """Every tensor in the files, once: an adapter may turn one into both the embedding and the head."""
+        return tuple(dict.fromkeys((*self.entries, *self.others)))
 
-def read_headers(checkpoint: Checkpoint) -> Headers:
-    """Read the headers of a model folder's weight files.
+
+def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers:
+    """Read the headers of a model folder's weight files, for a model into which ``adapter`` is merged, if any.
 
     Raises LlmcliError if a file is damaged or does not match config.json.
     """
     quantization = checkpoint.quantization
     if quantization is None:
-        weights, config, rules = checkpoint.locate()
+        weights, config, rules = checkpoint.locate(adapter)
         entries = {name: entry for name, (_, entry) in weights.tensors.items()}
         wanted = {source.name for rule in rules for source in rule.sources}
         dtype = weights.dtype(rules[0].sources[0].name)

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from llmcli.engine import size
 from llmcli.engine.size import cache_bytes, empty_model, weight_bytes
 from llmcli.errors import LlmcliError
 from llmcli.explain import inspection as view
 from llmcli.explain.architecture import architecture_of
-from llmcli.explain.inspection import GROUPS, InspectReport, inspect_folder
+from llmcli.explain.inspection import GROUPS, InspectReport, inspect, inspect_folder
+from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcli.generation.loaded import LoadedModel, load
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
@@ -41,6 +43,20 @@ def report_of(folder: Path, **changed: Any) -> InspectReport:
         return load(folder, **options)
 
     return inspect_folder("m", folder, **options, tokens=tokens, open_model=opened)
+
+
+def test_an_adapter_that_unties_the_head_adds_its_parameters(tiny: TinyFactory, tmp_path: Path) -> None:
+    folder = tiny("llama-tied").folder
+    plain = report_of(folder)
+    head = torch.ones(plain.shape.rows, plain.shape.hidden)
+    save_file({"base_model.model.lm_head.weight": head}, tmp_path / ADAPTER_WEIGHTS)
+    (tmp_path / ADAPTER_CONFIG).write_text('{"peft_type": "LORA"}')
+    report = report_of(folder, adapter=tmp_path)
+    assert report.check.ok, report.check
+    assert report.parameters == plain.parameters + head.numel()
+    assert report.disk_bytes == plain.disk_bytes
+    assert report.stored == plain.stored
+    assert inspect(load(folder, adapter=tmp_path, dtype="float32"), tokens=3).check.ok
 
 
 # Parameters.
