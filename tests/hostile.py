@@ -189,7 +189,21 @@ def tokenizer(folder: Path, rng: random.Random) -> None:
     path.write_bytes(dumped(mutate_object(raw, rng, ["normalizer", "decoder", "truncation", "padding"])))
 
 
+def special_tokens(folder: Path, rng: random.Random) -> None:
+    """Add a tokenizer_config.json with other tokens; most of what may be wrong in it is in the tokens."""
+    raw = {
+        "added_tokens_decoder": {"256": {"content": "<x>", "lstrip": True}, "257": {"content": "</s>"}},
+        "eos_token": {"content": "</s>"},
+        "extra_special_tokens": {"image_token": "<y>"},
+        "additional_special_tokens": ["<z>"],
+    }
+    (folder / "tokenizer_config.json").write_bytes(
+        dumped(mutate_object(raw, rng, ["add_prefix_space", "tokenizer_class", "bos_token"]))
+    )
+
+
 def generation(folder: Path, rng: random.Random) -> None:
+    """Change generation_config.json, in which nothing can keep a model from opening."""
     path = folder / "generation_config.json"
     keys = ["do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "eos_token_id"]
     path.write_bytes(dumped(mutate_object(json.loads(path.read_text()), rng, keys)))
@@ -205,7 +219,7 @@ def nested(folder: Path, rng: random.Random) -> None:
 
 
 MUTATIONS: tuple[Callable[[Path, random.Random], None], ...] = (
-    config, config, config, header, header, any_bytes, index, tokenizer, generation, nested,
+    config, config, config, header, header, any_bytes, index, tokenizer, special_tokens, generation, nested,
 )  # fmt: skip
 
 
