@@ -6,7 +6,7 @@ No value in this file can keep a model from being used: what cannot be used is s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,7 @@ class _Reader:
         self.unusable[key] = _shown(value)
 
     def _stop_ids(self) -> tuple[int, ...]:
-        value = self.raw.get("eos_token_id")
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        usable = [id for id in ids if type(id) is int and 0 <= id < 2**31]
-        if len(usable) < len(ids):
-            self._skip("eos_token_id", next(id for id in ids if id not in usable))
-        return tuple(usable)
+        return tuple(self._listed("eos_token_id", lambda id: type(id) is int and 0 <= id < 2**31))
 
     def _count(self, key: str, least: int) -> int | None:
         value = self.raw.get(key)
@@ -143,12 +138,16 @@ class _Reader:
         return None
 
     def _stop_strings(self) -> tuple[str, ...]:
-        value = self.raw.get("stop_strings")
-        texts = value if isinstance(value, list) else [] if value is None else [value]
-        usable = [text for text in texts if isinstance(text, str) and text and _is_unicode(text)]
-        if len(usable) < len(texts):
-            self._skip("stop_strings", next(text for text in texts if text not in usable))
-        return tuple(usable)
+        return tuple(self._listed("stop_strings", lambda text: isinstance(text, str) and text and _is_unicode(text)))
+
+    def _listed(self, key: str, is_valid: Callable[[Any], Any]) -> list[Any]:
+        """The valid entries of a list, which may be a single value."""
+        value = self.raw.get(key)
+        entries = value if isinstance(value, list) else [] if value is None else [value]
+        invalid = [entry for entry in entries if not is_valid(entry)]
+        if invalid:
+            self._skip(key, invalid[0])
+        return [entry for entry in entries if is_valid(entry)]
 
     def _sampling(self) -> dict[str, float]:
         draws = self.raw.get("do_sample")

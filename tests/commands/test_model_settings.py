@@ -126,6 +126,7 @@ def test_every_stop_token_of_a_list_ends_the_text(run: Run, model: Path, with_se
         ({"eos_token_id": "x"}, 'eos_token_id "x"'),
         ({"eos_token_id": [1, -1]}, "eos_token_id -1"),
         ({"eos_token_id": -1}, "eos_token_id -1"),
+        ({"eos_token_id": [1, True]}, "eos_token_id true"),
         ({"do_sample": "yes"}, 'do_sample "yes"'),
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
         ({"min_new_tokens": -1}, "min_new_tokens -1"),
@@ -262,7 +263,7 @@ def test_no_text_ends_before_the_least_number_of_tokens(
         assert "from generation_config.json: min-new-tokens 4\n" in result.stderr
         counts = [record["tokens"] for record in records(result) if "finish" in record and "tokens" in record]
     assert counts
-    assert all(count == 5 for count in counts)
+    assert min(counts) >= 5  # 5, unless the draw is one of the few other tokens
 
 
 def test_a_step_before_the_least_number_of_tokens(run: Run, with_settings: Callable[..., Path]) -> None:
