@@ -26,7 +26,7 @@ def test_output_formats_agree(run: Run, model: Path, tmp_path: Path) -> None:
     for group in record["groups"]:
         assert rows[group["name"]][:2] == [str(group["parameters"]), repr(group["share"])]
     assert rows["total"][0] == str(record["parameters"])
-    assert str(record["needs"][0]["total"]) in rows["float32 (as loaded)"]
+    assert str(record["needs"][0]["total"]) in rows[record["needs"][0]["weights"]]
     picture = (tmp_path / "x.svg").read_text(encoding="utf-8").replace("&#160;", " ")
     assert "It fits" in picture
     assert "check: ok" in picture
