@@ -466,6 +466,17 @@ def test_draw_is_the_inverse_of_the_cumulative_sum(seed: int, size: int, scale: 
     assert order.index(draw(probs, u)) <= order.index(above)
 
 
+@settings(max_examples=60)
+@given(SEEDS, st.sampled_from([1, 2, 50, 3000]), SCALES, st.floats(0.0, 1.0 - 1e-9), st.booleans())
+def test_a_draw_is_the_token_whose_interval_contains_u(seed: int, size: int, scale: float, u: float, cut: bool) -> None:
+    """``draw`` sorts only the tokens near u, ``intervals`` all of them."""
+    probs = probs_of(seed, size, scale)
+    if cut:
+        probs = torch.where(probs < probs.max() / 2, 0.0, probs)
+    ids, ends = intervals(probs)
+    assert draw(probs, u) == int(ids[int((ends <= u).sum())])
+
+
 def test_an_interval_includes_its_lower_end_but_not_its_upper() -> None:
     probs = torch.tensor([0.25, 0.0, 0.5, 0.25])
     ids, ends = intervals(probs)
