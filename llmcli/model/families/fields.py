@@ -193,7 +193,7 @@ def rope(
     ``rope_parameters`` may be nested by layer type. ``theta`` and ``partial`` are the family's defaults.
 
     A ``partial_rotary_factor`` in the file counts only for families that can rotate part of a head. Llama and its kin
-    were trained with whole heads rotated, whatever their files say: transformers and llama.cpp ignore the key for
+    were trained with whole heads rotated, whatever their files say: transformers ignores the key for
     them, and no published model of these families needs it. (vLLM reads it, because its Phi-3 shares Llama's code.)
     """
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
