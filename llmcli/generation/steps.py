@@ -213,6 +213,8 @@ def step_at(
     Raises LlmcliError if the text ends earlier.
     """
     context, limit = list(prompt_ids), model.config.max_position_embeddings
+    if index > limit and not rolls:  # without generating a whole context first
+        raise usage_error(f"there is no step {index}: the model's context is {limit}", "choose an earlier step")
     for step in steps(model, prompt_ids, sampler=sampler, max_new_tokens=index + 1, stop_ids=stop_ids, rolls=rolls):
         if step.position < len(context):
             roll(context, limit)

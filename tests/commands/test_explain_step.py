@@ -143,7 +143,9 @@ def test_the_table_shows_every_candidate(run: Run, model: Path) -> None:
 def test_a_step_after_the_end_of_the_text(run: Run, model: Path) -> None:
     result = run("explain-step", "The", "-m", model, "--seed", 1, "--step", 500)
     assert result.exit_code == 2
-    assert "there is no step 500" in result.stderr
+    assert "there is no step 500: the model's context is 64" in result.stderr
+    result = run("explain-step", "The", "-m", model, "--seed", 1, "--step", 64)
+    assert "there is no step 64: the text ended at step" in result.stderr
 
 
 @pytest.mark.parametrize(
