@@ -14,7 +14,7 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 
-SECONDS = 10.0  # to wait for an answer, which usually takes a thousandth of one
+SECONDS = 5.0  # to wait for an answer, which usually takes a thousandth of one
 # The process finds the packages where this one does. Its own default would begin with the working folder, where a
 # downloaded model may have a jinja2.py.
 PROGRAM = (

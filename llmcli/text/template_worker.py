@@ -22,7 +22,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 10  # of computing for one request
+SECONDS = 5  # of computing for one request
 MEMORY = 2**29  # bytes of the whole process
 SPARE_OUTPUT = 2**20  # characters that a template may write beyond twice those of its input
 MAX_DETAIL = 1000  # characters of a template's own error message
