@@ -44,7 +44,7 @@ def attend(
 ) -> None:
     """What does a token look at? Show the attention weights of each head on earlier tokens.
 
-    Each row is a token that the one at --at attends to. --head shows the full pattern of one head instead: the
+    Each row is a token that the token at --at attends to. --head shows the full pattern of one head instead: the
     attention weights of each of the last tokens, in percent.
 
     \b

@@ -15,7 +15,7 @@ from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_
 from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
 from llmcli.commands.options.length import Length, fit, length_options
 from llmcli.commands.options.model import ModelChoice, model_options
-from llmcli.commands.options.sampling import Sampling, sampling_options
+from llmcli.commands.options.sampling import Sampling, sampling_bundle
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
@@ -44,7 +44,7 @@ from llmcli.generation import jobs
 @length_options(least=1)
 @model_options
 @endpoint_options
-@sampling_options
+@sampling_bundle(default_seed="0")
 @grammar_options
 @verbose_option
 def batch(

@@ -19,7 +19,7 @@ from llmcli.hub.cache import name_of
     "tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Tokens of text that must fit.  [default: the model's context]",
+    help="Length of a text that must fit, in tokens.  [default: the model's context]",
 )
 @output_options
 @model_options

@@ -32,7 +32,7 @@ def lens(
     """When does the answer appear? Show what the model would predict if it stopped after each layer.
 
     The logit lens applies the model's last step, the final norm and the output head, to the residual stream after
-    every layer. The last row is the model's actual prediction. --token follows a token other than the most probable
+    every layer. The last row is the model's actual prediction. --token tracks a token other than the most probable
     one.
 
     \b

@@ -22,7 +22,7 @@ def pull(name: str, offline: bool) -> None:
     """Download the model NAME (org/name or org/name@revision), or update it, and print its folder.
 
     Only config, tokenizer and safetensors files are downloaded, and their checksums verified. An interrupted download
-    resumes where it stopped. With --offline, check only that the files on disk are complete. Private and gated
+    resumes where it stopped. With --offline, only check that the files on disk are complete. Private and gated
     models need a token in HF_TOKEN.
 
     \b

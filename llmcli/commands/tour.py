@@ -25,7 +25,7 @@ def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelCho
     """How does a language model work? A guided tour follows one sentence through the model, with real numbers.
 
     The stops are tokens, vectors, position, attention, layers, probabilities, temperature, the generation loop, and
-    what attention causes. Most of them have a command of their own (attend, lens, …) that works on any text. Without
+    the effect of attention. Most of them have a command of their own (attend, lens, …) that works on any text. Without
     SENTENCE, the tour uses a built-in one. It pauses only in a terminal.
 
     \b

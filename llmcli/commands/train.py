@@ -137,7 +137,7 @@ def train(
 ) -> None:
     """Train a tokenizer and a Llama model on the text of the CORPUS files, or train an existing model further.
 
-    CORPUS files are text (documents separated by <|endoftext|>) or JSON Lines with a "text", both also as .gz or .xz.
+    CORPUS files are text (documents separated by <|endoftext|>) or JSON Lines with a "text"; both can be .gz or .xz.
     --out becomes a model folder that llmcli and transformers can load. Ctrl-C saves the progress for --resume.
 
     --method sft (supervised fine-tuning) trains on the replies of lines with a "prompt" and a "completion", and on

@@ -43,7 +43,7 @@ def as_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
 def check_text(text: str, encode: Callable[[str], Sequence[int]], limit: int, what: str, kind: str) -> None:
     """Raise LlmcliError if the beginning of a long text alone has over twice ``limit`` tokens.
 
-    To encode 10 MB takes ten seconds and over a gigabyte. ``what`` names the text in the error of ``kind``.
+    Encoding 10 MB takes ten seconds and over a gigabyte of memory. ``what`` names the text in the error of ``kind``.
     """
     length = LONG
     while length < len(text):
@@ -55,7 +55,7 @@ def check_text(text: str, encode: Callable[[str], Sequence[int]], limit: int, wh
 
 
 def shorten(ids: Sequence[int], limit: int, overflow: Overflow, *, first: int) -> list[int]:
-    """As ``loaded.fit_prompt``, for a context of ``limit`` tokens; "truncate-start" keeps the ``first`` tokens."""
+    """Fit a prompt as ``loaded.fit_prompt`` does, into ``limit`` tokens; "truncate-start" keeps the ``first`` ones."""
     ids = list(ids)
     if len(ids) < limit:
         return ids

@@ -124,7 +124,7 @@ class Grammar:
     """A grammar compiled for one model's vocabulary; ``filter`` makes the sampler's filter for one text."""
 
     def __init__(self, loaded: LoadedModel, rules: str) -> None:
-        """Raises LlmcliError if the tokenizer's tokens do not simply add up to the text."""
+        """Raises LlmcliError if the bytes of the tokenizer's tokens, joined, are not the text."""
         self.tokenizer = loaded.tokenizer
         self.rows = loaded.model.config.vocab_size
         known = min(self.rows, loaded.tokenizer.size)
@@ -221,7 +221,7 @@ class GrammarFilter:
             self._read += new[:consumed]
             self._known = None
             if consumed < end:
-                raise LlmcliError("the text does not fit the grammar", "it has a token that the grammar had cut")
+                raise LlmcliError("the text does not fit the grammar", "it contains a token that the grammar removed")
         return end < len(new)
 
     def _allowed(self) -> tuple[Tensor, bool]:
@@ -248,7 +248,7 @@ def spelling(tokenizer: Tokenizer, rows: int) -> list[bytes]:
     joined = b"".join(pieces[id] for id in whole).decode()
     if tokenizer.decode(whole) not in (joined, joined.removeprefix(" ")):
         raise LlmcliError(
-            f"grammars do not work with the tokenizer of {tokenizer.name}: its tokens do not simply add up to the text",
+            f"grammars do not work with the tokenizer of {tokenizer.name}: its tokens, joined, are not the text",
             "use another model",
         )
     return [piece if len(piece) <= MAX_TOKEN_BYTES else b"" for piece in pieces]

@@ -33,7 +33,7 @@ class Sample:
 
 
 class Samples:
-    """Iterate, once, for the steps of ``count`` texts in order: all steps of text 0, then those of text 1, and so on.
+    """The steps of ``count`` texts, iterable once, in order: all steps of text 0, then those of text 1, and so on.
 
     The texts are generated in parallel, with the seeds that follow that of ``sampler``.
     """
@@ -68,7 +68,7 @@ class Samples:
                 yield self._ready.popleft()
 
     def interrupt(self) -> Iterator[BatchStep]:
-        """End all texts early: the steps that were generated but not yet yielded, and the text that was held back."""
+        """End all texts early. Yields the steps that are not yielded yet, and the text that was held back."""
         yield from self._ready
         for key, last in sorted(self._last.items()):
             if not last.done:

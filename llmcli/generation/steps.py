@@ -125,7 +125,7 @@ def steps(
     whose forward pass is traced. ``send(token)`` replaces the chosen token. Nothing is computed for zero tokens, nor
     after the last one.
 
-    Raises TypeError for arguments of another kind, such as a text for ``prompt_ids``. Raises LlmcliError if the model
+    Raises TypeError for arguments of the wrong type, such as a text for ``prompt_ids``. Raises LlmcliError if the model
     has no such ids and, when iteration starts, if the prompt is empty or leaves no room in the context.
     """
     if not isinstance(model, Transformer):
@@ -146,7 +146,7 @@ def decode_steps(
     observe: Collection[int] = (),
     proposer: Proposer | None = None,
 ) -> Generator[Step, int | None, None]:
-    """As ``steps``, for a prompt and settings in ``text``. With a ``proposer``, decoding is speculative.
+    """Yield the steps of ``text``, as ``steps`` does. With a ``proposer``, decoding is speculative.
 
     See ``generation.speculative``: one forward pass then checks several proposed tokens.
     """

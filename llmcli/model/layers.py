@@ -16,7 +16,7 @@ class Linear(nn.Linear):
         pass
 
     def dense(self, rows: slice) -> Tensor:
-        """The given rows of the matrix in fp32, [rows, in]; quantized modules restore theirs."""
+        """The given rows of the matrix in fp32, [rows, in]; quantized modules dequantize them."""
         return self.weight[rows].detach().float()
 
 

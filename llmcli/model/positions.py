@@ -189,7 +189,7 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int, span: int = 0) -> Tensor:
-    """Radians per position of each of the R/2 rotated pairs, [R/2], fp32 on the CPU; ``span`` is that of ``span()``."""
+    """Radians per position of each of the R/2 rotated pairs, [R/2], fp32 on the CPU; ``span`` is from ``span()``."""
     rotated = config.rotated(head_dim)
     exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
     if config.rope_type == "dynamic":

@@ -15,7 +15,7 @@ from llmcli.render.terminal import console, drawn, print_check, print_line
 from llmcli.render.text import counted, token_label
 
 CELL = 4  # width of a weight in the triangle
-SINK = 1.5  # even shares of the attention: with more, the first token is an attention sink
+SINK = 1.5  # the first token is an attention sink if it gets more than this many even shares of the attention
 NOT_WHY = "Attention shows where a head looks, not why. To see its effect, run llmcli why."
 
 
@@ -70,7 +70,7 @@ def _finding(report: explain.AttendReport, *, named: bool) -> str:
 
 
 def is_sink(report: explain.AttendReport) -> bool:
-    """Return whether position 0 gets more than an even share of the attention, which marks it as an attention sink."""
+    """Return whether position 0 is an attention sink: it gets over ``SINK`` times an even share of the attention."""
     return len(report.sources) > 1 and report.sources[0].mean > SINK / len(report.sources)
 
 
@@ -124,7 +124,7 @@ def print_attention_pattern(report: explain.AttentionPattern, stream: TextIO) ->
 def _pattern_finding(report: explain.AttentionPattern) -> str:
     """Return the sentence that says where the head looks, on average over the rows."""
     name = f"L{report.layer}.H{report.head}"
-    rows = [row.weights for row in report.rows if row.position >= 2]  # before that, the places are the same
+    rows = [row.weights for row in report.rows if row.position >= 2]  # before position 2, two of the places coincide
     if not rows:
         return f"The text is too short to say what {name} looks for."
     shares = {

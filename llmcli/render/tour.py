@@ -101,16 +101,16 @@ def _position(report: explain.TourReport, stream: TextIO) -> None:
     if report.position.turns:
         without = f" ({report.unrotated} of {report.layers} layers do without.)" if report.unrotated else ""
         how = f"""The vector of stop 2 has no position. Order enters in attention, the next stop, where tokens find each
-        other by two more vectors, a query and a key. Both are rotated, one pair of numbers at a time, by an angle that
-        grows with the position: some pairs fast, some slowly. How well a query and a key match then depends on how far
-        apart their tokens are.{without}"""
+        other through two more vectors, a query and a key. Both are rotated, one pair of numbers at a time, by an angle
+        that grows with the position: some pairs fast, some slowly. How well a query and a key match then depends on
+        how far apart their tokens are.{without}"""
     forwards, backwards = report.position.in_order, report.position.reversed
     same = forwards.piece.id == backwards.piece.id
     effect = (
         f"In reverse, the same tokens lead to the same most probable next token, with p {backwards.p:.2f}"
         f" instead of {forwards.p:.2f}."
         if same
-        else "In reverse, the same tokens lead to another next token."
+        else "In reverse, the same tokens lead to a different next token."
     )
     _introduction(f"“Dog bites man” is not “man bites dog”: order matters. {how} {effect}", stream)
     print_position(report.position, stream)
@@ -150,8 +150,8 @@ def _how_it_forms(report: explain.TourReport) -> str:
     end = probability_cell(last.p).shown
     if report.forms:
         return (
-            f"the answer forms. After the embedding, {target} is only number {first.rank + 1}; from layer "
-            f"{report.first_from} on it is the first, and at the end its p is {end}."
+            f"the answer forms. After the embedding, {target} has only rank {first.rank}; from layer "
+            f"{report.first_from} on it has rank 0, the highest, and at the end its p is {end}."
         )
     if first.rank == 0:
         return f"here nothing has to form, because the embedding alone leads to {target}. At the end its p is {end}."
@@ -167,7 +167,7 @@ def _how_it_forms(report: explain.TourReport) -> str:
 
 
 def _probabilities(report: explain.TourReport, stream: TextIO) -> None:
-    table = "the table of stop 2 again" if report.tied else "another table than that of stop 2"
+    table = "the table of stop 2 again" if report.tied else "a different table from that of stop 2"
     shown = report.step.candidates[:ROWS]
     _introduction(
         f"""The vector after the last layer is compared with a vector for every token ({table}), which gives each token
@@ -235,8 +235,8 @@ def _why(report: explain.TourReport, stream: TextIO) -> None:
     head = f"L{report.head_at.layer}.H{report.head_at.head}"
     (part,) = [part for part in report.why.parts if part.name == head]
     _introduction(
-        f"""Stop 4 showed where a head looks. What does that cause? A logit is a sum of what the embedding, each head
-        (L0.H1 is head 1 of layer 0) and each MLP wrote. So we can say what pushed {token} above {other}, the
+        f"""Stop 4 showed where a head looks. What effect does that have? A logit is a sum of what the embedding, each
+        head (L0.H1 is head 1 of layer 0) and each MLP wrote. So we can say what pushed {token} above {other}, the
         runner-up: the head of stop 4, {head}, gives {part.difference:+.2f} of
         {report.why.total.difference:+.2f}.""",
         stream,
@@ -274,5 +274,5 @@ TOUR_STOPS: tuple[tuple[str, Callable[[explain.TourReport, TextIO], None]], ...]
     ("Probabilities: what comes next", _probabilities),
     ("Temperature: how a token is chosen", _temperature),
     ("The loop: how a text grows", _loop),
-    ("Why: what attention causes", _why),
+    ("Why: the effect of attention", _why),
 )

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Regex, decoders
 from tokenizers import Tokenizer as FastTokenizer
 
-# From a token as the decoder gets it to the token as it leaves it. Bytes that are not a character are lone surrogates.
+# One step of a decoder, as a function of a token. Bytes that are not valid UTF-8 are lone surrogates.
 Rule = Callable[[str], str]
 
 # What the WordPiece decoder's ``cleanup`` replaces, in order.

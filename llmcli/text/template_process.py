@@ -1,4 +1,4 @@
-"""Rendering chat templates in a process of their own, which is ended if a template computes for too long."""
+"""Rendering chat templates in a process of their own, which is killed if a template takes too long."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TemplateProcess:
             timer.start()
             try:
                 answer = _exchange(process, line)
-            except BaseException:  # Ctrl-C: the answer to this request must not become that to the next
+            except BaseException:  # Ctrl-C: the next request must not read the answer to this one
                 self.end()
                 raise
             finally:

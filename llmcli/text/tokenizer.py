@@ -62,7 +62,7 @@ class Tokenizer:
 
     @cached_property
     def added_ids(self) -> dict[str, int]:
-        """The ids of the added tokens by their text, normalized for those that are matched in normalized text."""
+        """The ids of the added tokens by their text, which is normalized if the token is matched in normalized text."""
         return {self.fast.id_to_token(id) or "": id for id in self.fast.get_added_tokens_decoder()}
 
     @property
@@ -118,8 +118,8 @@ class Tokenizer:
     def id_of(self, text: str) -> int | None:
         """Return the token whose bytes are ``text``; None if no single token is.
 
-        Of several, one that is not only a byte ("<0x41>"), which tokenizers use for unknown characters; then the
-        smallest id.
+        If there are several, the smallest id, but single-byte tokens such as "<0x41>" only if there is no other:
+        tokenizers use them for unknown characters.
         """
         if not text:
             return None

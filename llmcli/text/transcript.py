@@ -84,7 +84,7 @@ class ChatFile:
             new = not self.path.exists()
             if not new:
                 self._check_replaceable()
-            self._unlock()  # Windows replaces no open file
+            self._unlock()  # Windows cannot replace an open file
             try:
                 with replacing(self.path, new=new) as file:
                     if new:
@@ -100,7 +100,7 @@ class ChatFile:
             raise write_error(self.path, error) from error
 
     def is_at(self, path: Path) -> bool:
-        """Whether ``path`` is this very file, which exists."""
+        """Whether this file exists and ``path`` leads to it."""
         return path.exists() and self.path.exists() and path.samefile(self.path)
 
     def _lock(self) -> None:

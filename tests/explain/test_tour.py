@@ -66,13 +66,11 @@ def claims_hold(report: TourReport, stops: list[str]) -> None:
     _, vectors, order, attention, layers, _, temperature, _, causes = stops
     rows, target = report.lens.rows, token_label(report.lens.target)
     ranks, ps = [row.rank for row in rows], [row.p for row in rows]
-    forms = re.search(
-        r"the answer forms\. After the embedding, (\S+) is only number (\d+); from layer (\d+) on", layers
-    )
+    forms = re.search(r"the answer forms\. After the embedding, (\S+) has only rank (\d+); from layer (\d+) on", layers)
     assert (forms is not None) == report.forms
     if forms is not None:
         layer = int(forms[3])
-        assert (forms[1], int(forms[2])) == (target, ranks[0] + 1)
+        assert (forms[1], int(forms[2])) == (target, ranks[0])
         assert ranks[0] > 0
         assert ps[-1] >= 10 * ps[0]
         assert ps[-1] >= 0.5 * max(ps)  # it does not fall away
@@ -89,7 +87,7 @@ def claims_hold(report: TourReport, stops: list[str]) -> None:
     assert f"{token_label(nearest.piece)}, " in vectors
     same = report.position.in_order.piece.id == report.position.reversed.piece.id
     assert ("lead to the same most probable next token" in order) == same
-    assert ("lead to another next token" in order) != same
+    assert ("lead to a different next token" in order) != same
     first = report.attention.sources[0]
     assert ("Over all heads, the first token gets" in attention) == (first.mean > 1.5 / len(report.attention.sources))
     weights = {key.position: key.weight for key in report.head_at.keys}
@@ -117,7 +115,7 @@ def test_an_answer_that_falls_away_or_needs_no_layer_does_not_form(tiny: TinyFac
         return replace(report, lens=lens, forms=answer_forms(lens), first_from=first_from(lens))
 
     for rows, forms, sentence in (
-        (((99, 1e-5), (5, 0.01), (0, 0.3), (0, 0.7)), True, "number 100; from layer 1 on it is the first"),
+        (((99, 1e-5), (5, 0.01), (0, 0.3), (0, 0.7)), True, "rank 99; from layer 1 on it has rank 0"),
         (((99, 1e-5), (5, 0.01), (3, 0.3), (0, 0.7)), True, "from layer 2 on"),
         (((99, 1e-5), (0, 0.88), (0, 0.4), (0, 0.05)), False, "is highest after layer 0, 0.8800, and 0.0500 at"),
         (((0, 0.9), (0, 0.9), (0, 0.9)), False, "the embedding alone leads to"),

@@ -64,7 +64,7 @@ def chat(
 
     Ctrl-C stops a reply, Ctrl-D exits, /help lists the commands. A line that ends in a backslash continues on the
     next line. From a pipe, each line is a turn; replies go to stdout, everything else to stderr, and the exit code is
-    1 if a line failed.
+    1 if any turn fails.
 
     \b
     Examples:

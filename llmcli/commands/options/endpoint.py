@@ -101,7 +101,7 @@ endpoint_options = bundle(
         "--endpoint",
         "endpoint_url",
         metavar="URL",
-        help="Run the model -m on the OpenAI-compatible server at this address.",
+        help="Use the OpenAI-compatible server at this address; -m is the model's name there.",
     ),
     click.option(
         "--api-key-file",

@@ -136,8 +136,11 @@ def filter_option(filter: type[NumberFilter]) -> Decorator:
     )
 
 
-def sampling_bundle() -> Decorator:
-    """Decorate a command with an option for each filter and the other sampling options, as ``sampling``."""
+def sampling_bundle(default_seed: str = "random; printed at the end") -> Decorator:
+    """Decorate a command with an option for each filter and the other sampling options, as ``sampling``.
+
+    ``default_seed`` is what the help says about the command's seed without --seed.
+    """
     penalties = [filter for filter in FILTERS.values() if issubclass(filter, Penalty)]
     others = [filter for filter in FILTERS.values() if not issubclass(filter, Penalty)]
     return bundle(
@@ -168,7 +171,7 @@ def sampling_bundle() -> Decorator:
         click.option(
             "--seed",
             type=click.IntRange(min=0),
-            help="Seed of the random draws; repeats a run.  [default: random; printed at the end]",
+            help=f"Seed of the random draws; the same seed repeats a run.  [default: {default_seed}]",
         ),
         title="Sampling",
         parameters=sampling_parameters(),

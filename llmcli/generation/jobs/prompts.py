@@ -17,7 +17,7 @@ _TYPE_NAMES = {str: "a string", int: "an integer", list: "a list"}
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt and its settings. ``number`` is its line in the file, from 1; ``id`` is its own, or that number."""
+    """One prompt and its settings. ``number`` is its line in the file, from 1, and the default of ``id``."""
 
     number: int
     id: JobId

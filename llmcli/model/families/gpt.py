@@ -41,7 +41,7 @@ def parse_gpt2(raw: Mapping[str, Any]) -> ModelConfig:
     """
     for key, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
         if field(raw, key, usual) is not usual:
-            raise LlmcliError(f"config.json: {key} = {raw[key]!r} is not supported", f"only {usual} is")
+            raise LlmcliError(f"config.json: {key} = {raw[key]!r} is not supported", f"only {usual} is supported")
     hidden = field(raw, "n_embd", 768)
     heads = field(raw, "n_head", 12)
     if heads > 0 and hidden % heads:

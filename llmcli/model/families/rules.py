@@ -23,8 +23,8 @@ class Family:
 
     ``renamed`` are (pattern, replacement) pairs for re.sub, applied to stored names, which differ in old or multimodal
     files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as those of an image
-    encoder; ``BUFFERS`` are dropped, too. ``tokenizer_class`` is transformers' for the family: "" for those that use
-    tokenizer.json as it is, None if each model's files name one.
+    encoder; ``BUFFERS`` are dropped, too. ``tokenizer_class`` is the one that transformers uses for the family: "" for
+    those that use tokenizer.json as it is, None if each model's files name one.
     """
 
     model_type: str
