@@ -352,7 +352,7 @@ def test_the_formats_of_the_other_commands_are_as_documented(tmp_path: Path) -> 
     assert chat.exit_code == 0, chat.stderr
     saved = json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))
     shown = written_by(["config", "--json"])[0]
-    assert [list(saved), list(shown)] == [keys(form) for form in forms_of("Other files")]
+    assert [list(saved), list(shown)] == [keys(form) for form in forms_of("Saved chats and config")]
 
 
 def section_of_json(heading: str) -> str:

@@ -92,12 +92,14 @@ def check_options(
     decode: str | None,
     output: OutputOptions,
 ) -> None:
-    """Raise LlmcliError for options that exclude each other."""
+    """Raise LlmcliError for options that cannot be combined."""
     bare = only_ids + only_count + (decode is not None)
     if bare + (merges or output.as_json) > 1:
-        raise usage_error("--ids, --count, --decode and --json or --merges exclude each other", "use one of them")
+        raise usage_error(
+            "--ids, --count and --decode cannot be combined with each other, --merges or --json", "use one of them"
+        )
     if bare and output.picture is not None:
-        raise usage_error("--ids, --count and --decode have no picture", "omit --save")
+        raise usage_error("--ids, --count and --decode cannot be saved as a picture", "omit --save")
     if decode is not None and (prompt.argument is not None or prompt.file is not None):
         raise usage_error("--decode takes ids instead of TEXT", "omit one of them")
     if merges and len(models) > 1:

@@ -275,7 +275,7 @@ def choose_recipes(
     """
     if file is not None:
         if given:
-            raise usage_error(f"--recipe and {_option(given)} exclude each other", "set it in the recipe file")
+            raise usage_error(f"--recipe and {_option(given)} cannot be combined", "set it in the recipe file")
         return recipe.read_recipe(file, positions=positions)
     if not resume:
         return [recipe.make_recipe(given, positions=positions)]

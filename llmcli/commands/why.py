@@ -58,7 +58,7 @@ def why(
       llmcli why "The sun was shining and the birds were" --head 4.3
     """
     if head is not None and layers is not None:
-        raise usage_error("--head and --layer exclude each other", "give one of them")
+        raise usage_error("--head and --layer cannot be combined", "give one of them")
     text = prompt.read()
     loaded = choice.open()
 

@@ -109,7 +109,7 @@ def server_score(server: Server, text: str) -> ScoreReport:
             kind="server-without-prompt-logprobs",
         )
     if len(tokens) < 2:
-        raise usage_error("the text is too short: its first token is predicted from nothing", "use a longer text")
+        raise usage_error("the text is too short: its first token has no context", "use a longer text")
     return _score_report(server.name, text, tokens, first)
 
 

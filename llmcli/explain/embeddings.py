@@ -79,7 +79,7 @@ def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10, inputs: b
     terms = parse_expression(expression, tokenizer, min(tokenizer.size, model.config.vocab_size))
     vector = _sum(model, terms)
     if not vector.any():
-        raise usage_error(f"the vector of {expression!r} is 0, which has no neighbours", "remove a word")
+        raise usage_error(f"the vector of {expression!r} is 0, which has no neighbors", "remove a word")
     ids = _known(loaded)
     mean = _mean(model, ids)
     words = torch.tensor([term.piece.id for term in terms])

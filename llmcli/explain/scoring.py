@@ -83,7 +83,7 @@ def windows_of(length: int, context: int) -> Windows | None:
 def check_scorable(ids: Sequence[int]) -> None:
     """Raise LlmcliError unless at least one token follows another."""
     if len(ids) < 2:
-        raise usage_error("the text is too short: its first token is predicted from nothing", "give a longer one")
+        raise usage_error("the text is too short: its first token has no context", "give a longer one")
 
 
 def _rows(logits: Tensor, targets: Tensor) -> Iterator[tuple[float, int, float, int, float]]:

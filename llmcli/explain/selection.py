@@ -95,7 +95,7 @@ def find_heads(config: ModelConfig, layers: Layers | None, head: Head | None) ->
     Raises LlmcliError if both are given, and the errors of ``find_head`` and ``find_layers``.
     """
     if head is not None and layers is not None:
-        raise usage_error("one head and whole layers exclude each other", kind="head-and-layers")
+        raise usage_error("a head and layers cannot be combined", kind="head-and-layers")
     if head is not None:
         return [find_head(config, head)]
     return [(layer, n) for layer in find_layers(config, layers) for n in range(config.num_attention_heads)]

@@ -17,7 +17,7 @@ def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
     """
     mode = path.stat().st_mode
     if not (pipes or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder raises the right error
-        raise LlmcliError(f"{path}: not a regular file", "a pipe or a device cannot take its place")
+        raise LlmcliError(f"{path}: not a regular file", "replace the pipe or device with a file")
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:

@@ -27,7 +27,7 @@ def probabilities(logits: Tensor) -> Tensor:
 def check_finite(numbers: Tensor, what: str = "logits") -> None:
     """Raise LlmcliError unless all ``numbers`` that the model computed are finite; ``what`` they are."""
     if not bool(numbers.sum().isfinite()):
-        raise LlmcliError(f"the model's {what} are not numbers", kind="logits-not-finite")
+        raise LlmcliError(f"the model's {what} contain NaN or infinity", kind="logits-not-finite")
 
 
 def entropy(probs: Tensor) -> float:

@@ -51,7 +51,7 @@ def pick_dtype(name: str | torch.dtype, device: torch.device, stored: torch.dtyp
     if str(name).lower() != "auto":
         dtype = DTYPES.get(str(name).lower().removeprefix("torch."))
         if dtype is None:
-            raise usage_error(f"{name!r} is not a dtype of models", f"known: auto, {', '.join(DTYPES)}")
+            raise usage_error(f"{name!r} is not a supported dtype", f"known: auto, {', '.join(DTYPES)}")
         return dtype
     if device.type == "cpu" and stored != torch.float32:
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32

@@ -158,7 +158,7 @@ class WeightFiles:
             if entry.shape != expected:
                 raise LlmcliError(
                     f"{file.path}: tensor {entry.name} has shape {list(entry.shape)}, "
-                    f"but config.json makes it {list(expected)}",
+                    f"but config.json implies {list(expected)}",
                     "config.json and the weights must come from the same model",
                 )
 

@@ -97,7 +97,7 @@ def validate(
     with torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
         for example in examples:
             if len(example.ids) <= example.first:
-                continue  # a single token is predicted from nothing
+                continue  # a single token has no context
             scores = surprisals(model, example.ids)[example.first - 1 :]
             nats += float(scores.sum(dtype=torch.float64))
             tokens += len(scores)

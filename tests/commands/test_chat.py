@@ -235,7 +235,7 @@ def test_system_prompts(chat: Chat, tmp_path: Path) -> None:
     assert saved(file)[0] == ("user", "The fox")
     assert stderr == ["system prompt removed", "no system prompt; /system TEXT sets one"]
     _, stderr = chat("/system x", args=("--raw",))
-    assert "--raw has no system prompt" in stderr[0]
+    assert "--raw does not use a system prompt" in stderr[0]
 
 
 def test_settings(chat: Chat) -> None:

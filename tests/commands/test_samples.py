@@ -107,7 +107,7 @@ def test_a_long_prompt_is_an_error_by_default(run: Run, model: Path) -> None:
         result = run("generate", LONG, "-m", model, "-n", 3, "--json", "--context-overflow", overflow)
         start, *_ = records(result)
         assert len(start["prompt_ids"]) == left
-        assert "tokens, but the model's context holds 64: cut" in result.stderr
+        assert "were dropped" in result.stderr
 
 
 ON = ("--seed", 1, "--logit-bias", "1=-inf")  # token 1 would end the text

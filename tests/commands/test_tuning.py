@@ -133,7 +133,7 @@ def test_errors(run: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
         (("--method", "sft"), "--init"),
         (("--init", model, "--hidden-size", 8), "hidden_size"),
         (("--init", model, "--recipe", recipe), "vocab_size"),
-        (("--recipe", recipe, "--tokens", 5), "--recipe and --tokens exclude each other"),
+        (("--recipe", recipe, "--tokens", 5), "--recipe and --tokens cannot be combined"),
         (("--recipe", tmp_path / "none.toml"), "no such file"),
         (("--init", tmp_path / "none"), "none"),
         (("--plain", 3), "plain"),

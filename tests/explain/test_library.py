@@ -92,7 +92,7 @@ def test_what_a_view_shows_is_found_by_number_or_text(loaded: LoadedModel) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "0-1", "head": "0.0"}, "exclude each other"),
+        ({"layers": "0-1", "head": "0.0"}, "cannot be combined"),
         ({"token": 10**6}, "no token id"),
         ({"token": -1}, "no token id"),
         ({"position": 99}, "no position 99"),

@@ -206,5 +206,5 @@ def test_a_damaged_embedding_is_an_error(tiny: TinyFactory) -> None:
     model = tiny("llama").load()
     with torch.no_grad():
         model.embedding.weight[9] = float("nan")
-    with pytest.raises(LlmcliError, match="embeddings are not numbers"):
+    with pytest.raises(LlmcliError, match="embeddings contain NaN or infinity"):
         neighbours(loaded(tiny("llama"), model), "w5", top=5)

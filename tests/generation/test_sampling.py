@@ -578,14 +578,14 @@ def test_without_filters_the_draw_is_from_the_model() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("filters", [[], [Temperature(0.0)], [TopK(1)]], ids=["none", "greedy", "top-k"])
 def test_logits_that_are_not_numbers_are_errors(bad: float, filters: list[Filter]) -> None:
-    with pytest.raises(LlmcliError, match="not numbers") as caught:
+    with pytest.raises(LlmcliError, match="contain NaN or infinity") as caught:
         Sampler(filters, 0).choose(torch.tensor([0.0, bad, 1.0]))
     assert caught.value.exit_code == EXIT_FAILURE
     assert caught.value.kind == "logits-not-finite"
 
 
 def test_cutting_all_tokens_is_an_error() -> None:
-    with pytest.raises(LlmcliError, match="not numbers"):
+    with pytest.raises(LlmcliError, match="contain NaN or infinity"):
         probabilities(torch.full((3,), -math.inf))
 
 

@@ -73,7 +73,7 @@ def chat(
       llmcli chat -m HuggingFaceTB/SmolLM2-135M-Instruct -s "Be brief."
     """
     if raw and system_prompt:
-        raise usage_error("--raw has no system prompt", "omit --raw or --system-prompt")
+        raise usage_error("--raw does not use a system prompt", "omit --raw or --system-prompt")
     if file is not None:
         check_writable("--chat", file)
     with ExitStack() as stack:

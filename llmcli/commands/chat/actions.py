@@ -81,7 +81,7 @@ def system(session: AnySession, argument: str) -> None:
 def set_system(session: AnySession, argument: str) -> None:
     """Set the system prompt; an empty ``argument`` removes it. Raises LlmcliError if the template has none."""
     if session.raw:
-        raise usage_error("--raw has no system prompt", "use a model with a chat template")
+        raise usage_error("--raw does not use a system prompt", "use a model with a chat template")
     chat = session.conversation
     rest = tuple(message for message in chat.messages if message.role != "system")
     system = (text.Message("system", argument),) if argument else ()

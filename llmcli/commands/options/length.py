@@ -77,7 +77,7 @@ def fit(
     if len(fitted) < len(ids):
         limit, cut = loaded.model.config.max_position_embeddings, len(ids) - len(fitted)
         render.note(
-            f"the prompt has {len(ids)} tokens, but the model's context holds {limit}: cut {cut} of them", sys.stderr
+            f"the prompt has {len(ids)} tokens, but the model's context holds {limit}: {cut} were dropped", sys.stderr
         )
     return fitted
 

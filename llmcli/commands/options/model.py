@@ -89,7 +89,7 @@ def report_load(loaded: generation.LoadedModel) -> None:
     notes, tokens, rows = loaded.notes, loaded.tokenizer.size, loaded.model.config.vocab_size
     if tokens > rows:
         render.note(
-            f"the tokenizer has {tokens} tokens, but the model only {rows}: does it belong to another model?",
+            f"the tokenizer has {tokens} tokens, but the model has only {rows}: does it belong to another model?",
             sys.stderr,
         )
     if notes.unused:

@@ -33,7 +33,7 @@ class Prompt:
         """
         if self.file is not None:
             if self.argument is not None:
-                raise usage_error("PROMPT and --prompt-file exclude each other", "give one of them")
+                raise usage_error("PROMPT and --prompt-file cannot be combined", "give one of them")
             return _not_empty(read_text_file(self.file), str(self.file))
         piped = sys.stdin is not None and not sys.stdin.isatty()
         if self.argument == "-" or (self.argument is None and piped):
