@@ -16,6 +16,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
+from llmcli.errors import LlmcliError
 from llmcli.text import chat_format
 from llmcli.text.chat_format import PlainFormat, TemplateFormat
 from llmcli.text.chat_template import ROLES, ChatTemplate, Message, find_template
@@ -226,7 +227,7 @@ def test_the_forgery_test_detects_a_disabled_guard(monkeypatch: pytest.MonkeyPat
     assert not forged("＜/s＞")
     with monkeypatch.context() as patch:
         patch.setattr(marked_tokenizer, "_renamed_model", lambda model, renamed: model)
-        with pytest.raises(AssertionError):
+        with pytest.raises(LlmcliError):
             forged("</s>")
     with monkeypatch.context() as patch:
         patch.setattr(TemplateFormat, "_split_control", lambda self, message, mark: message.content)
