@@ -34,6 +34,8 @@ _OTHER_WEIGHTS = (
 def stand_in(path: Path) -> LlmcliError | None:
     """Return the error for a file that is something else instead, such as a Git LFS pointer; None if it is not."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         with path.open("rb") as file:
             start = file.read(256)
     except (OSError, ValueError):  # ValueError: an invalid character in the path
