@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from llmcli.endpoint.errors import ServerError
 from llmcli.endpoint.generation import check_length, finish_reason
-from llmcli.endpoint.response import Usage, join_surrogates, parse_chunk
+from llmcli.endpoint.response import Usage, parse_chunk
 from llmcli.endpoint.server import Request, Server
+from llmcli.text.surrogates import join_surrogates
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from typing import Any
 from llmcli.endpoint.address import ApiKey
 from llmcli.endpoint.errors import ServerError, malformed
 from llmcli.endpoint.key_filter import KeyFilter
-from llmcli.endpoint.response import ResponseChunk, SurrogateJoiner, Usage, parse_chunk
+from llmcli.endpoint.response import ResponseChunk, Usage, parse_chunk
 from llmcli.explain.report import GeneratedToken
+from llmcli.text.surrogates import SurrogateJoiner
 
 MAX_CHARACTERS = 1024  # per token, on average
 MAX_EMPTY = 2**14  # chunks without text in a row, in addition to the requested number of tokens

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmcli.endpoint.errors import ServerError
-from llmcli.endpoint.response import join_surrogates, parse_chunk
+from llmcli.endpoint.response import parse_chunk
 from llmcli.endpoint.server import Request, Server
 from llmcli.endpoint.tokens import TOLERANCE, ServerToken, TokenLogprob
 from llmcli.errors import usage_error
 from llmcli.explain.report import Check, Claim, Report, ScoredToken, ScoreReport, check
+from llmcli.text.surrogates import join_surrogates
 
 TOP_LOGPROBS = 5  # OpenAI's maximum for completions
 

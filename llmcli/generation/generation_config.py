@@ -15,6 +15,7 @@ from llmcli.errors import LlmcliError
 from llmcli.files.json import read_json
 from llmcli.generation.filters import FILTERS, Penalty
 from llmcli.model.families import fields
+from llmcli.text.surrogates import is_unicode
 
 FILE = "generation_config.json"
 # Keys that say nothing about the text: ids that prompts are built from, what transformers returns, how it computes.
@@ -138,7 +139,7 @@ class _Reader:
         return None
 
     def _stop_strings(self) -> tuple[str, ...]:
-        return tuple(self._listed("stop_strings", lambda text: isinstance(text, str) and text and _is_unicode(text)))
+        return tuple(self._listed("stop_strings", lambda text: isinstance(text, str) and text and is_unicode(text)))
 
     def _listed(self, key: str, is_valid: Callable[[Any], Any]) -> list[Any]:
         """The valid entries of a list, which may be a single value."""
@@ -198,7 +199,3 @@ def _shown(value: Any) -> str:
         return ""
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _is_unicode(text: str) -> bool:
-    return not any(0xD800 <= ord(char) <= 0xDFFF for char in text)

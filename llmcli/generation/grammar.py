@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.generation.filters import CUT
+from llmcli.text.surrogates import is_unicode
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -83,7 +84,7 @@ def choice_rules(choices: Sequence[str]) -> str:
     repeated = next((choice for choice, count in Counter(choices).items() if count > 1), None)
     if repeated is not None:
         raise usage_error(f"the choice {repeated!r} is given twice", "give each choice once")
-    if any(0xD800 <= ord(char) <= 0xDFFF for choice in choices for char in choice):
+    if not all(map(is_unicode, choices)):
         raise usage_error("a choice is not valid Unicode", "use UTF-8")
     return _checked("/" + "|".join(map(_escaped, choices)) + "/", "the choices")
 

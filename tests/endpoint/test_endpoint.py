@@ -17,7 +17,7 @@ from llmcli.endpoint import batch, client
 from llmcli.endpoint.address import ApiKey, find_key, parse_address
 from llmcli.endpoint.client import Client
 from llmcli.endpoint.errors import ServerError
-from llmcli.endpoint.response import SurrogateJoiner, parse_chunk, server_sent_events, split_lines
+from llmcli.endpoint.response import parse_chunk, server_sent_events, split_lines
 from llmcli.endpoint.server import Request, Server, open_server
 from llmcli.endpoint.server_kinds import KINDS, OPENAI, UNKNOWN_KIND, request_fields
 from llmcli.endpoint.tokens import ServerToken, parse_tokens
@@ -25,6 +25,7 @@ from llmcli.endpoint.views import locate_text
 from llmcli.errors import EXIT_USAGE, LlmcliError
 from llmcli.generation.filters import FILTERS
 from llmcli.text.chat_template import Message
+from llmcli.text.surrogates import SurrogateJoiner
 from tests.endpoint_server import Endpoint, Handler, event
 
 SECRET = "sk-Very/Secret+0123456789="

@@ -13,6 +13,7 @@ from llmcli import generation, render
 from llmcli.commands.options.common import Choice, Line, bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import usage_error
+from llmcli.text.surrogates import is_unicode
 
 DEFAULT_TOKENS = 512
 OVERFLOWS = ("error", "truncate-start", "shift")
@@ -60,7 +61,7 @@ def parse_length(max_tokens: int | None, stop: tuple[str, ...], overflow: genera
     """Check the values of the options."""
     if "" in stop:
         raise usage_error("--stop must not be empty", "give the text to stop at")
-    if any(0xD800 <= ord(char) <= 0xDFFF for text in stop for char in text):  # bytes that could not be decoded
+    if not all(map(is_unicode, stop)):
         raise usage_error("--stop is not valid Unicode", "use UTF-8")
     return Length(max_tokens, stop, overflow)
 

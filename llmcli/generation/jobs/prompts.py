@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import usage_error
+from llmcli.text.surrogates import is_unicode
 
 JobId = str | int
 
@@ -91,13 +92,13 @@ def _parse(number: int, line: bytes, defaults: JobDefaults) -> Job:
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
     id = _typed(values, "id", (str, int), number)
-    if isinstance(id, str) and not _is_unicode(id):
+    if isinstance(id, str) and not is_unicode(id):
         raise ValueError("id is not valid Unicode")
     stop = _typed(values, "stop", (str, list), list(defaults.stop))
     stop = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(text, str) and text for text in stop):
         raise ValueError("stop must be a non-empty string or a list of them")
-    if not all(map(_is_unicode, stop)):
+    if not all(map(is_unicode, stop)):
         raise ValueError("stop is not valid Unicode")
     seed = _typed(values, "seed", (int,), defaults.seed + number - 1)
     max_tokens = _typed(values, "max_tokens", (int,), defaults.max_tokens)
@@ -117,10 +118,6 @@ def _typed(values: Mapping[str, Any], key: str, types: tuple[type, ...], default
         expected = " or ".join(_TYPE_NAMES[kind] for kind in types)
         raise ValueError(f"{key} must be {expected}, not {_shortened(value)}")
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    return not any(0xD800 <= ord(char) <= 0xDFFF for char in text)
 
 
 def _shortened(value: Any, most: int = 60) -> str:
