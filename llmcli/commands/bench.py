@@ -153,7 +153,7 @@ def measure(
         name = f"random {config.parent.resolve().name}"
         model = generation.random_model_of(config, choice.device, choice.dtype, choice.quantization)
     seconds = time.perf_counter() - began
-    dtype = choice.quantization or str(model.dtype).removeprefix("torch.")
+    dtype = choice.quantization or model.dtype_name
     for count in threads:
         use_threads(count)
         for speed in generation.measure(

@@ -103,7 +103,7 @@ def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
         loaded.folder,
         loaded.adapter,
         device=loaded.model.device.type,
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        dtype=loaded.model.dtype_name,
         quantization=quantization_of(loaded.model),
         tokens=tokens,
         open_model=lambda: loaded,

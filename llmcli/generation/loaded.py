@@ -41,9 +41,9 @@ class LoadedModel:
     adapter: Path | None = None
 
     def __repr__(self) -> str:
-        config, dtype = self.model.config, str(self.model.dtype).removeprefix("torch.")
+        config = self.model.config
         layers = f"{config.model_type} with {config.num_hidden_layers} layers"
-        return f"LoadedModel({self.name!r}, {layers}, {dtype} on {self.model.device})"
+        return f"LoadedModel({self.name!r}, {layers}, {self.model.dtype_name} on {self.model.device})"
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -92,6 +92,11 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.norm.weight.dtype
 
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as config.json and ``load`` name it, such as "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
     def new_cache(self, batch: int = 1) -> KVCache:
         """An empty cache of this model's shape, device and dtype."""
         return KVCache(self.config, device=self.device, dtype=self.dtype, batch=batch)

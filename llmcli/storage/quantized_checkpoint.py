@@ -82,12 +82,14 @@ def save_quantized(
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[0] not in modules:
             tensors[name] = parameter.detach()
-    dtype = str(model.dtype).removeprefix("torch.")
     settings = {"quant_method": METHOD, "bits": BITS[quantization], "group_size": GROUP}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as file:
         write_tensors(file, tensors, {"format": "pt"})
-    replace_text(folder / CONFIG, json.dumps({**raw, "dtype": dtype, "quantization_config": settings}, indent=2) + "\n")
+    replace_text(
+        folder / CONFIG,
+        json.dumps({**raw, "dtype": model.dtype_name, "quantization_config": settings}, indent=2) + "\n",
+    )
 
 
 def load_quantized(

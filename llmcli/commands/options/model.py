@@ -110,8 +110,8 @@ def find_model(name: str | None, offline: bool) -> Path:
 
 def describe_model(loaded: generation.LoadedModel) -> str:
     """Return the model's name, dtype and quantization: "llama-tales-12m, bfloat16, int8"."""
-    dtype, kind = str(loaded.model.dtype).removeprefix("torch."), storage.quantization_of(loaded.model)
-    return ", ".join(part for part in (loaded.name, dtype, kind) if part)
+    kind = storage.quantization_of(loaded.model)
+    return ", ".join(part for part in (loaded.name, loaded.model.dtype_name, kind) if part)
 
 
 def choose_pair(models: tuple[str, ...], adapter: str | None, **options: Any) -> tuple[ModelChoice, ModelChoice]:

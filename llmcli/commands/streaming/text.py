@@ -72,8 +72,7 @@ def write_text(
     sampler = generated.sampler
     if verbose:
         chain = ", ".join(render.filter_label(filter.name, filter.value) for filter in sampler.filters) or "none"
-        dtype = str(loaded.model.dtype).removeprefix("torch.")
-        render.note(f"{loaded.name}: {dtype} on {loaded.model.device}; sampler: {chain}", sys.stderr)
+        render.note(f"{loaded.name}: {loaded.model.dtype_name} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = render.TextWriter(sys.stdout, by_probability=alternatives is not None)
     reports: list[explain.GeneratedToken] = []
     with Interrupt() as interrupt:

@@ -13,7 +13,7 @@ from llmcli.explain.forward_pass import tolerance
 from llmcli.explain.report import relative_error, vocab_entry
 from llmcli.explain.verification.consistency import continuation_length, generate, prompt
 from llmcli.explain.verification.proof import Divergence, Finding, Plan, Skipped, difference, largest_difference
-from llmcli.explain.verification.subject import Subject, dtype_name, one_pass
+from llmcli.explain.verification.subject import Subject, one_pass
 from llmcli.generation.filters import Temperature
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantization_of
@@ -44,7 +44,7 @@ def device_plans(subject: Subject) -> list[Plan]:
     def compare_with(device: str) -> Finding:
         if quantization_of(subject.model) is not None:
             raise Skipped("quantized weights run on the CPU only")
-        theirs = output_of(subject, subject.opened(device, dtype_name(subject.model)).model)
+        theirs = output_of(subject, subject.opened(device, subject.model.dtype_name).model)
         ours = output_of(subject, subject.model)
         return Finding(
             difference(theirs.logits, ours.logits),
@@ -64,7 +64,7 @@ def device_plans(subject: Subject) -> list[Plan]:
 
 def dtype_plans(subject: Subject) -> list[Plan]:
     """Return plans that compare bfloat16, and the dtype that the model runs in, with float32."""
-    names = dict.fromkeys(["bfloat16", dtype_name(subject.model)])
+    names = dict.fromkeys(["bfloat16", subject.model.dtype_name])
     device = subject.model.device.type
 
     def compare_with_float32(name: str) -> Finding:

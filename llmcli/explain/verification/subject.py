@@ -52,7 +52,7 @@ class Subject:
 
         Raises ``Skipped`` if a second model might not fit into memory.
         """
-        if (self.model.device.type, dtype_name(self.model)) == (device, dtype):
+        if (self.model.device.type, self.model.dtype_name) == (device, dtype):
             return self.loaded
         need, usable = 4 * parameter_count(self.model), memory_of(torch.device(device)).usable
         if usable is not None and need > usable / 2:
@@ -80,11 +80,6 @@ def one_pass(model: Transformer, ids: Sequence[int]) -> Tensor:
 def batch(model: Transformer, *rows: Sequence[int]) -> Tensor:
     """Return rows of ids as the model takes them: [B, T]."""
     return torch.tensor([list(row) for row in rows], device=model.device)
-
-
-def dtype_name(model: Transformer) -> str:
-    """Return the model's dtype as ``load`` takes it, such as "bfloat16"."""
-    return str(model.dtype).removeprefix("torch.")
 
 
 def parameter_count(model: Transformer) -> int:

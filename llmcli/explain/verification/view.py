@@ -11,7 +11,7 @@ from llmcli.explain.selection import Text, token_ids
 from llmcli.explain.verification import consistency, reference
 from llmcli.explain.verification.devices import device_plans, dtype_plans
 from llmcli.explain.verification.proof import Finding, Plan, Proof, Skipped
-from llmcli.explain.verification.subject import Reopen, Subject, dtype_name, fitting
+from llmcli.explain.verification.subject import Reopen, Subject, fitting
 from llmcli.generation.loaded import LoadedModel, load
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import quantization_of
@@ -91,7 +91,7 @@ def verify(
     return VerifyReport(
         model=loaded.name,
         device=loaded.model.device.type,
-        dtype=dtype_name(loaded.model),
+        dtype=loaded.model.dtype_name,
         quantized=quantization_of(loaded.model),
         text_tokens=len(ids),
         tokens=len(subject.ids),
