@@ -20,8 +20,6 @@ from llmcli.model.positions import span
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 
-MAX_NEW_TOKENS = 512  # where neither the user nor the model sets a limit
-
 TextFinish = Finish | Literal["stop_string", "interrupted"]
 
 
@@ -183,7 +181,7 @@ def generate(
     stops = (stop,) if isinstance(stop, str) else tuple(own.stop if stop is None else stop)
     if not all(isinstance(each, str) for each in stops):
         raise TypeError(f"stop must be a string, or several, not {stop!r}")
-    most = (own.max_new_tokens or MAX_NEW_TOKENS) if max_new_tokens is None else operator.index(max_new_tokens)
+    most = own.token_limit(None if max_new_tokens is None else operator.index(max_new_tokens))
     return Generation(loaded, ids, sampler=sampler, max_new_tokens=most, stop=stops)
 
 

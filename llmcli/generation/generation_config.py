@@ -18,6 +18,7 @@ from llmcli.model.families import fields
 from llmcli.text.surrogates import is_unicode
 
 FILE = "generation_config.json"
+MAX_NEW_TOKENS = 512  # where neither the user nor the model sets a limit
 # Keys that say nothing about the text: ids that prompts are built from, what transformers returns, how it computes.
 UNRELATED = frozenset(
     [
@@ -91,6 +92,10 @@ class Defaults:
     stop: tuple[str, ...] = ()
     unusable: Mapping[str, str] = field(default_factory=dict)
     fault: str = ""
+
+    def token_limit(self, given: int | None, default: int = MAX_NEW_TOKENS) -> int:
+        """The most tokens to generate: those that the user has ``given``, else the model's, else ``default``."""
+        return given if given is not None else self.max_new_tokens or default
 
 
 def read_defaults(folder: Path, context: int | None = None) -> Defaults:

@@ -118,8 +118,7 @@ class SamplerSettings(Settings):
 
     @property
     def max_tokens(self) -> int:
-        given, own = self._values[LENGTH], self._loaded.defaults.max_new_tokens
-        return super().max_tokens if given is not None or own is None else own
+        return self._loaded.defaults.token_limit(self._values[LENGTH], REPLY_TOKENS)
 
     def sampler(self) -> generation.Sampler:
         """The sampler for the next reply."""

@@ -13,9 +13,9 @@ from llmcli import generation, render
 from llmcli.commands.options.common import Choice, Line, bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import usage_error
+from llmcli.generation.generation_config import MAX_NEW_TOKENS, Defaults
 from llmcli.text.surrogates import is_unicode
 
-DEFAULT_TOKENS = 512
 OVERFLOWS = ("error", "truncate-start", "shift")
 
 
@@ -34,8 +34,7 @@ class Length:
 
     @property
     def max_tokens(self) -> int:
-        own = None if self.own is None else self.own.max_new_tokens
-        return self.given_tokens if self.given_tokens is not None else own or DEFAULT_TOKENS
+        return (self.own or Defaults((), {}, {})).token_limit(self.given_tokens)
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -105,7 +104,7 @@ def length_options(least: int) -> Decorator:
             "--max-new-tokens",
             "-n",
             type=click.IntRange(min=least),
-            help=f"Generate at most N tokens.  [default: the model's, else {DEFAULT_TOKENS}]",
+            help=f"Generate at most N tokens.  [default: the model's, else {MAX_NEW_TOKENS}]",
         ),
         click.option("--stop", multiple=True, type=Line(), metavar="TEXT", help="Stop before this text. Repeatable."),
         overflow_option,
