@@ -40,6 +40,15 @@ def write_error(path: Path, error: OSError) -> LlmcliError:
     return LlmcliError(f"{path}: cannot be written: {error.strerror or error}", hint)
 
 
+def append_line(file: BinaryIO, line: bytes, path: Path) -> None:
+    """Write a line in one piece to the unbuffered ``file`` at ``path``. Raises LlmcliError unless all of it fits."""
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 @contextmanager
 def replacing(path: Path, *, new: bool = False, durable: bool = True, beside: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write, which replaces ``path`` if the block succeeds.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.layers import Embedding, Linear
 from llmcli.model.transformer import Transformer
+from llmcli.storage.finite import is_finite
 from llmcli.storage.quantized_tensors import GROUP, MIN_SCALE, from_nibbles, nibbles, to_int4, to_int8
 
 Quantization = Literal["int8", "int4"]
@@ -206,9 +207,8 @@ def stored_tensors(module: Linear | Embedding, quantization: Quantization, name:
     """
     weight = module.weight.detach()
     tensors: dict[str, Tensor] = {}
-    for piece in _pieces(weight):
-        if not piece.isfinite().all():
-            raise LlmcliError(f"{name}.weight contains NaN or infinity", "the model cannot be quantized")
+    if not is_finite(weight):
+        raise LlmcliError(f"{name}.weight contains NaN or infinity", "the model cannot be quantized")
     if "factors" in quantized_shapes(module, quantization):
         codes, factors, scales = zip(*(to_int4(piece) for piece in _pieces(weight)), strict=True)
         tensors["weight"], tensors["factors"] = nibbles(torch.cat(codes)), torch.cat(factors)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from llmcli.errors import LlmcliError
-from llmcli.files.atomic import write_error
+from llmcli.files.atomic import append_line, write_error
 from llmcli.files.lock import lock_for_writing
 from llmcli.files.ndjson import to_line
 
@@ -85,10 +83,9 @@ class MetricsFile:
         line, end = _line(metrics), self._ends[-1] if self._ends else 0
         try:
             self._file.truncate(end)
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise write_error(self._path, error) from error
+        append_line(self._file, line, self._path)
         self.history.append(metrics)
         self._ends.append(end + len(line))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.files.atomic import clear_leftovers, write_error
+from llmcli.files.atomic import append_line, clear_leftovers, write_error
 from llmcli.files.lock import lock_for_writing
 from llmcli.files.ndjson import to_line
 from llmcli.generation.jobs.prompts import Job, JobId, check_regular_file
@@ -132,11 +131,7 @@ class Results:
         """Append a result in one write, so that even a killed process leaves the line complete or absent."""
         self._check_size(self._whole)
         line = to_line(record).encode()
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise write_error(self.path, error) from error
+        append_line(self._file, line, self.path)
         self._whole += len(line)
         self.done[record["id"]] = record["mark"]
         self._note_end(record)
