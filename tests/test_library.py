@@ -15,6 +15,7 @@ import torch
 
 import llmcli
 from llmcli.errors import LlmcliError
+from llmcli.files import json as json_files
 from llmcli.generation.filters import FILTERS, Temperature, TopP
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
@@ -48,6 +49,18 @@ def test_a_model_is_opened_by_name_or_folder(name: str | Path, shipped: LoadedMo
     loaded = llmcli.load(name)
     assert loaded.name == shipped.name
     assert loaded.folder == shipped.folder
+
+
+def test_config_json_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_file, names = json_files.read_file, []
+
+    def recorded(path: Path, most: int) -> bytes:
+        names.append(path.name)
+        return read_file(path, most)
+
+    monkeypatch.setattr(json_files, "read_file", recorded)
+    llmcli.load()
+    assert names.count("config.json") == 1
 
 
 def test_generate_is_the_loop_with_its_text(shipped: LoadedModel) -> None:

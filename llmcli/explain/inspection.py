@@ -144,7 +144,7 @@ def inspect_folder(
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return InspectReport(
         model=name,
-        shape=architecture_of(config, load_tokenizer(folder, name).size),
+        shape=architecture_of(config, load_tokenizer(folder, name, model=checkpoint.raw).size),
         parameters=sum(counts.values()),
         active=_active_parameters(config, counts),
         groups=_groups(counts, weight_bytes(model, compute_dtype, kind)),

@@ -107,7 +107,7 @@ def load(
     if quantization is not None and checkpoint.quantization is not None:
         raise usage_error(f"the weights of {name or folder.name} are already quantized", kind="already-quantized")
     where = group.device if group is not None else device_for(checkpoint, device, quantization)
-    tokenizer = load_tokenizer(folder, name)
+    tokenizer = load_tokenizer(folder, name, model=checkpoint.raw)
     defaults = read_defaults(folder, checkpoint.config.max_position_embeddings)
 
     def pick(stored: torch.dtype) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,8 +166,10 @@ def _check_unicode(text: str) -> None:
         raise usage_error(f"the text is not valid Unicode at character {error.start}", "convert it to UTF-8") from None
 
 
-def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
+def load_tokenizer(folder: Path, name: str | None = None, *, model: Mapping[str, Any] | None = None) -> Tokenizer:
     """Load the tokenizer of a model folder; ``name`` is the folder's unless given.
+
+    ``model`` is config.json if it is already parsed.
 
     Raises LlmcliError if the folder has no tokenizer.json, or a file of the tokenizer cannot be read.
     """
@@ -186,7 +189,7 @@ def load_tokenizer(folder: Path, name: str | None = None) -> Tokenizer:
     other = stand_in(path)
     if other is not None:
         raise other
-    config = read_tokenizer_config(folder)
+    config = read_tokenizer_config(folder, model)
     with tokenizer_errors(f"{path}: not a tokenizer"):
         fast = FastTokenizer.from_file(str(path))
         fast.no_truncation()  # some files enable it for training, but a prompt must never be cut silently

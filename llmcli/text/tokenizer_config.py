@@ -96,8 +96,8 @@ class TokenizerConfig:
         fast.add_tokens([_token({name: getattr(t, name) for name in ("content", *FLAGS)}, special=True) for t in plain])
 
 
-def read_tokenizer_config(folder: Path) -> TokenizerConfig:
-    """Read the files of a model folder, of which any may be missing.
+def read_tokenizer_config(folder: Path, model: Mapping[str, Any] | None = None) -> TokenizerConfig:
+    """Read the files of a model folder, of which any may be missing; ``model`` is config.json if it is already parsed.
 
     Raises LlmcliError if a file has the wrong contents.
     """
@@ -110,7 +110,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
         added = [_checked(by_id[key], config) for key in sorted(by_id, key=int)]
     else:
         raw = {**raw, **_read(folder / OLDER_MAP)}
-    kind = _kind(raw, _read(folder / CONFIG))
+    kind = _kind(raw, _read(folder / CONFIG) if model is None else model)
     values = {**dict.fromkeys(NAMES), **CLASSES.get(kind, {}), **{name: raw[name] for name in NAMES if name in raw}}
     named = {
         name: _checked(value, config, special=True)
