@@ -146,8 +146,8 @@ def nearest_to_each(loaded: LoadedModel, words: Sequence[int], top: int) -> list
     found: list[list[tuple[int, float]]] = [[] for _ in words]
     for part in parts(model, ids):
         cosines = own @ _unit(embeddings(model, part) - mean).T  # [words, part]
-        values, places = cosines.masked_fill(wanted[:, None] == part, -2.0).topk(min(top, len(part)))
-        for nearest, near_ids, near in zip(found, part[places].tolist(), values.tolist(), strict=True):
+        values, indices = cosines.masked_fill(wanted[:, None] == part, -2.0).topk(min(top, len(part)))
+        for nearest, near_ids, near in zip(found, part[indices].tolist(), values.tolist(), strict=True):
             nearest[:] = sorted([*nearest, *zip(near_ids, near, strict=True)], key=lambda pair: -pair[1])[:top]
     return found
 

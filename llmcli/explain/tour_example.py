@@ -22,7 +22,7 @@ SENTENCES = (
     "The cat that I saw yesterday was sleeping",
     "In winter it is cold and in summer it is hot",
 )
-PLACES = 16  # positions at the end of a text, from which one is chosen
+CANDIDATES = 16  # positions at the end of a text, from which one is chosen
 TRIED = 4  # of those, the ones with the most probable answers: each needs a lens
 RISE = 10  # how many times as probable as after the embedding an answer must be at the end
 KEPT = 0.5  # the share of its largest probability that it must keep until the end
@@ -32,7 +32,7 @@ WORD = re.compile(r" [^\W\d_]{4,}")
 
 
 @dataclass(frozen=True)
-class Example:
+class TourExample:
     """A text, its ids, and the lens at the position that the tour looks at."""
 
     text: str
@@ -40,7 +40,7 @@ class Example:
     lens: LensReport
 
 
-def choose_example(loaded: LoadedModel, text: str | None) -> Example:
+def choose_example(loaded: LoadedModel, text: str | None) -> TourExample:
     """Return an example in which an answer forms, if there is one: of ``text``, or of SENTENCES.
 
     Prefers answers that are whole words, and among them the most probable one. Raises LlmcliError if ``text`` has fewer
@@ -53,10 +53,10 @@ def choose_example(loaded: LoadedModel, text: str | None) -> Example:
             raise usage_error("the tour needs a sentence of a few words", "give a longer one, or none")
         check_length(loaded.model, len(ids))
         found += [(*rank, sentence, ids, at) for at, rank in _answers(loaded, ids)]
-    found.sort(key=lambda place: place[:2], reverse=True)
+    found.sort(key=lambda candidate: candidate[:2], reverse=True)
     examples = []
     for _, _, sentence, ids, at in found[:TRIED]:
-        examples.append(Example(sentence, ids, lens(loaded, ids, position=at)))
+        examples.append(TourExample(sentence, ids, lens(loaded, ids, position=at)))
         if answer_forms(examples[-1].lens):
             return examples[-1]
     return examples[0]
@@ -68,14 +68,14 @@ def _answers(loaded: LoadedModel, ids: Sequence[int]) -> list[tuple[int, tuple[b
     The position at the end of the context is excluded, since nothing can follow it.
     """
     model = loaded.model
-    first = max(2, len(ids) // 2, len(ids) - PLACES)
-    places = range(first, max(min(len(ids), model.config.max_position_embeddings - 1), first + 1))
+    first = max(2, len(ids) // 2, len(ids) - CANDIDATES)
+    positions = range(first, max(min(len(ids), model.config.max_position_embeddings - 1), first + 1))
     with torch.inference_mode():
         hidden = model.hidden(torch.tensor([ids], device=model.device))[0]
-        logits = [model.unembed(hidden[at : at + 1])[0] for at in places]
+        logits = [model.unembed(hidden[at : at + 1])[0] for at in positions]
     tops = [probabilities(each).max(dim=-1) for each in logits]
     words = [WORD.fullmatch(loaded.tokenizer.token_text(int(top.indices))) is not None for top in tops]
-    return [(at, (word, float(top.values))) for at, word, top in zip(places, words, tops, strict=True)]
+    return [(at, (word, float(top.values))) for at, word, top in zip(positions, words, tops, strict=True)]
 
 
 def answer_forms(report: LensReport) -> bool:
