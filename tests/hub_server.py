@@ -76,6 +76,8 @@ class Hub:
     damaged: set[str] = field(default_factory=set)  # files sent with one byte changed
     warning: str = ""  # a message that huggingface_hub shows to its users
     ranges: bool = True  # whether range requests are supported
+    continuing: str = ""  # respond to requests for paths that contain this with "100 Continue", again and again
+    endless: bool = False  # respond to every request with a JSON object that never ends
     circular: bool = False  # redirect every request to itself
     redirects: bool = False  # redirect to another host for the contents, as the real hub does
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -139,7 +141,14 @@ class _Handler(BaseHTTPRequestHandler):
         content = re.fullmatch(r"/(cdn/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if "/api/" in path and "listing" in hub.stall:
             hub.closing.wait()
-        if hub.circular:
+        if hub.continuing and hub.continuing in path:
+            while not hub.closing.is_set():
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+        if hub.endless:
+            self._answer(200, b'{"siblings": [', announced=1 << 40)
+            while not hub.closing.is_set():
+                self.wfile.write(b"[]," * 1000)
+        elif hub.circular:
             self._answer(302, b"", {"Location": self.path})
         elif hub.status:
             self._answer(hub.status, b"no", {"X-Error-Message": hub.reason})

@@ -1,17 +1,14 @@
 """Downloads from the Hugging Face Hub into its cache.
 
-huggingface_hub lists the files and authenticates. The contents are received here, because huggingface_hub keeps
+huggingface_hub makes the connections and authenticates. The contents are received here, because huggingface_hub keeps
 nothing of an interrupted download and checks only the sizes of files.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,9 +18,10 @@ from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, INDEX
 from llmcli.files.sizes import file_size, free_space, readable
 from llmcli.hub.cache import Progress, cache_folder, commit_of, repo_folder
-from llmcli.hub.errors import RESUMES, host, is_connection_error, is_reported, quietly, translate_errors
+from llmcli.hub.errors import RESUMES, host, is_connection_error, quietly, translate_errors
 from llmcli.hub.files import shards, small_files, weight_files
-from llmcli.hub.names import COMMIT, HubName, endpoint
+from llmcli.hub.names import HubName, endpoint
+from llmcli.hub.responses import RemoteFile, list_files, responding
 from llmcli.model.families import family_of
 from llmcli.storage.foreign_formats import check_format
 
@@ -33,23 +31,6 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 RETRY_BYTES = 1 << 20  # progress after which a broken connection is resumed automatically
 
-_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a repo. ``hash`` is its SHA-256, or Git's SHA-1 for a small file, and the name of its blob."""
-
-    name: str
-    size: int
-    hash: str
-
-    def digest(self) -> _Hash:
-        """A new digest that equals ``hash`` after it has read the file."""
-        if len(self.hash) == 64:
-            return hashlib.sha256()
-        return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
-
 
 def download_model(name: HubName, progress: Progress | None = None) -> Path:
     """Download the model's current version from the hub, except for files that are on disk, and return its folder.
@@ -58,7 +39,7 @@ def download_model(name: HubName, progress: Progress | None = None) -> Path:
     LlmcliError for errors of the hub, the network or the disk, a model without safetensors, or a damaged file.
     """
     with translate_errors(name), quietly():
-        commit, listing = _listing(name)
+        commit, listing = list_files(name)
         download = Download(name.repo, commit)
         try:
             weights = _weights(listing, download)
@@ -89,38 +70,6 @@ def _weights(listing: Mapping[str, RemoteFile], download: Download) -> list[Remo
             raise LlmcliError(f"{INDEX} lists {missing[0]}, which does not exist", "the model's files may be damaged")
         weights += [listing[shard] for shard in listed]
     return weights
-
-
-def _listing(name: HubName) -> tuple[str, dict[str, RemoteFile]]:
-    """The commit that ``name`` refers to, and its files by name."""
-    from huggingface_hub import HfApi, constants
-
-    try:
-        info = HfApi(endpoint()).model_info(
-            name.repo, revision=name.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-        )
-        commit = info.sha or ""
-        files = {
-            file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else file.blob_id)
-            for file in info.siblings or []
-            if file.size is not None and file.blob_id is not None
-        }
-        valid = COMMIT.fullmatch(commit) and all(map(_is_valid, files.values()))
-    except Exception as error:  # huggingface_hub expects a hub, and fails in many ways on anything else
-        if is_reported(error):
-            raise
-        valid = False
-    if not valid:
-        raise LlmcliError(
-            f"{host()} does not respond like a model hub",
-            "check HF_ENDPOINT; a proxy or a login page may be in between",
-        )
-    return commit, files
-
-
-def _is_valid(file: RemoteFile) -> bool:
-    is_size = type(file.size) is int and 0 <= file.size < 2**63
-    return isinstance(file.name, str) and is_size and _HASH.fullmatch(file.hash) is not None
 
 
 class Download:
@@ -256,13 +205,10 @@ class Download:
     @contextmanager
     def _response(self, file: RemoteFile, start: int) -> Iterator[Any]:
         """The server's response, from byte ``start`` on if it supports that. Raises if the request is rejected."""
-        from huggingface_hub import constants, get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+        from huggingface_hub import constants, hf_hub_url
 
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
         url = hf_hub_url(self._repo, file.name, revision=self._commit, endpoint=endpoint())
-        with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
-            hf_raise_for_status(response)
+        with responding(url, constants.HF_HUB_DOWNLOAD_TIMEOUT, {"Range": f"bytes={start}-"}) as response:
             yield response
 
 

@@ -48,11 +48,6 @@ def is_connection_error(error: Exception) -> bool:
     return "TransportError" in _class_names(error)
 
 
-def is_reported(error: Exception) -> bool:
-    """Whether the error is about the network, the request or the disk, rather than the contents of a response."""
-    return isinstance(error, OSError | UnicodeEncodeError) or bool(_class_names(error) & LIBRARY_ERRORS)
-
-
 def _class_names(error: Exception) -> set[str]:
     # huggingface_hub uses httpx or, in later versions, httpx2, whose exceptions have only their names in common.
     return {kind.__name__ for kind in type(error).__mro__}
@@ -93,12 +88,17 @@ def _network_error(error: Exception) -> LlmcliError | None:
     if isinstance(error, UnicodeEncodeError) or "LocalProtocolError" in names:
         return LlmcliError("the token contains invalid characters", "check HF_TOKEN")
     if "TimeoutException" in names:
-        return LlmcliError(
-            f"{host()} did not respond in time", f"{RESUMES}; HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer (seconds)"
-        )
+        return timed_out()
     if names & LIBRARY_ERRORS:
         return LlmcliError(f"the connection to {host()} failed: {error}", f"check the network; {RESUMES}")
     return None
+
+
+def timed_out() -> LlmcliError:
+    """The error for a hub that takes too long."""
+    return LlmcliError(
+        f"{host()} did not respond in time", f"{RESUMES}; HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer (seconds)"
+    )
 
 
 def _disk_error(error: Exception) -> LlmcliError | None:

@@ -647,6 +647,33 @@ def test_a_server_that_never_responds_times_out(hub: Hub, monkeypatch: pytest.Mo
     assert "did not respond in time" in refused(hub).message
 
 
+@pytest.mark.parametrize("path", ["/api/", "/resolve/"])
+def test_a_hub_that_only_says_continue_times_out(hub: Hub, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    hub.add(FILES)
+    hub.continuing = path
+    with monkeypatch.context() as patch:
+        patch.setattr("llmcli.hub.responses.PATIENCE", 0.02)
+        assert "did not respond in time" in refused(hub).message
+    hub.continuing = ""
+    find("org/name")  # a new connection
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"MAX_LISTING": 1 << 20}, "does not respond like a model hub"),
+        ({"MAX_LISTING": 1 << 40, "PATIENCE": 0.01}, "did not respond in time"),
+    ],
+)
+def test_a_list_of_files_that_never_ends_is_an_error(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], message: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(f"llmcli.hub.responses.{name}", value)
+    hub.endless = True
+    assert message in refused(hub).message
+
+
 def test_a_file_of_the_wrong_length_is_an_error(hub: Hub) -> None:
     hub.add(FILES)
     hub.short["model.safetensors"] = 40_000
