@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
-from llmcli.explain.tokenization import tokenizer_of
+from llmcli.explain.tokenization import check_length, tokenizer_of
 from llmcli.text.bpe import Bpe, Merge, merge_symbols, read_bpe, replay_merges
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.words import Word, words
@@ -82,9 +82,10 @@ class _Derivation:
 def merges(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bool = False) -> MergesReport:
     """Replay every merge that built the words of ``text``.
 
-    Raises LlmcliError if the tokenizer is not BPE, or the text is not valid Unicode.
+    Raises LlmcliError if the tokenizer is not BPE, and the errors of ``tokenize``.
     """
     tokenizer = tokenizer_of(tokenizer)
+    check_length(text)
     bpe = read_bpe(tokenizer)
     found = words(tokenizer, text, parse_special=parse_special)
     derivations = [_derive(tokenizer, bpe, word) for word in found]

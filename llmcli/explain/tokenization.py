@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmcli.errors import usage_error
 from llmcli.explain.report import Check, Claim, Report, check
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.text.words import words
 
 if TYPE_CHECKING:
     from llmcli.generation.loaded import LoadedModel
+
+MAX_CHARACTERS = 2**20  # of a text: its report takes some 700 MB
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ def tokenize(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bo
     """Tokenize ``text`` and check that every byte of it is in exactly one token.
 
     ``parse_special`` reads special tokens in the text as tokens, not as plain text.
-    Raises LlmcliError if the text is not valid Unicode.
+    Raises LlmcliError if the text is not valid Unicode or has more than MAX_CHARACTERS.
     """
     tokenizer = tokenizer_of(tokenizer)
+    check_length(text)
     tokens = tuple(tokenizer.tokens(text, parse_special=parse_special))
     source = text.encode()
     with_text = [token for token in tokens if token.end > token.start]
@@ -50,6 +54,15 @@ def tokenize(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bo
     unknown = sum(token.id == tokenizer.unknown_id for token in with_text)
     claims = _claims(tokenizer, text, with_text, unknown, parse_special)
     return Tokenization(tokenizer.name, tokens, len(source), exact, unknown, check(*claims))
+
+
+def check_length(text: str) -> None:
+    """Raise LlmcliError if ``text`` is too long for a report on each of its tokens."""
+    if len(text) > MAX_CHARACTERS:
+        raise usage_error(
+            f"the text has {len(text)} characters, and at most {MAX_CHARACTERS} can be shown as tokens",
+            kind="text-too-long-to-show",
+        )
 
 
 def tokenizer_of(model: Tokenizer | LoadedModel) -> Tokenizer:

@@ -82,8 +82,8 @@ def find_template(folder: Path) -> ChatTemplate | None:
     chat_template.json comes last. Raises LlmcliError if a file cannot be read or has the wrong contents.
     """
     path, jinja, older = (folder / name for name in (TOKENIZER_CONFIG, TEMPLATE_FILE, OLDER_TEMPLATE_FILE))
-    config = read_json(path) if path.is_file() else {}
-    tokens = read_tokenizer_config(folder).variables
+    config = read_tokenizer_config(folder)
+    tokens, template = config.variables, config.raw.get("chat_template")
     if jinja.is_file():
         other = stand_in(jinja)
         if other is not None:
@@ -92,8 +92,8 @@ def find_template(folder: Path) -> ChatTemplate | None:
             return ChatTemplate(read_file(jinja, MAX_SOURCE).decode(), tokens, jinja)
         except (OSError, UnicodeDecodeError) as error:
             raise LlmcliError(f"{jinja}: cannot be read: {error}", "check the file") from error
-    if config.get("chat_template") is not None:
-        return ChatTemplate(_default_template(config["chat_template"], path), tokens, path)
+    if template is not None:
+        return ChatTemplate(_default_template(template, path), tokens, path)
     if older.is_file() and (found := read_json(older).get("chat_template")) is not None:
         return ChatTemplate(_default_template(found, older), tokens, older)
     return None

@@ -94,13 +94,13 @@ class Tokenizer:
         """Return the text of ``ids``. Raises LlmcliError if an id is outside the vocabulary."""
         for id in ids:
             if not 0 <= id < self.size:
-                raise usage_error(f"token id {id} is not in the vocabulary", f"ids range from 0 to {self.size - 1}")
+                raise self._no_token(id)
         with tokenizer_errors(f"the tokenizer of {self.name} cannot decode these tokens"):
             return self.fast.decode(ids, skip_special_tokens=skip_special)
 
     def token_bytes(self, id: int) -> bytes:
         """Return the bytes that a token adds to a text, as in ``decode``; for a special token, usually its name."""
-        written = self.fast.id_to_token(id)
+        written = self._written(id)
         return b"" if written is None else self._decoder.token(written)
 
     def vocabulary_bytes(self, written: str) -> bytes:
@@ -137,10 +137,23 @@ class Tokenizer:
         return single | others
 
     def token_text(self, id: int) -> str:
-        """Return a token's own text; "<unused N>" for a row of the embedding without a token."""
-        if self.fast.id_to_token(id) is None:
+        """Return a token's own text; "<unused N>" for a row of the embedding without a token.
+
+        Like ``token_bytes``, raises LlmcliError for an id that no token can have.
+        """
+        if self._written(id) is None:
             return f"<unused {id}>"
         return self.token_bytes(id).decode("utf-8", "replace")
+
+    def _written(self, id: int) -> str | None:
+        """A token in the vocabulary's notation; None if there is no token ``id``."""
+        try:
+            return self.fast.id_to_token(id)
+        except OverflowError:
+            raise self._no_token(id) from None
+
+    def _no_token(self, id: int) -> LlmcliError:
+        return usage_error(f"token id {id} is not in the vocabulary", f"ids range from 0 to {self.size - 1}")
 
     def encoding(self, text: str, parse_special: bool, add_special: bool = True) -> Any:
         """Return the ``tokenizers.Encoding`` of ``text``; arguments and errors are those of ``encode``."""

@@ -133,6 +133,20 @@ def test_merges_as_json(run: Run, model: Path) -> None:
     assert [token["id"] for word in record["words"] for token in word["tokens"]] == ids[1:]
 
 
+@pytest.mark.parametrize("option", ["--json", "--merges"])
+def test_a_text_too_long_to_show_can_be_counted(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr("llmcli.explain.tokenization.MAX_CHARACTERS", 20)
+    text = "a" * 21
+    result = run("tokenize", text, "-m", str(model), option)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "the text has 21 characters, and at most 20 can be shown" in result.stderr
+    assert "--count" in result.stderr
+    assert run("tokenize", text, "-m", str(model), "--count").exit_code == 0
+    assert run("tokenize", text[1:], "-m", str(model), option).exit_code == 0
+
+
 def test_a_tokenizer_without_merges_is_an_error(run: Run, tmp_path: Path) -> None:
     unigram().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text("{}")

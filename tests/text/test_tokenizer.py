@@ -404,6 +404,14 @@ def test_unused_rows_are_labeled(kind: str) -> None:
         assert tok.token_bytes(id) == b""
 
 
+def test_an_id_that_no_token_can_have_is_an_error() -> None:
+    tok = tokenizer("sentencepiece")
+    for call in (tok.token_text, tok.token_bytes, lambda id: tok.decode([id])):
+        for id in (-1, 1 << 32, -(1 << 70)):
+            with pytest.raises(LlmcliError, match=f"token id {id} is not in the vocabulary.*from 0 to {tok.size - 1}"):
+                call(id)
+
+
 def test_size_counts_added_tokens() -> None:
     fast = byte_level()
     before = Tokenizer(fast, "before").size

@@ -42,10 +42,18 @@ class Real(click.ParamType[float]):
 
 
 class Choice(click.Choice[str]):
-    """One of several words; the error for a mistyped word suggests the closest one."""
+    """One of several words. The error for a mistyped word suggests the closest one, or another option.
+
+    ``elsewhere`` has the values that another option takes, such as "int8" for "--quantize int8".
+    """
+
+    def __init__(self, choices: Sequence[str], case_sensitive: bool = True, elsewhere: Sequence[str] = ()) -> None:
+        super().__init__(choices, case_sensitive)
+        self.elsewhere = {option.split()[-1]: option for option in elsewhere}
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        near = did_you_mean(str(value), self.choices)
+        option = self.elsewhere.get(str(value).lower())
+        near = f"use {option}" if option else did_you_mean(str(value), self.choices)
         return super().get_invalid_choice_message(value, ctx).rstrip(".") + (f"; {near}" if near else "")
 
 

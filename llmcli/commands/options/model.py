@@ -161,7 +161,9 @@ opening_options = (
     device_option,
     click.option(
         "--dtype",
-        type=Choice((*DTYPES, *DTYPE_ALIASES), case_sensitive=False),
+        type=Choice(
+            (*DTYPES, *DTYPE_ALIASES), case_sensitive=False, elsewhere=[f"--quantize {kind}" for kind in QUANTIZATIONS]
+        ),
         default="auto",
         show_default=True,
         metavar="DTYPE",

@@ -23,6 +23,7 @@ from llmcli.commands.shell.torchrun import RankInfo, torchrun_rank
 from llmcli.errors import EXIT_USAGE, LlmcliError, usage_error
 
 ARGUMENTS = "llmcli.arguments"  # key in a context's meta
+_TEXT = re.compile(r"-.*\s|-[0-9.]", re.DOTALL)  # more likely a text than a mistyped option
 Follower = Callable[[Mapping[str, Any], RankInfo], int]
 
 
@@ -51,13 +52,21 @@ class Command(click.Command):
         ctx.meta[ARGUMENTS] = tuple(args)
         try:
             rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            words = (word for word in arguments_of(ctx) if word.startswith(error.option_name) and _TEXT.match(word))
+            text = next(words, None)
+            if text is None or not self._takes_text():
+                raise
+            hint = f"if it is a text, put it last, after --: {ctx.command_path} -- TEXT"
+            raise usage_error(f"{text[:60]!r} begins with - but is not an option", hint) from error
         except click.BadParameter as error:
             raise LlmcliError(
                 simplify_message(error.format_message()), hint_for(ctx, error), exit_code=EXIT_USAGE
             ) from error
         if rest and not ctx.resilient_parsing:
-            takes_text = any(isinstance(parameter, click.Argument) for parameter in self.params)
-            hint = "put a text of several words in quotes" if takes_text else f"see {ctx.command_path} --help"
+            hint = "put a text of several words in quotes" if self._takes_text() else f"see {ctx.command_path} --help"
+            if "--" in arguments_of(ctx) and rest[0].startswith("-"):
+                hint = "put options before --"
             raise usage_error(f"unexpected argument: {' '.join(rest)}", hint)
         if config_errors:
             first, *others = config_errors
@@ -79,6 +88,9 @@ class Command(click.Command):
             if error.exit_code == EXIT_USAGE:
                 error.hint = "; ".join(part for part in (error.hint, *sources(ctx, error.message)) if part)
             raise
+
+    def _takes_text(self) -> bool:
+        return any(isinstance(parameter, click.Argument) for parameter in self.params)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         ctx.default_map = None  # show the defaults of llmcli, not those of the config file

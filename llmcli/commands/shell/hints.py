@@ -43,6 +43,7 @@ HINTS: dict[str, str] = {
     "server-without-model-list": "check the address; if it is right, name the model with -m",
     "server-without-prompt-logprobs": "vLLM and llama-cpp-python do (the latter with --logits_all true); or score the"
     " text on this machine, without --endpoint",
+    "text-too-long-to-show": "give a part of it; llmcli tokenize --count and --ids take longer texts",
     "token-not-in-text": "llmcli tokenize lists the tokens of a text and their positions",
     "top-p-zero": "to always take the most probable token, use --temperature 0",
     "typical-p-zero": "1 turns it off",
