@@ -59,7 +59,6 @@ class Endpoint:
     responder: Responder | None = None
     forbidden: tuple[str, ...] = ()
     requests: list[ReceivedRequest] = field(default_factory=list)
-    peak_concurrency: int = 0
 
     @property
     def posts(self) -> list[dict[str, Any]]:
@@ -108,8 +107,6 @@ class Handler(BaseHTTPRequestHandler):
     endpoint: Endpoint
     body: dict[str, Any]
     protocol_version = "HTTP/1.1"
-    busy = 0
-    lock = threading.Lock()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -127,9 +124,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.record(body)
-        with self.lock:
-            Handler.busy += 1
-            self.endpoint.peak_concurrency = max(self.endpoint.peak_concurrency, Handler.busy)
         try:
             if self.endpoint.next_responders:
                 self.endpoint.next_responders.pop(0)(self)
@@ -139,9 +133,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.respond(body)
         except OSError:
             pass  # the client closed the connection
-        finally:
-            with self.lock:
-                Handler.busy -= 1
 
     def record(self, body: dict[str, Any]) -> None:
         self.endpoint.requests.append(ReceivedRequest(self.command, self.path, dict(self.headers.items()), body))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
+from threading import Condition, Event
 from typing import Any
 
 import pytest
@@ -507,11 +507,6 @@ def busy(handler: Handler) -> None:
     handler.json({"error": "busy"}, (429, 500, 503)[len(handler.endpoint.next_responders) % 3], Retry_After="0")
 
 
-def slow(handler: Handler) -> None:
-    time.sleep(0.02)
-    handler.respond(handler.body)
-
-
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry without waiting."""
@@ -537,9 +532,25 @@ def test_each_prompt_gets_its_line(run: Run, endpoint: Endpoint, prompts: Path, 
 
 @pytest.mark.parametrize("size", [1, 6])
 def test_batch_size_is_the_number_of_parallel_requests(run: Run, endpoint: Endpoint, prompts: Path, size: int) -> None:
-    endpoint.responder = slow
-    batch(run, endpoint, prompts, "--batch-size", size)
-    assert endpoint.peak_concurrency == size
+    """The server answers no request until ``size`` have come, and counts one until it begins to answer it."""
+    changed, busy, peak = Condition(), 0, 0
+
+    def together(handler: Handler) -> None:
+        nonlocal busy, peak
+        with changed:
+            busy += 1
+            peak = max(peak, busy)
+            changed.notify_all()
+            changed.wait_for(lambda: peak >= size, timeout=60)
+        time.sleep(0.02)  # for requests beyond the size
+        with changed:
+            busy -= 1
+        handler.respond(handler.body)
+
+    endpoint.responder = together
+    _, found = batch(run, endpoint, prompts, "--batch-size", size)
+    assert len(found) == 19
+    assert peak == size
 
 
 @pytest.mark.parametrize("order", ["input", "finished"])
