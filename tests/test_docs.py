@@ -44,6 +44,9 @@ SHORTER = {
     "llmcli train requests.jsonl": "--tokens 1280",
     "llmcli train pairs.jsonl": "--tokens 1280",
     "llmcli bench": "-p 4 -n 2 -r 1",
+    'llmcli generate "Once upon a time"': "-n 12",
+    'llmcli generate "The fox said" --temperature': "-n 12",
+    "llmcli generate -m tales-int4": "-n 12",
     "llmcli chat": "-n 8",
 }
 OTHER_PROGRAMS = {

@@ -655,7 +655,7 @@ def test_a_text_that_does_not_fit() -> None:
         (choice_rules, ["a", "b", "a"], "'a' is given twice"),
         (choice_rules, ["\udcff"], "not valid Unicode"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_invalid_grammars_are_errors(build: Callable[[Any], str], given: Any, reason: str) -> None:
     with pytest.raises(LlmcliError) as caught:
