@@ -21,7 +21,7 @@ from llmcli.storage.partition import Partition, read_slice
 from tests.tiny import CASES, WINDOW, TinyFactory, greedy, random_ids
 
 PROMPT = random_ids(WINDOW + 8, seed=3)[0].tolist()  # too long for a message
-COUNT = 16
+COUNT = 8
 SABOTAGED = [  # case, ranks, name of the sabotage in ranks_program.py
     ("llama-biases", 2, "bias on every rank"),
     ("llama", 2, "wrong key/value heads"),
@@ -71,7 +71,7 @@ def results(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Call
             {
                 "folder": str(tiny(name).folder),
                 "prompt": PROMPT,
-                "count": COUNT,
+                "count": 0 if sabotage else COUNT,
                 "sabotage": sabotage,
                 "communication": name in COMMUNICATION and not sabotage,
             }
