@@ -137,7 +137,7 @@ def _unsupported(settings: Mapping[str, Any]) -> str | None:
         return f"MLX ({settings['bits']} bits)"
     if method is None:
         return "a method that config.json does not name"
-    name = METHODS.get(method, str(settings["quant_method"]))
+    name = METHODS.get(str(method), str(settings["quant_method"]))
     bits = settings.get("bits", settings.get("w_bit"))
     bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else bits
     return f"{name} ({bits} bits)" if type(bits) is int else name

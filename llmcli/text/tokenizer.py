@@ -207,6 +207,8 @@ def load_tokenizer(folder: Path, name: str | None = None, *, model: Mapping[str,
         fast = FastTokenizer.from_file(str(path))
         fast.no_truncation()  # some files enable it for training, but a prompt must never be cut silently
         fast.no_padding()
+        if getattr(fast.model, "dropout", None):  # also for training: the same text would get other tokens each time
+            fast.model.dropout = None
         config.apply(fast)
         return Tokenizer(fast, name or folder.name, config.eos)
 

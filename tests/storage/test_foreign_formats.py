@@ -48,6 +48,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "MXFP4": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
     "BitNet": {"quant_method": "bitnet", "linear_class": "autobitlinear"},
     "BestQuant": {"quant_method": "BestQuant"},
+    "['gptq']": {"quant_method": ["gptq"]},
     "a method that config.json does not name": {"unheard_of": 3},
 }
 

@@ -462,8 +462,9 @@ def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
     assert tok.encode("the cat 🦊") == tokenizer("byte-level").encode("the cat 🦊")
 
 
-def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
+def test_what_a_file_sets_for_training_is_ignored(tmp_path: Path) -> None:
     fast = byte_level()
+    fast.model.dropout = 0.9
     fast.enable_truncation(8)
     fast.enable_padding(length=64, pad_id=EOS_ID, pad_token=EOS)
     fast.save(str(tmp_path / "tokenizer.json"))
