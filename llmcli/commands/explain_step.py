@@ -163,4 +163,6 @@ def parse_temperatures(text: str | None) -> list[float]:
         except ValueError:
             raise usage_error(f"--temperatures: {word!r} is not a number", "for example 0,0.5,1,1.5") from None
         Temperature(values[-1])
+    if text is not None and not values:
+        raise usage_error("--temperatures has no numbers", "for example 0,0.5,1,1.5")
     return values

@@ -187,7 +187,7 @@ def parse_expression(expression: str, tokenizer: Tokenizer, vocab_size: int) -> 
         raise TypeError(f"expected words, such as 'king - man + woman', not {expression!r:.80}")
     words = re.split(r"(?:^|\s+)([+-])\s+", expression.strip())
     words = words[1:] if not words[0] else ["+", *words]
-    if not all(words) or not expression.strip():
+    if not all(words) or not expression.strip() or re.search(r"\s[+-]$", expression.strip()):
         raise usage_error(
             f"{expression!r} is neither a word nor a sum of words", "give one, such as king or 'king - man + woman'"
         )
@@ -207,6 +207,8 @@ def _find_word(tokenizer: Tokenizer, word: str, vocab_size: int) -> int:
         return find_token(tokenizer, word, vocab_size)
     except LlmcliError as error:
         hint = "only single tokens have a vector: choose a shorter word, or give a token id"
+        if re.search(r"\w[+-]\w", word):
+            hint += "; in a sum, put spaces around + and -"
         raise usage_error(error.message, hint) from None
 
 

@@ -13,12 +13,23 @@ from llmcli.files.reading import read_file
 MAX_BYTES = 2**25  # config.json is a few KiB, the index of the largest models a few MiB
 
 
-def read_json(path: Path, hint: str = "a model folder has a config.json next to its weights") -> dict[str, Any]:
+DAMAGED = "the file may be damaged; download it again"
+
+
+def read_json(
+    path: Path, hint: str = "a model folder has a config.json next to its weights", damaged: str = DAMAGED
+) -> dict[str, Any]:
     """Read the JSON object in a file of at most ``MAX_BYTES``.
 
-    Raises LlmcliError if the file is missing (with ``hint``), unreadable, too large, or not a JSON object. For invalid
-    JSON the error names the line.
+    Raises LlmcliError if the file is missing (with ``hint``), unreadable, too large, or not a JSON object (with the
+    hint ``damaged``, which must be given for a file that was not downloaded). For invalid JSON the error names the
+    line.
     """
+
+    def fault(problem: str, remedy: str = damaged) -> LlmcliError:
+        other = stand_in(path) if damaged == DAMAGED else None
+        return other or LlmcliError(f"{path}: {problem}", remedy)
+
     try:
         raw = json.loads(read_file(path, MAX_BYTES).decode())
     except FileNotFoundError:
@@ -26,12 +37,10 @@ def read_json(path: Path, hint: str = "a model folder has a config.json next to 
     except OSError as error:
         raise LlmcliError(f"{path}: cannot be read: {error.strerror or error}", "check the file") from error
     except UnicodeDecodeError as error:
-        damaged = LlmcliError(f"{path}: not valid UTF-8 at byte {error.start}", "check the file")
-        raise stand_in(path) or damaged from error
+        raise fault(f"not valid UTF-8 at byte {error.start}", "check the file") from error
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
-        damaged = LlmcliError(f"{path}: not valid JSON{where}", "the file may be damaged; download it again")
-        raise stand_in(path) or damaged from error
+        raise fault(f"not valid JSON{where}") from error
     if not isinstance(raw, dict):
-        raise LlmcliError(f"{path}: not a JSON object", "the file may be damaged; download it again")
+        raise LlmcliError(f"{path}: not a JSON object", damaged)
     return raw

@@ -21,6 +21,7 @@ from llmcli.files.safetensors import INTEGERS, TensorFile, write_tensors
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.storage.fingerprint import digest
+from llmcli.storage.finite import is_finite
 
 Fault = Literal["damaged", "version", "dtype", "model"]
 
@@ -83,7 +84,7 @@ def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[i
 
 
 def _fits(tensors: Mapping[str, Tensor], model: Transformer, cache: KVCache) -> bool:
-    """Whether the tensors have the names, dtypes and shapes that ``write_cache`` gives those of this model."""
+    """Whether the tensors have the names, dtypes and shapes that ``write_cache`` gives them, and finite values."""
     names = {"ids", "span", *(f"{part}.{layer}" for layer in range(cache.layers) for part in ("keys", "values"))}
     if tensors.keys() != names:
         return False
@@ -97,6 +98,8 @@ def _fits(tensors: Mapping[str, Tensor], model: Transformer, cache: KVCache) -> 
         if keys.dim() != 3 or keys.shape != values.shape or keys.shape[::2] != empty.shape[1::2]:
             return False
         if not least <= keys.shape[1] <= len(ids) or {keys.dtype, values.dtype} != {model.dtype}:
+            return False
+        if not (is_finite(keys) and is_finite(values)):  # attention kernels would turn rows of NaN into zeros
             return False
     return True
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
+from llmcli.files.formats import other_weights
 from llmcli.files.json import read_json
 from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcli.files.safetensors import TensorFile
@@ -63,6 +64,12 @@ class Adapter:
     def __init__(self, folder: Path, resolve: Callable[[str], str]) -> None:
         self.path = folder / ADAPTER_WEIGHTS
         self.config = _read_config(folder)
+        if not self.path.exists():
+            found = other_weights(path.name for path in folder.iterdir())
+            raise LlmcliError(
+                f"{folder} has no {ADAPTER_WEIGHTS}" + (f", but weights that are {found}" if found else ""),
+                "save the adapter as safetensors" if found else "download it again",
+            )
         self.file = TensorFile(self.path)
         self.replaced: dict[str, Tensor] = {}  # tensors that were trained in full
         self._factors: dict[str, dict[str, Tensor]] = {}  # by source, then "A" or "B"
@@ -89,8 +96,14 @@ class Adapter:
         incomplete = sorted(source for source, factors in self._factors.items() if len(factors) < 2)
         if incomplete:
             raise LlmcliError(f"{self.path}: A or B is missing for {', '.join(incomplete[:3])}", "download it again")
-        alphas = self._alphas(list(modules.values()))
-        self._scales = {source: self._scale(source, alpha) for source, alpha in zip(modules, alphas, strict=True)}
+        if not self.sources:
+            raise LlmcliError(f"{self.path}: contains no tensors", "save the adapter again, or download it again")
+        try:
+            alphas = self._alphas(list(modules.values()))
+            self._scales = {source: self._scale(source, alpha) for source, alpha in zip(modules, alphas, strict=True)}
+        except LlmcliError as error:  # of a value in the file
+            problem = error.message.replace("config.json", str(folder / ADAPTER_CONFIG), 1)
+            raise LlmcliError(problem, "correct the file, or merge the adapter with peft first") from None
 
     @property
     def sources(self) -> set[str]:
@@ -161,7 +174,7 @@ class Adapter:
                 f"not matched within {_SECONDS:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else "invalid"
             )
             raise LlmcliError(
-                f"{self.path.parent / ADAPTER_CONFIG}: alpha_pattern has a regular expression that is {fault}: "
+                f"config.json: alpha_pattern has a regular expression that is {fault}: "
                 + ", ".join(map(repr, patterns)),
                 "merge the adapter with peft first",
             ) from error

@@ -21,7 +21,7 @@ HINT = 'a saved chat is {"model": NAME, "messages": [{"role": ROLE, "content": T
 
 def read_transcript(path: Path) -> tuple[Message, ...]:
     """Return the messages of a saved chat. Raises LlmcliError if the file does not exist or is not a saved chat."""
-    messages = read_json(path, "give the file of a saved chat").get("messages")
+    messages = read_json(path, "give the file of a saved chat", HINT).get("messages")
     if not isinstance(messages, list):
         raise LlmcliError(f"{path}: no list of messages", HINT)
     return tuple(_parse_message(entry, f"{path}: message {n}") for n, entry in enumerate(messages))

@@ -153,6 +153,7 @@ def test_a_step_after_the_end_of_the_text(run: Run, model: Path) -> None:
     [
         ("--temperatures", "0,hot"),
         ("--temperatures", "-1"),
+        ("--temperatures", ","),
         ("--temperatures", "nan"),
         ("--interactive",),
         ("--top", "0"),

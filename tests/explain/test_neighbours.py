@@ -153,8 +153,10 @@ def test_sums_are_parsed() -> None:
     assert terms("-", known)[0][1].strip() == "-"
     assert terms(str(known.id_of(" king")), known) == [(1, " king")]
     for wrong in ("", " ", "king +", "king - - queen", "king queen", "xyzzy", "king-queen", "99999"):
-        with pytest.raises(LlmcliError):
+        with pytest.raises(LlmcliError) as caught:
             terms(wrong, known)
+        assert ("neither a word nor a sum" in caught.value.message) == (wrong.strip() in ("", "king +"))
+        assert ("put spaces around" in caught.value.hint) == (wrong == "king-queen")
 
 
 def test_a_number_is_an_id() -> None:

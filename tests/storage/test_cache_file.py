@@ -231,6 +231,16 @@ def test_a_crafted_file_with_the_right_digest_is_unusable(
     assert fault(path, model, fingerprint) in (("model", "dtype") if fingerprint == "another" else ("damaged",))
 
 
+@pytest.mark.parametrize("name", ["keys.0", "values.1"])
+def test_a_crafted_file_with_nan_is_unusable(path: Path, model: Transformer, name: str) -> None:
+    kept = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    kept[name][0, 1, 2] = float("nan")  # one value of a row: attention may turn it into zeros
+    metadata = {**TensorFile(path).metadata, "digest": digest(kept)}
+    with path.open("wb") as file:
+        write_tensors(file, kept, metadata)
+    assert fault(path, model) == "damaged"
+
+
 def test_a_value_replaced_by_nan_is_damage(path: Path, model: Transformer) -> None:
     data = bytearray(path.read_bytes())
     data[-4:] = torch.tensor([float("nan")]).numpy().tobytes()

@@ -95,11 +95,12 @@ def save_changed(
         ({"init_lora_weights": "gaussian", "use_dora": False}, {}, None),
         ({"alora_invocation_tokens": [1, 2]}, {}, "alora_invocation_tokens"),
         ({"trainable_token_indices": [1]}, {}, "trainable_token_indices"),
-        ({"lora_alpha": "x"}, {}, "lora_alpha"),
+        ({"lora_alpha": "x"}, {}, "adapter_config.json: lora_alpha is 'x'"),
+        ({"use_rslora": "yes"}, {}, "adapter_config.json: use_rslora"),
         ({"init_lora_weights": "orthogonal"}, {}, None),
         ({"init_lora_weights": "Gaussian"}, {}, None),
         ({"alpha_pattern": {"(q_proj": 1}}, {}, "alpha_pattern .* invalid: '\\(q_proj'"),
-        ({"alpha_pattern": {"q_proj|v_proj": "x"}}, {}, "q_proj|v_proj"),
+        ({"alpha_pattern": {"q_proj|v_proj": "x"}}, {}, "adapter_config.json: q_proj|v_proj"),
         ({"alpha_pattern": []}, {}, None),
         ({"alpha_pattern": [1]}, {}, "alpha_pattern"),
         ({}, {"0_self_attn_q_proj_lora_A_weight": None}, "missing"),
@@ -254,5 +255,17 @@ def test_two_adapters_in_a_file_are_an_error(tiny: TinyFactory, tmp_path: Path) 
 
 
 def test_a_folder_without_an_adapter(tiny: TinyFactory, tmp_path: Path) -> None:
-    with pytest.raises(LlmcliError, match=CONFIG):
-        load(tiny("llama").folder, device=CPU, adapter=tmp_path)
+    case = tiny("llama")
+
+    def error() -> str:
+        with pytest.raises(LlmcliError) as caught:
+            load(case.folder, device=CPU, adapter=tmp_path)
+        return str(caught.value)
+
+    assert CONFIG in error()
+    (tmp_path / CONFIG).write_text('{"peft_type": "LORA", "r": 4}')
+    assert "has no adapter_model.safetensors (download it again)" in error()
+    (tmp_path / "adapter_model.bin").touch()
+    assert "weights that are pickled (adapter_model.bin)" in error()
+    save_file({}, tmp_path / WEIGHTS)
+    assert "contains no tensors" in error()

@@ -48,6 +48,13 @@ INVALID: list[Any] = [
 ]
 
 
+@pytest.mark.parametrize("content", ["", "{", "GGUF"])
+def test_a_saved_chat_that_is_not_json_was_not_downloaded(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(LlmcliError, match=r"not valid JSON.*a saved chat is"):
+        read_transcript(tmp_path / "x.json")
+
+
 @pytest.mark.parametrize("content", INVALID, ids=range(len(INVALID)))
 def test_a_file_that_is_not_a_chat_is_an_error_and_never_overwritten(content: object, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
@@ -55,6 +62,7 @@ def test_a_file_that_is_not_a_chat_is_an_error_and_never_overwritten(content: ob
     with pytest.raises(LlmcliError) as caught:
         read_transcript(path)
     assert str(path) in str(caught.value)
+    assert "download" not in str(caught.value)
     with pytest.raises(LlmcliError, match="not a saved chat"):
         write_transcript(path, "m", CHAT)
     assert json.loads(path.read_text()) == content
