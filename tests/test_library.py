@@ -167,13 +167,24 @@ def test_views_give_reasons_for_wrong_arguments(shipped: LoadedModel) -> None:
         "expected words": lambda: explain.neighbours(shipped, 5),
         "expected a token's text or its id": lambda: explain.lens(shipped, PROMPT, token=1.5),
         "expected a text": lambda: explain.tokenize(shipped.tokenizer, [1, 2]),
+        "expected a text, not 5": lambda: shipped.tokenizer.id_of(5),  # type: ignore[arg-type]
+        "expected a tokenizer, or a model": lambda: explain.merges("another", PROMPT),
         "takes a Sampler": lambda: llmcli.steps(shipped.model, [1], sampler=None, max_new_tokens=1),  # type: ignore[arg-type]
     }
     for message, call in calls.items():
         with pytest.raises(TypeError, match=message):
             call()
-    with pytest.raises(LlmcliError, match="at least 1, not 0"):
-        explain.branch(shipped, PROMPT, width=0)
+    for view in (explain.attend, explain.lens, explain.why, explain.position, explain.neighbours, explain.tour):
+        for other in (None, shipped.model):
+            with pytest.raises(TypeError, match="expected a model that"):
+                view(other, PROMPT)
+    with pytest.raises(TypeError, match="expected a model that"):
+        explain.inspect(shipped.model)
+    for call in (lambda: explain.branch(shipped, PROMPT, width=0), lambda: explain.neighbours(shipped, "king", top=0)):
+        with pytest.raises(LlmcliError, match="at least 1, not 0"):
+            call()
+    with pytest.raises(LlmcliError, match="not valid Unicode"):
+        explain.neighbours(shipped, "\ud800")
     with pytest.raises(LlmcliError, match="there is no folder nosuch"):
         llmcli.load(adapter=Path("nosuch"))
 

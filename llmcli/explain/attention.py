@@ -89,8 +89,8 @@ def attend(
 
     Raises LlmcliError if the text is empty or longer than the context, or the position or a layer does not exist.
     """
-    model, tokenizer = loaded.model, loaded.tokenizer
     ids = token_ids(loaded, text, parse_special=parse_special)
+    model, tokenizer = loaded.model, loaded.tokenizer
     position, shown = find_position(tokenizer, ids, position), find_layers(model.config, layers)
     observed = observe(model, ids[: position + 1])
     weights = torch.cat([observed.trace.attention[layer][0, :, -1] for layer in shown])  # [layers * H, S]
@@ -138,8 +138,8 @@ def attention_pattern(
 
     Raises LlmcliError if the text is empty or longer than the context, or the position or the head does not exist.
     """
-    model, tokenizer = loaded.model, loaded.tokenizer
     ids = token_ids(loaded, text, parse_special=parse_special)
+    model, tokenizer = loaded.model, loaded.tokenizer
     position, (layer, number) = find_position(tokenizer, ids, position), find_head(model.config, head)
     observed = observe(model, ids[: position + 1], min(rows, position + 1))
     weights = observed.trace.attention[layer][0, number]  # [rows, S]

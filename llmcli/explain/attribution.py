@@ -107,8 +107,8 @@ def why(
     Raises LlmcliError if both tokens are the same, the text is empty or longer than the context, or a position, token,
     layer or head does not exist.
     """
-    model, tokenizer, config = loaded.model, loaded.tokenizer, loaded.model.config
     ids = token_ids(loaded, text, parse_special=parse_special)
+    model, tokenizer, config = loaded.model, loaded.tokenizer, loaded.model.config
     position, heads = find_position(tokenizer, ids, position), find_heads(config, layers, head)
     wanted = [None if each is None else find_token(tokenizer, each, config.vocab_size) for each in (token, other)]
     observed = observe(model, ids[: position + 1])

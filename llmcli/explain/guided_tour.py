@@ -13,6 +13,7 @@ from llmcli.explain.position_encoding import PositionReport, position
 from llmcli.explain.query_key_value import HeadReport, match_keys
 from llmcli.explain.report import Check, Claim, GeneratedToken, Report, check
 from llmcli.explain.sampling_step import StepReport, default_sampler, generated_token_of, step_report
+from llmcli.explain.selection import check_loaded
 from llmcli.explain.tokenization import Tokenization, tokenize
 from llmcli.explain.tour_example import answer_forms, choose_example, first_from, telling_head, telling_word
 from llmcli.generation.loaded import LoadedModel
@@ -61,6 +62,7 @@ def tour(loaded: LoadedModel, text: str | None = None) -> TourReport:
 
     Raises LlmcliError if the text has fewer than three tokens or is longer than the context.
     """
+    check_loaded(loaded)
     tokenizer, config = loaded.tokenizer, loaded.model.config
     example = choose_example(loaded, text)
     ids, at = example.ids, example.lens.position

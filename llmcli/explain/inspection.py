@@ -13,6 +13,7 @@ from llmcli.engine.size import CacheBytes, cache_bytes, empty_model, weight_byte
 from llmcli.errors import usage_error
 from llmcli.explain.architecture import Architecture, architecture_of
 from llmcli.explain.report import Check, Claim, Report, check
+from llmcli.explain.selection import check_loaded
 from llmcli.generation.loaded import LoadedModel, device_for
 from llmcli.generation.steps import PREFILL_CHUNK
 from llmcli.model.cache import KVCache
@@ -98,6 +99,7 @@ def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
 
     Raises LlmcliError if ``tokens`` is more than the context.
     """
+    check_loaded(loaded)
     return inspect_folder(
         loaded.name,
         loaded.folder,

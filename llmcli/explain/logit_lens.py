@@ -62,8 +62,8 @@ def lens(
     prediction. With ``layers`` None the report has all of them and the embedding.
     Raises LlmcliError if the text is empty or longer than the context, or a position, token or layer does not exist.
     """
-    model, tokenizer = loaded.model, loaded.tokenizer
     ids = token_ids(loaded, text, parse_special=parse_special)
+    model, tokenizer = loaded.model, loaded.tokenizer
     position = find_position(tokenizer, ids, position)
     target = None if token is None else find_token(tokenizer, token, model.config.vocab_size)
     shown: list[int | None] = [*find_layers(model.config, layers)]

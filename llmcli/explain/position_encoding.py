@@ -57,8 +57,8 @@ def position(loaded: LoadedModel, text: Text, *, parse_special: bool = False) ->
 
     Raises LlmcliError if the text is empty or longer than the context.
     """
-    model, rope = loaded.model, loaded.model.config.rope
     ids = token_ids(loaded, text, parse_special=parse_special)
+    model, rope = loaded.model, loaded.model.config.rope
     start = 1 if ids[0] == model.config.bos_token_id else 0
     in_order, backwards = _answer(loaded, ids), _answer(loaded, [*ids[:start], *reversed(ids[start:])])
     if rope is None:

@@ -51,8 +51,8 @@ def match_keys(loaded: LoadedModel, text: Text, head: Head, *, position: int | s
 
     Raises LlmcliError if the text is empty or longer than the context, or if a position or head does not exist.
     """
-    model, tokenizer = loaded.model, loaded.tokenizer
     ids = token_ids(loaded, text)
+    model, tokenizer = loaded.model, loaded.tokenizer
     position, (layer, number) = find_position(tokenizer, ids, position), find_head(model.config, head)
     observed = observe(model, ids[: position + 1], position + 1)
     weights = observed.trace.attention[layer][0, number, -1]  # [S]

@@ -66,8 +66,11 @@ def check_length(text: str) -> None:
 
 
 def tokenizer_of(model: Tokenizer | LoadedModel) -> Tokenizer:
-    """Return the tokenizer of a model, or the tokenizer given."""
-    return model if isinstance(model, Tokenizer) else model.tokenizer
+    """Return the tokenizer of a model, or the tokenizer given. Raises TypeError for anything else."""
+    found = getattr(model, "tokenizer", model)
+    if not isinstance(found, Tokenizer):
+        raise TypeError(f"expected a tokenizer, or a model that llmcli.load() returned, not {model!r:.80}")
+    return found
 
 
 def _claims(

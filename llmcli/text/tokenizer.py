@@ -122,9 +122,12 @@ class Tokenizer:
         If there are several, the smallest id, but single-byte tokens such as "<0x41>" only if there is no other:
         tokenizers use them for unknown characters.
         """
-        if not text:
+        if not isinstance(text, str):
+            raise TypeError(f"expected a text, not {text!r:.80}")
+        try:
+            return self._ids_by_bytes.get(text.encode("utf-8", "surrogateescape")) if text else None
+        except UnicodeEncodeError:  # other surrogates
             return None
-        return self._ids_by_bytes.get(text.encode("utf-8", "surrogateescape"))
 
     @cached_property
     def _ids_by_bytes(self) -> dict[bytes, int]:
