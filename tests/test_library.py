@@ -101,6 +101,10 @@ def test_wrong_arguments(shipped: LoadedModel) -> None:
         llmcli.generate(shipped, PROMPT, **wrong)
     with pytest.raises(LlmcliError, match="top-p must be from 0 to 1, not 3"):
         llmcli.generate(shipped, PROMPT, top_p=3)
+    with pytest.raises(LlmcliError, match=r"top-k must be a whole number, not 1\.5"):
+        llmcli.generate(shipped, PROMPT, top_k=1.5)
+    with pytest.raises(LlmcliError, match="max_new_tokens must be at least 0, not -1"):
+        llmcli.generate(shipped, PROMPT, max_new_tokens=-1)
     with pytest.raises(LlmcliError, match="has room for at most"):
         next(iter(llmcli.generate(shipped, [1] * 5000)))
     with pytest.raises(LlmcliError):

@@ -137,10 +137,11 @@ def _most_probable(entries: Iterable[TokenLogprob], count: int) -> tuple[TokenLo
 def _parse_logprob(number: Any) -> float | None:
     if number is None:
         return None
-    if isinstance(number, bool) or not isinstance(number, int | float):
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    value = float(min(max(number, -1e300), 1e300)) if is_number else math.nan
+    if math.isnan(value):
         raise malformed("a log probability is not a number")
-    value = float(min(max(number, -1e300), 1e300))
-    if math.isnan(value) or value > TOLERANCE:
+    if value > TOLERANCE:
         raise malformed("a log probability is above 0")
     return min(value, 0.0)
 

@@ -68,7 +68,7 @@ class NumberFilter:
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        """Raise LlmcliError if the value is out of range."""
+        """Raise LlmcliError if the value is out of range, or a fraction where it must be whole."""
         name, value, option = self.name, self.value, self.option
         if value == 0 and option.zero:
             raise usage_error(f"{name} must not be 0", kind=option.zero)
@@ -77,6 +77,8 @@ class NumberFilter:
             if option.high == math.inf:
                 limits = f"{'finite and ' if value == math.inf else ''}at least {option.low:g}"
             raise usage_error(f"{name} must be {limits}, not {value:g}")
+        if option.whole and value % 1:
+            raise usage_error(f"{name} must be a whole number, not {value:g}")
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         """The filtered logits [V]."""

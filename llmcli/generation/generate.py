@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from llmcli.errors import usage_error
 from llmcli.generation.context import angle_length
 from llmcli.generation.filters import FILTERS, default_order, filter_chain
 from llmcli.generation.loaded import LoadedModel, encode_prompt
@@ -181,6 +182,8 @@ def generate(
     stops = (stop,) if isinstance(stop, str) else tuple(own.stop if stop is None else stop)
     if not all(isinstance(each, str) for each in stops):
         raise TypeError(f"stop must be a string, or several, not {stop!r}")
+    if max_new_tokens is not None and operator.index(max_new_tokens) < 0:
+        raise usage_error(f"max_new_tokens must be at least 0, not {max_new_tokens}")
     most = own.token_limit(None if max_new_tokens is None else operator.index(max_new_tokens))
     return Generation(loaded, ids, sampler=sampler, max_new_tokens=most, stop=stops)
 

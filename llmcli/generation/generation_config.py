@@ -167,14 +167,11 @@ class _Reader:
                 continue
             try:
                 value = fields.field(self.raw, key, 0.0)
-                cls(value)  # raises if the value is out of range
+                cls(value)  # raises if the value is invalid
             except LlmcliError:
                 self._skip(key, self.raw[key])
                 continue
-            if cls.option.whole and value % 1:
-                self._skip(key, value)
-            else:
-                values[name] = value
+            values[name] = value
         return {**values, "temperature": 0.0} if greedy else values
 
     def _unmet(self, context: int | None) -> dict[str, str]:

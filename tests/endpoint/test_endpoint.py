@@ -209,6 +209,15 @@ def test_a_generated_token_added_below_the_top_tokens_has_no_rank() -> None:
     assert parse_tokens(body, 3)[0].rank == 2
 
 
+@pytest.mark.parametrize(
+    ("number", "problem"),
+    [(math.nan, "not a number"), ("x", "not a number"), (True, "not a number"), (10**400, "above 0")],
+)
+def test_a_log_probability_that_cannot_be_one_is_an_error(number: object, problem: str) -> None:
+    with pytest.raises(ServerError, match=f"a log probability is {problem}"):
+        parse_tokens({"content": [{"token": "a", "logprob": number}]}, 2)
+
+
 def test_without_all_the_top_tokens_there_is_no_list() -> None:
     body = {"tokens": ["z"], "token_logprobs": [-9], "top_logprobs": [{"": -0.5, "b": -1}]}
     assert [rival.text for rival in parse_tokens(body, 2)[0].top] == ["", "b"]
