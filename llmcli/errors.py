@@ -45,6 +45,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def out_of_memory(error: Exception) -> LlmcliError | None:
     """Return an LlmcliError if Python or PyTorch raised ``error`` because memory ran out, else None."""
     text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    said = ("out of memory", "can't allocate memory", "cannot allocate memory")  # the last one by a mapping of a file
+    if isinstance(error, MemoryError) or any(words in text for words in said):
         return LlmcliError("out of memory", kind="out-of-memory")
     return None

@@ -283,9 +283,16 @@ def test_a_missing_device(run: Run, model: Path) -> None:
     one_line(run("generate", "x", "-m", model, "--device", "cuda"), 2, "cuda", "cpu")
 
 
-def test_out_of_memory(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "unable to mmap 9 bytes from file <model.safetensors>: Cannot allocate memory (12)",
+    ],
+)
+def test_out_of_memory(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> None:
     def exhausted(*_: object, **__: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(message)
 
     monkeypatch.setattr("llmcli.generation.steps.last_logits", exhausted)
     result = run("generate", "x", "-m", model)
