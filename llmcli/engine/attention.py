@@ -1,8 +1,8 @@
-"""Attention kernels faster than the reference's: for a single query, for batched decoding, and for long prompts.
+"""Attention kernels faster than the reference's: for a single query on a GPU, and for long prompts on a CPU.
 
-For long bfloat16 prompts on a CPU, attention runs in blocks of queries, each with two matrix products and a softmax:
-torch's fused kernel uses a fraction of the processor's bfloat16 throughput, oneDNN's matrix products use all of it.
-Scores and weights stay in fp32, so nothing is rounded that the fused kernel would not round.
+For long prompts in half precision on a CPU, attention runs in blocks of queries, each with two matrix products and a
+softmax: torch's fused kernel uses a fraction of the processor's bfloat16 throughput, oneDNN's matrix products use all
+of it. Scores and weights stay in fp32. Short prompts are computed in fp32.
 """
 
 from __future__ import annotations
@@ -25,45 +25,32 @@ MAX_SCORES = 2**24  # scores per block: limits their memory to 64 MiB
 
 def attend(q: Tensor, k: Tensor, v: Tensor, placement: Placement, *, scale: float, softcap: float | None) -> Tensor:
     """``model.attention.attend`` by the fastest kernel for these shapes, dtype and device."""
-    mask = placement.mask
-    if softcap is None and q.shape[2] == 1:
-        return attend_single(q, k, v, mask, scale)
     if softcap is None and pays_in_blocks(q, k):
         return attend_in_blocks(q, k, v, placement.window, scale)
+    dtype = kernel_dtype(q.dtype, q.device)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if softcap is None and q.shape[2] == 1:
+        return attend_single(q, k, v, placement.mask, scale)
     return attention.attend(q, k, v, placement, scale=scale, softcap=softcap)
+
+
+def kernel_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What attention computes in for a cache in ``dtype``; additive masks must have it too."""
+    return torch.float32 if device.type == "cpu" else dtype
 
 
 def attend_single(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """``attend`` for one query per text, [B, H, 1, D]."""
     B, H, _, D = q.shape
     K = k.shape[1]
-    on_cpu = q.device.type == "cpu"
-    if H == K and mask is None and on_cpu and q.dtype != torch.float32:
-        # torch's kernel for one bf16 query and one key head takes four times as long as this with its conversions.
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
-    if B > 1 and mask is not None and on_cpu and q.dtype == torch.bfloat16:
-        return attend_batch(q, k, v, mask, scale)
     # The query heads of a group see the same keys, so they can form the query axis: keys are not repeated, no mask is
     # needed if the query sees them all, and the kernel is several times faster than the grouped one.
     return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, mask, scale=scale).reshape(B, H, 1, D)
 
 
-def attend_batch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """``attend`` for one query per text of a batch, under an additive ``mask`` [B, 1, 1, S]: [B, H, 1, D].
-
-    Two products and a softmax take a quarter of the time of torch's kernel. Scores are rounded to bfloat16.
-    """
-    B, H, _, D = q.shape
-    K, S = k.shape[1:3]
-    keys, values = k.reshape(B * K, S, D), v.reshape(B * K, S, D)
-    scores = torch.bmm(q.reshape(B * K, H // K, D), keys.transpose(1, 2)).view(B, K, H // K, S)
-    weights = (scores.float() * scale + mask).softmax(dim=-1).to(q.dtype)
-    return torch.bmm(weights.view(B * K, H // K, S), values).view(B, H, 1, D)
-
-
 def pays_in_blocks(q: Tensor, k: Tensor) -> bool:
     """Whether ``attend_in_blocks`` is the faster kernel for q [B, H, T, D] and k [B, K, S, D]."""
-    supported = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    supported = q.device.type == "cpu" and q.dtype.itemsize == 2 and not torch.is_grad_enabled()
     B, H, T, _ = q.shape
     large_enough = H * T >= MIN_QUERIES and B * H * QUERY_BLOCK * k.shape[2] <= MAX_SCORES
     return supported and large_enough and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -78,7 +65,7 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
     K, S = k.shape[1:3]
     queries = q.float().reshape(B * K, H // K, T, D)
     keys, values = k.reshape(B * K, S, D).float().transpose(1, 2), v.reshape(B * K, S, D).float()
-    out = torch.empty(B, T, H, D, dtype=q.dtype)
+    out = torch.empty(B, T, H, D)
     buffer = torch.empty(B * H * min(QUERY_BLOCK, T) * S)  # one block's scores: allocating costs as much as computing
     with bfloat16_products():
         for start in range(0, T, QUERY_BLOCK):
@@ -113,7 +100,7 @@ def hide(scores: Tensor, count: int, oldest: int | None) -> None:
 def bfloat16_products() -> Iterator[None]:
     """Let oneDNN multiply fp32 matrices in bfloat16, accumulating in fp32.
 
-    Except for the attention weights, the operands are bfloat16 values anyway.
+    It rounds the operands to bfloat16.
     """
     backends: Any = torch.backends
     onednn = backends.mkldnn.matmul

@@ -1,8 +1,9 @@
-"""Batched decoding: a cache with one text per row, and a step that feeds each text one token.
+"""Batched decoding: the caches of several texts, and a step that feeds each text one token.
 
-A text's logits do not depend on the others in the batch, bit for bit where the kernels allow: buffers always hold
-whole blocks of rows and of positions, for which the product of a row is the same whatever the other rows hold. (On a
-CPU this is so in bfloat16 and for quantized weights, but not always for fp32 attention on several threads.)
+A text's logits do not depend on the others in the batch. With the compiled engine they are those of the text alone, bit
+for bit. In torch, one cache has a text per row; its buffers always hold whole blocks of rows and of positions, for
+which most kernels give a row the same bits whatever the other rows hold. (On a CPU not always for fp32 attention on
+several threads.)
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llmcli.engine.attention import kernel_dtype
+from llmcli.engine.native import NativeStep
+from llmcli.engine.transformer import EngineTransformer, cache_dtype
 from llmcli.model import positions
-from llmcli.model.cache import KVCache
+from llmcli.model.cache import KVCache, fitting
 from llmcli.model.config import RopeConfig
 from llmcli.model.positions import Placements, Rotation
 from llmcli.model.transformer import Transformer
@@ -105,8 +109,8 @@ class BatchedCache:
         """Write k and v [rows, K, 1, D] at each text's position; return the layer's buffers [rows, K, capacity, D]."""
         rows, at = self._written
         keys, values = self._keys[layer][: len(rows)], self._values[layer][: len(rows)]
-        keys[rows, :, at] = k.squeeze(2)
-        values[rows, :, at] = v.squeeze(2)
+        keys[rows, :, at] = fitting(k.squeeze(2), keys.dtype)
+        values[rows, :, at] = fitting(v.squeeze(2), values.dtype)
         return keys, values
 
     def _fit(self) -> None:
@@ -126,14 +130,16 @@ class BatchedCache:
         config = self.model.config
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
         layers = range(config.num_hidden_layers)
-        return [torch.empty(shape, device=self.model.device, dtype=self.model.dtype) for _ in layers]
+        dtype = cache_dtype(self.model.dtype, self.model.device)
+        return [torch.empty(shape, device=self.model.device, dtype=dtype) for _ in layers]
 
     def _placements(self, at: Tensor) -> Placements:
         """The placements of one query per row, at the positions ``at`` [rows]."""
         keys = torch.arange(self.capacity, device=at.device)
         queries = at[:, None, None, None]  # [rows, 1, 1, 1]; masks are [rows, 1, 1, capacity]
         model = self.model
-        return positions.single(model.config, queries, (keys, keys), model.dtype, lambda rope: self._rotation(rope, at))
+        dtype = kernel_dtype(self._keys[0].dtype, at.device)
+        return positions.single(model.config, queries, (keys, keys), dtype, lambda rope: self._rotation(rope, at))
 
     def _rotation(self, rope: RopeConfig, at: Tensor) -> Rotation:
         """cos and signed sin of one position per row, each [rows, 1, 1, R]; rows may differ in their span."""
@@ -151,6 +157,44 @@ class BatchedCache:
             self._tables = {other: table for other, table in self._tables.items() if len(table[0]) == self.capacity}
             self._tables[key] = self.model.rotation(rope, 0, self.capacity, span)
         return self._tables[key]
+
+
+class SeparateCaches:
+    """The caches of several texts that the compiled engine feeds together; the same interface as ``BatchedCache``.
+
+    A text's logits are those that it would have alone, bit for bit.
+    """
+
+    def __init__(self, model: Transformer, native: NativeStep) -> None:
+        self.model, self._native = model, native
+        self._caches: list[KVCache] = []
+
+    def add(self, cache: KVCache) -> None:
+        """Add a text by copying the cache that it was read with."""
+        self._caches.append(cache.copy())
+
+    def remove(self, row: int) -> None:
+        """Drop a text; the last text moves into its row."""
+        self._caches[row] = self._caches[-1]
+        self._caches.pop()
+
+    def planned(self, row: int) -> int:
+        """The length that determines a text's angles: its planned length, or its length with one more token."""
+        return max(self._caches[row].length + 1, self._caches[row].planned)
+
+    def stale(self, row: int) -> bool:
+        """Whether one more position needs other angles than the text's keys have: the keys must be recomputed."""
+        return self.model.stale(self._caches[row], 1)
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Feed each text one token; return the logits after it, fp32 [texts, V]."""
+        return self._native.feed_each(tokens, self._caches)
+
+
+def batch_cache(model: Transformer) -> BatchedCache | SeparateCaches:
+    """What decodes several texts of ``model`` together: the compiled engine if there is one, otherwise torch."""
+    native = model.native if isinstance(model, EngineTransformer) else None
+    return BatchedCache(model) if native is None else SeparateCaches(model, native)
 
 
 def _whole(count: int, block: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmcli.engine.attention import kernel_dtype
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.model import positions
 from llmcli.model.cache import KVCache, StaticCache
@@ -45,9 +46,9 @@ def decode(model: Transformer, token: int, cache: KVCache) -> Tensor:
     model.check_positions(cache.length + 1)
     span = model.fix_span(cache, 1)
     cache.reserve(1)
-    graph = cache.graph
+    graph = cache.prepared
     if not isinstance(graph, DecodeGraph) or graph.span != span:
-        cache.graph = graph = DecodeGraph(model, cache)
+        cache.prepared = graph = DecodeGraph(model, cache)
     logits = graph.run(token, cache.length)
     cache.advance(1)
     return logits
@@ -111,9 +112,10 @@ class DecodeGraph:
         x = model.embed_tokens(self._token)
         if model.positions is not None:
             x = x + model.positions(self._position)
-        placements = positions.single(model.config, self._position, self._keys, model.dtype, self._rotation)
+        dtype = kernel_dtype(self._cache.dtype, model.device)
+        placements = positions.single(model.config, self._position, self._keys, dtype, self._rotation)
         x = model.run_blocks(x, placements, self._cache)
-        return model.unembed(x[0]).float()
+        return model.unembed(x[0])
 
     def _rotation(self, rope: RopeConfig) -> Rotation:
         """The rotation of the token's position, read on the device: [1, R] each."""

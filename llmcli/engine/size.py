@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,9 @@ import torch
 from llmcli.engine.transformer import GPU_CACHE_BLOCK
 from llmcli.model.cache import SPARE
 from llmcli.model.config import ModelConfig
-from llmcli.model.layers import Embedding, Linear
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import ROW_BLOCK, Quantization, matrices, quantized_shapes
-from llmcli.storage.quantized_tensors import GROUP
-
-SCALE_BYTES = 4  # of an fp32 scale
+from llmcli.storage.blocks import Quantization
+from llmcli.storage.quantize import matrices, quantized_shape
 
 
 def empty_model(config: ModelConfig) -> Transformer:
@@ -28,18 +26,8 @@ def weight_bytes(model: Transformer, dtype: torch.dtype, quantization: Quantizat
     sizes = {name: parameter.numel() * dtype.itemsize for name, parameter in model.named_parameters()}
     if quantization is not None:
         for name, module in matrices(model):
-            sizes[f"{name}.weight"] = _quantized_bytes(module, quantization, dtype)
+            sizes[f"{name}.weight"] = math.prod(quantized_shape(name, module, quantization))
     return sizes
-
-
-def _quantized_bytes(module: Linear | Embedding, quantization: Quantization, dtype: torch.dtype) -> int:
-    """Bytes of a quantized matrix: integers and scales; for 4 bits also factors and the kernel's own scales."""
-    rows, columns = module.weight.shape
-    if "factors" not in quantized_shapes(module, quantization):
-        return rows * columns + rows * SCALE_BYTES
-    padded = -(-rows // ROW_BLOCK) * ROW_BLOCK
-    groups = padded * columns // GROUP
-    return padded * columns // 2 + groups + rows * SCALE_BYTES + groups * 2 * dtype.itemsize
 
 
 @dataclass(frozen=True)

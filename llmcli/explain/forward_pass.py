@@ -13,12 +13,8 @@ from llmcli.generation.distribution import check_finite
 from llmcli.generation.steps import next_logits
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import quantization_of
 
 DTYPE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# Quantized weights quantize activations to 8 bits too, where the last bit of an input can move it to the next of 255
-# levels. And 4-bit weights quantize activations only for many tokens at a time.
-QUANTIZED_TOLERANCE = 1e-1
 # Rounding can decide which expert a router chooses, and then another expert's output is added. For comparison: the
 # logits of two unrelated texts differ by about 1.4.
 ROUTER_TOLERANCE = 3e-1
@@ -57,12 +53,13 @@ def check_length(model: Transformer, length: int) -> None:
         )
 
 
-def tolerance(model: Transformer) -> float:
+def tolerance(model: Transformer, dtype: torch.dtype | None = None) -> float:
     """Return how much two correct computations of the model's numbers may differ, relative to the numbers' size.
 
-    It depends on the dtype, on whether the weights are quantized, and on whether the model routes between experts.
+    It depends on the dtype to which they round, by default the model's, and on whether the model routes between
+    experts. Quantized weights are restored exactly, so they allow no more.
     """
-    quantized = quantization_of(model) is not None
-    if model.config.moe is not None and (quantized or model.dtype != torch.float32):
+    dtype = dtype or model.dtype
+    if model.config.moe is not None and dtype != torch.float32:
         return ROUTER_TOLERANCE
-    return max(DTYPE_TOLERANCE[model.dtype], QUANTIZED_TOLERANCE if quantized else 0.0)
+    return DTYPE_TOLERANCE[dtype]

@@ -62,6 +62,6 @@ def attention_output_claim(model: Transformer, observed: ForwardPass, layers: Se
     for layer in layers:
         heads, added = heads_of(model, observed, layer), observed.trace.attn_out[layer][0, -1]
         with torch.inference_mode():
-            expected = heads.block.contribution(heads.output.to(model.dtype), heads.block.attn_post_norm).float()
+            expected = heads.block.contribution(heads.output, heads.block.attn_post_norm).float()
         errors.append(relative_error(float((expected - added).abs().max()), float(added.abs().max())))
     return Claim("weights times values equal what attention added", max(errors), tolerance(model))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmcli.explain.forward_pass import observe
-from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
+from llmcli.explain.forward_pass import observe, tolerance
+from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import Layers, Text, find_layers, find_position, find_token, token_ids
 from llmcli.generation.distribution import entropy, kl_divergence, probabilities
 from llmcli.generation.loaded import LoadedModel
@@ -72,17 +72,20 @@ def lens(
     observed = observe(model, ids[: position + 1])
     target = int(observed.logits.argmax()) if target is None else target
     with torch.inference_mode():
-        # One by one, as in generation, so that the last row's logits equal the model's bit for bit.
-        logits = [model.unembed(x[0].to(model.dtype))[0].float() for x in observed.trace.residual]
+        # One by one, as in generation. The last row's logits are the model's, up to the rounding of keys and values.
+        logits = [model.unembed(x[0])[0] for x in observed.trace.residual]
     after = {None if n == 0 else n - 1: part for n, part in enumerate(logits)}
     difference = float((logits[-1] - observed.logits).abs().max())
+    error = relative_error(difference, float(observed.logits.abs().max()))
     return LensReport(
         model=loaded.name,
         position=position,
         at=vocab_entry(tokenizer, ids[position]),
         target=vocab_entry(tokenizer, target),
-        rows=tuple(_row(layer, after[layer], observed.logits, target, tokenizer) for layer in shown),
-        check=check(Claim("the last layer's logits equal the model's", difference, 0.0)),
+        rows=tuple(_row(layer, after[layer], logits[-1], target, tokenizer) for layer in shown),
+        check=check(
+            Claim("the last layer's logits equal the model's", error, tolerance(model, model.new_cache().dtype))
+        ),
     )
 
 

@@ -86,7 +86,7 @@ def _distance_claim(frequencies: Tensor, rope: RopeConfig) -> Claim:
 
     def score(query_position: int, key_position: int) -> float:
         query, key = (
-            rotate(x, *rotation(frequencies, at, 1, torch.float32, rope.attention_factor))
+            rotate(x, *rotation(frequencies, at, 1, rope.attention_factor))
             for x, at in ((q, query_position), (k, key_position))
         )
         return float((query * key).sum()) / size

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llmcli.engine.batch import BatchedCache
+from llmcli.engine.batch import batch_cache
 from llmcli.generation.context import angle_length, check_prompt
 from llmcli.generation.generate import GeneratedText, Generation
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import Continuation, Step, next_logits
+from llmcli.generation.steps import Continuation, Step, next_logits, reread
 from llmcli.model.cache import KVCache
 
 
@@ -108,7 +108,7 @@ class Batch:
     def __init__(self, loaded: LoadedModel, size: int) -> None:
         self.loaded, self.size = loaded, size
         self.rows: list[_Row] = []
-        self._cache = BatchedCache(loaded.model)
+        self._cache = batch_cache(loaded.model)
         self._last_prompt: tuple[tuple[int, ...], int, KVCache, Tensor] | None = None
 
     @property
@@ -132,7 +132,7 @@ class Batch:
     def advance(self) -> Iterator[BatchStep]:
         """Generate one more token of each text."""
         for number, row in reversed(list(enumerate(self.rows))):
-            rolled = row.tokens.roll_if_full() is not None
+            rolled = row.tokens.roll_if_full()
             if rolled or self._cache.stale(number):
                 self._reread(number)
         logits = self._cache.step([row.tokens.ids[-1] for row in self.rows])
@@ -165,8 +165,7 @@ class Batch:
         row = self.rows[number]
         cache = self.loaded.model.new_cache()
         cache.planned = self._cache.planned(number)
-        if len(row.tokens.ids) > 1:
-            next_logits(self.loaded.model, row.tokens.ids[:-1], cache)
+        reread(self.loaded.model, row.tokens.ids, cache)
         self._remove(number)
         self.rows.append(row)
         self._cache.add(cache)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from llmcli.engine.random_weights import random_model
-from llmcli.engine.transformer import as_vector, product
 from llmcli.errors import usage_error
 from llmcli.files.json import read_json
 from llmcli.generation.filters import Temperature
@@ -23,7 +22,8 @@ from llmcli.model.cache import KVCache
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import Quantization, quantize
+from llmcli.storage.blocks import Quantization
+from llmcli.storage.quantize import quantize
 
 WARM_UP = 16  # tokens generated before the measurements
 
@@ -147,7 +147,7 @@ def read_bandwidth(device: torch.device) -> float:
     for _ in range(8):
         with torch.inference_mode():
             began = time.perf_counter()
-            float(product(as_vector(ones), matrix).sum())  # the conversion to a number waits for the device
+            float(torch.mv(matrix, ones.view(-1)).sum())  # the conversion to a number waits for the device
             best = max(best, matrix.nbytes / (time.perf_counter() - began))
     return best
 

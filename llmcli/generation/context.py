@@ -85,11 +85,9 @@ def _too_long(length: int, limit: int) -> Exception:
     return usage_error(message, kind="prompt-too-long")
 
 
-def roll(ids: list[int], limit: int) -> int:
-    """Drop the older half of a full context in place, except for its first few tokens; return how many those are."""
-    kept = min(SINKS, limit // 4)
-    del ids[kept : len(ids) - limit // 2]
-    return kept
+def roll(ids: list[int], limit: int) -> None:
+    """Drop the older half of a full context in place, except for its first few tokens."""
+    del ids[min(SINKS, limit // 4) : len(ids) - limit // 2]
 
 
 def angle_length(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:

@@ -19,9 +19,10 @@ from llmcli.generation.filters import Filter, MinNewTokens, Vocabulary
 from llmcli.generation.generation_config import Defaults, read_defaults
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.transformer import Transformer
+from llmcli.storage.blocks import Quantization
 from llmcli.storage.checkpoint import Checkpoint, Progress
 from llmcli.storage.finite import LoadNotes
-from llmcli.storage.quantize import Quantization, quantize
+from llmcli.storage.quantize import quantize
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -3,7 +3,8 @@
 The model reads the proposed tokens after the last token of the text. At every position the sampler chooses as usual,
 with the ``u`` of that step. Proposed tokens that equal its choices are accepted; those after the first that differs are
 discarded. So the output not only has the same distribution (Leviathan et al. 2023); with the same seed it is the same
-text, provided that the kernels for many positions round like those for one. (In bfloat16, near ties can differ.)
+text, provided that the kernels for a few positions round like those for one, as the compiled engine's do. (On a GPU,
+near ties can differ.)
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from llmcli.engine.cuda_graph import decode, replays
+from llmcli.engine.exact import exact_products
+from llmcli.engine.native import MAX_ROWS
+from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import usage_error
 from llmcli.generation.context import angle_length, as_ids, check_prompt, roll
 from llmcli.generation.grammar import Ending
@@ -83,9 +86,12 @@ class Continuation:
         self.ids.append(token)
         self.tokens += 1
 
-    def roll_if_full(self) -> int | None:
-        """Drop the older half if the context is full. Returns how many first tokens are kept, or None if it is not."""
-        return roll(self.ids, self.context) if len(self.ids) == self.context else None
+    def roll_if_full(self) -> bool:
+        """Drop the older half if the context is full. Returns whether it was."""
+        full = len(self.ids) == self.context
+        if full:
+            roll(self.ids, self.context)
+        return full
 
     def _finish(self, token: int, ending: Ending | None) -> Finish | None:
         if token in self.stop_ids:
@@ -158,13 +164,15 @@ def decode_steps(
     cache.planned = angle_length(model.config, len(text.ids), text.max_new_tokens)
     try:
         while True:
-            kept = text.roll_if_full()
-            if kept is not None:
-                cache.truncate(kept)
+            if text.roll_if_full():
+                cache.truncate(0)
             clear_if_stale(model, len(text.ids), cache)
+            if text.tokens:
+                reread(model, text.ids, cache)
             trace = Trace(rows=slice(-1, None)) if text.tokens in observe else None
             proposed: list[int] = []
-            if proposer is not None and trace is None:
+            # A pass over a prompt may round differently if there are more tokens in it.
+            if proposer is not None and trace is None and cache.length == len(text.ids) - 1:
                 proposed = _propose(model, text, cache, observe, proposer)
             unread = [*text.ids[cache.length :], *proposed]
             rows = last_logits(model, unread, cache, 1 + len(proposed), trace)
@@ -238,6 +246,13 @@ def clear_if_stale(model: Transformer, length: int, cache: KVCache) -> None:
         cache.truncate(0)
 
 
+def reread(model: Transformer, ids: Sequence[int], cache: KVCache) -> None:
+    """Feed all of a text's tokens but the last, whose logits then have the same bits alone and in a batch."""
+    if len(ids) - cache.length > 1:
+        cache.planned = max(cache.planned, len(ids))  # the last token must not change the angles
+        next_logits(model, ids[cache.length : -1], cache)
+
+
 def next_logits(model: Transformer, ids: Sequence[int], cache: KVCache, trace: Trace | None = None) -> Tensor:
     """Feed ``ids`` through the cache and return the logits after the last one, fp32 [V]."""
     return last_logits(model, ids, cache, 1, trace)[0]
@@ -246,9 +261,26 @@ def next_logits(model: Transformer, ids: Sequence[int], cache: KVCache, trace: T
 def last_logits(
     model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None = None
 ) -> Tensor:
-    """Feed ``ids`` through the cache and return the logits after each of the last ``count``, fp32 [count, V]."""
+    """Feed ``ids`` through the cache and return the logits after each of the last ``count``, fp32 [count, V].
+
+    Few tokens are fed by the compiled engine if the model has one. An observed pass is always torch's, but the logits,
+    keys and values are those of the pass that would have been made unobserved, and it rounds as that one does.
+    """
     assert count <= PREFILL_CHUNK
     cache.planned = max(cache.planned, cache.length + len(ids))
+    native = model.native if isinstance(model, EngineTransformer) else None
+    if native is None or len(ids) > MAX_ROWS:
+        return _torch_logits(model, ids, cache, count, trace)
+    if trace is not None:
+        past = cache.length
+        with exact_products(model):
+            _torch_logits(model, ids, cache, count, trace)
+        cache.truncate(past)
+        assert cache.length == past, "a window keeps more than a few tokens in reserve"
+    return native.feed(ids, cache, count)
+
+
+def _torch_logits(model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None) -> Tensor:
     with torch.inference_mode():
         if len(ids) == 1 and trace is None and replays(model):
             return decode(model, ids[0], cache)
@@ -256,4 +288,4 @@ def last_logits(
         for start in range(short - PREFILL_CHUNK, len(ids), PREFILL_CHUNK):
             chunk = torch.tensor([ids[max(start, 0) : start + PREFILL_CHUNK]], device=model.device)
             x = model.hidden(chunk, cache, trace if start + PREFILL_CHUNK >= len(ids) else None)
-        return model.unembed(x[0, -count:]).float()
+        return model.unembed(x[0, -count:])

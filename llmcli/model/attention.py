@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.model.cache import KeyValueStore
+from llmcli.model.cache import KeyValueStore, fitting
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
 from llmcli.model.positions import Placement, Rotation, causal_mask, rotate
@@ -35,6 +35,7 @@ class Attention(nn.Module):
         if cache is not None:
             S += cache.length
             k, v = cache.append(self.layer, k, v)  # [B, K, at most S, D]
+            q = fitting(q, k.dtype)
         if placement.window is not None and placement.window + T - 1 < k.shape[2]:  # keep only what a query sees
             k, v = k[:, :, 1 - placement.window - T :], v[:, :, 1 - placement.window - T :]
         if trace is not None:
@@ -49,7 +50,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, D], keys and values [B, K, T, D] of x [B, T, C], normalized and rotated."""
         H, K = self.heads, self.kv_heads
-        heads = self.split_heads(self.qkv(x))
+        heads = self.split_heads(self.qkv(x)).float()
         qk, v = heads.narrow(1, 0, H + K), heads.narrow(1, H + K, K)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = torch.split(qk, [H, K], dim=1)

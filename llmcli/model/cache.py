@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmcli.model.config import ModelConfig
 
+FLOAT16_MAX = torch.finfo(torch.float16).max
 SPARE = 64  # positions that a windowed layer keeps beyond its window, so that the last few can be truncated
 
 
@@ -28,19 +29,20 @@ class KVCache:
     A windowed layer keeps little more than its window. Buffers grow by half when full and shrink when less than half
     is used: appending and truncating are cheap on average, and memory is at most twice what is used. Each layer has
     its own tensors, so that a step writes only the new positions. ``planned`` is the length that the caller expects to
-    reach; ``span`` says by which angles the keys were rotated (see ``positions.span``). ``graph`` is a decoding step
-    recorded over the current buffers, dropped when one of them is replaced; to make that rare, capacities are multiples
-    of ``block`` positions.
+    reach; ``span`` says by which angles the keys were rotated (see ``positions.span``). ``prepared`` is what
+    an engine keeps to decode with the current buffers, dropped when one of them is replaced; to make that rare,
+    capacities are multiples of ``block`` positions.
     """
 
     def __init__(
         self, config: ModelConfig, *, device: torch.device, dtype: torch.dtype, batch: int = 1, block: int = 1
     ) -> None:
+        self._config = config
         self.length = 0
         self.planned = 0
         self.span = 0
         self.block = block
-        self.graph: object | None = None
+        self.prepared: object | None = None
         layers = range(config.num_hidden_layers)
         windowed = [config.layer_type(layer) == "sliding_attention" for layer in layers]
         self._windows = [config.sliding_window if is_windowed else None for is_windowed in windowed]
@@ -53,6 +55,11 @@ class KVCache:
     def layers(self) -> int:
         """The number of layers."""
         return len(self._keys)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of keys and values."""
+        return self._keys[0].dtype
 
     @property
     def nbytes(self) -> int:
@@ -71,9 +78,8 @@ class KVCache:
         if end > self._keys[layer].shape[2]:
             end = self._grow(layer, count)
         keys, values = self._keys[layer], self._values[layer]
-        # Called four times per layer; takes half the time of indexing.
-        keys.narrow(2, end - count, count).copy_(k)
-        values.narrow(2, end - count, count).copy_(v)
+        keys.narrow(2, end - count, count).copy_(fitting(k, keys.dtype))
+        values.narrow(2, end - count, count).copy_(fitting(v, values.dtype))
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def held(self, layer: int) -> tuple[int, Tensor, Tensor]:
@@ -81,6 +87,17 @@ class KVCache:
         first = self._first[layer]
         part = slice(0, self.length - first)
         return first, self._keys[layer][:, :, part], self._values[layer][:, :, part]
+
+    def buffers(self, layer: int) -> tuple[Tensor, Tensor, int]:
+        """A layer's key and value buffers, [B, K, capacity, D], and the first position that they hold."""
+        return self._keys[layer], self._values[layer], self._first[layer]
+
+    def copy(self) -> KVCache:
+        """A cache with the same contents and buffers of its own."""
+        other = KVCache(self._config, device=self._keys[0].device, dtype=self.dtype, block=self.block)
+        other.planned = self.planned
+        other.restore(self.length, self.span, (self.held(layer)[1:] for layer in range(self.layers)))
+        return other
 
     def restore(self, length: int, span: int, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Fill an empty cache with the keys and values that ``held`` returned for each layer of another cache."""
@@ -117,6 +134,8 @@ class KVCache:
             if window is not None and first > max(0, length - (window - 1)):
                 length = 0
         self.length = length
+        if length == 0:
+            self.prepared = None
         for layer, keys in enumerate(self._keys):  # an interrupted pass may have grown only some
             if length == 0:
                 self._first[layer] = 0
@@ -138,7 +157,7 @@ class KVCache:
 
     def _resize(self, layer: int, kept: int, capacity: int) -> None:
         """Move a layer to buffers of ``capacity`` positions that begin with the last ``kept`` positions."""
-        self.graph, capacity = None, self._whole(capacity)
+        self.prepared, capacity = None, self._whole(capacity)
         start = self.length - kept - self._first[layer]
         resized = []  # replaced together, because memory may run out between the two
         for old in (self._keys[layer], self._values[layer]):
@@ -158,7 +177,7 @@ class StaticCache:
     """
 
     def __init__(self, cache: KVCache, indices: tuple[Tensor, Tensor]) -> None:
-        self.length = cache.length
+        self.length, self.dtype = cache.length, cache.dtype
         rooms = [cache.room(windowed=windowed) for windowed in (False, True)]
         self._layers: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, values, the index to write to
         for layer, window in enumerate(cache._windows):
@@ -173,4 +192,13 @@ class StaticCache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v [B, K, 1, D] at the token's index; return the layer's keys and values, [B, K, room, D]."""
         keys, values, index = self._layers[layer]
-        return keys.index_copy_(2, index, k), values.index_copy_(2, index, v)
+        keys.index_copy_(2, index, fitting(k, self.dtype))
+        values.index_copy_(2, index, fitting(v, self.dtype))
+        return keys, values
+
+
+def fitting(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in the cache's dtype; numbers too large for float16 become its largest."""
+    if dtype == torch.float16:
+        x = x.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+    return x.to(dtype)

@@ -120,31 +120,27 @@ def _kernel_mask(config: ModelConfig, seen: Tensor, dtype: torch.dtype) -> Tenso
 class Angles:
     """Rotations of a model's positions; those near the last single token are cached.
 
-    Not a buffer of the model: angles are never saved, and are cast only after they are computed in fp32.
+    Not a buffer of the model: angles are never saved, and stay in fp32.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self._kept: dict[RopeConfig, tuple[tuple[object, ...], Rotation]] = {}
 
-    def at(
-        self, rope: RopeConfig, past: int, count: int, span: int, *, dtype: torch.dtype, device: torch.device
-    ) -> Rotation:
-        """``rotation`` of positions past .. past+count-1, in ``dtype`` and on ``device``: each [count, R]."""
+    def at(self, rope: RopeConfig, past: int, count: int, span: int, *, device: torch.device) -> Rotation:
+        """``rotation`` of positions past .. past+count-1, on ``device``: each [count, R]."""
         if count > 1:
-            return self._compute(rope, past, count, span, dtype, device)
+            return self._compute(rope, past, count, span, device)
         offset = past % CACHED_POSITIONS
-        key = (span, past - offset, dtype, device)
+        key = (span, past - offset, device)
         if rope not in self._kept or self._kept[rope][0] != key:
-            self._kept[rope] = key, self._compute(rope, past - offset, CACHED_POSITIONS, span, dtype, device)
+            self._kept[rope] = key, self._compute(rope, past - offset, CACHED_POSITIONS, span, device)
         cos, signed_sin = self._kept[rope][1]
         return cos[offset : offset + 1], signed_sin[offset : offset + 1]
 
-    def _compute(
-        self, rope: RopeConfig, start: int, count: int, span: int, dtype: torch.dtype, device: torch.device
-    ) -> Rotation:
+    def _compute(self, rope: RopeConfig, start: int, count: int, span: int, device: torch.device) -> Rotation:
         frequencies = inverse_frequencies(rope, self.config.head_dim, span).to(device)
-        return rotation(frequencies, start, count, dtype, rope.attention_factor)
+        return rotation(frequencies, start, count, rope.attention_factor)
 
 
 def span(config: RopeConfig | None, length: int) -> int:
@@ -166,17 +162,17 @@ def planned_length(config: RopeConfig | None, prompt: int, total: int) -> int:
     return total if config is not None and config.rope_type == "dynamic" else prompt
 
 
-def rotation(frequencies: Tensor, start: int, count: int, dtype: torch.dtype, scale: float = 1.0) -> Rotation:
+def rotation(frequencies: Tensor, start: int, count: int, scale: float = 1.0) -> Rotation:
     """cos and signed sin for positions start .. start+count-1, times ``scale``: each [count, R], for all heads.
 
-    Computed in fp32 and cast last: bf16 angles would be wrong by radians far into a context.
+    In fp32: bf16 angles would be wrong by radians far into a context.
     """
     positions = torch.arange(start, start + count, dtype=torch.float32, device=frequencies.device)
     angles = torch.outer(positions, frequencies)  # [T, R/2]
     cos, sin = angles.cos() * scale, angles.sin() * scale
     cos = torch.cat((cos, cos), dim=-1)
     signed_sin = torch.cat((-sin, sin), dim=-1)
-    return cos.to(dtype), signed_sin.to(dtype)
+    return cos, signed_sin
 
 
 def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
@@ -184,7 +180,6 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     rotated = cos.shape[-1]
     if rotated < x.shape[-1]:
         return torch.cat((rotate(x[..., :rotated], cos, signed_sin), x[..., rotated:]), dim=-1)
-    cos, signed_sin = cos.to(x.dtype), signed_sin.to(x.dtype)
     return torch.addcmul(x * cos, x.roll(rotated // 2, dims=-1), signed_sin)
 
 

@@ -142,7 +142,7 @@ class Transformer(nn.Module):
         """The scaled embedding of ids [B, T], independent of position: [B, T, C]."""
         x: Tensor = self.embedding(ids)
         if self.config.embedding_scale != 1:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded first, as in Gemma's training
+            x = x * self.config.embedding_scale
         return x
 
     def check_positions(self, length: int) -> None:
@@ -175,13 +175,13 @@ class Transformer(nn.Module):
         return positions.consecutive(self.config, past, count, self.device, rotate_by)
 
     def rotation(self, rope: RopeConfig, past: int, count: int, span: int) -> Rotation:
-        """cos and signed sin of positions past .. past+count-1, each [count, R], in the model's dtype and device."""
-        return self._angles.at(rope, past, count, span, dtype=self.dtype, device=self.device)
+        """cos and signed sin of positions past .. past+count-1, each fp32 [count, R], on the model's device."""
+        return self._angles.at(rope, past, count, span, device=self.device)
 
     def unembed(self, x: Tensor) -> Tensor:
-        """Final norm and head: [..., C] -> logits [..., V], for generation and for views of any layer."""
+        """Final norm and head: [..., C] -> logits [..., V] in fp32, for generation and for views of any layer."""
         normed = self.norm(x)
-        logits: Tensor = self.embedding.unembed(normed) if self.head is None else self.head(normed)
+        logits = (self.embedding if self.head is None else self.head).unembed(normed)
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap

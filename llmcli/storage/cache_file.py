@@ -74,7 +74,7 @@ def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[i
         raise Unusable("damaged")
     if metadata.get("model") != fingerprint:
         dtypes = {tensor.dtype for name, tensor in tensors.items() if name.startswith("keys.")}
-        raise Unusable("model" if dtypes == {model.dtype} else "dtype")
+        raise Unusable("model" if dtypes == {model.new_cache().dtype} else "dtype")
     cache = model.new_cache()
     if not _fits(tensors, model, cache):  # a digest detects damage, but anybody can compute one
         raise Unusable("damaged")
@@ -97,7 +97,7 @@ def _fits(tensors: Mapping[str, Tensor], model: Transformer, cache: KVCache) -> 
         least = min(len(ids), (model.config.sliding_window or 0) - 1) if windowed else len(ids)
         if keys.dim() != 3 or keys.shape != values.shape or keys.shape[::2] != empty.shape[1::2]:
             return False
-        if not least <= keys.shape[1] <= len(ids) or {keys.dtype, values.dtype} != {model.dtype}:
+        if not least <= keys.shape[1] <= len(ids) or {keys.dtype, values.dtype} != {cache.dtype}:
             return False
         if not (is_finite(keys) and is_finite(values)):  # attention kernels would turn rows of NaN into zeros
             return False

@@ -20,9 +20,9 @@ from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.families.rules import Rule
 from llmcli.model.transformer import Transformer
+from llmcli.storage.blocks import Quantization
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import check_format
-from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
 from llmcli.storage.tensors import WeightFiles
 

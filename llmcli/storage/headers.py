@@ -10,12 +10,11 @@ import torch
 
 from llmcli.files.safetensors import Entry
 from llmcli.model.config import ModelConfig
+from llmcli.model.transformer import Transformer
+from llmcli.storage.blocks import Quantization
 from llmcli.storage.checkpoint import Checkpoint
-from llmcli.storage.quantize import Quantization
-from llmcli.storage.quantized_checkpoint import find_quantized
+from llmcli.storage.quantized_checkpoint import check_quantized, find_quantized
 from llmcli.storage.tensors import summarize
-
-SCALE_SUFFIXES = (".scale", ".factors")  # of tensors next to a quantized weight
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class Headers:
 
     ``config`` is that of the model as it loads, ``dtype`` the dtype of its weights' values, ``quantization`` how the
     weights are quantized, if they are. ``entries`` are the tensors that hold parameters, ``others`` the remaining ones
-    (scales, copies, masks); ``others_named`` lists those that are not used.
+    (scales, copies, masks); ``others_named`` lists those that are not used. ``parameters`` is how many numbers the
+    ``entries`` hold.
     """
 
     config: ModelConfig
@@ -33,11 +33,7 @@ class Headers:
     entries: tuple[Entry, ...]
     others: tuple[Entry, ...]
     others_named: str
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters in the files; 4-bit weights are stored two per byte."""
-        return sum(math.prod(entry.shape) * (2 if entry.dtype == "U8" else 1) for entry in self.entries)
+    parameters: int
 
     @property
     def stored(self) -> tuple[Entry, ...]:
@@ -56,11 +52,16 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         entries = {name: entry for name, (_, entry) in weights.tensors.items()}
         wanted = {source.name for rule in rules for source in rule.sources}
         dtype = weights.dtype(rules[0].sources[0].name)
+        parameters = sum(math.prod(entries[name].shape) for name in wanted)
     else:
         file, config = find_quantized(checkpoint.folder, checkpoint.config)
         entries = file.entries
-        wanted = {name for name in entries if not name.endswith(SCALE_SUFFIXES)}
+        wanted = set(entries)
+        with torch.device("meta"):
+            model = Transformer(config)
+        check_quantized(file, model, quantization)
         dtype = file.dtype(entries["norm.weight"])
+        parameters = sum(parameter.numel() for parameter in model.parameters())
     others = sorted(entries.keys() - wanted)
     return Headers(
         config=config,
@@ -69,4 +70,5 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         entries=tuple(entries[name] for name in sorted(wanted)),
         others=tuple(entries[name] for name in others),
         others_named="" if quantization else summarize(others),
+        parameters=parameters,
     )

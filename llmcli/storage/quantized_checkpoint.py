@@ -1,8 +1,8 @@
 """Model folders with quantized weights, which load without quantizing again.
 
-Tensors have the names of ``Transformer``'s parameters, such as ``blocks.0.attn.qkv.weight``, with a ``scale`` and, for
-4 bits, ``factors`` next to a quantized weight. config.json is the original model's with a ``quantization_config`` whose
-``quant_method`` is "llmcli", so that other programs know that they cannot read the weights.
+Tensors have the names of ``Transformer``'s parameters, such as ``blocks.0.attn.qkv.weight``; quantized ones are stored
+as ``storage.blocks``. config.json is the original model's with a ``quantization_config`` whose ``quant_method`` is
+"llmcli", so that other programs know that they cannot read the weights.
 """
 
 from __future__ import annotations
@@ -22,39 +22,55 @@ from llmcli.files.atomic import replace_text, replacing
 from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.files.safetensors import INTEGERS, TensorFile, write_tensors
 from llmcli.model.config import ModelConfig
-from llmcli.model.layers import Embedding
 from llmcli.model.transformer import Transformer
+from llmcli.storage.blocks import BLOCK, Quantization, scales_of
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import METHOD
 from llmcli.storage.quantize import (
-    Quantization,
+    bits_of,
     matrices,
     quantized_module,
-    quantized_shapes,
+    quantized_shape,
+    quantized_weight,
     replace_module,
-    stored_tensors,
 )
-from llmcli.storage.quantized_tensors import GROUP
 
 BITS: dict[Quantization, int] = {"int8": 8, "int4": 4}
+FORMATS: dict[Quantization, str] = {"int8": "q8_0", "int4": "q4_0"}
 FLOATS = ("F32", "BF16", "F16")
 
 
 def quantization_in(raw: Mapping[str, Any]) -> Quantization | None:
     """The quantization by ``save_quantized`` that a parsed config.json states; None if there is none.
 
-    Raises LlmcliError if the bits or the group size are not supported.
+    Raises LlmcliError if the bits, the group size or the block format are not supported.
     """
     settings = raw.get("quantization_config")
     if not isinstance(settings, Mapping) or settings.get("quant_method") != METHOD:
         return None
-    for quantization, bits in BITS.items():
-        if settings.get("bits") == bits and settings.get("group_size") == GROUP:
+    for quantization in FORMATS:
+        if all(settings.get(key) == value for key, value in _settings(quantization).items()):
             return quantization
+    if "block_format" not in settings:
+        raise LlmcliError(
+            "config.json: the weights have the format of an earlier version of llmcli: quantization_config has no "
+            "block_format",
+            "quantize the original model again",
+        )
+    stated = ", ".join(f"{key} {json.dumps(settings.get(key))}" for key in ("bits", "group_size", "block_format"))
     raise LlmcliError(
-        f"config.json: {settings.get('bits')} bits in groups of {settings.get('group_size')} are not supported",
-        f"supported: 8 or 4 bits in groups of {GROUP}",
+        f"config.json: quantized weights with {stated} are not supported", "quantize the original model again"
     )
+
+
+def _settings(quantization: Quantization) -> dict[str, str | int]:
+    """The ``quantization_config`` of a model folder with quantized weights."""
+    return {
+        "quant_method": METHOD,
+        "bits": BITS[quantization],
+        "group_size": BLOCK,
+        "block_format": FORMATS[quantization],
+    }
 
 
 def save_quantized(
@@ -75,20 +91,22 @@ def save_quantized(
     done, total = 0, sum(module.weight.numel() for module in modules.values())
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
-        tensors |= {f"{name}.{part}": tensor for part, tensor in stored_tensors(module, quantization, name).items()}
+        tensors[f"{name}.weight"] = quantized_weight(name, module, quantization)
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            tensors[f"{name}.bias"] = bias.detach()
         done += module.weight.numel()
         if progress is not None:
             progress(done, total)
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[0] not in modules:
             tensors[name] = parameter.detach()
-    settings = {"quant_method": METHOD, "bits": BITS[quantization], "group_size": GROUP}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as file:
         write_tensors(file, tensors, {"format": "pt"})
     replace_text(
         folder / CONFIG,
-        json.dumps({**raw, "dtype": model.dtype_name, "quantization_config": settings}, indent=2) + "\n",
+        json.dumps({**raw, "dtype": model.dtype_name, "quantization_config": _settings(quantization)}, indent=2) + "\n",
     )
 
 
@@ -114,30 +132,19 @@ def load_quantized(
     with torch.device("meta"):
         model = build(config)
     modules = dict(matrices(model))
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    dtypes: dict[str, tuple[str, ...]] = dict.fromkeys(shapes, FLOATS)
-    for name, module in modules.items():
-        del shapes[f"{name}.weight"]
-        part_shapes = quantized_shapes(module, quantization)
-        shapes |= {f"{name}.{part}": shape for part, shape in part_shapes.items()}
-        dtypes |= {f"{name}.{part}": (dtype,) for part, dtype in _part_dtypes(part_shapes).items()}
-    _check(file, shapes, dtypes)
-    tensors = {name: file.viewed(file.entries[name]) for name in shapes}  # mapped if possible
+    check_quantized(file, model, quantization)
+    tensors = {name: file.viewed(entry) for name, entry in file.entries.items()}  # mapped if possible
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not notes.finite(tensor):
+        bits = bits_of(name.removesuffix(".weight"), quantization)
+        if not notes.finite(scales_of(tensor, bits) if tensor.dtype == torch.uint8 else tensor):
             raise LlmcliError(f"{file.path}: tensor {name} contains NaN or infinity", "the file may be damaged")
     if not isinstance(dtype, torch.dtype):
         stored_dtype = tensors["norm.weight"].dtype
         dtype = stored_dtype if dtype is None else dtype(stored_dtype)
     for number, (name, module) in enumerate(modules.items(), start=1):
-        parts = quantized_shapes(module, quantization)
-        stored = {part: tensors.pop(f"{name}.{part}") for part in parts}
-        if "factors" in parts:
-            stored["weight"] = file.read(file.entries[f"{name}.weight"])  # read into memory, because it is repacked
-        bias = tensors.pop(f"{name}.bias", None)
-        if bias is not None:
-            stored["bias"] = bias.to(dtype)
-        replace_module(model, name, quantized_module(stored, dtype, table=isinstance(module, Embedding)))
+        blocks, bias = tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias", None)
+        bias = None if bias is None else bias.to(dtype)
+        replace_module(model, name, quantized_module(name, module, blocks, bias, quantization, dtype))
         if progress is not None:
             progress(number, len(modules))
     for name, tensor in tensors.items():
@@ -156,26 +163,42 @@ def find_quantized(folder: Path, config: ModelConfig) -> tuple[TensorFile, Model
     return file, replace(config, tie_word_embeddings=tied)
 
 
-def _part_dtypes(parts: Mapping[str, Any]) -> dict[str, str]:
-    """The dtype, as safetensors names it, of each of a module's ``quantized_shapes``."""
-    return {"weight": "U8", "factors": "I8", "scale": "F32"} if "factors" in parts else {"weight": "I8", "scale": "F32"}
+def check_quantized(file: TensorFile, model: Transformer, quantization: Quantization) -> None:
+    """Check that a file of quantized weights has exactly the tensors of ``model``, which is not quantized.
 
-
-def _check(file: TensorFile, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise LlmcliError unless the file has exactly the tensors in ``shapes``, each with one of its ``dtypes``."""
-    found = shapes.keys() & file.entries.keys()
+    Raises LlmcliError if a tensor is missing, is unexpected, or has another shape or dtype.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    dtypes: dict[str, tuple[str, ...]] = dict.fromkeys(shapes, FLOATS)
+    for name, module in matrices(model):
+        shapes[f"{name}.weight"] = quantized_shape(name, module, quantization)
+        dtypes[f"{name}.weight"] = ("U8",)
+    found = {name: file.entries[name] for name in sorted(shapes.keys() & file.entries.keys())}
     faults = {
-        "missing": shapes.keys() - file.entries.keys(),
-        "unexpected": file.entries.keys() - shapes.keys(),
-        "of the wrong shape": [name for name in found if file.entries[name].shape != shapes[name]],
-        "of the wrong dtype": [name for name in found if file.entries[name].dtype not in dtypes[name]],
+        "missing": sorted(shapes.keys() - file.entries.keys()),
+        "unexpected": sorted(file.entries.keys() - shapes.keys()),
+        "of the wrong shape": [
+            f"{name} {list(entry.shape)} instead of {list(shapes[name])}"
+            for name, entry in found.items()
+            if entry.shape != shapes[name]
+        ],
+        "of the wrong dtype": [
+            f"{name} {entry.dtype} instead of {' or '.join(dtypes[name])}"
+            for name, entry in found.items()
+            if entry.dtype not in dtypes[name]
+        ],
     }
-    problems = [f"{what}: {', '.join(sorted(names)[:3])}" for what, names in faults.items() if names]
+    problems = [f"{what}: {_first(names)}" for what, names in faults.items() if names]
     if problems:
         raise LlmcliError(
             f"{file.path}: the weights do not match config.json; tensors {'; '.join(problems)}",
             "config.json and the weights must come from the same model",
         )
+
+
+def _first(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def copy_rest(folder: Path, out: Path) -> None:

@@ -110,7 +110,7 @@ class Transformers:
 
 
 class LlamaCpp:
-    def __init__(self, folder: Path, kind: str, threads: int) -> None:
+    def __init__(self, folder: Path, kind: str, threads: int, *, all_logits: bool = False) -> None:
         import llama_cpp
 
         self.api = llama_cpp
@@ -126,26 +126,43 @@ class LlamaCpp:
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
+        self.all_logits = all_logits
+
     def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
-        api = self.api
-        api.llama_memory_clear(api.llama_get_memory(self.context), True)
-        times, tokens = [time.perf_counter()], [0]
+        self.clear()
+        times = [time.perf_counter()]
         for start in range(0, len(prompt), 512):
-            tokens = [self._decode(prompt[start : start + 512])]
+            self.feed(prompt[start : start + 512])
+        tokens = [int(self.logits(-1).argmax())]
         times.append(time.perf_counter())
         for _ in range(output - 1):
-            tokens.append(self._decode(tokens[-1:]))
+            self.feed(tokens[-1:])
+            tokens.append(int(self.logits(-1).argmax()))
             times.append(time.perf_counter())
         return times[1] - times[0], _seconds_per_token(times[1:]), tokens[0]
 
-    def _decode(self, ids: list[int]) -> int:
+    def clear(self) -> None:
+        """Empty the KV cache."""
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        self.length = 0
+
+    def feed(self, ids: list[int]) -> None:
+        """Feed tokens, and compute the logits after the last one or, with ``all_logits``, after each."""
+        batch = self.api.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for number, token in enumerate(ids):
+            batch.token[number], batch.pos[number] = token, self.length + number
+            batch.n_seq_id[number], batch.seq_id[number][0] = 1, 0
+            batch.logits[number] = self.all_logits or number == len(ids) - 1
+        assert self.api.llama_decode(self.context, batch) == 0
+        self.api.llama_batch_free(batch)
+        self.length += len(ids)
+
+    def logits(self, number: int) -> Any:
+        """The logits after the token ``number`` of the last ones fed, float32 [V]; they stay until the next are fed."""
         import numpy
 
-        api = self.api
-        array = (api.llama_token * len(ids))(*ids)
-        assert api.llama_decode(self.context, api.llama_batch_get_one(array, len(ids))) == 0
-        logits = numpy.ctypeslib.as_array(api.llama_get_logits_ith(self.context, -1), shape=(self.vocab,))
-        return int(logits.argmax())
+        return numpy.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, number), shape=(self.vocab,))
 
 
 def _seconds_per_token(times: list[float]) -> float:
@@ -221,7 +238,7 @@ class Child:
 
     def __init__(self, engine: str, kind: str, folder: Path, threads: int) -> None:
         self.name = f"{engine} {kind}"
-        command = [sys.executable, __file__, "--engine", engine, "--kind", kind]
+        command = [sys.executable, "-m", "tests.bench.peers", "--engine", engine, "--kind", kind]
         command += ["--folder", str(folder), "--threads", str(threads)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import Result
 
+from llmcli.engine.native import NativeStep
 from llmcli.engine.random_weights import random_model
 from llmcli.generation import bench
 from llmcli.generation.bench import measure, read_bytes
@@ -73,8 +74,9 @@ def test_depth_is_read_before_the_clock_starts(model: Path, monkeypatch: pytest.
     """Each timed run reads only the prompt and generates the output."""
     ours = load(model, device=torch.device("cpu"))
     passes: list[int] = []
-    hidden = ours.hidden
+    hidden, feed = ours.hidden, NativeStep.feed
     monkeypatch.setattr(ours, "hidden", lambda ids, *rest: passes.append(ids.shape[1]) or hidden(ids, *rest))
+    monkeypatch.setattr(NativeStep, "feed", lambda step, ids, *rest: passes.append(len(ids)) or feed(step, ids, *rest))
     monkeypatch.setattr(bench, "WARM_UP", 0)
     (speed,) = measure(ours, prompt=7, output=3, depths=[20], repeat=2)
     assert passes == [20, 7, 1, 1, 7, 1, 1]

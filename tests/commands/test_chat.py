@@ -240,7 +240,7 @@ def test_system_prompts(chat: Chat, tmp_path: Path) -> None:
 
 def test_settings(chat: Chat) -> None:
     _, stderr = chat("The", "/set max-tokens 1", "The", args=("--verbose",))
-    assert [line.split(" token")[0] for line in stderr if "decode" in line] == ["6", "1"]
+    assert [line.split(" token")[0] for line in stderr if "decode " in line] == ["6", "1"]
     wrong = [
         ("/set temperatur", "did you mean temperature?"),
         ("/set temperatur 1", "did you mean temperature?"),

@@ -14,6 +14,7 @@ from click.testing import Result
 from llmcli import __version__
 from llmcli.cli import COMMANDS, GROUPS, cli
 from llmcli.commands.shell import version
+from llmcli.engine import native
 from llmcli.errors import EXIT_INTERRUPTED, EXIT_READER_GONE
 
 Run = Callable[..., Result]
@@ -126,12 +127,16 @@ def test_errors_are_in_plain_words(run: Run, args: list[str], message: str) -> N
     assert message in result.stderr
 
 
-def test_version_shows_python_torch_and_device(run: Run) -> None:
+@pytest.mark.parametrize(("variant", "named"), [("avx2", "native engine avx2"), (None, "no native engine")])
+def test_version_shows_python_torch_device_and_engine(
+    run: Run, monkeypatch: pytest.MonkeyPatch, variant: str | None, named: str
+) -> None:
     import torch
 
+    monkeypatch.setattr(native, "variant", lambda: variant)
     shown = run("--version").stdout
-    device = version.default_device("2.9.0")
-    assert re.fullmatch(rf"llmcli {re.escape(__version__)} \(Python 3\.\d+\.\d+, torch \S+, device {device}\)\n", shown)
+    parts = rf"Python 3\.\d+\.\d+, torch \S+, device {version.default_device('2.9.0')}, {named}"
+    assert re.fullmatch(rf"llmcli {re.escape(__version__)} \({parts}\)\n", shown)
     assert f"torch {torch.__version__}," in shown
 
 

@@ -14,6 +14,7 @@ from click.testing import Result
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmcli.engine import transformer
 from llmcli.errors import EXIT_FAILURE, EXIT_OK
 from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS
 
@@ -90,7 +91,20 @@ def test_unused_tensors_are_named(run: Run, model: Path, with_tensors: Callable[
     assert "vision.g and 3 more\n" in many.stderr
 
 
-def test_verbose_says_what_the_check_took(run: Run, model: Path) -> None:
-    line = re.compile(r"^tiny: checked [\d.]+ [kM]B of weights for NaN and infinity in \d+\.\d\d s$", re.MULTILINE)
-    assert line.search(run("score", "The old fox", "-m", model, "--verbose").stderr)
-    assert not line.search(run("score", "The old fox", "-m", model).stderr)
+def test_verbose_says_what_the_check_took_and_what_decodes(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = re.compile(r"^tiny: checked [\d.]+ [kM]B of weights for NaN and infinity in \d+\.\d\d s$", re.MULTILINE)
+    decoded = re.compile(r"^tiny: decoded by (.*)$", re.MULTILINE)
+    without = "torch (the native engine was not built)"
+    command = ("score", "The old fox", "-m", model)
+    shown = run(*command, "--verbose").stderr
+    assert checked.search(shown)
+    native = f"native engine ({transformer.variant()}), threads: {torch.get_num_threads()}"
+    assert decoded.findall(shown) == [native if transformer.variant() else without]
+    quiet = run(*command).stderr
+    assert not checked.search(quiet)
+    assert not decoded.search(quiet)
+    monkeypatch.setattr(transformer, "variant", lambda: None)
+    monkeypatch.setattr(transformer, "native_step", lambda model: None)
+    assert decoded.findall(run(*command, "--verbose").stderr) == [without]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llmcli.engine.native import variant
 from llmcli.generation import samples as module
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
+PRECISIONS = [("--dtype", "float32"), ("--dtype", "bfloat16"), ("--quantize", "int8"), ("--quantize", "int4")]
 
 
 def texts(run: Run, model: Path, *options: object) -> list[list[dict[str, Any]]]:
@@ -36,6 +39,32 @@ def test_samples_are_the_texts_of_their_seeds(run: Run, model: Path) -> None:
         mean = sum(token["logprob"] for token in tokens) / len(tokens)
         assert end["mean_logprob"] == pytest.approx(mean, abs=1e-5)
         assert end["tokens"] == len(tokens)
+
+
+@pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
+@pytest.mark.parametrize("precision", PRECISIONS, ids=" ".join)
+def test_the_text_of_a_seed_is_the_same_from_every_command(
+    run: Run, model: Path, tmp_path: Path, precision: tuple[str, str]
+) -> None:
+    """``generate``, ``--num-samples``, ``--prompt-lookup`` and ``batch``; ``explain-step`` names its tokens."""
+    seeds, options = (5, 6, 7), ("-m", model, "-n", 24, "--temperature", 1.2, "--device", "cpu", *precision)
+    alone = [records(run("generate", "The", "--seed", seed, *options, "--json")) for seed in seeds]
+    expected = [(found[-1]["text"], [token["id"] for token in found[1:-1]]) for found in alone]
+    assert len({text for text, _ in expected}) == len(seeds)
+    several = records(run("generate", "The", "--seed", seeds[0], "--num-samples", len(seeds), *options, "--json"))
+    assert [record["text"] for record in several if record["type"] == "end"] == [text for text, _ in expected]
+    looked_up = records(run("generate", "The", "--seed", seeds[0], "--prompt-lookup", *options, "--json"))
+    assert looked_up[-1]["text"] == expected[0][0]
+    jobs = tmp_path / "in.jsonl"
+    jobs.write_text("".join(json.dumps({"prompt": "The", "seed": seed}) + "\n" for seed in seeds), encoding="utf-8")
+    assert run("batch", jobs, tmp_path / "out.jsonl", "--batch-size", 2, *options).exit_code == 0
+    written = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in written] == [text for text, _ in expected]
+    for index in (0, len(expected[0][1]) - 1):
+        step = ("explain-step", "The", "--seed", seeds[0], "--step", index, "-m", model, "--temperature", 1.2)
+        (report,) = records(run(*step, "--device", "cpu", *precision, "--json"))
+        assert report["chosen"]["id"] == expected[0][1][index]
+        assert report["chosen"]["p_final"] == alone[0][1 + index]["final_prob"]
 
 
 def test_the_best_is_the_most_probable(run: Run, model: Path) -> None:

@@ -209,9 +209,7 @@ def test_resizing_while_text_streams_loses_nothing(tmp_path: Path, model: Path) 
 
     folder = slow_model(tmp_path, model)
     args = ["generate", "The", "-m", str(folder), "-n", "400", "--seed", "3", "--temperature", "0.9"]
-    alone = subprocess.run(
-        [*PROGRAM, *args], capture_output=True, text=True, stdin=subprocess.DEVNULL, encoding="utf-8"
-    )
+    alone = subprocess.run([*PROGRAM, *args], capture_output=True, stdin=subprocess.DEVNULL).stdout.decode()
     child = pexpect.spawn(
         PROGRAM[0], [*PROGRAM[1:], *args], dimensions=(24, 80), encoding="utf-8", timeout=None, env={**os.environ}
     )
@@ -225,7 +223,7 @@ def test_resizing_while_text_streams_loses_nothing(tmp_path: Path, model: Path) 
     assert child.exitstatus == 0
     from llmcli.render.text import escape_controls
 
-    assert bare(seen).replace("\r\n", "\n").startswith(escape_controls(alone.stdout))
+    assert bare(seen).replace("\r\n", "\n").startswith(escape_controls(alone))
 
 
 def test_wide_characters_wrap(model: Path) -> None:

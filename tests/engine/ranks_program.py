@@ -1,8 +1,8 @@
 """A rank of test_tensor_parallel's models: python -m tests.engine.ranks_program RENDEZVOUS RANK SIZE JOBS.
 
 JOBS is a file with a JSON list of jobs: each has a model's ``folder``, a ``prompt`` (ids), a ``count`` of tokens to
-generate, the name of a ``sabotage`` or "", and whether to count ``communication``. The first rank prints each job's
-result as one line of JSON.
+generate, the ``dtype`` of the weights, the name of a ``sabotage`` or "", and whether to count ``communication``. The
+first rank prints each job's result as one line of JSON.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def greedy(model: SplitTransformer, prompt: list[int], count: int) -> list[int]:
 def run(job: dict[str, Any], group: Counting) -> dict[str, Any] | None:
     """The job's result, on the first rank: generated ids, logits, bytes held by each rank, communication of a token."""
     group.counts = Counter()
-    model = load_split(Checkpoint.read(Path(job["folder"])), group, dtype=torch.float32)
+    model = load_split(Checkpoint.read(Path(job["folder"])), group, dtype=getattr(torch, job["dtype"]))
     held = torch.tensor([sum(parameter.nbytes for parameter in model.parameters())])
     held_by = [int(part) for part in group.gather(held)]
     group.exchange(None)

@@ -37,8 +37,8 @@ PROMPT = 5
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Without the kernels for single vectors, which only a CPU uses."""
-    monkeypatch.setattr(engine, "as_vector", lambda x: x)
+    """Without the compiled engine, which only a CPU has."""
+    monkeypatch.setattr(engine, "native_step", lambda model: None)
     with torch.inference_mode():
         yield
 
@@ -179,7 +179,7 @@ def test_a_recorded_step_is_correct_for_every_token_and_position(tiny: TinyFacto
     expected = ordinary_prefixes(model, ids)
     cache, recorded = KVCache(model.config, device=CPU, dtype=torch.float32, block=len(ids)), Recorded()
     step(model, ids[:first], cache)
-    graph = cache.graph
+    graph = cache.prepared
     assert isinstance(graph, DecodeGraph)
     with recorded:
         graph._recorded = recorded, graph._step()
@@ -187,7 +187,7 @@ def test_a_recorded_step_is_correct_for_every_token_and_position(tiny: TinyFacto
     for length in range(first + 1, len(ids) + 1):
         results.append(step(model, ids[:length], cache))
         assert difference(results[-1], expected[length - 1]) <= CLOSE
-    assert cache.graph is graph
+    assert cache.prepared is graph
     assert difference(results[0], expected[first]) <= CLOSE, "the next step overwrote the logits"
 
 
@@ -311,7 +311,7 @@ def test_a_step_prepared_for_other_angles_is_not_used(tiny: TinyFactory, monkeyp
         patch.setattr(Transformer, "unembed", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             decode(model, ids[0], cache)
-    assert (cache.length, cache.graph is not None) == (0, True)
+    assert (cache.length, cache.prepared is not None) == (0, True)
     cache.planned = plain.planned = ROPE_ORIGINAL + 1
     results = [decode(model, token, cache) for token in ids]
     assert difference(results[-1], model(torch.tensor([ids]), plain)[:, -1]) <= CLOSE

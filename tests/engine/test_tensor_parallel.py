@@ -38,6 +38,7 @@ FOUR = (
     *("qwen3_moe", "olmoe"),
 )
 COMMUNICATION = ("llama-biases", "gemma2", "olmo2")  # cases whose communication is counted
+BFLOAT16 = ("llama", "gemma2", "gpt2")
 SPLITS = [(name, 2) for name in CASES] + [(name, 4) for name in FOUR]
 
 
@@ -60,22 +61,24 @@ def run(size: int, jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, A
 
 @pytest.fixture(scope="module")
 def results(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[tuple[str, str], Any]]:
-    """The results by case and sabotage, for a number of ranks, which start only once for all of them."""
+    """The results by case and sabotage or dtype, for a number of ranks, which start only once for all of them."""
 
     @cache
     def results_of(size: int) -> dict[tuple[str, str], Any]:
         wanted = [(name, "") for name, ranks in SPLITS if ranks == size] + [
             (name, sabotage) for name, ranks, sabotage in SABOTAGED if ranks == size
         ]
+        wanted += [(name, "bfloat16") for name in BFLOAT16 if size == 2]
         jobs = [
             {
                 "folder": str(tiny(name).folder),
                 "prompt": PROMPT,
-                "count": 0 if sabotage else COUNT,
-                "sabotage": sabotage,
-                "communication": name in COMMUNICATION and not sabotage,
+                "count": 0 if variant else COUNT,
+                "dtype": "bfloat16" if variant == "bfloat16" else "float32",
+                "sabotage": "" if variant == "bfloat16" else variant,
+                "communication": name in COMMUNICATION and not variant,
             }
-            for name, sabotage in wanted
+            for name, variant in wanted
         ]
         return dict(zip(wanted, run(size, jobs, tmp_path_factory.mktemp("ranks")), strict=True))
 
@@ -88,6 +91,14 @@ def test_ids_and_logits_match_one_process(name: str, size: int, tiny: TinyFactor
     assert found["ids"] == greedy(model, PROMPT, COUNT)
     expected = next_logits(model, PROMPT, model.new_cache())
     assert torch.allclose(torch.tensor(found["logits"]), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16_logits_are_close_to_exact_ones(name: str, tiny: TinyFactory, results: Callable[..., Any]) -> None:
+    model = tiny(name).load().to(torch.bfloat16).float()
+    expected = next_logits(model, PROMPT, model.new_cache())
+    found = torch.tensor(results(2)[name, "bfloat16"]["logits"])
+    assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
 def test_four_ranks_are_tested_with_every_family(tiny: TinyFactory) -> None:

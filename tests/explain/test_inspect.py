@@ -24,6 +24,7 @@ from llmcli.generation.loaded import LoadedModel, load
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.device import Memory, memory_limit, physical_memory
+from llmcli.storage.blocks import BLOCK
 from llmcli.storage.quantize import quantize
 from llmcli.storage.quantized_checkpoint import save_quantized
 from llmcli.train.vocabulary import train_tokenizer
@@ -298,7 +299,13 @@ def test_ignored_key_value_heads_fail(tiny: TinyFactory, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_forgotten_scales_fail(tiny: TinyFactory, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report_of(tiny("llama").folder, quantization=kind).check.ok
-    monkeypatch.setattr(size, "SCALE_BYTES", 0)
+    right = size.quantized_shape
+
+    def without_scales(name: str, module: Any, kind: Any) -> tuple[int, int]:
+        rows, width = right(name, module, kind)
+        return rows, width - 2 * -(-module.weight.shape[1] // BLOCK)
+
+    monkeypatch.setattr(size, "quantized_shape", without_scales)
     assert not report_of(tiny("llama").folder, quantization=kind).check.ok
 
 

@@ -13,8 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llmcli.engine.native import NativeStep, variant
+from llmcli.engine.native import step as step_module
+from llmcli.engine.native.library import Model, Row
+from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
+from llmcli.explain.verification import compiled
 from llmcli.explain.verification import subject as subject_module
+from llmcli.explain.verification.compiled import compiled_plans
 from llmcli.explain.verification.proof import (
     Proof,
     difference,
@@ -26,30 +32,37 @@ from llmcli.explain.verification.subject import Subject, fitting, parameter_coun
 from llmcli.explain.verification.view import TEXT, VerifyReport, consistency_plans, verify
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import next_logits
 from llmcli.model import attention
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache
 from llmcli.model.device import Memory
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import Quantization, quantization_of, quantize
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.explain.reference import loaded, tokenizer
-from tests.tiny import CASES, CONTEXT, VOCAB, Tiny, TinyFactory, random_ids
+from tests.tiny import CASES, CONTEXT, CPU, VOCAB, Tiny, TinyFactory, random_ids
 from tests.wide import raw_config, wide_model
 
 Mutation = Callable[[Transformer], None]
-LENGTH = 100  # longer than any window, and enough tokens for the 4-bit matrix path
+LENGTH = 100  # longer than any window
 IDS = random_ids(LENGTH, seed=3)[0].tolist()
 WORDS = "w5 w17"
 FAMILIES = ["llama", "gpt2", "gemma2", "qwen3", "phi3-longrope", "mixtral"]  # compared with transformers
 OWN = ["llama-dynamic", "gpt_neox", "gemma3_text", "mistral", "stablelm-parallel", "cohere", *FAMILIES]
 
 CACHED = {"cached = uncached", "chunked = whole", "truncated = fresh", "batched = alone"}
+NATIVE, STEPS = "native = torch", "steps of 16 = of 1"
 LAYERS, LOGITS = "layers = transformers", "logits = transformers"
 DTYPE, DEVICE = "bfloat16 ~ float32", "cpu = accelerator"
+
+
+FORMATS = ["float32", "bfloat16", "int8", "int4"]
+native_only = pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
 
 
 def untouched(model: Transformer) -> None:
@@ -128,7 +141,7 @@ def test_bfloat16_passes(tiny: TinyFactory, name: str) -> None:
 @pytest.mark.parametrize("name", ["llama-llama3", "gemma2", "mixtral"])
 def test_quantized_weights_pass(tiny: TinyFactory, name: str, kind: Quantization) -> None:
     def opened(dtype: str) -> LoadedModel:
-        model = wide_model(raw_config(name), dtype=getattr(torch, dtype))
+        model = tiny(name).load().to(getattr(torch, dtype))
         quantize(model, kind)
         return loaded(tiny(name), model)
 
@@ -171,6 +184,8 @@ def test_the_default_text_is_ordinary() -> None:
 
 
 def test_keys_written_to_a_wrong_position(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch, which also decodes here."""
+    monkeypatch.setattr(EngineTransformer, "native", None)
     right = KVCache.append
 
     def wrong(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +221,8 @@ def test_texts_of_a_batch_that_affect_each_other(tiny: TinyFactory, monkeypatch:
     ("name", "more"),
     [
         ("llama", set()),
-        ("gemma2", {"cached = uncached", "past is fixed", LAYERS, LOGITS}),  # its windows need a mask in every pass
+        # Its windows need a mask in every pass.
+        ("gemma2", {"cached = uncached", NATIVE, "past is fixed", LAYERS, LOGITS}),
     ],
 )
 def test_a_mask_that_shows_the_next_token(
@@ -264,6 +280,92 @@ def test_a_sampler_that_ignores_its_seed(tiny: TinyFactory, monkeypatch: pytest.
     right, seeds = Sampler.__init__, iter(range(100))
     monkeypatch.setattr(Sampler, "__init__", lambda self, filters, seed: right(self, filters, next(seeds)))
     assert failed(report_of(tiny("llama"))) == {"seed repeats"}
+
+
+# The compiled engine.
+
+
+def compiled_proofs(opened: LoadedModel) -> dict[str, Proof]:
+    subject = Subject(opened, WORDS, fitting(opened, IDS), lambda device, dtype: opened, False)
+    return {plan.name: plan.run() for plan in compiled_plans(subject)}
+
+
+def in_format(case: Tiny, name: str) -> LoadedModel:
+    model = case.load()
+    if name in ("int8", "int4"):
+        quantize(model.to(torch.bfloat16), name)  # type: ignore[arg-type]
+    else:
+        model.to(getattr(torch, name))
+    return loaded(case, model)
+
+
+@native_only
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "phi3-longrope", "mixtral", "cohere"])
+def test_the_compiled_engine_is_compared_with_torch(tiny: TinyFactory, name: str, format: str) -> None:
+    proofs = compiled_proofs(in_format(tiny(name), format))
+    assert {name: proof.verdict for name, proof in proofs.items()} == {NATIVE: "ok", STEPS: "ok"}
+    assert 0 < (proofs[NATIVE].error or 0) < (1e-5 if format == "float32" else 5e-3)
+    assert (proofs[STEPS].error, proofs[STEPS].limit) == (0.0, 0.0)
+
+
+def _another_position(step: NativeStep, row: Row, token: int, cache: KVCache, at: int) -> list[Tensor]:
+    return DESCRIBE(step, row, token, cache, max(at - 1, 0))
+
+
+DESCRIBE = NativeStep._describe
+
+
+@native_only
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_compiled_engine_that_reads_other_positions(
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.setattr(NativeStep, "_describe", _another_position)
+    assert compiled_proofs(in_format(tiny("llama"), format))[NATIVE].verdict == "failed"
+
+
+@native_only
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_compiled_engine_with_other_numbers(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    """Attention that is too sharp, and then a difference of one bit in steps of several tokens."""
+    right = NativeStep.feed
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "Model", lambda **fields: Model(**fields | {"attention_scale": 0.3}))
+        assert compiled_proofs(in_format(tiny("llama"), format))[NATIVE].verdict == "failed"
+
+    def wrong(step: NativeStep, ids: Sequence[int], cache: KVCache, wanted: int) -> Tensor:
+        logits = right(step, ids, cache, wanted)
+        return logits if len(ids) == 1 else torch.nextafter(logits, torch.tensor(torch.inf))
+
+    monkeypatch.setattr(NativeStep, "feed", wrong)
+    proofs = compiled_proofs(in_format(tiny("llama"), format))
+    assert {name: proof.verdict for name, proof in proofs.items()} == {NATIVE: "ok", STEPS: "failed"}
+
+
+@native_only
+def test_a_wrong_compiled_engine_fails_no_proof_of_torch(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NativeStep, "_describe", _another_position)
+    opened = loaded(tiny("llama"))
+    proofs = [*own_proofs(opened), *compiled_proofs(opened).values()]
+    assert set(having("failed", proofs)) == {NATIVE, STEPS, "cached = uncached", "batched = alone"}
+
+
+def test_why_the_compiled_engine_is_not_compared(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reasons(opened: LoadedModel) -> set[str]:
+        proofs = compiled_proofs(opened).values()
+        assert {proof.verdict for proof in proofs} == {"skipped"}
+        return {proof.reason or "" for proof in proofs}
+
+    case = tiny("llama")
+    with monkeypatch.context() as patch:
+        patch.setattr(Transformer, "device", torch.device("cuda"))
+        assert reasons(loaded(case)) == {"the model runs on a GPU, but the compiled engine runs on the CPU only"}
+    plain = Checkpoint.read(case.folder).load(device=CPU, dtype=torch.float32)
+    monkeypatch.setattr(compiled, "variant", lambda: "avx2")
+    assert reasons(loaded(case, plain)) == {"torch runs every step of this model"}
+    monkeypatch.setattr(compiled, "variant", lambda: None)
+    assert reasons(loaded(case)) == {"llmcli was installed without the compiled engine, so torch runs every step"}
 
 
 # Mistakes in what a family needs: only a comparison with transformers catches them.
@@ -403,19 +505,19 @@ def test_a_dtype_whose_error_is_larger_than_rounding(tiny: TinyFactory) -> None:
 
 
 def test_the_divergence_of_two_dtypes_is_reported(tiny: TinyFactory) -> None:
-    """Compared with greedy continuations computed here without a cache."""
+    """Compared with greedy continuations computed here."""
     case = tiny("llama-yarn-mscale")
     (proof,) = [proof for proof in report_of(case).proofs if proof.name == DTYPE]
     models = [case.load(), case.load().to(torch.bfloat16)]
-    ids = IDS[: CONTEXT - 32]
+    caches = [model.new_cache() for model in models]
+    unread = IDS[: CONTEXT - 32]
     parted = None
     for place in range(32):
-        with torch.inference_mode():
-            exact, rounded = (model(torch.tensor([ids]))[0, -1].float() for model in models)
+        exact, rounded = (next_logits(model, unread, cache) for model, cache in zip(models, caches, strict=True))
         if exact.argmax() != rounded.argmax():
             parted = place
             break
-        ids = [*ids, int(exact.argmax())]
+        unread = [int(exact.argmax())]
     if parted is None:
         assert (proof.parting, proof.error) == (None, 0.0)
         return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from llmcli.engine.native import NativeStep
 from llmcli.model.transformer import Transformer
 
 
@@ -20,5 +22,12 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         passes.append(ids.shape[1])
         return hidden(self, ids, *rest)
 
+    feed = NativeStep.feed
+
+    def counted_feed(self: NativeStep, ids: Sequence[int], *rest: Any) -> Tensor:
+        passes.append(len(ids))
+        return feed(self, ids, *rest)
+
     monkeypatch.setattr(Transformer, "hidden", counted)
+    monkeypatch.setattr(NativeStep, "feed", counted_feed)
     return passes

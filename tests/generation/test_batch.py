@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.engine.batch import POSITION_BLOCK, BatchedCache
+from llmcli.engine.batch import POSITION_BLOCK, BatchedCache, SeparateCaches, batch_cache
+from llmcli.engine.native import variant
+from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
 from llmcli.generation import batch
 from llmcli.generation.batch import BatchStep, Request, generate_batch
@@ -22,6 +24,7 @@ from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step, steps
 from llmcli.model import positions
+from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
@@ -29,6 +32,7 @@ from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, TinyFactory, random_ids
 
+native_only = pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
 LENGTHS = (3, 11, 1, 17, ROPE_ORIGINAL - 2, POSITION_BLOCK - 6, 11)
 STOP = 7
 
@@ -79,12 +83,29 @@ def assert_as_alone(loaded: LoadedModel, size: int) -> None:
             torch.testing.assert_close(a.logits, b.logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode without the compiled engine, as on a GPU."""
+    monkeypatch.setattr(EngineTransformer, "native", None)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_text_is_what_it_is_alone(tiny: TinyFactory, name: str) -> None:
     assert_as_alone(opened(tiny(name).load()), size=3)
 
 
-def test_more_texts_than_one_block_of_rows(tiny: TinyFactory) -> None:
+@pytest.mark.usefixtures("torch_only")
+@pytest.mark.parametrize("name", CASES)
+def test_each_text_is_what_it_is_alone_in_torch(tiny: TinyFactory, name: str) -> None:
+    loaded = opened(tiny(name).load())
+    assert isinstance(batch_cache(loaded.model), BatchedCache)
+    assert_as_alone(loaded, size=3)
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_more_texts_than_one_block_of_rows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    if engine == "torch":
+        monkeypatch.setattr(EngineTransformer, "native", None)
     loaded = opened(tiny("llama").load())
     crowd = [request(key, 1 + key % 13, 6) for key in range(21)]
     found = steps_of(generate_batch(loaded, crowd, 19))
@@ -92,19 +113,39 @@ def test_more_texts_than_one_block_of_rows(tiny: TinyFactory) -> None:
     assert {one.key: summary(alone(loaded, one)) for one in again} == {key: summary(s) for key, s in found.items()}
 
 
-@pytest.mark.parametrize("kind", [None, "int8", "int4"])
-def test_the_rest_of_the_batch_changes_no_bit(tiny: TinyFactory, kind: Any) -> None:
-    model = tiny("llama").load().to(torch.bfloat16)
-    if kind is not None:
-        quantize(model, kind)
-    loaded = opened(model)
-    apart = {one.key: steps_of(generate_batch(loaded, [one], 2))[one.key] for one in requests()}
+def assert_no_bit_changes(loaded: LoadedModel, apart: dict[int, list[Step]]) -> None:
+    """Assert that the texts of batches are those of ``apart``, whatever else is in the batch."""
     for size, order in ((2, 1), (3, -1), (7, 1), (16, -1)):
         found = steps_of(generate_batch(loaded, requests()[::order], size))
         for key, expected in apart.items():
             assert summary(found[key]) == summary(expected)
             for a, b in zip(found[key], expected, strict=True):
                 assert torch.equal(a.logits, b.logits)
+
+
+@native_only
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8"), (torch.bfloat16, "int4")],
+    ids=["float32", "bfloat16", "int8", "int4"],
+)
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral"])
+def test_each_text_has_the_bits_that_it_has_alone(tiny: TinyFactory, name: str, dtype: torch.dtype, kind: Any) -> None:
+    model = tiny(name).load().to(dtype)
+    if kind is not None:
+        quantize(model, kind)
+    loaded = opened(model)
+    assert_no_bit_changes(loaded, {one.key: alone(loaded, one) for one in requests()})
+
+
+@pytest.mark.usefixtures("torch_only")
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+def test_the_rest_of_the_batch_changes_no_bit_in_torch(tiny: TinyFactory, kind: Any) -> None:
+    model = tiny("llama").load().to(torch.bfloat16)
+    if kind is not None:
+        quantize(model, kind)
+    loaded = opened(model)
+    assert_no_bit_changes(loaded, {one.key: steps_of(generate_batch(loaded, [one], 2))[one.key] for one in requests()})
 
 
 def one_by_one(loaded: LoadedModel) -> None:
@@ -133,6 +174,7 @@ def one_by_one(loaded: LoadedModel) -> None:
 def test_one_at_a_time_is_the_loop_for_one_text(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = opened(tiny("llama").load().to(torch.bfloat16))
     one_by_one(loaded)
+    monkeypatch.setattr(EngineTransformer, "native", None)
     with monkeypatch.context() as patch:
         patch.setattr(BatchedCache, "step", None)  # whole blocks of rows are for several texts
         one_by_one(loaded)
@@ -141,16 +183,27 @@ def test_one_at_a_time_is_the_loop_for_one_text(tiny: TinyFactory, monkeypatch: 
         one_by_one(loaded)
 
 
-def test_a_repeated_prompt_is_read_once(tiny: TinyFactory, forwards: list[int]) -> None:
-    loaded = opened(tiny("gemma3_text").load())
+def repeat_a_prompt(loaded: LoadedModel) -> list[list[Step]]:
+    """Assert that samples of one prompt are those of fresh runs; return them."""
     prompt = tuple(random_ids(9, seed=1)[0].tolist())
     samples = [Request(seed, prompt, Sampler([Temperature(2.0)], seed), 7) for seed in range(5)]
     found = steps_of(generate_batch(loaded, samples, 3))
-    assert forwards == [9]
     for one in samples:
         fresh = Request(one.key, prompt, Sampler([Temperature(2.0)], one.key), 7)
         assert summary(found[one.key]) == summary(alone(loaded, fresh))
-    assert len({tuple(step.token for step in steps) for steps in found.values()}) > 1
+    return list(found.values())
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_a_repeated_prompt_is_read_once(
+    tiny: TinyFactory, forwards: list[int], monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    if engine == "torch":
+        monkeypatch.setattr(EngineTransformer, "native", None)
+    loaded = opened(tiny("gemma3_text").load())
+    found = repeat_a_prompt(loaded)
+    assert forwards[: forwards.index(9, 1)] == [9]  # then the fresh runs begin
+    assert len({tuple(step.token for step in steps) for steps in found}) > 1
 
 
 def test_a_request_starts_when_there_is_room(tiny: TinyFactory) -> None:
@@ -234,6 +287,40 @@ def emptied(self: BatchedCache) -> None:
             buffer.zero_()
 
 
+def moved_too_late(self: SeparateCaches, row: int) -> None:
+    """Drops the last text in place of another."""
+    self._caches.pop()
+
+
+@native_only
+def test_texts_that_share_a_cache_are_seen(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of one prompt, all written into the cache that the prompt was read with."""
+    loaded = opened(tiny("llama").load())
+    repeat_a_prompt(loaded)
+    monkeypatch.setattr(KVCache, "copy", lambda cache: cache)
+    with pytest.raises((AssertionError, RuntimeError)):
+        repeat_a_prompt(loaded)
+
+
+@native_only
+@pytest.mark.parametrize(
+    ("name", "wrong", "family"),
+    [
+        ("remove", moved_too_late, "llama"),
+        ("stale", lambda self, row: False, "phi3-longrope"),
+    ],
+)
+def test_sabotage_of_the_compiled_engines_batches_is_seen(
+    tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, family: str
+) -> None:
+    loaded = opened(tiny(family).load())
+    assert_as_alone(loaded, size=3)
+    monkeypatch.setattr(SeparateCaches, name, wrong)
+    with pytest.raises(AssertionError):
+        assert_as_alone(loaded, size=3)
+
+
+@pytest.mark.usefixtures("torch_only")
 @pytest.mark.parametrize(
     ("owner", "name", "wrong", "family"),
     [

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmcli
+from llmcli.engine.native import variant
 from llmcli.errors import LlmcliError
 from llmcli.generation import context as rolling
 from llmcli.generation import steps as loop
@@ -23,7 +24,9 @@ from llmcli.generation.loaded import encode_prompt
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.speculative import PromptLookup
 from llmcli.generation.steps import Step, steps
+from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
+from llmcli.storage.quantize import quantize
 from tests.generation.helpers import speculative_steps
 from tests.generation.test_batch import opened
 from tests.tiny import CONTEXT, TinyFactory, random_ids
@@ -81,6 +84,29 @@ def test_batches_and_speculative_decoding_roll_the_same(tiny: TinyFactory, name:
     assert [step.token for step in speculative] == found[1]
 
 
+@pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
+@pytest.mark.parametrize("kind", [None, "int4"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "phi3-longrope"])
+def test_in_bfloat16_no_bit_depends_on_how_a_rolling_text_is_decoded(tiny: TinyFactory, name: str, kind: Any) -> None:
+    """Alone, in a batch, and with proposals."""
+    model = tiny(name).load().to(torch.bfloat16)
+    if kind is not None:
+        quantize(model, kind)
+    alone = {seed: run(model, seed) for seed in (1, 2)}
+    requests = [Request(seed, PROMPT, Sampler(FILTERS, seed), COUNT, rolls=True) for seed in alone]
+    together: dict[int, list[Step]] = {1: [], 2: []}
+    for one in generate_batch(opened(model, stop=()), requests, 2):
+        assert one.step is not None
+        together[one.request.key].append(one.step)
+    for found, expected in (
+        (together[1], alone[1]),
+        (together[2], alone[2]),
+        (run(model, proposer=PromptLookup()), alone[1]),
+    ):
+        assert [step.token for step in found] == [step.token for step in expected]
+        assert all(torch.equal(a.logits, b.logits) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("limit", [2, 3, 4, 5])
 def test_the_smallest_contexts_roll(tiny: TinyFactory, limit: int) -> None:
     model = tiny("llama").load()
@@ -101,9 +127,10 @@ def test_a_context_that_does_not_roll_ends_the_text(tiny: TinyFactory) -> None:
 def test_sabotage_is_seen(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of dropped tokens stay in the cache."""
     model = tiny("llama").load()
-    roll = rolling.roll
-    monkeypatch.setattr(loop, "roll", lambda ids, limit: roll(ids, limit) + 3)
+    right = KVCache.truncate
+    monkeypatch.setattr(KVCache, "truncate", lambda cache, length: right(cache, length or SINKS + 3))
     found = run(model)
+    monkeypatch.undo()
     before = contexts([step.token for step in found])
     assert (found[-1].logits - loop.next_logits(model, before[-1], model.new_cache())).abs().max() > 1e-2
 

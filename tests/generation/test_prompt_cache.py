@@ -17,7 +17,6 @@ from llmcli.generation import steps as loop
 from llmcli.generation.filters import Temperature, TopK
 from llmcli.generation.prompt_cache import PromptCache, Reason
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.speculative import PromptLookup
 from llmcli.generation.steps import Proposer, Step, common_prefix
 from llmcli.model import cache as cache_module
 from llmcli.model.cache import KVCache
@@ -139,11 +138,13 @@ class Oracle:
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2"])
 def test_rejected_proposals_are_not_saved(tiny: TinyFactory, tmp_path: Path, name: str) -> None:
-    """After the first token the cache holds proposed tokens that are not checked yet."""
-    model, file, ids = tiny(name).load(), tmp_path / "kept", ids_of(40)
-    expected = list(stepping(model, ids, 12))
-    for reused, proposer in ((0, Oracle([*ids, *(step.token for step in expected)])), (39, PromptLookup())):
-        kept, found = cached_run(file, model, ids, 12, proposer)
+    """After the first token the cache may hold proposed tokens that are not checked yet."""
+    model, file = tiny(name).load(), tmp_path / "kept"
+    for length, reused in ((40, 0), (41, 40), (41, 40), (44, 41)):
+        ids = ids_of(length)
+        expected = list(stepping(model, ids, 12))
+        oracle = Oracle([*ids, *(step.token for step in expected)])
+        kept, found = cached_run(file, model, ids, 12, oracle)
         assert kept.reuse.tokens == reused
         assert_same(found, expected)
         assert cachefile.read_cache(file, model, kept.fingerprint)[0] == ids
@@ -302,10 +303,12 @@ def everything(tiny: TinyFactory, folder: Path) -> None:
     """The claims of the tests above, in short, for two models."""
     for name in ("llama", "mistral"):
         model, file, ids = tiny(name).load(), folder / name, ids_of(40)
-        expected = list(stepping(model, ids, 6))
-        oracle = Oracle([*ids, *(step.token for step in expected)])
-        assert_same(cached_run(file, model, ids, 6, oracle)[1], expected)
-        for other in (ids, [*ids, 0, 0, 3], ids + ids_of(9, seed=1), ids[:36] + ids_of(3, seed=2)):
+        assert_same(cached_run(file, model, ids, 6)[1], list(stepping(model, ids, 6)))
+        expected = list(stepping(model, [*ids, 1], 6))
+        oracle = Oracle([*ids, 1, *(step.token for step in expected)])
+        assert_same(cached_run(file, model, [*ids, 1], 6, oracle)[1], expected)
+        long = ids + ids_of(30, seed=3)
+        for other in (ids, [*ids, 1, 0, 0, 3], ids + ids_of(9, seed=1), ids[:36] + ids_of(3, seed=2), long, [*long, 4]):
             kept, found = cached_run(file, model, other, 6)
             assert_same(found, list(stepping(model, other, 6)))
             assert kept.reuse.tokens

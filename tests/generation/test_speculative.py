@@ -85,15 +85,14 @@ def test_correct_proposals_are_accepted_and_counted(tiny: TinyFactory) -> None:
     assert by["silent"].proposed == 0
 
 
-def test_accepted_proposals_save_passes(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepted_proposals_save_passes(tiny: TinyFactory, forwards: list[int]) -> None:
+    """The prompt is read as without proposals; later passes check as many as allowed."""
     model = tiny("llama").load()
     plain = run(model, GREEDY, None, count=40)
-    lengths: list[int] = []
-    hidden = model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids, *rest: lengths.append(ids.shape[1]) or hidden(ids, *rest))
+    forwards.clear()
     run(model, GREEDY, proposers(model, plain)["right"], count=40)
-    assert len(lengths) == -(-len(plain) // (1 + MAX_PROPOSED))
-    assert max(lengths[1:]) == 1 + MAX_PROPOSED
+    checks, rest = divmod(len(plain) - 1, 1 + MAX_PROPOSED)
+    assert forwards == [len(PROMPT), *[1 + MAX_PROPOSED] * checks, *[rest][: bool(rest)]]
 
 
 def test_lookup_finds_what_followed() -> None:

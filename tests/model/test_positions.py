@@ -130,7 +130,7 @@ def exactly_rotated(x: list[float], position: int, config: RopeConfig, length: i
 def rotated(x: Tensor, position: int, config: RopeConfig = DEFAULT, length: int = 1) -> Tensor:
     """The vector x [D] rotated for ``position`` in a text of ``length`` tokens."""
     frequencies = inverse_frequencies(config, x.shape[-1], span(config, length))
-    tables = rotation(frequencies, position, 1, torch.float32, config.attention_factor)
+    tables = rotation(frequencies, position, 1, config.attention_factor)
     return rotate(x.view(1, 1, 1, -1), *tables).flatten()
 
 
@@ -291,8 +291,8 @@ def test_rotated_features_are_scaled_and_the_others_unchanged() -> None:
 def test_tables_start_at_the_requested_position(start: int, count: int) -> None:
     frequencies = inverse_frequencies(DEFAULT, D)
     for part, whole in zip(
-        rotation(frequencies, start, count, torch.float32),
-        rotation(frequencies, 0, start + count, torch.float32),
+        rotation(frequencies, start, count),
+        rotation(frequencies, 0, start + count),
         strict=True,
     ):
         assert part.shape == (count, D)
@@ -326,17 +326,7 @@ def test_dot_products_change_with_the_distance() -> None:
 
 def test_all_heads_and_rows_get_the_same_rotation() -> None:
     x = vector(0).repeat(2, 5, 3, 1)  # [B, heads, T, D]
-    after = rotate(x, *rotation(inverse_frequencies(DEFAULT, D), 7, 3, torch.float32))
+    after = rotate(x, *rotation(inverse_frequencies(DEFAULT, D), 7, 3))
     for position in range(3):
         expected = rotated(vector(0), 7 + position)
         assert (after[:, :, position] - expected).abs().max() <= 1e-6
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_tables_come_from_fp32_angles(dtype: torch.dtype) -> None:
-    frequencies = inverse_frequencies(DEFAULT, D)
-    for low, full in zip(
-        rotation(frequencies, 3001, 4, dtype), rotation(frequencies, 3001, 4, torch.float32), strict=True
-    ):
-        assert low.dtype == dtype
-        assert torch.equal(low, full.to(dtype))

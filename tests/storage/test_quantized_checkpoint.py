@@ -19,13 +19,17 @@ from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
 from llmcli.storage import checkpoint
 from llmcli.storage.checkpoint import Checkpoint
+from llmcli.storage.headers import read_headers
 from llmcli.storage.quantize import Quantization, quantize
 from llmcli.storage.quantized_checkpoint import copy_rest, quantization_in, save_quantized
 from tests.tiny import CASES, CPU, random_ids
 from tests.wide import raw_config, wide_model
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
-BITS = {"int8": 8, "int4": 4}
+SETTINGS = {
+    "int8": {"quant_method": "llmcli", "bits": 8, "group_size": 32, "block_format": "q8_0"},
+    "int4": {"quant_method": "llmcli", "bits": 4, "group_size": 32, "block_format": "q4_0"},
+}
 
 
 def quantized(model: Transformer, quantization: Quantization) -> Transformer:
@@ -47,8 +51,13 @@ def assert_same(ours: Transformer, theirs: Transformer) -> None:
         assert torch.equal(ours(ids), theirs(ids))
 
 
-@pytest.mark.parametrize(("quantization", "dtype"), [("int8", torch.bfloat16), ("int4", torch.float32)])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "quantization", "dtype"),
+    [
+        *((name, "int4", torch.float32) for name in CASES),
+        *((name, "int8", torch.bfloat16) for name in ("llama-biases", "cohere", "mixtral")),
+    ],
+)
 def test_a_saved_model_loads_as_the_model_quantized_in_place(
     name: str, quantization: Quantization, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -58,11 +67,7 @@ def test_a_saved_model_loads_as_the_model_quantized_in_place(
     assert_same(Checkpoint.read(tmp_path).load(device=CPU), quantized(model, quantization))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written.pop("quantization_config") == {
-        "quant_method": "llmcli",
-        "bits": BITS[quantization],
-        "group_size": 32,
-    }
+    assert written.pop("quantization_config") == SETTINGS[quantization]
     assert written.pop("dtype") == str(dtype).removeprefix("torch.")
     assert written == {key: value for key, value in raw.items() if key != "dtype"}
 
@@ -150,89 +155,116 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 NAMES = [  # a tensor of each kind
     "embedding.weight",
-    "embedding.scale",
     "blocks.2.attn.qkv.weight",
-    "blocks.0.mlp.down.scale",
     "blocks.1.mlp.up.bias",
     "blocks.1.attn_norm.weight",
     "norm.weight",
     "head.weight",
-    "head.scale",
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_missing_tensor(folder: Path, name: str) -> None:
-    change_tensors(folder, {name: None})
-    assert_rejected(folder, folder / WEIGHTS, "missing", name)
+def test_missing_tensor(folder: Path) -> None:
+    """A missing head is not mistaken for one that is tied to the embedding."""
+    stored = load_file(folder / WEIGHTS)
+    for name in NAMES:
+        change_tensors(folder, stored | {name: None})
+        assert_rejected(folder, folder / WEIGHTS, f"tensors missing: {name}")
+    change_tensors(folder, dict.fromkeys(stored) | {"head.weight": stored["head.weight"]})
+    assert_rejected(folder, f"and {len(stored) - 4} more")
 
 
-def test_a_missing_head_is_not_mistaken_for_a_tied_one(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change_tensors(folder, {name: None for name in tensors if name.startswith("head.")})
-    assert_rejected(folder, "missing", "head.weight", "head.scale")
+def test_unexpected_tensor(folder: Path) -> None:
+    stored = load_file(folder / WEIGHTS)
+    for name in ("blocks.3.attn.qkv.weight", "blocks.0.attn.qkv.scale", "x"):
+        save_file(stored | {name: torch.zeros(3)}, folder / WEIGHTS)
+        assert_rejected(folder, folder / WEIGHTS, f"tensors unexpected: {name}")
 
 
-@pytest.mark.parametrize("name", ["blocks.3.attn.qkv.weight", "blocks.0.attn.qkv.zeros", "x"])
-def test_unexpected_tensor(folder: Path, name: str) -> None:
-    change_tensors(folder, {name: torch.zeros(3)})
-    assert_rejected(folder, folder / WEIGHTS, "unexpected", name)
+def test_misshapen_tensor(folder: Path) -> None:
+    """Rows, and bytes of a row of blocks."""
+    stored = load_file(folder / WEIGHTS)
+    for name in NAMES:
+        tensor = stored[name]
+        longer = [torch.cat((tensor, tensor[:1])), tensor[None], tensor[1:].clone()]
+        if tensor.ndim == 2:
+            longer += [tensor[:, :-1].clone(), torch.cat((tensor, tensor), dim=1), tensor.flatten()]
+        for wrong in longer:
+            save_file(stored | {name: wrong}, folder / WEIGHTS)
+            shapes = f"{name} {list(wrong.shape)} instead of {list(tensor.shape)}"
+            assert_rejected(folder, folder / WEIGHTS, f"tensors of the wrong shape: {shapes}")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_misshapen_tensor(folder: Path, name: str) -> None:
-    tensor = load_file(folder / WEIGHTS)[name]
-    change_tensors(folder, {name: torch.cat((tensor, tensor[:1]))})
-    assert_rejected(folder, folder / WEIGHTS, "of the wrong shape", name)
+def test_tensor_of_another_dtype(folder: Path) -> None:
+    """Blocks are bytes; the other tensors may have any float dtype."""
+    stored = load_file(folder / WEIGHTS)
+    names = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}
+    for name in NAMES:
+        blocks = stored[name].dtype == torch.uint8
+        for dtype, stated in names.items():
+            save_file(stored | {name: stored[name].to(dtype)}, folder / WEIGHTS)
+            if dtype == torch.uint8 if blocks else dtype.is_floating_point:
+                Checkpoint.read(folder).load(device=CPU)
+            else:
+                wanted = "U8" if blocks else "F32 or BF16 or F16"
+                culprit = f"tensors of the wrong dtype: {name} {stated} instead of {wanted}"
+                assert_rejected(folder, folder / WEIGHTS, culprit)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.uint8, torch.int32, torch.float16])
-@pytest.mark.parametrize("name", NAMES)
-def test_tensor_of_another_dtype(folder: Path, name: str, dtype: torch.dtype) -> None:
-    """Unquantized tensors may have any float dtype; scales are fp32, and codes have the one dtype of their width."""
-    tensor = load_file(folder / WEIGHTS)[name]
-    plain = tensor.dtype.is_floating_point and not name.endswith("scale")
-    if tensor.dtype == dtype or (plain and dtype.is_floating_point):
-        return
-    change_tensors(folder, {name: tensor.to(dtype)})
-    assert_rejected(folder, folder / WEIGHTS, "of the wrong dtype", name)
-
-
-def test_wrong_factors(tmp_path: Path) -> None:
-    raw = raw_config("llama")
-    save_quantized(wide_model(raw), "int4", tmp_path, raw)
-    name = "blocks.0.attn.qkv.factors"
-    factors = load_file(tmp_path / WEIGHTS)[name]
-    for wrong, message in (
-        (factors.float(), "of the wrong dtype"),
-        (factors[:, :1].clone(), "of the wrong shape"),
-        (None, "missing"),
-    ):
-        change_tensors(tmp_path, {name: wrong})
-        assert_rejected(tmp_path, message, name)
+def test_headers_are_checked_as_the_weights_are(folder: Path) -> None:
+    stored = load_file(folder / WEIGHTS)
+    model = wide_model(raw_config("llama-biases"))
+    assert read_headers(Checkpoint.read(folder)).parameters == sum(weight.numel() for weight in model.parameters())
+    for name in NAMES:
+        for wrong in (None, stored[name][1:].clone(), stored[name].int()):
+            change_tensors(folder, stored | {name: wrong})
+            with pytest.raises(LlmcliError, match=name):
+                read_headers(Checkpoint.read(folder))
 
 
 def test_plain_weights_with_a_quantized_config(tmp_path: Path) -> None:
     raw = raw_config("llama")
     checkpoint.save(wide_model(raw), tmp_path, raw, dtype=torch.bfloat16)
-    change_config(tmp_path, quantization_config={"quant_method": "llmcli", "bits": 8, "group_size": 32})
-    assert_rejected(tmp_path, "missing", "unexpected", "lm_head.weight")
+    change_config(tmp_path, quantization_config=SETTINGS["int8"])
+    assert_rejected(tmp_path, "missing: blocks.0.attn.out.weight", "unexpected: lm_head.weight")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"bits": 3}, {"bits": None}, {"bits": "8"}, {"group_size": 64}, {"group_size": None}]
-)
-def test_unsupported_quantization(folder: Path, changes: dict[str, Any]) -> None:
+def test_unsupported_quantization(folder: Path) -> None:
     settings = json.loads((folder / "config.json").read_text())["quantization_config"]
-    change_config(folder, quantization_config=settings | changes)
-    assert_rejected(folder, "config.json", *changes.values())
+    wrong: dict[str, list[Any]] = {
+        "bits": [3, None, "8", 12 - settings["bits"]],
+        "group_size": [64, None],
+        "block_format": ["q4_1", None, 8, ["q8_0"]],
+    }
+    for key, values in wrong.items():
+        for value in values:
+            change_config(folder, quantization_config=settings | {key: value})
+            assert_rejected(folder, "config.json", f"{key} {json.dumps(value)}", "not supported")
+
+
+def test_a_model_of_an_earlier_version_is_to_be_quantized_again(folder: Path) -> None:
+    """Its config.json has no block format; its weights, in I8 and with scales, match no other config.json either."""
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    tensors: dict[str, Tensor | None] = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        if tensor.dtype == torch.uint8:
+            tensors[name] = torch.zeros(len(tensor), 96, dtype=torch.int8)
+            tensors[f"{name.removesuffix('.weight')}.scale"] = torch.ones(len(tensor), 1)
+    change_tensors(folder, tensors)
+    assert_rejected(folder, "unexpected: ", ".scale", "of the wrong dtype", "I8 instead")
+    change_config(folder, quantization_config={key: settings[key] for key in ("quant_method", "bits", "group_size")})
+    with pytest.raises(LlmcliError, match=r"config\.json: .*earlier version.*block_format") as caught:
+        Checkpoint.read(folder).load(device=CPU)
+    assert caught.value.hint == "quantize the original model again"
 
 
 def test_wrong_number_of_bits(folder: Path) -> None:
-    """The tensors of 8 and 4 bits differ in shape."""
-    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
-    change_config(folder, quantization_config=settings | {"bits": 12 - settings["bits"]})
-    assert_rejected(folder, "qkv.weight")
+    """The tensors of 8 and 4 bits differ in shape, except for the embedding and the head."""
+    stated = json.loads((folder / "config.json").read_text())["quantization_config"]
+    change_config(folder, quantization_config=SETTINGS["int4" if stated["bits"] == 8 else "int8"])
+    with pytest.raises(LlmcliError, match=r"of the wrong shape: blocks\.0\.attn") as caught:
+        Checkpoint.read(folder).load(device=CPU)
+    assert "embedding" not in caught.value.message
+    assert "head" not in caught.value.message
 
 
 @pytest.mark.parametrize("config", [None, {}, {"quantization_config": None}, {"quantization_config": "llmcli"}])

@@ -85,7 +85,7 @@ class ModelChoice:
 
 
 def report_load(loaded: generation.LoadedModel) -> None:
-    """Print what was noticed while the model loaded; with --verbose, also what checking its weights took."""
+    """Print what was noticed while the model loaded; with --verbose, also what checking took and what decodes."""
     notes, tokens, rows = loaded.notes, loaded.tokenizer.size, loaded.model.config.vocab_size
     if tokens > rows:
         render.note(
@@ -96,9 +96,10 @@ def report_load(loaded: generation.LoadedModel) -> None:
         more = f" and {len(notes.unused) - MOST_NAMES} more" if len(notes.unused) > MOST_NAMES else ""
         named = render.one_line(", ".join(notes.unused[:MOST_NAMES]))
         render.note(f"{loaded.name} does not use these tensors of its files: {named}{more}", sys.stderr)
-    if is_verbose() and notes.checked_bytes:
+    if is_verbose():
         size, seconds = readable(notes.checked_bytes), notes.check_seconds
         render.note(f"{loaded.name}: checked {size} of weights for NaN and infinity in {seconds:.2f} s", sys.stderr)
+        render.note(f"{loaded.name}: decoded by {engine.engine_of(loaded.model)}", sys.stderr)
 
 
 def find_model(name: str | None, offline: bool) -> Path:

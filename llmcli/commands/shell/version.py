@@ -1,4 +1,4 @@
-"""``llmcli --version``: the versions of llmcli, Python and PyTorch, and the default device."""
+"""``llmcli --version``: the versions of llmcli, Python and PyTorch, the default device and the native engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from llmcli import __version__
 from llmcli.commands.shell.interrupt import import_torch
+from llmcli.engine import native
 
 
 def print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
@@ -21,7 +22,8 @@ def print_version(ctx: click.Context, option: click.Parameter, value: bool) -> N
     except PackageNotFoundError:
         torch = "not installed"
     device = f", device {default_device(torch)}" if torch != "not installed" else ""
-    click.echo(f"llmcli {__version__} (Python {platform.python_version()}, torch {torch}{device})")
+    engine = f"native engine {native.variant()}" if native.variant() else "no native engine"
+    click.echo(f"llmcli {__version__} (Python {platform.python_version()}, torch {torch}{device}, {engine})")
     ctx.exit()
 
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmcli.engine.tensor_parallel.process_group import MESSAGE_SIZE, ProcessGroup
-from llmcli.engine.transformer import EngineTransformer, FastEmbedding
+from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.rules import Rule
-from llmcli.model.layers import Norm
+from llmcli.model.layers import Embedding, Norm
 from llmcli.model.trace import Trace
 from llmcli.storage.checkpoint import Checkpoint, DTypeChoice, Progress
 from llmcli.storage.finite import LoadNotes
@@ -31,7 +31,7 @@ END, READ, UNEMBED, FORGET = range(4)  # what the leader's messages request
 INLINE_IDS = MESSAGE_SIZE - 6  # token ids that fit into a message
 
 
-class SplitEmbedding(FastEmbedding):
+class SplitEmbedding(Embedding):
     """The rows of some tokens. A token's row is summed over the ranks, of which all but one contribute 0."""
 
     def __init__(self, partition: Partition, group: ProcessGroup) -> None:
@@ -41,7 +41,7 @@ class SplitEmbedding(FastEmbedding):
     def forward(self, ids: Tensor) -> Tensor:
         local = ids - self.first
         held = (local >= 0) & (local < self.num_embeddings)
-        rows = F.embedding(local.clamp(0, self.num_embeddings - 1), self.weight)
+        rows = F.embedding(local.clamp(0, self.num_embeddings - 1), self.weight).float()
         return self.group.sum(rows.masked_fill(~held.unsqueeze(-1), 0))
 
 
@@ -63,7 +63,7 @@ class SplitNorm(Norm):
         counted = torch.tensor(self.counted, dtype=squares.dtype, device=x.device)
         total = self.group.sum((squares * counted).sum(-1, keepdim=True))
         normed = wide * torch.rsqrt(total / self.whole + self.eps)
-        return (normed * (self.weight.float() + self.offset)).to(x.dtype)
+        return normed * self.scale()
 
 
 class SplitTransformer(EngineTransformer):
@@ -144,7 +144,7 @@ class SplitTransformer(EngineTransformer):
             if request == FORGET:
                 del caches[values[0]]
             elif request == UNEMBED:
-                x = torch.empty(values[0], self.config.hidden_size, dtype=self.dtype, device=self.device)
+                x = torch.empty(values[0], self.config.hidden_size, dtype=torch.float32, device=self.device)
                 self._logits(self.group.broadcast(x))
             elif request == READ:
                 self._read(caches, *values)

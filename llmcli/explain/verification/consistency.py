@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmcli.engine.batch import batch_cache
 from llmcli.explain.forward_pass import observe
 from llmcli.explain.heads import attention_output_claim
 from llmcli.explain.verification.proof import Finding, Skipped, compare_logits, difference, fraction_different, worst
@@ -32,7 +33,7 @@ UNUSUAL_TEXT = " naïve café, 東京, \U0001f642\U0001f98a\n\n\tx  =  3.5;"
 
 def cached(subject: Subject) -> Finding:
     """Feed each token alone, with the ones before it in the cache, as generation does."""
-    model, cache = subject.model, _new_cache(subject)
+    model, cache = subject.model, subject.new_cache()
     logits = torch.stack([next_logits(model, [id], cache).cpu() for id in subject.ids])
     return compare_logits(logits, subject.logits, subject.tolerance, subject.loaded.tokenizer)
 
@@ -43,7 +44,7 @@ def chunked(subject: Subject) -> Finding:
     ways = [[length // 2], [1], [length - 1], list(range(7, length, 7))]
     return worst(
         compare_logits(
-            _read(subject.model, _new_cache(subject), batch(subject.model, subject.ids), cuts)[0],
+            _read(subject.model, subject.new_cache(), batch(subject.model, subject.ids), cuts)[0],
             subject.logits,
             subject.tolerance,
             subject.loaded.tokenizer,
@@ -54,7 +55,7 @@ def chunked(subject: Subject) -> Finding:
 
 def truncated(subject: Subject) -> Finding:
     """Read half of the text, then other tokens, truncate the cache to that half, and read the rest of the text."""
-    model, cache, half = subject.model, _new_cache(subject), len(subject.ids) // 2
+    model, cache, half = subject.model, subject.new_cache(), len(subject.ids) // 2
     _read(model, cache, batch(model, [*subject.ids[:half], *other_ids(subject)[half:]]), [half])
     cache.truncate(half)
     unread = subject.ids[half:] if cache.length else subject.ids  # a windowed layer may have lost the beginning
@@ -65,16 +66,30 @@ def truncated(subject: Subject) -> Finding:
 
 
 def batched(subject: Subject) -> Finding:
-    """Read two texts in one batch, in two halves, and compare each with the text read alone."""
-    model, length = subject.model, len(subject.ids)
+    """Read two texts in one batch, in two halves; decode the second halves as a batch does. Compare with each alone."""
+    model, half = subject.model, len(subject.ids) // 2
+    texts = (subject.ids, other_ids(subject))
     cache = model.new_cache(2)
-    cache.planned = length
-    rows = _read(model, cache, batch(model, subject.ids, other_ids(subject)), [length // 2])
-    alone = (subject.logits, one_pass(model, other_ids(subject)))
+    cache.planned = len(subject.ids)
+    read = _read(model, cache, batch(model, *texts), [half])
+    alone = (subject.logits, one_pass(model, texts[1]))
+    tokenizer = subject.loaded.tokenizer
     return worst(
-        compare_logits(ours, one, subject.tolerance, subject.loaded.tokenizer)
+        compare_logits(ours, one[first:], subject.tolerance, tokenizer, first)
+        for rows, first in ((read, 0), (_decode_together(subject, texts, half), half))
         for ours, one in zip(rows, alone, strict=True)
     )
+
+
+def _decode_together(subject: Subject, texts: Sequence[Sequence[int]], first: int) -> Tensor:
+    """The logits after each token from ``first`` on of texts that are decoded in one batch: fp32 [texts, T, V]."""
+    together = batch_cache(subject.model)
+    for ids in texts:
+        cache = subject.new_cache()
+        next_logits(subject.model, ids[:first], cache)
+        together.add(cache)
+    tokens = zip(*(ids[first:] for ids in texts), strict=True)
+    return torch.stack([together.step(each).cpu() for each in tokens], dim=1)
 
 
 def causal(subject: Subject) -> Finding:
@@ -87,13 +102,6 @@ def causal(subject: Subject) -> Finding:
 def other_ids(subject: Subject) -> list[int]:
     """Return a text of the same length that differs in every token."""
     return [(id + 1) % subject.model.config.vocab_size for id in subject.ids]
-
-
-def _new_cache(subject: Subject) -> KVCache:
-    """An empty cache for the text, whose length rotary positions may depend on."""
-    cache = subject.model.new_cache()
-    cache.planned = len(subject.ids)
-    return cache
 
 
 def _read(model: Transformer, cache: KVCache, ids: Tensor, cuts: Sequence[int]) -> Tensor:
@@ -122,7 +130,7 @@ def observed_errors(subject: Subject) -> ObservedErrors:
     length = ids.shape[1]
     rows = MAX_OBSERVED_WEIGHTS // (config.num_hidden_layers * config.num_attention_heads * length)
     rows = min(max(rows, 1), length // 2)  # so that there are chunks with and without a past
-    observed_cache, plain_cache, found = _new_cache(subject), _new_cache(subject), []
+    observed_cache, plain_cache, found = subject.new_cache(), subject.new_cache(), []
     with torch.inference_mode():
         for chunk in torch.split(ids, rows, dim=1):
             past, trace = plain_cache.length, Trace()

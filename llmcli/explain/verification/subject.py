@@ -14,6 +14,7 @@ from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import tolerance
 from llmcli.explain.verification.proof import Skipped
 from llmcli.generation.loaded import LoadedModel
+from llmcli.model.cache import KVCache
 from llmcli.model.device import memory_of
 from llmcli.model.transformer import Transformer
 
@@ -46,6 +47,12 @@ class Subject:
     def tolerance(self) -> float:
         """How far apart two correct computations of this model's logits may be."""
         return tolerance(self.model)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for the text, whose length rotary positions may depend on."""
+        cache = self.model.new_cache()
+        cache.planned = len(self.ids)
+        return cache
 
     def opened(self, device: str, dtype: str) -> LoadedModel:
         """Return the model on a device and in a dtype: itself if it has both, else opened again.

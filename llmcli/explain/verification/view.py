@@ -9,6 +9,7 @@ from functools import cache
 from llmcli.explain.report import Report
 from llmcli.explain.selection import Text, token_ids
 from llmcli.explain.verification import consistency, reference
+from llmcli.explain.verification.compiled import compiled_plans
 from llmcli.explain.verification.devices import device_plans, dtype_plans
 from llmcli.explain.verification.proof import Finding, Plan, Proof, Skipped
 from llmcli.explain.verification.subject import Reopen, Subject, fitting
@@ -77,6 +78,7 @@ def verify(
     layers: list[reference.LayerError] = []
     plans = [
         *consistency_plans(subject),
+        *compiled_plans(subject),
         *device_plans(subject),
         *dtype_plans(subject),
         *reference_plans(subject, layers),

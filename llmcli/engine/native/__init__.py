@@ -1,0 +1,29 @@
+"""Decoding on a CPU in C: one call computes a step of up to 16 tokens, of one text or of several."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmcli import lazy
+
+if TYPE_CHECKING:
+    from llmcli.engine.native.library import variant as variant
+    from llmcli.engine.native.step import MAX_ROWS as MAX_ROWS
+    from llmcli.engine.native.step import NativeStep as NativeStep
+    from llmcli.engine.native.step import native_step as native_step
+
+__all__ = [
+    "MAX_ROWS",
+    "NativeStep",
+    "native_step",
+    "variant",
+]
+__getattr__, __dir__ = lazy.exports(
+    __name__,
+    {
+        "MAX_ROWS": "step",
+        "NativeStep": "step",
+        "native_step": "step",
+        "variant": "library",
+    },
+)

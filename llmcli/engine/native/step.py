@@ -1,0 +1,331 @@
+"""Steps of a ``Transformer`` by the compiled library: the same weights, caches and config, described to C.
+
+C trusts shapes, strides and dtypes, so they are checked here; it checks tokens and positions itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from llmcli.engine.native.library import Buffers, Layer, Matrix, Model, Norm, Row, library
+from llmcli.errors import LlmcliError
+from llmcli.model import mlp
+from llmcli.model.cache import KVCache
+from llmcli.model.config import Activation, ModelConfig, RopeConfig
+from llmcli.model.layers import Embedding, Linear
+from llmcli.model.layers import Norm as NormModule
+from llmcli.model.transformer import Block, Transformer
+from llmcli.storage.blocks import BLOCK, Quantization, from_blocks, row_bytes
+from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
+
+MAX_ROWS = 16  # tokens per step
+FORMATS: dict[torch.dtype | str, int] = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    "int8": 3,
+    "int4": 4,
+}
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+LEAVES = (Linear, Embedding, NormModule, QuantizedLinear, QuantizedEmbedding)
+MIN_ANGLES = 512  # positions whose angles are computed together
+MAX_TABLES = 64  # of angles that are kept: with dynamic scaling, every text has its own
+NO_MEMORY = 1
+
+
+class NativeStep:
+    """The steps of one model, with threads of its own. The parameters must not move while it is in use."""
+
+    def __init__(self, model: Transformer, threads: int) -> None:
+        found = library()
+        assert found is not None
+        self._library, self._model, self._process = found, weakref.ref(model), os.getpid()
+        self._lock = threading.Lock()  # the engine's memory serves one call at a time
+        self._ropes = (model.config.rope, model.config.local_rope)
+        self._angles: dict[tuple[RopeConfig, int], tuple[Tensor, Tensor]] = {}
+        self._description = Description(model)
+        self._engine = found.engine_create(ctypes.byref(self._description.model), threads)
+        if not self._engine:
+            raise LlmcliError("there is not enough memory to decode", "close other programs, or use a smaller model")
+        for module in model.modules():
+            if isinstance(module, QuantizedMatrix):
+                module.restore = self.restore
+        self._close = weakref.finalize(self, _destroy, found, self._engine, self._process)
+
+    @torch.inference_mode()
+    def feed(self, ids: Sequence[int], cache: KVCache, wanted: int) -> Tensor:
+        """Feed up to MAX_ROWS tokens of one text; return the logits after each of the last ``wanted``, fp32 [.., V].
+
+        Raises LlmcliError if the model has no learned position for them, or if memory runs out.
+        """
+        model = self._present()
+        model.check_positions(cache.length + len(ids))
+        model.fix_span(cache, len(ids))
+        cache.reserve(len(ids))
+        rows = [(token, cache, cache.length + number) for number, token in enumerate(ids)]
+        logits = self._run(rows, wanted)
+        cache.advance(len(ids))
+        return logits
+
+    @torch.inference_mode()
+    def feed_each(self, tokens: Sequence[int], caches: Sequence[KVCache]) -> Tensor:
+        """Feed each of several texts one token; return the logits after it, fp32 [texts, V]. Raises as ``feed``."""
+        model, parts = self._present(), []
+        for cache in caches:
+            model.check_positions(cache.length + 1)
+            model.fix_span(cache, 1)
+            cache.reserve(1)
+        for start in range(0, len(tokens), MAX_ROWS):
+            some = slice(start, start + MAX_ROWS)
+            rows = [(token, cache, cache.length) for token, cache in zip(tokens[some], caches[some], strict=True)]
+            parts.append(self._run(rows, len(rows)))
+        for cache in caches:
+            cache.advance(1)
+        return torch.cat(parts)
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """The logits, fp32 [n, V], of residuals x, fp32 [n, C]."""
+        self._check_process()
+        assert x.shape[1:] == (self._description.model.hidden,)
+        assert x.dtype == torch.float32
+        assert x.device.type == "cpu"
+        logits = torch.empty(len(x), self._description.vocabulary)
+        for start in range(0, len(x), MAX_ROWS):
+            part = x[start : start + MAX_ROWS].contiguous()
+            rows = (Row * len(part))()
+            for number, row in enumerate(rows):
+                row.logits = logits[start + number].data_ptr()
+            with self._lock:
+                failure = self._library.engine_unembed(self._engine, part.data_ptr(), rows, len(part))
+            assert not failure
+        return logits
+
+    def restore(self, blocks: Tensor, quantization: Quantization, columns: int, dtype: torch.dtype) -> Tensor:
+        """The weights [N, columns] of rows of blocks in ``dtype``, as ``storage.blocks.from_blocks`` computes them."""
+        if dtype not in (torch.float32, torch.bfloat16):
+            return from_blocks(blocks, quantization, columns, dtype)
+        self._check_process()
+        _check_rows(blocks, len(blocks), row_bytes(columns, quantization))
+        weights = torch.empty(len(blocks), columns, dtype=dtype)
+        stride = blocks.stride(0)
+        matrix = Matrix(blocks.data_ptr(), None, stride, len(blocks), columns, FORMATS[quantization])
+        with self._lock:
+            self._library.engine_restore(self._engine, matrix, dtype == torch.bfloat16, weights.data_ptr())
+        return weights
+
+    def _run(self, rows: Sequence[tuple[int, KVCache, int]], wanted: int) -> Tensor:
+        """Run a step of tokens with their caches and positions; the logits after the last ``wanted``."""
+        self._check_process()
+        assert 0 <= wanted <= len(rows)
+        logits = torch.empty(wanted, self._description.vocabulary)
+        described = (Row * len(rows))()
+        first = len(rows) - wanted
+        tables: list[Tensor] = []  # kept until the step is done: rows point into them
+        for number, (row, values) in enumerate(zip(described, rows, strict=True)):
+            tables += self._describe(row, *values)
+            row.logits = logits[number - first].data_ptr() if number >= first else None
+        with self._lock:
+            failure = self._library.engine_step(self._engine, described, len(rows))
+        if failure == NO_MEMORY:
+            raise LlmcliError("there is not enough memory for a context of this length", "use a shorter context")
+        assert not failure, "the rows do not fit the model"
+        return logits
+
+    def _present(self) -> Transformer:
+        model = self._model()
+        assert model is not None
+        return model
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise LlmcliError("a forked process cannot use its parent's model", "load the model in each process")
+
+    def _describe(self, row: Row, token: int, cache: KVCache, at: int) -> list[Tensor]:
+        """Fill a row; returns the tables of angles that it points into."""
+        tables: list[Tensor] = []
+        row.token, row.position = token, at
+        row.layers = ctypes.addressof(_buffers(cache, self._description.cache))
+        for number, rope in enumerate(self._ropes):
+            if rope is not None:
+                cos, sin = self._rotation(rope, cache.span, at)
+                offset = at * cos.stride(0) * cos.element_size()
+                row.cos[number], row.sin[number] = cos.data_ptr() + offset, sin.data_ptr() + offset
+                tables += (cos, sin)
+        return tables
+
+    def _rotation(self, rope: RopeConfig, span: int, position: int) -> tuple[Tensor, Tensor]:
+        """The rotation of the positions up to ``position``, at least."""
+        table = self._angles.get((rope, span))
+        if table is None or len(table[0]) <= position:
+            if len(self._angles) >= MAX_TABLES:
+                self._angles.clear()
+            count, model = max(MIN_ANGLES, 2 * position), self._present()
+            table = model.rotation(rope, 0, count, span)
+            for angles in table:
+                assert angles.shape == (count, rope.rotated(model.config.head_dim))
+                assert angles.dtype == torch.float32
+                assert angles.is_contiguous()
+            self._angles[rope, span] = table
+        return table
+
+
+def _destroy(found: ctypes.CDLL, engine: int, process: int) -> None:
+    if os.getpid() == process:  # the threads are not in a forked process
+        found.engine_destroy(engine)
+
+
+def _buffers(cache: KVCache, empty: KVCache) -> ctypes.Array[Buffers]:
+    """The cache's present buffers, described once until one of them is replaced. ``empty`` is one of the model's."""
+    if not isinstance(cache.prepared, ctypes.Array):
+        assert cache.layers == empty.layers
+        described = (Buffers * cache.layers)()
+        for layer, buffers in enumerate(described):
+            keys, values, first = cache.buffers(layer)
+            like, capacity = empty.buffers(layer)[0], keys.shape[2]
+            for held in (keys, values):
+                assert held.shape == (1, like.shape[1], capacity, like.shape[3])
+                assert held.is_contiguous()
+                assert held.dtype == like.dtype
+                assert held.device == like.device
+            buffers.keys, buffers.values = keys.data_ptr(), values.data_ptr()
+            buffers.capacity, buffers.first = capacity, first
+        cache.prepared = described
+    return cache.prepared
+
+
+def _check_rows(matrix: Tensor, rows: int, width: int) -> None:
+    """Assert that a matrix in the processor's memory has this shape, and that its rows are whole and in order."""
+    assert matrix.shape == (rows, width)
+    assert matrix.device.type == "cpu"
+    assert matrix.stride(1) == 1
+    assert matrix.stride(0) >= width
+
+
+class Description:
+    """A model's weights and config as structures of C, and the tensors that they point to."""
+
+    def __init__(self, model: Transformer) -> None:
+        config = model.config
+        self._kept: list[object] = []
+        self.vocabulary, self.cache = config.vocab_size, model.new_cache()
+        layers = (Layer * config.num_hidden_layers)()
+        for number, (layer, block) in enumerate(zip(layers, model.blocks, strict=True)):
+            assert isinstance(block, Block)
+            self._fill(layer, block, number, model)
+        self._kept.append(layers)
+        moe, vocabulary, hidden = config.moe, config.vocab_size, config.hidden_size
+        inner = max(config.intermediate_size, 0 if moe is None else moe.intermediate_size)
+        embedding, positions = self._matrix(model.embedding, vocabulary, hidden), config.max_position_embeddings
+        self.model = Model(
+            layers=layers,
+            embedding=embedding,
+            positions=Matrix() if model.positions is None else self._matrix(model.positions, positions, hidden),
+            head=embedding if model.head is None else self._matrix(model.head, vocabulary, hidden),
+            final=self._norm(model.norm, hidden),
+            embedding_scale=config.embedding_scale,
+            residual_scale=config.residual_scale,
+            logit_scale=config.logit_scale,
+            logit_cap=config.logit_softcap or 0.0,
+            attention_scale=config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale,
+            attention_cap=config.attention_softcap or 0.0,
+            norm_eps=config.norm_eps,
+            layers_count=config.num_hidden_layers,
+            hidden=hidden,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            inner=inner,
+            cache_format=FORMATS[self.cache.dtype],
+            activation=ACTIVATIONS.index(config.activation),
+            layer_norm=config.norm == "layer",
+            parallel=config.parallel_residual,
+            shared_norm=config.shared_norm,
+            gated=config.gated_mlp,
+            norm_experts=moe is not None and moe.normalize,
+            qk_norm_full=config.qk_norm == "full",
+            qk_norm_per_head=config.qk_norm == "heads",
+        )
+        for number, rope in enumerate((config.rope, config.local_rope)):
+            self.model.rotated[number] = 0 if rope is None else rope.rotated(config.head_dim)
+
+    def _fill(self, layer: Layer, block: Block, number: int, model: Transformer) -> None:
+        config = model.config
+        hidden, q, kv = config.hidden_size, config.q_size, config.kv_size
+        for name in ("attn", "attn_post", "mlp", "mlp_post"):
+            setattr(layer, name, self._norm(getattr(block, f"{name}_norm"), hidden))
+        shared = config.qk_norm == "head"
+        layer.q = self._norm(block.attn.q_norm, config.head_dim if shared else q)
+        layer.k = self._norm(block.attn.k_norm, config.head_dim if shared else kv)
+        assert not layer.q.bias
+        assert not layer.k.bias
+        layer.qkv, layer.out = self._matrix(block.attn.qkv, q + 2 * kv, hidden), self._matrix(block.attn.out, hidden, q)
+        layer.window = (config.sliding_window or 0) if block.sliding else 0
+        local = block.sliding and config.local_rope is not None
+        layer.rope = int(local) if config.rope is not None and block.rotates else -1
+        if isinstance(block.mlp, mlp.MLP):
+            layer.up, layer.down = self._mlp(block.mlp, config, config.intermediate_size)
+            return
+        assert config.moe is not None
+        experts = (Matrix * (2 * len(block.mlp.experts)))()
+        for index, expert in enumerate(block.mlp.experts):
+            assert isinstance(expert, mlp.MLP)
+            experts[2 * index], experts[2 * index + 1] = self._mlp(expert, config, config.moe.intermediate_size)
+        self._kept.append(experts)
+        layer.experts, layer.router = experts, self._matrix(block.mlp.router, len(block.mlp.experts), hidden)
+        layer.experts_count, layer.experts_per_token = len(block.mlp.experts), block.mlp.per_token
+
+    def _mlp(self, module: mlp.MLP, config: ModelConfig, wide: int) -> tuple[Matrix, Matrix]:
+        up = self._matrix(module.up, 2 * wide if config.gated_mlp else wide, config.hidden_size)
+        return up, self._matrix(module.down, config.hidden_size, wide)
+
+    def _matrix(self, module: nn.Module, rows: int, columns: int) -> Matrix:
+        weight, bias = module.get_parameter("weight").detach(), getattr(module, "bias", None)
+        if isinstance(module, QuantizedMatrix):
+            assert module.columns == columns
+            assert weight.dtype == torch.uint8
+            _check_rows(weight, rows, row_bytes(columns, module.quantization))
+            columns, kind = -(-columns // BLOCK) * BLOCK, FORMATS[module.quantization]
+        else:
+            _check_rows(weight, rows, columns)
+            kind = FORMATS[weight.dtype]
+        assert bias is None or bias.shape == (rows,)
+        return Matrix(
+            data=self._keep(weight),
+            bias=None if bias is None else self._keep(bias.detach().float().contiguous()),
+            stride=weight.stride(0) * weight.element_size(),
+            rows=rows,
+            cols=columns,
+            format=kind,
+        )
+
+    def _norm(self, norm: NormModule | None, size: int) -> Norm:
+        if norm is None:
+            return Norm()
+        assert norm.weight.shape == (size,)
+        assert norm.bias is None or norm.bias.shape == (size,)
+        bias = None if norm.bias is None else self._keep(norm.bias.detach().float().contiguous())
+        return Norm(self._keep(norm.scale().detach().contiguous()), bias)
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def native_step(model: Transformer) -> NativeStep | None:
+    """The steps of ``model``, with as many threads as torch has; None if it cannot run here."""
+    if library() is None or model.device.type != "cpu" or model.dtype not in FORMATS or not _is_known(model):
+        return None
+    return NativeStep(model, torch.get_num_threads())
+
+
+def _is_known(model: Transformer) -> bool:
+    """Whether every module with weights is one that C computes; a caller may have put others into the model."""
+    return all(type(module) in LEAVES for module in model.modules() if next(module.children(), None) is None)

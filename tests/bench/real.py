@@ -1,0 +1,75 @@
+"""Compare llmcli with llama.cpp on real checkpoints: decoding, prefill and several texts, as a table of ratios.
+
+    pip install llama-cpp-python    # with CMAKE_ARGS=-DGGML_NATIVE=ON
+    python tests/bench/real.py FOLDER --models smollm2,gemma3
+
+For each name, FOLDER holds NAME/, a checkpoint, and NAME.gguf, the same weights, from which llama.cpp writes its BF16,
+Q8_0 and Q4_0 versions. As in ``peers.py``, engines take turns, and ratios are computed within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench.peers import Child, compare, processor, ratio, versions
+
+PAIRS = {"bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+
+
+def write_versions(source: Path, folder: Path, kinds: list[str]) -> None:
+    """Write the weights of a GGUF file as each of ``kinds``, with llama.cpp's own program."""
+    import llama_cpp
+
+    silent = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(silent, None)
+    for kind in kinds:
+        settings = llama_cpp.llama_model_quantize_default_params()
+        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        settings.allow_requantize = True
+        target = str(folder / f"{kind}.gguf").encode()
+        if llama_cpp.llama_model_quantize(str(source).encode(), target, settings):
+            raise SystemExit(f"llama.cpp cannot write {source} as {kind}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the models are")
+    parser.add_argument("--models", default="smollm2,gemma3", help="names, separated by commas")
+    parser.add_argument("--kinds", default=",".join(PAIRS), help="llmcli's weights, separated by commas")
+    parser.add_argument("--prompts", default="256", help="prompt lengths, separated by commas")
+    parser.add_argument("--output", type=int, default=80, help="generated tokens")
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    kinds = arguments.kinds.split(",")
+    print(f"{datetime.date.today()}, {processor()}, {arguments.threads} threads, {versions()}\n")
+    print("| model | llmcli | llama.cpp | prompt | prefill t/s | peer | ratio | decode t/s | peer | ratio |")
+    print("|" + "---|" * 10)
+    for name in arguments.models.split(","):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            (folder / "hf").symlink_to((arguments.folder / name).resolve())
+            write_versions(arguments.folder / f"{name}.gguf", folder, [PAIRS[kind] for kind in kinds])
+            for kind in kinds:
+                engines = (("llmcli", kind), ("llama.cpp", PAIRS[kind]))
+                children = [Child(engine, weights, folder, arguments.threads) for engine, weights in engines]
+                for length in map(int, arguments.prompts.split(",")):
+                    prompt = [(7 * i * i + 3) % 1000 for i in range(length)]
+                    speeds = compare(children, prompt, arguments.output, arguments.rounds)
+                    cells = [name, kind, PAIRS[kind], str(length)]
+                    for phase in (0, 1):
+                        ours, theirs = ([run[phase] for run in speeds[child.name]] for child in children)
+                        medians = [f"{statistics.median(values):.1f}" for values in (ours, theirs)]
+                        cells += [*medians, ratio(ours, theirs)]
+                    print("| " + " | ".join(cells) + " |", flush=True)
+                for child in children:
+                    child.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+// Random models, made of every format and every choice that the engine knows, from a seed.
+//
+// Arrays are no longer than they must be, and memory not written is NaN, so that sanitizers and results show stray reads.
+#ifndef RANDOM_MODEL_H
+#define RANDOM_MODEL_H
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+enum { BLOCK = 32, LONG = 530 };
+
+typedef struct {
+    model m;
+    int positions; // for which there are angles
+    float *cos[2], *sin[2];
+    bool fragile; // whether rounding may choose other experts
+} setup;
+
+static uint64_t state;
+static void *owned[10000]; // until the next model
+static int owned_count;
+
+static void *make(size_t size)
+{
+    void *p = malloc(size ? size : 1);
+    if (!p || owned_count == (int)(sizeof owned / sizeof *owned))
+        exit(3);
+    return owned[owned_count++] = memset(p, 0xff, size); // NaN in every format
+}
+
+static void release(void)
+{
+    while (owned_count)
+        free(owned[--owned_count]);
+}
+
+static uint64_t bits(void) // splitmix64
+{
+    uint64_t z = state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+static int below(int n) { return (int)((bits() >> 33) % (uint64_t)n); }
+static bool chance(int percent) { return below(100) < percent; }
+static double uniform(double low, double high) { return low + (high - low) * (double)(bits() >> 11) * 0x1p-53; }
+#define PICK(...) ((const int[]){__VA_ARGS__})[below((int)(sizeof(int[]){__VA_ARGS__} / sizeof(int)))]
+
+// Formats
+
+static double half(unsigned h)
+{
+    const int exponent = h >> 10 & 31, fraction = h & 1023;
+    const double size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                        : exponent     ? ldexp(1024 + fraction, exponent - 25)
+                                       : ldexp(fraction, -24);
+    return h >> 15 ? -size : size;
+}
+
+static unsigned random_half(double size) // at most `size`
+{
+    const int exponent = 14 + (int)floor(log2(size)) - below(2);
+    return (unsigned)below(2) << 15 | (unsigned)(exponent > 0 ? exponent : 0) << 10 | (unsigned)below(1024);
+}
+
+static double bfloat(unsigned b)
+{
+    const uint32_t wide = b << 16;
+    float x;
+    memcpy(&x, &wide, 4);
+    return x;
+}
+
+// x rounded to a float with so many bits of fraction, of which the least is worth 2^least.
+static double round_to(double x, int fraction_bits, int least)
+{
+    if (!isfinite(x) || x == 0)
+        return x;
+    int exponent;
+    frexp(x, &exponent);
+    const int unit = exponent - 1 - fraction_bits > least ? exponent - 1 - fraction_bits : least;
+    return ldexp(nearbyint(ldexp(x, -unit)), unit);
+}
+
+static double as_cached(int format, double x)
+{
+    if (format == F32)
+        return (float)x;
+    return format == BF16 ? round_to(x, 7, -133) : fmax(fmin(round_to(x, 10, -24), 65504), -65504);
+}
+
+static int64_t row_bytes(int format, int cols)
+{
+    const int blocks = (cols + BLOCK - 1) / BLOCK;
+    return format == F32 ? 4 * cols : format == I8 ? 34 * blocks : format == I4 ? 18 * blocks : 2 * cols;
+}
+
+static unsigned two_bytes(const uint8_t *p) { return p[0] | (unsigned)p[1] << 8; }
+
+static double weight(const matrix *m, int r, int c)
+{
+    const uint8_t *p = m->data + r * m->stride, *block = p + c / BLOCK * (m->format == I8 ? 34 : 18);
+    const int i = c % BLOCK;
+    float x;
+    switch (m->format) {
+    case F32: memcpy(&x, p + 4 * c, 4); return x;
+    case BF16: return bfloat(two_bytes(p + 2 * c));
+    case F16: return half(two_bytes(p + 2 * c));
+    case I8: return (int8_t)block[2 + i] * half(two_bytes(block));
+    default: return ((block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15) - 8) * half(two_bytes(block));
+    }
+}
+
+static float *random_floats(int count, double low, double high)
+{
+    float *x = make((size_t)count * sizeof *x);
+    for (int i = 0; i < count; i++)
+        x[i] = (float)uniform(low, high);
+    return x;
+}
+
+static void random_row(uint8_t *p, int format, int cols, double size)
+{
+    for (int c = 0; c < cols; c++) {
+        const float x = (float)uniform(-size, size);
+        const unsigned h = random_half(size);
+        uint8_t *block = p + c / BLOCK * (format == I8 ? 34 : 18);
+        const int i = c % BLOCK;
+        if (format == F32)
+            memcpy(p + 4 * c, &x, 4);
+        else if (format == BF16)
+            memcpy(p + 2 * c, (const uint8_t *)&x + 2, 2);
+        else if (format == F16)
+            memcpy(p + 2 * c, (uint8_t[]){h & 255, h >> 8}, 2);
+        else {
+            if (i == 0) { // codes of weights beyond the last column mean 0
+                const unsigned scale = random_half(size / (format == I8 ? 128 : 8));
+                memset(block, format == I8 ? 0 : 0x88, format == I8 ? 34 : 18);
+                memcpy(block, (uint8_t[]){scale & 255, scale >> 8}, 2);
+            }
+            if (format == I8)
+                block[2 + i] = (uint8_t)below(256);
+            else
+                block[2 + i % 16] = (uint8_t)(i < 16 ? 0x80 | below(16) : (block[2 + i % 16] & 15) | below(16) << 4);
+        }
+    }
+}
+
+// Rows may begin anywhere, and memory ends with the last one.
+static matrix random_matrix(int rows, int cols, int format, bool bias)
+{
+    const int64_t bytes = row_bytes(format, cols), stride = bytes + (chance(30) ? below(9) : 0), offset = below(8);
+    uint8_t *data = (uint8_t *)make((size_t)(offset + (rows - 1) * stride + bytes)) + offset;
+    for (int r = 0; r < rows; r++)
+        random_row(data + r * stride, format, cols, 1.7 / sqrt(cols));
+    const int stored = format < I8 ? cols : (cols + BLOCK - 1) / BLOCK * BLOCK;
+    return (matrix){data, bias ? random_floats(rows, -0.3, 0.3) : NULL, stride, rows, stored, format, 0};
+}
+
+// Models
+
+static norm random_norm(int size, bool present, bool bias)
+{
+    if (!present)
+        return (norm){0};
+    return (norm){random_floats(size, 0.5, 1.5), bias ? random_floats(size, -0.3, 0.3) : NULL};
+}
+
+static void random_mlp(const model *m, int wide, int format, bool bias, matrix *up, matrix *down)
+{
+    *up = random_matrix(m->gated ? 2 * wide : wide, m->hidden, format, bias);
+    *down = random_matrix(m->hidden, wide, format, bias);
+}
+
+static layer random_layer(const model *m, int format)
+{
+    const int q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim, bias = chance(40), pre = chance(85);
+    const bool norm_bias = m->layer_norm && chance(50), qk_norm = m->qk_norm_full || m->qk_norm_per_head || chance(20);
+    layer l = {.window = chance(40) ? PICK(1, 2, 7, 20, 255, 256, 300) : 0};
+    l.attn = random_norm(m->hidden, pre, norm_bias);
+    l.attn_post = random_norm(m->hidden, !pre || chance(20), norm_bias);
+    l.mlp = random_norm(m->hidden, pre && !m->shared_norm, norm_bias);
+    l.mlp_post = random_norm(m->hidden, !pre || chance(20), norm_bias);
+    l.q = random_norm(m->qk_norm_full || m->qk_norm_per_head ? q : m->head_dim, qk_norm, false);
+    l.k = random_norm(m->qk_norm_full || m->qk_norm_per_head ? kv : m->head_dim, qk_norm, false);
+    l.qkv = random_matrix(q + 2 * kv, m->hidden, format, bias);
+    if (bias && m->cache_format == F16 && chance(20))
+        ((float *)l.qkv.bias)[q + kv + below(kv)] = 1e5f; // a value beyond float16
+    l.out = random_matrix(m->hidden, q, format, chance(30));
+    l.rope = m->positions.rows || chance(10) ? -1 : below(2);
+    if (chance(70)) {
+        random_mlp(m, m->inner, format, bias, &l.up, &l.down);
+        return l;
+    }
+    l.experts_count = 1 + below(6);
+    l.experts_per_token = 1 + below(l.experts_count);
+    l.router = random_matrix(l.experts_count, m->hidden, m->embedding.format < I8 ? m->embedding.format : F32, false);
+    matrix *experts = make((size_t)(2 * l.experts_count) * sizeof *experts);
+    const int wide = 1 + below(m->inner);
+    for (int i = 0; i < l.experts_count; i++)
+        random_mlp(m, wide, format, bias, &experts[2 * i], &experts[2 * i + 1]);
+    l.experts = experts;
+    return l;
+}
+
+static double angle(int rope, int rotated, int position, int i)
+{
+    return position * pow(rope ? 50 : 1e4, -2.0 * i / rotated);
+}
+
+static setup random_setup(int positions)
+{
+    setup s = {.positions = positions};
+    model *m = &s.m;
+    const bool small = positions > LONG;
+    m->hidden = small ? 40 : PICK(16, 32, 40, 57, 64, 96, 130);
+    m->head_dim = small ? 20 : PICK(16, 17, 24, 32, 48, 64, 80, 128);
+    m->kv_heads = 1 + below(small ? 1 : 3);
+    m->heads = m->kv_heads * (small || m->head_dim > 60 ? 1 + below(2) : PICK(1, 2, 3, 4, 5, 8));
+    m->inner = small ? 45 : PICK(8, 32, 45, 64, 100);
+    m->layers_count = 1 + below(2);
+    m->activation = below(LINEAR + 1);
+    m->gated = chance(60);
+    m->layer_norm = chance(40);
+    m->parallel = chance(30);
+    m->shared_norm = m->parallel && chance(50);
+    m->norm_experts = chance(50);
+    m->qk_norm_full = chance(15);
+    m->qk_norm_per_head = !m->qk_norm_full && chance(15);
+    m->cache_format = small && chance(60) ? F32 : below(3); // in which a single key among many shows
+    m->norm_eps = (float)uniform(1e-6, 1e-2);
+    m->attention_scale = (float)uniform(0.05, 0.3);
+    m->attention_cap = chance(30) ? (float)uniform(1, 20) : 0;
+    m->logit_cap = chance(30) ? (float)uniform(1, 20) : 0;
+    m->embedding_scale = chance(50) ? 1 : (float)uniform(0.5, 8);
+    m->residual_scale = chance(50) ? 1 : (float)uniform(0.2, 1);
+    m->logit_scale = chance(50) ? 1 : (float)uniform(0.2, 2);
+    const int format = below(I4 + 1), vocabulary = 3 + below(80);
+    m->embedding = random_matrix(vocabulary, m->hidden, format == I4 ? I8 : format, false);
+    m->head = chance(50) ? m->embedding : random_matrix(vocabulary, m->hidden, m->embedding.format, false);
+    if (chance(20))
+        m->positions = random_matrix(positions, m->hidden, below(3), false);
+    m->final = random_norm(m->hidden, true, m->layer_norm && chance(50));
+    layer *layers = make((size_t)m->layers_count * sizeof *layers);
+    for (int i = 0; i < m->layers_count; i++)
+        layers[i] = random_layer(m, format);
+    m->layers = layers;
+    for (int rope = 0; rope < 2; rope++) {
+        const int R = m->rotated[rope] = 2 + 2 * below(m->head_dim / 2);
+        s.cos[rope] = make((size_t)(positions * R) * sizeof(float));
+        s.sin[rope] = make((size_t)(positions * R) * sizeof(float));
+        for (int i = 0; i < positions * R; i++) {
+            const double phi = angle(rope, R, i / R, i % R % (R / 2));
+            s.cos[rope][i] = (float)cos(phi);
+            s.sin[rope][i] = (float)(i % R < R / 2 ? -sin(phi) : sin(phi));
+        }
+    }
+    return s;
+}
+
+static void describe(const model *m)
+{
+    printf("  hidden %d, heads %d/%d of %d, inner %d%s, activation %d, cache %d, rotated %d %d, positions %d\n", m->hidden,
+           m->heads, m->kv_heads, m->head_dim, m->inner, m->gated ? " gated" : "", m->activation, m->cache_format,
+           m->rotated[0], m->rotated[1], m->positions.rows);
+    printf("  layer norm %d, parallel %d, shared norm %d, qk norm full %d, per head %d, caps %g %g, scales %g %g %g\n",
+           m->layer_norm, m->parallel, m->shared_norm, m->qk_norm_full, m->qk_norm_per_head, m->attention_cap,
+           m->logit_cap, m->embedding_scale, m->residual_scale, m->logit_scale);
+    for (const layer *l = m->layers; l < m->layers + m->layers_count; l++)
+        printf("  layer: format %d, window %d, rope %d, norms %d%d%d%d%d, experts %d of %d\n", l->qkv.format, l->window,
+               l->rope, !!l->attn.weight, !!l->attn_post.weight, !!l->mlp.weight, !!l->mlp_post.weight, !!l->q.weight,
+               l->experts_per_token, l->experts_count);
+}
+
+#endif
