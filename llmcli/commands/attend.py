@@ -9,7 +9,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, head_option, layer_option
-from llmcli.commands.options.model import ModelChoice, describe_model, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -30,7 +30,7 @@ from llmcli.errors import usage_error
 )
 @click.option("--no-sink", is_flag=True, help="Hide the first position, which idle heads attend to (attention sink).")
 @output_options
-@model_options
+@view_model_options
 @verbose_option
 def attend(
     prompt: Prompt,

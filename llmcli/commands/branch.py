@@ -7,7 +7,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option
-from llmcli.commands.options.model import ModelChoice, describe_model, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -21,7 +21,7 @@ from llmcli.commands.shell.command import Command
     "--depth", type=click.IntRange(min=1), default=3, show_default=True, help="Levels of the tree, one token each."
 )
 @output_options
-@model_options
+@view_model_options
 @verbose_option
 def branch(prompt: Prompt, at: str, width: int, depth: int, output: OutputOptions, choice: ModelChoice) -> None:
     """What if the model had chosen another token? Show the most probable continuations as a tree.

@@ -97,7 +97,9 @@ def explain_server_step(
     """Show token ``index`` of a server's text, and the alternatives that the server reports."""
     fields = fields_of(sampling, server, sampling.seed)
     report = servers.server_step(server, servers.Request(text, index + 1, fields, top_logprobs=top), index)
-    output.show(report, render.print_server_step, json_forms.server_step, prompt=text, models=[report.model])
+    output.show(
+        report, render.print_server_step, json_forms.server_step, prompt=text, models=[render.ModelLabel(report.model)]
+    )
 
 
 def choose_tokens(
@@ -108,6 +110,7 @@ def choose_tokens(
     temperatures: Sequence[float],
 ) -> None:
     """Show the candidates of each step and append the one that the user chooses, until they quit."""
+    model = describe_model(loaded)
     context, limit = list(prompt_ids), loaded.model.config.max_position_embeddings
     steps = generation.decode_steps(
         loaded.model, generation.Continuation(list(prompt_ids), sampler, max_new_tokens=limit, context=limit)
@@ -123,7 +126,9 @@ def choose_tokens(
             top=top,
             temperatures=temperatures,
         )
-        render.print_step(report, sys.stdout)
+        with render.at_most(model.digits):
+            render.print_step(report, sys.stdout)
+        render.print_model_lines([model], sys.stdout)
         token = ask_for_token(report)
         if token is None:
             break

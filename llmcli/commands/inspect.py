@@ -49,4 +49,5 @@ def inspect(tokens: int | None, output: OutputOptions, choice: ModelChoice) -> N
         tokens=tokens,
         open_model=choice.open,
     )
-    output.show(report, render.print_inspect, models=[report.model])
+    label = render.ModelLabel(report.model, report.dtype, report.quantization)
+    output.show(report, render.print_inspect, models=[label])

@@ -6,7 +6,7 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.model import ModelChoice, describe_model, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.shell.command import Command
 
@@ -16,7 +16,7 @@ from llmcli.commands.shell.command import Command
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Show the N nearest tokens.")
 @click.option("--no-inputs", is_flag=True, help="Omit the words of a sum from the ranking.")
 @output_options
-@model_options
+@view_model_options
 @verbose_option
 def neighbours(word: str, top: int, no_inputs: bool, output: OutputOptions, choice: ModelChoice) -> None:
     """Which tokens have similar meanings? Compare WORD's embedding with the embedding of every other token.

@@ -9,7 +9,7 @@ import click
 from llmcli import endpoint as servers
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
+from llmcli.commands.options.distributed import DistributedModelChoice, distributed_view_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
 from llmcli.commands.options.model import describe_model
 from llmcli.commands.options.output import OutputOptions, output_options
@@ -27,7 +27,7 @@ from llmcli.commands.shell.command import Command
     help="Show the N most surprising tokens. 0: all.",
 )
 @output_options
-@distributed_model_options
+@distributed_view_options
 @endpoint_options
 @verbose_option
 def score(prompt: Prompt, top: int, output: OutputOptions, choice: DistributedModelChoice, endpoint: Endpoint) -> None:
@@ -45,7 +45,7 @@ def score(prompt: Prompt, top: int, output: OutputOptions, choice: DistributedMo
     text = prompt.read()
     if endpoint.given:
         report = servers.server_score(endpoint.open(), text)
-        model = report.model
+        model = render.ModelLabel(report.model)
     else:
         loaded = choice.open()
         report = explain.score(loaded, text, parse_special=prompt.parse_special)

@@ -8,7 +8,7 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.model import ModelChoice, describe_model, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -19,7 +19,7 @@ from llmcli.errors import EXIT_FAILURE
 @prompt_options("sentence")
 @click.option("--no-pause", is_flag=True, help="Do not wait for Enter after each stop.")
 @output_options
-@model_options
+@view_model_options
 @verbose_option
 def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelChoice) -> None:
     """How does a language model work? A guided tour follows one sentence through the model, with real numbers.
@@ -36,16 +36,18 @@ def tour(prompt: Prompt, no_pause: bool, output: OutputOptions, choice: ModelCho
     text = prompt.read_optional()
     loaded = choice.open()
 
-    report = explain.tour(loaded, text)
+    report, model = explain.tour(loaded, text), describe_model(loaded)
     if no_pause or output.as_json or sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        output.show(report, render.print_tour, models=[describe_model(loaded)])
+        output.show(report, render.print_tour, models=[model])
         return
     for number in range(len(render.TOUR_STOPS)):
-        render.print_tour_stop(report, sys.stdout, number)
+        with render.at_most(model.digits):
+            render.print_tour_stop(report, sys.stdout, number)
         if number < len(render.TOUR_STOPS) - 1 and click.prompt(
             "\nPress Enter to continue, q to quit", default="", show_default=False, prompt_suffix=" "
         ).strip().lower() in ("q", "quit"):
             break
-    output.save_picture(lambda stream: render.print_tour(report, stream), models=[describe_model(loaded)])
+    render.print_model_lines([model], sys.stdout)
+    output.save_picture(lambda stream: render.print_tour(report, stream), models=[model])
     if not report.check.ok:
         sys.exit(EXIT_FAILURE)

@@ -9,7 +9,7 @@ import click
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, head_option, layer_option, token_option
-from llmcli.commands.options.model import ModelChoice, describe_model, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -31,7 +31,7 @@ from llmcli.errors import usage_error
 @layer_option
 @head_option
 @output_options
-@model_options
+@view_model_options
 @verbose_option
 def why(
     prompt: Prompt,

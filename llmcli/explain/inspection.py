@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from llmcli.engine.size import CacheBytes, cache_bytes, empty_model, weight_bytes
 from llmcli.errors import usage_error
 from llmcli.explain.architecture import Architecture, architecture_of
-from llmcli.explain.report import Check, Claim, Report, check
+from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, check
 from llmcli.explain.selection import check_loaded
 from llmcli.generation.loaded import LoadedModel, device_for
 from llmcli.generation.steps import PREFILL_CHUNK
@@ -75,7 +75,8 @@ class InspectReport(Report):
     """A model and its memory for a text of ``tokens``; ``needs`` starts with the requested format.
 
     ``active`` parameters take part in the computation of one token. ``others`` names stored tensors that the model
-    does not use. ``measured`` is None if the model was not opened because it does not fit.
+    does not use. ``measured`` is None if the model was not opened because it does not fit. ``dtype`` and
+    ``quantization`` are those in which it is opened.
     """
 
     model: str
@@ -93,6 +94,8 @@ class InspectReport(Report):
     memory: Memory
     measured: MeasuredMemory | None
     check: Check
+    dtype: str = field(metadata=NOT_IN_JSON)
+    quantization: Quantization | None = field(metadata=NOT_IN_JSON)
 
 
 def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
@@ -133,9 +136,10 @@ def inspect_folder(
     headers = read_headers(checkpoint, adapter)
     config = headers.config
     where = device_for(checkpoint, device, quantization)
-    compute_dtype = pick_dtype(dtype, where, headers.dtype)
     kind = quantization or headers.quantization
     model = empty_model(config)
+    in_float32 = sum(weight_bytes(model, torch.float32, headers.quantization).values())
+    compute_dtype = pick_dtype(dtype, where, headers.dtype, in_float32)
     context = config.max_position_embeddings
     if tokens is not None and tokens > context:
         raise usage_error(f"{tokens} tokens are more than the model's context of {context}", kind="beyond-context")
@@ -161,6 +165,8 @@ def inspect_folder(
         memory=memory,
         measured=measured,
         check=_check(sum(counts.values()), headers, needs[0], cache, measured),
+        dtype=str(compute_dtype).removeprefix("torch."),
+        quantization=kind,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmcli.explain.report import Alternative, GeneratedToken, Report
 from llmcli.explain.selection import Text, token_ids
-from llmcli.generation.distribution import draw, entropy, intervals, probabilities
+from llmcli.generation.distribution import draw, entropy, intervals, logprob_of, probabilities
 from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
 from llmcli.generation.generate import sampler_of
 from llmcli.generation.grammar import GrammarFilter
@@ -210,7 +210,7 @@ def generated_token_of(step: Step, tokenizer: Tokenizer, alternatives: int) -> G
         id=step.token,
         text=tokenizer.token_text(step.token),
         bytes=tokenizer.token_bytes(step.token),
-        logprob=float(step.logits.log_softmax(dim=-1)[step.token]),
+        logprob=logprob_of(step.logits, step.token),
         prob=step.choice.prob,
         final_prob=step.choice.final_prob,
         rank=step.choice.rank,

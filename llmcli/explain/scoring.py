@@ -12,6 +12,7 @@ from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import tolerance
 from llmcli.explain.report import Claim, ScoredToken, ScoreReport, Windows, check, relative_error, vocab_entry
 from llmcli.explain.selection import Text, token_ids
+from llmcli.generation.distribution import log_probabilities, logprob_of, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions, windows
 from llmcli.generation.steps import next_logits
@@ -34,7 +35,7 @@ def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> Sc
     sums = [0.0, 0.0]  # surprisal and entropy in nats, computed in another way, for the check
     for logits, targets in predictions(loaded.model, ids):
         rows += _rows(logits, targets)
-        for n, expected in enumerate((targets, logits.softmax(dim=-1))):
+        for n, expected in enumerate((targets, probabilities(logits))):
             sums[n] += float(nats(logits, expected).sum(dtype=torch.float64))
     chunks, size = text_chunks(loaded.tokenizer, ids)
     tokens = tuple(
@@ -88,7 +89,7 @@ def check_scorable(ids: Sequence[int]) -> None:
 
 def _rows(logits: Tensor, targets: Tensor) -> Iterator[tuple[float, int, float, int, float]]:
     """Logprob, rank and entropy in bits of each of ``targets`` [n], and the top token and its p; logits [n, V]."""
-    logps = logits.log_softmax(dim=-1)
+    logps = log_probabilities(logits)
     own = logps.gather(-1, targets[:, None])
     better = (logps > own).sum(dim=-1)
     ties = (logps == own) & (torch.arange(logps.shape[-1], device=logps.device) < targets[:, None])  # by id
@@ -131,8 +132,7 @@ def rescoring_claim(
     cache.planned = len(ids) - 1 - start
     unread = ids[start:first]
     for position in range(first, len(ids)):
-        again = next_logits(model, unread, cache)[:vocab_size].log_softmax(dim=-1)
-        found.append(float(again[ids[position]]))
+        found.append(logprob_of(next_logits(model, unread, cache)[:vocab_size], ids[position]))
         unread = ids[position : position + 1]
     expected = torch.tensor(found, dtype=torch.float64)
     difference = torch.tensor(logprobs[first - 1 :], dtype=torch.float64) - expected
@@ -142,6 +142,6 @@ def rescoring_claim(
 
 
 def cross_entropy_claim(what: str, bits: Sequence[float], nats: Sequence[float]) -> Claim:
-    """Claim that means of the rows shown, in ``bits``, equal those of PyTorch's cross entropy, in ``nats``."""
+    """Claim that means of the rows shown, in ``bits``, equal those of the cross entropy, in ``nats``."""
     errors = [relative_error(abs(a * math.log(2) - b), abs(b)) for a, b in zip(bits, nats, strict=True)]
-    return Claim(f"{what} equal PyTorch's cross entropy", max(errors), MEAN_TOLERANCE)
+    return Claim(f"{what} equal the cross entropy from PyTorch's logsumexp", max(errors), MEAN_TOLERANCE)

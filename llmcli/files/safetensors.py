@@ -100,18 +100,19 @@ class TensorFile:
         """Read the tensor into new memory, on the CPU."""
         return self.read_into(entry, torch.empty(entry.shape, dtype=self.dtype(entry)))
 
-    def read_into(self, entry: Entry, target: Tensor) -> Tensor:
-        """Read the tensor into ``target``, which is contiguous, on the CPU, and has the stored dtype and size.
+    def read_into(self, entry: Entry, target: Tensor, first: int = 0) -> Tensor:
+        """Read the tensor's values from number ``first`` on into ``target``, until it is full.
 
+        ``target`` is contiguous, on the CPU, and has the stored dtype.
         Raises LlmcliError if the file is truncated or unreadable.
         """
         assert target.dtype == self.dtype(entry)
-        assert target.numel() == math.prod(entry.shape)
+        assert first + target.numel() <= math.prod(entry.shape)
         numpy: Any = target.view(-1).view(torch.uint8).numpy()
         view = memoryview(numpy)
         try:
             with self.path.open("rb", buffering=0) as file:
-                file.seek(entry.start)
+                file.seek(entry.start + first * target.itemsize)
                 while view:
                     count = file.readinto(view)
                     if not count:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmcli.engine.batch import batch_cache
 from llmcli.generation.context import angle_length, check_prompt
+from llmcli.generation.distribution import logprob_of
 from llmcli.generation.generate import GeneratedText, Generation
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
@@ -179,4 +180,4 @@ class Batch:
 
 def _logprob(step: Step) -> float:
     """The model's own log probability of the step's token, in nats."""
-    return float(step.logits.log_softmax(dim=-1)[step.token])
+    return logprob_of(step.logits, step.token)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from llmcli.engine.random_weights import random_model
+from llmcli.engine.size import empty_model, weight_bytes
 from llmcli.errors import usage_error
 from llmcli.files.json import read_json
 from llmcli.generation.filters import Temperature
@@ -121,7 +122,8 @@ def random_model_of(config: Path, device: str, dtype: str, quantization: Quantiz
     raw = read_json(config)
     where = pick_device(device)
     shape = family_of(raw).parse(raw)
-    model = random_model(shape, device=where, dtype=pick_dtype(dtype, where, torch.bfloat16))
+    in_float32 = sum(weight_bytes(empty_model(shape), torch.float32, None).values())
+    model = random_model(shape, device=where, dtype=pick_dtype(dtype, where, torch.bfloat16, in_float32))
     if quantization is not None:
         quantize(model, quantization)
     return model

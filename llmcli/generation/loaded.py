@@ -94,9 +94,10 @@ def load(
 ) -> LoadedModel:
     """Open the model in ``folder``, called ``name`` or, without one, as the folder.
 
-    ``device`` and ``dtype`` are names of ``model.device``; "auto" picks the fastest. ``adapter`` is the folder of a
-    LoRA to merge into the weights. ``quantization`` then quantizes them, for the CPU. With ``group`` this rank loads
-    its part of the model; ``group.device`` replaces ``device``. ``progress`` receives the work done and the total.
+    ``device`` and ``dtype`` are names of ``model.device``; "auto" picks the fastest, and the dtype "precise" is float32
+    if the memory allows. ``adapter`` is the folder of a LoRA to merge into the weights. ``quantization`` then quantizes
+    them, for the CPU. With ``group`` this rank loads its part of the model; ``group.device`` replaces ``device``.
+    ``progress`` receives the work done and the total.
 
     Raises LlmcliError if the folder is not a model that llmcli can run.
     """
@@ -111,8 +112,8 @@ def load(
     tokenizer = load_tokenizer(folder, name, model=checkpoint.raw)
     defaults = read_defaults(folder, checkpoint.config.max_position_embeddings)
 
-    def pick(stored: torch.dtype) -> torch.dtype:
-        return pick_dtype(dtype, where, stored)
+    def pick(stored: torch.dtype, float32_bytes: int) -> torch.dtype:
+        return pick_dtype(dtype, where, stored, float32_bytes)
 
     model: Transformer
     notes = LoadNotes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmcli.generation.distribution import check_finite
@@ -25,7 +24,11 @@ def nats(logits: Tensor, targets: Tensor) -> Tensor:
 
     ``targets`` are the actual tokens [n], or a probability for every token [n, V].
     """
-    return F.cross_entropy(logits, targets, reduction="none").cpu()
+    if targets.is_floating_point():
+        expected = (targets * logits).sum(dim=-1)
+    else:
+        expected = logits.gather(-1, targets[:, None])[:, 0]
+    return (logits.logsumexp(dim=-1) - expected).cpu()
 
 
 @torch.inference_mode()

@@ -42,16 +42,21 @@ def pick_device(name: str | torch.device) -> torch.device:
     return torch.device(name)
 
 
-def pick_dtype(name: str | torch.dtype, device: torch.device, stored: torch.dtype) -> torch.dtype:
+def pick_dtype(name: str | torch.dtype, device: torch.device, stored: torch.dtype, float32_bytes: int) -> torch.dtype:
     """The dtype called ``name``; "auto" keeps the stored one if the device computes it at full speed.
+
+    "precise" is float32 if the model, which then takes ``float32_bytes``, fits into half of the memory, else "auto".
 
     On a CPU, float16 becomes bfloat16 (float16 prefill is ten times slower), and both become float32 if the processor
     has no bfloat16 instructions. Raises LlmcliError if models do not run in the dtype.
     """
-    if str(name).lower() != "auto":
-        dtype = DTYPES.get(str(name).lower().removeprefix("torch."))
+    choice = str(name).lower().removeprefix("torch.")
+    if choice == "precise":
+        choice = "float32" if fits_into_half(float32_bytes, device) else "auto"
+    if choice != "auto":
+        dtype = DTYPES.get(choice)
         if dtype is None:
-            raise usage_error(f"{name!r} is not a supported dtype", f"known: auto, {', '.join(DTYPES)}")
+            raise usage_error(f"{name!r} is not a supported dtype", f"known: auto, precise, {', '.join(DTYPES)}")
         return dtype
     if device.type == "cpu" and stored != torch.float32:
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
@@ -106,6 +111,12 @@ def memory_of(device: torch.device) -> Memory:
     if device.type == "cuda":
         return Memory(torch.cuda.get_device_properties(device).total_memory, None)
     return Memory(physical_memory(), memory_limit(CGROUP))
+
+
+def fits_into_half(size: int, device: torch.device) -> bool:
+    """Whether ``size`` bytes are at most half of the device's usable memory; True if that is unknown."""
+    usable = memory_of(device).usable
+    return usable is None or size <= usable / 2
 
 
 def physical_memory() -> int | None:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from llmcli.render.lens import print_lens as print_lens
     from llmcli.render.models import print_models as print_models
     from llmcli.render.neighbours import print_neighbours as print_neighbours
+    from llmcli.render.numbers import ModelLabel as ModelLabel
+    from llmcli.render.numbers import at_most as at_most
+    from llmcli.render.numbers import most_digits as most_digits
     from llmcli.render.picture import Caption as Caption
     from llmcli.render.picture import Picture as Picture
     from llmcli.render.progress import BatchProgress as BatchProgress
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from llmcli.render.terminal import note as note
     from llmcli.render.terminal import print_check as print_check
     from llmcli.render.terminal import print_line as print_line
+    from llmcli.render.terminal import print_model_lines as print_model_lines
     from llmcli.render.terminal import print_path as print_path
     from llmcli.render.terminal import printable as printable
     from llmcli.render.text import counted as counted
@@ -95,6 +99,7 @@ __all__ = [
     "Column",
     "DownloadProgress",
     "LoadingProgress",
+    "ModelLabel",
     "Picture",
     "SampleToken",
     "SamplesWriter",
@@ -103,6 +108,7 @@ __all__ = [
     "TrainingProgress",
     "VerifyProgress",
     "animated",
+    "at_most",
     "bench_line",
     "counted",
     "defaults_line",
@@ -111,6 +117,7 @@ __all__ = [
     "filter_label",
     "html",
     "loss_svg",
+    "most_digits",
     "note",
     "one_line",
     "print_attend",
@@ -129,6 +136,7 @@ __all__ = [
     "print_line",
     "print_loss_curve",
     "print_merges",
+    "print_model_lines",
     "print_models",
     "print_neighbours",
     "print_path",
@@ -188,6 +196,9 @@ __getattr__, __dir__ = lazy.exports(
         "print_lens": "lens",
         "print_models": "models",
         "print_neighbours": "neighbours",
+        "ModelLabel": "numbers",
+        "at_most": "numbers",
+        "most_digits": "numbers",
         "Caption": "picture",
         "Picture": "picture",
         "BatchProgress": "progress",
@@ -214,6 +225,7 @@ __getattr__, __dir__ = lazy.exports(
         "note": "terminal",
         "print_check": "terminal",
         "print_line": "terminal",
+        "print_model_lines": "terminal",
         "print_path": "terminal",
         "printable": "terminal",
         "animated": "terminal",

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from llmcli import explain
 from llmcli.render.marks import bar_cell, shade
+from llmcli.render.numbers import full
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import console, drawn, print_check, print_line
 from llmcli.render.text import counted, token_label
@@ -142,7 +143,7 @@ def _pattern_cells(row: explain.PatternRow, count: int) -> list[Cell]:
     return [
         Cell(str(row.position)),
         Cell(token_label(row.piece)),
-        *(Cell(repr(weight)) for weight in row.weights),
+        *(Cell(full(weight)) for weight in row.weights),
         *later,
     ]
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from llmcli import explain
 from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell, signed_bar_heading
+from llmcli.render.numbers import fixed, full
 from llmcli.render.score import print_windows
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import console, drawn, print_check, print_line, styled
@@ -41,8 +42,8 @@ def print_compare(report: explain.CompareReport, stream: TextIO, *, top: int = 2
     count = len(report.tokens)
     differing = f"{round(report.other_favourite * count)} of {count} positions"
     print_line(
-        f"bits per byte: first model {before:.4f}, second {after:.4f} ({after - before:+.4f}); "
-        f"KL {report.mean_kl:.4f} bits per token; "
+        f"bits per byte: first model {fixed(before, 4)}, second {fixed(after, 4)} ({fixed(after - before, 4, '+')}); "
+        f"KL {fixed(report.mean_kl, 4)} bits per token; "
         f"different top token at {differing}. The first token is not compared: it has no context.",
         stream,
     )
@@ -72,7 +73,7 @@ def _row(token: explain.ComparedToken, longest: float) -> list[Cell]:
         Cell(token_label(token.piece)),
         number_cell(token.logprobs[0], 2),
         number_cell(token.logprobs[1], 2),
-        Cell(f"{token.delta:+.2f}", repr(token.delta)),
+        Cell(fixed(token.delta, 2, "+"), full(token.delta)),
         signed_bar_cell(token.delta, longest),
         number_cell(token.kl, 3),
         Cell(before if before == after else f"{before} → {after}", (before, after)),

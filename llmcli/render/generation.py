@@ -10,6 +10,7 @@ from rich.style import Style
 
 from llmcli import endpoint, explain, generation
 from llmcli.render.marks import print_legend, probability_band
+from llmcli.render.numbers import full
 from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability_cell
 from llmcli.render.terminal import note, printable, styled
 from llmcli.render.text import counted, one_line, rate, token_label
@@ -141,7 +142,7 @@ def print_probabilities(tokens: Sequence[explain.GeneratedToken], stream: TextIO
 def _probability_row(token: explain.GeneratedToken) -> list[Cell]:
     style, sign = ("", "") if token.prob is None else probability_band(token.prob)
     top = "  ".join(f"{token_label(other) or UNKNOWN.shown} {_brief(other.prob)}" for other in token.top)
-    plain = tuple(value for other in token.top for value in (token_label(other), repr(other.prob)))
+    plain = tuple(value for other in token.top for value in (token_label(other), full(other.prob)))
     return [
         Cell(str(token.index)),
         UNKNOWN if token.id is None else Cell(str(token.id)),

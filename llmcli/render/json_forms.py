@@ -9,9 +9,15 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from llmcli import endpoint, explain, generation, text
+from llmcli.render.numbers import ModelLabel, significant
 
 if TYPE_CHECKING:
     from llmcli.hub.cache import LocalModel
+
+# Keys of numbers that no model computed, and of those that must be exact to replay a draw.
+EXACT = frozenset(
+    ("value", "temperature", "u", "u_low", "u_high", "prefill_seconds", "decode_seconds", "share", "theta", "factor")
+)
 
 
 def record(report: Any) -> Any:
@@ -28,13 +34,41 @@ def record(report: Any) -> Any:
     return finite(report) if isinstance(report, float) else report
 
 
+def with_dtypes(form: Mapping[str, Any], models: Sequence[ModelLabel]) -> dict[str, Any]:
+    """Return a view's JSON object with its models and their dtypes first; a report that has a dtype keeps its own."""
+    if not models or "dtype" in form:
+        return dict(form)
+    if "models" in form:
+        first = {"models": form["models"], "dtypes": [model.dtype for model in models]}
+        if any(model.quantization for model in models):
+            first["quantizations"] = [model.quantization for model in models]
+    else:
+        first = named(models[0])
+    return {**first, **{key: value for key, value in form.items() if key not in first}}
+
+
+def named(model: ModelLabel) -> dict[str, Any]:
+    """Return the keys that name a model: ``quantization`` only if its weights are quantized."""
+    quantization = {} if model.quantization is None else {"quantization": model.quantization}
+    return {"model": model.name, "dtype": model.dtype, **quantization}
+
+
+def rounded(form: Any, digits: int | None, key: str = "") -> Any:
+    """Return JSON values with at most ``digits`` significant digits, except those whose ``key`` is in EXACT."""
+    if isinstance(form, dict):
+        return {name: rounded(value, digits, name) for name, value in form.items()}
+    if isinstance(form, list):
+        return [rounded(value, digits, key) for value in form]
+    return significant(form, digits) if isinstance(form, float) and key not in EXACT else form
+
+
 def finite(number: float) -> float | None:
     """Return ``number``, or None for NaN and infinities, which JSON cannot represent."""
     return number if math.isfinite(number) else None
 
 
 def generation_start(
-    model: str,
+    model: ModelLabel,
     prompt_ids: Sequence[int] | None,
     seed: int | None,
     filters: Sequence[tuple[str, float | None]],
@@ -47,7 +81,7 @@ def generation_start(
     """
     start = {
         "type": "start",
-        "model": model,
+        **named(model),
         "prompt_ids": None if prompt_ids is None else list(prompt_ids),
         "seed": seed,
         "sampler": [{"name": name, "value": value} for name, value in filters],

@@ -6,6 +6,7 @@ from typing import TextIO
 
 from llmcli import explain
 from llmcli.render.marks import bar_cell
+from llmcli.render.numbers import fixed
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import token_label
@@ -15,9 +16,9 @@ def print_neighbours(report: explain.NeighboursReport, stream: TextIO) -> None:
     """Print the whole view."""
     name = "".join(_term(term, first=n == 0) for n, term in enumerate(report.terms))
     print_line(f"neighbours: which tokens are most similar to {name} in {report.model}?", stream)
-    numbers = ", ".join(f"{value:.3f}" for value in report.vector)
+    numbers = ", ".join(fixed(value, 3) for value in report.vector)
     more = ", …" if report.size > len(report.vector) else ""
-    print_line(f"{name} = [{numbers}{more}]: {report.size} numbers, length {report.length:.3f}", stream)
+    print_line(f"{name} = [{numbers}{more}]: {report.size} numbers, length {fixed(report.length, 3)}", stream)
     listed = _listed(report)
     print_line(
         "Sorted by centered cosine: the mean of all tokens is subtracted first, since it is common to all. "

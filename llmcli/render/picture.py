@@ -14,6 +14,7 @@ from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
 from rich.text import Text
 
 from llmcli.files.atomic import replace_text
+from llmcli.render.numbers import ModelLabel
 from llmcli.render.text import escape_controls
 
 WIDTH = 92  # columns: as many as a web page shows in readable letters
@@ -30,11 +31,11 @@ THEMES: dict[Theme, TerminalTheme] = {"dark": SVG_EXPORT_THEME, "light": LIGHT}
 
 @dataclass(frozen=True)
 class Caption:
-    """What a picture shows: the command line, the prompt unless the command line has it, and the models' names."""
+    """What a picture shows: the command line, the prompt unless the command line has it, and the models."""
 
     command: str
     prompt: str | None
-    models: Sequence[str]
+    models: Sequence[ModelLabel | str]
 
     def lines(self) -> list[str]:
         """Return the caption's lines, without control characters; a long prompt loses its middle."""
@@ -45,7 +46,7 @@ class Caption:
             shown = self.prompt if cut <= 0 else f"{self.prompt[: middle - cut]} […] {self.prompt[middle + cut :]}"
             lines.append(f"prompt: {shown}")
         if self.models:
-            lines.append(f"model: {'; '.join(self.models)}")
+            lines.append(f"model: {'; '.join(map(str, self.models))}")
         return [escape_controls(line) for line in lines]
 
 

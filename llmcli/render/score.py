@@ -9,6 +9,7 @@ from rich.text import Text
 from llmcli import explain
 from llmcli.render.generation import print_server_limits
 from llmcli.render.marks import print_legend, surprisal_band
+from llmcli.render.numbers import compact, fixed
 from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import console, drawn, print_check, print_line
 from llmcli.render.text import counted, escape_controls, token_label
@@ -36,8 +37,9 @@ def print_score(report: explain.ScoreReport, stream: TextIO, *, top: int = 20) -
     if len(shown) < len(report.tokens):
         print_line(f"the {len(shown)} most surprising of {len(report.tokens)} tokens; --top 0 shows all", stream, "dim")
     print_line(
-        f"{counted(len(report.tokens), 'token')}, {report.bits:.1f} bits: {report.bits_per_token:.3f} per token, "
-        f"{report.bits_per_byte:.4f} per byte; perplexity {report.perplexity:.6g}. "
+        f"{counted(len(report.tokens), 'token')}, {fixed(report.bits, 1)} bits: "
+        f"{fixed(report.bits_per_token, 3)} per token, "
+        f"{fixed(report.bits_per_byte, 4)} per byte; perplexity {compact(report.perplexity, 6)}. "
         f"The first token, {token_label(report.first)}, is not scored: it has no context.",
         stream,
     )

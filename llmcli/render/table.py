@@ -1,4 +1,4 @@
-"""Tables in two forms: colored and fitted to a terminal, or tab-separated with full precision."""
+"""Tables in two forms: colored and fitted to a terminal, or tab-separated with all digits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from llmcli.render.numbers import fixed, full
 from llmcli.render.terminal import console, drawn, printable
 
 MIN_TEXT_WIDTH = 4  # of a text column, in cells; longer text wraps
@@ -45,14 +46,14 @@ class Cell:
 
 
 def number_cell(value: float | None, digits: int = 4, style: str = "") -> Cell:
-    """Return a number rounded to ``digits`` on a terminal, in full precision elsewhere; empty for None.
+    """Return a number with ``digits`` decimals on a terminal, with all digits that hold elsewhere; empty for None.
 
     Only 0 is shown as 0.
     """
     if value is None:
         return Cell("", "")
-    shown = f"{value:.{digits}f}"
-    return Cell(f"{value:.0e}" if value and not float(shown) else shown, repr(value), style)
+    shown = fixed(value, digits)
+    return Cell(f"{value:.0e}" if value and not float(shown) else shown, full(value), style)
 
 
 def probability_cell(value: float, style: str = "", *, logprob: float | None = None) -> Cell:
@@ -60,7 +61,7 @@ def probability_cell(value: float, style: str = "", *, logprob: float | None = N
 
     ``logprob`` (nats) is shown for a probability that is too small for a float.
     """
-    return Cell(_probability(value, logprob), repr(value), style)
+    return Cell(_probability(value, logprob), full(value), style)
 
 
 def _probability(value: float, logprob: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llmcli import explain
+from llmcli.render.numbers import ModelLabel
 from llmcli.render.picture import Picture
 from llmcli.render.text import escape_controls, one_line
 
@@ -69,6 +71,12 @@ def print_check(check: explain.Check, stream: TextIO) -> None:
     """Print the line that ends a view: whether its claims hold, each with its error."""
     claims = "; ".join(_claim(claim) for claim in check.claims)
     print_line(f"check: {'ok' if check.ok else 'FAILED'}; {claims}", stream, style="" if check.ok else "bold red")
+
+
+def print_model_lines(models: Sequence[ModelLabel], stream: TextIO) -> None:
+    """Print a line for each model that computed a view's numbers, with its dtype."""
+    for model in models:
+        print_line(f"model: {one_line(str(model))}", stream, "dim")
 
 
 def _claim(claim: explain.Claim) -> str:

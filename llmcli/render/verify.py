@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TextIO
 
 from llmcli import explain
+from llmcli.render.numbers import full
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import print_line
 from llmcli.render.text import counted, token_label
@@ -52,7 +53,7 @@ def _row(proof: explain.Proof) -> list[Cell]:
 
 
 def _small(value: float | None, style: str) -> Cell:
-    return Cell("", "") if value is None else Cell(f"{value:.0e}" if value else "0", repr(value), style)
+    return Cell("", "") if value is None else Cell(f"{value:.0e}" if value else "0", full(value), style)
 
 
 def _note(proof: explain.Proof) -> str:

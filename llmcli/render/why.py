@@ -7,6 +7,7 @@ from typing import TextIO
 
 from llmcli import explain
 from llmcli.render.marks import signed_bar_cell, signed_bar_heading
+from llmcli.render.numbers import fixed, full
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import counted, token_label
@@ -30,7 +31,8 @@ def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> Non
     ]
     print_table(columns, _source_rows(report.sources, top, report.heads), stream)
     softcap = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
-    print_line(f"the model's logits: {token} {report.logits[0]:.4f}, {other} {report.logits[1]:.4f}{softcap}", stream)
+    first, second = (fixed(logit, 4) for logit in report.logits)
+    print_line(f"the model's logits: {token} {first}, {other} {second}{softcap}", stream)
     print_why_end(report, stream)
 
 
@@ -59,17 +61,17 @@ def _finding(report: explain.WhyReport) -> str:
     part, head, total = report.strongest, report.strongest_head, report.total.difference
     token, other = (token_label(piece) for piece in (report.token, report.other))
     pair = f"{token if total >= 0 else other} against {other if total >= 0 else token}"
-    found = f"{part.name} gives {part.difference:+.2f} of {total:+.2f}"
+    found = f"{part.name} gives {fixed(part.difference, 2, '+')} of {fixed(total, 2, '+')}"
     if part.name == head.name:
         return f"{found}, {_reading(head)}: the most for {pair}."
-    of_heads = f"Of the heads, {head.name} gives the most: {head.difference:+.2f}, {_reading(head)}."
+    of_heads = f"Of the heads, {head.name} gives the most: {fixed(head.difference, 2, '+')}, {_reading(head)}."
     return f"{found}: the most for {pair}. {of_heads}"
 
 
 def _reading(head: explain.StrongestPart) -> str:
     assert head.piece is not None
     assert head.from_position is not None
-    return f"{head.from_position:+.2f} of it by reading {token_label(head.piece)} (position {head.position})"
+    return f"{fixed(head.from_position, 2, '+')} of it by reading {token_label(head.piece)} (position {head.position})"
 
 
 def _part_rows(report: explain.WhyReport, top: int) -> list[list[Cell]]:
@@ -128,4 +130,4 @@ def _source_rows(sources: Sequence[explain.SourceContribution], top: int, heads:
 
 
 def _signed(value: float, style: str = "") -> Cell:
-    return Cell(f"{value:+.3f}", repr(value), style)
+    return Cell(fixed(value, 3, "+"), full(value), style)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +28,8 @@ from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
 from llmcli.storage.tensors import WeightFiles
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
-# A dtype, a function of the stored dtype, or None for the stored dtype.
-DTypeChoice = torch.dtype | Callable[[torch.dtype], torch.dtype] | None
+# A dtype, a function of the stored dtype and the bytes of the model in float32, or None for the stored dtype.
+DTypeChoice = torch.dtype | Callable[[torch.dtype, int], torch.dtype] | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Checkpoint:
     ) -> Transformer:
         """Load the model, ready to run. ``build`` makes it from its config; ``adapter`` is a LoRA's folder to merge.
 
-        ``dtype`` may be a function of the stored dtype, which is that of the token embedding; None keeps it.
+        ``dtype`` may be a function of the stored dtype, which is that of the token embedding, and of the bytes that the
+        weights take in float32; None keeps it.
         Quantized weights stay quantized. On a CPU, tensors that are stored in the needed form are memory-mapped, and
         shared with other processes. ``notes`` are filled while the model loads.
 
@@ -145,7 +147,7 @@ class OpenedCheckpoint:
         if isinstance(choice, torch.dtype):
             return choice
         stored = self.weights.dtype(self.rules[0].sources[0].name)
-        return stored if choice is None else choice(stored)
+        return stored if choice is None else choice(stored, 4 * sum(map(math.prod, self.shapes.values())))
 
     def fill(
         self, model: Transformer, parameter: Callable[[Rule], Tensor], progress: Progress | None, notes: LoadNotes

@@ -116,7 +116,7 @@ def load_quantized(
     quantization: Quantization,
     *,
     device: torch.device,
-    dtype: torch.dtype | Callable[[torch.dtype], torch.dtype] | None,
+    dtype: torch.dtype | Callable[[torch.dtype, int], torch.dtype] | None,
     build: Callable[[ModelConfig], Transformer],
     progress: Callable[[int, int], None] | None = None,
     notes: LoadNotes,
@@ -140,7 +140,8 @@ def load_quantized(
             raise LlmcliError(f"{file.path}: tensor {name} contains NaN or infinity", "the file may be damaged")
     if not isinstance(dtype, torch.dtype):
         stored_dtype = tensors["norm.weight"].dtype
-        dtype = stored_dtype if dtype is None else dtype(stored_dtype)
+        size = sum(tensor.numel() * (1 if tensor.dtype == torch.uint8 else 4) for tensor in tensors.values())
+        dtype = stored_dtype if dtype is None else dtype(stored_dtype, size)
     for number, (name, module) in enumerate(modules.items(), start=1):
         blocks, bias = tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias", None)
         bias = None if bias is None else bias.to(dtype)

@@ -25,6 +25,7 @@ from llmcli.storage.naming import Naming
 _LAYER = re.compile(r"(.*?\.)(\d+)\.")  # the part of a tensor's name up to its layer's number
 SCALE_SUFFIXES = ("_scale_inv", "_scale")  # appended to an 8-bit tensor's name: the scale to multiply it by
 SCALES = re.compile(r".*_scale(_inv|_ub)?")  # next to 8-bit weights: scales of weights, activations and the KV cache
+PART = 2**22  # values converted at a time
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -199,13 +200,14 @@ class WeightFiles:
     def _fill(self, source: Source, rows: Tensor) -> None:
         """Read a source into the parameter's rows that it fills."""
         file, entry = self.tensors[source.name]
+        stored = file.dtype(entry)
         if (
             source.as_stored
             and source.name not in self.adapted
             and rows.device.type == "cpu"
-            and file.dtype(entry) == rows.dtype
+            and (stored == rows.dtype or stored.itemsize > 1)  # values in 8 bits have scales
         ):
-            file.read_into(entry, rows)
+            read_in_parts(file, entry, rows)
             return
         rows.copy_(source.arranged(self.whole(source), tuple(rows.shape[1:])))
 
@@ -257,6 +259,20 @@ class WeightFiles:
             file, entry = self.tensors[name + suffix]
             wide = wide * _spread(file.read(entry).float(), wide.shape, self.block, file, entry)
         return wide
+
+
+def read_in_parts(file: TensorFile, entry: Entry, target: Tensor) -> None:
+    """Read the tensor into ``target``, contiguous and on the CPU, and convert it to the target's dtype.
+
+    Conversion needs little memory, since it takes PART values at a time.
+    """
+    if file.dtype(entry) == target.dtype:
+        file.read_into(entry, target)
+        return
+    buffer, flat = torch.empty(min(PART, target.numel()), dtype=file.dtype(entry)), target.view(-1)
+    for first in range(0, target.numel(), PART):
+        part = flat[first : first + PART]
+        part.copy_(file.read_into(entry, buffer[: len(part)], first))
 
 
 def _spread(scale: Tensor, shape: torch.Size, block: tuple[int, int], file: TensorFile, entry: Entry) -> Tensor:

@@ -34,7 +34,7 @@ def test_the_table_in_a_file_has_a_row_per_node(model: Path, run: Run) -> None:
     for (_, _, path, p, _, along, others, _), node in zip(lines[1:], all_nodes, strict=True):
         assert path.split("/") == [str(id) for id in node["path"]]
         assert float(p) == node["p"]
-        assert float(along) == math.exp(node["logprob"])
+        assert float(along) == pytest.approx(math.exp(node["logprob"]), rel=5e-5)
         assert others == ("" if node["others"] is None else repr(node["others"]))
     assert not set("├└│") & set(plain)
 

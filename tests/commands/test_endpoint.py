@@ -348,7 +348,9 @@ def test_a_step_is_the_token_that_generate_wrote(run: Run, endpoint: Endpoint, s
     _, *tokens, _ = records(run("generate", *common, "-n", 3, "--json", input=""))
     (found,) = records(run("explain-step", *common, "--step", step, "--top", 3, "--json", input=""))
     assert found["chosen"]["text"] == tokens[step]["text"]
-    assert found["chosen"]["surprisal"] == pytest.approx(-tokens[step]["logprob"] / math.log(2))
+    assert found["chosen"]["surprisal"] == pytest.approx(-tokens[step]["logprob"] / math.log(2), rel=1e-5)
+    assert found["model"].startswith("toy at ")
+    assert found["dtype"] is None
     listed = found["candidates"]
     assert [row["p"] for row in listed[:3]] == pytest.approx([0.5, 0.25, 0.125])
     assert [row["rank"] for row in listed] == ([0, 1, 2] if step == 0 else [0, 1, 2, None])

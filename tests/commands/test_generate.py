@@ -60,7 +60,7 @@ def test_a_random_seed_is_reported_and_repeats_the_text(run: Run, model: Path) -
 def test_json_is_complete_and_consistent(run: Run, model: Path) -> None:
     result = run("generate", "The old", "-m", model, "-n", 6, "--seed", 2, "--json", "--temperature", 1.5)
     start, *tokens, end = records(result)
-    assert set(start) == {"type", "model", "prompt_ids", "seed", "sampler"}
+    assert set(start) == {"type", "model", "dtype", "prompt_ids", "seed", "sampler"}
     assert start["sampler"] == [{"name": "temperature", "value": 1.5}, {"name": "top-p", "value": 0.95}]
     assert start["prompt_ids"] == load_tokenizer(model).encode("The old")
     keys = ["type", "index", "id", "text", "bytes", "logprob", "prob", "final_prob", "rank", "entropy", "u", "top"]

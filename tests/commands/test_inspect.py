@@ -21,7 +21,8 @@ def test_output_formats_agree(run: Run, model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert record["check"]["ok"]
     lines = result.stdout.splitlines()
-    assert lines[-1].startswith("check: ok")
+    assert lines[-2].startswith("check: ok")
+    assert lines[-1] == f"model: {model.name}, float32"
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in lines}
     for group in record["groups"]:
         assert rows[group["name"]][:2] == [str(group["parameters"]), repr(group["share"])]
@@ -31,7 +32,7 @@ def test_output_formats_agree(run: Run, model: Path, tmp_path: Path) -> None:
     assert "It fits" in picture
     assert "check: ok" in picture
     assert list(record) == [
-        *("model", "shape", "parameters", "active", "groups", "stored", "others", "disk_bytes", "device"),
+        *("model", "dtype", "shape", "parameters", "active", "groups", "stored", "others", "disk_bytes", "device"),
         *("tokens", "cache", "needs", "memory", "measured", "check"),
     ]
 

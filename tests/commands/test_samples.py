@@ -29,11 +29,11 @@ def texts(run: Run, model: Path, *options: object) -> list[list[dict[str, Any]]]
 
 
 def test_samples_are_the_texts_of_their_seeds(run: Run, model: Path) -> None:
-    samples = texts(run, model, "--num-samples", 4)
+    samples = texts(run, model, "--num-samples", 4, "--dtype", "float32")
     assert [start["seed"] for start, *_ in samples] == [5, 6, 7, 8]
     for n, (start, *tokens, end) in enumerate(samples):
         assert {record["sample"] for record in (start, *tokens, end)} == {n}
-        alone = records(run("generate", "The", "-m", model, "--seed", 5 + n, "-n", 12, "--json"))
+        alone = records(run("generate", "The", "-m", model, "--seed", 5 + n, "-n", 12, "--dtype", "float32", "--json"))
         assert end["text"] == alone[-1]["text"]
         assert [token["id"] for token in tokens] == [token["id"] for token in alone[1:-1]]
         mean = sum(token["logprob"] for token in tokens) / len(tokens)

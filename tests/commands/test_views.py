@@ -152,7 +152,7 @@ def test_attend_ends_with_what_the_token_looks_at_most(model: Path, run: Run) ->
     first, *others, own = record["sources"]
     most = max(others, key=lambda source: source["mean"])
     (sentence,) = [line for line in lines if "looks most at" in line]
-    assert lines.index(sentence) == len(lines) - 2
+    assert lines.index(sentence) == len(lines) - 3  # before the check and the model
     assert f"(position {most['position']}): mean weight {most['mean']:.4f}" in sentence
     assert f"L{most['layer']}.H{most['head']} gives it {most['weight']:.2f}." in sentence
     assert (f"the first token ({first['mean']:.4f})" in sentence) == (first["mean"] > most["mean"])
@@ -170,7 +170,7 @@ def test_a_pattern_ends_with_where_its_head_looks(model: Path, run: Run, monkeyp
     shares = [sum(row[at] for row in rows) / len(rows) for at in (-1, -2, 0)]
     shares.append(1 - sum(shares))
     names = ["the token itself", "the previous token", "the first token", "other tokens"]
-    sentence = run(*arguments).stdout.splitlines()[-2]
+    sentence = run(*arguments).stdout.splitlines()[-3]
     assert f"L1.H2 looks most at {names[shares.index(max(shares))]}." in sentence
     assert all(f"{name} {share:.2f}" in sentence for name, share in zip(names, shares, strict=True))
     triangle = ESCAPE.sub("", on_terminal(arguments, 80, monkeypatch)).split("Weights in percent")[0]
@@ -184,7 +184,7 @@ def test_why_ends_with_the_strongest_component(model: Path, run: Run, token: str
     total = record["total"]["difference"]
     parts = [part for part in record["parts"] if part["name"] != "rounding"]
     best = max(parts, key=lambda part: part["difference"] * (1 if total >= 0 else -1))
-    sentence = run(*call).stdout.splitlines()[-2]
+    sentence = run(*call).stdout.splitlines()[-3]
     assert sentence.startswith(f"{best['name']} gives {best['difference']:+.2f} of {total:+.2f}")
     assert record["strongest"]["name"] == best["name"]
     heads = [part for part in parts if ".H" in part["name"]]

@@ -531,11 +531,11 @@ def test_the_divergence_of_two_dtypes_is_reported(tiny: TinyFactory) -> None:
 def test_a_model_that_does_not_fit_into_memory_is_skipped(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     case = tiny("llama")
     need = 4 * sum(parameter.numel() for parameter in case.load().parameters())
-    monkeypatch.setattr(subject_module, "memory_of", lambda device: Memory(2 * need - 1, None))
+    monkeypatch.setattr("llmcli.model.device.memory_of", lambda device: Memory(2 * need - 1, None))
     skipped = having("skipped", report_of(case).proofs)
     assert "memory" in (skipped[DTYPE].reason or "")
     assert LAYERS not in skipped  # it already runs in float32, so no second model is opened
-    monkeypatch.setattr(subject_module, "memory_of", lambda device: Memory(2 * need, None))
+    monkeypatch.setattr("llmcli.model.device.memory_of", lambda device: Memory(2 * need, None))
     assert DTYPE not in having("skipped", report_of(case).proofs)
 
 

@@ -1,4 +1,4 @@
-"""The number of CPU threads: torch's default, or less in a container with a quota."""
+"""The number of CPU threads, and the dtype that fits into the memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmcli.model import device
-from llmcli.model.device import allowed_cpus, use_threads
+from llmcli.model.device import Memory, allowed_cpus, pick_dtype, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +74,25 @@ def test_requested_threads_and_omp_num_threads_override_the_quota(
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     use_threads(None)
     assert torch.get_num_threads() == 3
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("size", "memory", "expected"),
+    [
+        (4 * GB, Memory(8 * GB, None), torch.float32),
+        (4 * GB + 1, Memory(8 * GB, None), torch.bfloat16),
+        (4 * GB, Memory(64 * GB, 7 * GB), torch.bfloat16),  # a container's limit counts
+        (400 * GB, Memory(None, None), torch.float32),  # unknown
+    ],
+)
+def test_precise_is_float32_if_the_model_fits_into_half_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, size: int, memory: Memory, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(device, "memory_of", lambda where: memory)
+    gpu = torch.device("cuda")  # where "auto" keeps the stored dtype on every machine
+    assert pick_dtype("precise", gpu, torch.bfloat16, size) == expected
+    assert pick_dtype("auto", gpu, torch.bfloat16, size) == torch.bfloat16
+    assert pick_dtype("float16", gpu, torch.bfloat16, size) == torch.float16

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.files.names import CONFIG, INDEX, WEIGHTS
+from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families import FAMILIES
 from llmcli.storage import checkpoint
 from llmcli.storage.finite import LoadNotes
@@ -495,14 +496,14 @@ def test_dtype_is_the_requested_or_the_stored_one(
 def test_dtype_may_be_a_function_of_the_stored_one(llama: Path) -> None:
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(llama / WEIGHTS).items()}
     change_tensors(llama, dict(tensors))
-    arguments: list[torch.dtype] = []
+    arguments: list[tuple[torch.dtype, int]] = []
 
-    def pick(stored: torch.dtype) -> torch.dtype:
-        arguments.append(stored)
+    def pick(stored: torch.dtype, float32_bytes: int) -> torch.dtype:
+        arguments.append((stored, float32_bytes))
         return torch.float16
 
     model = load(llama, device=CPU, dtype=pick)
-    assert arguments == [torch.bfloat16]
+    assert arguments == [(torch.bfloat16, 4 * sum(parameter.numel() for parameter in model.parameters()))]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
 
 
@@ -549,3 +550,24 @@ def test_a_trained_model_generates_its_known_text() -> None:
         logits = model(torch.tensor([ids[:16]]))[0, -1, :8]
     known = torch.tensor(expected["logits_last_first8_of_first16tokens"])
     assert (logits - known).abs().max() <= 1e-4
+
+
+def test_conversion_takes_a_part_of_a_tensor_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last part is smaller than the others; no tensor is ever read whole."""
+    expected = load(llama, device=CPU, dtype=torch.float32)
+    change_tensors(llama, {name: tensor.to(torch.bfloat16) for name, tensor in load_file(llama / WEIGHTS).items()})
+    sizes: list[int] = []
+    read_into = TensorFile.read_into
+
+    def spied(file: TensorFile, entry: Entry, target: Tensor, first: int = 0) -> Tensor:
+        sizes.append(target.numel())
+        return read_into(file, entry, target, first)
+
+    monkeypatch.setattr(TensorFile, "read_into", spied)
+    monkeypatch.setattr("llmcli.storage.tensors.PART", 100)
+    model = load(llama, device=CPU, dtype=torch.float32)
+    assert max(sizes) == 100
+    assert sum(sizes) == sum(parameter.numel() for parameter in model.parameters())
+    for (name, ours), theirs in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs.bfloat16().float()), name

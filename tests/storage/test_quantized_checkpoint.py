@@ -81,9 +81,14 @@ def test_it_computes_in_the_requested_dtype(quantization: Quantization, tmp_path
     ours = Checkpoint.read(tmp_path).load(device=CPU, dtype=torch.float32)
     assert ours.dtype == torch.float32
     assert_same(ours, quantized(copy.deepcopy(model).float(), quantization))
-    seen: list[torch.dtype] = []
-    Checkpoint.read(tmp_path).load(device=CPU, dtype=lambda kept: seen.append(kept) or torch.float32)  # type: ignore[func-returns-value]
-    assert seen == [torch.bfloat16]
+    seen: list[tuple[torch.dtype, int]] = []
+
+    def pick(stored: torch.dtype, float32_bytes: int) -> torch.dtype:
+        seen.append((stored, float32_bytes))
+        return torch.float32
+
+    Checkpoint.read(tmp_path).load(device=CPU, dtype=pick)
+    assert seen == [(torch.bfloat16, sum(parameter.nbytes for parameter in ours.parameters()))]
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from llmcli import explain, generation, render, text
+from llmcli.commands.options.model import describe_model
 from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import LlmcliError, out_of_memory
@@ -121,7 +122,8 @@ class LocalSession(Local):
         report = explain.step_report(
             step, chat.last.sampler, chat.loaded.tokenizer, prompt_ids=chat.last.prompt, context_ids=context, top=TOP
         )
-        render.print_step(report, sys.stderr)
+        with render.at_most(describe_model(chat.loaded).digits):
+            render.print_step(report, sys.stderr)
 
     def _write(self, reply: generation.Reply) -> None:
         """Print the reply as it is generated, then the table of its probabilities if they are on."""
@@ -142,4 +144,5 @@ class LocalSession(Local):
             writer.write("\n")  # every reply prints at least one line
         writer.end_line()
         if reports:
-            render.print_probabilities(reports, sys.stderr)
+            with render.at_most(describe_model(self.conversation.loaded).digits):
+                render.print_probabilities(reports, sys.stderr)

@@ -20,7 +20,7 @@ import click
 
 from llmcli import generation, render
 from llmcli.commands.options.common import MOST_PARALLEL, bundle
-from llmcli.commands.options.model import ModelChoice, model_option, opening_options
+from llmcli.commands.options.model import ModelChoice, as_stored, in_float32, model_option
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.commands.shell.torchrun import RankInfo, torchrun_rank
 from llmcli.errors import EXIT_FAILURE, EXIT_OK, LlmcliError, out_of_memory, usage_error
@@ -197,15 +197,14 @@ def ignoring_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+tensor_parallel_option = click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1, MOST_PARALLEL),
+    help="Split the model among N processes of this machine; each loads its share of the weights.",
+)
 distributed_model_options = bundle(
-    "choice",
-    DistributedModelChoice,
-    model_option,
-    *opening_options,
-    click.option(
-        "--tensor-parallel",
-        type=click.IntRange(1, MOST_PARALLEL),
-        help="Split the model among N processes of this machine; each loads its share of the weights.",
-    ),
-    title="Model",
+    "choice", DistributedModelChoice, model_option, *as_stored, tensor_parallel_option, title="Model"
+)
+distributed_view_options = bundle(
+    "choice", DistributedModelChoice, model_option, *in_float32, tensor_parallel_option, title="Model"
 )

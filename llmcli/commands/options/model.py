@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,10 +110,9 @@ def find_model(name: str | None, offline: bool) -> Path:
         return hub.find(name, offline=offline, progress=progress)
 
 
-def describe_model(loaded: generation.LoadedModel) -> str:
-    """Return the model's name, dtype and quantization: "llama-tales-12m, bfloat16, int8"."""
-    kind = storage.quantization_of(loaded.model)
-    return ", ".join(part for part in (loaded.name, loaded.model.dtype_name, kind) if part)
+def describe_model(loaded: generation.LoadedModel) -> render.ModelLabel:
+    """Return the model's name, dtype and quantization."""
+    return render.ModelLabel(loaded.name, loaded.model.dtype_name, storage.quantization_of(loaded.model))
 
 
 def choose_pair(models: tuple[str, ...], adapter: str | None, **options: Any) -> tuple[ModelChoice, ModelChoice]:
@@ -151,16 +151,9 @@ def models_option(help: str) -> Decorator:
     )
 
 
-opening_options = (
-    click.option(
-        "--adapter",
-        metavar="ADAPTER",
-        shell_complete=complete_model,
-        help="Merge in this LoRA adapter (PEFT format): a folder, or org/name.",
-    ),
-    offline_option,
-    device_option,
-    click.option(
+def dtype_option(auto: str, callback: Callable[[Any, Any, str], str] | None = None) -> Decorator:
+    """Return ``--dtype``, whose help explains "auto"; ``callback`` may replace the value."""
+    return click.option(
         "--dtype",
         type=Choice(
             (*DTYPES, *DTYPE_ALIASES), case_sensitive=False, elsewhere=[f"--quantize {kind}" for kind in QUANTIZATIONS]
@@ -168,15 +161,40 @@ opening_options = (
         default="auto",
         show_default=True,
         metavar="DTYPE",
-        help="auto (as stored), float32, bfloat16 or float16; or fp32, bf16, fp16.",
-    ),
-    click.option(
-        "--quantize",
-        "quantization",
-        type=Choice(QUANTIZATIONS),
-        help="Quantize the weights while loading: faster and smaller, at some cost in quality. CPU only.",
-    ),
-    threads_option,
+        callback=callback,
+        help=f"auto ({auto}), float32, bfloat16 or float16; or fp32, bf16, fp16.",
+    )
+
+
+def opening_options(dtype: Decorator) -> tuple[Decorator, ...]:
+    """Return the options that say how to open a model, with ``dtype`` among them."""
+    return (
+        click.option(
+            "--adapter",
+            metavar="ADAPTER",
+            shell_complete=complete_model,
+            help="Merge in this LoRA adapter (PEFT format): a folder, or org/name.",
+        ),
+        offline_option,
+        device_option,
+        dtype,
+        click.option(
+            "--quantize",
+            "quantization",
+            type=Choice(QUANTIZATIONS),
+            help="Quantize the weights while loading: faster and smaller, at some cost in quality. CPU only.",
+        ),
+        threads_option,
+    )
+
+
+as_stored = opening_options(dtype_option("as stored"))
+# For views: they show numbers, so "auto" is the dtype "precise" of ``model.device``.
+in_float32 = opening_options(
+    dtype_option(
+        "float32 if that fits into half of the memory, otherwise as stored",
+        lambda ctx, option, value: "precise" if value == "auto" else value,
+    )
 )
 model_option = click.option(
     "--model",
@@ -185,12 +203,13 @@ model_option = click.option(
     shell_complete=complete_model,
     help=f"{MODEL_HELP}.  [default: the shipped model]",
 )
-model_options = bundle("choice", ModelChoice, model_option, *opening_options, title="Model")
+model_options = bundle("choice", ModelChoice, model_option, *as_stored, title="Model")
+view_model_options = bundle("choice", ModelChoice, model_option, *in_float32, title="Model")
 pair_options = bundle(
     "choices",
     choose_pair,
     models_option(f"{MODEL_HELP}. Give it twice."),
-    *opening_options,
+    *in_float32,
     title="Model",
     parameters=("models", "adapter", "offline", "device", "dtype", "quantization", "threads"),
 )

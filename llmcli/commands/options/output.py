@@ -52,32 +52,47 @@ class OutputOptions:
         to_json: Callable[[R], Mapping[str, Any]] | None = None,
         *,
         prompt: str | None = None,
-        models: Sequence[str] = (),
+        models: Sequence[render.ModelLabel | str],
     ) -> None:
         """Write ``report`` to stdout, as JSON or with ``draw``, and save the picture that --save names.
 
-        ``to_json`` returns the JSON object if its keys are not the report's fields. ``prompt`` and the names of
-        ``models`` are for the picture's caption. Exits with code 1 if the report's check failed.
+        ``to_json`` returns the JSON object if its keys are not the report's fields. ``prompt`` is for the picture's
+        caption. ``models`` are those that computed the numbers: each is named with its dtype, which limits the digits.
+        Of a model whose tokenizer alone was used, it is only the name. Exits with code 1 if the report's check failed.
         """
+        used = labels(models)
         if self.as_json:
-            write_line((to_json or json_forms.record)(report), sys.stdout)
+            form = (to_json or json_forms.record)(report)
+            write_line(json_forms.rounded(json_forms.with_dtypes(form, used), render.most_digits(used)), sys.stdout)
         else:
-            draw(report, sys.stdout)
+            with render.at_most(render.most_digits(used)):
+                draw(report, sys.stdout)
+            render.print_model_lines(used, sys.stdout)
         self.save_picture(lambda stream: draw(report, stream), prompt=prompt, models=models)
         if not report.check.ok:
             sys.exit(EXIT_FAILURE)
 
     def save_picture(
-        self, draw: Callable[[TextIO], None], *, prompt: str | None = None, models: Sequence[str] = ()
+        self,
+        draw: Callable[[TextIO], None],
+        *,
+        prompt: str | None = None,
+        models: Sequence[render.ModelLabel | str],
     ) -> None:
         """Save what ``draw`` prints to the file of --save, if there is one. Raises LlmcliError if that fails."""
         if self.picture is None:
             return
         ctx = click.get_current_context()
         canvas = render.Picture(self.theme, render.Caption(command_line(ctx), prompt, models))
-        draw(canvas)
+        with render.at_most(render.most_digits(labels(models))):
+            draw(canvas)
         canvas.save(self.picture, title=f"llmcli {ctx.info_name}")
         render.note(f"saved {self.picture}", sys.stderr)
+
+
+def labels(models: Sequence[render.ModelLabel | str]) -> list[render.ModelLabel]:
+    """Return those of ``models`` that computed numbers."""
+    return [model for model in models if not isinstance(model, str)]
 
 
 def command_line(ctx: click.Context) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
 from llmcli import explain, generation, render
 from llmcli.commands.options.common import MOST_TEXTS, bundle
 from llmcli.commands.options.grammar import check_valid
+from llmcli.commands.options.model import describe_model
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.commands.streaming.text import Printing
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
@@ -84,7 +86,8 @@ def write_samples(samples: generation.Samples, count: SampleCount, printing: Pri
     if printing.as_json:
         _write_json(tokens, best=count.best)
     else:
-        _write_text(tokens, best=count.best, prefix=prefix)
+        with render.at_most(describe_model(samples.loaded).digits):
+            _write_text(tokens, best=count.best, prefix=prefix)
     if tokens.interrupted:
         sys.exit(EXIT_INTERRUPTED)
     shown = [sample for sample in samples.results() if sample.best or not count.best]
@@ -109,17 +112,21 @@ def _write_text(tokens: InterruptibleSamples, *, best: bool, prefix: str) -> Non
 def _write_json(tokens: InterruptibleSamples, *, best: bool) -> None:
     """Write NDJSON: for each text a start, one line per token, and an end."""
     samples, current = tokens.samples, None
+    model = describe_model(samples.loaded)
+
+    def write(sample: int, form: Mapping[str, Any]) -> None:
+        write_line(json_forms.of_sample(sample, json_forms.rounded(form, model.digits)), sys.stdout)
+
     for token in tokens.best() if best else tokens:
         if token.sample != current:
             current = token.sample
             request = samples.requests[current]
             filters = [(filter.name, filter.value) for filter in request.sampler.filters]
-            start = json_forms.generation_start(samples.loaded.name, request.prompt_ids, request.sampler.seed, filters)
-            write_line(json_forms.of_sample(current, start), sys.stdout)
+            write(current, json_forms.generation_start(model, request.prompt_ids, request.sampler.seed, filters))
         if token.report is not None:
-            write_line(json_forms.of_sample(current, json_forms.generated_token(token.report)), sys.stdout)
+            write(token.sample, json_forms.generated_token(token.report))
         if token.done:
-            write_line(json_forms.of_sample(current, json_forms.sample_end(samples.result(current))), sys.stdout)
+            write(token.sample, json_forms.sample_end(samples.result(token.sample)))
 
 
 sample_count_options = bundle(

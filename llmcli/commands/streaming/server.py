@@ -95,16 +95,17 @@ def _write_json(
     If probabilities are not ``needed``, a request for them that the server rejects is repeated without them.
     """
     generation, count = server.stream(request, require_logprobs=needed), 0
+    model = render.ModelLabel(server.name)
     filters: list[tuple[str, float | None]] = list(sampling.given.items())
     filters += [("logit-bias", None)] if sampling.biases else []
     with Interrupt() as interrupt:
         interrupt.rest()
         try:
-            write_line(json_forms.generation_start(server.name, None, sampling.seed, filters), sys.stdout)
+            write_line(json_forms.generation_start(model, None, sampling.seed, filters), sys.stdout)
             for piece in generation:
                 interrupt.point()
                 for report in endpoint.generated_tokens(piece, count):
-                    write_line(json_forms.generated_token(report), sys.stdout)
+                    write_line(json_forms.rounded(json_forms.generated_token(report), model.digits), sys.stdout)
                     count += 1
                 interrupt.rest()
         except KeyboardInterrupt:

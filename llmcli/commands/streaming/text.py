@@ -9,6 +9,7 @@ import click
 
 from llmcli import explain, generation, render
 from llmcli.commands.options.common import bundle
+from llmcli.commands.options.model import describe_model
 from llmcli.commands.options.prompt_cache import cached_tokens
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import LlmcliError
@@ -38,13 +39,14 @@ def write_json(
     """Write NDJSON: a start, one line per token, and an end, also after Ctrl-C."""
     sampler = generated.sampler
     filters = [(filter.name, filter.value) for filter in sampler.filters]
-    start = json_forms.generation_start(loaded.name, ids, sampler.seed, filters, cached_tokens(generated))
+    model = describe_model(loaded)
+    start = json_forms.generation_start(model, ids, sampler.seed, filters, cached_tokens(generated))
     write_line(start, sys.stdout)
     with Interrupt() as interrupt:
         try:
             for step, _ in generated:
                 report = explain.generated_token_of(step, loaded.tokenizer, alternatives)
-                write_line(json_forms.generated_token(report), sys.stdout)
+                write_line(json_forms.rounded(json_forms.generated_token(report), model.digits), sys.stdout)
                 interrupt.point()
         except KeyboardInterrupt:
             generated.interrupt()
@@ -91,7 +93,8 @@ def write_text(
             raise
     writer.end_line()
     if alternatives is not None:
-        render.print_probabilities(reports, sys.stderr)
+        with render.at_most(describe_model(loaded).digits):
+            render.print_probabilities(reports, sys.stderr)
     render.print_summary(
         generated,
         sys.stderr,

@@ -15,7 +15,7 @@ from llmcli.explain.forward_pass import tolerance
 from llmcli.explain.verification.proof import Skipped
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.cache import KVCache
-from llmcli.model.device import memory_of
+from llmcli.model.device import fits_into_half
 from llmcli.model.transformer import Transformer
 
 Reopen = Callable[[str, str], LoadedModel]  # (device, dtype) -> the same model, opened again
@@ -61,9 +61,9 @@ class Subject:
         """
         if (self.model.device.type, self.model.dtype_name) == (device, dtype):
             return self.loaded
-        need, usable = 4 * parameter_count(self.model), memory_of(torch.device(device)).usable
-        if usable is not None and need > usable / 2:
-            raise Skipped(f"{need / 1e9:.0f} GB in float32, more than half of the memory of {usable / 1e9:.0f} GB")
+        need = 4 * parameter_count(self.model)
+        if not fits_into_half(need, torch.device(device)):
+            raise Skipped(f"{need / 1e9:.0f} GB in float32 are more than half of the memory")
         return self.reopen(device, dtype)
 
 
