@@ -11,13 +11,14 @@ from torch import Tensor
 
 from llmcli.explain.report import Alternative, GeneratedToken, Report
 from llmcli.explain.selection import Text, token_ids
-from llmcli.generation.distribution import draw, entropy, intervals, logprob_of, probabilities
+from llmcli.generation.distribution import draw, entropy, intervals, leading, logprob_of, probabilities
 from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
 from llmcli.generation.generate import sampler_of
 from llmcli.generation.grammar import GrammarFilter
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler, Stage
 from llmcli.generation.steps import Step, step_at
+from llmcli.model.device import one_thread
 from llmcli.text.tokenizer import Tokenizer
 
 SUM_TOLERANCE = 1e-4  # an fp32 softmax over 260,000 numbers is off by up to 1e-5
@@ -203,18 +204,20 @@ def step_report(
 
 def generated_token_of(step: Step, tokenizer: Tokenizer, alternatives: int) -> GeneratedToken:
     """Return a step as a generated token with its ``alternatives`` most probable tokens, as generation reports it."""
-    probs = probabilities(step.logits)
-    top = probs.sort(descending=True, stable=True).indices[:alternatives].tolist()
+    with one_thread():
+        probs = probabilities(step.logits)
+        top = leading(probs, alternatives).tolist()
+        uncertainty, logprob = entropy(probs), logprob_of(step.logits, step.token)
     return GeneratedToken(
         index=step.index,
         id=step.token,
         text=tokenizer.token_text(step.token),
         bytes=tokenizer.token_bytes(step.token),
-        logprob=logprob_of(step.logits, step.token),
+        logprob=logprob,
         prob=step.choice.prob,
         final_prob=step.choice.final_prob,
         rank=step.choice.rank,
-        entropy=entropy(probs),
+        entropy=uncertainty,
         u=step.choice.u,
         top=tuple(Alternative(id, tokenizer.token_text(id), tokenizer.token_bytes(id), float(probs[id])) for id in top),
     )

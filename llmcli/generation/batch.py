@@ -15,6 +15,7 @@ from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Continuation, Step, next_logits, reread
 from llmcli.model.cache import KVCache
+from llmcli.model.device import one_thread
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class Batch:
         step = row.tokens.choose(logits)
         row.tokens.append(step.token)
         chunk = row.text.add(step)
-        row.logprob += _logprob(step)
+        with one_thread():
+            row.logprob += _logprob(step)
         return BatchStep(row.request, row.text, step, chunk, row.logprob, step.finish is not None or row.text.stopped)
 
     def _read(self, request: Request) -> tuple[KVCache, Tensor]:

@@ -49,7 +49,7 @@ def check_finite(numbers: Tensor, what: str = "logits") -> None:
 def entropy(probs: Tensor) -> float:
     """Shannon entropy in bits."""
     p = probs.double()
-    return float(-p.xlogy(p).sum() / math.log(2)) + 0.0  # no -0.0
+    return float(-(p * p.clamp_min(SMALLEST).log_()).sum() / math.log(2)) + 0.0  # no -0.0
 
 
 def ranked(values: Tensor, least: float | None = None) -> Tensor:

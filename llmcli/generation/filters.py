@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.generation.distribution import leading, ranked
+from llmcli.generation.distribution import leading, probabilities, ranked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CUT = float("-inf")
 MAX_CHANGE = 1e9  # largest bias or penalty: beyond any logit, and safely within the range of fp32
+MARGIN = 1e-3  # sums of probabilities are rounded by less
 
 
 class Filter(Protocol):
@@ -283,9 +284,13 @@ class TopP(NumberFilter):
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if self.value == 1:
             return logits
-        probs = logits.softmax(dim=-1)
-        # Tokens below this bound add up to less than half of the probability that may be cut: no need to rank them.
-        tokens = ranked(probs, (1 - self.value) / len(probs) / 2)
+        probs = probabilities(logits)
+        # Most tokens need not be ranked. Below the last bound, they add up to less than half of what may be cut.
+        for least in (2.0**-8, 2.0**-12, (1 - self.value) / len(probs) / 2):
+            enough = probs >= least
+            if float(probs[enough].sum()) > self.value + MARGIN:
+                break
+        tokens = ranked(logits, float(logits[enough].min()))
         p = probs[tokens]
         before = p.cumsum(dim=-1) - p  # the total probability of all more probable tokens
         kept = before < self.value

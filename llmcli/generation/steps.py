@@ -23,6 +23,7 @@ from llmcli.generation.context import angle_length, as_ids, check_prompt, roll
 from llmcli.generation.grammar import Ending
 from llmcli.generation.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
+from llmcli.model.device import one_thread
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
@@ -72,7 +73,8 @@ class Continuation:
 
     def choose(self, logits: Tensor, trace: Trace | None = None) -> Step:
         """Choose the next token, given its logits [V]; ``append`` adds it to the text."""
-        choice = self.sampler.choose(logits, self.ids)
+        with one_thread():
+            choice = self.sampler.choose(logits, self.ids)
         ending = self.sampler.ending(self.ids, choice.id)
         finish = self._finish(choice.id, ending)
         return Step(self.tokens, len(self.ids), choice.id, logits, choice, finish, trace, ending)

@@ -6,6 +6,8 @@ import ctypes
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,21 @@ def use_threads(threads: int | None, *, among: int = 1) -> None:
         allowed = min(torch.get_num_threads(), allowed_cpus(CGROUP) or math.inf) / among
         if allowed < torch.get_num_threads():
             torch.set_num_threads(max(math.ceil(allowed), 1))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread inside the block.
+
+    Operations on a single vector gain little from more threads, and torch's threads wait awake for some time after
+    each operation: on processors that the threads of the native engine need.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def allowed_cpus(cgroup: Path) -> float | None:
