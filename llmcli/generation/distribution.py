@@ -77,7 +77,8 @@ def leading(values: Tensor, count: int) -> Tensor:
     """Ids of the ``count`` largest of values [V], in the order of ``ranked``."""
     if count >= len(values):
         return ranked(values)
-    return ranked(values, float(values.topk(count).values[-1]))[:count]
+    largest = values.topk(count)
+    return ranked(values, float(largest.values[-1]))[:count] if count else largest.indices
 
 
 def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:

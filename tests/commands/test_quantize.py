@@ -172,7 +172,8 @@ def test_explain_step_with_quantized_weights(run: Run, model: Path, kind: str) -
     )
     assert plain.exit_code == rounded.exit_code == 0, rounded.stderr
     (before,), (after,) = records(plain), records(rounded)
-    assert before.keys() == after.keys()
+    assert after.keys() == {*before, "quantization"}
+    assert after["quantization"] == kind
     assert before["prompt_ids"] == after["prompt_ids"]
     assert plain.stdout != rounded.stdout
 
