@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmcli.generation.distribution import pick, probabilities
+from llmcli.generation.distribution import draw, probabilities
 from llmcli.generation.filters import Filter, MinNewTokens, Temperature
 from llmcli.generation.grammar import Ending, GrammarFilter
 
@@ -81,14 +81,16 @@ class Sampler:
     def choose(self, logits: Tensor, ids: Sequence[int] = ()) -> Choice:
         """Choose the token that follows ``ids``, given its logits [V]. Raises LlmcliError if one is not finite."""
         probs = probabilities(logits)
-        final = self.final(logits, ids) if self.filters else probs
-        u = None
-        if not self.greedy:
+        if self.greedy:  # the filters leave one token
+            id, final_prob, u = int(self.stages(logits.float(), ids)[-1].logits.argmax()), 1.0, None
+        else:
+            final = self.final(logits, ids) if self.filters else probs
             u = self._upcoming.popleft() if self._upcoming else self._random.random()
-        id = pick(final, u)
+            id = draw(final, u)
+            final_prob = float(final[id])
         prob = probs[id]
         rank = int((probs > prob).sum()) + int((probs[:id] == prob).sum())
-        return Choice(id, float(prob), float(final[id]), rank, u)
+        return Choice(id, float(prob), final_prob, rank, u)
 
     def final(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         """The probabilities [V] after all filters, from which the token is drawn."""
