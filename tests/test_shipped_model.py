@@ -63,8 +63,12 @@ def test_finding_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         hub.default_model()
 
 
-def test_the_wheel_contains_it(tmp_path: Path) -> None:
-    """Calls hatchling directly, since pip would download it for every test run."""
+def test_the_wheel_contains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls hatchling directly, since pip would download it for every test run, and ziglang, too.
+
+    Without the build hook, which would replace the native engine that the other tests use.
+    """
+    monkeypatch.setenv("HATCH_BUILD_NO_HOOKS", "true")
     builder = pytest.importorskip("hatchling.builders.wheel")
     root = Path(__file__).parents[1]
     (wheel,) = builder.WheelBuilder(str(root)).build(directory=str(tmp_path))
