@@ -24,15 +24,15 @@ NATIVE = Path(__file__).parent / "llmcli" / "engine" / "native"
 SOURCE = NATIVE / "src"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
-VARIANTS: dict[
-    str, dict[str, tuple[str, ...]]
-] = {  # of step.c: the name of its function, and the processors that it is for
+PORTABLE: dict[str, tuple[str, ...]] = {"step_portable": ()}
+# Of step.c, for each kind of processor: the names of its function, and the flags that each is compiled with.
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "step_avx512": (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         "step_avx2": AVX2,
-        "step_portable": (),
+        **PORTABLE,
     },
-    "aarch64": {"step_portable": ()},
+    "aarch64": PORTABLE,
 }
 COMMON = ("engine.c", "pool.c", "processor.c")
 SUFFIX = {"windows": ".dll", "macos": ".dylib"}  # ".so" elsewhere
@@ -78,7 +78,7 @@ def compile_library(library: Path, command: list[str], processor: str, extra: tu
     """
     windows = library.suffix == ".dll"
     with tempfile.TemporaryDirectory() as folder:
-        variants = VARIANTS.get(processor, {"step_portable": ()})
+        variants = VARIANTS.get(processor, PORTABLE)
         objects = compile_objects(Path(folder), command, variants, (*([] if windows else ["-fPIC"]), *extra))
         made = Path(folder, library.name)
         libraries = [] if windows else ["-lm", "-lpthread"]

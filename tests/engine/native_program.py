@@ -55,7 +55,7 @@ def build(
 def build_single(program: Path, command: list[str], *extra: str, source: Path) -> Path:
     """As ``build``, with the portable variant on every processor."""
     others = [f"-D{name}=step_portable" for name in hatch_build.VARIANTS["x86_64"] if name != "step_portable"]
-    return build(program, command, {"step_portable": ()}, *others, *extra, source=source)
+    return build(program, command, hatch_build.PORTABLE, *others, *extra, source=source)
 
 
 def run(*command: str | Path, models: int, variants: int, first: int = 1) -> subprocess.CompletedProcess[str]:

@@ -250,6 +250,15 @@ def test_tokens_that_the_model_does_not_know_are_refused(tiny: TinyFactory) -> N
             native_of(model).feed([token], model.new_cache(), 1)
 
 
+def test_weights_quantized_after_a_step_are_decoded_with(tiny: TinyFactory) -> None:
+    model, fresh = load(tiny, "llama"), load(tiny, "llama")
+    before = native_logits(model, 1)
+    for each in (model, fresh):
+        quantize(each, "int8")
+    assert not torch.equal(native_logits(model, 1), before)
+    assert torch.equal(native_logits(model, 1), native_logits(fresh, 1))
+
+
 def test_parameters_that_move_are_found_again(tiny: TinyFactory) -> None:
     model = load(tiny, "llama")
     before = native_logits(model, 1)

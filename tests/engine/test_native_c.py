@@ -42,7 +42,7 @@ def test_random_models(tmp_path: Path) -> None:
     ("file", "right", "wrong", "flags"),
     [
         ("model.h", "- l->window + 1", "- l->window", ["-O1"]),
-        ("engine.c", "group * CHUNK_POSITIONS", "group * CHUNK_POSITIONS / 8", ["-O1", "-fsanitize=address"]),
+        ("engine.c", "group * CHUNK", "group * CHUNK / 8", ["-O1", "-fsanitize=address"]),
     ],
     ids=["a window too wide", "too little memory"],
 )

@@ -7,8 +7,9 @@
 #define LLMCLI_ATTENTION_H
 
 #include "elementwise.h"
+#include "engine.h"
 
-enum { CHUNK = 256, GROUP = 4 }; // positions of a chunk; query heads that share the values read
+enum { GROUP = 4 }; // query heads that share the values read
 
 INLINE int value_bytes(int format) { return format == F32 ? 4 : 2; }
 

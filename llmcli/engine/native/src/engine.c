@@ -13,7 +13,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { CHUNK_POSITIONS = 256, OK = 0, NO_MEMORY = 1, BAD_ROWS = 2 };
+enum { OK = 0, NO_MEMORY = 1, BAD_ROWS = 2 };
 
 // With AddressSanitizer, memory that must not be touched follows every array.
 #ifdef __has_feature // Clang
@@ -64,7 +64,7 @@ static int64_t lay_out(engine *e, uint8_t *memory)
         PLACE(own->scratch, MAX_ROWS * e->hidden_width);
         PLACE(own->heads, MAX_ROWS * e->heads_width);
         PLACE(own->query, group * e->head_width);
-        PLACE(own->scores, group * CHUNK_POSITIONS);
+        PLACE(own->scores, group * CHUNK);
         PLACE(own->chances, MAX_ROWS * per_token);
         PLACE(own->chosen, MAX_ROWS * per_token);
         PLACE(own->used, most_experts);
@@ -113,7 +113,7 @@ static bool make_room(engine *e)
     int64_t longest = 0;
     for (int t = 0; t < e->count; t++)
         longest = e->rows[t].position > longest ? e->rows[t].position : longest;
-    e->chunks = longest / CHUNK_POSITIONS + 1;
+    e->chunks = longest / CHUNK + 1;
     const int64_t needed = MAX_ROWS * e->m.heads * e->chunks * (e->head_width + 2);
     if (needed <= e->shares_size)
         return true;

@@ -5,6 +5,8 @@
 #include "model.h"
 #include "pool.h"
 
+enum { CHUNK = 256 }; // positions of keys that attention takes together
+
 // What a thread computes for itself, and temporary memory. Vectors of one row are `hidden_width` floats apart.
 typedef struct {
     float *residual; // the residual stream
