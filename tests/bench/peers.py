@@ -277,6 +277,13 @@ def ratio(ours: list[float], theirs: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
+def print_row(cells: list[str], ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> None:
+    """Print a table's row: ``cells``, then for prefill and for decode the median of both engines and their ratio."""
+    for mine, other in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        cells += [f"{statistics.median(mine):.1f}", f"{statistics.median(other):.1f}", ratio(list(mine), list(other))]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)  # the child process's options
@@ -309,11 +316,7 @@ def main() -> None:
                 children.append(Child(peer, theirs, folder, arguments.threads))
                 prompt = [(7 * i * i + 3) % 1000 for i in range(arguments.prompt)]
                 speeds = compare(children, prompt, arguments.output, arguments.rounds)
-                cells = [name, ours, children[1].name]
-                for phase in (0, 1):
-                    mine, other = ([run[phase] for run in speeds[child.name]] for child in children)
-                    cells += [f"{statistics.median(mine):.1f}", f"{statistics.median(other):.1f}", ratio(mine, other)]
-                print("| " + " | ".join(cells) + " |", flush=True)
+                print_row([name, ours, children[1].name], *speeds.values())
                 for child in children:
                     child.close()
 

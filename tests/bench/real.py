@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench.peers import Child, compare, processor, ratio, versions
+from tests.bench.peers import Child, compare, print_row, processor, versions
 
 PAIRS = {"bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 
@@ -61,12 +60,7 @@ def main() -> None:
                 for length in map(int, arguments.prompts.split(",")):
                     prompt = [(7 * i * i + 3) % 1000 for i in range(length)]
                     speeds = compare(children, prompt, arguments.output, arguments.rounds)
-                    cells = [name, kind, PAIRS[kind], str(length)]
-                    for phase in (0, 1):
-                        ours, theirs = ([run[phase] for run in speeds[child.name]] for child in children)
-                        medians = [f"{statistics.median(values):.1f}" for values in (ours, theirs)]
-                        cells += [*medians, ratio(ours, theirs)]
-                    print("| " + " | ".join(cells) + " |", flush=True)
+                    print_row([name, kind, PAIRS[kind], str(length)], *speeds.values())
                 for child in children:
                     child.close()
 

@@ -302,6 +302,15 @@ def test_texts_that_share_a_cache_are_seen(tiny: TinyFactory, monkeypatch: pytes
         repeat_a_prompt(loaded)
 
 
+def assert_sabotage_is_seen(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrong: Any
+) -> None:
+    assert_as_alone(loaded, size=3)
+    monkeypatch.setattr(owner, name, wrong)
+    with pytest.raises(AssertionError):
+        assert_as_alone(loaded, size=3)
+
+
 @native_only
 @pytest.mark.parametrize(
     ("name", "wrong", "family"),
@@ -313,11 +322,7 @@ def test_texts_that_share_a_cache_are_seen(tiny: TinyFactory, monkeypatch: pytes
 def test_sabotage_of_the_compiled_engines_batches_is_seen(
     tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, family: str
 ) -> None:
-    loaded = opened(tiny(family).load())
-    assert_as_alone(loaded, size=3)
-    monkeypatch.setattr(SeparateCaches, name, wrong)
-    with pytest.raises(AssertionError):
-        assert_as_alone(loaded, size=3)
+    assert_sabotage_is_seen(opened(tiny(family).load()), monkeypatch, SeparateCaches, name, wrong)
 
 
 @pytest.mark.usefixtures("torch_only")
@@ -333,8 +338,4 @@ def test_sabotage_of_the_compiled_engines_batches_is_seen(
 def test_sabotage_is_seen(
     tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrong: Any, family: str
 ) -> None:
-    loaded = opened(tiny(family).load())
-    assert_as_alone(loaded, size=3)
-    monkeypatch.setattr(owner, name, wrong)
-    with pytest.raises(AssertionError):
-        assert_as_alone(loaded, size=3)
+    assert_sabotage_is_seen(opened(tiny(family).load()), monkeypatch, owner, name, wrong)
