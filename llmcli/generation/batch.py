@@ -149,8 +149,7 @@ class Batch:
         step = row.tokens.choose(logits)
         row.tokens.append(step.token)
         chunk = row.text.add(step)
-        with one_thread():
-            row.logprob += _logprob(step)
+        row.logprob += _logprob(step)
         return BatchStep(row.request, row.text, step, chunk, row.logprob, step.finish is not None or row.text.stopped)
 
     def _read(self, request: Request) -> tuple[KVCache, Tensor]:
@@ -182,4 +181,5 @@ class Batch:
 
 def _logprob(step: Step) -> float:
     """The model's own log probability of the step's token, in nats."""
-    return logprob_of(step.logits, step.token)
+    with one_thread():
+        return logprob_of(step.logits, step.token)

@@ -20,8 +20,7 @@ def probabilities(logits: Tensor) -> Tensor:
     torch's softmax adds up the numbers one by one, which is off by 3e-5 for a vocabulary of 260,000; ``sum`` is exact
     to 1e-7. Raises LlmcliError if the logits contain NaN or infinity.
     """
-    wide = logits.float()
-    probs = (wide - wide.amax(dim=-1, keepdim=True)).exp_()
+    probs = _below_the_largest(logits).exp_()
     probs /= probs.sum(dim=-1, keepdim=True)
     check_finite(probs)
     return probs
@@ -29,15 +28,20 @@ def probabilities(logits: Tensor) -> Tensor:
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """The natural logarithm of ``probabilities``, [..., V], as exact as they are."""
-    wide = logits.float()
-    shifted = wide - wide.amax(dim=-1, keepdim=True)
+    shifted = _below_the_largest(logits)
     return shifted - shifted.exp().sum(dim=-1, keepdim=True).log_()
 
 
 def logprob_of(logits: Tensor, id: int) -> float:
     """The natural logarithm of the probability of token ``id``, given all logits [V]."""
-    shifted = logits.float() - logits.max()
+    shifted = _below_the_largest(logits)
     return float(shifted[id]) - math.log(float(shifted.exp_().sum()))
+
+
+def _below_the_largest(logits: Tensor) -> Tensor:
+    """Logits less the largest one, in fp32: their exponentials cannot overflow."""
+    wide = logits.float()
+    return wide - wide.amax(dim=-1, keepdim=True)
 
 
 def check_finite(numbers: Tensor, what: str = "logits") -> None:

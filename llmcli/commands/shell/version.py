@@ -22,7 +22,8 @@ def print_version(ctx: click.Context, option: click.Parameter, value: bool) -> N
     except PackageNotFoundError:
         torch = "not installed"
     device = f", device {default_device(torch)}" if torch != "not installed" else ""
-    engine = f"native engine {native.variant()}" if native.variant() else "no native engine"
+    variant = native.variant()
+    engine = f"native engine {variant}" if variant else "no native engine"
     click.echo(f"llmcli {__version__} (Python {platform.python_version()}, torch {torch}{device}, {engine})")
     ctx.exit()
 
