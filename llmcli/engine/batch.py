@@ -17,7 +17,7 @@ from llmcli.engine.attention import kernel_dtype
 from llmcli.engine.native import NativeStep
 from llmcli.engine.transformer import EngineTransformer, cache_dtype
 from llmcli.model import positions
-from llmcli.model.cache import KVCache, fitting
+from llmcli.model.cache import KVCache, narrowed
 from llmcli.model.config import RopeConfig
 from llmcli.model.positions import Placements, Rotation
 from llmcli.model.transformer import Transformer
@@ -109,8 +109,8 @@ class BatchedCache:
         """Write k and v [rows, K, 1, D] at each text's position; return the layer's buffers [rows, K, capacity, D]."""
         rows, at = self._written
         keys, values = self._keys[layer][: len(rows)], self._values[layer][: len(rows)]
-        keys[rows, :, at] = fitting(k.squeeze(2), keys.dtype)
-        values[rows, :, at] = fitting(v.squeeze(2), values.dtype)
+        keys[rows, :, at] = narrowed(k.squeeze(2), keys.dtype)
+        values[rows, :, at] = narrowed(v.squeeze(2), values.dtype)
         return keys, values
 
     def _fit(self) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.model.cache import KeyValueStore, fitting
+from llmcli.model.cache import KeyValueStore, narrowed
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
 from llmcli.model.positions import Placement, Rotation, causal_mask, rotate
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         if cache is not None:
             S += cache.length
             k, v = cache.append(self.layer, k, v)  # [B, K, at most S, D]
-            q = fitting(q, k.dtype)
+            q = narrowed(q, k.dtype)
         if placement.window is not None and placement.window + T - 1 < k.shape[2]:  # keep only what a query sees
             k, v = k[:, :, 1 - placement.window - T :], v[:, :, 1 - placement.window - T :]
         if trace is not None:

@@ -78,8 +78,8 @@ class KVCache:
         if end > self._keys[layer].shape[2]:
             end = self._grow(layer, count)
         keys, values = self._keys[layer], self._values[layer]
-        keys.narrow(2, end - count, count).copy_(fitting(k, keys.dtype))
-        values.narrow(2, end - count, count).copy_(fitting(v, values.dtype))
+        keys.narrow(2, end - count, count).copy_(narrowed(k, keys.dtype))
+        values.narrow(2, end - count, count).copy_(narrowed(v, values.dtype))
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def held(self, layer: int) -> tuple[int, Tensor, Tensor]:
@@ -192,12 +192,12 @@ class StaticCache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v [B, K, 1, D] at the token's index; return the layer's keys and values, [B, K, room, D]."""
         keys, values, index = self._layers[layer]
-        keys.index_copy_(2, index, fitting(k, self.dtype))
-        values.index_copy_(2, index, fitting(v, self.dtype))
+        keys.index_copy_(2, index, narrowed(k, self.dtype))
+        values.index_copy_(2, index, narrowed(v, self.dtype))
         return keys, values
 
 
-def fitting(x: Tensor, dtype: torch.dtype) -> Tensor:
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in the cache's dtype; numbers too large for float16 become its largest."""
     if dtype == torch.float16:
         x = x.clamp(-FLOAT16_MAX, FLOAT16_MAX)

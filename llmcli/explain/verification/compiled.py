@@ -25,7 +25,7 @@ def compiled_plans(subject: Subject) -> list[Plan]:
     alone = cache(lambda: decode(subject, (1,)))
 
     def as_torch() -> Finding:
-        engine_of(subject)
+        native_of(subject)
         # The engine rounds nothing but keys and values.
         allowed = tolerance(subject.model, subject.new_cache().dtype)
         return compare_logits(alone(), exact_logits(subject), allowed, subject.loaded.tokenizer)
@@ -43,7 +43,7 @@ def compiled_plans(subject: Subject) -> list[Plan]:
     ]
 
 
-def engine_of(subject: Subject) -> NativeStep:
+def native_of(subject: Subject) -> NativeStep:
     """Return the compiled engine of the subject's model. Raises ``Skipped`` if it has none."""
     model = subject.model
     if model.device.type != "cpu":
@@ -61,7 +61,7 @@ def decode(subject: Subject, sizes: Sequence[int]) -> Tensor:
 
     Raises ``Skipped`` if there is no such engine.
     """
-    engine, kept, parts, first = engine_of(subject), subject.new_cache(), [], 0
+    engine, kept, parts, first = native_of(subject), subject.new_cache(), [], 0
     for size in cycle(sizes):
         ids = subject.ids[first : first + size]
         if not ids:
