@@ -75,10 +75,9 @@ def config(command: str | None, only_path: bool, as_json: bool) -> None:
         errors += [*more, *value_errors(commands[name], found)]
     if command is None:
         rows = [*set_in_environment(commands), *set_in_file(config)]
-        strays = stray_variables(commands)
     else:
-        rows, strays = [setting(commands[command], option, found) for option in options(commands[command])], []
-    problems = list(dict.fromkeys(str(error) for error in errors)) + strays
+        rows = [setting(commands[command], option, found) for option in options(commands[command])]
+    problems = list(dict.fromkeys(str(error) for error in errors)) + stray_variables(commands)
     if as_json:
         render.write_settings_json(config_path(), rows, problems, sys.stdout)
     else:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -45,6 +45,7 @@ PLAIN_INITS = ("gaussian", "eva", "mica", "orthogonal", "true", "false")
 _LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.\w+)?(\.weight)?")
 _SAVED_MODULE = re.compile(r"\.modules_to_save(\.\w+)?(?=\.(weight|bias)$)")
 _ORIGINAL = re.compile(r".+\.original_module\.(weight|bias)")  # the base model's own tensor
+N = TypeVar("N", int, float)
 _SECONDS = 10.0  # for matching regular expressions, which may not terminate
 _MATCH = """
 import json, re, sys
@@ -99,7 +100,8 @@ class Adapter:
         if not self.sources:
             raise LlmcliError(f"{self.path}: contains no tensors", "save the adapter again, or download it again")
         try:
-            alphas = self._alphas(list(modules.values()))
+            self._check_ranks(modules)
+            alphas = self._by_module("alpha_pattern", field(self.config, "lora_alpha", 8.0), list(modules.values()))
             self._scales = {source: self._scale(source, alpha) for source, alpha in zip(modules, alphas, strict=True)}
         except LlmcliError as error:  # of a value in the file
             problem = error.message.replace("config.json", str(folder / ADAPTER_CONFIG), 1)
@@ -142,18 +144,26 @@ class Adapter:
         rank: int = self._factors[source]["A"].shape[0]
         return alpha / (rank**0.5 if field(self.config, "use_rslora", False) else rank)
 
-    def _alphas(self, modules: Sequence[str]) -> list[float]:
-        """The lora_alpha of each module: that of the first regular expression in ``alpha_pattern`` that matches."""
-        usual = field(self.config, "lora_alpha", 8.0)
-        patterns = self.config.get("alpha_pattern") or {}
+    def _check_ranks(self, modules: Mapping[str, str]) -> None:
+        """Raise LlmcliError if the tensors of one of ``modules`` have another rank than the file says, if it does."""
+        ranks = self._by_module("rank_pattern", field(self.config, "r", 0), list(modules.values()))
+        for (source, module), rank in zip(modules.items(), ranks, strict=True):
+            a, b = self._factors[source]["A"].shape[0], self._factors[source]["B"].shape[1]
+            if a == b != rank and "r" in self.config:
+                raise LlmcliError(f"config.json: the rank of {module} is {rank}, but its tensors have rank {a}")
+
+    def _by_module(self, key: str, usual: N, modules: Sequence[str]) -> list[N]:
+        """The number of each module: that of the first regular expression in ``key`` that matches, or ``usual``."""
+        patterns = self.config.get(key) or {}
         if not isinstance(patterns, Mapping):
-            raise wrong("alpha_pattern", patterns, "an object")
-        alphas = [field(patterns, pattern, usual) for pattern in patterns]
+            raise wrong(key, patterns, "an object")
+        numbers = [field(patterns, pattern, usual) for pattern in patterns]
         if not patterns:
             return [usual] * len(modules)
-        return [usual if index is None else alphas[index] for index in self._matches(list(patterns), modules)]
+        found = self._matches(key, list(patterns), modules)
+        return [usual if index is None else numbers[index] for index in found]
 
-    def _matches(self, patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:
+    def _matches(self, key: str, patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:
         """For each module, the index of the first pattern that matches the end of its name, as in PEFT.
 
         Any regular expression is allowed, so another process matches them, and is ended if it does not finish.
@@ -174,8 +184,7 @@ class Adapter:
                 f"not matched within {_SECONDS:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else "invalid"
             )
             raise LlmcliError(
-                f"config.json: alpha_pattern has a regular expression that is {fault}: "
-                + ", ".join(map(repr, patterns)),
+                f"config.json: {key} has a regular expression that is {fault}: " + ", ".join(map(repr, patterns)),
                 "merge the adapter with peft first",
             ) from error
         return found

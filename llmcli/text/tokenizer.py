@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.formats import stand_in
 from llmcli.text.decoder import ByteDecoder, is_byte
+from llmcli.text.limited_encoder import LimitedEncoder
 from llmcli.text.tokenizer_config import read_tokenizer_config
 from llmcli.text.tokenizer_errors import tokenizer_errors
 
@@ -46,6 +47,7 @@ class Tokenizer:
         self.special_names = {id: token.content for id, token in added if token.special}
         self.special_ids = frozenset(self.special_names)
         self._decoder = ByteDecoder(fast)
+        self._encoder = LimitedEncoder(fast, name)
 
     @cached_property
     def size(self) -> int:
@@ -75,7 +77,8 @@ class Tokenizer:
         """Return the ids of ``text``; ``add_special`` adds the tokens, such as BOS, that the post-processor inserts.
 
         ``parse_special`` turns special tokens written in the text into those tokens. Raises LlmcliError if the text is
-        not valid Unicode (it has lone surrogates, which come from undecodable bytes), or if the tokenizer fails on it.
+        not valid Unicode (it has lone surrogates, which come from undecodable bytes), or if the tokenizer fails on it
+        or takes too long.
         """
         return list(self.encoding(text, parse_special, add_special).ids)
 
@@ -161,14 +164,14 @@ class Tokenizer:
     def encoding(self, text: str, parse_special: bool, add_special: bool = True) -> Any:
         """Return the ``tokenizers.Encoding`` of ``text``; arguments and errors are those of ``encode``."""
         _check_unicode(text)
-        self.fast.encode_special_tokens = not parse_special
-        with tokenizer_errors(f"the tokenizer of {self.name} cannot encode this text"):
-            return self.fast.encode(text, add_special_tokens=add_special)
+        return self._encoder.encode(text, parse_special=parse_special, add_special=add_special)
 
     def normalize(self, text: str) -> str:
         """Return ``text`` after the tokenizer's normalizer. Raises the errors of ``encode``."""
         _check_unicode(text)
         normalizer = self.fast.normalizer
+        if normalizer is not None and b'"Regex"' in normalizer.__getstate__():
+            self.encoding(text, parse_special=False)  # in limited time, which normalizing alone does not have
         with tokenizer_errors(f"the tokenizer of {self.name} cannot normalize this text"):
             return text if normalizer is None else str(normalizer.normalize_str(text))
 

@@ -190,6 +190,7 @@ def test_config_shows_the_source_of_each_value(run: Run, write: Write) -> None:
     assert rows["repeat-last-n"] == (-1, "default", None)
     assert rows["model"] == ("the shipped model", "default", None)
     table = run("config", env=env)
+    assert "LLMCLI_TEMPRATURE sets no option" in run("config", "generate", env=env).stderr
     assert [line.split("\t")[:3] for line in table.stdout.splitlines()[1:]] == [
         ["top-k", "all", "3"],
         ["seed", "generate", "2"],

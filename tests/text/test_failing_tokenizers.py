@@ -67,6 +67,23 @@ def test_a_panic_prints_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+CUBIC = {"Regex": "a*a*a*b|a"}  # most of a second for 200 characters, minutes for a thousand
+SLOW: dict[str, dict[str, Any]] = {
+    "pre_tokenizer": {"type": "Split", "pattern": CUBIC, "behavior": "Isolated", "invert": False},
+    "normalizer": {"type": "Replace", "pattern": CUBIC, "content": ""},
+}
+
+
+@pytest.mark.parametrize("part", SLOW)
+def test_a_regex_that_takes_too_long_is_an_error(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the next text, while the first call still runs."""
+    monkeypatch.setattr("llmcli.text.limited_encoder.SECONDS", 0.01)
+    tokenizer = load_tokenizer(write(tmp_path, {part: SLOW[part]}), "odd")
+    for use in (tokenizer.normalize if part == "normalizer" else tokenizer.encode, tokenizer.encode):
+        with pytest.raises(LlmcliError, match="the tokenizer of odd cannot encode this text within"):
+            use("a" * 200)
+
+
 USES: dict[str, Callable[[Tokenizer], Any]] = {
     "size": lambda tokenizer: tokenizer.size,
     "a token by its text": lambda tokenizer: tokenizer.id_of("zz"),
