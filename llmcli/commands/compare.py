@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import click
@@ -36,7 +37,7 @@ def compare(prompt: Prompt, top: int, output: OutputOptions, choices: tuple[Mode
     """
     text = prompt.read()
     first, second = (choice.open() for choice in choices)
-
-    report = explain.compare(first, second, text, parse_special=prompt.parse_special)
+    with render.ScoringProgress(sys.stderr) as progress:
+        report = explain.compare(first, second, text, parse_special=prompt.parse_special, progress=progress)
     models = [describe_model(first), describe_model(second)]
     output.show(report, partial(render.print_compare, top=top), prompt=text, models=models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import click
@@ -48,6 +49,7 @@ def score(prompt: Prompt, top: int, output: OutputOptions, choice: DistributedMo
         model = render.ModelLabel(report.model)
     else:
         loaded = choice.open()
-        report = explain.score(loaded, text, parse_special=prompt.parse_special)
+        with render.ScoringProgress(sys.stderr) as progress:
+            report = explain.score(loaded, text, parse_special=prompt.parse_special, progress=progress)
         model = describe_model(loaded)
     output.show(report, partial(render.print_score, top=top), prompt=text, models=[model])

@@ -16,6 +16,7 @@ from llmcli.explain.selection import Text, check_loaded, token_ids
 from llmcli.generation.distribution import kl_divergence, logprob_of
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions
+from llmcli.storage.checkpoint import Progress
 
 Pair = tuple[LoadedModel, LoadedModel]
 
@@ -52,9 +53,17 @@ class CompareReport(Report):
     check: Check
 
 
-def compare(first: LoadedModel, second: LoadedModel, text: Text, *, parse_special: bool = False) -> CompareReport:
+def compare(
+    first: LoadedModel,
+    second: LoadedModel,
+    text: Text,
+    *,
+    parse_special: bool = False,
+    progress: Progress | None = None,
+) -> CompareReport:
     """Score ``text`` with both models, in windows of the smaller context, over the tokens that both have.
 
+    ``progress`` receives the number of tokens compared and their total.
     Raises LlmcliError if the models have different tokenizers, or the text has fewer than two tokens.
     """
     pair = (first, second)
@@ -63,7 +72,7 @@ def compare(first: LoadedModel, second: LoadedModel, text: Text, *, parse_specia
     # Some models pad their embedding with rows that belong to no token, and not always to the same size.
     vocab_size = min(first.tokenizer.size, *(loaded.model.config.vocab_size for loaded in pair))
     chunks, size = text_chunks(first.tokenizer, ids)
-    tokens, sums = _tokens(pair, ids, chunks, context, vocab_size)
+    tokens, sums = _tokens(pair, ids, chunks, context, vocab_size, progress)
     bits = [-sum(token.logprobs[n] for token in tokens) / math.log(2) for n in (0, 1)]
     mean_kl = sum(token.kl for token in tokens) / len(tokens)
     return CompareReport(
@@ -103,7 +112,12 @@ def _shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:
 
 
 def _tokens(
-    pair: Pair, ids: Sequence[int], chunks: Sequence[str], context: int, vocab_size: int
+    pair: Pair,
+    ids: Sequence[int],
+    chunks: Sequence[str],
+    context: int,
+    vocab_size: int,
+    progress: Progress | None,
 ) -> tuple[tuple[ComparedToken, ...], list[float]]:
     """A row per token; and for the check, in nats, the sums of both models' surprisals and of KL.
 
@@ -126,6 +140,8 @@ def _tokens(
             )
         )
         sums = [total + more for total, more in zip(sums, (nats_a, nats_b, _cross_entropy_kl(a, b)), strict=True)]
+        if progress is not None:
+            progress(position, len(ids) - 1)
     return tuple(rows), sums
 
 

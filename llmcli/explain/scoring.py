@@ -16,6 +16,7 @@ from llmcli.generation.distribution import log_probabilities, logprob_of, probab
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions, windows
 from llmcli.generation.steps import next_logits
+from llmcli.storage.checkpoint import Progress
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 
@@ -23,10 +24,13 @@ RESCORED = 32  # tokens at the end of the text that the check scores again
 MEAN_TOLERANCE = 1e-5  # of a mean of fp32 numbers, whatever the model's dtype
 
 
-def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> ScoreReport:
+def score(
+    loaded: LoadedModel, text: Text, *, parse_special: bool = False, progress: Progress | None = None
+) -> ScoreReport:
     """Score every token of ``text`` but the first, given the tokens before it.
 
-    A text longer than the context is read in windows that overlap by half. Raises LlmcliError if the text has fewer
+    A text longer than the context is read in windows that overlap by half. ``progress`` receives the number of tokens
+    scored and their total. Raises LlmcliError if the text has fewer
     than two tokens.
     """
     ids = token_ids(loaded, text, parse_special=parse_special, any_length=True)
@@ -37,6 +41,8 @@ def score(loaded: LoadedModel, text: Text, *, parse_special: bool = False) -> Sc
         rows += _rows(logits, targets)
         for n, expected in enumerate((targets, probabilities(logits))):
             sums[n] += float(nats(logits, expected).sum(dtype=torch.float64))
+        if progress is not None:
+            progress(len(rows), len(ids) - 1)
     chunks, size = text_chunks(loaded.tokenizer, ids)
     tokens = tuple(
         ScoredToken(

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from llmcli.render.progress import BatchProgress as BatchProgress
     from llmcli.render.progress import DownloadProgress as DownloadProgress
     from llmcli.render.progress import LoadingProgress as LoadingProgress
+    from llmcli.render.progress import ScoringProgress as ScoringProgress
     from llmcli.render.progress import VerifyProgress as VerifyProgress
     from llmcli.render.query_key_value import print_head as print_head
     from llmcli.render.reports import html as html
@@ -103,6 +104,7 @@ __all__ = [
     "Picture",
     "SampleToken",
     "SamplesWriter",
+    "ScoringProgress",
     "Setting",
     "TextWriter",
     "TrainingProgress",
@@ -204,6 +206,7 @@ __getattr__, __dir__ = lazy.exports(
         "BatchProgress": "progress",
         "DownloadProgress": "progress",
         "LoadingProgress": "progress",
+        "ScoringProgress": "progress",
         "VerifyProgress": "progress",
         "print_head": "query_key_value",
         "html": "reports",

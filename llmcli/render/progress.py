@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, and plain lines elsewhere: loading, downloading, verifying, and batches of prompts."""
+"""Progress bars on a terminal, and plain lines elsewhere: for loading, scoring, downloads, proofs and batches."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from llmcli.render.terminal import animated, console, note
 from llmcli.render.text import counted, rate
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
     from rich.status import Status
 
-PATIENCE = 1.0  # seconds of loading before a bar appears
+PATIENCE = 1.0  # seconds of work before a bar appears
 
 
 class LoadingProgress:
     """A context manager that shows a bar on a terminal while a model loads. Call it with bytes read and total bytes.
 
-    A model that loads in less than PATIENCE seconds shows no bar.
+    Work that takes less than PATIENCE seconds shows no bar.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -32,8 +32,8 @@ class LoadingProgress:
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None and animated(self._stream) and time.monotonic() - self._began > PATIENCE:
-            self._bar = _loading_bar(self._stream)
-            self._bar.add_task("loading", total=total)
+            self._bar = self._new_bar()
+            self._bar.add_task("", total=total)
             self._bar.start()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done)
@@ -42,14 +42,28 @@ class LoadingProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def _new_bar(self) -> Progress:
+        from rich.progress import DownloadColumn
 
-def _loading_bar(stream: TextIO) -> Progress:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        return _transient_bar(self._stream, "loading", DownloadColumn(binary_units=True))
+
+
+class ScoringProgress(LoadingProgress):
+    """A context manager like LoadingProgress. Call it with the tokens scored and their total."""
+
+    def _new_bar(self) -> Progress:
+        from rich.progress import TextColumn
+
+        return _transient_bar(self._stream, "scoring", TextColumn("{task.completed}/{task.total} tokens"))
+
+
+def _transient_bar(stream: TextIO, what: str, amount: ProgressColumn) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn(what),
         BarColumn(bar_width=20),
-        DownloadColumn(binary_units=True),
+        amount,
         TimeRemainingColumn(compact=True),
         console=console(stream),
         transient=True,

@@ -27,7 +27,7 @@ from llmcli.storage.foreign_formats import check_format
 from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
 from llmcli.storage.tensors import WeightFiles
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in total
+Progress = Callable[[int, int], None]  # the work done and the total, such as bytes
 # A dtype, a function of the stored dtype and the bytes of the model in float32, or None for the stored dtype.
 DTypeChoice = torch.dtype | Callable[[torch.dtype, int], torch.dtype] | None
 

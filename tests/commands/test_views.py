@@ -266,6 +266,15 @@ def test_a_text_longer_than_the_context(model: Path, run: Run, view: str) -> Non
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("view", ["score", "compare"])
+def test_a_bar_counts_the_tokens_of_a_long_text(model: Path, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmcli.render.progress.PATIENCE", 0.0)
+    shown = on_terminal(words(view, model, "The old fox met a hen by the river. " * 30), 80, monkeypatch)
+    assert (total := re.search(r"scoring.* (\d+)/(\d+) tokens", shown)) is not None
+    assert int(total[1]) <= int(total[2])
+    assert total[2] in shown.split("scoring")[-1].split("\n", 1)[1], "the number of tokens in the report"
+
+
 @pytest.mark.parametrize("view", ["attend", "lens", "why", "branch"])
 @pytest.mark.parametrize("at", ["3", "-2", "fox", "+1"])
 def test_every_view_selects_positions_the_same_way(model: Path, run: Run, view: str, at: str) -> None:
