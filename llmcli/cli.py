@@ -75,6 +75,7 @@ SYSTEM_LIMITS = {
     errno.EAGAIN: ("the system does not allow more processes", "close other programs, or raise the limit"),
     errno.ENOMEM: ("out of memory", "use a smaller model, or close other programs"),
 }
+MAX_MESSAGE = 1000  # characters of an error, unless --verbose
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 
 
@@ -176,7 +177,8 @@ def fail(error: Exception, *, verbose: bool) -> NoReturn:
         sys.exit(EXIT_USAGE)
     hint = f" ({hint_of(expected)})" if hint_of(expected) else ""
     lines = traceback.format_exception(error) if verbose else []
-    for line in [*"".join(lines).splitlines(), f"llmcli: {expected.message}{hint}".replace("\n", " ")]:
+    message = expected.message if verbose else shortened(expected.message)
+    for line in [*"".join(lines).splitlines(), f"llmcli: {message}{hint}".replace("\n", " ")]:
         with suppress(OSError):  # stderr may be on the full disk
             click.echo(visible(line), err=True)
     for stream in (sys.stdout, sys.stderr):
@@ -185,6 +187,11 @@ def fail(error: Exception, *, verbose: bool) -> NoReturn:
         except OSError:  # the disk is full
             discard(stream)
     sys.exit(expected.exit_code)
+
+
+def shortened(message: str) -> str:
+    """Return a message without its middle if it is very long: it may quote a file, or name hundreds of tensors."""
+    return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 200]} … {message[-200:]}"
 
 
 def visible(line: str) -> str:

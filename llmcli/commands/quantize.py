@@ -50,7 +50,7 @@ def quantize(
     """Quantize the weights of MODEL to 8 or 4 bits, and write the new model to the folder OUT.
 
     The new model runs on the CPU only. There, reading the weights takes most of the time of a large model, so it
-    becomes faster; a very small model may not. int8 has one scale per row; int4 also has a factor per 32 weights.
+    becomes faster; a very small model may not. Each 32 weights share a scale.
     Embedding tables always have 8 bits; norms and biases are not quantized. The option --quantize of other commands
     does the same each time they load a model.
 

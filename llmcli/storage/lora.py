@@ -149,7 +149,7 @@ class Adapter:
         ranks = self._by_module("rank_pattern", field(self.config, "r", 0), list(modules.values()))
         for (source, module), rank in zip(modules.items(), ranks, strict=True):
             a, b = self._factors[source]["A"].shape[0], self._factors[source]["B"].shape[1]
-            if a == b != rank and "r" in self.config:
+            if a == b != rank and self.config.get("r") is not None:
                 raise LlmcliError(f"config.json: the rank of {module} is {rank}, but its tensors have rank {a}")
 
     def _by_module(self, key: str, usual: N, modules: Sequence[str]) -> list[N]:

@@ -23,6 +23,7 @@ from llmcli.storage.lora import Adapter
 from llmcli.storage.naming import Naming
 
 _LAYER = re.compile(r"(.*?\.)(\d+)\.")  # the part of a tensor's name up to its layer's number
+NUMBER = re.compile(r"\d{1,9}")
 SCALE_SUFFIXES = ("_scale_inv", "_scale")  # appended to an 8-bit tensor's name: the scale to multiply it by
 SCALES = re.compile(r".*_scale(_inv|_ub)?")  # next to 8-bit weights: scales of weights, activations and the KV cache
 PART = 2**22  # values converted at a time
@@ -80,6 +81,7 @@ class WeightFiles:
         if missing or not set(dtypes.values()) <= DTYPES.keys():
             quantized_by = format_of(self.tensors.keys())
             if quantized_by is not None:
+                check_beside(self.folder)  # several formats have tensors of the same names
                 raise unsupported(quantized_by)
         in_8_bits = {name for name, dtype in dtypes.items() if dtype.startswith("F8")}
         self._check_scales(dtypes.keys() - in_8_bits)
@@ -343,9 +345,20 @@ def grouped(names: Sequence[str]) -> list[str]:
     """The names, of which those that differ only in their first number become one, with all their numbers."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(re.sub(r"\d+", "*", name, count=1), []).append(name)
+        alike.setdefault(re.sub(NUMBER, "*", name, count=1), []).append(name)
     groups = []
     for pattern, group in alike.items():
-        numbers = [re.findall(r"\d+", name)[0] for name in group if "*" in pattern]
-        groups.append(group[0] if len(group) == 1 else pattern.replace("*", f"{{{','.join(numbers)}}}", 1))
+        numbers = [int(re.findall(NUMBER, name)[0]) for name in group if "*" in pattern]
+        groups.append(group[0] if len(group) == 1 else pattern.replace("*", f"{{{_ranges(numbers)}}}", 1))
     return groups
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """The numbers in ascending order, three or more in a row as in "0..31"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmcli.engine import transformer
 from llmcli.errors import EXIT_FAILURE, EXIT_OK
-from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS
+from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, WEIGHTS
 
 Run = Callable[..., Result]
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -108,3 +108,17 @@ def test_verbose_says_what_the_check_took_and_what_decodes(
     monkeypatch.setattr(transformer, "variant", lambda: None)
     monkeypatch.setattr(transformer, "native_step", lambda model: None)
     assert decoded.findall(run(*command, "--verbose").stderr) == [without]
+
+
+@pytest.mark.parametrize("settings", [{"hidden_act": "x" * 5000}, {"intermediate_size": "x" * 5000}])
+def test_an_error_about_a_very_long_value_stays_short(
+    run: Run, model: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | settings))
+    result = run("inspect", "-m", folder)
+    assert result.exit_code == EXIT_FAILURE
+    assert len(result.stderr) < 1300
+    assert next(iter(settings)) in result.stderr
+    assert "this model is not supported" in result.stderr
+    assert settings.popitem()[1] in run("inspect", "-m", folder, "--verbose").stderr

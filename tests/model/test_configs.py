@@ -457,3 +457,12 @@ def test_other_real_configs_are_rejected_with_a_list_of_supported_families() -> 
         with pytest.raises(LlmcliError, match="is not supported") as caught:
             Checkpoint.read(REAL / name)
         assert all(family in caught.value.hint for family in FAMILIES)
+
+
+def test_a_token_id_of_minus_one_is_no_token() -> None:
+    raw = {"model_type": "llama", "bos_token_id": -1, "eos_token_id": [2, -1]}
+    config = parse(raw)
+    assert (config.bos_token_id, config.eos_token_ids) == (None, (2,))
+    assert parse({**raw, "eos_token_id": -1}).eos_token_ids == ()
+    with pytest.raises(LlmcliError, match="eos_token_id"):
+        parse({**raw, "eos_token_id": -2})

@@ -19,6 +19,7 @@ from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families import FAMILIES
 from llmcli.storage import checkpoint
 from llmcli.storage.finite import LoadNotes
+from llmcli.storage.tensors import grouped
 from llmcli.text.tokenizer import load_tokenizer
 from tests.tiny import CPU, VOCAB, TinyFactory, greedy, load, load_with_transformers, random_ids
 
@@ -153,7 +154,7 @@ def test_missing_family(llama: Path) -> None:
         ("hidden_act", {}),
         ("hidden_act", 0),
         ("bos_token_id", "1"),
-        ("bos_token_id", -1),
+        ("bos_token_id", -2),
         ("eos_token_id", [2, None]),
         ("eos_token_id", True),
     ],
@@ -385,6 +386,12 @@ def test_missing_tensors_of_several_layers_are_grouped(llama: Path) -> None:
     parts = ["input_layernorm", "post_attention_layernorm", *(f"self_attn.{p}_proj" for p in "qkvo")]
     grouped = [f"model.layers.{{3,4}}.{part}.weight" for part in (*parts, "mlp.down_proj", "mlp.gate_proj")]
     assert_rejected(llama, *grouped, "model.layers.{1,3,4}.mlp.up_proj.weight", llama)
+
+
+def test_runs_of_layers_are_grouped_in_order() -> None:
+    """Also of names with a number of any length: Python limits the digits of an int."""
+    names = sorted(f"layers.{n}.x" for n in (*range(12), 20, 30, 31))
+    assert grouped([*names, "y" + "9" * 5000]) == ["layers.{0..11,20,30,31}.x", "y" + "9" * 5000]
 
 
 def test_missing_biases(gpt2: Path) -> None:

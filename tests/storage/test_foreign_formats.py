@@ -135,6 +135,15 @@ def test_a_format_that_only_the_tensors_show_is_named(llama: Path, name: str) ->
         load(llama, device=CPU)
 
 
+def test_a_file_beside_the_weights_tells_formats_with_the_same_tensors_apart(llama: Path) -> None:
+    stored = load_file(llama / WEIGHTS)
+    del stored[f"{PROJECTION}.weight"]
+    save_file(stored | {PROJECTION + end: tensor for end, tensor in TENSORS["AWQ"].items()}, llama / WEIGHTS)
+    (llama / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 128}))
+    with pytest.raises(LlmcliError, match=r"quantized by GPTQ \(4 bits\)"):
+        load(llama, device=CPU)
+
+
 # 8-bit floats
 
 

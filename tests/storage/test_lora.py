@@ -103,6 +103,7 @@ def save_changed(
         ({"alpha_pattern": {"q_proj|v_proj": "x"}}, {}, "adapter_config.json: q_proj|v_proj"),
         ({"r": 5}, {}, r"adapter_config.json: the rank of .*layers.0.* is 5, but its tensors have rank 3"),
         ({"rank_pattern": {r".*\.1\..*q_proj": 2}}, {}, r"layers.1.self_attn.q_proj is 2, but its tensors have rank 3"),
+        ({"r": None}, {}, None),
         ({"alpha_pattern": []}, {}, None),
         ({"alpha_pattern": [1]}, {}, "alpha_pattern"),
         ({}, {"0_self_attn_q_proj_lora_A_weight": None}, "missing"),

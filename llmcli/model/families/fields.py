@@ -63,9 +63,13 @@ def choice(raw: Mapping[str, Any], key: str, default: str, known: Mapping[str, A
 
 
 def token_ids(raw: Mapping[str, Any], key: str, *default: int) -> tuple[int, ...]:
-    """A token id or a list of them, as a tuple; empty for null, ``default`` if the key is missing."""
+    """A token id or a list of them, as a tuple; empty for null, ``default`` if the key is missing.
+
+    Some files write -1 where there is no such token.
+    """
     value = raw.get(key, list(default))
     ids = value if isinstance(value, list) else [] if value is None else [value]
+    ids = [id for id in ids if id != -1]
     if any(type(i) is not int or i < 0 for i in ids):
         raise wrong(key, value, "a token id or a list of them")
     return tuple(ids)
