@@ -19,7 +19,7 @@ BLOCK = 32  # weights that share a scale
 BLOCK_BYTES: dict[Quantization, int] = {"int8": 2 + BLOCK, "int4": 2 + BLOCK // 2}
 SPANS = (-8.6, -8.0, -7.4, -6.8)  # 4-bit codes to try for a block's largest weight: clipping it often helps the others
 MAX_SCALE = torch.finfo(torch.float16).max
-NO_SCALE = 1e-30  # divides the weights of a block whose scale is 0
+NO_SCALE = 1e-30  # divides where a block's scale would be 0
 
 
 def row_bytes(columns: int, quantization: Quantization) -> int:
@@ -66,19 +66,23 @@ def _to_8_bits(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _to_4_bits(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale, fp16 [..., 1], and the codes, from -8 to 7, with the least squared error among a few candidates.
+    """The scale, fp16 [..., 1], and the codes, from -8 to 7, with the least error among a few candidates.
 
-    The largest weight is negative in units of the scale, for which there is one more code. Each candidate's scale is
-    the best one for its codes.
+    Squared errors count as much as their weight's size and the block's root mean square together: the large weights
+    matter more than their number, and the small ones are not lost. The largest weight is negative in units of the
+    scale, for which there is one more code. Each candidate's scale is the best one for its codes.
     """
+    importance = groups.abs() + groups.square().mean(-1, keepdim=True).sqrt()
     peaks = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     best = torch.full_like(peaks, torch.inf)
     scale, codes = torch.zeros_like(peaks, dtype=torch.float16), torch.zeros_like(groups)
     for span in SPANS:
         tried = _codes(groups, _as_scale(peaks / span), -8, 7)
-        fitted = _as_scale((groups * tried).sum(-1, keepdim=True) / tried.square().sum(-1, keepdim=True).clamp_min(1))
+        weighted = importance * tried
+        squares = (weighted * tried).sum(-1, keepdim=True).clamp_min(NO_SCALE)
+        fitted = _as_scale((weighted * groups).sum(-1, keepdim=True) / squares)
         tried = _codes(groups, fitted, -8, 7)
-        error = (groups - tried * fitted.float()).square().sum(-1, keepdim=True)
+        error = (importance * (groups - tried * fitted.float()).square()).sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
         scale, codes = torch.where(better, fitted, scale), torch.where(better, tried, codes)

@@ -67,7 +67,9 @@ def test_4_bits_are_at_least_as_good_as_the_scale_that_just_spans_a_block(rows: 
     peaks = np.take_along_axis(wide, np.abs(wide).argmax(-1)[..., None], -1)
     scale = (peaks / -8).astype(np.float16).astype(np.float64)
     spanning = np.clip(np.round(wide / np.where(scale == 0, 1e-30, scale)), -8, 7) * scale
-    error, plain = (np.square(each - wide).sum(-1) for each in (restored, spanning))
+    size = np.sqrt(np.square(wide).mean(-1, keepdims=True))
+    importance = np.abs(wide) / np.where(size == 0, 1, size) + 1
+    error, plain = ((importance * np.square(each - wide)).sum(-1) for each in (restored, spanning))
     assert (error <= plain * (1 + 1e-3) + BLOCK * LEAST**2).all()
 
 
