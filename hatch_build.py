@@ -1,7 +1,7 @@
 """The build hook: compiles the engine in ``llmcli/engine/native/src`` into a library next to it.
 
-The compiler is ``$CC`` if it is set, otherwise the one that the package ziglang brings. The processor-dependent file is
-compiled once per kind of processor; the library chooses when it is loaded. If nothing can be compiled, llmcli is
+The compiler is ``$CC`` if it is set, otherwise the one that the package ziglang brings. Some files are compiled
+once per kind of processor; the library chooses when it is loaded. If nothing can be compiled, llmcli is
 installed without the library and runs every step with torch.
 """
 
@@ -24,16 +24,17 @@ NATIVE = Path(__file__).parent / "llmcli" / "engine" / "native"
 SOURCE = NATIVE / "src"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
-PORTABLE: dict[str, tuple[str, ...]] = {"step_portable": ()}
-# Of step.c, for each kind of processor: the names of its function, and the flags that each is compiled with.
+PORTABLE: dict[str, tuple[str, ...]] = {"portable": ()}
+# For each kind of processor: the names of its variants, and the flags that each is compiled with.
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
-        "step_avx512": (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-        "step_avx2": AVX2,
+        "avx512": (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        "avx2": AVX2,
         **PORTABLE,
     },
     "aarch64": PORTABLE,
 }
+VARIED = ("step.c", "distribution.c")  # compiled once for each variant
 COMMON = ("engine.c", "pool.c", "processor.c")
 SUFFIX = {"windows": ".dll", "macos": ".dylib"}  # ".so" elsewhere
 
@@ -96,8 +97,12 @@ def compile_objects(
     extra: tuple[str, ...],
     source: Path = SOURCE,
 ) -> list[str]:
-    """Compile each file of ``source``, step.c once for each variant; return the object files in ``folder``."""
-    jobs = [("step.c", name, (f"-DSTEP={name}", *flags)) for name, flags in variants.items()]
+    """Compile each file of ``source``, some of them once for each variant; return the object files in ``folder``."""
+    jobs = [
+        (name, f"{name}.{variant}", (f"-DVARIANT={variant}", *flags))
+        for name in VARIED
+        for variant, flags in variants.items()
+    ]
     jobs += [(name, name, ()) for name in COMMON]
 
     def compiled(job: tuple[str, str, tuple[str, ...]]) -> str:

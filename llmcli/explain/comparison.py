@@ -13,7 +13,7 @@ from llmcli.errors import usage_error
 from llmcli.explain.report import Check, Report, VocabEntry, Windows, check, vocab_entry
 from llmcli.explain.scoring import check_scorable, cross_entropy_claim, rescoring_claim, text_chunks, windows_of
 from llmcli.explain.selection import Text, check_loaded, token_ids
-from llmcli.generation.distribution import kl_divergence, logprob_of
+from llmcli.generation.distribution import Softmax, kl_divergence
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions
 from llmcli.storage.checkpoint import Progress
@@ -127,7 +127,7 @@ def _tokens(
     rows, sums = [], [0.0, 0.0, 0.0]
     steps = zip(*(_predictions(loaded, ids, context, vocab_size) for loaded in pair), strict=True)
     for position, ((a, nats_a), (b, nats_b)) in enumerate(steps, start=1):
-        logprobs = tuple(logprob_of(logits, ids[position]) for logits in (a, b))
+        logprobs = tuple(Softmax(logits).logprob(ids[position]) for logits in (a, b))
         rows.append(
             ComparedToken(
                 position=position,

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcli.explain.forward_pass import observe, tolerance
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import Layers, Text, find_layers, find_position, find_token, token_ids
-from llmcli.generation.distribution import entropy, kl_divergence, probabilities
+from llmcli.generation.distribution import Softmax, argmax, kl_divergence, rank
 from llmcli.generation.loaded import LoadedModel
 from llmcli.text.tokenizer import Tokenizer
 
@@ -90,15 +90,14 @@ def lens(
 
 
 def _row(layer: int | None, logits: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
-    probs, logps = probabilities(logits), logits.double().log_softmax(dim=-1)
-    own, top = logits[target], int(logits.argmax())
+    logps, top = logits.double().log_softmax(dim=-1), argmax(logits)
     return LensRow(
         layer=layer,
         top=vocab_entry(tokenizer, top),
         p_top=math.exp(logps[top]),
         p=math.exp(logps[target]),
         logprob=float(logps[target]),
-        rank=int((logits > own).sum()) + int((logits[:target] == own).sum()),  # ties are ordered by id
-        entropy=entropy(probs),
+        rank=rank(logits, target),
+        entropy=Softmax(logits).entropy(),
         kl=float(kl_divergence(final, logits)),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmcli.explain.report import Alternative, GeneratedToken, Report
 from llmcli.explain.selection import Text, token_ids
-from llmcli.generation.distribution import draw, entropy, intervals, leading, logprob_of, probabilities
+from llmcli.generation.distribution import Softmax, intervals, leading, pick, probabilities, ranked
 from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
 from llmcli.generation.generate import sampler_of
 from llmcli.generation.grammar import GrammarFilter
@@ -170,12 +170,12 @@ def step_report(
     probs = probabilities(logits)
     stages = sampler.stages(logits, context_ids)
     final = probabilities(stages[-1].logits) if stages else probs
-    ranking = probs.sort(descending=True, stable=True).indices.tolist()
+    ranking = ranked(logits).tolist()
     kept = set(intervals(final.cpu())[0][:top].tolist())  # a grammar may remove all of the model's top tokens
     shown = [rank for rank, id in enumerate(ranking) if rank < top or id in kept or rank == choice.rank]
     adjusted = _adjusted(sampler, logits, context_ids)
-    ranked = [(rank, ranking[rank]) for rank in shown]
-    candidates = _candidates(ranked, logits, adjusted, probs, stages, final, tokenizer)
+    ranks = [(rank, ranking[rank]) for rank in shown]
+    candidates = _candidates(ranks, logits, adjusted, probs, stages, final, tokenizer)
     return StepReport(
         step=step.index,
         prompt_ids=tuple(prompt_ids),
@@ -184,7 +184,7 @@ def step_report(
         sampler=_stage_reports(stages, logits, probs),
         seed=sampler.seed,
         vocabulary=len(logits),
-        entropy=entropy(probs),
+        entropy=choice.softmax.entropy(),
         candidates=candidates,
         chosen=Chosen(
             id=step.token,
@@ -204,22 +204,21 @@ def step_report(
 
 def generated_token_of(step: Step, tokenizer: Tokenizer, alternatives: int) -> GeneratedToken:
     """Return a step as a generated token with its ``alternatives`` most probable tokens, as generation reports it."""
+    softmax = step.choice.softmax
     with one_thread():
-        probs = probabilities(step.logits)
-        top = leading(probs, alternatives).tolist()
-        uncertainty, logprob = entropy(probs), logprob_of(step.logits, step.token)
+        top = leading(step.logits, alternatives).tolist()
     return GeneratedToken(
         index=step.index,
         id=step.token,
         text=tokenizer.token_text(step.token),
         bytes=tokenizer.token_bytes(step.token),
-        logprob=logprob,
+        logprob=softmax.logprob(step.token),
         prob=step.choice.prob,
         final_prob=step.choice.final_prob,
         rank=step.choice.rank,
-        entropy=uncertainty,
+        entropy=softmax.entropy(),
         u=step.choice.u,
-        top=tuple(Alternative(id, tokenizer.token_text(id), tokenizer.token_bytes(id), float(probs[id])) for id in top),
+        top=tuple(Alternative(id, tokenizer.token_text(id), tokenizer.token_bytes(id), softmax.prob(id)) for id in top),
     )
 
 
@@ -232,7 +231,7 @@ def _adjusted(sampler: Sampler, logits: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 def _candidates(
-    ranked: list[tuple[int, int]],
+    ranks: list[tuple[int, int]],
     logits: Tensor,
     adjusted: Tensor,
     probs: Tensor,
@@ -240,14 +239,14 @@ def _candidates(
     final: Tensor,
     tokenizer: Tokenizer,
 ) -> tuple[Candidate, ...]:
-    """A row for each (rank, id) in ``ranked``; all tensors are [V]."""
+    """A row for each (rank, id) in ``ranks``; all tensors are [V]."""
     temperature = next((stage.value for stage in stages if stage.name == "temperature"), None)
     tempered = probabilities(adjusted if temperature is None else Temperature(temperature)(adjusted))
     ids, ends_tensor = intervals(final.cpu())
     ends = ends_tensor.tolist()
     index = {id: n for n, id in enumerate(ids.tolist())}
     rows = []
-    for rank, id in ranked:
+    for rank, id in ranks:
         n = index.get(id)
         rows.append(
             Candidate(
@@ -318,11 +317,11 @@ def _column(
     if not any(isinstance(f, Temperature) for f in filters):
         before = sum(isinstance(f, Vocabulary | GrammarFilter | LogitBias | Penalty) for f in filters)
         filters.insert(before, Temperature(temperature))
-    final = probabilities(Sampler(filters, sampler.seed).stages(step.logits, context_ids)[-1].logits)
-    alone = probabilities(Temperature(temperature)(step.logits))
-    bits = entropy(final)
+    filtered = Sampler(filters, sampler.seed).stages(step.logits, context_ids)[-1].logits
+    tempered = Temperature(temperature)(step.logits)
+    final, alone, bits = probabilities(filtered), probabilities(tempered), Softmax(filtered).entropy()
     u = step.choice.u
-    chosen = int(final.argmax()) if u is None or temperature == 0 else draw(final, u)
+    chosen = pick(final, None if temperature == 0 else u)
     return TemperatureColumn(
         temperature=temperature,
         used=temperature == _own_temperature(sampler),
@@ -333,5 +332,5 @@ def _column(
         bytes=tokenizer.token_bytes(chosen),
         probs={id: float(final[id]) for id in ids},
         alone={id: float(alone[id]) for id in ids},
-        choices_alone=2 ** entropy(alone),
+        choices_alone=2 ** Softmax(tempered).entropy(),
     )

@@ -12,7 +12,7 @@ from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import tolerance
 from llmcli.explain.report import Claim, ScoredToken, ScoreReport, Windows, check, relative_error, vocab_entry
 from llmcli.explain.selection import Text, token_ids
-from llmcli.generation.distribution import log_probabilities, logprob_of, probabilities
+from llmcli.generation.distribution import Softmax, log_probabilities, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import nats, predictions, windows
 from llmcli.generation.steps import next_logits
@@ -138,7 +138,7 @@ def rescoring_claim(
     cache.planned = len(ids) - 1 - start
     unread = ids[start:first]
     for position in range(first, len(ids)):
-        found.append(logprob_of(next_logits(model, unread, cache)[:vocab_size], ids[position]))
+        found.append(Softmax(next_logits(model, unread, cache)[:vocab_size]).logprob(ids[position]))
         unread = ids[position : position + 1]
     expected = torch.tensor(found, dtype=torch.float64)
     difference = torch.tensor(logprobs[first - 1 :], dtype=torch.float64) - expected

@@ -9,13 +9,11 @@ from torch import Tensor
 
 from llmcli.engine.batch import batch_cache
 from llmcli.generation.context import angle_length, check_prompt
-from llmcli.generation.distribution import logprob_of
 from llmcli.generation.generate import GeneratedText, Generation
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Continuation, Step, next_logits, reread
 from llmcli.model.cache import KVCache
-from llmcli.model.device import one_thread
 
 
 @dataclass(frozen=True)
@@ -181,5 +179,4 @@ class Batch:
 
 def _logprob(step: Step) -> float:
     """The model's own log probability of the step's token, in nats."""
-    with one_thread():
-        return logprob_of(step.logits, step.token)
+    return step.choice.softmax.logprob(step.token)

@@ -1,10 +1,14 @@
-"""A distribution over the vocabulary: logits to probabilities, tokens ranked by probability, and one token drawn."""
+"""A distribution over the vocabulary: logits to probabilities, tokens ranked by probability, and one token drawn.
+
+Where the compiled engine can take the numbers, it does; elsewhere, such as on a GPU, torch and numpy compute the same.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
+from llmcli.engine.native import distribution as native
 from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:
@@ -20,7 +24,12 @@ def probabilities(logits: Tensor) -> Tensor:
     torch's softmax adds up the numbers one by one, which is off by 3e-5 for a vocabulary of 260,000; ``sum`` is exact
     to 1e-7. Raises LlmcliError if the logits contain NaN or infinity.
     """
-    probs = _below_the_largest(logits).exp_()
+    wide = logits.float()
+    if native.is_compiled(wide):
+        probs, total = native.softmax(wide)
+        _require_finite(math.isfinite(total), "logits")
+        return probs
+    probs = _below_the_largest(wide).exp_()
     probs /= probs.sum(dim=-1, keepdim=True)
     check_finite(probs)
     return probs
@@ -32,10 +41,42 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return shifted - shifted.exp().sum(dim=-1, keepdim=True).log_()
 
 
-def logprob_of(logits: Tensor, id: int) -> float:
-    """The natural logarithm of the probability of token ``id``, given all logits [V]."""
-    shifted = _below_the_largest(logits)
-    return float(shifted[id]) - math.log(float(shifted.exp_().sum()))
+class Softmax:
+    """The softmax of logits [V] in fp32, of which only single numbers are needed: faster than all ``probabilities``.
+
+    Raises LlmcliError if the logits contain NaN or infinity.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits.float()
+        if native.is_compiled(self.logits):
+            self._probs, self._sums = None, native.sums_of(self.logits)
+            _require_finite(math.isfinite(self._sums.total), "logits")
+        else:
+            self._probs, self._sums = probabilities(self.logits), _sums_of(self.logits)
+
+    def prob(self, id: int) -> float:
+        """The probability of token ``id``, with the bits that it has in ``probabilities``."""
+        if self._probs is not None:
+            return float(self._probs[id])
+        return native.probability(self._sums, float(self.logits[id]))
+
+    def logprob(self, id: int) -> float:
+        """The natural logarithm of the probability of token ``id``."""
+        return float(self.logits[id]) - self._sums.largest - math.log(self._sums.total)
+
+    def entropy(self) -> float:
+        """Shannon entropy in bits."""
+        return (math.log(self._sums.total) - self._sums.weighted / self._sums.total) / math.log(2)
+
+
+def _sums_of(logits: Tensor) -> native.Sums:
+    wide = logits.double()
+    largest = wide.max()
+    below = wide - largest
+    powers = below.exp()
+    weighted = (powers * below.clamp_min(-1000)).sum()  # 0 times -inf would be NaN
+    return native.Sums(float(largest), float(powers.sum()), float(weighted))
 
 
 def _below_the_largest(logits: Tensor) -> Tensor:
@@ -46,14 +87,36 @@ def _below_the_largest(logits: Tensor) -> Tensor:
 
 def check_finite(numbers: Tensor, what: str = "logits") -> None:
     """Raise LlmcliError unless all ``numbers`` that the model computed are finite; ``what`` they are."""
-    if not bool(numbers.sum().isfinite()):
+    _require_finite(bool(numbers.sum().isfinite()), what)
+
+
+def _require_finite(finite: bool, what: str) -> None:
+    if not finite:
         raise LlmcliError(f"the model's {what} contain NaN or infinity", kind="logits-not-finite")
 
 
-def entropy(probs: Tensor) -> float:
-    """Shannon entropy in bits."""
-    p = probs.double()
-    return float(-(p * p.clamp_min(SMALLEST).log_()).sum() / math.log(2)) + 0.0  # no -0.0
+def argmax(values: Tensor) -> int:
+    """The id of the largest of values [V], of equal ones the smallest id."""
+    return int(native.leading(values, 1)[0]) if native.is_compiled(values) else int(values.argmax())
+
+
+def rank(values: Tensor, id: int) -> int:
+    """The place of token ``id`` in the order of ``ranked``, from 0 on."""
+    if native.is_compiled(values):
+        return native.rank(values, id)
+    value = values[id]
+    return int((values > value).sum()) + int((values[:id] == value).sum())
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits [V] divided by a temperature above 0.
+
+    They are relative to the largest one, which stays 0, and divided in fp64, where no temperature rounds to 0.
+    """
+    if native.is_compiled(logits):
+        return native.tempered(logits, temperature)
+    wide = logits.double()
+    return ((wide - wide.max()) / temperature).float()
 
 
 def ranked(values: Tensor, least: float | None = None) -> Tensor:
@@ -81,8 +144,11 @@ def leading(values: Tensor, count: int) -> Tensor:
     """Ids of the ``count`` largest of values [V], in the order of ``ranked``."""
     if count >= len(values):
         return ranked(values)
-    largest = values.topk(count)
-    return ranked(values, float(largest.values[-1]))[:count] if count else largest.indices
+    if not count:
+        return ranked(values)[:0]
+    if native.is_compiled(values):
+        return native.leading(values, count)
+    return ranked(values, float(values.topk(count).values[-1]))[:count]
 
 
 def intervals(probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,9 +169,12 @@ def draw(probs: Tensor, u: float) -> int:
     To sort a whole vocabulary takes longer than a step of a small model. So probabilities are grouped by their leading
     bits, whose order is that of the numbers, and only the group that contains u is sorted.
     """
+    wide = probs.cpu().float()
+    if native.is_compiled(wide):
+        return native.draw(wide, u)
     import numpy as np
 
-    values: Any = probs.cpu().float().numpy()
+    values: Any = wide.numpy()
     groups = values.view(np.int32) >> GROUP_SHIFT
     ends = np.bincount(groups, weights=values)[::-1].cumsum()  # of the groups, the most probable first
     total = ends[-1]
@@ -118,9 +187,20 @@ def draw(probs: Tensor, u: float) -> int:
     return int(members[min(place, int(np.count_nonzero(values[members])) - 1)])
 
 
+def keep(logits: Tensor, values: Tensor, last: int) -> Tensor:
+    """The logits [V] with all cut that come after token ``last`` in the order of ``ranked(values)``."""
+    import torch
+
+    if native.is_compiled(logits) and native.is_compiled(values):
+        return native.keep(logits, values, last)
+    cut = values < values[last]
+    cut[last + 1 :] |= values[last + 1 :] == values[last]
+    return torch.where(cut, -math.inf, logits)
+
+
 def pick(probs: Tensor, u: float | None) -> int:
     """The token drawn with u, or the most probable token if u is None."""
-    return int(probs.argmax()) if u is None else draw(probs, u)
+    return argmax(probs) if u is None else draw(probs, u)
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:

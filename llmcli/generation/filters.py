@@ -19,14 +19,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.generation.distribution import leading, probabilities, ranked
+from llmcli.generation.distribution import argmax, draw, keep, leading, probabilities, ranked, tempered
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CUT = float("-inf")
 MAX_CHANGE = 1e9  # largest bias or penalty: beyond any logit, and safely within the range of fp32
-MARGIN = 1e-3  # sums of probabilities are rounded by less
 
 
 class Filter(Protocol):
@@ -246,14 +245,17 @@ class Temperature(NumberFilter):
 
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if self.value > 0:
-            # Relative to the maximum, so that the best logit stays 0; in fp64, so that no temperature rounds to 0.
-            return ((logits - logits.max()).double() / self.value).float()
-        return _only(logits, logits.argmax().unsqueeze(0))
+            return tempered(logits, self.value)
+        return _only(logits, _index([argmax(logits)], logits))
+
+
+class Truncation(NumberFilter):
+    """Base of the filters that keep the best tokens: they change no logit of a token that they keep."""
 
 
 @register
 @dataclass(frozen=True)
-class TopK(NumberFilter):
+class TopK(Truncation):
     """Keep the k largest logits (Fan et al. 2018); of equal logits at the border, those with smaller ids. 0 is off."""
 
     value: float
@@ -263,12 +265,12 @@ class TopK(NumberFilter):
     def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         if not 0 < self.value < len(logits):
             return logits
-        return _only(logits, leading(logits, int(self.value)))
+        return keep(logits, logits, int(leading(logits, int(self.value))[-1]))
 
 
 @register
 @dataclass(frozen=True)
-class TopP(NumberFilter):
+class TopP(Truncation):
     """Keep the fewest most probable tokens that together reach p (nucleus: Holtzman et al. 2020). 1 is off."""
 
     value: float
@@ -285,22 +287,13 @@ class TopP(NumberFilter):
         if self.value == 1:
             return logits
         probs = probabilities(logits)
-        # Most tokens need not be ranked. Below the last bound, they add up to less than half of what may be cut.
-        for least in (2.0**-8, 2.0**-12, (1 - self.value) / len(probs) / 2):
-            enough = probs >= least
-            if float(probs[enough].sum()) > self.value + MARGIN:
-                break
-        tokens = ranked(logits, float(logits[enough].min()))
-        p = probs[tokens]
-        before = p.cumsum(dim=-1) - p  # the total probability of all more probable tokens
-        kept = before < self.value
-        kept[0] = True
-        return _only(logits, tokens[kept])
+        # All tokens before the last one have less than p together. So a draw with the u just below p would choose it.
+        return keep(logits, probs, draw(probs, math.nextafter(self.value, 0)))
 
 
 @register
 @dataclass(frozen=True)
-class MinP(NumberFilter):
+class MinP(Truncation):
     """Keep tokens at least ``value`` times as probable as the most probable one (Nguyen et al. 2024). 0 is off."""
 
     value: float
@@ -317,7 +310,7 @@ class MinP(NumberFilter):
 
 @register
 @dataclass(frozen=True)
-class TypicalP(NumberFilter):
+class TypicalP(Truncation):
     """Keep the tokens whose surprisal is nearest to the entropy, as many as reach p (Meister et al. 2023). 1 is off."""
 
     value: float

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmcli.generation.distribution import draw, probabilities
-from llmcli.generation.filters import Filter, MinNewTokens, Temperature
+from llmcli.generation.distribution import Softmax, argmax, draw, probabilities, rank
+from llmcli.generation.filters import Filter, MinNewTokens, Temperature, Truncation
 from llmcli.generation.grammar import Ending, GrammarFilter
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Choice:
     final_prob: float  # after the filters
     rank: int  # among the model's own probabilities; 0 is the most probable
     u: float | None
+    softmax: Softmax = field(repr=False, compare=False)  # of the logits
 
 
 class Sampler:
@@ -80,17 +81,24 @@ class Sampler:
 
     def choose(self, logits: Tensor, ids: Sequence[int] = ()) -> Choice:
         """Choose the token that follows ``ids``, given its logits [V]. Raises LlmcliError if one is not finite."""
-        probs = probabilities(logits)
+        softmax = Softmax(logits)
         if self.greedy:  # the filters leave one token
-            id, final_prob, u = int(self.stages(logits.float(), ids)[-1].logits.argmax()), 1.0, None
+            id, final_prob, u = self._greedy_choice(logits.float(), ids), 1.0, None
         else:
-            final = self.final(logits, ids) if self.filters else probs
+            final = self.final(logits, ids)
             u = self._upcoming.popleft() if self._upcoming else self._random.random()
             id = draw(final, u)
             final_prob = float(final[id])
-        prob = probs[id]
-        rank = int((probs > prob).sum()) + int((probs[:id] == prob).sum())
-        return Choice(id, float(prob), final_prob, rank, u)
+        return Choice(id, softmax.prob(id), final_prob, rank(logits, id), u, softmax)
+
+    def _greedy_choice(self, logits: Tensor, ids: Sequence[int]) -> int:
+        """The token that the filters leave, without running those that cut nothing from a single token."""
+        last = max(n for n, filter in enumerate(self.filters) if not isinstance(filter, Truncation))
+        for filter in self.filters[:last]:
+            logits = filter(logits, ids)
+        if not isinstance(self.filters[last], Temperature):
+            logits = self.filters[last](logits, ids)
+        return argmax(logits)
 
     def final(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
         """The probabilities [V] after all filters, from which the token is drawn."""

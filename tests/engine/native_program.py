@@ -54,7 +54,12 @@ def build(
 
 def build_single(program: Path, command: list[str], *extra: str, source: Path) -> Path:
     """As ``build``, with the portable variant on every processor."""
-    others = [f"-D{name}=step_portable" for name in hatch_build.VARIANTS["x86_64"] if name != "step_portable"]
+    others = [
+        f"-D{name}_{variant}={name}_portable"
+        for name in ("step", "distribution")
+        for variant in hatch_build.VARIANTS["x86_64"]
+        if variant != "portable"
+    ]
     return build(program, command, hatch_build.PORTABLE, *others, *extra, source=source)
 
 

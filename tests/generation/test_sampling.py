@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
-from llmcli.generation.distribution import draw, entropy, intervals, log_probabilities, logprob_of, probabilities
+from llmcli.generation.distribution import Softmax, draw, intervals, log_probabilities, probabilities
 from llmcli.generation.filters import (
     FILTERS,
     MAX_CHANGE,
@@ -603,14 +603,14 @@ def test_probabilities_are_fp32_of_any_dtype(seed: int, size: int, scale: float)
 @settings(max_examples=40)
 @given(SEEDS, st.integers(1, 500), SCALES)
 def test_entropy_is_in_bits(seed: int, size: int, scale: float) -> None:
-    probs = probs_of(seed, size, scale)
-    exact = -math.fsum(p * math.log2(p) for p in probs.double().tolist() if p > 0)
-    assert entropy(probs) == pytest.approx(exact, abs=1e-9)
+    logits = logits_without_ties(seed, size, scale)
+    exact = -math.fsum(p * math.log2(p) for p in logits.double().softmax(-1).tolist() if p > 0)
+    assert Softmax(logits).entropy() == pytest.approx(exact, abs=2e-6)
 
 
 def test_the_smallest_and_largest_entropy() -> None:
-    assert entropy(torch.full((8,), 0.125)) == pytest.approx(3.0)
-    certain = entropy(torch.tensor([0.0, 1.0]))
+    assert Softmax(torch.full((8,), 0.125)).entropy() == pytest.approx(3.0)
+    certain = Softmax(torch.tensor([-math.inf, 1.0])).entropy()
     assert certain == 0.0
     assert math.copysign(1.0, certain) == 1.0
 
@@ -624,4 +624,4 @@ def test_probabilities_over_a_large_vocabulary_are_as_exact_as_float32() -> None
     assert (probs.double() / exact - 1).abs().max() < 2e-6
     assert float(probs.double().sum()) == pytest.approx(1, abs=1e-6)
     assert (log_probabilities(logits) - exact.log()).abs().max() < 3e-6
-    assert logprob_of(logits, 1) == pytest.approx(float(exact[1].log()), abs=1e-6)
+    assert Softmax(logits).logprob(1) == pytest.approx(float(exact[1].log()), abs=1e-6)

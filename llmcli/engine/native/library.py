@@ -92,6 +92,7 @@ def library() -> ctypes.CDLL | None:
     found.engine_unembed.restype, found.engine_unembed.argtypes = c_int, (c_void_p, c_void_p, POINTER(Row), c_int)
     found.engine_restore.restype = None
     found.engine_restore.argtypes = (c_void_p, POINTER(Matrix), c_int, c_void_p)
+    found.engine_distribution.restype = c_void_p
     found.engine_variant.restype = found.engine_choose.restype = c_char_p
     found.engine_choose.argtypes = (c_int,)
     return found

@@ -1,8 +1,10 @@
 // Checks the compiled engine on random models: against the formulas, and against itself, bit for bit, however tokens
-// are divided into steps, whatever other texts share a step, and for any number of threads.
+// are divided into steps, whatever other texts share a step, and for any number of threads. Also checks what chooses
+// tokens, on random logits.
 //
 // Usage: check FIRST_SEED MODELS VARIANTS, where VARIANTS is how many of the engine's variants to check, the best first.
 // Prints each fault; the exit status is 1 if there are any.
+#include "check_distribution.h"
 #include "reference.h"
 
 engine *engine_create(const model *m, int threads);
@@ -245,6 +247,7 @@ static void check_model(int variants)
         variant_name = engine_choose(number);
         if (!variant_name)
             continue;
+        check_distribution();
         engine *engines[THREADS];
         for (int i = 0; i < THREADS; i++)
             engines[i] = engine_create(&s.m, i + 1);

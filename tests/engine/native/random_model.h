@@ -21,7 +21,7 @@ typedef struct {
 } setup;
 
 static uint64_t state;
-static void *owned[10000]; // until the next model
+static void *owned[20000]; // until the next model
 static int owned_count;
 
 static void *make(size_t size)

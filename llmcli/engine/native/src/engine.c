@@ -1,4 +1,4 @@
-// What Python calls: make an engine of a model, run steps, free it.
+// What Python calls: make an engine of a model, run steps, free it; and the functions that choose tokens.
 #include "engine.h"
 
 #include <stdlib.h>
@@ -183,6 +183,8 @@ EXPORT void engine_restore(engine *e, const matrix *m, int narrow, void *output)
     pool_run(e->threads, step_on, e);
     e->restored = NULL;
 }
+
+EXPORT const distribution_functions *engine_distribution(void) { return variants[variant_number()].distribution; }
 
 EXPORT const char *engine_variant(void) { return variants[variant_number()].name; }
 

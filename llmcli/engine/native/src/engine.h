@@ -42,11 +42,4 @@ typedef struct {
 // Vectors are whole blocks of 32 numbers: zeros follow those that a matrix multiplies.
 static inline int64_t padded(int64_t floats) { return (floats + 31) / 32 * 32; }
 
-typedef void step_function(engine *e, int thread);
-
-step_function step_portable;
-#ifdef __x86_64__
-step_function step_avx2, step_avx512;
-#endif
-
 #endif

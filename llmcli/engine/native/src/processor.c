@@ -34,12 +34,21 @@ static bool has_avx512(void)
 }
 #endif
 
+#define DECLARE(name)                                                                                                  \
+    void step_##name(engine *e, int thread);                                                                           \
+    extern const distribution_functions distribution_##name
+DECLARE(portable);
+#ifdef __x86_64__
+DECLARE(avx2);
+DECLARE(avx512);
+#endif
+
 const variant variants[] = {
 #ifdef __x86_64__
-    {"avx512", step_avx512, has_avx512},
-    {"avx2", step_avx2, has_avx2},
+    {"avx512", has_avx512, step_avx512, &distribution_avx512},
+    {"avx2", has_avx2, step_avx2, &distribution_avx2},
 #endif
-    {"portable", step_portable, always},
+    {"portable", always, step_portable, &distribution_portable},
 };
 
 static int chosen = -1;

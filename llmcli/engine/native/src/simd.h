@@ -128,10 +128,10 @@ INLINE vf blend(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi
 INLINE vf maximum(vf a, vf b) { return blend(a <= b, b, a); }
 INLINE vf minimum(vf a, vf b) { return blend(a >= b, b, a); }
 
-// e^x to 2 units in the last place (Cephes' polynomial): 2^n times e^r with |r| <= log(2)/2. NaN stays NaN.
+// e^x to 2 units in the last place (Cephes' polynomial): 2^n times e^r with |r| <= log(2)/2. Below -104 it is 0; NaN stays NaN.
 INLINE vf exponential(vf x)
 {
-    vf clamped = minimum(maximum(x, splat(-87.33f)), splat(88.37f));
+    vf clamped = minimum(maximum(x, splat(-104.0f)), splat(88.37f));
     vf n = clamped * 1.44269504f + 12582912.0f; // adding 1.5 * 2^23 rounds to an integer
     n -= 12582912.0f;
     vf r = clamped - n * 0.693359375f;
@@ -143,9 +143,8 @@ INLINE vf exponential(vf x)
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * (r * r) + r + 1.0f;
-    vf power = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
-    vf result = blend(x < -87.33f, splat(0.0f), y * power);
-    return blend(x != x, x, result);
+    const vi all = __builtin_convertvector(n, vi), half = all >> 1; // two steps, as 2^n may be subnormal
+    return y * (vf)((half + 127) << 23) * (vf)((all - half + 127) << 23);
 }
 
 INLINE vf tanh_of(vf x) { return 1.0f - 2.0f / (exponential(x * 2.0f) + 1.0f); }

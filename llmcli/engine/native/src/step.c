@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "product.h"
+#include "variant.h"
 
 enum { ITEM_BYTES = 1 << 15 }; // weights that a thread takes at a time
 
@@ -377,7 +378,7 @@ static void restore_all(const view *v)
             restore_row(m, r, v->e->narrow, v->e->output + r * width);
 }
 
-void STEP(engine *e, int thread)
+void IN_VARIANT(step)(engine *e, int thread)
 {
     view v = {.e = e, .m = &e->m, .own = &e->private[thread], .thread = thread, .threads = pool_threads(e->threads)};
     if (e->restored) {
