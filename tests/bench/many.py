@@ -2,10 +2,10 @@
 
     python tests/bench/many.py --shape 135M --threads 2
 
-All run the same random weights. Prompts and texts have unequal lengths, as in practice. transformers gets the prompts
-in batches, padded on the left, and a batch takes as long as its longest text; only requested tokens count. All sample
-at temperature 0.8 and top-p 0.95, and take turns in each round. Ratios are computed within a round; the table gives
-median and range.
+All run the same random weights, transformers in bfloat16 where llmcli's are quantized. Prompts and texts have unequal
+lengths, as in practice. transformers gets the prompts in batches, padded on the left, and a batch takes as long as its
+longest text; only requested tokens count. All sample at temperature 0.8 and top-p 0.95, and take turns in each round.
+Ratios are computed within a round; the table gives median and range.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import steps
+from llmcli.storage.blocks import BLOCK_BYTES
+from llmcli.storage.quantize import quantize
 from tests.bench.peers import SHAPES, write_models
 from tests.tiny import load
 
@@ -90,7 +92,9 @@ def seconds(call: Callable[[], None]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="135M", choices=list(SHAPES), help="size of the model")
-    parser.add_argument("--dtype", default="bfloat16", help="torch dtype of the weights")
+    parser.add_argument(
+        "--weights", default="bfloat16", choices=["float32", "bfloat16", "int8", "int4"], help="llmcli's weights"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--prompts", type=int, default=64, help="number of prompts")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
@@ -101,8 +105,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder), SHAPES[options.shape], [])
-        dtype = getattr(torch, options.dtype)
+        quantization = options.weights if options.weights in BLOCK_BYTES else None
+        dtype = torch.bfloat16 if quantization else getattr(torch, options.weights)
         model = load(Path(folder) / "hf", device=torch.device("cpu"), dtype=dtype)
+        if quantization:
+            quantize(model, quantization)
         theirs = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf", dtype=dtype).eval()
     no_text: Any = NoText()
     loaded = LoadedModel("random", Path(folder), model, no_text, Defaults((), {}, {}))
@@ -115,7 +122,7 @@ def main() -> None:
     for method in methods.values():
         method()
     rounds = [{name: total / seconds(method) for name, method in methods.items()} for _ in range(options.rounds)]
-    print(f"{options.shape} {options.dtype}, {options.threads} threads, {options.prompts} prompts, {total} tokens\n")
+    print(f"{options.shape} {options.weights}, {options.threads} threads, {options.prompts} prompts, {total} tokens\n")
     for name in methods:
         rates = [speeds[name] for speeds in rounds]
         print(f"{name:<28} {statistics.median(rates):8.1f} tokens/s ({min(rates):.1f}-{max(rates):.1f})")

@@ -1,4 +1,4 @@
-"""Compare llmcli with llama.cpp on real checkpoints: decoding, prefill and several texts, as a table of ratios.
+"""Compare llmcli with llama.cpp on real checkpoints: decoding and prefill, as a table of ratios.
 
     pip install llama-cpp-python    # with CMAKE_ARGS=-DGGML_NATIVE=ON
     python tests/bench/real.py FOLDER --models smollm2,gemma3
