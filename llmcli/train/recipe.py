@@ -155,7 +155,8 @@ def make_recipe(given: Mapping[str, Any], *, positions: int | None) -> Recipe:
     recipe_names, shape_names = _names(Recipe) - {"shape"}, _names(Shape)
     for name in given:
         if name not in recipe_names | shape_names:
-            raise usage_error(f"a recipe has no {name}", did_you_mean(name, sorted(recipe_names | shape_names)))
+            hint = did_you_mean(name, sorted(recipe_names | shape_names))
+            raise usage_error(f"a recipe has no {name}", hint or "the recipe.toml of a trained model has all keys")
         if positions is not None and name in shape_names:
             raise usage_error(f"{name} is fixed by the initial model", "remove it")
     method = given.get("method", "pretrain")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from llmcli.files.atomic import replace_text
 from llmcli.train.recipe import BOS_ID, EOS_ID
 
+# The time that the library takes for a word grows with the square of its length: half a minute for 200,000 letters.
+LONG = re.compile(r"(\S{1000}|\s{1000})")
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
 
@@ -30,11 +33,16 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator((part for document in documents for part in parts(document)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, BOS_ID)]
     )
     return tokenizer
+
+
+def parts(document: str) -> Iterator[str]:
+    """Yield a document in parts that have no words of more than a thousand characters; usually there is only one."""
+    return filter(None, LONG.split(document))
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.model.device import Memory
 from llmcli.train import run as running
-from llmcli.train import state
+from llmcli.train import state, vocabulary
 from llmcli.train.recipe import read_recipe
 from tests.train.test_train import CORPUS, CPU, SMALL, run
 
@@ -50,6 +51,17 @@ def test_a_model_that_does_not_fit_into_memory_is_not_allocated(
     monkeypatch.setattr(running, "memory_of", lambda device: Memory(10**5, None))
     with pytest.raises(LlmcliError, match=r"a model of 2\d,\d{3} parameters needs \d\d\d kB to train"):
         running.begin_run(tmp_path, SMALL, CORPUS, device=CPU)
+
+
+@pytest.mark.parametrize("text", ["a" * 2500, "été " * 5 + "acgt" * 1000 + "\n", " " * 3000 + "x", "one word"])
+def test_the_tokenizer_is_trained_on_words_of_limited_length(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes minutes for a word of a million letters. Nothing of the text is lost."""
+    seen = list(vocabulary.parts(text))
+    assert "".join(seen) == text
+    assert max(len(word) for part in seen for word in re.findall(r"\S+|\s+", part)) <= 1000
+    assert seen == [text] or len(text) > 1000
+    monkeypatch.setattr(vocabulary, "parts", lambda document: ["wxyz " * 9])
+    assert vocabulary.train_tokenizer([text], 300).encode("wxyz").tokens[1:] == ["wxyz"]
 
 
 # --- states ---

@@ -379,7 +379,7 @@ def test_a_recipe_of_several_stages(tmp_path: Path) -> None:
         ("plain = 2.0", "from 0 to 1"),
         ("beta = 0.0", "above 0"),
         ("[[stage]]\n[[stage]]\nhidden_size = 8", "remove it"),
-        ("[stage]\ntokens = 5", "has no stage"),
+        ("[stage]\ntokens = 5", "has no stage.*has all keys"),
         ("stage = [1]", "contains no recipe"),
         ("tokens = ", "not valid TOML"),
         ("context = 64\n[[stage]]", "not TOML|no recipe|no stage"),
