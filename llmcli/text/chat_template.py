@@ -15,7 +15,7 @@ from llmcli.errors import LlmcliError
 from llmcli.files.formats import stand_in
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
-from llmcli.text.template_process import PROCESS
+from llmcli.text.template_process import PROCESS, UNUSABLE
 from llmcli.text.tokenizer_config import TOKENIZER_CONFIG, read_tokenizer_config
 
 TEMPLATE_FILE, OLDER_TEMPLATE_FILE = "chat_template.jinja", "chat_template.json"
@@ -43,6 +43,7 @@ class ChatTemplate:
         self.source = source
         self.path = path
         self._tokens = dict(tokens)
+        self._unusable: dict[str, Any] | None = None  # the answer to a request that took too long
         if len(source) > MAX_SOURCE:
             raise self._error("is invalid", f"longer than {MAX_SOURCE} characters")
         literals = self._ask({"source": source})
@@ -66,13 +67,17 @@ class ChatTemplate:
         return text
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        answer = PROCESS.ask(request)
+        answer = self._unusable or PROCESS.ask(request)
         if "error" in answer:
+            if answer["error"] == UNUSABLE:  # the next request would take as long
+                self._unusable = answer
             raise self._error(answer["error"], answer["detail"])
         return answer
 
     def _error(self, problem: str, detail: str) -> LlmcliError:
-        return LlmcliError(f"{self.path}: the chat template {problem}: {' '.join(detail.split())}")
+        return LlmcliError(
+            f"{self.path}: the chat template {problem}: {' '.join(detail.split())}", kind="chat-template"
+        )
 
 
 def find_template(folder: Path) -> ChatTemplate | None:

@@ -15,6 +15,7 @@ from typing import Any
 from llmcli.errors import LlmcliError
 
 SECONDS = 5.0  # to wait for an answer, which usually takes a thousandth of one
+UNUSABLE = "cannot be used"  # the ``error`` of a template that took too long
 # The process finds the packages where this one does. Its own default would begin with the working folder, where a
 # downloaded model may have a jinja2.py.
 PROGRAM = (
@@ -52,7 +53,7 @@ class TemplateProcess:
             if answer is not None:
                 return answer
             self.end()
-            return {"error": "cannot be used", "detail": f"it takes more than {SECONDS:g} seconds, or too much memory"}
+            return {"error": UNUSABLE, "detail": f"it takes more than {SECONDS:g} seconds, or too much memory"}
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:

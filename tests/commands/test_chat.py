@@ -177,6 +177,7 @@ def test_a_template_without_a_system_prompt(run: Run, chat_model: Path, tmp_path
     result = run("chat", "-m", folder, "-s", "Be kind.", input="hi\n")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "chat_template.jinja: the chat template" in result.stderr
+    assert "--raw chats without it" in result.stderr
 
 
 def test_a_duplicate_bos_is_a_warning(run: Run, chat_model: Path, tmp_path: Path) -> None:

@@ -46,6 +46,16 @@ def test_a_template_that_computes_too_long_is_ended(name: str, monkeypatch: pyte
     assert render("{{ messages[0].content }}", "next") == "next"
 
 
+def test_a_template_that_took_too_long_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate(ENDLESS["slices"], {}, Path("x"))
+    monkeypatch.setattr(template_process, "SECONDS", 0.2)
+    with pytest.raises(LlmcliError, match="cannot be used"):
+        template.render([Message("user", "hi")])
+    monkeypatch.setattr(template_process.PROCESS, "ask", lambda request: pytest.fail("it was asked again"))
+    with pytest.raises(LlmcliError, match="cannot be used"):
+        template.render([Message("user", "hello")])
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not limit the memory of a process")
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_a_template_that_needs_too_much_memory_is_an_error(name: str) -> None:

@@ -11,6 +11,7 @@ HINTS: dict[str, str] = {
     "api-key-file": "--api-key-file takes a text file that contains one key",
     "api-key-needed": "set LLMCLI_API_KEY, or give a file with --api-key-file",
     "beyond-context": "choose fewer with --context",
+    "chat-template": "change the messages or the template; --raw chats without it",
     "context-beyond-model": "use a smaller --context",
     "conversation-too-long": "send a shorter message, remove turns with /undo, or start a new chat",
     "corpus-below-context": "use more text or a smaller --context",
