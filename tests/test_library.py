@@ -156,6 +156,14 @@ def test_ids_that_the_model_cannot_read(shipped: LoadedModel, kind: str) -> None
             call(shipped, ids)
 
 
+def test_texts_and_ids_of_the_wrong_type(shipped: LoadedModel) -> None:
+    with pytest.raises(TypeError, match="expected a text, not 5"):
+        llmcli.explain.tokenize(shipped, 5)  # type: ignore[arg-type]
+    for wrong in ("text", ["a"], [1.5]):
+        with pytest.raises(TypeError, match="expected a list of token ids"):
+            shipped.tokenizer.decode(wrong)  # type: ignore[arg-type]
+
+
 def test_ids_may_come_from_other_libraries(shipped: LoadedModel) -> None:
     ids = shipped.prompt_ids(PROMPT)
     for same in (torch.tensor(ids), torch.tensor(ids).numpy(), iter(ids)):

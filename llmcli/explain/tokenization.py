@@ -57,7 +57,9 @@ def tokenize(tokenizer: Tokenizer | LoadedModel, text: str, *, parse_special: bo
 
 
 def check_length(text: str) -> None:
-    """Raise LlmcliError if ``text`` is too long for a report on each of its tokens."""
+    """Raise LlmcliError if ``text`` is too long for a report on each of its tokens, and TypeError if it is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"expected a text, not {text!r:.80}")
     if len(text) > MAX_CHARACTERS:
         raise usage_error(
             f"the text has {len(text)} characters, and at most {MAX_CHARACTERS} can be shown as tokens",

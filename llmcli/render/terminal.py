@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TextIO
@@ -36,7 +37,18 @@ def console(stream: TextIO) -> Console:
     if isinstance(stream, Picture):
         return stream.console
     colors: Literal["auto"] | None = "auto" if styled(stream) else None
-    return Console(file=stream, force_jupyter=False, markup=False, emoji=False, highlight=False, color_system=colors)
+    dumb = stream.isatty() and not animated(stream)  # Rich takes its width to be 80
+    size = shutil.get_terminal_size() if dumb else None
+    return Console(
+        file=stream,
+        width=size and size.columns,
+        height=size and size.lines,
+        force_jupyter=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        color_system=colors,
+    )
 
 
 def printable(text: str, stream: TextIO) -> str:

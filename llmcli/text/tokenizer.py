@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,6 +96,10 @@ class Tokenizer:
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``. Raises LlmcliError if an id is outside the vocabulary."""
+        try:
+            ids = [operator.index(id) for id in ids]
+        except TypeError:
+            raise TypeError(f"expected a list of token ids, not {ids!r:.80}") from None
         for id in ids:
             if not 0 <= id < self.size:
                 raise self._no_token(id)

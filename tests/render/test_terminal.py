@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -295,6 +296,15 @@ def test_a_terminal_without_colors_shows_the_same_without_the_codes(
     monkeypatch.setenv(*env)
     assert "\x1b" not in shown()
     assert shown() == ESCAPE.sub("", with_colors) != with_colors
+
+
+def test_lines_fit_a_terminal_without_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Tty()
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((40, 24)))
+    print_line("a line that is longer than the terminal is wide " * 3, stream)
+    assert max(map(len, stream.getvalue().splitlines())) <= 40
 
 
 def test_a_cell_of_several_values_is_several_columns_in_a_file() -> None:
