@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,9 +66,10 @@ def train(
             if not math.isfinite(value):
                 raise LlmcliError(f"the loss is {value} at step {step}", kind="loss-not-finite")
             torch.autograd.backward(loss)
-            complete = False
-            update(model, optimizers, rate)
-            step, complete = step + 1, True
+            with uninterrupted():
+                complete = False
+                update(model, optimizers, rate)
+                step, complete = step + 1, True
             metrics = Metrics(
                 step=step,
                 steps=recipe.steps,
@@ -81,9 +85,27 @@ def train(
                 save()
                 saved, saved_at = step, time.monotonic()
     finally:
-        # After an interrupted update, some weights are of one step and some of the next: keep the last checkpoint.
+        # After a failed update, some weights are of one step and some of the next: keep the last checkpoint.
         if step > saved and complete:
             save()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Delay Ctrl-C, and other signals that Python handles, until the block ends. Only the main thread gets them."""
+    received: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {n: handler for n in numbers if callable(handler := signal.getsignal(n))} if in_main else {}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in received[:1]:
+        handlers[number](number, None)
 
 
 def _uncompiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

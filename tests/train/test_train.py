@@ -6,8 +6,10 @@ import gzip
 import json
 import lzma
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from llmcli.train.corpus import Corpus, Example, read_corpus, read_examples
 from llmcli.train.loop import train
 from llmcli.train.metrics import Metrics, MetricsFile
 from llmcli.train.objective import validate
-from llmcli.train.optimizer import create_optimizers, initialize, learning_rate
+from llmcli.train.optimizer import create_optimizers, initialize, learning_rate, update
 from llmcli.train.recipe import Recipe, Shape, make_recipe
 from llmcli.train.run import begin_run, resume_run
 
@@ -126,6 +128,31 @@ def test_checkpoints_are_saved_during_training(tmp_path: Path) -> None:
     assert state.saved_step(tmp_path / state.FILE) == 1
     Checkpoint.read(tmp_path).load(device=CPU)
     stepping.close()
+
+
+def test_an_interrupt_during_an_update_comes_after_it_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(SMALL, tmp_path / "whole")
+    out = tmp_path / "cut"
+    stepping = train(begin_run(out, SMALL, CORPUS, device=CPU), out)
+    next(stepping)
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        update(*arguments)
+
+    monkeypatch.setattr("llmcli.train.loop.update", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(stepping)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    monkeypatch.undo()
+    rest = run(SMALL, out, resume=True)
+    assert [m.loss for m in rest] == [m.loss for m in whole[2:]]
 
 
 def test_an_interrupted_update_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
