@@ -8,9 +8,9 @@
 #include "model.h"
 #include "simd.h"
 
-// A token has `SUMS` sums of LANES numbers for a row; TILE tokens' sums fit into the registers.
-enum { BLOCK = 32, PARTS = BLOCK / LANES, SUMS = PARTS < 4 ? PARTS : 4, AHEAD = 4096 };
-enum { TILE = LANES == 16 ? 8 : LANES == 8 ? 2 : 4 };
+// So many rows and tokens are multiplied together that their sums, of LANES numbers each, fit into the registers.
+enum { BLOCK = 32, PARTS = BLOCK / LANES, AHEAD = 4096 };
+enum { ROWS = 4, TILE = LANES == 16 ? 8 : 4 };
 
 // Bytes of a block of 32 weights.
 INLINE int block_bytes(int format)
@@ -47,64 +47,80 @@ INLINE void restore(int format, const uint8_t *p, vf w[PARTS])
     }
 }
 
-// The products of one stored row with `count` <= TILE vectors.
-INLINE void dot(int format, int count, const uint8_t *w, int cols, const float *const *x, float *y)
+// sums[r][t] += the products of a block of each of `rows` rows with 32 numbers of each of `count` vectors.
+INLINE void multiply_block(int format, int rows, int count, const uint8_t *w, int64_t stride, const float *const *x,
+                           int64_t at, vf sums[ROWS][TILE])
+{
+    vf part[ROWS][PARTS];
+    for (int r = 0; r < rows; r++)
+        restore(format, w + r * stride, part[r]);
+    for (int i = 0; i < PARTS; i++)
+        for (int t = 0; t < count; t++) {
+            const vf inputs = load(x[t] + at + i * LANES);
+            for (int r = 0; r < rows; r++)
+                sums[r][t] += part[r][i] * inputs;
+        }
+}
+
+// The products of `rows` stored rows with `count` vectors.
+INLINE void dot(int format, int rows, int count, const uint8_t *w, int64_t stride, int cols, const float *const *x,
+                float results[ROWS][TILE])
 {
     const int bytes = block_bytes(format), blocks = cols / BLOCK;
-    vf sums[TILE][SUMS] = {0}, part[PARTS];
-    int b = 0;
-#define MULTIPLY(address)                                                                                              \
-    do {                                                                                                               \
-        restore(format, (address), part);                                                                              \
-        for (int t = 0; t < count; t++)                                                                                \
-            for (int i = 0; i < PARTS; i++)                                                                            \
-                sums[t][i % SUMS] += part[i] * load(x[t] + b * BLOCK + i * LANES);                                     \
-        b++;                                                                                                           \
-    } while (0)
-    while (b + 2 <= blocks) {
+    vf sums[ROWS][TILE] = {0};
+    for (int b = 0; b < blocks; b++) {
         const uint8_t *block = w + (int64_t)b * bytes;
-        for (int ahead = 0; ahead < 2 * bytes; ahead += 64)
-            __builtin_prefetch(block + AHEAD + ahead);
-        MULTIPLY(block);
-        MULTIPLY(block + bytes);
+        for (int r = 0; r < rows; r++)
+            for (int ahead = 0; ahead < bytes; ahead += 64)
+                __builtin_prefetch(block + r * stride + AHEAD + ahead);
+        multiply_block(format, rows, count, block, stride, x, (int64_t)b * BLOCK, sums);
     }
-    if (b < blocks)
-        MULTIPLY(w + (int64_t)b * bytes);
     if (cols % BLOCK) { // only in dense formats; x continues with zeros
-        uint8_t last[4 * BLOCK] = {0};
-        memcpy(last, w + (int64_t)b * bytes, (size_t)(cols % BLOCK) * (size_t)(bytes / BLOCK));
-        MULTIPLY(last);
+        const int64_t size = 4 * BLOCK, used = cols % BLOCK * (bytes / BLOCK);
+        uint8_t last[ROWS * 4 * BLOCK] = {0};
+        for (int r = 0; r < rows; r++)
+            memcpy(last + r * size, w + r * stride + (int64_t)blocks * bytes, (size_t)used);
+        multiply_block(format, rows, count, last, size, x, (int64_t)blocks * BLOCK, sums);
     }
-#undef MULTIPLY
-    for (int t = 0; t < count; t++) {
-        for (int half = SUMS / 2; half; half /= 2)
-            for (int i = 0; i < half; i++)
-                sums[t][i] += sums[t][i + half];
-        y[t] = sum(sums[t][0]);
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < count; t++)
+            results[r][t] = sum(sums[r][t]);
+}
+
+// y[t][r] = row r of m times x[t], plus the bias, for `rows` rows from `first` on and `count` vectors of any number.
+INLINE void multiply_rows(int format, const matrix *m, int rows, int first, int count, const float *const *x,
+                          float *const *y)
+{
+    const uint8_t *w = m->data + first * m->stride;
+    for (int t = 0, some = TILE; t < count; t += some) {
+        float results[ROWS][TILE];
+        while (some > count - t)
+            some /= 2;
+        switch (some) {
+        case 1: dot(format, rows, 1, w, m->stride, m->cols, x + t, results); break;
+        case 2: dot(format, rows, 2, w, m->stride, m->cols, x + t, results); break;
+        case 4: dot(format, rows, 4, w, m->stride, m->cols, x + t, results); break;
+        default: dot(format, rows, TILE, w, m->stride, m->cols, x + t, results);
+        }
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < some; i++)
+                y[t + i][first + r] = results[r][i] + (m->bias ? m->bias[first + r] : 0.0f);
     }
 }
 
-// y[t][r] = row r of m times x[t], plus the bias, for rows first .. last-1 and `count` vectors of any number.
+// For rows first .. last-1.
 INLINE void multiply_as(int format, const matrix *m, int first, int last, int count, const float *const *x,
                         float *const *y)
 {
-    for (int r = first; r < last; r++) {
-        const uint8_t *w = m->data + r * m->stride;
-        const float bias = m->bias ? m->bias[r] : 0.0f;
-        for (int t = 0, some = TILE; t < count; t += some) {
-            float result[TILE] = {0};
-            while (some > count - t)
-                some /= 2;
-            switch (some) {
-            case 1: dot(format, 1, w, m->cols, x + t, result); break;
-            case 2: dot(format, 2, w, m->cols, x + t, result); break;
-            case 4: dot(format, TILE < 4 ? TILE : 4, w, m->cols, x + t, result); break;
-            default: dot(format, TILE, w, m->cols, x + t, result);
-            }
-            for (int i = 0; i < some; i++)
-                y[t + i][r] = result[i] + bias;
-        }
-    }
+    const int together = count == 1 ? ROWS : 2;
+    int r = first;
+    for (; r + together <= last; r += together)
+        if (together == ROWS)
+            multiply_rows(format, m, ROWS, r, count, x, y);
+        else
+            multiply_rows(format, m, 2, r, count, x, y);
+    for (; r < last; r++)
+        multiply_rows(format, m, 1, r, count, x, y);
 }
 
 static void multiply(const matrix *m, int first, int last, int count, const float *const *x, float *const *y)
