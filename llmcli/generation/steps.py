@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from llmcli.engine.cuda_graph import decode, replays
-from llmcli.engine.exact import exact_products
 from llmcli.engine.native import MAX_ROWS
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import usage_error
@@ -30,6 +29,7 @@ from llmcli.model.transformer import Transformer
 Finish = Literal["length", "stop_token", "context", "grammar"]
 
 MAX_PROPOSED = 8  # tokens proposed per forward pass: longer proposals are seldom accepted to their end
+NATIVE_PROMPT = 3 * MAX_ROWS  # tokens that the compiled engine reads as fast as torch
 PREFILL_CHUNK = 512  # positions per forward pass: bounds the memory of long prompts at no cost in speed
 
 
@@ -266,20 +266,24 @@ def last_logits(
     """Feed ``ids`` through the cache and return the logits after each of the last ``count``, fp32 [count, V].
 
     Few tokens are fed by the compiled engine if the model has one. An observed pass is always torch's, but the logits,
-    keys and values are those of the pass that would have been made unobserved, and it rounds as that one does.
+    keys and values are those of the pass that would have been made unobserved.
     """
     assert count <= PREFILL_CHUNK
     cache.planned = max(cache.planned, cache.length + len(ids))
     native = model.native if isinstance(model, EngineTransformer) else None
-    if native is None or len(ids) > MAX_ROWS:
+    if native is None or len(ids) > NATIVE_PROMPT:
         return _torch_logits(model, ids, cache, count, trace)
     if trace is not None:
         past = cache.length
-        with exact_products(model):
-            _torch_logits(model, ids, cache, count, trace)
+        _torch_logits(model, ids, cache, count, trace)
         cache.truncate(past)
         assert cache.length == past, "a window keeps more than a few tokens in reserve"
-    return native.feed(ids, cache, count)
+    ends = [min(start + MAX_ROWS, len(ids)) for start in range(0, len(ids), MAX_ROWS)]
+    parts = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        wanted = max(end - max(start, len(ids) - count), 0)
+        parts.append(native.feed(ids[start:end], cache, wanted))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _torch_logits(model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None) -> Tensor:

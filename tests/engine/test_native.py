@@ -16,6 +16,7 @@ from llmcli.engine.native import MAX_ROWS, NativeStep, variant
 from llmcli.engine.native.library import library
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
+from llmcli.generation.steps import NATIVE_PROMPT, last_logits
 from llmcli.model.cache import KVCache
 from llmcli.model.config import Activation
 from llmcli.model.transformer import Transformer
@@ -96,6 +97,14 @@ def test_fp32_steps_are_the_references(tiny: TinyFactory, name: str) -> None:
 def test_small_dtypes_round_only_keys_and_values(tiny: TinyFactory, name: str, dtype: torch.dtype) -> None:
     model = load(tiny, name, dtype)
     assert difference(native_logits(model, 1), reference_logits(model)) <= HALF
+
+
+@pytest.mark.parametrize("length", [2 * MAX_ROWS, NATIVE_PROMPT + 1, CONTEXT])
+def test_prompts_round_only_keys_and_values(tiny: TinyFactory, length: int) -> None:
+    for name in ("llama", "gemma3_text", "mixtral"):
+        model = load(tiny, name, torch.bfloat16)
+        logits = last_logits(model, IDS[:length], model.new_cache(), 20)
+        assert difference(logits, reference_logits(model)[length - 20 : length]) <= HALF
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "mixtral", "llama-biases"])

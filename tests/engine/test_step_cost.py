@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmcli.engine.native import MAX_ROWS, variant
+from llmcli.engine.native import variant
 from llmcli.engine.transformer import EngineTransformer
-from llmcli.generation.steps import next_logits
+from llmcli.generation.steps import NATIVE_PROMPT, next_logits
 from llmcli.model import attention
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
 from tests.tiny import CASES, VOCAB, TinyFactory
 
-PROMPT = [1 + n % 50 for n in range(2 * MAX_ROWS)]  # long enough for torch to read it
+PROMPT = [1 + n % 50 for n in range(2 * NATIVE_PROMPT)]  # long enough for torch to read it
 MAX_OPERATIONS = 8  # of torch in a step, whatever the number of layers: buffers for the logits, and views of them
 
 
@@ -66,7 +66,7 @@ def test_a_step_is_one_call_and_no_work_of_torchs(
     engine_step = library.engine_step
     monkeypatch.setattr(library, "engine_step", lambda *args: calls.append(args) or engine_step(*args))
     near, before = counted(model, 6), len(calls)
-    far = counted(model, 30)
+    far = counted(model, 2 * NATIVE_PROMPT)
     assert (before, len(calls)) == (3, 5)  # the last step of each is counted; torch reads the longer text
     for count in (near, far):
         assert count.calls.total() <= MAX_OPERATIONS, count.calls

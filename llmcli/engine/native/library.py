@@ -84,7 +84,8 @@ def library() -> ctypes.CDLL | None:
     """The library, or None if it was not built for this machine."""
     try:
         found = ctypes.CDLL(str(PATH))
-    except OSError:
+        found.engine_distribution.restype = c_void_p
+    except (OSError, AttributeError):  # not built, or built from older sources
         return None
     found.engine_create.restype, found.engine_create.argtypes = c_void_p, (POINTER(Model), c_int)
     found.engine_destroy.restype, found.engine_destroy.argtypes = None, (c_void_p,)
@@ -92,7 +93,6 @@ def library() -> ctypes.CDLL | None:
     found.engine_unembed.restype, found.engine_unembed.argtypes = c_int, (c_void_p, c_void_p, POINTER(Row), c_int)
     found.engine_restore.restype = None
     found.engine_restore.argtypes = (c_void_p, POINTER(Matrix), c_int, c_void_p)
-    found.engine_distribution.restype = c_void_p
     found.engine_variant.restype = found.engine_choose.restype = c_char_p
     found.engine_choose.argtypes = (c_int,)
     return found

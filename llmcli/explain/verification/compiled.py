@@ -9,7 +9,6 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from llmcli.engine.exact import exact_products
 from llmcli.engine.native import MAX_ROWS, NativeStep, variant
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.explain.forward_pass import tolerance
@@ -74,5 +73,5 @@ def decode(subject: Subject, sizes: Sequence[int]) -> Tensor:
 def exact_logits(subject: Subject) -> Tensor:
     """Return the logits after every token, fp32 [T, V], computed by torch alone, without rounding to a small dtype."""
     model = subject.model
-    with torch.inference_mode(), exact_products(model):
+    with torch.inference_mode():
         return Transformer.unembed(model, model.hidden(batch(model, subject.ids)))[0]
