@@ -45,10 +45,10 @@ def load(
 ) -> LoadedModel:
     """Open a model: its transformer, its tokenizer, its stop tokens and its sampling defaults.
 
-    ``name`` is a folder, the name of a model that comes with llmcli, or org/name on the Hugging Face Hub, which is
-    downloaded unless ``offline``. Without a name, it is the model that ``llmcli generate`` uses. ``adapter`` names a
-    LoRA to merge into the weights. ``device`` is "auto", "cpu", "cuda" or "mps"; ``dtype`` is "auto" (as stored),
-    "float32", "bfloat16" or "float16", or fp32, bf16 or fp16 for short; ``quantization`` is "int8" or "int4".
+    ``name`` is a folder, a GGUF file, the name of a model that comes with llmcli, or org/name on the Hugging Face Hub,
+    which is downloaded unless ``offline``. Without a name, it is the model that ``llmcli generate`` uses. ``adapter``
+    names a LoRA to merge into the weights. ``device`` is "auto", "cpu", "cuda" or "mps"; ``dtype`` is "auto" (as
+    stored), "float32", "bfloat16" or "float16", or fp32, bf16 or fp16 for short; ``quantization`` is "int8" or "int4".
 
     Raises LlmcliError if the model does not exist or cannot be read.
     """

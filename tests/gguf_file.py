@@ -1,30 +1,163 @@
-"""Write a Llama-family model with a byte-level BPE tokenizer in llama.cpp's format."""
+"""Write a model folder as a GGUF file, as llama.cpp's converter does: the names are from the package ``gguf``."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# model_type -> the architecture, and whether the converter reorders the rows of q and k for rotation by adjacent pairs.
+ARCHITECTURES = {
+    "llama": ("llama", True),
+    "mistral": ("llama", True),
+    "mixtral": ("llama", True),
+    "smollm3": ("smollm3", True),
+    "granite": ("granite", True),
+    "qwen2": ("qwen2", False),
+    "qwen3": ("qwen3", False),
+    "qwen3_moe": ("qwen3moe", False),
+    "gemma2": ("gemma2", False),
+    "gemma3_text": ("gemma3", False),
+    "phi3": ("phi3", False),
+    "olmo2": ("olmo2", False),
+    "olmoe": ("olmoe", False),
+}
+Stored = Callable[[str, Tensor], str]  # from a GGUF name and the tensor to the name of a ggml type
 
 
-def write_gguf(folder: Path, file: Path) -> None:
-    """Write the model in ``folder`` to ``file``, with tokenizer and chat template, and the weights in float32."""
+def write_gguf(folder: Path, file: Path, stored: Stored = lambda name, tensor: "F32") -> None:
+    """Write the model in ``folder`` to ``file``, with its tokenizer if it has one.
+
+    ``stored`` chooses the types of the tensors.
+    """
     import gguf
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    writer = gguf.GGUFWriter(file, "llama")
+    architecture, paired = ARCHITECTURES[config["model_type"]]
+    writer = gguf.GGUFWriter(file, architecture)
+    _add_config(writer, config)
+    if (folder / "tokenizer.json").is_file():
+        _add_tokenizer(writer, folder, config)
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    tensors = _merged(load_file(folder / "model.safetensors"))
+    for name, tensor in _factors(config).items():
+        writer.add_tensor(name, tensor.numpy())
+    for name, tensor in tensors.items():
+        tensor = tensor.float()
+        heads = config["num_attention_heads"] if ".q_proj" in name else config.get("num_key_value_heads")
+        if paired and (".q_proj" in name or ".k_proj" in name):  # llama.cpp rotates adjacent pairs
+            tensor = tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1).transpose(1, 2).reshape(tensor.shape)
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert target is not None, name
+        kind_of = gguf.GGMLQuantizationType[stored(target, tensor)]
+        data = gguf.quants.quantize(tensor.contiguous().numpy(), kind_of)
+        writer.add_tensor(target, data, raw_dtype=kind_of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with those of all experts of a layer stacked."""
+    merged: dict[str, Any] = {}
+    numbered = {name: re.fullmatch(r"(.*\.experts\.)(\d+)\.(.*)", name) for name in tensors}
+    for name, tensor in tensors.items():
+        match = numbered[name]
+        if match is None:
+            merged[name] = tensor
+        else:
+            merged.setdefault(f"{match[1]}{match[3]}", {})[int(match[2])] = tensor
+    return {
+        name: torch.stack([value[number] for number in sorted(value)]) if isinstance(value, dict) else value
+        for name, value in merged.items()
+    }
+
+
+def _add_config(writer: Any, config: Mapping[str, Any]) -> None:
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads["q_proj"])
-    writer.add_head_count_kv(heads["k_proj"])
-    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads", heads))
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(int(size * config.get("partial_rotary_factor", 1.0)))
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
+    for key, add in {
+        "sliding_window": writer.add_sliding_window,
+        "attn_logit_softcapping": writer.add_attn_logit_softcapping,
+        "final_logit_softcapping": writer.add_final_logit_softcapping,
+        "num_experts": writer.add_expert_count,
+        "num_local_experts": writer.add_expert_count,
+        "num_experts_per_tok": writer.add_expert_used_count,
+        "moe_intermediate_size": writer.add_expert_feed_forward_length,
+        "attention_multiplier": writer.add_attention_scale,
+        "embedding_multiplier": writer.add_embedding_scale,
+        "residual_multiplier": writer.add_residual_scale,
+        "logits_scaling": writer.add_logit_scale,
+    }.items():
+        if config.get(key) is not None:
+            add(config[key])
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf_scaling(scaling["rope_type"]))
+        writer.add_rope_scaling_factor(scaling["factor"])
+    if "original_max_position_embeddings" in scaling:
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+
+
+def gguf_scaling(kind: str) -> Any:
+    """gguf's constant for a type of rope scaling."""
+    import gguf
+
+    return gguf.RopeScalingType(kind)
+
+
+def _factors(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the angles of each rotary pair are divided by, where the file has it as a tensor."""
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "longrope":
+        factors = {"rope_factors_long": "long_factor", "rope_factors_short": "short_factor"}
+        return {f"{name}.weight": torch.tensor(scaling[key]) for name, key in factors.items()}
+    if scaling.get("rope_type") == "llama3":
+        return {"rope_freqs.weight": _llama3_factors(config, scaling)}
+    return {}
+
+
+def _llama3_factors(config: Mapping[str, Any], scaling: Mapping[str, Any]) -> Tensor:
+    """Llama 3.1's scaling as factors: 1 for fast pairs, ``factor`` for slow ones, and in between what interpolates."""
+    size, context = config["head_dim"], scaling["original_max_position_embeddings"]
+    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+    factors = []
+    for pair in range(size // 2):
+        turns = context * config["rope_theta"] ** (-2 * pair / size) / (2 * torch.pi)
+        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
+        factors.append(1 / ((1 - smooth) / factor + smooth))
+    return torch.tensor(factors)
+
+
+def _add_tokenizer(writer: Any, folder: Path, config: Mapping[str, Any]) -> None:
+    """A byte-level BPE tokenizer, and the chat template if there is one."""
+    import gguf
+
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
     tokens = {id: token for token, id in tokenizer["model"]["vocab"].items()} | special
     writer.add_tokenizer_model("gpt2")
@@ -33,17 +166,7 @@ def write_gguf(folder: Path, file: Path) -> None:
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_token_types([control if id in special else normal for id in range(config["vocab_size"])])
     writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
-    writer.add_bos_token_id(config["bos_token_id"])
-    writer.add_eos_token_id(config["eos_token_id"])
     writer.add_add_bos_token(True)
-    writer.add_chat_template((folder / "chat_template.jinja").read_text(encoding="utf-8"))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        for part, count in heads.items():
-            if part in name:  # llama.cpp rotates adjacent pairs, transformers the two halves
-                tensor = tensor.view(count, 2, config["head_dim"] // 2, -1).transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.float().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))

@@ -109,6 +109,8 @@ def test_no_model_names_outside_families() -> None:
     for path in FILES:
         if "families" in path.parts or layer_of(path) == "train":
             continue
+        if path.name == "gguf_vocabulary.py":  # there, these are names of kinds of tokenizers
+            continue
         literals = [
             node.value
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

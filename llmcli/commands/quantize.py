@@ -12,7 +12,7 @@ import click
 from llmcli import render, storage
 from llmcli import train as training
 from llmcli.commands.options.common import Choice, offline_option, threads_option, verbose_option
-from llmcli.commands.options.model import QUANTIZATIONS, ModelChoice, complete_model
+from llmcli.commands.options.model import QUANTIZATIONS, ModelChoice, complete_model, find_model
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import usage_error
@@ -65,6 +65,8 @@ def quantize(
     import torch
 
     documents = [example.text for example in training.read_examples(texts)] if texts else []
+    if find_model(model, offline).is_file():
+        raise usage_error(f"{model} is a GGUF file", "quantize the model that it was made from")
     loaded = ModelChoice(model, offline=offline, device="cpu", threads=threads).open()
     encoded = [training.Encoded(loaded.prompt_ids(document)) for document in documents]
     size = sum(len(document.encode()) for document in documents)

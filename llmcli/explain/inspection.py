@@ -42,7 +42,7 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class StoredTensors:
-    """The tensors of one dtype in the weight files; ``dtype`` is safetensors' name."""
+    """The tensors of one dtype in the weight files; ``dtype`` is the name that safetensors or GGUF has for it."""
 
     dtype: str
     tensors: int
@@ -146,7 +146,8 @@ def inspect_folder(
     tokens = tokens or context
     cache = cache_bytes(config, compute_dtype, tokens, chunk=PREFILL_CHUNK, device=where)
     memory = memory_of(where)
-    needs = _needs(model, compute_dtype, kind, where, cache, memory.usable)
+    kept = headers.kept if where.type == "cpu" else {}
+    needs = _needs(model, compute_dtype, kind, kept, where, cache, memory.usable)
     measured = None if needs[0].fits is False else _measure(open_model().model, tokens)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return InspectReport(
@@ -154,7 +155,7 @@ def inspect_folder(
         shape=architecture_of(config, load_tokenizer(folder, name, model=checkpoint.raw).size),
         parameters=sum(counts.values()),
         active=_active_parameters(config, counts),
-        groups=_groups(counts, weight_bytes(model, compute_dtype, kind)),
+        groups=_groups(counts, {**weight_bytes(model, compute_dtype, kind), **kept}),
         stored=_stored(headers),
         others=headers.others_named,
         disk_bytes=sum(entry.end - entry.start for entry in headers.stored),
@@ -174,17 +175,18 @@ def _needs(
     model: Transformer,
     dtype: torch.dtype,
     kind: Quantization | None,
+    kept: Mapping[str, int],
     device: torch.device,
     cache: CacheBytes,
     usable: int | None,
 ) -> tuple[MemoryNeed, ...]:
     """The need in the requested format, and in the smaller formats that the weights can still be quantized to."""
-    smaller = SMALLER if kind is None and device.type == "cpu" else ()
+    smaller = SMALLER if kind is None and not kept and device.type == "cpu" else ()
     needs = []
     for quantization in (kind, *smaller):
-        size = sum(weight_bytes(model, dtype, quantization).values())
+        size = sum({**weight_bytes(model, dtype, quantization), **kept}.values())
         total = size + cache.most
-        weights = quantization or str(dtype).removeprefix("torch.")
+        weights = quantization or f"{str(dtype).removeprefix('torch.')}{' and blocks' if kept else ''}"
         needs.append(MemoryNeed(weights, size, total, None if usable is None else total <= usable))
     return tuple(needs)
 
@@ -203,9 +205,7 @@ def _measure(model: Transformer, tokens: int) -> MeasuredMemory:
 def _check(
     parameters: int, headers: Headers, need: MemoryNeed, cache: CacheBytes, measured: MeasuredMemory | None
 ) -> Check:
-    claims = [
-        Claim("config.json implies as many parameters as the files hold", abs(parameters - headers.parameters), 0)
-    ]
+    claims = [Claim("the config implies as many parameters as the files hold", abs(parameters - headers.parameters), 0)]
     if measured is not None:
         error = abs(need.weight_bytes - measured.weight_bytes)
         outside = max(cache.needed - measured.cache_bytes, measured.cache_bytes - cache.most, 0)

@@ -16,7 +16,7 @@ _STAND_INS = (
         "run `git lfs pull`, or download the model with `llmcli pull`",
     ),
     (rb"\s*<(?i:!doctype html|html)", "a web page, not the file itself", "on the Hub, download it from /resolve/main/"),
-    (rb"GGUF", "a GGUF file", "get the model as safetensors"),
+    (rb"GGUF", "a GGUF file", "name this file itself as the model"),
     (rb"PK\x03\x04|\x80[\x02-\x05]", "a file of pickled weights", "get the model as safetensors"),
     (rb"\Z", "an empty file", "the download may be incomplete; download it again"),
 )
@@ -49,7 +49,7 @@ def stand_in(path: Path) -> LlmcliError | None:
 def other_weights(names: Iterable[str]) -> str:
     """Return the format of the weights among ``names`` that llmcli cannot read, and a file: "GGUF (model.gguf)".
 
-    Returns "" if there are none.
+    Returns "" if there are none. A GGUF file is a model by itself, but not the weights of a folder.
     """
     names = sorted(names)
     for pattern, format in _OTHER_WEIGHTS:
@@ -57,3 +57,9 @@ def other_weights(names: Iterable[str]) -> str:
             if re.fullmatch(pattern, name, re.IGNORECASE):
                 return f"{format} ({name})"
     return ""
+
+
+def other_weights_hint(names: Iterable[str]) -> str:
+    """Return what to do about the weights that ``other_weights`` finds."""
+    gguf = sorted(name for name in names if re.fullmatch(_OTHER_WEIGHTS[0][0], name, re.IGNORECASE))
+    return f"name the file itself as the model: {gguf[0]}" if gguf else "get the model as safetensors"

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmcli import text
 from llmcli.errors import LlmcliError
+from llmcli.files.gguf import read_gguf
 from llmcli.files.json import read_json
 from llmcli.generation.filters import FILTERS, Penalty
 from llmcli.model.families import fields
@@ -99,10 +101,12 @@ class Defaults:
 
 
 def read_defaults(folder: Path, context: int | None = None) -> Defaults:
-    """Read the generation_config.json of ``folder``; without that file, nothing is set.
+    """Read the generation_config.json of ``folder``; without that file, nothing is set. A GGUF file has end tokens.
 
     ``context`` is the model's in tokens, to which a ``max_length`` may be equal.
     """
+    if folder.is_file():
+        return Defaults(text.gguf_end_ids(read_gguf(folder).metadata), {}, {})
     path = folder / FILE
     try:
         raw = read_json(path) if path.is_file() else {}

@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from llmcli.errors import LlmcliError
-from llmcli.files.formats import other_weights
+from llmcli.files.formats import other_weights, other_weights_hint, stand_in
+from llmcli.files.gguf import is_gguf
 from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.hub import cache
 from llmcli.hub.cache import LocalModel, Progress
@@ -74,6 +75,7 @@ def find_here(name: str) -> Path | None:
 def local_folder(name: str) -> Path | None:
     """The folder that ``name`` is the path of, or the path of its weights, or a shipped model's folder; else None.
 
+    A GGUF file is its own folder.
     Raises LlmcliError if ``name`` is the path of any other file.
     """
     if not name.strip():
@@ -89,10 +91,14 @@ def local_folder(name: str) -> Path | None:
         return shipped()[name]
     if exists and path.name in (WEIGHTS, INDEX):
         return path.parent.resolve()
+    if exists and (path.suffix.lower() == ".gguf" or is_gguf(path)):
+        return path.resolve()
     if exists:
         if other_weights([path.name]):
             raise _not_safetensors(path, [path.name])
-        raise LlmcliError(f"{name} is a file, not a model folder", "give the folder that contains config.json")
+        raise stand_in(path) or LlmcliError(
+            f"{name} is neither a model folder nor a GGUF file", "give the folder that contains config.json"
+        )
     return None
 
 
@@ -105,8 +111,8 @@ def _model_folder(folder: Path) -> Path:
 
 
 def _not_safetensors(path: Path, names: Iterable[str]) -> LlmcliError:
-    message = f"{path}: the weights are {other_weights(names)}, and llmcli reads only safetensors"
-    return LlmcliError(message, "get the model as safetensors")
+    message = f"{path}: the weights are {other_weights(names)}, and llmcli reads only safetensors and GGUF files"
+    return LlmcliError(message, other_weights_hint(names))
 
 
 def parse_hub_name(name: str) -> HubName:

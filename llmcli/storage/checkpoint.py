@@ -1,4 +1,4 @@
-"""Loading a model folder into a ``Transformer`` and saving it, strictly, one tensor at a time."""
+"""Loading a model folder or a GGUF file into a ``Transformer``, and saving a folder, strictly, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmcli.errors import usage_error
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.atomic import replace_text, replacing
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, WEIGHTS
 from llmcli.files.safetensors import write_tensors
 from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES, family_of
-from llmcli.model.families.rules import Rule
+from llmcli.model.families.gguf import architecture_of, described
+from llmcli.model.families.rules import Family, Rule
 from llmcli.model.transformer import Transformer
 from llmcli.storage.blocks import Quantization
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import check_format
+from llmcli.storage.gguf_weights import GgufWeights, contents_of
 from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
 from llmcli.storage.tensors import WeightFiles
 
@@ -34,21 +36,40 @@ DTypeChoice = torch.dtype | Callable[[torch.dtype, int], torch.dtype] | None
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder whose config.json has been read and validated; ``raw`` is the parsed file."""
+    """A model folder whose config.json has been read and validated; ``raw`` is the parsed file.
+
+    ``folder`` may also be a GGUF file. Then ``raw`` is made from its metadata, and ``family`` has its tensors' names.
+    """
 
     folder: Path
     raw: Mapping[str, Any]
     config: ModelConfig
+    family: Family
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """Read config.json.
+        """Read config.json, or the header of a GGUF file.
 
         Raises LlmcliError if the file is missing or invalid, or a family, quantization or value is not supported.
         """
+        if folder.is_file():
+            return cls._read_gguf(folder)
         raw = read_json(folder / CONFIG)
         check_format(raw)
-        return cls(folder, raw, family_of(raw).parse(raw))
+        family = family_of(raw)
+        config = family.parse(raw)
+        return cls(folder, raw, config, FAMILIES[config.model_type])
+
+    @classmethod
+    def _read_gguf(cls, path: Path) -> Checkpoint:
+        contents = contents_of(path)
+        try:
+            raw = described(contents)
+            family = family_of(raw)
+            return cls(path, raw, family.parse(raw), architecture_of(contents).family(family))
+        except LlmcliError as error:  # a parser names the file that it expects
+            message = error.message.removeprefix(f"{CONFIG}: ").removeprefix(f"{path}: ")
+            raise LlmcliError(f"{path}: {message}", error.hint, kind=error.kind) from error
 
     @property
     def quantization(self) -> Quantization | None:
@@ -91,6 +112,12 @@ class Checkpoint:
             )
         opened = self.open(adapter, build)
         stored_as = opened.dtype(dtype)
+        weights = opened.weights
+        if isinstance(weights, GgufWeights):
+            if device.type == "cpu":
+                kept = weights.keep_blocks(opened.model, opened.rules, stored_as, notes)
+                opened = replace(opened, rules=[rule for rule in opened.rules if rule.target not in kept])
+            notes.restored = weights.formats(opened.rules)
 
         def parameter(rule: Rule) -> Tensor:
             return opened.weights.parameter(rule, opened.shapes[rule.target], stored_as, device)
@@ -118,8 +145,8 @@ class Checkpoint:
         The config is untied if a head is stored that differs from the embedding, as in transformers, or if the adapter
         changes one of the two. Raises LlmcliError if a tensor is missing, or a file is damaged.
         """
-        family, config = FAMILIES[self.config.model_type], self.config
-        weights = WeightFiles(self.folder, family, config, self.raw, adapter)
+        family, config = self.family, self.config
+        weights = self._weights(adapter)
         rules = family.rules(config)
         if config.tie_word_embeddings:
             untied = replace(config, tie_word_embeddings=False)
@@ -130,6 +157,15 @@ class Checkpoint:
                 config, rules = untied, family.rules(untied)
         weights.check_names(rules, tied=config.tie_word_embeddings)
         return weights, config, rules
+
+    def _weights(self, adapter: Path | None) -> WeightFiles:
+        if not self.folder.is_file():
+            return WeightFiles(self.folder, self.family, self.config, self.raw, adapter)
+        if adapter is not None:
+            raise usage_error(
+                "an adapter cannot be merged into the weights of a GGUF file", "name the model that it was made from"
+            )
+        return GgufWeights(self.folder, self.family)
 
 
 @dataclass(frozen=True)

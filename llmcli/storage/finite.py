@@ -21,10 +21,12 @@ class LoadNotes:
     """What loading a model found, filled while it loads.
 
     ``unused`` names the stored tensors that the model does not use; tensors whose names differ only in a number have
-    one entry. ``checked_bytes`` of weights were checked for NaN and infinity in ``check_seconds``.
+    one entry. ``restored`` are the block formats of a GGUF file whose weights were restored to floats.
+    ``checked_bytes`` of weights were checked for NaN and infinity in ``check_seconds``.
     """
 
     unused: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
     checked_bytes: int = 0
     check_seconds: float = 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.blocks import Quantization
 from llmcli.storage.checkpoint import Checkpoint
+from llmcli.storage.gguf_weights import GgufWeights
 from llmcli.storage.quantized_checkpoint import check_quantized, find_quantized
 from llmcli.storage.tensors import summarize
 
@@ -24,7 +26,7 @@ class Headers:
     ``config`` is that of the model as it loads, ``dtype`` the dtype of its weights' values, ``quantization`` how the
     weights are quantized, if they are. ``entries`` are the tensors that hold parameters, ``others`` the remaining ones
     (scales, copies, masks); ``others_named`` lists those that are not used. ``parameters`` is how many numbers the
-    ``entries`` hold.
+    ``entries`` hold. ``kept`` are the bytes of the parameters of a GGUF file that stay as stored on a CPU.
     """
 
     config: ModelConfig
@@ -34,6 +36,7 @@ class Headers:
     others: tuple[Entry, ...]
     others_named: str
     parameters: int
+    kept: Mapping[str, int]
 
     @property
     def stored(self) -> tuple[Entry, ...]:
@@ -47,12 +50,17 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
     Raises LlmcliError if a file is damaged or does not match config.json.
     """
     quantization = checkpoint.quantization
+    kept: dict[str, int] = {}
     if quantization is None:
         weights, config, rules = checkpoint.locate(adapter)
         entries = {name: entry for name, (_, entry) in weights.tensors.items()}
         wanted = {source.name for rule in rules for source in rule.sources}
         dtype = weights.dtype(rules[0].sources[0].name)
         parameters = sum(math.prod(entries[name].shape) for name in wanted)
+        if isinstance(weights, GgufWeights):
+            with torch.device("meta"):
+                model = Transformer(config)
+            kept = {rule.target: weights.nbytes(rule) for rule in weights.kept(model, rules)}
     else:
         file, config = find_quantized(checkpoint.folder, checkpoint.config)
         entries = file.entries
@@ -71,4 +79,5 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         others=tuple(entries[name] for name in others),
         others_named="" if quantization else summarize(others),
         parameters=parameters,
+        kept=kept,
     )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.files.formats import other_weights
+from llmcli.files.formats import other_weights, other_weights_hint
 from llmcli.files.json import read_json
-from llmcli.files.names import INDEX, WEIGHTS
+from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.files.safetensors import DTYPES, Entry, TensorFile
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.rules import Family, Rule, Source
@@ -38,6 +38,8 @@ class WeightFiles:
 
     Raises LlmcliError if a file is damaged or a tensor is stored twice.
     """
+
+    config_name = CONFIG  # what describes the model, for errors
 
     def __init__(
         self, folder: Path, family: Family, config: ModelConfig, raw: Mapping[str, Any], adapter: Path | None = None
@@ -98,14 +100,18 @@ class WeightFiles:
         named = [
             f"{what}: {summarize(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names
         ]
-        hint = "config.json and the weights must come from the same model"
+        hint = self._mismatch_hint
         if len(missing) == 1 and missing[0] in HEADS:
             hint = "these are the weights of a base model, which has no head to predict tokens with"
         layers, stored = count_layers(rules, self.tensors)
         counts = "" if layers == stored else f", which has {layers} layers, but the weights have {stored}"
         return LlmcliError(
-            f"{self.folder}: the weights do not match config.json{counts}; tensors {'; '.join(named)}", hint
+            f"{self.folder}: the weights do not match {self.config_name}{counts}; tensors {'; '.join(named)}", hint
         )
+
+    @property
+    def _mismatch_hint(self) -> str:
+        return f"{self.config_name} and the weights must come from the same model"
 
     def _check_scales(self, plain: Iterable[str]) -> None:
         """Raise LlmcliError if one of the ``plain`` tensors, which are not in 8 bits, has a scale."""
@@ -161,8 +167,8 @@ class WeightFiles:
             if entry.shape != expected:
                 raise LlmcliError(
                     f"{file.path}: tensor {entry.name} has shape {list(entry.shape)}, "
-                    f"but config.json implies {list(expected)}",
-                    "config.json and the weights must come from the same model",
+                    f"but {self.config_name} implies {list(expected)}",
+                    self._mismatch_hint,
                 )
 
     def dtype(self, name: str) -> torch.dtype:
@@ -315,10 +321,11 @@ def _located(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
         return [folder / WEIGHTS], {}
     if not (folder / INDEX).is_file():
         check_beside(folder)
-        other = other_weights(path.name for path in _files(folder))
+        names = [path.name for path in _files(folder)]
+        other = other_weights(names)
         raise LlmcliError(
             f"{folder}: no {WEIGHTS} and no {INDEX}" + (f"; its weights are {other}" if other else ""),
-            "get the model as safetensors" if other else "download the weights, or give the folder that has them",
+            other_weights_hint(names) if other else "download the weights, or give the folder that has them",
         )
     shard_of = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):

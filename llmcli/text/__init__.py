@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmcli.text.chat_template import ChatTemplate as ChatTemplate
     from llmcli.text.chat_template import Message as Message
     from llmcli.text.chat_template import find_template as find_template
+    from llmcli.text.gguf_vocabulary import gguf_end_ids as gguf_end_ids
     from llmcli.text.stream import TextStream as TextStream
     from llmcli.text.tokenizer import Token as Token
     from llmcli.text.tokenizer import Tokenizer as Tokenizer
@@ -46,6 +47,7 @@ __all__ = [
     "Tokenizer",
     "Word",
     "find_template",
+    "gguf_end_ids",
     "join_messages",
     "load_tokenizer",
     "merge_symbols",
@@ -71,6 +73,7 @@ __getattr__, __dir__ = lazy.exports(
         "Message": "chat_template",
         "ROLES": "chat_template",
         "find_template": "chat_template",
+        "gguf_end_ids": "gguf_vocabulary",
         "TextStream": "stream",
         "Token": "tokenizer",
         "Tokenizer": "tokenizer",

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import stand_in
+from llmcli.files.gguf import read_gguf
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
 from llmcli.text.template_process import PROCESS, UNUSABLE
@@ -81,11 +82,15 @@ class ChatTemplate:
 
 
 def find_template(folder: Path) -> ChatTemplate | None:
-    """Return the chat template of a model folder; None if it has none.
+    """Return the chat template of a model folder or a GGUF file; None if it has none.
 
     chat_template.jinja takes precedence over tokenizer_config.json, as in transformers, and the older
     chat_template.json comes last. Raises LlmcliError if a file cannot be read or has the wrong contents.
     """
+    if folder.is_file():
+        from llmcli.text.gguf_vocabulary import find_gguf_template  # which imports this module
+
+        return find_gguf_template(read_gguf(folder).metadata, folder)
     path, jinja, older = (folder / name for name in (TOKENIZER_CONFIG, TEMPLATE_FILE, OLDER_TEMPLATE_FILE))
     config = read_tokenizer_config(folder)
     tokens, template = config.variables, config.raw.get("chat_template")

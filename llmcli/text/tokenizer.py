@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.formats import stand_in
+from llmcli.files.gguf import read_gguf
 from llmcli.text.decoder import ByteDecoder, is_byte
 from llmcli.text.limited_encoder import LimitedEncoder
 from llmcli.text.tokenizer_config import read_tokenizer_config
@@ -191,12 +192,16 @@ def _check_unicode(text: str) -> None:
 
 
 def load_tokenizer(folder: Path, name: str | None = None, *, model: Mapping[str, Any] | None = None) -> Tokenizer:
-    """Load the tokenizer of a model folder; ``name`` is the folder's unless given.
+    """Load the tokenizer of a model folder or a GGUF file; ``name`` is the folder's unless given.
 
     ``model`` is config.json if it is already parsed.
 
     Raises LlmcliError if the folder has no tokenizer.json, or a file of the tokenizer cannot be read.
     """
+    if folder.is_file():
+        from llmcli.text.gguf_tokenizer import load_gguf_tokenizer  # which imports this module
+
+        return load_gguf_tokenizer(read_gguf(folder).metadata, name or folder.name)
     path = folder / "tokenizer.json"
     if not path.is_file():
         older = [file for file in ("tokenizer.model", "vocab.json") if (folder / file).is_file()]

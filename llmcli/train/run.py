@@ -110,8 +110,10 @@ def _initial_model(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, 
     """Return the model in ``init`` and its config.json, and copy the other files of its folder to ``out``.
 
     Adds chat tokens for "sft" and "dpo" if the model has no chat template. Raises LlmcliError if the weights are
-    quantized.
+    quantized or in a GGUF file.
     """
+    if init.is_file():
+        raise LlmcliError(f"{init}: a GGUF file cannot be trained", "start from the model that it was made from")
     source = Checkpoint.read(init)
     if source.quantization is not None:
         raise LlmcliError(f"{init}: quantized weights cannot be trained", "start from the original model")

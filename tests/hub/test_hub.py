@@ -144,18 +144,21 @@ def test_a_folder_takes_precedence_over_the_hub(hub: Hub, tmp_path: Path, monkey
 
 
 def test_the_path_of_weights_names_their_folder(tmp_path: Path) -> None:
-    for name in ("model.safetensors", "model.safetensors.index.json", "weights.gguf"):
+    for name in ("model.safetensors", "model.safetensors.index.json", "weights.gguf", "weights.bin"):
         (tmp_path / name).touch()
     assert find(str(tmp_path / "model.safetensors")) == tmp_path.resolve()
     assert find(str(tmp_path / "model.safetensors.index.json")) == tmp_path.resolve()
-    assert "the weights are GGUF (weights.gguf)" in fails(lambda: find(str(tmp_path / "weights.gguf"))).message
-    (tmp_path / "notes.txt").touch()
-    assert "is a file, not a model folder" in fails(lambda: find(str(tmp_path / "notes.txt"))).message
+    assert find(str(tmp_path / "weights.gguf")) == (tmp_path / "weights.gguf").resolve()
+    assert "the weights are pickled (weights.bin)" in fails(lambda: find(str(tmp_path / "weights.bin"))).message
+    (tmp_path / "notes.txt").write_text("notes")
+    assert "is neither a model folder nor a GGUF file" in fails(lambda: find(str(tmp_path / "notes.txt"))).message
 
 
 def test_a_folder_of_weights_in_another_format(tmp_path: Path) -> None:
     (tmp_path / "a-Q4_K_M.gguf").touch()
-    assert "the weights are GGUF (a-Q4_K_M.gguf)" in fails(lambda: find(str(tmp_path))).message
+    error = fails(lambda: find(str(tmp_path)))
+    assert "the weights are GGUF (a-Q4_K_M.gguf)" in error.message
+    assert error.hint == "name the file itself as the model: a-Q4_K_M.gguf"
     (tmp_path / "config.json").touch()
     assert find(str(tmp_path)) == tmp_path.resolve()
 

@@ -97,6 +97,11 @@ def report_load(loaded: generation.LoadedModel) -> None:
         more = f" and {len(notes.unused) - MOST_NAMES} more" if len(notes.unused) > MOST_NAMES else ""
         named = render.one_line(", ".join(notes.unused[:MOST_NAMES]))
         render.note(f"{loaded.name} does not use these tensors of its files: {named}{more}", sys.stderr)
+    if notes.restored:
+        formats, dtype = ", ".join(notes.restored), loaded.model.dtype_name
+        render.note(
+            f"{loaded.name}: weights in {formats} were restored to {dtype}, which takes more memory", sys.stderr
+        )
     if is_verbose():
         size, seconds = readable(notes.checked_bytes), notes.check_seconds
         render.note(f"{loaded.name}: checked {size} of weights for NaN and infinity in {seconds:.2f} s", sys.stderr)
@@ -134,7 +139,7 @@ def complete_model(ctx: click.Context, option: click.Parameter, incomplete: str)
     return []
 
 
-MODEL_HELP = "A folder, a name from `llmcli models`, or org/name on the Hugging Face Hub"
+MODEL_HELP = "A folder, a GGUF file, a name from `llmcli models`, or org/name on the Hugging Face Hub"
 
 
 def models_option(help: str) -> Decorator:

@@ -76,6 +76,8 @@ def check_installed() -> None:
 
 def check_comparable(subject: Subject) -> None:
     """Raise ``Skipped`` if transformers would not run the same weights."""
+    if subject.loaded.folder.is_file():
+        raise Skipped("the weights are in a GGUF file, which transformers does not run as it is")
     config = read_json(subject.loaded.folder / CONFIG)
     if quantization_of(subject.model) is not None or "quantization_config" in config:
         raise Skipped("the weights are quantized, which transformers does in another way")

@@ -105,7 +105,8 @@ def verify(
 
 def _opener(loaded: LoadedModel) -> Reopen:
     """A function that opens the folder of ``loaded`` again, quantized in the same way."""
-    quantization = None if Checkpoint.read(loaded.folder).quantization else quantization_of(loaded.model)
+    stored = loaded.folder.is_file() or Checkpoint.read(loaded.folder).quantization is not None
+    quantization = None if stored else quantization_of(loaded.model)
 
     def reopen(device: str, dtype: str) -> LoadedModel:
         return load(loaded.folder, name=loaded.name, device=device, dtype=dtype, quantization=quantization)

@@ -50,7 +50,8 @@ class Source:
     """A stored tensor, and the number of rows that it fills in a parameter.
 
     ``transposed``: stored [in, out]. ``grouped`` (a, b, c): the stored rows, viewed as [a, b, c, ...], become the
-    parameter's as [a, c, b, ...]. ``shape`` is the stored shape if it differs from rows and columns.
+    parameter's as [a, c, b, ...]. ``shape`` is the stored shape if it differs from rows and columns. ``shift`` is added
+    to the stored values.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Source:
     transposed: bool = False
     grouped: tuple[int, int, int] | None = None
     shape: tuple[int, ...] = ()
+    shift: float = 0.0
 
     def stored_shape(self, columns: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the stored tensor must have for a parameter of shape [rows of all sources, *columns]."""
@@ -67,11 +69,12 @@ class Source:
     @property
     def as_stored(self) -> bool:
         """Whether the stored rows are the parameter's, in the same order."""
-        return not self.transposed and self.grouped is None
+        return not self.transposed and self.grouped is None and not self.shift
 
     def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
         """The stored tensor as the parameter's rows: [rows, *columns]."""
         rows = (stored.T if self.transposed else stored).reshape(self.rows, *columns)
+        rows = rows + self.shift if self.shift else rows
         if self.grouped is None:
             return rows
         a, b, c = self.grouped
@@ -88,6 +91,7 @@ class Source:
         if self.grouped is not None:
             a, b, c = self.grouped
             rows = rows.reshape(a, c, b, -1).transpose(1, 2)
+        rows = rows - self.shift if self.shift else rows
         shape = self.stored_shape(columns)
         return rows.reshape(shape[::-1]).T if self.transposed else rows.reshape(shape)
 

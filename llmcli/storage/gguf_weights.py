@@ -1,0 +1,163 @@
+"""The weights of a GGUF file, as ``Checkpoint`` reads them: blocks of 8 and 4 bits stay packed, others are restored.
+
+A file has one tensor for all experts of a layer; here each expert has its own, such as
+``blk.0.experts.3.ffn_gate.weight``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmcli.errors import LlmcliError
+from llmcli.files.gguf import BLOCKS, GgufTensor, damaged, parts_of, read_gguf
+from llmcli.files.safetensors import Entry, TensorFile
+from llmcli.model.families.gguf import Contents
+from llmcli.model.families.rules import Family, Rule
+from llmcli.model.layers import Embedding
+from llmcli.model.transformer import Transformer
+from llmcli.storage.blocks import Quantization, scales_of
+from llmcli.storage.finite import LoadNotes
+from llmcli.storage.ggml import PACKED, restore
+from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, matrices, replace_module
+from llmcli.storage.tensors import WeightFiles
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+KEPT: dict[str, Quantization] = {"Q8_0": "int8", "Q4_0": "int4"}  # the formats of ``storage.blocks``
+EXPERTS = re.compile(r"(blk\.\d+\.)(ffn_\w+)_exps\.(weight|bias)")
+MAX_EXPERTS = 2**12
+PIECE = 2**18  # weights restored at a time; a multiple of every block
+
+
+class GgufTensors(TensorFile):
+    """A GGUF file's tensors; those in blocks are read as float32."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._dtypes = {**FLOATS, **dict.fromkeys(PACKED, torch.float32)}
+        self.entries = {entry.name: entry for tensor in read_gguf(path).tensors.values() for entry in _entries(tensor)}
+        self.metadata = {}
+        self._bytes: Tensor | None = None
+
+    def _damaged(self, error: object) -> LlmcliError:
+        return damaged(self.path, error)
+
+    def blocks(self, entry: Entry) -> Tensor:
+        """The memory-mapped bytes of a tensor in blocks: uint8 [rows, bytes]."""
+        if self._bytes is None:
+            size = self.path.stat().st_size
+            self._bytes = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
+        return self._bytes[entry.start : entry.end].view(math.prod(entry.shape[:-1]), -1)
+
+    def read_into(self, entry: Entry, target: Tensor, first: int = 0) -> Tensor:
+        """See ``TensorFile.read_into``; ``first`` is the beginning of a block."""
+        if entry.dtype not in PACKED:
+            return super().read_into(entry, target, first)
+        weights, size = BLOCKS[entry.dtype]
+        data = self.blocks(entry).view(-1)[first // weights * size :]
+        for start in range(0, target.numel(), PIECE):
+            piece = target.view(-1)[start : start + PIECE]
+            begin, end = start // weights * size, (start + len(piece)) // weights * size
+            piece.copy_(restore(data[begin:end], entry.dtype))
+        return target
+
+    def mapped(self, entries: Sequence[Entry]) -> Tensor | None:
+        """See ``TensorFile.mapped``; None for tensors in blocks, too."""
+        return None if entries[0].dtype in PACKED else super().mapped(entries)
+
+
+def _entries(tensor: GgufTensor) -> Iterator[Entry]:
+    """The tensor or, if it is that of all experts, the tensor of each."""
+    experts = EXPERTS.fullmatch(tensor.name)
+    if experts is None or len(tensor.shape) < 2 or tensor.shape[0] > MAX_EXPERTS:
+        yield Entry(tensor.name, tensor.type, tensor.shape, tensor.start, tensor.end)
+        return
+    layer, name, suffix = experts.groups()
+    size = (tensor.end - tensor.start) // tensor.shape[0]
+    for number in range(tensor.shape[0]):
+        start = tensor.start + number * size
+        yield Entry(f"{layer}experts.{number}.{name}.{suffix}", tensor.type, tensor.shape[1:], start, start + size)
+
+
+class GgufWeights(WeightFiles):
+    """The tensors of a GGUF file, or of all files of a split one; no adapter can change them."""
+
+    config_name = "the metadata"
+
+    def __init__(self, path: Path, family: Family) -> None:
+        self.folder, self.family = path, family
+        self.scaled, self.block = False, (1, 1)
+        self.adapter, self.adapted = None, frozenset()
+        self.unused: tuple[str, ...] = ()
+        self.tensors: dict[str, tuple[TensorFile, Entry]] = {}
+        for part in parts_of(read_gguf(path)):
+            file = GgufTensors(part)
+            for entry in file.entries.values():
+                self._add(entry.name, file, entry, None)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See ``WeightFiles.dtype``: blocks are restored to bfloat16."""
+        _, entry = self.tensors[name]
+        return torch.bfloat16 if entry.dtype in PACKED else super().dtype(name)
+
+    def keep_blocks(self, model: Transformer, rules: Iterable[Rule], dtype: torch.dtype, notes: LoadNotes) -> set[str]:
+        """Put matrices that are stored in blocks of ``storage.blocks`` into the model, to compute in ``dtype``.
+
+        Returns the parameters that they fill. Raises LlmcliError if a scale is NaN or infinite.
+        """
+        modules, kept = dict(matrices(model)), self.kept(model, rules)
+        for rule in kept:
+            name = rule.target.removesuffix(".weight")
+            quantization, columns = kept[rule], modules[name].weight.shape[1]
+            blocks = self._blocks(rule)
+            if not notes.finite(scales_of(blocks, quantization)):
+                raise self.not_finite(rule, dtype)
+            if isinstance(modules[name], Embedding):
+                replace_module(model, name, QuantizedEmbedding(blocks, columns, quantization))
+            else:
+                replace_module(model, name, QuantizedLinear(blocks, columns, quantization, None, dtype))
+        return {rule.target for rule in kept}
+
+    def kept(self, model: Transformer, rules: Iterable[Rule]) -> dict[Rule, Quantization]:
+        """The matrices of ``model`` that stay in blocks on a CPU: those stored in one format of ``storage.blocks``."""
+        modules = {f"{name}.weight" for name, _ in matrices(model)}
+        found: dict[Rule, Quantization] = {}
+        for rule in rules:
+            formats = {self.tensors[source.name][1].dtype for source in rule.sources}
+            if rule.target in modules and len(formats) == 1 and formats <= KEPT.keys():
+                found[rule] = KEPT[formats.pop()]
+        return found
+
+    def formats(self, rules: Iterable[Rule]) -> tuple[str, ...]:
+        """The block formats in which the parameters of ``rules`` are stored."""
+        found = {self.tensors[source.name][1].dtype for rule in rules for source in rule.sources}
+        return tuple(sorted(found.intersection(PACKED)))
+
+    def _blocks(self, rule: Rule) -> Tensor:
+        """The rule's rows in blocks: mapped if the file has them in this order."""
+        stacked = []
+        for source in rule.sources:
+            file, entry = self.tensors[source.name]
+            assert isinstance(file, GgufTensors)
+            rows = file.blocks(entry)
+            stacked.append(rows if source.as_stored else rows[source.arranged_rows()])
+        return stacked[0] if len(stacked) == 1 else torch.cat(stacked)
+
+
+def contents_of(path: Path) -> Contents:
+    """What the GGUF file, or the first of several, says about its model. Raises the errors of ``read_gguf``."""
+    header = read_gguf(path)
+    files = [GgufTensors(part) for part in parts_of(header)]
+    found = {name: (file, entry) for file in files for name, entry in file.entries.items()}
+
+    def values(name: str) -> list[float]:
+        file, entry = found[name]
+        numbers: list[float] = file.read(entry).flatten().tolist()
+        return numbers
+
+    return Contents(header.metadata, {name: entry.shape for name, (_, entry) in found.items()}, values)

@@ -1,0 +1,97 @@
+"""GGUF files in place of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from llmcli.hub import default_model, find
+from tests.commands.conftest import records
+from tests.gguf_file import write_gguf
+
+Run = Callable[..., Result]
+FLOAT32 = ("--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model in one file: matrices in Q8_0, norms in float32."""
+    path = tmp_path_factory.mktemp("gguf") / "tales.gguf"
+    write_gguf(find(default_model()), path, lambda name, tensor: "Q8_0" if tensor.ndim == 2 else "F32")
+    return path
+
+
+def test_a_file_writes_what_its_folder_writes(run: Run, tmp_path: Path) -> None:
+    write_gguf(find(default_model()), tmp_path / "exact.gguf")
+    options = ("generate", "Once upon a time", "-n", 30, "--temperature", 0, *FLOAT32)
+    theirs, ours = run(*options), run(*options, "-m", tmp_path / "exact.gguf")
+    assert ours.exit_code == 0, ours.stderr
+    assert ours.stdout == theirs.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("explain-step", "Once upon a time"),
+        ("lens", "Once upon a time"),
+        ("score", "Once upon a time, there was a king."),
+        ("tokenize", "Once upon a time"),
+        ("inspect",),
+        ("verify", "Once upon a time, there was a king."),
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_open_a_file(run: Run, file: Path, command: tuple[str | int, ...]) -> None:
+    result = run(*command, "-m", file)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout
+
+
+def test_chat_uses_the_template_of_the_file(run: Run, file: Path) -> None:
+    result = run("chat", "-m", file, "-n", 5, input="Tell me a story.\n")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout
+
+
+def test_inspect_predicts_the_memory_of_packed_weights(run: Run, file: Path) -> None:
+    (report,) = records(run("inspect", "-m", file, "--json"))
+    assert report["check"]["ok"]
+    assert {stored["dtype"] for stored in report["stored"]} == {"Q8_0", "F32"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("quantize", "FILE", "OUT"), "is a GGUF file"),
+        (("generate", "a", "-m", "FILE", "--adapter", "FILE"), "cannot be merged into the weights of a GGUF file"),
+        (("generate", "a", "-m", "FILE", "--quantize", "int8"), "the weights are already quantized"),
+    ],
+)
+def test_what_needs_the_original_model(
+    run: Run, file: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    paths = {"FILE": str(file), "OUT": str(tmp_path / "out")}
+    result = run(*(paths.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_formats_that_are_restored_are_named(run: Run, tmp_path: Path) -> None:
+    write_gguf(find(default_model()), tmp_path / "a.gguf", lambda name, tensor: "Q5_1" if tensor.ndim == 2 else "F32")
+    result = run("generate", "Once", "-n", 1, "-m", tmp_path / "a.gguf")
+    assert "a.gguf: weights in Q5_1 were restored to bfloat16, which takes more memory" in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_a_damaged_file_is_an_error_of_one_line(run: Run, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:1000])
+    result = run("generate", "a", "-m", tmp_path / "cut.gguf")
+    assert result.exit_code == 1
+    assert "cut.gguf: not a complete GGUF file: it ends within its header" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""

@@ -1,0 +1,206 @@
+"""GGUF files against the same model in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmcli.engine.transformer import EngineTransformer
+from llmcli.errors import LlmcliError
+from llmcli.model.families import FAMILIES
+from llmcli.model.transformer import Transformer
+from llmcli.storage.checkpoint import Checkpoint, save
+from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear
+from tests.gguf_file import write_gguf
+
+CPU = torch.device("cpu")
+BASE: dict[str, Any] = {
+    "vocab_size": 67,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 0.02,
+    "rope_theta": 500.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2}
+GEMMA = {"sliding_window": 8, "query_pre_attn_scalar": 32, "tie_word_embeddings": True, "num_hidden_layers": 7}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + pair / 20 for pair in range(12)],
+    "long_factor": [1.5 + pair / 2 for pair in range(12)],
+    "original_max_position_embeddings": 16,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama-biases": {"attention_bias": True, "mlp_bias": True},
+    "llama-tied-llama3": {"tie_word_embeddings": True, "rope_scaling": LLAMA3},
+    "llama-linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama-yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2": {"head_dim": 16},
+    "qwen3": {},
+    "qwen3_moe": {**MOE, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    "gemma2": {**GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 2.0},
+    "gemma3_text": {**GEMMA, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "phi3": {"head_dim": 16, "sliding_window": 8},
+    "phi3-longrope": {"partial_rotary_factor": 0.75, "rope_scaling": LONGROPE},
+    "smollm3": {"num_hidden_layers": 4, "head_dim": 16},
+    "granite": {
+        "head_dim": 16,
+        "logits_scaling": 3.0,
+        "attention_multiplier": 0.3,
+        "embedding_multiplier": 1.5,
+        "residual_multiplier": 0.7,
+    },
+    "olmo2": {"head_dim": 16},
+    "olmoe": {**MOE, "head_dim": 16},
+}
+
+
+def write_model(folder: Path, case: str, **changed: Any) -> Path:
+    """Write a random model to ``folder``, in the layout of its family, and return the folder."""
+    raw = {"model_type": case.partition("-")[0], **BASE, **MODELS[case], **changed}
+    config = FAMILIES[raw["model_type"]].parse(raw)
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        spread = 0.3 if "norm" in name else 1.0 if name.startswith("embedding") else 0.2
+        torch.nn.init.normal_(parameter, 0.0 if config.norm_offset else "norm" in name, spread, generator)
+    save(model, folder, raw, dtype=torch.float32)
+    return folder
+
+
+def logits_of(path: Path, length: int = 40) -> Tensor:
+    """The logits of a fixed text of ``length`` tokens, in float32."""
+    model = Checkpoint.read(path).load(device=CPU, dtype=torch.float32, build=EngineTransformer)
+    with torch.inference_mode():
+        logits: Tensor = model(torch.arange(length)[None] * 7 % 67)
+    return logits.float()
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_a_gguf_file_has_the_logits_of_its_model(case: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", case)
+    write_gguf(folder, tmp_path / "model.gguf")
+    assert Checkpoint.read(tmp_path / "model.gguf").raw["eos_token_id"] == 2
+    expected = logits_of(folder)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits_of(tmp_path / "model.gguf"), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("type", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_quantized_matrices_are_restored_exactly(type: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "llama")
+    stored = GGMLQuantizationType[type]
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2:
+            tensors[name] = torch.from_numpy(dequantize(quantize(tensor.numpy(), stored), stored)).view(tensor.shape)
+    write_gguf(folder, tmp_path / "model.gguf", lambda name, tensor: type if tensor.ndim == 2 else "F32")
+    save_file(tensors, folder / "model.safetensors")
+    torch.testing.assert_close(logits_of(tmp_path / "model.gguf"), logits_of(folder), atol=1e-4, rtol=1e-5)
+    model = Checkpoint.read(tmp_path / "model.gguf").load(device=CPU)
+    packed = type in ("Q8_0", "Q4_0")
+    assert isinstance(model.blocks[0].attn.qkv, QuantizedLinear) == packed
+    assert isinstance(model.embedding, QuantizedEmbedding) == packed
+    assert model.dtype == {"F16": torch.float16}.get(type, torch.bfloat16)
+
+
+def test_a_split_model_opens_by_its_first_part(tmp_path: Path) -> None:
+    import gguf
+
+    folder = write_model(tmp_path / "model", "llama")
+    write_gguf(folder, tmp_path / "whole.gguf")
+    reader = gguf.GGUFReader(tmp_path / "whole.gguf")
+    for part in (1, 2):
+        writer = gguf.GGUFWriter(tmp_path / f"m-{part:05}-of-00002.gguf", "llama")
+        writer.add_uint16("split.count", 2)
+        for field in reader.fields.values() if part == 1 else ():
+            if field.name.startswith(("llama.", "tokenizer.")):
+                writer.add_key_value(field.name, field.contents(), field.types[0])
+        for tensor in reader.tensors[part - 1 :: 2]:
+            writer.add_tensor(tensor.name, tensor.data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    first, second = (tmp_path / f"m-{part:05}-of-00002.gguf" for part in (1, 2))
+    assert torch.equal(logits_of(first), logits_of(folder))
+    with pytest.raises(LlmcliError, match="is part 2 of 2"):
+        Checkpoint.read(second)
+    second.unlink()
+    with pytest.raises(LlmcliError, match="1 of its 2 parts are missing, such as m-00002-of-00002"):
+        Checkpoint.read(first)
+
+
+def test_errors_name_the_file_and_what_is_wrong(tmp_path: Path) -> None:
+    import gguf
+
+    def error(changed: dict[str, Any], architecture: str = "llama") -> str:
+        writer = gguf.GGUFWriter(tmp_path / "bad.gguf", architecture)
+        values = {"embedding_length": 4, "feed_forward_length": 4, "block_count": 1, "context_length": 8}
+        values |= {"attention.head_count": 1, **changed}
+        for key, value in values.items():
+            add = writer.add_string if isinstance(value, str) else writer.add_uint32
+            add(f"{architecture}.{key}", value)
+        writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
+        writer.add_tensor("token_embd.weight", torch.zeros(3, 4).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with pytest.raises(LlmcliError) as raised:
+            Checkpoint.read(tmp_path / "bad.gguf").load(device=CPU)
+        assert raised.value.message.startswith(str(tmp_path / "bad.gguf"))
+        assert "config.json" not in str(raised.value)
+        return str(raised.value)
+
+    assert "the architecture 'bert' is not supported (supported: llama, qwen2" in error({}, "bert")
+    assert "embedding_length is 'x', not a whole number" in error({"embedding_length": "x"})
+    assert "the weights do not match the metadata, which has 1 layers, but the weights have 0; tensors " in error({})
+
+
+@pytest.mark.skipif("LLMCLI_REAL_MODELS" not in os.environ, reason="needs LLMCLI_REAL_MODELS")
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_a_real_file_restores_to_what_gguf_restores(name: str) -> None:
+    from gguf import GGUFReader
+
+    path = Path(os.environ["LLMCLI_REAL_MODELS"]) / f"{name}.gguf"
+    weights, _, rules = Checkpoint.read(path).locate()
+    reader = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    for rule in rules[:: len(rules) // 40]:
+        for source in rule.sources:
+            expected = dequantize(reader[source.name].data, reader[source.name].tensor_type)
+            assert torch.equal(
+                weights.whole(source), torch.from_numpy(expected.copy()).view(weights.whole(source).shape)
+            )
+
+
+def test_metadata_becomes_the_config_that_the_folder_has(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "gemma2")
+    write_gguf(folder, tmp_path / "model.gguf")
+    assert Checkpoint.read(tmp_path / "model.gguf").config == Checkpoint.read(folder).config
+    assert json.loads(json.dumps(Checkpoint.read(tmp_path / "model.gguf").raw))["sliding_window"] == 8
