@@ -79,7 +79,7 @@ def test_depth_is_read_before_the_clock_starts(model: Path, monkeypatch: pytest.
     monkeypatch.setattr(NativeStep, "feed", lambda step, ids, *rest: passes.append(len(ids)) or feed(step, ids, *rest))
     monkeypatch.setattr(bench, "WARM_UP", 0)
     (speed,) = measure(ours, prompt=7, output=3, depths=[20], repeat=2)
-    assert passes == [20, 7, 1, 1, 7, 1, 1]
+    assert passes == [16, 4, 7, 1, 1, 7, 1, 1]
     assert (speed.depth, speed.prompt, speed.output) == (20, 7, 3)
 
 

@@ -144,7 +144,9 @@ def test_bfloat16_steps_are_as_accurate_as_ordinary_ones(tiny: TinyFactory, name
         expected = ordinary(exact, ids[:length])
         logits = step(model, ids[:length], cache)
         assert logits.dtype == torch.float32
-        ordinary_error = difference(model(torch.tensor([ids[plain.length : length]]), plain)[:, -1].float(), expected)
+        # An ordinary pass on a GPU: on a CPU, the engine does not round what enters a product.
+        x = Transformer.hidden(model, torch.tensor([ids[plain.length : length]]), plain)
+        ordinary_error = difference(model.unembed(x[:, -1]), expected)
         assert difference(logits, expected) <= 2 * ordinary_error + 0.02
 
 
