@@ -227,7 +227,7 @@ def test_bad_options_are_found_before_a_model_is_loaded(run: Run, args: tuple[st
 
 def test_missing_models(run: Run, model: Path, tmp_path: Path) -> None:
     one_line(run("generate", "x", "-m", "nowhere"), 1, "nowhere")
-    one_line(run("generate", "x", "-m", model / "config.json"), 1, "is a file")
+    one_line(run("generate", "x", "-m", model / "config.json"), 1, "neither a model folder nor a GGUF file")
     one_line(run("generate", "x", "-m", tmp_path), 1, tmp_path)
 
 
