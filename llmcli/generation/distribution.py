@@ -6,6 +6,7 @@ Where the compiled engine can take the numbers, it does; elsewhere, such as on a
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmcli.engine.native import distribution as native
@@ -49,11 +50,13 @@ class Softmax:
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits.float()
-        if native.is_compiled(self.logits):
-            self._probs, self._sums = None, native.sums_of(self.logits)
+        self._probs = None if native.is_compiled(self.logits) else probabilities(self.logits)
+        if self._probs is None:
             _require_finite(math.isfinite(self._sums.total), "logits")
-        else:
-            self._probs, self._sums = probabilities(self.logits), _sums_of(self.logits)
+
+    @cached_property
+    def _sums(self) -> native.Sums:
+        return native.sums_of(self.logits) if self._probs is None else _sums_of(self.logits)
 
     def prob(self, id: int) -> float:
         """The probability of token ``id``, with the bits that it has in ``probabilities``."""
