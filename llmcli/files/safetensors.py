@@ -147,7 +147,7 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mappi
     """Write ``tensors``, from any device, to a file whose header begins with the metadata. Raises OSError.
 
     Each tensor is aligned to its dtype, so that it can be memory-mapped. safetensors' own function copies all tensors,
-    for which memory may be missing after a long context, and leaves a file behind if the process is killed.
+    although little memory may be left after a long context, and leaves a file behind if the process is killed.
     """
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     names = {dtype: name for name, dtype in {**DTYPES, **INTEGERS}.items()}
