@@ -84,7 +84,7 @@ class GgufTensor:
     end: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that it can be a key: what is made from it is made once
 class GgufHeader:
     """A file's metadata, as Python values, and its tensors by name."""
 
@@ -99,7 +99,7 @@ class _Damaged(ValueError):
 
 
 def read_gguf(path: Path) -> GgufHeader:
-    """Read the header of a GGUF file of version 2 or 3. The last one is kept, for the next call.
+    """Read the header of a GGUF file of version 2 or 3. The last ones are kept, for the next calls.
 
     Raises LlmcliError if the file cannot be read, is not such a file, or contradicts itself.
     """
@@ -156,7 +156,7 @@ def parts_of(header: GgufHeader) -> list[Path]:
     return [path.parent / name for name in names]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)  # the parts of a model: only the first is large
 def _read(path: Path, size: int, changed: int) -> GgufHeader:  # a file of another size or time is read again
     if size < 24:
         raise _Damaged("it is too short for a header")

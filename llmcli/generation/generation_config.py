@@ -13,7 +13,6 @@ from typing import Any
 
 from llmcli import text
 from llmcli.errors import LlmcliError
-from llmcli.files.gguf import read_gguf
 from llmcli.files.json import read_json
 from llmcli.generation.filters import FILTERS, Penalty
 from llmcli.model.families import fields
@@ -106,7 +105,7 @@ def read_defaults(folder: Path, context: int | None = None) -> Defaults:
     ``context`` is the model's in tokens, to which a ``max_length`` may be equal.
     """
     if folder.is_file():
-        return Defaults(text.gguf_end_ids(read_gguf(folder).metadata), {}, {})
+        return Defaults(text.gguf_end_ids(text.vocabulary_of(folder)), {}, {})
     path = folder / FILE
     try:
         raw = read_json(path) if path.is_file() else {}

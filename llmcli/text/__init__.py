@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmcli.text.chat_template import Message as Message
     from llmcli.text.chat_template import find_template as find_template
     from llmcli.text.gguf_vocabulary import gguf_end_ids as gguf_end_ids
+    from llmcli.text.gguf_vocabulary import vocabulary_of as vocabulary_of
     from llmcli.text.stream import TextStream as TextStream
     from llmcli.text.tokenizer import Token as Token
     from llmcli.text.tokenizer import Tokenizer as Tokenizer
@@ -54,6 +55,7 @@ __all__ = [
     "read_bpe",
     "read_transcript",
     "replay_merges",
+    "vocabulary_of",
     "write_transcript",
 ]
 __getattr__, __dir__ = lazy.exports(
@@ -74,6 +76,7 @@ __getattr__, __dir__ = lazy.exports(
         "ROLES": "chat_template",
         "find_template": "chat_template",
         "gguf_end_ids": "gguf_vocabulary",
+        "vocabulary_of": "gguf_vocabulary",
         "TextStream": "stream",
         "Token": "tokenizer",
         "Tokenizer": "tokenizer",

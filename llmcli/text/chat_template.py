@@ -13,9 +13,9 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import stand_in
-from llmcli.files.gguf import read_gguf
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
+from llmcli.text.gguf_vocabulary import vocabulary_of
 from llmcli.text.template_process import PROCESS, UNUSABLE
 from llmcli.text.tokenizer_config import TOKENIZER_CONFIG, read_tokenizer_config
 
@@ -88,9 +88,9 @@ def find_template(folder: Path) -> ChatTemplate | None:
     chat_template.json comes last. Raises LlmcliError if a file cannot be read or has the wrong contents.
     """
     if folder.is_file():
-        from llmcli.text.gguf_vocabulary import find_gguf_template  # which imports this module
-
-        return find_gguf_template(read_gguf(folder).metadata, folder)
+        vocabulary = vocabulary_of(folder)
+        source = vocabulary.template
+        return None if source is None else ChatTemplate(source, vocabulary.template_tokens, folder)
     path, jinja, older = (folder / name for name in (TOKENIZER_CONFIG, TEMPLATE_FILE, OLDER_TEMPLATE_FILE))
     config = read_tokenizer_config(folder)
     tokens, template = config.variables, config.raw.get("chat_template")

@@ -28,28 +28,24 @@ from llmcli.text.gguf_vocabulary import (
     list_value,
     metadata_error,
     numbers,
-    read_vocabulary,
     text_value,
 )
-from llmcli.text.tokenizer import Tokenizer
-from llmcli.text.tokenizer_errors import tokenizer_errors
 
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
 NO_TEXT = (Kind.UNKNOWN, Kind.CONTROL, Kind.BYTE)
 KEEPING_SPACES = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3, whose other control tokens take the spaces after them
 
 
-def load_gguf_tokenizer(metadata: Mapping[str, object], name: str = "the file") -> Tokenizer:
-    """Return the tokenizer that ``metadata`` describes; ``name`` is the model's, for errors.
+def build_tokenizer(vocabulary: Vocabulary) -> FastTokenizer:
+    """Return the tokenizer that the metadata of ``vocabulary`` describes.
 
-    Raises LlmcliError if the metadata has no tokenizer, one of an unknown type, or one that contradicts itself.
+    Raises LlmcliError if the metadata contradicts itself, and the errors of the library ``tokenizers``.
     """
-    vocabulary = read_vocabulary(metadata)
-    with tokenizer_errors(f"{name}: the metadata does not describe a tokenizer"):
-        fast = _BUILDERS[vocabulary.model](metadata, vocabulary)
-        fast.add_tokens(list(_added(metadata, vocabulary)))
-        _insert_ends(fast, metadata, vocabulary)
-        return Tokenizer(fast, name, vocabulary.text("eos"))
+    metadata = vocabulary.metadata
+    fast = _BUILDERS[vocabulary.model](metadata, vocabulary)
+    fast.add_tokens(list(_added(metadata, vocabulary)))
+    _insert_ends(fast, metadata, vocabulary)
+    return fast
 
 
 def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastTokenizer:

@@ -1,4 +1,4 @@
-"""The tokens in the metadata of a GGUF file, their types and roles, checked; and its chat template.
+"""The tokens in the metadata of a GGUF file, their types and roles, checked, and its chat template.
 
 The metadata comes from a file that may be damaged or hostile, so nothing in it is trusted.
 """
@@ -9,12 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.text.chat_template import ChatTemplate
-from llmcli.text.tokenizer import MAX_IDS
+from llmcli.files.gguf import GgufHeader, read_gguf
 
 PREFIX = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
@@ -28,6 +28,7 @@ USUAL_IDS = {
     UNIGRAM: {"eos": 1, "unknown": 2, "padding": 0},
 }
 TEMPLATE_NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+MAX_IDS = 2**22  # several times the largest vocabularies
 MAX_TOKEN = 1000  # characters; published tokens have at most some hundred
 # Tokens that end a reply, whatever type the file gives them.
 ENDS = frozenset(
@@ -55,9 +56,10 @@ class Kind(IntEnum):
 class Vocabulary:
     """The tokens of a file by id, with their types (``Kind``); ``roles`` has the ids of special tokens, such as "eos".
 
-    ``model`` is one of ``MODELS``.
+    ``model`` is one of ``MODELS``; ``metadata`` is that of the file.
     """
 
+    metadata: Mapping[str, object]
     model: str
     tokens: Sequence[str]
     kinds: Sequence[int]
@@ -66,6 +68,30 @@ class Vocabulary:
     def text(self, role: str) -> str | None:
         """Return the token with a role; None if there is none."""
         return self.tokens[self.roles[role]] if role in self.roles else None
+
+    @property
+    def template(self) -> str | None:
+        """The chat template; None if there is none. Raises LlmcliError if it is not text."""
+        return text_value(self.metadata, TEMPLATE)
+
+    @property
+    def template_tokens(self) -> dict[str, str]:
+        """The special tokens by their names in chat templates, such as "bos_token"."""
+        texts = {name: self.text(role) for role, name in TEMPLATE_NAMES.items()}
+        return {name: text for name, text in texts.items() if text is not None}
+
+
+def vocabulary_of(path: Path) -> Vocabulary:
+    """Return the tokens of the GGUF file at ``path``. Those of the last files are kept.
+
+    Raises the errors of ``read_gguf`` and ``read_vocabulary``.
+    """
+    return _vocabulary_of(read_gguf(path))
+
+
+@lru_cache(maxsize=2)  # two models are compared
+def _vocabulary_of(header: GgufHeader) -> Vocabulary:
+    return read_vocabulary(header.metadata)
 
 
 def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
@@ -85,25 +111,11 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     kinds: Sequence[Any] = [Kind.NORMAL] * len(tokens)
     if f"{PREFIX}token_type" in metadata:
         kinds = numbers(metadata, "token_type", len(tokens))
-    return Vocabulary(model, tokens, kinds, _roles(metadata, model, len(tokens)))
+    return Vocabulary(metadata, model, tokens, kinds, _roles(metadata, model, len(tokens)))
 
 
-def find_gguf_template(metadata: Mapping[str, object], path: Path) -> ChatTemplate | None:
-    """Return the chat template of the file at ``path``; None if it has none. Raises LlmcliError if it is invalid."""
-    source = text_value(metadata, TEMPLATE)
-    if source is None:
-        return None
-    vocabulary = read_vocabulary(metadata)
-    texts = {name: vocabulary.text(role) for role, name in TEMPLATE_NAMES.items()}
-    return ChatTemplate(source, {name: text for name, text in texts.items() if text is not None}, path)
-
-
-def gguf_end_ids(metadata: Mapping[str, object]) -> tuple[int, ...]:
-    """Return the tokens that end a text or a reply, in ascending order: those with such a role, or such a name.
-
-    Raises the errors of ``read_vocabulary``.
-    """
-    vocabulary = read_vocabulary(metadata)
+def gguf_end_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Return the tokens that end a text or a reply, in ascending order: those with such a role, or such a name."""
     named = {token: id for id, token in enumerate(vocabulary.tokens) if token in ENDS}
     if named.keys() >= HARMONY:
         del named["<|end|>"]

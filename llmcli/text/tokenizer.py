@@ -14,13 +14,12 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.formats import stand_in
-from llmcli.files.gguf import read_gguf
 from llmcli.text.decoder import ByteDecoder, is_byte
+from llmcli.text.gguf_tokenizer import build_tokenizer
+from llmcli.text.gguf_vocabulary import MAX_IDS, Vocabulary, vocabulary_of
 from llmcli.text.limited_encoder import LimitedEncoder
 from llmcli.text.tokenizer_config import read_tokenizer_config
 from llmcli.text.tokenizer_errors import tokenizer_errors
-
-MAX_IDS = 2**22  # several times the largest vocabularies
 
 
 @dataclass(frozen=True)
@@ -199,9 +198,7 @@ def load_tokenizer(folder: Path, name: str | None = None, *, model: Mapping[str,
     Raises LlmcliError if the folder has no tokenizer.json, or a file of the tokenizer cannot be read.
     """
     if folder.is_file():
-        from llmcli.text.gguf_tokenizer import load_gguf_tokenizer  # which imports this module
-
-        return load_gguf_tokenizer(read_gguf(folder).metadata, name or folder.name)
+        return gguf_tokenizer(vocabulary_of(folder), name or folder.name)
     path = folder / "tokenizer.json"
     if not path.is_file():
         older = [file for file in ("tokenizer.model", "vocab.json") if (folder / file).is_file()]
@@ -227,6 +224,12 @@ def load_tokenizer(folder: Path, name: str | None = None, *, model: Mapping[str,
             fast.model.dropout = None
         config.apply(fast)
         return Tokenizer(fast, name or folder.name, config.eos)
+
+
+def gguf_tokenizer(vocabulary: Vocabulary, name: str) -> Tokenizer:
+    """Return the tokenizer of a GGUF file. Raises LlmcliError if its metadata does not describe one."""
+    with tokenizer_errors(f"{name}: the metadata does not describe a tokenizer"):
+        return Tokenizer(build_tokenizer(vocabulary), name, vocabulary.text("eos"))
 
 
 def _byte_spans(

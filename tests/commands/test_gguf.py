@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 
+from llmcli.files import gguf
 from llmcli.hub import default_model, find
+from llmcli.text import gguf_vocabulary
 from tests.commands.conftest import records
 from tests.gguf_file import write_gguf
 
@@ -54,6 +58,21 @@ def test_chat_uses_the_template_of_the_file(run: Run, file: Path) -> None:
     result = run("chat", "-m", file, "-n", 5, input="Tell me a story.\n")
     assert result.exit_code == 0, result.stderr
     assert result.stdout
+
+
+def test_headers_and_vocabularies_are_read_once(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for place, name in ((gguf._Reader, "header"), (gguf_vocabulary, "read_vocabulary")):
+
+        def counted(*args: Any, original: Any = getattr(place, name), name: str = name) -> Any:
+            calls.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(place, name, counted)
+    shutil.copy(file, file.with_name("again.gguf"))
+    result = run("chat", "-m", file.with_name("again.gguf"), "-n", 2, input="Tell me a story.\n")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(calls) == ["header", "read_vocabulary"]
 
 
 def test_inspect_predicts_the_memory_of_packed_weights(run: Run, file: Path) -> None:

@@ -16,7 +16,8 @@ from llmcli.explain.bpe_merges import merges
 from llmcli.explain.tokenization import tokenize
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import ChatTemplate, Message
-from llmcli.text.tokenizer import MAX_IDS, Tokenizer, load_tokenizer
+from llmcli.text.gguf_vocabulary import MAX_IDS
+from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 BPE = {"type": "BPE", "unk_token": None, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
 WORD_PIECE = {"type": "WordPiece", "vocab": {}, "unk_token": "[UNK]", "max_input_chars_per_word": 100}

@@ -17,9 +17,8 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError
 from llmcli.text.gguf_patterns import WORDS
-from llmcli.text.gguf_tokenizer import load_gguf_tokenizer
-from llmcli.text.gguf_vocabulary import ENDS, Kind, find_gguf_template, gguf_end_ids
-from llmcli.text.tokenizer import Tokenizer
+from llmcli.text.gguf_vocabulary import ENDS, Kind, gguf_end_ids, read_vocabulary
+from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer
 from llmcli.train.recipe import BOS_ID, EOS_ID
 from llmcli.train.vocabulary import BOS, EOS, train_tokenizer
 
@@ -48,6 +47,10 @@ TEXTS = st.one_of(
     st.lists(st.sampled_from([part for line in LINES for part in line.split(" ")]), max_size=8).map(" ".join),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
 )
+
+
+def tokenizer_from(metadata: Mapping[str, object]) -> Tokenizer:
+    return gguf_tokenizer(read_vocabulary(metadata), "the file")
 
 
 def metadata_of(raw: Mapping[str, Any], pre: str) -> dict[str, object]:
@@ -102,7 +105,7 @@ def sentencepiece(model: str = "llama", **changes: object) -> dict[str, object]:
 
 @cache
 def loaded(kind: str) -> Tokenizer:
-    return load_gguf_tokenizer(byte_level() if kind == "byte-level" else sentencepiece())
+    return tokenizer_from(byte_level() if kind == "byte-level" else sentencepiece())
 
 
 def names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
@@ -111,7 +114,7 @@ def names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 def fails(metadata: Mapping[str, object]) -> LlmcliError:
     with pytest.raises(LlmcliError) as caught:
-        load_gguf_tokenizer(metadata)
+        tokenizer_from(metadata)
     return caught.value
 
 
@@ -139,7 +142,7 @@ def test_sentencepiece_joins_the_pair_with_the_highest_score_first(text: str) ->
 
 @given(st.text("ab c", max_size=9))
 def test_unigram_finds_the_division_with_the_highest_score(text: str) -> None:
-    tokenizer = load_gguf_tokenizer(sentencepiece("t5", eos_token_id=2, unknown_token_id=0, add_space_prefix=True))
+    tokenizer = tokenizer_from(sentencepiece("t5", eos_token_id=2, unknown_token_id=0, add_space_prefix=True))
     written = ("▁" if text.strip(" ") else "") + text.replace(" ", "▁")
     best = {0: 0.0}
     for end in range(1, len(written) + 1):
@@ -151,12 +154,12 @@ def test_unigram_finds_the_division_with_the_highest_score(text: str) -> None:
 
 
 def test_unigram_removes_extra_spaces_if_the_file_says_so() -> None:
-    tokenizer = load_gguf_tokenizer(sentencepiece("t5", remove_extra_whitespaces=True, add_eos_token=False))
+    tokenizer = tokenizer_from(sentencepiece("t5", remove_extra_whitespaces=True, add_eos_token=False))
     assert names(tokenizer, tokenizer.encode("  a   b  ")) == ["▁a", "▁b"]
-    prefixed = load_gguf_tokenizer(sentencepiece("t5", add_eos_token=False, add_space_prefix=True))
+    prefixed = tokenizer_from(sentencepiece("t5", add_eos_token=False, add_space_prefix=True))
     assert names(prefixed, prefixed.encode("   ")) == ["▁▁▁"]
     assert names(prefixed, prefixed.encode("a  ")) == ["▁a", "▁▁"]
-    plain = load_gguf_tokenizer(sentencepiece("t5", add_eos_token=False, add_space_prefix=False))
+    plain = tokenizer_from(sentencepiece("t5", add_eos_token=False, add_space_prefix=False))
     assert names(plain, plain.encode("a b")) == ["a", "▁b"]
 
 
@@ -175,7 +178,7 @@ def test_special_tokens_are_text_unless_they_are_parsed() -> None:
     assert names(tokenizer, tokenizer.encode("a<user>b")) == ["<s>", "▁a", "<user>", "▁b"]
     assert tokenizer.special_names == {0: "<unk>", 1: "<s>", 2: "</s>"}
     assert tokenizer.unknown_id == 0
-    without = load_gguf_tokenizer(sentencepiece(add_space_prefix=False))
+    without = tokenizer_from(sentencepiece(add_space_prefix=False))
     assert names(without, without.encode("a b")) == ["<s>", "a", "▁b"]
     assert without.decode(without.encode(" a")) == " a"
 
@@ -183,32 +186,32 @@ def test_special_tokens_are_text_unless_they_are_parsed() -> None:
 def test_ends_are_those_of_the_file() -> None:
     text = "the cat"
     plain = trained().encode(text, add_special_tokens=False).ids
-    assert load_gguf_tokenizer(byte_level()).encode(text) == [BOS_ID, *plain]
-    assert load_gguf_tokenizer(byte_level(add_bos_token=False)).encode(text) == plain
-    both = load_gguf_tokenizer(byte_level(add_eos_token=True))
+    assert tokenizer_from(byte_level()).encode(text) == [BOS_ID, *plain]
+    assert tokenizer_from(byte_level(add_bos_token=False)).encode(text) == plain
+    both = tokenizer_from(byte_level(add_eos_token=True))
     assert both.encode(text) == [BOS_ID, *plain, EOS_ID]
     assert both.encode(text, add_special=False) == plain
     assert both.eos_id == EOS_ID
     usual = byte_level(pre="llama-bpe")
     del usual["tokenizer.ggml.add_bos_token"]
-    assert load_gguf_tokenizer(usual).encode("") == [BOS_ID]
-    assert load_gguf_tokenizer(usual | {"tokenizer.ggml.pre": "gpt-2"}).encode("") == []
+    assert tokenizer_from(usual).encode("") == [BOS_ID]
+    assert tokenizer_from(usual | {"tokenizer.ggml.pre": "gpt-2"}).encode("") == []
 
 
 def test_a_word_that_is_a_token_needs_no_merges_if_its_tokenizer_is_of_that_kind() -> None:
     metadata = byte_level(add_bos_token=False)
     tokens = [*metadata["tokenizer.ggml.tokens"], "Ġxyz"]  # type: ignore[misc]
     metadata |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * len(tokens)}
-    whole = load_gguf_tokenizer(metadata | {"tokenizer.ggml.pre": "llama-bpe"})
+    whole = tokenizer_from(metadata | {"tokenizer.ggml.pre": "llama-bpe"})
     assert names(whole, whole.encode(" xyz")) == ["Ġxyz"]
-    assert len(load_gguf_tokenizer(metadata).encode(" xyz")) > 1
+    assert len(tokenizer_from(metadata).encode(" xyz")) > 1
 
 
 # --- how a text is divided into words ---
 
 
 def divided(pre: str, text: str) -> list[str]:
-    fast = load_gguf_tokenizer(byte_level(pre=pre)).fast
+    fast = tokenizer_from(byte_level(pre=pre)).fast
     assert fast.pre_tokenizer is not None
     return [text[start:end] for _, (start, end) in fast.pre_tokenizer.pre_tokenize_str(text)]
 
@@ -244,7 +247,7 @@ def test_words_are_those_of_the_named_pre_tokenizer(pre: str) -> None:
 def test_characters_are_composed_where_the_original_tokenizer_composes_them() -> None:
     composes = {"qwen2": True, "command-r": True, "olmo": True, "llama-bpe": False, "gpt-2": False, "smollm": False}
     for pre, expected in composes.items():
-        tokenizer = load_gguf_tokenizer(byte_level(pre=pre))
+        tokenizer = tokenizer_from(byte_level(pre=pre))
         composed, apart = tokenizer.encode("caf\u00e9"), tokenizer.encode("cafe\u0301")
         assert (composed == apart) is expected, pre
 
@@ -269,7 +272,7 @@ def test_real_tokenizers_keep_their_ids(name: str, pre: str) -> None:
     path = SHARED / name / "tokenizer.json"
     reference = FastTokenizer.from_file(str(path))
     reference.no_truncation()
-    tokenizer = load_gguf_tokenizer(metadata_of(json.loads(path.read_bytes()), pre))
+    tokenizer = tokenizer_from(metadata_of(json.loads(path.read_bytes()), pre))
     for line in LINES:
         for parse_special in (False, True):
             reference.encode_special_tokens = not parse_special
@@ -282,7 +285,7 @@ def test_real_tokenizers_keep_their_ids(name: str, pre: str) -> None:
 def test_ids_of_real_files_are_those_of_llama_cpp(name: str) -> None:
     llama_cpp, gguf = pytest.importorskip("llama_cpp"), pytest.importorskip("gguf")
     path = Path(os.environ["LLMCLI_REAL_MODELS"]) / f"{name}.gguf"
-    tokenizer = load_gguf_tokenizer({key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()})
+    tokenizer = tokenizer_from({key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()})
     reference = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     for line in filter(None, LINES):
         expected = reference.tokenize(line.encode(), add_bos=False, special=True)
@@ -294,12 +297,12 @@ def test_ids_of_real_files_are_those_of_llama_cpp(name: str) -> None:
 
 def test_end_tokens_have_a_role_or_a_name() -> None:
     metadata = byte_level()
-    assert gguf_end_ids(metadata) == (EOS_ID,)
-    assert gguf_end_ids(byte_level(padding_token_id=10**6)) == (EOS_ID,)  # llama.cpp ignores it, too
+    assert gguf_end_ids(read_vocabulary(metadata)) == (EOS_ID,)
+    assert gguf_end_ids(read_vocabulary(byte_level(padding_token_id=10**6))) == (EOS_ID,)  # llama.cpp ignores it, too
     tokens = [BOS, EOS, "a", "<|im_end|>", "<|end|>", "b", "<|return|>", "<|call|>"]
     small = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens[:6], "tokenizer.ggml.eot_token_id": 5}
-    assert gguf_end_ids(small) == (1, 3, 4, 5)
-    assert gguf_end_ids(small | {"tokenizer.ggml.tokens": tokens}) == (
+    assert gguf_end_ids(read_vocabulary(small)) == (1, 3, 4, 5)
+    assert gguf_end_ids(read_vocabulary(small | {"tokenizer.ggml.tokens": tokens})) == (
         1,
         3,
         5,
@@ -308,21 +311,19 @@ def test_end_tokens_have_a_role_or_a_name() -> None:
     )  # "<|end|>" ends a part of a reply
     # A token with such a name is special, whatever its type.
     assert EOS in ENDS
-    assert load_gguf_tokenizer(small | {"tokenizer.ggml.merges": []}).special_names.keys() == {1, 3, 4}
+    assert tokenizer_from(small | {"tokenizer.ggml.merges": []}).special_names.keys() == {1, 3, 4}
 
 
 def test_the_template_may_use_the_special_tokens() -> None:
-    path = Path("model.gguf")
-    assert find_gguf_template(byte_level(), path) is None
-    source = "{{ bos_token }}{{ eos_token }}{{ messages|length }}"
-    template = find_gguf_template(byte_level() | {"tokenizer.chat_template": source}, path)
-    assert template is not None
-    assert template.render([]) == f"{BOS}{EOS}0"
+    assert read_vocabulary(byte_level()).template is None
+    vocabulary = read_vocabulary(byte_level() | {"tokenizer.chat_template": "{{ bos_token }}"})
+    assert vocabulary.template == "{{ bos_token }}"
+    assert vocabulary.template_tokens == {"bos_token": BOS, "eos_token": EOS}
 
 
 def test_control_tokens_of_phi_3_take_the_spaces_after_them() -> None:
     metadata = sentencepiece(add_bos_token=False) | {"general.name": "Phi-3 mini"}
-    tokenizer = load_gguf_tokenizer(metadata)
+    tokenizer = tokenizer_from(metadata)
     assert names(tokenizer, tokenizer.encode("</s> \n a<s> a", parse_special=True)) == ["</s>", "▁a", "<s>", "▁", "▁a"]
 
 
