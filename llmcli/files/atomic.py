@@ -108,8 +108,8 @@ def replacing_folder(folder: Path, last: str) -> Iterator[Path]:
                     with suppress(FileNotFoundError):
                         target.rmdir()
                     filled.rename(target)
-            except LlmcliError as error:  # name the file where it would be
-                message = error.message.replace(str(filled), str(folder))
+            except LlmcliError as error:  # name the file where it would be, and a model by its folder
+                message = error.message.replace(str(filled), str(folder)).replace(filled.name, target.name)
                 raise LlmcliError(message, error.hint, kind=error.kind, exit_code=error.exit_code) from error
             finally:
                 shutil.rmtree(filled, ignore_errors=True)

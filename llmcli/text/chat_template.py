@@ -16,6 +16,7 @@ from llmcli.files.formats import stand_in
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
 from llmcli.text.gguf_vocabulary import vocabulary_of
+from llmcli.text.surrogates import is_unicode
 from llmcli.text.template_process import PROCESS, UNUSABLE
 from llmcli.text.tokenizer_config import TOKENIZER_CONFIG, read_tokenizer_config
 
@@ -54,8 +55,8 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the conversation as text; ``add_generation_prompt`` appends the beginning of the next reply.
 
-        Raises LlmcliError if the template rejects the messages, fails, writes far more than the messages, or takes too
-        much time or memory.
+        Raises LlmcliError if the template rejects the messages, fails, writes far more than the messages or invalid
+        text, or takes too much time or memory.
         """
         variables = {
             "messages": [asdict(message) for message in messages],
@@ -65,6 +66,8 @@ class ChatTemplate:
             **self._tokens,
         }
         text: str = self._ask({"source": self.source, "variables": variables})["text"]
+        if not is_unicode(text) and all(is_unicode(message.content) for message in messages):
+            raise self._error("writes text that is not valid Unicode", "it has lone surrogates")
         return text
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:

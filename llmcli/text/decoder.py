@@ -10,8 +10,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tokenizers import Regex, decoders
+from tokenizers import Regex, decoders, models
 from tokenizers import Tokenizer as FastTokenizer
+
+from llmcli.text.limited_calls import LimitedCalls
+from llmcli.text.surrogates import is_unicode
 
 # One step of a decoder, as a function of a token. Bytes that are not valid UTF-8 are lone surrogates.
 Rule = Callable[[str], str]
@@ -30,16 +33,18 @@ class ByteDecoder:
     """The decoder of a tokenizer, for a token inside a text: what it drops at the beginning of a text is kept.
 
     Without a decoder, the library writes tokens as they are in the vocabulary, with a space between any two.
+    ``has_regex``: a step replaces a regular expression, with ``calls``.
     """
 
-    def __init__(self, fast: FastTokenizer) -> None:
+    def __init__(self, fast: FastTokenizer, calls: LimitedCalls) -> None:
         decoder = fast.decoder  # only this part: serializing a large tokenizer takes a third of a second
         steps = [] if decoder is None else list(_steps(json.loads(decoder.__getstate__())))
+        self.has_regex = any("Regex" in step.get("pattern", "") for step in steps)
         self._rules: list[Rule] = []
         self._text_rules: list[Rule] = []
         joined = False  # whether an earlier step made one string of all tokens
         for step in steps:
-            rule = None if joined and step["type"] == "Strip" else _rule(step)
+            rule = None if joined and step["type"] == "Strip" else _rule(step, calls)
             joined = joined or step["type"] in ("Fuse", "ByteLevel")
             if rule is not None:
                 self._rules.append(rule)
@@ -74,7 +79,7 @@ def _steps(decoder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield decoder
 
 
-def _rule(step: Mapping[str, Any]) -> Rule | None:
+def _rule(step: Mapping[str, Any], calls: LimitedCalls) -> Rule | None:
     """One step as a function of a token; None if it changes no token."""
     kind = step["type"]
     if kind == "ByteLevel":
@@ -85,7 +90,7 @@ def _rule(step: Mapping[str, Any]) -> Rule | None:
         pattern, content = step["pattern"], step["content"]
         if "String" in pattern:
             return lambda token: token.replace(pattern["String"], content)
-        return _replacing(decoders.Replace(Regex(pattern["Regex"]), content))
+        return _replacing(decoders.Replace(Regex(pattern["Regex"]), content), calls)
     if kind == "Metaspace":
         return lambda token: token.replace(step["replacement"], " ")
     if kind == "Strip":
@@ -97,14 +102,15 @@ def _rule(step: Mapping[str, Any]) -> Rule | None:
     return None
 
 
-def _replacing(step: decoders.Replace) -> Rule:
+def _replacing(step: decoders.Replace, calls: LimitedCalls) -> Rule:
     """A replacement by a pattern in the library's own syntax; it leaves bytes that are not a character unchanged."""
 
     def replaced(token: str) -> str:
-        try:
-            return str(step.decode([token]))
-        except UnicodeEncodeError:
+        if not is_unicode(token):
             return token
+        alone = FastTokenizer(models.WordLevel({token: 0}, ""))  # the step itself has no function for batches
+        alone.decoder = step
+        return calls.result(lambda: alone.decode_batch([[0]])[0], "decode these tokens", len(token))
 
     return replaced
 

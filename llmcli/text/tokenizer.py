@@ -6,7 +6,7 @@ import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from llmcli.files.formats import stand_in
 from llmcli.text.decoder import ByteDecoder, is_byte
 from llmcli.text.gguf_tokenizer import build_tokenizer
 from llmcli.text.gguf_vocabulary import MAX_IDS, Vocabulary, vocabulary_of
-from llmcli.text.limited_encoder import LimitedEncoder
+from llmcli.text.limited_calls import LimitedCalls
 from llmcli.text.tokenizer_config import read_tokenizer_config
 from llmcli.text.tokenizer_errors import tokenizer_errors
 
@@ -47,8 +47,8 @@ class Tokenizer:
         added = fast.get_added_tokens_decoder().items()
         self.special_names = {id: token.content for id, token in added if token.special}
         self.special_ids = frozenset(self.special_names)
-        self._decoder = ByteDecoder(fast)
-        self._encoder = LimitedEncoder(fast, name)
+        self._calls = LimitedCalls(name)
+        self._decoder = ByteDecoder(fast, self._calls)
 
     @cached_property
     def size(self) -> int:
@@ -95,7 +95,10 @@ class Tokenizer:
         ]
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
-        """Return the text of ``ids``. Raises LlmcliError if an id is outside the vocabulary."""
+        """Return the text of ``ids``.
+
+        Raises LlmcliError if an id is outside the vocabulary, or if the tokenizer fails or takes too long.
+        """
         try:
             ids = [operator.index(id) for id in ids]
         except TypeError:
@@ -103,6 +106,9 @@ class Tokenizer:
         for id in ids:
             if not 0 <= id < self.size:
                 raise self._no_token(id)
+        if self._decoder.has_regex:
+            call = partial(self.fast.decode_batch, [ids], skip_special_tokens=skip_special)
+            return self._calls.result(call, "decode these tokens", len(ids))[0]
         with tokenizer_errors(f"the tokenizer of {self.name} cannot decode these tokens"):
             return self.fast.decode(ids, skip_special_tokens=skip_special)
 
@@ -169,7 +175,25 @@ class Tokenizer:
     def encoding(self, text: str, parse_special: bool, add_special: bool = True) -> Any:
         """Return the ``tokenizers.Encoding`` of ``text``; arguments and errors are those of ``encode``."""
         _check_unicode(text)
-        return self._encoder.encode(text, parse_special=parse_special, add_special=add_special)
+
+        def call() -> Any:
+            self.fast.encode_special_tokens = not parse_special
+            # encode would keep every other thread from running.
+            return self.fast.encode_batch([text], add_special_tokens=add_special)[0]
+
+        return self._calls.result(call, "encode this text", len(text))
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of many texts, in parallel: special tokens in them are plain text, and none are added.
+
+        Raises LlmcliError if the tokenizer fails on one of them or takes too long.
+        """
+
+        def call() -> list[list[int]]:
+            self.fast.encode_special_tokens = True
+            return [list(found.ids) for found in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+        return self._calls.result(call, "encode these texts", sum(map(len, texts)))
 
     def normalize(self, text: str) -> str:
         """Return ``text`` after the tokenizer's normalizer. Raises the errors of ``encode``."""

@@ -52,13 +52,15 @@ def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> Non
 class ChatFile:
     """The file of a running chat: a context manager that locks the file, once it exists, against other chats.
 
-    Raises LlmcliError if another process has locked it.
+    A file that ``reserve`` created is deleted if it still has no messages at the end. Raises LlmcliError if another
+    process has locked it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._locked: BinaryIO | None = None
         self._known: os.stat_result | None = None  # the version that this process read or wrote last
+        self._reserved = False
 
     def __enter__(self) -> ChatFile:
         clear_leftovers(self.path)
@@ -70,11 +72,24 @@ class ChatFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._unlock()
+        unused = self._reserved and self._is_known()
+        self._unlock()  # Windows deletes no open file
+        if unused:
+            with suppress(OSError):
+                self.path.unlink()
 
     def read(self) -> tuple[Message, ...]:
         """Return the messages, none if there is no file yet. Raises LlmcliError if it is not a saved chat."""
         return () if self._known is None else read_transcript(self.path)
+
+    def reserve(self, model: str) -> None:
+        """Create the file, unless it exists: of several chats that begin at the same time, one has the name.
+
+        Raises LlmcliError if another process was first, or if the file cannot be written.
+        """
+        if self._known is None:
+            self.write(model, ())
+            self._reserved = True
 
     def write(self, model: str, messages: Sequence[Message]) -> None:
         """Replace the messages. Raises LlmcliError if another program changed the file, or if it cannot be written."""
@@ -93,7 +108,7 @@ class ChatFile:
                     written = os.fstat(file.fileno())
             finally:
                 self._lock()
-            self._known = self._version()
+            self._known, self._reserved = self._version(), False
             if self._known is None or self._known.st_ino != written.st_ino:
                 raise self._changed()
         except OSError as error:
@@ -119,11 +134,15 @@ class ChatFile:
     def _check_replaceable(self) -> None:
         """Raise LlmcliError if the file is not a saved chat, or has messages that this process does not know."""
         _check_is_chat(self.path)
-        found = self.path.stat()
-        if self._known is None or any(
-            getattr(found, name) != getattr(self._known, name) for name in ("st_ino", "st_size", "st_mtime_ns")
-        ):
+        if not self._is_known():
             raise self._changed()
+
+    def _is_known(self) -> bool:
+        """Whether the file is as this process read or wrote it last."""
+        if self._known is None or not self.path.exists():
+            return False
+        found, names = self.path.stat(), ("st_ino", "st_size", "st_mtime_ns")
+        return all(getattr(found, name) == getattr(self._known, name) for name in names)
 
     def _changed(self) -> LlmcliError:
         return LlmcliError(f"another program has changed {self.path}", "use another file")

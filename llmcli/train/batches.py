@@ -12,7 +12,6 @@ from llmcli.errors import LlmcliError
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import Message
 from llmcli.text.tokenizer import Tokenizer
-from llmcli.text.tokenizer_errors import tokenizer_errors
 from llmcli.train.corpus import Example
 
 IGNORED = -100  # cross entropy's index for targets that do not count
@@ -70,14 +69,8 @@ class Encoder:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of texts, without BOS and EOS; special tokens in the texts are encoded as text."""
-        self.tokenizer.fast.encode_special_tokens = True
         batches = (texts[n : n + ENCODED_AT_ONCE] for n in range(0, len(texts), ENCODED_AT_ONCE))
-        with tokenizer_errors(f"the tokenizer of {self.tokenizer.name} cannot encode the corpus"):
-            return [
-                list(encoding.ids)
-                for batch in batches
-                for encoding in self.tokenizer.fast.encode_batch_fast(batch, add_special_tokens=False)
-            ]
+        return [ids for batch in batches for ids in self.tokenizer.encode_all(batch)]
 
 
 class Batches:

@@ -381,12 +381,23 @@ def test_the_chat_file_is_saved_after_each_turn_and_other_files_are_never_overwr
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(os, "fsync", full)
     options = ("-m", chat_model, "-n", 3, "--temperature", 0, "--chat", tmp_path / "y.json")
+    run("chat", *options, input="The\n")
+    before = (tmp_path / "y.json").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
     result = run("chat", *options, input="The\nThe\n")
     assert (result.exit_code, len(result.stdout.splitlines())) == (1, 2)
     assert result.stderr.count("no space left (free some space") == 2
-    assert list(tmp_path.iterdir()) == [file]
+    assert (tmp_path / "y.json").read_bytes() == before
+    result = run("chat", *options[:-1], tmp_path / "z.json", input="The\n")
+    assert (result.exit_code, result.stdout) == (1, "")  # a new chat that cannot be saved does not begin
+    assert result.stderr.count("no space left (free some space") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "y.json"]
+
+
+def test_a_chat_without_turns_leaves_no_file(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    assert run("chat", "-m", chat_model, "--chat", tmp_path / "x.json", input="/help\n").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mistyped_commands(chat: Chat) -> None:

@@ -178,6 +178,7 @@ BROKEN: dict[str, Any] = {
     "a constant that fails": "{{ 1 // 0 }}",
 }
 FAILING = {
+    "a lone surrogate": "{{ '\\ud83d' }}{{ messages[0].content }}",
     "refused": "{{ raise_exception('Conversation roles\nmust alternate') }}",
     "attribute of undefined": "{{ messages[0].a.b }}",
     "sum with undefined": "{{ 'x' + eos_token }}",

@@ -72,17 +72,29 @@ CUBIC = {"Regex": "a*a*a*b|a"}  # most of a second for 200 characters, minutes f
 SLOW: dict[str, dict[str, Any]] = {
     "pre_tokenizer": {"type": "Split", "pattern": CUBIC, "behavior": "Isolated", "invert": False},
     "normalizer": {"type": "Replace", "pattern": CUBIC, "content": ""},
+    "decoder": {"type": "Replace", "pattern": CUBIC, "content": ""},
+}
+LONG = "a" * 200
+SLOW_USES: dict[str, tuple[str, Callable[[Tokenizer], Any], str]] = {
+    "encode": ("pre_tokenizer", lambda tokenizer: tokenizer.encode(LONG), "encode this text"),
+    "encode many": ("pre_tokenizer", lambda tokenizer: tokenizer.encode_all([LONG, "b"]), "encode these texts"),
+    "normalize": ("normalizer", lambda tokenizer: tokenizer.normalize(LONG), "encode this text"),
+    "decode": ("decoder", lambda tokenizer: tokenizer.decode([3]), "decode these tokens"),
+    "a token": ("decoder", lambda tokenizer: tokenizer.token_bytes(3), "decode these tokens"),
 }
 
 
-@pytest.mark.parametrize("part", SLOW)
-def test_a_regex_that_takes_too_long_is_an_error(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("use", SLOW_USES)
+def test_a_regex_that_takes_too_long_is_an_error(use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for the next text, while the first call still runs."""
-    monkeypatch.setattr("llmcli.text.limited_encoder.SECONDS", 0.01)
-    tokenizer = load_tokenizer(write(tmp_path, {part: SLOW[part]}), "odd")
-    for use in (tokenizer.normalize if part == "normalizer" else tokenizer.encode, tokenizer.encode):
-        with pytest.raises(LlmcliError, match="the tokenizer of odd cannot encode this text within"):
-            use("a" * 200)
+    monkeypatch.setattr("llmcli.text.limited_calls.SECONDS", 0.01)
+    part, call, doing = SLOW_USES[use]
+    vocabulary = {"vocab": BPE["vocab"] | {LONG: 3}}
+    tokenizer = load_tokenizer(write(tmp_path, {part: SLOW[part], "model": BPE | vocabulary}), "odd")
+    with pytest.raises(LlmcliError, match=f"the tokenizer of odd cannot {doing} within"):
+        call(tokenizer)
+    with pytest.raises(LlmcliError, match="the tokenizer of odd cannot encode this text within"):
+        tokenizer.encode("a")
 
 
 USES: dict[str, Callable[[Tokenizer], Any]] = {

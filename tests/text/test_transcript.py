@@ -131,6 +131,32 @@ def test_of_two_new_chats_one_is_saved(tmp_path: Path, monkeypatch: pytest.Monke
         first.write("m", CHAT[:1])
 
 
+def test_of_two_chats_that_begin_at_once_one_has_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with ChatFile(path) as first, ChatFile(path) as second:
+        first.reserve("m")
+        with pytest.raises(LlmcliError, match="another p"):
+            second.reserve("m")
+        with pytest.raises(LlmcliError, match="another process is writing"), ChatFile(path):
+            pass
+        assert read_transcript(path) == ()
+    assert not path.exists()
+    with ChatFile(path) as chat:
+        chat.reserve("m")
+        chat.write("m", CHAT)
+    with ChatFile(path) as chat:
+        chat.reserve("m")
+    assert read_transcript(path) == CHAT
+
+
+def test_a_reserved_file_that_another_program_wrote_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with ChatFile(path) as chat:
+        chat.reserve("m")
+        path.write_text("mine")
+    assert path.read_text() == "mine"
+
+
 def test_after_a_failed_write_the_file_is_still_locked_and_the_next_write_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,9 +131,10 @@ def is_shipped(loaded: generation.LoadedModel) -> bool:
 
 
 def begin(session: AnySession, system_prompt: str | None) -> None:
-    """Load the chat in --chat's file, if it exists, and set the system prompt."""
+    """Load the chat in --chat's file, or create the file, and set the system prompt."""
     if session.file is not None:
         resume(session, session.file.read())
+        session.file.reserve(session.conversation.name)
     if system_prompt:
         set_system(session, system_prompt)
 
