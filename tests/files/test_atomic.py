@@ -220,7 +220,10 @@ def test_errors_name_the_file_where_it_would_be(tmp_path: Path) -> None:
         replacing(new / "a"),
     ):
         raise FULL
-    with pytest.raises(LlmcliError, match="^the tokenizer of out fails"), replacing_folder(tmp_path / "out", "") as new:
+    with (
+        pytest.raises(LlmcliError, match=r"^the tokenizer of out fails"),
+        replacing_folder(tmp_path / "out", "") as new,
+    ):
         raise LlmcliError(f"the tokenizer of {new.name} fails")
 
 
