@@ -102,7 +102,7 @@ def _shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:
     check_loaded(first)
     check_loaded(second)
     hint = "compare a model with one that was fine-tuned from it"
-    if first.tokenizer.fast.get_vocab() != second.tokenizer.fast.get_vocab():
+    if not first.tokenizer.has_tokens_of(second.tokenizer):
         raise usage_error(f"{first.name} and {second.name} have different tokenizers", hint)
     ids, other = (token_ids(loaded, text, parse_special=parse_special, any_length=True) for loaded in pair)
     if ids != other:

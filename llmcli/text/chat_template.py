@@ -15,7 +15,7 @@ from llmcli.errors import LlmcliError
 from llmcli.files.formats import stand_in
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
-from llmcli.text.gguf_vocabulary import vocabulary_of
+from llmcli.text.gguf_vocabulary import errors_of, vocabulary_of
 from llmcli.text.surrogates import is_unicode
 from llmcli.text.template_process import PROCESS, UNUSABLE
 from llmcli.text.tokenizer_config import TOKENIZER_CONFIG, read_tokenizer_config
@@ -92,7 +92,8 @@ def find_template(folder: Path) -> ChatTemplate | None:
     """
     if folder.is_file():
         vocabulary = vocabulary_of(folder)
-        source = vocabulary.template
+        with errors_of(folder):
+            source = vocabulary.template
         return None if source is None else ChatTemplate(source, vocabulary.template_tokens, folder)
     path, jinja, older = (folder / name for name in (TOKENIZER_CONFIG, TEMPLATE_FILE, OLDER_TEMPLATE_FILE))
     config = read_tokenizer_config(folder)

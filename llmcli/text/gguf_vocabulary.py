@@ -6,7 +6,8 @@ The metadata comes from a file that may be damaged or hostile, so nothing in it 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -86,7 +87,9 @@ def vocabulary_of(path: Path) -> Vocabulary:
 
     Raises the errors of ``read_gguf`` and ``read_vocabulary``.
     """
-    return _vocabulary_of(read_gguf(path))
+    header = read_gguf(path)
+    with errors_of(path):
+        return _vocabulary_of(header)
 
 
 @lru_cache(maxsize=2)  # two models are compared
@@ -202,6 +205,15 @@ def bytes_value(metadata: Mapping[str, object], name: str) -> bytes:
     if not all(type(value) is int and -128 <= value < 256 for value in values):
         raise metadata_error(f"{PREFIX}{name} has an entry that is not a byte")
     return bytes(value % 256 for value in values)
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Begin the errors within the block, which are about the metadata of the file at ``path``, with the path."""
+    try:
+        yield
+    except LlmcliError as error:
+        raise LlmcliError(f"{path}: {error.message}", error.hint) from error
 
 
 def metadata_error(problem: str, hint: str = "the file may be damaged; download it again") -> LlmcliError:

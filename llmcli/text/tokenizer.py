@@ -16,7 +16,7 @@ from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.formats import stand_in
 from llmcli.text.decoder import ByteDecoder, is_byte
 from llmcli.text.gguf_tokenizer import build_tokenizer
-from llmcli.text.gguf_vocabulary import MAX_IDS, Vocabulary, vocabulary_of
+from llmcli.text.gguf_vocabulary import MAX_IDS, Vocabulary, errors_of, vocabulary_of
 from llmcli.text.limited_calls import LimitedCalls
 from llmcli.text.tokenizer_config import read_tokenizer_config
 from llmcli.text.tokenizer_errors import tokenizer_errors
@@ -121,6 +121,12 @@ class Tokenizer:
         """Return the bytes of text in the vocabulary's notation: one stand-in per byte, or U+2581 for a space."""
         return self._decoder.text(written)
 
+    def has_tokens_of(self, other: Tokenizer) -> bool:
+        """Whether each id is the same token in both. The notation may differ: GGUF has spaces as they are."""
+        if self.fast.get_vocab() == other.fast.get_vocab():
+            return True
+        return self.ids == other.ids and all(self.token_bytes(id) == other.token_bytes(id) for id in self.ids)
+
     @cached_property
     def unknown_id(self) -> int | None:
         """The unknown token, for text that the vocabulary cannot represent; None if there is none."""
@@ -222,7 +228,9 @@ def load_tokenizer(folder: Path, name: str | None = None, *, model: Mapping[str,
     Raises LlmcliError if the folder has no tokenizer.json, or a file of the tokenizer cannot be read.
     """
     if folder.is_file():
-        return gguf_tokenizer(vocabulary_of(folder), name or folder.name)
+        vocabulary = vocabulary_of(folder)
+        with errors_of(folder):
+            return gguf_tokenizer(vocabulary, name or folder.name)
     path = folder / "tokenizer.json"
     if not path.is_file():
         older = [file for file in ("tokenizer.model", "vocab.json") if (folder / file).is_file()]
@@ -252,7 +260,7 @@ def load_tokenizer(folder: Path, name: str | None = None, *, model: Mapping[str,
 
 def gguf_tokenizer(vocabulary: Vocabulary, name: str) -> Tokenizer:
     """Return the tokenizer of a GGUF file. Raises LlmcliError if its metadata does not describe one."""
-    with tokenizer_errors(f"{name}: the metadata does not describe a tokenizer"):
+    with tokenizer_errors("the metadata does not describe a tokenizer"):
         return Tokenizer(build_tokenizer(vocabulary), name, vocabulary.text("eos"))
 
 

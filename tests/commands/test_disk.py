@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import Result
 
+from llmcli import generation
 from llmcli import hub as hub_module
 from llmcli.generation.conversation import Conversation
 from llmcli.generation.jobs import Results
@@ -314,13 +315,16 @@ def test_two_chats_on_one_file(run: Run, chat_model: Path, work: Path) -> None:
     assert run("chat", *options, "--chat", file, input="sang\n").exit_code == 0
 
 
-def test_two_new_chats_on_one_file(run: Run, chat_model: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file appears during the chat's first reply: its turns are not saved, which is an error, and not lost."""
+def test_a_new_chat_whose_file_is_replaced(
+    run: Run, chat_model: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is replaced during the chat's first reply: its turns are not saved, which is an error, and not lost."""
     file, theirs = work / "c.json", [Message("user", "theirs")]
     answer = Conversation.answer
 
     def slow(*arguments: Any) -> Any:
-        if not file.exists():
+        if read_transcript(file) != tuple(theirs):
+            file.unlink()
             write_transcript(file, "m", theirs)
         return answer(*arguments)
 
@@ -330,6 +334,25 @@ def test_two_new_chats_on_one_file(run: Run, chat_model: Path, work: Path, monke
     assert (result.exit_code, result.stderr.count(f"another program has changed {file}")) == (1, 2)
     assert list(read_transcript(file)) == theirs
     assert len(read_transcript(work / "mine.json")) == 4
+
+
+def test_two_chats_that_begin_with_one_new_file(
+    run: Run, chat_model: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that comes second ends at its start."""
+    file, results, opened = work / "c.json", list[Result](), generation.load
+    arguments = ("chat", "-m", chat_model, "-n", 3, "--chat", file)
+
+    def load(*args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        results.append(run(*arguments, input="The fox\n"))  # the whole of another chat, while this one loads
+        return opened(*args, **options)
+
+    monkeypatch.setattr(generation, "load", load)
+    second = run(*arguments, input="sang\n")
+    assert (results[0].exit_code, second.exit_code, second.stdout) == (0, 1, "")
+    assert second.stderr.startswith(f"llmcli: another program has changed {file}")
+    assert len(read_transcript(file)) == 2
 
 
 def test_two_runs_in_one_folder(run: Run, corpus: Path, work: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError
+from llmcli.text.chat_template import find_template
 from llmcli.text.gguf_patterns import WORDS
 from llmcli.text.gguf_vocabulary import ENDS, Kind, gguf_end_ids, read_vocabulary
-from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer
+from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer, load_tokenizer
 from llmcli.train.recipe import BOS_ID, EOS_ID
 from llmcli.train.vocabulary import BOS, EOS, train_tokenizer
 
@@ -327,9 +329,28 @@ def test_control_tokens_of_phi_3_take_the_spaces_after_them() -> None:
     assert names(tokenizer, tokenizer.encode("</s> \n a<s> a", parse_special=True)) == ["</s>", "▁a", "<s>", "▁", "▁a"]
 
 
+def test_a_token_is_the_same_in_another_notation() -> None:
+    """Converters write Gemma's runs of spaces as spaces."""
+    pieces = sentencepiece()["tokenizer.ggml.tokens"]
+    assert isinstance(pieces, list)
+    two, five, written = (
+        tokenizer_from(sentencepiece(tokens=[*pieces[:-1], spaces])) for spaces in ("  ", " " * 5, "▁" * 5)
+    )
+    assert five.has_tokens_of(written)
+    assert not two.has_tokens_of(written)
+
+
 # --- errors ---
 
 T = "tokenizer.ggml."
+
+
+def test_an_error_about_the_metadata_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    for read in (load_tokenizer, find_template):
+        with pytest.raises(LlmcliError, match=f"^{re.escape(str(path))}: "):
+            read(path)
 
 
 @pytest.mark.parametrize(
