@@ -5,6 +5,7 @@ A mapped tensor is read when it is used. Writing needs no memory beyond the tens
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -95,6 +96,12 @@ class TensorFile:
                 f"{self.path}: tensor {entry.name} is stored as {entry.dtype}", "supported: " + ", ".join(self._dtypes)
             )
         return self._dtypes[entry.dtype]
+
+    def supporting(self, also: Mapping[str, torch.dtype]) -> TensorFile:
+        """The same file, with dtypes to support in addition."""
+        file = copy.copy(self)
+        file._dtypes = {**self._dtypes, **also}
+        return file
 
     def read(self, entry: Entry) -> Tensor:
         """Read the tensor into new memory, on the CPU."""

@@ -113,11 +113,9 @@ class Checkpoint:
         opened = self.open(adapter, build)
         stored_as = opened.dtype(dtype)
         weights = opened.weights
-        if isinstance(weights, GgufWeights):
-            if device.type == "cpu":
-                kept = weights.keep_blocks(opened.model, opened.rules, stored_as, notes)
-                opened = replace(opened, rules=[rule for rule in opened.rules if rule.target not in kept])
-            notes.restored = weights.formats(opened.rules)
+        if isinstance(weights, GgufWeights) and device.type == "cpu":
+            kept = weights.keep_blocks(opened.model, opened.rules, stored_as, notes)
+            opened = replace(opened, rules=[rule for rule in opened.rules if rule.target not in kept])
 
         def parameter(rule: Rule) -> Tensor:
             return opened.weights.parameter(rule, opened.shapes[rule.target], stored_as, device)
@@ -193,6 +191,8 @@ class OpenedCheckpoint:
         Raises LlmcliError if a parameter contains NaN or infinity.
         """
         notes.unused = self.weights.unused
+        notes.restored = self.weights.formats(self.rules)
+        notes.quantizes_activations = self.weights.quantizes_activations
         done, total = 0, sum(self.weights.nbytes(rule) for rule in self.rules)
         for rule in self.rules:
             module, _, name = rule.target.rpartition(".")

@@ -91,7 +91,7 @@ class GgufWeights(WeightFiles):
 
     def __init__(self, path: Path, family: Family) -> None:
         self.folder, self.family = path, family
-        self.scaled, self.block = False, (1, 1)
+        self.settings, self.stated_dtype = None, torch.bfloat16
         self.adapter, self.adapted = None, frozenset()
         self.unused: tuple[str, ...] = ()
         self.tensors: dict[str, tuple[TensorFile, Entry]] = {}

@@ -5,10 +5,7 @@ A matrix W [out, in] becomes W + s B A, with A [r, in], B [out, r] and s = lora_
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +20,7 @@ from llmcli.files.safetensors import TensorFile
 from llmcli.model.families.fields import field, wrong
 from llmcli.storage.finite import is_finite
 from llmcli.storage.naming import unwrapped
+from llmcli.storage.patterns import first_match
 
 # Config fields of adapters that do more than W + s B A.
 VARIANTS = (
@@ -46,13 +44,6 @@ _LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.\w+)?(\.weight)?")
 _SAVED_MODULE = re.compile(r"\.modules_to_save(\.\w+)?(?=\.(weight|bias)$)")
 _ORIGINAL = re.compile(r".+\.original_module\.(weight|bias)")  # the base model's own tensor
 N = TypeVar("N", int, float)
-_SECONDS = 10.0  # for matching regular expressions, which may not terminate
-_MATCH = """
-import json, re, sys
-patterns, names = json.load(sys.stdin)
-compiled = [re.compile(rf"(.*\\.)?({pattern})$") for pattern in patterns]
-print(json.dumps([next((i for i, rule in enumerate(compiled) if rule.match(name)), None) for name in names]))
-"""
 
 
 class Adapter:
@@ -166,28 +157,20 @@ class Adapter:
     def _matches(self, key: str, patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:
         """For each module, the index of the first pattern that matches the end of its name, as in PEFT.
 
-        Any regular expression is allowed, so another process matches them, and is ended if it does not finish.
+        Any regular expression is allowed.
         """
         if all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
             return [
                 next((i for i, ending in enumerate(patterns) if f".{module}".endswith(f".{ending}")), None)
                 for module in modules
             ]
-        command = [sys.executable, "-I", "-c", _MATCH]
         try:
-            done = subprocess.run(
-                command, input=json.dumps([patterns, modules]), capture_output=True, text=True, timeout=_SECONDS
-            )
-            found: list[int | None] = json.loads(done.stdout)
-        except (subprocess.TimeoutExpired, ValueError, OSError) as error:
-            fault = (
-                f"not matched within {_SECONDS:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else "invalid"
-            )
+            return first_match([rf"(.*\.)?({pattern})$" for pattern in patterns], modules)
+        except ValueError as error:
             raise LlmcliError(
-                f"config.json: {key} has a regular expression that is {fault}: " + ", ".join(map(repr, patterns)),
+                f"config.json: {key} has a regular expression that is {error}: " + ", ".join(map(repr, patterns)),
                 "merge the adapter with peft first",
             ) from error
-        return found
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,10 @@ from llmcli.model.families.rules import Family
 # Name components that wrappers insert: torch.compile, DataParallel and DeepSpeed, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"\b(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 MOST_PREFIXES = 16  # that are tried; only damaged files have more
+# Names of a matrix's tensors that do not begin with its module's name and a dot, or have more after it: bitsandbytes'
+# and gpt-oss's.
+PART_OF_WEIGHT = re.compile(r"(.+\.weight)(\..+)")
+PART_OF_MODULE = re.compile(r"(.+)(_blocks|_scales)")
 PEFT_PREFIX = re.compile(r"^(base_model\.model\.)+")
 
 
@@ -53,7 +57,15 @@ class Naming:
     def resolve(self, stored: str) -> str:
         """The rules' name for a stored name; without a counterpart in the rules, the stored name itself, unwrapped."""
         name = unwrapped(stored)
-        return self._known(name) or self.family.rename(name)
+        return self._known(name) or self._part(name) or self.family.rename(name)
+
+    def _part(self, name: str) -> str | None:
+        for pattern, end in ((PART_OF_WEIGHT, ""), (PART_OF_MODULE, ".weight")):
+            match = pattern.fullmatch(name)
+            weight = self._known(match[1] + end) if match else None
+            if match and weight:
+                return weight + match[2]
+        return None
 
     def _known(self, name: str) -> str | None:
         for candidate in (name, name.removeprefix(self.prefix)):

@@ -25,7 +25,7 @@ from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.blocks import BLOCK, Quantization, scales_of
 from llmcli.storage.finite import LoadNotes
-from llmcli.storage.foreign_formats import METHOD
+from llmcli.storage.foreign_formats import BESIDE, METHOD, without_settings
 from llmcli.storage.quantize import (
     bits_of,
     matrices,
@@ -106,7 +106,11 @@ def save_quantized(
         write_tensors(file, tensors, {"format": "pt"})
     replace_text(
         folder / CONFIG,
-        json.dumps({**raw, "dtype": model.dtype_name, "quantization_config": _settings(quantization)}, indent=2) + "\n",
+        json.dumps(
+            {**without_settings(raw), "dtype": model.dtype_name, "quantization_config": _settings(quantization)},
+            indent=2,
+        )
+        + "\n",
     )
 
 
@@ -203,9 +207,9 @@ def _first(names: list[str]) -> str:
 
 
 def copy_rest(folder: Path, out: Path) -> None:
-    """Copy a model folder's other files, such as the tokenizer's; not config.json and not the weights."""
+    """Copy a model folder's other files, such as the tokenizer's; not config.json, the weights and their format."""
     for path in folder.iterdir():
-        if not path.is_file() or path.name in (CONFIG, INDEX):
+        if not path.is_file() or path.name in (CONFIG, INDEX, *BESIDE):
             continue
         if path.suffix in (".json", ".jinja", ".txt", ".model"):
             with replacing(out / path.name) as copy, path.open("rb") as original:

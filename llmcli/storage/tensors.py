@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,25 @@ from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.files.safetensors import DTYPES, Entry, TensorFile
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.rules import Family, Rule, Source
-from llmcli.storage.foreign_formats import check_beside, format_of, quantization_settings, scale_block, unsupported
+from llmcli.storage.foreign_formats import (
+    BESIDE,
+    check_supported,
+    format_of,
+    quantizes_activations,
+    stated_settings,
+    unsupported,
+)
 from llmcli.storage.lora import Adapter
 from llmcli.storage.naming import Naming
+from llmcli.storage.packed.parts import PackedFile, not_finite
+from llmcli.storage.packed.recognize import find_packed
+from llmcli.storage.packed.scaled import SCALES
 
 _LAYER = re.compile(r"(.*?\.)(\d+)\.")  # the part of a tensor's name up to its layer's number
 NUMBER = re.compile(r"\d{1,9}")
-SCALE_SUFFIXES = ("_scale_inv", "_scale")  # appended to an 8-bit tensor's name: the scale to multiply it by
-SCALES = re.compile(r".*_scale(_inv|_ub)?")  # next to 8-bit weights: scales of weights, activations and the KV cache
+# Next to packed weights: scales and zero points of activations and of the KV cache.
+ACTIVATION_SCALES = re.compile(r".*(_scale(_inv|_ub)?|_zero_point)")
+STATED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PART = 2**22  # values converted at a time
 HEADS = ("lm_head.weight", "embed_out.weight")
 
@@ -45,8 +56,8 @@ class WeightFiles:
         self, folder: Path, family: Family, config: ModelConfig, raw: Mapping[str, Any], adapter: Path | None = None
     ) -> None:
         self.folder, self.family = folder, family
-        self.scaled = quantization_settings(raw) is not None  # then 8-bit floats require scales
-        self.block = scale_block(raw)
+        self.settings = stated_settings(folder, raw)
+        self.stated_dtype = _stated_dtype(raw)
         paths, shard_of = _located(folder)
         files = [TensorFile(path) for path in paths]
         naming = Naming.of(family, config, (name for file in files for name in file.entries))
@@ -54,6 +65,7 @@ class WeightFiles:
         for file in files:
             for entry in file.entries.values():
                 self._add(naming.resolve(entry.name), file, entry, shard_of.get(entry.name))
+        self._find_packed(family.rules(replace(config, tie_word_embeddings=False)))
         self.unused: tuple[str, ...] = ()
         self.adapter = None if adapter is None else Adapter(adapter, naming.resolve)
         self.adapted = frozenset(() if self.adapter is None else self.adapter.sources)
@@ -72,6 +84,32 @@ class WeightFiles:
                 )
         self.tensors[name] = file, entry
 
+    def _find_packed(self, rules: Sequence[Rule]) -> None:
+        """Put packed matrices into the places of the tensors that hold them.
+
+        Raises LlmcliError if there are any, and the settings state a format that llmcli does not open.
+        """
+        sources = [source for rule in rules for source in rule.sources]
+        packed, used = find_packed(self.tensors, sources, self.settings)
+        for name in used:
+            del self.tensors[name]
+        self.tensors.update({name: (file, file.entry) for name, file in packed.items()})
+
+    def packed(self, name: str) -> PackedFile | None:
+        """The packed matrix called ``name``; None if it is stored in another form."""
+        file, _ = self.tensors[name]
+        return file if isinstance(file, PackedFile) else None
+
+    def formats(self, rules: Iterable[Rule]) -> tuple[str, ...]:
+        """The packed formats in which the parameters of ``rules`` are stored."""
+        files = [self.packed(source.name) for rule in rules for source in rule.sources]
+        return tuple(sorted({file.matrix.format for file in files if file is not None}))
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether the folder's settings ask for quantized activations, too, which llmcli does not compute with."""
+        return self.settings is not None and quantizes_activations(self.settings)
+
     def check_names(self, rules: Sequence[Rule], *, tied: bool) -> None:
         """Find the unused tensors.
 
@@ -79,22 +117,33 @@ class WeightFiles:
         """
         wanted = {source.name for rule in rules for source in rule.sources}
         missing = sorted(wanted - self.tensors.keys())
-        dtypes = {name: self.tensors[name][1].dtype for name in wanted - set(missing)}
-        if missing or not set(dtypes.values()) <= DTYPES.keys():
+        packed = {name for name in wanted - set(missing) if self.packed(name) is not None}
+        plain = wanted - set(missing) - packed
+        if missing or not {self.tensors[name][1].dtype for name in plain} <= DTYPES.keys():
             quantized_by = format_of(self.tensors.keys())
             if quantized_by is not None:
-                check_beside(self.folder)  # several formats have tensors of the same names
+                if self.settings is not None:
+                    check_supported(self.settings)
                 raise unsupported(quantized_by)
-        in_8_bits = {name for name, dtype in dtypes.items() if dtype.startswith("F8")}
-        self._check_scales(dtypes.keys() - in_8_bits)
+        self._check_scales(plain)
         extra = sorted(
             name
             for name in self.tensors.keys() - wanted
-            if not (self.family.drops(name) or (tied and name in HEADS) or (in_8_bits and SCALES.fullmatch(name)))
+            if not (self.family.drops(name) or (tied and name in HEADS) or (packed and self._ignored(name)))
         )
         self.unused = tuple(grouped([self.tensors[name][1].name for name in extra]))
         if missing:
             raise self._missing(rules, missing, extra)
+
+    def _ignored(self, name: str) -> bool:
+        """Whether the tensor ``name`` next to packed matrices is known to have no effect."""
+        if ACTIVATION_SCALES.fullmatch(name):
+            return True
+        weight = name.removesuffix(".bias") + ".weight"
+        if weight not in self.tensors or self.packed(weight) is None:
+            return False
+        file, entry = self.tensors[name]  # GPTQ's programs store biases of zeros where a model has none
+        return entry.dtype in DTYPES and not bool(file.read(entry).float().any())
 
     def _missing(self, rules: Sequence[Rule], missing: Sequence[str], extra: Sequence[str]) -> LlmcliError:
         named = [
@@ -116,11 +165,12 @@ class WeightFiles:
     def _check_scales(self, plain: Iterable[str]) -> None:
         """Raise LlmcliError if one of the ``plain`` tensors, which are not in 8 bits, has a scale."""
         for name in plain:
-            if any(name + suffix in self.tensors for suffix in SCALE_SUFFIXES):
+            module = name.rpartition(".")[0]
+            if name.endswith(".weight") and any(f"{module}.{scale}" in self.tensors for scale in SCALES):
                 file, entry = self.tensors[name]
                 raise LlmcliError(
                     f"{file.path}: tensor {entry.name} is stored as {entry.dtype} with a scale",
-                    "only 8-bit floats may have scales",
+                    "only packed weights may have scales",
                 )
 
     def check_adapter(self, rules: Sequence[Rule]) -> None:
@@ -162,7 +212,7 @@ class WeightFiles:
         """Raise LlmcliError unless the sources have the shapes that a parameter of shape ``target`` requires."""
         for source in rule.sources:
             file, entry = self.tensors[source.name]
-            file.dtype(entry)
+            file.dtype(entry)  # raises the error for integers
             expected = source.stored_shape(tuple(target[1:]))
             if entry.shape != expected:
                 raise LlmcliError(
@@ -172,11 +222,16 @@ class WeightFiles:
                 )
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype to keep a tensor in: the stored dtype, bfloat16 for 8-bit floats, or float32 for float64."""
+        """The dtype to keep a tensor in: the stored dtype, or float32 for float64.
+
+        If any matrix is packed, it is the dtype that config.json states, or bfloat16.
+        """
         if name not in self.tensors:
             raise LlmcliError(f"the weights have no tensor {name}", "config.json may belong to another model")
+        if any(isinstance(file, PackedFile) for file, _ in self.tensors.values()):
+            return self.stated_dtype
         file, entry = self.tensors[name]
-        return {1: torch.bfloat16, 8: torch.float32}.get(file.dtype(entry).itemsize, file.dtype(entry))
+        return torch.float32 if file.dtype(entry) == torch.float64 else file.dtype(entry)
 
     def nbytes(self, rule: Rule) -> int:
         """The size of the rule's sources in the files, in bytes."""
@@ -207,22 +262,19 @@ class WeightFiles:
 
     def _fill(self, source: Source, rows: Tensor) -> None:
         """Read a source into the parameter's rows that it fills."""
-        file, entry = self.tensors[source.name]
-        stored = file.dtype(entry)
-        if (
-            source.as_stored
-            and source.name not in self.adapted
-            and rows.device.type == "cpu"
-            and (stored == rows.dtype or stored.itemsize > 1)  # values in 8 bits have scales
-        ):
-            read_in_parts(file, entry, rows)
+        if source.as_stored and source.name not in self.adapted and rows.device.type == "cpu":
+            file, entry = self.tensors[source.name]
+            if isinstance(file, PackedFile):
+                file.read_into(entry, rows)
+            else:
+                read_in_parts(file, entry, rows)
             return
         rows.copy_(source.arranged(self.whole(source), tuple(rows.shape[1:])))
 
     def whole(self, source: Source) -> Tensor:
-        """The source's tensor in its stored shape, with scale and adapter applied."""
+        """The source's tensor in its stored shape, unpacked, with the adapter applied."""
         file, entry = self.tensors[source.name]
-        tensor = self._scaled(source.name, file.read(entry))
+        tensor = file.read(entry)
         if self.adapter is not None:
             tensor = self.adapter.applied(source.name, tensor, transposed=source.transposed)
         return tensor
@@ -230,17 +282,15 @@ class WeightFiles:
     def not_finite(self, rule: Rule, dtype: torch.dtype) -> LlmcliError:
         """The error for a parameter that contains NaN or infinity as loaded; it names the tensor that they are from."""
         sources = [source.name for source in rule.sources]
-        stored = [
-            name + suffix for name in sources for suffix in ("", *SCALE_SUFFIXES) if name + suffix in self.tensors
-        ]
-        for file, entry in (self.tensors[name] for name in stored):
+        for file, entry in (self.tensors[name] for name in sources):
+            if isinstance(file, PackedFile):
+                error = file.matrix.parts.not_finite()
+                if error is not None:
+                    return error
+                continue
             bad = int((~file.read(entry).double().isfinite()).sum())
             if bad:
-                count = f"{bad} of {math.prod(entry.shape)} values"
-                return LlmcliError(
-                    f"{file.path}: tensor {entry.name} contains NaN or infinity ({count})",
-                    "the file may be damaged: download it again",
-                )
+                return not_finite(file, entry, bad)
         for name in sources:
             if self.adapter is not None and not self.adapter.finite(name):
                 return LlmcliError(
@@ -252,21 +302,6 @@ class WeightFiles:
             f"{self.folder}: values of {names} are too large for {str(dtype).removeprefix('torch.')}",
             kind="weights-overflow",
         )
-
-    def _scaled(self, name: str, tensor: Tensor) -> Tensor:
-        """An 8-bit tensor times its scale, which is a single one, one per row or one per block; others unchanged."""
-        if tensor.dtype.itemsize > 1:
-            return tensor
-        wide = tensor.float()
-        scales = [suffix for suffix in SCALE_SUFFIXES if name + suffix in self.tensors]
-        if self.scaled and not scales:
-            raise LlmcliError(
-                f"{self.folder}: tensor {name} is stored in 8 bits without its scale", "download it again"
-            )
-        for suffix in scales:
-            file, entry = self.tensors[name + suffix]
-            wide = wide * _spread(file.read(entry).float(), wide.shape, self.block, file, entry)
-        return wide
 
 
 def read_in_parts(file: TensorFile, entry: Entry, target: Tensor) -> None:
@@ -283,19 +318,15 @@ def read_in_parts(file: TensorFile, entry: Entry, target: Tensor) -> None:
         part.copy_(file.read_into(entry, buffer[: len(part)], first))
 
 
-def _spread(scale: Tensor, shape: torch.Size, block: tuple[int, int], file: TensorFile, entry: Entry) -> Tensor:
-    """``scale`` in a form that broadcasts to ``shape``: the entry of a block is repeated over the block."""
-    if scale.numel() == 1:
-        return scale.view(())
-    blocks = tuple(-(-size // length) for size, length in zip(shape, block, strict=False))
-    if scale.shape == blocks and len(shape) == 2:
-        return scale.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
-    if scale.shape in ((shape[0], 1), (shape[0],)):
-        return scale.view(-1, *(1,) * (len(shape) - 1))
-    raise LlmcliError(
-        f"{file.path}: tensor {entry.name} has shape {list(entry.shape)}, which cannot scale a tensor of {list(shape)}",
-        "this layout of 8-bit weights is not supported",
-    )
+def _stated_dtype(raw: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that a parsed config.json states; bfloat16 if it states none."""
+    text = raw.get("text_config")
+    for place in (raw, text if isinstance(text, Mapping) else {}):
+        for key in ("dtype", "torch_dtype"):
+            stated = str(place.get(key)).removeprefix("torch.")
+            if stated in STATED_DTYPES:
+                return STATED_DTYPES[stated]
+    return torch.bfloat16
 
 
 def count_layers(rules: Sequence[Rule], stored: Iterable[str]) -> tuple[int, int]:
@@ -320,7 +351,7 @@ def _located(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS], {}
     if not (folder / INDEX).is_file():
-        check_beside(folder)
+        _check_beside(folder)
         names = [path.name for path in _files(folder)]
         other = other_weights(names)
         raise LlmcliError(
@@ -337,6 +368,12 @@ def _located(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
             f"{folder}: missing shards: {summarize(missing)}", "the download may be incomplete; download them again"
         )
     return [folder / name for name in names], shard_of
+
+
+def _check_beside(folder: Path) -> None:
+    """Raise LlmcliError if a file next to config.json states a format that llmcli does not open."""
+    if any((folder / file).is_file() for file in BESIDE):
+        check_supported(stated_settings(folder, {}) or {})
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from llmcli.model.device import memory_of
 from llmcli.model.families import llama
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, save
+from llmcli.storage.foreign_formats import without_settings
 from llmcli.storage.quantized_checkpoint import copy_rest
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import find_template
@@ -127,7 +128,7 @@ def _initial_model(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, 
             setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))
     rows = model.embedding.weight.shape[0]
     changes = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
-    config_json = {k: v for k, v in read_json(init / CONFIG).items() if k != "quantization_config"}
+    config_json = without_settings(read_json(init / CONFIG))
     model.config = replace(model.config, vocab_size=rows)
     return model.train(), {**config_json, **changes}
 

@@ -17,35 +17,30 @@ from llmcli.files.names import CONFIG, WEIGHTS
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import scale_block
+from tests.packers import Draw, awq, compressed
 from tests.tiny import CPU, Tiny, TinyFactory, load
-
-
-def compressed(kind: str, bits: int, **others: Any) -> dict[str, Any]:
-    """The settings of compressed-tensors as it writes them."""
-    weights = {"num_bits": bits, "type": kind, "strategy": "channel", "symmetric": True, "dynamic": False}
-    group = {"input_activations": None, "output_activations": None, "targets": ["Linear"], "weights": weights}
-    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}, **others}
-
 
 # Settings as published models state them in config.json.
 UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "GPTQ (4 bits)": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
-    "AWQ (4 bits)": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
-    "bitsandbytes (4 bits)": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "bitsandbytes (8 bits)": {"load_in_8bit": True, "llm_int8_threshold": 6.0, "llm_int8_skip_modules": None},
-    "compressed-tensors int4 (pack-quantized)": compressed("int", 4, format="pack-quantized"),
-    "compressed-tensors int8 (int-quantized)": compressed("int", 8, format="int-quantized"),
-    "compressed-tensors float4 (nvfp4-pack-quantized)": compressed("float", 4, format="nvfp4-pack-quantized"),
-    "compressed-tensors sparse-24-bitmask": compressed(
-        "float", 8, format="float-quantized", sparsity_config={"format": "sparse-24-bitmask"}
-    ),
-    "ModelOpt NVFP4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_scheme": None},
-    "MLX (4 bits)": {"group_size": 64, "bits": 4, "mode": "affine"},
+    "GPTQ (7 bits)": {"quant_method": "gptq", "bits": 7, "group_size": 128, "desc_act": False, "sym": True},
+    "GPTQ (marlin)": {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"},
+    "AWQ (8 bits)": {"quant_method": "awq", "bits": 8, "group_size": 128, "version": "gemm", "zero_point": True},
+    "AWQ (gemv)": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "GEMV", "zero_point": True},
+    "bitsandbytes (af4)": {"load_in_4bit": True, "bnb_4bit_quant_type": "af4"},
+    "compressed-tensors int4 (marlin-24)": compressed("int", 4, "marlin-24"),
+    "compressed-tensors float6 (mxfp6-pack-quantized)": compressed("float", 6, "mxfp6-pack-quantized"),
+    "compressed-tensors int9 (pack-quantized)": compressed("int", 9, "pack-quantized"),
+    "compressed-tensors sparse-24-bitmask": compressed("float", 8, "float-quantized")
+    | {"sparsity_config": {"format": "sparse-24-bitmask"}},
+    "compressed-tensors with transforms of activations": compressed("int", 4, "pack-quantized")
+    | {"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}},
+    "ModelOpt W4A8_AWQ": {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ", "kv_cache_scheme": None},
+    "MLX (7 bits)": {"group_size": 64, "bits": 7, "mode": "affine"},
+    "MLX (mystery)": {"group_size": 64, "bits": 4, "mode": "mystery"},
     "AQLM": {"quant_method": "aqlm", "in_group_size": 8},
     "HQQ": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
     "torchao": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}},
-    "AutoRound (4 bits)": {"quant_method": "AUTO-ROUND", "bits": 4, "packing_format": "auto_round:auto_gptq"},
-    "MXFP4": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+    "AutoRound (auto_round)": {"quant_method": "AUTO-ROUND", "bits": 4, "packing_format": "auto_round"},
     "BitNet": {"quant_method": "bitnet", "linear_class": "autobitlinear"},
     "BestQuant": {"quant_method": "BestQuant"},
     "['gptq']": {"quant_method": ["gptq"]},
@@ -73,11 +68,12 @@ def test_a_format_in_the_config_is_named(llama: Path, name: str) -> None:
 
 
 def test_settings_are_found_wherever_programs_write_them(llama: Path) -> None:
-    for place in ({"quantization": UNSUPPORTED["MLX (4 bits)"]}, {"compression_config": compressed("int", 4)}):
+    wrong = UNSUPPORTED["compressed-tensors int9 (pack-quantized)"]
+    for place in ({"quantization": UNSUPPORTED["MLX (7 bits)"]}, {"compression_config": wrong}):
         set_config(llama, **{"quantization": None, **place})
         with pytest.raises(LlmcliError, match=r"MLX|compressed-tensors"):
             Checkpoint.read(llama)
-    text = {**json.loads((llama / CONFIG).read_text()), "quantization_config": UNSUPPORTED["AWQ (4 bits)"]}
+    text = {**json.loads((llama / CONFIG).read_text()), "quantization_config": UNSUPPORTED["AWQ (8 bits)"]}
     (llama / CONFIG).write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
     with pytest.raises(LlmcliError, match="AWQ"):
         Checkpoint.read(llama)
@@ -86,61 +82,42 @@ def test_settings_are_found_wherever_programs_write_them(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "settings", "name"),
     [
-        ("quantize_config.json", {"bits": 4, "group_size": 128, "desc_act": True}, r"GPTQ \(4 bits\)"),
-        ("quant_config.json", {"zero_point": True, "q_group_size": 128, "w_bit": 4}, r"AWQ \(4 bits\)"),
-        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "ModelOpt NVFP4"),
+        ("quantize_config.json", {"bits": 5, "group_size": 128, "desc_act": True}, r"GPTQ \(5 bits\)"),
+        ("quant_config.json", {"zero_point": True, "q_group_size": 128, "w_bit": 3}, r"AWQ \(3 bits\)"),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "W4A8_AWQ"}}, "ModelOpt W4A8_AWQ"),
     ],
 )
 def test_a_file_beside_the_weights_names_their_format(
     llama: Path, file: str, settings: dict[str, Any], name: str
 ) -> None:
-    """Old programs also give the weights' file a name of its own."""
+    """As old programs write it."""
     (llama / file).write_text(json.dumps(settings))
     load(llama, device=CPU)  # the weights are not quantized
-    (llama / WEIGHTS).rename(llama / "gptq_model-4bit-128g.safetensors")
+    stored = load_file(llama / WEIGHTS)
+    del stored[f"{PROJECTION}.weight"]
+    packed = {f"{PROJECTION}.{end}": tensor for end, tensor in awq(Draw(96, 48, torch.Generator()))[0].items()}
+    save_file(stored | packed, llama / WEIGHTS)
     with pytest.raises(LlmcliError, match=f"cannot open weights quantized by {name}"):
         load(llama, device=CPU)
 
 
 PROJECTION = "model.layers.1.self_attn.q_proj"
-
-
-def stored_as(*ends: str, dtype: torch.dtype = torch.int32) -> dict[str, Tensor]:
-    return {end: torch.ones(4, 4, dtype=dtype) for end in ends}
-
-
 # What is stored in the place of a matrix, by the ends of its name.
-TENSORS: dict[str, dict[str, Tensor]] = {
-    "GPTQ": stored_as(".qweight", ".qzeros", ".scales", ".g_idx"),
-    "AWQ": stored_as(".qweight", ".qzeros", ".scales"),
-    "compressed-tensors": stored_as(".weight_packed", ".weight_scale", ".weight_shape"),
-    "bitsandbytes": stored_as(".weight", ".SCB", dtype=torch.int8),
-    "bitsandbytes in 4 bits": stored_as(
-        ".weight", ".weight.absmax", ".weight.quant_state.bitsandbytes__nf4", dtype=torch.uint8
-    ),
-    "MLX": stored_as(".weight", ".scales", ".biases", dtype=torch.uint32),
-    "HQQ": stored_as(".W_q", ".scale", ".zero"),
-    "EXL2": stored_as(".q_weight", ".q_scale"),
-    "NVFP4": stored_as(".weight", ".weight_scale", ".weight_scale_2", dtype=torch.uint8),
+TENSORS = {
+    "HQQ": ("W_q", "scale", "zero"),
+    "EXL2": ("q_weight", "q_scale"),
+    "EETQ": ("weight", "weight_scales"),
+    "AQLM": ("codes", "codebooks", "scales"),
 }
 
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_format_that_only_the_tensors_show_is_named(llama: Path, name: str) -> None:
-    """As in GPTQ's old folders, whose settings are in quantize_config.json."""
     stored = load_file(llama / WEIGHTS)
     del stored[f"{PROJECTION}.weight"]
-    save_file(stored | {PROJECTION + end: tensor for end, tensor in TENSORS[name].items()}, llama / WEIGHTS)
-    with pytest.raises(LlmcliError, match=f"cannot open weights quantized by {name.split()[0]} "):
-        load(llama, device=CPU)
-
-
-def test_a_file_beside_the_weights_tells_formats_with_the_same_tensors_apart(llama: Path) -> None:
-    stored = load_file(llama / WEIGHTS)
-    del stored[f"{PROJECTION}.weight"]
-    save_file(stored | {PROJECTION + end: tensor for end, tensor in TENSORS["AWQ"].items()}, llama / WEIGHTS)
-    (llama / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 128}))
-    with pytest.raises(LlmcliError, match=r"quantized by GPTQ \(4 bits\)"):
+    parts = {f"{PROJECTION}.{end}": torch.ones(4, 4, dtype=torch.int32) for end in TENSORS[name]}
+    save_file(stored | parts, llama / WEIGHTS)
+    with pytest.raises(LlmcliError, match=f"cannot open weights quantized by {name} "):
         load(llama, device=CPU)
 
 
@@ -167,7 +144,7 @@ def in_8_bits(case: Tiny, folder: Path, scales: dict[str, Tensor], others: dict[
         ({"quant_method": "fp8"}, ".weight_scale", (".input_scale", ".output_scale", ".act_scale")),
         ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, ".weight_scale", (".input_scale_ub",)),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, ".weight_scale", (".input_scale", ".k_scale")),
-        (compressed("float", 8, format="float-quantized"), ".weight_scale", (".output_scale",)),
+        (compressed("float", 8, "float-quantized"), ".weight_scale", (".output_scale",)),
         ({"quant_method": "compressed-tensors"}, ".weight_scale", ()),
     ],
 )
@@ -202,7 +179,7 @@ def test_the_blocks_of_a_scale_are_those_of_the_config(
     plain = in_8_bits(tiny("llama"), folder, {".weight_scale_inv": scales}, {})
     settings: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": block}
     if method != "fp8":
-        settings = compressed("float", 8)
+        settings = compressed("float", 8, "float-quantized")
         how = {"strategy": "group", "group_size": block[1]} if block[0] == 1 else {"block_structure": block}
         how = {"block_structure": "7x5"} if block == [7, 5] else how
         settings["config_groups"]["group_0"]["weights"] |= how
@@ -217,7 +194,7 @@ def test_the_blocks_of_a_scale_are_those_of_the_config(
 @pytest.mark.parametrize("block", [[128], [0, 128], "128", [128, 128.0], {}])
 def test_a_wrong_block_size_is_named(block: object) -> None:
     with pytest.raises(LlmcliError, match="weight_block_size is"):
-        scale_block({"quantization_config": {"quant_method": "fp8", "weight_block_size": block}})
+        scale_block({"quant_method": "fp8", "weight_block_size": block}, {})
 
 
 def test_a_scale_of_a_matrix_that_is_not_in_8_bits_is_rejected(llama: Path) -> None:

@@ -19,7 +19,7 @@ from llmcli.engine.tensor_parallel.transformer import load_split
 from llmcli.errors import LlmcliError
 from llmcli.files.names import ADAPTER_CONFIG as CONFIG
 from llmcli.files.names import ADAPTER_WEIGHTS as WEIGHTS
-from llmcli.storage import lora
+from llmcli.storage import patterns
 from llmcli.storage.checkpoint import Checkpoint
 from tests.tiny import CPU, VOCAB, Tiny, TinyFactory, load, load_with_transformers, random_ids
 
@@ -198,7 +198,7 @@ def test_alpha_pattern_is_a_regular_expression_as_in_peft(
 def test_a_regular_expression_that_does_not_end_is_an_error(
     tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora, "_SECONDS", 0.5)
+    monkeypatch.setattr(patterns, "SECONDS", 0.5)
     folder = save_changed(tiny("llama"), tmp_path, {"alpha_pattern": {r"((\w|\.)+)+!": 1}})
     with pytest.raises(LlmcliError, match="alpha_pattern has a regular expression that is not matched within"):
         load(tiny("llama").folder, device=CPU, adapter=folder)

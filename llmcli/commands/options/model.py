@@ -102,6 +102,11 @@ def report_load(loaded: generation.LoadedModel) -> None:
         render.note(
             f"{loaded.name}: weights in {formats} were restored to {dtype}, which takes more memory", sys.stderr
         )
+    if notes.quantizes_activations:
+        render.note(
+            f"{loaded.name}: config.json asks for quantized activations, too; llmcli computes with exact ones",
+            sys.stderr,
+        )
     if is_verbose():
         size, seconds = readable(notes.checked_bytes), notes.check_seconds
         render.note(f"{loaded.name}: checked {size} of weights for NaN and infinity in {seconds:.2f} s", sys.stderr)
