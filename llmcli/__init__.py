@@ -56,7 +56,7 @@ def load(
     from llmcli.errors import LlmcliError
     from llmcli.explain.report import Report
     from llmcli.generation import loaded
-    from llmcli.hub.cache import name_of
+    from llmcli.hub import name_of
 
     for path in (name, adapter):
         if isinstance(path, Path) and not path.expanduser().exists():  # a path is not a name of the hub

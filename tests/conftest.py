@@ -40,6 +40,7 @@ def pytest_configure() -> None:
         if name in OTHERS or (name.startswith("LLMCLI_") and name != "LLMCLI_REAL_MODELS"):
             del os.environ[name]
     os.environ["LLMCLI_CONFIG"] = os.devnull
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network; those of the hub have their own
     # Programs find llmcli from any folder.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     # Jobs in the background, also those of some CI systems, ignore these signals, and programs inherit that.
@@ -59,6 +60,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFactory:
     return cache(lambda name: make(name, tmp_path_factory.mktemp(name)))
 
 
+def alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let other programs' models be in ``folder``, where none are, instead of the user's home."""
+    for name in ("OLLAMA_MODELS", "LLAMA_CACHE"):
+        monkeypatch.setenv(name, str(folder / name))
+    for name in ("HOME", "USERPROFILE"):  # of LM Studio
+        monkeypatch.setenv(name, str(folder / "user"))
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub for this test alone, and an empty cache, for this process and those that it starts."""
@@ -73,6 +82,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        alone(tmp_path, monkeypatch)
         monkeypatch.setenv("NO_PROXY", "*")
         yield server
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".bin", "tokenizer.json")  # what the hub keeps as LFS files, known by their SHA-256
+LARGE = (".safetensors", ".bin", ".gguf", "tokenizer.json")  # what the hub keeps as LFS files, known by their SHA-256
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Repo:
     refs: tuple[str, ...] = ("main",)
     private: bool = False
     gated: bool = False
+    gguf: Any = None  # what the hub says about GGUF files
 
     @property
     def commit(self) -> str:
@@ -32,7 +33,8 @@ class Repo:
 
     def listing(self) -> dict[str, Any]:
         """The hub's description of the model, in the form of its API."""
-        return {"id": "org/name", "sha": self.commit, "siblings": [self._sibling(name) for name in self.files]}
+        listing = {"id": "org/name", "sha": self.commit, "siblings": [self._sibling(name) for name in self.files]}
+        return listing if self.gguf is None else listing | {"gguf": self.gguf}
 
     def hash(self, name: str) -> str:
         """The SHA-256 of a large file, or the Git hash of a small one."""
@@ -65,6 +67,7 @@ class Hub:
 
     port: int = 0
     repos: dict[str, list[Repo]] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)  # old name -> name to which the hub redirects
     log: list[Request] = field(default_factory=list)
     status: int = 0  # respond to every request with this status
     reason: str = ""  # and with this error message
@@ -154,6 +157,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(hub.status, b"no", {"X-Error-Message": hub.reason})
         elif hub.body is not None:
             self._answer(200, hub.body)
+        elif old := re.fullmatch(r"(/(?:api/models/)?)([^/]+)(/(?:revision|resolve)/.+)", path):
+            if old[2] in hub.renamed:
+                query = f"?{urlsplit(self.path).query}"
+                self._answer(307, b"", {"Location": f"{old[1]}{hub.renamed[old[2]]}{old[3]}{query}"})
+            else:
+                self._answer(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         elif listing:
             if repo := self._repo(*listing.groups()):
                 self._answer(200, json.dumps(repo.listing()).encode())

@@ -54,11 +54,11 @@ def test_finding_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for where in ("installed", "clone"):
         (tmp_path / where / "m").mkdir(parents=True)
         (tmp_path / where / "m" / "config.json").write_text("{}")
-    monkeypatch.setattr(hub, "SHIPPED_FOLDERS", (tmp_path / "installed", tmp_path / "clone"))
+    monkeypatch.setattr(hub.local, "SHIPPED_FOLDERS", (tmp_path / "installed", tmp_path / "clone"))
     assert hub.find("m") == tmp_path / "installed" / "m"
     assert hub.find(str(tmp_path / "clone" / "m")) == tmp_path / "clone" / "m"
     assert hub.default_model() == "m"
-    monkeypatch.setattr(hub, "SHIPPED_FOLDERS", (tmp_path / "nothing",))
+    monkeypatch.setattr(hub.local, "SHIPPED_FOLDERS", (tmp_path / "nothing",))
     with pytest.raises(LlmcliError):
         hub.default_model()
 

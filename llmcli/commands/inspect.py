@@ -10,7 +10,7 @@ from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.interrupt import import_torch
-from llmcli.hub.cache import name_of
+from llmcli.hub import name_of
 
 
 @click.command(cls=Command)

@@ -17,7 +17,7 @@ from llmcli.render import json_forms
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per model.")
 @verbose_option
 def models(as_json: bool) -> None:
-    """List the models on disk: those shipped with llmcli and those in the Hugging Face cache.
+    """List the models on disk: shipped with llmcli, in the Hugging Face cache, and of ollama, llama.cpp and LM Studio.
 
     Use any of the names with -m. The last use is when llmcli last opened or downloaded the model.
 

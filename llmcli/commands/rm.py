@@ -22,11 +22,12 @@ from llmcli.hub.remove import removable, remove
 def rm(name: str, yes: bool) -> None:
     """Remove the downloaded model NAME from the Hugging Face cache, which other programs share.
 
-    Files that other revisions of the model need are kept.
+    Files that other revisions of the model need are kept. Models of ollama, llama.cpp and LM Studio are not removed.
 
     \b
     Examples:
       llmcli rm HuggingFaceTB/SmolLM2-135M
+      llmcli rm bartowski/SmolLM2-135M-Instruct-GGUF:Q4_K_M
       llmcli rm HuggingFaceTB/SmolLM2-135M --yes
     """
     model = removable(name)

@@ -15,7 +15,7 @@ from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import EXIT_FAILURE, usage_error
 from llmcli.files.ndjson import write_line
-from llmcli.hub.cache import name_of
+from llmcli.hub import name_of
 from llmcli.render import json_forms
 
 

@@ -17,17 +17,26 @@ _STAND_INS = (
     ),
     (rb"\s*<(?i:!doctype html|html)", "a web page, not the file itself", "on the Hub, download it from /resolve/main/"),
     (rb"GGUF", "a GGUF file", "name this file itself as the model"),
+    (rb"(lmgg|fmgg|tjgg)", "a GGML file, the format before GGUF", "get the model as GGUF or safetensors"),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them", "get the model as safetensors"),
     (rb"PK\x03\x04|\x80[\x02-\x05]", "a file of pickled weights", "get the model as safetensors"),
     (rb"\Z", "an empty file", "the download may be incomplete; download it again"),
 )
-# Names of files with weights in formats that llmcli does not read.
+_PICKLED = (
+    "get the model as safetensors, or convert it with transformers: from_pretrained(FOLDER).save_pretrained(OUT);"
+    " opening pickled files can run code"
+)
+# Names of files with weights in formats that llmcli does not read: the format, and what to do.
 _OTHER_WEIGHTS = (
-    (r".*\.(gguf|ggml)", "GGUF"),
-    (r".*\.(bin|pt|pth|ckpt|pkl)", "pickled"),
-    (r".*\.onnx", "ONNX"),
-    (r".*\.(h5|keras|msgpack|tflite)", "TensorFlow or Flax"),
-    (r".*\.npz", "NumPy"),
-    (r"consolidated.*\.safetensors", "in Mistral's own layout"),
+    (r".*\.gguf", "GGUF", "name the file itself as the model: {}"),
+    (r".*\.ggml|ggml-.*\.bin", "GGML, the format before GGUF", "get the model as GGUF or safetensors"),
+    (r"openvino.*\.(bin|xml)", "OpenVINO", "get the model as safetensors"),
+    (r".*\.(bin|pt|pth|ckpt|pkl|pickle|nemo)", "pickled", _PICKLED),
+    (r".*\.onnx(_data|\.data)?", "ONNX", "get the model as safetensors; ONNX files are made for other programs"),
+    (r".*\.(h5|keras)", "Keras", "get the model as safetensors"),
+    (r".*\.(msgpack|tflite|pb)", "TensorFlow or Flax", "get the model as safetensors"),
+    (r".*\.npz", "NumPy", "get the model as safetensors"),
+    (r"consolidated.*\.safetensors", "in Mistral's own layout", "get the model in the layout of transformers"),
 )
 
 
@@ -51,15 +60,21 @@ def other_weights(names: Iterable[str]) -> str:
 
     Returns "" if there are none. A GGUF file is a model by itself, but not the weights of a folder.
     """
-    names = sorted(names)
-    for pattern, format in _OTHER_WEIGHTS:
-        for name in names:
-            if re.fullmatch(pattern, name, re.IGNORECASE):
-                return f"{format} ({name})"
-    return ""
+    found = _find_other(names)
+    return f"{found[0]} ({found[1]})" if found else ""
 
 
 def other_weights_hint(names: Iterable[str]) -> str:
     """Return what to do about the weights that ``other_weights`` finds."""
-    gguf = sorted(name for name in names if re.fullmatch(_OTHER_WEIGHTS[0][0], name, re.IGNORECASE))
-    return f"name the file itself as the model: {gguf[0]}" if gguf else "get the model as safetensors"
+    found = _find_other(names)
+    return found[2] if found else "get the model as safetensors"
+
+
+def _find_other(names: Iterable[str]) -> tuple[str, str, str] | None:
+    """The format of weights in another format, the file that has them, and what to do."""
+    names = sorted(names)
+    for pattern, format, hint in _OTHER_WEIGHTS:
+        for name in names:
+            if re.fullmatch(pattern, name, re.IGNORECASE):
+                return format, name, hint.format(name) if format == "GGUF" else hint
+    return None

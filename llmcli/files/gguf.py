@@ -9,10 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import os
 import re
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +31,7 @@ MAX_KEYS, MAX_TENSORS = 2**14, 2**16
 MAX_NAME = 2**16 - 1  # bytes of a key
 MAX_DIMENSIONS = 4
 MAX_DEPTH = 4  # of arrays in arrays
+MAX_PARTS = 2**12  # files of a split model
 ALIGNMENT = 32  # of tensors, unless general.alignment says otherwise
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")  # the name of one file of several
 
@@ -103,14 +106,35 @@ def read_gguf(path: Path) -> GgufHeader:
 
     Raises LlmcliError if the file cannot be read, is not such a file, or contradicts itself.
     """
+    with _reading(path) as found:
+        return _read(path, found.st_size, found.st_mtime_ns)
+
+
+def read_first_keys(path: Path) -> Mapping[str, Any]:
+    """Read the metadata of a GGUF file up to its tokenizer. Raises the errors of ``read_gguf``."""
+    with _reading(path) as found, _mapped(path) as data:
+        return _Reader(data, found.st_size).metadata(stop="tokenizer.")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[os.stat_result]:
+    """The status of a file, and errors of reading it as LlmcliErrors."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
             raise _Damaged("it is not a regular file")
-        return _read(path, found.st_size, found.st_mtime_ns)
+        if found.st_size < 24:
+            raise _Damaged("it is too short for a header")
+        yield found
     except (OSError, ValueError) as error:
         problem = error.strerror if isinstance(error, OSError) else error
         raise damaged(path, problem) from error
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def damaged(path: Path, problem: object) -> LlmcliError:
@@ -132,6 +156,21 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
+def part_names(name: str) -> list[str]:
+    """The names of all files of the model that a file's name is of, in order: only ``name``, unless it is a part."""
+    match = PART.fullmatch(name)
+    count = int(match[3]) if match else 0
+    if match is None or not 0 < int(match[2]) <= count <= MAX_PARTS:
+        return [name]
+    return [f"{match[1]}-{number:05}-of-{match[3]}.gguf" for number in range(1, count + 1)]
+
+
+def first_part(path: Path) -> Path:
+    """The first file of the model that ``path`` is a part of, if it is there; otherwise ``path``."""
+    first = path.with_name(part_names(path.name)[0])
+    return first if first.is_file() else path
+
+
 def parts_of(header: GgufHeader) -> list[Path]:
     """The files of the model whose first file has this header: only that one, unless the model is split.
 
@@ -140,27 +179,26 @@ def parts_of(header: GgufHeader) -> list[Path]:
     count, path = header.metadata.get("split.count", 1), header.path
     if type(count) is not int or count < 2:
         return [path]
-    match = PART.fullmatch(path.name)
-    if match is None or int(match[3]) != count:
+    named = path if PART.fullmatch(path.name) else path.resolve()  # a link may have any name
+    names = part_names(named.name)
+    if len(names) != count:
         raise LlmcliError(
             f"{path}: is one of {count} parts, but its name does not say which", "give the parts their original names"
         )
-    names = [f"{match[1]}-{number:05}-of-{match[3]}.gguf" for number in range(1, count + 1)]
-    if int(match[2]) != 1:
-        raise LlmcliError(f"{path}: is part {int(match[2])} of {count}", f"open {names[0]}, which leads to the others")
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    missing = [name for name in names if not (named.parent / name).is_file()]
     if missing:
         raise LlmcliError(
             f"{path}: {len(missing)} of its {count} parts are missing, such as {missing[0]}", "download them, too"
         )
-    return [path.parent / name for name in names]
+    if named.name != names[0]:
+        number = names.index(named.name) + 1
+        raise LlmcliError(f"{path}: is part {number} of {count}", f"open {names[0]}, which leads to the others")
+    return [path, *(named.parent / name for name in names[1:])]
 
 
 @lru_cache(maxsize=8)  # the parts of a model: only the first is large
 def _read(path: Path, size: int, changed: int) -> GgufHeader:  # a file of another size or time is read again
-    if size < 24:
-        raise _Damaged("it is too short for a header")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _mapped(path) as data:
         return _Reader(data, size).header(path)
 
 
@@ -169,26 +207,35 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self.data, self.size, self.at = data, size, 0
+        self.version = self.count = 0  # of the format, and the number of tensors
         self.limit = min(size, MAX_HEADER)
         self.elements = MAX_ELEMENTS
 
     def header(self, path: Path) -> GgufHeader:
+        metadata = self.metadata()
+        return GgufHeader(path, self.version, metadata, self.tensors(self.count, self.alignment(metadata)))
+
+    def metadata(self, stop: str | None = None) -> dict[str, Any]:
+        """All keys, or those before the first one that begins with ``stop``."""
         if self.take(4) != MAGIC:
             raise _Damaged("it does not begin with GGUF")
-        version = self.number("I")
-        if version not in VERSIONS:
-            swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
-            raise _Damaged("its bytes are in big-endian order" if swapped else f"its version is {version}, not 2 or 3")
-        tensors, keys = self.number("Q"), self.number("Q")
-        if tensors > MAX_TENSORS or keys > MAX_KEYS:
-            raise _Damaged(f"it claims to have {tensors} tensors and {keys} keys")
+        self.version = self.number("I")
+        if self.version not in VERSIONS:
+            swapped = int.from_bytes(self.version.to_bytes(4, "little"), "big") in VERSIONS
+            problem = "its bytes are in big-endian order" if swapped else f"its version is {self.version}, not 2 or 3"
+            raise _Damaged(problem)
+        self.count, keys = self.number("Q"), self.number("Q")
+        if self.count > MAX_TENSORS or keys > MAX_KEYS:
+            raise _Damaged(f"it claims to have {self.count} tensors and {keys} keys")
         metadata: dict[str, Any] = {}
         for _ in range(keys):
             key = self.string(MAX_NAME)
+            if stop is not None and key.startswith(stop):
+                break
             if key in metadata:
                 raise _Damaged(f"the key {key!r:.80} occurs twice")
             metadata[key] = self.value(self.number("I"))
-        return GgufHeader(path, version, metadata, self.tensors(tensors, self.alignment(metadata)))
+        return metadata
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:
         value = metadata.get("general.alignment", ALIGNMENT)

@@ -1,40 +1,28 @@
-"""From a model's name to its folder: a path, a model that ships with llmcli, or a model of the Hugging Face Hub."""
+"""From a model's name to its folder or GGUF file.
+
+A name is a path, that of a model that ships with llmcli, of another program's model, or of one on the Hugging Face Hub.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from llmcli.errors import LlmcliError
-from llmcli.files.formats import other_weights, other_weights_hint, stand_in
-from llmcli.files.gguf import is_gguf
-from llmcli.files.names import CONFIG, INDEX, WEIGHTS
-from llmcli.hub import cache
+from llmcli.errors import LlmcliError, did_you_mean
+from llmcli.hub import cache, programs
 from llmcli.hub.cache import LocalModel, Progress
+from llmcli.hub.local import gguf_files_beside as gguf_files_beside
+from llmcli.hub.local import local_model as local_model
+from llmcli.hub.local import shipped as shipped
 from llmcli.hub.names import HubName, parse
-
-_PACKAGE = Path(__file__).parents[1]
-# The shipped models are inside an installed package, and next to it in a clone.
-SHIPPED_FOLDERS = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
+from llmcli.hub.notes import Note, ignore, note_choice
 
 # The hub's first models, whose short names still circulate.
 FIRST_MODELS = (*(f"openai-community/gpt2{size}" for size in ("", "-medium", "-large", "-xl")), "distilbert/distilgpt2")
 _PATH = re.compile(r"[./~\\]|[A-Za-z]:[/\\]|.*[/\\]$|[^/]*/[^/]*/")
 _ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
-
-
-def shipped() -> dict[str, Path]:
-    """The folders of the models that ship with llmcli, by name."""
-    return {
-        folder.name: folder
-        for weights in reversed(SHIPPED_FOLDERS)
-        if weights.is_dir()
-        for folder in sorted(weights.iterdir())
-        if (folder / CONFIG).is_file()
-    }
 
 
 def default_model() -> str:
@@ -45,90 +33,94 @@ def default_model() -> str:
     return names[0]
 
 
-def find(name: str, *, offline: bool = False, progress: Progress | None = None) -> Path:
-    """The folder of the model ``name``. A model of the hub is downloaded if it is not on disk, unless ``offline``.
+def find(name: str, *, offline: bool = False, progress: Progress | None = None, note: Note = ignore) -> Path:
+    """The folder or GGUF file of the model ``name``, which is downloaded from the hub if necessary, unless ``offline``.
 
-    ``progress`` receives the bytes on disk and the bytes of the whole model. Raises LlmcliError if there is no such
-    model, if it is not on disk and ``offline``, or if the download fails.
+    ``progress`` receives the bytes on disk and the bytes of the whole model; ``note`` receives what the user should
+    know about the choice. Raises LlmcliError if there is no such model, if it is not on disk and ``offline``, or if the
+    download fails.
     """
-    folder = find_here(name)
-    if folder is None:
-        hub_name = parse_hub_name(name)
-        if is_offline(offline):
+    offline = is_offline(offline)
+    path = find_here(name, note, offline=offline)
+    if path is None:
+        hub_name = parse_hub_name(name, offline=offline)
+        if offline:
             raise LlmcliError(
                 f"{name} is not completely on disk, and nothing is downloaded while offline",
                 f"run `llmcli pull {name}` while online, without HF_HUB_OFFLINE",
             )
-        folder = download(hub_name, progress)
-    cache.mark_used(folder)
-    return folder
+        path = download(hub_name, progress, note)
+    cache.mark_used(path)
+    return path
 
 
-def find_here(name: str) -> Path | None:
-    """The folder of a model that needs no download: a local folder, a shipped model, or a complete one in the cache."""
-    folder = local_folder(name)
-    if folder is None and (hub_name := parse(name)):
-        folder = cache.complete_snapshot(hub_name)
-    return folder
+def find_here(name: str, note: Note = ignore, *, offline: bool = False) -> Path | None:
+    """The folder or GGUF file of a model that needs no download; None if there is none.
 
-
-def local_folder(name: str) -> Path | None:
-    """The folder that ``name`` is the path of, or the path of its weights, or a shipped model's folder; else None.
-
-    A GGUF file is its own folder.
-    Raises LlmcliError if ``name`` is the path of any other file.
+    While ``offline``, a GGUF file is the model that a repo's name means even if the repo may have safetensors.
     """
-    if not name.strip():
-        raise LlmcliError("the model's name is empty", "give a folder, or a name that `llmcli models` lists")
-    try:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            return _model_folder(path.resolve())
-        exists = path.exists()
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, or an invalid character
-        return None
-    if name in shipped():
-        return shipped()[name]
-    if exists and path.name in (WEIGHTS, INDEX):
-        return path.parent.resolve()
-    if exists and (path.suffix.lower() == ".gguf" or is_gguf(path)):
-        return path.resolve()
-    if exists:
-        if other_weights([path.name]):
-            raise _not_safetensors(path, [path.name])
-        raise stand_in(path) or LlmcliError(
-            f"{name} is neither a model folder nor a GGUF file", "give the folder that contains config.json"
-        )
+    path = local_model(name) or programs.find(name, note)
+    hub_name = parse(name)
+    if path is not None or hub_name is None:
+        return path
+    for known in _names_on_disk(hub_name):
+        path = cache.complete_model(known, any_gguf=offline)
+        if path is not None:
+            if path.is_file() and hub_name.gguf is None:
+                folder = cache.snapshot_of(path) or path.parent
+                note_choice(hub_name, path.relative_to(folder).as_posix(), cache.gguf_files(folder), note)
+            return path
     return None
 
 
-def _model_folder(folder: Path) -> Path:
-    """The folder. Raises LlmcliError if it contains only weights that llmcli cannot read."""
-    names = {path.name for path in folder.iterdir()}
-    if other_weights(names) and not names & {CONFIG, "tokenizer.json"}:
-        raise _not_safetensors(folder, names)
-    return folder
+def _names_on_disk(name: HubName) -> list[HubName]:
+    """The names under which a model may be in the cache: one of the hub's first models has two."""
+    full = next((model for model in FIRST_MODELS if model.rpartition("/")[2] == name.repo), None)
+    return [name] if full is None else [name, HubName(full, name.revision, name.gguf)]
 
 
-def _not_safetensors(path: Path, names: Iterable[str]) -> LlmcliError:
-    message = f"{path}: the weights are {other_weights(names)}, and llmcli reads only safetensors and GGUF files"
-    return LlmcliError(message, other_weights_hint(names))
+def name_of(path: Path) -> str:
+    """The name of the model in a folder or a GGUF file: as another program or the hub names it, or the path's."""
+    return programs.name_of(path) or cache.name_of(path)
 
 
-def parse_hub_name(name: str) -> HubName:
-    """Parse the name of a model on the hub. Raises LlmcliError if the hub cannot have such a model."""
+def size_of(path: Path) -> int:
+    """The bytes of the model in a folder or a GGUF file."""
+    return LocalModel(name_of(path), path, "").bytes
+
+
+def parse_hub_name(name: str, *, offline: bool = False) -> HubName:
+    """Parse the name of a model on the hub. Raises LlmcliError if the hub cannot have such a model.
+
+    Only the hub's first models have names without an organization. A name that resembles a known one is mistyped, and
+    causes no request; while ``offline``, any unknown one is.
+    """
+    program = programs.program_of(name)
+    if program is not None:
+        raise LlmcliError(f"{name} is a model of {program.where}, not of the Hugging Face Hub", "open it without pull")
     hub_name = parse(name)
-    # Only the hub's first models have names without an organization: a mistyped name should cause no request.
-    if hub_name is None or ("/" not in hub_name.repo and not cache.repo_folder(hub_name.repo).is_dir()):
-        shown = name if len(name) <= 200 else f"{name[:200]}…"
-        kind = "folder" if _PATH.match(name) and not _ADDRESS.match(name) else "model"
-        raise LlmcliError(
-            f"there is no {kind} {shown}",
-            _similar(name)
-            or f"give a folder, org/name[@revision] of the Hugging Face Hub, or one of: "
-            f"{', '.join(shipped()) or 'none shipped'}",
-        )
+    short = hub_name is not None and "/" not in hub_name.repo and not _is_first(hub_name)
+    if hub_name is None or (short and (offline or _similar(name))):
+        raise _unknown(name)
     return hub_name
+
+
+def _unknown(name: str) -> LlmcliError:
+    """The error for a name that is neither on disk nor one of the hub."""
+    kind = "folder" if _PATH.match(name) and not _ADDRESS.match(name) else "model"
+    if name.lower().endswith(".gguf"):
+        kind = "file"
+    return LlmcliError(
+        f"there is no {kind} {name if len(name) <= 200 else f'{name[:200]}…'}",
+        _similar(name)
+        or f"give a folder, a GGUF file, org/name[@revision] of the Hugging Face Hub, or one of: "
+        f"{', '.join(shipped()) or 'none shipped'}",
+    )
+
+
+def _is_first(name: HubName) -> bool:
+    """Whether a name without an organization is that of a known model, or of one in the cache."""
+    return len(_names_on_disk(name)) > 1 or cache.repo_folder(name.repo).is_dir()
 
 
 def _similar(name: str) -> str:
@@ -136,7 +128,9 @@ def _similar(name: str) -> str:
     address = _ADDRESS.match(name)
     if address:
         return f"did you mean {address[1]}?"
-    word = name.partition("@")[0].lower()
+    if name.lower().endswith(".gguf"):
+        return did_you_mean(name, gguf_files_beside(name))
+    word = re.split("[@:]", name)[0].lower()
     known = [*(model.name for model in on_disk()), *FIRST_MODELS]
     full = {short.lower(): model for model in known for short in (model, model.rpartition("/")[2])}
     similar = get_close_matches(word, full, n=2, cutoff=0.8) or [
@@ -155,11 +149,15 @@ def is_offline(requested: bool) -> bool:
 def on_disk() -> list[LocalModel]:
     """The models on disk, including those in the cache whose download is incomplete."""
     own = [LocalModel(name, folder, "shipped") for name, folder in sorted(shipped().items())]
-    return own + sorted(cache.models(), key=lambda model: model.name.lower())
+    cached = sorted(cache.models(), key=lambda model: model.name.lower())
+    return [*own, *cached, *programs.models()]
 
 
-def download(name: HubName, progress: Progress | None = None) -> Path:
-    """Download the model's current version from the hub, except for files that are on disk, and return its folder."""
+def download(name: HubName, progress: Progress | None = None, note: Note = ignore) -> Path:
+    """Download the model's current version from the hub, except for files that are on disk.
+
+    Returns its folder or its GGUF file.
+    """
     from llmcli.hub.downloads import download_model
 
-    return download_model(name, progress)
+    return download_model(name, progress, note)

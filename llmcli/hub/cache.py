@@ -18,10 +18,13 @@ from pathlib import Path
 
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights
+from llmcli.files.gguf import part_names
+from llmcli.files.gguf_summary import architecture_in, file_type_in
 from llmcli.files.json import read_json
-from llmcli.files.names import CONFIG
-from llmcli.files.sizes import file_size, folder_size
+from llmcli.files.names import CONFIG, WEIGHTS
+from llmcli.files.sizes import file_size
 from llmcli.hub.files import is_complete
+from llmcli.hub.gguf_names import choose, label_of, models_among, name_among
 from llmcli.hub.names import COMMIT, MAIN, HubName
 
 Progress = Callable[[int, int], None]  # bytes on disk, bytes of the whole model
@@ -31,17 +34,30 @@ COMPLETE, INCOMPLETE, OTHER_FORMAT = "complete", "incomplete", "no safetensors"
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on disk. ``last_use`` is the time of its last use or download by llmcli, in seconds as in time.time()."""
+    """A model on disk: a ``folder`` or, of a GGUF model, its first file.
+
+    ``where`` is "shipped", "cache" or the program whose folder it is in. ``last_use`` is the time of its last use or
+    download by llmcli, in seconds as in time.time(). ``label`` is a GGUF model's quantization, if the file need not be
+    read to know it.
+    """
 
     name: str
     folder: Path
-    where: str  # "shipped" or "cache"
+    where: str
     state: str = COMPLETE
     last_use: float | None = None
+    label: str = ""
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the model is a GGUF file."""
+        return self.folder.is_file()
 
     @property
     def family(self) -> str | None:
-        """The ``model_type`` in config.json; None if it cannot be read."""
+        """The ``model_type`` in config.json, or a GGUF file's architecture; None if it cannot be read."""
+        if self.is_gguf:
+            return architecture_in(self.folder)
         try:
             found = read_json(self.folder / CONFIG).get("model_type")
         except LlmcliError:
@@ -49,10 +65,25 @@ class LocalModel:
         return found if isinstance(found, str) else None
 
     @property
+    def format(self) -> str:
+        """How the model is stored: "safetensors", "GGUF" with its quantization, or "" if its weights are missing."""
+        if self.is_gguf:
+            return f"GGUF {self.label or file_type_in(self.folder)}".strip()
+        return "safetensors" if any(self.folder.glob("*.safetensors")) else ""
+
+    @property
+    def files(self) -> list[Path]:
+        """The model's files, partial downloads included. GGUF files in its folder are models of their own."""
+        if self.is_gguf:
+            names = part_names(self.folder.name)
+            return [path for name in names if (path := self.folder.with_name(name)).is_file()]
+        files = [path for path in self.folder.rglob("*") if path.is_file() and path.suffix.lower() != ".gguf"]
+        return [*files, *_partials(self.folder)] if self.state == INCOMPLETE else files
+
+    @property
     def bytes(self) -> int:
         """The size of the model's files, partial downloads included."""
-        partial = self.folder.parents[1].glob("blobs/*.incomplete") if self.state == INCOMPLETE else ()
-        return folder_size(self.folder) + sum(file_size(path) or 0 for path in partial)
+        return sum(file_size(path) or 0 for path in self.files)
 
 
 def cache_folder() -> Path:
@@ -84,50 +115,89 @@ def commit_of(name: HubName) -> str | None:
     return name.revision if COMMIT.fullmatch(name.revision) else None
 
 
-def complete_snapshot(name: HubName) -> Path | None:
-    """The folder of a model that is complete on disk; None if any part must be downloaded."""
+def complete_model(name: HubName, *, any_gguf: bool = False) -> Path | None:
+    """The folder or the first GGUF file of a model that is complete on disk; None if any part must be downloaded.
+
+    Without a tag, a GGUF file is the model if the repo is known to contain no safetensors, or if ``any_gguf``.
+    """
     commit = commit_of(name)
-    if commit is None:
+    folder = repo_folder(name.repo) / "snapshots" / (commit or "")
+    if commit is None or not folder.is_dir():
         return None
-    folder = repo_folder(name.repo) / "snapshots" / commit
-    return folder if _is_complete(folder) else None
+    if name.gguf is None and _is_complete(folder):
+        return folder
+    if name.gguf is None and not any_gguf and not _is_absent(WEIGHTS, folder):
+        return None
+    files = gguf_files(folder)
+    with suppress(LlmcliError):  # no such file
+        first = choose(files, name.gguf)
+        if all(part in files for part in part_names(first)):
+            return folder / first
+    return None
+
+
+def gguf_files(folder: Path) -> list[str]:
+    """The names of the GGUF files in a snapshot."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() == ".gguf" and path.is_file()
+    )
 
 
 def _is_complete(folder: Path) -> bool:
-    known = folder.parents[1] / ".no_exist" / folder.name / "tokenizer.json"
-    return is_complete(folder, without_tokenizer=known.is_file())
+    return is_complete(folder, without_tokenizer=_is_absent("tokenizer.json", folder))
 
 
-def mark_used(folder: Path) -> None:
-    """Set the modification time of a cached model's folder to now: most systems keep no access times."""
-    if _repo_of(folder):
+def _is_absent(file: str, folder: Path) -> bool:
+    """Whether a snapshot's commit is known to contain no such file."""
+    return (folder.parents[1] / ".no_exist" / folder.name / file).is_file()
+
+
+def _partials(folder: Path) -> Iterator[Path]:
+    """What has arrived of files of a snapshot's repo."""
+    return folder.parents[1].glob("blobs/*.incomplete")
+
+
+def mark_used(path: Path) -> None:
+    """Set the modification time of a cached model to now: most systems keep no access times."""
+    if snapshot_of(path):
         with suppress(OSError):  # a shared cache may be read-only
-            os.utime(folder)
+            os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
 
-def name_of(folder: Path) -> str:
-    """The name of the model in ``folder``: org/name[@revision] in the cache, otherwise the folder's name."""
-    repo = _repo_of(folder)
-    if repo is None:
-        return folder.name
-    refs = revisions(folder)
-    return str(HubName(repo, MAIN if MAIN in refs else (refs or [folder.name])[0]))
+def name_of(path: Path) -> str:
+    """The name of the model in a folder or a GGUF file: as on the hub if it is in the cache, otherwise the path's."""
+    folder = snapshot_of(path)
+    if folder is None:
+        return path.name
+    refs, gguf = revisions(folder), None
+    if path != folder:
+        gguf = name_among(path.relative_to(folder).as_posix(), gguf_files(folder))
+    return str(HubName(_repo_of(folder), MAIN if MAIN in refs else (refs or [folder.name])[0], gguf))
 
 
 def revisions(folder: Path) -> list[str]:
     """The branches and tags that point to the commit of a snapshot."""
     refs = folder.parents[1] / "refs"
     found = [path.relative_to(refs).as_posix() for path in sorted(refs.rglob("*")) if path.is_file()]
-    repo = _repo_of(folder) or ""
+    repo = _repo_of(folder)
     return [revision for revision in found if commit_of(HubName(repo, revision)) == folder.name]
 
 
-def _repo_of(folder: Path) -> str | None:
-    """org/name of a snapshot in the cache; None for any other folder."""
-    kind, *parts = folder.parents[1].name.split("--") if len(folder.parents) > 2 else [""]
-    if kind != "models" or not parts or folder.parent.name != "snapshots":
-        return None
-    return "/".join(parts) if folder.parents[2] == cache_folder() else None
+def snapshot_of(path: Path) -> Path | None:
+    """The snapshot in the cache that ``path`` is, or is a GGUF file of; None for any other path."""
+    for folder in (path, *path.parents):
+        if folder.parent.name == "snapshots" and len(folder.parents) > 2:
+            repo = folder.parents[1]
+            inside = repo.name.startswith("models--") and repo.parent == cache_folder()
+            return folder if inside and (folder == path or path.suffix.lower() == ".gguf") else None
+    return None
+
+
+def _repo_of(folder: Path) -> str:
+    """org/name of a snapshot."""
+    return "/".join(folder.parents[1].name.split("--")[1:])
 
 
 def models() -> Iterator[LocalModel]:
@@ -135,14 +205,22 @@ def models() -> Iterator[LocalModel]:
     for folder in sorted(cache_folder().glob("models--*/snapshots/*")):
         if not folder.is_dir():
             continue
-        names = {path.name for path in folder.iterdir()}
-        partial = any(folder.parents[1].glob("blobs/*.incomplete"))
-        if _is_complete(folder):
-            state = COMPLETE
-        elif CONFIG in names and other_weights(names) and not any(n.endswith(".safetensors") for n in names):
-            state = OTHER_FORMAT
-        elif CONFIG in names or partial:
-            state = INCOMPLETE
-        else:
-            continue
-        yield LocalModel(name_of(folder), folder, "cache", state, folder.stat().st_mtime)
+        files = gguf_files(folder)
+        for first, parts in models_among(files).items():
+            path = next(folder / part for part in parts if part in files)
+            state = COMPLETE if all(part in files for part in parts) else INCOMPLETE
+            yield LocalModel(name_of(path), path, "cache", state, path.lstat().st_mtime, label_of(first))
+        state = _state_of(folder, has_gguf=bool(files))
+        if state:
+            yield LocalModel(name_of(folder), folder, "cache", state, folder.stat().st_mtime)
+
+
+def _state_of(folder: Path, *, has_gguf: bool) -> str:
+    """The state of the model that a snapshot's folder is, besides its GGUF files; "" if it is none."""
+    names = {path.name for path in folder.iterdir() if path.suffix.lower() != ".gguf"}
+    if _is_complete(folder):
+        return COMPLETE
+    if CONFIG in names and other_weights(names) and not any(name.endswith(".safetensors") for name in names):
+        return OTHER_FORMAT
+    partial = any(_partials(folder))
+    return INCOMPLETE if partial or (CONFIG in names and not has_gguf) else ""

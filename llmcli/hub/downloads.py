@@ -7,22 +7,26 @@ nothing of an interrupted download and checks only the sizes of files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
+from llmcli.files.gguf import part_names
 from llmcli.files.json import read_json
-from llmcli.files.names import CONFIG, INDEX
+from llmcli.files.names import ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS
 from llmcli.files.sizes import file_size, free_space, readable
 from llmcli.hub.cache import Progress, cache_folder, commit_of, repo_folder
 from llmcli.hub.errors import RESUMES, host, is_connection_error, quietly, translate_errors
-from llmcli.hub.files import shards, small_files, weight_files
+from llmcli.hub.files import has_weights, shards, small_files, weight_files
+from llmcli.hub.gguf_names import choose, models_among
 from llmcli.hub.names import HubName, endpoint
-from llmcli.hub.responses import RemoteFile, list_files, responding
+from llmcli.hub.notes import Note, ignore, note_choice
+from llmcli.hub.responses import Listing, RemoteFile, list_files, responding
 from llmcli.model.families import family_of
+from llmcli.model.families.gguf import check_architecture
 from llmcli.storage.foreign_formats import check_format
 
 if TYPE_CHECKING:
@@ -32,24 +36,49 @@ CHUNK = 1 << 20
 RETRY_BYTES = 1 << 20  # progress after which a broken connection is resumed automatically
 
 
-def download_model(name: HubName, progress: Progress | None = None) -> Path:
-    """Download the model's current version from the hub, except for files that are on disk, and return its folder.
+def download_model(name: HubName, progress: Progress | None = None, note: Note = ignore) -> Path:
+    """Download the model's current version from the hub, except for files that are on disk.
 
-    ``progress`` is called if anything must be downloaded. An interrupted download is resumed by the next call. Raises
-    LlmcliError for errors of the hub, the network or the disk, a model without safetensors, or a damaged file.
+    Returns its folder or its first GGUF file. ``progress`` is called if anything must be downloaded, ``note`` if one of
+    several GGUF files was chosen. An interrupted download is resumed by the next call. Raises LlmcliError for errors of
+    the hub, the network or the disk, a model that llmcli cannot read, or a damaged file.
     """
     with translate_errors(name), quietly():
-        commit, listing = list_files(name)
-        download = Download(name.repo, commit)
+        listing = list_files(name)
+        files, download = listing.files, Download(name.repo, listing.commit)
         try:
-            weights = _weights(listing, download)
+            if name.gguf is not None or _only_gguf(files):
+                return _download_gguf(name, listing, download, progress, note)
+            weights = _weights(files, download)
         except LlmcliError as error:
             raise LlmcliError(f"{name} cannot be used: {error.message}", error.hint) from None
-        small = [listing[file] for file in small_files(listing)]
+        small = [files[file] for file in small_files(files)]
         download.receive_all([*small, *weights], name, progress)  # weights last: a model that has them is complete
-        if "tokenizer.json" not in listing:
+        if "tokenizer.json" not in files:
             download.note_absent("tokenizer.json")
         return download.folder
+
+
+def _only_gguf(names: Collection[str]) -> bool:
+    """Whether a repo has GGUF models, and neither another model nor an adapter in safetensors."""
+    return bool(models_among(names)) and not has_weights(names) and ADAPTER_WEIGHTS not in names
+
+
+def _download_gguf(name: HubName, listing: Listing, download: Download, progress: Progress | None, note: Note) -> Path:
+    """Download the GGUF file that ``name`` chooses, or all its parts. Returns the first one."""
+    first = choose(listing.files, name.gguf)
+    parts = part_names(first)
+    missing = [part for part in parts if part not in listing.files]
+    if missing:
+        raise LlmcliError(f"it has no {missing[0]}, which is a part of the model", "choose another of its GGUF files")
+    if listing.architecture is not None:
+        check_architecture(listing.architecture)
+    if name.gguf is None:
+        note_choice(name, first, listing.files, note)
+    download.receive_all([listing.files[part] for part in parts], name, progress)
+    if _only_gguf(listing.files):
+        download.note_absent(WEIGHTS)
+    return download.folder / first
 
 
 def _weights(listing: Mapping[str, RemoteFile], download: Download) -> list[RemoteFile]:
@@ -115,7 +144,8 @@ class Download:
 
         if done < total:
             advance(0)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in {self._path(file).parent for file in files}:
+            path.mkdir(parents=True, exist_ok=True)
         if commit_of(name) is None:  # an interrupted update must not replace a complete model
             self.set_ref(name.revision)
         for file in files:

@@ -23,6 +23,11 @@ def small_files(names: Collection[str]) -> list[str]:
     return sorted(name for name in names if _SMALL.fullmatch(name))
 
 
+def has_weights(names: Collection[str]) -> bool:
+    """Whether a repo has safetensors weights of a model."""
+    return WEIGHTS in names or INDEX in names
+
+
 def weight_files(names: Collection[str]) -> list[str]:
     """The weights, or the index that lists them, among the files of a repo.
 
@@ -34,8 +39,10 @@ def weight_files(names: Collection[str]) -> list[str]:
     if not found:
         other = other_weights(name for name in names if "/" not in name)
         raise LlmcliError(
-            f"its weights are {other}, and llmcli reads only safetensors" if other else f"it contains no {WEIGHTS}",
-            "look for a version with safetensors",
+            f"its weights are {other}, and llmcli reads only safetensors and GGUF files"
+            if other
+            else f"it contains no {WEIGHTS}",
+            "look for a version with safetensors or GGUF files",
         )
     if main and CONFIG not in names:
         raise LlmcliError("it contains no config.json", "llmcli reads models in the layout of transformers")

@@ -41,8 +41,17 @@ class RemoteFile:
         return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
 
 
-def list_files(name: HubName) -> tuple[str, dict[str, RemoteFile]]:
-    """The commit that ``name`` refers to, and its files by name.
+@dataclass(frozen=True)
+class Listing:
+    """A commit of a repo and its files by name. ``architecture`` is that of its GGUF files, if the hub states one."""
+
+    commit: str
+    files: Mapping[str, RemoteFile]
+    architecture: str | None
+
+
+def list_files(name: HubName) -> Listing:
+    """The commit that ``name`` refers to, and its files.
 
     Raises LlmcliError if the response is not that of a hub, or does not end.
     """
@@ -63,11 +72,13 @@ def list_files(name: HubName) -> tuple[str, dict[str, RemoteFile]]:
         commit, siblings = info["sha"], info["siblings"]
         files = [_remote_file(file) for file in siblings if None not in (file.get("size"), file.get("blobId"))]
         valid = COMMIT.fullmatch(commit) is not None
+        described = info.get("gguf")
+        architecture = described.get("architecture") if isinstance(described, dict) else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:
         raise _not_a_hub()
-    return commit, {file.name: file for file in files}
+    return Listing(commit, {file.name: file for file in files}, architecture if isinstance(architecture, str) else None)
 
 
 def _not_a_hub() -> LlmcliError:

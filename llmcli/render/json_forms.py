@@ -178,6 +178,7 @@ def model(found: LocalModel) -> dict[str, Any]:
     return {
         "name": found.name,
         "family": found.family,
+        "format": found.format or None,
         "bytes": found.bytes,
         "last_use": iso_time(found.last_use),
         "where": found.where,

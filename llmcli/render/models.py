@@ -17,7 +17,8 @@ def print_models(models: Sequence[LocalModel], stream: TextIO) -> None:
     """Print a row for each model."""
     columns = [
         Column("name", right=False),
-        Column("family", right=False, optional=4),
+        Column("family", right=False, optional=5),
+        Column("format", right=False, optional=4),
         Column("size", optional=2),
         Column("last used", optional=3),
         Column("where", right=False, optional=1, plain=("where", "state")),
@@ -25,7 +26,8 @@ def print_models(models: Sequence[LocalModel], stream: TextIO) -> None:
     rows = [
         [
             Cell(one_line(model.name)),
-            Cell(model.family or ""),
+            Cell(one_line(model.family or "")),
+            Cell(model.format),
             Cell(readable(model.bytes), str(model.bytes)),
             _time_cell(model.last_use),
             Cell(model.where + ("" if model.state == COMPLETE else f", {model.state}"), (model.where, model.state)),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights
+from llmcli.files.gguf import is_gguf
 from llmcli.files.json import read_json
 from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcli.files.safetensors import TensorFile
@@ -175,6 +176,9 @@ class Adapter:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json. Raises LlmcliError if it describes anything but a plain LoRA."""
+    if folder.is_file():
+        what = "a GGUF file, whose adapters" if is_gguf(folder) else "a file, and adapters that are not in a folder"
+        raise LlmcliError(f"{folder}: this is {what} llmcli cannot merge", "give an adapter's folder in PEFT's layout")
     raw = read_json(folder / ADAPTER_CONFIG, f"an adapter folder has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     if raw.get("peft_type") != "LORA":
         raise LlmcliError(f"{folder / ADAPTER_CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")

@@ -14,6 +14,7 @@ from click.testing import Result
 
 from llmcli.cli import COMMANDS, cli
 from tests.commands.test_shell import posix
+from tests.conftest import alone
 
 Run = Callable[..., Result]
 
@@ -40,16 +41,23 @@ def test_commands_options_and_choices_are_completed(run: Run) -> None:
 @pytest.mark.parametrize(
     "line", ["generate -m", "tokenize --model", "compare -m", "bench -m", "generate --draft-model", "rm", "quantize"]
 )
-def test_models_on_disk_are_completed_or_else_folders(run: Run, line: str, tmp_path: Path) -> None:
+def test_models_on_disk_and_gguf_files_are_completed_or_else_folders(
+    run: Run, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     snapshot = tmp_path / "hub/models--some--model/snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     ref = snapshot.parents[1] / "refs/main"
     ref.parent.mkdir()
     ref.write_text("a" * 40)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "some.gguf").touch()
+    monkeypatch.chdir(tmp_path / "sub")
+    alone(tmp_path, monkeypatch)
     env = {"HF_HOME": str(tmp_path)}
     assert offered(run, f"llmcli {line} ", **env) == ["dir,", "plain,llama-tales-12m", "plain,some/model"]
     assert offered(run, f"llmcli {line} so", **env) == ["dir,so", "plain,some/model"]
+    assert offered(run, f"llmcli {line} ../so", **env) == ["dir,../so", "plain,../some.gguf"]
 
 
 def test_paths_are_completed_for_options_that_take_one(run: Run) -> None:
@@ -58,7 +66,8 @@ def test_paths_are_completed_for_options_that_take_one(run: Run) -> None:
     assert offered(run, "llmcli train --out ") == ["dir,"]
 
 
-def test_a_broken_config_or_cache_prints_nothing(run: Run, tmp_path: Path) -> None:
+def test_a_broken_config_or_cache_prints_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(tmp_path, monkeypatch)
     (tmp_path / "hub").write_text("no folder")
     env = {"LLMCLI_CONFIG": str(tmp_path / "none"), "HF_HOME": str(tmp_path), "LLMCLI_TOP_K": "x"}
     assert offered(run, "llmcli generate -m lla", **env) == ["dir,lla", "plain,llama-tales-12m"]

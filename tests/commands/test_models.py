@@ -132,7 +132,7 @@ def test_models_lists_the_models_on_disk(run: Run, tiny_hub: Hub, files: dict[st
     found = {record["name"]: record for record in records(run("models", "--json"))}
     assert list(found) == [SHIPPED, "org/broken", "org/name"]
     one = found["org/name"]
-    assert list(one) == ["name", "family", "bytes", "last_use", "where", "state", "folder"]
+    assert list(one) == ["name", "family", "format", "bytes", "last_use", "where", "state", "folder"]
     assert (one["family"], one["where"], one["state"]) == ("llama", "cache", "complete")
     assert one["bytes"] == size(one["folder"])
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", one["last_use"])
@@ -140,9 +140,9 @@ def test_models_lists_the_models_on_disk(run: Run, tiny_hub: Hub, files: dict[st
     assert found[SHIPPED]["last_use"] is None
     assert found["org/broken"]["state"] == "incomplete"
     table = [line.split("\t") for line in run("models").stdout.splitlines()]
-    assert table[0] == ["name", "family", "size", "last used", "where", "state"]
+    assert table[0] == ["name", "family", "format", "size", "last used", "where", "state"]
     assert table[2][-2:] == ["cache", "incomplete"]
-    assert table[3] == ["org/name", "llama", str(one["bytes"]), one["last_use"], "cache", "complete"]
+    assert table[3] == ["org/name", "llama", "safetensors", str(one["bytes"]), one["last_use"], "cache", "complete"]
     assert not tiny_hub.log
 
 

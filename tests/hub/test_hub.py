@@ -111,9 +111,28 @@ def test_invalid_names_are_rejected_without_a_request(hub: Hub, name: str) -> No
     assert not cache.cache_folder().exists()
 
 
-def test_a_name_without_an_organization_is_found_only_on_disk(hub: Hub) -> None:
-    assert "there is no model" in fails(lambda: find("nowhere")).message
+def test_a_name_without_an_organization_is_resolved_by_the_hub(hub: Hub) -> None:
+    assert fails(lambda: find("nowhere")).message.startswith("there is no model nowhere")
+    hub.add(FILES, "first-org/gpt2")
+    hub.renamed["gpt2"] = "first-org/gpt2"
+    folder = find("gpt2")
+    assert folder.parents[1].name == "models--gpt2"  # as huggingface_hub caches it
+    assert cache.name_of(folder) == "gpt2"
+    hub.log.clear()
+    assert find("gpt2") == folder
     assert not hub.log
+    assert "there is no model nowhere" in fails(lambda: find("nowhere", offline=True)).message
+
+
+def test_the_old_name_of_a_model_on_disk_causes_no_request(hub: Hub) -> None:
+    hub.add(FILES, "openai-community/gpt2")
+    folder = find("openai-community/gpt2")
+    hub.log.clear()
+    assert find("gpt2") == folder
+    assert not hub.log
+
+
+def test_a_model_without_an_organization_in_the_cache(hub: Hub) -> None:
     folder = cache.repo_folder("gpt2") / "snapshots" / ("a" * 40)
     folder.mkdir(parents=True)
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
@@ -132,7 +151,7 @@ def test_an_empty_name_is_an_error(name: str) -> None:
 
 
 def test_a_name_has_no_line_end() -> None:
-    assert parse("org/name\n") is parse("org/name@v1\n") is None
+    assert parse("org/name\n") is parse("org/name@v1\n") is parse("org/name:Q4\n") is parse("org/name/a.gguf\n") is None
 
 
 def test_a_folder_takes_precedence_over_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,23 +163,55 @@ def test_a_folder_takes_precedence_over_the_hub(hub: Hub, tmp_path: Path, monkey
 
 
 def test_the_path_of_weights_names_their_folder(tmp_path: Path) -> None:
-    for name in ("model.safetensors", "model.safetensors.index.json", "weights.gguf", "weights.bin"):
+    shard = "model-1-of-2.safetensors"
+    for name in ("model.safetensors", "model.safetensors.index.json", shard, "weights.gguf"):
         (tmp_path / name).touch()
     assert find(str(tmp_path / "model.safetensors")) == tmp_path.resolve()
     assert find(str(tmp_path / "model.safetensors.index.json")) == tmp_path.resolve()
     assert find(str(tmp_path / "weights.gguf")) == (tmp_path / "weights.gguf").resolve()
-    assert "the weights are pickled (weights.bin)" in fails(lambda: find(str(tmp_path / "weights.bin"))).message
+    assert find(str(tmp_path / shard)) == tmp_path.resolve()
     (tmp_path / "notes.txt").write_text("notes")
     assert "is neither a model folder nor a GGUF file" in fails(lambda: find(str(tmp_path / "notes.txt"))).message
 
 
-def test_a_folder_of_weights_in_another_format(tmp_path: Path) -> None:
-    (tmp_path / "a-Q4_K_M.gguf").touch()
-    error = fails(lambda: find(str(tmp_path)))
-    assert "the weights are GGUF (a-Q4_K_M.gguf)" in error.message
-    assert error.hint == "name the file itself as the model: a-Q4_K_M.gguf"
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("pytorch_model.bin", "pickled"),
+        ("model.pt", "pickled"),
+        ("last.CKPT", "pickled"),
+        ("tf_model.h5", "Keras"),
+        ("model.keras", "Keras"),
+        ("model.onnx", "ONNX"),
+        ("flax_model.msgpack", "TensorFlow or Flax"),
+        ("ggml-model-q4_0.bin", "GGML, the format before GGUF"),
+    ],
+)
+def test_weights_in_another_format_are_named(tmp_path: Path, name: str, format: str) -> None:
+    (tmp_path / name).write_bytes(b"weights")
+    for path in (tmp_path, tmp_path / name):
+        error = fails(lambda path=path: find(str(path)))  # type: ignore[misc]
+        assert f"the weights are {format} ({name}), and llmcli reads only safetensors and GGUF files" in error.message
+        assert "safetensors" in error.hint
     (tmp_path / "config.json").touch()
-    assert find(str(tmp_path)) == tmp_path.resolve()
+    assert find(str(tmp_path)) == tmp_path.resolve()  # its tokenizer can be used
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them"),
+        (b"PK\x03\x04", "a file of pickled weights"),
+        (b"tjgg", "a GGML file"),
+        (b"", "an empty file"),
+        (b"text", "is neither a model folder nor a GGUF file"),
+    ],
+)
+def test_a_file_without_a_suffix_is_recognized_by_its_beginning(tmp_path: Path, start: bytes, what: str) -> None:
+    (tmp_path / "x").write_bytes(start)
+    assert what in fails(lambda: find(str(tmp_path / "x"))).message
+    (tmp_path / "x").write_bytes(b"GGUF")
+    assert find(str(tmp_path / "x")) == (tmp_path / "x").resolve()
 
 
 @pytest.mark.parametrize("name", ["./nosuchdir", "../x", "/no/such/folder", "~/no such folder", "a/b/c", "models/"])
@@ -172,9 +223,8 @@ def test_a_path_that_does_not_exist(hub: Hub, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("gpt2", "openai-community/gpt2"),
         ("GPT2-XL@main", "openai-community/gpt2-xl"),
-        ("distilgpt2", "distilbert/distilgpt2"),
+        ("distilgpt", "distilbert/distilgpt2"),
         ("name", "org/name"),
         ("llama-tales-12", "llama-tales-12m"),
         ("https://huggingface.co/openai-community/gpt2/tree/main", "openai-community/gpt2"),
@@ -248,7 +298,7 @@ def without(name: str, **more: bytes) -> dict[str, bytes]:
     ("files", "fragment"),
     [
         (without("model.safetensors", **{"pytorch_model.bin": b"x"}), "its weights are pickled (pytorch_model.bin)"),
-        (without("model.safetensors", **{"model.gguf": b"x"}), "its weights are GGUF (model.gguf)"),
+        (without("model.safetensors", **{"mmproj-F16.gguf": b"x"}), "its weights are GGUF (mmproj-F16.gguf)"),
         (without("model.safetensors", **{"consolidated.safetensors": b"x"}), "its weights are in Mistral's own layout"),
         (without("model.safetensors"), "it contains no model.safetensors"),
         (without("config.json"), "it contains no config.json"),
@@ -272,7 +322,7 @@ def test_weights_of_unusable_models_are_not_downloaded(hub: Hub, files: dict[str
     error = fails(lambda: find("org/name"))
     assert error.message.startswith("org/name cannot be used: ")
     assert fragment in error.message
-    assert not [request for request in hub.log if request.path.endswith((".safetensors", ".bin"))]
+    assert not [request for request in hub.log if request.path.endswith((".safetensors", ".bin", ".gguf"))]
     assert not list(cache.models())
 
 
@@ -794,6 +844,7 @@ def test_only_models_are_listed_with_their_state(hub: Hub) -> None:
     assert states == {
         "org/name": ("complete", "llama"),
         "org/pickled": ("no safetensors", None),
+        "org/gguf": ("complete", None),
         "org/tokenizer-alone": ("incomplete", None),
         "gpt2": ("complete", None),
     }

@@ -23,7 +23,7 @@ from llmcli.commands.options.writable import check_writable
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
-from llmcli.hub.cache import name_of
+from llmcli.hub import name_of
 
 SHIPPED = 'This model writes short stories and often misses details. Try: "Write a bedtime story about a lighthouse."'
 

@@ -26,7 +26,7 @@ from llmcli.commands.shell.help import Decorator
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.sizes import readable
-from llmcli.hub.cache import name_of
+from llmcli.hub import name_of
 
 QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -117,7 +117,15 @@ def find_model(name: str | None, offline: bool) -> Path:
     """Return the folder of the model ``name`` (None: the shipped model), with a bar on stderr while it downloads."""
     name = hub.default_model() if name is None else name
     with render.DownloadProgress(name, sys.stderr) as progress:
-        return hub.find(name, offline=offline, progress=progress)
+        return hub.find(name, offline=offline, progress=progress, note=note_once)
+
+
+def note_once(text: str) -> None:
+    """Print a note on stderr, unless this command has already printed it: some look for the model more than once."""
+    printed = click.get_current_context().ensure_object(dict).setdefault("notes", set())
+    if text not in printed:
+        printed.add(text)
+        render.note(render.one_line(text), sys.stderr)
 
 
 def describe_model(loaded: generation.LoadedModel) -> render.ModelLabel:
@@ -137,14 +145,15 @@ def choose_pair(models: tuple[str, ...], adapter: str | None, **options: Any) ->
 
 
 def complete_model(ctx: click.Context, option: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """Return the names of models on disk that begin with ``incomplete``, and folders, for shell completion."""
+    """Return the names of models on disk and the GGUF files that begin with ``incomplete``, and folders."""
     with suppress(OSError, LlmcliError):  # completion must not print errors
-        names = [model.name for model in hub.on_disk() if model.name.startswith(incomplete)]
-        return [CompletionItem(incomplete, type="dir"), *map(CompletionItem, names)]
+        names = [*(model.name for model in hub.on_disk()), *hub.gguf_files_beside(incomplete)]
+        found = [name for name in names if name.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="dir"), *map(CompletionItem, found)]
     return []
 
 
-MODEL_HELP = "A folder, a GGUF file, a name from `llmcli models`, or org/name on the Hugging Face Hub"
+MODEL_HELP = "A folder, a GGUF file, a name from `llmcli models`, or org/name or org/name:Q4_K_M on the Hub"
 
 
 def models_option(help: str) -> Decorator:

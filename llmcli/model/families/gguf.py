@@ -122,9 +122,14 @@ def architecture_of(contents: Contents) -> Architecture:
     name = contents.architecture
     if name == "llama" and contents.find("expert_count"):
         return _MIXTRAL
+    check_architecture(name)
+    return ARCHITECTURES[name]
+
+
+def check_architecture(name: str) -> None:
+    """Raise LlmcliError, which lists the known architectures, if this one is unknown."""
     if name not in ARCHITECTURES:
         raise LlmcliError(f"the architecture {name!r:.80} is not supported", "supported: " + ", ".join(ARCHITECTURES))
-    return ARCHITECTURES[name]
 
 
 def described(contents: Contents) -> dict[str, Any]:
