@@ -172,6 +172,9 @@ def test_the_path_of_weights_names_their_folder(tmp_path: Path) -> None:
     assert find(str(tmp_path / shard)) == tmp_path.resolve()
     (tmp_path / "notes.txt").write_text("notes")
     assert "is neither a model folder nor a GGUF file" in fails(lambda: find(str(tmp_path / "notes.txt"))).message
+    if sys.platform != "win32":
+        os.mkfifo(tmp_path / "pipe.gguf")
+        assert "is neither a folder nor a regular file" in fails(lambda: find(str(tmp_path / "pipe.gguf"))).message
 
 
 @pytest.mark.parametrize(
