@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmcli import generation, render
+from llmcli import generation, render, storage
 from llmcli.commands.options.common import MOST_PARALLEL, device_option, offline_option, verbose_option
 from llmcli.commands.options.model import DTYPE_ALIASES, DTYPES, QUANTIZATIONS, ModelChoice, models_option
 from llmcli.commands.shell.command import Command
@@ -153,7 +153,7 @@ def measure(
         name = f"random {config.parent.resolve().name}"
         model = generation.random_model_of(config, choice.device, choice.dtype, choice.quantization)
     seconds = time.perf_counter() - began
-    dtype = choice.quantization or model.dtype_name
+    dtype = storage.quantization_of(model) or model.dtype_name
     for count in threads:
         use_threads(count)
         for speed in generation.measure(

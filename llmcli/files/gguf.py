@@ -22,7 +22,6 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import stand_in
-from llmcli.files.reading import check_path
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -76,9 +75,6 @@ BLOCKS = {name: (values, size) for name, values, size in TYPES.values()}
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
-# What a file may hold instead of a model, by its general.type.
-OTHER_KINDS = {"adapter": "a LoRA adapter", "mmproj": "the image or audio encoder of a model", "imatrix": "statistics"}
-
 
 @dataclass(frozen=True)
 class GgufTensor:
@@ -123,7 +119,6 @@ def read_first_keys(path: Path) -> Mapping[str, Any]:
 @contextmanager
 def _reading(path: Path) -> Iterator[os.stat_result]:
     """The status of a file, and errors of reading it as LlmcliErrors."""
-    check_path(path)
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
@@ -140,16 +135,6 @@ def _reading(path: Path) -> Iterator[os.stat_result]:
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
-
-
-def read_model(path: Path) -> GgufHeader:
-    """Read the header of a model's GGUF file. Raises LlmcliError if it holds something else, such as an adapter."""
-    header = read_gguf(path)
-    kind = header.metadata.get("general.type", "model")
-    if kind != "model":
-        what = OTHER_KINDS.get(kind) if isinstance(kind, str) else None
-        raise LlmcliError(f"{path}: this is {what or f'of the type {kind!r:.40}'}, not a model", "name a model's file")
-    return header
 
 
 def damaged(path: Path, problem: object) -> LlmcliError:

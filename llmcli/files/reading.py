@@ -9,14 +9,6 @@ from llmcli.errors import LlmcliError
 from llmcli.files.sizes import readable
 
 
-def check_path(path: Path) -> None:
-    """Raise LlmcliError if ``path`` has bytes that are not UTF-8: libraries that open files by name refuse it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise LlmcliError(f"{path}: the path is not valid UTF-8", "rename the file or the folder") from None
-
-
 def read_file(path: Path, most: int, *, pipes: bool = False) -> bytes:
     """Return the bytes of a regular file or, if ``pipes``, of anything that can be read.
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import stand_in
-from llmcli.files.reading import check_path
 
 DTYPES = {
     "F64": torch.float64,
@@ -58,7 +57,6 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, also: Mapping[str, torch.dtype] | None = None) -> None:
-        check_path(path)
         self.path = path
         self._dtypes = {**DTYPES, **(also or {})}
         self.entries: dict[str, Entry] = {}

@@ -11,10 +11,12 @@ It is read without huggingface_hub, whose import takes longer than all of `llmcl
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights
@@ -26,6 +28,7 @@ from llmcli.files.sizes import file_size
 from llmcli.hub.files import is_complete
 from llmcli.hub.gguf_names import choose, label_of, models_among, name_among
 from llmcli.hub.names import COMMIT, MAIN, HubName
+from llmcli.storage.foreign_formats import METHODS, method_of, quantization_settings
 
 Progress = Callable[[int, int], None]  # bytes on disk, bytes of the whole model
 
@@ -58,18 +61,26 @@ class LocalModel:
         """The ``model_type`` in config.json, or a GGUF file's architecture; None if it cannot be read."""
         if self.is_gguf:
             return architecture_in(self.folder)
-        try:
-            found = read_json(self.folder / CONFIG).get("model_type")
-        except LlmcliError:
-            return None
+        found = self._config.get("model_type")
         return found if isinstance(found, str) else None
 
     @property
     def format(self) -> str:
-        """How the model is stored: "safetensors", "GGUF" with its quantization, or "" if its weights are missing."""
+        """How the model is stored: "safetensors" or "GGUF" with its quantization, or "" if its weights are missing."""
         if self.is_gguf:
             return f"GGUF {self.label or file_type_in(self.folder)}".strip()
-        return "safetensors" if any(self.folder.glob("*.safetensors")) else ""
+        if not any(self.folder.glob("*.safetensors")):
+            return ""
+        method = method_of(quantization_settings(self._config) or {})
+        return f"safetensors {METHODS.get(method, method)}" if method else "safetensors"
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        """The parsed config.json; empty if it cannot be read."""
+        try:
+            return read_json(self.folder / CONFIG)
+        except LlmcliError:
+            return {}
 
     @property
     def files(self) -> list[Path]:

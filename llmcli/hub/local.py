@@ -85,10 +85,10 @@ def _in_folders_of(folder: Path, names: set[str]) -> list[str]:
 
 def _of_file(path: Path) -> Path:
     """The model that a file is, or is part of. Raises LlmcliError, which says what else the file is."""
-    if path.name in (WEIGHTS, INDEX) or (path.suffix == ".safetensors" and (path.parent / INDEX).is_file()):
+    if path.name in (WEIGHTS, INDEX, ADAPTER_WEIGHTS) or (
+        path.suffix == ".safetensors" and (path.parent / INDEX).is_file()
+    ):
         return path.parent
-    if not path.is_file():
-        raise LlmcliError(f"{path} is neither a folder nor a regular file", "name a model's folder or GGUF file")
     if path.suffix.lower() == ".gguf" or is_gguf(path):
         return first_part(path)
     if other_weights([path.name]):

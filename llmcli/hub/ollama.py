@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmcli.errors import LlmcliError
+from llmcli.errors import LlmcliError, did_you_mean
 from llmcli.files.formats import stand_in
 from llmcli.files.gguf import is_gguf, read_gguf
 from llmcli.files.json import read_json
@@ -69,7 +69,8 @@ def find(name: str, note: Note = ignore) -> Path:
     if known is None:
         raise LlmcliError(
             f"there is no model {name} in {_store()}",
-            "`llmcli models` lists those that are there, `ollama pull` gets others; OLLAMA_MODELS names another folder",
+            did_you_mean(name, found)
+            or "`llmcli models` lists those that are there, `ollama pull` gets others; OLLAMA_MODELS sets the folder",
         )
     manifest = Manifest(known, found[known])
     path = manifest.model()

@@ -18,16 +18,16 @@ def print_models(models: Sequence[LocalModel], stream: TextIO) -> None:
     columns = [
         Column("name", right=False),
         Column("family", right=False, optional=5),
-        Column("format", right=False, optional=4),
+        Column("format", right=False, optional=3),
         Column("size", optional=2),
-        Column("last used", optional=3),
+        Column("last used", optional=4),
         Column("where", right=False, optional=1, plain=("where", "state")),
     ]
     rows = [
         [
             Cell(one_line(model.name)),
             Cell(one_line(model.family or "")),
-            Cell(model.format),
+            Cell(one_line(model.format)),
             Cell(readable(model.bytes), str(model.bytes)),
             _time_cell(model.last_use),
             Cell(model.where + ("" if model.state == COMPLETE else f", {model.state}"), (model.where, model.state)),

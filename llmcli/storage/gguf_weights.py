@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.files.gguf import BLOCKS, GgufTensor, damaged, parts_of, read_gguf, read_model
+from llmcli.files.gguf import BLOCKS, GgufTensor, damaged, parts_of, read_gguf
 from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families.gguf import Contents
 from llmcli.model.families.rules import Family, Rule
@@ -150,8 +150,8 @@ class GgufWeights(WeightFiles):
 
 
 def contents_of(path: Path) -> Contents:
-    """What the GGUF file, or the first of several, says about its model. Raises the errors of ``read_model``."""
-    header = read_model(path)
+    """What the GGUF file, or the first of several, says about its model. Raises the errors of ``read_gguf``."""
+    header = read_gguf(path)
     files = [GgufTensors(part) for part in parts_of(header)]
     found = {name: (file, entry) for file in files for name, entry in file.entries.items()}
 

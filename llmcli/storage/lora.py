@@ -177,8 +177,11 @@ class Adapter:
 def _read_config(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json. Raises LlmcliError if it describes anything but a plain LoRA."""
     if folder.is_file():
-        what = "a GGUF file, whose adapters" if is_gguf(folder) else "a file, and adapters that are not in a folder"
-        raise LlmcliError(f"{folder}: this is {what} llmcli cannot merge", "give an adapter's folder in PEFT's layout")
+        what = "a GGUF file" if is_gguf(folder) else "a file"
+        raise LlmcliError(
+            f"{folder}: this is {what}, and llmcli merges only adapters in PEFT's layout",
+            f"give a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}",
+        )
     raw = read_json(folder / ADAPTER_CONFIG, f"an adapter folder has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     if raw.get("peft_type") != "LORA":
         raise LlmcliError(f"{folder / ADAPTER_CONFIG}: peft_type is {raw.get('peft_type')!r}", "only LORA is supported")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.files.gguf import GgufHeader, read_model
+from llmcli.files.gguf import GgufHeader, read_gguf
 
 PREFIX = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
@@ -85,9 +85,9 @@ class Vocabulary:
 def vocabulary_of(path: Path) -> Vocabulary:
     """Return the tokens of the GGUF file at ``path``. Those of the last files are kept.
 
-    Raises the errors of ``read_model`` and ``read_vocabulary``.
+    Raises the errors of ``read_gguf`` and ``read_vocabulary``.
     """
-    header = read_model(path)
+    header = read_gguf(path)
     with errors_of(path):
         return _vocabulary_of(header)
 

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.formats import stand_in
-from llmcli.files.reading import check_path
 from llmcli.text.decoder import ByteDecoder, is_byte
 from llmcli.text.gguf_tokenizer import build_tokenizer
 from llmcli.text.gguf_vocabulary import MAX_IDS, Vocabulary, errors_of, vocabulary_of
@@ -245,7 +244,6 @@ def load_tokenizer(folder: Path, name: str | None = None, *, model: Mapping[str,
         else:
             hint = "copy it from the model that these weights were made from"
         raise LlmcliError(f"{folder} has no tokenizer.json", hint)
-    check_path(path)
     other = stand_in(path)
     if other is not None:
         raise other

@@ -98,6 +98,11 @@ def test_what_needs_the_original_model(
     assert result.stderr.count("\n") == 1
 
 
+def test_bench_names_the_format_of_packed_weights(run: Run, file: Path) -> None:
+    (row,) = records(run("bench", "-m", file, "-p", 4, "-n", 2, "-r", 1, "--json"))
+    assert (row["model"], row["dtype"]) == ("tales.gguf", "int8")
+
+
 def test_formats_that_are_restored_are_named(run: Run, tmp_path: Path) -> None:
     write_gguf(find(default_model()), tmp_path / "a.gguf", lambda name, tensor: "Q5_1" if tensor.ndim == 2 else "F32")
     result = run("generate", "Once", "-n", 1, "-m", tmp_path / "a.gguf")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +11,11 @@ from typing import Any
 import pytest
 
 from llmcli.errors import LlmcliError
-from llmcli.files.gguf import read_gguf
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
 from llmcli.files.safetensors import TensorFile
 from llmcli.hub.cache import LocalModel
 from llmcli.text.chat_template import find_template
-from llmcli.text.tokenizer import load_tokenizer
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs pipes and devices as files")
 
@@ -70,20 +66,3 @@ def test_a_pipe_or_a_device_in_a_model_folder_is_an_error(name: str, kind: str, 
     assert str(path) in caught.value.message
     assert LocalModel("x", tmp_path, "cache").family is None
     assert find_template(tmp_path) is None
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs names that are not UTF-8")
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [
-        ("model.safetensors", TensorFile),
-        ("x.gguf", read_gguf),
-        ("tokenizer.json", lambda path: load_tokenizer(path.parent)),
-    ],
-)
-def test_a_path_that_libraries_cannot_open_is_named(name: str, read: Callable[[Path], Any], tmp_path: Path) -> None:
-    path = tmp_path / os.fsdecode(b"caf\xe9") / name
-    path.parent.mkdir()
-    path.write_bytes(b"{}")
-    with pytest.raises(LlmcliError, match=rf"{re.escape(name)}: the path is not valid UTF-8 \(rename"):
-        read(path)

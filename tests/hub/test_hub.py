@@ -28,6 +28,7 @@ find = hub_module.find
 WEIGHTS = bytes(range(256)) * 400
 LARGE = bytes(range(256)) * 12_000  # enough that a broken connection is resumed at once
 FILES = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
+AWQ = b'{"model_type": "llama", "quantization_config": {"quant_method": "awq"}}'
 INDEX = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}).encode()
 SHARDED = {
     "config.json": FILES["config.json"],
@@ -172,9 +173,6 @@ def test_the_path_of_weights_names_their_folder(tmp_path: Path) -> None:
     assert find(str(tmp_path / shard)) == tmp_path.resolve()
     (tmp_path / "notes.txt").write_text("notes")
     assert "is neither a model folder nor a GGUF file" in fails(lambda: find(str(tmp_path / "notes.txt"))).message
-    if sys.platform != "win32":
-        os.mkfifo(tmp_path / "pipe.gguf")
-        assert "is neither a folder nor a regular file" in fails(lambda: find(str(tmp_path / "pipe.gguf"))).message
 
 
 @pytest.mark.parametrize(
@@ -843,6 +841,15 @@ def test_only_models_are_listed_with_their_state(hub: Hub) -> None:
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).write_bytes(b"[]")
+    (find("org/name") / "config.json").write_bytes(AWQ)
+    formats = {model.name.partition("@")[0]: model.format for model in cache.models()}
+    assert formats == {
+        "org/name": "safetensors AWQ",
+        "org/pickled": "",
+        "org/gguf": "GGUF",
+        "org/tokenizer-alone": "",
+        "gpt2": "safetensors",
+    }
     states = {model.name.partition("@")[0]: (model.state, model.family) for model in cache.models()}
     assert states == {
         "org/name": ("complete", "llama"),

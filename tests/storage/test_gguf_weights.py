@@ -165,7 +165,7 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path: Path) -> None:
         values |= {"attention.head_count": 1, **changed}
         for key, value in values.items():
             add = writer.add_string if isinstance(value, str) else writer.add_uint32
-            add(f"{architecture}.{key}", value)
+            add(key if key.startswith("general.") else f"{architecture}.{key}", value)
         writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
         writer.add_tensor("token_embd.weight", torch.zeros(3, 4).numpy())
         writer.write_header_to_file()
@@ -179,6 +179,8 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path: Path) -> None:
         return str(raised.value)
 
     assert "the architecture 'bert' is not supported (supported: llama, qwen2" in error({}, "bert")
+    assert "the file holds a LoRA adapter, not a model" in error({"general.type": "adapter"})
+    assert "the file holds an encoder of images or sound" in error({"general.type": "mmproj"}, "clip")
     assert "embedding_length is 'x', not a whole number" in error({"embedding_length": "x"})
     assert "the weights do not match the metadata, which has 1 layers, but the weights have 0; tensors " in error({})
 

@@ -272,3 +272,7 @@ def test_a_folder_without_an_adapter(tiny: TinyFactory, tmp_path: Path) -> None:
     assert "weights that are pickled (adapter_model.bin)" in error()
     save_file({}, tmp_path / WEIGHTS)
     assert "contains no tensors" in error()
+    for data, what in ((b"GGUF", "a GGUF file"), (b"x", "a file")):
+        (tmp_path / "x.gguf").write_bytes(data)
+        with pytest.raises(LlmcliError, match=f"x.gguf: this is {what}, and llmcli merges only adapters in PEFT's"):
+            load(case.folder, device=CPU, adapter=tmp_path / "x.gguf")

@@ -13,7 +13,6 @@ from llmcli.commands.options.writable import check_writable, unwritable
 from llmcli.commands.shell.help import under
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.files.atomic import clear_leftovers
-from llmcli.files.reading import check_path
 
 prompt_cache_option = under(
     "Speed",
@@ -28,7 +27,6 @@ prompt_cache_option = under(
 def check_prompt_cache(file: Path) -> None:
     """Raise LlmcliError if the file cannot be written, or is something else that would be overwritten."""
     import_torch()
-    check_path(file)
     check_writable("--prompt-cache", file)
     clear_leftovers(file)
     try:

@@ -41,6 +41,7 @@ PAIRED = replace(NAMES, interleaved=True)  # converters reorder the rows of q an
 STACKED = replace(NAMES, qkv=("attn_qkv",), up=("ffn_up",))
 HEADS, KV_HEADS = "attention.head_count", "attention.head_count_kv"
 MAX_FACTORS = 2**12  # more pairs than a head has
+COMPANIONS = {"adapter": "a LoRA adapter", "mmproj": "an encoder of images or sound", "imatrix": "statistics"}
 DROPPED = (r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight")  # part of the config
 
 
@@ -119,7 +120,9 @@ class Architecture:
 
 def architecture_of(contents: Contents) -> Architecture:
     """The architecture of a file. Raises LlmcliError, which lists the known ones, if it is unknown."""
-    name = contents.architecture
+    name, kind = contents.architecture, str(contents.metadata.get("general.type"))
+    if kind in COMPANIONS:
+        raise LlmcliError(f"the file holds {COMPANIONS[kind]}, not a model", "open the model that it belongs to")
     if name == "llama" and contents.find("expert_count"):
         return _MIXTRAL
     check_architecture(name)
