@@ -220,12 +220,12 @@ def nvfp4(draw: Draw, *, layout: str) -> Packed:
     return stored, torch.tensor(FP4).double()[numbers] * factors.double().repeat_interleave(16, 1)
 
 
-def affine(draw: Draw, *, bits: int = 4, group: int = 32, dtype: torch.dtype = torch.bfloat16) -> Packed:
+def affine(draw: Draw, *, bits: int = 4, group: int = 32, end: str = "biases") -> Packed:
     count, index = draw.groups(group)
     numbers = draw.matrix(0, 2**bits)
-    scales = draw.scales(draw.rows, count, dtype=dtype, size=0.16 / 2**bits)
-    biases = -draw.scales(draw.rows, count, dtype=dtype, size=0.08)
-    stored = {"weight": packed_rows(numbers, bits).view(torch.uint32), "scales": scales, "biases": biases}
+    scales = draw.scales(draw.rows, count, dtype=torch.bfloat16, size=0.16 / 2**bits)
+    biases = -draw.scales(draw.rows, count, dtype=torch.bfloat16, size=0.08)
+    stored = {"weight": packed_rows(numbers, bits).view(torch.uint32), "scales": scales, end: biases}
     return stored, numbers * scales[:, index].double() + biases[:, index].double()
 
 
@@ -273,6 +273,16 @@ CASES: dict[str, Case] = {
     "gptq-4": _gptq("4", desc_act=True, sym=True),
     "gptq-4-v2": _gptq("4", group=24, desc_act=False, checkpoint_format="gptq_v2"),  # does not divide 64
     "gptq-8": _gptq("8", bits=8, group=32, desc_act=True),
+    "auto-round-gptq": Case(
+        gptq,
+        {"quant_method": "auto-round", "bits": 4, "group_size": 16, "packing_format": "auto_round:auto_gptq"},
+        "GPTQ (4 bits)",
+    ),
+    "auto-round-awq": Case(
+        awq,
+        {"quant_method": "auto-round", "bits": 4, "group_size": 16, "packing_format": "auto_round:auto_awq"},
+        "AWQ (4 bits)",
+    ),
     "awq": Case(awq, {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "GEMM"}, "AWQ (4 bits)"),
     "awq-all": Case(partial(awq, group=-1), {"quant_method": "awq", "bits": 4, "group_size": -1}, "AWQ (4 bits)"),
     "compressed-int4": Case(
@@ -322,6 +332,9 @@ CASES: dict[str, Case] = {
         True,
     ),
     "fbgemm": Case(fp8, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, "F8_E4M3", True),
+    "mxfp8": Case(
+        partial(fp8, end="weight_scale_inv", block=(1, 32), powers=True), {"quant_method": "mxfp8"}, "F8_E4M3", True
+    ),
     "modelopt-nvfp4": Case(
         partial(nvfp4, layout="modelopt"), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4", True
     ),
@@ -336,6 +349,9 @@ CASES: dict[str, Case] = {
         )
         for bits in (2, 3, 4, 5, 6, 8)
     },
+    "metal": Case(
+        partial(affine, end="qbiases"), {"quant_method": "metal", "bits": 4, "group_size": 32}, "MLX (4 bits)"
+    ),
     "mlx-mxfp4": Case(partial(mxfp4, layout="mlx"), {"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MXFP4"),
     "mlx-nvfp4": Case(partial(nvfp4, layout="mlx"), {"group_size": 16, "bits": 4, "mode": "nvfp4"}, "NVFP4"),
     "mlx-mxfp8": Case(mxfp8, {"group_size": 32, "bits": 8, "mode": "mxfp8"}, "MXFP8"),

@@ -9,11 +9,12 @@ from pathlib import Path
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights
 from llmcli.files.json import read_json
-from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS
+from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS, weights_among
 
 _SMALL = re.compile(
     r"config\.json|generation_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
     r"|tokenizer[\w.-]*\.json|tokenizer\.model|chat_template\.jinja|chat_template\.json|adapter_config\.json"
+    r"|quantize_config\.json|quant_config\.json|hf_quant_config\.json"
 )
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 
@@ -33,7 +34,8 @@ def weight_files(names: Collection[str]) -> list[str]:
 
     Raises LlmcliError if there are none that llmcli can read.
     """
-    main = next(([name] for name in (WEIGHTS, INDEX) if name in names), [])
+    found_weights = weights_among(names)
+    main = [] if found_weights is None else [found_weights]
     adapter = [ADAPTER_WEIGHTS] if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(names) else []
     found = main + adapter
     if not found:
@@ -68,7 +70,7 @@ def is_complete(folder: Path, *, without_tokenizer: bool = False) -> bool:
         return all((folder / name).is_file() for name in names)
 
     if exist(CONFIG) and (without_tokenizer or exist("tokenizer.json")):
-        if exist(WEIGHTS):
+        if weights_among(path.name for path in folder.iterdir() if path.is_file()) not in (None, INDEX):
             return True
         try:
             return exist(INDEX) and exist(*shards(folder / INDEX))

@@ -14,6 +14,8 @@ from llmcli.model.families.fields import wrong
 METHOD = "llmcli"  # the ``quant_method`` that ``llmcli quantize`` writes
 DEFAULT_BLOCK = (128, 128)  # rows and columns that share an 8-bit float's scale (DeepSeek-AI 2024)
 
+MX_BLOCK = (1, 32)  # the same in MXFP8 (OCP Microscaling 1.0)
+
 # ``quant_method`` -> the format's name. A method that is not listed is its own name.
 METHODS = {
     "aqlm": "AQLM",
@@ -29,7 +31,7 @@ METHODS = {
     "hqq": "HQQ",
     "modelopt": "ModelOpt",
     "mxfp4": "MXFP4",
-    "mxfp8": "MXFP8",
+    "metal": "Metal",
     "nvfp4": "NVFP4",
     "quanto": "Quanto",
     "quark": "Quark",
@@ -145,7 +147,9 @@ def quantizes_activations(settings: Mapping[str, Any]) -> bool:
         return any(isinstance(group.get("input_activations"), Mapping) for group in groups_of(settings))
     if method == "modelopt":
         return _algorithm(settings) in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4")
-    return method in ("fp8", "fbgemm_fp8") or (method == "bitsandbytes" and settings.get("load_in_8bit") is True)
+    return method in ("fp8", "fbgemm_fp8", "mxfp8") or (
+        method == "bitsandbytes" and settings.get("load_in_8bit") is True
+    )
 
 
 def scale_block(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[int, int]:
@@ -160,7 +164,7 @@ def scale_block(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> tupl
         group = [1, weights.get("group_size")] if weights.get("strategy") == "group" else None
         block = block or weights.get(key) or group
     if block is None:
-        return DEFAULT_BLOCK
+        return MX_BLOCK if method_of(settings) == "mxfp8" else DEFAULT_BLOCK
     if isinstance(block, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", block):  # as old versions of compressed-tensors
         block = [int(size) for size in block.split("x")]
     if not isinstance(block, list) or len(block) != 2 or any(type(size) is not int or size < 1 for size in block):
@@ -184,7 +188,7 @@ def weights_of(group: Mapping[str, Any]) -> Mapping[str, Any]:
 def _unsupported(settings: Mapping[str, Any]) -> str | None:
     """The format's name if llmcli does not open it."""
     method = method_of(settings)
-    if method in (METHOD, "fp8", "fbgemm_fp8", "mxfp4"):
+    if method in (METHOD, "fp8", "fbgemm_fp8", "mxfp4", "mxfp8"):
         return None
     if method is None:
         return "a method that config.json does not name"
@@ -232,7 +236,8 @@ def _unsupported_mlx(settings: Mapping[str, Any], bits: object) -> str | None:
     mode = settings.get("mode", "affine")
     if mode != "affine":
         return None if mode in MLX_MODES else f"MLX ({mode})"
-    return None if bits in MLX_BITS else f"MLX ({bits} bits)"
+    name = METHODS.get(str(method_of(settings)), "MLX")
+    return None if bits in MLX_BITS else f"{name} ({bits} bits)"
 
 
 def _unsupported_compressed(settings: Mapping[str, Any], bits: object) -> str | None:
@@ -264,5 +269,6 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any], object], str | None]] = {
     "modelopt": _unsupported_modelopt,
     "bitsandbytes": _unsupported_bitsandbytes,
     "compressed-tensors": _unsupported_compressed,
+    "metal": _unsupported_mlx,
     "mlx": _unsupported_mlx,
 }

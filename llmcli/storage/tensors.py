@@ -14,7 +14,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights, other_weights_hint
 from llmcli.files.json import read_json
-from llmcli.files.names import CONFIG, INDEX, WEIGHTS
+from llmcli.files.names import CONFIG, INDEX, WEIGHTS, weights_among
 from llmcli.files.safetensors import DTYPES, Entry, TensorFile
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.rules import Family, Rule, Source
@@ -339,7 +339,7 @@ def count_layers(rules: Sequence[Rule], stored: Iterable[str]) -> tuple[int, int
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that its index lists.
+    """The file that holds all weights, or the shards that its index lists.
 
     Raises LlmcliError if neither exists, or a shard is missing.
     """
@@ -348,26 +348,27 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _located(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
     """``weight_files``, and the index: the name of each tensor's shard, empty for a single file."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS], {}
-    if not (folder / INDEX).is_file():
+    names = [path.name for path in _files(folder)]
+    found = weights_among(names)
+    if found is None:
         _check_beside(folder)
-        names = [path.name for path in _files(folder)]
         other = other_weights(names)
         raise LlmcliError(
             f"{folder}: no {WEIGHTS} and no {INDEX}" + (f"; its weights are {other}" if other else ""),
             other_weights_hint(names) if other else "download the weights, or give the folder that has them",
         )
+    if found != INDEX:
+        return [folder / found], {}
     shard_of = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
         raise LlmcliError(f"{folder / INDEX}: has no weight_map", "the file may be damaged; download it again")
-    names, there = sorted(set(shard_of.values())), {path.name for path in _files(folder)}
-    missing = [name for name in names if name not in there]  # so names that lead out of the folder are missing
+    shards = sorted(set(shard_of.values()))
+    missing = [name for name in shards if name not in names]  # so names that lead out of the folder are missing
     if missing:
         raise LlmcliError(
             f"{folder}: missing shards: {summarize(missing)}", "the download may be incomplete; download them again"
         )
-    return [folder / name for name in names], shard_of
+    return [folder / name for name in shards], shard_of
 
 
 def _check_beside(folder: Path) -> None:

@@ -249,7 +249,7 @@ def test_settings_that_contradict_the_tensors_are_named(
 
 
 def test_groups_without_an_index_are_adjacent_columns(tmp_path: Path) -> None:
-    """And without settings, which old folders have in quantize_config.json, the shapes tell bits and groups."""
+    """Old programs put settings into quantize_config.json, and give the weights a name of their own."""
     case = Case(CASES["gptq-4-v2"].pack, CASES["gptq-8"].settings, "")
 
     def without_index(stored: dict[str, Tensor]) -> None:
@@ -262,6 +262,7 @@ def test_groups_without_an_index_are_adjacent_columns(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(json.dumps(config))
     beside = {"bits": 4, "group_size": 24, "desc_act": False, "checkpoint_format": "gptq_v2"}
     (tmp_path / "quantize_config.json").write_text(json.dumps(beside))
+    (tmp_path / WEIGHTS).rename(tmp_path / "gptq_model-4bit-24g.safetensors")
     rows = source_rows(folder.path, torch.float32)
     assert all(torch.equal(rows[source], exact.float()) for source, exact in folder.exact.items())
 

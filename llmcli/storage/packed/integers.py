@@ -78,9 +78,10 @@ def _zero_points(parts: Parts, rows: int, groups: int, bits: int) -> Tensor:
     return torch.sub(numbers, 2 ** (bits - 1))
 
 
-def affine(parts: Parts, *, bits: int, group_size: int) -> PackedMatrix:
+def affine(parts: Parts, biases: str, *, bits: int, group_size: int) -> PackedMatrix:
     """A matrix by MLX: number * scale + bias, where each ``group_size`` adjacent columns share scale and bias.
 
+    ``biases`` is the name of the tensor.
     Raises LlmcliError if the tensors do not fit together.
     """
     rows, words = parts.matrix("weight", ("U32",))
@@ -88,15 +89,15 @@ def affine(parts: Parts, *, bits: int, group_size: int) -> PackedMatrix:
     if columns * bits != words * 32 or columns % group_size:
         raise parts.fault("weight", f"has shape [{rows}, {words}], which is not made of groups of {group_size} numbers "
                           f"with {bits} bits")  # fmt: skip
-    for end in ("scales", "biases"):
+    for end in ("scales", biases):
         parts.check(end, (rows, columns // group_size), FLOATS)
 
     def open_rows() -> Rows:
-        data, scales, biases = parts.read_bytes("weight"), parts.read("scales"), parts.read("biases")
+        data, scales, shifts = parts.read_bytes("weight"), parts.read("scales"), parts.read(biases)
 
         def unpack(start: int, stop: int) -> Tensor:
             numbers = unpack_bits(data[start:stop], bits, columns).float().view(stop - start, -1, group_size)
-            scale, bias = scales[start:stop].float(), biases[start:stop].float()
+            scale, bias = scales[start:stop].float(), shifts[start:stop].float()
             return (numbers * scale[..., None] + bias[..., None]).view(stop - start, columns)
 
         return unpack

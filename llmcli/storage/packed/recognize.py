@@ -85,7 +85,7 @@ class _Recognizer:
             if mark in found and (dtype or mark not in ("SCB", bitsandbytes.ABSMAX)):
                 return ends
         if dtype == "U32" and "scales" in found:
-            return ("weight", "scales", "biases")
+            return ("weight", "scales", "biases", "qbiases")
         if dtype == "U8" and "weight_scale" in found:
             return ("weight", "weight_scale", "weight_scale_2")
         in_8_bits = dtype in EIGHT_BITS or (dtype == "I8" and self.stated)
@@ -165,7 +165,8 @@ class _Recognizer:
         if mode != "affine" or bits not in MLX_BITS or not 0 < size <= MAX_GROUP:
             raise parts.fault("weight", f"is quantized by MLX with mode {mode!r}, bits {bits} and group_size {size}, "
                               "which is not supported")  # fmt: skip
-        return integers.affine(parts, bits=bits, group_size=size)
+        biases = "qbiases" if self.method == "metal" else "biases"  # transformers' name for them
+        return integers.affine(parts, biases, bits=bits, group_size=size)
 
     def _matched(self, modules: Mapping[str, Mapping[str, Stored]]) -> dict[str, Mapping[str, Any]]:
         """How compressed-tensors stores the weights of each module, by the targets of its groups.
