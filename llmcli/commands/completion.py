@@ -8,6 +8,39 @@ from click.shell_completion import get_completion_class
 from llmcli.commands.options.common import Choice
 
 SHELLS = ("bash", "zsh", "fish")
+# Like click's script for bash, with names that contain colons, where bash divides words, and with folders that are
+# offered besides names.
+BASH = r"""_llmcli_completion() {
+    local IFS=$'\n' line=${COMP_LINE:0:COMP_POINT} words=() i rest prefix quote response completion type value
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        rest=${line#"${line%%[![:blank:]]*}"}
+        if ((i > 0)) && [[ $rest == "$line" ]]; then
+            words[${#words[@]}-1]+=${COMP_WORDS[i]}
+        else
+            words+=("${COMP_WORDS[i]}")
+        fi
+        line=${rest#"${COMP_WORDS[i]}"}
+    done
+    prefix=${words[${#words[@]}-1]}
+    [[ $prefix == --*=* ]] && prefix=${prefix#*=}
+    [[ $COMP_WORDBREAKS == *:* ]] && prefix=${prefix%"${prefix##*:}"} || prefix=
+    quote=${COMP_WORDS[COMP_CWORD]:0:1}
+    response=$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((${#words[@]} - 1)) _LLMCLI_COMPLETE=bash_complete "$1")
+    for completion in $response; do
+        IFS=',' read -r type value <<< "$completion"
+        if [[ $type == dir ]]; then
+            [[ $prefix ]] || compopt -o plusdirs
+        elif [[ $type == file ]]; then
+            compopt -o default
+        elif [[ $type == plain ]]; then
+            value=${value#"$prefix"}
+            [[ $value == *[!-A-Za-z0-9_./:@~+=,]* && $quote != [\'\"] ]] && printf -v value %q "$value"
+            COMPREPLY+=("$value")
+        fi
+    done
+}
+complete -o nosort -F _llmcli_completion llmcli
+"""
 
 
 @click.command()
@@ -27,6 +60,9 @@ def completion(shell: str) -> None:
     Examples:
       llmcli completion bash
     """
+    if shell == "bash":
+        click.echo(BASH, nl=False)
+        return
     completer = get_completion_class(shell)
     assert completer is not None
     root = click.get_current_context().find_root().command

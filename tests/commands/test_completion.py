@@ -109,15 +109,32 @@ def test_tab_in_a_real_bash(tmp_path: Path) -> None:
     program.chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PS1": "> ", "TERM": "dumb"}
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
-    child = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=env, encoding="utf-8", timeout=None)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "mx").mkdir()
+    for file in ("cache/org_M.gguf", "my own.gguf"):
+        (tmp_path / file).touch()
+    env |= {"LLAMA_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path), "OLLAMA_MODELS": str(tmp_path)}
+    bash = ["--norc", "--noprofile", "-i"]
+    child = pexpect.spawn(
+        "bash", bash, env=env, encoding="utf-8", timeout=None, cwd=str(tmp_path), dimensions=(24, 400)
+    )
     child.sendline('bind "set enable-bracketed-paste off"; eval "$(llmcli completion bash)"; echo rea""dy')
     child.expect("ready")
     child.send("llmcli gen\t")
     child.expect_exact("llmcli generate ")
-    child.send("-m lla\t")
+    child.send("-m llama-\t")
     child.expect_exact("-m llama-tales-12m ")
     child.send("--ech\t")
     child.expect_exact("--echo ")
+    for typed, completed in {  # names with colons, files and folders
+        "-m llama.cpp:org\t": "-m llama.cpp:org_M.gguf ",
+        "--draft-model=llama.cpp:\t": "--draft-model=llama.cpp:org_M.gguf ",
+        "'a: b' -m m\t\t": "my\\ own.gguf  mx/",
+        "y\t": "my\\ own.gguf ",
+        "-m 'my\t": "-m 'my own.gguf' ",
+    }.items():
+        child.send(typed)
+        child.expect_exact(completed)
     child.sendintr()
     child.sendline("exit")
     child.expect(pexpect.EOF)
