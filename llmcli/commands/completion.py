@@ -34,7 +34,8 @@ BASH = r"""_llmcli_completion() {
             compopt -o default
         elif [[ $type == plain ]]; then
             value=${value#"$prefix"}
-            [[ $value == *[!-A-Za-z0-9_./:@~+=,]* && $quote != [\'\"] ]] && printf -v value %q "$value"
+            # readline itself quotes what may be a path
+            [[ $prefix && $value == *[!-A-Za-z0-9_./:@~+=,]* && $quote != [\'\"] ]] && printf -v value %q "$value"
             COMPREPLY+=("$value")
         fi
     done

@@ -111,7 +111,7 @@ def test_tab_in_a_real_bash(tmp_path: Path) -> None:
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
     (tmp_path / "cache").mkdir()
     (tmp_path / "mx").mkdir()
-    for file in ("cache/org_M.gguf", "my own.gguf"):
+    for file in ("cache/org_M.gguf", "cache/my M.gguf", "my own.gguf"):
         (tmp_path / file).touch()
     env |= {"LLAMA_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path), "OLLAMA_MODELS": str(tmp_path)}
     bash = ["--norc", "--noprofile", "-i"]
@@ -128,8 +128,9 @@ def test_tab_in_a_real_bash(tmp_path: Path) -> None:
     child.expect_exact("--echo ")
     for typed, completed in {  # names with colons, files and folders
         "-m llama.cpp:org\t": "-m llama.cpp:org_M.gguf ",
-        "--draft-model=llama.cpp:\t": "--draft-model=llama.cpp:org_M.gguf ",
-        "'a: b' -m m\t\t": "my\\ own.gguf  mx/",
+        "-m llama.cpp:my\t": "-m llama.cpp:my\\ M.gguf ",
+        "--draft-model=llama.cpp:o\t": "--draft-model=llama.cpp:org_M.gguf ",
+        "'a: b' -m m\t\t": "my own.gguf  mx/",
         "y\t": "my\\ own.gguf ",
         "-m 'my\t": "-m 'my own.gguf' ",
     }.items():
