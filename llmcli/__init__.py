@@ -45,10 +45,11 @@ def load(
 ) -> LoadedModel:
     """Open a model: its transformer, its tokenizer, its stop tokens and its sampling defaults.
 
-    ``name`` is a folder, a GGUF file, the name of a model that comes with llmcli, or org/name on the Hugging Face Hub,
-    which is downloaded unless ``offline``. Without a name, it is the model that ``llmcli generate`` uses. ``adapter``
-    names a LoRA to merge into the weights. ``device`` is "auto", "cpu", "cuda" or "mps"; ``dtype`` is "auto" (as
-    stored), "float32", "bfloat16" or "float16", or fp32, bf16 or fp16 for short; ``quantization`` is "int8" or "int4".
+    ``name`` is a folder, a GGUF file, the name of a model that comes with llmcli or that ``llmcli models`` lists, or
+    org/name or org/name:Q4_K_M on the Hugging Face Hub, which is downloaded unless ``offline``. Without a name, it is
+    the model that ``llmcli generate`` uses. ``adapter`` names a LoRA to merge into the weights. ``device`` is "auto",
+    "cpu", "cuda" or "mps"; ``dtype`` is "auto" (as stored), "float32", "bfloat16" or "float16", or fp32, bf16 or fp16
+    for short; ``quantization`` is "int8" or "int4".
 
     Raises LlmcliError if the model does not exist or cannot be read.
     """
@@ -60,7 +61,8 @@ def load(
 
     for path in (name, adapter):
         if isinstance(path, Path) and not path.expanduser().exists():  # a path is not a name of the hub
-            raise LlmcliError(f"there is no folder {path}", "check the path, or give the name of a model as a string")
+            kind = "file" if path.suffix.lower() == ".gguf" else "folder"
+            raise LlmcliError(f"there is no {kind} {path}", "check the path, or give the name of a model as a string")
     Report.to_html = lambda report: render.html(report)  # what notebooks show; imports Rich when called
     folder = hub.find(hub.default_model() if name is None else str(name), offline=offline)
     adapter_folder = None if adapter is None else hub.find(str(adapter), offline=offline)

@@ -156,18 +156,24 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def part_names(name: str) -> list[str]:
-    """The names of all files of the model that a file's name is of, in order: only ``name``, unless it is a part."""
+def first_name(name: str) -> str:
+    """The name of the first file of the model that a file's name is of: ``name`` itself, unless it is a later part."""
     match = PART.fullmatch(name)
-    count = int(match[3]) if match else 0
-    if match is None or not 0 < int(match[2]) <= count <= MAX_PARTS:
-        return [name]
-    return [f"{match[1]}-{number:05}-of-{match[3]}.gguf" for number in range(1, count + 1)]
+    is_part = match is not None and 0 < int(match[2]) <= int(match[3]) <= MAX_PARTS
+    return f"{match[1]}-00001-of-{match[3]}.gguf" if match and is_part else name
+
+
+def part_names(first: str) -> list[str]:
+    """The names of all files of the model whose first file has a name, in order: only that one, unless it is split."""
+    match = PART.fullmatch(first)
+    if match is None or int(match[2]) != 1 or int(match[3]) > MAX_PARTS:
+        return [first]
+    return [f"{match[1]}-{number:05}-of-{match[3]}.gguf" for number in range(1, int(match[3]) + 1)]
 
 
 def first_part(path: Path) -> Path:
     """The first file of the model that ``path`` is a part of, if it is there; otherwise ``path``."""
-    first = path.with_name(part_names(path.name)[0])
+    first = path.with_name(first_name(path.name))
     return first if first.is_file() else path
 
 
@@ -180,7 +186,7 @@ def parts_of(header: GgufHeader) -> list[Path]:
     if type(count) is not int or count < 2:
         return [path]
     named = path if PART.fullmatch(path.name) else path.resolve()  # a link may have any name
-    names = part_names(named.name)
+    names = part_names(first_name(named.name))
     if len(names) != count:
         raise LlmcliError(
             f"{path}: is one of {count} parts, but its name does not say which", "give the parts their original names"

@@ -22,7 +22,11 @@ from llmcli.hub.notes import Note, ignore, note_choice
 # The hub's first models, whose short names still circulate.
 FIRST_MODELS = (*(f"openai-community/gpt2{size}" for size in ("", "-medium", "-large", "-xl")), "distilbert/distilgpt2")
 _PATH = re.compile(r"[./~\\]|[A-Za-z]:[/\\]|.*[/\\]$|[^/]*/[^/]*/")
-_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+(?::[\w.-]+)?)"
+    r"(?:/(?:blob|resolve)/[^/?]+(/[^?]+\.gguf))?",
+    re.IGNORECASE,
+)
 
 
 def default_model() -> str:
@@ -108,7 +112,7 @@ def parse_hub_name(name: str, *, offline: bool = False) -> HubName:
 def _unknown(name: str) -> LlmcliError:
     """The error for a name that is neither on disk nor one of the hub."""
     kind = "folder" if _PATH.match(name) and not _ADDRESS.match(name) else "model"
-    if name.lower().endswith(".gguf"):
+    if name.lower().endswith(".gguf") and not _ADDRESS.match(name):
         kind = "file"
     return LlmcliError(
         f"there is no {kind} {name if len(name) <= 200 else f'{name[:200]}…'}",
@@ -127,7 +131,7 @@ def _similar(name: str) -> str:
     """A hint with the models whose name, or its part after the organization, resembles ``name``; "" if none does."""
     address = _ADDRESS.match(name)
     if address:
-        return f"did you mean {address[1]}?"
+        return f"did you mean {address[1]}{address[2] or ''}?"
     if name.lower().endswith(".gguf"):
         return did_you_mean(name, gguf_files_beside(name))
     word = re.split("[@:]", name)[0].lower()

@@ -20,7 +20,7 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights
-from llmcli.files.gguf import part_names
+from llmcli.files.gguf import first_name, part_names
 from llmcli.files.gguf_summary import architecture_in, file_type_in
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG, WEIGHTS
@@ -86,7 +86,7 @@ class LocalModel:
     def files(self) -> list[Path]:
         """The model's files, partial downloads included. GGUF files in its folder are models of their own."""
         if self.is_gguf:
-            names = part_names(self.folder.name)
+            names = part_names(first_name(self.folder.name))
             return [path for name in names if (path := self.folder.with_name(name)).is_file()]
         files = [path for path in self.folder.rglob("*") if path.is_file() and path.suffix.lower() != ".gguf"]
         return [*files, *_partials(self.folder)] if self.state == INCOMPLETE else files
@@ -218,8 +218,7 @@ def models() -> Iterator[LocalModel]:
             continue
         files = gguf_files(folder)
         for first, parts in models_among(files).items():
-            path = next(folder / part for part in parts if part in files)
-            state = COMPLETE if all(part in files for part in parts) else INCOMPLETE
+            path, state = folder / parts[0], COMPLETE if parts == part_names(first) else INCOMPLETE
             yield LocalModel(name_of(path), path, "cache", state, path.lstat().st_mtime, label_of(first))
         state = _state_of(folder, has_gguf=bool(files))
         if state:

@@ -62,8 +62,9 @@ def _hub_error(error: Exception, name: HubName) -> LlmcliError | None:
             f"accept it at {host()}/{name.repo}, then set HF_TOKEN to a token from {host()}/settings/tokens",
         )
     if "RepositoryNotFoundError" in names:
+        what = "folder" if name.gguf is None else "file"
         return LlmcliError(
-            f"there is no model {name.repo}: no such folder, and no public model of that name at {host()}",
+            f"there is no model {name.repo}: no such {what}, and no public model of that name at {host()}",
             "check the name; for a private model set HF_TOKEN",
         )
     if "RevisionNotFoundError" in names:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from llmcli.errors import LlmcliError
-from llmcli.files.gguf import PART, part_names
+from llmcli.files.gguf import PART, first_name
 
 # What is chosen without a tag: the first of these that is there, otherwise the first file by name.
 PREFERRED = ("Q4_K_M", "Q8_0", "Q4_K_S", "Q5_K_M", "Q4_0", "Q6_K", "Q5_K_S", "IQ4_NL", "IQ4_XS", "BF16", "F16", "F32")
@@ -30,16 +30,15 @@ def is_file_name(text: str) -> bool:
 
 
 def models_among(names: Iterable[str]) -> dict[str, list[str]]:
-    """The GGUF models among file names: the first file of each, in order, and all its files.
+    """The GGUF models among file names, by the name of their first file, and those of its files that are there.
 
-    Not all of a model's files need be among the names. Files that only accompany a model, such as a vision encoder,
-    are not models; names that could lead out of a folder are skipped.
+    Files that only accompany a model, such as a vision encoder, are not models; names that could lead out of a folder
+    are skipped.
     """
     found: dict[str, list[str]] = {}
     for name in sorted(names):
         if is_file_name(name) and not _COMPANION.fullmatch(name.rpartition("/")[2]):
-            files = part_names(name)
-            found.setdefault(files[0], files)
+            found.setdefault(first_name(name), []).append(name)
     return found
 
 
@@ -60,7 +59,7 @@ def choose(names: Collection[str], wanted: str | None) -> str:
         if ranked:
             return ranked[0]
     elif wanted.lower().endswith(".gguf"):
-        first = part_names(wanted)[0]
+        first = first_name(wanted)
         if first in found or wanted in names:  # a file that is named is not judged by its name
             return first
     elif tagged := _tagged(found, wanted):
@@ -74,15 +73,19 @@ def choose(names: Collection[str], wanted: str | None) -> str:
 def listed(models: Iterable[str]) -> str:
     """The shortest names of models, for people; not all of many."""
     names = list(models)
-    found = list(dict.fromkeys(name_among(name, names) for name in names[: MOST_NAMED + 1]))
+    found = list(dict.fromkeys(_shortest(name, names) for name in names[:MOST_NAMED]))
     more = len(names) - MOST_NAMED
-    return ", ".join(found[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(found) + (f" and {more} more" if more > 0 else "")
 
 
 def name_among(file: str, names: Iterable[str]) -> str:
     """The shortest text by which ``choose`` finds ``file`` among the names: its quantization, or else its name."""
+    return _shortest(file, models_among(names))
+
+
+def _shortest(file: str, models: Iterable[str]) -> str:
     label = label_of(file)
-    return label if label and next(iter(_tagged(models_among(names), label)), file) == file else file
+    return label if label and next(iter(_tagged(models, label)), file) == file else file
 
 
 def _tagged(found: Iterable[str], tag: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def local_model(name: str) -> Path | None:
 
 def gguf_files_beside(path: str) -> list[str]:
     """The paths of the GGUF files in the folder of ``path``, which may be unfinished, written as it is."""
-    start = path[: path.rfind("/") + 1]
+    start = path[: max(path.rfind("/"), path.rfind(os.sep)) + 1]
     with suppress(OSError, RuntimeError, ValueError):
         folder = Path(start or ".").expanduser()
         return sorted(start + found.name for found in folder.iterdir() if found.suffix.lower() == ".gguf")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmcli.errors import LlmcliError, did_you_mean
+from llmcli.files.gguf import part_names
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
 from llmcli.hub import cache, ollama
@@ -90,7 +91,7 @@ def _gguf_models(program: Program, folder: Path, patterns: Iterable[str]) -> Ite
     found = (path for pattern in patterns for path in folder.glob(pattern))
     names = {path.relative_to(folder).as_posix() for path in found if path.suffix.lower() == ".gguf" and path.is_file()}
     for first, parts in models_among(names).items():
-        if names.issuperset(parts):
+        if parts == part_names(first):
             name = program.prefix + _CACHED.sub(r"\1/\2/", first)
             yield LocalModel(name, folder / first, program.where, label=label_of(first))
 

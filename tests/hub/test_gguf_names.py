@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -116,8 +117,15 @@ def test_without_a_tag_the_order_is_llama_cpps() -> None:
 
 def test_names_that_lead_out_of_a_folder_are_no_models() -> None:
     assert not models_among(["../a.gguf", "/a.gguf", "a/../b.gguf", "a\\b.gguf", "a\nb.gguf", "a.bin", "C:a.gguf"])
-    many = "x-00001-of-99999.gguf"
-    assert models_among([many]) == {many: [many]}  # not a hundred thousand names
+
+
+def test_a_list_of_many_split_models_needs_little_memory() -> None:
+    names = [f"{number}-00002-of-04000.gguf" for number in range(1000)]
+    tracemalloc.start()
+    with pytest.raises(LlmcliError, match=r"it has 0-00001-of-04000.gguf, .* and 980 more"):
+        choose(names, "Q8_0")
+    assert tracemalloc.get_traced_memory()[1] < 10**7  # not the names of four million files
+    tracemalloc.stop()
 
 
 def test_a_tag_chooses_the_file_that_is_downloaded(hub: Hub) -> None:

@@ -230,6 +230,9 @@ def test_a_path_that_does_not_exist(hub: Hub, name: str) -> None:
         ("llama-tales-12", "llama-tales-12m"),
         ("https://huggingface.co/openai-community/gpt2/tree/main", "openai-community/gpt2"),
         ("hf.co/org/name", "org/name"),
+        ("hf.co/org/name:Q4_K_M", "org/name:Q4_K_M"),
+        ("https://huggingface.co/org/name/blob/main/BF16/a.gguf?x", "org/name/BF16/a.gguf"),
+        ("https://huggingface.co/org/name/resolve/main/a.gguf", "org/name/a.gguf"),
     ],
 )
 def test_a_similar_name_is_suggested(hub: Hub, name: str, meant: str) -> None:

@@ -148,7 +148,7 @@ def complete_model(ctx: click.Context, option: click.Parameter, incomplete: str)
     """Return the names of models on disk and the GGUF files that begin with ``incomplete``, and folders."""
     with suppress(OSError, LlmcliError):  # completion must not print errors
         names = [*(model.name for model in hub.on_disk()), *hub.gguf_files_beside(incomplete)]
-        found = [name for name in names if name.startswith(incomplete)]
+        found = [name for name in names if name.startswith(incomplete) and name.isprintable()]
         return [CompletionItem(incomplete, type="dir"), *map(CompletionItem, found)]
     return []
 
