@@ -28,7 +28,6 @@ from llmcli.files.sizes import file_size
 from llmcli.hub.files import is_complete
 from llmcli.hub.gguf_names import choose, label_of, models_among, name_among
 from llmcli.hub.names import COMMIT, MAIN, HubName
-from llmcli.storage.foreign_formats import METHODS, method_of, quantization_settings
 
 Progress = Callable[[int, int], None]  # bytes on disk, bytes of the whole model
 
@@ -71,8 +70,9 @@ class LocalModel:
             return f"GGUF {self.label or file_type_in(self.folder)}".strip()
         if not any(self.folder.glob("*.safetensors")):
             return ""
-        method = method_of(quantization_settings(self._config) or {})
-        return f"safetensors {METHODS.get(method, method)}" if method else "safetensors"
+        settings = self._config.get("quantization_config")
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+        return f"safetensors {method}" if isinstance(method, str) else "safetensors"
 
     @cached_property
     def _config(self) -> Mapping[str, Any]:

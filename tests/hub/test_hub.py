@@ -847,7 +847,7 @@ def test_only_models_are_listed_with_their_state(hub: Hub) -> None:
     (find("org/name") / "config.json").write_bytes(AWQ)
     formats = {model.name.partition("@")[0]: model.format for model in cache.models()}
     assert formats == {
-        "org/name": "safetensors AWQ",
+        "org/name": "safetensors awq",
         "org/pickled": "",
         "org/gguf": "GGUF",
         "org/tokenizer-alone": "",
