@@ -11,10 +11,12 @@ import pytest
 from click.testing import Result
 
 from llmcli.files import gguf
+from llmcli.files.sizes import readable
 from llmcli.hub import default_model, find
 from llmcli.text import gguf_vocabulary
 from tests.commands.conftest import records
 from tests.gguf_file import write_gguf
+from tests.hub_server import Hub
 
 Run = Callable[..., Result]
 FLOAT32 = ("--dtype", "float32")
@@ -96,6 +98,25 @@ def test_what_needs_the_original_model(
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_file_of_the_hub_is_pulled_used_listed_and_removed(run: Run, file: Path, hub: Hub) -> None:
+    hub.add({"tales-Q8_0.gguf": file.read_bytes(), "tales-Q2_K.gguf": b"GGUF"})
+    pulled = run("pull", "org/name")
+    assert pulled.exit_code == 0, pulled.stderr
+    assert Path(pulled.stdout.strip()).name == "tales-Q8_0.gguf"
+    assert "org/name: using Q8_0; for another file, add a colon and one of: Q2_K\n" in pulled.stderr
+    assert f"org/name is complete: {readable(file.stat().st_size)} in\n" in pulled.stderr
+    hub.log.clear()
+    options = ("generate", "Once", "-n", 3, "--seed", 1, "--json")
+    used, local = run(*options, "-m", "org/name:q8_0"), run(*options, "-m", file)
+    assert [step["id"] for step in records(used)[1:-1]] == [step["id"] for step in records(local)[1:-1]]
+    assert records(used)[0]["model"] == "org/name:Q8_0"
+    (listed,) = (model for model in records(run("models", "--json")) if model["name"] == "org/name:Q8_0")
+    assert (listed["format"], listed["family"], listed["bytes"]) == ("GGUF Q8_0", "llama", file.stat().st_size)
+    assert run("rm", "org/name:Q8_0", "--yes").exit_code == 0
+    assert run("generate", "x", "-m", "org/name:Q8_0", "--offline").exit_code == 1
+    assert not hub.log
 
 
 def test_bench_names_the_format_of_packed_weights(run: Run, file: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tracemalloc
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmcli.errors import LlmcliError
 from llmcli.hub import cache, download, find, find_here, name_of
@@ -70,6 +72,16 @@ def test_invalid_names_of_files_cause_no_request(hub: Hub, text: str) -> None:
     assert parse(text) is None
     assert "there is no " in fails(lambda: find(text)).message
     assert not hub.log
+
+
+@given(st.lists(st.sampled_from(["org", "/", "..", ".", "a", "\\", ":", "@", ".gguf", " ", "\n", "C"]), max_size=12))
+def test_no_name_leads_out_of_a_snapshot(parts: list[str]) -> None:
+    name = parse("".join(["org/name", *parts]))
+    if name is not None and name.gguf is not None:
+        inside = PureWindowsPath("C:/snapshot") / name.gguf
+        assert ".." not in inside.parts
+        assert inside.is_relative_to("C:/snapshot")
+        assert parse(str(name)) == name
 
 
 @pytest.mark.parametrize(
