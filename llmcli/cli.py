@@ -58,6 +58,7 @@ GROUPS = {
     },
     "Manage models": {
         "quantize": "Quantize a model's weights to 8 or 4 bits.",
+        "export": "Write a model as a GGUF file, for llama.cpp and ollama.",
         "train": "Train a small model on your own text files.",
         "models": "List the models on disk.",
         "pull": "Download a model from the Hugging Face Hub.",

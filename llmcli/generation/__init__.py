@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmcli.generation.conversation import Reply as Reply
     from llmcli.generation.generate import Generation as Generation
     from llmcli.generation.generation_config import Defaults as Defaults
+    from llmcli.generation.gguf_texts import gguf_metadata as gguf_metadata
     from llmcli.generation.grammar import Grammar as Grammar
     from llmcli.generation.grammar import GrammarFilter as GrammarFilter
     from llmcli.generation.grammar import choice_rules as choice_rules
@@ -69,6 +70,7 @@ __all__ = [
     "decode_steps",
     "encode_prompt",
     "fit_prompt",
+    "gguf_metadata",
     "json_rules",
     "load",
     "measure",
@@ -96,6 +98,7 @@ __getattr__, __dir__ = lazy.exports(
         "Reply": "conversation",
         "Generation": "generate",
         "Defaults": "generation_config",
+        "gguf_metadata": "gguf_texts",
         "Grammar": "grammar",
         "GrammarFilter": "grammar",
         "choice_rules": "grammar",

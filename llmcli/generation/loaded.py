@@ -17,6 +17,7 @@ from llmcli.files.names import ADAPTER_CONFIG, CONFIG
 from llmcli.generation.context import Overflow, as_ids, check_text, shorten
 from llmcli.generation.filters import Filter, MinNewTokens, Vocabulary
 from llmcli.generation.generation_config import Defaults, read_defaults
+from llmcli.model.config import ModelConfig
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.transformer import Transformer
 from llmcli.storage.blocks import Quantization
@@ -54,9 +55,7 @@ class LoadedModel:
     @property
     def named_stop_ids(self) -> frozenset[int]:
         """The tokens that config.json and generation_config.json name, or else the tokenizer's end-of-text token."""
-        config, eos = self.model.config, self.tokenizer.eos_id
-        named = frozenset((*(() if config.eos_by_default else config.eos_token_ids), *self.defaults.stop_ids))
-        return named or frozenset(() if eos is None or not config.eos_by_default else (eos,))
+        return frozenset(named_stop_ids(self.model.config, self.tokenizer, self.defaults))
 
     def prompt_ids(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Encode a prompt. Raises the errors of ``readable``."""
@@ -79,6 +78,13 @@ class LoadedModel:
     def length_filter(self) -> list[Filter]:
         """The filter for the ``min_new_tokens`` of generation_config.json, if it has any."""
         return [MinNewTokens(self.defaults.min_new_tokens)] if self.defaults.min_new_tokens else []
+
+
+def named_stop_ids(config: ModelConfig, tokenizer: Tokenizer, defaults: Defaults) -> tuple[int, ...]:
+    """The tokens that config.json and generation_config.json name, or else the tokenizer's end-of-text token."""
+    named = dict.fromkeys((*(() if config.eos_by_default else config.eos_token_ids), *defaults.stop_ids))
+    usual = () if tokenizer.eos_id is None or not config.eos_by_default else (tokenizer.eos_id,)
+    return tuple(named) or usual
 
 
 def load(

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from llmcli.render.progress import LoadingProgress as LoadingProgress
     from llmcli.render.progress import ScoringProgress as ScoringProgress
     from llmcli.render.progress import VerifyProgress as VerifyProgress
+    from llmcli.render.progress import WritingProgress as WritingProgress
     from llmcli.render.query_key_value import print_head as print_head
     from llmcli.render.reports import html as html
     from llmcli.render.reports import print_report as print_report
@@ -109,6 +110,7 @@ __all__ = [
     "TextWriter",
     "TrainingProgress",
     "VerifyProgress",
+    "WritingProgress",
     "animated",
     "at_most",
     "bench_line",
@@ -208,6 +210,7 @@ __getattr__, __dir__ = lazy.exports(
         "LoadingProgress": "progress",
         "ScoringProgress": "progress",
         "VerifyProgress": "progress",
+        "WritingProgress": "progress",
         "print_head": "query_key_value",
         "html": "reports",
         "print_report": "reports",

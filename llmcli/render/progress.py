@@ -48,6 +48,15 @@ class LoadingProgress:
         return _transient_bar(self._stream, "loading", DownloadColumn(binary_units=True))
 
 
+class WritingProgress(LoadingProgress):
+    """A context manager like LoadingProgress. Call it with the bytes written and their total."""
+
+    def _new_bar(self) -> Progress:
+        from rich.progress import DownloadColumn
+
+        return _transient_bar(self._stream, "writing", DownloadColumn(binary_units=True))
+
+
 class ScoringProgress(LoadingProgress):
     """A context manager like LoadingProgress. Call it with the tokens scored and their total."""
 

@@ -33,7 +33,8 @@ from llmcli.text.gguf_vocabulary import (
 
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
 NO_TEXT = (Kind.UNKNOWN, Kind.CONTROL, Kind.BYTE)
-KEEPING_SPACES = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3, whose other control tokens take the spaces after them
+PHI3 = re.compile("phi-?3")  # in the names of models whose control tokens take the spaces after them
+KEEPING_SPACES = ("<unk>", "<s>", "<|endoftext|>")  # the others of Phi-3
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> FastTokenizer:
@@ -130,7 +131,7 @@ def _space_decoder(prefix: bool, *steps: decoders.Decoder) -> decoders.Decoder:
 
 def _added(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Iterator[AddedToken]:
     """The tokens that are found in a text before it is divided: control tokens, and those that a user defined."""
-    phi3 = re.search("phi-?3", (text_value(metadata, "general.name") or "").lower()) is not None
+    phi3 = PHI3.search((text_value(metadata, "general.name") or "").lower()) is not None
     for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True):
         special = kind in (Kind.UNKNOWN, Kind.CONTROL) or token in ENDS
         if special or kind == Kind.USER_DEFINED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,10 +93,7 @@ def report_load(loaded: generation.LoadedModel) -> None:
             f"the tokenizer has {tokens} tokens, but the model has only {rows}: does it belong to another model?",
             sys.stderr,
         )
-    if notes.unused:
-        more = f" and {len(notes.unused) - MOST_NAMES} more" if len(notes.unused) > MOST_NAMES else ""
-        named = render.one_line(", ".join(notes.unused[:MOST_NAMES]))
-        render.note(f"{loaded.name} does not use these tensors of its files: {named}{more}", sys.stderr)
+    report_unused(loaded.name, notes.unused)
     if notes.restored:
         formats, dtype = ", ".join(notes.restored), loaded.model.dtype_name
         render.note(
@@ -111,6 +108,14 @@ def report_load(loaded: generation.LoadedModel) -> None:
         size, seconds = readable(notes.checked_bytes), notes.check_seconds
         render.note(f"{loaded.name}: checked {size} of weights for NaN and infinity in {seconds:.2f} s", sys.stderr)
         render.note(f"{loaded.name}: decoded by {engine.engine_of(loaded.model)}", sys.stderr)
+
+
+def report_unused(name: str, tensors: Sequence[str]) -> None:
+    """Print which tensors of its files the model called ``name`` does not use, if there are any."""
+    if tensors:
+        more = f" and {len(tensors) - MOST_NAMES} more" if len(tensors) > MOST_NAMES else ""
+        named = render.one_line(", ".join(tensors[:MOST_NAMES]))
+        render.note(f"{name} does not use these tensors of its files: {named}{more}", sys.stderr)
 
 
 def find_model(name: str | None, offline: bool) -> Path:

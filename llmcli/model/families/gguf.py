@@ -1,4 +1,4 @@
-"""The families as GGUF files describe them: metadata becomes a config.json, and tensors have llama.cpp's names.
+"""The families as GGUF files describe them: metadata becomes a config.json and back; tensors have llama.cpp's names.
 
 The family's own parser reads the result, so a model is the same however it is stored. What metadata leaves out is what
 the families and llama.cpp both fix, such as the layers of Gemma that have a window.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import ModelConfig
+from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families.fields import wrong
 from llmcli.model.families.rules import Family, Names, Rule
 
@@ -43,6 +44,72 @@ HEADS, KV_HEADS = "attention.head_count", "attention.head_count_kv"
 MAX_FACTORS = 2**12  # more pairs than a head has
 COMPANIONS = {"adapter": "a LoRA adapter", "mmproj": "an encoder of images or sound", "imatrix": "statistics"}
 DROPPED = (r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight")  # part of the config
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number of a model: its key in config.json and, after the architecture's name, in the metadata.
+
+    ``of`` returns it for a config; None: it has none. A file must have the value if it is ``required``.
+    """
+
+    name: str
+    key: str
+    of: Callable[[ModelConfig], int | float | None]
+    required: bool = True
+
+
+def _field(name: str, key: str, *, required: bool = True) -> Value:
+    return Value(name, key, attrgetter(name), required)
+
+
+def _expert_field(name: str, key: str) -> Value:
+    return Value(name, key, lambda config: None if config.moe is None else getattr(config.moe, name))
+
+
+SHARED = (
+    _field("hidden_size", "embedding_length"),
+    _field("intermediate_size", "feed_forward_length"),
+    _field("num_hidden_layers", "block_count"),
+    _field("num_attention_heads", HEADS),
+    _field("num_key_value_heads", KV_HEADS, required=False),
+    _field("head_dim", "attention.key_length", required=False),
+    _field("max_position_embeddings", "context_length"),
+    Value("rope_theta", "rope.freq_base", lambda config: config.rope.theta if config.rope else None, required=False),
+)
+RMS = (Value("rms_norm_eps", "attention.layer_norm_rms_epsilon", attrgetter("norm_eps")),)
+EXPERTS = (
+    *RMS,
+    _expert_field("num_experts", "expert_count"),
+    _expert_field("num_experts_per_tok", "expert_used_count"),
+)
+EXPERT_SIZE = replace(_expert_field("intermediate_size", "expert_feed_forward_length"), name="moe_intermediate_size")
+WINDOW = _field("sliding_window", "attention.sliding_window", required=False)
+GEMMA2 = (
+    *RMS,
+    WINDOW,
+    Value("attn_logit_softcapping", "attn_logit_softcapping", attrgetter("attention_softcap"), required=False),
+    Value("final_logit_softcapping", "final_logit_softcapping", attrgetter("logit_softcap"), required=False),
+)
+GEMMA3 = (
+    *RMS,
+    WINDOW,
+    Value(
+        "rope_local_base_freq",
+        "rope.freq_base_swa",
+        lambda config: config.local_rope.theta if config.local_rope else None,
+        required=False,
+    ),
+)
+# 0: some versions of llama.cpp assume a window where the file has no key.
+PHI3 = (*RMS, replace(WINDOW, of=lambda config: config.sliding_window or 0))
+GRANITE = (
+    *RMS,
+    Value("logits_scaling", "logit_scale", lambda config: 1 / config.logit_scale, required=False),
+    Value("attention_multiplier", "attention.scale", attrgetter("attention_scale"), required=False),
+    Value("embedding_multiplier", "embedding_scale", attrgetter("embedding_scale"), required=False),
+    Value("residual_multiplier", "residual_scale", attrgetter("residual_scale"), required=False),
+)
 
 
 @dataclass(frozen=True)
@@ -96,13 +163,16 @@ class Contents:
 class Architecture:
     """A family as GGUF files store it: its ``model_type``, its tensors' names, and what is special in its metadata.
 
-    ``extra`` makes the keys of config.json that not all families have. ``norm_shift`` is added to stored norms.
+    ``values`` are the numbers that not all families have; ``extra`` makes the keys of config.json that are no such
+    numbers. ``norm_shift`` is added to stored norms. ``untied``: a file may have a head of its own.
     """
 
     model_type: str
     names: Names = NAMES
+    values: tuple[Value, ...] = RMS
     extra: Callable[[Contents], dict[str, Any]] = lambda contents: {}
     norm_shift: float = 0.0
+    untied: bool = True
 
     def family(self, parsed: Family) -> Family:
         """The family ``parsed`` with the tensors of a GGUF file."""
@@ -135,26 +205,36 @@ def check_architecture(name: str) -> None:
         raise LlmcliError(f"the architecture {name!r:.80} is not supported", "supported: " + ", ".join(ARCHITECTURES))
 
 
+def architecture_for(config: ModelConfig) -> tuple[str, Architecture]:
+    """The architecture that stores a model, with its name. Raises LlmcliError, which lists them, if there is none."""
+    if config.model_type == _MIXTRAL.model_type:
+        return "llama", _MIXTRAL
+    wanted = {"mistral": "llama", "gemma3": "gemma3_text"}.get(config.model_type, config.model_type)
+    for name, architecture in ARCHITECTURES.items():
+        if architecture.model_type == wanted:
+            return name, architecture
+    raise LlmcliError(
+        f"models of the family {config.model_type} cannot be written as GGUF", "supported: " + ", ".join(ARCHITECTURES)
+    )
+
+
 def described(contents: Contents) -> dict[str, Any]:
     """The config.json of the model in a file. Raises LlmcliError if the metadata lacks a value that all models have."""
-    architecture, heads = architecture_of(contents), contents.need(HEADS)
+    architecture = architecture_of(contents)
     if "token_embd.weight" not in contents.shapes:
         raise LlmcliError("the file has no tensor token_embd.weight", "it holds no language model, or only a part")
     raw = {
         "model_type": architecture.model_type,
         "vocab_size": contents.shapes["token_embd.weight"][0],
-        "hidden_size": contents.need("embedding_length"),
-        "intermediate_size": contents.need("feed_forward_length"),
-        "num_hidden_layers": contents.need("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads if contents.find(KV_HEADS) is None else contents.need(KV_HEADS),
-        "head_dim": contents.find("attention.key_length"),
-        "max_position_embeddings": contents.need("context_length"),
+        "num_key_value_heads": contents.need(HEADS),
         "tie_word_embeddings": "output.weight" not in contents.shapes,
-        "rope_theta": contents.find("rope.freq_base") or 10000.0,
+        "rope_theta": 10000.0,
         "rope_scaling": _scaling(contents),
-        **architecture.extra(contents),
     }
+    for value in (*SHARED, *architecture.values):
+        if value.required or contents.find(value.key) is not None:
+            raw[value.name] = contents.need(value.key)
+    raw |= architecture.extra(contents)
     rotated = contents.head_dim if "partial_rotary_factor" not in raw else None
     for key, size in {"attention.value_length": contents.head_dim, "rope.dimension_count": rotated}.items():
         if size is not None and contents.count(key, size) != size:
@@ -162,6 +242,59 @@ def described(contents: Contents) -> dict[str, Any]:
     # The ids stay even if there are none: a family's defaults are not for a file without such tokens.
     ids = {f"{role}_token_id": contents.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
     return {key: value for key, value in raw.items() if value is not None} | ids
+
+
+def metadata_of(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of ``described``: the metadata of a model, without its tokenizer.
+
+    Raises LlmcliError if no architecture stores the family. Metadata cannot express every config.
+    """
+    name, architecture = architecture_for(config)
+    values = {value.key: value.of(config) for value in (*SHARED, *architecture.values)}
+    values |= {"vocab_size": config.vocab_size, "attention.value_length": config.head_dim}
+    if config.rope is not None:
+        values["rope.dimension_count"] = config.rope.rotated(config.head_dim)
+        values |= _stored_scaling(config.rope)
+    metadata = {f"{name}.{key}": value for key, value in values.items() if value is not None}
+    return {"general.architecture": name, **metadata}
+
+
+def _stored_scaling(rope: RopeConfig) -> dict[str, Any]:
+    """The inverse of ``_scaling``, without tensors of factors."""
+    original = {"rope.scaling.original_context_length": rope.original_max_position_embeddings}
+    if rope.rope_type == "longrope":
+        return {"rope.scaling.attn_factor": rope.attention_factor, **original}
+    if rope.rope_type not in ("linear", "yarn"):
+        return {}
+    values: dict[str, Any] = {"rope.scaling.type": rope.rope_type, "rope.scaling.factor": rope.factor}
+    if rope.rope_type == "yarn":
+        betas = {f"rope.scaling.yarn_{name}": getattr(rope, name) for name in ("beta_fast", "beta_slow")}
+        values |= {**original, **betas}
+    return values
+
+
+def factors_of(config: ModelConfig) -> dict[str, list[float]]:
+    """The tensors of a file that divide the angle of each rotary pair, for Llama 3's scaling and for LongRoPE."""
+    rope = config.rope
+    if rope is not None and rope.rope_type == "longrope":
+        return {
+            "rope_factors_long.weight": list(rope.long_factor),
+            "rope_factors_short.weight": list(rope.short_factor),
+        }
+    if rope is not None and rope.rope_type == "llama3":
+        return {"rope_freqs.weight": _llama3_factors(rope, rope.rotated(config.head_dim))}
+    return {}
+
+
+def _llama3_factors(rope: RopeConfig, rotated: int) -> list[float]:
+    """1 for fast pairs, ``factor`` for slow ones; in between, the speeds are interpolated."""
+    factors = []
+    for feature in range(0, rotated, 2):
+        turns = rope.original_max_position_embeddings * rope.theta ** (-feature / rotated) / (2 * math.pi)
+        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        keep = min(max(keep, 0.0), 1.0)
+        factors.append(1 / (keep + (1 - keep) / rope.factor))
+    return factors
 
 
 def _scaling(contents: Contents) -> dict[str, Any] | None:
@@ -186,78 +319,41 @@ def _scaling(contents: Contents) -> dict[str, Any] | None:
     return {"rope_type": kind, "factor": factor}
 
 
-def _rms(contents: Contents) -> dict[str, Any]:
-    return {"rms_norm_eps": contents.need("attention.layer_norm_rms_epsilon")}
-
-
-def _llama(contents: Contents) -> dict[str, Any]:
+def _biases(contents: Contents) -> dict[str, Any]:
     biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
-    return _rms(contents) | {key: name in contents.shapes for key, name in biases.items()}
+    return {key: name in contents.shapes for key, name in biases.items()}
 
 
-def _granite(contents: Contents) -> dict[str, Any]:
-    keys = {
-        "logits_scaling": "logit_scale",
-        "attention_multiplier": "attention.scale",
-        "embedding_multiplier": "embedding_scale",
-        "residual_multiplier": "residual_scale",
-    }
-    return _llama(contents) | {key: contents.find(stored) for key, stored in keys.items()}
-
-
-def _experts(contents: Contents) -> dict[str, Any]:
-    return _rms(contents) | {
-        "num_experts": contents.need("expert_count"),
-        "num_experts_per_tok": contents.need("expert_used_count"),
-    }
-
-
-def _qwen3_moe(contents: Contents) -> dict[str, Any]:
-    width = contents.need("expert_feed_forward_length")
-    return _experts(contents) | {"moe_intermediate_size": width, "norm_topk_prob": True}
+def _normalized_experts(contents: Contents) -> dict[str, Any]:
+    return {"norm_topk_prob": True}
 
 
 def _gemma(contents: Contents, largest: int) -> dict[str, Any]:
     """The queries' scale is that of the head's size, but of the hidden size per head in the model of most layers."""
     per_head = contents.count("embedding_length", 1) // contents.count(HEADS, 1)
     scalar = per_head if contents.need("block_count") == largest else contents.head_dim
-    return _rms(contents) | {
-        "sliding_window": contents.find("attention.sliding_window"),
-        "query_pre_attn_scalar": float(scalar),
-    }
-
-
-def _gemma2(contents: Contents) -> dict[str, Any]:
-    return _gemma(contents, 46) | {
-        "attn_logit_softcapping": contents.find("attn_logit_softcapping"),
-        "final_logit_softcapping": contents.find("final_logit_softcapping"),
-    }
-
-
-def _gemma3(contents: Contents) -> dict[str, Any]:
-    local = contents.find("rope.freq_base_swa")
-    return _gemma(contents, 62) | {"rope_local_base_freq": local}
+    return {"query_pre_attn_scalar": float(scalar)}
 
 
 def _phi3(contents: Contents) -> dict[str, Any]:
     size = contents.head_dim
-    return _rms(contents) | {
+    return {
         "partial_rotary_factor": contents.count("rope.dimension_count", size) / max(size, 1),
-        "sliding_window": contents.find("attention.sliding_window") or None,
+        "sliding_window": contents.find(WINDOW.key) or None,
     }
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", PAIRED, _llama),
-    "qwen2": Architecture("qwen2", NAMES, _rms),
-    "qwen3": Architecture("qwen3", NAMES, _rms),
-    "qwen3moe": Architecture("qwen3_moe", NAMES, _qwen3_moe),
-    "gemma2": Architecture("gemma2", NAMES, _gemma2, norm_shift=-1.0),
-    "gemma3": Architecture("gemma3_text", NAMES, _gemma3, norm_shift=-1.0),
-    "phi3": Architecture("phi3", STACKED, _phi3),
-    "smollm3": Architecture("smollm3", PAIRED, _llama),
-    "granite": Architecture("granite", PAIRED, _granite),
-    "olmo2": Architecture("olmo2", NAMES, _rms),
-    "olmoe": Architecture("olmoe", NAMES, _experts),
+    "llama": Architecture("llama", PAIRED, extra=_biases),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "qwen3moe": Architecture("qwen3_moe", NAMES, (*EXPERTS, EXPERT_SIZE), _normalized_experts),
+    "gemma2": Architecture("gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, untied=False),
+    "gemma3": Architecture("gemma3_text", NAMES, GEMMA3, lambda contents: _gemma(contents, 62), -1.0),
+    "phi3": Architecture("phi3", STACKED, PHI3, _phi3),
+    "smollm3": Architecture("smollm3", PAIRED, extra=_biases),
+    "granite": Architecture("granite", PAIRED, GRANITE, _biases),
+    "olmo2": Architecture("olmo2"),
+    "olmoe": Architecture("olmoe", NAMES, EXPERTS),
 }
-_MIXTRAL = Architecture("mixtral", PAIRED, _experts)
+_MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)

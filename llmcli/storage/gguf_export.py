@@ -1,0 +1,251 @@
+"""Writing a model as a GGUF file: llama.cpp's metadata, and one tensor after the other in the wanted type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from torch import Tensor
+
+from llmcli.errors import LlmcliError
+from llmcli.files.gguf import BLOCKS
+from llmcli.files.gguf_writer import NewTensor, write_header
+from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.families import family_of
+from llmcli.model.families.gguf import (
+    DROPPED,
+    WINDOW,
+    Contents,
+    architecture_for,
+    described,
+    factors_of,
+    metadata_of,
+)
+from llmcli.model.families.rules import Rule, Source
+from llmcli.model.positions import inverse_frequencies, span
+from llmcli.storage.checkpoint import Checkpoint
+from llmcli.storage.ggml_quantize import encode
+from llmcli.storage.gguf_sources import Stored, stored_parameters
+from llmcli.storage.gguf_weights import contents_of
+
+GgufType = Literal["BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_K"]
+FILE_TYPES: dict[GgufType, int] = {"BF16": 32, "F16": 1, "F32": 0, "Q8_0": 7, "Q4_0": 2, "Q4_K": 14}  # llama.cpp's
+NARROWER = {"Q4_K": "Q5_1", "Q5_1": "F16", "Q4_0": "F16", "Q8_0": "F16"}  # for rows that are not whole blocks
+CHUNK = 2**20  # weights converted at a time
+EXPERT = re.compile(r"(blk\.\d+\.)experts\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a source is stored: in the tensor ``name``, from the byte ``offset`` on, as rows of the type ``type``."""
+
+    name: str
+    offset: int
+    type: str
+
+
+class GgufExport:
+    """A model to write as a GGUF file whose matrices have the type ``kind``; ``adapter`` is a LoRA's folder to merge.
+
+    Where matrices have 4 bits, embedding tables and heads have 8; norms, biases and routers are in float32. Matrices
+    whose rows are not whole blocks have another type. ``changes`` are what the user should know about the new file.
+
+    Raises LlmcliError if the format cannot express the model, or a file of the model is damaged.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, kind: GgufType, adapter: Path | None = None) -> None:
+        self.kind = kind
+        self.stored: Stored = stored_parameters(checkpoint, adapter)
+        config = self.stored.config
+        self.vocab_size, self.unused = config.vocab_size, self.stored.unused
+        self.rules = _rules(config)
+        self._unfit: dict[str, int] = {}
+        self.tensors, self.places = self._planned()
+        self.changes = [
+            f"{count} matrices are stored as {type}, because their rows are not multiples of {BLOCKS[kind][0]}"
+            for type, count in self._unfit.items()
+        ]
+        if checkpoint.folder.is_file():
+            self.metadata, self.factors = _copied(checkpoint.folder)
+        else:
+            written = _without_windows(config)
+            self.metadata, self.factors = metadata_of(written), factors_of(written)
+            context = written.max_position_embeddings
+            if context < config.max_position_embeddings:
+                self.changes.append(f"the context is limited to the attention window of {context} tokens")
+        for name, factors in self.factors.items():
+            self.tensors[name] = NewTensor(name, "F32", (len(factors),))
+        if not checkpoint.folder.is_file():
+            self._check(written)
+        self.metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
+
+    def _planned(self) -> tuple[dict[str, NewTensor], dict[str, Place]]:
+        """The tensors of the file, and the place of each of the architecture's sources, by name."""
+        tensors: dict[str, NewTensor] = {}
+        places: dict[str, Place] = {}
+        for rule in self.rules:
+            columns = self.stored.shapes[rule.target][1:]
+            for source in rule.sources:
+                shape = source.stored_shape(columns)
+                one = NewTensor(source.name, self._type(rule, shape), shape)
+                expert = EXPERT.fullmatch(source.name)
+                if expert is None:
+                    tensors[source.name], places[source.name] = one, Place(source.name, 0, one.type)
+                    continue
+                name, number = f"{expert[1]}{expert[3]}_exps.{expert[4]}", int(expert[2])
+                tensors[name] = NewTensor(name, one.type, (number + 1, *shape))
+                places[source.name] = Place(name, number * one.nbytes, one.type)
+        return tensors, places
+
+    def _type(self, rule: Rule, shape: Sequence[int]) -> str:
+        """The type of a tensor."""
+        if len(shape) < 2 or rule.target.startswith("positions.") or rule.target.endswith("router.weight"):
+            return "F32"
+        heavy = self.kind in ("Q4_0", "Q4_K") and rule.target in ("embedding.weight", "head.weight")
+        wanted: str = "Q8_0" if heavy else self.kind
+        type = wanted
+        while shape[-1] % BLOCKS[type][0]:
+            type = NARROWER[type]
+        if type != wanted:
+            self._unfit[type] = self._unfit.get(type, 0) + 1
+        return type
+
+    def _check(self, config: ModelConfig) -> None:
+        """Raise LlmcliError unless the file describes a model with this config."""
+        shapes = {tensor.name: tensor.shape for tensor in self.tensors.values()}
+        raw = described(Contents(self.metadata, shapes, self.factors.__getitem__))
+        changed = differences(config, family_of(raw).parse(raw))
+        if changed:
+            raise LlmcliError(
+                f"the GGUF architecture {self.metadata['general.architecture']} cannot express this model's "
+                + ", ".join(changed),
+                "llama.cpp would compute something else",
+            )
+
+    def write(
+        self, file: BinaryIO, metadata: Mapping[str, Any], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Write the file; ``metadata`` is added to the model's own, such as that of its tokenizer.
+
+        ``progress`` receives the bytes of tensors done and in total. Raises LlmcliError, which names the tensor, if a
+        weight is NaN or infinite, or too large for its type.
+        """
+        positions = write_header(file, {**self.metadata, **metadata}, list(self.tensors.values()))
+        done, total = 0, sum(tensor.nbytes for tensor in self.tensors.values())
+        for name, factors in self.factors.items():
+            file.seek(positions[name])
+            file.write(_buffer(torch.tensor(factors)))
+        for rule in self.rules:
+            for source, pieces in self._encoded(rule):
+                place = self.places[source.name]
+                file.seek(positions[place.name] + place.offset)
+                for piece in pieces:
+                    file.write(_buffer(piece))
+                    done += piece.nbytes
+                    if progress is not None:
+                        progress(done, total)
+
+    def _encoded(self, rule: Rule) -> Iterator[tuple[Source, Iterator[Tensor]]]:
+        """Each source of a parameter, and its bytes in the file."""
+        values: Tensor | None = None
+        first = 0
+        for source in rule.sources:
+            type = self.places[source.name].type
+            packed = self.stored.packed(rule, source, first, type)
+            if packed is None:
+                values = self.stored.values(rule.target) if values is None else values
+                yield source, self._converted(source, values[first : first + source.rows], type)
+            else:
+                yield source, iter([packed])
+            first += source.rows
+
+    def _converted(self, source: Source, rows: Tensor, type: str) -> Iterator[Tensor]:
+        columns = tuple(rows.shape[1:])
+        stored = source.in_file(rows.float() if source.shift else rows, columns)
+        for piece in torch.split(stored, max(CHUNK // max(stored[0].numel(), 1), 1)):
+            encoded = encode(piece, type)
+            if type == "F16" and not encoded.view(torch.float16).isfinite().all():
+                raise LlmcliError(f"values of {source.name} are too large for F16", "use BF16")
+            yield encoded
+
+
+def _buffer(piece: Tensor) -> memoryview:
+    data: Any = piece.contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(data)
+
+
+def _rules(config: ModelConfig) -> list[Rule]:
+    """The architecture's rules. Raises LlmcliError if there is none, or it has no place for a head."""
+    name, architecture = architecture_for(config)
+    if not architecture.untied and not config.tie_word_embeddings:
+        raise LlmcliError(
+            f"the GGUF architecture {name} has no head apart from the embedding, but this model has one",
+            "llama.cpp would compute something else",
+        )
+    return architecture.rules(config)
+
+
+def _copied(path: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """The metadata of a GGUF file that its tensors' types do not change, and its factors of rotary angles."""
+    contents = contents_of(path)
+    metadata = {
+        key: value
+        for key, value in contents.metadata.items()
+        if key != "general.alignment" and not key.startswith("split.")
+    }
+    names = [name for name in contents.shapes if any(re.fullmatch(pattern, name) for pattern in DROPPED)]
+    return metadata, {name: contents.values(name) for name in names}
+
+
+def _without_windows(config: ModelConfig) -> ModelConfig:
+    """The config without attention windows, if the architecture has none: texts are not longer than a window, then."""
+    window = config.sliding_window
+    if window is None or "sliding_attention" not in config.layer_types:
+        return config
+    if WINDOW.key in (value.key for value in architecture_for(config)[1].values):
+        return config
+    context = min(window, config.max_position_embeddings)
+    return replace(config, max_position_embeddings=context, sliding_window=None, layer_types=())
+
+
+def differences(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """The fields in which two configs describe different computations."""
+    ours, theirs = _comparable(config), _comparable(other)
+    return [name for name in ours if not _close(ours[name], theirs[name])]
+
+
+def _close(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= 1e-5 * max(abs(one), abs(other))
+    return bool(one == other)
+
+
+def _comparable(config: ModelConfig) -> dict[str, Any]:
+    """What a config says about the computation, in one form."""
+    texts = ("model_type", "bos_token_id", "eos_token_ids", "eos_by_default")
+    others = ("rope", "local_rope", "layer_types", "sliding_window")
+    values = {
+        field.name: getattr(config, field.name) for field in fields(config) if field.name not in (*texts, *others)
+    }
+    windows = [config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers)]
+    local = config.rope if config.local_rope is None else config.local_rope
+    return values | {
+        "sliding_window": [config.sliding_window if windowed else None for windowed in windows],
+        "rope": _angles(config, config.rope),
+        "local_rope": _angles(config, local) if any(windows) else [],
+    }
+
+
+def _angles(config: ModelConfig, rope: RopeConfig | None) -> list[float]:
+    """The speeds of the rotary pairs in a short and in a long text, and the factor of the rotated features."""
+    if rope is None:
+        return []
+    lengths = (1, config.max_position_embeddings)
+    speeds = [inverse_frequencies(rope, config.head_dim, span(rope, length)) for length in lengths]
+    return [*torch.cat(speeds).tolist(), rope.attention_factor]
