@@ -57,9 +57,9 @@ def export(model: str, out: Path, kind: Any, adapter: str | None, offline: bool,
       llmcli generate -m tales.gguf "Once upon a time"
     """
     check_writable("OUT", out)
+    clear_leftovers(out)
     if out.exists():
         raise usage_error(f"{out} exists", "name another file, or remove it")
-    clear_leftovers(out)
     import_torch()
     from llmcli.model import use_threads
 

@@ -62,7 +62,8 @@ class GgufExport:
         self.stored: Stored = stored_parameters(checkpoint, adapter)
         config = self.stored.config
         self.vocab_size, self.unused = config.vocab_size, self.stored.unused
-        self.rules = _rules(config)
+        self._name, self._architecture = architecture_for(config)
+        self.rules = self._architecture.rules(config)
         self._unfit: dict[str, int] = {}
         self.tensors, self.places = self._planned()
         self.changes = [
@@ -81,6 +82,8 @@ class GgufExport:
             self.tensors[name] = NewTensor(name, "F32", (len(factors),))
         if not checkpoint.folder.is_file():
             self._check(written)
+        if self._name == "phi3" and config.sliding_window is not None:
+            self.changes.append(f"llama.cpp does not use the attention window of {config.sliding_window} tokens")
         self.metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
 
     def _planned(self) -> tuple[dict[str, NewTensor], dict[str, Place]]:
@@ -118,11 +121,10 @@ class GgufExport:
         """Raise LlmcliError unless the file describes a model with this config."""
         shapes = {tensor.name: tensor.shape for tensor in self.tensors.values()}
         raw = described(Contents(self.metadata, shapes, self.factors.__getitem__))
-        changed = differences(config, family_of(raw).parse(raw))
+        changed = [*differences(config, family_of(raw).parse(raw)), *self._architecture.refused(config)]
         if changed:
             raise LlmcliError(
-                f"the GGUF architecture {self.metadata['general.architecture']} cannot express this model's "
-                + ", ".join(changed),
+                f"the GGUF architecture {self._name} cannot express this model's {', '.join(changed)}",
                 "llama.cpp would compute something else",
             )
 
@@ -176,17 +178,6 @@ class GgufExport:
 def _buffer(piece: Tensor) -> memoryview:
     data: Any = piece.contiguous().view(-1).view(torch.uint8).numpy()
     return memoryview(data)
-
-
-def _rules(config: ModelConfig) -> list[Rule]:
-    """The architecture's rules. Raises LlmcliError if there is none, or it has no place for a head."""
-    name, architecture = architecture_for(config)
-    if not architecture.untied and not config.tie_word_embeddings:
-        raise LlmcliError(
-            f"the GGUF architecture {name} has no head apart from the embedding, but this model has one",
-            "llama.cpp would compute something else",
-        )
-    return architecture.rules(config)
 
 
 def _copied(path: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:

@@ -19,9 +19,9 @@ from tokenizers import models
 from llmcli.errors import LlmcliError
 from llmcli.text.decoder import is_byte
 from llmcli.text.gguf_patterns import WORDS, Words
-from llmcli.text.gguf_tokenizer import PHI3, SPACE, load_gguf_tokenizer
-from llmcli.text.gguf_vocabulary import BYTE_LEVEL, ENDS, PREFIX, SENTENCEPIECE, UNIGRAM, Kind
-from llmcli.text.tokenizer import Tokenizer
+from llmcli.text.gguf_tokenizer import PHI3, SPACE
+from llmcli.text.gguf_vocabulary import BYTE_LEVEL, ENDS, PREFIX, SENTENCEPIECE, UNIGRAM, Kind, read_vocabulary
+from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer
 
 # One character of each kind that a pattern may treat differently.
 CHARACTERS = "aZsé語ǅʰम\u0301ेカ한ـ7٣½\n\r\t \u00a0\u3000'._/-$^~«”🙂\u200d"
@@ -57,6 +57,8 @@ def describe_tokenizer(
     state = json.loads(tokenizer.fast.to_str())
     tokens, kinds = _tokens(tokenizer, state, size)
     model, own = _model(tokenizer, state, tokens)
+    if model != BYTE_LEVEL and tokenizer.unknown_id is not None:
+        roles = {**roles, "unknown": tokenizer.unknown_id}
     ends, ids, changes = _ends(tokenizer, roles, stop_ids, size)
     values = {"model": model, "tokens": tokens, "token_type": kinds, **own, **ids, **ends}
     metadata: dict[str, Any] = {"general.type": "model", "general.name": _name(tokenizer, state)}
@@ -218,12 +220,14 @@ def _checked(tokenizer: Tokenizer, metadata: Mapping[str, Any], size: int) -> li
 
     Raises LlmcliError if any other text gets other tokens.
     """
-    written = load_gguf_tokenizer(metadata, tokenizer.name)
+    written = gguf_tokenizer(read_vocabulary(metadata), tokenizer.name)
     own = [tokenizer.token_bytes(id) for id in tokenizer.ids if id < size]
     texts = [text for text in (data.decode("utf-8", "replace") for data in own) if "\ufffd" not in text]
     # Some tokenizers treat a space at the beginning of a text in a way of their own.
     plain = [f".{text}" if text.startswith(" ") else text for text in texts if text not in ENDS]
-    different = _first_difference(tokenizer, written, [*TEXTS, *plain])
+    added = [name for name, id in tokenizer.added_ids.items() if id < size and id not in tokenizer.special_ids]
+    within = [text for name in added for text in (f"x{name}y", f"x {name} y")]
+    different = _first_difference(tokenizer, written, [*TEXTS, *plain, *within])
     if different is not None:
         raise _unsupported(tokenizer, f"{different!r:.60} would get other tokens")
     changes = []

@@ -78,6 +78,18 @@ def test_quantize_killed(run: Run, model: Path, work: Path) -> None:
 
 
 @needs_fork
+def test_export_killed(run: Run, model: Path, work: Path) -> None:
+    """The file is complete or not there, and the next run removes what was left."""
+    arguments, whole = ("export", model, work / "a.gguf"), {}
+    for _ in kills(arguments, work, most=4):
+        whole = whole or contents(work)
+        there = (work / "a.gguf").exists()
+        assert run(*arguments).exit_code == (2 if there else 0)
+        assert contents(work) == whole
+        (work / "a.gguf").unlink()
+
+
+@needs_fork
 def test_train_killed(run: Run, corpus: Path, work: Path) -> None:
     """The folder holds a complete model or does not exist; the run, resumed or restarted, ends as if uninterrupted."""
     arguments, whole = ("train", corpus, "--out", work / "out", *TINY_RUN), {}
@@ -221,6 +233,7 @@ def test_what_does_not_fit_is_one_line_and_the_old_file_stays(
     assert_one_line(full("generate", f"They sang. {PROMPT}", *cache, room=0), str(work / "x.cache"))
     assert_one_line(full(*picture[:1], f"They sang. {PROMPT}", *picture[2:], room=0), str(work / "x.svg"))
     assert_one_line(full("quantize", model, work / "out", room=8192), str(work / "out" / "model.safetensors"))
+    assert_one_line(full("export", model, work / "a.gguf", room=8192), str(work / "a.gguf"))
     assert contents(work) == before
     assert not (work / "out").exists()
     assert_one_line(full(*batch, room=0), str(work / "out.jsonl"))

@@ -164,7 +164,8 @@ class Architecture:
     """A family as GGUF files store it: its ``model_type``, its tensors' names, and what is special in its metadata.
 
     ``values`` are the numbers that not all families have; ``extra`` makes the keys of config.json that are no such
-    numbers. ``norm_shift`` is added to stored norms. ``untied``: a file may have a head of its own.
+    numbers. ``norm_shift`` is added to stored norms. ``refused`` returns the fields of a config that llama.cpp does not
+    accept, although metadata can express them.
     """
 
     model_type: str
@@ -172,7 +173,7 @@ class Architecture:
     values: tuple[Value, ...] = RMS
     extra: Callable[[Contents], dict[str, Any]] = lambda contents: {}
     norm_shift: float = 0.0
-    untied: bool = True
+    refused: Callable[[ModelConfig], list[str]] = lambda config: []
 
     def family(self, parsed: Family) -> Family:
         """The family ``parsed`` with the tensors of a GGUF file."""
@@ -343,17 +344,29 @@ def _phi3(contents: Contents) -> dict[str, Any]:
     }
 
 
+def _untied(config: ModelConfig) -> list[str]:
+    return [] if config.tie_word_embeddings else ["head apart from the embedding"]
+
+
+def _uneven(config: ModelConfig) -> list[str]:
+    return ["head_dim"] if config.q_size != config.hidden_size else []
+
+
+def _grouped(config: ModelConfig) -> list[str]:
+    return ["num_key_value_heads"] if config.kv_size != config.q_size else []
+
+
 ARCHITECTURES = {
     "llama": Architecture("llama", PAIRED, extra=_biases),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "qwen3moe": Architecture("qwen3_moe", NAMES, (*EXPERTS, EXPERT_SIZE), _normalized_experts),
-    "gemma2": Architecture("gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, untied=False),
+    "gemma2": Architecture("gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, _untied),
     "gemma3": Architecture("gemma3_text", NAMES, GEMMA3, lambda contents: _gemma(contents, 62), -1.0),
-    "phi3": Architecture("phi3", STACKED, PHI3, _phi3),
+    "phi3": Architecture("phi3", STACKED, PHI3, _phi3, refused=_uneven),
     "smollm3": Architecture("smollm3", PAIRED, extra=_biases),
     "granite": Architecture("granite", PAIRED, GRANITE, _biases),
     "olmo2": Architecture("olmo2"),
-    "olmoe": Architecture("olmoe", NAMES, EXPERTS),
+    "olmoe": Architecture("olmoe", NAMES, EXPERTS, refused=lambda config: _uneven(config) + _grouped(config)),
 }
 _MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)
