@@ -62,7 +62,9 @@ def _in_folder(folder: Path) -> Path:
     names = {path.name for path in folder.iterdir()}
     if names & {WEIGHTS, INDEX, ADAPTER_WEIGHTS}:
         return folder
-    found = list(models_among(names)) or list(models_among(_in_folders_of(folder, names)))
+    # One folder deeper, some repos have a folder for each quantization.
+    found = list(models_among(_gguf_files(folder, "*")))
+    found = found or ([] if CONFIG in names else list(models_among(_gguf_files(folder, "*/*"))))
     if len(found) == 1:
         return folder / found[0]
     if found:
@@ -77,15 +79,16 @@ def _in_folder(folder: Path) -> Path:
     return folder
 
 
-def _in_folders_of(folder: Path, names: set[str]) -> list[str]:
-    """The GGUF files one folder deeper, where some repos have a folder for each quantization; only without a config."""
-    if CONFIG in names:
-        return []
-    return [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.suffix.lower() == ".gguf"]
+def _gguf_files(folder: Path, pattern: str) -> list[str]:
+    """The names of the GGUF files in a folder that a pattern matches."""
+    found = (path for path in folder.glob(pattern) if path.suffix.lower() == ".gguf" and path.is_file())
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def _of_file(path: Path) -> Path:
     """The model that a file is, or is part of. Raises LlmcliError, which says what else the file is."""
+    if not path.is_file():
+        raise LlmcliError(f"{path}: not a regular file", "give a model folder or a GGUF file")
     if path.name in (WEIGHTS, INDEX, ADAPTER_WEIGHTS) or (
         path.suffix == ".safetensors" and (path.parent / INDEX).is_file()
     ):

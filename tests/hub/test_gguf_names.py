@@ -304,6 +304,7 @@ def test_any_part_names_a_split_model(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_one_gguf_model_is_that_model(tmp_path: Path) -> None:
+    (tmp_path / "folder.gguf").mkdir()
     (tmp_path / "Q8_0").mkdir()
     (tmp_path / "Q8_0" / "deep.gguf").touch()
     assert find(str(tmp_path)) == (tmp_path / "Q8_0" / "deep.gguf").resolve()
@@ -318,6 +319,12 @@ def test_a_folder_with_one_gguf_model_is_that_model(tmp_path: Path) -> None:
     assert str(tmp_path.resolve() / "a.GGUF") in error.hint
     (tmp_path / "model.safetensors").touch()
     assert find(str(tmp_path)) == tmp_path.resolve()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.gguf")
+    assert "a.gguf: not a regular file" in fails(lambda: find(str(tmp_path / "a.gguf"))).message
 
 
 def test_a_mistyped_file_is_suggested(hub: Hub, tmp_path: Path) -> None:
