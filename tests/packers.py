@@ -304,20 +304,20 @@ CASES: dict[str, Case] = {
         "compressed-tensors (int3)",
     ),
     "compressed-int8": Case(
-        int_quantized, compressed("int", 8, "int-quantized", strategy="channel", inputs=True), "I8", True
+        int_quantized, compressed("int", 8, "int-quantized", strategy="channel", inputs=True), "int8", True
     ),
     "compressed-int8-zeros": Case(
         partial(int_quantized, symmetric=False, group=16),
         compressed("int", 8, "naive-quantized", strategy="group", group_size=16, symmetric=False),
-        "I8",
+        "int8",
     ),
     "compressed-fp8": Case(
-        fp8, compressed("float", 8, "float-quantized", strategy="channel", inputs=True), "F8_E4M3", True
+        fp8, compressed("float", 8, "float-quantized", strategy="channel", inputs=True), "fp8", True
     ),
     "compressed-mxfp8": Case(
         partial(fp8, block=(1, 32), powers=True),
         compressed("float", 8, "mxfp8-quantized", strategy="group", group_size=32),
-        "F8_E4M3",
+        "fp8",
     ),
     "compressed-mxfp4": Case(
         partial(mxfp4, layout="weight_packed"), compressed("float", 4, "mxfp4-pack-quantized", group_size=32), "MXFP4"
@@ -328,12 +328,12 @@ CASES: dict[str, Case] = {
     "fp8-blocks": Case(
         partial(fp8, end="weight_scale_inv", block=(32, 48)),
         {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 48]},
-        "F8_E4M3",
+        "fp8",
         True,
     ),
-    "fbgemm": Case(fp8, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, "F8_E4M3", True),
+    "fbgemm": Case(fp8, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, "fp8", True),
     "mxfp8": Case(
-        partial(fp8, end="weight_scale_inv", block=(1, 32), powers=True), {"quant_method": "mxfp8"}, "F8_E4M3", True
+        partial(fp8, end="weight_scale_inv", block=(1, 32), powers=True), {"quant_method": "mxfp8"}, "fp8", True
     ),
     "modelopt-nvfp4": Case(
         partial(nvfp4, layout="modelopt"), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4", True

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmcli.storage.packed.bits import in_groups, look_up
 from llmcli.storage.packed.parts import FLOATS, INTEGERS, PackedMatrix, Parts, Rows
 
 KINDS = ("nf4", "fp4")
@@ -47,10 +48,13 @@ def four_bits(parts: Parts) -> PackedMatrix:
         def unpack(start: int, stop: int) -> Tensor:
             first, last = start * columns, stop * columns
             part = data[first // 2 : -(-last // 2)]
-            numbers = torch.stack([part >> 4, part & 15], dim=1).view(-1)  # the upper half comes first
-            numbers = numbers[first % 2 : first % 2 + last - first]
-            sizes = largest[torch.arange(first, last) // state.block]
-            return (table[numbers.int()] * sizes).view(-1, columns)
+            values = look_up(part, table, upper_first=True)[first % 2 : first % 2 + last - first]
+            if first % state.block == last % state.block == 0:
+                return in_groups(values.view(1, -1), largest[None, first // state.block : last // state.block]).view(
+                    -1, columns
+                )
+            sizes = largest.index_select(0, torch.arange(first, last) // state.block)
+            return (values * sizes).view(-1, columns)
 
         return unpack
 

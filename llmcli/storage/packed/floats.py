@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from llmcli.storage.packed.bits import by_groups, unpack_fp4
+from llmcli.storage.packed.bits import in_groups, unpack_fp4
 from llmcli.storage.packed.parts import EXPONENTS, FLOATS, PackedMatrix, Parts, Rows
 
 MX_GROUP = 32
@@ -24,7 +24,7 @@ def mxfp4(parts: Parts, values: str, scales: str) -> PackedMatrix:
 
     def open_rows() -> Rows:
         data, factors = parts.read_bytes(values), parts.read_float(scales)
-        return lambda start, stop: by_groups(unpack_fp4(data[start:stop]), factors[start:stop])
+        return lambda start, stop: in_groups(unpack_fp4(data[start:stop]), factors[start:stop])
 
     return PackedMatrix("MXFP4", shape, parts, open_rows)
 
@@ -46,7 +46,7 @@ def nvfp4(parts: Parts, values: str, scales: str, *, overall: str = "", divides:
         if overall:
             factor = parts.read_float(overall).reshape(())
             factors = factors / factor if divides else factors * factor
-        return lambda start, stop: by_groups(unpack_fp4(data[start:stop]), factors[start:stop])
+        return lambda start, stop: in_groups(unpack_fp4(data[start:stop]), factors[start:stop])
 
     return PackedMatrix("NVFP4", shape, parts, open_rows)
 
@@ -62,7 +62,7 @@ def mxfp8(parts: Parts) -> PackedMatrix:
         data, factors = parts.read_bytes("weight").view(torch.float8_e4m3fn), parts.read_float("scales")
 
         def unpack(start: int, stop: int) -> Tensor:
-            return by_groups(data[start:stop].float(), factors[start:stop])
+            return in_groups(data[start:stop].float(), factors[start:stop])
 
         return unpack
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.storage.packed.bits import unpack_bits
+from llmcli.storage.packed.bits import in_groups, unpack_floats
 from llmcli.storage.packed.parts import FLOATS, INTEGERS, PackedMatrix, Parts, Rows
 
 BITS = (2, 3, 4, 8)
 AWQ_BITS = 4
 PER_WORD = 32 // AWQ_BITS
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where a word has the numbers of eight adjacent rows
 WORDS = ("I32", "U32")
 
 
@@ -52,14 +51,16 @@ def gptq(
         raise parts.fault("scales", f"has {groups} groups, but groups of {size} of {columns} columns are stated")
 
     def open_rows() -> Rows:
-        qweight, scales = parts.read("qweight").view(torch.int32), parts.read_float("scales")
-        zeros = unpack_bits(parts.read_bytes("qzeros"), implied, rows).float() + zero_offset
-        index = parts.read_groups("g_idx", groups) if "g_idx" in parts else torch.arange(columns) // size
+        qweight, scales = parts.read("qweight").view(torch.int32), parts.read_float("scales").T.contiguous()
+        zeros = unpack_floats(parts.read_bytes("qzeros"), implied, rows).T.contiguous() + zero_offset
+        adjacent = torch.arange(columns) // size
+        index = parts.read_groups("g_idx", groups) if "g_idx" in parts else adjacent
+        order = None if columns % groups == 0 and torch.equal(index, adjacent) else index
 
         def unpack(start: int, stop: int) -> Tensor:
             words = qweight[:, start:stop].T.contiguous()
-            numbers = unpack_bits(words.view(torch.uint8), implied, columns).float()
-            return (numbers - zeros[:, start:stop].T[:, index]) * scales[:, start:stop].T[:, index]
+            numbers = unpack_floats(words.view(torch.uint8), implied, columns)
+            return in_groups(numbers, scales[start:stop], zeros[start:stop], order)
 
         return unpack
 
@@ -80,22 +81,25 @@ def awq(parts: Parts, *, group_size: int | None) -> PackedMatrix:
         raise parts.fault("scales", f"has {groups} groups, but groups of {size} of {columns} columns are stated")
 
     def open_rows() -> Rows:
-        qweight, qzeros, scales = parts.read("qweight"), parts.read("qzeros"), parts.read_float("scales")
-        index = torch.arange(columns) // size
+        qweight = parts.read("qweight").view(torch.int32)
+        zeros, scales = _rows_of(parts.read("qzeros").view(torch.int32)), parts.read_float("scales").T.contiguous()
 
         def unpack(start: int, stop: int) -> Tensor:
             first, last = start // PER_WORD, -(-stop // PER_WORD)
-            inside = slice(start - first * PER_WORD, stop - first * PER_WORD)
-            numbers, zeros = (_in_order(words[:, first:last])[:, inside].T for words in (qweight, qzeros))
-            return (numbers - zeros[:, index]) * scales[:, start:stop].T[:, index]
+            numbers = _rows_of(qweight[:, first:last])[start - first * PER_WORD : stop - first * PER_WORD]
+            return in_groups(numbers, scales[start:stop], zeros[start:stop])
 
         return unpack
 
     return PackedMatrix(f"AWQ ({AWQ_BITS} bits)", (rows, columns), parts, open_rows)
 
 
-def _in_order(words: Tensor) -> Tensor:
-    """The numbers in AWQ's ``words`` [n, words], in the order of the rows: float32 [n, 8 words]."""
+def _rows_of(words: Tensor) -> Tensor:
+    """The rows in AWQ's ``words`` [n, words]: float32 [8 words, n].
+
+    A word has rows 0, 2, 4, 6, 1, 3, 5, 7 in its halves of bytes, from the lowest on: byte 2 a + b has rows a + 4 b in
+    its lower half and a + 4 b + 2 in its upper half.
+    """
     data = words.contiguous().view(torch.uint8)
-    numbers = unpack_bits(data, AWQ_BITS, 2 * data.shape[1]).float()
-    return numbers.view(len(words), -1, PER_WORD)[:, :, AWQ_ORDER].reshape(len(words), -1)
+    numbers = unpack_floats(data, AWQ_BITS, 2 * data.shape[1]).view(len(words), -1, 2, 2, 2)
+    return numbers.permute(1, 3, 4, 2, 0).reshape(-1, len(words))

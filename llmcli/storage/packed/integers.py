@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmcli.storage.packed.bits import unpack_bits
+from llmcli.storage.packed.bits import in_groups, unpack_bits, unpack_floats
 from llmcli.storage.packed.parts import FLOATS, INTEGERS, PackedMatrix, Parts, Rows
 
 NO_ORDER = -1  # in ``weight_g_idx``: the columns of a group are adjacent
@@ -36,28 +36,25 @@ def pack_quantized(parts: Parts, *, bits: int, symmetric: bool) -> PackedMatrix:
         _check_zero_points(parts, rows, groups, bits)
 
     def open_rows() -> Rows:
-        data, half = parts.read_bytes("weight_packed"), 2 ** (bits - 1)
+        data = parts.read_bytes("weight_packed")
         scales = parts.read_float("weight_scale").reshape(-1, groups).expand(rows, groups)
-        zeros = None if symmetric else _zero_points(parts, rows, groups, bits)
-        index = _column_groups(parts, columns, groups)
+        zeros = 2 ** (bits - 1) + (torch.zeros(rows, groups) if symmetric else _zero_points(parts, rows, groups, bits))
+        index = _column_groups(parts, groups)
 
         def unpack(start: int, stop: int) -> Tensor:
-            numbers = unpack_bits(data[start:stop], bits, columns).float() - half
-            if zeros is not None:
-                numbers -= zeros[start:stop][:, index]
-            result: Tensor = numbers * scales[start:stop][:, index]
-            return result
+            numbers = unpack_floats(data[start:stop], bits, columns)
+            return in_groups(numbers, scales[start:stop], zeros[start:stop], index)
 
         return unpack
 
     return PackedMatrix(f"compressed-tensors (int{bits})", (rows, columns), parts, open_rows)
 
 
-def _column_groups(parts: Parts, columns: int, groups: int) -> Tensor:
-    """The group of each column: int64 [columns]."""
+def _column_groups(parts: Parts, groups: int) -> Tensor | None:
+    """The group of each column: int64 [columns]; None if the columns of a group are adjacent."""
     if "weight_g_idx" in parts and not bool((parts.read("weight_g_idx") == NO_ORDER).any()):
         return parts.read_groups("weight_g_idx", groups)
-    return torch.arange(columns) // -(-columns // groups)
+    return None
 
 
 def _check_zero_points(parts: Parts, rows: int, groups: int, bits: int) -> None:
@@ -96,7 +93,7 @@ def affine(parts: Parts, biases: str, *, bits: int, group_size: int) -> PackedMa
         data, scales, shifts = parts.read_bytes("weight"), parts.read("scales"), parts.read(biases)
 
         def unpack(start: int, stop: int) -> Tensor:
-            numbers = unpack_bits(data[start:stop], bits, columns).float().view(stop - start, -1, group_size)
+            numbers = unpack_floats(data[start:stop], bits, columns).view(stop - start, -1, group_size)
             scale, bias = scales[start:stop].float(), shifts[start:stop].float()
             return (numbers * scale[..., None] + bias[..., None]).view(stop - start, columns)
 

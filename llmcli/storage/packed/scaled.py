@@ -47,7 +47,7 @@ def scaled(parts: Parts, end: str, *, block: tuple[int, int], required: bool) ->
         moved = [(_spread_kind(parts.shape(name), shape, block), parts.read(name).float()) for name in zeros]
 
         def unpack(start: int, stop: int) -> Tensor:
-            rows = tensor[start:stop].float()
+            rows = _floats(tensor[start:stop])
             for kind, zero in moved:
                 rows = rows - _spread(zero, kind, rows, start, block)
             for kind, scale in spread:
@@ -56,7 +56,15 @@ def scaled(parts: Parts, end: str, *, block: tuple[int, int], required: bool) ->
 
         return unpack
 
-    return PackedMatrix(parts.dtype(end), shape, parts, open_rows, by_output=False)
+    return PackedMatrix("int8" if parts.dtype(end) == "I8" else "fp8", shape, parts, open_rows, by_output=False)
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """8-bit numbers in float32: floats by a table, which is several times faster than a conversion."""
+    if tensor.dtype == torch.int8:
+        return tensor.float()
+    table = torch.arange(256).to(torch.uint8).view(tensor.dtype).float()
+    return table.index_select(0, tensor.view(torch.uint8).reshape(-1).int()).view(tensor.shape)
 
 
 def _spread_kind(scale: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, int]) -> str | None:
