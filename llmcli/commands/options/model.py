@@ -101,7 +101,7 @@ def report_load(loaded: generation.LoadedModel) -> None:
         )
     if notes.quantizes_activations:
         render.note(
-            f"{loaded.name}: config.json asks for quantized activations, too; llmcli computes with exact ones",
+            f"{loaded.name}: config.json asks for quantized activations, too; llmcli does not quantize them",
             sys.stderr,
         )
     if is_verbose():

@@ -17,6 +17,7 @@ from llmcli.explain.verification.proof import Finding, Skipped, compare_logits
 from llmcli.explain.verification.subject import Subject, batch
 from llmcli.files.json import read_json
 from llmcli.files.names import CONFIG
+from llmcli.storage.foreign_formats import quantization_settings
 from llmcli.storage.quantize import quantization_of
 
 LIMIT = DTYPE_TOLERANCE[torch.float32]
@@ -79,7 +80,7 @@ def check_comparable(subject: Subject) -> None:
     if subject.loaded.folder.is_file():
         raise Skipped("the weights are in a GGUF file, which transformers does not run as it is")
     config = read_json(subject.loaded.folder / CONFIG)
-    if quantization_of(subject.model) is not None or "quantization_config" in config:
+    if quantization_of(subject.model) is not None or quantization_settings(config) is not None:
         raise Skipped("the weights are quantized, which transformers does in another way")
     if subject.adapted:
         raise Skipped("an adapter is merged into the weights, but the folder holds only the base model")

@@ -24,14 +24,14 @@ def pack_quantized(parts: Parts, *, bits: int, symmetric: bool) -> PackedMatrix:
         raise parts.fault("weight_packed", f"has shape [{parts.shape('weight_packed')[0]}, {words}], which does not "
                           f"fit {rows} rows of {columns} numbers with {bits} bits")  # fmt: skip
     parts.check_dtype("weight_scale", FLOATS)
-    groups = 1 if len(parts.shape("weight_scale")) < 2 else parts.shape("weight_scale")[1]
-    if parts.shape("weight_scale") != (1,):
+    scales = parts.shape("weight_scale")
+    groups = scales[1] if len(scales) == 2 else 1
+    if scales not in ((), (1,)):  # one for the whole matrix
         parts.check("weight_scale", (rows, groups), FLOATS)
-    ordered = "weight_g_idx" in parts
-    if ordered:
-        parts.check("weight_g_idx", (columns,), INTEGERS)
-    elif columns % groups:
+    if not groups or columns % groups:
         raise parts.fault("weight_scale", f"has {groups} groups, which do not divide {columns} columns")
+    if "weight_g_idx" in parts:
+        parts.check("weight_g_idx", (columns,), INTEGERS)
     if not symmetric:
         _check_zero_points(parts, rows, groups, bits)
 

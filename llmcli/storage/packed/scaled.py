@@ -24,6 +24,8 @@ def scaled(parts: Parts, end: str, *, block: tuple[int, int], required: bool) ->
     Raises LlmcliError if a ``required`` scale is missing, or a scale has the wrong shape.
     """
     shape = parts.shape(end)
+    if not shape or 0 in shape:
+        raise parts.fault(end, f"has shape {list(shape)}, but must have rows")
     scales = [name for name in SCALES if end == "weight" and name in parts]
     if required and not scales:
         file, entry = parts.stored[0]
@@ -93,7 +95,7 @@ def llm_int8(parts: Parts) -> PackedMatrix:
     """
     shape = parts.matrix("weight", ("I8",))
     parts.check("SCB", shape[:1], FLOATS)
-    if "weight_format" in parts and int(parts.read("weight_format").view(-1)[0]):
+    if "weight_format" in parts and bool(parts.read("weight_format").any()):
         file, entry = parts.stored[0]
         raise LlmcliError(f"{file.path}: tensor {entry.name} is not stored by rows", DAMAGED)
 
