@@ -106,7 +106,7 @@ def parse_hub_name(name: str, *, offline: bool = False) -> HubName:
     short = hub_name is not None and "/" not in hub_name.repo and not _is_first(hub_name)
     if hub_name is None or (short and (offline or _similar(name))):
         raise _unknown(name)
-    return hub_name
+    return next((known for known in _names_on_disk(hub_name) if cache.repo_folder(known.repo).is_dir()), hub_name)
 
 
 def _unknown(name: str) -> LlmcliError:

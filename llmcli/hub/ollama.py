@@ -76,7 +76,7 @@ def find(name: str, note: Note = ignore) -> Path:
     path = manifest.model()
     unused = ", ".join(manifest.unused(path))
     if unused:
-        note(f"{known}: not used, because only ollama can: {unused}")
+        note(f"{known}: llmcli uses only the model's GGUF file, without {unused}")
     return path
 
 

@@ -1,6 +1,6 @@
 """Models that other programs keep on this disk: ollama, llama.cpp and LM Studio.
 
-Their names begin with the program's, such as "lmstudio:publisher/name/file.gguf". Only names that are found on the disk
+Their names begin with the program's, such as "lmstudio:file.gguf". Only names that are found on the disk
 are opened, so none leads out of a program's folder; folders are searched to a fixed depth, so links cannot form a loop.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmcli.errors import LlmcliError, did_you_mean
@@ -61,13 +62,21 @@ def _llama_cpp_folders() -> list[Path]:
 
 
 def _lm_studio() -> Iterator[LocalModel]:
-    """The models in LM Studio's folders, publisher/name/file.gguf or publisher/name with safetensors."""
+    """The models in LM Studio's folders, publisher/name/file.gguf or publisher/name with safetensors.
+
+    A model is named by its file alone, if no other file has that name.
+    """
+    found: list[LocalModel] = []
     for folder in _lm_studio_folders():
-        yield from _gguf_models(LM_STUDIO, folder, ["*/*/*", "*/*/*/*"])
+        found += _gguf_models(LM_STUDIO, folder, ["*/*/*", "*/*/*/*"])
         for config in sorted(folder.glob("*/*/config.json")):
             if is_complete(config.parent, without_tokenizer=True):
                 name = f"{LM_STUDIO.prefix}{config.parent.relative_to(folder).as_posix()}"
-                yield LocalModel(name, config.parent, LM_STUDIO.where)
+                found.append(LocalModel(name, config.parent, LM_STUDIO.where))
+    count = Counter(model.folder.name for model in found)
+    for model in found:
+        short = f"{LM_STUDIO.prefix}{model.folder.name}"
+        yield replace(model, name=short) if count[model.folder.name] == 1 else model
 
 
 def _lm_studio_folders() -> list[Path]:
@@ -117,7 +126,12 @@ def find(name: str, note: Note = ignore) -> Path | None:
         return ollama.find(name, note)
     if program is None:
         return None
-    found = {model.name: model.folder for model in _listed(program)}
+    found: dict[str, Path] = {}
+    for model in _listed(program):
+        for root in program.folders():  # a model is found by its path in the program's folder, too
+            if model.folder.is_relative_to(root):
+                found[program.prefix + model.folder.relative_to(root).as_posix()] = model.folder
+        found[model.name] = model.folder
     if name not in found:
         raise LlmcliError(
             f"there is no model {name} in the folder of {program.where}",

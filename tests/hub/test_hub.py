@@ -130,6 +130,7 @@ def test_the_old_name_of_a_model_on_disk_causes_no_request(hub: Hub) -> None:
     folder = find("openai-community/gpt2")
     hub.log.clear()
     assert find("gpt2") == folder
+    assert str(hub_module.parse_hub_name("gpt2")) == removable("gpt2").name == "openai-community/gpt2"
     assert not hub.log
 
 

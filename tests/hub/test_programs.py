@@ -123,8 +123,8 @@ def test_what_ollama_adds_to_a_model_is_reported(home: Path) -> None:
     ollama_model(store, model=bare, template=b"{{ .Prompt }}", system=b"You are Mario.", params=params)
     find("ollama:llama3.2:1b", note=notes.append)
     assert notes == [
-        "ollama:llama3.2:1b: not used, because only ollama can: the prompt template (the file has no chat template), "
-        "the system prompt, the parameters num_ctx, temperature"
+        "ollama:llama3.2:1b: llmcli uses only the model's GGUF file, without the prompt template (the file has no chat "
+        "template), the system prompt, the parameters num_ctx, temperature"
     ]
 
 
@@ -230,7 +230,7 @@ def test_files_in_lm_studios_folders(home: Path, tmp_path: Path) -> None:
     older = write(home / ".cache" / "lm-studio" / "models" / "publisher" / "old" / "O-Q8_0.gguf")
     write(home / ".lmstudio" / "models" / "publisher" / "M-GGUF" / "mmproj-M.gguf")
     folder = write(home / ".lmstudio" / "models" / "publisher" / "M-MLX" / "config.json", b"{}").parent
-    assert names() == ["lmstudio:publisher/M-GGUF/M.gguf", "lmstudio:publisher/old/O-Q8_0.gguf"]
+    assert names() == ["lmstudio:M.gguf", "lmstudio:O-Q8_0.gguf"]
     write(folder / "model.safetensors", b"")
     chosen = write(tmp_path / "chosen" / "publisher" / "C" / "C-BF16.gguf")
     write(home / ".lmstudio" / "settings.json", json.dumps({"downloadsFolder": str(tmp_path / "chosen")}).encode())
@@ -238,16 +238,20 @@ def test_files_in_lm_studios_folders(home: Path, tmp_path: Path) -> None:
     write(home / ".lmstudio-home-pointer", f"{tmp_path / 'moved'}\n".encode())
     found = {model.name: (model.folder, model.format) for model in programs.models()}
     assert found == {
-        "lmstudio:publisher/P/P-F16.gguf": (moved, "GGUF F16"),
-        "lmstudio:publisher/C/C-BF16.gguf": (chosen, "GGUF BF16"),
-        "lmstudio:publisher/M-GGUF/M.gguf": (path, "GGUF Q4_K_M"),  # as its metadata says
-        "lmstudio:publisher/M-MLX": (folder, "safetensors"),
-        "lmstudio:publisher/old/O-Q8_0.gguf": (older, "GGUF Q8_0"),
+        "lmstudio:P-F16.gguf": (moved, "GGUF F16"),
+        "lmstudio:C-BF16.gguf": (chosen, "GGUF BF16"),
+        "lmstudio:M.gguf": (path, "GGUF Q4_K_M"),  # as its metadata says
+        "lmstudio:M-MLX": (folder, "safetensors"),
+        "lmstudio:O-Q8_0.gguf": (older, "GGUF Q8_0"),
     }
+    assert find("lmstudio:publisher/M-GGUF/M.gguf") == path
+    assert find("lmstudio:publisher/M-MLX") == folder
     for name, (model, _) in found.items():
         assert find(name) == model
         assert name_of(model) == name
     assert [model.name for model in on_disk()][1:] == list(found)
+    write(home / ".lmstudio" / "models" / "other" / "M-GGUF" / "M.gguf")
+    assert {"lmstudio:other/M-GGUF/M.gguf", "lmstudio:publisher/M-GGUF/M.gguf"} < set(names())
 
 
 def test_models_of_other_programs_are_neither_downloaded_nor_removed(home: Path) -> None:
