@@ -104,7 +104,7 @@ def parse_hub_name(name: str, *, offline: bool = False) -> HubName:
         raise LlmcliError(f"{name} is a model of {program.where}, not of the Hugging Face Hub", "open it without pull")
     hub_name = parse(name)
     short = hub_name is not None and "/" not in hub_name.repo and not _is_first(hub_name)
-    if hub_name is None or (short and (offline or _similar(name))):
+    if hub_name is None or (short and (offline or _similar(name, closely=True))):
         raise _unknown(name)
     return next((known for known in _names_on_disk(hub_name) if cache.repo_folder(known.repo).is_dir()), hub_name)
 
@@ -127,8 +127,11 @@ def _is_first(name: HubName) -> bool:
     return len(_names_on_disk(name)) > 1 or cache.repo_folder(name.repo).is_dir()
 
 
-def _similar(name: str) -> str:
-    """A hint with the models whose name, or its part after the organization, resembles ``name``; "" if none does."""
+def _similar(name: str, *, closely: bool = False) -> str:
+    """A hint with the models whose name, or its part after the organization, resembles ``name``; "" if none does.
+
+    Unless ``closely``, it may also be a part of the model's name.
+    """
     address = _ADDRESS.match(name)
     if address:
         return f"did you mean {address[1]}{address[2] or ''}?"
@@ -138,7 +141,7 @@ def _similar(name: str) -> str:
     known = [*(model.name for model in on_disk()), *FIRST_MODELS]
     full = {short.lower(): model for model in known for short in (model, model.rpartition("/")[2])}
     similar = get_close_matches(word, full, n=2, cutoff=0.8) or [
-        short for short in full if len(word) > 2 and word in short
+        short for short in full if len(word) > 2 and word in short and not closely
     ]
     near = list(dict.fromkeys(full[short] for short in similar))[:2]
     return f"did you mean {' or '.join(near)}?" if near else ""

@@ -116,6 +116,8 @@ def test_a_name_without_an_organization_is_resolved_by_the_hub(hub: Hub) -> None
     assert fails(lambda: find("nowhere")).message.startswith("there is no model nowhere")
     hub.add(FILES, "first-org/gpt2")
     hub.renamed["gpt2"] = "first-org/gpt2"
+    hub.renamed["bert"] = "first-org/gpt2"
+    assert find("bert").parents[1].name == "models--bert"  # although a part of another model's name
     folder = find("gpt2")
     assert folder.parents[1].name == "models--gpt2"  # as huggingface_hub caches it
     assert cache.name_of(folder) == "gpt2"
