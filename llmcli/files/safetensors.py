@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,6 +47,13 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     end: int
+
+    def split(self, names: Iterable[str]) -> Iterator[Entry]:
+        """The tensors that are stacked along the first dimension, with a name for each."""
+        size = (self.end - self.start) // max(self.shape[0], 1)
+        for number, name in zip(range(self.shape[0]), names, strict=True):
+            start = self.start + number * size
+            yield Entry(name, self.dtype, self.shape[1:], start, start + size)
 
 
 class TensorFile:

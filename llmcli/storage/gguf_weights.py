@@ -25,12 +25,11 @@ from llmcli.storage.blocks import Quantization, scales_of
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.ggml import PACKED, restore
 from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, matrices, replace_module
-from llmcli.storage.tensors import WeightFiles
+from llmcli.storage.tensors import MAX_EXPERTS, WeightFiles
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KEPT: dict[str, Quantization] = {"Q8_0": "int8", "Q4_0": "int4"}  # the formats of ``storage.blocks``
 EXPERTS = re.compile(r"(blk\.\d+\.)(ffn_\w+)_exps\.(weight|bias)")
-MAX_EXPERTS = 2**12
 PIECE = 2**18  # weights restored at a time; a multiple of every block
 
 
@@ -74,14 +73,12 @@ class GgufTensors(TensorFile):
 def _entries(tensor: GgufTensor) -> Iterator[Entry]:
     """The tensor or, if it is that of all experts, the tensor of each."""
     experts = EXPERTS.fullmatch(tensor.name)
+    entry = Entry(tensor.name, tensor.type, tensor.shape, tensor.start, tensor.end)
     if experts is None or len(tensor.shape) < 2 or tensor.shape[0] > MAX_EXPERTS:
-        yield Entry(tensor.name, tensor.type, tensor.shape, tensor.start, tensor.end)
+        yield entry
         return
     layer, name, suffix = experts.groups()
-    size = (tensor.end - tensor.start) // tensor.shape[0]
-    for number in range(tensor.shape[0]):
-        start = tensor.start + number * size
-        yield Entry(f"{layer}experts.{number}.{name}.{suffix}", tensor.type, tensor.shape[1:], start, start + size)
+    yield from entry.split(f"{layer}experts.{number}.{name}.{suffix}" for number in range(tensor.shape[0]))
 
 
 class GgufWeights(WeightFiles):

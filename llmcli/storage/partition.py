@@ -178,7 +178,8 @@ def _read(weights: WeightFiles, source: Source, rows: Tensor, columns: range | N
     """The given rows of a source, in that order; ``wide`` is () for a vector, otherwise its number of columns."""
     file, entry = weights.tensors[source.name]
     across = slice(None) if columns is None else slice(columns.start, columns.stop)
-    if source.shape or source.name in weights.adapted or weights.packed(source.name):
+    part_of_file = entry.name in file.entries and not weights.packed(source.name)
+    if source.shape or source.name in weights.adapted or not part_of_file:
         whole = source.arranged(weights.whole(source), wide)[rows]  # small, or changed while it is read
         return whole[:, across].contiguous() if wide else whole
     order = source.arranged_rows()[rows]

@@ -37,6 +37,8 @@ NUMBER = re.compile(r"\d{1,9}")
 # Next to packed weights: scales and zero points of activations and of the KV cache.
 ACTIVATION_SCALES = re.compile(r".*(_scale(_inv|_ub)?|_zero_point)")
 STATED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STACKED = re.compile(r"(.*)\.switch_mlp\.((?:gate|up|down)_proj\.\w+)")  # MLX's name for all experts of a layer
+MAX_EXPERTS = 2**12
 PART = 2**22  # values converted at a time
 HEADS = ("lm_head.weight", "embed_out.weight")
 
@@ -63,8 +65,9 @@ class WeightFiles:
         naming = Naming.of(family, config, (name for file in files for name in file.entries))
         self.tensors: dict[str, tuple[TensorFile, Entry]] = {}
         for file in files:
-            for entry in file.entries.values():
-                self._add(naming.resolve(entry.name), file, entry, shard_of.get(entry.name))
+            for stored in file.entries.values():
+                for entry in _experts(stored):
+                    self._add(naming.resolve(entry.name), file, entry, shard_of.get(stored.name))
         self._find_packed(family.rules(replace(config, tie_word_embeddings=False)))
         self.unused: tuple[str, ...] = ()
         self.adapter = None if adapter is None else Adapter(adapter, naming.resolve)
@@ -302,6 +305,15 @@ class WeightFiles:
             f"{self.folder}: values of {names} are too large for {str(dtype).removeprefix('torch.')}",
             kind="weights-overflow",
         )
+
+
+def _experts(entry: Entry) -> Iterator[Entry]:
+    """The tensor or, if it is that of all experts, the tensor of each."""
+    match = STACKED.fullmatch(entry.name)
+    if match is None or len(entry.shape) < 2 or entry.shape[0] > MAX_EXPERTS:
+        yield entry
+        return
+    yield from entry.split(f"{match[1]}.experts.{number}.{match[2]}" for number in range(entry.shape[0]))
 
 
 def read_in_parts(file: TensorFile, entry: Entry, target: Tensor) -> None:

@@ -368,6 +368,17 @@ def test_only_missing_files_are_downloaded(hub: Hub, files: dict[str, bytes]) ->
         assert (folder / name).read_bytes() == files[name]
 
 
+def test_weights_may_have_a_name_of_their_own(hub: Hub) -> None:
+    """As old programs for GPTQ give it, with the settings in another file."""
+    extra = {"gptq_model-4bit-128g.safetensors": WEIGHTS, "quantize_config.json": b'{"bits": 4}'}
+    hub.add(without("model.safetensors", **extra))
+    folder = find("org/name")
+    assert names_in(folder) == {"config.json", "tokenizer.json", *extra}
+    hub.log.clear()
+    assert find("org/name") == folder
+    assert not hub.log
+
+
 def test_a_model_without_tokenizer_json_is_complete_without_it(hub: Hub) -> None:
     hub.add(without("tokenizer.json", **{"tokenizer.model": b"x"}))
     find("org/name")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmcli.engine.tensor_parallel.transformer import load_split
 from llmcli.errors import LlmcliError
 from llmcli.files.names import CONFIG, WEIGHTS
 from llmcli.storage.checkpoint import Checkpoint, save
@@ -360,6 +362,41 @@ def test_families_with_other_layouts(tiny: TinyFactory, tmp_path: Path, family: 
     save_file(exact, tmp_path / "exact" / WEIGHTS)
     packed, unpacked = (load(tmp_path / part, device=CPU, dtype=torch.float32) for part in ("packed", "exact"))
     pairs = zip(packed.parameters(), unpacked.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize(("family", "quantized"), [("mixtral", True), ("qwen3_moe", True), ("olmoe", False)])
+def test_experts_that_mlx_stacks(tiny: TinyFactory, tmp_path: Path, family: str, quantized: bool) -> None:
+    case, generator = tiny(family), torch.Generator().manual_seed(4)
+    stored = load_file(case.folder / WEIGHTS)
+    exact = dict(stored)
+    names = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    stacked: dict[str, list[Tensor]] = {}
+    for source in sorted(stored, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
+        match = re.fullmatch(r"(.*)\.experts\.\d+\.(\w+)\.weight", source)
+        if match is None:
+            continue
+        tensors = {"weight": stored.pop(source)}
+        if quantized:
+            tensors, values = affine(Draw(*tensors["weight"].shape, generator), bits=8, group=8)
+            exact[source] = values.float()
+        for end, tensor in tensors.items():
+            stacked.setdefault(f"{match[1]}.switch_mlp.{names.get(match[2], match[2])}.{end}", []).append(tensor)
+    assert len(stacked) >= 3
+    stored |= {name: torch.stack(tensors) for name, tensors in stacked.items()}
+    config = json.loads((case.folder / CONFIG).read_text())
+    own = {name.removesuffix(".weight"): {"bits": 8, "group_size": 8} for name in stacked if name.endswith(".weight")}
+    settings = {"quantization": {"bits": 4, "group_size": 64, **own}} if quantized else {}
+    for name, tensors in (("packed", stored), ("exact", exact)):
+        shutil.copytree(case.folder, tmp_path / name)
+        save_file(tensors, tmp_path / name / WEIGHTS)
+        (tmp_path / name / CONFIG).write_text(json.dumps(config | (settings if name == "packed" else {})))
+    packed, unpacked = (load(tmp_path / part, device=CPU, dtype=torch.float32) for part in ("packed", "exact"))
+    pairs = zip(packed.parameters(), unpacked.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    group: Any = SimpleNamespace(device=CPU, rank=1, size=2)
+    split = [load_split(Checkpoint.read(tmp_path / part), group, dtype=torch.float32) for part in ("packed", "exact")]
+    pairs = zip(*(model.parameters() for model in split), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 

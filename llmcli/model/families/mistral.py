@@ -84,4 +84,9 @@ def parse_mixtral(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**shared, **windowed(window, shared["num_hidden_layers"]), moe=moe)
 
 
-MIXTRAL = Family("mixtral", parse_mixtral, MIXTRAL_NAMES.rules, tokenizer_class="")
+# MLX's names of the experts' matrices.
+MIXTRAL_RENAMED = tuple(
+    (rf"(block_sparse_moe\.experts\.\d+\.){theirs}\b", rf"\1{ours}")
+    for theirs, ours in (("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3"))
+)
+MIXTRAL = Family("mixtral", parse_mixtral, MIXTRAL_NAMES.rules, MIXTRAL_RENAMED, tokenizer_class="")

@@ -152,7 +152,8 @@ class _Recognizer:
 
     def _mlx(self, parts: Parts) -> PackedMatrix:
         """A matrix by MLX, whose settings may differ from those of other matrices."""
-        own = self.settings.get(parts.stored_name("weight"))
+        name = re.sub(r"\.experts\.\d+\.", ".switch_mlp.", parts.stored_name("weight"))  # one name for all experts
+        own = self.settings.get(name)
         settings = {**self.settings, **own} if isinstance(own, Mapping) else self.settings
         mode = settings.get("mode", "affine")
         if mode == "mxfp4":
