@@ -21,12 +21,12 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 # No folder or file begins with a dot, so that no name leads out of a folder.
-_SAFE = re.compile(r"(?:[^\W.][^\\/:*?\"<>|\x00-\x1f\x7f]*/)*[^\W.][^\\/:*?\"<>|\x00-\x1f\x7f]*\.gguf", re.IGNORECASE)
+_SAFE = re.compile(r"(?:[^\\/:*?\"<>|. ][^\\/:*?\"<>|]*/)*[^\\/:*?\"<>|. ][^\\/:*?\"<>|]*\.gguf", re.IGNORECASE)
 
 
 def is_file_name(text: str) -> bool:
     """Whether a text is the name of a GGUF file that is safe as part of a path."""
-    return len(text) <= 300 and _SAFE.fullmatch(text) is not None
+    return len(text) <= 300 and text.isprintable() and _SAFE.fullmatch(text) is not None
 
 
 def models_among(names: Iterable[str]) -> dict[str, list[str]]:

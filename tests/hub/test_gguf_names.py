@@ -40,6 +40,7 @@ FIRST, SECOND = (name for name in REPO if name.startswith("BF16"))
         ("org/name/BF16/A b-1.GGUF", HubName("org/name", "main", "BF16/A b-1.GGUF")),
         ("org/name@refs/pr/1:BF16/a.gguf", HubName("org/name", "refs/pr/1", "BF16/a.gguf")),
         ("org/name:a.gguf", HubName("org/name", "main", "a.gguf")),
+        ("org/name/[ä]/(1).gguf", HubName("org/name", "main", "[ä]/(1).gguf")),
         ("org/name@v1/a.gguf", HubName("org/name", "v1", "a.gguf")),
     ],
 )
@@ -60,6 +61,8 @@ def test_names_of_files_are_parsed(text: str, name: HubName) -> None:
         "org/name//a.gguf",
         "org/name/a\\..\\b.gguf",
         "org/name/a\x1b.gguf",
+        "org/name/a\u202eb.gguf",
+        "org/name/a\ud800.gguf",
         f"org/name:{'q' * 200}",
         f"org/name/{'q' * 300}.gguf",
         "org/name/file",
