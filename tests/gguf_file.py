@@ -26,6 +26,11 @@ ARCHITECTURES = {
     "phi3": ("phi3", False),
     "olmo2": ("olmo2", False),
     "olmoe": ("olmoe", False),
+    "gpt2": ("gpt2", False),
+    "gpt_neox": ("gptneox", False),
+    "starcoder2": ("starcoder2", False),
+    "stablelm": ("stablelm", False),
+    "cohere": ("command-r", False),
 }
 Stored = Callable[[str, Tensor], str]  # from a GGUF name and the tensor to the name of a ggml type
 
@@ -54,6 +59,11 @@ def write_gguf(folder: Path, file: Path, stored: Stored = lambda name, tensor: "
         heads = config["num_attention_heads"] if ".q_proj" in name else config.get("num_key_value_heads")
         if paired and (".q_proj" in name or ".k_proj" in name):  # llama.cpp rotates adjacent pairs
             tensor = tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1).transpose(1, 2).reshape(tensor.shape)
+        if architecture == "gpt2" and ".c_" in name and name.endswith(".weight"):
+            tensor = tensor.T
+        if "query_key_value" in name:  # by head in the folder
+            rows = tensor.view(config["num_attention_heads"], 3, -1, *tensor.shape[1:])
+            tensor = rows.transpose(0, 1).reshape(tensor.shape)
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             tensor = tensor + 1
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -70,13 +80,13 @@ def write_gguf(folder: Path, file: Path, stored: Stored = lambda name, tensor: "
 def _merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, with those of all experts of a layer stacked."""
     merged: dict[str, Any] = {}
-    numbered = {name: re.fullmatch(r"(.*\.experts\.)(\d+)\.(.*)", name) for name in tensors}
+    numbered = {name: re.fullmatch(r"(.*\.(?:experts|norms)\.)(\d+)\.(.*)", name) for name in tensors}
     for name, tensor in tensors.items():
         match = numbered[name]
         if match is None:
             merged[name] = tensor
         else:
-            merged.setdefault(f"{match[1]}{match[3]}", {})[int(match[2])] = tensor
+            merged.setdefault(f"{match[1].replace('.norms', '')}{match[3]}", {})[int(match[2])] = tensor
     return {
         name: torch.stack([value[number] for number in sorted(value)]) if isinstance(value, dict) else value
         for name, value in merged.items()
@@ -94,9 +104,11 @@ def _add_config(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_head_count_kv(config.get("num_key_value_heads", heads))
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_rope_dimension_count(int(size * config.get("partial_rotary_factor", 1.0)))
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if config["model_type"] != "gpt2":
+        writer.add_rope_dimension_count(int(size * config.get("partial_rotary_factor", 1.0)))
+        writer.add_rope_freq_base(config["rope_theta"])
+    if "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     for key, add in {
         "sliding_window": writer.add_sliding_window,
@@ -110,6 +122,11 @@ def _add_config(writer: Any, config: Mapping[str, Any]) -> None:
         "embedding_multiplier": writer.add_embedding_scale,
         "residual_multiplier": writer.add_residual_scale,
         "logits_scaling": writer.add_logit_scale,
+        "logit_scale": writer.add_logit_scale,
+        "use_parallel_residual": writer.add_parallel_residual,
+        "layer_norm_epsilon": writer.add_layer_norm_eps,
+        "layer_norm_eps": writer.add_layer_norm_eps,
+        "norm_epsilon": writer.add_layer_norm_eps,
     }.items():
         if config.get(key) is not None:
             add(config[key])

@@ -106,7 +106,7 @@ class GgufExport:
 
     def _type(self, rule: Rule, shape: Sequence[int]) -> str:
         """The type of a tensor."""
-        if len(shape) < 2 or rule.target.startswith("positions.") or rule.target.endswith("router.weight"):
+        if len(shape) < 2 or rule.target.endswith(("norm.weight", "router.weight", "positions.weight")):
             return "F32"
         heavy = self.kind in ("Q4_0", "Q4_K") and rule.target in ("embedding.weight", "head.weight")
         wanted: str = "Q8_0" if heavy else self.kind

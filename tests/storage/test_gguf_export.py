@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
 from llmcli.generation.gguf_texts import gguf_metadata
 from llmcli.model.families import FAMILIES
-from llmcli.model.transformer import Transformer
-from llmcli.storage.checkpoint import Checkpoint, save
+from llmcli.model.families.gguf import architecture_for
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.ggml import restore
 from llmcli.storage.ggml_quantize import encode
 from llmcli.storage.gguf_export import GgufExport, GgufType
@@ -164,12 +165,15 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "cannot express this model's rope"),
         ("qwen3", {"attention_bias": True}, "architecture qwen3 cannot express this model's qkv_bias, out_bias"),
         ("gemma2", {"query_pre_attn_scalar": 4}, "architecture gemma2 cannot express this model's attention_scale"),
-        ("gemma2", {"tie_word_embeddings": False}, "cannot express this model's head apart from the embedding"),
+        ("gemma2", {"tie_word_embeddings": False}, "cannot express this model's tie_word_embeddings"),
         ("gemma3_text", {"sliding_window_pattern": 3}, "cannot express this model's sliding_window"),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, "cannot express this model's layers_without_rope"),
         ("olmoe", {"norm_topk_prob": True, "num_key_value_heads": 4}, "cannot express this model's moe"),
         ("phi3", {"hidden_size": 128}, "architecture phi3 cannot express this model's head_dim"),
         ("olmoe", {}, "architecture olmoe cannot express this model's num_key_value_heads"),
+        ("smollm3", {"attention_bias": True, "mlp_bias": True}, "cannot express this model's attention_bias, mlp_bias"),
+        ("gpt_neox", {"tie_word_embeddings": True}, "cannot express this model's tie_word_embeddings"),
+        ("cohere", {"use_qk_norm": True}, "architecture command-r cannot express this model's qk_norm"),
         ("granite", {"attention_bias": True}, None),
     ],
 )
@@ -185,11 +189,12 @@ def test_models_that_llama_cpp_would_compute_differently(
     assert problem in raised.value.message
 
 
-def test_families_without_an_architecture_are_named(tmp_path: Path) -> None:
-    raw = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 20, "n_positions": 16}
-    save(Transformer(FAMILIES["gpt2"].parse(raw)), tmp_path, raw, dtype=torch.float32)
-    with pytest.raises(LlmcliError, match=r"the family gpt2 cannot be written as GGUF \(supported: llama, qwen2"):
-        GgufExport(Checkpoint.read(tmp_path), "BF16")
+def test_every_family_has_an_architecture(tmp_path: Path) -> None:
+    config = Checkpoint.read(write_model(tmp_path, "llama")).config
+    for family in FAMILIES:
+        architecture_for(replace(config, model_type=family))
+    with pytest.raises(LlmcliError, match=r"the family other cannot be written as GGUF \(supported: llama, qwen2"):
+        architecture_for(replace(config, model_type="other"))
 
 
 def test_without_windows_the_context_is_one_window(tmp_path: Path) -> None:

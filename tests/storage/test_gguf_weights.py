@@ -53,6 +53,22 @@ LONGROPE = {
     "long_factor": [1.5 + pair / 2 for pair in range(12)],
     "original_max_position_embeddings": 16,
 }
+GPT2 = {
+    **{
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 2,
+        "n_positions": 128,
+        "intermediate_size": 256,
+        "layer_norm_epsilon": 0.02,
+    },
+    **{"num_key_value_heads": 4, "head_dim": 16, "rms_norm_eps": None, "rope_theta": None},
+}
+NEOX = {
+    **{"num_key_value_heads": 4, "head_dim": 16, "partial_rotary_factor": 0.5, "layer_norm_eps": 0.02},
+    "rms_norm_eps": None,
+}
+STABLELM = {"head_dim": 16, "partial_rotary_factor": 0.25, "layer_norm_eps": 0.02, "rms_norm_eps": None}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},
@@ -77,12 +93,27 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "olmo2": {"head_dim": 16},
     "olmoe": {**MOE, "head_dim": 16},
+    "gpt2": {**GPT2, "tie_word_embeddings": True, "activation_function": "gelu_new"},
+    "gpt2-untied": {**GPT2, "n_inner": 96, "intermediate_size": 96},
+    "gpt_neox": {**NEOX, "use_parallel_residual": True},
+    "gpt_neox-serial": {**NEOX, "use_parallel_residual": False},
+    "starcoder2": {"head_dim": 16, "rms_norm_eps": None, "norm_epsilon": 0.02, "tie_word_embeddings": True},
+    "stablelm": {**STABLELM, "use_qkv_bias": True, "use_parallel_residual": False},
+    "stablelm-parallel": {**STABLELM, "use_parallel_residual": True, "qk_layernorm": True},
+    "cohere": {
+        "head_dim": 16,
+        "rms_norm_eps": None,
+        "layer_norm_eps": 0.02,
+        "logit_scale": 0.5,
+        "tie_word_embeddings": True,
+    },
 }
 
 
 def write_model(folder: Path, case: str, **changed: Any) -> Path:
     """Write a random model to ``folder``, in the layout of its family, and return the folder."""
     raw = {"model_type": case.partition("-")[0], **BASE, **MODELS[case], **changed}
+    raw = {key: value for key, value in raw.items() if value is not None}
     config = FAMILIES[raw["model_type"]].parse(raw)
     model = Transformer(config)
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
@@ -39,7 +39,8 @@ NAMES = Names(
     expert_down="ffn_down",
 )
 PAIRED = replace(NAMES, interleaved=True)  # converters reorder the rows of q and k of Llama's kin
-STACKED = replace(NAMES, qkv=("attn_qkv",), up=("ffn_up",))
+UNGATED = replace(NAMES, up=("ffn_up",))
+STACKED = replace(UNGATED, qkv=("attn_qkv",))
 HEADS, KV_HEADS = "attention.head_count", "attention.head_count_kv"
 MAX_FACTORS = 2**12  # more pairs than a head has
 COMPANIONS = {"adapter": "a LoRA adapter", "mmproj": "an encoder of images or sound", "imatrix": "statistics"}
@@ -112,6 +113,14 @@ GRANITE = (
 )
 
 
+LOGIT_SCALE = _field("logit_scale", "logit_scale")
+PARALLEL = Value("use_parallel_residual", "use_parallel_residual", attrgetter("parallel_residual"))
+
+
+def _layer_norm(name: str) -> Value:
+    return Value(name, "attention.layer_norm_epsilon", attrgetter("norm_eps"))
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a file holds: its metadata, the shapes of its tensors, and ``values``, which reads a small tensor."""
@@ -164,8 +173,8 @@ class Architecture:
     """A family as GGUF files store it: its ``model_type``, its tensors' names, and what is special in its metadata.
 
     ``values`` are the numbers that not all families have; ``extra`` makes the keys of config.json that are no such
-    numbers. ``norm_shift`` is added to stored norms. ``refused`` returns the fields of a config that llama.cpp does not
-    accept, although metadata can express them.
+    numbers. ``keys`` has the family's names for keys of config.json. ``norm_shift`` is added to stored norms.
+    ``refused`` returns the fields of a config that llama.cpp does not accept, although metadata can express them.
     """
 
     model_type: str
@@ -174,6 +183,7 @@ class Architecture:
     extra: Callable[[Contents], dict[str, Any]] = lambda contents: {}
     norm_shift: float = 0.0
     refused: Callable[[ModelConfig], list[str]] = lambda config: []
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     def family(self, parsed: Family) -> Family:
         """The family ``parsed`` with the tensors of a GGUF file."""
@@ -242,7 +252,7 @@ def described(contents: Contents) -> dict[str, Any]:
             raise wrong(key, contents.find(key), str(size))
     # The ids stay even if there are none: a family's defaults are not for a file without such tokens.
     ids = {f"{role}_token_id": contents.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
-    return {key: value for key, value in raw.items() if value is not None} | ids
+    return {architecture.keys.get(key, key): value for key, value in raw.items() if value is not None} | ids
 
 
 def metadata_of(config: ModelConfig) -> dict[str, Any]:
@@ -336,24 +346,42 @@ def _gemma(contents: Contents, largest: int) -> dict[str, Any]:
     return {"query_pre_attn_scalar": float(scalar)}
 
 
-def _phi3(contents: Contents) -> dict[str, Any]:
+def _partly_rotated(contents: Contents) -> dict[str, Any]:
     size = contents.head_dim
-    return {
-        "partial_rotary_factor": contents.count("rope.dimension_count", size) / max(size, 1),
-        "sliding_window": contents.find(WINDOW.key) or None,
+    return {"partial_rotary_factor": contents.count("rope.dimension_count", size) / max(size, 1)}
+
+
+def _phi3(contents: Contents) -> dict[str, Any]:
+    return _partly_rotated(contents) | {"sliding_window": contents.find(WINDOW.key) or None}
+
+
+def _stablelm(contents: Contents) -> dict[str, Any]:
+    return _partly_rotated(contents) | {
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in contents.shapes,
+        "use_qkv_bias": "blk.0.attn_q.bias" in contents.shapes,
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in contents.shapes,
     }
 
 
-def _untied(config: ModelConfig) -> list[str]:
-    return [] if config.tie_word_embeddings else ["head apart from the embedding"]
+def _cohere(contents: Contents) -> dict[str, Any]:
+    return {"use_qk_norm": "blk.0.attn_q_norm.weight" in contents.shapes}
 
 
-def _uneven(config: ModelConfig) -> list[str]:
-    return ["head_dim"] if config.q_size != config.hidden_size else []
+def _refusing(**wanted: Callable[[ModelConfig], bool]) -> Callable[[ModelConfig], list[str]]:
+    """``Architecture.refused``: the names of the conditions that a config does not meet."""
+    return lambda config: [name for name, meets in wanted.items() if not meets(config)]
 
 
-def _grouped(config: ModelConfig) -> list[str]:
-    return ["num_key_value_heads"] if config.kv_size != config.q_size else []
+def _even(config: ModelConfig) -> bool:
+    return config.q_size == config.hidden_size
+
+
+def _tied(config: ModelConfig) -> bool:
+    return config.tie_word_embeddings
+
+
+def _untied(config: ModelConfig) -> bool:
+    return not config.tie_word_embeddings
 
 
 ARCHITECTURES = {
@@ -361,12 +389,74 @@ ARCHITECTURES = {
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "qwen3moe": Architecture("qwen3_moe", NAMES, (*EXPERTS, EXPERT_SIZE), _normalized_experts),
-    "gemma2": Architecture("gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, _untied),
+    "gemma2": Architecture(
+        "gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, _refusing(tie_word_embeddings=_tied)
+    ),
     "gemma3": Architecture("gemma3_text", NAMES, GEMMA3, lambda contents: _gemma(contents, 62), -1.0),
-    "phi3": Architecture("phi3", STACKED, PHI3, _phi3, refused=_uneven),
-    "smollm3": Architecture("smollm3", PAIRED, extra=_biases),
+    "phi3": Architecture("phi3", STACKED, PHI3, _phi3, refused=_refusing(head_dim=_even)),
+    "smollm3": Architecture(
+        "smollm3",
+        PAIRED,
+        extra=_biases,
+        refused=_refusing(
+            attention_bias=lambda config: not config.out_bias, mlp_bias=lambda config: not config.mlp_bias
+        ),
+    ),
     "granite": Architecture("granite", PAIRED, GRANITE, _biases),
     "olmo2": Architecture("olmo2"),
-    "olmoe": Architecture("olmoe", NAMES, EXPERTS, refused=lambda config: _uneven(config) + _grouped(config)),
+    "olmoe": Architecture(
+        "olmoe",
+        NAMES,
+        EXPERTS,
+        refused=_refusing(
+            head_dim=_even,
+            num_key_value_heads=lambda config: config.kv_size == config.q_size,
+            tie_word_embeddings=_untied,
+        ),
+    ),
+    "gpt2": Architecture(
+        "gpt2",
+        STACKED,
+        (_layer_norm("layer_norm_epsilon"),),
+        keys={
+            "hidden_size": "n_embd",
+            "intermediate_size": "n_inner",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
+        },
+    ),
+    "gptneox": Architecture(
+        "gpt_neox",
+        STACKED,
+        (_layer_norm("layer_norm_eps"), PARALLEL),
+        _partly_rotated,
+        refused=_refusing(head_dim=_even, attention_bias=lambda config: config.qkv_bias, tie_word_embeddings=_untied),
+    ),
+    "starcoder2": Architecture(
+        "starcoder2",
+        UNGATED,
+        (_layer_norm("norm_epsilon"),),
+        lambda contents: {"use_bias": "blk.0.attn_q.bias" in contents.shapes},
+        refused=_refusing(head_dim=_even),
+    ),
+    "stablelm": Architecture(
+        "stablelm",
+        NAMES,
+        (_layer_norm("layer_norm_eps"), replace(PARALLEL, required=False)),
+        _stablelm,
+        refused=_refusing(head_dim=_even, tie_word_embeddings=_untied),
+    ),
+    "command-r": Architecture(
+        "cohere",
+        PAIRED,
+        (_layer_norm("layer_norm_eps"), LOGIT_SCALE),
+        _cohere,
+        refused=_refusing(
+            head_dim=_even,
+            tie_word_embeddings=_tied,
+            qk_norm=lambda config: (config.qk_norm is not None) == (config.num_hidden_layers >= 64),
+        ),
+    ),
 }
 _MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)
