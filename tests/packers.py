@@ -338,6 +338,16 @@ CASES: dict[str, Case] = {
     "modelopt-nvfp4": Case(
         partial(nvfp4, layout="modelopt"), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4", True
     ),
+    "modelopt-mixed": Case(
+        partial(nvfp4, layout="modelopt"),
+        {
+            "quant_method": "modelopt",
+            "quant_algo": "MIXED_PRECISION",
+            "quantized_layers": {"a": {"quant_algo": "NVFP4", "group_size": 16}, "b": {"quant_algo": "FP8"}},
+        },
+        "NVFP4",
+        True,
+    ),
     "nf4": Case(four_bits, _NF4, "bitsandbytes (NF4)"),
     "nf4-nested": Case(partial(four_bits, nested=True, block=128, storage="float32"), _NF4, "bitsandbytes (NF4)"),
     "fp4": Case(partial(four_bits, kind="fp4", block=256), _NF4 | {"bnb_4bit_quant_type": "fp4"}, "bitsandbytes (FP4)"),

@@ -146,7 +146,7 @@ def quantizes_activations(settings: Mapping[str, Any]) -> bool:
     if method == "compressed-tensors":
         return any(isinstance(group.get("input_activations"), Mapping) for group in groups_of(settings))
     if method == "modelopt":
-        return _algorithm(settings) in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4")
+        return _algorithm(settings) in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4", "MIXED_PRECISION")
     return method in ("fp8", "fbgemm_fp8", "mxfp8") or (
         method == "bitsandbytes" and settings.get("load_in_8bit") is True
     )
@@ -223,8 +223,13 @@ def _unsupported_auto_round(settings: Mapping[str, Any], bits: object) -> str | 
 
 
 def _unsupported_modelopt(settings: Mapping[str, Any], bits: object) -> str | None:
-    algorithm = _algorithm(settings)
-    return None if algorithm.startswith("FP8") or algorithm == "NVFP4" else f"ModelOpt {algorithm}"
+    nested = settings.get("quantization")
+    layers = (nested if isinstance(nested, Mapping) else settings).get("quantized_layers")
+    algorithms = [_algorithm(settings)]
+    if algorithms == ["MIXED_PRECISION"] and isinstance(layers, Mapping):
+        algorithms = [_algorithm(layer) for layer in layers.values() if isinstance(layer, Mapping)]
+    wrong = [name for name in algorithms if not name.startswith("FP8") and name != "NVFP4"]
+    return f"ModelOpt {wrong[0]}" if wrong else None
 
 
 def _unsupported_bitsandbytes(settings: Mapping[str, Any], bits: object) -> str | None:

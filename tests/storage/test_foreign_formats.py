@@ -35,6 +35,11 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "compressed-tensors with transforms of activations": compressed("int", 4, "pack-quantized")
     | {"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}},
     "ModelOpt W4A8_AWQ": {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ", "kv_cache_scheme": None},
+    "ModelOpt W4A16_AWQ": {
+        "quant_method": "modelopt",
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "W4A16_AWQ", "group_size": 128}},
+    },
     "MLX (7 bits)": {"group_size": 64, "bits": 7, "mode": "affine"},
     "MLX (mystery)": {"group_size": 64, "bits": 4, "mode": "mystery"},
     "AQLM": {"quant_method": "aqlm", "in_group_size": 8},
