@@ -16,11 +16,11 @@ from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
 from llmcli.files.gguf import part_names
 from llmcli.files.json import read_json
-from llmcli.files.names import ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS
+from llmcli.files.names import ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS, weights_among
 from llmcli.files.sizes import file_size, free_space, readable
 from llmcli.hub.cache import Progress, cache_folder, commit_of, repo_folder
 from llmcli.hub.errors import RESUMES, host, is_connection_error, quietly, translate_errors
-from llmcli.hub.files import has_weights, shards, small_files, weight_files
+from llmcli.hub.files import shards, small_files, weight_files
 from llmcli.hub.gguf_names import choose, models_among
 from llmcli.hub.names import HubName, endpoint
 from llmcli.hub.notes import Note, ignore, note_choice
@@ -61,7 +61,7 @@ def download_model(name: HubName, progress: Progress | None = None, note: Note =
 
 def _only_gguf(names: Collection[str]) -> bool:
     """Whether a repo has GGUF models, and neither another model nor an adapter in safetensors."""
-    return bool(models_among(names)) and not has_weights(names) and ADAPTER_WEIGHTS not in names
+    return bool(models_among(names)) and weights_among(names) is None and ADAPTER_WEIGHTS not in names
 
 
 def _download_gguf(name: HubName, listing: Listing, download: Download, progress: Progress | None, note: Note) -> Path:

@@ -24,11 +24,6 @@ def small_files(names: Collection[str]) -> list[str]:
     return sorted(name for name in names if _SMALL.fullmatch(name))
 
 
-def has_weights(names: Collection[str]) -> bool:
-    """Whether a repo has safetensors weights of a model."""
-    return WEIGHTS in names or INDEX in names
-
-
 def weight_files(names: Collection[str]) -> list[str]:
     """The weights, or the index that lists them, among the files of a repo.
 

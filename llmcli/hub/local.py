@@ -9,7 +9,7 @@ from pathlib import Path
 from llmcli.errors import LlmcliError
 from llmcli.files.formats import other_weights, other_weights_hint, stand_in
 from llmcli.files.gguf import first_part, is_gguf
-from llmcli.files.names import ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS
+from llmcli.files.names import ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS, weights_among
 from llmcli.hub.gguf_names import MOST_NAMED, models_among
 
 _PACKAGE = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def gguf_files_beside(path: str) -> list[str]:
 def _in_folder(folder: Path) -> Path:
     """The folder, or the only GGUF file in it. Raises LlmcliError if it has no weights that llmcli can read."""
     names = {path.name for path in folder.iterdir()}
-    if names & {WEIGHTS, INDEX, ADAPTER_WEIGHTS}:
+    if weights_among(names) is not None or ADAPTER_WEIGHTS in names:
         return folder
     # One folder deeper, some repos have a folder for each quantization.
     found = list(models_among(_gguf_files(folder, "*")))
@@ -90,7 +90,7 @@ def _of_file(path: Path) -> Path:
     if not path.is_file():
         raise LlmcliError(f"{path}: not a regular file", "give a model folder or a GGUF file")
     if path.name in (WEIGHTS, INDEX, ADAPTER_WEIGHTS) or (
-        path.suffix == ".safetensors" and (path.parent / INDEX).is_file()
+        path.suffix == ".safetensors" and any((path.parent / name).is_file() for name in (INDEX, CONFIG))
     ):
         return path.parent
     if path.suffix.lower() == ".gguf" or is_gguf(path):

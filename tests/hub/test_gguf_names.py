@@ -330,6 +330,14 @@ def test_a_pipe_is_no_model(tmp_path: Path) -> None:
     assert "a.gguf: not a regular file" in fails(lambda: find(str(tmp_path / "a.gguf"))).message
 
 
+def test_weights_with_a_name_of_their_own_are_those_of_their_folder(hub: Hub, tmp_path: Path) -> None:
+    for name in ("gptq_model-4bit.safetensors", "config.json", "a.gguf"):
+        (tmp_path / name).touch()
+    assert find(str(tmp_path)) == find(str(tmp_path / "gptq_model-4bit.safetensors")) == tmp_path.resolve()
+    hub.add({"gptq_model-4bit.safetensors": b"x", "a-Q8_0.gguf": b"GGUF"})
+    assert "it contains no config.json" in fails(lambda: find("org/name")).message
+
+
 def test_a_mistyped_file_is_suggested(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "SmolLM2-Q8_0.gguf").touch()
     error = fails(lambda: find(str(tmp_path / "SmolLM2-Q8.gguf")))
