@@ -47,7 +47,8 @@ def export(model: str, out: Path, kind: Any, adapter: str | None, offline: bool,
     """Write MODEL as the GGUF file OUT, for llama.cpp, ollama and other programs.
 
     The file contains the tokenizer and the chat template. BF16 and F16 keep 16 bits of each weight, Q8_0 keeps 8, Q4_0
-    and Q4_K about 4.5. With 4 bits, embedding tables and the head have 8; norms and biases are always in float32.
+    and Q4_K about 4.5. Q4_K is closer to the original than Q4_0, because the weights that matter most have 6 bits.
+    With 4 bits, embedding tables and the head have 8; norms and biases are always in float32.
 
     \b
     Examples:

@@ -2,7 +2,8 @@
 
 Q8_0 and Q4_0 are those of ``storage.blocks``. In Q4_K and Q5_1, a group of 32 weights has a scale s and an offset m:
 a weight is s q - m, with a code q of 4 or 5 bits. In Q4_K, eight groups share a super-block, in which s and m are
-codes of 6 bits, in units of two scales of the super-block.
+codes of 6 bits, in units of two scales of the super-block. In Q6_K, a super-block has 16 groups of 16 weights s q, with
+q from -32 to 31, and s is a code of 8 bits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from llmcli.storage.blocks import MAX_SCALE, to_blocks
 GROUP, GROUPS = 32, 8  # weights of a group, groups of a super-block
 STRETCHES = (-0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9)  # tried scales put the largest weight this far beyond the last code
 NEIGHBORS = tuple((scale, offset) for scale in (-1, 0, 1) for offset in (-1, 0, 1))
+SPANS = (-33.0, -32.0, -31.0, -30.0)  # codes to try for the largest weight of a group, as in ``storage.blocks``
 LARGEST_CODE = 63  # of scales and offsets in a super-block
 TINY = 1e-30  # divides where a scale would be 0
 Pair = tuple[Tensor, Tensor]  # scales and offsets
@@ -53,6 +55,40 @@ def _q4_k(rows: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1).view(len(rows), -1)
 
 
+def _q6_k(rows: Tensor) -> Tensor:
+    groups = rows.float().reshape(-1, 16, 16)
+    scale = _scales_of_6_bits(groups, _importance(groups))
+    peak = scale.gather(-2, scale.abs().argmax(-2, keepdim=True))
+    unit = _half(peak / -128)
+    coded = (scale / torch.where(unit == 0, TINY, unit)).round_().clamp_(-128, 127)
+    codes = (_signed_codes(groups, unit * coded) + 32).to(torch.uint8).view(-1, 2, 4, 32)  # by halves, then quarters
+    low = codes[:, :, :2] & 15 | (codes[:, :, 2:] & 15) << 4
+    high = ((codes >> 4) << torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(4, 1)).sum(-2, dtype=torch.uint8)
+    scales = coded.squeeze(-1).to(torch.int8).view(torch.uint8)
+    parts = (low.flatten(1), high.flatten(1), scales, _bytes(unit[:, 0]))
+    return torch.cat(parts, dim=-1).view(len(rows), -1)
+
+
+def _scales_of_6_bits(groups: Tensor, importance: Tensor) -> Tensor:
+    """The scales [..., 1] of groups with the least error of a few candidates, each the best one for its codes."""
+    peaks = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    best = torch.full_like(peaks, torch.inf)
+    scale = torch.zeros_like(peaks)
+    for span in SPANS:
+        codes = _signed_codes(groups, peaks / span)
+        weighted = importance * codes
+        squares = (weighted * codes).sum(-1, keepdim=True)
+        fitted = (weighted * groups).sum(-1, keepdim=True) / squares.clamp_min(TINY)
+        error = (importance * (groups - _signed_codes(groups, fitted) * fitted).square()).sum(-1, keepdim=True)
+        better = error < best
+        best, scale = torch.where(better, error, best), torch.where(better, fitted, scale)
+    return scale
+
+
+def _signed_codes(groups: Tensor, scale: Tensor) -> Tensor:
+    return (groups / torch.where(scale == 0, TINY, scale)).round_().clamp_(-32, 31)
+
+
 _ENCODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "F32": _as(torch.float32),
     "F16": _as(torch.float16),
@@ -61,6 +97,7 @@ _ENCODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q4_0": lambda rows: to_blocks(rows, "int4"),
     "Q5_1": _q5_1,
     "Q4_K": _q4_k,
+    "Q6_K": _q6_k,
 }
 
 

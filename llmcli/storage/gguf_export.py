@@ -33,9 +33,17 @@ from llmcli.storage.gguf_sources import Stored, stored_parameters
 from llmcli.storage.gguf_weights import contents_of
 
 GgufType = Literal["BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_K"]
-FILE_TYPES: dict[GgufType, int] = {"BF16": 32, "F16": 1, "F32": 0, "Q8_0": 7, "Q4_0": 2, "Q4_K": 14}  # llama.cpp's
-NARROWER = {"Q4_K": "Q5_1", "Q5_1": "F16", "Q4_0": "F16", "Q8_0": "F16"}  # for rows that are not whole blocks
+FILE_TYPES: dict[GgufType, int] = {"BF16": 32, "F16": 1, "F32": 0, "Q8_0": 7, "Q4_0": 2, "Q4_K": 15}  # llama.cpp's
+NARROWER = {
+    "Q4_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    "Q5_1": "F16",
+    "Q4_0": "F16",
+    "Q8_0": "F16",
+}  # for rows that are not whole blocks
 CHUNK = 2**20  # weights converted at a time
+# Of the matrices within a layer, those that a model's quality depends on most.
+DELICATE = re.compile(r"blk\.(\d+)\.(attn_v|ffn_down|experts\.\d+\.ffn_down)\.weight")
 EXPERT = re.compile(r"(blk\.\d+\.)experts\.(\d+)\.(\w+)\.(weight|bias)")
 
 
@@ -51,8 +59,9 @@ class Place:
 class GgufExport:
     """A model to write as a GGUF file whose matrices have the type ``kind``; ``adapter`` is a LoRA's folder to merge.
 
-    Where matrices have 4 bits, embedding tables and heads have 8; norms, biases and routers are in float32. Matrices
-    whose rows are not whole blocks have another type. ``changes`` are what the user should know about the new file.
+    Where matrices have 4 bits, embedding tables and heads have 8; norms, biases and routers are in float32. With Q4_K,
+    some of the matrices have Q6_K. Matrices whose rows are not whole blocks have another type. ``changes`` are what the
+    user should know about the new file.
 
     Raises LlmcliError if the format cannot express the model, or a file of the model is damaged.
     """
@@ -94,7 +103,7 @@ class GgufExport:
             columns = self.stored.shapes[rule.target][1:]
             for source in rule.sources:
                 shape = source.stored_shape(columns)
-                one = NewTensor(source.name, self._type(rule, shape), shape)
+                one = NewTensor(source.name, self._type(rule, source.name, shape), shape)
                 expert = EXPERT.fullmatch(source.name)
                 if expert is None:
                     tensors[source.name], places[source.name] = one, Place(source.name, 0, one.type)
@@ -104,18 +113,27 @@ class GgufExport:
                 places[source.name] = Place(name, number * one.nbytes, one.type)
         return tensors, places
 
-    def _type(self, rule: Rule, shape: Sequence[int]) -> str:
-        """The type of a tensor."""
+    def _type(self, rule: Rule, name: str, shape: Sequence[int]) -> str:
+        """The type of the source called ``name``."""
         if len(shape) < 2 or rule.target.endswith(("norm.weight", "router.weight", "positions.weight")):
             return "F32"
-        heavy = self.kind in ("Q4_0", "Q4_K") and rule.target in ("embedding.weight", "head.weight")
-        wanted: str = "Q8_0" if heavy else self.kind
+        wanted: str = self.kind
+        if self.kind in ("Q4_0", "Q4_K") and rule.target in ("embedding.weight", "head.weight"):
+            wanted = "Q8_0"
+        delicate = DELICATE.fullmatch(name)
+        if self.kind == "Q4_K" and delicate and self._is_delicate(int(delicate[1])):
+            wanted = "Q6_K"
         type = wanted
         while shape[-1] % BLOCKS[type][0]:
             type = NARROWER[type]
         if type != wanted:
             self._unfit[type] = self._unfit.get(type, 0) + 1
         return type
+
+    def _is_delicate(self, layer: int) -> bool:
+        """Whether a layer is among the first or last eighth, or every third of the others, as in llama.cpp's Q4_K_M."""
+        layers = self.stored.config.num_hidden_layers
+        return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
     def _check(self, config: ModelConfig) -> None:
         """Raise LlmcliError unless the file describes a model with this config."""

@@ -85,14 +85,15 @@ def test_weights_are_those_that_the_type_restores(kind: GgufType, tmp_path: Path
     folder = write_model(tmp_path / "model", "mixtral", hidden_size=256, num_hidden_layers=1)
     planned = export(folder, tmp_path / "model.gguf", kind)
     types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
-    four_bits = kind.startswith("Q4")
-    assert types.pop("token_embd.weight") == types.pop("output.weight") == ("Q8_0" if four_bits else kind)
-    assert types.pop("blk.0.ffn_down_exps.weight") == ("Q5_1" if kind == "Q4_K" else kind)  # rows of 96
-    changes = "5 matrices are stored as Q5_1, because their rows are not multiples of 256"
-    assert planned.changes == ([changes] if kind == "Q4_K" else [])
-    narrow = ("norm.weight", "ffn_gate_inp.weight", "attn_output.weight")  # rows of 128
-    assert {type for name, type in types.items() if not name.endswith(narrow)} == {kind}
-    assert {type for name, type in types.items() if name.endswith(narrow[:2])} == {"F32"}
+    heavy = {"Q4_0": "Q8_0", "Q4_K": "Q8_0"}.get(kind, kind)
+    assert (types.pop("token_embd.weight"), types.pop("output.weight")) == (heavy, heavy)
+    floats = {name: types.pop(name) for name in sorted(types) if name.endswith(("norm.weight", "gate_inp.weight"))}
+    assert set(floats.values()) == {"F32"}
+    others = {"attn_v": "Q6_K", "attn_output": "Q5_1", "ffn_down_exps": "Q8_0"}  # the last two have short rows
+    assert types == {name: others.get(name.split(".")[2], kind) if kind == "Q4_K" else kind for name in types}
+    counts = {"Q5_1": 1, "Q8_0": 4} if kind == "Q4_K" else {}
+    because = "because their rows are not multiples of 256"
+    assert planned.changes == [f"{count} matrices are stored as {type}, {because}" for type, count in counts.items()]
     # Read again and written as float32, the weights are exactly those that ``gguf`` restores.
     export(tmp_path / "model.gguf", tmp_path / "again.gguf", "F32")
     (ours, again), (_, restored) = contents(tmp_path / "again.gguf"), contents(tmp_path / "model.gguf")
@@ -104,6 +105,14 @@ def test_weights_are_those_that_the_type_restores(kind: GgufType, tmp_path: Path
     limits = {"BF16": 0.002, "F16": 0.0003, "Q8_0": 0.01}
     for name, tensor in exact.items():
         assert (restored[name] - tensor).norm() <= limits.get(kind, 0.1) * tensor.norm(), name
+
+
+def test_some_layers_have_six_bits_in_a_file_of_four(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "llama", hidden_size=256, intermediate_size=256, num_hidden_layers=9)
+    tensors = GgufExport(Checkpoint.read(folder), "Q4_K").tensors.values()
+    layers = [int(tensor.name.split(".")[1]) for tensor in tensors if tensor.type == "Q6_K"]
+    assert layers == [layer for layer in (0, 3, 6, 7, 8) for _ in range(2)]  # as llama.cpp's use_more_bits
+    assert {tensor.name.split(".")[2] for tensor in tensors if tensor.type == "Q6_K"} == {"attn_v", "ffn_down"}
 
 
 def test_a_file_of_the_same_type_keeps_its_blocks(tmp_path: Path) -> None:
@@ -223,7 +232,7 @@ def test_weights_that_cannot_be_stored_are_named(tmp_path: Path) -> None:
 # --- quantizing ---
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "Q5_1"])
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_1", "Q6_K"])
 def test_blocks_have_a_smaller_error_than_those_of_llama_cpp(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(64, 512, generator=generator) * (1 + 5 * torch.rand(64, 512, generator=generator) ** 8)
@@ -231,7 +240,7 @@ def test_blocks_have_a_smaller_error_than_those_of_llama_cpp(kind: str) -> None:
     restored = restore(blocks.flatten(), kind).view(rows.shape)
     assert torch.equal(torch.from_numpy(dequantize(blocks.numpy(), GGMLQuantizationType[kind])), restored)
     error = float((restored - rows).norm() / rows.norm())
-    assert error < {"Q4_K": 0.1, "Q5_1": 0.05}[kind]
+    assert error < {"Q4_K": 0.1, "Q5_1": 0.05, "Q6_K": 0.03}[kind]
     assert error <= 1.001 * _error_of_llama_cpp(rows, kind)
 
 
