@@ -68,7 +68,7 @@ def export(model: str, out: Path, kind: Any, adapter: str | None, offline: bool,
     folder = find_model(model, offline)
     merged = None if adapter is None else find_model(adapter, offline)
     name = " + ".join(render.one_line(name_of(part)) for part in (folder, merged) if part is not None)
-    checkpoint = storage.Checkpoint.read(folder)
+    checkpoint = generation.read_checkpoint(folder)
     planned = storage.GgufExport(checkpoint, kind, merged)
     described = generation.gguf_metadata(checkpoint, planned.vocab_size, name)
     with replacing(out, new=True) as file, render.WritingProgress(sys.stderr) as progress:

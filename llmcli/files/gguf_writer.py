@@ -41,7 +41,7 @@ def write_header(file: BinaryIO, metadata: Mapping[str, Any], tensors: Sequence[
 
     The file gets its full length; what is not written yet is zero. Metadata are texts, numbers, booleans, bytes and
     lists of one of these; numbers are written as llama.cpp expects them: whole ones in 32 bits if they fit, others as
-    float32. Raises LlmcliError if a text is not valid Unicode.
+    float32. Raises LlmcliError if a text is not valid Unicode, or a number is too large.
     """
     described, offset = [], 0
     offsets: dict[str, int] = {}
@@ -54,7 +54,7 @@ def write_header(file: BinaryIO, metadata: Mapping[str, Any], tensors: Sequence[
             struct.pack("<IQ", _TYPE_NUMBERS[tensor.type], offset),
         ]
         offset += _aligned(tensor.nbytes)
-    pairs = [_text(key) + _typed(value) for key, value in metadata.items()]
+    pairs = [_pair(key, value) for key, value in metadata.items()]
     header = b"".join(
         [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata)), *pairs, *described],
     )
@@ -68,13 +68,16 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _text(text: str) -> bytes:
+def _pair(key: str, value: Any) -> bytes:
     try:
-        encoded = text.encode()
-    except UnicodeEncodeError:
-        raise LlmcliError(
-            f"{text!r:.60} is not valid Unicode, which a GGUF file cannot store", "correct the model's files"
-        ) from None
+        return _text(key) + _typed(value)
+    except (UnicodeEncodeError, OverflowError, struct.error) as error:
+        shown = f"{value!r:.60}"
+        raise LlmcliError(f"a GGUF file cannot store {shown} as {key}: {error}", "correct the model's files") from error
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
     return struct.pack("<Q", len(encoded)) + encoded
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmcli.generation.loaded import encode_prompt as encode_prompt
     from llmcli.generation.loaded import fit_prompt as fit_prompt
     from llmcli.generation.loaded import load as load
+    from llmcli.generation.loaded import read_checkpoint as read_checkpoint
     from llmcli.generation.prompt_cache import PromptCache as PromptCache
     from llmcli.generation.prompt_cache import Reuse as Reuse
     from llmcli.generation.samples import Sample as Sample
@@ -77,6 +78,7 @@ __all__ = [
     "peak_memory",
     "random_model_of",
     "read_bandwidth",
+    "read_checkpoint",
     "regex_rules",
     "step_at",
 ]
@@ -106,6 +108,7 @@ __getattr__, __dir__ = lazy.exports(
         "regex_rules": "grammar",
         "LoadedModel": "loaded",
         "load": "loaded",
+        "read_checkpoint": "loaded",
         "PromptCache": "prompt_cache",
         "Sample": "samples",
         "Samples": "samples",

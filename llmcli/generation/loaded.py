@@ -109,9 +109,7 @@ def load(
     """
     if quantization not in (None, *get_args(Quantization)):
         raise usage_error(f"{quantization!r} is not a quantization", f"known: {', '.join(get_args(Quantization))}")
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
-        raise LlmcliError(f"{folder} is a LoRA adapter, not a model", kind="adapter-not-model")
-    checkpoint = Checkpoint.read(folder)
+    checkpoint = read_checkpoint(folder)
     if quantization is not None and checkpoint.quantization is not None:
         raise usage_error(f"the weights of {name or folder.name} are already quantized", kind="already-quantized")
     where = group.device if group is not None else device_for(checkpoint, device, quantization)
@@ -132,6 +130,13 @@ def load(
     if quantization is not None:
         quantize(model, quantization, progress)
     return LoadedModel(name or folder.name, folder, model, tokenizer, defaults, notes, adapter)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read config.json, or a GGUF file's header. Raises the errors of ``Checkpoint.read``, or if it is an adapter."""
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        raise LlmcliError(f"{folder} is a LoRA adapter, not a model", kind="adapter-not-model")
+    return Checkpoint.read(folder)
 
 
 def device_for(checkpoint: Checkpoint, device: str, quantization: Quantization | None) -> torch.device:

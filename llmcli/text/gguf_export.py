@@ -84,7 +84,10 @@ def _tokens(tokenizer: Tokenizer, state: Mapping[str, Any], size: int) -> tuple[
     added = {token["id"]: token for token in state["added_tokens"] if token["id"] < size}
     texts = {id: text for text, id in tokenizer.fast.get_vocab(with_added_tokens=False).items()}
     if texts and max(texts) >= size:
-        raise _unsupported(tokenizer, f"it has the id {max(texts)}, but the model has {size} rows of embeddings")
+        raise LlmcliError(
+            f"{tokenizer.name}: the tokenizer has the id {max(texts)}, but the model only {size} rows of embeddings",
+            "the tokenizer may belong to another model",
+        )
     texts |= {id: token["content"] for id, token in added.items()}
     taken = set(texts.values())
     if len(taken) < len(texts):

@@ -136,6 +136,11 @@ def test_models_that_the_format_cannot_express_leave_no_file(run: Run, model: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_an_adapter_is_no_model(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert_one_line(run("export", tmp_path, tmp_path / "a.gguf"), "is a LoRA adapter, not a model", code=1)
+
+
 def test_ctrl_c_leaves_no_file(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -62,6 +62,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert positions[tensor.name] % 32 == 0
 
 
-def test_text_that_is_not_unicode_is_an_error(tmp_path: Path) -> None:
-    with (tmp_path / "a").open("wb") as file, pytest.raises(LlmcliError, match=r"'\\udc80' is not valid Unicode"):
-        write_header(file, {"a": "\udc80"}, [])
+@pytest.mark.parametrize("value", ["\udc80", ["a", "\ud800"], 1e300, [0.0, -1e300], 2**70])
+def test_what_cannot_be_stored_is_named(value: object, tmp_path: Path) -> None:
+    with (tmp_path / "a").open("wb") as file, pytest.raises(LlmcliError, match=r"cannot store .* as some\.key: "):
+        write_header(file, {"some.key": value}, [])

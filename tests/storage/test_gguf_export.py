@@ -32,7 +32,9 @@ from llmcli.text.gguf_export import describe_tokenizer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.gguf_file import write_gguf
+from tests.packers import CASES
 from tests.storage.test_gguf_weights import CPU, MODELS, logits_of, write_model
+from tests.storage.test_packed import make
 from tests.text.test_gguf_tokenizer import SENTENCES
 
 # Sizes that llama.cpp accepts.
@@ -137,6 +139,16 @@ def test_weights_of_a_quantized_folder_are_kept(quantization: Any, kind: GgufTyp
     assert torch.equal(logits_of(tmp_path / "ours.gguf"), logits_of(tmp_path / "quantized"))
     export(tmp_path / "quantized", tmp_path / "exact.gguf", "F32")
     torch.testing.assert_close(logits_of(tmp_path / "exact.gguf"), logits_of(tmp_path / "quantized"), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gptq-4", "nf4", "fp8-blocks"])
+def test_packed_checkpoints_are_unpacked(name: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", CASES[name]).path
+    export(folder, tmp_path / "ours.gguf", "F32")
+    theirs = Checkpoint.read(folder).load(device=CPU, dtype=torch.float32).state_dict()
+    ours = Checkpoint.read(tmp_path / "ours.gguf").load(device=CPU).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_an_adapter_is_merged(tmp_path: Path) -> None:

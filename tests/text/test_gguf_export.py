@@ -189,7 +189,7 @@ def test_other_tokenizers_are_an_error(change: Callable[[FastTokenizer], None], 
 def test_ids_beyond_the_embedding_are_an_error() -> None:
     tokenizer = byte_level()
     last = tokenizer.size - 1
-    with pytest.raises(LlmcliError, match=f"it has the id {last}, but the model has 200 rows of embeddings"):
+    with pytest.raises(LlmcliError, match=f"the tokenizer has the id {last}, but the model only 200 rows"):
         describe_tokenizer(tokenizer, 200, ROLES, [1])
 
 
