@@ -314,7 +314,7 @@ def tokenizer_metadata() -> Mapping[str, Any]:
     return describe_tokenizer(tokenizer, 330, {"bos": 0, "eos": 1}, [1]).metadata
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", sorted(MODELS.keys() - {"llama", "llama-linear", "gpt2-untied", "gpt_neox-serial"}))
 def test_llama_cpp_writes_the_same_text(case: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     folder = write_model(tmp_path / "model", case, vocab_size=330, **ACCEPTED.get(case, {}))
