@@ -75,25 +75,16 @@ class GgufExport:
         self.rules = self._architecture.rules(config)
         self._unfit: dict[str, int] = {}
         self.tensors, self.places = self._planned()
+        rows = f"because rows are not multiples of {BLOCKS[kind][0]}"
+        matrices = sum(place.type != "F32" for place in self.places.values())
         self.changes = [
-            f"{count} matrices are stored as {type}, because their rows are not multiples of {BLOCKS[kind][0]}"
-            for type, count in self._unfit.items()
+            f"stored as {type}, {rows}: {count} of {matrices} matrices" for type, count in self._unfit.items()
         ]
-        if checkpoint.folder.is_file():
-            self.metadata, self.factors = _copied(checkpoint.folder)
-        else:
-            written = _without_windows(config)
-            self.metadata, self.factors = metadata_of(written), factors_of(written)
-            context = written.max_position_embeddings
-            if context < config.max_position_embeddings:
-                self.changes.append(f"the context is limited to the attention window of {context} tokens")
+        is_gguf = checkpoint.folder.is_file()
+        self.metadata, self.factors = _copied(checkpoint.folder) if is_gguf else self._described(config)
+        self.metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
         for name, factors in self.factors.items():
             self.tensors[name] = NewTensor(name, "F32", (len(factors),))
-        if not checkpoint.folder.is_file():
-            self._check(written)
-        if self._name == "phi3" and config.sliding_window is not None:
-            self.changes.append(f"llama.cpp does not use the attention window of {config.sliding_window} tokens")
-        self.metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
 
     def _planned(self) -> tuple[dict[str, NewTensor], dict[str, Place]]:
         """The tensors of the file, and the place of each of the architecture's sources, by name."""
@@ -135,16 +126,28 @@ class GgufExport:
         layers = self.stored.config.num_hidden_layers
         return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
-    def _check(self, config: ModelConfig) -> None:
-        """Raise LlmcliError unless the file describes a model with this config."""
-        shapes = {tensor.name: tensor.shape for tensor in self.tensors.values()}
-        raw = described(Contents(self.metadata, shapes, self.factors.__getitem__))
-        changed = [*differences(config, family_of(raw).parse(raw)), *self._architecture.refused(config)]
+    def _described(self, config: ModelConfig) -> tuple[dict[str, Any], dict[str, list[float]]]:
+        """The metadata and the factors of rotary angles of a model with this config.
+
+        Raises LlmcliError unless they describe the same model when they are read again.
+        """
+        written = _without_windows(config)
+        if written.max_position_embeddings < config.max_position_embeddings:
+            window = written.max_position_embeddings
+            self.changes.append(f"the context is limited to the attention window of {window} tokens")
+        if self._name == "phi3" and config.sliding_window is not None:
+            self.changes.append(f"llama.cpp does not use the attention window of {config.sliding_window} tokens")
+        metadata, factors = metadata_of(written), factors_of(written)
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        shapes |= {name: (len(values),) for name, values in factors.items()}
+        raw = described(Contents(metadata, shapes, factors.__getitem__))
+        changed = [*differences(written, family_of(raw).parse(raw)), *self._architecture.refused(written)]
         if changed:
             raise LlmcliError(
                 f"the GGUF architecture {self._name} cannot express this model's {', '.join(changed)}",
                 "llama.cpp would compute something else",
             )
+        return metadata, factors
 
     def write(
         self, file: BinaryIO, metadata: Mapping[str, Any], progress: Callable[[int, int], None] | None = None

@@ -94,8 +94,8 @@ def test_weights_are_those_that_the_type_restores(kind: GgufType, tmp_path: Path
     others = {"attn_v": "Q6_K", "attn_output": "Q5_1", "ffn_down_exps": "Q8_0"}  # the last two have short rows
     assert types == {name: others.get(name.split(".")[2], kind) if kind == "Q4_K" else kind for name in types}
     counts = {"Q5_1": 1, "Q8_0": 4} if kind == "Q4_K" else {}
-    because = "because their rows are not multiples of 256"
-    assert planned.changes == [f"{count} matrices are stored as {type}, {because}" for type, count in counts.items()]
+    because = "because rows are not multiples of 256"
+    assert planned.changes == [f"stored as {type}, {because}: {n} of 18 matrices" for type, n in counts.items()]
     # Read again and written as float32, the weights are exactly those that ``gguf`` restores.
     export(tmp_path / "model.gguf", tmp_path / "again.gguf", "F32")
     (ours, again), (_, restored) = contents(tmp_path / "again.gguf"), contents(tmp_path / "model.gguf")
