@@ -22,6 +22,7 @@ from llmcli.text.gguf_patterns import WORDS, Words
 from llmcli.text.gguf_tokenizer import PHI3, SPACE
 from llmcli.text.gguf_vocabulary import BYTE_LEVEL, ENDS, PREFIX, SENTENCEPIECE, UNIGRAM, Kind, read_vocabulary
 from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer
+from llmcli.text.tokenizer_errors import tokenizer_errors
 
 # One character of each kind that a pattern may treat differently.
 CHARACTERS = "aZsé語ǅʰम\u0301ेカ한ـ7٣½\n\r\t \u00a0\u3000'._/-$^~«”🙂\u200d"
@@ -54,6 +55,8 @@ def describe_tokenizer(
     ``stop_ids`` end a text or a reply. Raises LlmcliError if a GGUF file cannot describe the tokenizer.
     """
     _ = tokenizer.size  # raises for ids that no model has
+    for text in TEXTS:
+        tokenizer.encode(text)  # raises if the library fails, or a pattern takes too long
     state = json.loads(tokenizer.fast.to_str())
     tokens, kinds = _tokens(tokenizer, state, size)
     model, own = _model(tokenizer, state, tokens)
@@ -134,7 +137,6 @@ def _is_byte_level(state: Mapping[str, Any]) -> bool:
 
 def _pre(tokenizer: Tokenizer, whole: bool) -> str:
     """llama.cpp's name of the tokenizer's way to divide a text into words."""
-    tokenizer.encode(TRIPLES)  # raises if a pattern takes too long
     names: dict[Words, str] = {}
     for name, words in WORDS.items():
         names.setdefault(words, name)
@@ -247,7 +249,8 @@ def _first_difference(
 ) -> str | None:
     """The first of ``texts`` for which two tokenizers differ."""
     found = []
-    for fast in (one.fast, other.fast):
-        fast.encode_special_tokens = not parse_special
-        found.append(fast.encode_batch(list(texts), add_special_tokens=False))
+    with tokenizer_errors(f"the tokenizer of {one.name} cannot encode its own tokens"):
+        for fast in (one.fast, other.fast):
+            fast.encode_special_tokens = not parse_special
+            found.append(fast.encode_batch(list(texts), add_special_tokens=False))
     return next((text for text, a, b in zip(texts, *found, strict=True) if a.ids != b.ids), None)
