@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llmcli.generation.generate import generate as generate
     from llmcli.generation.loaded import LoadedModel
     from llmcli.generation.steps import steps as steps
-    from llmcli.storage.blocks import Quantization
+    from llmcli.storage.quantize import Quantization
 
 __all__ = ["__version__", "explain", "generate", "load", "render", "steps"]
 __version__ = "0.2.0"

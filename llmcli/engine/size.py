@@ -11,8 +11,7 @@ from llmcli.engine.transformer import GPU_CACHE_BLOCK
 from llmcli.model.cache import SPARE
 from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization
-from llmcli.storage.quantize import matrices, quantized_shape
+from llmcli.storage.quantize import Quantization, matrices, quantized_shape
 
 
 def empty_model(config: ModelConfig) -> Transformer:

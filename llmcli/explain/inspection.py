@@ -20,10 +20,9 @@ from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.device import Memory, memory_of, pick_dtype
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.headers import Headers, read_headers
-from llmcli.storage.quantize import quantization_of
+from llmcli.storage.quantize import Quantization
 from llmcli.text.tokenizer import load_tokenizer
 
 GROUPS = ("embedding", "positions", "attention", "MLP", "experts", "routers", "norms", "head")
@@ -110,7 +109,7 @@ def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
         loaded.adapter,
         device=loaded.model.device.type,
         dtype=loaded.model.dtype_name,
-        quantization=quantization_of(loaded.model),
+        quantization=loaded.quantization,
         tokens=tokens,
         open_model=lambda: loaded,
     )

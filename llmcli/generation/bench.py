@@ -23,8 +23,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.families import family_of
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization
-from llmcli.storage.quantize import quantize
+from llmcli.storage.quantize import Quantization, quantize
 
 WARM_UP = 16  # tokens generated before the measurements
 

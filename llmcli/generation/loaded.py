@@ -20,10 +20,9 @@ from llmcli.generation.generation_config import Defaults, read_defaults
 from llmcli.model.config import ModelConfig
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization
 from llmcli.storage.checkpoint import Checkpoint, Progress
 from llmcli.storage.finite import LoadNotes
-from llmcli.storage.quantize import quantize
+from llmcli.storage.quantize import Quantization, quantize
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -31,7 +30,8 @@ from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 class LoadedModel:
     """A model, its tokenizer, the ``defaults`` of its generation_config.json, and ``notes`` on how it loaded.
 
-    ``adapter`` is the folder of the LoRA that is merged into its weights, if any.
+    ``adapter`` is the folder of the LoRA that is merged into its weights, if any, and ``quantization`` how they were
+    then quantized.
     """
 
     name: str
@@ -41,6 +41,7 @@ class LoadedModel:
     defaults: Defaults
     notes: LoadNotes = field(default_factory=LoadNotes)
     adapter: Path | None = None
+    quantization: Quantization | None = None
 
     def __repr__(self) -> str:
         config = self.model.config
@@ -129,7 +130,7 @@ def load(
         )
     if quantization is not None:
         quantize(model, quantization, progress)
-    return LoadedModel(name or folder.name, folder, model, tokenizer, defaults, notes, adapter)
+    return LoadedModel(name or folder.name, folder, model, tokenizer, defaults, notes, adapter, quantization)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

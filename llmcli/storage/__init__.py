@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
-    from llmcli.storage.blocks import Quantization as Quantization
     from llmcli.storage.cache_file import may_replace as may_replace
     from llmcli.storage.checkpoint import Checkpoint as Checkpoint
     from llmcli.storage.gguf_export import GgufExport as GgufExport
+    from llmcli.storage.quantize import Quantization as Quantization
     from llmcli.storage.quantize import quantization_of as quantization_of
     from llmcli.storage.quantized_checkpoint import copy_rest as copy_rest
     from llmcli.storage.quantized_checkpoint import save_quantized as save_quantized
@@ -32,7 +32,7 @@ __getattr__, __dir__ = lazy.exports(
         "may_replace": "cache_file",
         "Checkpoint": "checkpoint",
         "GgufExport": "gguf_export",
-        "Quantization": "blocks",
+        "Quantization": "quantize",
         "quantization_of": "quantize",
         "copy_rest": "quantized_checkpoint",
         "save_quantized": "quantized_checkpoint",

@@ -22,10 +22,10 @@ from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.families.gguf import architecture_of, described
 from llmcli.model.families.rules import Family, Rule
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import check_format
 from llmcli.storage.gguf_weights import GgufWeights, contents_of
+from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
 from llmcli.storage.tensors import WeightFiles
 

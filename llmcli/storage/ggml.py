@@ -1,8 +1,8 @@
-"""The block formats of GGUF files (llama.cpp's ggml-quants.c), restored to float32.
+"""The block formats of GGUF (llama.cpp's ggml-quants.c), restored to floating-point numbers.
 
-A function takes blocks, uint8 [N, bytes of a block], and returns their weights, float32 [N, weights of a block]. In the
-formats whose names end in K, 256 weights share a scale ``d``, and groups of 16 or 32 have scales of few bits in units
-of it; some also have a least weight, in units of ``dmin``.
+A function of a format takes blocks, uint8 [N, bytes of a block], and returns their weights, float32 [N, weights of a
+block]. In the formats whose names end in K, 256 weights share a scale ``d``, and groups of 16 or 32 have scales of few
+bits in units of it; some also have a least weight, in units of ``dmin``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from llmcli.files.gguf import BLOCKS
-from llmcli.storage.blocks import from_blocks
 
 # The 16 weights of the formats that have a table, in units of the scale: IQ4, and the 4-bit floats of MXFP4 and NVFP4.
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -39,6 +38,14 @@ def _fields(data: Tensor, width: int, run: int) -> Tensor:
 def _grouped(values: Tensor, scales: Tensor) -> Tensor:
     """Values times the scale of their group: [N, K], [N, groups] -> [N, groups, K / groups]."""
     return scales.unsqueeze(-1) * values.float().view(*scales.shape, -1)
+
+
+def _q8_0(b: Tensor) -> Tensor:
+    return _half(b[:, :2]) * _signed(b[:, 2:]).float()
+
+
+def _q4_0(b: Tensor) -> Tensor:
+    return _half(b[:, :2]) * (_fields(b[:, 2:], 4, 16).float() - 8)
 
 
 def _q4_1(b: Tensor) -> Tensor:
@@ -150,11 +157,11 @@ def _nvfp4(b: Tensor) -> Tensor:
 
 
 _RESTORED: dict[str, Callable[[Tensor], Tensor]] = {
-    "Q4_0": lambda blocks: from_blocks(blocks, "int4", 32),
+    "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
-    "Q8_0": lambda blocks: from_blocks(blocks, "int8", 32),
+    "Q8_0": _q8_0,
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
     "Q4_K": _q4_k,
@@ -168,8 +175,40 @@ _RESTORED: dict[str, Callable[[Tensor], Tensor]] = {
     "NVFP4": _nvfp4,
 }
 PACKED = tuple(_RESTORED)
+# Where blocks have numbers in fp16, which may be NaN or infinite: the byte at which each one begins.
+_HALVES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+}
+
+
+def row_bytes(columns: int, format: str) -> int:
+    """The bytes of a row of ``columns`` weights in blocks."""
+    weights, size = BLOCKS[format]
+    return -(-columns // weights) * size
 
 
 def restore(data: Tensor, format: str) -> Tensor:
     """The weights in blocks of one of the formats ``PACKED``: uint8 [bytes] -> float32 [weights]."""
     return _RESTORED[format](data.view(-1, BLOCKS[format][1])).flatten()
+
+
+def from_blocks(rows: Tensor, format: str, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weights [N, columns], rounded to ``dtype``, in rows of blocks, uint8 [N, ``row_bytes``]."""
+    if not len(rows):
+        return torch.empty(0, columns, dtype=dtype)
+    return restore(rows.reshape(-1), format).view(len(rows), -1)[:, :columns].to(dtype)
+
+
+def scales_of(rows: Tensor, format: str) -> Tensor:
+    """The fp16 numbers of rows of blocks, all scales and least weights: fp16 [N, blocks per row, 1 or 2].
+
+    Where these are finite, all weights are. Formats whose scales are always finite have none.
+    """
+    size = BLOCKS[format][1]
+    blocks = rows.view(len(rows), rows.shape[1] // size, size)
+    numbers = [blocks[..., start : start + 2].contiguous().view(torch.float16) for start in _HALVES.get(format, ())]
+    return torch.cat(numbers, dim=-1) if numbers else torch.zeros(0, dtype=torch.float16)

@@ -12,12 +12,12 @@ from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.rules import Rule, Source
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import BLOCK, Quantization, from_blocks
+from llmcli.storage.blocks import BLOCK
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.finite import is_finite
-from llmcli.storage.ggml import PACKED
-from llmcli.storage.gguf_weights import KEPT, GgufTensors
-from llmcli.storage.quantize import bits_of
+from llmcli.storage.ggml import PACKED, from_blocks
+from llmcli.storage.gguf_weights import GgufTensors
+from llmcli.storage.quantize import Quantization, format_of
 from llmcli.storage.quantized_checkpoint import check_quantized, find_quantized
 
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ class _Quantized:
         """See ``Stored.values``."""
         stored = self._file.viewed(self._file.entries[target])
         if stored.dtype == torch.uint8:
-            stored = from_blocks(stored, self._bits(target), self.shapes[target][1])
+            stored = from_blocks(stored, self._format(target), self.shapes[target][1])
         if not is_finite(stored):
             raise LlmcliError(f"{self._file.path}: tensor {target} contains NaN or infinity", "the file may be damaged")
         return stored
@@ -110,10 +110,10 @@ class _Quantized:
     def packed(self, rule: Rule, source: Source, first: int, type: str) -> Tensor | None:
         """See ``Stored.packed``: the rows of blocks are put into the architecture's order."""
         entry = self._file.entries[rule.target]
-        if entry.dtype != "U8" or KEPT.get(type) != self._bits(rule.target) or self.shapes[rule.target][1] % BLOCK:
+        if entry.dtype != "U8" or type != self._format(rule.target) or self.shapes[rule.target][1] % BLOCK:
             return None
         rows = self._file.viewed(entry)[first : first + source.rows]
         return source.in_file(rows, (rows.shape[1],))
 
-    def _bits(self, target: str) -> Quantization:
-        return bits_of(target.removesuffix(".weight"), self._quantization)
+    def _format(self, target: str) -> str:
+        return format_of(target.removesuffix(".weight"), self._quantization)

@@ -1,4 +1,4 @@
-"""The weights of a GGUF file, as ``Checkpoint`` reads them: blocks of 8 and 4 bits stay packed, others are restored.
+"""The weights of a GGUF file, as ``Checkpoint`` reads them: matrices stay in blocks, other tensors are restored.
 
 A file has one tensor for all experts of a layer; here each expert has its own, such as
 ``blk.0.experts.3.ffn_gate.weight``.
@@ -18,17 +18,16 @@ from llmcli.errors import LlmcliError
 from llmcli.files.gguf import BLOCKS, GgufTensor, damaged, parts_of, read_gguf
 from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families.gguf import Contents
-from llmcli.model.families.rules import Family, Rule
+from llmcli.model.families.rules import Family, Rule, Source
 from llmcli.model.layers import Embedding
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization, scales_of
 from llmcli.storage.finite import LoadNotes
-from llmcli.storage.ggml import PACKED, restore
-from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, matrices, replace_module
+from llmcli.storage.ggml import PACKED, restore, scales_of
+from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedStack, matrices, replace_module
 from llmcli.storage.tensors import MAX_EXPERTS, WeightFiles
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-KEPT: dict[str, Quantization] = {"Q8_0": "int8", "Q4_0": "int4"}  # the formats of ``storage.blocks``
+KEPT = frozenset(PACKED) - {"TQ1_0", "TQ2_0", "NVFP4"}  # the formats in which the compiled engine multiplies
 EXPERTS = re.compile(r"(blk\.\d+\.)(ffn_\w+)_exps\.(weight|bias)")
 PIECE = 2**18  # weights restored at a time; a multiple of every block
 
@@ -103,47 +102,46 @@ class GgufWeights(WeightFiles):
         return torch.bfloat16 if entry.dtype in PACKED else super().dtype(name)
 
     def keep_blocks(self, model: Transformer, rules: Iterable[Rule], dtype: torch.dtype, notes: LoadNotes) -> set[str]:
-        """Put matrices that are stored in blocks of ``storage.blocks`` into the model, to compute in ``dtype``.
+        """Put the matrices that ``kept`` names into the model as they are stored, to compute in ``dtype``.
 
         Returns the parameters that they fill. Raises LlmcliError if a scale is NaN or infinite.
         """
         modules, kept = dict(matrices(model)), self.kept(model, rules)
         for rule in kept:
             name = rule.target.removesuffix(".weight")
-            quantization, columns = kept[rule], modules[name].weight.shape[1]
-            blocks = self._blocks(rule)
-            if not notes.finite(scales_of(blocks, quantization)):
-                raise self.not_finite(rule, dtype)
+            columns, parts = modules[name].weight.shape[1], []
+            for source in rule.sources:
+                blocks, format = self._blocks(source)
+                if not notes.finite(scales_of(blocks, format)):
+                    raise self.not_finite(rule, dtype)
+                parts.append((blocks, columns, format))
             if isinstance(modules[name], Embedding):
-                replace_module(model, name, QuantizedEmbedding(blocks, columns, quantization))
-            else:
-                replace_module(model, name, QuantizedLinear(blocks, columns, quantization, None, dtype))
+                replace_module(model, name, QuantizedEmbedding(*parts[0]))
+                continue
+            linear = [QuantizedLinear(*part, None, dtype) for part in parts]
+            replace_module(model, name, linear[0] if len(linear) == 1 else QuantizedStack(linear))
         return {rule.target for rule in kept}
 
-    def kept(self, model: Transformer, rules: Iterable[Rule]) -> dict[Rule, Quantization]:
-        """The matrices of ``model`` that stay in blocks on a CPU: those stored in one format of ``storage.blocks``."""
+    def kept(self, model: Transformer, rules: Iterable[Rule]) -> list[Rule]:
+        """The matrices of ``model`` that stay in blocks on a CPU: those in formats of ``KEPT``."""
         modules = {f"{name}.weight" for name, _ in matrices(model)}
-        found: dict[Rule, Quantization] = {}
-        for rule in rules:
-            formats = {self.tensors[source.name][1].dtype for source in rule.sources}
-            if rule.target in modules and len(formats) == 1 and formats <= KEPT.keys():
-                found[rule] = KEPT[formats.pop()]
-        return found
+        return [
+            rule
+            for rule in rules
+            if rule.target in modules and all(self.tensors[source.name][1].dtype in KEPT for source in rule.sources)
+        ]
 
     def formats(self, rules: Iterable[Rule]) -> tuple[str, ...]:
         """The block formats in which the parameters of ``rules`` are stored."""
         found = {self.tensors[source.name][1].dtype for rule in rules for source in rule.sources}
         return tuple(sorted(found.intersection(PACKED)))
 
-    def _blocks(self, rule: Rule) -> Tensor:
-        """The rule's rows in blocks: mapped if the file has them in this order."""
-        stacked = []
-        for source in rule.sources:
-            file, entry = self.tensors[source.name]
-            assert isinstance(file, GgufTensors)
-            rows = file.blocks(entry)
-            stacked.append(rows if source.as_stored else rows[source.arranged_rows()])
-        return stacked[0] if len(stacked) == 1 else torch.cat(stacked)
+    def _blocks(self, source: Source) -> tuple[Tensor, str]:
+        """The source's rows in blocks, and their format: mapped if the file has them in this order."""
+        file, entry = self.tensors[source.name]
+        assert isinstance(file, GgufTensors)
+        rows = file.blocks(entry)
+        return rows if source.as_stored else rows[source.arranged_rows()], entry.dtype
 
 
 def contents_of(path: Path) -> Contents:

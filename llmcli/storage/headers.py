@@ -12,9 +12,9 @@ import torch
 from llmcli.files.safetensors import Entry
 from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.gguf_weights import GgufWeights
+from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import check_quantized, find_quantized
 from llmcli.storage.tensors import summarize
 

@@ -6,7 +6,8 @@ norms, biases, routers and learned positions are not quantized.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,24 +16,26 @@ from torch import Tensor, nn
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.model.layers import Embedding, Linear
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization, from_blocks, row_bytes, to_blocks
+from llmcli.storage.blocks import to_blocks
 from llmcli.storage.finite import is_finite
+from llmcli.storage.ggml import from_blocks, row_bytes
 
+Quantization = Literal["int8", "int4"]
 CHUNK = 2**20  # weights quantized or restored at a time: they fit into the processor's cache
 
 
 class QuantizedMatrix(nn.Module):
-    """A matrix [out, in] stored as ``blocks``, uint8 [out, ``row_bytes``]."""
+    """A matrix [out, in] stored as ``blocks`` of a format of GGUF, uint8 [out, ``row_bytes``]."""
 
-    def __init__(self, blocks: Tensor, columns: int, quantization: Quantization) -> None:
+    def __init__(self, blocks: Tensor, columns: int, format: str) -> None:
         super().__init__()
         self.weight = nn.Parameter(blocks, requires_grad=False)  # a parameter, so that it is counted and moved
-        self.columns, self.quantization = columns, quantization
-        self.restore: Callable[[Tensor, Quantization, int, torch.dtype], Tensor] = from_blocks  # or an engine's own
+        self.columns, self.format = columns, format
+        self.restore: Callable[[Tensor, str, int, torch.dtype], Tensor] = from_blocks  # or an engine's own
 
     def dense(self, rows: slice) -> Tensor:
         """See ``Linear.dense``."""
-        return self.restore(self.weight[rows], self.quantization, self.columns, torch.float32)
+        return self.restore(self.weight[rows], self.format, self.columns, torch.float32)
 
     def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x [..., in] times the matrix, both rounded to ``dtype``: [..., out]."""
@@ -40,7 +43,7 @@ class QuantizedMatrix(nn.Module):
         step = max(CHUNK // self.columns, 1)
         pieces = torch.split(self.weight, step)
         return torch.cat(
-            [F.linear(x, self.restore(piece, self.quantization, self.columns, dtype)) for piece in pieces], dim=-1
+            [F.linear(x, self.restore(piece, self.format, self.columns, dtype)) for piece in pieces], dim=-1
         )
 
     def unembed(self, x: Tensor) -> Tensor:
@@ -51,10 +54,8 @@ class QuantizedMatrix(nn.Module):
 class QuantizedLinear(QuantizedMatrix):
     """A quantized ``Linear``, which multiplies in ``dtype``."""
 
-    def __init__(
-        self, blocks: Tensor, columns: int, quantization: Quantization, bias: Tensor | None, dtype: torch.dtype
-    ) -> None:
-        super().__init__(blocks, columns, quantization)
+    def __init__(self, blocks: Tensor, columns: int, format: str, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(blocks, columns, format)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.dtype = dtype
 
@@ -67,7 +68,20 @@ class QuantizedEmbedding(QuantizedMatrix):
     """A quantized ``Embedding``."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return from_blocks(self.weight[ids.flatten()], self.quantization, self.columns).view(*ids.shape, -1)
+        return from_blocks(self.weight[ids.flatten()], self.format, self.columns).view(*ids.shape, -1)
+
+
+class QuantizedStack(nn.Module):
+    """Quantized matrices of the same width, one below the other as one ``QuantizedLinear``, in formats of their own."""
+
+    def __init__(self, parts: Sequence[QuantizedLinear]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.bias: nn.Parameter | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([part(x) for part in self.parts], dim=-1)
+        return y if self.bias is None else y + self.bias
 
 
 def quantize(
@@ -100,15 +114,22 @@ def matrices(model: Transformer) -> Iterator[tuple[str, Linear | Embedding]]:
             yield name, module
 
 
-def quantization_of(model: Transformer) -> Quantization | None:
-    """How a model is quantized: int4 if any matrix has 4 bits; None if it is not quantized."""
-    kinds = {module.quantization for module in model.modules() if isinstance(module, QuantizedMatrix)}
-    return "int4" if "int4" in kinds else "int8" if kinds else None
+def quantization_of(model: Transformer) -> str | None:
+    """How a model's weights are stored: "int8", "int4" or the formats of a GGUF file; None if in floating point."""
+    formats = {module.format for module in model.modules() if isinstance(module, QuantizedMatrix)}
+    return name_of(formats) if formats else None
 
 
-def bits_of(name: str, quantization: Quantization) -> Quantization:
-    """How the module called ``name`` is stored in a quantized model: what all logits depend on has 8 bits."""
-    return "int8" if name in ("embedding", "head") else quantization
+def name_of(formats: Collection[str]) -> str:
+    """What to call weights in blocks of these formats: "int8" and "int4" as ``quantize`` makes them, or their names."""
+    if set(formats) <= {"Q4_0", "Q8_0"}:
+        return "int4" if "Q4_0" in formats else "int8"
+    return "+".join(sorted(formats))
+
+
+def format_of(name: str, quantization: Quantization) -> str:
+    """The blocks of the module called ``name`` in a quantized model: what all logits depend on has 8 bits."""
+    return "Q8_0" if quantization == "int8" or name in ("embedding", "head") else "Q4_0"
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -123,13 +144,13 @@ def quantized_weight(name: str, module: Linear | Embedding, quantization: Quanti
     if not is_finite(weight):
         raise LlmcliError(f"{name}.weight contains NaN or infinity", "the model cannot be quantized")
     pieces = torch.split(weight, max(CHUNK // weight.shape[1], 1))
-    return torch.cat([to_blocks(piece, bits_of(name, quantization)) for piece in pieces])
+    return torch.cat([to_blocks(piece, format_of(name, quantization)) for piece in pieces])
 
 
 def quantized_shape(name: str, module: Linear | Embedding, quantization: Quantization) -> tuple[int, int]:
     """The shape of ``quantized_weight``."""
     rows, columns = module.weight.shape
-    return rows, row_bytes(columns, bits_of(name, quantization))
+    return rows, row_bytes(columns, format_of(name, quantization))
 
 
 def quantized_module(
@@ -141,7 +162,7 @@ def quantized_module(
     dtype: torch.dtype,
 ) -> QuantizedMatrix:
     """What replaces ``module``, which may be on the meta device, given its ``quantized_weight`` and its bias."""
-    columns, bits = module.weight.shape[1], bits_of(name, quantization)
+    columns, format = module.weight.shape[1], format_of(name, quantization)
     if isinstance(module, Embedding):
-        return QuantizedEmbedding(blocks, columns, bits)
-    return QuantizedLinear(blocks, columns, bits, None if bias is None else bias.detach(), dtype)
+        return QuantizedEmbedding(blocks, columns, format)
+    return QuantizedLinear(blocks, columns, format, None if bias is None else bias.detach(), dtype)

@@ -23,11 +23,13 @@ from llmcli.files.names import CONFIG, INDEX, WEIGHTS
 from llmcli.files.safetensors import INTEGERS, TensorFile, write_tensors
 from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import BLOCK, Quantization, scales_of
+from llmcli.storage.blocks import BLOCK
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import BESIDE, METHOD, without_settings
+from llmcli.storage.ggml import scales_of
 from llmcli.storage.quantize import (
-    bits_of,
+    Quantization,
+    format_of,
     matrices,
     quantized_module,
     quantized_shape,
@@ -139,8 +141,8 @@ def load_quantized(
     check_quantized(file, model, quantization)
     tensors = {name: file.viewed(entry) for name, entry in file.entries.items()}  # mapped if possible
     for name, tensor in tensors.items():
-        bits = bits_of(name.removesuffix(".weight"), quantization)
-        if not notes.finite(scales_of(tensor, bits) if tensor.dtype == torch.uint8 else tensor):
+        format = format_of(name.removesuffix(".weight"), quantization)
+        if not notes.finite(scales_of(tensor, format) if tensor.dtype == torch.uint8 else tensor):
             raise LlmcliError(f"{file.path}: tensor {name} contains NaN or infinity", "the file may be damaged")
     if not isinstance(dtype, torch.dtype):
         stored_dtype = tensors["norm.weight"].dtype

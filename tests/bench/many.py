@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -28,8 +28,7 @@ from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import steps
-from llmcli.storage.blocks import BLOCK_BYTES
-from llmcli.storage.quantize import quantize
+from llmcli.storage.quantize import Quantization, quantize
 from tests.bench.peers import SHAPES, write_models
 from tests.tiny import load
 
@@ -105,7 +104,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder), SHAPES[options.shape], [])
-        quantization = options.weights if options.weights in BLOCK_BYTES else None
+        quantization = options.weights if options.weights in get_args(Quantization) else None
         dtype = torch.bfloat16 if quantization else getattr(torch, options.weights)
         model = load(Path(folder) / "hf", device=torch.device("cpu"), dtype=dtype)
         if quantization:

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from llmcli.engine.native import MAX_ROWS, NativeStep, variant
 from llmcli.engine.native.library import library
+from llmcli.engine.native.step import FORMATS
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
+from llmcli.files.gguf import BLOCKS
 from llmcli.generation.steps import NATIVE_PROMPT, last_logits
 from llmcli.model.cache import KVCache
 from llmcli.model.config import Activation
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization, from_blocks, to_blocks
 from llmcli.storage.checkpoint import Checkpoint
+from llmcli.storage.ggml import PACKED, from_blocks, row_bytes
 from llmcli.storage.quantize import QuantizedMatrix, matrices, quantize
 from tests.tiny import CASES, CONTEXT, CPU, TinyFactory, random_ids
 
@@ -191,15 +193,20 @@ def test_nan_and_infinity_reach_the_logits(tiny: TinyFactory) -> None:
         assert not native_logits(model, 1)[-1].isfinite().any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
-@pytest.mark.parametrize("columns", [5, 32, 48])
-def test_restored_weights_are_those_of_the_blocks(
-    tiny: TinyFactory, dtype: torch.dtype, quantization: Quantization, columns: int
-) -> None:
-    blocks = to_blocks(torch.randn(7, columns, generator=torch.Generator().manual_seed(0)), quantization)
-    restored = native_of(load(tiny, "llama")).restore(blocks, quantization, columns, dtype)
-    assert torch.equal(restored, from_blocks(blocks, quantization, columns, dtype))
+@pytest.mark.parametrize("format", sorted(FORMATS.keys() & set(PACKED)))
+def test_restored_weights_are_those_of_the_blocks(tiny: TinyFactory, format: str) -> None:
+    native, random = native_of(load(tiny, "llama")), torch.Generator().manual_seed(0)
+    for columns in (5, 48, 3 * 256) if format in ("Q8_0", "Q4_0") else (2 * BLOCKS[format][0], 3 * 256):
+        shape = 50, row_bytes(columns, format)
+        blocks = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            restored, expected = (
+                native.restore(blocks, format, columns, dtype),
+                from_blocks(blocks, format, columns, dtype),
+            )
+            finite = from_blocks(blocks, format, columns).abs() < 1e30  # random scales are infinite or NaN, too
+            assert finite.float().mean() > 0.5
+            assert torch.equal(restored[finite], expected[finite])
 
 
 def test_values_too_large_for_float16_become_its_largest(tiny: TinyFactory) -> None:

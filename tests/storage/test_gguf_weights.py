@@ -19,7 +19,7 @@ from llmcli.errors import LlmcliError
 from llmcli.model.families import FAMILIES
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, save
-from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear
+from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedStack, name_of, quantization_of
 from tests.gguf_file import write_gguf
 
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def test_a_gguf_file_has_the_logits_of_its_model(case: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("type", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
-def test_quantized_matrices_are_restored_exactly(type: str, tmp_path: Path) -> None:
+def test_quantized_matrices_are_those_of_their_restored_weights(type: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", "llama")
     stored = GGMLQuantizationType[type]
     tensors = load_file(folder / "model.safetensors")
@@ -154,10 +154,34 @@ def test_quantized_matrices_are_restored_exactly(type: str, tmp_path: Path) -> N
     save_file(tensors, folder / "model.safetensors")
     torch.testing.assert_close(logits_of(tmp_path / "model.gguf"), logits_of(folder), atol=1e-4, rtol=1e-5)
     model = Checkpoint.read(tmp_path / "model.gguf").load(device=CPU)
-    packed = type in ("Q8_0", "Q4_0")
-    assert isinstance(model.blocks[0].attn.qkv, QuantizedLinear) == packed
+    packed = type.startswith("Q")
+    assert isinstance(model.blocks[0].attn.out, QuantizedLinear) == packed
+    assert isinstance(model.blocks[0].attn.qkv, QuantizedStack) == packed
     assert isinstance(model.embedding, QuantizedEmbedding) == packed
     assert model.dtype == {"F16": torch.float16}.get(type, torch.bfloat16)
+
+
+@pytest.mark.parametrize("case", ["llama-biases", "mixtral", "phi3"])
+def test_matrices_whose_parts_have_different_formats_stay_packed(case: str, tmp_path: Path) -> None:
+    """As files have whose names end in _M. The compiled engine decodes them, too."""
+    folder = write_model(tmp_path / "model", case)
+    formats = ("Q8_0", "Q4_1", "Q5_0", "Q4_0", "Q5_1")
+    used: dict[str, str] = {}
+
+    def type_of(name: str, tensor: Tensor) -> str:
+        return "F32" if tensor.ndim < 2 else used.setdefault(name, formats[len(used) % len(formats)])
+
+    write_gguf(folder, tmp_path / "model.gguf", type_of)
+    model = Checkpoint.read(tmp_path / "model.gguf").load(device=CPU, dtype=torch.float32, build=EngineTransformer)
+    assert quantization_of(model) == name_of(formats) == "Q4_0+Q4_1+Q5_0+Q5_1+Q8_0"
+    ids, cache = [number * 7 % 67 for number in range(20)], model.new_cache()
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids]))[0]
+    restored = Checkpoint.read(tmp_path / "model.gguf").load(device=torch.device("meta"), dtype=torch.float32)
+    assert quantization_of(restored) is None
+    if model.native is not None:
+        decoded = torch.cat([model.native.feed([token], cache, 1) for token in ids])
+        torch.testing.assert_close(decoded, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_split_model_opens_by_its_first_part(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from llmcli.generation.bench import read_bytes
 from llmcli.model.layers import Embedding, Linear, Norm
 from llmcli.model.transformer import Transformer
 from llmcli.storage import quantize as module
-from llmcli.storage.blocks import Quantization, from_blocks
+from llmcli.storage.ggml import from_blocks
 from llmcli.storage.quantize import (
+    Quantization,
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedMatrix,
@@ -61,7 +62,7 @@ def test_products_of_restored_weights(
     plain = linear(out, inner, bias=bias)
     ours = quantized_version(plain, quantization, dtype)
     assert isinstance(ours, QuantizedLinear)
-    weights = from_blocks(ours.weight, quantization, inner).double()
+    weights = from_blocks(ours.weight, ours.format, inner).double()
     x = noise(2, 3, inner, seed=2)
     expected = x.double() @ weights.t() + (0 if plain.bias is None else plain.bias.double())
     y = ours(x)
@@ -77,7 +78,7 @@ def test_a_table_restores_rows_and_is_a_head_with_exact_sums(quantization: Quant
     plain.weight.copy_(noise(71, 64))
     ours = quantized_version(plain, quantization, torch.bfloat16)
     assert isinstance(ours, QuantizedEmbedding)
-    weights = from_blocks(ours.weight, quantization, 64)
+    weights = from_blocks(ours.weight, ours.format, 64)
     ids = torch.tensor([[0, 70, 3], [5, 5, 1]])
     assert torch.equal(ours(ids), weights[ids])
     x = noise(2, 3, 64, seed=2)

@@ -13,16 +13,12 @@ PATH = Path(__file__).with_name(f"llmcli_native{SUFFIX}")  # written by hatch_bu
 
 
 class Matrix(ctypes.Structure):
-    """A matrix [rows, cols] whose rows are ``stride`` bytes apart; ``bias`` is fp32."""
+    """A matrix [rows, cols] whose rows are ``stride`` bytes apart; all but the first ``stored`` are in ``rest``."""
 
     _fields_ = (
-        ("data", c_void_p),
-        ("bias", c_void_p),
+        *((name, c_void_p) for name in ("data", "bias", "rest")),
         ("stride", c_int64),
-        ("rows", c_int32),
-        ("cols", c_int32),
-        ("format", c_int32),
-        ("unused", c_int32),
+        *((name, c_int32) for name in ("rows", "stored", "cols", "format")),
     )
 
 

@@ -10,30 +10,28 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from llmcli.engine.native.library import Buffers, Layer, Matrix, Model, Norm, Row, library
 from llmcli.errors import LlmcliError
+from llmcli.files.gguf import BLOCKS
 from llmcli.model import mlp
 from llmcli.model.cache import KVCache
 from llmcli.model.config import Activation, ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear
 from llmcli.model.layers import Norm as NormModule
 from llmcli.model.transformer import Block, Transformer
-from llmcli.storage.blocks import BLOCK, Quantization, from_blocks, row_bytes
-from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
+from llmcli.storage.ggml import from_blocks, row_bytes
+from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix, QuantizedStack
 
 MAX_ROWS = 16  # tokens per step
-FORMATS: dict[torch.dtype | str, int] = {
-    torch.float32: 0,
-    torch.bfloat16: 1,
-    torch.float16: 2,
-    "int8": 3,
-    "int4": 4,
-}
+DENSE = (torch.float32, torch.bfloat16, torch.float16)
+PACKED = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 IQ4_NL MXFP4 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS"
+FORMATS = dict[torch.dtype | str, int](zip((*DENSE, *PACKED.split()), range(16), strict=True))  # as ``enum format``
+T = TypeVar("T")
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 LEAVES = (Linear, Embedding, NormModule, QuantizedLinear, QuantizedEmbedding)
 MIN_ANGLES = 512  # positions whose angles are computed together
@@ -108,15 +106,16 @@ class NativeStep:
             assert not failure
         return logits
 
-    def restore(self, blocks: Tensor, quantization: Quantization, columns: int, dtype: torch.dtype) -> Tensor:
-        """The weights [N, columns] of rows of blocks in ``dtype``, as ``storage.blocks.from_blocks`` computes them."""
+    def restore(self, blocks: Tensor, format: str, columns: int, dtype: torch.dtype) -> Tensor:
+        """The weights [N, columns] of rows of blocks in ``dtype``, as ``storage.ggml.from_blocks`` computes them."""
         if dtype not in (torch.float32, torch.bfloat16):
-            return from_blocks(blocks, quantization, columns, dtype)
+            return from_blocks(blocks, format, columns, dtype)
         self._check_process()
-        _check_rows(blocks, len(blocks), row_bytes(columns, quantization))
+        _check_rows(blocks, len(blocks), row_bytes(columns, format))
         weights = torch.empty(len(blocks), columns, dtype=dtype)
         stride = blocks.stride(0)
-        matrix = Matrix(blocks.data_ptr(), None, stride, len(blocks), columns, FORMATS[quantization])
+        rows = len(blocks)
+        matrix = Matrix(blocks.data_ptr(), None, None, stride, rows, rows, columns, FORMATS[format])
         with self._lock:
             self._library.engine_restore(self._engine, matrix, dtype == torch.bfloat16, weights.data_ptr())
         return weights
@@ -220,7 +219,7 @@ class Description:
         for number, (layer, block) in enumerate(zip(layers, model.blocks, strict=True)):
             assert isinstance(block, Block)
             self._fill(layer, block, number, model)
-        self._kept.append(layers)
+        self._keep(layers)
         moe, vocabulary, hidden = config.moe, config.vocab_size, config.hidden_size
         inner = max(config.intermediate_size, 0 if moe is None else moe.intermediate_size)
         embedding, positions = self._matrix(model.embedding, vocabulary, hidden), config.max_position_embeddings
@@ -278,7 +277,7 @@ class Description:
         for index, expert in enumerate(block.mlp.experts):
             assert isinstance(expert, mlp.MLP)
             experts[2 * index], experts[2 * index + 1] = self._mlp(expert, config, config.moe.intermediate_size)
-        self._kept.append(experts)
+        self._keep(experts)
         layer.experts, layer.router = experts, self._matrix(block.mlp.router, len(block.mlp.experts), hidden)
         layer.experts_count, layer.experts_per_token = len(block.mlp.experts), block.mlp.per_token
 
@@ -287,36 +286,57 @@ class Description:
         return up, self._matrix(module.down, config.hidden_size, wide)
 
     def _matrix(self, module: nn.Module, rows: int, columns: int) -> Matrix:
-        weight, bias = module.get_parameter("weight").detach(), getattr(module, "bias", None)
-        if isinstance(module, QuantizedMatrix):
-            assert module.columns == columns
-            assert weight.dtype == torch.uint8
-            _check_rows(weight, rows, row_bytes(columns, module.quantization))
-            columns, kind = -(-columns // BLOCK) * BLOCK, FORMATS[module.quantization]
-        else:
-            _check_rows(weight, rows, columns)
-            kind = FORMATS[weight.dtype]
-        assert bias is None or bias.shape == (rows,)
-        return Matrix(
-            data=self._keep(weight),
-            bias=None if bias is None else self._keep(bias.detach().float().contiguous()),
-            stride=weight.stride(0) * weight.element_size(),
-            rows=rows,
-            cols=columns,
-            format=kind,
-        )
+        """A matrix [rows, columns], whose parts, if there are several, are each other's rest."""
+        parts = module.parts if isinstance(module, QuantizedStack) else (module,)
+        weights = [part.get_parameter("weight").detach() for part in parts]
+        assert sum(map(len, weights)) == rows
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            assert bias.shape == (rows,)
+            bias = bias.detach().float().contiguous()
+        matrix, first = None, rows
+        for part, weight in reversed(list(zip(parts, weights, strict=True))):
+            first -= len(weight)
+            rest = None if matrix is None else ctypes.addressof(self._keep(matrix))
+            matrix = Matrix(
+                data=self._at(weight),
+                bias=None if bias is None else self._at(bias[first:]),
+                rest=rest,
+                stride=weight.stride(0) * weight.element_size(),
+                rows=rows - first,
+                stored=len(weight),
+                **_stored_as(part, weight, columns),
+            )
+        assert matrix is not None
+        return matrix
 
     def _norm(self, norm: NormModule | None, size: int) -> Norm:
         if norm is None:
             return Norm()
         assert norm.weight.shape == (size,)
         assert norm.bias is None or norm.bias.shape == (size,)
-        bias = None if norm.bias is None else self._keep(norm.bias.detach().float().contiguous())
-        return Norm(self._keep(norm.scale().detach().contiguous()), bias)
+        bias = None if norm.bias is None else self._at(norm.bias.detach().float().contiguous())
+        return Norm(self._at(norm.scale().detach().contiguous()), bias)
 
-    def _keep(self, tensor: Tensor) -> int:
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+    def _at(self, tensor: Tensor) -> int:
+        return self._keep(tensor).data_ptr()
+
+    def _keep(self, value: T) -> T:
+        """The value, which stays in memory as long as this description: C points to it."""
+        self._kept.append(value)
+        return value
+
+
+def _stored_as(module: nn.Module, weight: Tensor, columns: int) -> dict[str, int]:
+    """The format of a module's weight, and the columns in it; its shape is checked."""
+    if not isinstance(module, QuantizedMatrix):
+        _check_rows(weight, len(weight), columns)
+        return {"format": FORMATS[weight.dtype], "cols": columns}
+    assert module.columns == columns
+    assert weight.dtype == torch.uint8
+    _check_rows(weight, len(weight), row_bytes(columns, module.format))
+    block, _ = BLOCKS[module.format]
+    return {"format": FORMATS[module.format], "cols": -(-columns // block) * block}
 
 
 def native_step(model: Transformer) -> NativeStep | None:

@@ -16,11 +16,10 @@ from llmcli.explain.verification.proof import Divergence, Finding, Plan, Skipped
 from llmcli.explain.verification.subject import Subject, one_pass
 from llmcli.generation.filters import Temperature
 from llmcli.model.transformer import Transformer
-from llmcli.storage.blocks import Quantization
 from llmcli.storage.quantize import quantization_of
 
 # Weights are rounded to the dtype before they are quantized, and some then round to another level.
-QUANTIZED_TOLERANCES: dict[Quantization, float] = {"int8": 1e-1, "int4": 3e-1}
+QUANTIZED_TOLERANCES = {"int8": 1e-1, "int4": 3e-1}
 DEVICE_NAMES = {"cpu": "the CPU", "cuda": "the GPU", "mps": "the GPU"}
 
 
@@ -76,7 +75,7 @@ def dtype_plans(subject: Subject) -> list[Plan]:
         other = subject.opened(device, name).model
         ours, allowed = output_of(subject, other), tolerance(other)
         if (quantization := quantization_of(other)) is not None:
-            allowed = max(allowed, QUANTIZED_TOLERANCES[quantization])
+            allowed = max(allowed, QUANTIZED_TOLERANCES.get(quantization, 0.0))
         divergence = continuations_diverge(subject, ours, exact)
         largest = largest_difference(ours.logits, exact.logits)
         margin = 0.0 if divergence is None else relative_error(divergence.margin, float(exact.logits.abs().max()))

@@ -14,7 +14,6 @@ from llmcli.explain.verification.devices import device_plans, dtype_plans
 from llmcli.explain.verification.proof import Finding, Plan, Proof, Skipped
 from llmcli.explain.verification.subject import Reopen, Subject, fitting
 from llmcli.generation.loaded import LoadedModel, load
-from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import quantization_of
 
 # Read if no text is given; written for this purpose.
@@ -105,11 +104,9 @@ def verify(
 
 def _opener(loaded: LoadedModel) -> Reopen:
     """A function that opens the folder of ``loaded`` again, quantized in the same way."""
-    stored = loaded.folder.is_file() or Checkpoint.read(loaded.folder).quantization is not None
-    quantization = None if stored else quantization_of(loaded.model)
 
     def reopen(device: str, dtype: str) -> LoadedModel:
-        return load(loaded.folder, name=loaded.name, device=device, dtype=dtype, quantization=quantization)
+        return load(loaded.folder, name=loaded.name, device=device, dtype=dtype, quantization=loaded.quantization)
 
     return reopen
 

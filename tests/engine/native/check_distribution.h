@@ -58,7 +58,7 @@ static void check_softmax(const distribution_functions *f, const float *logits, 
         fabs(found.weighted - weighted) > 1e-6 * (total - weighted))
         fault("the sums of logits are wrong", found.total / total - 1);
     for (int i = 0; i < count; i++) {
-        const double expected = exp((double)(logits[i] - (float)largest)) / total; // the difference is rounded
+        const double expected = exp((double)(logits[i] - (float)largest)) / found.total; // the difference is rounded
         if (!(fabs((double)probs[i] - expected) <= 1e-6 * expected + 2e-45) ||
             f->probability(&found, logits[i]) != probs[i])
             fault("a probability is wrong", (double)probs[i] - expected);

@@ -11,7 +11,7 @@
 
 #include "engine.h"
 
-enum { BLOCK = 32, LONG = 530 };
+enum { LONG = 530 };
 
 typedef struct {
     model m;
@@ -94,26 +94,103 @@ static double as_cached(int format, double x)
     return format == BF16 ? round_to(x, 7, -133) : fmax(fmin(round_to(x, 10, -24), 65504), -65504);
 }
 
+// Weights per block and its bytes, and the bytes of its fp16 numbers, by format.
+static const struct {
+    int weights, bytes, halves[2];
+} FORMATS[] = {
+    [F32] = {1, 4, {-1, -1}},         [BF16] = {1, 2, {-1, -1}},      [F16] = {1, 2, {-1, -1}},
+    [Q8_0] = {32, 34, {0, -1}},       [Q4_0] = {32, 18, {0, -1}},     [Q4_1] = {32, 20, {0, 2}},
+    [Q5_0] = {32, 22, {0, -1}},       [Q5_1] = {32, 24, {0, 2}},      [IQ4_NL] = {32, 18, {0, -1}},
+    [MXFP4] = {32, 17, {-1, -1}},     [Q2_K] = {256, 84, {80, 82}},   [Q3_K] = {256, 110, {108, -1}},
+    [Q4_K] = {256, 144, {0, 2}},      [Q5_K] = {256, 176, {0, 2}},    [Q6_K] = {256, 210, {208, -1}},
+    [IQ4_XS] = {256, 136, {0, -1}},
+};
+enum { KINDS = IQ4_XS + 1 };
+
 static int64_t row_bytes(int format, int cols)
 {
-    const int blocks = (cols + BLOCK - 1) / BLOCK;
-    return format == F32 ? 4 * cols : format == I8 ? 34 * blocks : format == I4 ? 18 * blocks : 2 * cols;
+    const int size = FORMATS[format].weights;
+    return (cols + size - 1) / size * FORMATS[format].bytes;
+}
+
+// Only the formats that llmcli writes may have rows that end within a block.
+static bool fits_columns(int format, int cols) { return format <= Q4_0 || cols % FORMATS[format].weights == 0; }
+
+// `format` if it is dense, otherwise any format with blocks.
+static int format_like(int format, int cols)
+{
+    while (format >= Q8_0 && !fits_columns(format = Q8_0 + below(KINDS - Q8_0), cols))
+        ;
+    return format;
 }
 
 static unsigned two_bytes(const uint8_t *p) { return p[0] | (unsigned)p[1] << 8; }
+static int nibble(const uint8_t *p, int i) { return p[i % 16] >> (i < 16 ? 0 : 4) & 15; }
+static int bit(const uint8_t *p, int i) { return p[i / 8] >> i % 8 & 1; }
+
+// The 6-bit number i of 16: 8 scales and 8 least weights (Q4_K, Q5_K).
+static int six_bits(const uint8_t *p, int i)
+{
+    const int column = i % 4, upper = i / 4 % 2, least = i / 8;
+    return upper ? (p[8 + column] >> 4 * least & 15) | (p[4 * least + column] >> 6) << 4 : p[4 * least + column] & 63;
+}
+
+// Weight i of a block.
+static double block_weight(int format, const uint8_t *p, int i)
+{
+    static const int iq4[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    static const double fp4[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    const double first = half(two_bytes(p)), second = half(two_bytes(p + 2));
+    const int two_bits = i / 128 * 32 + i % 32, pair = i % 128 / 32 * 2, group = i / 32, four_bits = i / 64 * 32 + i % 32;
+    int code;
+    switch (format) {
+    case Q8_0: return (int8_t)p[2 + i] * first;
+    case Q4_0: return (nibble(p + 2, i) - 8) * first;
+    case Q4_1: return nibble(p + 4, i) * first + second;
+    case Q5_0: return ((nibble(p + 6, i) | bit(p + 2, i) << 4) - 16) * first;
+    case Q5_1: return (nibble(p + 8, i) | bit(p + 4, i) << 4) * first + second;
+    case IQ4_NL: return iq4[nibble(p + 2, i)] * first;
+    case MXFP4: code = nibble(p + 1, i); return ldexp(code < 8 ? fp4[code] : -fp4[code - 8], p[0] - 127);
+    case Q2_K:
+        code = p[16 + two_bits] >> pair & 3;
+        return (p[i / 16] & 15) * half(two_bytes(p + 80)) * code - (p[i / 16] >> 4) * half(two_bytes(p + 82));
+    case Q3_K: {
+        const int number = i / 16, low = number < 8 ? p[96 + number] & 15 : p[88 + number] >> 4;
+        const int scale = (low | (p[104 + number % 4] >> number / 4 * 2 & 3) << 4) - 32;
+        code = (p[32 + two_bits] >> pair & 3) - (p[i % 32] >> group & 1 ? 0 : 4);
+        return half(two_bytes(p + 108)) * scale * code;
+    }
+    case Q4_K: code = p[16 + four_bits] >> i / 32 % 2 * 4 & 15; break;
+    case Q5_K: code = (p[48 + four_bits] >> i / 32 % 2 * 4 & 15) | (p[16 + i % 32] >> group & 1) << 4; break;
+    case Q6_K:
+        code = p[i / 128 * 64 + i % 64] >> i / 64 % 2 * 4 & 15;
+        code |= (p[128 + two_bits] >> pair & 3) << 4;
+        return half(two_bytes(p + 208)) * (int8_t)p[192 + i / 16] * (code - 32);
+    default: { // IQ4_XS
+        const int scale = (p[4 + group / 2] >> group % 2 * 4 & 15) | ((two_bytes(p + 2) >> 2 * group & 3) << 4);
+        return first * (scale - 32) * iq4[nibble(p + 8 + 16 * group, i % 32)];
+    }
+    }
+    return six_bits(p + 4, group) * first * code - six_bits(p + 4, 8 + group) * second;
+}
 
 static double weight(const matrix *m, int r, int c)
 {
-    const uint8_t *p = m->data + r * m->stride, *block = p + c / BLOCK * (m->format == I8 ? 34 : 18);
-    const int i = c % BLOCK;
+    if (r >= m->stored)
+        return weight(m->rest, r - m->stored, c);
+    const uint8_t *p = m->data + r * m->stride + c / FORMATS[m->format].weights * FORMATS[m->format].bytes;
     float x;
     switch (m->format) {
-    case F32: memcpy(&x, p + 4 * c, 4); return x;
-    case BF16: return bfloat(two_bytes(p + 2 * c));
-    case F16: return half(two_bytes(p + 2 * c));
-    case I8: return (int8_t)block[2 + i] * half(two_bytes(block));
-    default: return ((block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15) - 8) * half(two_bytes(block));
+    case F32: memcpy(&x, p, 4); return x;
+    case BF16: return bfloat(two_bytes(p));
+    case F16: return half(two_bytes(p));
+    default: return (float)block_weight(m->format, p, c % FORMATS[m->format].weights);
     }
+}
+
+static double bias(const matrix *m, int r)
+{
+    return r >= m->stored ? bias(m->rest, r - m->stored) : m->bias ? m->bias[r] : 0;
 }
 
 static float *random_floats(int count, double low, double high)
@@ -124,30 +201,40 @@ static float *random_floats(int count, double low, double high)
     return x;
 }
 
+// A block of random codes; those of weights from `used` on mean 0.
+static void random_block(uint8_t *p, int format, double size, int used)
+{
+    const int bytes = FORMATS[format].bytes;
+    const double largest = format == Q8_0 ? 128 : format < Q2_K ? 32 : format == IQ4_XS ? 4096 : 1024;
+    for (int i = 0; i < bytes; i++)
+        p[i] = (uint8_t)below(256);
+    for (int i = 0; i < 2; i++)
+        if (FORMATS[format].halves[i] >= 0) {
+            const unsigned scale = random_half(size / largest);
+            memcpy(p + FORMATS[format].halves[i], (uint8_t[]){scale & 255, scale >> 8}, 2);
+        }
+    if (format == MXFP4)
+        p[0] = (uint8_t)(120 + below(5));
+    for (int i = used; i < 32 && format == Q8_0; i++)
+        p[2 + i] = 0;
+    for (int i = used; i < 32 && format == Q4_0; i++)
+        p[2 + i % 16] = (uint8_t)(i < 16 ? (p[2 + i] & 0xf0) | 8 : (p[2 + i % 16] & 15) | 0x80);
+}
+
 static void random_row(uint8_t *p, int format, int cols, double size)
 {
-    for (int c = 0; c < cols; c++) {
+    const int weights = FORMATS[format].weights;
+    for (int c = 0; c < cols; c += weights, p += FORMATS[format].bytes) {
         const float x = (float)uniform(-size, size);
         const unsigned h = random_half(size);
-        uint8_t *block = p + c / BLOCK * (format == I8 ? 34 : 18);
-        const int i = c % BLOCK;
         if (format == F32)
-            memcpy(p + 4 * c, &x, 4);
+            memcpy(p, &x, 4);
         else if (format == BF16)
-            memcpy(p + 2 * c, (const uint8_t *)&x + 2, 2);
+            memcpy(p, (const uint8_t *)&x + 2, 2);
         else if (format == F16)
-            memcpy(p + 2 * c, (uint8_t[]){h & 255, h >> 8}, 2);
-        else {
-            if (i == 0) { // codes of weights beyond the last column mean 0
-                const unsigned scale = random_half(size / (format == I8 ? 128 : 8));
-                memset(block, format == I8 ? 0 : 0x88, format == I8 ? 34 : 18);
-                memcpy(block, (uint8_t[]){scale & 255, scale >> 8}, 2);
-            }
-            if (format == I8)
-                block[2 + i] = (uint8_t)below(256);
-            else
-                block[2 + i % 16] = (uint8_t)(i < 16 ? 0x80 | below(16) : (block[2 + i % 16] & 15) | below(16) << 4);
-        }
+            memcpy(p, (uint8_t[]){h & 255, h >> 8}, 2);
+        else
+            random_block(p, format, size, cols - c);
     }
 }
 
@@ -158,8 +245,21 @@ static matrix random_matrix(int rows, int cols, int format, bool bias)
     uint8_t *data = (uint8_t *)make((size_t)(offset + (rows - 1) * stride + bytes)) + offset;
     for (int r = 0; r < rows; r++)
         random_row(data + r * stride, format, cols, 1.7 / sqrt(cols));
-    const int stored = format < I8 ? cols : (cols + BLOCK - 1) / BLOCK * BLOCK;
-    return (matrix){data, bias ? random_floats(rows, -0.3, 0.3) : NULL, stride, rows, stored, format, 0};
+    const int weights = FORMATS[format].weights, stored = (cols + weights - 1) / weights * weights;
+    return (matrix){data, bias ? random_floats(rows, -0.3, 0.3) : NULL, NULL, stride, rows, rows, stored, format};
+}
+
+// As `random_matrix`, in a format like `format`; rows may be divided among several formats.
+static matrix random_rows(int rows, int cols, int format, bool bias)
+{
+    const int stored = rows > 1 && chance(30) ? 1 + below(rows - 1) : rows;
+    matrix m = random_matrix(stored, cols, format_like(format, cols), bias);
+    if (stored < rows) {
+        matrix *rest = make(sizeof *rest);
+        *rest = random_rows(rows - stored, cols, format, bias);
+        m.rest = rest, m.rows = rows;
+    }
+    return m;
 }
 
 // Models
@@ -173,9 +273,11 @@ static norm random_norm(int size, bool present, bool bias)
 
 static void random_mlp(const model *m, int wide, int format, bool bias, matrix *up, matrix *down)
 {
-    *up = random_matrix(m->gated ? 2 * wide : wide, m->hidden, format, bias);
-    *down = random_matrix(m->hidden, wide, format, bias);
+    *up = random_rows(m->gated ? 2 * wide : wide, m->hidden, format, bias);
+    *down = random_rows(m->hidden, wide, format, bias);
 }
+
+static const matrix *last_part(const matrix *m) { return m->rest ? last_part(m->rest) : m; }
 
 static layer random_layer(const model *m, int format)
 {
@@ -188,10 +290,10 @@ static layer random_layer(const model *m, int format)
     l.mlp_post = random_norm(m->hidden, !pre || chance(20), norm_bias);
     l.q = random_norm(m->qk_norm_full || m->qk_norm_per_head ? q : m->head_dim, qk_norm, false);
     l.k = random_norm(m->qk_norm_full || m->qk_norm_per_head ? kv : m->head_dim, qk_norm, false);
-    l.qkv = random_matrix(q + 2 * kv, m->hidden, format, bias);
+    l.qkv = random_rows(q + 2 * kv, m->hidden, format, bias);
     if (bias && m->cache_format == F16 && chance(20))
-        ((float *)l.qkv.bias)[q + kv + below(kv)] = 1e5f; // a value beyond float16
-    l.out = random_matrix(m->hidden, q, format, chance(30));
+        ((float *)last_part(&l.qkv)->bias)[last_part(&l.qkv)->rows - 1] = 1e5f; // a value beyond float16
+    l.out = random_rows(m->hidden, q, format, chance(30));
     l.rope = m->positions.rows || chance(10) ? -1 : below(2);
     if (chance(70)) {
         random_mlp(m, m->inner, format, bias, &l.up, &l.down);
@@ -199,7 +301,7 @@ static layer random_layer(const model *m, int format)
     }
     l.experts_count = 1 + below(6);
     l.experts_per_token = 1 + below(l.experts_count);
-    l.router = random_matrix(l.experts_count, m->hidden, m->embedding.format < I8 ? m->embedding.format : F32, false);
+    l.router = random_matrix(l.experts_count, m->hidden, m->embedding.format < Q8_0 ? m->embedding.format : F32, false);
     matrix *experts = make((size_t)(2 * l.experts_count) * sizeof *experts);
     const int wide = 1 + below(m->inner);
     for (int i = 0; i < l.experts_count; i++)
@@ -223,6 +325,12 @@ static setup random_setup(int positions)
     m->kv_heads = 1 + below(small ? 1 : 3);
     m->heads = m->kv_heads * (small || m->head_dim > 60 ? 1 + below(2) : PICK(1, 2, 3, 4, 5, 8));
     m->inner = small ? 45 : PICK(8, 32, 45, 64, 100);
+    if (!small && chance(15)) { // whole blocks of 256
+        m->hidden = m->inner = 256;
+        m->head_dim = 64;
+        m->kv_heads = PICK(1, 2, 4);
+        m->heads = 4;
+    }
     m->layers_count = 1 + below(2);
     m->activation = below(LINEAR + 1);
     m->gated = chance(60);
@@ -240,9 +348,9 @@ static setup random_setup(int positions)
     m->embedding_scale = chance(50) ? 1 : (float)uniform(0.5, 8);
     m->residual_scale = chance(50) ? 1 : (float)uniform(0.2, 1);
     m->logit_scale = chance(50) ? 1 : (float)uniform(0.2, 2);
-    const int format = below(I4 + 1), vocabulary = 3 + below(80);
-    m->embedding = random_matrix(vocabulary, m->hidden, format == I4 ? I8 : format, false);
-    m->head = chance(50) ? m->embedding : random_matrix(vocabulary, m->hidden, m->embedding.format, false);
+    const int format = below(2 * Q8_0), vocabulary = 3 + below(80);
+    m->embedding = random_matrix(vocabulary, m->hidden, format_like(format, m->hidden), false);
+    m->head = chance(50) ? m->embedding : random_rows(vocabulary, m->hidden, format, false);
     if (chance(20))
         m->positions = random_matrix(positions, m->hidden, below(3), false);
     m->final = random_norm(m->hidden, true, m->layer_norm && chance(50));

@@ -13,7 +13,7 @@ static double *product(const matrix *m, int cols, const double *x, int count)
         for (int c = 0; c < cols; c++)
             w[c] = weight(m, r, c);
         for (int t = 0; t < count; t++) {
-            double sum = m->bias ? m->bias[r] : 0;
+            double sum = bias(m, r);
             for (int c = 0; c < cols; c++)
                 sum += w[c] * x[t * cols + c];
             y[t * m->rows + r] = sum;

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-enum format { F32, BF16, F16, I8, I4 };
+enum format { F32, BF16, F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS };
 enum activation { // in the order of `Activation` in model/config.py
     SILU,
     GELU,
@@ -22,13 +22,15 @@ enum activation { // in the order of `Activation` in model/config.py
 };
 enum { MAX_ROWS = 16 }; // tokens per step
 
-// A matrix [rows, cols], stored by rows of `stride` bytes. A row is a sequence of blocks of 32 weights; only dense
-// formats may end within one, so in products `cols` of the others is a multiple of 32.
-typedef struct {
+// A matrix [rows, cols], stored by rows of `stride` bytes. A row is a sequence of blocks of 32 or 256 weights; only
+// dense formats may end within one, so in products `cols` of the others is a multiple of it. The first `stored` rows
+// are here, the others, which may have another format, in `rest`.
+typedef struct matrix {
     const uint8_t *data;
-    const float *bias; // [rows] or NULL
+    const float *bias; // [stored] or NULL
+    const struct matrix *rest;
     int64_t stride;
-    int32_t rows, cols, format, unused;
+    int32_t rows, stored, cols, format;
 } matrix;
 
 // A norm's weight, its offset included, and its bias; both NULL if the model has no such norm.

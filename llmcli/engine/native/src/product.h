@@ -3,57 +3,18 @@
 #ifndef LLMCLI_PRODUCT_H
 #define LLMCLI_PRODUCT_H
 
-#include <stdbool.h>
-
-#include "model.h"
-#include "simd.h"
+#include "blocks.h"
 
 // So many rows and tokens are multiplied together that their sums, of LANES numbers each, fit into the registers.
-enum { BLOCK = 32, PARTS = BLOCK / LANES, AHEAD = 4096 };
-enum { ROWS = 4, TILE = LANES == 16 ? 8 : 4 };
+enum { ROWS = 4, PAIR = 2, TILE = LANES == 16 ? 8 : 4, AHEAD = 4096 };
 
-// Bytes of a block of 32 weights.
-INLINE int block_bytes(int format)
-{
-    switch (format) {
-    case F32: return 4 * BLOCK;
-    case I8: return 2 + BLOCK;
-    case I4: return 2 + BLOCK / 2;
-    default: return 2 * BLOCK;
-    }
-}
-
-// Restore a block of weights. I8 and I4 begin with a scale in fp16; byte i of I4 stores weight i in its lower half and
-// weight i + 16 in the upper one, each plus 8 (the layouts of GGUF's Q8_0 and Q4_0).
-INLINE void restore(int format, const uint8_t *p, vf w[PARTS])
-{
-    if (format == F32)
-        for (int i = 0; i < PARTS; i++)
-            w[i] = load((const float *)p + i * LANES);
-    else if (format == BF16)
-        for (int i = 0; i < PARTS; i++)
-            w[i] = from_bf16(p + 2 * i * LANES);
-    else if (format == F16)
-        for (int i = 0; i < PARTS; i++)
-            w[i] = from_f16(p + 2 * i * LANES);
-    else if (format == I8) {
-        const vf scale = splat_f16(p);
-        for (int i = 0; i < PARTS; i++)
-            w[i] = from_i8(p + 2 + i * LANES) * scale;
-    } else {
-        const vf scale = splat_f16(p);
-        for (int i = 0; i < PARTS / 2; i++)
-            from_nibbles(p + 2 + i * LANES, scale, &w[i], &w[i + PARTS / 2]);
-    }
-}
-
-// sums[r][t] += the products of a block of each of `rows` rows with 32 numbers of each of `count` vectors.
-INLINE void multiply_block(int format, int rows, int count, const uint8_t *w, int64_t stride, const float *const *x,
-                           int64_t at, vf sums[ROWS][TILE])
+// sums[r][t] += the products of 32 weights of each of `rows` rows with 32 numbers of each of `count` vectors.
+INLINE void multiply_unit(int format, int rows, int count, const uint8_t *w, int64_t stride, int group, const groups *g,
+                          const float *const *x, int64_t at, vf sums[ROWS][TILE])
 {
     vf part[ROWS][PARTS];
     for (int r = 0; r < rows; r++)
-        restore(format, w + r * stride, part[r]);
+        restore(format, w + r * stride, group, &g[r], part[r]);
     for (int i = 0; i < PARTS; i++)
         for (int t = 0; t < count; t++) {
             const vf inputs = load(x[t] + at + i * LANES);
@@ -66,86 +27,113 @@ INLINE void multiply_block(int format, int rows, int count, const uint8_t *w, in
 INLINE void dot(int format, int rows, int count, const uint8_t *w, int64_t stride, int cols, const float *const *x,
                 float results[ROWS][TILE])
 {
-    const int bytes = block_bytes(format), blocks = cols / BLOCK;
+    const int bytes = block_bytes(format), weights = block_weights(format), blocks = cols / weights;
     vf sums[ROWS][TILE] = {0};
+    groups g[ROWS];
     for (int b = 0; b < blocks; b++) {
         const uint8_t *block = w + (int64_t)b * bytes;
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++) {
             for (int ahead = 0; ahead < bytes; ahead += 64)
                 __builtin_prefetch(block + r * stride + AHEAD + ahead);
-        multiply_block(format, rows, count, block, stride, x, (int64_t)b * BLOCK, sums);
+            if (weights > UNIT)
+                read_groups(format, block + r * stride, &g[r]);
+        }
+        // Loading a scale into all lanes is faster than moving it there from a register, which compilers prefer.
+        __asm__("" : : "r"(g) : "memory");
+#pragma GCC unroll 8
+        for (int group = 0; group < weights / UNIT; group++)
+            multiply_unit(format, rows, count, block, stride, group, g, x, (int64_t)b * weights + group * UNIT, sums);
     }
-    if (cols % BLOCK) { // only in dense formats; x continues with zeros
-        const int64_t size = 4 * BLOCK, used = cols % BLOCK * (bytes / BLOCK);
-        uint8_t last[ROWS * 4 * BLOCK] = {0};
+    if (cols % weights) { // only in dense formats; x continues with zeros
+        const int64_t size = 4 * UNIT, used = cols % UNIT * (bytes / UNIT);
+        uint8_t last[ROWS * 4 * UNIT] = {0};
         for (int r = 0; r < rows; r++)
             memcpy(last + r * size, w + r * stride + (int64_t)blocks * bytes, (size_t)used);
-        multiply_block(format, rows, count, last, size, x, (int64_t)blocks * BLOCK, sums);
+        multiply_unit(format, rows, count, last, size, 0, g, x, (int64_t)blocks * UNIT, sums);
     }
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < count; t++)
             results[r][t] = sum(sums[r][t]);
 }
 
-// y[t][r] = row r of m times x[t], plus the bias, for `rows` rows from `first` on and `count` vectors of any number.
-INLINE void multiply_rows(int format, const matrix *m, int rows, int first, int count, const float *const *x,
+// y[t][r] = row r of m times x[t], plus the bias, for `rows` rows from `first` on and `count` vectors.
+INLINE void multiply_tile(int format, const matrix *m, int rows, int first, int count, const float *const *x,
                           float *const *y)
 {
-    const uint8_t *w = m->data + first * m->stride;
-    for (int t = 0, some = TILE; t < count; t += some) {
-        float results[ROWS][TILE];
-        while (some > count - t)
-            some /= 2;
-        switch (some) {
-        case 1: dot(format, rows, 1, w, m->stride, m->cols, x + t, results); break;
-        case 2: dot(format, rows, 2, w, m->stride, m->cols, x + t, results); break;
-        case 4: dot(format, rows, 4, w, m->stride, m->cols, x + t, results); break;
-        default: dot(format, rows, TILE, w, m->stride, m->cols, x + t, results);
-        }
-        for (int r = 0; r < rows; r++)
-            for (int i = 0; i < some; i++)
-                y[t + i][first + r] = results[r][i] + (m->bias ? m->bias[first + r] : 0.0f);
-    }
+    float results[ROWS][TILE];
+    dot(format, rows, count, m->data + first * m->stride, m->stride, m->cols, x, results);
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < count; t++)
+            y[t][r] = results[r][t] + (m->bias ? m->bias[first + r] : 0.0f);
 }
 
-// For rows first .. last-1.
+// As `multiply_tile`, for rows first .. last-1 and any number of vectors.
 INLINE void multiply_as(int format, const matrix *m, int first, int last, int count, const float *const *x,
                         float *const *y)
 {
-    const int together = count == 1 ? ROWS : 2;
     int r = first;
-    for (; r + together <= last; r += together)
-        if (together == ROWS)
-            multiply_rows(format, m, ROWS, r, count, x, y);
-        else
-            multiply_rows(format, m, 2, r, count, x, y);
-    for (; r < last; r++)
-        multiply_rows(format, m, 1, r, count, x, y);
+    for (; count == 1 && r + ROWS <= last; r += ROWS)
+        multiply_tile(format, m, ROWS, r, 1, x, (float *[]){y[0] + r});
+    for (int rows = PAIR; r < last; r += rows) {
+        float *out[MAX_ROWS];
+        for (int t = 0; t < count; t++)
+            out[t] = y[t] + r;
+        if (r + rows > last)
+            rows = 1;
+        for (int t = 0, some = TILE; t < count; t += some) {
+            while (some > count - t)
+                some /= 2;
+            if (rows == 1)
+                some = 1, multiply_tile(format, m, 1, r, 1, x + t, out + t);
+            else if (some == 1)
+                multiply_tile(format, m, PAIR, r, 1, x + t, out + t);
+            else if (some == 2)
+                multiply_tile(format, m, PAIR, r, 2, x + t, out + t);
+            else if (some == 4)
+                multiply_tile(format, m, PAIR, r, 4, x + t, out + t);
+            else
+                multiply_tile(format, m, PAIR, r, TILE, x + t, out + t);
+        }
+    }
 }
 
+#define FOR_EACH_FORMAT(DO)                                                                                            \
+    DO(F32) DO(BF16) DO(F16) DO(Q8_0) DO(Q4_0) DO(Q4_1) DO(Q5_0) DO(Q5_1) DO(IQ4_NL) DO(MXFP4) DO(Q2_K) DO(Q3_K)        \
+    DO(Q4_K) DO(Q5_K) DO(Q6_K) DO(IQ4_XS)
+
+// y[t][r] = row r of m times x[t], plus the bias, for rows first .. last-1 and `count` vectors.
 static void multiply(const matrix *m, int first, int last, int count, const float *const *x, float *const *y)
 {
+    const int here = last < m->stored ? last : m->stored;
+#define MULTIPLY(FORMAT)                                                                                               \
+    case FORMAT: multiply_as(FORMAT, m, first, here, count, x, y); break;
     switch (m->format) {
-    case F32: multiply_as(F32, m, first, last, count, x, y); break;
-    case BF16: multiply_as(BF16, m, first, last, count, x, y); break;
-    case F16: multiply_as(F16, m, first, last, count, x, y); break;
-    case I8: multiply_as(I8, m, first, last, count, x, y); break;
-    default: multiply_as(I4, m, first, last, count, x, y);
+        FOR_EACH_FORMAT(MULTIPLY)
+    }
+    if (last > here) {
+        float *others[MAX_ROWS];
+        for (int t = 0; t < count; t++)
+            others[t] = y[t] + m->stored;
+        multiply(m->rest, first > here ? first - m->stored : 0, last - m->stored, count, x, others);
     }
 }
 
 // Restore row r of m into y, in fp32 or, rounded, in bf16.
 INLINE void restore_row_as(int format, const matrix *m, int64_t r, bool narrow, void *y)
 {
-    const int bytes = block_bytes(format), width = narrow ? 2 : 4;
-    for (int c = 0; c < m->cols; c += BLOCK) {
-        const int count = m->cols - c < BLOCK ? m->cols - c : BLOCK;
-        uint8_t block[4 * BLOCK] = {0};
+    const int bytes = block_bytes(format), weights = block_weights(format), width = narrow ? 2 : 4;
+    groups g;
+    for (int c = 0; c < m->cols; c += UNIT) {
+        const uint8_t *block = m->data + r * m->stride + (int64_t)(c / weights) * bytes;
+        const int count = m->cols - c < UNIT ? m->cols - c : UNIT, group = c % weights / UNIT;
+        uint8_t last[4 * UNIT] = {0};
+        if (format < Q8_0 && count < UNIT)
+            block = memcpy(last, block, (size_t)count * (size_t)(bytes / UNIT));
+        if (weights > UNIT && group == 0)
+            read_groups(format, block, &g);
         vf part[PARTS];
-        memcpy(block, m->data + r * m->stride + (int64_t)(c / BLOCK) * bytes,
-               format >= I8 ? (size_t)bytes : (size_t)count * (size_t)(bytes / BLOCK));
-        restore(format, block, part);
         vu16 narrowed[PARTS];
+        restore(format, block, group, &g, part);
         for (int i = 0; narrow && i < PARTS; i++)
             narrowed[i] = all_to_bf16(part[i]);
         memcpy((uint8_t *)y + c * width, narrow ? (void *)narrowed : (void *)part, (size_t)(count * width));
@@ -154,12 +142,10 @@ INLINE void restore_row_as(int format, const matrix *m, int64_t r, bool narrow, 
 
 static void restore_row(const matrix *m, int64_t r, bool narrow, void *y)
 {
+#define RESTORE(FORMAT)                                                                                                \
+    case FORMAT: restore_row_as(FORMAT, m, r, narrow, y); break;
     switch (m->format) {
-    case F32: restore_row_as(F32, m, r, narrow, y); break;
-    case BF16: restore_row_as(BF16, m, r, narrow, y); break;
-    case F16: restore_row_as(F16, m, r, narrow, y); break;
-    case I8: restore_row_as(I8, m, r, narrow, y); break;
-    default: restore_row_as(I4, m, r, narrow, y);
+        FOR_EACH_FORMAT(RESTORE)
     }
 }
 

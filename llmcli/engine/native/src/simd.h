@@ -40,33 +40,30 @@ INLINE vf load(const float *p) { return LOAD(vf, p); }
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vf splat(float x) { return x - (vf){0}; }
 
-
 // bfloat16 is the upper half of a float. Compilers vectorize conversions of small numbers badly, so these name the instructions where there
-// are any. `splat_f16` is one number in every lane; `from_nibbles` restores LANES bytes of two 4-bit numbers less 8.
+// are any. `splat_f16` is one number in every lane; `pick`, for which
+// not all have an instruction, chooses from a table of 16 numbers by 4 bits, from `shift` on, of LANES bytes.
 #if defined(__AVX512F__)
 INLINE vf from_bf16(const void *p) { return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(LOAD(__m256i, p)), 16); }
 INLINE vf from_f16(const void *p) { return (vf)_mm512_cvtph_ps(LOAD(__m256i, p)); }
 INLINE vf splat_f16(const void *p) { return (vf)_mm512_cvtph_ps(_mm256_set1_epi16(LOAD(int16_t, p))); }
 INLINE vf from_i8(const void *p) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(LOAD(__m128i, p))); }
-INLINE void from_nibbles(const void *p, vf scale, vf *low, vf *high)
+INLINE vf pick(vf table, const void *p, unsigned shift)
 {
-    const vf numbers = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-    const __m512 scaled = (__m512)(numbers * scale);
-    const __m512i pairs = _mm512_cvtepu8_epi32(LOAD(__m128i, p));
-    *low = (vf)_mm512_permutexvar_ps(pairs, scaled);
-    *high = (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), scaled);
+    const __m512i bytes = _mm512_cvtepu8_epi32(LOAD(__m128i, p));
+    return (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, shift), (__m512)table);
+}
+INLINE vf pick_of_two(vf low, vf high, uint16_t where_high, const void *p, unsigned shift)
+{
+    const __m512i bytes = _mm512_srli_epi32(_mm512_cvtepu8_epi32(LOAD(__m128i, p)), shift);
+    const __m512 picked = _mm512_permutexvar_ps(bytes, (__m512)low);
+    return (vf)_mm512_mask_permutexvar_ps(picked, where_high, bytes, (__m512)high);
 }
 #elif defined(__AVX2__)
 INLINE vf from_bf16(const void *p) { return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(LOAD(__m128i, p)), 16); }
 INLINE vf from_f16(const void *p) { return (vf)_mm256_cvtph_ps(LOAD(__m128i, p)); }
 INLINE vf splat_f16(const void *p) { return (vf)_mm256_cvtph_ps(_mm_set1_epi16(LOAD(int16_t, p))); }
 INLINE vf from_i8(const void *p) { return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
-INLINE void from_nibbles(const void *p, vf scale, vf *low, vf *high)
-{
-    const __m256i pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p)), eight = _mm256_set1_epi32(8);
-    *low = (vf)_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(pairs, _mm256_set1_epi32(15)), eight)) * scale;
-    *high = (vf)_mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(pairs, 4), eight)) * scale;
-}
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 INLINE vf from_bf16(const void *p) { return (vf)vshll_n_u16(LOAD(uint16x4_t, p), 16); }
 INLINE vf from_f16(const void *p) { return (vf)vcvt_f32_f16(LOAD(float16x4_t, p)); }
@@ -75,13 +72,6 @@ INLINE vf from_i8(const void *p)
 {
     const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(LOAD(int32_t, p)));
     return (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
-}
-INLINE void from_nibbles(const void *p, vf scale, vf *low, vf *high)
-{
-    const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(LOAD(uint32_t, p)));
-    const int32x4_t pairs = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes)))), eight = vdupq_n_s32(8);
-    *low = (vf)vcvtq_f32_s32(vsubq_s32(vandq_s32(pairs, vdupq_n_s32(15)), eight)) * scale;
-    *high = (vf)vcvtq_f32_s32(vsubq_s32(vshrq_n_s32(pairs, 4), eight)) * scale;
 }
 #else
 INLINE vf from_bf16(const void *p) { return (vf)(__builtin_convertvector(LOAD(vu16, p), vu) << 16); }
@@ -103,13 +93,30 @@ INLINE vf splat_f16(const void *p)
     memcpy(half, p, sizeof *half);
     return from_f16(half)[0] - (vf){0};
 }
-INLINE void from_nibbles(const void *p, vf scale, vf *low, vf *high)
-{
-    const vu8 pairs = LOAD(vu8, p), lower = pairs & 15, upper = pairs >> 4;
-    *low = (from_i8(&lower) - 8.0f) * scale;
-    *high = (from_i8(&upper) - 8.0f) * scale;
-}
 #endif
+
+typedef uint8_t v32 __attribute__((vector_size(32)));
+
+// The numbers of a table of 16 at 32 indices.
+INLINE v32 look_up(const int8_t table[16], v32 indices)
+{
+#if defined(__AVX2__)
+    const __m256i numbers = _mm256_broadcastsi128_si256(LOAD(__m128i, table));
+    return (v32)_mm256_shuffle_epi8(numbers, (__m256i)indices);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    const int8x16_t numbers = vld1q_s8(table);
+    uint8x16_t part[2];
+    memcpy(part, &indices, sizeof indices);
+    for (int i = 0; i < 2; i++)
+        part[i] = vreinterpretq_u8_s8(vqtbl1q_s8(numbers, part[i]));
+    memcpy(&indices, part, sizeof indices);
+    return indices;
+#else
+    for (int i = 0; i < 32; i++)
+        indices[i] = (uint8_t)table[indices[i]];
+    return indices;
+#endif
+}
 
 // The sum of all lanes, always in the same order: halves are added until four lanes are left.
 typedef float v4 __attribute__((vector_size(16)));
