@@ -22,7 +22,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = Path(__file__).parent / "llmcli" / "engine" / "native"
 SOURCE = NATIVE / "src"
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 PORTABLE: dict[str, tuple[str, ...]] = {"portable": ()}
 # For each kind of processor: the names of its variants, and the flags that each is compiled with.
