@@ -244,7 +244,7 @@ class Case:
     quantizes_activations: bool = False
 
 
-def _gptq(name: str, *, bits: int = 4, group: int = 16, **options: Any) -> Case:
+def gptq_case(*, bits: int = 4, group: int = 16, **options: Any) -> Case:
     offset = 0 if options.get("checkpoint_format") == "gptq_v2" else 1
     settings = {"quant_method": "gptq", "bits": bits, "group_size": group, **options}
     order, symmetric = options.get("desc_act", False), options.get("sym", False)
@@ -268,11 +268,11 @@ def compressed(kind: str, bits: int, layout: str, *, inputs: bool = False, **wei
 
 _NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 CASES: dict[str, Case] = {
-    "gptq-2": _gptq("2", bits=2, desc_act=True),
-    "gptq-3": _gptq("3", bits=3, desc_act=False, group=-1),
-    "gptq-4": _gptq("4", desc_act=True, sym=True),
-    "gptq-4-v2": _gptq("4", group=24, desc_act=False, checkpoint_format="gptq_v2"),  # does not divide 64
-    "gptq-8": _gptq("8", bits=8, group=32, desc_act=True),
+    "gptq-2": gptq_case(bits=2, desc_act=True),
+    "gptq-3": gptq_case(bits=3, desc_act=False, group=-1),
+    "gptq-4": gptq_case(desc_act=True, sym=True),
+    "gptq-4-v2": gptq_case(group=24, desc_act=False, checkpoint_format="gptq_v2"),  # does not divide 64
+    "gptq-8": gptq_case(bits=8, group=32, desc_act=True),
     "auto-round-gptq": Case(
         gptq,
         {"quant_method": "auto-round", "bits": 4, "group_size": 16, "packing_format": "auto_round:auto_gptq"},

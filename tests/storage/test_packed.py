@@ -23,11 +23,12 @@ from llmcli.files.names import CONFIG, WEIGHTS
 from llmcli.storage.checkpoint import Checkpoint, save
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import without_settings
+from llmcli.storage.ggml import restore
 from llmcli.storage.headers import read_headers
 from llmcli.storage.partition import Partition, read_slice
 from llmcli.storage.quantize import quantize
 from llmcli.storage.quantized_checkpoint import copy_rest, save_quantized
-from tests.packers import CASES, Case, Draw, Packed, affine, compressed, gptq, pack_quantized
+from tests.packers import CASES, Case, Draw, Packed, affine, compressed, gptq, gptq_case, pack_quantized
 from tests.tiny import CPU, TinyFactory, load
 
 LAYERS, HIDDEN, WIDE, VOCAB = 2, 64, 96, 64
@@ -473,3 +474,56 @@ def test_ranks_read_their_part(tmp_path: Path) -> None:
                 assert torch.equal(part, full[:, WIDE // 2 :])
             else:
                 assert torch.equal(part, torch.cat([full[32:64], full[80:96], full[112:128]]))
+
+
+# Blocks of GGUF.
+BLOCKS: list[tuple[str, Case, str]] = [
+    ("GPTQ, 4 bits", gptq_case(bits=4, group=32, sym=True), "Q4_0"),
+    ("GPTQ, 8 bits", gptq_case(bits=8, group=32, sym=True), "Q8_0"),
+    ("GPTQ, all columns", gptq_case(bits=4, group=-1, sym=True, desc_act=False), "Q4_0"),
+    ("GPTQ, act-order", gptq_case(bits=4, group=32, sym=True, desc_act=True), ""),
+    ("GPTQ, zero points", gptq_case(bits=4, group=32), ""),
+    ("GPTQ, groups of 16", gptq_case(bits=4, group=16, sym=True), ""),
+    ("GPTQ, 3 bits", gptq_case(bits=3, group=32, sym=True), ""),
+    ("compressed-tensors", Case(partial(pack_quantized, group=32), CASES["compressed-int4"].settings, ""), "Q4_0"),
+    ("compressed-tensors, packed int8", CASES["compressed-int8-packed"], "Q8_0"),
+    ("compressed-tensors, int8", CASES["compressed-int8"], "Q8_0"),
+    ("compressed-tensors, zero points", CASES["compressed-int8-zeros"], ""),
+    ("compressed-tensors, MXFP4", CASES["compressed-mxfp4"], "MXFP4"),
+    ("MXFP4", CASES["mxfp4"], "MXFP4"),
+    ("MLX, MXFP4", CASES["mlx-mxfp4"], "MXFP4"),
+    ("MLX, 4 bits", CASES["mlx-4"], "Q4_1"),
+    ("MLX, 8 bits", CASES["mlx-8"], ""),
+    ("NF4", CASES["nf4"], ""),
+]
+
+
+@pytest.mark.parametrize(("name", "case", "format"), BLOCKS)
+def test_blocks_have_exactly_the_same_weights(tmp_path: Path, name: str, case: Case, format: str) -> None:
+    folder = make(tmp_path, case)
+    weights, _, _ = Checkpoint.read(folder.path).locate()
+    for module in MODULES:
+        packed = weights.packed(f"{module}.weight")
+        assert packed is not None
+        blocks = packed.matrix.blocks()
+        if not format:
+            assert blocks is None
+            continue
+        assert blocks is not None
+        assert blocks.format == format
+        exact = folder.exact[f"{module}.weight"].float()
+        for start, stop in ((0, len(exact)), (3, 19)):
+            restored = restore(blocks.rows(start, stop).flatten(), format)
+            assert torch.equal(restored.view(stop - start, -1), exact[start:stop])
+
+
+def test_scales_that_blocks_cannot_hold(tmp_path: Path) -> None:
+    """A scale with more bits than fp16 has, and one below its range."""
+    for name, value in (("compressed-int8-packed", 0.0123456), ("compressed-int8-packed", 1e-9)):
+        change = changed("weight_scale", lambda scale, value=value: torch.full(scale.shape, value))
+        weights, _, _ = Checkpoint.read(make(tmp_path, CASES[name], change).path).locate()
+        first, other = (weights.packed(f"{module}.weight") for module in (FIRST, FIRST.replace("q_proj", "k_proj")))
+        assert first is not None
+        assert other is not None
+        assert first.matrix.blocks() is None
+        assert other.matrix.blocks() is not None

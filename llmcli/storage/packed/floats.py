@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from llmcli.storage.packed.bits import in_groups, unpack_fp4
+from llmcli.storage.packed.bits import in_groups, unpack_bits, unpack_fp4
 from llmcli.storage.packed.parts import EXPONENTS, FLOATS, PackedMatrix, Parts, Rows
+from llmcli.storage.packed.repack import Blocks, mxfp4_blocks
 
 MX_GROUP = 32
 NV_GROUP = 16
@@ -26,7 +27,11 @@ def mxfp4(parts: Parts, values: str, scales: str) -> PackedMatrix:
         data, factors = parts.read_bytes(values), parts.read_float(scales)
         return lambda start, stop: in_groups(unpack_fp4(data[start:stop]), factors[start:stop])
 
-    return PackedMatrix("MXFP4", shape, parts, open_rows)
+    def blocks() -> Blocks | None:
+        data, exponents = parts.read_bytes(values), parts.read(scales).view(torch.uint8)
+        return mxfp4_blocks(lambda start, stop: unpack_bits(data[start:stop], 4, shape[1]), exponents)
+
+    return PackedMatrix("MXFP4", shape, parts, open_rows, blocks=blocks)
 
 
 def nvfp4(parts: Parts, values: str, scales: str, *, overall: str = "", divides: bool = False) -> PackedMatrix:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.storage.packed.bits import in_groups, unpack_floats
+from llmcli.storage.packed.bits import in_groups, unpack_bits, unpack_floats
 from llmcli.storage.packed.parts import FLOATS, INTEGERS, PackedMatrix, Parts, Rows
+from llmcli.storage.packed.repack import Blocks, integer_blocks
 
 BITS = (2, 3, 4, 8)
 AWQ_BITS = 4
@@ -50,21 +51,33 @@ def gptq(
     if -(-columns // size) != groups:
         raise parts.fault("scales", f"has {groups} groups, but groups of {size} of {columns} columns are stated")
 
-    def open_rows() -> Rows:
-        qweight, scales = parts.read("qweight").view(torch.int32), parts.read_float("scales").T.contiguous()
-        zeros = unpack_floats(parts.read_bytes("qzeros"), implied, rows).T.contiguous() + zero_offset
+    def numbers(start: int, stop: int) -> Tensor:
+        words = parts.read("qweight").view(torch.int32)[:, start:stop].T.contiguous()
+        return unpack_bits(words.view(torch.uint8), implied, columns)
+
+    def order() -> Tensor | None:
         adjacent = torch.arange(columns) // size
         index = parts.read_groups("g_idx", groups) if "g_idx" in parts else adjacent
-        order = None if columns % groups == 0 and torch.equal(index, adjacent) else index
+        return None if columns % groups == 0 and torch.equal(index, adjacent) else index
+
+    def spread() -> tuple[Tensor, Tensor]:
+        zeros = unpack_floats(parts.read_bytes("qzeros"), implied, rows).T.contiguous() + zero_offset
+        return parts.read_float("scales").T.contiguous(), zeros
+
+    def open_rows() -> Rows:
+        (scales, zeros), index = spread(), order()
 
         def unpack(start: int, stop: int) -> Tensor:
-            words = qweight[:, start:stop].T.contiguous()
-            numbers = unpack_floats(words.view(torch.uint8), implied, columns)
-            return in_groups(numbers, scales[start:stop], zeros[start:stop], order)
+            return in_groups(numbers(start, stop).float(), scales[start:stop], zeros[start:stop], index)
 
         return unpack
 
-    return PackedMatrix(f"GPTQ ({implied} bits)", (rows, columns), parts, open_rows)
+    def blocks() -> Blocks | None:
+        scales, zeros = spread()
+        symmetric = order() is None and bool((zeros == 2 ** (implied - 1)).all())
+        return integer_blocks(numbers, implied, columns, scales) if symmetric else None
+
+    return PackedMatrix(f"GPTQ ({implied} bits)", (rows, columns), parts, open_rows, blocks=blocks)
 
 
 def awq(parts: Parts, *, group_size: int | None) -> PackedMatrix:

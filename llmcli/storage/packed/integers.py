@@ -7,6 +7,7 @@ from torch import Tensor
 
 from llmcli.storage.packed.bits import in_groups, unpack_bits, unpack_floats
 from llmcli.storage.packed.parts import FLOATS, INTEGERS, PackedMatrix, Parts, Rows
+from llmcli.storage.packed.repack import Blocks, integer_blocks
 
 NO_ORDER = -1  # in ``weight_g_idx``: the columns of a group are adjacent
 
@@ -47,7 +48,14 @@ def pack_quantized(parts: Parts, *, bits: int, symmetric: bool) -> PackedMatrix:
 
         return unpack
 
-    return PackedMatrix(f"compressed-tensors (int{bits})", (rows, columns), parts, open_rows)
+    def blocks() -> Blocks | None:
+        if not symmetric or _column_groups(parts, groups) is not None:
+            return None
+        data, scales = parts.read_bytes("weight_packed"), parts.read_float("weight_scale")
+        scales = scales.reshape(-1, groups).expand(rows, groups)
+        return integer_blocks(lambda start, stop: unpack_bits(data[start:stop], bits, columns), bits, columns, scales)
+
+    return PackedMatrix(f"compressed-tensors (int{bits})", (rows, columns), parts, open_rows, blocks=blocks)
 
 
 def _column_groups(parts: Parts, groups: int) -> Tensor | None:
@@ -99,4 +107,14 @@ def affine(parts: Parts, biases: str, *, bits: int, group_size: int) -> PackedMa
 
         return unpack
 
-    return PackedMatrix(f"MLX ({bits} bits)", (rows, columns), parts, open_rows)
+    def blocks() -> Blocks | None:
+        data = parts.read_bytes("weight")
+        return integer_blocks(
+            lambda start, stop: unpack_bits(data[start:stop], bits, columns),
+            bits,
+            columns,
+            parts.read_float("scales"),
+            parts.read_float(biases),
+        )
+
+    return PackedMatrix(f"MLX ({bits} bits)", (rows, columns), parts, open_rows, blocks=blocks)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.files.safetensors import Entry, TensorFile
+from llmcli.storage.packed.repack import Blocks
 
 PIECE = 2**20  # values unpacked at a time: they fit into the processor's cache
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
@@ -141,7 +142,8 @@ class PackedMatrix:
     """A packed matrix: the name of its format, its shape, its stored tensors, and what unpacks its rows.
 
     ``open`` reads the small tensors, such as scales, and returns a function for rows. ``by_output``: the rows are the
-    outputs, even in a family that stores its matrices as [in, out].
+    outputs, even in a family that stores its matrices as [in, out]. ``blocks`` reads the small tensors, too, and gives
+    the same matrix as blocks, or None if no blocks have exactly these weights.
     """
 
     format: str
@@ -149,6 +151,7 @@ class PackedMatrix:
     parts: Parts
     open: Callable[[], Rows]
     by_output: bool = True
+    blocks: Callable[[], Blocks | None] = lambda: None
 
 
 class PackedFile(TensorFile):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError
 from llmcli.storage.packed.parts import DAMAGED, EIGHT_BITS, EXPONENTS, FLOATS, PackedMatrix, Parts, Rows
+from llmcli.storage.packed.repack import Blocks, integer_blocks
 
 SCALES = ("weight_scale_inv", "weight_scale")  # what to multiply a tensor by
 ZERO_POINT = "weight_zero_point"
@@ -58,7 +59,20 @@ def scaled(parts: Parts, end: str, *, block: tuple[int, int], required: bool) ->
 
         return unpack
 
-    return PackedMatrix("int8" if parts.dtype(end) == "I8" else "fp8", shape, parts, open_rows, by_output=False)
+    def blocks() -> Blocks | None:
+        if parts.dtype(end) != "I8" or zeros or len(scales) != 1 or len(shape) != 2:
+            return None
+        kind, scale = _spread_kind(parts.shape(scales[0]), shape, block), parts.read_float(scales[0])
+        if kind == "blocks" and (block[0] > 1 or shape[1] % block[1]):
+            return None
+        scale = scale.reshape(-1, scale.shape[1] if kind == "blocks" else 1).expand(shape[0], -1)
+        data = parts.read(end).view(torch.uint8)
+        # Shifted from signed bytes to the middle of the range.
+        return integer_blocks(lambda start, stop: data[start:stop] ^ 128, 8, shape[1], scale)
+
+    return PackedMatrix(
+        "int8" if parts.dtype(end) == "I8" else "fp8", shape, parts, open_rows, by_output=False, blocks=blocks
+    )
 
 
 def _floats(tensor: Tensor) -> Tensor:
