@@ -67,7 +67,7 @@ def quantize(
     documents = [example.text for example in training.read_examples(texts)] if texts else []
     if find_model(model, offline).is_file():
         raise usage_error(f"{model} is a GGUF file", "quantize the model that it was made from")
-    loaded = ModelChoice(model, offline=offline, device="cpu", threads=threads).open()
+    loaded = ModelChoice(model, offline=offline, device="cpu", threads=threads).open_restored()
     encoded = [training.Encoded(loaded.prompt_ids(document)) for document in documents]
     size = sum(len(document.encode()) for document in documents)
     # Measured first, because a text may be too short.

@@ -145,7 +145,8 @@ def inspect_folder(
     tokens = tokens or context
     cache = cache_bytes(config, compute_dtype, tokens, chunk=PREFILL_CHUNK, device=where)
     memory = memory_of(where)
-    kept = headers.kept if where.type == "cpu" else {}
+    restored = quantization is not None and not folder.is_file()  # before the weights are quantized
+    kept = headers.kept if where.type == "cpu" and not restored else {}
     needs = _needs(model, compute_dtype, kind, kept, where, cache, memory.usable)
     measured = None if needs[0].fits is False else _measure(open_model().model, tokens)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}

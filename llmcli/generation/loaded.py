@@ -96,6 +96,7 @@ def load(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     quantization: Quantization | None = None,
+    restored: bool = False,
     group: ProcessGroup | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -103,7 +104,8 @@ def load(
 
     ``device`` and ``dtype`` are names of ``model.device``; "auto" picks the fastest, and the dtype "precise" is float32
     if the memory allows. ``adapter`` is the folder of a LoRA to merge into the weights. ``quantization`` then quantizes
-    them, for the CPU. With ``group`` this rank loads its part of the model; ``group.device`` replaces ``device``.
+    them, for the CPU; ``restored`` as for ``Checkpoint.load``. With ``group`` this rank loads its part of the model;
+    ``group.device`` replaces ``device``.
     ``progress`` receives the work done and the total.
 
     Raises LlmcliError if the folder is not a model that llmcli can run.
@@ -126,7 +128,13 @@ def load(
         model = load_split(checkpoint, group, dtype=pick, adapter=adapter, progress=progress, notes=notes)
     else:
         model = checkpoint.load(
-            device=where, dtype=pick, adapter=adapter, build=EngineTransformer, progress=progress, notes=notes
+            device=where,
+            dtype=pick,
+            adapter=adapter,
+            build=EngineTransformer,
+            progress=progress,
+            notes=notes,
+            restored=restored or quantization is not None,
         )
     if quantization is not None:
         quantize(model, quantization, progress)

@@ -25,6 +25,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import check_format
 from llmcli.storage.gguf_weights import GgufWeights, contents_of
+from llmcli.storage.kept import keep_blocks, kept
 from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
 from llmcli.storage.tensors import WeightFiles
@@ -85,12 +86,14 @@ class Checkpoint:
         build: Callable[[ModelConfig], Transformer] = Transformer,
         progress: Progress | None = None,
         notes: LoadNotes | None = None,
+        restored: bool = False,
     ) -> Transformer:
         """Load the model, ready to run. ``build`` makes it from its config; ``adapter`` is a LoRA's folder to merge.
 
         ``dtype`` may be a function of the stored dtype, which is that of the token embedding, and of the bytes that the
         weights take in float32; None keeps it.
-        Quantized weights stay quantized. On a CPU, tensors that are stored in the needed form are memory-mapped, and
+        Quantized weights stay quantized. Those of other programs do on a CPU where blocks hold them exactly, unless
+        ``restored``, which weights to train or to quantize must be. On a CPU, tensors in the needed form are mapped and
         shared with other processes. ``notes`` are filled while the model loads.
 
         Raises LlmcliError, which names the file and the tensor, if a tensor is missing or misshapen, contains NaN or
@@ -113,9 +116,10 @@ class Checkpoint:
         opened = self.open(adapter, build)
         stored_as = opened.dtype(dtype)
         weights = opened.weights
-        if isinstance(weights, GgufWeights) and device.type == "cpu":
-            kept = weights.keep_blocks(opened.model, opened.rules, stored_as, notes)
-            opened = replace(opened, rules=[rule for rule in opened.rules if rule.target not in kept])
+        if device.type == "cpu" and (isinstance(weights, GgufWeights) or not restored):
+            notes.kept = weights.formats(kept(weights, opened.model, opened.rules))
+            filled = keep_blocks(weights, opened.model, opened.rules, stored_as, notes)
+            opened = replace(opened, rules=[rule for rule in opened.rules if rule.target not in filled])
 
         def parameter(rule: Rule) -> Tensor:
             return opened.weights.parameter(rule, opened.shapes[rule.target], stored_as, device)

@@ -23,12 +23,14 @@ class LoadNotes:
     ``unused`` names the stored tensors that the model does not use; tensors whose names differ only in a number have
     one entry. ``restored`` are the formats of packed weights, such as blocks of a GGUF file, that were restored to
     floats.
+    ``kept`` are those of weights that stay packed.
     ``quantizes_activations``: the model's settings ask for quantized activations, which llmcli does not compute with.
     ``checked_bytes`` of weights were checked for NaN and infinity in ``check_seconds``.
     """
 
     unused: tuple[str, ...] = ()
     restored: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     quantizes_activations: bool = False
     checked_bytes: int = 0
     check_seconds: float = 0.0

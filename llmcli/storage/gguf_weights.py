@@ -19,11 +19,7 @@ from llmcli.files.gguf import BLOCKS, GgufTensor, damaged, parts_of, read_gguf
 from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families.gguf import Contents
 from llmcli.model.families.rules import Family, Rule, Source
-from llmcli.model.layers import Embedding
-from llmcli.model.transformer import Transformer
-from llmcli.storage.finite import LoadNotes
-from llmcli.storage.ggml import PACKED, restore, scales_of
-from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedStack, matrices, replace_module
+from llmcli.storage.ggml import PACKED, restore
 from llmcli.storage.tensors import MAX_EXPERTS, WeightFiles
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -101,47 +97,22 @@ class GgufWeights(WeightFiles):
         _, entry = self.tensors[name]
         return torch.bfloat16 if entry.dtype in PACKED else super().dtype(name)
 
-    def keep_blocks(self, model: Transformer, rules: Iterable[Rule], dtype: torch.dtype, notes: LoadNotes) -> set[str]:
-        """Put the matrices that ``kept`` names into the model as they are stored, to compute in ``dtype``.
-
-        Returns the parameters that they fill. Raises LlmcliError if a scale is NaN or infinite.
-        """
-        modules, kept = dict(matrices(model)), self.kept(model, rules)
-        for rule in kept:
-            name = rule.target.removesuffix(".weight")
-            columns, parts = modules[name].weight.shape[1], []
-            for source in rule.sources:
-                blocks, format = self._blocks(source)
-                if not notes.finite(scales_of(blocks, format)):
-                    raise self.not_finite(rule, dtype)
-                parts.append((blocks, columns, format))
-            if isinstance(modules[name], Embedding):
-                replace_module(model, name, QuantizedEmbedding(*parts[0]))
-                continue
-            linear = [QuantizedLinear(*part, None, dtype) for part in parts]
-            replace_module(model, name, linear[0] if len(linear) == 1 else QuantizedStack(linear))
-        return {rule.target for rule in kept}
-
-    def kept(self, model: Transformer, rules: Iterable[Rule]) -> list[Rule]:
-        """The matrices of ``model`` that stay in blocks on a CPU: those in formats of ``KEPT``."""
-        modules = {f"{name}.weight" for name, _ in matrices(model)}
-        return [
-            rule
-            for rule in rules
-            if rule.target in modules and all(self.tensors[source.name][1].dtype in KEPT for source in rule.sources)
-        ]
+    def block_format(self, source: Source) -> str | None:
+        """See ``WeightFiles.block_format``."""
+        _, entry = self.tensors[source.name]
+        return entry.dtype if entry.dtype in KEPT else None
 
     def formats(self, rules: Iterable[Rule]) -> tuple[str, ...]:
         """The block formats in which the parameters of ``rules`` are stored."""
         found = {self.tensors[source.name][1].dtype for rule in rules for source in rule.sources}
         return tuple(sorted(found.intersection(PACKED)))
 
-    def _blocks(self, source: Source) -> tuple[Tensor, str]:
-        """The source's rows in blocks, and their format: mapped if the file has them in this order."""
+    def blocks(self, source: Source) -> Tensor:
+        """See ``WeightFiles.blocks``: mapped if the file has the rows in this order."""
         file, entry = self.tensors[source.name]
         assert isinstance(file, GgufTensors)
         rows = file.blocks(entry)
-        return rows if source.as_stored else rows[source.arranged_rows()], entry.dtype
+        return rows if source.as_stored else rows[source.arranged_rows()]
 
 
 def contents_of(path: Path) -> Contents:

@@ -13,7 +13,7 @@ from llmcli.files.safetensors import Entry
 from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
-from llmcli.storage.gguf_weights import GgufWeights
+from llmcli.storage.kept import kept as matrices_kept
 from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import check_quantized, find_quantized
 from llmcli.storage.tensors import summarize
@@ -57,10 +57,9 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         wanted = {source.name for rule in rules for source in rule.sources}
         dtype = weights.dtype(rules[0].sources[0].name)
         parameters = sum(math.prod(entries[name].shape) for name in wanted)
-        if isinstance(weights, GgufWeights):
-            with torch.device("meta"):
-                model = Transformer(config)
-            kept = {rule.target: weights.nbytes(rule) for rule in weights.kept(model, rules)}
+        with torch.device("meta"):
+            model = Transformer(config)
+        kept = {rule.target: weights.blocks_nbytes(rule) for rule in matrices_kept(weights, model, rules)}
     else:
         file, config = find_quantized(checkpoint.folder, checkpoint.config)
         entries = file.entries

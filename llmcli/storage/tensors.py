@@ -26,9 +26,10 @@ from llmcli.storage.foreign_formats import (
     stated_settings,
     unsupported,
 )
+from llmcli.storage.ggml import row_bytes
 from llmcli.storage.lora import Adapter
 from llmcli.storage.naming import Naming
-from llmcli.storage.packed.parts import PackedFile, not_finite
+from llmcli.storage.packed.parts import PIECE, PackedFile, not_finite
 from llmcli.storage.packed.recognize import find_packed
 from llmcli.storage.packed.scaled import SCALES
 
@@ -107,6 +108,28 @@ class WeightFiles:
         """The packed formats in which the parameters of ``rules`` are stored."""
         files = [self.packed(source.name) for rule in rules for source in rule.sources]
         return tuple(sorted({file.matrix.format for file in files if file is not None}))
+
+    def block_format(self, source: Source) -> str | None:
+        """The blocks of GGUF that hold exactly the weights of ``source``; None if there are none."""
+        packed = self.packed(source.name)
+        if packed is None or source.name in self.adapted or source.transposed or source.shift or packed.blocks is None:
+            return None
+        return packed.blocks.format
+
+    def blocks(self, source: Source) -> Tensor:
+        """The rows of a source that has a ``block_format``, in blocks: uint8 [rows, bytes]."""
+        packed = self.packed(source.name)
+        assert packed is not None
+        assert packed.blocks is not None
+        step = max(PIECE // packed.entry.shape[1], 1)
+        pieces = [packed.blocks.rows(row, min(row + step, source.rows)) for row in range(0, source.rows, step)]
+        rows = torch.cat(pieces)
+        return rows if source.as_stored else rows[source.arranged_rows()]
+
+    def blocks_nbytes(self, rule: Rule) -> int:
+        """The size of ``blocks`` of the rule's sources, in bytes."""
+        formats = [(self.tensors[source.name][1].shape, self.block_format(source)) for source in rule.sources]
+        return sum(shape[0] * row_bytes(shape[1], format) for shape, format in formats if format is not None)
 
     @property
     def quantizes_activations(self) -> bool:

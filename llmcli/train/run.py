@@ -118,7 +118,7 @@ def _initial_model(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, 
     source = Checkpoint.read(init)
     if source.quantization is not None:
         raise LlmcliError(f"{init}: quantized weights cannot be trained", "start from the original model")
-    model = source.load(device=torch.device("cpu"), dtype=torch.float32)
+    model = source.load(device=torch.device("cpu"), dtype=torch.float32, restored=True)
     copy_rest(init, out)
     if recipe.method != "pretrain" and find_template(out) is None:
         add_chat_tokens(out, model, seed=recipe.seed)

@@ -26,7 +26,7 @@ from llmcli.storage.foreign_formats import without_settings
 from llmcli.storage.ggml import restore
 from llmcli.storage.headers import read_headers
 from llmcli.storage.partition import Partition, read_slice
-from llmcli.storage.quantize import quantize
+from llmcli.storage.quantize import QuantizedMatrix, quantize
 from llmcli.storage.quantized_checkpoint import copy_rest, save_quantized
 from tests.packers import CASES, Case, Draw, Packed, affine, compressed, gptq, gptq_case, pack_quantized
 from tests.tiny import CPU, TinyFactory, load
@@ -92,7 +92,7 @@ def make(path: Path, case: Case, change: Callable[[dict[str, Tensor]], None] = l
 def source_rows(folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The loaded weights by the names of the stored matrices."""
     checkpoint = Checkpoint.read(folder)
-    parameters = dict(load(folder, device=CPU, dtype=dtype).named_parameters())
+    parameters = dict(load(folder, device=CPU, dtype=dtype, restored=True).named_parameters())
     rows = {}
     for rule in checkpoint.family.rules(checkpoint.config):
         pieces = torch.split(parameters[rule.target], [source.rows for source in rule.sources])
@@ -111,7 +111,7 @@ def test_weights_are_unpacked_exactly(tmp_path: Path, name: str) -> None:
         assert torch.equal(rows[source], exact.float()), source
         assert rows[source].count_nonzero() > rows[source].numel() / 2
     notes = LoadNotes()
-    model = load(folder.path, device=CPU, dtype=torch.float32, notes=notes)
+    model = load(folder.path, device=CPU, dtype=torch.float32, notes=notes, restored=True)
     assert (notes.restored, notes.unused) == ((case.format,), ())
     assert notes.quantizes_activations == case.quantizes_activations
     exact = {source: tensor.float() for source, tensor in folder.exact.items()}
@@ -361,7 +361,9 @@ def test_families_with_other_layouts(tiny: TinyFactory, tmp_path: Path, family: 
     (tmp_path / "packed" / CONFIG).write_text(json.dumps(config | {"quantization_config": settings}))
     shutil.copytree(case.folder, tmp_path / "exact")
     save_file(exact, tmp_path / "exact" / WEIGHTS)
-    packed, unpacked = (load(tmp_path / part, device=CPU, dtype=torch.float32) for part in ("packed", "exact"))
+    packed, unpacked = (
+        load(tmp_path / part, device=CPU, dtype=torch.float32, restored=True) for part in ("packed", "exact")
+    )
     pairs = zip(packed.parameters(), unpacked.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
@@ -392,7 +394,9 @@ def test_experts_that_mlx_stacks(tiny: TinyFactory, tmp_path: Path, family: str,
         shutil.copytree(case.folder, tmp_path / name)
         save_file(tensors, tmp_path / name / WEIGHTS)
         (tmp_path / name / CONFIG).write_text(json.dumps(config | (settings if name == "packed" else {})))
-    packed, unpacked = (load(tmp_path / part, device=CPU, dtype=torch.float32) for part in ("packed", "exact"))
+    packed, unpacked = (
+        load(tmp_path / part, device=CPU, dtype=torch.float32, restored=True) for part in ("packed", "exact")
+    )
     pairs = zip(packed.parameters(), unpacked.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
     group: Any = SimpleNamespace(device=CPU, rank=1, size=2)
@@ -431,7 +435,7 @@ def test_a_copy_of_such_a_model_does_not_claim_its_format(tmp_path: Path) -> Non
         folder = make(tmp_path / name, CASES[name]).path
         (folder / "quantize_config.json").write_text(json.dumps(CASES[name].settings))
         raw = Checkpoint.read(folder).raw
-        model = load(folder, device=CPU, dtype=torch.float32)
+        model = load(folder, device=CPU, dtype=torch.float32, restored=True)
         with torch.no_grad():
             logits = model(IDS)
             save(model, tmp_path / f"{name}-plain", without_settings(raw), dtype=torch.float32)
@@ -515,6 +519,24 @@ def test_blocks_have_exactly_the_same_weights(tmp_path: Path, name: str, case: C
         for start, stop in ((0, len(exact)), (3, 19)):
             restored = restore(blocks.rows(start, stop).flatten(), format)
             assert torch.equal(restored.view(stop - start, -1), exact[start:stop])
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("mlx-4", "Q4_1"), ("mxfp4", "MXFP4"), ("compressed-int8", "Q8_0"), ("gptq-4", "")]
+)
+def test_such_matrices_stay_packed(tmp_path: Path, name: str, blocks: str) -> None:
+    """The logits are those of the exact weights; NaN is still named, and an adapter or ``restored`` unpacks them."""
+    folder = make(tmp_path, CASES[name])
+    notes = LoadNotes()
+    model = load(folder.path, device=CPU, dtype=torch.float32, notes=notes)
+    matrices = [module for module in model.modules() if isinstance(module, QuantizedMatrix)]
+    assert {module.format for module in matrices} == ({blocks} if blocks else set())
+    assert bool(matrices) == (notes.kept == (CASES[name].format,)) == (notes.restored == ())
+    with torch.no_grad():
+        exact = load(folder.path, device=CPU, dtype=torch.float32, restored=True)(IDS)
+        assert (model(IDS) - exact).abs().max() <= 1e-4 * exact.abs().max()
+    headers = read_headers(Checkpoint.read(folder.path))
+    assert sum(headers.kept.values()) == sum(module.weight.nbytes for module in matrices)
 
 
 def test_scales_that_blocks_cannot_hold(tmp_path: Path) -> None:

@@ -48,12 +48,19 @@ class ModelChoice:
 
     def open(self) -> generation.LoadedModel:
         """Find the model, download it if necessary, and load it, with progress bars on stderr."""
+        return self._open()
+
+    def open_restored(self) -> generation.LoadedModel:
+        """``open``, but unpack weights that other programs quantized, even where they could stay packed."""
+        return self._open(restored=True)
+
+    def _open(self, *, restored: bool = False) -> generation.LoadedModel:
         folders = self.find()
         import_torch()
         from llmcli.model import use_threads
 
         use_threads(self.threads)
-        return self.load(*folders)
+        return self.load(*folders, restored=restored)
 
     def undivided(self) -> ModelChoice:
         """Return the same choice for a model that runs in one process."""
@@ -65,7 +72,7 @@ class ModelChoice:
         return folder, find_model(self.adapter, self.offline) if self.adapter is not None else None
 
     def load(
-        self, folder: Path, adapter: Path | None, group: engine.ProcessGroup | None = None
+        self, folder: Path, adapter: Path | None, group: engine.ProcessGroup | None = None, *, restored: bool = False
     ) -> generation.LoadedModel:
         """Load the model or, with a ``group``, this rank's share of it."""
         leads = group is None or group.leads
@@ -77,6 +84,7 @@ class ModelChoice:
                 device=self.device,
                 dtype=self.dtype,
                 quantization=self.quantization,
+                restored=restored,
                 group=group,
                 progress=progress if leads else None,
             )
@@ -104,6 +112,8 @@ def report_load(loaded: generation.LoadedModel) -> None:
             f"{loaded.name}: config.json asks for quantized activations, too; llmcli does not quantize them",
             sys.stderr,
         )
+    if is_verbose() and notes.kept:
+        render.note(f"{loaded.name}: weights in {', '.join(notes.kept)} stay packed", sys.stderr)
     if is_verbose():
         size, seconds = readable(notes.checked_bytes), notes.check_seconds
         render.note(f"{loaded.name}: checked {size} of weights for NaN and infinity in {seconds:.2f} s", sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -169,6 +170,11 @@ class PackedFile(TensorFile):
     def entry(self) -> Entry:
         """The matrix as a tensor; its bytes are those of all stored tensors."""
         return next(iter(self.entries.values()))
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        """See ``PackedMatrix.blocks``."""
+        return self.matrix.blocks()
 
     def dtype(self, entry: Entry) -> torch.dtype:
         """See ``TensorFile.dtype``."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 32
+NAN_EXPONENT = 255
 LEAST_EXPONENT = 2  # of MXFP4, for which the scale of its doubled values is a normal float
 
 
@@ -50,7 +51,7 @@ def integer_blocks(
 
 def mxfp4_blocks(numbers: Callable[[int, int], Tensor], exponents: Tensor) -> Blocks | None:
     """Blocks of MXFP4 from rows of its numbers, uint8 [rows, columns], and the exponents, uint8 [rows, groups]."""
-    if int(exponents.min()) < LEAST_EXPONENT:
+    if int(exponents.min()) < LEAST_EXPONENT or int(exponents.max()) == NAN_EXPONENT:
         return None
 
     def rows(start: int, stop: int) -> Tensor:
