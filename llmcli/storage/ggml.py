@@ -174,7 +174,12 @@ _RESTORED: dict[str, Callable[[Tensor], Tensor]] = {
     "MXFP4": _mxfp4,
     "NVFP4": _nvfp4,
 }
-PACKED = tuple(_RESTORED)
+# Formats whose weights are points of large tables, which the package gguf has.
+TABLES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+PACKED = (*_RESTORED, *TABLES)
+# Those in which the compiled engine multiplies, in the order of ``enum format`` in its model.h.
+_IN_32 = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")
+MULTIPLIED = (*_IN_32, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 # Where blocks have numbers in fp16, which may be NaN or infinite: the byte at which each one begins.
 _HALVES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), (0,)),
@@ -193,6 +198,10 @@ def row_bytes(columns: int, format: str) -> int:
 
 def restore(data: Tensor, format: str) -> Tensor:
     """The weights in blocks of one of the formats ``PACKED``: uint8 [bytes] -> float32 [weights]."""
+    if format in TABLES:
+        from gguf import GGMLQuantizationType, quants
+
+        return torch.from_numpy(quants.dequantize(data.numpy(), GGMLQuantizationType[format])).flatten()
     return _RESTORED[format](data.view(-1, BLOCKS[format][1])).flatten()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,11 +20,10 @@ from llmcli.files.gguf import BLOCKS, GgufTensor, damaged, parts_of, read_gguf
 from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families.gguf import Contents
 from llmcli.model.families.rules import Family, Rule, Source
-from llmcli.storage.ggml import PACKED, restore
+from llmcli.storage.ggml import MULTIPLIED, PACKED, TABLES, restore
 from llmcli.storage.tensors import MAX_EXPERTS, WeightFiles
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-KEPT = frozenset(PACKED) - {"TQ1_0", "TQ2_0", "NVFP4"}  # the formats in which the compiled engine multiplies
 EXPERTS = re.compile(r"(blk\.\d+\.)(ffn_\w+)_exps\.(weight|bias)")
 PIECE = 2**18  # weights restored at a time; a multiple of every block
 
@@ -91,6 +91,13 @@ class GgufWeights(WeightFiles):
             file = GgufTensors(part)
             for entry in file.entries.values():
                 self._add(entry.name, file, entry, None)
+        self._check_tables()
+
+    def _check_tables(self) -> None:
+        """Raise LlmcliError if weights need the tables of the package gguf, and it is not installed."""
+        needed = sorted({entry.dtype for _, entry in self.tensors.values()}.intersection(TABLES))
+        if needed and find_spec("gguf") is None:
+            raise LlmcliError(f"{self.folder}: weights in {', '.join(needed)} need another package", "pip install gguf")
 
     def dtype(self, name: str) -> torch.dtype:
         """See ``WeightFiles.dtype``: blocks are restored to bfloat16."""
@@ -100,7 +107,7 @@ class GgufWeights(WeightFiles):
     def block_format(self, source: Source) -> str | None:
         """See ``WeightFiles.block_format``."""
         _, entry = self.tensors[source.name]
-        return entry.dtype if entry.dtype in KEPT else None
+        return entry.dtype if entry.dtype in MULTIPLIED else None
 
     def formats(self, rules: Iterable[Rule]) -> tuple[str, ...]:
         """The block formats in which the parameters of ``rules`` are stored."""

@@ -64,12 +64,15 @@ class Llmcli:
         from tests.tiny import load
 
         torch.set_num_threads(threads)
+        self.sampler = Sampler([Temperature(0.0)], seed=0)
+        if kind.endswith(".gguf"):
+            self.model = load(folder / kind, device=torch.device("cpu"), dtype=torch.bfloat16)
+            return
         quantized = kind in ("int8", "int4")
         dtype = torch.bfloat16 if quantized else getattr(torch, kind)
         self.model = load(folder / "hf", device=torch.device("cpu"), dtype=dtype)
         if quantized:
             quantize(self.model, kind)
-        self.sampler = Sampler([Temperature(0.0)], seed=0)
 
     def run(self, prompt: list[int], output: int) -> tuple[float, float, int]:
         from llmcli.generation.steps import steps
@@ -119,7 +122,9 @@ class LlamaCpp:
         llama_cpp.llama_log_set(silent, None)
         self.silent = silent  # must outlive the library
         params = llama_cpp.llama_model_default_params()
-        self.model = llama_cpp.llama_model_load_from_file(str(folder / f"{kind}.gguf").encode(), params)
+        self.model = llama_cpp.llama_model_load_from_file(
+            str(folder / kind).removesuffix(".gguf").encode() + b".gguf", params
+        )
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = CONTEXT, 512, 512
         settings.n_threads = settings.n_threads_batch = threads

@@ -125,7 +125,7 @@ def test_bench_names_the_format_of_packed_weights(run: Run, file: Path) -> None:
 
 
 def test_formats_that_are_restored_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcli.storage.gguf_weights.KEPT", frozenset({"Q8_0"}))
+    monkeypatch.setattr("llmcli.storage.gguf_weights.MULTIPLIED", ("Q8_0",))
     write_gguf(find(default_model()), tmp_path / "a.gguf", lambda name, tensor: "Q5_1" if tensor.ndim == 2 else "F32")
     result = run("generate", "Once", "-n", 1, "-m", tmp_path / "a.gguf")
     assert "a.gguf: weights in Q5_1 were restored to bfloat16, which takes more memory" in " ".join(

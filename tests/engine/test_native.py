@@ -14,7 +14,6 @@ from torch import Tensor
 
 from llmcli.engine.native import MAX_ROWS, NativeStep, variant
 from llmcli.engine.native.library import library
-from llmcli.engine.native.step import FORMATS
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
 from llmcli.files.gguf import BLOCKS
@@ -23,7 +22,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.config import Activation
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
-from llmcli.storage.ggml import PACKED, from_blocks, row_bytes
+from llmcli.storage.ggml import MULTIPLIED, from_blocks, row_bytes
 from llmcli.storage.quantize import QuantizedMatrix, matrices, quantize
 from tests.tiny import CASES, CONTEXT, CPU, TinyFactory, random_ids
 
@@ -193,7 +192,7 @@ def test_nan_and_infinity_reach_the_logits(tiny: TinyFactory) -> None:
         assert not native_logits(model, 1)[-1].isfinite().any()
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() & set(PACKED)))
+@pytest.mark.parametrize("format", MULTIPLIED)
 def test_restored_weights_are_those_of_the_blocks(tiny: TinyFactory, format: str) -> None:
     native, random = native_of(load(tiny, "llama")), torch.Generator().manual_seed(0)
     for columns in (5, 48, 3 * 256) if format in ("Q8_0", "Q4_0") else (2 * BLOCKS[format][0], 3 * 256):

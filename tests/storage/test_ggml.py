@@ -1,4 +1,4 @@
-"""Blocks of every format against the package ``gguf``, bit for bit."""
+"""Blocks of every format against the package ``gguf``, bit for bit; those of some formats it restores itself."""
 
 from __future__ import annotations
 

@@ -24,13 +24,12 @@ from llmcli.model.config import Activation, ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear
 from llmcli.model.layers import Norm as NormModule
 from llmcli.model.transformer import Block, Transformer
-from llmcli.storage.ggml import from_blocks, row_bytes
+from llmcli.storage.ggml import MULTIPLIED, from_blocks, row_bytes
 from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix, QuantizedStack
 
 MAX_ROWS = 16  # tokens per step
 DENSE = (torch.float32, torch.bfloat16, torch.float16)
-PACKED = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 IQ4_NL MXFP4 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS"
-FORMATS = dict[torch.dtype | str, int](zip((*DENSE, *PACKED.split()), range(16), strict=True))  # as ``enum format``
+FORMATS = dict[torch.dtype | str, int](zip((*DENSE, *MULTIPLIED), range(16), strict=True))  # as ``enum format``
 T = TypeVar("T")
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 LEAVES = (Linear, Embedding, NormModule, QuantizedLinear, QuantizedEmbedding)

@@ -127,14 +127,16 @@ static double *attention(const model *m, const layer *l, const double *x, int co
     for (int t = 0; t < count; t++)
         for (int h = 0; h < H; h++) {
             const int first = l->window && t >= l->window ? t - l->window + 1 : 0, at = H * D + h / (H / K) * D;
-            double total = 0, *y = memset(out + (t * H + h) * D, 0, (size_t)D * sizeof *y);
+            double total = 0, most = -INFINITY, *y = memset(out + (t * H + h) * D, 0, (size_t)D * sizeof *y);
             for (int j = first; j <= t; j++) {
                 double score = 0;
                 for (int d = 0; d < D; d++)
                     score += qkv[t * width + h * D + d] * qkv[j * width + at + d] * m->attention_scale;
-                score = m->attention_cap ? m->attention_cap * tanh(score / m->attention_cap) : score;
-                total += scores[j] = exp(score);
+                scores[j] = m->attention_cap ? m->attention_cap * tanh(score / m->attention_cap) : score;
+                most = fmax(most, scores[j]);
             }
+            for (int j = first; j <= t; j++)
+                total += scores[j] = exp(scores[j] - most);
             for (int j = first; j <= t; j++)
                 for (int d = 0; d < D; d++)
                     y[d] += scores[j] / total * qkv[j * width + at + K * D + d];
