@@ -242,4 +242,23 @@ INLINE void restore(int format, const uint8_t *p, int group, const groups *g, vf
     }
 }
 
+// Restore `count` weights of a row, from the beginning of a block on.
+INLINE void restore_units(int format, const uint8_t *p, int count, float *y)
+{
+    const int bytes = block_bytes(format), weights = block_weights(format);
+    groups g;
+    for (int c = 0; c < count; c += UNIT) {
+        const uint8_t *block = p + (int64_t)(c / weights) * bytes;
+        const int some = count - c < UNIT ? count - c : UNIT, group = c % weights / UNIT;
+        uint8_t last[4 * UNIT] = {0};
+        if (format < Q8_0 && some < UNIT)
+            block = memcpy(last, block, (size_t)some * (size_t)(bytes / UNIT));
+        if (weights > UNIT && group == 0)
+            read_groups(format, block, &g);
+        vf part[PARTS];
+        restore(format, block, group, &g, part);
+        memcpy(y + c, part, (size_t)some * sizeof *y);
+    }
+}
+
 #endif

@@ -23,78 +23,76 @@ INLINE void multiply_unit(int format, int rows, int count, const uint8_t *w, int
         }
 }
 
-// The products of `rows` stored rows with `count` vectors.
-INLINE void dot(int format, int rows, int count, const uint8_t *w, int64_t stride, int cols, const float *const *x,
-                float results[ROWS][TILE])
+// y[t][r] = row r of m times x[t], plus the bias, for `rows` rows from `first` on and the first `wanted` of `count`
+// vectors.
+INLINE void multiply_tile(int format, const matrix *m, int rows, int first, int count, int wanted,
+                          const float *const *x, float *const *y)
 {
-    const int bytes = block_bytes(format), weights = block_weights(format), blocks = cols / weights;
+    const int bytes = block_bytes(format), weights = block_weights(format), blocks = m->cols / weights;
+    const uint8_t *w = m->data + first * m->stride;
     vf sums[ROWS][TILE] = {0};
     groups g[ROWS];
     for (int b = 0; b < blocks; b++) {
         const uint8_t *block = w + (int64_t)b * bytes;
         for (int r = 0; r < rows; r++) {
             for (int ahead = 0; ahead < bytes; ahead += 64)
-                __builtin_prefetch(block + r * stride + AHEAD + ahead);
+                __builtin_prefetch(block + r * m->stride + AHEAD + ahead);
             if (weights > UNIT)
-                read_groups(format, block + r * stride, &g[r]);
+                read_groups(format, block + r * m->stride, &g[r]);
         }
         // Loading a scale into all lanes is faster than moving it there from a register, which compilers prefer.
         __asm__("" : : "r"(g) : "memory");
 #pragma GCC unroll 8
         for (int group = 0; group < weights / UNIT; group++)
-            multiply_unit(format, rows, count, block, stride, group, g, x, (int64_t)b * weights + group * UNIT, sums);
+            multiply_unit(format, rows, count, block, m->stride, group, g, x, (int64_t)b * weights + group * UNIT, sums);
     }
-    if (cols % weights) { // only in dense formats; x continues with zeros
-        const int64_t size = 4 * UNIT, used = cols % UNIT * (bytes / UNIT);
+    if (m->cols % weights) { // only in dense formats; x continues with zeros
+        const int64_t size = 4 * UNIT, used = m->cols % UNIT * (bytes / UNIT);
         uint8_t last[ROWS * 4 * UNIT] = {0};
         for (int r = 0; r < rows; r++)
-            memcpy(last + r * size, w + r * stride + (int64_t)blocks * bytes, (size_t)used);
+            memcpy(last + r * size, w + r * m->stride + (int64_t)blocks * bytes, (size_t)used);
         multiply_unit(format, rows, count, last, size, 0, g, x, (int64_t)blocks * UNIT, sums);
     }
+    float results[ROWS][TILE];
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < count; t++)
             results[r][t] = sum(sums[r][t]);
-}
-
-// y[t][r] = row r of m times x[t], plus the bias, for `rows` rows from `first` on and `count` vectors.
-INLINE void multiply_tile(int format, const matrix *m, int rows, int first, int count, const float *const *x,
-                          float *const *y)
-{
-    float results[ROWS][TILE];
-    dot(format, rows, count, m->data + first * m->stride, m->stride, m->cols, x, results);
     for (int r = 0; r < rows; r++)
-        for (int t = 0; t < count; t++)
-            y[t][r] = results[r][t] + (m->bias ? m->bias[first + r] : 0.0f);
+        for (int t = 0; t < wanted; t++)
+            y[t][first + r] = results[r][t] + (m->bias ? m->bias[first + r] : 0.0f);
 }
 
-// As `multiply_tile`, for rows first .. last-1 and any number of vectors.
+// As `multiply_tile`, for a pair of rows and any number of vectors. Restoring blocks takes longer than multiplying, so
+// three vectors or more become a whole tile.
+INLINE void multiply_pair(int format, const matrix *m, int first, int count, const float *const *x, float *const *y)
+{
+    for (int t = 0, some; t < count; t += some) {
+        const float *tile[TILE];
+        some = count - t < TILE ? count - t : TILE;
+        for (int i = 0; i < TILE; i++)
+            tile[i] = x[t + (i < some ? i : 0)];
+        if (format >= Q8_0 ? some > 2 : some > 4)
+            multiply_tile(format, m, PAIR, first, TILE, some, tile, y + t);
+        else if (format < Q8_0 && some > 1)
+            multiply_tile(format, m, PAIR, first, 4, some, tile, y + t);
+        else
+            some = 1, multiply_tile(format, m, PAIR, first, 1, 1, tile, y + t);
+    }
+}
+
+// As `multiply_tile`, for rows first .. last-1 and `count` vectors.
 INLINE void multiply_as(int format, const matrix *m, int first, int last, int count, const float *const *x,
                         float *const *y)
 {
-    int r = first;
-    for (; count == 1 && r + ROWS <= last; r += ROWS)
-        multiply_tile(format, m, ROWS, r, 1, x, (float *[]){y[0] + r});
-    for (int rows = PAIR; r < last; r += rows) {
-        float *out[MAX_ROWS];
+    const int together = count == 1 ? ROWS : PAIR;
+    for (; first + together <= last; first += together)
+        if (count == 1)
+            multiply_tile(format, m, ROWS, first, 1, 1, x, y);
+        else
+            multiply_pair(format, m, first, count, x, y);
+    for (; first < last; first++)
         for (int t = 0; t < count; t++)
-            out[t] = y[t] + r;
-        if (r + rows > last)
-            rows = 1;
-        for (int t = 0, some = TILE; t < count; t += some) {
-            while (some > count - t)
-                some /= 2;
-            if (rows == 1)
-                some = 1, multiply_tile(format, m, 1, r, 1, x + t, out + t);
-            else if (some == 1)
-                multiply_tile(format, m, PAIR, r, 1, x + t, out + t);
-            else if (some == 2)
-                multiply_tile(format, m, PAIR, r, 2, x + t, out + t);
-            else if (some == 4)
-                multiply_tile(format, m, PAIR, r, 4, x + t, out + t);
-            else
-                multiply_tile(format, m, PAIR, r, TILE, x + t, out + t);
-        }
-    }
+            multiply_tile(format, m, 1, first, 1, 1, x + t, y + t);
 }
 
 #define FOR_EACH_FORMAT(DO)                                                                                            \
@@ -121,22 +119,19 @@ static void multiply(const matrix *m, int first, int last, int count, const floa
 // Restore row r of m into y, in fp32 or, rounded, in bf16.
 INLINE void restore_row_as(int format, const matrix *m, int64_t r, bool narrow, void *y)
 {
-    const int bytes = block_bytes(format), weights = block_weights(format), width = narrow ? 2 : 4;
-    groups g;
-    for (int c = 0; c < m->cols; c += UNIT) {
-        const uint8_t *block = m->data + r * m->stride + (int64_t)(c / weights) * bytes;
-        const int count = m->cols - c < UNIT ? m->cols - c : UNIT, group = c % weights / UNIT;
-        uint8_t last[4 * UNIT] = {0};
-        if (format < Q8_0 && count < UNIT)
-            block = memcpy(last, block, (size_t)count * (size_t)(bytes / UNIT));
-        if (weights > UNIT && group == 0)
-            read_groups(format, block, &g);
-        vf part[PARTS];
-        vu16 narrowed[PARTS];
-        restore(format, block, group, &g, part);
-        for (int i = 0; narrow && i < PARTS; i++)
-            narrowed[i] = all_to_bf16(part[i]);
-        memcpy((uint8_t *)y + c * width, narrow ? (void *)narrowed : (void *)part, (size_t)(count * width));
+    const uint8_t *w = m->data + r * m->stride;
+    if (!narrow) {
+        restore_units(format, w, m->cols, y);
+        return;
+    }
+    for (int c = 0; c < m->cols; c += 256) {
+        const int some = m->cols - c < 256 ? m->cols - c : 256;
+        float part[256];
+        restore_units(format, w + (int64_t)(c / block_weights(format)) * block_bytes(format), some, part);
+        for (int i = 0; i < some; i += LANES) {
+            vu16 narrowed = all_to_bf16(load(part + i));
+            memcpy((uint16_t *)y + c + i, &narrowed, (size_t)(some - i < LANES ? some - i : LANES) * sizeof(uint16_t));
+        }
     }
 }
 
