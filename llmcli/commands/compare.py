@@ -20,24 +20,41 @@ from llmcli.commands.shell.command import Command
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Show the N largest changes. 0: all."
 )
+@click.option(
+    "--summary", is_flag=True, help="Show how far apart the models are over the whole text, instead of each token."
+)
 @output_options
 @pair_options
 @verbose_option
-def compare(prompt: Prompt, top: int, output: OutputOptions, choices: tuple[ModelChoice, ModelChoice]) -> None:
+def compare(
+    prompt: Prompt, top: int, summary: bool, output: OutputOptions, choices: tuple[ModelChoice, ModelChoice]
+) -> None:
     """What did fine-tuning change? Score TEXT with two models that share a tokenizer, token by token.
 
     Shows each token's log probability under both models, and how different their distributions are (Kullback-Leibler
     divergence of the second from the first). With --adapter, compares one model without and with the adapter.
+
+    --summary shows how good a quantized or converted file is: KL divergence both ways over a whole text (mean, median,
+    99th percentile, largest), how often both models prefer the same token, both perplexities, and bytes on disk.
 
     \b
     Examples:
       llmcli compare -m llama-tales-12m -m my-model "The king was very old."
       llmcli compare -m llama-tales-12m --adapter my-lora --top 5 < story.txt
       llmcli compare -m llama-tales-12m -m llama-tales-12m "The same." --json
+      llmcli compare -m org/name -m q4.gguf --summary --prompt-file a.txt
     """
     text = prompt.read()
     first, second = (choice.open() for choice in choices)
-    with render.ScoringProgress(sys.stderr) as progress:
-        report = explain.compare(first, second, text, parse_special=prompt.parse_special, progress=progress)
     models = [describe_model(first), describe_model(second)]
-    output.show(report, partial(render.print_compare, top=top), prompt=text, models=models)
+    with render.ScoringProgress(sys.stderr) as progress:
+        if summary:
+            figures = explain.compare_summary(
+                first, second, text, parse_special=prompt.parse_special, progress=progress
+            )
+        else:
+            report = explain.compare(first, second, text, parse_special=prompt.parse_special, progress=progress)
+    if summary:
+        output.show(figures, render.print_compare_summary, prompt=text, models=models)
+    else:
+        output.show(report, partial(render.print_compare, top=top), prompt=text, models=models)

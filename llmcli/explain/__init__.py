@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from llmcli.explain.continuations import BranchReport as BranchReport
     from llmcli.explain.continuations import Node as Node
     from llmcli.explain.continuations import branch as branch
+    from llmcli.explain.divergence import CompareSummary as CompareSummary
+    from llmcli.explain.divergence import Divergences as Divergences
+    from llmcli.explain.divergence import LargestDivergence as LargestDivergence
+    from llmcli.explain.divergence import compare_summary as compare_summary
     from llmcli.explain.embeddings import Neighbour as Neighbour
     from llmcli.explain.embeddings import NeighboursReport as NeighboursReport
     from llmcli.explain.embeddings import Term as Term
@@ -89,13 +93,16 @@ __all__ = [
     "Check",
     "Claim",
     "CompareReport",
+    "CompareSummary",
     "ComparedToken",
     "Contribution",
     "Divergence",
+    "Divergences",
     "GeneratedToken",
     "HeadReport",
     "InspectReport",
     "KeyMatch",
+    "LargestDivergence",
     "LensReport",
     "LensRow",
     "MergesReport",
@@ -126,6 +133,7 @@ __all__ = [
     "attention_pattern",
     "branch",
     "compare",
+    "compare_summary",
     "default_sampler",
     "find_token",
     "generated_token_of",
@@ -196,6 +204,10 @@ __getattr__, __dir__ = lazy.exports(
         "attention_pattern": "attention",
         "branch": "continuations",
         "compare": "comparison",
+        "compare_summary": "divergence",
+        "CompareSummary": "divergence",
+        "Divergences": "divergence",
+        "LargestDivergence": "divergence",
         "default_sampler": "sampling_step",
         "find_token": "selection",
         "generated_token_of": "sampling_step",

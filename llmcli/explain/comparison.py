@@ -67,7 +67,7 @@ def compare(
     Raises LlmcliError if the models have different tokenizers, or the text has fewer than two tokens.
     """
     pair = (first, second)
-    ids = _shared_ids(pair, text, parse_special)
+    ids = shared_ids(pair, text, parse_special)
     context = min(loaded.model.config.max_position_embeddings for loaded in pair)
     # Some models pad their embedding with rows that belong to no token, and not always to the same size.
     vocab_size = min(first.tokenizer.size, *(loaded.model.config.vocab_size for loaded in pair))
@@ -96,7 +96,7 @@ def compare(
     )
 
 
-def _shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:
+def shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:
     """The ids of ``text``. Raises LlmcliError unless they are the same for both models."""
     first, second = pair
     check_loaded(first)
@@ -139,13 +139,13 @@ def _tokens(
                 favourites=(vocab_entry(tokenizer, int(a.argmax())), vocab_entry(tokenizer, int(b.argmax()))),
             )
         )
-        sums = [total + more for total, more in zip(sums, (nats_a, nats_b, _cross_entropy_kl(a, b)), strict=True)]
+        sums = [total + more for total, more in zip(sums, (nats_a, nats_b, cross_entropy_kl(a, b)), strict=True)]
         if progress is not None:
             progress(position, len(ids) - 1)
     return tuple(rows), sums
 
 
-def _cross_entropy_kl(logits: Tensor, other: Tensor) -> float:
+def cross_entropy_kl(logits: Tensor, other: Tensor) -> float:
     """KL in nats as a difference: the cross entropy of ``other`` under ``logits``' distribution minus its entropy."""
     both = torch.stack([other, logits]).double()
     costs = nats(both, both[1:].softmax(dim=-1).expand(2, -1))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmcli.render.chat import print_chat_commands as print_chat_commands
     from llmcli.render.chat import print_context_use as print_context_use
     from llmcli.render.compare import print_compare as print_compare
+    from llmcli.render.compare import print_compare_summary as print_compare_summary
     from llmcli.render.generation import ENDINGS as ENDINGS
     from llmcli.render.generation import PROMPT_CACHE_UNUSED as PROMPT_CACHE_UNUSED
     from llmcli.render.generation import TextWriter as TextWriter
@@ -133,6 +134,7 @@ __all__ = [
     "print_chat_commands",
     "print_check",
     "print_compare",
+    "print_compare_summary",
     "print_context_use",
     "print_head",
     "print_inspect",
@@ -184,6 +186,7 @@ __getattr__, __dir__ = lazy.exports(
         "print_chat_commands": "chat",
         "print_context_use": "chat",
         "print_compare": "compare",
+        "print_compare_summary": "compare",
         "ENDINGS": "generation",
         "PROMPT_CACHE_UNUSED": "generation",
         "TextWriter": "generation",

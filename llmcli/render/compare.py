@@ -7,12 +7,13 @@ from typing import TextIO
 from rich.text import Text
 
 from llmcli import explain
+from llmcli.files.sizes import readable
 from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell, signed_bar_heading
-from llmcli.render.numbers import fixed, full
+from llmcli.render.numbers import compact, fixed, full
 from llmcli.render.score import print_windows
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import console, drawn, print_check, print_line, styled
-from llmcli.render.text import escape_controls, token_label
+from llmcli.render.text import escape_controls, one_line, token_label
 
 NOTABLE = 0.5  # nats: smaller changes are not colored
 
@@ -49,6 +50,52 @@ def print_compare(report: explain.CompareReport, stream: TextIO, *, top: int = 2
     )
     print_windows(report.windows, stream)
     print_check(report.check, stream)
+
+
+def print_compare_summary(report: explain.CompareSummary, stream: TextIO) -> None:
+    """Print KL divergence both ways, then both models' figures, then where the divergence is largest."""
+    first, second = report.models
+    print_line(f"compare: how far is {second} from {first}, over {report.positions} positions?", stream)
+    columns = [
+        Column("KL, bits per token", right=False),
+        *(Column(name) for name in ("mean", "median", "99th percentile", "largest")),
+    ]
+    rows = [("D(1‖2)", report.kl), ("D(2‖1)", report.reverse_kl)]
+    print_table(columns, [_divergence_row(name, kl) for name, kl in rows], stream)
+    columns = [
+        Column("#"),
+        Column("model", right=False),
+        Column("perplexity"),
+        Column("bits per byte"),
+        Column("weights on disk", plain="bytes on disk"),
+    ]
+    models = zip(report.models, report.perplexities, report.bits_per_byte, report.disk_bytes, strict=True)
+    print_table(columns, [_model_row(number, *model) for number, model in enumerate(models, start=1)], stream)
+    largest = report.largest
+    before, after = (token_label(piece) for piece in largest.favourites)
+    print_line(
+        f"Same top token at {100 * report.same_favourite:.2f}% of the positions; "
+        f"perplexity 2 / perplexity 1 = {fixed(report.perplexity_ratio, 5)}. KL is largest at position "
+        f"{largest.position}, {token_label(largest.piece)} after “{one_line(largest.context)}”, where the top token is "
+        f"“{before}” for model 1 and “{after}” for model 2.",
+        stream,
+    )
+    print_windows(report.windows, stream)
+    print_check(report.check, stream)
+
+
+def _divergence_row(name: str, kl: explain.Divergences) -> list[Cell]:
+    return [Cell(name), *(number_cell(value, 5) for value in (kl.mean, kl.median, kl.p99, kl.largest))]
+
+
+def _model_row(number: int, name: str, perplexity: float, bits_per_byte: float, disk_bytes: int) -> list[Cell]:
+    return [
+        Cell(str(number)),
+        Cell(name),
+        Cell(compact(perplexity, 6), full(perplexity)),
+        number_cell(bits_per_byte, 4),
+        Cell(readable(disk_bytes), str(disk_bytes)),
+    ]
 
 
 def _print_text(report: explain.CompareReport, stream: TextIO) -> None:

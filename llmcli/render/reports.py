@@ -13,6 +13,7 @@ DRAWN_BY = {
     "AttentionPattern": "print_attention_pattern",
     "BranchReport": "print_branch",
     "CompareReport": "print_compare",
+    "CompareSummary": "print_compare_summary",
     "HeadReport": "print_head",
     "InspectReport": "print_inspect",
     "LensReport": "print_lens",

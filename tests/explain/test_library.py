@@ -21,6 +21,7 @@ VIEWS: dict[str, Callable[[LoadedModel], Report]] = {
     "attention_pattern": lambda loaded: explain.attention_pattern(loaded, TEXT, "0.0"),
     "branch": lambda loaded: explain.branch(loaded, TEXT, width=2, depth=2),
     "compare": lambda loaded: explain.compare(loaded, loaded, TEXT),
+    "compare_summary": lambda loaded: explain.compare_summary(loaded, loaded, TEXT),
     "inspect": lambda loaded: explain.inspect(loaded),
     "lens": lambda loaded: explain.lens(loaded, TEXT),
     "match_keys": lambda loaded: explain.match_keys(loaded, TEXT, "0.0"),

@@ -75,6 +75,10 @@ VIEWS: dict[str, tuple[Callable[[LoadedModel], Any], Callable[[Any], list[str]]]
         lambda model: explain.compare(model, model, TEXT),
         lambda report: [f"{report.bits_per_byte[0]:.4f}", "+0.00"],
     ),
+    "compare_summary": (
+        lambda model: explain.compare_summary(model, model, TEXT),
+        lambda report: [f"{report.bits_per_byte[0]:.4f}", "100.00%"],
+    ),
     "head": (
         lambda model: explain.match_keys(model, TEXT, "3.2"),
         lambda report: [f"{key.score:.2f}" for key in report.keys],
