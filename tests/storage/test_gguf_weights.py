@@ -16,6 +16,10 @@ from torch import Tensor
 
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
+from llmcli.generation.filters import Temperature
+from llmcli.generation.loaded import load
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import steps
 from llmcli.model.families import FAMILIES
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, save
@@ -254,6 +258,23 @@ def test_a_real_file_restores_to_what_gguf_restores(name: str) -> None:
             assert torch.equal(
                 weights.whole(source), torch.from_numpy(expected.copy()).view(weights.whole(source).shape)
             )
+
+
+@pytest.mark.skipif("LLMCLI_REAL_MODELS" not in os.environ, reason="needs LLMCLI_REAL_MODELS")
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_a_real_file_writes_the_text_that_transformers_writes(name: str) -> None:
+    """In float32; transformers restores all weights with the package gguf."""
+    from transformers import AutoModelForCausalLM
+
+    path = Path(os.environ["LLMCLI_REAL_MODELS"]) / f"{name}.gguf"
+    loaded = load(path, dtype="float32")
+    ids = loaded.prompt_ids("The capital of France is")
+    greedy = Sampler([Temperature(0.0)], seed=0)
+    ours = [step.token for step in steps(loaded.model, ids, sampler=greedy, max_new_tokens=64)]
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    settings: dict[str, Any] = {"max_new_tokens": 64, "min_new_tokens": 64, "eos_token_id": None}
+    written = theirs.generate(torch.tensor([ids]), do_sample=False, repetition_penalty=1.0, **settings)
+    assert ours == written[0, len(ids) :].tolist()
 
 
 def test_metadata_becomes_the_config_that_the_folder_has(tmp_path: Path) -> None:
