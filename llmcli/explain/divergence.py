@@ -181,14 +181,14 @@ def _blocks(pair: Pair, ids: Sequence[int], context: int, vocab_size: int) -> It
 
 
 def _divergences(kl: Tensor) -> Divergences:
-    kl = kl.clamp_min(0)
+    kl = kl.clamp_min(0) + 0.0  # no -0.0
     median, p99 = kl.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
     return Divergences(float(kl.mean()), median, p99, float(kl.max()))
 
 
 def _largest(first: LoadedModel, ids: Sequence[int], found: _Numbers) -> LargestDivergence:
     tokenizer, position = first.tokenizer, found.peak + 1
-    kl, reverse = found.kl[:, found.peak].clamp_min(0).tolist()
+    kl, reverse = (found.kl[:, found.peak].clamp_min(0) + 0.0).tolist()
     favourites = [vocab_entry(tokenizer, id) for id in found.logits.argmax(dim=-1).tolist()]
     return LargestDivergence(
         position=position,

@@ -56,6 +56,8 @@ def test_a_model_is_not_apart_from_itself(tiny: TinyFactory) -> None:
     report = compare_summary(loaded(tiny("llama")), loaded(tiny("llama")), TEXT)
     assert report.check.ok
     assert (report.kl.largest, report.reverse_kl.largest) == (0, 0)
+    shown = (*dataclasses.astuple(report.kl), *dataclasses.astuple(report.reverse_kl), report.largest.reverse_kl)
+    assert "-0.0" not in map(str, shown)
     assert (report.same_favourite, report.perplexity_ratio) == (1, 1)
 
 
