@@ -83,6 +83,11 @@ class QuantizedStack(nn.Module):
         y = torch.cat([part(x) for part in self.parts], dim=-1)
         return y if self.bias is None else y + self.bias
 
+    def dense(self, rows: slice) -> Tensor:
+        """See ``Linear.dense``."""
+        parts = [part for part in self.parts if isinstance(part, QuantizedLinear)]
+        return torch.cat([part.dense(slice(None)) for part in parts])[rows]
+
 
 def quantize(
     model: Transformer, quantization: Quantization, progress: Callable[[int, int], None] | None = None

@@ -11,6 +11,7 @@ from llmcli.explain.selection import Text, token_ids
 from llmcli.explain.verification import consistency, reference
 from llmcli.explain.verification.compiled import compiled_plans
 from llmcli.explain.verification.devices import device_plans, dtype_plans
+from llmcli.explain.verification.faithful import faithful_plans
 from llmcli.explain.verification.proof import Finding, Plan, Proof, Skipped
 from llmcli.explain.verification.subject import Reopen, Subject, fitting
 from llmcli.generation.loaded import LoadedModel, load
@@ -60,14 +61,16 @@ def verify(
     *,
     reopen: Reopen | None = None,
     adapted: bool = False,
+    original: LoadedModel | None = None,
     progress: Callable[[str], None] = lambda name: None,
     parse_special: bool = False,
 ) -> VerifyReport:
     """Run every proof over ``text``, or over a text of llmcli's own.
 
     ``reopen(device, dtype)`` opens the same model again; None opens its folder. ``adapted`` says that a LoRA adapter is
-    merged into the weights, which ``reopen`` must then merge too. ``progress`` is called with the name of each proof
-    before it runs.
+    merged into the weights, which ``reopen`` must then merge too. ``original``, in float32 on the CPU, is the model
+    that the files were converted from; they are then compared with it. ``progress`` is called with the name of each
+    proof before it runs.
     Raises LlmcliError if the text has fewer than two tokens.
     """
     text = TEXT if text is None else text
@@ -76,6 +79,7 @@ def verify(
     subject = Subject(loaded, text, fitting(loaded, ids), reopen or _opener(loaded), adapted)
     layers: list[reference.LayerError] = []
     plans = [
+        *([] if original is None else faithful_plans(subject, original)),
         *consistency_plans(subject),
         *compiled_plans(subject),
         *device_plans(subject),
