@@ -6,8 +6,8 @@ from llmcli.generation.generation_config import read_defaults
 from llmcli.generation.loaded import named_stop_ids
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.text.chat_template import find_template
-from llmcli.text.gguf_export import TokenizerMetadata, describe_tokenizer
-from llmcli.text.gguf_vocabulary import TEMPLATE, TEMPLATE_NAMES
+from llmcli.text.gguf.export import TokenizerMetadata, describe_tokenizer
+from llmcli.text.gguf.vocabulary import TEMPLATE, TEMPLATE_NAMES
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.text.tokenizer_config import read_tokenizer_config
 

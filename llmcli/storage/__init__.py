@@ -9,7 +9,7 @@ from llmcli import lazy
 if TYPE_CHECKING:
     from llmcli.storage.cache_file import may_replace as may_replace
     from llmcli.storage.checkpoint import Checkpoint as Checkpoint
-    from llmcli.storage.gguf_export import GgufExport as GgufExport
+    from llmcli.storage.gguf.export import GgufExport as GgufExport
     from llmcli.storage.quantize import Quantization as Quantization
     from llmcli.storage.quantize import quantization_of as quantization_of
     from llmcli.storage.quantized_checkpoint import copy_rest as copy_rest
@@ -31,7 +31,7 @@ __getattr__, __dir__ = lazy.exports(
     {
         "may_replace": "cache_file",
         "Checkpoint": "checkpoint",
-        "GgufExport": "gguf_export",
+        "GgufExport": "gguf.export",
         "Quantization": "quantize",
         "quantization_of": "quantize",
         "copy_rest": "quantized_checkpoint",

@@ -24,7 +24,7 @@ from llmcli.model.families.rules import Family, Rule
 from llmcli.model.transformer import Transformer
 from llmcli.storage.finite import LoadNotes
 from llmcli.storage.foreign_formats import check_format
-from llmcli.storage.gguf_weights import GgufWeights, contents_of
+from llmcli.storage.gguf.weights import GgufWeights, contents_of
 from llmcli.storage.kept import keep_blocks, kept
 from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llmcli.text.chat_template import ChatTemplate as ChatTemplate
     from llmcli.text.chat_template import Message as Message
     from llmcli.text.chat_template import find_template as find_template
-    from llmcli.text.gguf_vocabulary import gguf_end_ids as gguf_end_ids
-    from llmcli.text.gguf_vocabulary import vocabulary_of as vocabulary_of
+    from llmcli.text.gguf.vocabulary import gguf_end_ids as gguf_end_ids
+    from llmcli.text.gguf.vocabulary import vocabulary_of as vocabulary_of
     from llmcli.text.stream import TextStream as TextStream
     from llmcli.text.tokenizer import Token as Token
     from llmcli.text.tokenizer import Tokenizer as Tokenizer
@@ -75,8 +75,8 @@ __getattr__, __dir__ = lazy.exports(
         "Message": "chat_template",
         "ROLES": "chat_template",
         "find_template": "chat_template",
-        "gguf_end_ids": "gguf_vocabulary",
-        "vocabulary_of": "gguf_vocabulary",
+        "gguf_end_ids": "gguf.vocabulary",
+        "vocabulary_of": "gguf.vocabulary",
         "TextStream": "stream",
         "Token": "tokenizer",
         "Tokenizer": "tokenizer",

@@ -15,7 +15,7 @@ from llmcli.errors import LlmcliError
 from llmcli.files.formats import stand_in
 from llmcli.files.json import read_json
 from llmcli.files.reading import read_file
-from llmcli.text.gguf_vocabulary import errors_of, vocabulary_of
+from llmcli.text.gguf.vocabulary import errors_of, vocabulary_of
 from llmcli.text.surrogates import is_unicode
 from llmcli.text.template_process import PROCESS, UNUSABLE
 from llmcli.text.tokenizer_config import TOKENIZER_CONFIG, read_tokenizer_config

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.files.formats import stand_in
 from llmcli.text.decoder import ByteDecoder, is_byte
-from llmcli.text.gguf_tokenizer import build_tokenizer
-from llmcli.text.gguf_vocabulary import MAX_IDS, Vocabulary, errors_of, vocabulary_of
+from llmcli.text.gguf.tokenizer import build_tokenizer
+from llmcli.text.gguf.vocabulary import MAX_IDS, Vocabulary, errors_of, vocabulary_of
 from llmcli.text.limited_calls import LimitedCalls
 from llmcli.text.tokenizer_config import read_tokenizer_config
 from llmcli.text.tokenizer_errors import tokenizer_errors

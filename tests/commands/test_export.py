@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_no_file(run: Run, model: Path, tmp_path: Path, monkeypatc
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmcli.storage.gguf_export.encode", interrupted)
+    monkeypatch.setattr("llmcli.storage.gguf.export.encode", interrupted)
     result = run("export", model, tmp_path / "a.gguf")
     assert (result.exit_code, result.stdout, list(tmp_path.iterdir())) == (130, "", [])
     assert "Traceback" not in result.stderr

@@ -13,7 +13,7 @@ from click.testing import Result
 from llmcli.files import gguf
 from llmcli.files.sizes import readable
 from llmcli.hub import default_model, find
-from llmcli.text import gguf_vocabulary
+from llmcli.text.gguf import vocabulary as gguf_vocabulary
 from tests.commands.conftest import records
 from tests.gguf_file import write_gguf
 from tests.hub_server import Hub
@@ -125,7 +125,7 @@ def test_bench_names_the_format_of_packed_weights(run: Run, file: Path) -> None:
 
 
 def test_formats_that_are_restored_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcli.storage.gguf_weights.MULTIPLIED", ("Q8_0",))
+    monkeypatch.setattr("llmcli.storage.gguf.weights.MULTIPLIED", ("Q8_0",))
     write_gguf(find(default_model()), tmp_path / "a.gguf", lambda name, tensor: "Q5_1" if tensor.ndim == 2 else "F32")
     result = run("generate", "Once", "-n", 1, "-m", tmp_path / "a.gguf")
     assert "a.gguf: weights in Q5_1 were restored to bfloat16, which takes more memory" in " ".join(

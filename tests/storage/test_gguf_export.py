@@ -25,10 +25,10 @@ from llmcli.model.families import FAMILIES
 from llmcli.model.families.gguf import architecture_for
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.ggml import restore
-from llmcli.storage.ggml_quantize import encode
-from llmcli.storage.gguf_export import GgufExport, GgufType
+from llmcli.storage.gguf.export import GgufExport, GgufType
+from llmcli.storage.gguf.quantizers import encode
 from llmcli.storage.quantized_checkpoint import save_quantized
-from llmcli.text.gguf_export import describe_tokenizer
+from llmcli.text.gguf.export import describe_tokenizer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.gguf_file import write_gguf

@@ -16,7 +16,7 @@ from llmcli.explain.bpe_merges import merges
 from llmcli.explain.tokenization import tokenize
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import ChatTemplate, Message
-from llmcli.text.gguf_vocabulary import MAX_IDS
+from llmcli.text.gguf.vocabulary import MAX_IDS
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 BPE = {"type": "BPE", "unk_token": None, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError
 from llmcli.files.gguf_writer import write_header
-from llmcli.text.gguf_export import TEXTS, describe_tokenizer
-from llmcli.text.gguf_patterns import WORDS
-from llmcli.text.gguf_vocabulary import Kind, gguf_end_ids, read_vocabulary
+from llmcli.text.gguf.export import TEXTS, describe_tokenizer
+from llmcli.text.gguf.patterns import WORDS
+from llmcli.text.gguf.vocabulary import Kind, gguf_end_ids, read_vocabulary
 from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer, load_tokenizer
 from tests.text.test_gguf_tokenizer import LINES, SHARED, sentencepiece, trained
 

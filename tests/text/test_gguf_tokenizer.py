@@ -18,8 +18,8 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError
 from llmcli.text.chat_template import find_template
-from llmcli.text.gguf_patterns import WORDS
-from llmcli.text.gguf_vocabulary import ENDS, Kind, gguf_end_ids, read_vocabulary
+from llmcli.text.gguf.patterns import WORDS
+from llmcli.text.gguf.vocabulary import ENDS, Kind, gguf_end_ids, read_vocabulary
 from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer, load_tokenizer
 from llmcli.train.recipe import BOS_ID, EOS_ID
 from llmcli.train.vocabulary import BOS, EOS, train_tokenizer

@@ -34,7 +34,7 @@ NAMES = Names(
     up=("ffn_gate", "ffn_up"),
     down="ffn_down",
     router="ffn_gate_inp",
-    expert="experts.{}.",  # the reader divides a tensor of all experts: see ``storage/gguf_weights.py``
+    expert="experts.{}.",  # the reader divides a tensor of all experts: see ``storage/gguf/weights.py``
     expert_up=("ffn_gate", "ffn_up"),
     expert_down="ffn_down",
 )

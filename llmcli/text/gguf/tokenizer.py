@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file, from its metadata: byte-level BPE, SentencePiece BPE and Unigram.
 
 The metadata has the tokens with their types, and either merges or scores. How a text is divided into words it only
-names; the rules are in ``gguf_patterns``.
+names; the rules are in ``patterns``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 
-from llmcli.text.gguf_patterns import WORDS
-from llmcli.text.gguf_vocabulary import (
+from llmcli.text.gguf.patterns import WORDS
+from llmcli.text.gguf.vocabulary import (
     BYTE_LEVEL,
     ENDS,
     PREFIX,

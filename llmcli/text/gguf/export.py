@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file for a tokenizer: the inverse of ``gguf_tokenizer``.
+"""The metadata of a GGUF file for a tokenizer: the inverse of ``tokenizer``.
 
 A GGUF file can describe fewer tokenizers than a tokenizer.json. So the metadata is read again, and must give the same
 tokens for texts of all kinds of characters and for the text of every token.
@@ -18,9 +18,9 @@ from tokenizers import models
 
 from llmcli.errors import LlmcliError
 from llmcli.text.decoder import is_byte
-from llmcli.text.gguf_patterns import WORDS, Words
-from llmcli.text.gguf_tokenizer import PHI3, SPACE
-from llmcli.text.gguf_vocabulary import BYTE_LEVEL, ENDS, PREFIX, SENTENCEPIECE, UNIGRAM, Kind, read_vocabulary
+from llmcli.text.gguf.patterns import WORDS, Words
+from llmcli.text.gguf.tokenizer import PHI3, SPACE
+from llmcli.text.gguf.vocabulary import BYTE_LEVEL, ENDS, PREFIX, SENTENCEPIECE, UNIGRAM, Kind, read_vocabulary
 from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer
 from llmcli.text.tokenizer_errors import tokenizer_errors
 

@@ -16,7 +16,7 @@ from llmcli.storage.blocks import BLOCK
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.finite import is_finite
 from llmcli.storage.ggml import PACKED, from_blocks
-from llmcli.storage.gguf_weights import GgufTensors
+from llmcli.storage.gguf.weights import GgufTensors
 from llmcli.storage.quantize import Quantization, format_of
 from llmcli.storage.quantized_checkpoint import check_quantized, find_quantized
 

@@ -28,9 +28,9 @@ from llmcli.model.families.gguf import (
 from llmcli.model.families.rules import Rule, Source
 from llmcli.model.positions import inverse_frequencies, span
 from llmcli.storage.checkpoint import Checkpoint
-from llmcli.storage.ggml_quantize import encode
-from llmcli.storage.gguf_sources import Stored, stored_parameters
-from llmcli.storage.gguf_weights import contents_of
+from llmcli.storage.gguf.quantizers import encode
+from llmcli.storage.gguf.sources import Stored, stored_parameters
+from llmcli.storage.gguf.weights import contents_of
 
 GgufType = Literal["BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_K"]
 FILE_TYPES: dict[GgufType, int] = {"BF16": 32, "F16": 1, "F32": 0, "Q8_0": 7, "Q4_0": 2, "Q4_K": 15}  # llama.cpp's

@@ -1,0 +1,1 @@
+"""Tokenizers as the metadata of GGUF files (llama.cpp), read and written."""
