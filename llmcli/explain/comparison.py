@@ -68,9 +68,7 @@ def compare(
     """
     pair = (first, second)
     ids = shared_ids(pair, text, parse_special)
-    context = min(loaded.model.config.max_position_embeddings for loaded in pair)
-    # Some models pad their embedding with rows that belong to no token, and not always to the same size.
-    vocab_size = min(first.tokenizer.size, *(loaded.model.config.vocab_size for loaded in pair))
+    context, vocab_size = shared_sizes(pair)
     chunks, size = text_chunks(first.tokenizer, ids)
     tokens, sums = _tokens(pair, ids, chunks, context, vocab_size, progress)
     bits = [-sum(token.logprobs[n] for token in tokens) / math.log(2) for n in (0, 1)]
@@ -94,6 +92,13 @@ def compare(
             ),
         ),
     )
+
+
+def shared_sizes(pair: Pair) -> tuple[int, int]:
+    """The smaller of two contexts, and the number of tokens that both models have."""
+    context = min(loaded.model.config.max_position_embeddings for loaded in pair)
+    # Some models pad their embedding with rows that belong to no token, and not always to the same size.
+    return context, min(pair[0].tokenizer.size, *(loaded.model.config.vocab_size for loaded in pair))
 
 
 def shared_ids(pair: Pair, text: Text, parse_special: bool) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmcli.explain.comparison import Pair, cross_entropy_kl, shared_ids
+from llmcli.explain.comparison import Pair, cross_entropy_kl, shared_ids, shared_sizes
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, Windows, check, vocab_entry
 from llmcli.explain.scoring import cross_entropy_claim, rescoring_claim, text_chunks, windows_of
 from llmcli.explain.selection import Text
@@ -103,8 +103,7 @@ def compare_summary(
     """
     pair = (first, second)
     ids = shared_ids(pair, text, parse_special)
-    context = min(loaded.model.config.max_position_embeddings for loaded in pair)
-    vocab_size = min(first.tokenizer.size, *(loaded.model.config.vocab_size for loaded in pair))
+    context, vocab_size = shared_sizes(pair)
     found = _numbers(pair, ids, context, vocab_size, progress)
     means = found.surprisals.mean(dim=-1)
     perplexity = means.exp().tolist()

@@ -160,8 +160,8 @@ class TensorFile:
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write ``tensors``, from any device, to a file whose header begins with the metadata. Raises OSError.
 
-    Each tensor is aligned to its dtype, so that it can be memory-mapped. safetensors' own function copies all tensors,
-    although little memory may be left after a long context, and leaves a file behind if the process is killed.
+    Each tensor is aligned to its dtype, so that it can be memory-mapped. safetensors' own function copies all tensors
+    in memory, of which a long context may leave little, and an incomplete file stays if the process is killed.
     """
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     names = {dtype: name for name, dtype in {**DTYPES, **INTEGERS}.items()}

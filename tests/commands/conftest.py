@@ -88,3 +88,11 @@ def colored(line: str) -> list[tuple[str, str]]:
     parts = re.split(r"(\x1b\[[0-9;]*m)", line)
     styles = ["", *("" if code == "\x1b[0m" else code for code in parts[1::2])]
     return [(style, text) for style, text in zip(styles, parts[::2], strict=True) if text]
+
+
+def assert_one_line(result: Result, *words: str, code: int) -> None:
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr

@@ -16,17 +16,10 @@ from gguf import GGUFReader
 from llmcli.storage import Checkpoint
 from llmcli.text import find_template, load_tokenizer
 from llmcli.train.vocabulary import BOS, EOS
+from tests.commands.conftest import assert_one_line
 
 Run = Callable[..., Result]
 PROMPT = "The old fox met a hen"
-
-
-def assert_one_line(result: Result, *words: str, code: int) -> None:
-    assert result.exit_code == code, result.stderr
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
 
 
 def test_the_file_writes_the_same_text(run: Run, chat_model: Path, tmp_path: Path) -> None:

@@ -18,19 +18,11 @@ from llmcli.commands import quantize as command
 from llmcli.text.tokenizer import load_tokenizer
 from llmcli.train.batches import Encoded
 from llmcli.train.objective import validate
-from tests.commands.conftest import TEXTS, records
+from tests.commands.conftest import TEXTS, assert_one_line, records
 from tests.tiny import load
 
 Run = Callable[..., Result]
 CPU = torch.device("cpu")
-
-
-def assert_one_line(result: Result, *words: str, code: int) -> None:
-    assert result.exit_code == code, result.stderr
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

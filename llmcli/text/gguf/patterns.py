@@ -1,9 +1,8 @@
 """How the byte-level tokenizers that GGUF files name divide a text into words before BPE.
 
 A GGUF file has the name of its pre-tokenizer (llama.cpp's, src/llama-vocab.cpp), not the rules. The rules here are
-those of the tokenizer.json files that a name stands for. llama.cpp approximates a few of them: it counts each letter
-beyond ASCII as both uppercase and lowercase, and does not compose characters. Where it does so, the ids here are those
-of the original tokenizer.
+those of each original model's tokenizer.json. llama.cpp approximates a few of them: it takes every letter beyond ASCII
+as both uppercase and lowercase, and does not compose characters. There, the ids here are the original tokenizer's.
 """
 
 from __future__ import annotations
