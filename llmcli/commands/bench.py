@@ -16,8 +16,9 @@ from llmcli import generation, render, storage
 from llmcli.commands.options.common import MOST_PARALLEL, device_option, offline_option, verbose_option
 from llmcli.commands.options.model import DTYPE_ALIASES, DTYPES, QUANTIZATIONS, ModelChoice, models_option
 from llmcli.commands.shell.command import Command
+from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import import_torch
-from llmcli.errors import usage_error
+from llmcli.errors import LlmcliError, usage_error
 
 if TYPE_CHECKING:
     from llmcli.model.transformer import Transformer
@@ -87,7 +88,7 @@ def bench(
 
     The share of bandwidth is how much of the memory bandwidth, measured at the end, decoding uses to read the
     weights once per token. It exceeds 100% if the weights fit into the CPU cache. Other processes distort the
-    results; check the range.
+    results; check the range. A combination that cannot run is reported after the table, and the exit code is 1.
 
     \b
     Examples:
@@ -111,16 +112,30 @@ def bench(
     from llmcli.model.device import pick_device, use_threads
 
     lengths = Lengths(prompt_tokens, output_tokens, depths, repeat)
-    rows = []
+    rows: list[render.BenchRow] = []
+    failures: dict[str, LlmcliError] = {}  # by message
     for choice in choices:
-        for row in measure(choice, config, threads or (None,), lengths):
-            render.note(render.bench_line(row), sys.stderr)
-            rows.append(row)
-    bandwidths = {}  # measured last, because the measurement itself needs memory
-    for count in {row.threads for row in rows}:
-        use_threads(count)
-        bandwidths[count] = generation.read_bandwidth(pick_device(device))
-    rows = [replace(row, bandwidth=bandwidths[row.threads]) for row in rows]
+        try:
+            for row in measure(choice, config, threads or (None,), lengths):
+                render.note(render.bench_line(row), sys.stderr)
+                rows.append(row)
+        except LlmcliError as error:  # the others can still be measured
+            failures[error.message] = error
+    if rows:
+        bandwidths = {}  # measured last, because the measurement itself needs memory
+        for count in {row.threads for row in rows}:
+            use_threads(count)
+            bandwidths[count] = generation.read_bandwidth(pick_device(device))
+        show([replace(row, bandwidth=bandwidths[row.threads]) for row in rows], as_json, markdown)
+    if failures:
+        *others, last = failures.values()
+        for other in others:
+            render.note(render.one_line(f"llmcli: {describe(other)}"), sys.stderr)
+        raise last
+
+
+def show(rows: Sequence[render.BenchRow], as_json: bool, markdown: bool) -> None:
+    """Print the rows in the chosen format."""
     if as_json:
         render.write_bench_json(rows, sys.stdout)
     elif markdown:

@@ -13,6 +13,7 @@ from llmcli.commands.options.model import ModelChoice, describe_model, pair_opti
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
+from llmcli.errors import usage_error
 
 
 @click.command(cls=Command)
@@ -44,6 +45,8 @@ def compare(
       llmcli compare -m llama-tales-12m -m llama-tales-12m "The same." --json
       llmcli compare -m org/name -m q4.gguf --summary --prompt-file a.txt
     """
+    if summary and click.get_current_context().get_parameter_source("top") is click.core.ParameterSource.COMMANDLINE:
+        raise usage_error("--summary shows no single tokens, so --top has no effect", "omit one of them")
     text = prompt.read()
     first, second = (choice.open() for choice in choices)
     models = [describe_model(first), describe_model(second)]

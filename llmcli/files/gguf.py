@@ -193,9 +193,9 @@ def parts_of(header: GgufHeader) -> list[Path]:
         )
     missing = [name for name in names if not (named.parent / name).is_file()]
     if missing:
-        raise LlmcliError(
-            f"{path}: {len(missing)} of its {count} parts are missing, such as {missing[0]}", "download them, too"
-        )
+        what = f"{missing[0]} is" if len(missing) == 1 else f"{len(missing)} parts are"
+        more = "" if len(missing) == 1 else f", such as {missing[0]}"
+        raise LlmcliError(f"{path}: the model has {count} parts, but {what} missing{more}", "download all parts")
     if named.name != names[0]:
         number = names.index(named.name) + 1
         raise LlmcliError(f"{path}: is part {number} of {count}", f"open {names[0]}, which leads to the others")

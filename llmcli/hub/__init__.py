@@ -14,6 +14,7 @@ from llmcli.errors import LlmcliError, did_you_mean
 from llmcli.hub import cache, programs
 from llmcli.hub.cache import LocalModel, Progress
 from llmcli.hub.local import gguf_files_beside as gguf_files_beside
+from llmcli.hub.local import is_model_path as is_model_path
 from llmcli.hub.local import local_model as local_model
 from llmcli.hub.local import shipped as shipped
 from llmcli.hub.names import HubName, parse

@@ -48,6 +48,15 @@ def local_model(name: str) -> Path | None:
     return _of_file(path.parent.resolve() / path.name) if exists else None  # a link keeps its name: blobs have none
 
 
+def is_model_path(name: str) -> bool:
+    """Whether ``name`` is the path of a GGUF file or of a folder with a config.json. "", "." and ".." are not."""
+    try:
+        path = Path(name)
+        return bool(name.strip(" .")) and (is_gguf(path) or (path / CONFIG).is_file())
+    except (OSError, ValueError):  # too long, or an invalid character
+        return False
+
+
 def gguf_files_beside(path: str) -> list[str]:
     """The paths of the GGUF files in the folder of ``path``, which may be unfinished, written as it is."""
     start = path[: max(path.rfind("/"), path.rfind(os.sep)) + 1]

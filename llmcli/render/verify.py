@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TextIO
 
 from llmcli import explain
-from llmcli.render.numbers import full
+from llmcli.render.numbers import compact, full
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import print_line
 from llmcli.render.text import counted, token_label
@@ -60,8 +60,14 @@ def _note(proof: explain.Proof) -> str:
     """Return what a proof found beyond the numbers in its row, or an empty text."""
     if proof.reason is not None:
         return proof.reason
+    found = []
+    if proof.error is not None and proof.largest_kl is not None:
+        mean, largest = compact(proof.error, 3), compact(proof.largest_kl, 3)
+        found.append(f"KL divergence: mean {mean}, largest {largest} bits")
     if proof.parting is not None:
-        return _divergence(proof.parting)
+        found.append(_divergence(proof.parting))
+    if found:
+        return "; ".join(found)
     if proof.error == 0 and proof.largest:  # the error is not that of the logits
         return f"no token differs; logits differ by up to {proof.largest:.0e} of the largest"
     return ""

@@ -32,6 +32,17 @@ def test_an_exported_file_is_faithful(run: Run, chat_model: Path, tmp_path: Path
     assert set(verdicts(run, tmp_path / "a.gguf", chat_model).values()) == {"ok"}
 
 
+def test_the_mean_and_the_largest_kl_are_those_of_compare(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    assert run("export", chat_model, tmp_path / "a.gguf", "--type", "q4_0").exit_code == 0
+    options = ("verify", SENTENCE, "-m", tmp_path / "a.gguf", "--against", chat_model, "--device", "cpu")
+    (record,) = records(run(*options, "--json"))
+    (proof,) = [proof for proof in record["proofs"] if proof["name"] == "logits ~ original"]
+    (compared,) = records(run("compare", SENTENCE, "-m", chat_model, "-m", tmp_path / "a.gguf", "--summary", "--json"))
+    assert 0 < proof["error"] < proof["largest_kl"] == pytest.approx(compared["kl"]["largest"], rel=1e-3)
+    line = f"logits ~ original: KL divergence: mean {proof['error']:.3g}, largest {proof['largest_kl']:.3g} bits"
+    assert line in run(*options).stdout
+
+
 def template(folder: Path) -> None:
     path = folder / "chat_template.jinja"
     path.write_text(path.read_text().replace("}}: {{", "}} : {{"))

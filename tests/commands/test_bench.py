@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def test_table_and_markdown(run: Run, model: Path) -> None:
     lines = run("bench", "-m", model, *SMALL, "--markdown").stdout.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "%" in lines[2]
+
+
+def test_what_can_run_is_measured(run: Run, model: Path, tmp_path: Path) -> None:
+    quantized = tmp_path / "tiny-int8"
+    assert run("quantize", model, quantized).exit_code == 0
+    result = run("bench", "-m", quantized, "-m", "x/y", "--offline", *SMALL, "--quantize", "none,int4,int8", "--json")
+    assert [row["dtype"] for row in map(json.loads, result.stdout.splitlines())] == ["int8"]
+    assert result.exit_code in (1, 2)
+    *_, packed, missing = result.stderr.splitlines()
+    assert result.stderr.count("llmcli:") == 2
+    assert "tiny-int8 are already quantized (omit --quantize" in packed
+    assert "x/y is not completely on disk" in missing
 
 
 def test_random_weights_need_only_a_config(run: Run, model: Path) -> None:

@@ -161,6 +161,15 @@ def test_a_different_tokenizer_is_one_line(model: Path, run: Run, tmp_path: Path
     assert result.stdout == ""
 
 
+def test_a_number_of_rows_for_a_summary_is_an_error(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ("compare", "The fox", "-m", model, "-m", model, "--summary")
+    result = run(*models, "--top", 5)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--top has no effect" in result.stderr
+    monkeypatch.setenv("LLMCLI_TOP", "5")  # for every command, not for this one alone
+    assert run(*models).exit_code == 0
+
+
 def test_an_empty_text_is_an_error(model: Path, run: Run) -> None:
     result = run("compare", "", "-m", model, "-m", model)
     assert result.exit_code == EXIT_USAGE

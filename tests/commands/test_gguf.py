@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llmcli.commands.shell.hints import hint_of
+from llmcli.engine.tensor_parallel.transformer import load_split
+from llmcli.errors import LlmcliError
 from llmcli.files import gguf
 from llmcli.files.sizes import readable
 from llmcli.hub import default_model, find
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.text.gguf import vocabulary as gguf_vocabulary
 from tests.commands.conftest import records
 from tests.gguf_file import write_gguf
@@ -54,6 +58,25 @@ def test_commands_open_a_file(run: Run, file: Path, command: tuple[str | int, ..
     result = run(*command, "-m", file)
     assert result.exit_code == 0, result.stderr
     assert result.stdout
+
+
+@pytest.mark.parametrize("command", ["generate", "verify", "score", "tokenize"])
+def test_a_model_in_place_of_the_text_is_an_error(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(find(default_model()))
+    for path in (file, find(default_model())):
+        result = run(command, path)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"llmcli: {path} is a model, not a text (name a model with -m)\n"
+    assert run("tokenize", ".", "--ids").exit_code == 0  # a text, although it is also this folder
+
+
+def test_a_file_is_not_split_among_processes(file: Path) -> None:
+    alone: Any = None  # no other process is needed to find out
+    with pytest.raises(LlmcliError, match="GGUF files cannot be split among processes") as error:
+        load_split(Checkpoint.read(file), alone)
+    assert "run it in one process" in hint_of(error.value)
 
 
 def test_chat_uses_the_template_of_the_file(run: Run, file: Path) -> None:

@@ -27,7 +27,7 @@ from tests.commands.conftest import records
 Run = Callable[..., Result]
 SENTENCE = "The old fox met a hen by the river."
 KEYS = ["model", "device", "dtype", "quantized", "text_tokens", "tokens", "proofs", "layers", "check"]
-PROOF_KEYS = ["name", "means", "verdict", "error", "limit", "largest", "parting", "reason"]
+PROOF_KEYS = ["name", "means", "verdict", "error", "limit", "largest", "parting", "reason", "largest_kl"]
 OWN = 13  # proofs that need only the model and torch
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from llmcli import hub
 from llmcli.commands.options.common import bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import LlmcliError, usage_error
@@ -29,8 +30,11 @@ class Prompt:
         """Return the text of the argument, the file or stdin. Argument and piped text are joined by a blank line.
 
         Only the argument "" is an empty prompt: a file or a pipe without text is the result of a mistake. Raises
-        LlmcliError for those, if there is no prompt, if there are two, or if the file or stdin cannot be read.
+        LlmcliError for those, if there is no prompt, if there are two, if the argument is the path of a model, or if
+        the file or stdin cannot be read.
         """
+        if self.argument is not None and hub.is_model_path(self.argument):
+            raise usage_error(f"{self.argument} is a model, not a text", "name a model with -m")
         if self.file is not None:
             if self.argument is not None:
                 raise usage_error("PROMPT and --prompt-file cannot be combined", "give one of them")

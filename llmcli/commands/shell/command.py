@@ -64,7 +64,9 @@ class Command(click.Command):
                 simplify_message(error.format_message()), hint_for(ctx, error), exit_code=EXIT_USAGE
             ) from error
         if rest and not ctx.resilient_parsing:
-            hint = "put a text of several words in quotes" if self._takes_text() else f"see {ctx.command_path} --help"
+            quotes = "put a text of several words in quotes" if self._takes_text() else ""
+            model = "name a model with -m" if any("-m" in option.opts for option in self.params) else ""
+            hint = ", and ".join(part for part in (quotes, model) if part) or f"see {ctx.command_path} --help"
             if "--" in arguments_of(ctx) and rest[0].startswith("-"):
                 hint = "put options before --"
             raise usage_error(f"unexpected argument: {' '.join(rest)}", hint)

@@ -23,6 +23,7 @@ HINTS: dict[str, str] = {
     "loss-not-finite": "start again in another --out with a smaller --learning-rate",
     "no-llguidance": "--json-schema, --regex and --choices need it: pip install llguidance",
     "no-shipped-model": "name one: -m FOLDER",
+    "not-divisible": "run it in one process, or name the model that it was made from",
     "nothing-to-resume": "start without --resume",
     "other-corpus": "use the same files as before, including --valid; to train on these, start a new run with --init",
     "out-of-memory": "use a smaller model, a shorter prompt or --dtype bfloat16",

@@ -181,7 +181,7 @@ def load_split(
     Raises the errors of ``Checkpoint.load``, and LlmcliError if the weights are quantized: they cannot be split.
     """
     if checkpoint.quantization is not None or checkpoint.folder.is_file():
-        raise usage_error("quantized weights and GGUF files cannot be split among ranks", "use the model in bfloat16")
+        raise usage_error("quantized weights and GGUF files cannot be split among processes", kind="not-divisible")
     opened = checkpoint.open(adapter)
     partition = Partition(opened.config, group.rank, group.size)
     with torch.device("meta"):

@@ -61,9 +61,10 @@ def faithful_plans(subject: Subject, original: LoadedModel) -> list[Plan]:
         model = ours()
         size = min(model.config.vocab_size, original.model.config.vocab_size)
         a, b = (one_pass(one, subject.ids)[:, :size] for one in (original.model, model))
-        kl = float(kl_divergence(a, b).mean())
+        kl = kl_divergence(a, b)
         limit = KL_LIMIT * 4 ** (BITS - bits())
-        return Finding(kl, limit, first_divergence(b, a, original.tokenizer), largest_difference(b, a))
+        parted, largest = first_divergence(b, a, original.tokenizer), largest_difference(b, a)
+        return Finding(float(kl.mean()), limit, parted, largest, float(kl.max()))
 
     def weights() -> Finding:
         return Finding(_worst_weight(ours(), original.model), WEIGHT_LIMIT * 2 ** (BITS - bits()))

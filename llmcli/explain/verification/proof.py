@@ -36,13 +36,15 @@ class Finding:
     """The numbers of a proof, which holds if ``error`` is at most ``limit``.
 
     Of tensors ``error`` is the root mean square of the difference relative to that of the reference. ``largest`` is
-    the largest difference of a logit relative to the largest logit.
+    the largest difference of a logit relative to the largest logit. ``largest_kl`` is that of a position, in bits, if
+    ``error`` is the mean KL divergence.
     """
 
     error: float
     limit: float
     divergence: Divergence | None = None
     largest: float | None = None
+    largest_kl: float | None = None
 
 
 class Skipped(Exception):
@@ -64,6 +66,7 @@ class Proof:
     largest: float | None
     parting: Divergence | None
     reason: str | None
+    largest_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,17 @@ class Plan:
         except LlmcliError as error:
             return Proof(self.name, self.means, "failed", None, None, None, None, error.message)
         verdict: Verdict = "ok" if found.error <= found.limit else "failed"  # a NaN fails
-        return Proof(self.name, self.means, verdict, found.error, found.limit, found.largest, found.divergence, None)
+        return Proof(
+            self.name,
+            self.means,
+            verdict,
+            found.error,
+            found.limit,
+            found.largest,
+            found.divergence,
+            None,
+            found.largest_kl,
+        )
 
 
 def difference(ours: Tensor, reference: Tensor) -> float:
