@@ -33,6 +33,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
@@ -245,8 +246,23 @@ CONFIGS: dict[str, PretrainedConfig] = {
         sliding_window=WINDOW,
     ),
     "olmoe": _of(OlmoeConfig, _EVEN, **_MOE, num_experts=5),
+    "qwen3_5_text": _of(
+        Qwen3_5TextConfig,
+        _SHARED,
+        num_hidden_layers=4,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
+        head_dim=32,
+        rope_parameters=_SHARED["rope_parameters"] | {"partial_rotary_factor": 0.25},
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=6,
+        linear_conv_kernel_dim=4,
+    ),
 }
 CASES = tuple(CONFIGS)
+RECURRENT = ("qwen3_5_text",)  # cases with recurrent layers, which not every engine runs
+WITHOUT_RECURRENT = tuple(name for name in CASES if name not in RECURRENT)
 # Not a case of every test: with enough heads for four ranks.
 CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)
 # Seeds for the cases that would soon repeat themselves with seed 0.
@@ -314,11 +330,14 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
     """Randomize every parameter: norm weights around 1, biases around 0, and matrices scaled by their inputs."""
     generator = torch.Generator().manual_seed(seed)
     model_type = model.config.model_type
-    offset = 0.0 if "gemma" in model_type else 1.0  # Gemma adds 1 to the stored weight
+    adds_one = any(family in model_type for family in ("gemma", "qwen3_5", "qwen3_next"))  # to the stored weight
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("bias"):
+            offset = 0.0 if adds_one and "linear_attn" not in name else 1.0
+            if name.endswith("A_log"):
+                parameter.copy_(0.7 * noise - 2)  # so slow a decay that a state's past shows
+            elif name.endswith("bias"):
                 parameter.copy_(0.15 * noise)
             elif parameter.ndim == 1 or "norm" in name:
                 parameter.copy_(offset + _norm_gain(name, model_type) + 0.3 * noise)

@@ -17,7 +17,7 @@ from llmcli.engine.attention import kernel_dtype
 from llmcli.engine.native import NativeStep
 from llmcli.engine.transformer import EngineTransformer, cache_dtype
 from llmcli.model import positions
-from llmcli.model.cache import KVCache, narrowed
+from llmcli.model.cache import KVCache, State, narrowed
 from llmcli.model.config import RopeConfig
 from llmcli.model.positions import Placements, Rotation
 from llmcli.model.transformer import Transformer
@@ -29,8 +29,8 @@ POSITION_BLOCK = 64  # the same for the keys that attention sees
 class BatchedCache:
     """Keys and values of several texts, [rows, K, capacity, D] per layer; ``lengths`` are the texts' positions.
 
-    Every layer keeps all positions, windowed ones too: a mask hides what a query must not see. Rows after the last
-    text are padding, computed and discarded.
+    Every layer with attention keeps all positions, windowed ones too: a mask hides what a query must not see. Recurrent
+    layers keep the texts' states, [rows, ...]. Rows after the last text are padding, computed and discarded.
     """
 
     length = 0  # the mask says which positions each text has
@@ -40,7 +40,10 @@ class BatchedCache:
         self.lengths: list[int] = []
         self._spans: list[int] = []  # which angles each text's keys have; see ``positions.span``
         self._planned: list[int] = []
-        self._keys, self._values = self._empty(0, 0), self._empty(0, 0)
+        self.capacity = 0  # positions that each row has room for
+        self._held = 0  # rows that there is room for
+        self._keys, self._values = self._empty(), self._empty()
+        self._states: dict[int, State] = {}
         self._tables: dict[tuple[RopeConfig, int], Rotation] = {}
         self._written = (torch.empty(0), torch.empty(0))  # rows of this pass, and the positions written to in each
 
@@ -49,11 +52,6 @@ class BatchedCache:
         """The number of rows of a pass, padding included."""
         return _whole(len(self.lengths), ROW_BLOCK)
 
-    @property
-    def capacity(self) -> int:
-        """The number of positions that each row has room for."""
-        return self._keys[0].shape[2]
-
     @torch.inference_mode()
     def add(self, cache: KVCache) -> None:
         """Add a text by copying the cache that it was read with."""
@@ -61,20 +59,31 @@ class BatchedCache:
         self._spans.append(cache.span)
         self._planned.append(cache.planned)
         self._fit()
-        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+        last = len(self.lengths) - 1
+        for layer in cache.attending:
             first, k, v = cache.held(layer)
-            row = slice(len(self.lengths) - 1, len(self.lengths))
-            keys[row, :, first : cache.length] = k
-            values[row, :, first : cache.length] = v
+            self._keys[layer][last : last + 1, :, first : cache.length] = k
+            self._values[layer][last : last + 1, :, first : cache.length] = v
+        for layer in cache.recurrent:
+            state = cache.state(layer)
+            assert state is not None
+            before = self._states.get(layer, tuple(part[:0] for part in state))
+            self._states[layer] = tuple(
+                self._padded(torch.cat((old[:last], part))) for old, part in zip(before, state, strict=True)
+            )
 
     @torch.inference_mode()
     def remove(self, row: int) -> None:
         """Drop a text; the last text moves into its row."""
-        for buffer in (*self._keys, *self._values):
-            buffer[row] = buffer[len(self.lengths) - 1]
+        last = len(self.lengths) - 1
+        states = [part for state in self._states.values() for part in state]
+        for buffer in (*self._keys.values(), *self._values.values(), *states):
+            buffer[row] = buffer[last]
         for numbers in (self.lengths, self._spans, self._planned):
             numbers[row] = numbers[-1]
             numbers.pop()
+        for layer, state in self._states.items():
+            self._states[layer] = tuple(self._padded(part[:last]) for part in state)
         self._fit()
 
     def planned(self, row: int) -> int:
@@ -113,32 +122,49 @@ class BatchedCache:
         values[rows, :, at] = narrowed(v.squeeze(2), values.dtype)
         return keys, values
 
+    def state(self, layer: int) -> State:
+        """The texts' states of a recurrent layer."""
+        return self._states[layer]
+
+    def keep_state(self, layer: int, state: State) -> None:
+        """Replace the texts' states of a recurrent layer."""
+        self._states[layer] = state
+
+    def _padded(self, part: Tensor) -> Tensor:
+        """A part of the texts' states [texts, ...] with as many rows as a pass has; those after the texts are zero."""
+        return torch.cat((part, part.new_zeros(self.padded - len(part), *part.shape[1:])))
+
     def _fit(self) -> None:
         """Resize the buffers if one more position per text does not fit or if they are more than twice too large."""
         rows, needed = self.padded, _whole(max(self.lengths, default=0) + 1, POSITION_BLOCK)
-        held = self._keys[0].shape[0]
+        held = self._held
         if rows <= held <= 2 * rows and needed <= self.capacity <= 2 * needed:
             return
         for buffers in (self._keys, self._values):
-            for layer, old in enumerate(buffers):
+            for layer, old in buffers.items():
                 new = old.new_zeros(rows, old.shape[1], needed, old.shape[3])  # a mask does not hide NaN
                 part = (slice(0, min(rows, held)), slice(None), slice(0, min(needed, old.shape[2])))
                 new[part] = old[part]
                 buffers[layer] = new
+        self._held, self.capacity = rows, needed
 
-    def _empty(self, rows: int, capacity: int) -> list[Tensor]:
+    def _empty(self) -> dict[int, Tensor]:
         config = self.model.config
-        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
-        layers = range(config.num_hidden_layers)
-        dtype = cache_dtype(self.model.dtype, self.model.device)
-        return [torch.empty(shape, device=self.model.device, dtype=dtype) for _ in layers]
+        shape = (0, config.num_key_value_heads, 0, config.head_dim)
+        layers = [layer for layer in range(config.num_hidden_layers) if config.has_attention(layer)]
+        return {layer: torch.empty(shape, device=self.model.device, dtype=self._dtype) for layer in layers}
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype of keys and values."""
+        return cache_dtype(self.model.dtype, self.model.device)
 
     def _placements(self, at: Tensor) -> Placements:
         """The placements of one query per row, at the positions ``at`` [rows]."""
         keys = torch.arange(self.capacity, device=at.device)
         queries = at[:, None, None, None]  # [rows, 1, 1, 1]; masks are [rows, 1, 1, capacity]
         model = self.model
-        dtype = kernel_dtype(self._keys[0].dtype, at.device)
+        dtype = kernel_dtype(self._dtype, at.device)
         return positions.single(model.config, queries, (keys, keys), dtype, lambda rope: self._rotation(rope, at))
 
     def _rotation(self, rope: RopeConfig, at: Tensor) -> Rotation:

@@ -23,13 +23,15 @@ from llmcli.model.transformer import Transformer
 
 
 def replays(model: Transformer) -> bool:
-    """Whether ``decode`` is the fastest way to run this model's steps: on a GPU, except for a mixture of experts.
+    """Whether ``decode`` is the fastest way to run this model's steps: on a GPU, except for some models.
 
-    The host must read which experts a router chose, so these are not one fixed sequence of kernels.
+    The host must read which experts a router chose, so a mixture of experts is not one fixed sequence of kernels.
+    Recurrent layers replace their state, so they are not always over the same memory.
     """
     return (
         model.device.type == "cuda"
         and model.config.moe is None
+        and model.config.mixer is None
         and isinstance(model, EngineTransformer)
         and model.complete
     )

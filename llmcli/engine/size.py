@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from llmcli.engine.transformer import GPU_CACHE_BLOCK
-from llmcli.model.cache import SPARE
+from llmcli.model.cache import MAX_SNAPSHOTS, SPARE
 from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Quantization, matrices, quantized_shape
@@ -33,12 +33,14 @@ def weight_bytes(model: Transformer, dtype: torch.dtype, quantization: Quantizat
 class CacheBytes:
     """Bytes of a KV cache: full-attention layers grow by ``per_token``, windowed layers up to ``windowed`` in total.
 
-    ``needed`` is the size of the keys and values that later tokens attend to, ``most`` the largest size of the
-    buffers, which grow by half when full and hold a whole chunk of the prompt at once.
+    ``states`` are the states of recurrent layers, whose size is the same for every text. ``needed`` is the size of the
+    keys, values and states that later tokens need, ``most`` the largest size of the buffers, which grow by half when
+    full and hold a whole chunk of the prompt at once, and of the states with the earlier ones that are kept.
     """
 
     per_token: int
     windowed: int
+    states: int
     needed: int
     most: int
 
@@ -49,7 +51,12 @@ def cache_bytes(
     """The cache of a text of ``tokens`` tokens, prefilled ``chunk`` positions at a time."""
     position = 2 * config.kv_size * dtype.itemsize  # a key and a value in one layer
     windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
-    full, window = config.num_hidden_layers - windowed, config.sliding_window or 0
+    attending, recurrent = (
+        sum(map(has, range(config.num_hidden_layers))) for has in (config.has_attention, config.has_mixer)
+    )
+    full, window = attending - windowed, config.sliding_window or 0
+    shapes = () if config.mixer is None else config.mixer.state_shapes
+    states = recurrent * torch.float32.itemsize * sum(map(math.prod, shapes))
     held = min(tokens, window - 1 + SPARE + chunk)
 
     def room(positions: int) -> int:
@@ -59,6 +66,7 @@ def cache_bytes(
     return CacheBytes(
         per_token=full * position,
         windowed=windowed * position * window,
-        needed=position * (full * tokens + windowed * min(tokens, window)),
-        most=position * (full * room(tokens) + windowed * room(held)),
+        states=states,
+        needed=position * (full * tokens + windowed * min(tokens, window)) + states,
+        most=position * (full * room(tokens) + windowed * room(held)) + states * (1 + MAX_SNAPSHOTS),
     )

@@ -36,7 +36,8 @@ class EngineTransformer(Transformer):
         super().__init__(config)
         self._native: NativeStep | None = None
         for block in self.blocks:
-            block.attn.__class__ = FastAttention
+            if block.attn is not None:
+                block.attn.__class__ = FastAttention
 
     def _apply(self, *args: Any, **kwargs: Any) -> EngineTransformer:
         self._native = None  # it points to parameters that are about to move
@@ -79,7 +80,7 @@ def engine_of(model: Transformer) -> str:
         return f"native engine ({variant()}), threads: {torch.get_num_threads()}"
     if model.device.type != "cpu":
         return f"torch on {model.device.type}"
-    reason = f"runs no {model.dtype_name}" if variant() else "was not built"
+    reason = f"does not run this model in {model.dtype_name}" if variant() else "was not built"
     return f"torch (the native engine {reason})"
 
 

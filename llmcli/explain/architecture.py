@@ -23,7 +23,8 @@ class Rotary:
 class Architecture:
     """Sizes; ``rows`` is the number of embeddings, ``tokens`` the number of tokens that the tokenizer has.
 
-    ``windowed`` layers see the last ``window`` positions only. ``particulars`` are phrases for what differs from a
+    ``windowed`` layers see the last ``window`` positions only. ``recurrent`` layers have a ``mixer`` in attention's
+    place, described in words. ``particulars`` are phrases for what differs from a
     Llama.
     """
 
@@ -44,6 +45,8 @@ class Architecture:
     local_rope: Rotary | None
     windowed: int
     window: int | None
+    recurrent: int
+    mixer: str | None
     particulars: tuple[str, ...]
 
 
@@ -69,6 +72,8 @@ def architecture_of(config: ModelConfig, tokens: int) -> Architecture:
         local_rope=_rope(config.local_rope, config),
         windowed=windowed,
         window=config.sliding_window if windowed else None,
+        recurrent=sum(map(config.has_mixer, range(config.num_hidden_layers))),
+        mixer=None if config.mixer is None else str(config.mixer),
         particulars=tuple(_particulars(config)),
     )
 
@@ -109,6 +114,8 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield "learned position embeddings"
     if config.layers_without_rope:
         yield f"layers without positions: {len(config.layers_without_rope)}"
+    if config.attention_gate:
+        yield "gated attention outputs"
     if config.attention_scale not in (None, config.head_dim**-0.5):
         yield f"attention scores times {config.attention_scale:.4g}"
     caps = {"attention scores": config.attention_softcap, "logits": config.logit_softcap}

@@ -15,6 +15,7 @@ from llmcli.explain.selection import (
     Head,
     Layers,
     Text,
+    attending,
     find_head,
     find_layers,
     find_position,
@@ -91,7 +92,8 @@ def attend(
     """
     ids = token_ids(loaded, text, parse_special=parse_special)
     model, tokenizer = loaded.model, loaded.tokenizer
-    position, shown = find_position(tokenizer, ids, position), find_layers(model.config, layers)
+    position = find_position(tokenizer, ids, position)
+    shown = attending(model.config, find_layers(model.config, layers))
     observed = observe(model, ids[: position + 1])
     weights = torch.cat([observed.trace.attention[layer][0, :, -1] for layer in shown])  # [layers * H, S]
     norms = torch.cat([heads_of(model, observed, layer).value_norms for layer in shown])  # [layers * H, S]

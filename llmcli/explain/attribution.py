@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -116,7 +116,7 @@ def why(
     logits = observed.logits[list(pair)].cpu()
     split = attribute(model, observed, pair)
     check_finite(split.heads, "attention weights or values")  # attention may have ignored them in computing the logits
-    parts = _parts(split, learned_positions=model.positions is not None)
+    parts = _parts(split, observed.trace.attention, learned_positions=model.positions is not None)
     parts.append((ROUNDING, (logits.double() if config.logit_softcap is None else split.stream) - split.total))
     contributions = tuple(_contribution(name, values) for name, values in parts)
     total = _contribution("total", torch.stack([values for _, values in parts]).sum(dim=0))
@@ -155,14 +155,17 @@ def _pair(logits: Tensor, token: int | None, other: int | None) -> tuple[int, in
     return token, other
 
 
-def _parts(split: Attribution, learned_positions: bool) -> list[tuple[str, Tensor]]:
-    """The name and contribution [2] of every component, in the model's order."""
+def _parts(split: Attribution, attending: Collection[int], learned_positions: bool) -> list[tuple[str, Tensor]]:
+    """The name and contribution [2] of every component, in the model's order; ``attending`` layers have attention."""
     named = [("embedding", split.embedding)]
     if learned_positions:
         named.append(("position", split.position))
     heads = split.heads.sum(dim=-1)  # [2, L, H]
     for layer in range(heads.shape[1]):
-        named += [(f"L{layer}.H{head}", heads[:, layer, head]) for head in range(heads.shape[2])]
+        if layer in attending:
+            named += [(f"L{layer}.H{head}", heads[:, layer, head]) for head in range(heads.shape[2])]
+        else:
+            named.append((f"L{layer} mixer", split.mixers[:, layer]))
         if split.attention_bias[:, layer].any():
             named.append((f"L{layer} attention bias", split.attention_bias[:, layer]))
         named.append((f"L{layer} MLP", split.mlps[:, layer]))
@@ -207,7 +210,7 @@ def _check(split: Attribution, logits: Tensor, softcap: float | None, allowed: f
     """Compare the sums of the contributions with the model's own logits, and with what attention was seen to add."""
     total = split.total if softcap is None else softcap * torch.tanh(split.total / softcap)
     error = relative_error(float((total - logits.double()).abs().max()), float(logits.abs().max()))
-    summed = split.heads.sum(dim=(-1, -2)) + split.attention_bias
+    summed = split.heads.sum(dim=(-1, -2)) + split.attention_bias + split.mixers
     missing = relative_error(float((summed - split.attention).abs().max()), float(split.attention.abs().max()))
     return check(
         Claim("the parts without rounding sum to the logits", error, allowed),

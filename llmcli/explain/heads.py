@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmcli.explain.forward_pass import ForwardPass, tolerance
 from llmcli.explain.report import Claim, relative_error
+from llmcli.model.attention import Attention
 from llmcli.model.transformer import Block, Transformer
 
 
@@ -22,15 +23,16 @@ class Heads:
     """
 
     block: Block
+    attention: Attention
     weights: Tensor  # [K, G, S], of the last position
     values: Tensor  # [K, S, D]
-    matrix: Tensor  # [C, K, G, D], the output projection
+    matrix: Tensor  # [C, K, G, D], the output projection, times the gates of the last position if there are any
 
     @property
     def output(self) -> Tensor:
         """The layer's attention output [C]: the sum over all heads plus the bias, before a post-norm."""
         out = torch.einsum("ckgd,kgd->c", self.matrix, self.weights @ self.values)
-        bias = self.block.attn.out.bias
+        bias = self.attention.out.bias
         return out if bias is None else out + bias.double()
 
     @property
@@ -48,12 +50,16 @@ class Heads:
 
 
 def heads_of(model: Transformer, observed: ForwardPass, layer: int) -> Heads:
-    """Return the heads of one layer."""
+    """Return the heads of one layer, which has attention."""
     block = cast(Block, model.blocks[layer])
+    assert block.attn is not None
     values = observed.trace.values[layer][0].double()
     weights = observed.trace.attention[layer][0, :, -1].double().view(len(values), -1, values.shape[1])
     matrix = block.attn.out.dense(slice(None)).double()
-    return Heads(block, weights, values, matrix.view(len(matrix), *weights.shape[:2], -1))
+    matrix = matrix.view(len(matrix), *weights.shape[:2], -1)
+    if layer in observed.trace.gates:
+        matrix = matrix * observed.trace.gates[layer][0, :, -1].double().view(matrix.shape[1:])
+    return Heads(block, block.attn, weights, values, matrix)
 
 
 def attention_output_claim(model: Transformer, observed: ForwardPass, layers: Sequence[int]) -> Claim:

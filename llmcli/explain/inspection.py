@@ -25,7 +25,7 @@ from llmcli.storage.headers import Headers, read_headers
 from llmcli.storage.quantize import Quantization
 from llmcli.text.tokenizer import load_tokenizer
 
-GROUPS = ("embedding", "positions", "attention", "MLP", "experts", "routers", "norms", "head")
+GROUPS = ("embedding", "positions", "attention", "recurrent layers", "MLP", "experts", "routers", "norms", "head")
 SMALLER: tuple[Quantization, ...] = ("int8", "int4")
 
 
@@ -247,7 +247,9 @@ def group_of(name: str) -> str:
         return "routers"
     if ".experts." in module:
         return "experts"
-    return "attention" if ".attn." in module else "MLP"
+    if ".attn." in module:
+        return "attention"
+    return "recurrent layers" if ".mixer" in module else "MLP"
 
 
 def _stored(headers: Headers) -> tuple[StoredTensors, ...]:

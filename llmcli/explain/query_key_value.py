@@ -89,10 +89,12 @@ def _scores(model: Transformer, observed: ForwardPass, layer: int, head: int) ->
     block, count = cast(Block, model.blocks[layer]), len(observed.ids)
     placements = model.placements(0, count, model.span(None, count))
     rotation = (placements.windowed if block.sliding else placements.full).rotation if block.rotates else None
+    attention = block.attn
+    assert attention is not None
     with torch.inference_mode():
         x = observed.trace.residual[layer].to(model.dtype)
-        q, k, _ = block.attn.project(x if block.attn_norm is None else block.attn_norm(x), rotation)
-        group = block.attn.heads // block.attn.kv_heads
-        scores: Tensor = k[0, head // group].float() @ q[0, head, -1].float() * block.attn.scale
-        cap = block.attn.softcap
+        q, k, *_ = attention.project(x if block.attn_norm is None else block.attn_norm(x), rotation)
+        group = attention.heads // attention.kv_heads
+        scores: Tensor = k[0, head // group].float() @ q[0, head, -1].float() * attention.scale
+        cap = attention.softcap
         return scores if cap is None else cap * torch.tanh(scores / cap)

@@ -25,17 +25,18 @@ class Attribution:
 
     embedding: Tensor  # [N]
     position: Tensor  # [N], of a learned position embedding; 0 in models with rotary positions
-    heads: Tensor  # [N, L, H, S], by attended position
+    heads: Tensor  # [N, L, H, S], by attended position; 0 in layers without attention
     attention_bias: Tensor  # [N, L]
+    mixers: Tensor  # [N, L], of recurrent layers, which mix positions without attention
     mlps: Tensor  # [N, L]
     norm_bias: Tensor  # [N], of the final norm
     stream: Tensor  # [N], of the residual stream as observed, which all contributions must sum to
-    attention: Tensor  # [N, L], of attention's output as observed, which heads and bias must sum to
+    attention: Tensor  # [N, L], of attention's or the mixer's output as observed, the sum of heads, bias and mixer
 
     @property
     def total(self) -> Tensor:
         """The sum of all contributions, [N]."""
-        layers = self.heads.sum(dim=(-1, -2)) + self.attention_bias + self.mlps
+        layers = self.heads.sum(dim=(-1, -2)) + self.attention_bias + self.mixers + self.mlps
         return self.embedding + self.position + layers.sum(dim=-1) + self.norm_bias
 
 
@@ -48,23 +49,28 @@ def attribute(model: Transformer, observed: ForwardPass, tokens: Sequence[int]) 
     with torch.inference_mode():
         token = model.embed_tokens(torch.tensor(observed.ids[-1:], device=model.device))[0].double()
         learned = torch.zeros_like(token) if model.positions is None else model.positions.weight[position].double()
-        layers = [_attention(heads_of(model, observed, n), directions) for n in range(model.config.num_hidden_layers)]
-        heads, biases = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
+        attention = torch.stack([directions @ out[0, -1].double() for out in trace.attn_out], dim=1)
+        heads = directions.new_zeros(*attention.shape, model.config.num_attention_heads, position + 1)
+        biases, mixers = torch.zeros_like(attention), attention.clone()
+        for layer in trace.attention:
+            heads[:, layer], biases[:, layer] = _attention(heads_of(model, observed, layer), directions)
+            mixers[:, layer] = 0
         return Attribution(
             embedding=directions @ token,
             position=directions @ learned,
             heads=heads,
             attention_bias=biases,
+            mixers=mixers,
             mlps=torch.stack([directions @ out[0, -1].double() for out in trace.mlp_out], dim=1),
             norm_bias=final_norm.bias_along(rows),
             stream=directions @ trace.residual[-1][0, -1].double() + final_norm.bias_along(rows),
-            attention=torch.stack([directions @ out[0, -1].double() for out in trace.attn_out], dim=1),
+            attention=attention,
         )
 
 
 def _attention(heads: Heads, directions: Tensor) -> tuple[Tensor, Tensor]:
     """One layer's contributions along ``directions`` [N, C]: of its heads [N, H, S], and of its biases [N]."""
-    bias, post = heads.block.attn.out.bias, heads.block.attn_post_norm
+    bias, post = heads.attention.out.bias, heads.block.attn_post_norm
     directions = directions * heads.block.scale
     constant = torch.zeros(len(directions), dtype=directions.dtype, device=directions.device)
     if post is not None:

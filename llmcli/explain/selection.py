@@ -89,6 +89,17 @@ def find_layers(config: ModelConfig, layers: Layers | None) -> list[int]:
     return sorted(found)
 
 
+def attending(config: ModelConfig, layers: Sequence[int]) -> list[int]:
+    """Return those of ``layers`` that have attention. Raises LlmcliError if none has."""
+    found = [layer for layer in layers if config.has_attention(layer)]
+    if not found:
+        named = f"layer {layers[0]} has" if len(layers) == 1 else "these layers have"
+        others = [layer for layer in range(config.num_hidden_layers) if config.has_attention(layer)]
+        hint = f"layers with attention: {', '.join(map(str, others))}" if others else "no layer of this model has it"
+        raise usage_error(f"{named} no attention", hint)
+    return found
+
+
 def find_heads(config: ModelConfig, layers: Layers | None, head: Head | None) -> list[tuple[int, int]]:
     """Return the (layer, head) of one ``head``, or of every head in ``layers``.
 
@@ -98,7 +109,8 @@ def find_heads(config: ModelConfig, layers: Layers | None, head: Head | None) ->
         raise usage_error("a head and layers cannot be combined", kind="head-and-layers")
     if head is not None:
         return [find_head(config, head)]
-    return [(layer, n) for layer in find_layers(config, layers) for n in range(config.num_attention_heads)]
+    found = attending(config, find_layers(config, layers))
+    return [(layer, n) for layer in found for n in range(config.num_attention_heads)]
 
 
 def find_head(config: ModelConfig, head: Head) -> tuple[int, int]:
@@ -108,6 +120,7 @@ def find_head(config: ModelConfig, head: Head) -> tuple[int, int]:
     if not match:
         raise usage_error(f"{text!r} names no head", "give layer and head with a dot between them, as in 0.3")
     layer, number = _find_layer(int(match[1]), config.num_hidden_layers), int(match[2])
+    attending(config, [layer])
     count = config.num_attention_heads
     if not -count <= number < count:
         raise usage_error(f"there is no head {number}", f"each layer has heads 0 to {count - 1}")
@@ -122,6 +135,7 @@ def name_heads(config: ModelConfig, layers: Layers | None, head: Head | None = N
     found = find_layers(config, layers)
     if len(found) == config.num_hidden_layers:
         return "all heads"
+    found = attending(config, found)
     return f"the heads of layer{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
 
 

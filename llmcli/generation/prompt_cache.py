@@ -16,7 +16,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.cache_file import Fault, Unusable, read_cache, write_cache
 from llmcli.storage.fingerprint import fingerprint
 
-Reason = Literal[Fault, "missing", "text", "window", "angles"]
+Reason = Literal[Fault, "missing", "text", "window", "state", "angles"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Reuse:
     """How many tokens of a ``prompt`` of this many tokens come from the file, and the ``reason`` if none do.
 
     The file is "missing", "damaged", or from another "version" of llmcli, another "dtype" or another "model". Its
-    "text" begins differently; its sliding "window" has moved past the position where the texts diverge; or its rotary
-    "angles" belong to another length. A prompt of one token has no reason.
+    "text" begins differently; its sliding "window" has moved past the position where the texts diverge, or the "state"
+    of its recurrent layers is that after more of another text; or its rotary "angles" belong to another length. A
+    prompt of one token has no reason.
     """
 
     tokens: int
@@ -79,10 +80,10 @@ class PromptCache:
         usable = min(common, max(length - 1, 0))  # the last token is read again, because its logits are needed
         self.cache.truncate(usable)
         if self.cache.length < usable:
-            return "window"
+            return "state" if self.cache.recurrent else "window"
         self.cache.planned = angle_length(self.model.config, length, max_new_tokens)
         clear_if_stale(self.model, length, self.cache)
         if self.cache.length < usable:
             return "angles"
-        self._saved = common == length
+        self._saved = common >= (length - 1 if self.cache.recurrent else length)
         return None if common else "text"

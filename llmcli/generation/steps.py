@@ -6,6 +6,7 @@ own, but choose each token with the same ``Continuation``.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
@@ -290,8 +291,20 @@ def _torch_logits(model: Transformer, ids: Sequence[int], cache: KVCache, count:
     with torch.inference_mode():
         if len(ids) == 1 and trace is None and replays(model):
             return decode(model, ids[0], cache)
-        short = len(ids) % PREFILL_CHUNK or PREFILL_CHUNK  # the first chunk, so that the last has all ``count``
-        for start in range(short - PREFILL_CHUNK, len(ids), PREFILL_CHUNK):
-            chunk = torch.tensor([ids[max(start, 0) : start + PREFILL_CHUNK]], device=model.device)
-            x = model.hidden(chunk, cache, trace if start + PREFILL_CHUNK >= len(ids) else None)
+        alone = bool(cache.recurrent) and (trace is None or trace.rows == slice(-count, None))
+        for start, end in _passes(len(ids), count, alone=alone):
+            chunk = torch.tensor([ids[start:end]], device=model.device)
+            x = model.hidden(chunk, cache, trace if end == len(ids) else None)
         return model.unembed(x[0, -count:])
+
+
+def _passes(length: int, count: int, *, alone: bool) -> list[tuple[int, int]]:
+    """Where the passes over ``length`` tokens start and end; the last has all ``count`` whose logits are wanted.
+
+    ``alone``: it has no others. Recurrent layers keep their state before it, so that the text can be truncated there.
+    """
+    before = length - count if alone else length
+    short = before % PREFILL_CHUNK  # the first, so that the last is whole
+    starts = [*([0] if short else []), *range(short, before, PREFILL_CHUNK)]
+    edges = [*starts, before]
+    return [*itertools.pairwise(edges), *([(before, length)] if alone else [])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,16 @@ from llmcli.model.cache import KeyValueStore, narrowed
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
 from llmcli.model.positions import Placement, Rotation, causal_mask, rotate
-from llmcli.model.trace import Trace, keep
+from llmcli.model.trace import Trace, kept
+
+
+class Projection(NamedTuple):
+    """Queries [B, H, T, D], keys and values [B, K, T, D], and the gate of each head's output, [B, H, T, D] or None."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate: Tensor | None
 
 
 class Attention(nn.Module):
@@ -23,13 +34,14 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.softcap = config.attention_softcap
-        self.qkv = Linear(config.hidden_size, config.q_size + 2 * config.kv_size, bias=config.qkv_bias)
+        self.gated = config.attention_gate
+        self.qkv = Linear(config.hidden_size, config.qkv_size, bias=config.qkv_bias)
         self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
         self.q_norm = _qk_norm(config, self.heads)
         self.k_norm = _qk_norm(config, self.kv_heads)
 
     def forward(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
-        q, k, v = self.project(x, placement.rotation)
+        q, k, v, gate = self.project(x, placement.rotation)
         T = q.shape[2]
         S = T
         if cache is not None:
@@ -41,26 +53,33 @@ class Attention(nn.Module):
         if trace is not None:
             weights = attention_weights(q, k, placement.mask, trace.rows, scale=self.scale, softcap=self.softcap)
             unseen = S - k.shape[2]  # positions before the window
-            keep(trace.attention, F.pad(weights, (unseen, 0)))
-            keep(trace.values, F.pad(v, (0, 0, unseen, 0)))
+            trace.attention[self.layer] = kept(F.pad(weights, (unseen, 0)))
+            trace.values[self.layer] = kept(F.pad(v, (0, 0, unseen, 0)))
+            if gate is not None:
+                trace.gates[self.layer] = kept(gate if trace.rows is None else gate[:, :, trace.rows])
         y = self.attend(q, k, v, placement)  # [B, H, T, D]
+        y = y if gate is None else y * gate
         out: Tensor = self.out(y.transpose(1, 2).reshape(*x.shape[:-1], -1))
         return out
 
-    def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, D], keys and values [B, K, T, D] of x [B, T, C], normalized and rotated."""
+    def project(self, x: Tensor, rotation: Rotation | None) -> Projection:
+        """The projections of x [B, T, C]; queries and keys are normalized and rotated."""
         H, K = self.heads, self.kv_heads
         heads = self.split_heads(self.qkv(x)).float()
+        gate = None
+        if self.gated:
+            gate = heads.narrow(1, H, H).sigmoid()
+            heads = torch.cat((heads.narrow(1, 0, H), heads.narrow(1, 2 * H, 2 * K)), dim=1)
         qk, v = heads.narrow(1, 0, H + K), heads.narrow(1, H + K, K)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = torch.split(qk, [H, K], dim=1)
             qk = torch.cat((_normed(self.q_norm, q), _normed(self.k_norm, k)), dim=1)
         if rotation is not None:
             qk = rotate(qk, *rotation)
-        return qk.narrow(1, 0, H), qk.narrow(1, H, K), v
+        return Projection(qk.narrow(1, 0, H), qk.narrow(1, H, K), v, gate)
 
     def split_heads(self, qkv: Tensor) -> Tensor:
-        """qkv [B, T, (H + 2K) D] as [B, H + 2K, T, D]."""
+        """The product with the matrix ``qkv``, [B, T, heads * D], as [B, heads, T, D]."""
         return qkv.view(*qkv.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, placement: Placement) -> Tensor:

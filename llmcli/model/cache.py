@@ -1,9 +1,9 @@
-"""The KV cache: keys and values of the positions read so far, so that they are computed only once."""
+"""The KV cache: what each layer keeps of the positions read so far, so that they are computed only once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,19 +12,40 @@ from llmcli.model.config import ModelConfig
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 SPARE = 64  # positions that a windowed layer keeps beyond its window, so that the last few can be truncated
+MAX_SNAPSHOTS = 4  # earlier states of recurrent layers, to which a text can be truncated
+PROMPT = 16  # positions of a pass after which the state is worth keeping; speculation checks fewer
+
+State = tuple[Tensor, ...]  # what a recurrent layer keeps, fp32 [B, ...] each; never changed in place
 
 
 class KeyValueStore(Protocol):
-    """Where attention stores the keys and values of a pass, after those of ``length`` positions."""
+    """Where layers store what they keep of a pass, after what they keep of ``length`` positions."""
 
     length: int
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's k and v [B, K, T, D]; return all keys and values that the pass may see, [B, K, S, D]."""
 
+    def state(self, layer: int) -> State | None:
+        """The state of a recurrent layer before the pass; None if nothing has been read."""
+
+    def keep_state(self, layer: int, state: State) -> None:
+        """Store the state of a recurrent layer after the pass."""
+
+
+class Snapshot(NamedTuple):
+    """The states of all recurrent layers after ``length`` positions. ``prompt``: the last pass was a long one."""
+
+    length: int
+    states: Mapping[int, State]
+    prompt: bool
+
 
 class KVCache:
-    """Keys and values per layer, [B, K, capacity, D], of the ``length`` positions read so far.
+    """Keys and values of layers with attention, [B, K, capacity, D], of the ``length`` positions read so far.
+
+    Recurrent layers have a state of fixed size instead. It cannot be truncated, so a few earlier ones are kept: that
+    before the last pass, and those after the last long passes, such as prompts.
 
     A windowed layer keeps little more than its window. Buffers grow by half when full and shrink when less than half
     is used: appending and truncating are cheap on average, and memory is at most twice what is used. Each layer has
@@ -44,27 +65,29 @@ class KVCache:
         self.block = block
         self.prepared: object | None = None
         layers = range(config.num_hidden_layers)
-        windowed = [config.layer_type(layer) == "sliding_attention" for layer in layers]
-        self._windows = [config.sliding_window if is_windowed else None for is_windowed in windowed]
-        self._first = [0 for _ in layers]  # the first position in each layer's buffers
+        self.attending = tuple(layer for layer in layers if config.has_attention(layer))
+        self.recurrent = tuple(layer for layer in layers if config.has_mixer(layer))
+        self._windows = {
+            layer: config.sliding_window if config.layer_type(layer) == "sliding_attention" else None
+            for layer in self.attending
+        }
+        self._first = dict.fromkeys(self.attending, 0)  # the first position in each layer's buffers
+        self._device, self.dtype = device, dtype
         shape = (batch, config.num_key_value_heads, 0, config.head_dim)
-        self._keys = [torch.empty(shape, device=device, dtype=dtype) for _ in layers]
-        self._values = [torch.empty_like(keys) for keys in self._keys]
-
-    @property
-    def layers(self) -> int:
-        """The number of layers."""
-        return len(self._keys)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of keys and values."""
-        return self._keys[0].dtype
+        self._keys = {layer: torch.empty(shape, device=device, dtype=dtype) for layer in self.attending}
+        self._values = {layer: torch.empty_like(keys) for layer, keys in self._keys.items()}
+        self._states: dict[int, State] = {}
+        self._coming: dict[int, State] = {}  # those after the pass that is being made
+        self._snapshots: list[Snapshot] = []
+        self._prompt = False  # whether the last pass was a long one
 
     @property
     def nbytes(self) -> int:
         """The allocated bytes."""
-        return sum(t.nbytes for t in (*self._keys, *self._values))
+        states = [self._states, self._coming, *(snapshot.states for snapshot in self._snapshots)]
+        distinct = {id(tensor): tensor.nbytes for each in states for state in each.values() for tensor in state}
+        buffers = (*self._keys.values(), *self._values.values())
+        return sum(distinct.values()) + sum(buffer.nbytes for buffer in buffers)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v [B, K, T, D] to a layer; return the layer's keys and values [B, K, S, D].
@@ -92,56 +115,93 @@ class KVCache:
         """A layer's key and value buffers, [B, K, capacity, D], and the first position that they hold."""
         return self._keys[layer], self._values[layer], self._first[layer]
 
+    def state(self, layer: int) -> State | None:
+        """The state of a recurrent layer after ``length`` positions; None if that is 0."""
+        return self._states.get(layer)
+
+    def keep_state(self, layer: int, state: State) -> None:
+        """Set the state of a recurrent layer after the present pass. It counts from ``advance`` on."""
+        self._coming[layer] = state
+
     def copy(self) -> KVCache:
         """A cache with the same contents and buffers of its own."""
-        other = KVCache(self._config, device=self._keys[0].device, dtype=self.dtype, block=self.block)
+        other = KVCache(self._config, device=self._device, dtype=self.dtype, block=self.block)
         other.planned = self.planned
-        other.restore(self.length, self.span, (self.held(layer)[1:] for layer in range(self.layers)))
+        held = {layer: self.held(layer)[1:] for layer in self.attending}
+        other.restore(self.length, self.span, held, self._states)
+        other._snapshots, other._prompt = list(self._snapshots), self._prompt
         return other
 
-    def restore(self, length: int, span: int, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fill an empty cache with the keys and values that ``held`` returned for each layer of another cache."""
+    def restore(
+        self,
+        length: int,
+        span: int,
+        held: Mapping[int, tuple[Tensor, Tensor]],
+        states: Mapping[int, State],
+    ) -> None:
+        """Fill an empty cache with what another cache's ``held`` and ``state`` returned for each layer."""
         assert self.length == 0
-        for layer, (keys, values) in enumerate(layers):
+        for layer, (keys, values) in held.items():
             self.append(layer, keys, values)
             self._first[layer] = length - keys.shape[2]
-        self.length, self.span = length, span
+        self.length, self.span, self._states = length, span, dict(states)
 
     def reserve(self, count: int) -> None:
         """Make room for ``count`` more positions in every layer."""
-        for layer, keys in enumerate(self._keys):
-            if self.length - self._first[layer] + count > keys.shape[2]:
+        for layer in self.attending:
+            if self.length - self._first[layer] + count > self._keys[layer].shape[2]:
                 self._grow(layer, count)
 
     def room(self, *, windowed: bool) -> range:
         """The positions for which the buffers of all windowed layers, or of all other layers, have room."""
-        layers = [layer for layer, window in enumerate(self._windows) if (window is not None) == windowed]
+        layers = [layer for layer, window in self._windows.items() if (window is not None) == windowed]
         # After an interrupted pass, layers may differ.
         first = max((self._first[layer] for layer in layers), default=0)
         return range(first, min((self._first[layer] + self._keys[layer].shape[2] for layer in layers), default=first))
 
     def advance(self, count: int) -> None:
         """Add the ``count`` positions just appended to every layer to ``length``."""
+        if self._coming:
+            if self._snapshots and not self._snapshots[-1].prompt:
+                self._snapshots.pop()
+            if self.length:
+                self._snapshots.append(Snapshot(self.length, self._states, self._prompt))
+                del self._snapshots[:-MAX_SNAPSHOTS]
+            self._states, self._coming, self._prompt = self._coming, {}, count > PROMPT
         self.length += count
 
     def truncate(self, length: int) -> None:
         """Drop every position from ``length`` on, and free memory no longer needed.
 
-        Drops all positions if a windowed layer does not hold those that the position ``length`` attends to.
+        Recurrent layers go back to the last earlier state that is kept, if there is none, to the beginning, and the
+        other layers with them. Drops all positions if a windowed layer does not hold those that the position
+        ``length`` attends to.
         """
         assert 0 <= length <= self.length
-        for window, first in zip(self._windows, self._first, strict=True):
-            if window is not None and first > max(0, length - (window - 1)):
+        if self.recurrent and length < self.length:
+            length = self._recall(length)
+        for layer, window in self._windows.items():
+            if window is not None and self._first[layer] > max(0, length - (window - 1)):
                 length = 0
         self.length = length
         if length == 0:
             self.prepared = None
-        for layer, keys in enumerate(self._keys):  # an interrupted pass may have grown only some
+            self._states, self._snapshots = {}, []
+        for layer in self.attending:  # an interrupted pass may have grown only some
             if length == 0:
                 self._first[layer] = 0
             kept = length - self._first[layer]
-            if keys.shape[2] > self._whole(2 * kept):
+            if self._keys[layer].shape[2] > self._whole(2 * kept):
                 self._resize(layer, kept, kept)
+
+    def _recall(self, length: int) -> int:
+        """Go back to the last states of at most ``length`` positions; returns how many they are of."""
+        while self._snapshots:
+            snapshot = self._snapshots.pop()
+            if snapshot.length <= length:
+                self._states, self._prompt = dict(snapshot.states), snapshot.prompt
+                return snapshot.length
+        return 0
 
     def _grow(self, layer: int, count: int) -> int:
         """Make room for ``count`` more positions in a layer's buffers; return the index at which they will end."""
@@ -179,15 +239,15 @@ class StaticCache:
     def __init__(self, cache: KVCache, indices: tuple[Tensor, Tensor]) -> None:
         self.length, self.dtype = cache.length, cache.dtype
         rooms = [cache.room(windowed=windowed) for windowed in (False, True)]
-        self._layers: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, values, the index to write to
-        for layer, window in enumerate(cache._windows):
+        self._layers: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # keys, values, the index to write to
+        for layer, window in cache._windows.items():
             windowed, first = int(window is not None), cache._first[layer]
             keys, values = cache._keys[layer], cache._values[layer]
             for buffer in (keys, values):
                 # Unwritten memory may hold NaN, which a mask does not hide: 0 * NaN is NaN.
                 buffer[:, :, cache.length - first :] = 0
             start, count = rooms[windowed].start - first, len(rooms[windowed])
-            self._layers.append((keys.narrow(2, start, count), values.narrow(2, start, count), indices[windowed]))
+            self._layers[layer] = keys.narrow(2, start, count), values.narrow(2, start, count), indices[windowed]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v [B, K, 1, D] at the token's index; return the layer's keys and values, [B, K, room, D]."""
@@ -195,6 +255,18 @@ class StaticCache:
         keys.index_copy_(2, index, narrowed(k, self.dtype))
         values.index_copy_(2, index, narrowed(v, self.dtype))
         return keys, values
+
+    def state(self, layer: int) -> State | None:
+        raise NotImplementedError("a state has no index")
+
+    def keep_state(self, layer: int, state: State) -> None:
+        raise NotImplementedError("a state has no index")
+
+
+def state_before(cache: KeyValueStore | None, layer: int, shapes: Sequence[tuple[int, ...]], x: Tensor) -> State:
+    """The state of a recurrent layer before a pass over x [B, T, C]; zeros of ``shapes`` if nothing has been read."""
+    state = None if cache is None else cache.state(layer)
+    return tuple(torch.zeros(len(x), *shape, device=x.device) for shape in shapes) if state is None else state
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmcli.errors import LlmcliError
+from llmcli.model.mixers.config import MixerConfig
 
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 ROPE_TYPES: tuple[RopeType, ...] = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -26,7 +27,7 @@ Activation = Literal[
     "tanh",
     "linear",
 ]
-LayerType = Literal["full_attention", "sliding_attention"]
+LayerType = Literal["full_attention", "sliding_attention", "recurrent"]
 
 MAX_LAYERS = 512
 MAX_WIDTH = 2**20
@@ -135,6 +136,8 @@ class ModelConfig:
     - ``position``: order comes from rotated queries and keys ("rope") or from a learned vector per position.
       ``local_rope`` replaces ``rope`` in windowed layers; ``layers_without_rope`` have neither.
     - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included.
+    - ``mixer`` is what layers of the type "recurrent" have in attention's place.
+    - ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, which is computed with its query.
     - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to c tanh(x/c):
       ``attention_softcap`` the scores, ``logit_softcap`` the logits.
     - ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the embedding, what each layer adds to the
@@ -173,6 +176,8 @@ class ModelConfig:
     layers_without_rope: frozenset[int] = frozenset()
     sliding_window: int | None = None
     layer_types: tuple[LayerType, ...] = ()  # empty: full attention in all layers
+    mixer: MixerConfig | None = None
+    attention_gate: bool = False
     attention_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -229,11 +234,18 @@ class ModelConfig:
             raise _bad(f"sliding_window must be at least 1, not {self.sliding_window}")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise _bad("layer_types has windowed layers, but sliding_window is not set")
+        if "recurrent" in self.layer_types and self.mixer is None:
+            raise _bad("layer_types has recurrent layers, but there are no sizes for them")
 
     @property
     def q_size(self) -> int:
         """Width of all query heads together: H * D."""
         return self.num_attention_heads * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the matrix that computes queries, gates if there are any, keys and values, in this order."""
+        return (2 if self.attention_gate else 1) * self.q_size + 2 * self.kv_size
 
     @property
     def kv_size(self) -> int:
@@ -252,8 +264,16 @@ class ModelConfig:
         return tuple(name for name, is_present in present.items() if is_present)
 
     def layer_type(self, layer: int) -> LayerType:
-        """Whether a layer attends to all earlier positions or to a window."""
+        """Whether a layer attends to all earlier positions or to a window, or is recurrent."""
         return self.layer_types[layer] if self.layer_types else "full_attention"
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        return self.layer_type(layer) != "recurrent"
+
+    def has_mixer(self, layer: int) -> bool:
+        """Whether a layer has a recurrent mixer."""
+        return self.layer_type(layer) == "recurrent"
 
     def is_moe(self, layer: int) -> bool:
         """Whether a layer has experts instead of an MLP."""

@@ -62,14 +62,16 @@ class Norm(nn.Module):
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, as the config says.
 
     ``size`` features are normalized together. With ``heads``, x is [..., heads, size] and each head has its own
-    weight.
+    weight. ``offset`` None is the config's.
     """
 
-    def __init__(self, config: ModelConfig, size: int, *, heads: int = 1, bias: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, size: int, *, heads: int = 1, bias: bool = False, offset: float | None = None
+    ) -> None:
         super().__init__()
         self.rms = config.norm == "rms"
         self.eps = config.norm_eps
-        self.offset = config.norm_offset
+        self.offset = config.norm_offset if offset is None else offset
         self.size, self.heads = size, heads
         self.weight = nn.Parameter(torch.empty(heads * size))
         self.bias = nn.Parameter(torch.empty(heads * size)) if bias else None

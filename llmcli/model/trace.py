@@ -9,25 +9,26 @@ from torch import Tensor
 
 @dataclass
 class Trace:
-    """What one forward pass computes, one entry per layer, in order.
+    """What one forward pass computes: lists have one entry per layer, in order, the others one per attention layer.
 
     ``rows`` are the positions of the pass to record; None records all. ``values`` are always those of all S positions,
-    0 for those that no query of the pass sees.
+    0 for those that no query of the pass sees. ``gates`` are what heads' outputs are multiplied by, if the model does.
     """
 
     rows: slice | None = None
     residual: list[Tensor] = field(default_factory=list)  # before each block, then after the last: [B, rows, C]
-    attn_out: list[Tensor] = field(default_factory=list)  # what attention adds to the residual: [B, rows, C]
+    attn_out: list[Tensor] = field(default_factory=list)  # what attention or the mixer adds to the residual, likewise
     mlp_out: list[Tensor] = field(default_factory=list)  # what the MLP adds: [B, rows, C]
-    attention: list[Tensor] = field(default_factory=list)  # weights per head: [B, H, rows, S]
-    values: list[Tensor] = field(default_factory=list)  # per key/value head: [B, K, S, D]
+    attention: dict[int, Tensor] = field(default_factory=dict)  # weights per head: [B, H, rows, S]
+    values: dict[int, Tensor] = field(default_factory=dict)  # per key/value head: [B, K, S, D]
+    gates: dict[int, Tensor] = field(default_factory=dict)  # [B, H, rows, D]
 
     def keep(self, into: list[Tensor], x: Tensor) -> None:
         """Append a copy of the ``rows`` of x [B, T, C], or of a single vector x [C] as [1, 1, C]."""
         x = x.view(1, 1, -1) if x.dim() == 1 else x
-        keep(into, x if self.rows is None else x[:, self.rows])
+        into.append(kept(x if self.rows is None else x[:, self.rows]))
 
 
-def keep(into: list[Tensor], x: Tensor) -> None:
-    """Append an fp32 copy of x, which later in-place operations do not change."""
-    into.append(x.detach().float().clone())
+def kept(x: Tensor) -> Tensor:
+    """An fp32 copy of x, which later in-place operations do not change."""
+    return x.detach().float().clone()

@@ -18,13 +18,17 @@ from llmcli.model.attention import Attention
 from llmcli.model.cache import KeyValueStore, KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear, Norm
+from llmcli.model.mixers.delta_net import GatedDeltaNet
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.positions import Angles, Placement, Placements, Rotation
 from llmcli.model.trace import Trace
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each added to the residual. A norm that a family lacks is the identity."""
+    """One layer: attention and MLP, each added to the residual. A norm that a family lacks is the identity.
+
+    Recurrent layers have a mixer in attention's place.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -36,7 +40,8 @@ class Block(nn.Module):
             return Norm(config, config.hidden_size, bias=config.norm_bias) if name in config.layer_norms else None
 
         self.attn_norm = norm("attn_norm")
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config, layer) if config.has_attention(layer) else None
+        self.mixer = GatedDeltaNet(config, config.mixer, layer) if config.mixer and config.has_mixer(layer) else None
         self.attn_post_norm = norm("attn_post_norm")
         self.mlp_norm = norm("mlp_norm")
         self.mlp: MLP | MoE
@@ -51,8 +56,7 @@ class Block(nn.Module):
         if trace is not None:
             trace.keep(trace.residual, x)
         normed = x if self.attn_norm is None else self.attn_norm(x)
-        attn_out: Tensor = self.attn(normed, placement, cache, trace)
-        attn_out = self.contribution(attn_out, self.attn_post_norm)
+        attn_out = self.contribution(self.mix(normed, placement, cache, trace), self.attn_post_norm)
         after = x + attn_out
         if not self.shared_norm:
             normed = x if self.parallel else after
@@ -62,6 +66,16 @@ class Block(nn.Module):
             trace.keep(trace.attn_out, attn_out)
             trace.keep(trace.mlp_out, mlp_out)
         return after + mlp_out
+
+    def mix(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
+        """What attention or the mixer computes from the normalized residual stream x [B, T, C]."""
+        out: Tensor
+        if self.mixer is not None:
+            out = self.mixer(x, cache)
+        else:
+            assert self.attn is not None
+            out = self.attn(x, placement, cache, trace)
+        return out
 
     def contribution(self, out: Tensor, norm: Norm | None) -> Tensor:
         """What attention or the MLP adds to the residual, given its output: normalized and scaled."""

@@ -34,6 +34,7 @@ PROMPT_CACHE_UNUSED = {
     "model": "is from another model or other weights",
     "text": "starts with a different text",
     "window": "differs from this prompt too far back for the model's sliding window",
+    "state": "goes on beyond the beginning that it shares with this prompt, and recurrent layers cannot go back",
     "angles": "is from a text of another length, for which this model rotates positions differently",
 }
 

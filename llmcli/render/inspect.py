@@ -36,7 +36,10 @@ def _facts(report: explain.InspectReport) -> Iterator[tuple[str, str]]:
     yield "family", shape.family
     yield "layers", f"{shape.layers}, with a hidden size of {shape.hidden}"
     shared = "" if shape.heads == shape.kv_heads else f", {counted(shape.kv_heads, 'KV head')}"
-    yield "attention", f"{counted(shape.heads, 'head')} of size {shape.head_dim}{shared}"
+    some = f", in {counted(shape.layers - shape.recurrent, 'layer')}" if shape.recurrent else ""
+    yield "attention", f"{counted(shape.heads, 'head')} of size {shape.head_dim}{shared}{some}"
+    if shape.mixer is not None:
+        yield "recurrent layers", f"{shape.recurrent}: {shape.mixer}"
     if shape.experts is None:
         yield "MLP", f"intermediate size {shape.intermediate}"
     else:
@@ -128,6 +131,8 @@ def _print_memory(report: explain.InspectReport, stream: TextIO) -> None:
     parts = [f"{readable(cache.per_token)} per token"] if cache.per_token else []
     if report.shape.window is not None:
         parts.append(f"{readable(cache.windowed)} in layers with a window of {report.shape.window}")
+    if cache.states:
+        parts.append(f"{readable(cache.states)} of states in recurrent layers, for any number of tokens")
     print_line(f"KV cache: {' and '.join(parts)}.", stream)
     needed = f"{counted(report.tokens, 'token')}: {readable(cache.needed)}"
     print_line(f"{needed}; the buffers grow in steps, to {readable(cache.most)} at most.", stream)

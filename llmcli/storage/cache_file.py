@@ -1,6 +1,7 @@
 """Prompt cache files: a KV cache as safetensors, with the tokens it holds and the fingerprint of its model.
 
 ``keys.N`` and ``values.N`` are those of layer N, [K, held, D], only the last positions if the layer has a window.
+``state.N.M`` is part M of the state of a recurrent layer N.
 ``ids`` [length] are the tokens; ``span`` [1] says by which angles the keys were rotated (see ``positions.span``). The
 metadata has the ``model``'s fingerprint, the ``version`` of this format and a ``digest`` of all tensors. The digest
 detects any damage, including a file truncated by a power failure, so writing need not wait for the disk.
@@ -19,6 +20,7 @@ from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
 from llmcli.files.safetensors import INTEGERS, TensorFile, write_tensors
 from llmcli.model.cache import KVCache
+from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.fingerprint import digest
 from llmcli.storage.finite import is_finite
@@ -48,13 +50,22 @@ def may_replace(path: Path) -> bool:
 def write_cache(path: Path, ids: Sequence[int], cache: KVCache, model: str) -> None:
     """Write the part of ``cache`` that holds ``ids``; ``model`` is the fingerprint.
 
-    The file is written completely or not at all. Raises LlmcliError if it cannot be written.
+    Of a model with recurrent layers, it is the longest part without the last token whose state the cache still has:
+    the last token is always read again. The file is written completely or not at all. Raises LlmcliError if it cannot
+    be written.
     """
-    tensors = {"ids": torch.tensor(ids), "span": torch.tensor([cache.span])}
-    for layer in range(cache.layers):
+    if cache.recurrent:
+        cache = cache.copy()
+        cache.truncate(len(ids) - 1)
+        ids = ids[: cache.length]
+    tensors = {"ids": torch.tensor(ids, dtype=torch.int64), "span": torch.tensor([cache.span])}
+    for layer in cache.attending:
         first, keys, values = cache.held(layer)
         for name, part in (("keys", keys), ("values", values)):
             tensors[f"{name}.{layer}"] = part[0, :, : len(ids) - first]
+    for layer in cache.recurrent:
+        for number, part in enumerate(cache.state(layer) or ()):
+            tensors[f"state.{layer}.{number}"] = part[0]
     metadata = {"format": FORMAT, "version": VERSION, "model": model, "digest": digest(tensors)}
     with replacing(path, durable=False) as file:
         write_tensors(file, tensors, metadata)
@@ -79,31 +90,52 @@ def read_cache(path: Path, model: Transformer, fingerprint: str) -> tuple[list[i
     if not _fits(tensors, model, cache):  # a digest detects damage, but anybody can compute one
         raise Unusable("damaged")
     ids: list[int] = tensors["ids"].tolist()
-    cache.restore(len(ids), int(tensors["span"]), (_layer(tensors, layer) for layer in range(cache.layers)))
+    held = {
+        layer: (tensors[f"keys.{layer}"].unsqueeze(0), tensors[f"values.{layer}"].unsqueeze(0))
+        for layer in cache.attending
+    }
+    states = {
+        layer: tuple(tensors[name].unsqueeze(0).to(model.device) for name in _state(model.config, layer))
+        for layer in (cache.recurrent if ids else ())
+    }
+    cache.restore(len(ids), int(tensors["span"]), held, states)
     return ids, cache
+
+
+def _state(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the parts of a recurrent layer's state."""
+    shapes = () if config.mixer is None else config.mixer.state_shapes
+    return {f"state.{layer}.{number}": shape for number, shape in enumerate(shapes)}
 
 
 def _fits(tensors: Mapping[str, Tensor], model: Transformer, cache: KVCache) -> bool:
     """Whether the tensors have the names, dtypes and shapes that ``write_cache`` gives them, and finite values."""
-    names = {"ids", "span", *(f"{part}.{layer}" for layer in range(cache.layers) for part in ("keys", "values"))}
-    if tensors.keys() != names:
+    ids, span = tensors.get("ids"), tensors.get("span")
+    if ids is None or span is None:
         return False
-    ids, span = tensors["ids"], tensors["span"]
     if (ids.dtype, ids.dim(), span.dtype, span.shape) != (torch.int64, 1, torch.int64, (1,)):
         return False
-    for layer in range(cache.layers):
-        keys, values, (_, empty, _) = tensors[f"keys.{layer}"], tensors[f"values.{layer}"], cache.held(layer)
-        windowed = model.config.layer_type(layer) == "sliding_attention"
-        least = min(len(ids), (model.config.sliding_window or 0) - 1) if windowed else len(ids)
-        if keys.dim() != 3 or keys.shape != values.shape or keys.shape[::2] != empty.shape[1::2]:
+    names = {"ids", "span", *(f"{part}.{layer}" for layer in cache.attending for part in ("keys", "values"))}
+    states: dict[str, tuple[int, ...]] = {}
+    for layer in cache.recurrent if len(ids) else ():
+        states |= _state(model.config, layer)
+    if tensors.keys() != names | states.keys():
+        return False
+    for name, shape in states.items():
+        part = tensors[name]
+        if part.shape != shape or part.dtype != torch.float32 or not is_finite(part):
             return False
-        if not least <= keys.shape[1] <= len(ids) or {keys.dtype, values.dtype} != {cache.dtype}:
-            return False
-        if not (is_finite(keys) and is_finite(values)):  # attention kernels would turn rows of NaN into zeros
-            return False
-    return True
+    return all(_layer_fits(tensors, model.config, cache, layer) for layer in cache.attending)
 
 
-def _layer(tensors: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer, [1, K, held, D]."""
-    return tensors[f"keys.{layer}"].unsqueeze(0), tensors[f"values.{layer}"].unsqueeze(0)
+def _layer_fits(tensors: Mapping[str, Tensor], config: ModelConfig, cache: KVCache, layer: int) -> bool:
+    """The part of ``_fits`` that is about the keys and values of one layer."""
+    count = len(tensors["ids"])
+    keys, values, (_, empty, _) = tensors[f"keys.{layer}"], tensors[f"values.{layer}"], cache.held(layer)
+    windowed = config.layer_type(layer) == "sliding_attention"
+    least = min(count, (config.sliding_window or 0) - 1) if windowed else count
+    if keys.dim() != 3 or keys.shape != values.shape or keys.shape[::2] != empty.shape[1::2]:
+        return False
+    if not least <= keys.shape[1] <= count or {keys.dtype, values.dtype} != {cache.dtype}:
+        return False
+    return is_finite(keys) and is_finite(values)  # attention kernels would turn rows of NaN into zeros

@@ -38,7 +38,7 @@ class Partition:
     """The part of the model ``whole`` that ``rank``, counted from 0, holds of ``ranks``.
 
     Heads are not divided. If the number of heads, features or tokens is not a multiple of the ranks, some ranks hold
-    one more than others. Raises LlmcliError if there are more ranks than heads.
+    one more than others. Raises LlmcliError if there are more ranks than heads, or recurrent layers.
     """
 
     whole: ModelConfig
@@ -47,6 +47,8 @@ class Partition:
 
     def __post_init__(self) -> None:
         heads = self.whole.num_attention_heads
+        if self.whole.mixer is not None:
+            raise usage_error("recurrent layers cannot be split among ranks", "use one process")
         if self.ranks > heads:
             raise usage_error(f"the model has {heads} attention heads, too few for {self.ranks} ranks", "use fewer")
 

@@ -24,7 +24,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.ggml import MULTIPLIED, from_blocks, row_bytes
 from llmcli.storage.quantize import QuantizedMatrix, matrices, quantize
-from tests.tiny import CASES, CONTEXT, CPU, TinyFactory, random_ids
+from tests.tiny import CONTEXT, CPU, WITHOUT_RECURRENT, TinyFactory, random_ids
 
 pytestmark = pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
 
@@ -87,7 +87,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().nan_to_num(nan=torch.inf).max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", WITHOUT_RECURRENT)
 def test_fp32_steps_are_the_references(tiny: TinyFactory, name: str) -> None:
     model = load(tiny, name)
     assert difference(native_logits(model, 1), reference_logits(model)) <= CLOSE

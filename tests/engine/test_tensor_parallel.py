@@ -18,7 +18,7 @@ from llmcli.generation.steps import next_logits
 from llmcli.model.families import FAMILIES
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.partition import Partition, read_slice
-from tests.tiny import CASES, WINDOW, TinyFactory, greedy, random_ids
+from tests.tiny import WINDOW, WITHOUT_RECURRENT, TinyFactory, greedy, random_ids
 
 PROMPT = random_ids(WINDOW + 8, seed=3)[0].tolist()  # too long for a message
 COUNT = 8
@@ -39,7 +39,7 @@ FOUR = (
 )
 COMMUNICATION = ("llama-biases", "gemma2", "olmo2")  # cases whose communication is counted
 BFLOAT16 = ("llama", "gemma2", "gpt2")
-SPLITS = [(name, 2) for name in CASES] + [(name, 4) for name in FOUR]
+SPLITS = [(name, 2) for name in WITHOUT_RECURRENT] + [(name, 4) for name in FOUR]
 
 
 def run(size: int, jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def test_a_rank_holds_only_its_part(name: str, size: int, tiny: TinyFactory, res
         assert held == total
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", WITHOUT_RECURRENT)
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_parts_make_up_the_whole(name: str, size: int, tiny: TinyFactory) -> None:
     """The slices that the ranks read, put together, are the parameters that one process reads."""

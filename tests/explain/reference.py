@@ -47,8 +47,14 @@ class Recording:
     logits: Tensor  # [T, V]
     residual: list[Tensor] = field(default_factory=list)  # after each block, [T, C]
     mixed: list[Tensor] = field(default_factory=list)  # the input of the attention's output projection, [T, H D]
-    attention: list[Tensor] = field(default_factory=list)  # [H, T, T]
+    attention: list[Tensor] = field(default_factory=list)  # [H, T, T], of the layers with attention
     values: list[Tensor] = field(default_factory=list)  # [K, T, D]
+
+    def gate(self, layer: int) -> Tensor:
+        """What multiplied the outputs of an attention layer's heads at the last position: [H D]; 1 without gates."""
+        weights, values = self.attention[layer][:, -1], self.values[layer]
+        plain = [weights[h] @ values[h // (len(weights) // len(values))] for h in range(len(weights))]
+        return self.mixed[layer][-1] / torch.cat(plain)
 
 
 def forget(case: Tiny) -> None:
@@ -64,6 +70,11 @@ def blocks(case: Tiny) -> nn.ModuleList:
     return found
 
 
+def attention_blocks(case: Tiny) -> list[tuple[int, nn.Module]]:
+    """The layers that have attention, with their numbers."""
+    return [(number, block) for number, block in enumerate(blocks(case)) if not hasattr(block, "linear_attn")]
+
+
 def attention_out(block: nn.Module) -> nn.Module:
     """The output projection of a layer's attention."""
     (found,) = [module for name, module in block.named_modules() if name.endswith(ATTENTION_OUT)]
@@ -76,19 +87,23 @@ def record_pass(case: Tiny, ids: list[int]) -> Recording:
     mixed: list[Tensor] = []
     residual: list[Tensor] = []
     hooks = []
-    for block in blocks(case):
+    for _, block in attention_blocks(case):
         hooks.append(attention_out(block).register_forward_pre_hook(lambda _, args: mixed.append(args[0][0].double())))
+    for block in blocks(case):
         hooks.append(block.register_forward_hook(lambda _, args, out: residual.append(first(out)[0].double())))
     try:
         with torch.no_grad():
-            # A cache that keeps all positions, in windowed layers too.
-            out = case.reference(torch.tensor([ids]), output_attentions=True, past_key_values=DynamicCache())
+            # A cache that keeps all positions, in windowed layers too. Recurrent layers need one made for the config.
+            recurrent = len(attention_blocks(case)) < len(blocks(case))
+            cache = DynamicCache(config=case.reference.config) if recurrent else DynamicCache()
+            out = case.reference(torch.tensor([ids]), output_attentions=True, past_key_values=cache)
     finally:
         for hook in hooks:
             hook.remove()
     recorded = Recording(out.logits[0].double(), residual, mixed)
     recorded.attention = [weights[0].double() for weights in out.attentions]
-    recorded.values = [layer.values[0].double() for layer in out.past_key_values.layers]
+    held = [out.past_key_values.layers[number] for number, _ in attention_blocks(case)]
+    recorded.values = [layer.values[0].double() for layer in held]
     return recorded
 
 

@@ -11,7 +11,7 @@ from llmcli.explain.forward_pass import observe
 from llmcli.explain.heads import heads_of
 from llmcli.model import attention
 from llmcli.model.transformer import Transformer
-from tests.explain.reference import IDS, LENGTH, Recording, attention_out, blocks, loaded, record_pass
+from tests.explain.reference import IDS, LENGTH, Recording, attention_blocks, attention_out, loaded, record_pass
 from tests.parity import CLOSE, WRONG
 from tests.tiny import CASES, WINDOW, Tiny, TinyFactory
 
@@ -25,10 +25,10 @@ def report_of(case: Tiny, model: Transformer | None = None, layers: list[int] | 
 def expected_norms(case: Tiny, recorded: Recording) -> Tensor:
     """The norm |alpha v W_O| of every head and position, [L, H, S], computed vector by vector."""
     layers = []
-    for number, block in enumerate(blocks(case)):
+    for number, (_, block) in enumerate(attention_blocks(case)):
         out = attention_out(block)
         matrix = out.weight.detach().double()
-        matrix = matrix.T if type(out).__name__ == "Conv1D" else matrix
+        matrix = (matrix.T if type(out).__name__ == "Conv1D" else matrix) * recorded.gate(number)
         weights, values = recorded.attention[number][:, -1], recorded.values[number]
         groups, size = len(weights) // len(values), values.shape[-1]
         layers.append(
@@ -49,11 +49,12 @@ def test_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
     assert report.check.ok
     weights = torch.stack(recorded.attention)[:, :, -1]  # [L, H, S]
     moved = expected_norms(case, recorded)
+    numbers = [number for number, _ in attention_blocks(case)]
     assert len(report.sources) == LENGTH
     for source in report.sources:
         here = weights[:, :, source.position]
         assert abs(source.weight - float(here.max())) <= CLOSE
-        assert abs(float(here[source.layer, source.head]) - source.weight) <= CLOSE
+        assert abs(float(here[numbers.index(source.layer), source.head]) - source.weight) <= CLOSE
         assert abs(source.mean - float(here.mean())) <= CLOSE
         assert abs(source.moved - float(moved[:, :, source.position].mean())) <= CLOSE
         assert source.piece.id == IDS[source.position]

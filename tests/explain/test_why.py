@@ -18,7 +18,7 @@ from llmcli.explain.residual_stream import Attribution, FrozenNorm, attribute, f
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Quantization, quantize
-from tests.explain.reference import IDS, Recording, attention_out, blocks, loaded, record_pass
+from tests.explain.reference import IDS, Recording, attention_blocks, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG
 from tests.tiny import CASES, Tiny, TinyFactory
 
@@ -43,7 +43,7 @@ def capped(model: Transformer, logits: Tensor) -> Tensor:
 def frozen(norm: nn.Module, x: Tensor, part: Tensor) -> Tensor:
     """``part`` [..., C] after the norm with the scale that it has for ``x`` [C], without the bias."""
     kind = type(norm).__name__
-    gain = norm.weight.detach().double() + (1 if "Gemma" in kind else 0)
+    gain = norm.weight.detach().double() + (1 if kind.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) else 0)
     eps = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
     if "RMS" in kind:
         return part * gain / (x.square().mean() + eps).sqrt()
@@ -77,11 +77,12 @@ def expected_heads(case: Tiny, recorded: Recording) -> Tensor:
     """What each head adds to the logits of TOKENS by attended position, [N, L, H, S], computed in another way."""
     rows = case.reference.get_output_embeddings().weight.detach().double()[list(TOKENS)]
     norm, (residual_scale, logit_scale) = final_norm(case), scales(case)
-    layers = []
-    for number, block in enumerate(blocks(case)):
+    layers = {}
+    for number, (layer, block) in enumerate(attention_blocks(case)):
         out = attention_out(block)
         matrix = out.weight.detach().double()
         matrix = matrix.T if type(out).__name__ == "Conv1D" else matrix  # [C, H D]
+        gated = matrix * recorded.gate(number)
         weights, values = recorded.attention[number][:, -1], recorded.values[number]
         groups = len(weights) // len(values)
         size = values.shape[-1]
@@ -89,12 +90,13 @@ def expected_heads(case: Tiny, recorded: Recording) -> Tensor:
         heads = []
         for head in range(len(weights)):
             taken = weights[head, :, None] * values[head // groups]  # [S, D]
-            added = taken @ matrix[:, head * size : (head + 1) * size].T  # [S, C]
+            added = taken @ gated[:, head * size : (head + 1) * size].T  # [S, C]
             if case.reference.config.model_type in POST_NORMED:
                 added = frozen(block.post_attention_layernorm, raw, added)
             heads.append(frozen(norm, recorded.residual[-1][-1], added * residual_scale) @ rows.T * logit_scale)
-        layers.append(torch.stack(heads))
-    return torch.stack(layers).permute(3, 0, 1, 2)
+        layers[layer] = torch.stack(heads)  # [H, S, N]
+    without = torch.zeros_like(next(iter(layers.values())))
+    return torch.stack([layers.get(layer, without) for layer in range(len(blocks(case)))]).permute(3, 0, 1, 2)
 
 
 def error_of(case: Tiny, split: Attribution) -> float:
@@ -118,7 +120,7 @@ def test_parts_sum_to_transformers_logits(tiny: TinyFactory, name: str) -> None:
     for logits in (theirs, reading.logits[list(TOKENS)].double(), capped(model, split.stream)):
         error = (capped(model, split.total) - logits).abs() / logits.abs().clamp_min(0.1)
         assert float(error.max()) <= CLOSE
-    added = split.heads.sum(dim=(-1, -2)) + split.attention_bias
+    added = split.heads.sum(dim=(-1, -2)) + split.attention_bias + split.mixers
     assert float((added - split.attention).abs().max()) <= CLOSE
 
 

@@ -280,10 +280,10 @@ def without_the_first(config: ModelConfig, seen: Tensor, dtype: torch.dtype) -> 
 
 def emptied(self: BatchedCache) -> None:
     """Makes room, but forgets the old content."""
-    before = self._keys[0].shape
+    before = self.capacity
     FIT(self)
-    if self._keys[0].shape != before:
-        for buffer in (*self._keys, *self._values):
+    if self.capacity != before:
+        for buffer in (*self._keys.values(), *self._values.values()):
             buffer.zero_()
 
 

@@ -296,7 +296,7 @@ def test_a_trace_is_that_of_the_pass_with_the_logits(monkeypatch: pytest.MonkeyP
             LAYERS,
             LAYERS,
         ]
-        for weights in step.trace.attention:
+        for weights in step.trace.attention.values():
             assert weights.shape == (1, HEADS, 1, step.position)
             torch.testing.assert_close(weights.sum(-1), torch.ones(1, HEADS, 1))
         with torch.no_grad():

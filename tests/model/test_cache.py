@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.model import cache as cache_module
-from llmcli.model.cache import KVCache
+from llmcli.model.cache import MAX_SNAPSHOTS, KVCache
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from tests.tiny import CONTEXT, CPU, VOCAB, WINDOW, TinyFactory, chunks, random_ids
 
-NAMES = ["llama", "llama-llama3", "gpt2", "mistral", "gemma2", "gemma3_text"]
+NAMES = ["llama", "llama-llama3", "gpt2", "mistral", "gemma2", "gemma3_text", "qwen3_5_text"]
 CLOSE = 1e-4
 T = 40  # longer than a window
 
@@ -66,8 +67,8 @@ def test_truncating_and_continuing_equals_a_fresh_pass(
     cache = model.new_cache()
     read(model, first, cache, cuts)
     cache.truncate(kept)
-    assert cache.length in (kept, 0)
-    assert cache.length == kept or model.config.sliding_window
+    assert cache.length == kept or model.config.sliding_window or model.config.mixer
+    assert cache.length in (kept, 0) or (model.config.mixer and cache.length in cuts)
     again, whole = first[:, cache.length : kept], torch.cat((first[:, :kept], second), dim=1)
     assert (
         max_difference(read(model, torch.cat((again, second), dim=1), cache)[:, -more:], model(whole)[:, kept:])
@@ -111,12 +112,15 @@ def test_any_sequence_of_operations_keeps_the_cache_correct_and_small(
     config = model.config
     position = 2 * 4 * config.num_key_value_heads * config.head_dim  # bytes of a position in one layer, fp32
     windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
+    attending = len(cache.attending)
+    shapes = () if config.mixer is None else config.mixer.state_shapes
+    states = len(cache.recurrent) * 4 * sum(map(math.prod, shapes))  # bytes
     for step, (name, value) in enumerate(script):
         if name == "truncate":
             ids = ids[:, : round(ids.shape[1] * value)]
             cache.truncate(ids.shape[1])
-            assert cache.length in (ids.shape[1], 0)
-            assert windowed or cache.length == ids.shape[1]
+            assert cache.length in (ids.shape[1], 0) or (states and cache.length < ids.shape[1])
+            assert windowed or states or cache.length == ids.shape[1]
             ids = ids[:, : cache.length]
         else:
             more = random_ids(min(value, CONTEXT - ids.shape[1]), seed=seed + step)
@@ -124,8 +128,8 @@ def test_any_sequence_of_operations_keeps_the_cache_correct_and_small(
                 model(more, cache)
                 ids = torch.cat((ids, more), dim=1)
         assert cache.length == ids.shape[1]
-        assert cache.nbytes <= 2 * cache.length * position * config.num_hidden_layers
-        assert cache.nbytes >= cache.length * position * (config.num_hidden_layers - windowed)
+        assert cache.nbytes <= 2 * cache.length * position * attending + (1 + MAX_SNAPSHOTS) * states
+        assert cache.nbytes >= cache.length * position * (attending - windowed) + (states if cache.length else 0)
     last = torch.tensor([[5]])
     if ids.shape[1] < CONTEXT:
         assert max_difference(model(last, cache), model(torch.cat((ids, last), dim=1))[:, -1:]) <= CLOSE
@@ -173,7 +177,7 @@ def test_appending_is_cheap_on_average(model: Transformer, monkeypatch: pytest.M
     cache = KVCache(model.config, device=CPU, dtype=torch.float32)
     one = torch.zeros(1, model.config.num_key_value_heads, 1, model.config.head_dim)
     for _ in range(1000):
-        for layer in range(model.config.num_hidden_layers):
+        for layer in cache.attending:
             cache.append(layer, one, one)
         cache.advance(1)
     assert copied
@@ -195,9 +199,9 @@ def test_traced_attention_is_a_distribution_over_the_past(model: Transformer, se
     for part in chunks(ids, cuts):
         past, trace = cache.length, Trace()
         model(part, cache, trace)
-        assert len(trace.attention) == model.config.num_hidden_layers
+        assert list(trace.attention) == list(cache.attending)
         distance = torch.arange(past, cache.length)[:, None] - torch.arange(cache.length)
-        for layer, weights in enumerate(trace.attention):
+        for layer, weights in trace.attention.items():
             seen = distance >= 0
             if model.config.layer_type(layer) == "sliding_attention":
                 seen &= distance < WINDOW
@@ -220,8 +224,8 @@ def test_traces_of_chunks_are_parts_of_the_trace_of_one_pass(model: Transformer,
             assert max_difference(a, b[:, here]) <= CLOSE
         for a, b in zip(trace.attn_out + trace.mlp_out, whole.attn_out + whole.mlp_out, strict=True):
             assert max_difference(a, b[:, here]) <= CLOSE
-        for a, b in zip(trace.attention, whole.attention, strict=True):
-            assert max_difference(a, b[:, :, here, : cache.length]) <= CLOSE
+        for layer, weights in trace.attention.items():
+            assert max_difference(weights, whole.attention[layer][:, :, here, : cache.length]) <= CLOSE
 
 
 @pytest.mark.parametrize("rows", [slice(-1, None), slice(3, 7), slice(0, 1)])
@@ -230,8 +234,8 @@ def test_traced_rows_are_those_of_a_full_trace(model: Transformer, rows: slice) 
     partial, full = Trace(rows), Trace()
     model(ids, trace=partial)
     model(ids, trace=full)
-    for a, b in zip(partial.attention, full.attention, strict=True):
-        assert max_difference(a, b[:, :, rows]) <= 1e-6
+    for layer, weights in partial.attention.items():
+        assert max_difference(weights, full.attention[layer][:, :, rows]) <= 1e-6
     for part in ("residual", "attn_out", "mlp_out"):
         for a, b in zip(getattr(partial, part), getattr(full, part), strict=True):
             assert torch.equal(a, b[:, rows])
@@ -245,13 +249,13 @@ def test_traced_weights_times_traced_values_give_the_attention_output(
     for part in chunks(ids, cuts):
         trace = Trace()
         model(part, cache, trace)
-        for block, weights, values, added in zip(
-            model.blocks, trace.attention, trace.values, trace.attn_out, strict=True
-        ):
+        for layer, weights in trace.attention.items():
+            block, values = model.blocks[layer], trace.values[layer]
             heads = weights @ values.repeat_interleave(weights.shape[1] // values.shape[1], dim=1)  # [1, H, T, D]
+            heads = heads * trace.gates.get(layer, 1)
             out = block.attn.out(heads.transpose(1, 2).flatten(2))
             out = out if block.attn_post_norm is None else block.attn_post_norm(out)
-            assert max_difference(out * block.scale, added) <= CLOSE
+            assert max_difference(out * block.scale, trace.attn_out[layer]) <= CLOSE
 
 
 def test_traced_contributions_add_up_and_share_no_memory(model: Transformer) -> None:
@@ -261,7 +265,7 @@ def test_traced_contributions_add_up_and_share_no_memory(model: Transformer) -> 
         added = trace.residual[layer] + trace.attn_out[layer] + trace.mlp_out[layer]
         assert max_difference(trace.residual[layer + 1], added) <= CLOSE
     assert max_difference(model.unembed(trace.residual[-1]), logits) <= CLOSE
-    kept = [*trace.residual, *trace.attn_out, *trace.mlp_out, *trace.attention]
+    kept = [*trace.residual, *trace.attn_out, *trace.mlp_out, *trace.attention.values()]
     assert len({tensor.data_ptr() for tensor in kept}) == len(kept)
     assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in kept)
 
@@ -349,7 +353,11 @@ def test_a_step_computes_one_position_at_any_depth(model: Transformer, past: int
     hooks = [
         module.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel() // args[0].shape[-1]))
         for block in model.blocks
-        for module in (block, block.attn.qkv, block.attn.out, block.mlp)
+        for module in (
+            block,
+            *((block.attn.qkv, block.attn.out) if block.attn else (block.mixer.inputs, block.mixer.out)),
+            block.mlp,
+        )
     ]
     model(random_ids(1, seed=1), cache)
     for hook in hooks:
@@ -372,7 +380,7 @@ def test_a_new_cache_is_empty(model: Transformer) -> None:
     cache = model.new_cache(batch=3)
     assert (cache.length, cache.nbytes) == (0, 0)
     k = torch.ones(3, model.config.num_key_value_heads, 2, model.config.head_dim)
-    keys, values = cache.append(0, k, 2 * k)
+    keys, values = cache.append(cache.attending[0], k, 2 * k)
     assert torch.equal(keys, k)
     assert torch.equal(values, 2 * k)
     assert cache.length == 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmcli.model import attention, positions, transformer
-from llmcli.model.attention import Attention
+from llmcli.model.attention import Attention, Projection
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import FAMILIES, gpt, mistral
@@ -28,11 +28,21 @@ GEMMA = ["gemma2", "gemma3_text", "gemma3_text-linear"]
 GEMMA3 = GEMMA[1:]
 NEOX = ["gpt_neox", "gpt_neox-serial"]
 COHERE = ["cohere", "cohere-normed"]
-PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel"]
+PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "qwen3_5_text"]
 MOE = ["mixtral", "qwen3_moe", "olmoe"]
 MIXED = ["qwen2-windows", "qwen3-windows", "smollm3-windows", *GEMMA]  # windowed and full layers
 WINDOWED = ["mistral", *MIXED, "phi3", "starcoder2", "mixtral", "qwen3_moe"]
-QK_NORMED = ["qwen3", "qwen3-windows", *GEMMA3, "qwen3_moe", "olmo2", "olmoe", "stablelm-parallel", "cohere-normed"]
+QK_NORMED = [
+    "qwen3",
+    "qwen3-windows",
+    *GEMMA3,
+    "qwen3_moe",
+    "olmo2",
+    "olmoe",
+    "stablelm-parallel",
+    "cohere-normed",
+    "qwen3_5_text",
+]
 GATED = [name for name in CASES if name.split("-")[0] not in ("gpt2", "gpt_neox", "starcoder2")]
 ROPED = [name for name in CASES if not name.startswith("gpt2")]
 SCALED_ROPE = ["llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale", "gemma3_text-linear"]
@@ -174,7 +184,7 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "eps": (changed(norm_eps=1e-6), list(CASES)),
     "rms or layer norm": (other_norm, list(CASES)),
     "activation": (other_activation, list(CASES)),
-    "no norm offset": (changed(norm_offset=0.0), GEMMA),
+    "no norm offset": (changed(norm_offset=0.0), [*GEMMA, "qwen3_5_text"]),
     "pre-norms instead of post-norms": (pre_instead_of_post_norms, ["olmo2"]),
     "theta": (changed_rope(theta=777.0), ROPED),
     "all features rotated": (all_features_rotated, PARTIAL),
@@ -251,40 +261,49 @@ def exchange(weight: Tensor, start: int, middle: int, end: int) -> None:
     weight[start:end] = torch.cat((weight[middle:end], weight[start:middle]))
 
 
+def attentions(model: Transformer) -> list[Attention]:
+    return [module for module in model.modules() if isinstance(module, Attention)]
+
+
+def query_rows(model: Transformer) -> int:
+    """The rows of queries, and of their gates if there are any."""
+    return model.config.qkv_size - 2 * model.config.kv_size
+
+
 def swap_head_halves(model: Transformer) -> None:
     """The halves of every query and key exchanged, so that they rotate in the wrong direction."""
     D = model.config.head_dim
-    for block in model.blocks:
+    for attn in attentions(model):
         for start in range(0, model.config.q_size + model.config.kv_size, D):
-            exchange(block.attn.qkv.weight, start, start + D // 2, start + D)
+            exchange(attn.qkv.weight, start, start + D // 2, start + D)
 
 
 def interleave_heads(model: Transformer) -> None:
     """The layout of rotary pairs in the original Llama files: adjacent features."""
     D = model.config.head_dim
     order = torch.arange(D).view(2, D // 2).T.flatten()
-    for block in model.blocks:
+    for attn in attentions(model):
         for start in range(0, model.config.q_size + model.config.kv_size, D):
-            rows = block.attn.qkv.weight[start : start + D]
+            rows = attn.qkv.weight[start : start + D]
             rows.copy_(rows[order])
 
 
 def swap_queries_and_keys(model: Transformer) -> None:
-    for block in model.blocks:
-        exchange(block.attn.qkv.weight, 0, model.config.q_size, 2 * model.config.q_size)
+    for attn in attentions(model):
+        exchange(attn.qkv.weight, 0, model.config.q_size, 2 * model.config.q_size)
 
 
 def swap_keys_and_values(model: Transformer) -> None:
-    q, kv = model.config.q_size, model.config.kv_size
-    for block in model.blocks:
-        exchange(block.attn.qkv.weight, q, q + kv, q + 2 * kv)
+    q, kv = query_rows(model), model.config.kv_size
+    for attn in attentions(model):
+        exchange(attn.qkv.weight, q, q + kv, q + 2 * kv)
 
 
 def swap_key_value_heads(model: Transformer) -> None:
-    q, D = model.config.q_size, model.config.head_dim
-    for block in model.blocks:
+    q, D = query_rows(model), model.config.head_dim
+    for attn in attentions(model):
         for start in (q, q + model.config.kv_size):
-            exchange(block.attn.qkv.weight, start, start + D, start + 2 * D)
+            exchange(attn.qkv.weight, start, start + D, start + 2 * D)
 
 
 def swap_gate_and_up(model: Transformer) -> None:
@@ -375,14 +394,14 @@ def rotate_backwards(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     return torch.cat((positions.rotate(x[:, :1], cos, -signed_sin), positions.rotate(x[:, 1:], cos, signed_sin)), dim=1)
 
 
-def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Projection:
     q_norm, k_norm, self.q_norm, self.k_norm = self.q_norm, self.k_norm, None, None
-    q, k, v = PROJECT(self, x, angles)
+    q, k, v, gate = PROJECT(self, x, angles)
     self.q_norm, self.k_norm = q_norm, k_norm
     assert q_norm is not None
     assert k_norm is not None
     q, k = (attention._normed(norm, t) for norm, t in ((q_norm, q), (k_norm, k)))
-    return q, k, v
+    return Projection(q, k, v, gate)
 
 
 def softcap_after_mask(

@@ -34,6 +34,8 @@ from tests.tiny import (
     random_ids,
 )
 
+MIXERS = ("self_attn", "attn", "attention", "linear_attn")  # transformers' names for what mixes positions in a block
+
 
 def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
     """What transformers computes, under the names of ``Trace``, recorded by hooks on its modules."""
@@ -45,14 +47,15 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
         seen["residual"].append(args[0])
 
-    def after_attention(_: nn.Module, args: Any, out: tuple[Tensor, Tensor]) -> None:
-        seen["attention"].append(out[1])
+    def after_attention(_: nn.Module, args: Any, out: tuple[Tensor, Tensor] | Tensor) -> None:
+        if isinstance(out, tuple):  # not of a recurrent mixer
+            seen["attention"].append(out[1])
 
     def output_into(part: str) -> Callable[..., None]:
         return lambda _, args, out: seen[part].append(out[0] if isinstance(out, tuple) else out)
 
     for block in blocks:
-        attention = next(getattr(block, name) for name in ("self_attn", "attn", "attention") if hasattr(block, name))
+        attention = next(getattr(block, name) for name in MIXERS if hasattr(block, name))
         attn_post, mlp_post = post_norms(block)
         hooks += [
             block.register_forward_pre_hook(before),
@@ -87,8 +90,10 @@ def test_every_part_of_a_forward_pass_matches_transformers(tiny: TinyFactory, na
         logits = model(IDS, trace=trace)
     theirs = observed(case.reference, IDS)
     layers = model.config.num_hidden_layers
-    ours = {"logits": [logits]} | {part: getattr(trace, part) for part in theirs if part != "logits"}
-    counts = {"residual": layers + 1, "attn_out": layers, "mlp_out": layers, "attention": layers, "logits": 1}
+    parts = {part: getattr(trace, part) for part in ("residual", "attn_out", "mlp_out")}
+    ours = {"logits": [logits], "attention": list(trace.attention.values())} | parts
+    attending = sum(map(model.config.has_attention, range(layers)))
+    counts = {"residual": layers + 1, "attn_out": layers, "mlp_out": layers, "attention": attending, "logits": 1}
     for part, count in counts.items():
         assert len(ours[part]) == len(theirs[part]) == count
         for layer, (a, b) in enumerate(zip(ours[part], theirs[part], strict=True)):

@@ -183,8 +183,8 @@ def _destroy(found: ctypes.CDLL, engine: int, process: int) -> None:
 def _buffers(cache: KVCache, empty: KVCache) -> ctypes.Array[Buffers]:
     """The cache's present buffers, described once until one of them is replaced. ``empty`` is one of the model's."""
     if not isinstance(cache.prepared, ctypes.Array):
-        assert cache.layers == empty.layers
-        described = (Buffers * cache.layers)()
+        assert cache.attending == empty.attending
+        described = (Buffers * len(cache.attending))()
         for layer, buffers in enumerate(described):
             keys, values, first = cache.buffers(layer)
             like, capacity = empty.buffers(layer)[0], keys.shape[2]
@@ -257,6 +257,7 @@ class Description:
     def _fill(self, layer: Layer, block: Block, number: int, model: Transformer) -> None:
         config = model.config
         hidden, q, kv = config.hidden_size, config.q_size, config.kv_size
+        assert block.attn is not None
         for name in ("attn", "attn_post", "mlp", "mlp_post"):
             setattr(layer, name, self._norm(getattr(block, f"{name}_norm"), hidden))
         shared = config.qk_norm == "head"
@@ -340,11 +341,17 @@ def _stored_as(module: nn.Module, weight: Tensor, columns: int) -> dict[str, int
 
 def native_step(model: Transformer) -> NativeStep | None:
     """The steps of ``model``, with as many threads as torch has; None if it cannot run here."""
-    if library() is None or model.device.type != "cpu" or model.dtype not in FORMATS or not _is_known(model):
+    known = _has_known_layers(model.config) and _has_known_modules(model)
+    if library() is None or model.device.type != "cpu" or model.dtype not in FORMATS or not known:
         return None
     return NativeStep(model, torch.get_num_threads())
 
 
-def _is_known(model: Transformer) -> bool:
+def _has_known_layers(config: ModelConfig) -> bool:
+    """Whether C computes every kind of layer that the config describes."""
+    return config.mixer is None and not config.attention_gate
+
+
+def _has_known_modules(model: Transformer) -> bool:
     """Whether every module with weights is one that C computes; a caller may have put others into the model."""
     return all(type(module) in LEAVES for module in model.modules() if next(module.children(), None) is None)

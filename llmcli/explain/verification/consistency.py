@@ -135,11 +135,12 @@ def observed_errors(subject: Subject) -> ObservedErrors:
         for chunk in torch.split(ids, rows, dim=1):
             past, trace = plain_cache.length, Trace()
             observed, plain = model(chunk, observed_cache, trace).float(), model(chunk, plain_cache).float()
+            weights = trace.attention.values()
             found.append(
                 [
                     float((observed - plain).abs().max()),
-                    max(float((weights.sum(dim=-1) - 1).abs().max()) for weights in trace.attention),
-                    max(float(weights.triu(past + 1).abs().max()) for weights in trace.attention),
+                    max((float((each.sum(dim=-1) - 1).abs().max()) for each in weights), default=0.0),
+                    max((float(each.triu(past + 1).abs().max()) for each in weights), default=0.0),
                     _residual_error(trace),
                 ]
             )
@@ -158,7 +159,7 @@ def _residual_error(trace: Trace) -> float:
 def attention_adds_up(subject: Subject) -> Finding:
     """After the last token, in every layer: the observed weights times the values are what attention added."""
     observed = observe(subject.model, subject.ids)
-    claim = attention_output_claim(subject.model, observed, range(subject.model.config.num_hidden_layers))
+    claim = attention_output_claim(subject.model, observed, list(observed.trace.attention))
     return Finding(claim.error, subject.tolerance)
 
 

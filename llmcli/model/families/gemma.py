@@ -115,11 +115,16 @@ def parse_multimodal(raw: Mapping[str, Any]) -> ModelConfig:
 
     The image encoder's tensors are dropped by name.
     """
+    return replace(parse_gemma3(text_config(raw)), model_type="gemma3")
+
+
+def text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a multimodal config.json that describes the text model, with the special tokens of the whole."""
     text = raw.get("text_config")
     if not isinstance(text, Mapping):
         raise wrong("text_config", text, "an object")
     outer = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "tie_word_embeddings") if key in raw}
-    return replace(parse_gemma3({**text, **outer}), model_type="gemma3")
+    return {**text, **outer}
 
 
 GEMMA3 = Family("gemma3_text", parse_gemma3, GEMMA_NAMES.rules, tokenizer_class="GemmaTokenizer")

@@ -50,14 +50,16 @@ class Source:
     """A stored tensor, and the number of rows that it fills in a parameter.
 
     ``transposed``: stored [in, out]. ``grouped`` (a, b, c): the stored rows, viewed as [a, b, c, ...], become the
-    parameter's as [a, c, b, ...]. ``shape`` is the stored shape if it differs from rows and columns. ``shift`` is added
-    to the stored values.
+    parameter's as [a, c, b, ...]. ``parts`` (sizes): the stored rows are equal groups, each of these parts one after
+    another; the parameter's are the first parts of all groups, then the second ones, and so on. ``shape`` is the stored
+    shape if it differs from rows and columns. ``shift`` is added to the stored values.
     """
 
     name: str
     rows: int
     transposed: bool = False
     grouped: tuple[int, int, int] | None = None
+    parts: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
     shift: float = 0.0
 
@@ -69,12 +71,17 @@ class Source:
     @property
     def as_stored(self) -> bool:
         """Whether the stored rows are the parameter's, in the same order."""
-        return not self.transposed and self.grouped is None and not self.shift
+        return not self.transposed and self.grouped is None and not self.parts and not self.shift
 
     def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
         """The stored tensor as the parameter's rows: [rows, *columns]."""
+        import torch
+
         rows = (stored.T if self.transposed else stored).reshape(self.rows, *columns)
         rows = rows + self.shift if self.shift else rows
+        if self.parts:
+            groups = rows.reshape(-1, sum(self.parts), *columns)
+            return torch.cat([part.flatten(0, 1) for part in torch.split(groups, list(self.parts), dim=1)])
         if self.grouped is None:
             return rows
         a, b, c = self.grouped
@@ -88,6 +95,12 @@ class Source:
 
     def in_file(self, rows: Tensor, columns: tuple[int, ...]) -> Tensor:
         """The inverse of ``arranged``: the parameter's rows [rows, *columns] as the stored tensor."""
+        import torch
+
+        if self.parts:
+            groups = self.rows // sum(self.parts)
+            parts = torch.split(rows, [groups * size for size in self.parts])
+            rows = torch.cat([part.reshape(groups, -1, *columns) for part in parts], dim=1)
         if self.grouped is not None:
             a, b, c = self.grouped
             rows = rows.reshape(a, c, b, -1).transpose(1, 2)
@@ -111,7 +124,8 @@ class Names:
     Names within a layer are appended to ``layer``, which contains the layer's number. A single name for ``qkv`` or
     ``up`` is a stacked matrix. ``transposed``: the layers' matrices are stored [in, out]. ``by_head``: the stacked
     qkv holds q, k and v of the first head, then of the next. ``interleaved``: the two features of a rotary pair are
-    adjacent, not half a head apart.
+    adjacent, not half a head apart. ``mixer`` gives the rules of a recurrent layer's mixer from the config and what
+    precedes its names and the stored ones.
     """
 
     embedding: str = "model.embed_tokens"
@@ -136,6 +150,7 @@ class Names:
     transposed: bool = False
     by_head: bool = False
     interleaved: bool = False
+    mixer: Callable[[ModelConfig, str, str], list[Rule]] | None = None
 
     def rules(self, config: ModelConfig) -> list[Rule]:
         """A rule for every parameter of a ``Transformer`` with this config."""
@@ -149,7 +164,10 @@ class Names:
             ours, theirs = f"blocks.{layer}.", self.layer.format(layer)
             for norm in config.layer_norms:
                 table += _norm(ours + norm, theirs + getattr(self, norm), config)
-            table += self._attention(config, ours + "attn.", theirs)
+            if config.has_attention(layer):
+                table += self._attention(config, ours + "attn.", theirs)
+            if self.mixer is not None and config.has_mixer(layer):
+                table += self.mixer(config, ours + "mixer.", theirs)
             if config.moe is not None and config.is_moe(layer):
                 table += self._experts(config, config.moe, ours + "mlp.", theirs)
             else:
@@ -169,9 +187,11 @@ class Names:
                 Source(name, count * config.head_dim, self.transposed, grouped)
                 for name, count, grouped in zip(stored, heads, pairs, strict=True)
             ]
-        table = _linear(ours + "qkv", qkv, bias=config.qkv_bias)
+            if config.attention_gate:  # stored with the queries: head 0's query, its gate, head 1's query, …
+                qkv[0] = Source(stored[0], 2 * config.q_size, parts=(config.head_dim, config.head_dim))
+        table = linear(ours + "qkv", qkv, bias=config.qkv_bias)
         out = Source(theirs + self.out, config.hidden_size, self.transposed)
-        table += _linear(ours + "out", [out], bias=config.out_bias)
+        table += linear(ours + "out", [out], bias=config.out_bias)
         if config.qk_norm is not None:
             table.append(Rule(ours + "q_norm.weight", self._head_norm(config, theirs + self.q_norm, heads[0])))
             table.append(Rule(ours + "k_norm.weight", self._head_norm(config, theirs + self.k_norm, heads[1])))
@@ -193,9 +213,9 @@ class Names:
 
     def _mlp(self, config: ModelConfig, wide: int, ours: str, up: Sequence[str], down: str) -> list[Rule]:
         rows = (2 * wide if config.gated_mlp else wide) // len(up)
-        table = _linear(ours + "up", [Source(name, rows, self.transposed) for name in up], bias=config.mlp_bias)
+        table = linear(ours + "up", [Source(name, rows, self.transposed) for name in up], bias=config.mlp_bias)
         down_source = Source(down, config.hidden_size, self.transposed)
-        return table + _linear(ours + "down", [down_source], bias=config.mlp_bias)
+        return table + linear(ours + "down", [down_source], bias=config.mlp_bias)
 
     def _experts(self, config: ModelConfig, moe: MoeConfig, ours: str, theirs: str) -> list[Rule]:
         table = [_whole(ours + "router.weight", f"{theirs}{self.router}.weight", moe.num_experts)]
@@ -215,11 +235,8 @@ def _norm(target: str, name: str, config: ModelConfig) -> list[Rule]:
     return [_whole(f"{target}.{suffix}", f"{name}.{suffix}", config.hidden_size) for suffix in suffixes]
 
 
-def _linear(target: str, sources: Sequence[Source], *, bias: bool) -> list[Rule]:
+def linear(target: str, sources: Sequence[Source], *, bias: bool) -> list[Rule]:
     """The rules for a matrix, whose sources are named without ``.weight``, and for its bias if it has one."""
-    weights = tuple(
-        Source(f"{source.name}.weight", source.rows, source.transposed, source.grouped, source.shape)
-        for source in sources
-    )
-    biases = tuple(Source(f"{source.name}.bias", source.rows, False, source.grouped) for source in sources)
+    weights = tuple(replace(source, name=f"{source.name}.weight") for source in sources)
+    biases = tuple(replace(source, name=f"{source.name}.bias", transposed=False, shape=()) for source in sources)
     return [Rule(f"{target}.weight", weights), *([Rule(f"{target}.bias", biases)] if bias else [])]

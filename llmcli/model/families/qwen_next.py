@@ -1,0 +1,114 @@
+"""Qwen3-Next and Qwen 3.5: three of four layers have a gated delta net in attention's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmcli.model.config import LayerType, ModelConfig
+from llmcli.model.families.fields import Defaults, common, field, wrong
+from llmcli.model.families.gemma import text_config
+from llmcli.model.families.rules import Family, Names, Rule, Source, linear
+from llmcli.model.mixers.config import DeltaNetConfig
+
+# transformers' names for the types of layers.
+LAYER_TYPES: dict[str, LayerType] = {"linear_attention": "recurrent", "full_attention": "full_attention"}
+
+
+def parse_qwen3_5(raw: Mapping[str, Any]) -> ModelConfig:
+    """Qwen 3.5 (Qwen Team 2026): every fourth layer has attention, whose output is gated; norms scale by 1 + weight.
+
+    config.json -> ModelConfig, with the defaults of transformers' Qwen3_5TextConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="qwen3_5_text",
+            vocab_size=248320,
+            hidden_size=4096,
+            intermediate_size=12288,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            head_dim=256,
+            max_position_embeddings=32768,
+            partial_rotary_factor=0.25,
+        ),
+    )
+    return ModelConfig(**shared, **delta_net(raw, shared["num_hidden_layers"]))
+
+
+def delta_net(raw: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """``ModelConfig``'s arguments that Qwen3-Next and Qwen 3.5 share."""
+    bias = field(raw, "attention_bias", False)
+    return {
+        "norm_offset": 1.0,
+        "qk_norm": "head",
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "attention_gate": True,
+        "layer_types": mixed_layers(raw, layers),
+        "mixer": DeltaNetConfig(
+            key_heads=field(raw, "linear_num_key_heads", 16),
+            value_heads=field(raw, "linear_num_value_heads", 32),
+            key_dim=field(raw, "linear_key_head_dim", 128),
+            value_dim=field(raw, "linear_value_head_dim", 128),
+            kernel=field(raw, "linear_conv_kernel_dim", 4),
+        ),
+    }
+
+
+def mixed_layers(raw: Mapping[str, Any], layers: int) -> tuple[LayerType, ...]:
+    """config.json's ``layer_types``; if it has none, every ``full_attention_interval``-th layer has attention."""
+    types = raw.get("layer_types")
+    if types is None:
+        interval = max(field(raw, "full_attention_interval", 4), 1)
+        return tuple("recurrent" if (layer + 1) % interval else "full_attention" for layer in range(layers))
+    if not isinstance(types, list) or any(entry not in LAYER_TYPES for entry in types):
+        raise wrong("layer_types", types, "a list of " + " and ".join(LAYER_TYPES))
+    return tuple(LAYER_TYPES[entry] for entry in types)
+
+
+def _mixer(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
+    """The rules of a gated delta net as Qwen 3.5 stores it, with a matrix for each of its inputs."""
+    sizes = config.mixer
+    assert sizes is not None
+    stored = theirs + "linear_attn."
+    inputs = {
+        "in_proj_qkv": sizes.convolved,
+        "in_proj_z": sizes.values,
+        "in_proj_b": sizes.value_heads,
+        "in_proj_a": sizes.value_heads,
+    }
+    table = linear(ours + "inputs", [Source(stored + name, rows) for name, rows in inputs.items()], bias=False)
+    return table + delta_net_rules(config, sizes, ours, stored)
+
+
+def delta_net_rules(config: ModelConfig, sizes: DeltaNetConfig, ours: str, stored: str) -> list[Rule]:
+    """The rules of everything but the inputs of a gated delta net."""
+    shape = (sizes.convolved, 1, sizes.kernel)
+    return [
+        Rule(ours + "kernel", (Source(stored + "conv1d.weight", sizes.convolved, shape=shape),)),
+        Rule(ours + "decay", (Source(stored + "A_log", sizes.value_heads),)),
+        Rule(ours + "decay_bias", (Source(stored + "dt_bias", sizes.value_heads),)),
+        Rule(ours + "norm.weight", (Source(stored + "norm.weight", sizes.value_dim),)),
+        *linear(ours + "out", [Source(stored + "out_proj", config.hidden_size)], bias=False),
+    ]
+
+
+def parse_multimodal(raw: Mapping[str, Any]) -> ModelConfig:
+    """The text model of a Qwen 3.5 that reads images, too."""
+    return parse_qwen3_5(text_config(raw))
+
+
+NAMES = Names(mixer=_mixer)
+UNREAD = (r"mtp\..*", r"(model\.)?visual\..*")  # heads that predict several tokens, and the image encoder
+QWEN3_5 = Family("qwen3_5_text", parse_qwen3_5, NAMES.rules, dropped=UNREAD, tokenizer_class="Qwen2Tokenizer")
+QWEN3_5_MULTIMODAL = Family(
+    "qwen3_5",
+    parse_multimodal,
+    NAMES.rules,
+    renamed=((r"^model\.language_model\.", "model."),),
+    dropped=UNREAD,
+    tokenizer_class="Qwen2Tokenizer",
+)

@@ -1,0 +1,72 @@
+"""The sizes of the mixers that recurrent layers have in attention's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from llmcli.errors import LlmcliError
+
+MOST = 2**20
+
+
+@dataclass(frozen=True)
+class DeltaNetConfig:
+    """Gated DeltaNet (Yang et al. 2024): ``key_heads`` of ``key_dim`` features, ``value_heads`` of ``value_dim``.
+
+    Each key head serves value_heads / key_heads value heads. ``kernel`` is the width of the convolution before the
+    heads, in positions.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        if self.value_heads % self.key_heads:
+            raise LlmcliError(
+                f"config.json: the number of value heads ({self.value_heads}) must be a multiple of that of key heads "
+                f"({self.key_heads})",
+                "the file may be damaged, or the model unsupported",
+            )
+
+    def __str__(self) -> str:
+        return (
+            f"gated delta net, {self.value_heads} heads with a memory of {self.key_dim} x {self.value_dim}, "
+            f"after a convolution of {self.kernel} positions"
+        )
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads together."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Width of all value heads together."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def convolved(self) -> int:
+        """Width of what is convolved: queries, keys and values."""
+        return 2 * self.keys + self.values
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of a text's state: the end of the convolution's input, and the memory of every head."""
+        return (self.kernel - 1, self.convolved), (self.value_heads, self.key_dim, self.value_dim)
+
+
+MixerConfig = DeltaNetConfig
+
+
+def _check_sizes(config: MixerConfig) -> None:
+    for field in fields(config):
+        size = getattr(config, field.name)
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST:
+            raise LlmcliError(
+                f"config.json: the mixer's {field.name} must be a whole number from 1 to {MOST}, not {size!r}",
+                "the file may be damaged, or the model unsupported",
+            )
