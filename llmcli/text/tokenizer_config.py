@@ -134,10 +134,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _other_names(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The special tokens with names of their own, such as "image_token"."""
+    """The special tokens with names of their own, such as "image_token".
+
+    As in transformers, those of "model_specific_special_tokens" count only if there are no others.
+    """
     found = {key: value for key, value in raw.items() if key.endswith("_token") and key not in NAMES}
-    named = raw.get("extra_special_tokens")
-    return found | (named if isinstance(named, dict) else {})
+    named, specific = raw.get("extra_special_tokens"), raw.get("model_specific_special_tokens")
+    found |= named if isinstance(named, dict) else {}
+    return found or (specific if isinstance(specific, dict) else {})
 
 
 def _checked(value: object, path: Path, **changes: bool) -> AddedToken:

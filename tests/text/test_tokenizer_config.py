@@ -111,6 +111,10 @@ FILES: dict[str, dict[str, Any]] = {
     "names of its own": {
         "tokenizer_config.json": {"extra_special_tokens": {"image_token": "<image>", "x": "<x>"}, "video_token": "<y>"}
     },
+    "model-specific": {"tokenizer_config.json": {"model_specific_special_tokens": {"image_token": "<image>", "x": "<x>"}}},
+    "model-specific and others": {
+        "tokenizer_config.json": {"model_specific_special_tokens": {"x": "<x>"}, "image_token": "<image>"}
+    },
     "extra": {"tokenizer_config.json": {"extra_special_tokens": ["<extra>", "<x>"], "eos_token": "<|end|>"}},
     "additional": {"tokenizer_config.json": {"additional_special_tokens": ["<extra>", "<|end|>"]}},
     "older": {
