@@ -111,7 +111,9 @@ FILES: dict[str, dict[str, Any]] = {
     "names of its own": {
         "tokenizer_config.json": {"extra_special_tokens": {"image_token": "<image>", "x": "<x>"}, "video_token": "<y>"}
     },
-    "model-specific": {"tokenizer_config.json": {"model_specific_special_tokens": {"image_token": "<image>", "x": "<x>"}}},
+    "model-specific": {
+        "tokenizer_config.json": {"model_specific_special_tokens": {"image_token": "<image>", "x": "<x>"}}
+    },
     "model-specific and others": {
         "tokenizer_config.json": {"model_specific_special_tokens": {"x": "<x>"}, "image_token": "<image>"}
     },
