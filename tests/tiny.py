@@ -24,6 +24,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -107,6 +108,7 @@ _ROPES: dict[str, dict[str, Any]] = {
     },
 }
 
+_LFM2 = {key: value for key, value in _EVEN.items() if key != "rms_norm_eps"} | {"norm_eps": 0.02}
 _MOE = {"num_experts_per_tok": 2, "num_hidden_layers": 2}
 _GEMMA = {
     **_SHARED,
@@ -259,9 +261,25 @@ CONFIGS: dict[str, PretrainedConfig] = {
         linear_value_head_dim=6,
         linear_conv_kernel_dim=4,
     ),
+    "lfm2": _of(
+        Lfm2Config,
+        _LFM2,
+        layer_types=["conv", "full_attention", "conv"],
+        intermediate_size=90,
+        block_multiple_of=8,
+    ),
+    "lfm2-biases": _of(
+        Lfm2Config,
+        _LFM2,
+        layer_types=["full_attention", "conv", "full_attention"],
+        conv_bias=True,
+        conv_L_cache=4,
+        block_auto_adjust_ff_dim=False,
+        tie_word_embeddings=False,
+    ),
 }
 CASES = tuple(CONFIGS)
-RECURRENT = ("qwen3_5_text",)  # cases with recurrent layers, which not every engine runs
+RECURRENT = ("qwen3_5_text", "lfm2", "lfm2-biases")  # cases with recurrent layers, which not every engine runs
 WITHOUT_RECURRENT = tuple(name for name in CASES if name not in RECURRENT)
 # Not a case of every test: with enough heads for four ranks.
 CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)
@@ -347,7 +365,7 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
 
 def _norm_gain(name: str, model_type: str) -> float:
     """What is added to a norm's weight, by its role."""
-    if any(part in name for part in ("q_norm", "k_norm", "_layernorm.norms")):
+    if any(part in name for part in ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "_layernorm.norms")):
         return 0.6  # queries and keys long enough for attention to be selective
     # Gemma's embedding is scaled up and is also the head: unless layers add more, a model repeats its last token.
     return 2.0 if "gemma" in model_type and "post_" in name else 0.0

@@ -18,7 +18,7 @@ from llmcli.model.attention import Attention
 from llmcli.model.cache import KeyValueStore, KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear, Norm
-from llmcli.model.mixers.delta_net import GatedDeltaNet
+from llmcli.model.mixers.build import build_mixer
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.positions import Angles, Placement, Placements, Rotation
 from llmcli.model.trace import Trace
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
         self.attn_norm = norm("attn_norm")
         self.attn = Attention(config, layer) if config.has_attention(layer) else None
-        self.mixer = GatedDeltaNet(config, config.mixer, layer) if config.mixer and config.has_mixer(layer) else None
+        self.mixer = build_mixer(config, config.mixer, layer) if config.mixer and config.has_mixer(layer) else None
         self.attn_post_norm = norm("attn_post_norm")
         self.mlp_norm = norm("mlp_norm")
         self.mlp: MLP | MoE

@@ -24,7 +24,7 @@ from tests.tiny import VOCAB, Tiny, random_ids
 
 LENGTH = 60  # positions: longer than the windows, and than the original contexts of rope scaling
 IDS = random_ids(LENGTH, seed=3)[0].tolist()
-ATTENTION_OUT = ("o_proj", "attn.c_proj", "attention.dense")
+ATTENTION_OUT = ("o_proj", "attn.c_proj", "attention.dense", "self_attn.out_proj")
 
 
 @cache
@@ -72,7 +72,9 @@ def blocks(case: Tiny) -> nn.ModuleList:
 
 def attention_blocks(case: Tiny) -> list[tuple[int, nn.Module]]:
     """The layers that have attention, with their numbers."""
-    return [(number, block) for number, block in enumerate(blocks(case)) if not hasattr(block, "linear_attn")]
+    mixers = ("linear_attn", "conv")
+    found = enumerate(blocks(case))
+    return [(number, block) for number, block in found if not any(hasattr(block, mixer) for mixer in mixers)]
 
 
 def attention_out(block: nn.Module) -> nn.Module:

@@ -99,7 +99,7 @@ def transformers_group(name: str) -> str:
         return "experts"
     if name.endswith((".mlp.gate.weight", "block_sparse_moe.gate.weight", ".router.weight")):
         return "routers"
-    if ".linear_attn." in name:
+    if ".linear_attn." in name or ".conv." in name:
         return "recurrent layers"
     return "attention" if "attn" in name or ".attention." in name else "MLP"
 

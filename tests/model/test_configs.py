@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Lfm2Config, PretrainedConfig
+from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 
 from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig, RopeConfig
@@ -50,6 +51,19 @@ def windows(config: PretrainedConfig) -> list[int | None]:
     return [window if layer_type == "sliding_attention" else None for layer_type in types]
 
 
+def adjusted_size(config: PretrainedConfig) -> int | None:
+    """The width of LFM2's MLP, which differs from its config's."""
+    if not isinstance(config, Lfm2Config):
+        return None
+    with torch.device("meta"):
+        return Lfm2MLP(config).w1.out_features
+
+
+def activation(config: PretrainedConfig) -> str:
+    names = ("hidden_act", "activation_function")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), "silu")
+
+
 def expected(config: PretrainedConfig) -> dict[str, Any]:
     """The values of transformers' config that ``ModelConfig`` has too, under its names."""
     eos, heads = config.eos_token_id, config.num_attention_heads
@@ -57,15 +71,15 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "intermediate_size": getattr(config, "intermediate_size", inner),
+        "intermediate_size": adjusted_size(config) or getattr(config, "intermediate_size", inner),
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": getattr(config, "num_key_value_heads", heads),
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "max_position_embeddings": config.max_position_embeddings,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "norm_eps": first(config, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
-        "activation": ACTIVATIONS[first(config, "hidden_activation", "hidden_act", "activation_function")],
+        "norm_eps": first(config, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
+        "activation": ACTIVATIONS[getattr(config, "hidden_activation", None) or activation(config)],
         "bos_token_id": config.bos_token_id,
         "eos_token_ids": () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         "attention_softcap": getattr(config, "attn_logit_softcapping", None),

@@ -34,7 +34,8 @@ from tests.tiny import (
     random_ids,
 )
 
-MIXERS = ("self_attn", "attn", "attention", "linear_attn")  # transformers' names for what mixes positions in a block
+MIXERS = ("self_attn", "attn", "attention", "linear_attn", "conv")  # transformers' names for what mixes positions
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "embedding_norm")
 
 
 def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
@@ -57,14 +58,15 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
     for block in blocks:
         attention = next(getattr(block, name) for name in MIXERS if hasattr(block, name))
         attn_post, mlp_post = post_norms(block)
+        mlp = block.feed_forward if hasattr(block, "feed_forward") else block.mlp
         hooks += [
             block.register_forward_pre_hook(before),
             attention.register_forward_hook(after_attention),
             (attn_post or attention).register_forward_hook(output_into("attn_out")),
-            (mlp_post or block.mlp).register_forward_hook(output_into("mlp_out")),
+            (mlp_post or mlp).register_forward_hook(output_into("mlp_out")),
         ]
     # The last entry of transformers' hidden_states is already normalized, so take the final norm's input.
-    final_norm = next(getattr(body, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(body, name))
+    final_norm = next(getattr(body, name) for name in FINAL_NORMS if hasattr(body, name))
     hooks.append(final_norm.register_forward_pre_hook(before))
     with torch.no_grad():
         seen["logits"].append(model(ids).logits)

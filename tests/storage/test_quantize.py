@@ -112,7 +112,7 @@ def test_a_quantized_model_is_one_with_restored_weights(name: str, quantization:
     with torch.inference_mode():
         logits = ours(ids)
         assert mean_difference(logits, theirs(ids)) <= 1e-5
-        assert 1e-3 < mean_difference(logits, model(ids)) < 0.4, "quantization should change the logits, but not much"
+        assert 1e-3 < mean_difference(logits, model(ids)) < 0.45, "quantization should change the logits, but not much"
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.families import cohere, gemma, gpt, llama, mistral, olmo, phi, qwen, qwen_next
+from llmcli.model.families import cohere, gemma, gpt, lfm, llama, mistral, olmo, phi, qwen, qwen_next
 from llmcli.model.families.rules import Family
 
 _ALL = (
@@ -33,6 +33,7 @@ _ALL = (
     qwen.QWEN3_MOE,
     qwen_next.QWEN3_5,
     qwen_next.QWEN3_5_MULTIMODAL,
+    lfm.LFM2,
     olmo.OLMOE,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}

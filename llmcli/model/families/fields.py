@@ -98,6 +98,22 @@ def layer_types(raw: Mapping[str, Any], layers: int, windowed: Callable[[int], b
     return tuple(value)
 
 
+def recurrent_layers(
+    raw: Mapping[str, Any], layers: int, name: str, recurrent: Callable[[int], bool]
+) -> tuple[LayerType, ...]:
+    """config.json's ``layer_types``, in which recurrent layers are called ``name``.
+
+    If it has none, the layers for which ``recurrent`` is true are recurrent.
+    """
+    value = raw.get("layer_types")
+    if value is None:
+        return tuple("recurrent" if recurrent(layer) else "full_attention" for layer in range(layers))
+    known: dict[str, LayerType] = {name: "recurrent", "full_attention": "full_attention"}
+    if not isinstance(value, list) or any(entry not in known for entry in value):
+        raise wrong("layer_types", value, "a list of " + " and ".join(known))
+    return tuple(known[entry] for entry in value)
+
+
 def num_experts(raw: Mapping[str, Any], default: int) -> int:
     """Experts per layer: ``num_experts`` or, as transformers writes it, ``num_local_experts``."""
     return field(raw, "num_experts", field(raw, "num_local_experts", default))

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.model.config import LayerType, ModelConfig
-from llmcli.model.families.fields import Defaults, common, field, wrong
+from llmcli.model.config import ModelConfig
+from llmcli.model.families.fields import Defaults, common, field, recurrent_layers
 from llmcli.model.families.gemma import text_config
 from llmcli.model.families.rules import Family, Names, Rule, Source, linear
 from llmcli.model.mixers.config import DeltaNetConfig
-
-# transformers' names for the types of layers.
-LAYER_TYPES: dict[str, LayerType] = {"linear_attention": "recurrent", "full_attention": "full_attention"}
 
 
 def parse_qwen3_5(raw: Mapping[str, Any]) -> ModelConfig:
@@ -40,14 +37,14 @@ def parse_qwen3_5(raw: Mapping[str, Any]) -> ModelConfig:
 
 def delta_net(raw: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """``ModelConfig``'s arguments that Qwen3-Next and Qwen 3.5 share."""
-    bias = field(raw, "attention_bias", False)
+    bias, interval = field(raw, "attention_bias", False), max(field(raw, "full_attention_interval", 4), 1)
     return {
         "norm_offset": 1.0,
         "qk_norm": "head",
         "qkv_bias": bias,
         "out_bias": bias,
         "attention_gate": True,
-        "layer_types": mixed_layers(raw, layers),
+        "layer_types": recurrent_layers(raw, layers, "linear_attention", lambda layer: (layer + 1) % interval != 0),
         "mixer": DeltaNetConfig(
             key_heads=field(raw, "linear_num_key_heads", 16),
             value_heads=field(raw, "linear_num_value_heads", 32),
@@ -58,21 +55,10 @@ def delta_net(raw: Mapping[str, Any], layers: int) -> dict[str, Any]:
     }
 
 
-def mixed_layers(raw: Mapping[str, Any], layers: int) -> tuple[LayerType, ...]:
-    """config.json's ``layer_types``; if it has none, every ``full_attention_interval``-th layer has attention."""
-    types = raw.get("layer_types")
-    if types is None:
-        interval = max(field(raw, "full_attention_interval", 4), 1)
-        return tuple("recurrent" if (layer + 1) % interval else "full_attention" for layer in range(layers))
-    if not isinstance(types, list) or any(entry not in LAYER_TYPES for entry in types):
-        raise wrong("layer_types", types, "a list of " + " and ".join(LAYER_TYPES))
-    return tuple(LAYER_TYPES[entry] for entry in types)
-
-
 def _mixer(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
     """The rules of a gated delta net as Qwen 3.5 stores it, with a matrix for each of its inputs."""
     sizes = config.mixer
-    assert sizes is not None
+    assert isinstance(sizes, DeltaNetConfig)
     stored = theirs + "linear_attn."
     inputs = {
         "in_proj_qkv": sizes.convolved,

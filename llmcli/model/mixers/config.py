@@ -59,12 +59,34 @@ class DeltaNetConfig:
         return (self.kernel - 1, self.convolved), (self.value_heads, self.key_dim, self.value_dim)
 
 
-MixerConfig = DeltaNetConfig
+@dataclass(frozen=True)
+class ShortConvConfig:
+    """Gated short convolution (Liquid AI 2025, LFM2) of ``width`` features over ``kernel`` positions."""
+
+    width: int
+    kernel: int
+    bias: bool
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+
+    def __str__(self) -> str:
+        return f"gated convolution of {self.kernel} positions"
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of a text's state: the end of the convolution's input."""
+        return ((self.kernel - 1, self.width),)
+
+
+MixerConfig = DeltaNetConfig | ShortConvConfig
 
 
 def _check_sizes(config: MixerConfig) -> None:
     for field in fields(config):
         size = getattr(config, field.name)
+        if field.type == "bool":
+            continue
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST:
             raise LlmcliError(
                 f"config.json: the mixer's {field.name} must be a whole number from 1 to {MOST}, not {size!r}",
