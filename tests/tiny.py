@@ -23,6 +23,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
     Lfm2Config,
     LlamaConfig,
@@ -276,6 +277,15 @@ CONFIGS: dict[str, PretrainedConfig] = {
         conv_L_cache=4,
         block_auto_adjust_ff_dim=False,
         tie_word_embeddings=False,
+    ),
+    "gpt_oss": _of(
+        GptOssConfig,
+        _SHARED,
+        **_MOE,
+        num_local_experts=5,
+        sliding_window=WINDOW,
+        swiglu_limit=1.5,
+        rope_parameters=_ROPES["yarn"] | {"truncate": False},
     ),
 }
 CASES = tuple(CONFIGS)

@@ -23,15 +23,25 @@ MIN_QUERIES = 2048  # from this many queries of all heads on, blocks are faster
 MAX_SCORES = 2**24  # scores per block: limits their memory to 64 MiB
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, placement: Placement, *, scale: float, softcap: float | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    placement: Placement,
+    *,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """``model.attention.attend`` by the fastest kernel for these shapes, dtype and device."""
-    if softcap is None and pays_in_blocks(q, k):
+    plain = softcap is None and sinks is None
+    if plain and pays_in_blocks(q, k):
         return attend_in_blocks(q, k, v, placement.window, scale)
     dtype = kernel_dtype(q.dtype, q.device)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if softcap is None and q.shape[2] == 1:
+    if plain and q.shape[2] == 1:
         return attend_single(q, k, v, placement.mask, scale)
-    return attention.attend(q, k, v, placement, scale=scale, softcap=softcap)
+    return attention.attend(q, k, v, placement, scale=scale, softcap=softcap, sinks=sinks)
 
 
 def kernel_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -24,7 +24,7 @@ class FastAttention(Attention):
     """``Attention`` with the kernels of ``engine.attention``."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, placement: Placement) -> Tensor:
-        return attend(q, k, v, placement, scale=self.scale, softcap=self.softcap)
+        return attend(q, k, v, placement, **self.scoring)
 
 
 class EngineTransformer(Transformer):

@@ -108,6 +108,14 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield "attention and MLP in parallel" + (", after one shared norm" if config.shared_norm else "")
     if config.activation != "silu" or not config.gated_mlp:
         yield f"{'gated' if config.gated_mlp else 'ungated'} MLP with {config.activation}"
+    if config.gate_limit is not None:
+        yield f"gate at most {config.gate_limit:g}, and what it multiplies within ±{config.gate_limit:g}"
+    if config.up_offset:
+        yield f"what the gate multiplies plus {config.up_offset:g}"
+    if config.moe is not None and config.moe.router_bias:
+        yield "biases in the router"
+    if config.attention_sinks:
+        yield "an attention sink per head"
     if config.moe is not None and config.moe.dense_layers:
         yield f"layers with an MLP of {config.intermediate_size} instead of experts: {len(config.moe.dense_layers)}"
     if config.position == "learned":

@@ -24,6 +24,7 @@ from llmcli.explain.selection import (
 )
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
+from llmcli.model.transformer import Transformer
 
 PATTERN_ROWS = 14  # as many rows and columns as fit into 80 terminal columns next to the tokens' text
 
@@ -47,23 +48,28 @@ class AttendedToken:
 
 @dataclass(frozen=True)
 class AttendReport(Report):
-    """What the token at ``position`` attends to: one entry in ``sources`` for each position up to its own."""
+    """What the token at ``position`` attends to: one entry in ``sources`` for each position up to its own.
+
+    ``sink`` is the mean weight of the heads' learned sinks; None if they have none.
+    """
 
     model: str
     position: int
     at: VocabEntry
     sources: tuple[AttendedToken, ...]
+    sink: float | None
     check: Check
     heads: str = field(metadata=NOT_IN_JSON)  # which ones, such as "all heads"
 
 
 @dataclass(frozen=True)
 class PatternRow:
-    """The attention of one query: ``weights`` on all positions up to its own."""
+    """The attention of one query: ``weights`` on all positions up to its own, and the weight of the head's sink."""
 
     position: int
     piece: VocabEntry
     weights: tuple[float, ...]
+    sink: float | None
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ def attend(
         position=position,
         at=vocab_entry(tokenizer, ids[position]),
         sources=_sources(loaded, ids, shown, weights, norms),
-        check=check(_sum_claim(weights), attention_output_claim(model, observed, shown)),
+        sink=float(_unspent(weights).mean()) if model.config.attention_sinks else None,
+        check=check(_sum_claim(model, weights), attention_output_claim(model, observed, shown)),
         heads=name_heads(model.config, layers),
     )
 
@@ -149,23 +156,32 @@ def attention_pattern(
     first = position + 1 - len(weights)
     pieces = tuple(vocab_entry(tokenizer, id) for id in observed.ids)
     later = float(weights.triu(first + 1).abs().max())
+    sinks = _unspent(weights).tolist() if model.config.attention_sinks else [None] * len(weights)
     return AttentionPattern(
         model=loaded.name,
         layer=layer,
         head=number,
         rows=tuple(
-            PatternRow(query, pieces[query], tuple(row[: query + 1]))
-            for query, row in enumerate(weights.tolist(), start=first)
+            PatternRow(query, pieces[query], tuple(row[: query + 1]), sink)
+            for query, (row, sink) in enumerate(zip(weights.tolist(), sinks, strict=True), start=first)
         ),
         pieces=pieces,
         check=check(
-            _sum_claim(weights),
+            _sum_claim(model, weights),
             Claim("later tokens get a weight of 0", later, 0.0),
             attention_output_claim(model, observed, [layer]),
         ),
     )
 
 
-def _sum_claim(weights: Tensor) -> Claim:
-    """Claim that the weights of each head, weights [..., S], sum to 1."""
-    return Claim("each head's weights sum to 1", float((weights.sum(dim=-1) - 1).abs().max()), 1e-5)
+def _unspent(weights: Tensor) -> Tensor:
+    """What the weights [..., S] of each head leave to its sink: [...]."""
+    return (1 - weights.sum(dim=-1)).clamp_min(0)
+
+
+def _sum_claim(model: Transformer, weights: Tensor) -> Claim:
+    """Claim that the weights of each head, weights [..., S], sum to 1, or to at most 1 if it has a sink."""
+    error = weights.sum(dim=-1) - 1
+    if model.config.attention_sinks:
+        return Claim("each head's weights sum to at most 1", float(error.max().clamp_min(0)), 1e-5)
+    return Claim("each head's weights sum to 1", float(error.abs().max()), 1e-5)

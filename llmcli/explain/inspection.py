@@ -239,6 +239,8 @@ def _groups(counts: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[Parame
 def group_of(name: str) -> str:
     """Return the group, one of GROUPS, of a parameter of ``Transformer``."""
     module = name.rpartition(".")[0]
+    if name.endswith(".sinks"):
+        return "attention"
     if module in ("embedding", "positions", "head"):
         return module
     if module.endswith("norm"):

@@ -59,7 +59,7 @@ def match_keys(loaded: LoadedModel, text: Text, head: Head, *, position: int | s
     check_finite(weights, "attention weights")
     scores = _scores(model, observed, layer, number).masked_fill(weights == 0, float("-inf"))  # outside the window
     sizes = heads_of(model, observed, layer).value_sizes[number]
-    error = float((scores.softmax(dim=-1) - weights).abs().max())
+    error = float((_weights(model, layer, number, scores) - weights).abs().max())
     return HeadReport(
         model=loaded.name,
         position=position,
@@ -82,6 +82,15 @@ def match_keys(loaded: LoadedModel, text: Text, head: Head, *, position: int | s
             attention_output_claim(model, observed, [layer]),
         ),
     )
+
+
+def _weights(model: Transformer, layer: int, head: int, scores: Tensor) -> Tensor:
+    """The softmax of the scores [S], in which the head's sink takes part if it has one: [S]."""
+    attention = cast(Block, model.blocks[layer]).attn
+    sinks = None if attention is None else attention.sinks
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    return torch.cat((scores, sinks[head].detach().float()[None])).softmax(dim=-1)[:-1]
 
 
 def _scores(model: Transformer, observed: ForwardPass, layer: int, head: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,14 @@ class Projection(NamedTuple):
     gate: Tensor | None
 
 
+class Scoring(TypedDict):
+    """Arguments of ``attend`` and ``attention_weights`` that are the same for all texts."""
+
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+
+
 class Attention(nn.Module):
     """Self-attention with grouped key/value heads (Ainslie et al. 2023); q, k and v share one matrix."""
 
@@ -39,6 +47,7 @@ class Attention(nn.Module):
         self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
         self.q_norm = _qk_norm(config, self.heads)
         self.k_norm = _qk_norm(config, self.kv_heads)
+        self.sinks = nn.Parameter(torch.empty(self.heads)) if config.attention_sinks else None
 
     def forward(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
         q, k, v, gate = self.project(x, placement.rotation)
@@ -51,7 +60,7 @@ class Attention(nn.Module):
         if placement.window is not None and placement.window + T - 1 < k.shape[2]:  # keep only what a query sees
             k, v = k[:, :, 1 - placement.window - T :], v[:, :, 1 - placement.window - T :]
         if trace is not None:
-            weights = attention_weights(q, k, placement.mask, trace.rows, scale=self.scale, softcap=self.softcap)
+            weights = attention_weights(q, k, placement.mask, trace.rows, **self.scoring)
             unseen = S - k.shape[2]  # positions before the window
             trace.attention[self.layer] = kept(F.pad(weights, (unseen, 0)))
             trace.values[self.layer] = kept(F.pad(v, (0, 0, unseen, 0)))
@@ -61,6 +70,11 @@ class Attention(nn.Module):
         y = y if gate is None else y * gate
         out: Tensor = self.out(y.transpose(1, 2).reshape(*x.shape[:-1], -1))
         return out
+
+    @property
+    def scoring(self) -> Scoring:
+        """How this layer turns products of queries and keys into weights."""
+        return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks}
 
     def project(self, x: Tensor, rotation: Rotation | None) -> Projection:
         """The projections of x [B, T, C]; queries and keys are normalized and rotated."""
@@ -83,8 +97,8 @@ class Attention(nn.Module):
         return qkv.view(*qkv.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, placement: Placement) -> Tensor:
-        """``attend`` with this layer's scale and softcap."""
-        return attend(q, k, v, placement, scale=self.scale, softcap=self.softcap)
+        """``attend`` with this layer's scale, softcap and sinks."""
+        return attend(q, k, v, placement, **self.scoring)
 
 
 def _qk_norm(config: ModelConfig, heads: int) -> Norm | None:
@@ -103,11 +117,20 @@ def _normed(norm: Norm, x: Tensor) -> Tensor:
     return normed.view_as(tokens).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, placement: Placement, *, scale: float, softcap: float | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    placement: Placement,
+    *,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """softmax(scale q k^T) v for q [B, H, T, D] and k, v [B, K, S, D]; each query sees what ``placement`` allows."""
     mask = placement.mask
-    if softcap is not None:  # no kernel of torch's bounds the scores
-        weights = attention_weights(q, k, mask, None, scale=scale, softcap=softcap).to(v.dtype)
+    if softcap is not None or sinks is not None:  # which no kernel of torch's computes
+        weights = attention_weights(q, k, mask, None, scale=scale, softcap=softcap, sinks=sinks).to(v.dtype)
         return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     causal = mask is None and q.shape[2] > 1
     grouped = q.shape[1] != k.shape[1]
@@ -115,11 +138,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, placement: Placement, *, scale: floa
 
 
 def attention_weights(
-    q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    rows: slice | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """The attention weights of the query ``rows``, in fp32: [B, H, rows, keys].
 
-    ``softcap`` c bounds each score x to c tanh(x / c) (Gemma 2).
+    ``softcap`` c bounds each score x to c tanh(x / c) (Gemma 2). With ``sinks`` [H], the weights of a row sum to less
+    than 1: the rest is the sink's.
     """
     T, S = q.shape[2], k.shape[2]
     if mask is None:
@@ -130,5 +161,9 @@ def attention_weights(
     scores = q.float() @ k.float().transpose(-2, -1) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    weights: Tensor = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    sunk = sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)
+    weights: Tensor = torch.cat((scores, sunk), dim=-1).softmax(dim=-1)[..., :-1]
     return weights

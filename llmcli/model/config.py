@@ -102,7 +102,7 @@ class MoeConfig:
     """Mixture of experts (Shazeer et al. 2017) instead of the MLP: a router sends each token to a few experts.
 
     ``normalize`` makes the chosen experts' weights sum to 1 (``norm_topk_prob``). The layers in ``dense_layers`` keep
-    an ordinary MLP.
+    an ordinary MLP. ``router_bias``: the router has a bias.
     """
 
     num_experts: int
@@ -110,6 +110,7 @@ class MoeConfig:
     intermediate_size: int
     normalize: bool
     dense_layers: frozenset[int] = frozenset()
+    router_bias: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
@@ -140,6 +141,10 @@ class ModelConfig:
     - ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, which is computed with its query.
     - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to c tanh(x/c):
       ``attention_softcap`` the scores, ``logit_softcap`` the logits.
+    - ``attention_sinks``: each head has a learned score that takes part in the softmax like the score of one more
+      position, whose value is 0 (Xiao et al. 2023).
+    - ``gate_limit`` c bounds what a gated MLP computes with: the gate from above by c, the other half to -c .. c.
+      ``up_offset`` is added to that half.
     - ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the embedding, what each layer adds to the
       residual, and the logits.
     - ``eos_by_default``: config.json names no end-of-text token, so ``eos_token_ids`` are only the family's usual ones.
@@ -169,6 +174,8 @@ class ModelConfig:
     shared_norm: bool = False
     gated_mlp: bool = True
     activation: Activation = "silu"
+    gate_limit: float | None = None
+    up_offset: float = 0.0
     moe: MoeConfig | None = None
     position: Literal["rope", "learned"] = "rope"
     rope: RopeConfig | None = None
@@ -180,6 +187,7 @@ class ModelConfig:
     attention_gate: bool = False
     attention_scale: float | None = None
     attention_softcap: float | None = None
+    attention_sinks: bool = False
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -191,7 +199,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self._check_counts()
         self._check_positions()
-        for name in ("attention_softcap", "logit_softcap", "attention_scale"):
+        for name in ("attention_softcap", "logit_softcap", "attention_scale", "gate_limit"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise _bad(f"{name} must be above 0, not {value}")

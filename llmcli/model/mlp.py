@@ -36,6 +36,7 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = config.gated_mlp
         self.activation = config.activation
+        self.limit, self.offset = config.gate_limit, config.up_offset
         self.up = Linear(config.hidden_size, 2 * wide if self.gated else wide, bias=config.mlp_bias)
         self.down = Linear(wide, config.hidden_size, bias=config.mlp_bias)
 
@@ -44,7 +45,9 @@ class MLP(nn.Module):
         activate = ACTIVATIONS[self.activation]
         if self.gated:
             gate, up = wide.chunk(2, dim=-1)
-            wide = activate(gate) * up
+            if self.limit is not None:
+                gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+            wide = activate(gate) * (up + self.offset if self.offset else up)
         else:
             wide = activate(wide)
         out: Tensor = self.down(wide)
@@ -60,7 +63,7 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig, moe: MoeConfig) -> None:
         super().__init__()
         self.per_token, self.normalize = moe.num_experts_per_tok, moe.normalize
-        self.router = Linear(config.hidden_size, moe.num_experts, bias=False)
+        self.router = Linear(config.hidden_size, moe.num_experts, bias=moe.router_bias)
         self.experts = nn.ModuleList(MLP(config, moe.intermediate_size) for _ in range(moe.num_experts))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ def _rotations(
 
 
 def _kernel_mask(config: ModelConfig, seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask in the form that attention uses without conversion: bool under a softcap, otherwise 0 and -inf."""
-    if config.attention_softcap is not None:
+    """The mask in the form that attention uses without conversion: 0 and -inf for torch's kernels, otherwise bool."""
+    if config.attention_softcap is not None or config.attention_sinks:
         return seen
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
 

@@ -17,6 +17,7 @@ from llmcli.render.text import counted, token_label
 
 CELL = 4  # width of a weight in the triangle
 SINK = 1.5  # the first token is an attention sink if it gets more than this many even shares of the attention
+SINK_LEGEND = "sink: the weight of a learned score that each head has; it adds nothing."
 NOT_WHY = "Attention shows where a head looks, not why. To see its effect, run llmcli why."
 
 
@@ -40,6 +41,8 @@ def print_attend(report: explain.AttendReport, stream: TextIO, *, top: int = 20,
         )
     legend = f"mean weight: over {report.heads}. moved: average norm of what a head copies from that token."
     print_line(legend, stream, "dim")
+    if report.sink is not None:
+        print_line(SINK_LEGEND, stream, "dim")
     print_line(NOT_WHY, stream, "dim")
     print_line(_finding(report, named=sink), stream)
     print_check(report.check, stream)
@@ -79,7 +82,7 @@ def _rows(report: explain.AttendReport, top: int, sink: bool) -> list[list[Cell]
     """Return rows for the positions with the largest mean weights, in text order, and one for the sum of the others."""
     candidates = report.sources if sink else report.sources[1:]
     shown = sorted(candidates, key=lambda source: -source.mean)[: top or None]
-    longest = max((source.mean for source in shown), default=0.0)
+    longest = max((report.sink or 0.0, *(source.mean for source in shown)))
     named = is_sink(report)
     rows = [
         _row(source, longest, named and source.position == 0)
@@ -92,6 +95,11 @@ def _rows(report: explain.AttendReport, top: int, sink: bool) -> list[list[Cell]
         name = Cell(counted(others, "other"), style="italic")
         rows.append(
             [Cell(""), name, Cell(""), Cell(""), number_cell(mean), bar_cell(mean, longest), number_cell(moved, 3)]
+        )
+    if report.sink is not None:
+        mean, name = report.sink, Cell("sink", style="italic")
+        rows.append(
+            [Cell(""), name, Cell(""), Cell(""), number_cell(mean), bar_cell(mean, longest), number_cell(0.0, 3)]
         )
     return rows
 
@@ -116,10 +124,16 @@ def print_attention_pattern(report: explain.AttentionPattern, stream: TextIO) ->
         _print_triangle(report, stream)
     else:
         columns = [Column("#"), Column("token"), *(Column(str(n)) for n in range(len(report.pieces)))]
+        columns += [Column("sink")] * has_sink(report)
         print_table(columns, [_pattern_cells(row, len(report.pieces)) for row in report.rows], stream)
     print_line(NOT_WHY, stream, "dim")
     print_line(_pattern_finding(report), stream)
     print_check(report.check, stream)
+
+
+def has_sink(report: explain.AttentionPattern) -> bool:
+    """Return whether the head has a learned sink."""
+    return report.rows[0].sink is not None
 
 
 def _pattern_finding(report: explain.AttentionPattern) -> str:
@@ -132,6 +146,8 @@ def _pattern_finding(report: explain.AttentionPattern) -> str:
         place: sum(row[at] for row in rows) / len(rows)
         for place, at in (("the token itself", -1), ("the previous token", -2), ("the first token", 0))
     }
+    if has_sink(report):
+        shares["the sink"] = sum(row.sink or 0.0 for row in report.rows if row.position >= 2) / len(rows)
     shares["other tokens"] = 1 - sum(shares.values())
     most = max(shares, key=lambda place: shares[place])
     numbers = ", ".join(f"{place} {share:.2f}" for place, share in shares.items())
@@ -145,6 +161,7 @@ def _pattern_cells(row: explain.PatternRow, count: int) -> list[Cell]:
         Cell(token_label(row.piece)),
         *(Cell(full(weight)) for weight in row.weights),
         *later,
+        *([] if row.sink is None else [Cell(full(row.sink))]),
     ]
 
 
@@ -153,17 +170,21 @@ def _print_triangle(report: explain.AttentionPattern, stream: TextIO) -> None:
     target, digits = console(stream), len(str(report.rows[-1].position))
     longest = max(cell_len(token_label(row.piece)) for row in report.rows) + digits + 1
     name_width = min(longest, 20, target.width // 3) + 1
-    rows = report.rows[-max((target.width - name_width) // CELL - 2, 1) :]  # two columns for the earlier positions
+    # Two columns for the earlier positions, and two for the sink.
+    rows = report.rows[-max((target.width - name_width) // CELL - 2 - 2 * has_sink(report), 1) :]
     first = rows[0].position
     names = [f"{row.position:>{digits}} {token_label(row.piece)}" for row in rows]
     between = ["0"] * (first > 0) + ["…"] * (first > 1)
     heading = "".join(f"{name:>{CELL}}" for name in [*between, *(str(row.position) for row in rows)])
+    heading += "  sink" * has_sink(report)
     target.print(Text(" " * name_width + heading, style="bold"), soft_wrap=True)
     for name, row in zip(names, rows, strict=True):
         line = Text(set_cell_size(name, name_width))
         for weight in _columns(row.weights, first):
             line.append(f"{weight * 100:>{CELL - 1}.0f}", shade(weight) if weight >= 0.005 else "dim")
             line.append(" ")
+        if row.sink is not None:
+            line.append(f"{row.sink * 100:>5.0f}", shade(row.sink) if row.sink >= 0.005 else "dim")
         target.print(line, soft_wrap=True)
     summed = " …: sum of the positions in between." if first > 1 else ""
     print_line(f"Weights in percent. 0: below 0.5.{summed}", stream, "dim")

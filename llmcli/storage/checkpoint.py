@@ -28,7 +28,7 @@ from llmcli.storage.gguf.weights import GgufWeights, contents_of
 from llmcli.storage.kept import keep_blocks, kept
 from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
-from llmcli.storage.tensors import WeightFiles
+from llmcli.storage.tensors import WeightFiles, stacked_experts
 
 Progress = Callable[[int, int], None]  # the work done and the total, such as bytes
 # A dtype, a function of the stored dtype and the bytes of the model in float32, or None for the stored dtype.
@@ -221,6 +221,8 @@ def save(model: Transformer, folder: Path, raw: Mapping[str, Any], *, dtype: tor
         rows_of = torch.split(stacked, [source.rows for source in rule.sources])
         for source, rows in zip(rule.sources, rows_of, strict=True):
             tensors[source.name] = source.in_file(rows, tuple(rows.shape[1:])).contiguous().clone()
+    if FAMILIES[model.config.model_type].stacks_experts:
+        tensors = stacked_experts(tensors)
     raw = {**raw, "dtype": str(dtype).removeprefix("torch.")}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as file:

@@ -146,6 +146,7 @@ SLICES: dict[str, Callable[[Partition], ParameterSlice]] = {
     "attn.k_norm.weight": lambda part: part.head_norm(part.kv_heads),
     "attn.out.weight": Partition.attention_output,
     "attn.out.bias": _ONCE,
+    "attn.sinks": lambda part: ParameterSlice(rows=(part.heads,)),
     "mlp.up.weight": lambda part: part.widening(part.whole.intermediate_size),
     "mlp.up.bias": lambda part: part.widening(part.whole.intermediate_size),
     "mlp.down.weight": lambda part: ParameterSlice(columns=part.share_of(part.whole.intermediate_size)),

@@ -39,6 +39,10 @@ NUMBER = re.compile(r"\d{1,9}")
 ACTIVATION_SCALES = re.compile(r".*(_scale(_inv|_ub)?|_zero_point)")
 STATED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STACKED = re.compile(r"(.*)\.switch_mlp\.((?:gate|up|down)_proj\.\w+)")  # MLX's name for all experts of a layer
+# transformers' names for all experts of a layer, with what follows them in gpt-oss.
+STACKED_EXPERTS = re.compile(r"(.*\.experts)\.((?:gate_up|gate|up|down)_proj)(_bias|_blocks|_scales|)")
+EXPERT_ENDS = {"": ".weight", "_bias": ".bias"}
+EXPERT = re.compile(r"(.*\.experts)\.\d+\.(\w+)(\.weight|\.bias)")
 MAX_EXPERTS = 2**12
 PART = 2**22  # values converted at a time
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -112,7 +116,9 @@ class WeightFiles:
     def block_format(self, source: Source) -> str | None:
         """The blocks of GGUF that hold exactly the weights of ``source``; None if there are none."""
         packed = self.packed(source.name)
-        if packed is None or source.name in self.adapted or source.transposed or source.shift or packed.blocks is None:
+        if packed is None or source.name in self.adapted or source.shift or packed.blocks is None:
+            return None
+        if source.transposed != packed.transposed:
             return None
         return packed.blocks.format
 
@@ -332,11 +338,26 @@ class WeightFiles:
 
 def _experts(entry: Entry) -> Iterator[Entry]:
     """The tensor or, if it is that of all experts, the tensor of each."""
-    match = STACKED.fullmatch(entry.name)
-    if match is None or len(entry.shape) < 2 or entry.shape[0] > MAX_EXPERTS:
+    ours, theirs = STACKED.fullmatch(entry.name), STACKED_EXPERTS.fullmatch(entry.name)
+    if (ours is None and theirs is None) or len(entry.shape) < 2 or entry.shape[0] > MAX_EXPERTS:
         yield entry
         return
-    yield from entry.split(f"{match[1]}.experts.{number}.{match[2]}" for number in range(entry.shape[0]))
+    if ours is not None:
+        before, after = f"{ours[1]}.experts", f".{ours[2]}"
+    else:
+        assert theirs is not None
+        before, after = theirs[1], f".{theirs[2]}{EXPERT_ENDS.get(theirs[3], theirs[3])}"
+    yield from entry.split(f"{before}.{number}{after}" for number in range(entry.shape[0]))
+
+
+def stacked_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of how experts are read: the tensors with one for all experts of a layer, by transformers' names."""
+    stacks: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = EXPERT.fullmatch(name)
+        end = {end: stored for stored, end in EXPERT_ENDS.items()}.get(match[3], "") if match else ""
+        stacks.setdefault(f"{match[1]}.{match[2]}{end}" if match else name, []).append(tensor)
+    return {name: torch.stack(parts) if STACKED_EXPERTS.fullmatch(name) else parts[0] for name, parts in stacks.items()}
 
 
 def read_in_parts(file: TensorFile, entry: Entry, target: Tensor) -> None:

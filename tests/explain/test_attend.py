@@ -58,10 +58,12 @@ def test_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
         assert abs(source.mean - float(here.mean())) <= CLOSE
         assert abs(source.moved - float(moved[:, :, source.position].mean())) <= CLOSE
         assert source.piece.id == IDS[source.position]
-    assert sum(source.mean for source in report.sources) == pytest.approx(1, abs=1e-5)
+    sink = report.sink or 0.0
+    assert (report.sink is not None) == case.load().config.attention_sinks
+    assert sum(source.mean for source in report.sources) + sink == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "smollm3-windows"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "smollm3-windows", "gpt_oss"])
 def test_the_pattern_of_a_head_matches_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     recorded = record_pass(case, IDS)
@@ -72,6 +74,7 @@ def test_the_pattern_of_a_head_matches_transformers(tiny: TinyFactory, name: str
         for row in report.rows:
             expected = recorded.attention[layer][1, row.position, : row.position + 1]
             assert float((torch.tensor(row.weights) - expected).abs().max()) <= CLOSE
+            assert (row.sink or 0.0) == pytest.approx(1 - float(expected.sum()), abs=CLOSE)
     assert [piece.id for piece in report.pieces] == IDS
 
 
@@ -117,8 +120,8 @@ def test_other_weights_than_the_layer_used_fail_the_check(
     """The recorded weights sum to 1 but have the wrong scale; what attention adds is correct."""
     right = attention.attention_weights
 
-    def sharper(*args: object, scale: float, softcap: float | None) -> Tensor:
-        return right(*args, scale=scale * 2, softcap=softcap)  # type: ignore[arg-type]
+    def sharper(*args: object, scale: float, **others: object) -> Tensor:
+        return right(*args, scale=scale * 2, **others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(attention, "attention_weights", sharper)
     report = report_of(tiny(name))

@@ -97,7 +97,7 @@ def transformers_group(name: str) -> str:
         return "norms"
     if ".experts." in name:
         return "experts"
-    if name.endswith((".mlp.gate.weight", "block_sparse_moe.gate.weight", ".router.weight")):
+    if name.endswith((".mlp.gate.weight", "block_sparse_moe.gate.weight", ".router.weight", ".router.bias")):
         return "routers"
     if ".linear_attn." in name or ".conv." in name:
         return "recurrent layers"

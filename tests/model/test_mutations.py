@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.model import attention, positions, transformer
+from llmcli.model import attention, mlp, positions, transformer
 from llmcli.model.attention import Attention, Projection
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.families import FAMILIES, gpt, mistral
+from llmcli.model.families import FAMILIES, gpt, gpt_oss, mistral
 from llmcli.model.families.rules import Names
 from llmcli.model.layers import Norm
 from llmcli.model.mlp import MLP, MoE
@@ -29,8 +29,8 @@ GEMMA3 = GEMMA[1:]
 NEOX = ["gpt_neox", "gpt_neox-serial"]
 COHERE = ["cohere", "cohere-normed"]
 PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "qwen3_5_text"]
-MOE = ["mixtral", "qwen3_moe", "olmoe"]
-MIXED = ["qwen2-windows", "qwen3-windows", "smollm3-windows", *GEMMA]  # windowed and full layers
+MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"]
+MIXED = ["qwen2-windows", "qwen3-windows", "smollm3-windows", "gpt_oss", *GEMMA]  # windowed and full layers
 WINDOWED = ["mistral", *MIXED, "phi3", "starcoder2", "mixtral", "qwen3_moe"]
 QK_NORMED = [
     "qwen3",
@@ -45,7 +45,16 @@ QK_NORMED = [
 ]
 GATED = [name for name in CASES if name.split("-")[0] not in ("gpt2", "gpt_neox", "starcoder2")]
 ROPED = [name for name in CASES if not name.startswith("gpt2")]
-SCALED_ROPE = ["llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale", "gemma3_text-linear"]
+SCALED_ROPE = [
+    "llama-linear",
+    "llama-dynamic",
+    "llama-llama3",
+    "llama-yarn",
+    "llama-yarn-mscale",
+    "gemma3_text-linear",
+    "gpt_oss",
+]
+YARNS = ["llama-yarn", "llama-yarn-mscale", "gpt_oss"]
 CUTS = [None, [40], DECODED]  # one pass, two passes, token by token
 CUTS_IDS = ["whole", "chunks", "decoded"]
 
@@ -106,7 +115,7 @@ def swap_local_and_global(model: Transformer) -> Transformer:
 
 
 def other_activation(model: Transformer) -> Transformer:
-    others = {"silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu"}
+    others = {"silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu", "gelu_sigmoid": "silu"}
     return rebuilt(model, activation=others[model.config.activation])
 
 
@@ -192,17 +201,17 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "factor": (changed_rope(factor=5.0), SCALED_ROPE),
     "original context": (
         changed_rope(original_max_position_embeddings=24),
-        ["llama-dynamic", "llama-llama3", "llama-yarn", "llama-yarn-mscale"],
+        ["llama-dynamic", "llama-llama3", *YARNS],
     ),
     "low_freq_factor": (changed_rope(low_freq_factor=1.5), ["llama-llama3"]),
     "high_freq_factor": (changed_rope(high_freq_factor=3.0), ["llama-llama3"]),
-    "beta_fast": (changed_rope(beta_fast=4.0), ["llama-yarn", "llama-yarn-mscale"]),
-    "beta_slow": (changed_rope(beta_slow=0.5), ["llama-yarn", "llama-yarn-mscale"]),
-    "truncated": (changed_rope(truncate=True), ["llama-yarn-mscale"]),
+    "beta_fast": (changed_rope(beta_fast=4.0), YARNS),
+    "beta_slow": (changed_rope(beta_slow=0.5), YARNS),
+    "truncated": (changed_rope(truncate=True), ["llama-yarn-mscale", "gpt_oss"]),
     "not truncated": (changed_rope(truncate=False), ["llama-yarn"]),
     "no attention factor": (
         changed_rope(attention_factor=1.0),
-        ["llama-yarn", "llama-yarn-mscale", "phi3-longrope"],
+        [*YARNS, "phi3-longrope"],
     ),
     "short for long factors": (short_for_long, ["phi3-longrope"]),
     "never long": (changed_rope(original_max_position_embeddings=4096), ["phi3-longrope"]),
@@ -226,6 +235,11 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "serial or parallel": (serial_or_parallel, NEOX),
     "serial": (serial, ["stablelm-parallel", *COHERE]),
     "shared norm": (changed(shared_norm=True), ["gpt_neox"]),
+    "no sinks": (changed(attention_sinks=False), ["gpt_oss"]),
+    "gate not bounded": (changed(gate_limit=None), ["gpt_oss"]),
+    "other bound of the gate": (changed(gate_limit=1.7), ["gpt_oss"]),
+    "nothing added to up": (changed(up_offset=0.0), ["gpt_oss"]),
+    "no router bias": (other_experts(router_bias=False), ["gpt_oss"]),
     "expert weights normalized or not": (flip_normalize, MOE),
     "one expert": (other_experts(num_experts_per_tok=1), MOE),
     "three experts": (other_experts(num_experts_per_tok=3), MOE),
@@ -307,9 +321,9 @@ def swap_key_value_heads(model: Transformer) -> None:
 
 
 def swap_gate_and_up(model: Transformer) -> None:
-    for mlp in (module for module in model.modules() if isinstance(module, MLP)):
-        wide = mlp.up.weight.shape[0] // 2
-        exchange(mlp.up.weight, 0, wide, 2 * wide)
+    for module in (module for module in model.modules() if isinstance(module, MLP)):
+        wide = module.up.weight.shape[0] // 2
+        exchange(module.up.weight, 0, wide, 2 * wide)
 
 
 def swap_experts(model: Transformer) -> None:
@@ -360,6 +374,7 @@ def test_weights_in_the_wrong_place_show(tiny: TinyFactory, name: str, mutate: M
 RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
     "qkv not stacked by head": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
     "pairs not interleaved": (Names().rules, COHERE),
+    "gate and up not interleaved": (dataclasses.replace(gpt_oss.NAMES, up_interleaved=False).rules, ["gpt_oss"]),
     "gate and up": (dataclasses.replace(mistral.MIXTRAL_NAMES, expert_up=("w3", "w1")).rules, ["mixtral"]),
 }
 
@@ -405,7 +420,7 @@ def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | 
 
 
 def softcap_after_mask(
-    q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float
+    q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float, sinks: None
 ) -> Tensor:
     """Masked positions get the score -softcap instead of -inf."""
     mask = positions.causal_mask(k.shape[2] - q.shape[2], q.shape[2], q.device) if mask is None else mask
@@ -445,18 +460,34 @@ def contribution_without_norm(self: transformer.Block, out: Tensor, norm: Norm |
 
 LLAMA3, YARN = positions._llama3, positions._yarn
 PROJECT, ROUTE = Attention.project, MoE.route
+
+
+def only_the_gate_bounded(self: MLP, x: Tensor) -> Tensor:
+    gate, up = self.up(x).chunk(2, dim=-1)
+    out: Tensor = self.down(mlp.ACTIVATIONS[self.activation](gate.clamp(max=self.limit)) * (up + self.offset))
+    return out
+
+
+def gate_bounded_below(self: MLP, x: Tensor) -> Tensor:
+    gate, up = self.up(x).clamp(-self.limit, self.limit).chunk(2, dim=-1)
+    out: Tensor = self.down(mlp.ACTIVATIONS[self.activation](gate) * (up + self.offset))
+    return out
+
+
 CODE: dict[str, tuple[Patch, list[str]]] = {
     "wrong features rotated": (replaced(attention, "rotate", rotate_the_end), PARTIAL),
     "one head rotated backwards": (replaced(attention, "rotate", rotate_backwards), ROPED),
     "llama3's ramp inverted": (replaced(positions, "_llama3", inverted_llama3), ["llama-llama3"]),
     "llama3 slowed throughout": (replaced(positions, "_llama3", lambda f, config: f / config.factor), ["llama-llama3"]),
-    "yarn's ramp inverted": (replaced(positions, "_yarn", inverted_yarn), ["llama-yarn", "llama-yarn-mscale"]),
+    "yarn's ramp inverted": (replaced(positions, "_yarn", inverted_yarn), YARNS),
     "yarn slowed throughout": (
         replaced(positions, "_yarn", lambda f, config, rotated: f / config.factor),
         ["llama-yarn"],
     ),
     "q and k normalized after rope": (replaced(Attention, "project", norm_after_rope), QK_NORMED),
     "softcap after the mask": (replaced(attention, "attention_weights", softcap_after_mask), ["gemma2"]),
+    "only the gate bounded": (replaced(MLP, "forward", only_the_gate_bounded), ["gpt_oss"]),
+    "gate bounded below, too": (replaced(MLP, "forward", gate_bounded_below), ["gpt_oss"]),
     "expert weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
     "weights among the chosen experts": (replaced(MoE, "route", weights_among_the_chosen), ["olmoe"]),
     "no post norms": (replaced(transformer.Block, "contribution", contribution_without_norm), [*GEMMA, "olmo2"]),

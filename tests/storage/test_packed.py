@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from llmcli.engine.tensor_parallel.transformer import load_split
 from llmcli.errors import LlmcliError
@@ -549,3 +551,36 @@ def test_scales_that_blocks_cannot_hold(tmp_path: Path) -> None:
         assert other is not None
         assert first.matrix.blocks() is None
         assert other.matrix.blocks() is not None
+
+
+def test_the_experts_of_gpt_oss_open_as_published(tmp_path: Path) -> None:
+    """One tensor for all experts of a layer, in MXFP4 by outputs; the weights of transformers are by inputs."""
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 50, "head_dim": 16}
+    config = GptOssConfig(
+        **sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2
+    )
+    reference = GptOssForCausalLM._from_config(config, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(0)
+    stored, exact = {}, {}
+    for name, parameter in reference.named_parameters():
+        parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        stored[name] = parameter.detach().to(torch.bfloat16)
+        if name.endswith(("gate_up_proj", "down_proj")):
+            del stored[name]
+            experts, columns, rows = parameter.shape
+            blocks = torch.randint(256, (experts, rows, columns // 32, 16), generator=generator, dtype=torch.uint8)
+            scales = torch.randint(120, 126, (experts, rows, columns // 32), generator=generator, dtype=torch.uint8)
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            exact[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        parameter.data.copy_(exact.get(name, parameter.data.to(torch.bfloat16).float()))
+    save_file(stored, tmp_path / WEIGHTS)
+    settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    (tmp_path / CONFIG).write_text(json.dumps(config.to_dict() | {"quantization_config": settings}))
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        expected = reference(ids).logits
+        for restored in (False, True):
+            notes = LoadNotes()
+            model = Checkpoint.read(tmp_path).load(device=CPU, dtype=torch.float32, restored=restored, notes=notes)
+            assert (model(ids) - expected).abs().max() <= 1e-4
+            assert bool(notes.kept) != restored

@@ -348,8 +348,16 @@ def native_step(model: Transformer) -> NativeStep | None:
 
 
 def _has_known_layers(config: ModelConfig) -> bool:
-    """Whether C computes every kind of layer that the config describes."""
-    return config.mixer is None and not config.attention_gate
+    """Whether C computes everything that the config describes."""
+    unknown = (
+        config.mixer is not None,
+        config.attention_gate,
+        config.attention_sinks,
+        config.gate_limit is not None,
+        config.up_offset != 0,
+        config.moe is not None and config.moe.router_bias,
+    )
+    return not any(unknown)
 
 
 def _has_known_modules(model: Transformer) -> bool:

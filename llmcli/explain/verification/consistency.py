@@ -119,7 +119,7 @@ class ObservedErrors:
     """The largest errors found while the model read the text in chunks under observation."""
 
     logits: float  # difference from the logits without observation
-    sums: float  # difference of the sums of attention weights from 1
+    sums: float  # difference of the sums of attention weights from 1; where heads have sinks, what exceeds 1
     ahead: float  # attention weight on a later position
     parts: float  # difference of a residual from the one before it plus what the layer added
 
@@ -139,12 +139,17 @@ def observed_errors(subject: Subject) -> ObservedErrors:
             found.append(
                 [
                     float((observed - plain).abs().max()),
-                    max((float((each.sum(dim=-1) - 1).abs().max()) for each in weights), default=0.0),
+                    max((_sum_error(model, each) for each in weights), default=0.0),
                     max((float(each.triu(past + 1).abs().max()) for each in weights), default=0.0),
                     _residual_error(trace),
                 ]
             )
     return ObservedErrors(*torch.tensor(found).amax(dim=0).tolist())  # amax keeps a NaN
+
+
+def _sum_error(model: Transformer, weights: Tensor) -> float:
+    error = weights.sum(dim=-1) - 1
+    return float((error.clamp_min(0) if model.config.attention_sinks else error.abs()).max())
 
 
 def _residual_error(trace: Trace) -> float:

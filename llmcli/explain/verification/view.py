@@ -119,6 +119,7 @@ def consistency_plans(subject: Subject) -> list[Plan]:
     """Return the plans that need nothing but the model itself."""
     errors = cache(lambda: consistency.observed_errors(subject))
     count = consistency.continuation_length(subject)
+    most = "at most " if subject.model.config.attention_sinks else ""  # the rest is the sink's
 
     def observed(name: str, limit: float) -> Callable[[], Finding]:
         return lambda: Finding(getattr(errors(), name), limit)
@@ -133,7 +134,7 @@ def consistency_plans(subject: Subject) -> list[Plan]:
         Plan("batched = alone", "two texts in one batch do not affect each other", of(consistency.batched)),
         Plan("past is fixed", "no token changes what comes before it", of(consistency.causal)),
         Plan("observed = unobserved", "observing the model changes no bit of its logits", observed("logits", 0.0)),
-        Plan("attention sums to 1", "each head's weights sum to 1", observed("sums", consistency.SUM_TOLERANCE)),
+        Plan("attention sums to 1", f"each head's weights sum to {most}1", observed("sums", consistency.SUM_TOLERANCE)),
         Plan("attention is causal", "no head looks at a later token", observed("ahead", 0.0)),
         Plan(
             "attention adds up",

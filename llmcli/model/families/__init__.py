@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.families import cohere, gemma, gpt, lfm, llama, mistral, olmo, phi, qwen, qwen_next
+from llmcli.model.families import cohere, gemma, gpt, gpt_oss, lfm, llama, mistral, olmo, phi, qwen, qwen_next
 from llmcli.model.families.rules import Family
 
 _ALL = (
@@ -24,6 +24,7 @@ _ALL = (
     phi.PHI3,
     gpt.GPT2,
     gpt.GPT_NEOX,
+    gpt_oss.GPT_OSS,
     olmo.OLMO2,
     llama.GRANITE,
     llama.STABLELM,

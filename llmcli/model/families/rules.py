@@ -24,7 +24,8 @@ class Family:
     ``renamed`` are (pattern, replacement) pairs for re.sub, applied to stored names, which differ in old or multimodal
     files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as those of an image
     encoder; ``BUFFERS`` are dropped, too. ``tokenizer_class`` is the one that transformers uses for the family: "" for
-    those that use tokenizer.json as it is, None if each model's files name one.
+    those that use tokenizer.json as it is, None if each model's files name one. ``stacks_experts``: a file has one
+    tensor for all experts of a layer, although each expert has a rule of its own.
     """
 
     model_type: str
@@ -33,6 +34,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     tokenizer_class: str | None = None
+    stacks_experts: bool = False
 
     def rename(self, name: str) -> str:
         """The name that the family's rules use for a stored name."""
@@ -124,8 +126,9 @@ class Names:
     Names within a layer are appended to ``layer``, which contains the layer's number. A single name for ``qkv`` or
     ``up`` is a stacked matrix. ``transposed``: the layers' matrices are stored [in, out]. ``by_head``: the stacked
     qkv holds q, k and v of the first head, then of the next. ``interleaved``: the two features of a rotary pair are
-    adjacent, not half a head apart. ``mixer`` gives the rules of a recurrent layer's mixer from the config and what
-    precedes its names and the stored ones.
+    adjacent, not half a head apart. ``expert_transposed``: only the experts' matrices are stored [in, out].
+    ``up_interleaved``: the features of a stacked gate and up alternate. ``mixer`` gives the rules of a recurrent
+    layer's mixer from the config and what precedes its names and the stored ones.
     """
 
     embedding: str = "model.embed_tokens"
@@ -140,6 +143,7 @@ class Names:
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
+    sinks: str = "self_attn.sinks"
     out: str = "self_attn.o_proj"
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down: str = "mlp.down_proj"
@@ -148,6 +152,8 @@ class Names:
     expert_up: tuple[str, ...] = ("gate_proj", "up_proj")
     expert_down: str = "down_proj"
     transposed: bool = False
+    expert_transposed: bool = False
+    up_interleaved: bool = False
     by_head: bool = False
     interleaved: bool = False
     mixer: Callable[[ModelConfig, str, str], list[Rule]] | None = None
@@ -172,7 +178,9 @@ class Names:
                 table += self._experts(config, config.moe, ours + "mlp.", theirs)
             else:
                 up = [theirs + name for name in self.up]
-                table += self._mlp(config, config.intermediate_size, ours + "mlp.", up, theirs + self.down)
+                table += self._mlp(
+                    config, config.intermediate_size, ours + "mlp.", up, theirs + self.down, transposed=self.transposed
+                )
         return table
 
     def _attention(self, config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
@@ -192,6 +200,8 @@ class Names:
         table = linear(ours + "qkv", qkv, bias=config.qkv_bias)
         out = Source(theirs + self.out, config.hidden_size, self.transposed)
         table += linear(ours + "out", [out], bias=config.out_bias)
+        if config.attention_sinks:
+            table.append(_whole(ours + "sinks", theirs + self.sinks, config.num_attention_heads))
         if config.qk_norm is not None:
             table.append(Rule(ours + "q_norm.weight", self._head_norm(config, theirs + self.q_norm, heads[0])))
             table.append(Rule(ours + "k_norm.weight", self._head_norm(config, theirs + self.k_norm, heads[1])))
@@ -211,18 +221,23 @@ class Names:
             return tuple(Source(f"{stored.format(head)}.weight", size) for head in range(heads))
         return (Source(f"{stored}.weight", heads * size, grouped=self._pairs(config, heads), shape=(heads, size)),)
 
-    def _mlp(self, config: ModelConfig, wide: int, ours: str, up: Sequence[str], down: str) -> list[Rule]:
+    def _mlp(
+        self, config: ModelConfig, wide: int, ours: str, up: Sequence[str], down: str, *, transposed: bool
+    ) -> list[Rule]:
         rows = (2 * wide if config.gated_mlp else wide) // len(up)
-        table = linear(ours + "up", [Source(name, rows, self.transposed) for name in up], bias=config.mlp_bias)
-        down_source = Source(down, config.hidden_size, self.transposed)
+        grouped = (1, wide, 2) if self.up_interleaved else None
+        table = linear(ours + "up", [Source(name, rows, transposed, grouped) for name in up], bias=config.mlp_bias)
+        down_source = Source(down, config.hidden_size, transposed)
         return table + linear(ours + "down", [down_source], bias=config.mlp_bias)
 
     def _experts(self, config: ModelConfig, moe: MoeConfig, ours: str, theirs: str) -> list[Rule]:
-        table = [_whole(ours + "router.weight", f"{theirs}{self.router}.weight", moe.num_experts)]
+        transposed = self.transposed or self.expert_transposed
+        table = linear(ours + "router", [Source(theirs + self.router, moe.num_experts)], bias=moe.router_bias)
         for number in range(moe.num_experts):
             stored = theirs + self.expert.format(number)
             up = [stored + name for name in self.expert_up]
-            table += self._mlp(config, moe.intermediate_size, f"{ours}experts.{number}.", up, stored + self.expert_down)
+            target, down = f"{ours}experts.{number}.", stored + self.expert_down
+            table += self._mlp(config, moe.intermediate_size, target, up, down, transposed=transposed)
         return table
 
 
