@@ -25,6 +25,7 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     Lfm2Config,
     LlamaConfig,
     MistralConfig,
@@ -109,6 +110,18 @@ _ROPES: dict[str, dict[str, Any]] = {
     },
 }
 
+_MAMBA = {key: value for key, value in _EVEN.items() if key != "head_dim"} | {
+    "num_local_experts": 0,
+    "shared_intermediate_size": 56,
+    "embedding_multiplier": 1.5,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 2.0,
+    "mamba_n_heads": 6,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+}
 _LFM2 = {key: value for key, value in _EVEN.items() if key != "rms_norm_eps"} | {"norm_eps": 0.02}
 _MOE = {"num_experts_per_tok": 2, "num_hidden_layers": 2}
 _GEMMA = {
@@ -262,6 +275,21 @@ CONFIGS: dict[str, PretrainedConfig] = {
         linear_value_head_dim=6,
         linear_conv_kernel_dim=4,
     ),
+    "granitemoehybrid": _of(
+        GraniteMoeHybridConfig,
+        _MAMBA,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        mamba_n_groups=2,
+    ),
+    "granitemoehybrid-rope": _of(
+        GraniteMoeHybridConfig,
+        _MAMBA,
+        layer_types=["full_attention", "linear_attention", "full_attention"],
+        position_embedding_type="rope",
+        mamba_proj_bias=True,
+        mamba_conv_bias=False,
+        time_step_limit=[0.1, 2.0],
+    ),
     "lfm2": _of(
         Lfm2Config,
         _LFM2,
@@ -289,7 +317,13 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }
 CASES = tuple(CONFIGS)
-RECURRENT = ("qwen3_5_text", "lfm2", "lfm2-biases")  # cases with recurrent layers, which not every engine runs
+RECURRENT = (
+    "qwen3_5_text",
+    "lfm2",
+    "lfm2-biases",
+    "granitemoehybrid",
+    "granitemoehybrid-rope",
+)  # cases with recurrent layers, which not every engine runs
 WITHOUT_RECURRENT = tuple(name for name in CASES if name not in RECURRENT)
 # Not a case of every test: with enough heads for four ranks.
 CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)

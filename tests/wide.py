@@ -18,7 +18,10 @@ WIDE = {"hidden_size": 96, "n_embd": 96, "intermediate_size": 64, "moe_intermedi
 def raw_config(name: str) -> dict[str, Any]:
     """The config.json of a case in ``tiny.CONFIGS``, with most sizes multiples of 32."""
     raw: dict[str, Any] = json.loads(CONFIGS[name].to_json_string(use_diff=False))
-    return raw | {key: size for key, size in WIDE.items() if key in raw}
+    raw |= {key: size for key, size in WIDE.items() if key in raw}
+    if "mamba_d_head" in raw:
+        raw["mamba_d_head"] = raw["mamba_expand"] * raw["hidden_size"] // raw["mamba_n_heads"]
+    return raw
 
 
 def wide_model(raw: dict[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Transformer:

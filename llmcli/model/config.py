@@ -134,7 +134,8 @@ class ModelConfig:
       ``pre_norm`` comes before attention and MLP, ``post_norm`` after each. ``qk_norm`` normalizes queries and keys:
       each head by one shared weight ("head") or by its own ("heads"), or all heads of a token together ("full").
     - ``parallel_residual``: the MLP reads the same residual as attention, with its own norm unless ``shared_norm``.
-    - ``position``: order comes from rotated queries and keys ("rope") or from a learned vector per position.
+    - ``position``: order comes from rotated queries and keys ("rope"), from a learned vector per position, or only from
+      recurrent layers ("none").
       ``local_rope`` replaces ``rope`` in windowed layers; ``layers_without_rope`` have neither.
     - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included.
     - ``mixer`` is what layers of the type "recurrent" have in attention's place.
@@ -177,7 +178,7 @@ class ModelConfig:
     gate_limit: float | None = None
     up_offset: float = 0.0
     moe: MoeConfig | None = None
-    position: Literal["rope", "learned"] = "rope"
+    position: Literal["rope", "learned", "none"] = "rope"
     rope: RopeConfig | None = None
     local_rope: RopeConfig | None = None
     layers_without_rope: frozenset[int] = frozenset()

@@ -72,9 +72,9 @@ def blocks(case: Tiny) -> nn.ModuleList:
 
 def attention_blocks(case: Tiny) -> list[tuple[int, nn.Module]]:
     """The layers that have attention, with their numbers."""
-    mixers = ("linear_attn", "conv")
+    mixers = ("linear_attn", "conv", "mamba")
     found = enumerate(blocks(case))
-    return [(number, block) for number, block in found if not any(hasattr(block, mixer) for mixer in mixers)]
+    return [(number, block) for number, block in found if all(getattr(block, mixer, None) is None for mixer in mixers)]
 
 
 def attention_out(block: nn.Module) -> nn.Module:

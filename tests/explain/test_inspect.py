@@ -99,7 +99,7 @@ def transformers_group(name: str) -> str:
         return "experts"
     if name.endswith((".mlp.gate.weight", "block_sparse_moe.gate.weight", ".router.weight", ".router.bias")):
         return "routers"
-    if ".linear_attn." in name or ".conv." in name:
+    if any(part in name for part in (".linear_attn.", ".conv.", ".mamba.")):
         return "recurrent layers"
     return "attention" if "attn" in name or ".attention." in name else "MLP"
 
@@ -349,7 +349,8 @@ def test_the_architecture_matches_transformers_config(tiny: TinyFactory, name: s
     elif name in ("phi3", "starcoder2", "mistral", "mixtral"):
         assert shape.windowed == shape.layers
     assert shape.window == (window if shape.windowed else None)
-    assert (shape.rope is None) == ("learned" in " ".join(shape.particulars))
+    words = " ".join(shape.particulars)
+    assert (shape.rope is None) == ("learned" in words or "no position" in words)
 
 
 def test_a_plain_llama_has_no_particulars_and_other_families_do(tiny: TinyFactory) -> None:

@@ -68,7 +68,7 @@ def final_norm(case: Tiny) -> nn.Module:
 def scales(case: Tiny) -> tuple[float, float]:
     """The factors of each layer's output and of the logits."""
     config = case.reference.config
-    if config.model_type == "granite":
+    if config.model_type.startswith("granite"):
         return config.residual_multiplier, 1 / config.logits_scaling
     return 1.0, getattr(config, "logit_scale", 1.0) if config.model_type == "cohere" else 1.0
 

@@ -44,7 +44,7 @@ QK_NORMED = [
     "qwen3_5_text",
 ]
 GATED = [name for name in CASES if name.split("-")[0] not in ("gpt2", "gpt_neox", "starcoder2")]
-ROPED = [name for name in CASES if not name.startswith("gpt2")]
+ROPED = [name for name in CASES if not name.startswith("gpt2") and name != "granitemoehybrid"]
 SCALED_ROPE = [
     "llama-linear",
     "llama-dynamic",

@@ -34,7 +34,14 @@ from tests.tiny import (
     random_ids,
 )
 
-MIXERS = ("self_attn", "attn", "attention", "linear_attn", "conv")  # transformers' names for what mixes positions
+MIXERS = (
+    "self_attn",
+    "attn",
+    "attention",
+    "linear_attn",
+    "conv",
+    "mamba",
+)  # transformers' names for what mixes positions
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "embedding_norm")
 
 
@@ -56,9 +63,9 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
         return lambda _, args, out: seen[part].append(out[0] if isinstance(out, tuple) else out)
 
     for block in blocks:
-        attention = next(getattr(block, name) for name in MIXERS if hasattr(block, name))
+        attention = next(getattr(block, name) for name in MIXERS if getattr(block, name, None) is not None)
         attn_post, mlp_post = post_norms(block)
-        mlp = block.feed_forward if hasattr(block, "feed_forward") else block.mlp
+        mlp = next(getattr(block, name) for name in ("mlp", "feed_forward", "shared_mlp") if hasattr(block, name))
         hooks += [
             block.register_forward_pre_hook(before),
             attention.register_forward_hook(after_attention),
@@ -124,7 +131,8 @@ def transformers_greedy(model: PreTrainedModel, prompt: Tensor, count: int) -> l
     return tokens
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "llama-dynamic"])
+# transformers' decoding does not bound Mamba's step size as its prefill does.
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("llama-dynamic", "granitemoehybrid-rope")])
 @pytest.mark.parametrize("length", [CONTEXT - 64, 16])
 def test_greedy_tokens_match_transformers(tiny: TinyFactory, name: str, length: int) -> None:
     """One text crosses the window and the original context while it is generated, the other starts beyond both."""

@@ -9,7 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.families import cohere, gemma, gpt, gpt_oss, lfm, llama, mistral, olmo, phi, qwen, qwen_next
+from llmcli.model.families import (
+    cohere,
+    gemma,
+    gpt,
+    gpt_oss,
+    granite_hybrid,
+    lfm,
+    llama,
+    mistral,
+    olmo,
+    phi,
+    qwen,
+    qwen_next,
+)
 from llmcli.model.families.rules import Family
 
 _ALL = (
@@ -35,6 +48,7 @@ _ALL = (
     qwen_next.QWEN3_5,
     qwen_next.QWEN3_5_MULTIMODAL,
     lfm.LFM2,
+    granite_hybrid.GRANITE_HYBRID,
     olmo.OLMOE,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}

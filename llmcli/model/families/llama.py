@@ -141,19 +141,21 @@ def parse_granite(raw: Mapping[str, Any]) -> ModelConfig:
         ),
     )
     bias = field(raw, "attention_bias", False)
+    mlp_bias = field(raw, "mlp_bias", False)
+    return ModelConfig(**shared, **multipliers(raw), qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)
+
+
+def multipliers(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``ModelConfig``'s arguments for Granite's multipliers."""
     divisor = field(raw, "logits_scaling", 1.0)
     if not divisor > 0:
         raise wrong("logits_scaling", divisor, "a number above 0")
-    return ModelConfig(
-        **shared,
-        qkv_bias=bias,
-        out_bias=bias,
-        mlp_bias=field(raw, "mlp_bias", False),
-        attention_scale=field(raw, "attention_multiplier", 1.0),
-        embedding_scale=field(raw, "embedding_multiplier", 1.0),
-        residual_scale=field(raw, "residual_multiplier", 1.0),
-        logit_scale=1.0 / divisor,
-    )
+    return {
+        "attention_scale": field(raw, "attention_multiplier", 1.0),
+        "embedding_scale": field(raw, "embedding_multiplier", 1.0),
+        "residual_scale": field(raw, "residual_multiplier", 1.0),
+        "logit_scale": 1.0 / divisor,
+    }
 
 
 GRANITE = Family("granite", parse_granite, Names().rules, tokenizer_class="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from llmcli.errors import LlmcliError
@@ -79,13 +80,61 @@ class ShortConvConfig:
         return ((self.kernel - 1, self.width),)
 
 
-MixerConfig = DeltaNetConfig | ShortConvConfig
+@dataclass(frozen=True)
+class MambaConfig:
+    """Mamba-2 (Dao & Gu 2024): ``heads`` of ``head_dim`` features, each with a state of ``state_size`` per feature.
+
+    Consecutive heads share what they write and read by in ``groups``. ``kernel`` is the width of the convolution, in
+    positions; ``step_limits`` bound the step size.
+    """
+
+    heads: int
+    head_dim: int
+    state_size: int
+    groups: int
+    kernel: int
+    kernel_bias: bool
+    bias: bool
+    step_limits: tuple[float, float] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        if self.heads % self.groups:
+            raise LlmcliError(
+                f"config.json: the number of Mamba heads ({self.heads}) must be a multiple of that of groups "
+                f"({self.groups})",
+                "the file may be damaged, or the model unsupported",
+            )
+
+    def __str__(self) -> str:
+        return (
+            f"Mamba-2, {self.heads} heads with a state of {self.head_dim} x {self.state_size}, "
+            f"after a convolution of {self.kernel} positions"
+        )
+
+    @property
+    def width(self) -> int:
+        """Width of all heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def convolved(self) -> int:
+        """Width of what is convolved: the heads' inputs, and what they write and read by."""
+        return self.width + 2 * self.groups * self.state_size
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of a text's state: the end of the convolution's input, and the state of every head."""
+        return (self.kernel - 1, self.convolved), (self.heads, self.head_dim, self.state_size)
+
+
+MixerConfig = DeltaNetConfig | ShortConvConfig | MambaConfig
 
 
 def _check_sizes(config: MixerConfig) -> None:
     for field in fields(config):
         size = getattr(config, field.name)
-        if field.type == "bool":
+        if field.type != "int":
             continue
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST:
             raise LlmcliError(

@@ -1,0 +1,104 @@
+"""Granite 4: Mamba-2 in most layers, attention without positions in the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from llmcli.errors import LlmcliError
+from llmcli.model.config import LayerType, ModelConfig
+from llmcli.model.families.fields import Defaults, common, field, optional, recurrent_layers, wrong
+from llmcli.model.families.llama import multipliers
+from llmcli.model.families.rules import Family, Names, Rule, Source, linear
+from llmcli.model.mixers.config import MambaConfig
+
+
+def parse_granite_hybrid(raw: Mapping[str, Any]) -> ModelConfig:
+    """Granite 4 (IBM 2025): Granite 3's multipliers, and Mamba-2 in most layers.
+
+    config.json -> ModelConfig, with the defaults of transformers' GraniteMoeHybridConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="granitemoehybrid",
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=2048,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    if optional(raw, "num_local_experts", 8, int):
+        raise LlmcliError("config.json: Granite 4 with experts is not supported", "its dense models are")
+    shared["intermediate_size"] = field(raw, "shared_intermediate_size", 1024)
+    if raw.get("position_embedding_type") != "rope":
+        shared |= {"position": "none", "rope": None}
+    bias, types = field(raw, "attention_bias", False), _layer_types(raw, shared["num_hidden_layers"])
+    mixer = _mamba(raw, shared["hidden_size"]) if "recurrent" in types else None
+    return ModelConfig(**shared, **multipliers(raw), qkv_bias=bias, out_bias=bias, layer_types=types, mixer=mixer)
+
+
+def _layer_types(raw: Mapping[str, Any], layers: int) -> tuple[LayerType, ...]:
+    """``layer_types``, under transformers' names or under those that published files have."""
+    types = raw.get("layer_types", raw.get("layers_block_type"))
+    names = {"mamba": "linear_attention", "attention": "full_attention"}
+    if isinstance(types, list):
+        types = [names.get(entry, entry) if isinstance(entry, str) else entry for entry in types]
+    return recurrent_layers({"layer_types": types}, layers, "linear_attention", lambda layer: True)
+
+
+def _mamba(raw: Mapping[str, Any], hidden: int) -> MambaConfig:
+    heads, width = field(raw, "mamba_n_heads", 128), field(raw, "mamba_expand", 2) * hidden
+    head_dim = width // max(heads, 1) if raw.get("mamba_d_head", "auto") in ("auto", None) else raw["mamba_d_head"]
+    if type(head_dim) is not int or head_dim * heads != width:
+        raise wrong("mamba_d_head", head_dim, f"mamba_expand * hidden_size / mamba_n_heads ({width} / {heads})")
+    return MambaConfig(
+        heads=heads,
+        head_dim=head_dim,
+        state_size=field(raw, "mamba_d_state", 256),
+        groups=field(raw, "mamba_n_groups", 1),
+        kernel=field(raw, "mamba_d_conv", 4),
+        kernel_bias=field(raw, "mamba_conv_bias", True),
+        bias=field(raw, "mamba_proj_bias", False),
+        step_limits=step_limits(raw),
+    )
+
+
+def step_limits(raw: Mapping[str, Any]) -> tuple[float, float]:
+    """``time_step_limit``, two numbers of which the second may be infinite, as JSON or transformers writes that."""
+    limits = raw.get("time_step_limit")
+    if limits is None:
+        return 0.0, math.inf
+    if isinstance(limits, list):
+        limits = [math.inf if entry == {"__float__": "Infinity"} else entry for entry in limits]
+    if not isinstance(limits, list) or len(limits) != 2 or any(type(x) not in (int, float) for x in limits):
+        raise wrong("time_step_limit", limits, "two numbers")
+    low, high = map(float, limits)
+    if not 0 <= low < high:
+        raise wrong("time_step_limit", limits, "two ascending numbers of at least 0")
+    return low, high
+
+
+def mamba_rules(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
+    """The rules of a Mamba-2 mixer."""
+    sizes, stored = config.mixer, theirs + "mamba."
+    assert isinstance(sizes, MambaConfig)
+    shape = (sizes.convolved, 1, sizes.kernel)
+    table = [Rule(ours + "kernel", (Source(stored + "conv1d.weight", sizes.convolved, shape=shape),))]
+    if sizes.kernel_bias:
+        table.append(Rule(ours + "kernel_bias", (Source(stored + "conv1d.bias", sizes.convolved),)))
+    heads = {"decay": "A_log", "step_bias": "dt_bias", "skip": "D"}
+    table += [Rule(ours + name, (Source(stored + other, sizes.heads),)) for name, other in heads.items()]
+    table.append(Rule(ours + "norm.weight", (Source(stored + "norm.weight", sizes.width),)))
+    rows = sizes.width + sizes.convolved + sizes.heads
+    table += linear(ours + "inputs", [Source(stored + "in_proj", rows)], bias=sizes.bias)
+    return table + linear(ours + "out", [Source(stored + "out_proj", config.hidden_size)], bias=sizes.bias)
+
+
+NAMES = Names(up=("shared_mlp.input_linear",), down="shared_mlp.output_linear", mixer=mamba_rules)
+GRANITE_HYBRID = Family("granitemoehybrid", parse_granite_hybrid, NAMES.rules, tokenizer_class="")

@@ -1,0 +1,115 @@
+"""Mamba-2: a state per head that forgets at a rate which the input chooses, and adds what the input writes.
+
+For each position with input x [P], step size d > 0, write direction B [N] and read direction C [N], the state S [P, N]
+becomes e^(-d r) S + d x B^T, with a learned rate r, and the output is S C + D x. Source: Dao & Gu 2024, Transformers
+are SSMs, sections 6 and 7.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcli.model.cache import KeyValueStore, state_before
+from llmcli.model.config import ModelConfig
+from llmcli.model.layers import Linear, Norm
+from llmcli.model.mixers.config import MambaConfig
+from llmcli.model.mixers.convolution import causal_convolution
+from llmcli.model.mlp import ACTIVATIONS
+
+CHUNK = 64  # positions that are computed together
+FEW = 8  # up to so many positions, one after the other is faster
+
+
+class Mamba2(nn.Module):
+    """The mixer; its state is the end of the convolution's input and every head's state.
+
+    ``inputs`` computes, in this order, the output's gate, x, B, C and step sizes.
+    """
+
+    def __init__(self, config: ModelConfig, sizes: MambaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.sizes, self.activation = layer, sizes, config.activation
+        self.inputs = Linear(config.hidden_size, sizes.width + sizes.convolved + sizes.heads, bias=sizes.bias)
+        self.kernel = nn.Parameter(torch.empty(sizes.convolved, sizes.kernel))
+        self.kernel_bias = nn.Parameter(torch.empty(sizes.convolved)) if sizes.kernel_bias else None
+        self.decay = nn.Parameter(torch.empty(sizes.heads))  # the logarithm of its rate
+        self.step_bias = nn.Parameter(torch.empty(sizes.heads))
+        self.skip = nn.Parameter(torch.empty(sizes.heads))
+        self.norm = Norm(config, sizes.width // sizes.groups, heads=sizes.groups, offset=0.0)
+        self.out = Linear(sizes.width, config.hidden_size, bias=sizes.bias)
+
+    def forward(self, x: Tensor, cache: KeyValueStore | None) -> Tensor:
+        sizes = self.sizes
+        past, state = state_before(cache, self.layer, sizes.state_shapes, x)
+        parts = [sizes.width, sizes.convolved, sizes.heads]
+        gate, convolved, step = torch.split(self.inputs(x).float(), parts, dim=-1)
+        convolved, past = causal_convolution(convolved, self.kernel, self.kernel_bias, past)
+        shared = sizes.groups * sizes.state_size
+        v, write, read = torch.split(ACTIVATIONS[self.activation](convolved), [sizes.width, shared, shared], dim=-1)
+        step = F.softplus(step + self.step_bias.float()).clamp(*sizes.step_limits).transpose(1, 2)  # [B, H, T]
+        log_decay = -self.decay.float().exp().unsqueeze(-1) * step
+        v = v.view(*v.shape[:2], sizes.heads, -1).transpose(1, 2)  # [B, H, T, P]
+        out, state = scan(self._heads(read), self._heads(write), v * step.unsqueeze(-1), log_decay, state)
+        if cache is not None:
+            cache.keep_state(self.layer, (past, state))
+        out = (out + v * self.skip.float()[:, None, None]).transpose(1, 2).flatten(2) * F.silu(gate)
+        mixed: Tensor = self.out(self._normed(out))
+        return mixed
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """x [B, T, groups * N] for every head, [B, H, T, N]: consecutive heads share a group."""
+        groups = x.view(*x.shape[:2], self.sizes.groups, -1).transpose(1, 2)
+        return groups.repeat_interleave(self.sizes.heads // self.sizes.groups, dim=1)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        groups = self.sizes.groups
+        normed: Tensor = self.norm(x.view(*x.shape[:2], groups, -1) if groups > 1 else x)
+        return normed.view_as(x)
+
+
+def scan(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs S C [B, H, T, P] of T positions, and the state [B, H, P, N] after them, fp32.
+
+    ``read`` and ``write`` are C and B, [B, H, T, N], v [B, H, T, P] is what is written, ``log_decay`` is [B, H, T].
+    """
+    if v.shape[2] <= FEW:
+        return in_steps(read, write, v, log_decay, state)
+    return in_chunks(read, write, v, log_decay, state)
+
+
+def in_steps(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """``scan``, one position after the other."""
+    outs = []
+    decay = log_decay.exp()
+    for t in range(v.shape[2]):
+        state = torch.addcmul(
+            state * decay[:, :, t, None, None], v[:, :, t].unsqueeze(-1), write[:, :, t].unsqueeze(-2)
+        )
+        outs.append(state @ read[:, :, t].unsqueeze(-1))
+    return torch.cat(outs, dim=-1).transpose(-1, -2), state
+
+
+def in_chunks(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """``scan`` in chunks, each with a few matrix products (Dao & Gu 2024, section 6).
+
+    With G the sum of log decays since the start of the chunk and S the state before it, the output at i is
+    e^(G_i) S C_i plus, for all j <= i, e^(G_i - G_j) (B_j C_i) v_j.
+    """
+    B, H, T, _ = v.shape
+    padding = -T % CHUNK  # positions that write nothing and do not decay
+    read, write, v = (F.pad(x, (0, 0, 0, padding)).view(B, H, -1, CHUNK, x.shape[-1]) for x in (read, write, v))
+    total = F.pad(log_decay, (0, padding)).view(B, H, -1, CHUNK).cumsum(-1)
+    since = (total.unsqueeze(-1) - total.unsqueeze(-2)).tril().exp().tril()  # e^(G_i - G_j) for j <= i
+    within = (read @ write.transpose(-1, -2) * since) @ v
+    from_start = total.exp().unsqueeze(-1)
+    read = read * from_start
+    kept = v * (total[..., -1:] - total).exp().unsqueeze(-1)
+    before = []  # [B, H, P, N] for each chunk
+    for chunk in range(v.shape[2]):
+        before.append(state)
+        added = kept[:, :, chunk].transpose(-1, -2) @ write[:, :, chunk]
+        state = state * from_start[:, :, chunk, -1:] + added
+    out = within + read @ torch.stack(before, dim=2).transpose(-1, -2)
+    return out.view(B, H, T + padding, -1)[:, :, :T], state

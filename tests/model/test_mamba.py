@@ -1,0 +1,203 @@
+"""Mamba-2 computes its recurrence exactly, in steps and in chunks, and every mistake in it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmcli.model.mixers import mamba
+from llmcli.model.mixers.convolution import causal_convolution
+from llmcli.model.mixers.mamba import CHUNK, FEW, Mamba2, in_chunks, in_steps, scan
+from llmcli.model.transformer import Transformer
+from tests.parity import CLOSE, DECODED, WRONG, parity_error
+from tests.tiny import TinyFactory
+
+GROUPED, LIMITED = "granitemoehybrid", "granitemoehybrid-rope"
+LENGTHS = [1, FEW, FEW + 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
+
+
+def inputs(length: int, *, slow: bool = False) -> list[Tensor]:
+    """Read and write directions, what is written, log decays and a state; 2 texts, 3 heads."""
+    generator = torch.Generator().manual_seed(length)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(2, 3, *shape, generator=generator)
+
+    decay = -F.softplus(noise(length)) * (0.01 if slow else 1.0)
+    return [noise(length, 8), noise(length, 8), noise(length, 6), decay, noise(6, 8)]
+
+
+def by_definition(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Every output as a sum over all earlier positions, in float64, instead of a recurrence."""
+    read, write, v, log_decay, state = (x.double() for x in (read, write, v, log_decay, state))
+    total = log_decay.cumsum(-1)
+    out = torch.zeros_like(v)
+    for i in range(v.shape[2]):
+        out[:, :, i] = total[:, :, i, None].exp() * (state @ read[:, :, i].unsqueeze(-1)).squeeze(-1)
+        for j in range(i + 1):
+            match = (read[:, :, i] * write[:, :, j]).sum(-1) * (total[:, :, i] - total[:, :, j]).exp()
+            out[:, :, i] += match.unsqueeze(-1) * v[:, :, j]
+    after = total[:, :, -1, None, None].exp() * state
+    for j in range(v.shape[2]):
+        decay = (total[:, :, -1] - total[:, :, j]).exp()[..., None, None]
+        after = after + decay * v[:, :, j].unsqueeze(-1) * write[:, :, j].unsqueeze(-2)
+    return out, after
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["fast decay", "slow decay"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_scan_is_the_papers_sum(length: int, slow: bool) -> None:
+    expected = by_definition(*inputs(length, slow=slow))
+    for form in (in_steps, in_chunks, scan):
+        for ours, theirs in zip(form(*inputs(length, slow=slow)), expected, strict=True):
+            assert float((ours.double() - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
+
+
+# Mistakes that parity with transformers must detect.
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+HEADS = Mamba2._heads
+
+
+def with_inputs(**changed: Callable[[Tensor], Tensor]) -> Patch:
+    """The scan with some of its inputs replaced."""
+    names = ("read", "write", "v", "log_decay", "state")
+
+    def changed_scan(*given: Tensor) -> tuple[Tensor, Tensor]:
+        return scan(*(changed.get(name, lambda x: x)(x) for name, x in zip(names, given, strict=True)))
+
+    return lambda monkeypatch: monkeypatch.setattr(mamba, "scan", changed_scan)
+
+
+def read_before_writing(
+    read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    outs = []
+    for t in range(v.shape[2]):
+        outs.append((state * log_decay[:, :, t, None, None].exp()) @ read[:, :, t].unsqueeze(-1))
+        one = slice(t, t + 1)
+        _, state = in_steps(read[:, :, one], write[:, :, one], v[:, :, one], log_decay[:, :, one], state)
+    return torch.cat(outs, dim=-1).transpose(-1, -2), state
+
+
+def groups_in_turn(self: Mamba2, x: Tensor) -> Tensor:
+    """Head i belongs to group i modulo their number."""
+    groups = x.view(*x.shape[:2], self.sizes.groups, -1).transpose(1, 2)
+    return groups.repeat(1, self.sizes.heads // self.sizes.groups, 1, 1)
+
+
+def convolved(change: Callable[..., tuple[Tensor, Tensor]]) -> Patch:
+    return lambda monkeypatch: monkeypatch.setattr(mamba, "causal_convolution", change)
+
+
+def norm_of_all_groups(self: Mamba2, x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), None, self.norm.eps) * self.norm.weight
+
+
+def norm_before_gate(self: Mamba2, x: Tensor) -> Tensor:
+    """A norm whose statistics another position's gate has changed."""
+    return NORMED(self, x.roll(1, dims=1))
+
+
+NORMED = Mamba2._normed
+CODE: dict[str, Patch] = {
+    "no decay": with_inputs(log_decay=torch.zeros_like),
+    "decays of other heads": with_inputs(log_decay=lambda decay: decay.roll(1, dims=1)),
+    "read along other directions": with_inputs(read=lambda read: read.flip(-1)),
+    "values of other heads": with_inputs(v=lambda v: v.roll(1, dims=1)),
+    "read before writing": lambda monkeypatch: monkeypatch.setattr(mamba, "scan", read_before_writing),
+    "groups in turn": lambda monkeypatch: monkeypatch.setattr(Mamba2, "_heads", groups_in_turn),
+    "all groups normalized together": lambda monkeypatch: monkeypatch.setattr(Mamba2, "_normed", norm_of_all_groups),
+    "norm of another position": lambda monkeypatch: monkeypatch.setattr(Mamba2, "_normed", norm_before_gate),
+    "kernel reversed": convolved(lambda x, weight, bias, past: causal_convolution(x, weight.flip(1), bias, past)),
+    "no bias of the convolution": convolved(lambda x, weight, bias, past: causal_convolution(x, weight, None, past)),
+    "one position late": convolved(
+        lambda x, weight, bias, past: causal_convolution(x.roll(1, dims=1), weight, bias, past)
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", CODE)
+def test_wrong_code_shows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    case = tiny(GROUPED)
+    CODE[mistake](monkeypatch)
+    assert parity_error(case.load(), case) > WRONG
+
+
+def mixers(model: Transformer) -> list[Mamba2]:
+    return [module for module in model.modules() if isinstance(module, Mamba2)]
+
+
+def exchanged(*parts: str) -> Callable[[Mamba2], None]:
+    """The rows of the inputs' matrix for two parts of the same size exchanged."""
+
+    def change(mixer: Mamba2) -> None:
+        sizes, shared = mixer.sizes, mixer.sizes.groups * mixer.sizes.state_size
+        at = {"gate": 0, "x": sizes.width, "write": 2 * sizes.width, "read": 2 * sizes.width + shared}
+        size = sizes.width if "gate" in parts else shared
+        rows = list(range(len(mixer.inputs.weight)))
+        first, second = (slice(at[part], at[part] + size) for part in parts)
+        rows[first], rows[second] = rows[second], rows[first]
+        mixer.inputs.weight.data = mixer.inputs.weight.data[rows]
+
+    return change
+
+
+def with_value(name: str, value: float) -> Callable[[Mamba2], None]:
+    return lambda mixer: mixer.get_parameter(name).data.fill_(value)
+
+
+WEIGHTS: dict[str, Callable[[Mamba2], None]] = {
+    "gate and input exchanged": exchanged("gate", "x"),
+    "read and write exchanged": exchanged("write", "read"),
+    "no skip": with_value("skip", 0.0),
+    "one rate": with_value("decay", 0.0),
+    "no bias of the step": with_value("step_bias", 0.0),
+}
+
+
+@pytest.mark.parametrize("mistake", WEIGHTS)
+def test_wrong_weights_show(tiny: TinyFactory, mistake: str) -> None:
+    case = tiny(GROUPED)
+    model = case.load()
+    for mixer in mixers(model):
+        WEIGHTS[mistake](mixer)
+    assert parity_error(model, case) > WRONG
+
+
+@pytest.mark.parametrize("limits", [(0.0, 2.0), (0.1, 1e9)], ids=["no lower limit", "no upper limit"])
+def test_limits_of_the_step_show(tiny: TinyFactory, limits: tuple[float, float]) -> None:
+    case = tiny(LIMITED)
+    model = case.load()
+    for mixer in mixers(model):
+        mixer.sizes = dataclasses.replace(mixer.sizes, step_limits=limits)
+    assert parity_error(model, case) > WRONG
+
+
+STATES: dict[str, Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]] = {
+    "convolution forgotten": lambda state: (torch.zeros_like(state[0]), state[1]),
+    "convolution a position off": lambda state: (state[0].roll(1, dims=1), state[1]),
+    "state forgotten": lambda state: (state[0], torch.zeros_like(state[1])),
+    "state of another head": lambda state: (state[0], state[1].roll(1, dims=1)),
+}
+
+
+@pytest.mark.parametrize("cuts", [[40], DECODED], ids=["two chunks", "token by token"])
+@pytest.mark.parametrize("mistake", STATES)
+def test_a_wrong_state_shows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, mistake: str, cuts: list[int]) -> None:
+    case = tiny(GROUPED)
+    before = mamba.state_before
+
+    def changed(cache: Any, *rest: Any) -> tuple[Tensor, ...]:
+        state = before(cache, *rest)
+        return STATES[mistake](state) if cache is not None and cache.length else state
+
+    monkeypatch.setattr(mamba, "state_before", changed)
+    assert parity_error(case.load(), case) <= CLOSE
+    assert parity_error(case.load(), case, cuts) > WRONG
