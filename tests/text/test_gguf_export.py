@@ -108,6 +108,25 @@ def test_tokens_have_their_kinds_and_rows_without_a_token_a_name() -> None:
     assert len(fewer[f"{P}tokens"]) == x
 
 
+@pytest.mark.parametrize("model", ["gpt2", "llama", "t5"])
+def test_rows_without_a_token_stay_without_one(model: str) -> None:
+    roles = {} if model == "llama" else {"unknown_token_id": 0, "eos_token_id": 2}
+    tokenizer = byte_level(lambda fast: fast.add_special_tokens(["<|x|>", "<|y|>"]))
+    if model != "gpt2":
+        tokenizer = from_metadata(sentencepiece(model, **roles))
+    metadata: dict[str, Any] = {**describe_tokenizer(tokenizer, tokenizer.size + 2, {}, [1]).metadata}
+    assert metadata[f"{P}tokens"][-1] == f"[PAD{tokenizer.size + 1}]"
+    again = from_metadata(metadata)
+    assert again.size == tokenizer.size
+    assert again.has_tokens_of(tokenizer)
+    if model != "t5":  # a unigram model has no gaps
+        gap = tokenizer.size - 2
+        for name, value in (("tokens", f"[PAD{gap}]"), ("token_type", int(Kind.UNUSED))):
+            old = metadata[P + name]
+            metadata[P + name] = [*old[:gap], value, *old[gap + 1 :]]
+        assert from_metadata(metadata).ids == [id for id in tokenizer.ids if id != gap]
+
+
 def test_end_tokens_are_those_of_the_model() -> None:
     tokenizer = byte_level(lambda fast: fast.add_special_tokens([f"<|{name}|>" for name in "abc"]))
     first = tokenizer.size - 3

@@ -20,7 +20,16 @@ from llmcli.errors import LlmcliError
 from llmcli.text.decoder import is_byte
 from llmcli.text.gguf.patterns import WORDS, Words
 from llmcli.text.gguf.tokenizer import PHI3, SPACE
-from llmcli.text.gguf.vocabulary import BYTE_LEVEL, ENDS, PREFIX, SENTENCEPIECE, UNIGRAM, Kind, read_vocabulary
+from llmcli.text.gguf.vocabulary import (
+    BYTE_LEVEL,
+    ENDS,
+    PREFIX,
+    SENTENCEPIECE,
+    UNIGRAM,
+    Kind,
+    names_without_token,
+    read_vocabulary,
+)
 from llmcli.text.tokenizer import Tokenizer, gguf_tokenizer
 from llmcli.text.tokenizer_errors import tokenizer_errors
 
@@ -101,7 +110,7 @@ def _tokens(tokenizer: Tokenizer, state: Mapping[str, Any], size: int) -> tuple[
     for id in range(size):
         text = texts.get(id)
         if text is None:
-            text = next(name for name in (f"[PAD{id}]", f"[UNUSED{id}]", f"[UNUSED {id}]") if name not in taken)
+            text = next(name for name in names_without_token(id) if name not in taken)
             kind = Kind.UNUSED
         elif id == unknown and not byte_level:
             kind = Kind.UNKNOWN

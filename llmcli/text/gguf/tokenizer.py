@@ -56,7 +56,7 @@ def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastT
         raise metadata_error(
             f"the file's pre-tokenizer {_pre(metadata)!r:.40} is unknown", "open the model that the file was made from"
         )
-    ids = {token: id for id, token in enumerate(vocabulary.tokens)}
+    ids = vocabulary.ids
     merges: dict[tuple[str, str], None] = {}  # in order; of equal ones the first counts
     for merge in list_value(metadata, "merges"):
         if not isinstance(merge, str):
@@ -74,8 +74,8 @@ def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastT
 
 def _sentencepiece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastTokenizer:
     """SentencePiece BPE: the merges follow from the scores."""
-    ids = {token: id for id, token in enumerate(vocabulary.tokens)}
-    merges = list(_merges(vocabulary, numbers(metadata, "scores", len(ids))))
+    ids = vocabulary.ids
+    merges = list(_merges(vocabulary, ids, numbers(metadata, "scores", len(vocabulary.tokens))))
     unknown = vocabulary.text("unknown")
     fast = FastTokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = flag_value(metadata, "add_space_prefix", True)
@@ -86,25 +86,23 @@ def _sentencepiece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Fa
     return fast
 
 
-def _merges(vocabulary: Vocabulary, scores: Sequence[float]) -> Iterator[tuple[str, str]]:
+def _merges(vocabulary: Vocabulary, ids: Mapping[str, int], scores: Sequence[float]) -> Iterator[tuple[str, str]]:
     """Every pair of tokens that joins to a third, the third with the highest score first.
 
     No text joins to a control token or a byte.
     """
-    tokens = vocabulary.tokens
-    parts = {token for token, kind in zip(tokens, vocabulary.kinds, strict=True) if kind not in NO_TEXT}
-    for id in sorted(range(len(tokens)), key=lambda id: -scores[id]):
-        token = tokens[id]
-        if token in parts:
-            for cut in range(1, len(token)):
-                if (left := token[:cut]) in parts and (right := token[cut:]) in parts:
-                    yield left, right
+    parts = {token: id for token, id in ids.items() if vocabulary.kinds[id] not in NO_TEXT}
+    for token in sorted(parts, key=lambda token: -scores[parts[token]]):
+        for cut in range(1, len(token)):
+            if (left := token[:cut]) in parts and (right := token[cut:]) in parts:
+                yield left, right
 
 
 def _unigram(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastTokenizer:
     """SentencePiece's unigram model."""
     scores = map(float, numbers(metadata, "scores", len(vocabulary.tokens)))
-    pieces = list(zip(vocabulary.tokens, scores, strict=True))
+    size = max(vocabulary.ids.values(), default=-1) + 1
+    pieces = list(zip(vocabulary.tokens, scores, strict=True))[:size]
     fast = FastTokenizer(models.Unigram(pieces, vocabulary.roles.get("unknown"), False))
     steps: list[normalizers.Normalizer] = []
     if f"{PREFIX}precompiled_charsmap" in metadata:

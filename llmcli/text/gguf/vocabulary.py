@@ -71,6 +71,16 @@ class Vocabulary:
         return self.tokens[self.roles[role]] if role in self.roles else None
 
     @property
+    def ids(self) -> dict[str, int]:
+        """The ids by token, without the rows of the embedding that no token has, to which converters give names."""
+        roles = set(self.roles.values())
+        return {
+            token: id
+            for id, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
+            if kind != Kind.UNUSED or id in roles or token not in names_without_token(id)
+        }
+
+    @property
     def template(self) -> str | None:
         """The chat template; None if there is none. Raises LlmcliError if it is not text."""
         return text_value(self.metadata, TEMPLATE)
@@ -80,6 +90,11 @@ class Vocabulary:
         """The special tokens by their names in chat templates, such as "bos_token"."""
         texts = {name: self.text(role) for role, name in TEMPLATE_NAMES.items()}
         return {name: text for name, text in texts.items() if text is not None}
+
+
+def names_without_token(id: int) -> tuple[str, ...]:
+    """Return the names for a row of the embedding that no token has, the one of llama.cpp's converter first."""
+    return f"[PAD{id}]", f"[UNUSED{id}]", f"[UNUSED {id}]"
 
 
 def vocabulary_of(path: Path) -> Vocabulary:
