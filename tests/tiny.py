@@ -17,20 +17,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    ApertusConfig,
+    ArceeConfig,
     AutoModelForCausalLM,
+    Cohere2Config,
     CohereConfig,
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    HunYuanDenseV1Config,
     Lfm2Config,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
+    NanoChatConfig,
     Olmo2Config,
+    Olmo3Config,
     OlmoeConfig,
     Phi3Config,
     PretrainedConfig,
@@ -39,6 +49,7 @@ from transformers import (
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
     SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
@@ -315,6 +326,38 @@ CONFIGS: dict[str, PretrainedConfig] = {
         swiglu_limit=1.5,
         rope_parameters=_ROPES["yarn"] | {"truncate": False},
     ),
+    "olmo3": _of(
+        Olmo3Config,
+        _EVEN,
+        head_dim=16,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": _ROPES["yarn"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "ministral3": _of(Ministral3Config, _SHARED, rope_parameters=_ROPES["yarn"] | {"llama_4_scaling_beta": 0.5}),
+    "seed_oss": _of(SeedOssConfig, _SHARED, attention_out_bias=True, mlp_bias=True),
+    "arcee": _of(ArceeConfig, _SHARED, attention_bias=True, mlp_bias=True),
+    "nanochat": _of(NanoChatConfig, _EVEN, final_logit_softcapping=4.0),
+    "cohere2": _of(
+        Cohere2Config,
+        _LAYER_NORM,
+        layer_norm_eps=0.02,
+        logit_scale=0.5,
+        sliding_window=WINDOW,
+        sliding_window_pattern=3,
+    ),
+    "exaone4": _of(Exaone4Config, _SHARED, sliding_window=WINDOW, sliding_window_pattern=2),
+    "glm4": _of(Glm4Config, _SHARED, num_hidden_layers=2, pad_token_id=None),
+    "ernie4_5": _of(Ernie4_5Config, _SHARED, use_bias=True),
+    "hunyuan_v1_dense": _of(
+        HunYuanDenseV1Config,
+        _SHARED,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "alpha": 3.0, "factor": 1.0},
+    ),
+    "apertus": _of(ApertusConfig, _EVEN, rope_parameters=_ROPES["llama3"]),
 }
 CASES = tuple(CONFIGS)
 RECURRENT = (
@@ -378,8 +421,9 @@ def _make(name: str, folder: Path) -> Tiny:
     with torch.no_grad():
         out = reference(random_ids(CONTEXT, seed=1), output_attentions=True)
     assert 1.0 < out.logits.std() < 10.0
+    most = 0.95 if name == "nanochat" else 0.8  # heads normalized without weights select little
     for weights in out.attentions:
-        assert 0.2 < relative_entropy(weights) < 0.8, f"{name}: attention entropy {relative_entropy(weights):.2f}"
+        assert 0.2 < relative_entropy(weights) < most, f"{name}: attention entropy {relative_entropy(weights):.2f}"
     return Tiny(name, folder, reference)
 
 
@@ -409,7 +453,18 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
 
 def _norm_gain(name: str, model_type: str) -> float:
     """What is added to a norm's weight, by its role."""
-    if any(part in name for part in ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "_layernorm.norms")):
+    if any(
+        part in name
+        for part in (
+            "q_norm",
+            "k_norm",
+            "query_layernorm",
+            "key_layernorm",
+            "q_layernorm",
+            "k_layernorm",
+            "_layernorm.norms",
+        )
+    ):
         return 0.6  # queries and keys long enough for attention to be selective
     # Gemma's embedding is scaled up and is also the head: unless layers add more, a model repeats its last token.
     return 2.0 if "gemma" in model_type and "post_" in name else 0.0

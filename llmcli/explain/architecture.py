@@ -96,11 +96,16 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield "LayerNorm" + (" with biases" if config.norm_bias else "")
     if config.norm_offset:
         yield f"norms scale by {config.norm_offset:g} + weight"
+    if not config.norm_weight:
+        yield "norms without weights"
+    if config.embedding_norm:
+        yield "a norm after the embedding"
     if config.post_norm:
         yield "norms after attention and MLP, " + ("and before" if config.pre_norm else "not before")
     if config.qk_norm is not None:
         each = {"head": "per head", "heads": "per head with its own weights", "full": "over all heads"}[config.qk_norm]
-        yield f"norms on queries and keys, {each}"
+        after = ", after their rotation" if config.qk_norm_after_rope else ""
+        yield f"norms on queries and keys, {each}{after}"
     biased = {"q, k and v": config.qkv_bias, "attention output": config.out_bias, "MLP": config.mlp_bias}
     if any(biased.values()):
         yield "biases in " + ", ".join(name for name, has_bias in biased.items() if has_bias)
@@ -128,6 +133,8 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield "gated attention outputs"
     if config.attention_scale not in (None, config.head_dim**-0.5):
         yield f"attention scores times {config.attention_scale:.4g}"
+    if config.query_scale_beta:
+        yield f"queries grow by {config.query_scale_beta:g} times a logarithm of the position"
     caps = {"attention scores": config.attention_softcap, "logits": config.logit_softcap}
     for what, cap in caps.items():
         if cap is not None:

@@ -97,12 +97,13 @@ def _scores(model: Transformer, observed: ForwardPass, layer: int, head: int) ->
     """The scores of the last query with all keys, fp32 [S], computed again from the residual stream."""
     block, count = cast(Block, model.blocks[layer]), len(observed.ids)
     placements = model.placements(0, count, model.span(None, count))
-    rotation = (placements.windowed if block.sliding else placements.full).rotation if block.rotates else None
+    placement = placements.windowed if block.sliding else placements.full
+    placement = placement if block.rotates else placement.unrotated()
     attention = block.attn
     assert attention is not None
     with torch.inference_mode():
         x = observed.trace.residual[layer].to(model.dtype)
-        q, k, *_ = attention.project(x if block.attn_norm is None else block.attn_norm(x), rotation)
+        q, k, *_ = attention.project(x if block.attn_norm is None else block.attn_norm(x), placement)
         group = attention.heads // attention.kv_heads
         scores: Tensor = k[0, head // group].float() @ q[0, head, -1].float() * attention.scale
         cap = attention.softcap

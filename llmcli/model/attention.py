@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmcli.model.cache import KeyValueStore, narrowed
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
-from llmcli.model.positions import Placement, Rotation, causal_mask, rotate
+from llmcli.model.positions import Placement, causal_mask, rotate
 from llmcli.model.trace import Trace, kept
 
 
@@ -47,10 +47,11 @@ class Attention(nn.Module):
         self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
         self.q_norm = _qk_norm(config, self.heads)
         self.k_norm = _qk_norm(config, self.kv_heads)
+        self.norm_after_rope = config.qk_norm_after_rope
         self.sinks = nn.Parameter(torch.empty(self.heads)) if config.attention_sinks else None
 
     def forward(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
-        q, k, v, gate = self.project(x, placement.rotation)
+        q, k, v, gate = self.project(x, placement)
         T = q.shape[2]
         S = T
         if cache is not None:
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         """How this layer turns products of queries and keys into weights."""
         return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks}
 
-    def project(self, x: Tensor, rotation: Rotation | None) -> Projection:
+    def project(self, x: Tensor, placement: Placement) -> Projection:
         """The projections of x [B, T, C]; queries and keys are normalized and rotated."""
         H, K = self.heads, self.kv_heads
         heads = self.split_heads(self.qkv(x)).float()
@@ -85,12 +86,23 @@ class Attention(nn.Module):
             gate = heads.narrow(1, H, H).sigmoid()
             heads = torch.cat((heads.narrow(1, 0, H), heads.narrow(1, 2 * H, 2 * K)), dim=1)
         qk, v = heads.narrow(1, 0, H + K), heads.narrow(1, H + K, K)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = torch.split(qk, [H, K], dim=1)
-            qk = torch.cat((_normed(self.q_norm, q), _normed(self.k_norm, k)), dim=1)
-        if rotation is not None:
-            qk = rotate(qk, *rotation)
-        return Projection(qk.narrow(1, 0, H), qk.narrow(1, H, K), v, gate)
+        if not self.norm_after_rope:
+            qk = self.normed(qk)
+        if placement.rotation is not None:
+            qk = rotate(qk, *placement.rotation)
+        if self.norm_after_rope:
+            qk = self.normed(qk)
+        q, k = qk.narrow(1, 0, H), qk.narrow(1, H, K)
+        if placement.query_scale is not None:
+            q = q * placement.query_scale
+        return Projection(q, k, v, gate)
+
+    def normed(self, qk: Tensor) -> Tensor:
+        """Queries and keys [B, H + K, T, D], normalized if the model does that."""
+        if self.q_norm is None or self.k_norm is None:
+            return qk
+        q, k = torch.split(qk, [self.heads, self.kv_heads], dim=1)
+        return torch.cat((_normed(self.q_norm, q), _normed(self.k_norm, k)), dim=1)
 
     def split_heads(self, qkv: Tensor) -> Tensor:
         """The product with the matrix ``qkv``, [B, T, heads * D], as [B, heads, T, D]."""

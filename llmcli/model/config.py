@@ -26,6 +26,7 @@ Activation = Literal[
     "sigmoid",
     "tanh",
     "linear",
+    "xielu",
 ]
 LayerType = Literal["full_attention", "sliding_attention", "recurrent"]
 
@@ -52,7 +53,8 @@ class RopeConfig:
 
     Fields are those of config.json's ``rope_parameters`` (or ``rope_scaling``); ``theta`` is its ``rope_theta``.
     ``partial_rotary_factor`` is the share of each head's features that is rotated; ``attention_factor`` multiplies
-    the rotated features. ``original_max_position_embeddings`` is the context length of pre-training, in tokens.
+    the rotated features. ``backwards`` rotates in the opposite direction. ``original_max_position_embeddings`` is the
+    context length of pre-training, in tokens.
     """
 
     theta: float = 10000.0
@@ -66,6 +68,7 @@ class RopeConfig:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0  # yarn, longrope
+    backwards: bool = False
     short_factor: tuple[float, ...] = ()  # longrope
     long_factor: tuple[float, ...] = ()
 
@@ -130,9 +133,11 @@ class ModelConfig:
 
     The defaults are Llama's. ``max_position_embeddings`` is the context length in tokens.
 
-    - ``norm`` is RMSNorm or LayerNorm (``norm_bias``: with a bias); ``norm_offset`` is added to its weight.
+    - ``norm`` is RMSNorm or LayerNorm (``norm_bias``: with a bias; ``norm_weight``: with a weight); ``norm_offset`` is
+      added to its weight. ``embedding_norm`` comes after the embedding.
       ``pre_norm`` comes before attention and MLP, ``post_norm`` after each. ``qk_norm`` normalizes queries and keys:
-      each head by one shared weight ("head") or by its own ("heads"), or all heads of a token together ("full").
+      each head by one shared weight ("head") or by its own ("heads"), or all heads of a token together ("full");
+      ``qk_norm_after_rope`` says whether after their rotation.
     - ``parallel_residual``: the MLP reads the same residual as attention, with its own norm unless ``shared_norm``.
     - ``position``: order comes from rotated queries and keys ("rope"), from a learned vector per position, or only from
       recurrent layers ("none").
@@ -141,7 +146,8 @@ class ModelConfig:
     - ``mixer`` is what layers of the type "recurrent" have in attention's place.
     - ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, which is computed with its query.
     - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to c tanh(x/c):
-      ``attention_softcap`` the scores, ``logit_softcap`` the logits.
+      ``attention_softcap`` the scores, ``logit_softcap`` the logits. ``query_scale_beta`` b multiplies the query at
+      position p by 1 + b log(1 + floor(p / c)), where c is the original context of ``rope``.
     - ``attention_sinks``: each head has a learned score that takes part in the softmax like the score of one more
       position, whose value is 0 (Xiao et al. 2023).
     - ``gate_limit`` c bounds what a gated MLP computes with: the gate from above by c, the other half to -c .. c.
@@ -164,10 +170,13 @@ class ModelConfig:
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     norm_bias: bool = False
+    norm_weight: bool = True
+    embedding_norm: bool = False
     norm_offset: float = 0.0
     pre_norm: bool = True
     post_norm: bool = False
     qk_norm: Literal["head", "heads", "full"] | None = None
+    qk_norm_after_rope: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -189,6 +198,7 @@ class ModelConfig:
     attention_scale: float | None = None
     attention_softcap: float | None = None
     attention_sinks: bool = False
+    query_scale_beta: float = 0.0
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -204,6 +214,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise _bad(f"{name} must be above 0, not {value}")
+        if not 0 <= self.query_scale_beta < math.inf:
+            raise _bad(f"the factor of the queries' scale must be at least 0 and finite, not {self.query_scale_beta}")
         if not 0 <= self.norm_eps < math.inf:
             raise _bad(f"norm_eps must be at least 0 and finite, not {self.norm_eps}")
         if self.shared_norm and not self.parallel_residual:

@@ -62,8 +62,10 @@ class Norm(nn.Module):
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, as the config says.
 
     ``size`` features are normalized together. With ``heads``, x is [..., heads, size] and each head has its own
-    weight. ``offset`` None is the config's.
+    weight. ``offset`` None is the config's. Without weights in the model, the weight is a buffer of ones.
     """
+
+    weight: Tensor
 
     def __init__(
         self, config: ModelConfig, size: int, *, heads: int = 1, bias: bool = False, offset: float | None = None
@@ -73,7 +75,10 @@ class Norm(nn.Module):
         self.eps = config.norm_eps
         self.offset = config.norm_offset if offset is None else offset
         self.size, self.heads = size, heads
-        self.weight = nn.Parameter(torch.empty(heads * size))
+        if config.norm_weight:
+            self.weight = nn.Parameter(torch.empty(heads * size))
+        else:
+            self.register_buffer("weight", torch.ones(heads * size), persistent=False)
         self.bias = nn.Parameter(torch.empty(heads * size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:

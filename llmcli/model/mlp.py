@@ -30,7 +30,10 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """down(act(gate x) * up x), gate and up in one matrix (Shazeer 2020); or ungated down(act(up x))."""
+    """down(act(gate x) * up x), gate and up in one matrix (Shazeer 2020); or ungated down(act(up x)).
+
+    ``curve`` are the parameters of an activation that has some.
+    """
 
     def __init__(self, config: ModelConfig, wide: int) -> None:
         super().__init__()
@@ -39,10 +42,11 @@ class MLP(nn.Module):
         self.limit, self.offset = config.gate_limit, config.up_offset
         self.up = Linear(config.hidden_size, 2 * wide if self.gated else wide, bias=config.mlp_bias)
         self.down = Linear(wide, config.hidden_size, bias=config.mlp_bias)
+        self.curve = nn.Parameter(torch.empty(2)) if config.activation == "xielu" else None
 
     def forward(self, x: Tensor) -> Tensor:
         wide: Tensor = self.up(x)
-        activate = ACTIVATIONS[self.activation]
+        activate = ACTIVATIONS[self.activation] if self.curve is None else partial(xielu, curve=self.curve)
         if self.gated:
             gate, up = wide.chunk(2, dim=-1)
             if self.limit is not None:
@@ -52,6 +56,14 @@ class MLP(nn.Module):
             wide = activate(wide)
         out: Tensor = self.down(wide)
         return out
+
+
+def xielu(x: Tensor, curve: Tensor) -> Tensor:
+    """The activation xIELU (Huang & Schlag 2024), whose two curvatures are learned; ``curve`` [2] gives them."""
+    above, below = F.softplus(curve.float())
+    linear, near_zero = 0.5, -1e-6
+    negative = (torch.expm1(x.clamp(max=near_zero)) - x) * (linear + below)
+    return torch.where(x > 0, above * x * x, negative) + linear * x
 
 
 class MoE(nn.Module):

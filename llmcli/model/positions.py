@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -29,16 +29,18 @@ class Placement:
     ``rotation`` rotates queries and keys; None: the layer has no rotary positions. ``window`` is the number of
     positions that a query sees, its own included; None: all. ``mask`` [T, keys] is True (or 0, if it is additive)
     where a query may attend, over the last keys that any query of the pass sees. Without a mask, attention is plain
-    causal (T = keys), or there is a single query that sees every key.
+    causal (T = keys), or there is a single query that sees every key. ``query_scale`` multiplies queries [B, H, T, D];
+    None: nothing does.
     """
 
     rotation: Rotation | None
     window: int | None
     mask: Tensor | None
+    query_scale: Tensor | None = None
 
     def unrotated(self) -> Placement:
         """The same placement without rotary positions."""
-        return Placement(None, self.window, self.mask)
+        return replace(self, rotation=None)
 
 
 class Placements(NamedTuple):
@@ -70,12 +72,13 @@ def consecutive(
     full_rotation, local_rotation = _rotations(config, rotate_by)
     window = config.sliding_window
     mask = causal_mask(past, count, device) if past and count > 1 else None
-    full = Placement(full_rotation, None, mask)
+    scale = query_scale(config, torch.arange(past, past + count, device=device).unsqueeze(1))  # [T, 1]
+    full = Placement(full_rotation, None, mask, scale)
     if window is None:
         return Placements(full, full)
     if count > 1 and past + count > window:
         mask = causal_mask(min(past, window - 1), count, device, window)
-    return Placements(full, Placement(local_rotation, window, mask))
+    return Placements(full, Placement(local_rotation, window, mask, scale))
 
 
 def single(
@@ -92,11 +95,20 @@ def single(
     that the query must not see, including those outside a window.
     """
     full_rotation, local_rotation = _rotations(config, rotate_by)
-    full = Placement(full_rotation, None, _kernel_mask(config, visible(position, keys[0]), dtype))
+    scale = query_scale(config, position)
+    full = Placement(full_rotation, None, _kernel_mask(config, visible(position, keys[0]), dtype), scale)
     if config.sliding_window is None:
         return Placements(full, full)
     seen = visible(position, keys[1], config.sliding_window)
-    return Placements(full, Placement(local_rotation, None, _kernel_mask(config, seen, dtype)))
+    return Placements(full, Placement(local_rotation, None, _kernel_mask(config, seen, dtype), scale))
+
+
+def query_scale(config: ModelConfig, position: Tensor) -> Tensor | None:
+    """What the queries at these positions are multiplied by, fp32 in the shape of ``position``; None for nothing."""
+    if config.query_scale_beta == 0 or config.rope is None:
+        return None
+    contexts = torch.floor(position / config.rope.original_max_position_embeddings)
+    return 1 + config.query_scale_beta * torch.log(1 + contexts)
 
 
 def _rotations(
@@ -185,7 +197,11 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 def inverse_frequencies(config: RopeConfig, head_dim: int, span: int = 0) -> Tensor:
     """Radians per position of each of the R/2 rotated pairs, [R/2], fp32 on the CPU; ``span`` is from ``span()``."""
-    rotated = config.rotated(head_dim)
+    frequencies = _scaled_frequencies(config, config.rotated(head_dim), span)
+    return -frequencies if config.backwards else frequencies
+
+
+def _scaled_frequencies(config: RopeConfig, rotated: int, span: int) -> Tensor:
     exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
     if config.rope_type == "dynamic":
         return 1.0 / _dynamic_theta(config, rotated, span) ** exponents

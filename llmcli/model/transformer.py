@@ -94,6 +94,7 @@ class Transformer(nn.Module):
             Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.embedding_norm = Norm(config, config.hidden_size, bias=config.norm_bias) if config.embedding_norm else None
         self.norm = Norm(config, config.hidden_size, bias=config.norm_bias)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         self._angles = Angles(config)
@@ -110,6 +111,14 @@ class Transformer(nn.Module):
     def dtype_name(self) -> str:
         """The dtype as config.json and ``load`` name it, such as "bfloat16"."""
         return str(self.dtype).removeprefix("torch.")
+
+    def fill_constants(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Put ones into the norms if the model has no norm weights, and was made on the meta device."""
+        if self.config.norm_weight:
+            return
+        for module in self.modules():
+            if isinstance(module, Norm):
+                module.weight = torch.ones(module.weight.shape, dtype=dtype, device=device)
 
     def new_cache(self, batch: int = 1) -> KVCache:
         """An empty cache of this model's shape, device and dtype."""
@@ -153,11 +162,11 @@ class Transformer(nn.Module):
         return x + self.positions.weight[past : past + T]
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """The scaled embedding of ids [B, T], independent of position: [B, T, C]."""
+        """The scaled or normalized embedding of ids [B, T], independent of position: [B, T, C]."""
         x: Tensor = self.embedding(ids)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
-        return x
+        return x if self.embedding_norm is None else self.embedding_norm(x)
 
     def check_positions(self, length: int) -> None:
         """Raise LlmcliError if a text of ``length`` tokens needs more learned positions than there are."""

@@ -125,6 +125,7 @@ class Checkpoint:
             return opened.weights.parameter(rule, opened.shapes[rule.target], stored_as, device)
 
         opened.fill(opened.model, parameter, progress, notes)
+        opened.model.fill_constants(stored_as, device)
         return opened.model.eval()
 
     def open(
@@ -221,8 +222,12 @@ def save(model: Transformer, folder: Path, raw: Mapping[str, Any], *, dtype: tor
         rows_of = torch.split(stacked, [source.rows for source in rule.sources])
         for source, rows in zip(rule.sources, rows_of, strict=True):
             tensors[source.name] = source.in_file(rows, tuple(rows.shape[1:])).contiguous().clone()
-    if FAMILIES[model.config.model_type].stacks_experts:
+    family = FAMILIES[model.config.model_type]
+    if family.stacks_experts:
         tensors = stacked_experts(tensors)
+    for name, value in family.constants:
+        for layer in range(model.config.num_hidden_layers):
+            tensors[name.format(layer)] = torch.tensor(value, dtype=dtype)
     raw = {**raw, "dtype": str(dtype).removeprefix("torch.")}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as file:

@@ -15,7 +15,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.kept import kept as matrices_kept
 from llmcli.storage.quantize import Quantization
-from llmcli.storage.quantized_checkpoint import check_quantized, find_quantized
+from llmcli.storage.quantized_checkpoint import check_quantized, dtype_of, find_quantized
 from llmcli.storage.tensors import summarize
 
 
@@ -67,7 +67,7 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         with torch.device("meta"):
             model = Transformer(config)
         check_quantized(file, model, quantization)
-        dtype = file.dtype(entries["norm.weight"])
+        dtype = dtype_of(file.viewed(entry) for entry in entries.values())
         parameters = sum(parameter.numel() for parameter in model.parameters())
     others = sorted(entries.keys() - wanted)
     return Headers(

@@ -11,6 +11,7 @@ from llmcli.model.families.rules import Family
 
 # Name components that wrappers insert: torch.compile, DataParallel and DeepSpeed, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"\b(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+ANCHORS = ("embedding.weight", "head.weight", "norm.weight")  # parameters whose names tell the prefix
 MOST_PREFIXES = 16  # that are tried; only damaged files have more
 # Names of a matrix's tensors that do not begin with its module's name and a dot, or have more after it: bitsandbytes'
 # and gpt-oss's.
@@ -47,7 +48,7 @@ class Naming:
         base = named["embedding.weight"][: _module(named["embedding.weight"]).rindex(".") + 1]
         plain = cls(family, modules, base)
         names = [unwrapped(name) for name in stored]
-        anchors = [named[target].removeprefix(base) for target in ("embedding.weight", "head.weight", "norm.weight")]
+        anchors = [named[target].removeprefix(base) for target in ANCHORS if target in named]
         before = re.escape(base)
         pattern = re.compile(rf"(.*?)(?:(?:^|(?<=\.)){before})?(?:{'|'.join(map(re.escape, anchors))})")
         prefixes = {match[1] for name in names if (match := pattern.fullmatch(name))}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def load_quantized(
         if not notes.finite(scales_of(tensor, format) if tensor.dtype == torch.uint8 else tensor):
             raise LlmcliError(f"{file.path}: tensor {name} contains NaN or infinity", "the file may be damaged")
     if not isinstance(dtype, torch.dtype):
-        stored_dtype = tensors["norm.weight"].dtype
+        stored_dtype = dtype_of(tensors.values())
         size = sum(tensor.numel() * (1 if tensor.dtype == torch.uint8 else 4) for tensor in tensors.values())
         dtype = stored_dtype if dtype is None else dtype(stored_dtype, size)
     for number, (name, module) in enumerate(modules.items(), start=1):
@@ -154,10 +154,16 @@ def load_quantized(
         replace_module(model, name, quantized_module(name, module, blocks, bias, quantization, dtype))
         if progress is not None:
             progress(number, len(modules))
+    model.fill_constants(dtype, device)
     for name, tensor in tensors.items():
         module_name, _, last = name.rpartition(".")
         setattr(model.get_submodule(module_name), last, nn.Parameter(tensor.to(dtype), requires_grad=False))
     return model.eval()
+
+
+def dtype_of(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The dtype of what is not quantized; float32 if there is nothing, as without norm weights and biases."""
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
 
 def find_quantized(folder: Path, config: ModelConfig) -> tuple[TensorFile, ModelConfig]:

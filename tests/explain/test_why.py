@@ -23,7 +23,7 @@ from tests.parity import CLOSE, WRONG
 from tests.tiny import CASES, Tiny, TinyFactory
 
 TOKENS = (5, 11)
-POST_NORMED = ("gemma2", "gemma3_text", "olmo2")  # families with a norm after attention
+POST_NORMED = ("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "glm4")  # families with a norm after attention
 
 
 def split_of(case: Tiny, model: Transformer | None = None) -> tuple[Attribution, ForwardPass]:
@@ -43,7 +43,8 @@ def capped(model: Transformer, logits: Tensor) -> Tensor:
 def frozen(norm: nn.Module, x: Tensor, part: Tensor) -> Tensor:
     """``part`` [..., C] after the norm with the scale that it has for ``x`` [C], without the bias."""
     kind = type(norm).__name__
-    gain = norm.weight.detach().double() + (1 if kind.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) else 0)
+    weight = norm.weight.detach().double() if hasattr(norm, "weight") else torch.ones(len(x)).double()
+    gain = weight + (1 if kind.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) else 0)
     eps = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
     if "RMS" in kind:
         return part * gain / (x.square().mean() + eps).sqrt()
@@ -70,7 +71,7 @@ def scales(case: Tiny) -> tuple[float, float]:
     config = case.reference.config
     if config.model_type.startswith("granite"):
         return config.residual_multiplier, 1 / config.logits_scaling
-    return 1.0, getattr(config, "logit_scale", 1.0) if config.model_type == "cohere" else 1.0
+    return 1.0, getattr(config, "logit_scale", 1.0) if config.model_type.startswith("cohere") else 1.0
 
 
 def expected_heads(case: Tiny, recorded: Recording) -> Tensor:
@@ -92,7 +93,10 @@ def expected_heads(case: Tiny, recorded: Recording) -> Tensor:
             taken = weights[head, :, None] * values[head // groups]  # [S, D]
             added = taken @ gated[:, head * size : (head + 1) * size].T  # [S, C]
             if case.reference.config.model_type in POST_NORMED:
-                added = frozen(block.post_attention_layernorm, raw, added)
+                post = (
+                    "post_self_attn_layernorm" if hasattr(block, "post_mlp_layernorm") else "post_attention_layernorm"
+                )
+                added = frozen(getattr(block, post), raw, added)
             heads.append(frozen(norm, recorded.residual[-1][-1], added * residual_scale) @ rows.T * logit_scale)
         layers[layer] = torch.stack(heads)  # [H, S, N]
     without = torch.zeros_like(next(iter(layers.values())))

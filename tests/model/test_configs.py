@@ -26,6 +26,7 @@ needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real config files
 TEXT_FAMILIES = [name for name in FAMILIES if name not in ("gemma3", "qwen3_5")]
 ACTIVATIONS = {
     "quick_gelu": "gelu_sigmoid",
+    "xielu": "xielu",
     "relu2": "relu_squared",
     "silu": "silu",
     "gelu": "gelu",
@@ -35,7 +36,10 @@ ACTIVATIONS = {
 
 
 # What a family's file must say because its default is not supported.
-NECESSARY: dict[str, dict[str, Any]] = {"granitemoehybrid": {"num_local_experts": 0}}
+NECESSARY: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"num_local_experts": 0},
+    "hunyuan_v1_dense": {"head_dim": 128},
+}
 
 
 def parse(raw: dict[str, Any]) -> ModelConfig:
@@ -77,6 +81,14 @@ def activation(config: PretrainedConfig) -> str:
     return next((getattr(config, name) for name in names if hasattr(config, name)), "silu")
 
 
+def unrotated(config: PretrainedConfig) -> frozenset[int]:
+    """The layers without rotary positions, by the rules of transformers' modeling code."""
+    if config.model_type in ("cohere2", "exaone4") and config.sliding_window is not None:
+        return frozenset(layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention")
+    marks = getattr(config, "no_rope_layers", None) or []
+    return frozenset(layer for layer, rotated in enumerate(marks) if not rotated)
+
+
 def expected(config: PretrainedConfig) -> dict[str, Any]:
     """The values of transformers' config that ``ModelConfig`` has too, under its names."""
     eos, heads = config.eos_token_id, config.num_attention_heads
@@ -100,9 +112,7 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
         "attention_softcap": getattr(config, "attn_logit_softcapping", None),
         "logit_softcap": getattr(config, "final_logit_softcapping", None),
         "residual_scale": getattr(config, "residual_multiplier", 1.0),
-        "layers_without_rope": frozenset(
-            layer for layer, rotated in enumerate(getattr(config, "no_rope_layers", None) or []) if not rotated
-        ),
+        "layers_without_rope": unrotated(config),
     }
 
 
@@ -119,7 +129,8 @@ def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
 def assert_same_rope(ours: RopeConfig | None, theirs: dict[str, Any]) -> None:
     assert ours is not None
     names = {"rope_theta": "theta"}
-    ignored = {"type", "mscale", "mscale_all_dim"}  # the last two are part of attention_factor
+    # The last four are part of attention_factor, of the queries' scale, and of theta.
+    ignored = {"type", "max_position_embeddings", "mscale", "mscale_all_dim", "llama_4_scaling_beta", "alpha"}
     for key, value in theirs.items():
         if key not in ignored and value is not None:
             found = getattr(ours, names.get(key, key))
@@ -191,7 +202,8 @@ def test_null_means_the_same_as_in_transformers(model_type: str) -> None:
     assert_same(parse(raw), transformers_config(raw))
 
 
-YARN_BY_DEFAULT = ("gpt_oss",)  # in transformers, YaRN reads partial_rotary_factor, which these models do not run with
+# In transformers, their scaling reads partial_rotary_factor, with which these models do not run.
+SCALED_BY_DEFAULT = ("gpt_oss", "ministral3", "apertus")
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -336,6 +348,87 @@ FILES: dict[str, dict[str, Any]] = {
         "initial_context_length": 4096,
         "experts_per_token": 4,
     },
+    "olmo3-7b": {
+        "model_type": "olmo3",
+        "vocab_size": 100278,
+        "max_position_embeddings": 65536,
+        "rope_theta": 500000,
+        "rope_scaling": {
+            "attention_factor": 1.2079441541679836,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "yarn",
+        },
+        "rms_norm_eps": 1e-6,
+        "eos_token_id": 100257,
+    },
+    "ministral3-plain": {
+        "model_type": "ministral3",
+        "tie_word_embeddings": True,
+        "sliding_window": 99,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "llama_4_scaling_beta": 0.0},
+    },
+    "seed_oss-biases": {"model_type": "seed_oss", "attention_out_bias": True, "mlp_bias": True},
+    "arcee-4.5b": {
+        "model_type": "arcee",
+        "vocab_size": 128004,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "max_position_embeddings": 65536,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 20.0,
+            "mscale": 1.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+        },
+    },
+    "nanochat-d32": {
+        "model_type": "nanochat",
+        "vocab_size": 65536,
+        "hidden_size": 2048,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "rope_theta": 10000.0,
+    },
+    "cohere2-7b": {
+        "model_type": "cohere2",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "logit_scale": 0.25,
+        "rope_theta": 50000,
+        "layer_switch": 4,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+        "max_position_embeddings": 8192,
+    },
+    "exaone4-full": {
+        "model_type": "exaone4",
+        "sliding_window": None,
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention"] * 3,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+    "glm4-9b": {"model_type": "glm4", "partial_rotary_factor": 0.5, "rope_theta": 10000.0, "rms_norm_eps": 1e-5},
+    "ernie4_5-biases": {"model_type": "ernie4_5", "use_bias": True, "tie_word_embeddings": False, "head_dim": None},
+    "hunyuan_v1_dense-biases": {
+        "model_type": "hunyuan_v1_dense",
+        "head_dim": 128,
+        "attention_bias": True,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+    },
+    "apertus-8b": {"model_type": "apertus", "intermediate_size": 21504, "num_key_value_heads": 8, "eos_token_id": 68},
     "gpt_oss-plain": {
         "model_type": "gpt_oss",
         "attention_bias": False,
@@ -382,7 +475,7 @@ def test_the_first_name_of_longrope_means_the_same() -> None:
     assert parse(old) == parse(FILES["phi3-yarn"])
 
 
-UNUSUAL_ROPE = ("gpt2", "granitemoehybrid", *YARN_BY_DEFAULT)
+UNUSUAL_ROPE = ("gpt2", "granitemoehybrid", *SCALED_BY_DEFAULT)
 
 
 @pytest.mark.parametrize("place", ["top", "rope_parameters"])
@@ -406,7 +499,7 @@ def test_as_many_features_are_rotated_as_in_transformers(name: str, place: str) 
     ours = parse(raw)
     assert ours.rope is not None
     assert ours.rope.rotated(ours.head_dim) == max(sizes)
-    assert max(sizes) == (32 if name in ("phi3", "gpt_neox", "stablelm", "qwen3_5_text") else 64)
+    assert max(sizes) == (32 if name in ("phi3", "gpt_neox", "stablelm", "glm4", "qwen3_5_text") else 64)
 
 
 @pytest.mark.parametrize(
@@ -501,7 +594,7 @@ COUNTS = {
 
 
 # Published totals of models whose config is among FILES.
-PUBLISHED = {"gpt_oss-20b": 20_914_757_184}
+PUBLISHED = {"gpt_oss-20b": 20_914_757_184, "olmo3-7b": 7_298_011_136}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

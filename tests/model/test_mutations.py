@@ -14,7 +14,7 @@ from llmcli.model import attention, mlp, positions, transformer
 from llmcli.model.attention import Attention, Projection
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.families import FAMILIES, gpt, gpt_oss, mistral
+from llmcli.model.families import FAMILIES, glm, gpt, gpt_oss, mistral
 from llmcli.model.families.rules import Names
 from llmcli.model.layers import Norm
 from llmcli.model.mlp import MLP, MoE
@@ -27,10 +27,20 @@ Mutation = Callable[[Transformer], Any]  # returns another model, or changes its
 GEMMA = ["gemma2", "gemma3_text", "gemma3_text-linear"]
 GEMMA3 = GEMMA[1:]
 NEOX = ["gpt_neox", "gpt_neox-serial"]
-COHERE = ["cohere", "cohere-normed"]
-PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "qwen3_5_text"]
+POST_NORMED = [*GEMMA, "olmo2", "olmo3", "exaone4", "glm4"]
+COHERE = ["cohere", "cohere-normed", "cohere2"]
+PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", "qwen3_5_text"]
 MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"]
-MIXED = ["qwen2-windows", "qwen3-windows", "smollm3-windows", "gpt_oss", *GEMMA]  # windowed and full layers
+MIXED = [  # windowed and full layers
+    "qwen2-windows",
+    "qwen3-windows",
+    "smollm3-windows",
+    "gpt_oss",
+    "olmo3",
+    "cohere2",
+    "exaone4",
+    *GEMMA,
+]
 WINDOWED = ["mistral", *MIXED, "phi3", "starcoder2", "mixtral", "qwen3_moe"]
 QK_NORMED = [
     "qwen3",
@@ -42,8 +52,12 @@ QK_NORMED = [
     "stablelm-parallel",
     "cohere-normed",
     "qwen3_5_text",
+    "olmo3",
+    "exaone4",
+    "apertus",
 ]
-GATED = [name for name in CASES if name.split("-")[0] not in ("gpt2", "gpt_neox", "starcoder2")]
+UNGATED = ("gpt2", "gpt_neox", "starcoder2", "arcee", "nanochat", "apertus")
+GATED = [name for name in CASES if name.split("-")[0] not in UNGATED]
 ROPED = [name for name in CASES if not name.startswith("gpt2") and name != "granitemoehybrid"]
 SCALED_ROPE = [
     "llama-linear",
@@ -53,8 +67,18 @@ SCALED_ROPE = [
     "llama-yarn-mscale",
     "gemma3_text-linear",
     "gpt_oss",
+    "olmo3",
+    "ministral3",
+    "apertus",
 ]
-YARNS = ["llama-yarn", "llama-yarn-mscale", "gpt_oss"]
+YARNS = ["llama-yarn", "llama-yarn-mscale", "gpt_oss", "olmo3", "ministral3"]
+LLAMA3_ROPES = ["llama-llama3", "apertus"]
+LOCAL_ROPE = [*GEMMA3, "olmo3"]
+PARTLY_ROPED = ["smollm3", "smollm3-windows", "cohere2", "exaone4"]
+MODERN = [
+    *("olmo3", "ministral3", "seed_oss", "arcee", "cohere2", "exaone4", "glm4", "ernie4_5", "hunyuan_v1_dense"),
+    *("apertus", "gpt_oss"),
+]
 CUTS = [None, [40], DECODED]  # one pass, two passes, token by token
 CUTS_IDS = ["whole", "chunks", "decoded"]
 
@@ -115,7 +139,14 @@ def swap_local_and_global(model: Transformer) -> Transformer:
 
 
 def other_activation(model: Transformer) -> Transformer:
-    others = {"silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu", "gelu_sigmoid": "silu"}
+    others = {
+        "silu": "gelu",
+        "gelu": "gelu_tanh",
+        "gelu_tanh": "gelu",
+        "gelu_sigmoid": "silu",
+        "relu_squared": "relu",
+        "xielu": "gelu",
+    }
     return rebuilt(model, activation=others[model.config.activation])
 
 
@@ -194,17 +225,17 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "rms or layer norm": (other_norm, list(CASES)),
     "activation": (other_activation, list(CASES)),
     "no norm offset": (changed(norm_offset=0.0), [*GEMMA, "qwen3_5_text"]),
-    "pre-norms instead of post-norms": (pre_instead_of_post_norms, ["olmo2"]),
+    "pre-norms instead of post-norms": (pre_instead_of_post_norms, ["olmo2", "olmo3", "exaone4"]),
     "theta": (changed_rope(theta=777.0), ROPED),
     "all features rotated": (all_features_rotated, PARTIAL),
     "rope not scaled": (changed_rope(rope_type="default"), [*SCALED_ROPE, "phi3-longrope"]),
     "factor": (changed_rope(factor=5.0), SCALED_ROPE),
     "original context": (
         changed_rope(original_max_position_embeddings=24),
-        ["llama-dynamic", "llama-llama3", *YARNS],
+        ["llama-dynamic", *LLAMA3_ROPES, *YARNS],
     ),
-    "low_freq_factor": (changed_rope(low_freq_factor=1.5), ["llama-llama3"]),
-    "high_freq_factor": (changed_rope(high_freq_factor=3.0), ["llama-llama3"]),
+    "low_freq_factor": (changed_rope(low_freq_factor=1.5), LLAMA3_ROPES),
+    "high_freq_factor": (changed_rope(high_freq_factor=3.0), LLAMA3_ROPES),
     "beta_fast": (changed_rope(beta_fast=4.0), YARNS),
     "beta_slow": (changed_rope(beta_slow=0.5), YARNS),
     "truncated": (changed_rope(truncate=True), ["llama-yarn-mscale", "gpt_oss"]),
@@ -215,20 +246,27 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     ),
     "short for long factors": (short_for_long, ["phi3-longrope"]),
     "never long": (changed_rope(original_max_position_embeddings=4096), ["phi3-longrope"]),
-    "local theta": (changed_rope("local_rope", theta=777.0), GEMMA3),
-    "no local rope": (changed(local_rope=None), GEMMA3),
-    "local and global swapped": (swap_local_and_global, GEMMA3),
-    "rope everywhere": (changed(layers_without_rope=frozenset()), ["smollm3", "smollm3-windows"]),
-    "rope in other layers": (shifted_layers_without_rope, ["smollm3", "smollm3-windows"]),
+    "local theta": (changed_rope("local_rope", theta=777.0), LOCAL_ROPE),
+    "no local rope": (changed(local_rope=None), LOCAL_ROPE),
+    "local and global swapped": (swap_local_and_global, LOCAL_ROPE),
+    "rope everywhere": (changed(layers_without_rope=frozenset()), PARTLY_ROPED),
+    "rope in other layers": (shifted_layers_without_rope, PARTLY_ROPED),
+    "rotated forwards": (changed_rope(backwards=False), ["nanochat"]),
+    "rotated backwards": (changed_rope(backwards=True), MODERN),
+    "queries do not grow": (changed(query_scale_beta=0.0), ["ministral3"]),
+    "queries grow more": (changed(query_scale_beta=0.7), ["ministral3"]),
+    "norm before rope": (changed(qk_norm_after_rope=False), ["hunyuan_v1_dense"]),
+    "norm after rope": (changed(qk_norm_after_rope=True), ["olmo3", "exaone4", "apertus"]),
+    "embedding not normalized": (changed(embedding_norm=False), ["nanochat"]),
     "no windows": (full_attention, WINDOWED),
     "windows everywhere": (windows_everywhere, MIXED),
     "layer types shifted": (shifted_layer_types, MIXED),
     "q and k not normalized": (changed(qk_norm=None), QK_NORMED),
-    "q and k normalized per head": (changed(qk_norm="heads"), ["olmo2", "olmoe"]),
+    "q and k normalized per head": (changed(qk_norm="heads"), ["olmo2", "olmo3", "olmoe"]),
     "q and k normalized together": (changed(qk_norm="full"), ["stablelm-parallel", "cohere-normed"]),
     "attention scale": (changed(attention_scale=None), ["gemma2", "gemma3_text", "granite"]),
     "attention softcap": (changed(attention_softcap=None), ["gemma2"]),
-    "logit softcap": (changed(logit_softcap=None), ["gemma2"]),
+    "logit softcap": (changed(logit_softcap=None), ["gemma2", "nanochat"]),
     "embedding scale": (changed(embedding_scale=1.0), [*GEMMA, "granite"]),
     "residual scale": (changed(residual_scale=1.0), ["granite"]),
     "logit scale": (changed(logit_scale=1.0), ["granite", *COHERE]),
@@ -341,11 +379,20 @@ def swap_norms(one: str, other: str) -> Mutation:
     return swap
 
 
+def swap_curvatures(model: Transformer) -> None:
+    for block in model.blocks:
+        block.mlp.curve.copy_(block.mlp.curve.flip(0))
+
+
 def positions_off_by_one(model: Transformer) -> None:
     model.positions.weight.copy_(model.positions.weight.roll(-1, dims=0))
 
 
-PRE_NORMED = [name for name in CASES if not name.startswith(("olmo2", "cohere", "stablelm-parallel"))]
+PRE_NORMED = [
+    name
+    for name in CASES
+    if not name.startswith(("olmo2", "olmo3", "cohere", "exaone4", "nanochat", "stablelm-parallel"))
+]
 EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite"]
 WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
     "head halves": (swap_head_halves, [name for name in ROPED if name not in PARTIAL]),
@@ -356,9 +403,10 @@ WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
     "gate and up": (swap_gate_and_up, GATED),
     "experts": (swap_experts, MOE),
     "norms": (swap_norms("attn_norm", "mlp_norm"), PRE_NORMED),
-    "pre and post norm of attention": (swap_norms("attn_norm", "attn_post_norm"), GEMMA),
-    "pre and post norm of the MLP": (swap_norms("mlp_norm", "mlp_post_norm"), GEMMA),
-    "post norms": (swap_norms("attn_post_norm", "mlp_post_norm"), [*GEMMA, "olmo2"]),
+    "pre and post norm of attention": (swap_norms("attn_norm", "attn_post_norm"), [*GEMMA, "glm4"]),
+    "pre and post norm of the MLP": (swap_norms("mlp_norm", "mlp_post_norm"), [*GEMMA, "glm4"]),
+    "post norms": (swap_norms("attn_post_norm", "mlp_post_norm"), POST_NORMED),
+    "curvatures": (swap_curvatures, ["apertus"]),
     "positions": (positions_off_by_one, ["gpt2", "gpt2-untied"]),
 }
 
@@ -373,7 +421,8 @@ def test_weights_in_the_wrong_place_show(tiny: TinyFactory, name: str, mutate: M
 
 RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
     "qkv not stacked by head": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
-    "pairs not interleaved": (Names().rules, COHERE),
+    "pairs not interleaved": (Names().rules, [*COHERE, "ernie4_5"]),
+    "part's pairs not interleaved": (dataclasses.replace(glm.GLM4_NAMES, interleaved=False).rules, ["glm4"]),
     "gate and up not interleaved": (dataclasses.replace(gpt_oss.NAMES, up_interleaved=False).rules, ["gpt_oss"]),
     "gate and up": (dataclasses.replace(mistral.MIXTRAL_NAMES, expert_up=("w3", "w1")).rules, ["mixtral"]),
 }
@@ -460,6 +509,15 @@ def contribution_without_norm(self: transformer.Block, out: Tensor, norm: Norm |
 
 LLAMA3, YARN = positions._llama3, positions._yarn
 PROJECT, ROUTE = Attention.project, MoE.route
+XIELU, QUERY_SCALE = mlp.xielu, positions.query_scale
+
+
+def xielu_without_linear_part(x: Tensor, curve: Tensor) -> Tensor:
+    return XIELU(x, curve) - 0.5 * x
+
+
+def late_query_scale(config: ModelConfig, position: Tensor) -> Tensor | None:
+    return QUERY_SCALE(config, position - 1)
 
 
 def only_the_gate_bounded(self: MLP, x: Tensor) -> Tensor:
@@ -477,6 +535,8 @@ def gate_bounded_below(self: MLP, x: Tensor) -> Tensor:
 CODE: dict[str, tuple[Patch, list[str]]] = {
     "wrong features rotated": (replaced(attention, "rotate", rotate_the_end), PARTIAL),
     "one head rotated backwards": (replaced(attention, "rotate", rotate_backwards), ROPED),
+    "linear part of xIELU": (replaced(mlp, "xielu", xielu_without_linear_part), ["apertus"]),
+    "the scale's base a position late": (replaced(positions, "query_scale", late_query_scale), ["ministral3"]),
     "llama3's ramp inverted": (replaced(positions, "_llama3", inverted_llama3), ["llama-llama3"]),
     "llama3 slowed throughout": (replaced(positions, "_llama3", lambda f, config: f / config.factor), ["llama-llama3"]),
     "yarn's ramp inverted": (replaced(positions, "_yarn", inverted_yarn), YARNS),
@@ -490,7 +550,7 @@ CODE: dict[str, tuple[Patch, list[str]]] = {
     "gate bounded below, too": (replaced(MLP, "forward", gate_bounded_below), ["gpt_oss"]),
     "expert weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
     "weights among the chosen experts": (replaced(MoE, "route", weights_among_the_chosen), ["olmoe"]),
-    "no post norms": (replaced(transformer.Block, "contribution", contribution_without_norm), [*GEMMA, "olmo2"]),
+    "no post norms": (replaced(transformer.Block, "contribution", contribution_without_norm), POST_NORMED),
 }
 
 

@@ -79,12 +79,15 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
         seen["logits"].append(model(ids).logits)
     for hook in hooks:
         hook.remove()
+    seen["residual"] = seen["residual"][-len(blocks) - 1 :]  # nanochat's final norm also normalizes the embedding
     scale = getattr(model.config, "residual_multiplier", 1.0)  # Granite applies it outside its modules
     return seen | {part: [scale * out for out in seen[part]] for part in ("attn_out", "mlp_out")}
 
 
 def post_norms(block: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     """The norms after attention and MLP, if the block has them (Llama's post_attention_layernorm is a pre-norm)."""
+    if hasattr(block, "post_mlp_layernorm"):
+        return block.post_self_attn_layernorm, block.post_mlp_layernorm
     if not hasattr(block, "post_feedforward_layernorm"):
         return None, None
     return block.post_attention_layernorm, block.post_feedforward_layernorm

@@ -354,6 +354,10 @@ def _has_known_layers(config: ModelConfig) -> bool:
         config.attention_gate,
         config.attention_sinks,
         config.gate_limit is not None,
+        config.qk_norm_after_rope,
+        config.query_scale_beta != 0,
+        config.embedding_norm,
+        config.activation == "xielu",
         config.up_offset != 0,
         config.moe is not None and config.moe.router_bias,
     )

@@ -192,5 +192,6 @@ def load_split(
         return read_slice(opened.weights, rule, partition, opened.shapes[rule.target], stored_as).to(group.device)
 
     opened.fill(model, parameter, progress, LoadNotes() if notes is None else notes)
+    model.fill_constants(stored_as, group.device)
     model.eval()
     return model

@@ -33,6 +33,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": "sigmoid",
     "tanh": "tanh",
     "linear": "linear",
+    "xielu": "xielu",
 }
 
 

@@ -81,4 +81,4 @@ def parse_gpt_oss(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-GPT_OSS = Family("gpt_oss", parse_gpt_oss, NAMES.rules, tokenizer_class="", stacks_experts=True)
+GPT_OSS = Family("gpt_oss", parse_gpt_oss, NAMES.rules, stacks_experts=True)

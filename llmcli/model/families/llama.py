@@ -1,4 +1,4 @@
-"""Llama and its close kin: Llama, SmolLM3, Granite, StableLM 2."""
+"""Llama and its close kin: Llama, SmolLM3, Granite, StableLM 2, Seed-OSS, AFM, ERNIE 4.5."""
 
 from __future__ import annotations
 
@@ -200,3 +200,94 @@ def parse_stablelm(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 STABLELM = Family("stablelm", parse_stablelm, STABLELM_NAMES.rules, tokenizer_class="")
+
+
+def parse_seed_oss(raw: Mapping[str, Any]) -> ModelConfig:
+    """Seed-OSS (ByteDance Seed 2025): a Llama with biases on q, k and v.
+
+    config.json -> ModelConfig, with the defaults of transformers' SeedOssConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="seed_oss",
+            vocab_size=155136,
+            hidden_size=4096,
+            intermediate_size=27648,
+            num_hidden_layers=64,
+            num_attention_heads=80,
+            num_key_value_heads=8,
+            head_dim=128,
+            max_position_embeddings=524288,
+            bos_token_id=0,
+            eos_token_id=2,
+        ),
+    )
+    return ModelConfig(
+        **shared,
+        qkv_bias=field(raw, "attention_bias", True),
+        out_bias=field(raw, "attention_out_bias", False),
+        mlp_bias=field(raw, "mlp_bias", False),
+    )
+
+
+SEED_OSS = Family("seed_oss", parse_seed_oss, Names().rules)
+
+
+def parse_arcee(raw: Mapping[str, Any]) -> ModelConfig:
+    """Arcee's AFM (Arcee AI 2025): a Llama with an ungated MLP that squares its ReLU.
+
+    config.json -> ModelConfig, with the defaults of transformers' ArceeConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="arcee",
+            vocab_size=32000,
+            hidden_size=2560,
+            intermediate_size=18432,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=4096,
+            norm_eps=1e-5,
+            hidden_act="relu2",
+            bos_token_id=128000,
+            eos_token_id=128001,
+        ),
+    )
+    bias = field(raw, "attention_bias", False)
+    return ModelConfig(**shared, gated_mlp=False, qkv_bias=bias, out_bias=bias, mlp_bias=field(raw, "mlp_bias", False))
+
+
+ARCEE = Family("arcee", parse_arcee, Names(up=("mlp.up_proj",)).rules)
+
+
+def parse_ernie4_5(raw: Mapping[str, Any]) -> ModelConfig:
+    """ERNIE 4.5 (Baidu 2025), dense: a Llama whose rotary pairs are adjacent.
+
+    config.json -> ModelConfig, with the defaults of transformers' Ernie4_5Config.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="ernie4_5",
+            vocab_size=103424,
+            hidden_size=1024,
+            intermediate_size=3072,
+            num_hidden_layers=18,
+            num_attention_heads=16,
+            num_key_value_heads=2,
+            head_dim=None if "head_dim" in raw else 128,  # null: those of the hidden size
+            max_position_embeddings=131072,
+            tie_word_embeddings=True,
+            norm_eps=1e-5,
+            rope_theta=500000.0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    bias = field(raw, "use_bias", False)
+    return ModelConfig(**shared, qkv_bias=bias, out_bias=bias, mlp_bias=bias)
+
+
+ERNIE4_5 = Family("ernie4_5", parse_ernie4_5, Names(interleaved=True).rules, tokenizer_class="")

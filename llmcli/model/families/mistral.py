@@ -1,4 +1,4 @@
-"""Mistral and Mixtral."""
+"""Mistral, Ministral 3 and Mixtral."""
 
 from __future__ import annotations
 
@@ -42,6 +42,51 @@ def parse_mistral(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 MISTRAL = Family("mistral", parse_mistral, Names().rules, tokenizer_class="")
+
+
+def parse_ministral3(raw: Mapping[str, Any]) -> ModelConfig:
+    """Ministral 3 (Mistral AI 2025): Mistral with YaRN, and queries that grow with the position.
+
+    config.json -> ModelConfig, with the defaults of transformers' Ministral3Config.
+    """
+    scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or MINISTRAL3_YARN
+    shared = common(
+        {**raw, "rope_scaling": scaling},
+        Defaults(
+            model_type="ministral3",
+            vocab_size=131072,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=34,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            max_position_embeddings=262144,
+            norm_eps=1e-5,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    window = optional(raw, "sliding_window", None, int)
+    return ModelConfig(
+        **shared,
+        **windowed(window, shared["num_hidden_layers"]),
+        query_scale_beta=field(scaling, "llama_4_scaling_beta", 0.0),
+    )
+
+
+MINISTRAL3_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+MINISTRAL3 = Family("ministral3", parse_ministral3, Names().rules, tokenizer_class="")
 
 
 MIXTRAL_NAMES = Names(

@@ -1,4 +1,4 @@
-"""OLMo 2 and OLMoE."""
+"""OLMo 2, OLMo 3 and OLMoE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from llmcli.model.families.fields import (
     Defaults,
     common,
     field,
+    layer_types,
     num_experts,
+    optional,
+    rope,
 )
 from llmcli.model.families.rules import Family, Names
 
@@ -41,6 +44,46 @@ def parse_olmo2(raw: Mapping[str, Any]) -> ModelConfig:
 
 OLMO2_NAMES = Names(attn_post_norm="post_attention_layernorm", mlp_post_norm="post_feedforward_layernorm")
 OLMO2 = Family("olmo2", parse_olmo2, OLMO2_NAMES.rules, tokenizer_class="")
+
+
+def parse_olmo3(raw: Mapping[str, Any]) -> ModelConfig:
+    """OLMo 3 (OLMo Team 2025): OLMo 2 with three layers in four windowed, whose angles are never scaled.
+
+    config.json -> ModelConfig, with the defaults of transformers' Olmo3Config.
+    """
+    theta = 500000.0
+    shared = common(
+        raw,
+        Defaults(
+            model_type="olmo3",
+            vocab_size=50304,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=2048,
+            norm_eps=1e-5,
+            rope_theta=theta,
+            eos_token_id=50279,
+        ),
+    )
+    nested = raw.get("rope_parameters")
+    local = nested.get("sliding_attention") if isinstance(nested, Mapping) else None
+    bias = field(raw, "attention_bias", False)
+    return ModelConfig(
+        **shared,
+        local_rope=rope({"rope_parameters": local}, shared["max_position_embeddings"], theta, None),
+        sliding_window=optional(raw, "sliding_window", 4096, int),
+        layer_types=layer_types(raw, shared["num_hidden_layers"], lambda layer: (layer + 1) % 4 != 0),
+        pre_norm=False,
+        post_norm=True,
+        qk_norm="full",
+        qkv_bias=bias,
+        out_bias=bias,
+    )
+
+
+OLMO3 = Family("olmo3", parse_olmo3, OLMO2_NAMES.rules, tokenizer_class="")
 
 
 def parse_olmoe(raw: Mapping[str, Any]) -> ModelConfig:

@@ -25,7 +25,8 @@ class Family:
     files. ``dropped`` are patterns (re.fullmatch) of stored tensors that are not parameters, such as those of an image
     encoder; ``BUFFERS`` are dropped, too. ``tokenizer_class`` is the one that transformers uses for the family: "" for
     those that use tokenizer.json as it is, None if each model's files name one. ``stacks_experts``: a file has one
-    tensor for all experts of a layer, although each expert has a rule of its own.
+    tensor for all experts of a layer, although each expert has a rule of its own. ``constants`` are numbers that every
+    layer stores although they are the same in all models; ``{}`` in their names is the layer's number.
     """
 
     model_type: str
@@ -35,6 +36,7 @@ class Family:
     dropped: tuple[str, ...] = ()
     tokenizer_class: str | None = None
     stacks_experts: bool = False
+    constants: tuple[tuple[str, float], ...] = ()
 
     def rename(self, name: str) -> str:
         """The name that the family's rules use for a stored name."""
@@ -53,7 +55,8 @@ class Source:
 
     ``transposed``: stored [in, out]. ``grouped`` (a, b, c): the stored rows, viewed as [a, b, c, ...], become the
     parameter's as [a, c, b, ...]. ``parts`` (sizes): the stored rows are equal groups, each of these parts one after
-    another; the parameter's are the first parts of all groups, then the second ones, and so on. ``shape`` is the stored
+    another; the parameter's are the first parts of all groups, then the second ones, and so on. ``kept`` rows follow
+    each of the ``grouped``'s a groups of b c rows and stay where they are. ``shape`` is the stored
     shape if it differs from rows and columns. ``shift`` is added to the stored values.
     """
 
@@ -62,6 +65,7 @@ class Source:
     transposed: bool = False
     grouped: tuple[int, int, int] | None = None
     parts: tuple[int, ...] = ()
+    kept: int = 0
     shape: tuple[int, ...] = ()
     shift: float = 0.0
 
@@ -87,7 +91,16 @@ class Source:
         if self.grouped is None:
             return rows
         a, b, c = self.grouped
-        return rows.reshape(a, b, c, -1).transpose(1, 2).reshape(self.rows, *columns)
+        return self._regrouped(rows, (a, b, c)).reshape(self.rows, *columns)
+
+    def _regrouped(self, rows: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+        """Rows of a groups of b c rows, and of ``kept`` ones that follow each group, with b and c exchanged."""
+        import torch
+
+        a, b, c = sizes
+        groups = rows.reshape(a, b * c + self.kept, -1)
+        moved = groups[:, : b * c].reshape(a, b, c, -1).transpose(1, 2).reshape(a, b * c, -1)
+        return torch.cat((moved, groups[:, b * c :]), dim=1)
 
     def arranged_rows(self) -> Tensor:
         """The index of each of the parameter's rows among the stored rows (or columns, if ``transposed``): [rows]."""
@@ -105,7 +118,7 @@ class Source:
             rows = torch.cat([part.reshape(groups, -1, *columns) for part in parts], dim=1)
         if self.grouped is not None:
             a, b, c = self.grouped
-            rows = rows.reshape(a, c, b, -1).transpose(1, 2)
+            rows = self._regrouped(rows, (a, c, b))
         rows = rows - self.shift if self.shift else rows
         shape = self.stored_shape(columns)
         return rows.reshape(shape[::-1]).T if self.transposed else rows.reshape(shape)
@@ -132,6 +145,7 @@ class Names:
     """
 
     embedding: str = "model.embed_tokens"
+    embedding_norm: str = ""
     positions: str = ""
     norm: str = "model.norm"
     head: str = "lm_head"
@@ -144,6 +158,7 @@ class Names:
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
     sinks: str = "self_attn.sinks"
+    curve: tuple[str, ...] = ()
     out: str = "self_attn.o_proj"
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down: str = "mlp.down_proj"
@@ -163,6 +178,8 @@ class Names:
         table = [_whole("embedding.weight", f"{self.embedding}.weight", config.vocab_size)]
         if config.position == "learned":
             table.append(_whole("positions.weight", f"{self.positions}.weight", config.max_position_embeddings))
+        if config.embedding_norm:
+            table += _norm("embedding_norm", self.embedding_norm, config)
         table += _norm("norm", self.norm, config)
         if not config.tie_word_embeddings:
             table.append(_whole("head.weight", f"{self.head}.weight", config.vocab_size))
@@ -181,6 +198,9 @@ class Names:
                 table += self._mlp(
                     config, config.intermediate_size, ours + "mlp.", up, theirs + self.down, transposed=self.transposed
                 )
+                if config.activation == "xielu":
+                    curve = tuple(Source(theirs + name, 1) for name in self.curve)
+                    table.append(Rule(ours + "mlp.curve", curve))
         return table
 
     def _attention(self, config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
@@ -190,10 +210,12 @@ class Names:
             grouped = (1, config.num_attention_heads, 3) if self.by_head else None
             qkv = [Source(stored[0], sum(heads) * config.head_dim, self.transposed, grouped)]
         else:
-            pairs = [self._pairs(config, count) for count in heads[:2]] + [None]
             qkv = [
-                Source(name, count * config.head_dim, self.transposed, grouped)
-                for name, count, grouped in zip(stored, heads, pairs, strict=True)
+                Source(name, count * config.head_dim, self.transposed)
+                for name, count in zip(stored, heads, strict=True)
+            ]
+            qkv[:2] = [
+                replace(source, **self._pairs(config, count)) for source, count in zip(qkv[:2], heads[:2], strict=True)
             ]
             if config.attention_gate:  # stored with the queries: head 0's query, its gate, head 1's query, …
                 qkv[0] = Source(stored[0], 2 * config.q_size, parts=(config.head_dim, config.head_dim))
@@ -202,14 +224,17 @@ class Names:
         table += linear(ours + "out", [out], bias=config.out_bias)
         if config.attention_sinks:
             table.append(_whole(ours + "sinks", theirs + self.sinks, config.num_attention_heads))
-        if config.qk_norm is not None:
+        if config.qk_norm is not None and config.norm_weight:
             table.append(Rule(ours + "q_norm.weight", self._head_norm(config, theirs + self.q_norm, heads[0])))
             table.append(Rule(ours + "k_norm.weight", self._head_norm(config, theirs + self.k_norm, heads[1])))
         return table
 
-    def _pairs(self, config: ModelConfig, heads: int) -> tuple[int, int, int] | None:
-        """``Source.grouped`` for ``heads`` heads whose rotary pairs are adjacent in the file; None if they are not."""
-        return (heads, config.head_dim // 2, 2) if self.interleaved else None
+    def _pairs(self, config: ModelConfig, heads: int) -> dict[str, Any]:
+        """How a ``Source`` of ``heads`` heads arranges rotary pairs that are adjacent in the file, as its fields."""
+        if not self.interleaved or config.rope is None:
+            return {}
+        rotated = config.rope.rotated(config.head_dim)
+        return {"grouped": (heads, rotated // 2, 2), "kept": config.head_dim - rotated}
 
     def _head_norm(self, config: ModelConfig, stored: str, heads: int) -> tuple[Source, ...]:
         size = config.head_dim
@@ -219,7 +244,7 @@ class Names:
             return (Source(f"{stored}.weight", heads * size),)
         if "{}" in stored:  # one tensor per head
             return tuple(Source(f"{stored.format(head)}.weight", size) for head in range(heads))
-        return (Source(f"{stored}.weight", heads * size, grouped=self._pairs(config, heads), shape=(heads, size)),)
+        return (Source(f"{stored}.weight", heads * size, shape=(heads, size), **self._pairs(config, heads)),)
 
     def _mlp(
         self, config: ModelConfig, wide: int, ours: str, up: Sequence[str], down: str, *, transposed: bool
@@ -246,7 +271,7 @@ def _whole(target: str, name: str, rows: int) -> Rule:
 
 
 def _norm(target: str, name: str, config: ModelConfig) -> list[Rule]:
-    suffixes = ["weight", "bias"] if config.norm_bias else ["weight"]
+    suffixes = ["weight"] * config.norm_weight + ["bias"] * config.norm_bias
     return [_whole(f"{target}.{suffix}", f"{name}.{suffix}", config.hidden_size) for suffix in suffixes]
 
 
