@@ -35,7 +35,7 @@ ACTIVATIONS = {
 }
 
 
-# What a family's file must say because its default is not supported.
+# What a family's file must say: its default is not supported, or transformers cannot build it.
 NECESSARY: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"num_local_experts": 0},
     "hunyuan_v1_dense": {"head_dim": 128},
