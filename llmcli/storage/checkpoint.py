@@ -100,6 +100,7 @@ class Checkpoint:
         infinity, or a file is damaged.
         """
         notes = LoadNotes() if notes is None else notes
+        notes.text_only = self.family.text_only
         if self.quantization is not None:
             if adapter is not None:
                 raise usage_error("an adapter cannot be merged into quantized weights", "merge it first, then quantize")

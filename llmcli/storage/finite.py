@@ -24,6 +24,7 @@ class LoadNotes:
     one entry. ``restored`` are the formats of packed weights, such as blocks of a GGUF file, that were restored to
     floats.
     ``kept`` are those of weights that stay packed.
+    ``text_only``: the model reads images, too, but only its text model was loaded.
     ``quantizes_activations``: the model's settings ask for quantized activations, which llmcli does not compute with.
     ``checked_bytes`` of weights were checked for NaN and infinity in ``check_seconds``.
     """
@@ -31,6 +32,7 @@ class LoadNotes:
     unused: tuple[str, ...] = ()
     restored: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    text_only: bool = False
     quantizes_activations: bool = False
     checked_bytes: int = 0
     check_seconds: float = 0.0

@@ -48,6 +48,7 @@ class Naming:
         base = named["embedding.weight"][: _module(named["embedding.weight"]).rindex(".") + 1]
         plain = cls(family, modules, base)
         names = [unwrapped(name) for name in stored]
+        names = [name for name in names if not family.drops(family.rename(name))]
         anchors = [named[target].removeprefix(base) for target in ANCHORS if target in named]
         before = re.escape(base)
         pattern = re.compile(rf"(.*?)(?:(?:^|(?<=\.)){before})?(?:{'|'.join(map(re.escape, anchors))})")

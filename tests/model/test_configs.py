@@ -23,7 +23,7 @@ from llmcli.storage.checkpoint import Checkpoint
 REAL = Path(__file__).parents[3] / "shared" / "checkpoints" / "configs"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real config files are not available")
 
-TEXT_FAMILIES = [name for name in FAMILIES if name not in ("gemma3", "qwen3_5")]
+TEXT_FAMILIES = [name for name, family in FAMILIES.items() if not family.text_only]
 ACTIVATIONS = {
     "quick_gelu": "gelu_sigmoid",
     "xielu": "xielu",
@@ -461,6 +461,47 @@ def test_the_text_config_of_a_multimodal_model_is_read_as_in_transformers(name: 
     ours = parse(raw)
     assert ours.model_type == "gemma3"
     assert_same(ours, transformers_config(raw))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    ("outer", "text"),
+    [
+        ("mistral3", {"model_type": "mistral", "sliding_window": None}),
+        ("mistral3", {"model_type": "ministral3"}),
+        ("llava", {"model_type": "llama"}),
+        ("qwen2_vl", {"model_type": "qwen2_vl_text", "tie_word_embeddings": False}),
+        ("qwen2_5_vl", {"model_type": "qwen2_5_vl_text", "tie_word_embeddings": False}),
+        ("qwen3_vl", {"model_type": "qwen3_vl_text", "num_attention_heads": 8, "num_key_value_heads": 2}),
+    ],
+)
+def test_the_text_models_of_other_multimodal_models_are_read_as_in_transformers(
+    outer: str, text: dict[str, Any], flat: bool
+) -> None:
+    section = [16, 24, 24]
+    mrope = {"rope_scaling": {"type": "mrope", "mrope_section": section, "rope_type": "default"}, "rope_theta": 2e6}
+    text = {**text, **(mrope if "vl" in outer else {}), "bos_token_id": 7, "eos_token_id": 8}
+    text |= {"tie_word_embeddings": False}
+    if flat and not outer.startswith("qwen2"):
+        assert rejection({"model_type": outer}) is not None
+        return
+    raw = {"model_type": outer, **(text | {"model_type": outer} if flat else {"text_config": text})}
+    raw |= {"tie_word_embeddings": False}
+    ours = parse(raw)
+    assert ours.model_type == outer
+    theirs = transformers_config(raw)
+    if theirs.rope_parameters is not None:
+        for key in ("mrope_section", "mrope_interleaved"):
+            theirs.rope_parameters.pop(key, None)
+    theirs.tie_word_embeddings = False  # a flat file's is outside of the text config
+    assert_same(ours, theirs)
+
+
+def test_unknown_text_models_of_multimodal_models_are_rejected() -> None:
+    for text in ("gpt2", "qwen2_vl_text", 3, None):
+        error = rejection({"model_type": "mistral3", "text_config": {"model_type": text}})
+        assert error is not None
+        assert "text_config" in error.message
 
 
 def test_the_outer_end_tokens_of_a_multimodal_config_take_precedence() -> None:

@@ -12,7 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Mistral3Config,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+)
 
 from llmcli.files.names import WEIGHTS
 from llmcli.model.trace import Trace
@@ -215,6 +223,45 @@ def test_only_the_text_model_of_a_multimodal_gemma3_is_loaded(
         save_file(renamed, tmp_path / WEIGHTS)
     ours = Checkpoint.read(tmp_path).load(device=CPU)
     assert ours.config.model_type == "gemma3"
+    with torch.no_grad():
+        assert (ours(IDS) - whole(IDS).logits).abs().max() <= CLOSE
+    assert_same_parameters(ours, case.load())
+
+
+QWEN_VISION = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 48}
+
+
+@pytest.mark.parametrize("newer", [False, True])
+@pytest.mark.parametrize(
+    ("name", "kind", "text", "vision"),
+    [
+        ("ministral3", Mistral3Config, "ministral3", VISION | {"head_dim": 8}),
+        ("mistral-full", Mistral3Config, "mistral", VISION | {"head_dim": 8}),
+        ("qwen2", Qwen2_5_VLConfig, "qwen2_5_vl_text", QWEN_VISION),
+        ("qwen3", Qwen3VLConfig, "qwen3_vl_text", QWEN_VISION | {"deepstack_visual_indexes": [0]}),
+    ],
+)
+def test_the_text_models_of_other_multimodal_models_are_loaded(
+    tiny: TinyFactory, name: str, kind: Any, text: str, vision: dict[str, Any], newer: bool, tmp_path: Path
+) -> None:
+    case = tiny(name)
+    raw = case.reference.config.to_dict() | {"model_type": text}
+    if "vl" in text:
+        raw["rope_parameters"] = raw["rope_parameters"] | {
+            "mrope_section": [2, 2, case.load().config.head_dim // 2 - 4]
+        }
+    whole = AutoModelForImageTextToText.from_config(
+        kind(text_config=raw, vision_config=vision, tie_word_embeddings=False), attn_implementation="eager"
+    ).eval()
+    whole.model.language_model.load_state_dict(case.reference.model.state_dict())
+    whole.lm_head.load_state_dict(case.reference.lm_head.state_dict())
+    whole.save_pretrained(tmp_path)
+    if newer:  # as the modules are called now
+        save_file({key: tensor.contiguous() for key, tensor in whole.state_dict().items()}, tmp_path / WEIGHTS)
+    notes = LoadNotes()
+    ours = Checkpoint.read(tmp_path).load(device=CPU, notes=notes)
+    assert notes.text_only
+    assert not notes.unused
     with torch.no_grad():
         assert (ours(IDS) - whole(IDS).logits).abs().max() <= CLOSE
     assert_same_parameters(ours, case.load())

@@ -107,6 +107,8 @@ def report_load(loaded: generation.LoadedModel) -> None:
         render.note(
             f"{loaded.name}: weights in {formats} were restored to {dtype}, which takes more memory", sys.stderr
         )
+    if notes.text_only:
+        render.note(f"{loaded.name} reads images, too; llmcli runs only its text model", sys.stderr)
     if notes.quantizes_activations:
         render.note(
             f"{loaded.name}: config.json asks for quantized activations, too; llmcli does not quantize them",

@@ -22,6 +22,7 @@ from llmcli.model.families import (
     lfm,
     llama,
     mistral,
+    multimodal,
     nanochat,
     olmo,
     phi,
@@ -66,6 +67,11 @@ _ALL = (
     lfm.LFM2,
     granite_hybrid.GRANITE_HYBRID,
     olmo.OLMOE,
+    multimodal.MISTRAL3,
+    multimodal.LLAVA,
+    multimodal.QWEN2_VL,
+    multimodal.QWEN2_5_VL,
+    multimodal.QWEN3_VL,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 

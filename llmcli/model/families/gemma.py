@@ -135,4 +135,5 @@ GEMMA3_MULTIMODAL = Family(
     renamed=((r"^language_model\.", ""), (r"^model\.language_model\.", "model.")),
     dropped=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
     tokenizer_class="GemmaTokenizer",
+    text_only=True,
 )

@@ -97,4 +97,5 @@ QWEN3_5_MULTIMODAL = Family(
     renamed=((r"^model\.language_model\.", "model."),),
     dropped=UNREAD,
     tokenizer_class="Qwen2Tokenizer",
+    text_only=True,
 )

@@ -26,7 +26,8 @@ class Family:
     encoder; ``BUFFERS`` are dropped, too. ``tokenizer_class`` is the one that transformers uses for the family: "" for
     those that use tokenizer.json as it is, None if each model's files name one. ``stacks_experts``: a file has one
     tensor for all experts of a layer, although each expert has a rule of its own. ``constants`` are numbers that every
-    layer stores although they are the same in all models; ``{}`` in their names is the layer's number.
+    layer stores although they are the same in all models; ``{}`` in their names is the layer's number. ``text_only``:
+    the models read images, too, but only their text model is loaded.
     """
 
     model_type: str
@@ -37,6 +38,7 @@ class Family:
     tokenizer_class: str | None = None
     stacks_experts: bool = False
     constants: tuple[tuple[str, float], ...] = ()
+    text_only: bool = False
 
     def rename(self, name: str) -> str:
         """The name that the family's rules use for a stored name."""
