@@ -46,6 +46,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -271,6 +272,9 @@ CONFIGS: dict[str, PretrainedConfig] = {
         mlp_only_layers=[0],
         use_sliding_window=True,
         sliding_window=WINDOW,
+    ),
+    "qwen2_moe": _of(
+        Qwen2MoeConfig, _EVEN, **_MOE, num_experts=5, moe_intermediate_size=24, shared_expert_intermediate_size=40
     ),
     "olmoe": _of(OlmoeConfig, _EVEN, **_MOE, num_experts=5),
     "qwen3_5_text": _of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.config import ModelConfig, MoeConfig, RopeConfig
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,21 @@ def _rope(rope: RopeConfig | None, config: ModelConfig) -> Rotary | None:
     )
 
 
+def _experts(moe: MoeConfig) -> Iterator[str]:
+    """Phrases for what differs from the defaults of ``MoeConfig``."""
+    if moe.router_bias:
+        yield "biases in the router"
+    if moe.shared_intermediate_size is not None:
+        gated = ", gated" if moe.shared_gate else ""
+        yield f"an expert of {moe.shared_intermediate_size} that serves every token{gated}"
+    if moe.scores == "sigmoid":
+        yield "experts scored by sigmoid"
+    if moe.choice_bias:
+        yield "biases that choose experts, but do not weight them"
+    if moe.scale != 1:
+        yield f"weights of experts times {moe.scale:.4g}"
+
+
 def _particulars(config: ModelConfig) -> Iterator[str]:
     """Phrases for what differs from the defaults of ``ModelConfig``, which are a Llama's."""
     if config.norm == "layer":
@@ -117,8 +132,8 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield f"gate at most {config.gate_limit:g}, and what it multiplies within ±{config.gate_limit:g}"
     if config.up_offset:
         yield f"what the gate multiplies plus {config.up_offset:g}"
-    if config.moe is not None and config.moe.router_bias:
-        yield "biases in the router"
+    if config.moe is not None:
+        yield from _experts(config.moe)
     if config.attention_sinks:
         yield "an attention sink per head"
     if config.moe is not None and config.moe.dense_layers:

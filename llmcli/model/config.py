@@ -105,7 +105,13 @@ class MoeConfig:
     """Mixture of experts (Shazeer et al. 2017) instead of the MLP: a router sends each token to a few experts.
 
     ``normalize`` makes the chosen experts' weights sum to 1 (``norm_topk_prob``). The layers in ``dense_layers`` keep
-    an ordinary MLP. ``router_bias``: the router has a bias.
+    an ordinary MLP. ``router_bias``: the router has a bias. ``shared_intermediate_size``: one more expert, of this
+    width, serves every token (Dai et al. 2024, DeepSeekMoE); ``shared_gate``: its output is multiplied by the sigmoid
+    of a gate.
+
+    ``scores``: the function that turns the router's logits into scores. ``choice_bias``: each expert has a bias that is
+    added to its score for the choice of experts, but not for their weights (Wang et al. 2024, Loss-Free Balancing).
+    ``normalize_eps`` is added to the sum that ``normalize`` divides by; ``scale`` multiplies the weights.
     """
 
     num_experts: int
@@ -114,17 +120,26 @@ class MoeConfig:
     normalize: bool
     dense_layers: frozenset[int] = frozenset()
     router_bias: bool = False
+    shared_intermediate_size: int | None = None
+    shared_gate: bool = False
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    choice_bias: bool = False
+    normalize_eps: float = 0.0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise _bad(
                 f"num_experts_per_tok ({self.num_experts_per_tok}) must be from 1 to num_experts ({self.num_experts})"
             )
-        if not 1 <= self.intermediate_size <= _MAX["intermediate_size"]:
-            raise _bad(
-                f"the experts' intermediate_size must be from 1 to {_MAX['intermediate_size']}, "
-                f"not {self.intermediate_size}"
-            )
+        widths = {"experts'": self.intermediate_size, "shared expert's": self.shared_intermediate_size}
+        for whose, width in widths.items():
+            if width is not None and not 1 <= width <= _MAX["intermediate_size"]:
+                raise _bad(f"the {whose} intermediate_size must be from 1 to {_MAX['intermediate_size']}, not {width}")
+        if not 0 < self.scale < math.inf:
+            raise _bad(f"routed_scaling_factor must be above 0, not {self.scale}")
+        if self.shared_gate and self.shared_intermediate_size is None:
+            raise _bad("a gate of the shared expert requires a shared expert")
 
 
 @dataclass(frozen=True)

@@ -69,14 +69,19 @@ def xielu(x: Tensor, curve: Tensor) -> Tensor:
 class MoE(nn.Module):
     """Mixture of experts: the router sends each token to its ``num_experts_per_tok`` best experts and weights them.
 
-    The experts are separate modules, so that a token reads only the experts that it needs.
+    The experts are separate modules, so that a token reads only the experts that it needs. A shared expert, if there is
+    one, serves every token.
     """
 
     def __init__(self, config: ModelConfig, moe: MoeConfig) -> None:
         super().__init__()
-        self.per_token, self.normalize = moe.num_experts_per_tok, moe.normalize
+        self.moe, self.per_token = moe, moe.num_experts_per_tok
         self.router = Linear(config.hidden_size, moe.num_experts, bias=moe.router_bias)
+        self.choice_bias = nn.Parameter(torch.empty(moe.num_experts)) if moe.choice_bias else None
         self.experts = nn.ModuleList(MLP(config, moe.intermediate_size) for _ in range(moe.num_experts))
+        shared = moe.shared_intermediate_size
+        self.shared = None if shared is None else MLP(config, shared)
+        self.shared_gate = Linear(config.hidden_size, 1, bias=False) if moe.shared_gate else None
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.view(-1, x.shape[-1])  # [N, C]
@@ -86,12 +91,22 @@ class MoE(nn.Module):
             rows, rank = (chosen == number).nonzero(as_tuple=True)
             expert_out: Tensor = self.experts[number](tokens[rows])
             out.index_add_(0, rows, expert_out * weights[rows, rank, None])
+        if self.shared is not None:
+            out = out + self.for_all(self.shared, tokens)
         return out.view_as(x)
+
+    def for_all(self, shared: MLP, tokens: Tensor) -> Tensor:
+        """What the shared expert adds for tokens [N, C]: [N, C]."""
+        out: Tensor = shared(tokens)
+        return out if self.shared_gate is None else out * torch.sigmoid(self.shared_gate(tokens))
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The weights and the numbers of the experts chosen for tokens [N, C], each [N, num_experts_per_tok]."""
-        probs = self.router(tokens).softmax(dim=-1, dtype=torch.float32)
-        weights, chosen = probs.topk(self.per_token, dim=-1)
-        if self.normalize:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return weights.to(tokens.dtype), chosen
+        logits = self.router(tokens).float()
+        scores = logits.sigmoid() if self.moe.scores == "sigmoid" else logits.softmax(dim=-1)
+        ranked = scores if self.choice_bias is None else scores + self.choice_bias.float()
+        chosen = ranked.topk(self.per_token, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if self.moe.normalize:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + self.moe.normalize_eps)
+        return (weights * self.moe.scale).to(tokens.dtype), chosen

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.model.config import ModelConfig
+from llmcli.model.config import ModelConfig, MoeConfig
 from llmcli.model.families.rules import Rule, Source
 from llmcli.storage.tensors import WeightFiles
 
@@ -94,7 +94,15 @@ class Partition:
             num_attention_heads=len(self.heads),
             num_key_value_heads=len(self.kv_heads),
             intermediate_size=len(self.share_of(self.whole.intermediate_size)),
-            moe=moe and replace(moe, intermediate_size=len(self.share_of(moe.intermediate_size))),
+            moe=moe and self._narrowed_experts(moe),
+        )
+
+    def _narrowed_experts(self, moe: MoeConfig) -> MoeConfig:
+        shared = moe.shared_intermediate_size
+        return replace(
+            moe,
+            intermediate_size=len(self.share_of(moe.intermediate_size)),
+            shared_intermediate_size=None if shared is None else len(self.share_of(shared)),
         )
 
     def slice_of(self, target: str) -> ParameterSlice:
@@ -133,6 +141,10 @@ class Partition:
     def expert_size(self) -> int:
         return 0 if self.whole.moe is None else self.whole.moe.intermediate_size
 
+    @property
+    def shared_size(self) -> int:
+        return 0 if self.whole.moe is None else self.whole.moe.shared_intermediate_size or 0
+
 
 _VOCABULARY: Callable[[Partition], ParameterSlice] = lambda part: ParameterSlice(rows=(part.vocabulary,))  # noqa: E731
 _ONCE: Callable[[Partition], ParameterSlice] = lambda part: ParameterSlice(once=True)  # noqa: E731
@@ -155,6 +167,10 @@ SLICES: dict[str, Callable[[Partition], ParameterSlice]] = {
     "mlp.experts.up.bias": lambda part: part.widening(part.expert_size),
     "mlp.experts.down.weight": lambda part: ParameterSlice(columns=part.share_of(part.expert_size)),
     "mlp.experts.down.bias": _ONCE,
+    "mlp.shared.up.weight": lambda part: part.widening(part.shared_size),
+    "mlp.shared.up.bias": lambda part: part.widening(part.shared_size),
+    "mlp.shared.down.weight": lambda part: ParameterSlice(columns=part.share_of(part.shared_size)),
+    "mlp.shared.down.bias": _ONCE,
 }
 
 

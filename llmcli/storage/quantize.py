@@ -115,7 +115,11 @@ def quantize(
 def matrices(model: Transformer) -> Iterator[tuple[str, Linear | Embedding]]:
     """The modules of a model that can be quantized, with their names; none if it is already quantized."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, (Linear, Embedding)) and name != "positions" and not name.endswith(".router"):
+        if (
+            isinstance(module, (Linear, Embedding))
+            and name != "positions"
+            and not name.endswith((".router", ".shared_gate"))
+        ):
             yield name, module
 
 

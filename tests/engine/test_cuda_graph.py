@@ -27,7 +27,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from tests.tiny import CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, WITHOUT_RECURRENT, TinyFactory, greedy, random_ids
 
-EXPERTS = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"]
+EXPERTS = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "qwen2_moe"]
 LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"  # angles that depend on the length
 NAMES = [name for name in WITHOUT_RECURRENT if name not in EXPERTS]
 FEW = ["llama", "gpt2", "mistral", "gemma2", "gemma3_text", LONG]

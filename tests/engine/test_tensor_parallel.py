@@ -35,7 +35,7 @@ FOUR = (
     *("llama-biases", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "gpt2"),
     *("gpt_neox-six", "olmo2", "granite", "stablelm-parallel", "starcoder2", "cohere-normed", "mixtral"),
     *("qwen3_moe", "olmoe", "gpt_oss", "olmo3", "ministral3", "seed_oss", "arcee", "nanochat", "cohere2", "exaone4"),
-    *("glm4", "ernie4_5", "hunyuan_v1_dense", "apertus"),
+    *("glm4", "ernie4_5", "hunyuan_v1_dense", "apertus", "qwen2_moe"),
 )
 COMMUNICATION = ("llama-biases", "gemma2", "olmo2")  # cases whose communication is counted
 BFLOAT16 = ("llama", "gemma2", "gpt2")

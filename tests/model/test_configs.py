@@ -437,6 +437,19 @@ FILES: dict[str, dict[str, Any]] = {
         **SMALL,
         "num_experts": 5,
     },
+    "qwen2_moe-sparse": {
+        "model_type": "qwen2_moe",
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+        "moe_intermediate_size": 1000,
+        "norm_topk_prob": True,
+        "num_hidden_layers": 6,
+        "qkv_bias": False,
+        "shared_expert_intermediate_size": 4000,
+        "use_sliding_window": True,
+        "max_window_layers": 3,
+        "sliding_window": 99,
+    },
     "olmoe-normalized": {"model_type": "olmoe", "norm_topk_prob": True, "num_experts": 8, "num_key_value_heads": 4},
 }
 

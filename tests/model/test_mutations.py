@@ -30,7 +30,8 @@ NEOX = ["gpt_neox", "gpt_neox-serial"]
 POST_NORMED = [*GEMMA, "olmo2", "olmo3", "exaone4", "glm4"]
 COHERE = ["cohere", "cohere-normed", "cohere2"]
 PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", "qwen3_5_text"]
-MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"]
+SHARED = ["qwen2_moe"]  # with an expert for every token
+MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", *SHARED]
 MIXED = [  # windowed and full layers
     "qwen2-windows",
     "qwen3-windows",
@@ -277,6 +278,8 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "gate not bounded": (changed(gate_limit=None), ["gpt_oss"]),
     "other bound of the gate": (changed(gate_limit=1.7), ["gpt_oss"]),
     "nothing added to up": (changed(up_offset=0.0), ["gpt_oss"]),
+    "no shared expert": (other_experts(shared_intermediate_size=None, shared_gate=False), SHARED),
+    "shared expert not gated": (other_experts(shared_gate=False), ["qwen2_moe"]),
     "no router bias": (other_experts(router_bias=False), ["gpt_oss"]),
     "expert weights normalized or not": (flip_normalize, MOE),
     "one expert": (other_experts(num_experts_per_tok=1), MOE),
@@ -489,6 +492,11 @@ def weights_among_the_chosen(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]
     return logits.softmax(dim=-1), chosen
 
 
+def gated_by_silu(self: MoE, shared: MLP, tokens: Tensor) -> Tensor:
+    out: Tensor = shared(tokens) * mlp.ACTIVATIONS["silu"](self.shared_gate(tokens))
+    return out
+
+
 def inverted_llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
     """llama3's scaling with the ramp between the bands inverted."""
     right = LLAMA3(frequencies, config)
@@ -549,7 +557,8 @@ CODE: dict[str, tuple[Patch, list[str]]] = {
     "only the gate bounded": (replaced(MLP, "forward", only_the_gate_bounded), ["gpt_oss"]),
     "gate bounded below, too": (replaced(MLP, "forward", gate_bounded_below), ["gpt_oss"]),
     "expert weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
-    "weights among the chosen experts": (replaced(MoE, "route", weights_among_the_chosen), ["olmoe"]),
+    "weights among the chosen experts": (replaced(MoE, "route", weights_among_the_chosen), ["olmoe", "qwen2_moe"]),
+    "shared expert gated like an MLP": (replaced(MoE, "for_all", gated_by_silu), ["qwen2_moe"]),
     "no post norms": (replaced(transformer.Block, "contribution", contribution_without_norm), POST_NORMED),
 }
 

@@ -20,7 +20,7 @@ from llmcli.errors import LlmcliError
 from llmcli.files.gguf import BLOCKS
 from llmcli.model import mlp
 from llmcli.model.cache import KVCache
-from llmcli.model.config import Activation, ModelConfig, RopeConfig
+from llmcli.model.config import Activation, ModelConfig, MoeConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear
 from llmcli.model.layers import Norm as NormModule
 from llmcli.model.transformer import Block, Transformer
@@ -359,7 +359,19 @@ def _has_known_layers(config: ModelConfig) -> bool:
         config.embedding_norm,
         config.activation == "xielu",
         config.up_offset != 0,
-        config.moe is not None and config.moe.router_bias,
+    )
+    return not any(unknown) and (config.moe is None or _has_known_router(config.moe))
+
+
+def _has_known_router(moe: MoeConfig) -> bool:
+    """Whether C computes everything that the experts' config describes."""
+    unknown = (
+        moe.router_bias,
+        moe.shared_intermediate_size is not None,
+        moe.scores != "softmax",
+        moe.choice_bias,
+        moe.normalize_eps != 0,
+        moe.scale != 1,
     )
     return not any(unknown)
 

@@ -61,6 +61,7 @@ _ALL = (
     gpt.STARCODER2,
     cohere.COHERE,
     mistral.MIXTRAL,
+    qwen.QWEN2_MOE,
     qwen.QWEN3_MOE,
     qwen_next.QWEN3_5,
     qwen_next.QWEN3_5_MULTIMODAL,

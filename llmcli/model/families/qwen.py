@@ -121,3 +121,47 @@ def dense_layers(raw: Mapping[str, Any], layers: int) -> frozenset[int]:
 
 
 QWEN3_MOE = Family("qwen3_moe", parse_qwen3_moe, Names().rules, tokenizer_class="Qwen2Tokenizer")
+
+
+def parse_qwen2_moe(raw: Mapping[str, Any]) -> ModelConfig:
+    """Qwen 1.5 and 2 MoE (Qwen Team 2024): Qwen 2 with small experts, and a gated one that serves every token.
+
+    config.json -> ModelConfig, with the defaults of transformers' Qwen2MoeConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="qwen2_moe",
+            vocab_size=151936,
+            hidden_size=2048,
+            intermediate_size=5632,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            max_position_embeddings=32768,
+        ),
+    )
+    layers = shared["num_hidden_layers"]
+    moe = MoeConfig(
+        num_experts=num_experts(raw, 60),
+        num_experts_per_tok=field(raw, "num_experts_per_tok", 4),
+        intermediate_size=field(raw, "moe_intermediate_size", 1408),
+        normalize=field(raw, "norm_topk_prob", False),
+        dense_layers=dense_layers(raw, layers),
+        shared_intermediate_size=field(raw, "shared_expert_intermediate_size", 5632),
+        shared_gate=True,
+    )
+    bias = field(raw, "qkv_bias", True)
+    return ModelConfig(**shared, **_lower_windows(raw, layers), moe=moe, qkv_bias=bias)
+
+
+def _lower_windows(raw: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """``ModelConfig``'s arguments for windows in every second layer below ``max_window_layers``, if there are any."""
+    if not field(raw, "use_sliding_window", False):
+        return {}
+    last, window = field(raw, "max_window_layers", 28), optional(raw, "sliding_window", 4096, int)
+    types = layer_types(raw, layers, lambda layer: window is not None and layer % 2 == 0 and layer < last)
+    return {"sliding_window": window, "layer_types": types}
+
+
+QWEN2_MOE = Family("qwen2_moe", parse_qwen2_moe, Names().rules, tokenizer_class="Qwen2Tokenizer")

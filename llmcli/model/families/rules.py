@@ -168,6 +168,10 @@ class Names:
     expert: str = "mlp.experts.{}."
     expert_up: tuple[str, ...] = ("gate_proj", "up_proj")
     expert_down: str = "down_proj"
+    choice_bias: str = ""
+    shared_up: tuple[str, ...] = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")
+    shared_down: str = "mlp.shared_expert.down_proj"
+    shared_gate: str = "mlp.shared_expert_gate"
     transposed: bool = False
     expert_transposed: bool = False
     up_interleaved: bool = False
@@ -265,6 +269,14 @@ class Names:
             up = [stored + name for name in self.expert_up]
             target, down = f"{ours}experts.{number}.", stored + self.expert_down
             table += self._mlp(config, moe.intermediate_size, target, up, down, transposed=transposed)
+        if moe.choice_bias:
+            table.append(_whole(ours + "choice_bias", theirs + self.choice_bias, moe.num_experts))
+        if moe.shared_intermediate_size is not None:
+            up, down = [theirs + name for name in self.shared_up], theirs + self.shared_down
+            shared = moe.shared_intermediate_size
+            table += self._mlp(config, shared, ours + "shared.", up, down, transposed=self.transposed)
+        if moe.shared_gate:
+            table += linear(ours + "shared_gate", [Source(theirs + self.shared_gate, 1)], bias=False)
         return table
 
 
