@@ -181,11 +181,23 @@ def test_views_give_reasons_for_wrong_arguments(shipped: LoadedModel) -> None:
         "expected a text": lambda: explain.tokenize(shipped.tokenizer, [1, 2]),
         "expected a text, not 5": lambda: shipped.tokenizer.id_of(5),  # type: ignore[arg-type]
         "expected a tokenizer, or a model": lambda: explain.merges("another", PROMPT),
+        "expected a position's number": lambda: explain.attend(shipped, PROMPT, position=None),
+        "expected layers": lambda: explain.lens(shipped, PROMPT, layers=1.5),
+        "expected a head": lambda: explain.why(shipped, PROMPT, head=[1]),
+        "width must be a whole number, not 'a'": lambda: explain.branch(shipped, PROMPT, width="a"),
+        "depth must": lambda: explain.branch(shipped, PROMPT, depth=None),
+        "index must": lambda: explain.step(shipped, PROMPT, index=1.5),
+        "top must": lambda: explain.step(shipped, PROMPT, top=None),
+        "temperatures must": lambda: explain.step(shipped, PROMPT, temperatures=0.5),
+        "top must be a whole number": lambda: explain.neighbours(shipped, "king", top=None),
+        "tokens must": lambda: explain.inspect(shipped, tokens="many"),
         "takes a Sampler": lambda: llmcli.steps(shipped.model, [1], sampler=None, max_new_tokens=1),  # type: ignore[arg-type]
     }
     for message, call in calls.items():
         with pytest.raises(TypeError, match=message):
             call()
+    with pytest.raises(LlmcliError, match="index must be at least 0, not -3"):
+        explain.step(shipped, PROMPT, index=-3)
     for view in (explain.attend, explain.lens, explain.why, explain.position, explain.neighbours, explain.tour):
         for other in (None, shipped.model):
             with pytest.raises(TypeError, match="expected a model that"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.explain.forward_pass import check_length, tolerance
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
-from llmcli.explain.selection import Text, find_position, token_ids
+from llmcli.explain.selection import Text, check_whole, find_position, token_ids
 from llmcli.generation.distribution import leading, probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.steps import clear_if_stale, next_logits
@@ -93,8 +93,8 @@ def branch(
 
 def check_tree_size(width: int, depth: int) -> None:
     """Raise LlmcliError unless a tree of this ``width`` and ``depth`` is small enough to look at."""
-    if min(width, depth) < 1:
-        raise usage_error(f"width and depth must be at least 1, not {min(width, depth)}")
+    check_whole("width", width, 1)
+    check_whole("depth", depth, 1)
     if depth > MAX_DEPTH:
         raise usage_error(f"depth must be at most {MAX_DEPTH}, not {depth}")
     if sum(width**level for level in range(1, depth + 1)) > MAX_NODES:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
-from llmcli.explain.selection import check_loaded, find_token
+from llmcli.explain.selection import check_loaded, check_whole, find_token
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.transformer import Transformer
@@ -76,8 +76,7 @@ def neighbours(loaded: LoadedModel, expression: str, *, top: int = 10, inputs: b
     Raises LlmcliError if a word is not exactly one token, the vector of the expression is 0, or ``top`` is below 1.
     """
     check_loaded(loaded)
-    if top < 1:
-        raise usage_error(f"top must be at least 1, not {top}")
+    check_whole("top", top, 1)
     model, tokenizer = loaded.model, loaded.tokenizer
     terms = parse_expression(expression, tokenizer, min(tokenizer.size, model.config.vocab_size))
     vector = _sum(model, terms)

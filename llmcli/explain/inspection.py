@@ -13,7 +13,7 @@ from llmcli.engine.size import CacheBytes, cache_bytes, empty_model, weight_byte
 from llmcli.errors import usage_error
 from llmcli.explain.architecture import Architecture, architecture_of
 from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, check
-from llmcli.explain.selection import check_loaded
+from llmcli.explain.selection import check_loaded, check_whole
 from llmcli.generation.loaded import LoadedModel, device_for
 from llmcli.generation.steps import PREFILL_CHUNK
 from llmcli.model.cache import KVCache
@@ -140,6 +140,8 @@ def inspect_folder(
     in_float32 = sum(weight_bytes(model, torch.float32, headers.quantization).values())
     compute_dtype = pick_dtype(dtype, where, headers.dtype, in_float32)
     context = config.max_position_embeddings
+    if tokens is not None:
+        check_whole("tokens", tokens, 1)
     if tokens is not None and tokens > context:
         raise usage_error(f"{tokens} tokens are more than the model's context of {context}", kind="beyond-context")
     tokens = tokens or context

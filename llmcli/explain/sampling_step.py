@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcli.explain.report import Alternative, GeneratedToken, Report
-from llmcli.explain.selection import Text, token_ids
+from llmcli.explain.selection import Text, check_whole, token_ids
 from llmcli.generation.distribution import Softmax, intervals, leading, pick, probabilities, ranked
 from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
 from llmcli.generation.generate import sampler_of
@@ -138,6 +138,7 @@ def step(
     is ``default_sampler``. ``top``, ``temperatures``: as in ``step_report``; ``rolls``: as in ``generation.steps``.
     Raises LlmcliError if the text ends before step ``index``, or the prompt is empty or fills the context.
     """
+    check_whole("index", index, 0)
     ids = token_ids(loaded, text, parse_special=parse_special)
     sampler = default_sampler(loaded) if sampler is None else sampler
     found, context = step_at(loaded.model, ids, index, sampler=sampler, stop_ids=loaded.stop_ids, rolls=rolls)
@@ -166,6 +167,7 @@ def step_report(
     The candidates are the model's ``top`` tokens, the ``top`` tokens after all filters, and the chosen one.
     ``temperatures`` adds a column for each, and for the one that the step used, with all other filters and u unchanged.
     """
+    check_whole("top", top, 1)
     logits, choice = step.logits, step.choice
     probs = probabilities(logits)
     stages = sampler.stages(logits, context_ids)
@@ -298,6 +300,8 @@ def _own_temperature(sampler: Sampler) -> float:
 
 def _with_own(temperatures: Sequence[float], sampler: Sampler) -> list[float]:
     """``temperatures`` with the sampler's own among them, before the first larger one; empty if there are none."""
+    if not isinstance(temperatures, Sequence) or not all(isinstance(t, int | float) for t in temperatures):
+        raise TypeError(f"temperatures must be a list of numbers, not {temperatures!r:.80}")
     own, found = _own_temperature(sampler), list(temperatures)
     if found and own not in found:
         found.insert(next((n for n, t in enumerate(found) if t > own), len(found)), own)

@@ -44,12 +44,22 @@ def check_loaded(loaded: LoadedModel) -> None:
         raise TypeError(f"expected a model that llmcli.load() returned, not {loaded!r:.80}")
 
 
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise TypeError unless ``value`` is a whole number, and LlmcliError if it is below ``least``."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r:.80}")
+    if value < least:
+        raise usage_error(f"{name} must be at least {least}, not {value}")
+
+
 def find_position(tokenizer: Tokenizer, ids: Sequence[int], position: int | str) -> int:
     """Return the index in ``ids`` of ``position``: an index, negative from the end, or a token's text.
 
     A text with a space at either end must match exactly; otherwise spaces around the token are ignored.
-    Raises LlmcliError if there is no such position, or more than one.
+    Raises LlmcliError if there is no such position, or more than one, and TypeError if it is neither number nor text.
     """
+    if not isinstance(position, int | str):
+        raise TypeError(f"expected a position's number or its token's text, not {position!r:.80}")
     if isinstance(position, int) or re.fullmatch(r"[+-]?[0-9]{1,9}", position):
         index = int(position)
         if not -len(ids) <= index < len(ids):
@@ -70,8 +80,10 @@ def find_layers(config: ModelConfig, layers: Layers | None) -> list[int]:
     """Return the layers that ``layers`` names, in ascending order; None means all.
 
     Raises LlmcliError if the model does not have a layer, the selection is empty, or a part of it is neither a number
-    nor a range.
+    nor a range, and TypeError if it is neither text nor numbers.
     """
+    if not isinstance(layers, str | int | Sequence | None):
+        raise TypeError(f"expected layers, such as '0-5' or [0, 2], not {layers!r:.80}")
     count = config.num_hidden_layers
     if layers is None:
         return list(range(count))
@@ -114,7 +126,12 @@ def find_heads(config: ModelConfig, layers: Layers | None, head: Head | None) ->
 
 
 def find_head(config: ModelConfig, head: Head) -> tuple[int, int]:
-    """Return the (layer, head) that "L.H" names. Raises LlmcliError if the form is wrong or the head does not exist."""
+    """Return the (layer, head) that "L.H" names.
+
+    Raises LlmcliError if the form is wrong or the head does not exist, and TypeError if it is neither text nor a pair.
+    """
+    if not isinstance(head, str) and not (isinstance(head, Sequence) and len(head) == 2):
+        raise TypeError(f"expected a head, such as '0.3' or (0, 3), not {head!r:.80}")
     text = head if isinstance(head, str) else f"{head[0]}.{head[1]}"
     match = re.fullmatch(r"L?(-?[0-9]{1,9})\.H?(-?[0-9]{1,9})", text.strip())
     if not match:
