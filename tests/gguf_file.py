@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,13 @@ ARCHITECTURES = {
     "starcoder2": ("starcoder2", False),
     "stablelm": ("stablelm", False),
     "cohere": ("command-r", False),
+    "cohere2": ("cohere2", False),
+    "gpt_oss": ("gpt-oss", False),
+    "seed_oss": ("seed_oss", False),
+    "arcee": ("arcee", True),
+    "ernie4_5": ("ernie4_5", False),
+    "glm4": ("glm4", False),
+    "hunyuan_v1_dense": ("hunyuan-dense", False),
 }
 Stored = Callable[[str, Tensor], str]  # from a GGUF name and the tensor to the name of a ggml type
 
@@ -51,7 +58,7 @@ def write_gguf(folder: Path, file: Path, stored: Stored = lambda name, tensor: "
         _add_tokenizer(writer, folder, config)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
-    tensors = _merged(load_file(folder / "model.safetensors"))
+    tensors = _merged(dict(_divided(load_file(folder / "model.safetensors"))))
     for name, tensor in _factors(config).items():
         writer.add_tensor(name, tensor.numpy())
     for name, tensor in tensors.items():
@@ -75,6 +82,19 @@ def write_gguf(folder: Path, file: Path, stored: Stored = lambda name, tensor: "
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _divided(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, with gpt-oss's experts by outputs, gate and up apart."""
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj(_bias)?", name)
+        if match is None:
+            yield f"{name}.weight" if name.endswith("sinks") else name, tensor
+            continue
+        end, outputs = (".bias", tensor) if match[3] else (".weight", tensor.transpose(1, 2))
+        parts = {"gate": outputs[:, ::2], "up": outputs[:, 1::2]} if match[2] == "gate_up" else {"down": outputs}
+        for part, values in parts.items():
+            yield f"{match[1]}{part}_proj{end}", values.contiguous()
 
 
 def _merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,7 +126,8 @@ def _add_config(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_value_length(size)
     if config["model_type"] != "gpt2":
         writer.add_rope_dimension_count(int(size * config.get("partial_rotary_factor", 1.0)))
-        writer.add_rope_freq_base(config["rope_theta"])
+        alpha = (config.get("rope_scaling") or {}).get("alpha", 1.0)
+        writer.add_rope_freq_base(config["rope_theta"] * alpha ** (size / (size - 2)))
     if "rms_norm_eps" in config:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])

@@ -314,7 +314,11 @@ def tokenizer_metadata() -> Mapping[str, Any]:
     return describe_tokenizer(tokenizer, 330, {"bos": 0, "eos": 1}, [1]).metadata
 
 
-@pytest.mark.parametrize("case", sorted(MODELS.keys() - {"llama", "llama-linear", "gpt2-untied", "gpt_neox-serial"}))
+# Other cases show the same, and llama.cpp rounds the range of gpt-oss's YaRN.
+NOT_COMPARED = {"llama", "llama-linear", "gpt2-untied", "gpt_neox-serial", "gpt_oss-yarn"}
+
+
+@pytest.mark.parametrize("case", sorted(MODELS.keys() - NOT_COMPARED))
 def test_llama_cpp_writes_the_same_text(case: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     folder = write_model(tmp_path / "model", case, vocab_size=330, **ACCEPTED.get(case, {}))

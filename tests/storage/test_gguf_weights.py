@@ -73,6 +73,7 @@ NEOX = {
     "rms_norm_eps": None,
 }
 STABLELM = {"head_dim": 16, "partial_rotary_factor": 0.25, "layer_norm_eps": 0.02, "rms_norm_eps": None}
+GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "sliding_window": 8}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},
@@ -111,6 +112,28 @@ MODELS: dict[str, dict[str, Any]] = {
         "logit_scale": 0.5,
         "tie_word_embeddings": True,
     },
+    "cohere2": {
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+        "sliding_window": 8,
+        "rms_norm_eps": None,
+        "layer_norm_eps": 0.02,
+        "logit_scale": 0.5,
+        "tie_word_embeddings": True,
+    },
+    "gpt_oss": {**GPT_OSS, "rope_scaling": {"rope_type": "default"}},
+    "gpt_oss-yarn": {
+        **GPT_OSS,
+        "rope_scaling": {
+            **{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+            "truncate": False,
+        },
+    },
+    "seed_oss": {"attention_bias": True},
+    "arcee": {},
+    "ernie4_5": {},
+    "glm4": {"partial_rotary_factor": 0.5, "attention_bias": True},
+    "hunyuan_v1_dense": {"rope_scaling": {"rope_type": "dynamic", "alpha": 3.0}},
 }
 
 

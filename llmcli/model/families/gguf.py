@@ -384,6 +384,33 @@ def _untied(config: ModelConfig) -> bool:
     return not config.tie_word_embeddings
 
 
+def _no_biases(config: ModelConfig) -> bool:
+    return not (config.qkv_bias or config.out_bias or config.mlp_bias)
+
+
+def _windows_in(period: int) -> Callable[[ModelConfig], bool]:
+    """Whether all layers but every ``period``-th have a window, as llama.cpp assumes."""
+    return lambda config: (
+        config.sliding_window is not None
+        and all(
+            (kind == "full_attention") == ((layer + 1) % period == 0) for layer, kind in enumerate(config.layer_types)
+        )
+    )
+
+
+def _gpt_oss(contents: Contents) -> dict[str, Any]:
+    """Metadata cannot say that YaRN's range is not rounded, but the family's never is."""
+    scaling = _scaling(contents) or {"rope_type": "default"}
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in contents.shapes,
+        "rope_scaling": scaling | {"truncate": False},
+    }
+
+
+def _seed_oss(contents: Contents) -> dict[str, Any]:
+    return _biases(contents) | {"attention_out_bias": "blk.0.attn_output.bias" in contents.shapes}
+
+
 ARCHITECTURES = {
     "llama": Architecture("llama", PAIRED, extra=_biases),
     "qwen2": Architecture("qwen2"),
@@ -458,5 +485,50 @@ ARCHITECTURES = {
             qk_norm=lambda config: (config.qk_norm is not None) == (config.num_hidden_layers >= 64),
         ),
     ),
+    "cohere2": Architecture(
+        "cohere2",
+        PAIRED,
+        (_layer_norm("layer_norm_eps"), LOGIT_SCALE, WINDOW),
+        refused=_refusing(
+            head_dim=_even, tie_word_embeddings=_tied, attention_bias=_no_biases, layer_types=_windows_in(4)
+        ),
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        replace(NAMES, mlp_norm="post_attention_norm", sinks="attn_sinks.weight"),
+        (*EXPERTS, replace(EXPERT_SIZE, required=False), WINDOW),
+        _gpt_oss,
+        refused=_refusing(
+            attention_bias=lambda config: config.qkv_bias,
+            layer_types=_windows_in(2),
+            rope_scaling=lambda config: (
+                config.rope is None or config.rope.rope_type != "yarn" or not config.rope.truncate
+            ),
+            swiglu_limit=lambda config: config.gate_limit == 7.0,
+        ),
+    ),
+    "seed_oss": Architecture(
+        "seed_oss",
+        replace(NAMES, mlp_norm="post_attention_norm"),
+        extra=_seed_oss,
+        refused=_refusing(
+            attention_out_bias=lambda config: not config.out_bias, mlp_bias=lambda config: not config.mlp_bias
+        ),
+    ),
+    "arcee": Architecture(
+        "arcee", replace(PAIRED, up=("ffn_up",)), extra=_biases, refused=_refusing(attention_bias=_no_biases)
+    ),
+    "ernie4_5": Architecture(
+        "ernie4_5",
+        PAIRED,
+        extra=lambda contents: {"use_bias": "blk.0.attn_q.bias" in contents.shapes},
+        refused=_refusing(use_bias=_no_biases),
+    ),
+    "glm4": Architecture(
+        "glm4",
+        replace(PAIRED, up=("ffn_up",)),
+        extra=lambda contents: _partly_rotated(contents) | {"attention_bias": "blk.0.attn_q.bias" in contents.shapes},
+    ),
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=_refusing(attention_bias=_no_biases)),
 }
 _MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)
