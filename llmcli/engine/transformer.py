@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from llmcli.engine.attention import attend
-from llmcli.engine.exact import exact_products
-from llmcli.engine.native import NativeStep, native_step, variant
+from llmcli.engine.exact import exact_products, few
+from llmcli.engine.native import NativeProducts, NativeStep, native_products, native_step, variant
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
@@ -35,12 +35,13 @@ class EngineTransformer(Transformer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self._native: NativeStep | None = None
+        self._products: NativeProducts | None = None
         for block in self.blocks:
             if block.attn is not None:
                 block.attn.__class__ = FastAttention
 
     def _apply(self, *args: Any, **kwargs: Any) -> EngineTransformer:
-        self._native = None  # it points to parameters that are about to move
+        self._native = self._products = None  # they point to parameters that are about to move
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
 
@@ -54,15 +55,27 @@ class EngineTransformer(Transformer):
             self._native = native_step(self)
         return self._native
 
+    @property
+    def products(self) -> NativeProducts | None:
+        """The compiled engine's products, made when first used, if it does not compute this model's steps."""
+        if self._products is None and self.complete and self.native is None:
+            self._products = native_products(self)
+        return self._products
+
     def hidden(self, ids: Tensor, cache: KVCache | None = None, trace: Trace | None = None) -> Tensor:
         if torch.is_grad_enabled() or self.dtype == torch.float32 or self.device.type != "cpu":
             return super().hidden(ids, cache, trace)
         # Products of bfloat16 are faster on some processors, but change probabilities by several percent.
-        with exact_products(self):
+        with exact_products(self, self.products):
             return super().hidden(ids, cache, trace)
 
     def unembed(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or self.native is None:
+        if torch.is_grad_enabled():
+            return super().unembed(x)
+        if self.products is not None and few(x):
+            head = self.embedding if self.head is None else self.head
+            return self.bounded(self.products.product(head, self.norm(x)))
+        if self.native is None:
             return super().unembed(x)
         return self.native.unembed(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], -1)
 
@@ -80,6 +93,8 @@ def engine_of(model: Transformer) -> str:
         return f"native engine ({variant()}), threads: {torch.get_num_threads()}"
     if model.device.type != "cpu":
         return f"torch on {model.device.type}"
+    if model.products is not None:
+        return f"torch, with products of the native engine ({variant()}), threads: {torch.get_num_threads()}"
     reason = f"does not run this model in {model.dtype_name}" if variant() else "was not built"
     return f"torch (the native engine {reason})"
 

@@ -204,7 +204,10 @@ class Transformer(nn.Module):
     def unembed(self, x: Tensor) -> Tensor:
         """Final norm and head: [..., C] -> logits [..., V] in fp32, for generation and for views of any layer."""
         normed = self.norm(x)
-        logits = (self.embedding if self.head is None else self.head).unembed(normed)
+        return self.bounded((self.embedding if self.head is None else self.head).unembed(normed))
+
+    def bounded(self, logits: Tensor) -> Tensor:
+        """The logits, given the head's products [..., V]: scaled and capped, if the config says so."""
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap

@@ -325,7 +325,7 @@ def test_every_wrong_choice_shows(tiny: TinyFactory, name: str, field: str, valu
     setattr(description, field, value)
     wrong = NativeStep.__new__(NativeStep)
     wrong.__dict__.update(step.__dict__)
-    wrong._engine = step._library.engine_create(description, 1)
+    wrong.engine = step.library.engine_create(description, 1)
     assert difference(native_logits(model, 1, step=wrong), expected) > WRONG
 
 
@@ -337,3 +337,25 @@ def test_every_activation_is_the_references(tiny: TinyFactory, activation: Activ
     model = loaded.load(device=CPU, build=EngineTransformer)
     assert isinstance(model, EngineTransformer)
     assert difference(native_logits(model, 1), reference_logits(model)) <= CLOSE
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2-biases"])
+def test_models_that_torch_runs_have_exact_products(tiny: TinyFactory, name: str, quantization: str | None) -> None:
+    """With few tokens; each token's logits are those of the restored weights, in fp32, but for keys and values."""
+    model = load(tiny, name, torch.bfloat16)
+    if quantization is not None:
+        quantize(model, quantization)  # type: ignore[arg-type]
+    assert model.native is None
+    assert model.products is not None
+    few, rest, cache = IDS[: MAX_ROWS + 3], IDS[MAX_ROWS + 3 : 60], model.new_cache()
+    logits = torch.cat(
+        [last_logits(model, [id], cache, 1) for id in few] + [last_logits(model, rest, cache, len(rest))]
+    )
+    assert difference(logits, reference_logits(model)[:60]) <= HALF
+    matrix = model.blocks[0].mlp.up
+    x = torch.randn(MAX_ROWS, model.config.hidden_size)
+    together = model.products.product(matrix, x)
+    assert all(torch.equal(model.products.product(matrix, row), y) for row, y in zip(x, together, strict=True))
+    expected = x.double() @ matrix.dense(slice(None)).double().T
+    assert difference(together.double(), expected) <= CLOSE

@@ -62,7 +62,7 @@ def test_a_step_is_one_call_and_no_work_of_torchs(
         quantize(model, quantization)
     assert isinstance(model, EngineTransformer)
     assert model.native is not None
-    library, calls = model.native._library, []
+    library, calls = model.native.library, []
     engine_step = library.engine_step
     monkeypatch.setattr(library, "engine_step", lambda *args: calls.append(args) or engine_step(*args))
     near, before = counted(model, 6), len(calls)

@@ -81,6 +81,7 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(PATH))
         found.engine_distribution.restype = c_void_p
+        found.engine_multiply.restype = c_int
     except (OSError, AttributeError):  # not built, or built from older sources
         return None
     found.engine_create.restype, found.engine_create.argtypes = c_void_p, (POINTER(Model), c_int)
@@ -89,6 +90,7 @@ def library() -> ctypes.CDLL | None:
     found.engine_unembed.restype, found.engine_unembed.argtypes = c_int, (c_void_p, c_void_p, POINTER(Row), c_int)
     found.engine_restore.restype = None
     found.engine_restore.argtypes = (c_void_p, POINTER(Matrix), c_int, c_void_p)
+    found.engine_multiply.argtypes = (c_void_p, POINTER(Matrix), c_void_p, c_int64, c_int, c_void_p)
     found.engine_variant.restype = found.engine_choose.restype = c_char_p
     found.engine_choose.argtypes = (c_int,)
     return found

@@ -6,56 +6,38 @@ C trusts shapes, strides and dtypes, so they are checked here; it checks tokens 
 from __future__ import annotations
 
 import ctypes
-import os
-import threading
 import weakref
 from collections.abc import Sequence
-from typing import TypeVar, get_args
+from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from llmcli.engine.native.engine import MATRICES, NativeEngine
 from llmcli.engine.native.library import Buffers, Layer, Matrix, Model, Norm, Row, library
+from llmcli.engine.native.matrices import FORMATS, MAX_ROWS, Matrices
 from llmcli.errors import LlmcliError
-from llmcli.files.gguf import BLOCKS
 from llmcli.model import mlp
 from llmcli.model.cache import KVCache
 from llmcli.model.config import Activation, ModelConfig, MoeConfig, RopeConfig
-from llmcli.model.layers import Embedding, Linear
 from llmcli.model.layers import Norm as NormModule
 from llmcli.model.transformer import Block, Transformer
-from llmcli.storage.ggml import MULTIPLIED, from_blocks, row_bytes
-from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix, QuantizedStack
 
-MAX_ROWS = 16  # tokens per step
-DENSE = (torch.float32, torch.bfloat16, torch.float16)
-FORMATS = dict[torch.dtype | str, int](zip((*DENSE, *MULTIPLIED), range(16), strict=True))  # as ``enum format``
-T = TypeVar("T")
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
-LEAVES = (Linear, Embedding, NormModule, QuantizedLinear, QuantizedEmbedding)
 MIN_ANGLES = 512  # positions whose angles are computed together
 MAX_TABLES = 64  # of angles that are kept: with dynamic scaling, every text has its own
 NO_MEMORY = 1
 
 
-class NativeStep:
-    """The steps of one model, with threads of its own. The parameters must not move while it is in use."""
+class NativeStep(NativeEngine):
+    """The steps of one model."""
 
     def __init__(self, model: Transformer, threads: int) -> None:
-        found = library()
-        assert found is not None
-        self._library, self._model, self._process = found, weakref.ref(model), os.getpid()
-        self._lock = threading.Lock()  # the engine's memory serves one call at a time
+        self._model = weakref.ref(model)
         self._ropes = (model.config.rope, model.config.local_rope)
         self._angles: dict[tuple[RopeConfig, int], tuple[Tensor, Tensor]] = {}
         self._description = Description(model)
-        self._engine = found.engine_create(ctypes.byref(self._description.model), threads)
-        if not self._engine:
-            raise LlmcliError("there is not enough memory to decode", "close other programs, or use a smaller model")
-        for module in model.modules():
-            if isinstance(module, QuantizedMatrix):
-                module.restore = self.restore
-        self._close = weakref.finalize(self, _destroy, found, self._engine, self._process)
+        super().__init__(model, self._description.model, threads)
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int], cache: KVCache, wanted: int) -> Tensor:
@@ -90,7 +72,7 @@ class NativeStep:
 
     def unembed(self, x: Tensor) -> Tensor:
         """The logits, fp32 [n, V], of residuals x, fp32 [n, C]."""
-        self._check_process()
+        self.check_process()
         assert x.shape[1:] == (self._description.model.hidden,)
         assert x.dtype == torch.float32
         assert x.device.type == "cpu"
@@ -100,28 +82,14 @@ class NativeStep:
             rows = (Row * len(part))()
             for number, row in enumerate(rows):
                 row.logits = logits[start + number].data_ptr()
-            with self._lock:
-                failure = self._library.engine_unembed(self._engine, part.data_ptr(), rows, len(part))
+            with self.lock:
+                failure = self.library.engine_unembed(self.engine, part.data_ptr(), rows, len(part))
             assert not failure
         return logits
 
-    def restore(self, blocks: Tensor, format: str, columns: int, dtype: torch.dtype) -> Tensor:
-        """The weights [N, columns] of rows of blocks in ``dtype``, as ``storage.ggml.from_blocks`` computes them."""
-        if dtype not in (torch.float32, torch.bfloat16):
-            return from_blocks(blocks, format, columns, dtype)
-        self._check_process()
-        _check_rows(blocks, len(blocks), row_bytes(columns, format))
-        weights = torch.empty(len(blocks), columns, dtype=dtype)
-        stride = blocks.stride(0)
-        rows = len(blocks)
-        matrix = Matrix(blocks.data_ptr(), None, None, stride, rows, rows, columns, FORMATS[format])
-        with self._lock:
-            self._library.engine_restore(self._engine, matrix, dtype == torch.bfloat16, weights.data_ptr())
-        return weights
-
     def _run(self, rows: Sequence[tuple[int, KVCache, int]], wanted: int) -> Tensor:
         """Run a step of tokens with their caches and positions; the logits after the last ``wanted``."""
-        self._check_process()
+        self.check_process()
         assert 0 <= wanted <= len(rows)
         logits = torch.empty(wanted, self._description.vocabulary)
         described = (Row * len(rows))()
@@ -130,8 +98,8 @@ class NativeStep:
         for number, (row, values) in enumerate(zip(described, rows, strict=True)):
             tables += self._describe(row, *values)
             row.logits = logits[number - first].data_ptr() if number >= first else None
-        with self._lock:
-            failure = self._library.engine_step(self._engine, described, len(rows))
+        with self.lock:
+            failure = self.library.engine_step(self.engine, described, len(rows))
         if failure == NO_MEMORY:
             raise LlmcliError("there is not enough memory for a context of this length", "use a shorter context")
         assert not failure, "the rows do not fit the model"
@@ -141,10 +109,6 @@ class NativeStep:
         model = self._model()
         assert model is not None
         return model
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise LlmcliError("a forked process cannot use its parent's model", "load the model in each process")
 
     def _describe(self, row: Row, token: int, cache: KVCache, at: int) -> list[Tensor]:
         """Fill a row; returns the tables of angles that it points into."""
@@ -175,11 +139,6 @@ class NativeStep:
         return table
 
 
-def _destroy(found: ctypes.CDLL, engine: int, process: int) -> None:
-    if os.getpid() == process:  # the threads are not in a forked process
-        found.engine_destroy(engine)
-
-
 def _buffers(cache: KVCache, empty: KVCache) -> ctypes.Array[Buffers]:
     """The cache's present buffers, described once until one of them is replaced. ``empty`` is one of the model's."""
     if not isinstance(cache.prepared, ctypes.Array):
@@ -199,34 +158,26 @@ def _buffers(cache: KVCache, empty: KVCache) -> ctypes.Array[Buffers]:
     return cache.prepared
 
 
-def _check_rows(matrix: Tensor, rows: int, width: int) -> None:
-    """Assert that a matrix in the processor's memory has this shape, and that its rows are whole and in order."""
-    assert matrix.shape == (rows, width)
-    assert matrix.device.type == "cpu"
-    assert matrix.stride(1) == 1
-    assert matrix.stride(0) >= width
-
-
-class Description:
+class Description(Matrices):
     """A model's weights and config as structures of C, and the tensors that they point to."""
 
     def __init__(self, model: Transformer) -> None:
+        super().__init__()
         config = model.config
-        self._kept: list[object] = []
         self.vocabulary, self.cache = config.vocab_size, model.new_cache()
         layers = (Layer * config.num_hidden_layers)()
         for number, (layer, block) in enumerate(zip(layers, model.blocks, strict=True)):
             assert isinstance(block, Block)
             self._fill(layer, block, number, model)
-        self._keep(layers)
+        self.keep(layers)
         moe, vocabulary, hidden = config.moe, config.vocab_size, config.hidden_size
         inner = max(config.intermediate_size, 0 if moe is None else moe.intermediate_size)
-        embedding, positions = self._matrix(model.embedding, vocabulary, hidden), config.max_position_embeddings
+        embedding, positions = self.matrix(model.embedding, vocabulary, hidden), config.max_position_embeddings
         self.model = Model(
             layers=layers,
             embedding=embedding,
-            positions=Matrix() if model.positions is None else self._matrix(model.positions, positions, hidden),
-            head=embedding if model.head is None else self._matrix(model.head, vocabulary, hidden),
+            positions=Matrix() if model.positions is None else self.matrix(model.positions, positions, hidden),
+            head=embedding if model.head is None else self.matrix(model.head, vocabulary, hidden),
             final=self._norm(model.norm, hidden),
             embedding_scale=config.embedding_scale,
             residual_scale=config.residual_scale,
@@ -265,7 +216,7 @@ class Description:
         layer.k = self._norm(block.attn.k_norm, config.head_dim if shared else kv)
         assert not layer.q.bias
         assert not layer.k.bias
-        layer.qkv, layer.out = self._matrix(block.attn.qkv, q + 2 * kv, hidden), self._matrix(block.attn.out, hidden, q)
+        layer.qkv, layer.out = self.matrix(block.attn.qkv, q + 2 * kv, hidden), self.matrix(block.attn.out, hidden, q)
         layer.window = (config.sliding_window or 0) if block.sliding else 0
         local = block.sliding and config.local_rope is not None
         layer.rope = int(local) if config.rope is not None and block.rotates else -1
@@ -277,66 +228,21 @@ class Description:
         for index, expert in enumerate(block.mlp.experts):
             assert isinstance(expert, mlp.MLP)
             experts[2 * index], experts[2 * index + 1] = self._mlp(expert, config, config.moe.intermediate_size)
-        self._keep(experts)
-        layer.experts, layer.router = experts, self._matrix(block.mlp.router, len(block.mlp.experts), hidden)
+        self.keep(experts)
+        layer.experts, layer.router = experts, self.matrix(block.mlp.router, len(block.mlp.experts), hidden)
         layer.experts_count, layer.experts_per_token = len(block.mlp.experts), block.mlp.per_token
 
     def _mlp(self, module: mlp.MLP, config: ModelConfig, wide: int) -> tuple[Matrix, Matrix]:
-        up = self._matrix(module.up, 2 * wide if config.gated_mlp else wide, config.hidden_size)
-        return up, self._matrix(module.down, config.hidden_size, wide)
-
-    def _matrix(self, module: nn.Module, rows: int, columns: int) -> Matrix:
-        """A matrix [rows, columns], whose parts, if there are several, are each other's rest."""
-        parts = module.parts if isinstance(module, QuantizedStack) else (module,)
-        weights = [part.get_parameter("weight").detach() for part in parts]
-        assert sum(map(len, weights)) == rows
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            assert bias.shape == (rows,)
-            bias = bias.detach().float().contiguous()
-        matrix, first = None, rows
-        for part, weight in reversed(list(zip(parts, weights, strict=True))):
-            first -= len(weight)
-            rest = None if matrix is None else ctypes.addressof(self._keep(matrix))
-            matrix = Matrix(
-                data=self._at(weight),
-                bias=None if bias is None else self._at(bias[first:]),
-                rest=rest,
-                stride=weight.stride(0) * weight.element_size(),
-                rows=rows - first,
-                stored=len(weight),
-                **_stored_as(part, weight, columns),
-            )
-        assert matrix is not None
-        return matrix
+        up = self.matrix(module.up, 2 * wide if config.gated_mlp else wide, config.hidden_size)
+        return up, self.matrix(module.down, config.hidden_size, wide)
 
     def _norm(self, norm: NormModule | None, size: int) -> Norm:
         if norm is None:
             return Norm()
         assert norm.weight.shape == (size,)
         assert norm.bias is None or norm.bias.shape == (size,)
-        bias = None if norm.bias is None else self._at(norm.bias.detach().float().contiguous())
-        return Norm(self._at(norm.scale().detach().contiguous()), bias)
-
-    def _at(self, tensor: Tensor) -> int:
-        return self._keep(tensor).data_ptr()
-
-    def _keep(self, value: T) -> T:
-        """The value, which stays in memory as long as this description: C points to it."""
-        self._kept.append(value)
-        return value
-
-
-def _stored_as(module: nn.Module, weight: Tensor, columns: int) -> dict[str, int]:
-    """The format of a module's weight, and the columns in it; its shape is checked."""
-    if not isinstance(module, QuantizedMatrix):
-        _check_rows(weight, len(weight), columns)
-        return {"format": FORMATS[weight.dtype], "cols": columns}
-    assert module.columns == columns
-    assert weight.dtype == torch.uint8
-    _check_rows(weight, len(weight), row_bytes(columns, module.format))
-    block, _ = BLOCKS[module.format]
-    return {"format": FORMATS[module.format], "cols": -(-columns // block) * block}
+        bias = None if norm.bias is None else self.at(norm.bias.detach().float().contiguous())
+        return Norm(self.at(norm.scale().detach().contiguous()), bias)
 
 
 def native_step(model: Transformer) -> NativeStep | None:
@@ -378,4 +284,6 @@ def _has_known_router(moe: MoeConfig) -> bool:
 
 def _has_known_modules(model: Transformer) -> bool:
     """Whether every module with weights is one that C computes; a caller may have put others into the model."""
-    return all(type(module) in LEAVES for module in model.modules() if next(module.children(), None) is None)
+    return all(
+        type(module) in (NormModule, *MATRICES) for module in model.modules() if next(module.children(), None) is None
+    )

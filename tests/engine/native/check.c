@@ -12,6 +12,7 @@ void engine_destroy(engine *e);
 int engine_step(engine *e, const row *rows, int count);
 int engine_unembed(engine *e, const float *residual, const row *rows, int count);
 void engine_restore(engine *e, const matrix *m, int narrow, void *output);
+int engine_multiply(engine *e, const matrix *m, const float *vectors, int64_t width, int count, float *products);
 const char *engine_choose(int number);
 
 enum { TEXTS = 3, THREADS = 3, OK = 0, BAD_ROWS = 2 };
@@ -204,6 +205,47 @@ static void check_restore(engine *e)
     }
 }
 
+// A product is the same for any number of vectors and threads, in every format.
+static void check_multiply(engine *const *engines)
+{
+    for (int format = F32; format < KINDS; format++) {
+        const int rows = 1 + below(60), few = 1 + below(150), count = 1 + below(MAX_ROWS);
+        const int cols = fits_columns(format, few) ? few : 256 * PICK(1, 2);
+        const int64_t width = padded(cols);
+        const matrix m = random_rows(rows, cols, format, chance(50));
+        float *x = make((size_t)(count * width) * sizeof *x), *alone = make((size_t)rows * sizeof *alone);
+        memset(x, 0, (size_t)(count * width) * sizeof *x);
+        for (int t = 0; t < count; t++)
+            memcpy(x + t * width, random_floats(cols, -2, 2), (size_t)cols * sizeof *x);
+        for (int threads = 1; threads <= THREADS; threads++) {
+            float *y = make((size_t)(count * rows) * sizeof *y);
+            engine_multiply(engines[threads - 1], &m, x, width, count, y);
+            for (int t = 0; t < count; t++) {
+                engine_multiply(engines[0], &m, x + t * width, width, 1, alone);
+                if (memcmp(alone, y + t * rows, (size_t)rows * sizeof *y))
+                    fault("a product depends on the others, in format", format);
+            }
+            for (int i = 0; i < count * rows; i++) {
+                double expected = 0, size = 0;
+                for (int c = 0; c < cols; c++) {
+                    const double term = weight(&m, i % rows, c) * x[i / rows * width + c];
+                    expected += term, size += fabs(term);
+                }
+                const matrix *part = &m;
+                int r = i % rows;
+                for (; r >= part->stored; r -= part->stored, part = part->rest)
+                    ;
+                expected += part->bias ? part->bias[r] : 0;
+                if (!(fabs(y[i] - expected) <= 2e-5 * (size + 1)))
+                    fault("engine_multiply", fabs(y[i] - expected));
+            }
+        }
+        if (engine_multiply(engines[0], &m, x, width - 1, 1, alone) != BAD_ROWS ||
+            engine_multiply(engines[0], &m, x, width, MAX_ROWS + 1, alone) != BAD_ROWS)
+            fault("engine_multiply accepts what it must refuse", 0);
+    }
+}
+
 static void check_refusals(const setup *s, engine *e, text *x)
 {
     row rows[MAX_ROWS + 1];
@@ -254,6 +296,7 @@ static void check_model(int variants)
             engines[i] = engine_create(&s.m, i + 1);
         check_texts(&s, texts, engines);
         check_unembed(&s, engines);
+        check_multiply(engines);
         if (seed % 8 == 0)
             check_restore(engines[number % THREADS]);
         check_refusals(&s, engines[0], &texts[0]);

@@ -184,6 +184,22 @@ EXPORT void engine_restore(engine *e, const matrix *m, int narrow, void *output)
     e->restored = NULL;
 }
 
+// products[t] = m times vectors[t], plus the bias: [count, rows] from [count, width]. Columns beyond those of m are zero.
+EXPORT int engine_multiply(engine *e, const matrix *m, const float *vectors, int64_t width, int count, float *products)
+{
+    if (count < 1 || count > MAX_ROWS || width < padded(m->cols))
+        return BAD_ROWS;
+    for (int t = 0; t < count; t++) {
+        e->vectors[t] = vectors + t * width;
+        e->products[t] = products + (int64_t)t * m->rows;
+    }
+    e->factor = m;
+    e->count = count;
+    pool_run(e->threads, step_on, e);
+    e->factor = NULL;
+    return OK;
+}
+
 EXPORT const distribution_functions *engine_distribution(void) { return variants[variant_number()].distribution; }
 
 EXPORT const char *engine_variant(void) { return variants[variant_number()].name; }

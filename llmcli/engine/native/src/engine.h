@@ -37,6 +37,10 @@ typedef struct {
     const matrix *restored;
     uint8_t *output;
     bool narrow;
+    // A matrix to multiply with `count` vectors instead of a step, or NULL; from where, and where to.
+    const matrix *factor;
+    const float *vectors[MAX_ROWS];
+    float *products[MAX_ROWS];
 } engine;
 
 // Vectors are whole blocks of 32 numbers: zeros follow those that a matrix multiplies.

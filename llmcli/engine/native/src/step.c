@@ -378,11 +378,24 @@ static void restore_all(const view *v)
             restore_row(m, r, v->e->narrow, v->e->output + r * width);
 }
 
+// Multiply the matrix that Python asked for.
+static void multiply_all(const view *v)
+{
+    const matrix *m = v->e->factor;
+    int first, last;
+    while (take(v, m->rows, item_rows(v, m->rows, m->stride), &first, &last))
+        multiply(m, first, last, v->e->count, v->e->vectors, v->e->products);
+}
+
 void IN_VARIANT(step)(engine *e, int thread)
 {
     view v = {.e = e, .m = &e->m, .own = &e->private[thread], .thread = thread, .threads = pool_threads(e->threads)};
     if (e->restored) {
         restore_all(&v);
+        return;
+    }
+    if (e->factor) {
+        multiply_all(&v);
         return;
     }
     v.count = e->count;
