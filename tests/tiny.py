@@ -26,12 +26,15 @@ from transformers import (
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     Glm4Config,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    HeliumConfig,
     HunYuanDenseV1Config,
     Lfm2Config,
     LlamaConfig,
@@ -41,7 +44,9 @@ from transformers import (
     NanoChatConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoConfig,
     OlmoeConfig,
+    OPTConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
@@ -362,6 +367,32 @@ CONFIGS: dict[str, PretrainedConfig] = {
         rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "alpha": 3.0, "factor": 1.0},
     ),
     "apertus": _of(ApertusConfig, _EVEN, rope_parameters=_ROPES["llama3"]),
+    "gemma": _of(GemmaConfig, _SHARED, num_hidden_layers=2, tie_word_embeddings=True, pad_token_id=None),
+    "olmo": _of(OlmoConfig, _LAYER_NORM, num_hidden_layers=2, clip_qkv=2.5, pad_token_id=None),
+    "helium": _of(HeliumConfig, _EVEN, num_hidden_layers=2, attention_bias=True, mlp_bias=True, pad_token_id=None),
+    "gpt_neo": GPTNeoConfig(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        num_layers=3,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1], [["local"], 1]],
+        window_size=WINDOW,
+        max_position_embeddings=CONTEXT,
+        layer_norm_epsilon=0.02,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "opt": OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        ffn_dim=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
 }
 CASES = tuple(CONFIGS)
 RECURRENT = (
@@ -476,12 +507,13 @@ def _norm_gain(name: str, model_type: str) -> float:
 
 def _deviation(name: str, shape: torch.Size, model_type: str) -> float:
     """The standard deviation of a matrix's elements, by its role."""
-    if any(part in name for part in ("wpe", "embed_in")):
+    if any(part in name for part in ("wpe", "embed_in", "embed_positions")):
         return 1.0
     if any(part in name for part in ("embed", "wte", "lm_head")):
         return (1.5 if "gemma" in model_type else 3.0) / math.sqrt(shape[1])  # logits of order 1 to 10
-    fan_in = shape[0] if ".c_attn" in name or ("h." in name and ".c_" in name) else shape[-1]  # GPT-2 stores [in, out]
-    gain = {"c_attn": 1.8, "q_proj": 1.6, "k_proj": 1.6}  # queries and keys long enough for attention to be selective
+    fan_in = shape[0] if model_type == "gpt2" and ".c_" in name else shape[-1]  # GPT-2 stores [in, out]
+    qk = 0.8 if model_type == "gpt_neo" else 1.6  # GPT-Neo does not divide scores
+    gain = {"c_attn": 1.8, "q_proj": qk, "k_proj": qk}  # queries and keys long enough for attention to be selective
     return next((g for part, g in gain.items() if part in name), 1.5) / math.sqrt(fan_in)
 
 

@@ -146,6 +146,8 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield f"layers without positions: {len(config.layers_without_rope)}"
     if config.attention_gate:
         yield "gated attention outputs"
+    if config.qkv_limit is not None:
+        yield f"queries, keys and values within ±{config.qkv_limit:g}"
     if config.attention_scale not in (None, config.head_dim**-0.5):
         yield f"attention scores times {config.attention_scale:.4g}"
     if config.query_scale_beta:

@@ -41,7 +41,7 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
-        self.softcap = config.attention_softcap
+        self.softcap, self.limit = config.attention_softcap, config.qkv_limit
         self.gated = config.attention_gate
         self.qkv = Linear(config.hidden_size, config.qkv_size, bias=config.qkv_bias)
         self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
@@ -88,6 +88,8 @@ class Attention(nn.Module):
         qk, v = heads.narrow(1, 0, H + K), heads.narrow(1, H + K, K)
         if not self.norm_after_rope:
             qk = self.normed(qk)
+        if self.limit is not None:
+            qk, v = qk.clamp(-self.limit, self.limit), v.clamp(-self.limit, self.limit)
         if placement.rotation is not None:
             qk = rotate(qk, *placement.rotation)
         if self.norm_after_rope:

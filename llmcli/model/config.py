@@ -160,6 +160,7 @@ class ModelConfig:
     - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included.
     - ``mixer`` is what layers of the type "recurrent" have in attention's place.
     - ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, which is computed with its query.
+    - ``qkv_limit`` c bounds queries, keys and values to -c .. c, before rotation.
     - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to c tanh(x/c):
       ``attention_softcap`` the scores, ``logit_softcap`` the logits. ``query_scale_beta`` b multiplies the query at
       position p by 1 + b log(1 + floor(p / c)), where c is the original context of ``rope``.
@@ -210,6 +211,7 @@ class ModelConfig:
     layer_types: tuple[LayerType, ...] = ()  # empty: full attention in all layers
     mixer: MixerConfig | None = None
     attention_gate: bool = False
+    qkv_limit: float | None = None
     attention_scale: float | None = None
     attention_softcap: float | None = None
     attention_sinks: bool = False
@@ -225,7 +227,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self._check_counts()
         self._check_positions()
-        for name in ("attention_softcap", "logit_softcap", "attention_scale", "gate_limit"):
+        for name in ("attention_softcap", "logit_softcap", "attention_scale", "gate_limit", "qkv_limit"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise _bad(f"{name} must be above 0, not {value}")

@@ -45,7 +45,7 @@ def frozen(norm: nn.Module, x: Tensor, part: Tensor) -> Tensor:
     kind = type(norm).__name__
     weight = norm.weight.detach().double() if hasattr(norm, "weight") else torch.ones(len(x)).double()
     gain = weight + (1 if kind.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) else 0)
-    eps = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
+    eps = next((getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name)), 1e-5)  # OLMo's
     if "RMS" in kind:
         return part * gain / (x.square().mean() + eps).sqrt()
     centered = x - x.mean()

@@ -32,8 +32,11 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
 }
 
+
+LAYERS_KEY = {"gpt2": "n_layer", "gpt_neo": "num_layers"}  # others: num_hidden_layers
 
 # What a family's file must say: its default is not supported, or transformers cannot build it.
 NECESSARY: dict[str, dict[str, Any]] = {
@@ -59,8 +62,8 @@ def first(config: PretrainedConfig, *names: str) -> Any:
 
 def windows(config: PretrainedConfig) -> list[int | None]:
     """The window of each layer, by the rules of transformers' modeling code; None for full attention."""
-    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
+    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", getattr(config, "window_size", None))
+    types = window_types(config)
     if types is None:
         types = ["full_attention" if window is None else "sliding_attention"] * layers
     return [window if layer_type == "sliding_attention" else None for layer_type in types]
@@ -72,6 +75,25 @@ def adjusted_size(config: PretrainedConfig) -> int | None:
         return None
     with torch.device("meta"):
         return Lfm2MLP(config).w1.out_features
+
+
+def window_types(config: PretrainedConfig) -> list[str] | None:
+    """transformers' ``layer_types``, which GPT-Neo spells differently."""
+    if config.model_type == "gpt_neo":
+        return ["sliding_attention" if kind == "local" else "full_attention" for kind in config.attention_layers]
+    return getattr(config, "layer_types", None)
+
+
+def norm_eps(config: PretrainedConfig) -> float:
+    names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), 1e-5)  # fixed in the modeling code
+
+
+def inner_size(config: PretrainedConfig) -> int:
+    """The width of the MLP, by the rules of transformers' modeling code."""
+    names = ("shared_intermediate_size", "intermediate_size", "n_inner", "ffn_dim")
+    stated = next((getattr(config, name) for name in names if getattr(config, name, None)), 4 * config.hidden_size)
+    return adjusted_size(config) or stated
 
 
 def activation(config: PretrainedConfig) -> str:
@@ -92,20 +114,17 @@ def unrotated(config: PretrainedConfig) -> frozenset[int]:
 def expected(config: PretrainedConfig) -> dict[str, Any]:
     """The values of transformers' config that ``ModelConfig`` has too, under its names."""
     eos, heads = config.eos_token_id, config.num_attention_heads
-    inner = getattr(config, "n_inner", None) or 4 * config.hidden_size
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "intermediate_size": adjusted_size(config)
-        or getattr(config, "shared_intermediate_size", None)
-        or getattr(config, "intermediate_size", inner),
+        "intermediate_size": inner_size(config),
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": getattr(config, "num_key_value_heads", heads),
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "max_position_embeddings": config.max_position_embeddings,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "norm_eps": first(config, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
+        "norm_eps": norm_eps(config),
         "activation": ACTIVATIONS[getattr(config, "hidden_activation", None) or activation(config)],
         "bos_token_id": config.bos_token_id,
         "eos_token_ids": () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
@@ -120,7 +139,9 @@ def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
     """attention_scale, embedding_scale and logit_scale, from transformers' config."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if config.model_type.startswith("gemma"):
-        return config.query_pre_attn_scalar**-0.5, config.hidden_size**0.5, 1.0
+        return getattr(config, "query_pre_attn_scalar", config.head_dim) ** -0.5, config.hidden_size**0.5, 1.0
+    if config.model_type == "gpt_neo":
+        return 1.0, 1.0, 1.0
     if config.model_type.startswith("granite"):
         return config.attention_multiplier, config.embedding_multiplier, 1 / config.logits_scaling
     return head_dim**-0.5, 1.0, getattr(config, "logit_scale", 1.0)
@@ -450,6 +471,40 @@ FILES: dict[str, dict[str, Any]] = {
         "max_window_layers": 3,
         "sliding_window": 99,
     },
+    "gemma-2b": {
+        "model_type": "gemma",
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "hidden_act": "gelu",
+    },
+    "olmo-1b": {
+        "model_type": "olmo",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "clip_qkv": None,
+        "tie_word_embeddings": True,
+    },
+    "gpt_neo-125m": {
+        "model_type": "gpt_neo",
+        "hidden_size": 768,
+        "num_layers": 12,
+        "num_heads": 12,
+        "attention_types": [[["global", "local"], 6]],
+        "intermediate_size": None,
+    },
+    "opt-1.3b": {
+        "model_type": "opt",
+        "hidden_size": 2048,
+        "ffn_dim": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "word_embed_proj_dim": 2048,
+    },
     "olmoe-normalized": {"model_type": "olmoe", "norm_topk_prob": True, "num_experts": 8, "num_key_value_heads": 4},
 }
 
@@ -464,8 +519,12 @@ def test_models_have_as_many_parameters_as_in_transformers(name: str) -> None:
     """So no config makes a model with a missing or an additional bias, norm or head."""
     raw = FILES.get(name, {"model_type": name} | NECESSARY.get(name, {}))
     layers = min(raw.get("num_hidden_layers", 3), 9)
-    raw = {**raw, "n_layer" if raw["model_type"] == "gpt2" else "num_hidden_layers": layers}
-    assert count_parameters(parse(raw)) == count_transformers_parameters(transformers_config(raw))
+    raw = {**raw, LAYERS_KEY.get(raw["model_type"], "num_hidden_layers"): layers}
+    if raw["model_type"] == "gpt_neo":
+        raw["attention_types"] = [[["global"], layers]]
+    config = transformers_config(raw)
+    unused = 2 * config.hidden_size if raw["model_type"] == "opt" else 0  # rows of the table of positions
+    assert count_parameters(parse(raw)) + unused == count_transformers_parameters(config)
 
 
 @pytest.mark.parametrize("name", ["gemma3_text", *(name for name in FILES if name.startswith("gemma3_text"))])
@@ -529,7 +588,7 @@ def test_the_first_name_of_longrope_means_the_same() -> None:
     assert parse(old) == parse(FILES["phi3-yarn"])
 
 
-UNUSUAL_ROPE = ("gpt2", "granitemoehybrid", *SCALED_BY_DEFAULT)
+UNUSUAL_ROPE = ("gpt2", "gpt_neo", "opt", "granitemoehybrid", *SCALED_BY_DEFAULT)
 
 
 @pytest.mark.parametrize("place", ["top", "rope_parameters"])
@@ -620,7 +679,7 @@ def test_absurd_numbers_cost_no_memory_or_time(model_type: str, value: int) -> N
     sizes = [key for key, usual in known.items() if type(usual) in (int, float)]
     assert len(sizes) > 6
     rejected = {key: rejection({"model_type": model_type, key: value}) for key in sizes}
-    assert all(rejected[key] for key in ("vocab_size", "n_layer" if model_type == "gpt2" else "num_hidden_layers"))
+    assert all(rejected[key] for key in ("vocab_size", LAYERS_KEY.get(model_type, "num_hidden_layers")))
 
 
 def rejection(raw: dict[str, Any]) -> LlmcliError | None:
@@ -648,7 +707,14 @@ COUNTS = {
 
 
 # Published totals of models whose config is among FILES.
-PUBLISHED = {"gpt_oss-20b": 20_914_757_184, "olmo3-7b": 7_298_011_136}
+PUBLISHED = {
+    "gpt_oss-20b": 20_914_757_184,
+    "olmo3-7b": 7_298_011_136,
+    "gemma-2b": 2_506_172_416,
+    "olmo-1b": 1_176_764_416,
+    "gpt_neo-125m": 125_198_592,
+    "opt-1.3b": 1_315_753_984,  # 2 rows of the table of positions are unused
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -40,6 +40,7 @@ MIXED = [  # windowed and full layers
     "olmo3",
     "cohere2",
     "exaone4",
+    "gpt_neo",
     *GEMMA,
 ]
 WINDOWED = ["mistral", *MIXED, "phi3", "starcoder2", "mixtral", "qwen3_moe"]
@@ -57,9 +58,11 @@ QK_NORMED = [
     "exaone4",
     "apertus",
 ]
-UNGATED = ("gpt2", "gpt_neox", "starcoder2", "arcee", "nanochat", "apertus")
+UNGATED = ("gpt2", "gpt_neo", "gpt_neox", "starcoder2", "arcee", "nanochat", "apertus", "opt")
+LEARNED = ["gpt2", "gpt2-untied", "gpt_neo", "opt"]  # positions
+FIXED_EPS = ("olmo", "opt")
 GATED = [name for name in CASES if name.split("-")[0] not in UNGATED]
-ROPED = [name for name in CASES if not name.startswith("gpt2") and name != "granitemoehybrid"]
+ROPED = [name for name in CASES if name not in (*LEARNED, "granitemoehybrid")]
 SCALED_ROPE = [
     "llama-linear",
     "llama-dynamic",
@@ -147,6 +150,7 @@ def other_activation(model: Transformer) -> Transformer:
         "gelu_sigmoid": "silu",
         "relu_squared": "relu",
         "xielu": "gelu",
+        "relu": "relu_squared",
     }
     return rebuilt(model, activation=others[model.config.activation])
 
@@ -222,10 +226,10 @@ def pre_instead_of_post_norms(model: Transformer) -> Transformer:
 
 # A name for each mistake: the mutation, and the cases whose logits it must change.
 CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
-    "eps": (changed(norm_eps=1e-6), list(CASES)),
+    "eps": (changed(norm_eps=1e-6), [name for name in CASES if name not in FIXED_EPS]),
     "rms or layer norm": (other_norm, list(CASES)),
     "activation": (other_activation, list(CASES)),
-    "no norm offset": (changed(norm_offset=0.0), [*GEMMA, "qwen3_5_text"]),
+    "no norm offset": (changed(norm_offset=0.0), ["gemma", *GEMMA, "qwen3_5_text"]),
     "pre-norms instead of post-norms": (pre_instead_of_post_norms, ["olmo2", "olmo3", "exaone4"]),
     "theta": (changed_rope(theta=777.0), ROPED),
     "all features rotated": (all_features_rotated, PARTIAL),
@@ -265,10 +269,12 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "q and k not normalized": (changed(qk_norm=None), QK_NORMED),
     "q and k normalized per head": (changed(qk_norm="heads"), ["olmo2", "olmo3", "olmoe"]),
     "q and k normalized together": (changed(qk_norm="full"), ["stablelm-parallel", "cohere-normed"]),
-    "attention scale": (changed(attention_scale=None), ["gemma2", "gemma3_text", "granite"]),
+    "attention scale": (changed(attention_scale=None), ["gemma2", "gemma3_text", "granite", "gpt_neo"]),
+    "q, k and v not bounded": (changed(qkv_limit=None), ["olmo"]),
+    "other bound of q, k and v": (changed(qkv_limit=2.2), ["olmo"]),
     "attention softcap": (changed(attention_softcap=None), ["gemma2"]),
     "logit softcap": (changed(logit_softcap=None), ["gemma2", "nanochat"]),
-    "embedding scale": (changed(embedding_scale=1.0), [*GEMMA, "granite"]),
+    "embedding scale": (changed(embedding_scale=1.0), ["gemma", *GEMMA, "granite"]),
     "residual scale": (changed(residual_scale=1.0), ["granite"]),
     "logit scale": (changed(logit_scale=1.0), ["granite", *COHERE]),
     "serial or parallel": (serial_or_parallel, NEOX),
@@ -394,9 +400,9 @@ def positions_off_by_one(model: Transformer) -> None:
 PRE_NORMED = [
     name
     for name in CASES
-    if not name.startswith(("olmo2", "olmo3", "cohere", "exaone4", "nanochat", "stablelm-parallel"))
+    if not name.startswith(("olmo2", "olmo3", "cohere", "exaone4", "nanochat", "stablelm-parallel")) and name != "olmo"
 ]
-EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite"]
+EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite", "gpt_neo", "opt"]
 WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
     "head halves": (swap_head_halves, [name for name in ROPED if name not in PARTIAL]),
     "heads interleaved": (interleave_heads, ROPED),
@@ -410,7 +416,7 @@ WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
     "pre and post norm of the MLP": (swap_norms("mlp_norm", "mlp_post_norm"), [*GEMMA, "glm4"]),
     "post norms": (swap_norms("attn_post_norm", "mlp_post_norm"), POST_NORMED),
     "curvatures": (swap_curvatures, ["apertus"]),
-    "positions": (positions_off_by_one, ["gpt2", "gpt2-untied"]),
+    "positions": (positions_off_by_one, LEARNED),
 }
 
 

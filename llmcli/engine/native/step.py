@@ -261,6 +261,7 @@ def _has_known_layers(config: ModelConfig) -> bool:
         config.attention_sinks,
         config.gate_limit is not None,
         config.qk_norm_after_rope,
+        config.qkv_limit is not None,
         config.query_scale_beta != 0,
         config.embedding_norm,
         config.activation == "xielu",

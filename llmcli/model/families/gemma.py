@@ -1,4 +1,4 @@
-"""Gemma 2 and 3."""
+"""Gemma 1 to 3."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families.fields import (
+    ACTIVATIONS,
     Defaults,
+    choice,
     common,
     field,
     layer_types,
@@ -18,6 +20,45 @@ from llmcli.model.families.fields import (
     wrong,
 )
 from llmcli.model.families.rules import Family, Names
+
+GELUS = {**ACTIVATIONS, "gelu": ACTIVATIONS["gelu_pytorch_tanh"]}  # early files call it "gelu"
+
+
+def parse_gemma1(raw: Mapping[str, Any]) -> ModelConfig:
+    """Gemma (Gemma Team 2024): a Llama with a GELU, a scaled embedding, and norm weights around 0.
+
+    config.json -> ModelConfig, with the defaults of transformers' GemmaConfig.
+    """
+    _check_direction(raw)
+    shared = common(
+        {**raw, "hidden_act": None},
+        Defaults(
+            model_type="gemma",
+            vocab_size=256000,
+            hidden_size=3072,
+            intermediate_size=24576,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            head_dim=256,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            bos_token_id=2,
+            eos_token_id=1,
+        ),
+    )
+    bias = field(raw, "attention_bias", False)
+    return ModelConfig(
+        **shared | {"activation": choice(raw, "hidden_act", "gelu", GELUS)},
+        norm_offset=1.0,
+        qkv_bias=bias,
+        out_bias=bias,
+        embedding_scale=shared["hidden_size"] ** 0.5,
+    )
+
+
+GEMMA = Family("gemma", parse_gemma1, Names().rules, tokenizer_class="GemmaTokenizer")
+
 
 GEMMA_NAMES = Names(
     attn_post_norm="post_attention_layernorm",
@@ -44,10 +85,7 @@ def gemma(
     raw: Mapping[str, Any], *, model_type: str, vocab_size: int, max_position_embeddings: int, **others: Any
 ) -> dict[str, Any]:
     """``ModelConfig``'s arguments that Gemma 2 and 3 share."""
-    if field(raw, "use_bidirectional_attention", False):
-        raise LlmcliError(
-            "config.json: use_bidirectional_attention is not supported", "such a model does not generate text"
-        )
+    _check_direction(raw)
     shared = common(
         raw,
         Defaults(
@@ -78,6 +116,14 @@ def gemma(
         "attention_scale": max(field(raw, "query_pre_attn_scalar", 256.0), 1e-9) ** -0.5,
         "embedding_scale": shared["hidden_size"] ** 0.5,
     }
+
+
+def _check_direction(raw: Mapping[str, Any]) -> None:
+    """Raise LlmcliError if the model's attention is not causal."""
+    if field(raw, "use_bidirectional_attention", False):
+        raise LlmcliError(
+            "config.json: use_bidirectional_attention is not supported", "such a model does not generate text"
+        )
 
 
 GEMMA2 = Family("gemma2", parse_gemma2, GEMMA_NAMES.rules, tokenizer_class="GemmaTokenizer")

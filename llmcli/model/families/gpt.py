@@ -1,12 +1,13 @@
-"""The GPT line: GPT-2, GPT-NeoX (Pythia), StarCoder2."""
+"""The GPT line: GPT-2, GPT-Neo, GPT-NeoX (Pythia), StarCoder2."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import ModelConfig
+from llmcli.model.config import MAX_LAYERS, LayerType, ModelConfig
 from llmcli.model.families.fields import (
     ACTIVATIONS,
     Defaults,
@@ -16,6 +17,7 @@ from llmcli.model.families.fields import (
     optional,
     token_ids,
     windowed,
+    wrong,
 )
 from llmcli.model.families.rules import Family, Names
 
@@ -75,6 +77,78 @@ def parse_gpt2(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 GPT2 = Family("gpt2", parse_gpt2, GPT2_NAMES.rules, tokenizer_class="GPT2Tokenizer")
+
+
+GPT_NEO_NAMES = replace(
+    GPT2_NAMES,
+    qkv=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+    out="attn.attention.out_proj",
+    transposed=False,
+)
+
+
+def parse_gpt_neo(raw: Mapping[str, Any]) -> ModelConfig:
+    """GPT-Neo (Black et al. 2021): GPT-2 with windows in alternate layers, and scores that are not scaled.
+
+    config.json -> ModelConfig, with the defaults of transformers' GPTNeoConfig.
+    """
+    layers, hidden = field(raw, "num_layers", 24), field(raw, "hidden_size", 2048)
+    shared = common(
+        {
+            **raw,
+            "num_hidden_layers": layers,
+            "num_attention_heads": field(raw, "num_heads", 16),
+            "num_key_value_heads": None,
+            "head_dim": None,
+            "intermediate_size": field(raw, "intermediate_size", 4 * hidden),
+        },
+        Defaults(
+            model_type="gpt_neo",
+            vocab_size=50257,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            norm_eps=1e-5,
+            norm_eps_key="layer_norm_epsilon",
+            hidden_act="gelu_new",
+            hidden_act_key="activation_function",
+            bos_token_id=50256,
+            eos_token_id=50256,
+        ),
+    )
+    return ModelConfig(
+        **shared | {"rope": None},
+        norm="layer",
+        norm_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        gated_mlp=False,
+        position="learned",
+        attention_scale=1.0,
+        sliding_window=field(raw, "window_size", 256),
+        layer_types=_attention_types(raw),
+    )
+
+
+def _attention_types(raw: Mapping[str, Any]) -> tuple[LayerType, ...]:
+    """The layers of ``attention_types``, such as [[["global", "local"], 12]]: 12 times a full and a windowed one."""
+    value = raw.get("attention_types")
+    value = [[["global", "local"], 12]] if value is None else value
+    known: dict[str, LayerType] = {"global": "full_attention", "local": "sliding_attention"}
+    types: list[LayerType] = []
+    for entry in value if isinstance(value, list) else [None]:
+        match entry:
+            case [list(names), int(times)] if 0 <= times <= MAX_LAYERS and all(name in known for name in names):
+                types += [known[name] for name in names] * times
+            case _:
+                raise wrong("attention_types", value, 'a list such as [[["global", "local"], 12]]')
+    return tuple(types)
+
+
+GPT_NEO = Family("gpt_neo", parse_gpt_neo, GPT_NEO_NAMES.rules, tokenizer_class="GPT2Tokenizer")
 
 
 GPT_NEOX_NAMES = Names(

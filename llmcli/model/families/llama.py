@@ -1,4 +1,4 @@
-"""Llama and its close kin: Llama, SmolLM3, Granite, StableLM 2, Seed-OSS, AFM, ERNIE 4.5."""
+"""Llama and its close kin: Llama, SmolLM3, Granite, Helium, StableLM 2, Seed-OSS, AFM, ERNIE 4.5."""
 
 from __future__ import annotations
 
@@ -159,6 +159,36 @@ def multipliers(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 GRANITE = Family("granite", parse_granite, Names().rules, tokenizer_class="")
+
+
+def parse_helium(raw: Mapping[str, Any]) -> ModelConfig:
+    """Helium (Kyutai 2025): a Llama whose rotary pairs are adjacent features.
+
+    config.json -> ModelConfig, with the defaults of transformers' HeliumConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="helium",
+            vocab_size=48000,
+            hidden_size=2560,
+            intermediate_size=7040,
+            num_hidden_layers=24,
+            num_attention_heads=20,
+            num_key_value_heads=20,
+            head_dim=128,
+            max_position_embeddings=4096,
+            norm_eps=1e-8,
+            rope_theta=100000.0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    bias = field(raw, "attention_bias", False)
+    return ModelConfig(**shared, qkv_bias=bias, mlp_bias=field(raw, "mlp_bias", False))
+
+
+HELIUM = Family("helium", parse_helium, Names(interleaved=True).rules)
 
 
 STABLELM_NAMES = Names(q_norm="self_attn.q_layernorm.norms.{}", k_norm="self_attn.k_layernorm.norms.{}")

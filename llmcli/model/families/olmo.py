@@ -1,11 +1,10 @@
-"""OLMo 2, OLMo 3 and OLMoE."""
+"""OLMo 1 to 3, and OLMoE."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig, MoeConfig
 from llmcli.model.families.fields import (
     Defaults,
@@ -17,6 +16,38 @@ from llmcli.model.families.fields import (
     rope,
 )
 from llmcli.model.families.rules import Family, Names
+
+
+def parse_olmo(raw: Mapping[str, Any]) -> ModelConfig:
+    """OLMo (Groeneveld et al. 2024): a Llama whose LayerNorms have neither weights nor biases.
+
+    config.json -> ModelConfig, with the defaults of transformers' OlmoConfig.
+    """
+    shared = common(
+        raw,
+        Defaults(
+            model_type="olmo",
+            vocab_size=50304,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=2048,
+            eos_token_id=50279,
+        ),
+    )
+    bias = field(raw, "attention_bias", False)
+    return ModelConfig(
+        **shared | {"norm_eps": 1e-5},  # whatever the file says
+        norm="layer",
+        norm_weight=False,
+        qkv_bias=bias,
+        out_bias=bias,
+        qkv_limit=optional(raw, "clip_qkv", None, float),
+    )
+
+
+OLMO = Family("olmo", parse_olmo, Names().rules, tokenizer_class="GPTNeoXTokenizer")
 
 
 def parse_olmo2(raw: Mapping[str, Any]) -> ModelConfig:
@@ -90,10 +121,7 @@ def parse_olmoe(raw: Mapping[str, Any]) -> ModelConfig:
     """OLMoE (Muennighoff et al. 2024): a mixture of experts in every layer, queries and keys normalized over all heads.
 
     config.json -> ModelConfig, with the defaults of transformers' OlmoeConfig.
-    Raises LlmcliError if queries, keys and values are clipped.
     """
-    if raw.get("clip_qkv") is not None:
-        raise LlmcliError("config.json: clip_qkv is not supported", "published OLMoE models do not use it")
     shared = common(
         raw,
         Defaults(
@@ -115,7 +143,8 @@ def parse_olmoe(raw: Mapping[str, Any]) -> ModelConfig:
         normalize=field(raw, "norm_topk_prob", False),
     )
     bias = field(raw, "attention_bias", False)
-    return ModelConfig(**shared, moe=moe, qk_norm="full", qkv_bias=bias, out_bias=bias)
+    limit = optional(raw, "clip_qkv", None, float)
+    return ModelConfig(**shared, moe=moe, qk_norm="full", qkv_bias=bias, out_bias=bias, qkv_limit=limit)
 
 
 OLMOE = Family("olmoe", parse_olmoe, Names().rules, tokenizer_class="GPTNeoXTokenizer")

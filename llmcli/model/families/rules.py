@@ -59,7 +59,8 @@ class Source:
     parameter's as [a, c, b, ...]. ``parts`` (sizes): the stored rows are equal groups, each of these parts one after
     another; the parameter's are the first parts of all groups, then the second ones, and so on. ``kept`` rows follow
     each of the ``grouped``'s a groups of b c rows and stay where they are. ``shape`` is the stored
-    shape if it differs from rows and columns. ``shift`` is added to the stored values.
+    shape if it differs from rows and columns. ``shift`` is added to the stored values. ``skipped`` stored rows precede
+    the parameter's.
     """
 
     name: str
@@ -70,22 +71,23 @@ class Source:
     kept: int = 0
     shape: tuple[int, ...] = ()
     shift: float = 0.0
+    skipped: int = 0
 
     def stored_shape(self, columns: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the stored tensor must have for a parameter of shape [rows of all sources, *columns]."""
-        shape = self.shape or (self.rows, *columns)
+        shape = self.shape or (self.skipped + self.rows, *columns)
         return shape[::-1] if self.transposed else shape
 
     @property
     def as_stored(self) -> bool:
         """Whether the stored rows are the parameter's, in the same order."""
-        return not self.transposed and self.grouped is None and not self.parts and not self.shift
+        return not (self.transposed or self.grouped or self.parts or self.shift or self.skipped)
 
     def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
         """The stored tensor as the parameter's rows: [rows, *columns]."""
         import torch
 
-        rows = (stored.T if self.transposed else stored).reshape(self.rows, *columns)
+        rows = (stored.T if self.transposed else stored).reshape(self.skipped + self.rows, *columns)[self.skipped :]
         rows = rows + self.shift if self.shift else rows
         if self.parts:
             groups = rows.reshape(-1, sum(self.parts), *columns)
@@ -108,10 +110,10 @@ class Source:
         """The index of each of the parameter's rows among the stored rows (or columns, if ``transposed``): [rows]."""
         import torch
 
-        return replace(self, transposed=False).arranged(torch.arange(self.rows), ())
+        return replace(self, transposed=False).arranged(torch.arange(self.skipped + self.rows), ())
 
     def in_file(self, rows: Tensor, columns: tuple[int, ...]) -> Tensor:
-        """The inverse of ``arranged``: the parameter's rows [rows, *columns] as the stored tensor."""
+        """The inverse of ``arranged``: rows [rows, *columns] as the stored tensor; skipped ones are 0."""
         import torch
 
         if self.parts:
@@ -122,6 +124,7 @@ class Source:
             a, b, c = self.grouped
             rows = self._regrouped(rows, (a, c, b))
         rows = rows - self.shift if self.shift else rows
+        rows = torch.cat((rows.new_zeros(self.skipped, *columns), rows)) if self.skipped else rows
         shape = self.stored_shape(columns)
         return rows.reshape(shape[::-1]).T if self.transposed else rows.reshape(shape)
 
@@ -142,13 +145,15 @@ class Names:
     ``up`` is a stacked matrix. ``transposed``: the layers' matrices are stored [in, out]. ``by_head``: the stacked
     qkv holds q, k and v of the first head, then of the next. ``interleaved``: the two features of a rotary pair are
     adjacent, not half a head apart. ``expert_transposed``: only the experts' matrices are stored [in, out].
-    ``up_interleaved``: the features of a stacked gate and up alternate. ``mixer`` gives the rules of a recurrent
-    layer's mixer from the config and what precedes its names and the stored ones.
+    ``up_interleaved``: the features of a stacked gate and up alternate. ``positions_skipped``: rows of ``positions``
+    that precede position 0's. ``mixer`` gives the rules of a recurrent layer's mixer from the config and what precedes
+    its names and the stored ones.
     """
 
     embedding: str = "model.embed_tokens"
     embedding_norm: str = ""
     positions: str = ""
+    positions_skipped: int = 0
     norm: str = "model.norm"
     head: str = "lm_head"
     layer: str = "model.layers.{}."
@@ -183,7 +188,9 @@ class Names:
         """A rule for every parameter of a ``Transformer`` with this config."""
         table = [_whole("embedding.weight", f"{self.embedding}.weight", config.vocab_size)]
         if config.position == "learned":
-            table.append(_whole("positions.weight", f"{self.positions}.weight", config.max_position_embeddings))
+            count = config.max_position_embeddings
+            learned = Source(f"{self.positions}.weight", count, skipped=self.positions_skipped)
+            table.append(Rule("positions.weight", (learned,)))
         if config.embedding_norm:
             table += _norm("embedding_norm", self.embedding_norm, config)
         table += _norm("norm", self.norm, config)
