@@ -412,6 +412,8 @@ SEEDS = {
     "gemma3_text": 1,
     "gemma3_text-linear": 7,
     "gpt2": 2,
+    "gpt_neo": 2,
+    "opt": 4,
     "gpt_neox": 2,
     "gpt_neox-serial": 2,
     "starcoder2": 4,
