@@ -143,12 +143,37 @@ def attend(
 ) -> Tensor:
     """softmax(scale q k^T) v for q [B, H, T, D] and k, v [B, K, S, D]; each query sees what ``placement`` allows."""
     mask = placement.mask
-    if softcap is not None or sinks is not None:  # which no kernel of torch's computes
+    if sinks is not None and softcap is None:
+        return attend_with_sinks(q, k, v, mask, sinks, scale)
+    if softcap is not None:  # no kernel of torch's bounds the scores
         weights = attention_weights(q, k, mask, None, scale=scale, softcap=softcap, sinks=sinks).to(v.dtype)
         return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     causal = mask is None and q.shape[2] > 1
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+
+
+SINK_FEATURES = 8  # added to each head: a multiple of 8, as fast kernels require
+
+
+def attend_with_sinks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v, in which ``sinks`` [H] take part as the scores of one more key, whose value is 0.
+
+    That key is 1 in two features that all other keys lack. There, queries have the sink's score: what their dtype can
+    express, and the rest.
+    """
+    T, S, D = q.shape[2], k.shape[2], q.shape[3]
+    if mask is None and T > 1:
+        mask = causal_mask(S - T, T, q.device)
+    score = sinks.float() / scale
+    high = score.to(q.dtype)
+    features = F.pad(torch.stack((high, (score - high.float()).to(q.dtype)), dim=-1), (0, SINK_FEATURES - 2))
+    q = torch.cat((q, features[:, None].expand(len(q), -1, T, -1)), dim=-1)
+    k, v = (F.pad(x, (0, SINK_FEATURES, 1, 0)) for x in (k, v))
+    k[:, :, 0, D : D + 2] = 1
+    mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=grouped)[..., :D]
 
 
 def attention_weights(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmcli.engine import attention
 from llmcli.engine.attention import MAX_SCORES, MIN_QUERIES, QUERY_BLOCK, attend, attend_in_blocks, pays_in_blocks
+from llmcli.model.attention import attention_weights
 from llmcli.model.positions import Placement, causal_mask
 
 pytestmark = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 instructions")
@@ -113,3 +114,18 @@ def test_the_precision_of_matrix_products_is_restored() -> None:
     attend_in_blocks(*random_qkv(1, 2, 1, 70, 70, 8, seed=0), None, 1.0)
     assert torch.backends.mkldnn.matmul.fp32_precision == before
     assert torch.equal(torch.bmm(a, b), product)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("count", "window"), [(9, None), (9, 4), (1, None), (20, None)])
+def test_sinks_take_part_in_the_softmax(dtype: torch.dtype, count: int, window: int | None) -> None:
+    """The kernel with one more key gives what the explicit softmax gives, and a sink takes away what it should."""
+    q, k, v = random_qkv(1, 6, 2, count, 20, 16, seed=0, dtype=dtype)
+    mask = None if count in (1, 20) else causal_mask(20 - count, count, q.device, window)
+    sinks = torch.linspace(-9, 40, 6)
+    y = attend(q, k, v, Placement(None, None, mask), scale=0.3, softcap=None, sinks=sinks).float()
+    weights = attention_weights(q, k, mask, None, scale=0.3, softcap=None, sinks=sinks)
+    expected = weights @ v.float().repeat_interleave(3, dim=1)
+    assert (y - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 0.03)
+    assert (weights.sum(-1)[:, -1] < 1e-6).all()
+    assert (weights.sum(-1)[:, 0] > 0.5).all()
