@@ -25,6 +25,7 @@ ARCHITECTURES = {
     "gemma3_text": ("gemma3", False),
     "phi3": ("phi3", False),
     "olmo2": ("olmo2", False),
+    "olmo3": ("olmo2", False),
     "olmoe": ("olmoe", False),
     "gpt2": ("gpt2", False),
     "gpt_neox": ("gptneox", False),

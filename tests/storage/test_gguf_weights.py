@@ -97,6 +97,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.7,
     },
     "olmo2": {"head_dim": 16},
+    "olmo3": {
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+        "sliding_window": 8,
+        "rope_theta": 500000.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    },
     "olmoe": {**MOE, "head_dim": 16},
     "gpt2": {**GPT2, "tie_word_embeddings": True, "activation_function": "gelu_new"},
     "gpt2-untied": {**GPT2, "n_inner": 96, "intermediate_size": 96},

@@ -206,6 +206,8 @@ def architecture_of(contents: Contents) -> Architecture:
         raise LlmcliError(f"the file holds {COMPANIONS[kind]}, not a model", "open the model that it belongs to")
     if name == "llama" and contents.find("expert_count"):
         return _MIXTRAL
+    if name == "olmo2" and contents.find(WINDOW.key):
+        return _OLMO3
     check_architecture(name)
     return ARCHITECTURES[name]
 
@@ -220,6 +222,8 @@ def architecture_for(config: ModelConfig) -> tuple[str, Architecture]:
     """The architecture that stores a model, with its name. Raises LlmcliError, which lists them, if there is none."""
     if config.model_type == _MIXTRAL.model_type:
         return "llama", _MIXTRAL
+    if config.model_type == _OLMO3.model_type:
+        return "olmo2", _OLMO3
     wanted = {"mistral": "llama", "gemma3": "gemma3_text"}.get(config.model_type, config.model_type)
     for name, architecture in ARCHITECTURES.items():
         if architecture.model_type == wanted:
@@ -407,6 +411,20 @@ def _gpt_oss(contents: Contents) -> dict[str, Any]:
     }
 
 
+def _same_theta(config: ModelConfig) -> bool:
+    """Whether windowed layers rotate like the others would without scaling."""
+    rope, local = config.rope, config.local_rope
+    return rope is not None and local is not None and (local.rope_type, local.theta) == ("default", rope.theta)
+
+
+def _olmo3(contents: Contents) -> dict[str, Any]:
+    """Only layers without a window scale their angles."""
+    theta = contents.find("rope.freq_base") or 10000.0
+    scaled = (_scaling(contents) or {}) | {"rope_theta": theta}
+    nested = {"full_attention": scaled, "sliding_attention": {"rope_theta": theta}}
+    return {"rope_scaling": None, "rope_parameters": nested}
+
+
 def _seed_oss(contents: Contents) -> dict[str, Any]:
     return _biases(contents) | {"attention_out_bias": "blk.0.attn_output.bias" in contents.shapes}
 
@@ -532,3 +550,15 @@ ARCHITECTURES = {
     "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=_refusing(attention_bias=_no_biases)),
 }
 _MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)
+_OLMO3 = Architecture(
+    "olmo3",
+    NAMES,
+    (*RMS, replace(WINDOW, required=True)),
+    _olmo3,
+    refused=_refusing(
+        attention_bias=_no_biases,
+        head_dim=_even,
+        layer_types=_windows_in(4),
+        rope_parameters=_same_theta,
+    ),
+)
