@@ -184,6 +184,7 @@ def _print_triangle(report: explain.AttentionPattern, stream: TextIO) -> None:
             line.append(f"{weight * 100:>{CELL - 1}.0f}", shade(weight) if weight >= 0.005 else "dim")
             line.append(" ")
         if row.sink is not None:
+            line.append(" " * CELL * (len(rows[-1].weights) - len(row.weights)))  # below the heading
             line.append(f"{row.sink * 100:>5.0f}", shade(row.sink) if row.sink >= 0.005 else "dim")
         target.print(line, soft_wrap=True)
     summed = " …: sum of the positions in between." if first > 1 else ""

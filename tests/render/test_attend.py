@@ -1,0 +1,44 @@
+"""The views of attention in models whose heads have a learned sink."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from llmcli.explain.attention import attend, attention_pattern
+from llmcli.render.attend import print_attend, print_attention_pattern
+from tests.explain.reference import IDS, loaded
+from tests.render.test_terminal import Tty
+from tests.tiny import TinyFactory
+
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def test_the_sink_is_a_row_of_the_table(tiny: TinyFactory) -> None:
+    report, stream = attend(loaded(tiny("gpt_oss")), IDS[:8]), io.StringIO()
+    print_attend(report, stream)
+    rows = [line.split("\t") for line in stream.getvalue().splitlines() if "\t" in line]
+    (sink,) = [row for row in rows if row[1] == "sink"]
+    assert float(sink[rows[0].index("mean weight")]) == report.sink
+    assert {len(row) for row in rows} == {len(rows[0])}
+    means = [float(row[rows[0].index("mean weight")]) for row in rows[1:]]
+    assert abs(sum(means) - 1) < 1e-6
+    without = io.StringIO()
+    print_attend(attend(loaded(tiny("llama")), IDS[:8]), without)
+    assert "\tsink\t" not in without.getvalue()
+
+
+def test_the_sink_is_the_last_column_of_a_pattern(tiny: TinyFactory) -> None:
+    report, plain, drawn = attention_pattern(loaded(tiny("gpt_oss")), IDS[:8], (0, 1)), io.StringIO(), Tty()
+    print_attention_pattern(report, plain)
+    table = [line.split("\t") for line in plain.getvalue().splitlines() if "\t" in line]
+    assert table[0][-1] == "sink"
+    for row, cells in zip(report.rows, table[1:], strict=True):
+        assert float(cells[-1]) == row.sink
+        assert abs(sum(float(cell) for cell in cells[2:] if cell) - 1) < 1e-5
+    print_attention_pattern(report, drawn)
+    heading, *lines = STYLE.sub("", drawn.getvalue()).splitlines()[1:]
+    assert heading.endswith("sink")
+    for row, line in zip(report.rows, lines, strict=False):
+        assert len(line.rstrip()) == len(heading) - 1  # as the other columns, one place before the end
+        assert int(line.split()[-1]) == round(100 * (row.sink or 0))
