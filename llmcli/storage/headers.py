@@ -25,8 +25,8 @@ class Headers:
 
     ``config`` is that of the model as it loads, ``dtype`` the dtype of its weights' values, ``quantization`` how the
     weights are quantized, if they are. ``entries`` are the tensors that hold parameters, ``others`` the remaining ones
-    (scales, copies, masks); ``others_named`` lists those that are not used. ``parameters`` is how many numbers the
-    ``entries`` hold. ``kept`` are the bytes of the parameters of a GGUF file that stay as stored on a CPU.
+    (scales, copies, masks); ``others_named`` lists those that are not used. ``parameters`` is how many numbers that are
+    used the ``entries`` hold. ``kept`` are the bytes of the parameters of a GGUF file that stay as stored on a CPU.
     """
 
     config: ModelConfig
@@ -56,7 +56,9 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         entries = {name: entry for name, (_, entry) in weights.tensors.items()}
         wanted = {source.name for rule in rules for source in rule.sources}
         dtype = weights.dtype(rules[0].sources[0].name)
-        parameters = sum(math.prod(entries[name].shape) for name in wanted)
+        unused = {source.name: source.skipped for rule in rules for source in rule.sources}  # rows
+        shapes = {name: entries[name].shape for name in wanted}
+        parameters = sum(math.prod(shape) - unused[name] * math.prod(shape[1:]) for name, shape in shapes.items())
         with torch.device("meta"):
             model = Transformer(config)
         kept = {rule.target: weights.blocks_nbytes(rule) for rule in matrices_kept(weights, model, rules)}
