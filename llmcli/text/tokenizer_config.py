@@ -29,6 +29,7 @@ CLASSES: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": {"unk_token": END, "bos_token": END, "eos_token": END},
     "GPTNeoXTokenizer": {"unk_token": END, "bos_token": END, "eos_token": END, "pad_token": "<|padding|>"},
     "Qwen2Tokenizer": {"unk_token": END, "eos_token": END, "pad_token": END},
+    "Qwen3_5Tokenizer": {"unk_token": END, "eos_token": END, "pad_token": END},
     "GemmaTokenizer": {
         "unk_token": "<unk>",
         "bos_token": "<bos>",
@@ -46,7 +47,7 @@ CLASSES: dict[str, dict[str, str]] = {
         "mask_token": "<MASK_TOKEN>",
     },
 }
-BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer", "CohereTokenizer")
+BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer", "Qwen3_5Tokenizer", "CohereTokenizer")
 GENERIC = ""  # any class that uses tokenizer.json as it is
 # Llama's normalizer as written by old versions, which also puts a space after every special token.
 PREPENDING = [

@@ -39,6 +39,7 @@ PROMPT = 5
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Without the compiled engine, which only a CPU has."""
     monkeypatch.setattr(engine, "native_step", lambda model: None)
+    monkeypatch.setattr(engine, "native_products", lambda model: None)
     with torch.inference_mode():
         yield
 

@@ -32,6 +32,7 @@ BF16 = 0.08  # the same for bfloat16 weights
 @pytest.fixture(autouse=True)
 def _torch_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(engine, "native_step", lambda model: None)
+    monkeypatch.setattr(engine, "native_products", lambda model: None)
     with torch.inference_mode():
         yield
 

@@ -186,6 +186,7 @@ def test_the_default_text_is_ordinary() -> None:
 def test_keys_written_to_a_wrong_position(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """In torch, which also decodes here."""
     monkeypatch.setattr(EngineTransformer, "native", None)
+    monkeypatch.setattr(EngineTransformer, "products", None)
     right = KVCache.append
 
     def wrong(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,7 @@ def assert_as_alone(loaded: LoadedModel, size: int) -> None:
 def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode without the compiled engine, as on a GPU."""
     monkeypatch.setattr(EngineTransformer, "native", None)
+    monkeypatch.setattr(EngineTransformer, "products", None)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -106,6 +107,7 @@ def test_each_text_is_what_it_is_alone_in_torch(tiny: TinyFactory, name: str) ->
 def test_more_texts_than_one_block_of_rows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     if engine == "torch":
         monkeypatch.setattr(EngineTransformer, "native", None)
+        monkeypatch.setattr(EngineTransformer, "products", None)
     loaded = opened(tiny("llama").load())
     crowd = [request(key, 1 + key % 13, 6) for key in range(21)]
     found = steps_of(generate_batch(loaded, crowd, 19))
@@ -175,6 +177,7 @@ def test_one_at_a_time_is_the_loop_for_one_text(tiny: TinyFactory, monkeypatch: 
     loaded = opened(tiny("llama").load().to(torch.bfloat16))
     one_by_one(loaded)
     monkeypatch.setattr(EngineTransformer, "native", None)
+    monkeypatch.setattr(EngineTransformer, "products", None)
     with monkeypatch.context() as patch:
         patch.setattr(BatchedCache, "step", None)  # whole blocks of rows are for several texts
         one_by_one(loaded)
@@ -200,6 +203,7 @@ def test_a_repeated_prompt_is_read_once(
 ) -> None:
     if engine == "torch":
         monkeypatch.setattr(EngineTransformer, "native", None)
+        monkeypatch.setattr(EngineTransformer, "products", None)
     loaded = opened(tiny("gemma3_text").load())
     found = repeat_a_prompt(loaded)
     assert forwards[: forwards.index(9, 1)] == [9]  # then the fresh runs begin

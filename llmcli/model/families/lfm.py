@@ -95,4 +95,4 @@ NAMES = Names(
     down="feed_forward.w2",
     mixer=_mixer,
 )
-LFM2 = Family("lfm2", parse_lfm2, NAMES.rules, tokenizer_class="")
+LFM2 = Family("lfm2", parse_lfm2, NAMES.rules)

@@ -88,7 +88,7 @@ def _family(model_type: str, *text_types: str, flat: bool = False, tokenizer_cla
 
 
 MISTRAL3 = _family("mistral3", "mistral", "ministral3", tokenizer_class="")
-LLAVA = _family("llava", "llama", "mistral")
+LLAVA = _family("llava", "llama", "mistral", tokenizer_class="")
 QWEN2_VL = _family("qwen2_vl", "qwen2_vl_text", flat=True, tokenizer_class="Qwen2Tokenizer")
 QWEN2_5_VL = _family("qwen2_5_vl", "qwen2_5_vl_text", flat=True, tokenizer_class="Qwen2Tokenizer")
 QWEN3_VL = _family("qwen3_vl", "qwen3_vl_text", tokenizer_class="Qwen2Tokenizer")

@@ -89,13 +89,13 @@ def parse_multimodal(raw: Mapping[str, Any]) -> ModelConfig:
 
 NAMES = Names(mixer=_mixer)
 UNREAD = (r"mtp\..*", r"(model\.)?visual\..*")  # heads that predict several tokens, and the image encoder
-QWEN3_5 = Family("qwen3_5_text", parse_qwen3_5, NAMES.rules, dropped=UNREAD, tokenizer_class="Qwen2Tokenizer")
+QWEN3_5 = Family("qwen3_5_text", parse_qwen3_5, NAMES.rules, dropped=UNREAD, tokenizer_class="Qwen3_5Tokenizer")
 QWEN3_5_MULTIMODAL = Family(
     "qwen3_5",
     parse_multimodal,
     NAMES.rules,
     renamed=((r"^model\.language_model\.", "model."),),
     dropped=UNREAD,
-    tokenizer_class="Qwen2Tokenizer",
+    tokenizer_class="Qwen3_5Tokenizer",
     text_only=True,
 )
