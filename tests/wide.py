@@ -19,6 +19,8 @@ def raw_config(name: str) -> dict[str, Any]:
     """The config.json of a case in ``tiny.CONFIGS``, with most sizes multiples of 32."""
     raw: dict[str, Any] = json.loads(CONFIGS[name].to_json_string(use_diff=False))
     raw |= {key: size for key, size in WIDE.items() if key in raw}
+    if "word_embed_proj_dim" in raw:
+        raw["word_embed_proj_dim"] = raw["hidden_size"]
     if "mamba_d_head" in raw:
         raw["mamba_d_head"] = raw["mamba_expand"] * raw["hidden_size"] // raw["mamba_n_heads"]
     return raw

@@ -167,7 +167,7 @@ def step_report(
     The candidates are the model's ``top`` tokens, the ``top`` tokens after all filters, and the chosen one.
     ``temperatures`` adds a column for each, and for the one that the step used, with all other filters and u unchanged.
     """
-    check_whole("top", top, 1)
+    check_whole("top", top, 0)
     logits, choice = step.logits, step.choice
     probs = probabilities(logits)
     stages = sampler.stages(logits, context_ids)

@@ -106,7 +106,8 @@ def test_verbose_says_what_the_check_took_and_what_decodes(
     assert not checked.search(quiet)
     assert not decoded.search(quiet)
     monkeypatch.setattr(transformer, "variant", lambda: None)
-    monkeypatch.setattr(transformer, "native_step", lambda model: None)
+    for missing in ("native_step", "native_products"):
+        monkeypatch.setattr(transformer, missing, lambda model: None)
     assert decoded.findall(run(*command, "--verbose").stderr) == [without]
 
 

@@ -94,7 +94,7 @@ def test_fp32_steps_are_the_references(tiny: TinyFactory, name: str) -> None:
     model = load(tiny, name)
     if not _has_known_layers(model.config):
         assert model.native is None
-        assert engine_of(model) == "torch (the native engine does not run this model in float32)"
+        assert engine_of(model).startswith("torch, with products of the native engine")
         return
     assert difference(native_logits(model, 1), reference_logits(model)) <= CLOSE
 
@@ -329,7 +329,7 @@ def test_every_wrong_choice_shows(tiny: TinyFactory, name: str, field: str, valu
     assert difference(native_logits(model, 1, step=wrong), expected) > WRONG
 
 
-@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("activation", [name for name in get_args(Activation) if name != "xielu"])  # not in C
 def test_every_activation_is_the_references(tiny: TinyFactory, activation: Activation) -> None:
     folder = tiny("llama").folder
     config = dataclasses.replace(Checkpoint.read(folder).config, activation=activation)

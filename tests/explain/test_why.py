@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -237,17 +238,17 @@ def test_a_wrong_norm_fails_the_check(
 
 
 def other_groups(heads: Heads) -> Heads:
-    return Heads(heads.block, heads.weights, heads.values.flip(0), heads.matrix)
+    return replace(heads, values=heads.values.flip(0))
 
 
 def other_weights(heads: Heads) -> Heads:
-    return Heads(heads.block, heads.weights.flip(-1), heads.values, heads.matrix)
+    return replace(heads, weights=heads.weights.flip(-1))
 
 
 def heads_between(heads: Heads) -> Heads:
     matrix = heads.matrix
     wrong = matrix.flatten(1).view(len(matrix), *matrix.shape[1:3][::-1], matrix.shape[-1]).transpose(1, 2)
-    return Heads(heads.block, heads.weights, heads.values, wrong)
+    return replace(heads, matrix=wrong)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
@@ -268,7 +269,7 @@ def test_shifted_sources_fail_the_reference(tiny: TinyFactory, monkeypatch: pyte
 
     def shifted(*args: Any) -> Heads:
         heads = right(*args)
-        return Heads(heads.block, heads.weights.roll(1, -1), heads.values.roll(1, 1), heads.matrix)
+        return replace(heads, weights=heads.weights.roll(1, -1), values=heads.values.roll(1, 1))
 
     monkeypatch.setattr(module, "heads_of", shifted)
     case = tiny("llama")

@@ -15,7 +15,7 @@ from llmcli.model.families.fields import ACTIVATIONS
 from tests.tiny import CPU, TinyFactory, load, load_with_transformers, random_ids
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "xielu"])  # which has parameters
 def test_activations_are_those_of_transformers(name: str) -> None:
     x = torch.linspace(-8, 8, 4001)
     torch.testing.assert_close(mlp.ACTIVATIONS[ACTIVATIONS[name]](x), ACT2FN[name](x), rtol=2e-6, atol=1e-6)

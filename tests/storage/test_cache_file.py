@@ -49,7 +49,7 @@ def filled(model: Transformer, count: int = COUNT) -> tuple[list[int], KVCache]:
 
 
 def contents(cache: KVCache) -> list[tuple[int, Tensor, Tensor]]:
-    return [cache.held(layer) for layer in range(cache.layers)]
+    return [cache.held(layer) for layer in cache.attending]
 
 
 def assert_equal(a: KVCache, b: KVCache) -> None:
@@ -323,7 +323,7 @@ def test_a_restore_without_the_first_positions_shows(
 
     def forgetful(self: KVCache, *rest: object) -> None:
         real(self, *rest)  # type: ignore[arg-type]
-        self._first = [0] * self.layers
+        self._first = dict.fromkeys(self._first, 0)
 
     monkeypatch.setattr(cache_module, "SPARE", 2)
     monkeypatch.setattr(KVCache, "restore", forgetful)
