@@ -17,7 +17,7 @@ class Trace:
 
     rows: slice | None = None
     residual: list[Tensor] = field(default_factory=list)  # before each block, then after the last: [B, rows, C]
-    attn_out: list[Tensor] = field(default_factory=list)  # what attention or the mixer adds to the residual, likewise
+    attn_out: list[Tensor] = field(default_factory=list)  # what attention or the mixer adds: [B, rows, C]
     mlp_out: list[Tensor] = field(default_factory=list)  # what the MLP adds: [B, rows, C]
     attention: dict[int, Tensor] = field(default_factory=dict)  # weights per head: [B, H, rows, S]
     values: dict[int, Tensor] = field(default_factory=dict)  # per key/value head: [B, K, S, D]
