@@ -22,7 +22,7 @@ from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, Progress
 from llmcli.storage.finite import LoadNotes
-from llmcli.storage.quantize import Quantization, quantize
+from llmcli.storage.quantize import Quantization, quantization_of, quantize
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -113,8 +113,9 @@ def load(
     if quantization not in (None, *get_args(Quantization)):
         raise usage_error(f"{quantization!r} is not a quantization", f"known: {', '.join(get_args(Quantization))}")
     checkpoint = read_checkpoint(folder)
+    quantized = usage_error(f"the weights of {name or folder.name} are already quantized", kind="already-quantized")
     if quantization is not None and checkpoint.quantization is not None:
-        raise usage_error(f"the weights of {name or folder.name} are already quantized", kind="already-quantized")
+        raise quantized
     where = group.device if group is not None else device_for(checkpoint, device, quantization)
     tokenizer = load_tokenizer(folder, name, model=checkpoint.raw)
     defaults = read_defaults(folder, checkpoint.config.max_position_embeddings)
@@ -137,6 +138,8 @@ def load(
             restored=restored or quantization is not None,
         )
     if quantization is not None:
+        if quantization_of(model) is not None:  # a GGUF file's
+            raise quantized
         quantize(model, quantization, progress)
     return LoadedModel(name or folder.name, folder, model, tokenizer, defaults, notes, adapter, quantization)
 

@@ -137,9 +137,10 @@ class Manifest:
             yield "the system prompt"
         if "messages" in self.layers:
             yield "the messages"
-        names = sorted(self._settings("params").keys() - {"stop"})  # the model's own stop tokens are in the file
-        if names:
-            yield "the parameters " + ", ".join(name for name in names if name.isidentifier())
+        names = self._settings("params").keys() - {"stop"}  # the model's own stop tokens are in the file
+        shown = sorted(name for name in names if name.isidentifier())
+        if shown:
+            yield f"the parameter{'' if len(shown) == 1 else 's'} {', '.join(shown)}"
 
     def label(self) -> str:
         """The quantization as ollama states it; "" if it does not."""

@@ -90,7 +90,7 @@ def test_a_gguf_file_is_written_in_another_type(run: Run, model: Path, tmp_path:
         (("MODEL", "FILE"), ("old.gguf exists", "name another file")),
         (("MODEL", "FOLDER"), ("that is a folder",)),
         (("MODEL", "FOLDER/no/a.gguf"), ("there is no folder",)),
-        (("MODEL", "NEW", "--type", "Q4_K_M"), ("'Q4_K_M' is not one of", "did you mean Q4_K")),
+        (("MODEL", "NEW", "--type", "Q4_K_M"), ("'Q4_K_M' is not one of 'BF16', 'F16'", "did you mean Q4_K")),
         (("QUANTIZED", "NEW", "--adapter", "MODEL"), ("an adapter cannot be merged into quantized weights",)),
         (("FILE", "NEW", "--adapter", "MODEL"), ("an adapter cannot be merged into the weights of a GGUF file",)),
     ],

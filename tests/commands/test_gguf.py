@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llmcli.commands.options import model as model_options
 from llmcli.commands.shell.hints import hint_of
 from llmcli.engine.tensor_parallel.transformer import load_split
 from llmcli.errors import LlmcliError
@@ -72,6 +73,16 @@ def test_a_model_in_place_of_the_text_is_an_error(
     assert run("tokenize", ".", "--ids").exit_code == 0  # a text, although it is also this folder
 
 
+def test_a_damaged_file_is_reported_before_torch_is_imported(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" * 10)
+    monkeypatch.setattr(model_options, "import_torch", None)
+    result = run("generate", "a", "-m", tmp_path / "a.gguf")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"llmcli: {tmp_path / 'a.gguf'}: not a complete GGUF file: ")
+
+
 def test_a_file_is_not_split_among_processes(file: Path) -> None:
     alone: Any = None  # no other process is needed to find out
     with pytest.raises(LlmcliError, match="GGUF files cannot be split among processes") as error:
@@ -110,7 +121,7 @@ def test_inspect_predicts_the_memory_of_packed_weights(run: Run, file: Path) -> 
     [
         (("quantize", "FILE", "OUT"), "is a GGUF file"),
         (("generate", "a", "-m", "FILE", "--adapter", "FILE"), "cannot be merged into the weights of a GGUF file"),
-        (("generate", "a", "-m", "FILE", "--quantize", "int8"), "the weights are already quantized"),
+        (("generate", "a", "-m", "FILE", "--quantize", "int8"), "the weights of tales.gguf are already quantized"),
     ],
 )
 def test_what_needs_the_original_model(

@@ -54,7 +54,8 @@ class Choice(click.Choice[str]):
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         option = self.elsewhere.get(str(value).lower())
         near = f"use {option}" if option else did_you_mean(str(value), self.choices)
-        return super().get_invalid_choice_message(value, ctx).rstrip(".") + (f"; {near}" if near else "")
+        known = ", ".join(map(repr, self.choices))
+        return f"{value!r} is not one of {known}" + (f"; {near}" if near else "")
 
 
 class Line(click.types.StringParamType):

@@ -25,6 +25,7 @@ from llmcli.commands.options.common import (
 from llmcli.commands.shell.help import Decorator
 from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.files.gguf import read_gguf
 from llmcli.files.sizes import readable
 from llmcli.hub import name_of
 
@@ -131,10 +132,16 @@ def report_unused(name: str, tensors: Sequence[str]) -> None:
 
 
 def find_model(name: str | None, offline: bool) -> Path:
-    """Return the folder of the model ``name`` (None: the shipped model), with a bar on stderr while it downloads."""
+    """Return the folder of the model ``name`` (None: the shipped model), with a bar on stderr while it downloads.
+
+    Raises the errors of ``hub.find``, and LlmcliError at once if a GGUF file is damaged: importing torch takes seconds.
+    """
     name = hub.default_model() if name is None else name
     with render.DownloadProgress(name, sys.stderr) as progress:
-        return hub.find(name, offline=offline, progress=progress, note=note_once)
+        path = hub.find(name, offline=offline, progress=progress, note=note_once)
+    if path.is_file():
+        read_gguf(path)
+    return path
 
 
 def note_once(text: str) -> None:
