@@ -128,7 +128,9 @@ def test_what_ollama_adds_to_a_model_is_reported(home: Path) -> None:
     ]
     ollama_model(store, params={"temperature": 0.1})
     find("ollama:llama3.2:1b", note=notes.append)
-    assert notes[1:] == ["ollama:llama3.2:1b: llmcli uses only the model's GGUF file, without the parameter temperature"]
+    assert notes[1:] == [
+        "ollama:llama3.2:1b: llmcli uses only the model's GGUF file, without the parameter temperature"
+    ]
 
 
 @pytest.mark.parametrize(
