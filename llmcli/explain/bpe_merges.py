@@ -7,11 +7,12 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal
 
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.explain.tokenization import check_length, tokenizer_of
-from llmcli.text.bpe import Bpe, Merge, merge_symbols, read_bpe, replay_merges
+from llmcli.text.bpe import Bpe, Merge, Symbols, merge_symbols, read_bpe
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.words import Word, words
 
@@ -115,8 +116,10 @@ def _derive(tokenizer: Tokenizer, bpe: Bpe, word: Word) -> _Derivation:
 
 def _after(symbols: Sequence[int], done: Iterable[Merge]) -> tuple[list[int], list[int]]:
     """The start of each token, as a symbol's number, and its id, after all merges."""
-    *_, last = replay_merges(symbols, ((join.at, join.result) for join in done))
-    return last
+    current = Symbols(symbols)
+    for join in done:
+        current.merge(join.at, join.result)
+    return current.remaining()
 
 
 def _split_at_spaces(tokenizer: Tokenizer, own: _Derivation) -> Iterator[_Derivation]:
@@ -140,13 +143,14 @@ def _split_at_spaces(tokenizer: Tokenizer, own: _Derivation) -> Iterator[_Deriva
 
 
 def _word_merges(tokenizer: Tokenizer, own: _Derivation, count: int) -> WordMerges:
+    entry = lru_cache(maxsize=None)(partial(vocab_entry, tokenizer))
     data = b"".join(tokenizer.token_bytes(id) for id in own.tokens)
     rows = (
         MergeRow(
             rank=join.rank,
-            left=vocab_entry(tokenizer, join.left),
-            right=vocab_entry(tokenizer, join.right),
-            result=vocab_entry(tokenizer, join.result),
+            left=entry(join.left),
+            right=entry(join.right),
+            result=entry(join.result),
             at=join.at,
         )
         for join in own.merge_symbols
@@ -156,9 +160,9 @@ def _word_merges(tokenizer: Tokenizer, own: _Derivation, count: int) -> WordMerg
         bytes=data,
         count=count,
         kind=own.kind,
-        symbols=tuple(vocab_entry(tokenizer, id) for id in own.symbols),
+        symbols=tuple(entry(id) for id in own.symbols),
         merges=tuple(rows),
-        tokens=tuple(vocab_entry(tokenizer, id) for id in own.tokens),
+        tokens=tuple(entry(id) for id in own.tokens),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from llmcli import explain, text
 from llmcli.render.table import Cell, Column, print_table
 from llmcli.render.terminal import drawn, print_check, print_line
 from llmcli.render.text import counted, token_label
-from llmcli.text.bpe import replay_merges
 
 MAX_WORD = 48  # characters shown of a word
 WINDOW = 16  # symbols shown on either side of a merge: without spaces, a word may be a whole text
@@ -123,30 +123,21 @@ def _rows(word: explain.WordMerges) -> list[list[Cell]]:
     if len(name) > MAX_WORD:
         name = f"{name[:MAX_WORD]} ({len(name) - MAX_WORD} more)"
     first = {"merged": "", "whole": "already a token", "added": "added token"}[word.kind]
-    changes = [(merge.at, merge.result) for merge in word.merges]
-    rows = []
-    for n, (starts, symbols) in enumerate(replay_merges(word.symbols, changes)):
-        merge = word.merges[n - 1] if n else None
-        pair = [] if merge is None else [token_label(part) for part in (merge.left, merge.right)]
-        last = n == len(changes)
-        rows.append(
-            [
-                Cell("" if n else name, name, style="bold"),
-                Cell("" if n else count, count),
-                Cell("" if merge is None else str(merge.rank)),
-                Cell(" + ".join(pair) or first, (word.kind, *pair)),
-                Cell(
-                    _symbols_around(symbols, 0 if merge is None else starts.index(merge.at)),
-                    style="green" if last else "",
-                ),
-            ]
-        )
+    symbols = text.Symbols(word.symbols)
+    rows = [
+        [Cell(name, name, style="bold"), Cell(count, count), Cell(""), Cell(first, (word.kind,)), _state(symbols, 0)]
+    ]
+    for merge in word.merges:
+        symbols.merge(merge.at, merge.result)
+        pair = [token_label(part) for part in (merge.left, merge.right)]
+        cells = [Cell("", name), Cell("", count), Cell(str(merge.rank)), Cell(" + ".join(pair), (word.kind, *pair))]
+        rows.append([*cells, _state(symbols, merge.at)])
+    rows[-1][-1] = replace(rows[-1][-1], style="green")
     return rows
 
 
-def _symbols_around(symbols: list[explain.VocabEntry], at: int) -> str:
-    """Return the symbols around number ``at``, and how many more there are on either side."""
-    start, end = max(at - WINDOW, 0), at + WINDOW + 1
-    shown = [token_label(symbol) for symbol in symbols[start:end]]
-    before, after = start, len(symbols) - end
-    return " ".join([*([f"({before} more)"] if before else []), *shown, *([f"({after} more)"] if after > 0 else [])])
+def _state(symbols: text.Symbols[explain.VocabEntry], at: int) -> Cell:
+    """The symbols around the one that begins at ``at``, and how many more there are on either side."""
+    before, shown, after = symbols.around(at, WINDOW)
+    labels = [token_label(symbol) for symbol in shown]
+    return Cell(" ".join([*([f"({before} more)"] if before else []), *labels, *([f"({after} more)"] if after else [])]))

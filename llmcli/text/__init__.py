@@ -9,9 +9,9 @@ from llmcli import lazy
 if TYPE_CHECKING:
     from llmcli.text.bpe import Bpe as Bpe
     from llmcli.text.bpe import Merge as Merge
+    from llmcli.text.bpe import Symbols as Symbols
     from llmcli.text.bpe import merge_symbols as merge_symbols
     from llmcli.text.bpe import read_bpe as read_bpe
-    from llmcli.text.bpe import replay_merges as replay_merges
     from llmcli.text.chat_format import ChatFormat as ChatFormat
     from llmcli.text.chat_format import PlainFormat as PlainFormat
     from llmcli.text.chat_format import RenderedChat as RenderedChat
@@ -42,6 +42,7 @@ __all__ = [
     "Message",
     "PlainFormat",
     "RenderedChat",
+    "Symbols",
     "TemplateFormat",
     "TextStream",
     "Token",
@@ -54,7 +55,6 @@ __all__ = [
     "merge_symbols",
     "read_bpe",
     "read_transcript",
-    "replay_merges",
     "vocabulary_of",
     "write_transcript",
 ]
@@ -63,9 +63,9 @@ __getattr__, __dir__ = lazy.exports(
     {
         "Bpe": "bpe",
         "Merge": "bpe",
+        "Symbols": "bpe",
         "merge_symbols": "bpe",
         "read_bpe": "bpe",
-        "replay_merges": "bpe",
         "ChatFormat": "chat_format",
         "PlainFormat": "chat_format",
         "RenderedChat": "chat_format",

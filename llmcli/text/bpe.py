@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 from llmcli.errors import LlmcliError
 from llmcli.text.tokenizer import Tokenizer
@@ -114,53 +114,88 @@ def read_bpe(tokenizer: Tokenizer) -> Bpe:
     )
 
 
-def merge_symbols(symbols: Sequence[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> list[Merge]:
+class Symbols(Generic[T]):
+    """A word's symbols while pairs of them are merged. A symbol is named by the initial symbol with which it begins.
+
+    The time of a merge grows with the logarithm of the word's length: some tokenizers treat a whole text as one word.
+    """
+
+    def __init__(self, symbols: Sequence[T]) -> None:
+        self.size = len(symbols)
+        self._symbols = list(symbols)
+        self._previous, self._following = list(range(-1, self.size - 1)), list(range(1, self.size + 1))
+        self._gone = [0] * (self.size + 1)  # a Fenwick tree (Fenwick 1994): how many of the first n were merged away
+
+    def pair(self, at: int) -> tuple[T, T] | None:
+        """Return the symbol ``at`` and the next one; None if there is no next one or ``at`` was merged away."""
+        after = self._following[at]
+        return None if after == self.size else (self._symbols[at], self._symbols[after])
+
+    def before(self, at: int) -> int:
+        """Return where the symbol before ``at`` begins; -1 if ``at`` is the first."""
+        return self._previous[at]
+
+    def merge(self, at: int, result: T) -> None:
+        """Replace the symbol ``at`` and the next one by ``result``."""
+        gone = self._following[at]
+        after = self._following[gone]
+        self._symbols[at] = result
+        self._following[at], self._following[gone] = after, self.size
+        if after < self.size:
+            self._previous[after] = at
+        n = gone + 1
+        while n <= self.size:
+            self._gone[n] += 1
+            n += n & -n
+
+    def around(self, at: int, count: int) -> tuple[int, list[T], int]:
+        """Return the symbol ``at`` with up to ``count`` on either side, and how many others come before and after."""
+        earlier = [self._symbols[n] for n in islice(self._walk(at, self._previous), 1, count + 1)]
+        shown = [*reversed(earlier), *(self._symbols[n] for n in islice(self._walk(at, self._following), count + 1))]
+        before = at - self._gone_before(at) - len(earlier)
+        return before, shown, self.size - self._gone_before(self.size) - before - len(shown)
+
+    def remaining(self) -> tuple[list[int], list[T]]:
+        """Return where each symbol begins, and the symbols."""
+        starts = list(self._walk(0, self._following))
+        return starts, [self._symbols[n] for n in starts]
+
+    def _walk(self, at: int, links: Sequence[int]) -> Iterator[int]:
+        while 0 <= at < self.size:
+            yield at
+            at = links[at]
+
+    def _gone_before(self, n: int) -> int:
+        found = 0
+        while n:
+            found += self._gone[n]
+            n -= n & -n
+        return found
+
+
+def merge_symbols(initial: Sequence[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> list[Merge]:
     """Return the merges of a word, in order.
 
     Each joins the adjacent pair of lowest rank, the leftmost of several, until no pair has a rank.
     """
-    ids: list[int | None] = list(symbols)
-    previous, following = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # a doubly linked list
-    queue: list[tuple[int, int, int, int, int, int]] = []  # rank; left and right index; left, right and merged id
+    symbols = Symbols(initial)
+    queue: list[tuple[int, int, tuple[int, int], int]] = []  # rank, at, pair, result
 
-    def offer(left: int) -> None:
-        right = following[left] if left >= 0 else len(ids)
-        if right == len(ids):
-            return
-        a, b = ids[left], ids[right]
-        assert a is not None
-        assert b is not None
-        if (a, b) in ranks:
-            rank, result = ranks[a, b]
-            heapq.heappush(queue, (rank, left, right, a, b, result))
+    def offer(at: int) -> None:
+        pair = symbols.pair(at) if at >= 0 else None
+        if pair is not None and pair in ranks:
+            rank, result = ranks[pair]
+            heapq.heappush(queue, (rank, at, pair, result))
 
-    for left in range(len(ids)):
-        offer(left)
+    for at in range(symbols.size):
+        offer(at)
     merges = []
     while queue:
-        rank, left, right, a, b, result = heapq.heappop(queue)
-        if (ids[left], ids[right], following[left]) != (a, b, right):  # one of the two was merged in the meantime
+        rank, at, pair, result = heapq.heappop(queue)
+        if symbols.pair(at) != pair:  # one of the two was merged in the meantime
             continue
-        ids[left], ids[right] = result, None
-        following[left] = following[right]
-        if following[left] < len(ids):
-            previous[following[left]] = left
-        merges.append(Merge(rank, a, b, result, left))
-        offer(previous[left])
-        offer(left)
+        symbols.merge(at, result)
+        merges.append(Merge(rank, *pair, result, at))
+        offer(symbols.before(at))
+        offer(at)
     return merges
-
-
-def replay_merges(symbols: Sequence[T], merges: Iterable[tuple[int, T]]) -> Iterator[tuple[list[int], list[T]]]:
-    """Yield a word's symbols at first and after each of ``merges``, given as ``Merge.at`` and the merged symbol.
-
-    Yields (starts, symbols): each symbol's start is the index of the initial symbol with which it begins. The yielded
-    lists are reused and change with the next step.
-    """
-    starts, current = list(range(len(symbols))), list(symbols)
-    yield starts, current
-    for at, result in merges:
-        n = bisect.bisect_left(starts, at)
-        current[n : n + 2] = [result]
-        del starts[n + 1]
-        yield starts, current

@@ -18,7 +18,7 @@ from llmcli.explain.bpe_merges import MergesReport, merges
 from llmcli.explain.tokenization import tokenize
 from llmcli.render.tokens import print_merges
 from llmcli.text import bpe as bpe_module
-from llmcli.text.bpe import Bpe, Merge, replay_merges
+from llmcli.text.bpe import Bpe, Merge, Symbols
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.text.words import words
 from tests.text.test_tokenizer import SENTENCES, TEXTS, tokenizer
@@ -30,14 +30,13 @@ KINDS = ["byte-level", "sentencepiece"]
 def assert_whole(report: MergesReport, ids: list[int]) -> None:
     """Assert that each word's merges lead from its symbols to its tokens, and that the words hold all tokens."""
     for word in report.words:
-        *_, (_, last) = replay_merges(word.symbols, ((merge.at, merge.result) for merge in word.merges))
-        assert tuple(last) == word.tokens
-        assert word.bytes == b"".join(token.bytes for token in word.tokens)
-        steps = replay_merges(word.symbols, ((merge.at, merge.result) for merge in word.merges))
-        for merge, (places, now) in zip(word.merges, steps, strict=False):  # the state before each merge
-            n = places.index(merge.at)
-            assert (now[n], now[n + 1]) == (merge.left, merge.right)
+        symbols = Symbols(word.symbols)
+        for merge in word.merges:
+            assert symbols.pair(merge.at) == (merge.left, merge.right)
             assert merge.result.bytes == merge.left.bytes + merge.right.bytes
+            symbols.merge(merge.at, merge.result)
+        assert tuple(symbols.remaining()[1]) == word.tokens
+        assert word.bytes == b"".join(token.bytes for token in word.tokens)
     counted = Counter(dict.fromkeys(ids, 0))
     for word in report.words:
         for token in word.tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 from llmcli.errors import LlmcliError
-from llmcli.text.bpe import Bpe, merge_symbols, read_bpe, replay_merges
+from llmcli.text.bpe import Bpe, Merge, Symbols, merge_symbols, read_bpe
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
 from llmcli.text.words import words
 from tests.text.test_tokenizer import FRAGMENTS, REAL, SENTENCES, TEXTS, tokenizer
@@ -29,8 +29,14 @@ def replay(bpe: Bpe, word: str) -> list[int]:
     if whole is not None:
         return [whole]
     symbols = bpe.symbols(word)
-    *_, (_, ids) = replay_merges(symbols, ((join.at, join.result) for join in merge_symbols(symbols, bpe.ranks)))
-    return list(ids)
+    return after(symbols, merge_symbols(symbols, bpe.ranks)).remaining()[1]
+
+
+def after(initial: Sequence[int], merges: Sequence[Merge]) -> Symbols[int]:
+    symbols = Symbols(initial)
+    for join in merges:
+        symbols.merge(join.at, join.result)
+    return symbols
 
 
 def plain(symbols: list[int], ranks: dict[tuple[int, int], tuple[int, int]]) -> list[int]:
@@ -86,9 +92,13 @@ def test_merges_match_a_plain_loop(symbols: list[int], seed: int) -> None:
     order = rng.sample(range(len(ranks)), len(ranks))
     ranks = {pair: (rank, new) for (pair, (_, new)), rank in zip(ranks.items(), order, strict=True)}
     merges = merge_symbols(symbols, ranks)
-    *_, (positions, ids) = replay_merges(symbols, ((join.at, join.result) for join in merges))
+    positions, ids = after(symbols, merges).remaining()
     assert ids == plain(symbols, ranks)
     assert positions == sorted(positions)
+    for n, position in enumerate(positions):
+        before, shown, rest = after(symbols, merges).around(position, 2)
+        assert (before, rest) == (max(n - 2, 0), max(len(ids) - n - 3, 0))
+        assert shown == ids[before : n + 3]
     assert len(merges) == len(symbols) - len(ids)
     for join in merges:
         assert ranks[join.left, join.right] == (join.rank, join.result)
