@@ -136,9 +136,14 @@ def _split_at_spaces(tokenizer: Tokenizer, own: _Derivation) -> Iterator[_Deriva
     inside: list[list[Merge]] = [[] for _ in (0, *cuts)]
     for join in own.merge_symbols:
         inside[bisect.bisect_right(starts, join.at)].append(join)
-    for n, (first, last) in enumerate(itertools.pairwise((0, *cuts, len(ids)))):
-        start, end = (0, *starts)[n], (*starts, len(own.symbols))[n]
-        done = tuple(replace(join, at=join.at - start) for join in inside[n])
+    parts = zip(
+        itertools.pairwise((0, *cuts, len(ids))),
+        itertools.pairwise((0, *starts, len(own.symbols))),
+        inside,
+        strict=True,
+    )
+    for (first, last), (start, end), joins in parts:
+        done = tuple(replace(join, at=join.at - start) for join in joins)
         yield _Derivation(own.kind, own.symbols[start:end], done, tuple(ids[first:last]))
 
 

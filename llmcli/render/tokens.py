@@ -123,12 +123,12 @@ def _rows(word: explain.WordMerges) -> list[list[Cell]]:
     if len(name) > MAX_WORD:
         name = f"{name[:MAX_WORD]} ({len(name) - MAX_WORD} more)"
     first = {"merged": "", "whole": "already a token", "added": "added token"}[word.kind]
-    symbols = text.Symbols(word.symbols)
+    symbols = text.Symbols([token_label(symbol) for symbol in word.symbols])
     rows = [
         [Cell(name, name, style="bold"), Cell(count, count), Cell(""), Cell(first, (word.kind,)), _state(symbols, 0)]
     ]
     for merge in word.merges:
-        symbols.merge(merge.at, merge.result)
+        symbols.merge(merge.at, token_label(merge.result))
         pair = [token_label(part) for part in (merge.left, merge.right)]
         cells = [Cell("", name), Cell("", count), Cell(str(merge.rank)), Cell(" + ".join(pair), (word.kind, *pair))]
         rows.append([*cells, _state(symbols, merge.at)])
@@ -136,8 +136,7 @@ def _rows(word: explain.WordMerges) -> list[list[Cell]]:
     return rows
 
 
-def _state(symbols: text.Symbols[explain.VocabEntry], at: int) -> Cell:
+def _state(symbols: text.Symbols[str], at: int) -> Cell:
     """The symbols around the one that begins at ``at``, and how many more there are on either side."""
     before, shown, after = symbols.around(at, WINDOW)
-    labels = [token_label(symbol) for symbol in shown]
-    return Cell(" ".join([*([f"({before} more)"] if before else []), *labels, *([f"({after} more)"] if after else [])]))
+    return Cell(" ".join([*([f"({before} more)"] if before else []), *shown, *([f"({after} more)"] if after else [])]))
