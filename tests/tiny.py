@@ -395,6 +395,30 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }
 CASES = tuple(CONFIGS)
+# The cases that together have every kind of layer, of positions and of state, for tests of what is built on a model.
+# Tests of the model itself, of its tensors' names and of its config.json take all cases.
+KINDS = (
+    "llama",
+    "llama-dynamic",
+    "mistral",
+    "smollm3-windows",
+    "gemma2",
+    "gemma3_text",
+    "phi3-longrope",
+    "gpt2",
+    "gpt_neox",
+    "cohere",
+    "granite",
+    "mixtral",
+    "qwen2_moe",
+    "olmo2",
+    "ministral3",
+    "qwen3_5_text",
+    "granitemoehybrid",
+    "lfm2",
+    "gpt_oss",
+    "opt",
+)
 RECURRENT = (
     "qwen3_5_text",
     "lfm2",

@@ -16,7 +16,7 @@ from llmcli.model import attention
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
-from tests.tiny import CASES, VOCAB, TinyFactory
+from tests.tiny import KINDS, VOCAB, TinyFactory
 
 PROMPT = [1 + n % 50 for n in range(2 * NATIVE_PROMPT)]  # long enough for torch to read it
 MAX_OPERATIONS = 8  # of torch in a step, whatever the number of layers: buffers for the logits, and views of them
@@ -74,7 +74,7 @@ def test_a_step_is_one_call_and_no_work_of_torchs(
     assert near.calls == far.calls
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_without_a_trace_nothing_is_recorded(tiny: TinyFactory, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither prefill nor decoding copies anything or computes attention weights, even after a traced pass."""
 

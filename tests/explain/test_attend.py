@@ -1,4 +1,4 @@
-"""`attend` against transformers' eager attention, for every family; and mistakes that its check must catch."""
+"""`attend` against transformers' eager attention, for every kind of model; and mistakes that its check must catch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmcli.model import attention
 from llmcli.model.transformer import Transformer
 from tests.explain.reference import IDS, LENGTH, Recording, attention_blocks, attention_out, loaded, record_pass
 from tests.parity import CLOSE, WRONG
-from tests.tiny import CASES, WINDOW, Tiny, TinyFactory
+from tests.tiny import KINDS, WINDOW, Tiny, TinyFactory
 
 ROWS = 12
 
@@ -42,7 +42,7 @@ def expected_norms(case: Tiny, recorded: Recording) -> Tensor:
     return torch.stack(layers)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     report, recorded = report_of(case), record_pass(case, IDS)

@@ -25,7 +25,7 @@ from llmcli.render.branch import print_branch
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
-from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, VOCAB, Tiny, TinyFactory, random_ids
+from tests.tiny import CONTEXT, KINDS, ROPE_ORIGINAL, VOCAB, Tiny, TinyFactory, random_ids
 
 WIDTH, DEPTH = 2, 3
 
@@ -65,7 +65,7 @@ def error_of(report: BranchReport, case: Tiny, ids: list[int]) -> float:
     return max(errors)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "llama-dynamic"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "llama-dynamic"])
 def test_nodes_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     report = report_of(case)

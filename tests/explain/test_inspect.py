@@ -29,10 +29,10 @@ from llmcli.storage.blocks import BLOCK
 from llmcli.storage.quantize import quantize
 from llmcli.storage.quantized_checkpoint import save_quantized
 from llmcli.train.vocabulary import train_tokenizer
-from tests.tiny import CASES, CONTEXT, CPU, WINDOW, TinyFactory
+from tests.tiny import CASES, CONTEXT, CPU, KINDS, WINDOW, TinyFactory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-every_case = pytest.mark.parametrize("name", CASES)
+every_case, every_kind = pytest.mark.parametrize("name", CASES), pytest.mark.parametrize("name", KINDS)
 
 
 def report_of(folder: Path, **changed: Any) -> InspectReport:
@@ -122,7 +122,7 @@ def test_without_experts_all_parameters_are_active(tiny: TinyFactory) -> None:
 # Bytes.
 
 
-@every_case
+@every_kind
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bytes_match_the_opened_model(tiny: TinyFactory, name: str, kind: Any, dtype: str) -> None:
@@ -201,7 +201,7 @@ def attended_bytes(config: ModelConfig, tokens: int) -> int:
     return positions * 2 * config.num_key_value_heads * config.head_dim * 4 + states
 
 
-@every_case
+@every_kind
 @pytest.mark.parametrize("tokens", [1, WINDOW, CONTEXT, 1500])
 def test_a_filled_cache_is_in_the_predicted_range(tiny: TinyFactory, name: str, tokens: int) -> None:
     config = tiny(name).load().config

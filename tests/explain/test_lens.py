@@ -1,4 +1,4 @@
-"""`lens` against transformers' own norm and head after every layer, for every family; and mistakes it must show."""
+"""`lens` against transformers' own norm and head after every layer, for every kind of model; and mistakes it must show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmcli.render.lens import print_lens
 from tests.explain.reference import IDS, LENGTH, loaded, stopped_after
 from tests.parity import CLOSE, WRONG
 from tests.render.test_terminal import Tty
-from tests.tiny import CASES, Tiny, TinyFactory
+from tests.tiny import KINDS, Tiny, TinyFactory
 
 TARGET = 11
 
@@ -49,7 +49,7 @@ def error_of(report: LensReport, case: Tiny) -> float:
     return max(abs(error) for error in errors)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     report = report_of(case)

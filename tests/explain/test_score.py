@@ -17,7 +17,7 @@ from llmcli.render.json_forms import record
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE
-from tests.tiny import CASES, CONTEXT, Tiny, TinyFactory, random_ids
+from tests.tiny import CONTEXT, KINDS, Tiny, TinyFactory, random_ids
 
 
 def expected(case: Tiny, ids: list[int]) -> torch.Tensor:
@@ -27,7 +27,7 @@ def expected(case: Tiny, ids: list[int]) -> torch.Tensor:
         return case.reference(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_mean_is_transformers_loss_and_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     ids = IDS[: case.reference.config.max_position_embeddings]

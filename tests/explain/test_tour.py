@@ -1,4 +1,4 @@
-"""`tour` for every family, and whether its sentences are true; positions and scores against transformers."""
+"""`tour` for every kind of model, and whether its sentences are true; positions and scores against transformers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from llmcli.render.tour import TOUR_STOPS, print_tour, print_tour_stop
 from tests.explain.reference import IDS, blocks, forget, loaded, record_pass
 from tests.parity import CLOSE
 from tests.render.test_terminal import Tty
-from tests.tiny import CASES, TinyFactory
+from tests.tiny import KINDS, TinyFactory
 
 SHORT = IDS[:12]
 TEXT = " ".join(f"w{id}" for id in SHORT)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_stop_passes_its_check(tiny: TinyFactory, name: str) -> None:
     report = tour(loaded(tiny(name)), TEXT)
     at = report.lens.position

@@ -1,4 +1,4 @@
-"""`verify`: proofs that hold for every family, and mistakes that must fail their own proofs and no others."""
+"""`verify`: proofs that hold for every kind of model, and mistakes that must fail their own proofs and no others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 from tests.explain.reference import loaded, tokenizer
-from tests.tiny import CASES, CONTEXT, CPU, VOCAB, Tiny, TinyFactory, random_ids
+from tests.tiny import CONTEXT, CPU, KINDS, VOCAB, Tiny, TinyFactory, random_ids
 from tests.wide import raw_config, wide_model
 
 Mutation = Callable[[Transformer], None]
@@ -123,8 +123,8 @@ def test_a_correct_model_passes(tiny: TinyFactory, name: str) -> None:
     assert len({proof.name for proof in report.proofs}) == len(report.proofs)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_family_passes(tiny: TinyFactory, name: str) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_model_passes(tiny: TinyFactory, name: str) -> None:
     proofs = own_proofs(loaded(tiny(name)))
     assert set(having("skipped", proofs)) == {"decoded = text"}
     assert not having("failed", proofs)

@@ -21,7 +21,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, Recording, attention_blocks, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG
-from tests.tiny import CASES, Tiny, TinyFactory
+from tests.tiny import KINDS, Tiny, TinyFactory
 
 TOKENS = (5, 11)
 POST_NORMED = ("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "glm4")  # families with a norm after attention
@@ -109,13 +109,13 @@ def error_of(case: Tiny, split: Attribution) -> float:
     return float((split.heads - expected).abs().max())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_heads_and_sources_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     assert error_of(case, split_of(case)[0]) <= CLOSE
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_parts_sum_to_transformers_logits(tiny: TinyFactory, name: str) -> None:
     """The error is relative to the logit, or absolute if the logit is near 0."""
     case = tiny(name)
@@ -146,7 +146,7 @@ def report_of(case: Tiny, model: Transformer | None = None, **options: Any) -> W
     return why(loaded(case, model), IDS, **options)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_report_adds_up_at_every_level(tiny: TinyFactory, name: str) -> None:
     report = report_of(tiny(name))
     assert report.check.ok

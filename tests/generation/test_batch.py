@@ -1,4 +1,4 @@
-"""Each text of a batch is the same as alone, in every family, whatever other texts join or leave the batch."""
+"""Each text of a batch is the same as alone, for every kind of model, whatever other texts join or leave the batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import quantize
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
-from tests.tiny import CASES, CONTEXT, ROPE_ORIGINAL, TinyFactory, random_ids
+from tests.tiny import CONTEXT, KINDS, ROPE_ORIGINAL, TinyFactory, random_ids
 
 native_only = pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
 LENGTHS = (3, 11, 1, 17, ROPE_ORIGINAL - 2, POSITION_BLOCK - 6, 11)
@@ -90,13 +90,13 @@ def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EngineTransformer, "products", None)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_each_text_is_what_it_is_alone(tiny: TinyFactory, name: str) -> None:
     assert_as_alone(opened(tiny(name).load()), size=3)
 
 
 @pytest.mark.usefixtures("torch_only")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_each_text_is_what_it_is_alone_in_torch(tiny: TinyFactory, name: str) -> None:
     loaded = opened(tiny(name).load())
     assert isinstance(batch_cache(loaded.model), BatchedCache)

@@ -25,7 +25,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage import cache_file as cachefile
 from llmcli.storage.quantize import Quantization, quantize
 from tests.generation.helpers import speculative_steps
-from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, TinyFactory, random_ids
+from tests.tiny import KINDS, ROPE_ORIGINAL, WINDOW, TinyFactory, random_ids
 
 LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"
 CLOSE = 1e-5  # of the largest logit: in fp32, chunks of other lengths round differently
@@ -74,11 +74,11 @@ def assert_same(found: Sequence[Step], expected: Sequence[Step]) -> None:
 # --- the text stays the same ---
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_next_prompt_reads_only_new_tokens(
     tiny: TinyFactory, tmp_path: Path, forwards: list[int], name: str
 ) -> None:
-    """In every family: a prompt, then a longer one with the same beginning, then that one again."""
+    """In every kind of model: a prompt, then a longer one with the same beginning, then that one again."""
     model, file = tiny(name).load(), tmp_path / "kept"
     first, second = ids_of(40), ids_of(40) + ids_of(9, seed=1)
     expected = [list(stepping(model, ids, TOTAL - len(ids))) for ids in (first, second)]

@@ -18,7 +18,7 @@ from llmcli.train.batches import Encoded
 from llmcli.train.objective import Validation, validate
 from tests.tiny import CONTEXT, TinyFactory, random_ids
 
-CASES = ["llama", "llama-tied", "llama-dynamic", "gpt2", "gemma2", "mistral", "phi3-longrope", "mixtral"]
+KINDS = ["llama", "llama-tied", "llama-dynamic", "gpt2", "gemma2", "mistral", "phi3-longrope", "mixtral"]
 
 
 def ids_of(count: int) -> list[int]:
@@ -41,7 +41,7 @@ def brute_force(model: Transformer, ids: list[int]) -> Tensor:
     return torch.tensor([found[target] for target in range(1, len(ids))], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("length", [2, 3, 100])
 def test_surprisals_are_those_of_all_logits(
     tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, name: str, length: int

@@ -25,7 +25,7 @@ from llmcli.storage.quantize import (
     quantized_module,
     quantized_weight,
 )
-from tests.tiny import CASES, VOCAB, random_ids
+from tests.tiny import KINDS, VOCAB, random_ids
 from tests.wide import raw_config, wide_model
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
@@ -100,7 +100,7 @@ def mean_difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_quantized_model_is_one_with_restored_weights(name: str, quantization: Quantization) -> None:
     model = wide_model(raw_config(name))
     ours, theirs = quantized(model, quantization), copy.deepcopy(model)
