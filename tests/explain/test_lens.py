@@ -1,4 +1,4 @@
-"""`lens` against transformers' own norm and head after every layer, for every kind of model; and mistakes it must show."""
+"""`lens` against transformers' own norm and head after every layer, for every kind of model; its own mistakes show."""
 
 from __future__ import annotations
 
