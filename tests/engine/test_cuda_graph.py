@@ -25,11 +25,11 @@ from llmcli.errors import LlmcliError
 from llmcli.generation import steps as loop
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
-from tests.tiny import CONTEXT, CPU, ROPE_ORIGINAL, WINDOW, WITHOUT_RECURRENT, TinyFactory, greedy, random_ids
+from tests.tiny import CONTEXT, CPU, KINDS, RECURRENT, ROPE_ORIGINAL, WINDOW, TinyFactory, greedy, random_ids
 
 EXPERTS = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "qwen2_moe"]
 LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"  # angles that depend on the length
-NAMES = [name for name in WITHOUT_RECURRENT if name not in EXPERTS]
+NAMES = [name for name in KINDS if name not in (*EXPERTS, *RECURRENT)]
 FEW = ["llama", "gpt2", "mistral", "gemma2", "gemma3_text", LONG]
 CLOSE = 1e-5  # relative to the largest logit; ordinary passes over one and over many tokens differ by nearly as much
 PROMPT = 5

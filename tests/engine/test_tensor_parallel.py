@@ -30,8 +30,8 @@ SABOTAGED = [  # case, ranks, name of the sabotage in ranks_program.py
 ]
 
 
-# A case of every family, with at least four heads.
-FOUR = (
+# A case of every family.
+FAMILIES = (
     *("llama-biases", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi3", "gpt2"),
     *("gpt_neox-six", "olmo2", "granite", "stablelm-parallel", "starcoder2", "cohere-normed", "mixtral"),
     *("qwen3_moe", "olmoe", "gpt_oss", "olmo3", "ministral3", "seed_oss", "arcee", "nanochat", "cohere2", "exaone4"),
@@ -40,7 +40,9 @@ FOUR = (
 )
 COMMUNICATION = ("llama-biases", "gemma2", "olmo2")  # cases whose communication is counted
 BFLOAT16 = ("llama", "gemma2", "gpt2")
-SPLITS = [(name, 2) for name in WITHOUT_RECURRENT] + [(name, 4) for name in FOUR]
+# Cases with at least four heads that together have every kind of split.
+FOUR = ("llama-biases", "gemma2", "phi3", "gpt2", "gpt_neox-six", "olmo2", "stablelm-parallel", "qwen3_moe", "gpt_oss")
+SPLITS = [(name, 2) for name in (*FAMILIES, "llama", "llama-llama3")] + [(name, 4) for name in FOUR]
 
 
 def run(size: int, jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -102,8 +104,8 @@ def test_bfloat16_logits_are_close_to_exact_ones(name: str, tiny: TinyFactory, r
     assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
-def test_four_ranks_are_tested_with_every_family(tiny: TinyFactory) -> None:
-    tested = {tiny(name).load().config.model_type for name in FOUR}
+def test_every_family_is_split(tiny: TinyFactory) -> None:
+    tested = {tiny(name).load().config.model_type for name in FAMILIES}
     assert tested == {tiny(name).load().config.model_type for name in WITHOUT_RECURRENT}
 
 
