@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     ApertusConfig,
     ArceeConfig,
@@ -37,6 +37,7 @@ from transformers import (
     HeliumConfig,
     HunYuanDenseV1Config,
     Lfm2Config,
+    Lfm2MoeConfig,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -52,9 +53,11 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     SeedOssConfig,
     SmolLM3Config,
     StableLmConfig,
@@ -141,6 +144,17 @@ _MAMBA = {key: value for key, value in _EVEN.items() if key != "head_dim"} | {
 }
 _LFM2 = {key: value for key, value in _EVEN.items() if key != "rms_norm_eps"} | {"norm_eps": 0.02}
 _MOE = {"num_experts_per_tok": 2, "num_hidden_layers": 2}
+_EXPERTS = {**_MOE, "num_experts": 5, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
+_DELTA_NET = {key: value for key, value in _SHARED.items() if key != "num_hidden_layers"} | {
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 32,
+    "rope_parameters": _SHARED["rope_parameters"] | {"partial_rotary_factor": 0.25},
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_conv_kernel_dim": 4,
+}
 _GEMMA = {
     **_SHARED,
     "sliding_window": WINDOW,
@@ -278,22 +292,29 @@ CONFIGS: dict[str, PretrainedConfig] = {
         use_sliding_window=True,
         sliding_window=WINDOW,
     ),
-    "qwen2_moe": _of(
-        Qwen2MoeConfig, _EVEN, **_MOE, num_experts=5, moe_intermediate_size=24, shared_expert_intermediate_size=40
-    ),
+    "qwen2_moe": _of(Qwen2MoeConfig, _EVEN, **_EXPERTS),
     "olmoe": _of(OlmoeConfig, _EVEN, **_MOE, num_experts=5),
     "qwen3_5_text": _of(
         Qwen3_5TextConfig,
-        _SHARED,
+        _DELTA_NET | {"layer_types": ["linear_attention", "full_attention"] * 2},
         num_hidden_layers=4,
-        layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
-        head_dim=32,
-        rope_parameters=_SHARED["rope_parameters"] | {"partial_rotary_factor": 0.25},
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=8,
-        linear_value_head_dim=6,
-        linear_conv_kernel_dim=4,
+    ),
+    "qwen3_next": _of(Qwen3NextConfig, _DELTA_NET, **_EXPERTS, norm_topk_prob=False),
+    "qwen3_5_moe_text": _of(Qwen3_5MoeTextConfig, _DELTA_NET, **_EXPERTS),
+    "granitemoehybrid-experts": _of(
+        GraniteMoeHybridConfig,
+        _MAMBA | _MOE | {"num_local_experts": 5, "intermediate_size": 24},
+        layer_types=["linear_attention", "full_attention"],
+        position_embedding_type="rope",
+    ),
+    "lfm2_moe": _of(
+        Lfm2MoeConfig,
+        _LFM2 | _MOE,
+        layer_types=["conv", "full_attention"],
+        num_dense_layers=1,
+        num_experts=5,
+        moe_intermediate_size=24,
+        routed_scaling_factor=1.5,
     ),
     "granitemoehybrid": _of(
         GraniteMoeHybridConfig,
@@ -415,12 +436,16 @@ KINDS = (
     "ministral3",
     "qwen3_5_text",
     "granitemoehybrid",
-    "lfm2",
+    "lfm2_moe",
     "gpt_oss",
     "opt",
 )
 RECURRENT = (
     "qwen3_5_text",
+    "qwen3_next",
+    "qwen3_5_moe_text",
+    "granitemoehybrid-experts",
+    "lfm2_moe",
     "lfm2",
     "lfm2-biases",
     "granitemoehybrid",
@@ -499,7 +524,7 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
     model_type = model.config.model_type
     adds_one = any(family in model_type for family in ("gemma", "qwen3_5", "qwen3_next"))  # to the stored weight
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in with_choice_biases(model):
             noise = torch.randn(parameter.shape, generator=generator)
             offset = 0.0 if adds_one and "linear_attn" not in name else 1.0
             if name.endswith("A_log"):
@@ -510,6 +535,12 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
                 parameter.copy_(offset + _norm_gain(name, model_type) + 0.3 * noise)
             else:
                 parameter.copy_(_deviation(name, parameter.shape, model_type) * noise)
+
+
+def with_choice_biases(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters, and the biases that choose experts, which transformers does not count among them."""
+    biases = [entry for entry in model.named_buffers() if entry[0].endswith("expert_bias")]
+    return [*model.named_parameters(), *biases]
 
 
 def _norm_gain(name: str, model_type: str) -> float:

@@ -12,6 +12,7 @@ from llmcli.model.cache import MAX_SNAPSHOTS, SPARE
 from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import Quantization, matrices, quantized_shape
+from llmcli.storage.tensors import dtype_for
 
 
 def empty_model(config: ModelConfig) -> Transformer:
@@ -22,7 +23,7 @@ def empty_model(config: ModelConfig) -> Transformer:
 
 def weight_bytes(model: Transformer, dtype: torch.dtype, quantization: Quantization | None) -> dict[str, int]:
     """Bytes of each parameter in ``dtype``, or quantized if ``quantization`` applies to it; tied ones count once."""
-    sizes = {name: parameter.numel() * dtype.itemsize for name, parameter in model.named_parameters()}
+    sizes = {name: each.numel() * dtype_for(name, dtype).itemsize for name, each in model.named_parameters()}
     if quantization is not None:
         for name, module in matrices(model):
             sizes[f"{name}.weight"] = math.prod(quantized_shape(name, module, quantization))

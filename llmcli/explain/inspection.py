@@ -247,7 +247,7 @@ def group_of(name: str) -> str:
         return module
     if module.endswith("norm"):
         return "norms"
-    if module.endswith(".router"):
+    if module.endswith(".router") or name.endswith(".choice_bias"):
         return "routers"
     if ".experts." in module:
         return "experts"

@@ -28,7 +28,7 @@ from llmcli.storage.gguf.weights import GgufWeights, contents_of
 from llmcli.storage.kept import keep_blocks, kept
 from llmcli.storage.quantize import Quantization
 from llmcli.storage.quantized_checkpoint import load_quantized, quantization_in
-from llmcli.storage.tensors import WeightFiles, stacked_experts
+from llmcli.storage.tensors import WeightFiles, dtype_for, stacked_experts
 
 Progress = Callable[[int, int], None]  # the work done and the total, such as bytes
 # A dtype, a function of the stored dtype and the bytes of the model in float32, or None for the stored dtype.
@@ -123,7 +123,7 @@ class Checkpoint:
             opened = replace(opened, rules=[rule for rule in opened.rules if rule.target not in filled])
 
         def parameter(rule: Rule) -> Tensor:
-            return opened.weights.parameter(rule, opened.shapes[rule.target], stored_as, device)
+            return opened.weights.parameter(rule, opened.shapes[rule.target], dtype_for(rule.target, stored_as), device)
 
         opened.fill(opened.model, parameter, progress, notes)
         opened.model.fill_constants(stored_as, device)
@@ -219,7 +219,7 @@ def save(model: Transformer, folder: Path, raw: Mapping[str, Any], *, dtype: tor
     parameters = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {}
     for rule in FAMILIES[model.config.model_type].rules(model.config):
-        stacked = parameters[rule.target].detach().to("cpu", dtype)
+        stacked = parameters[rule.target].detach().to("cpu", dtype_for(rule.target, dtype))
         rows_of = torch.split(stacked, [source.rows for source in rule.sources])
         for source, rows in zip(rule.sources, rows_of, strict=True):
             tensors[source.name] = source.in_file(rows, tuple(rows.shape[1:])).contiguous().clone()

@@ -69,7 +69,7 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         with torch.device("meta"):
             model = Transformer(config)
         check_quantized(file, model, quantization)
-        dtype = dtype_of(file.viewed(entry) for entry in entries.values())
+        dtype = dtype_of({name: file.viewed(entry) for name, entry in entries.items()})
         parameters = sum(parameter.numel() for parameter in model.parameters())
     others = sorted(entries.keys() - wanted)
     return Headers(

@@ -18,7 +18,7 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.model.config import ModelConfig, MoeConfig
 from llmcli.model.families.rules import Rule, Source
-from llmcli.storage.tensors import WeightFiles
+from llmcli.storage.tensors import WeightFiles, dtype_for
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ SLICES: dict[str, Callable[[Partition], ParameterSlice]] = {
 
 def read_slice(weights: WeightFiles, rule: Rule, partition: Partition, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Read the part of the rule's parameter that the rank holds; ``shape`` is that of the whole parameter."""
-    kept = partition.slice_of(rule.target)
+    kept, dtype = partition.slice_of(rule.target), dtype_for(rule.target, dtype)
     if kept.once and partition.rank > 0:
         return torch.zeros(shape, dtype=dtype)
     if kept.rows is None:

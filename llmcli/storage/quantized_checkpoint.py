@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from llmcli.storage.quantize import (
     quantized_weight,
     replace_module,
 )
+from llmcli.storage.tensors import dtype_for
 
 BITS: dict[Quantization, int] = {"int8": 8, "int4": 4}
 FORMATS: dict[Quantization, str] = {"int8": "q8_0", "int4": "q4_0"}
@@ -145,7 +146,7 @@ def load_quantized(
         if not notes.finite(scales_of(tensor, format) if tensor.dtype == torch.uint8 else tensor):
             raise LlmcliError(f"{file.path}: tensor {name} contains NaN or infinity", "the file may be damaged")
     if not isinstance(dtype, torch.dtype):
-        stored_dtype = dtype_of(tensors.values())
+        stored_dtype = dtype_of(tensors)
         size = sum(tensor.numel() * (1 if tensor.dtype == torch.uint8 else 4) for tensor in tensors.values())
         dtype = stored_dtype if dtype is None else dtype(stored_dtype, size)
     for number, (name, module) in enumerate(modules.items(), start=1):
@@ -157,13 +158,17 @@ def load_quantized(
     model.fill_constants(dtype, device)
     for name, tensor in tensors.items():
         module_name, _, last = name.rpartition(".")
-        setattr(model.get_submodule(module_name), last, nn.Parameter(tensor.to(dtype), requires_grad=False))
+        value = tensor.to(dtype_for(name, dtype))
+        setattr(model.get_submodule(module_name), last, nn.Parameter(value, requires_grad=False))
     return model.eval()
 
 
-def dtype_of(tensors: Iterable[Tensor]) -> torch.dtype:
+def dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype of what is not quantized; float32 if there is nothing, as without norm weights and biases."""
-    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    floats = {name: tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return next(
+        (dtype for name, dtype in floats.items() if dtype_for(name, torch.bfloat16) != torch.float32), torch.float32
+    )
 
 
 def find_quantized(folder: Path, config: ModelConfig) -> tuple[TensorFile, ModelConfig]:

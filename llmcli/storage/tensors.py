@@ -41,6 +41,7 @@ STATED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16":
 STACKED = re.compile(r"(.*)\.switch_mlp\.((?:gate|up|down)_proj\.\w+)")  # MLX's name for all experts of a layer
 # transformers' names for all experts of a layer, with what follows them in gpt-oss.
 STACKED_EXPERTS = re.compile(r"(.*\.experts)\.((?:gate_up|gate|up|down)_proj)(_bias|_blocks|_scales|)")
+GRANITE_EXPERTS = re.compile(r"(.*\.block_sparse_moe)\.(input|output)_linear\.weight")  # and Granite's
 EXPERT_ENDS = {"": ".weight", "_bias": ".bias"}
 EXPERT = re.compile(r"(.*\.experts)\.\d+\.(\w+)(\.weight|\.bias)")
 MAX_EXPERTS = 2**12
@@ -71,7 +72,7 @@ class WeightFiles:
         self.tensors: dict[str, tuple[TensorFile, Entry]] = {}
         for file in files:
             for stored in file.entries.values():
-                for entry in _experts(stored):
+                for entry in _experts(stored, halved=not family.stacks_experts):
                     self._add(naming.resolve(entry.name), file, entry, shard_of.get(stored.name))
         self._find_packed(family.rules(replace(config, tie_word_embeddings=False)))
         self.unused: tuple[str, ...] = ()
@@ -336,18 +337,27 @@ class WeightFiles:
         )
 
 
-def _experts(entry: Entry) -> Iterator[Entry]:
-    """The tensor or, if it is that of all experts, the tensor of each."""
-    ours, theirs = STACKED.fullmatch(entry.name), STACKED_EXPERTS.fullmatch(entry.name)
+def _experts(entry: Entry, *, halved: bool) -> Iterator[Entry]:
+    """The tensor or, if it is that of all experts, the tensor of each; ``halved``: stacked gates and ups are two."""
+    granite = GRANITE_EXPERTS.fullmatch(entry.name)
+    name = entry.name
+    if granite is not None:
+        name = f"{granite[1]}.experts.{'gate_up_proj' if granite[2] == 'input' else 'down_proj'}"
+    ours, theirs = STACKED.fullmatch(name), STACKED_EXPERTS.fullmatch(name)
     if (ours is None and theirs is None) or len(entry.shape) < 2 or entry.shape[0] > MAX_EXPERTS:
         yield entry
         return
+    experts = entry.shape[0]
     if ours is not None:
         before, after = f"{ours[1]}.experts", f".{ours[2]}"
     else:
         assert theirs is not None
         before, after = theirs[1], f".{theirs[2]}{EXPERT_ENDS.get(theirs[3], theirs[3])}"
-    yield from entry.split(f"{before}.{number}{after}" for number in range(entry.shape[0]))
+    afters = [after]
+    if halved and after == ".gate_up_proj.weight" and len(entry.shape) == 3 and entry.shape[1] % 2 == 0:
+        afters = [".gate_proj.weight", ".up_proj.weight"]
+        entry = replace(entry, shape=(2 * entry.shape[0], entry.shape[1] // 2, entry.shape[2]))
+    yield from entry.split(f"{before}.{number}{after}" for number in range(experts) for after in afters)
 
 
 def stacked_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -357,7 +367,15 @@ def stacked_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         match = EXPERT.fullmatch(name)
         end = {end: stored for stored, end in EXPERT_ENDS.items()}.get(match[3], "") if match else ""
         stacks.setdefault(f"{match[1]}.{match[2]}{end}" if match else name, []).append(tensor)
-    return {name: torch.stack(parts) if STACKED_EXPERTS.fullmatch(name) else parts[0] for name, parts in stacks.items()}
+    stacked = {name: torch.stack(all) if STACKED_EXPERTS.fullmatch(name) else all[0] for name, all in stacks.items()}
+    return {_granite_name(name): tensor for name, tensor in stacked.items()}
+
+
+def _granite_name(name: str) -> str:
+    """Granite's name of a tensor of all experts; other names are unchanged."""
+    for ours, theirs in (("gate_up_proj", "input"), ("down_proj", "output")):
+        name = re.sub(rf"\.block_sparse_moe\.experts\.{ours}$", f".block_sparse_moe.{theirs}_linear.weight", name)
+    return name
 
 
 def read_in_parts(file: TensorFile, entry: Entry, target: Tensor) -> None:
@@ -372,6 +390,14 @@ def read_in_parts(file: TensorFile, entry: Entry, target: Tensor) -> None:
     for first in range(0, target.numel(), PART):
         part = flat[first : first + PART]
         part.copy_(file.read_into(entry, buffer[: len(part)], first))
+
+
+def dtype_for(target: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the parameter ``target`` in a model that is loaded in ``dtype``.
+
+    A bias that chooses experts stays in float32, as in transformers: rounded, it would choose other ones.
+    """
+    return torch.float32 if target.endswith(".choice_bias") else dtype
 
 
 def _stated_dtype(raw: Mapping[str, Any]) -> torch.dtype:

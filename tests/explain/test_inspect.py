@@ -26,10 +26,11 @@ from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.device import Memory, memory_limit, physical_memory
 from llmcli.storage.blocks import BLOCK
+from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import quantize
 from llmcli.storage.quantized_checkpoint import save_quantized
 from llmcli.train.vocabulary import train_tokenizer
-from tests.tiny import CASES, CONTEXT, CPU, KINDS, WINDOW, TinyFactory
+from tests.tiny import CASES, CONTEXT, CPU, KINDS, WINDOW, TinyFactory, with_choice_biases
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 every_case, every_kind = pytest.mark.parametrize("name", CASES), pytest.mark.parametrize("name", KINDS)
@@ -70,7 +71,7 @@ def test_parameters_match_transformers(tiny: TinyFactory, name: str) -> None:
     report = report_of(tiny(name).folder)
     assert report.check.ok, report.check
     unused = 2 * reference.config.hidden_size if name == "opt" else 0  # rows of the table of positions
-    assert report.parameters == reference.num_parameters() - unused
+    assert report.parameters == sum(each.numel() for _, each in with_choice_biases(reference)) - unused
     assert sum(group.parameters for group in report.groups) == report.parameters
     assert sum(group.share for group in report.groups) == pytest.approx(1)
     assert sum(group.bytes for group in report.groups) == report.needs[0].weight_bytes == 4 * report.parameters
@@ -81,7 +82,7 @@ def test_parameters_match_transformers(tiny: TinyFactory, name: str) -> None:
 def test_groups_match_transformers(tiny: TinyFactory, name: str) -> None:
     """Groups parameters by transformers' names, which differ from ours."""
     counts = dict.fromkeys(GROUPS, 0)
-    for theirs, parameter in tiny(name).reference.named_parameters():
+    for theirs, parameter in with_choice_biases(tiny(name).reference):
         counts[transformers_group(theirs)] += parameter.numel()
     counts["positions"] -= 2 * 48 if name == "opt" else 0  # unused rows
     found = {group.name: group.parameters for group in report_of(tiny(name).folder).groups}
@@ -99,7 +100,16 @@ def transformers_group(name: str) -> str:
         return "norms"
     if ".experts." in name:
         return "experts"
-    if name.endswith((".mlp.gate.weight", "block_sparse_moe.gate.weight", ".router.weight", ".router.bias")):
+    if name.endswith(
+        (
+            "expert_bias",
+            ".feed_forward.gate.weight",
+            ".mlp.gate.weight",
+            "block_sparse_moe.gate.weight",
+            ".router.weight",
+            ".router.bias",
+        )
+    ):
         return "routers"
     if any(part in name for part in (".linear_attn.", ".conv.", ".mamba.")):
         return "recurrent layers"
@@ -126,7 +136,7 @@ def test_without_experts_all_parameters_are_active(tiny: TinyFactory) -> None:
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bytes_match_the_opened_model(tiny: TinyFactory, name: str, kind: Any, dtype: str) -> None:
-    model = tiny(name).load().to(DTYPES[dtype])
+    model = Checkpoint.read(tiny(name).folder).load(device=CPU, dtype=DTYPES[dtype])
     predicted = weight_bytes(empty_model(model.config), DTYPES[dtype], kind)
     if kind is not None:
         quantize(model, kind)

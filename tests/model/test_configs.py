@@ -19,6 +19,7 @@ from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
+from tests.tiny import with_choice_biases
 
 REAL = Path(__file__).parents[3] / "shared" / "checkpoints" / "configs"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real config files are not available")
@@ -40,7 +41,7 @@ LAYERS_KEY = {"gpt2": "n_layer", "gpt_neo": "num_layers"}  # others: num_hidden_
 
 # What a family's file must say: its default is not supported, or transformers cannot build it.
 NECESSARY: dict[str, dict[str, Any]] = {
-    "granitemoehybrid": {"num_local_experts": 0},
+    "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     "hunyuan_v1_dense": {"head_dim": 128},
 }
 
@@ -91,7 +92,7 @@ def norm_eps(config: PretrainedConfig) -> float:
 
 def inner_size(config: PretrainedConfig) -> int:
     """The width of the MLP, by the rules of transformers' modeling code."""
-    names = ("shared_intermediate_size", "intermediate_size", "n_inner", "ffn_dim")
+    names = ("shared_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
     stated = next((getattr(config, name) for name in names if getattr(config, name, None)), 4 * config.hidden_size)
     return adjusted_size(config) or stated
 
@@ -192,6 +193,7 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
         assert ours.moe.intermediate_size == first(theirs, "moe_intermediate_size", "intermediate_size")
         assert ours.moe.normalize == getattr(theirs, "norm_topk_prob", True)  # Mixtral's always are
         step, dense = getattr(theirs, "decoder_sparse_step", 1), getattr(theirs, "mlp_only_layers", [])
+        dense = [*dense, *range(getattr(theirs, "num_dense_layers", 0))]
         assert [ours.is_moe(i) for i in layers] == [i not in dense and (i + 1) % step == 0 for i in layers]
 
 
@@ -207,7 +209,7 @@ def count_parameters(config: ModelConfig) -> int:
 def count_transformers_parameters(config: PretrainedConfig) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for _, parameter in with_choice_biases(model))
 
 
 @pytest.mark.parametrize("model_type", TEXT_FAMILIES)
@@ -505,6 +507,50 @@ FILES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "word_embed_proj_dim": 2048,
     },
+    "qwen3_next-sparse": {
+        "model_type": "qwen3_next",
+        **SMALL,
+        "num_key_value_heads": 2,
+        "full_attention_interval": 2,
+        "decoder_sparse_step": 2,
+        "linear_num_key_heads": 2,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+    },
+    "lfm2-8b-a1b": {
+        "model_type": "lfm2_moe",
+        "num_hidden_layers": 24,
+        "layer_types": ["full_attention" if layer in (2, 6, 10, 14, 18, 21) else "conv" for layer in range(24)],
+    },
+    "granite4-h-tiny": {
+        "model_type": "granitemoehybrid",
+        "vocab_size": 100352,
+        "hidden_size": 1536,
+        "intermediate_size": 512,
+        "shared_intermediate_size": 1024,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "num_local_experts": 64,
+        "num_experts_per_tok": 6,
+        "mamba_n_heads": 48,
+        "mamba_d_head": 64,
+        "mamba_d_state": 128,
+        "layer_types": ["attention" if layer % 10 == 5 else "mamba" for layer in range(40)],
+        "position_embedding_type": "nope",
+        "tie_word_embeddings": True,
+    },
+    "granitemoehybrid-dense": {"model_type": "granitemoehybrid", "num_local_experts": 0, "num_hidden_layers": 3},
+    "lfm2_moe-unbiased": {
+        "model_type": "lfm2_moe",
+        "num_hidden_layers": 2,
+        "layer_types": ["full_attention", "conv"],
+        "num_dense_layers": 1,
+        "use_expert_bias": False,
+        "norm_topk_prob": False,
+        "tie_embedding": False,
+        "conv_bias": True,
+    },
     "olmoe-normalized": {"model_type": "olmoe", "norm_topk_prob": True, "num_experts": 8, "num_key_value_heads": 4},
 }
 
@@ -522,6 +568,8 @@ def test_models_have_as_many_parameters_as_in_transformers(name: str) -> None:
     raw = {**raw, LAYERS_KEY.get(raw["model_type"], "num_hidden_layers"): layers}
     if raw["model_type"] == "gpt_neo":
         raw["attention_types"] = [[["global"], layers]]
+    if raw.get("layer_types"):
+        raw["layer_types"] = raw["layer_types"][:layers]
     config = transformers_config(raw)
     unused = 2 * config.hidden_size if raw["model_type"] == "opt" else 0  # rows of the table of positions
     assert count_parameters(parse(raw)) + unused == count_transformers_parameters(config)
@@ -588,6 +636,7 @@ def test_the_first_name_of_longrope_means_the_same() -> None:
     assert parse(old) == parse(FILES["phi3-yarn"])
 
 
+DELTA_NETS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 UNUSUAL_ROPE = ("gpt2", "gpt_neo", "opt", "granitemoehybrid", *SCALED_BY_DEFAULT)
 
 
@@ -605,6 +654,8 @@ def test_as_many_features_are_rotated_as_in_transformers(name: str, place: str) 
             "layer_types": ["full_attention"],
             "rope_parameters": {"full_attention": raw.pop("rope_parameters", {})},
         }
+    if name == "lfm2_moe":
+        raw["layer_types"] = ["full_attention"]
     raw |= {"num_key_value_heads": 2, "head_dim": 64, "vocab_size": 100, "intermediate_size": 8, "pad_token_id": 0}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(transformers_config(raw))
@@ -612,7 +663,7 @@ def test_as_many_features_are_rotated_as_in_transformers(name: str, place: str) 
     ours = parse(raw)
     assert ours.rope is not None
     assert ours.rope.rotated(ours.head_dim) == max(sizes)
-    assert max(sizes) == (32 if name in ("phi3", "gpt_neox", "stablelm", "glm4", "qwen3_5_text") else 64)
+    assert max(sizes) == (32 if name in ("phi3", "gpt_neox", "stablelm", "glm4", *DELTA_NETS) else 64)
 
 
 @pytest.mark.parametrize(
@@ -714,12 +765,30 @@ PUBLISHED = {
     "olmo-1b": 1_176_764_416,
     "gpt_neo-125m": 125_198_592,
     "opt-1.3b": 1_315_753_984,  # 2 rows of the table of positions are unused
+    "lfm2-8b-a1b": 8_339_929_856 + 22 * 32,  # a bias for each expert, which transformers does not count
+    "granite4-h-tiny": 6_939_037_248,
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_have_the_published_number_of_parameters(name: str) -> None:
     assert count_parameters(parse(FILES[name])) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("raw", "billions"),
+    [
+        ({"model_type": "qwen3_next", "num_hidden_layers": 48}, 79.7),  # Qwen3-Next-80B-A3B
+        ({"model_type": "qwen3_5_moe_text", "num_hidden_layers": 40}, 34.7),  # Qwen3.5-35B-A3B
+    ],
+)
+def test_published_models_with_hundreds_of_experts(raw: dict[str, Any], billions: float) -> None:
+    """Their 20,000 experts are too many to build here, so transformers counts the layers after the first four."""
+    first = {**raw, "num_hidden_layers": 4}
+    rest = count_transformers_parameters(transformers_config(raw)) - count_transformers_parameters(
+        transformers_config(first)
+    )
+    assert round((count_parameters(parse(first)) + rest) / 1e9, 1) == billions
 
 
 @needs_real

@@ -14,8 +14,8 @@ from llmcli.model import attention, mlp, positions, transformer
 from llmcli.model.attention import Attention, Projection
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.families import FAMILIES, glm, gpt, gpt_oss, mistral
-from llmcli.model.families.rules import Names
+from llmcli.model.families import FAMILIES, glm, gpt, gpt_oss, mistral, qwen_next
+from llmcli.model.families.rules import Names, Rule
 from llmcli.model.layers import Norm
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.transformer import Transformer
@@ -29,9 +29,11 @@ GEMMA3 = GEMMA[1:]
 NEOX = ["gpt_neox", "gpt_neox-serial"]
 POST_NORMED = [*GEMMA, "olmo2", "olmo3", "exaone4", "glm4"]
 COHERE = ["cohere", "cohere-normed", "cohere2"]
-PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", "qwen3_5_text"]
-SHARED = ["qwen2_moe"]  # with an expert for every token
-MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", *SHARED]
+DELTA_NETS = ["qwen3_5_text", "qwen3_next", "qwen3_5_moe_text"]
+PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", *DELTA_NETS]
+GATED_SHARED = ["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"]
+SHARED = [*GATED_SHARED, "granitemoehybrid-experts"]  # with an expert for every token
+MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "lfm2_moe", *SHARED]
 MIXED = [  # windowed and full layers
     "qwen2-windows",
     "qwen3-windows",
@@ -53,7 +55,8 @@ QK_NORMED = [
     "olmoe",
     "stablelm-parallel",
     "cohere-normed",
-    "qwen3_5_text",
+    *DELTA_NETS,
+    "lfm2_moe",
     "olmo3",
     "exaone4",
     "apertus",
@@ -229,7 +232,7 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "eps": (changed(norm_eps=1e-6), [name for name in CASES if name not in FIXED_EPS]),
     "rms or layer norm": (other_norm, list(CASES)),
     "activation": (other_activation, list(CASES)),
-    "no norm offset": (changed(norm_offset=0.0), ["gemma", *GEMMA, "qwen3_5_text"]),
+    "no norm offset": (changed(norm_offset=0.0), ["gemma", *GEMMA, *DELTA_NETS]),
     "pre-norms instead of post-norms": (pre_instead_of_post_norms, ["olmo2", "olmo3", "exaone4"]),
     "theta": (changed_rope(theta=777.0), ROPED),
     "all features rotated": (all_features_rotated, PARTIAL),
@@ -285,7 +288,10 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "other bound of the gate": (changed(gate_limit=1.7), ["gpt_oss"]),
     "nothing added to up": (changed(up_offset=0.0), ["gpt_oss"]),
     "no shared expert": (other_experts(shared_intermediate_size=None, shared_gate=False), SHARED),
-    "shared expert not gated": (other_experts(shared_gate=False), ["qwen2_moe"]),
+    "shared expert not gated": (other_experts(shared_gate=False), GATED_SHARED),
+    "softmax scores": (other_experts(scores="softmax"), ["lfm2_moe"]),
+    "no choice bias": (other_experts(choice_bias=False), ["lfm2_moe"]),
+    "expert weights not scaled": (other_experts(scale=1.0), ["lfm2_moe"]),
     "no router bias": (other_experts(router_bias=False), ["gpt_oss"]),
     "expert weights normalized or not": (flip_normalize, MOE),
     "one expert": (other_experts(num_experts_per_tok=1), MOE),
@@ -428,11 +434,23 @@ def test_weights_in_the_wrong_place_show(tiny: TinyFactory, name: str, mutate: M
     assert parity_error(model, case) > WRONG
 
 
+def inputs_not_by_head(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
+    """The rules of Qwen3-Next's delta net, if all queries came before all keys, and so on."""
+    mixer = qwen_next.NEXT_NAMES.mixer
+    assert mixer is not None
+    stored = [(rule.target, rule.sources) for rule in mixer(config, ours, theirs)]
+    return [Rule(target, tuple(dataclasses.replace(each, parts=()) for each in sources)) for target, sources in stored]
+
+
 RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
     "qkv not stacked by head": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
     "pairs not interleaved": (Names().rules, [*COHERE, "ernie4_5"]),
     "part's pairs not interleaved": (dataclasses.replace(glm.GLM4_NAMES, interleaved=False).rules, ["glm4"]),
     "gate and up not interleaved": (dataclasses.replace(gpt_oss.NAMES, up_interleaved=False).rules, ["gpt_oss"]),
+    "inputs of a delta net not by head": (
+        dataclasses.replace(qwen_next.NEXT_NAMES, mixer=inputs_not_by_head).rules,
+        ["qwen3_next"],
+    ),
     "gate and up": (dataclasses.replace(mistral.MIXTRAL_NAMES, expert_up=("w3", "w1")).rules, ["mixtral"]),
 }
 
@@ -496,6 +514,11 @@ def weights_among_the_chosen(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]
     """Softmax over the logits of the chosen experts only, which is equivalent to normalizing their weights."""
     logits, chosen = self.router(tokens).topk(self.per_token, dim=-1)
     return logits.softmax(dim=-1), chosen
+
+
+def biased_weights(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    weights, chosen = (self.router(tokens).sigmoid() + self.choice_bias).topk(self.per_token, dim=-1)
+    return weights / weights.sum(dim=-1, keepdim=True) * self.moe.scale, chosen
 
 
 def gated_by_silu(self: MoE, shared: MLP, tokens: Tensor) -> Tensor:
@@ -563,8 +586,12 @@ CODE: dict[str, tuple[Patch, list[str]]] = {
     "only the gate bounded": (replaced(MLP, "forward", only_the_gate_bounded), ["gpt_oss"]),
     "gate bounded below, too": (replaced(MLP, "forward", gate_bounded_below), ["gpt_oss"]),
     "expert weights uniform": (replaced(MoE, "route", uniform_weights), MOE),
-    "weights among the chosen experts": (replaced(MoE, "route", weights_among_the_chosen), ["olmoe", "qwen2_moe"]),
-    "shared expert gated like an MLP": (replaced(MoE, "for_all", gated_by_silu), ["qwen2_moe"]),
+    "weights among the chosen experts": (
+        replaced(MoE, "route", weights_among_the_chosen),
+        ["olmoe", "qwen2_moe", "qwen3_next"],
+    ),
+    "choice bias in the weights": (replaced(MoE, "route", biased_weights), ["lfm2_moe"]),
+    "shared expert gated like an MLP": (replaced(MoE, "for_all", gated_by_silu), GATED_SHARED),
     "no post norms": (replaced(transformer.Block, "contribution", contribution_without_norm), POST_NORMED),
 }
 

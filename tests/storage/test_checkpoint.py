@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from llmcli.errors import EXIT_FAILURE, LlmcliError
 from llmcli.files.names import CONFIG, INDEX, WEIGHTS
@@ -19,6 +20,7 @@ from llmcli.files.safetensors import Entry, TensorFile
 from llmcli.model.families import FAMILIES
 from llmcli.storage import checkpoint
 from llmcli.storage.finite import LoadNotes
+from llmcli.storage.quantized_checkpoint import save_quantized
 from llmcli.storage.tensors import grouped
 from llmcli.text.tokenizer import load_tokenizer
 from tests.tiny import CPU, VOCAB, TinyFactory, greedy, load, load_with_transformers, random_ids
@@ -457,6 +459,38 @@ def test_tensor_stored_twice(llama: Path, gpt2: Path) -> None:
 
 
 # Loading and saving
+
+
+def test_one_tensor_with_the_gates_and_ups_of_all_experts(tiny: TinyFactory, tmp_path: Path) -> None:
+    """Qwen 3.5 is published as transformers has it in memory: [experts, 2 I, C], gates before ups."""
+    case = tiny("qwen3_5_moe_text")
+    folder = Path(shutil.copytree(case.folder, tmp_path / "model"))
+    weights = case.reference.state_dict()
+    assert weights["model.layers.1.mlp.experts.gate_up_proj"].shape == (5, 48, 48)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    notes = LoadNotes()
+    pairs = zip(load(folder, device=CPU, notes=notes).parameters(), case.load().parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert notes.unused == ()
+
+
+def test_the_bias_that_chooses_experts_is_not_rounded(tiny: TinyFactory, tmp_path: Path) -> None:
+    """transformers keeps it in float32, too."""
+    case = tiny("lfm2_moe")
+    name = "model.layers.1.feed_forward.expert_bias"
+    stored = load_file(case.folder / WEIGHTS)[name]
+    assert not torch.equal(stored, stored.bfloat16().float())
+    theirs = dict(AutoModelForCausalLM.from_pretrained(case.folder, dtype=torch.bfloat16).named_buffers())[name]
+    model = load(case.folder, device=CPU, dtype=torch.bfloat16)
+    raw = json.loads((case.folder / CONFIG).read_text())
+    checkpoint.save(model, tmp_path / "saved", raw, dtype=torch.bfloat16)
+    save_quantized(model, "int8", tmp_path / "quantized", raw)
+    for each in (model, load(tmp_path / "saved", device=CPU), load(tmp_path / "quantized", device=CPU)):
+        ours = dict(each.named_parameters())["blocks.1.mlp.choice_bias"]
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert torch.equal(ours, stored)
+        assert torch.equal(ours, theirs)
+        assert each.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.errors import LlmcliError
-from llmcli.model.config import LayerType, ModelConfig
+from llmcli.model.config import LayerType, ModelConfig, MoeConfig
 from llmcli.model.families.fields import Defaults, common, field, optional, recurrent_layers, wrong
 from llmcli.model.families.llama import multipliers
 from llmcli.model.families.rules import Family, Names, Rule, Source, linear
@@ -16,6 +15,8 @@ from llmcli.model.mixers.config import MambaConfig
 
 def parse_granite_hybrid(raw: Mapping[str, Any]) -> ModelConfig:
     """Granite 4 (IBM 2025): Granite 3's multipliers, and Mamba-2 in most layers.
+
+    In models with experts, the MLP that the others have serves every token.
 
     config.json -> ModelConfig, with the defaults of transformers' GraniteMoeHybridConfig.
     """
@@ -33,14 +34,26 @@ def parse_granite_hybrid(raw: Mapping[str, Any]) -> ModelConfig:
             eos_token_id=2,
         ),
     )
-    if optional(raw, "num_local_experts", 8, int):
-        raise LlmcliError("config.json: Granite 4 with experts is not supported", "its dense models are")
+    experts, width = optional(raw, "num_local_experts", 8, int), shared["intermediate_size"]
     shared["intermediate_size"] = field(raw, "shared_intermediate_size", 1024)
     if raw.get("position_embedding_type") != "rope":
         shared |= {"position": "none", "rope": None}
     bias, types = field(raw, "attention_bias", False), _layer_types(raw, shared["num_hidden_layers"])
     mixer = _mamba(raw, shared["hidden_size"]) if "recurrent" in types else None
-    return ModelConfig(**shared, **multipliers(raw), qkv_bias=bias, out_bias=bias, layer_types=types, mixer=mixer)
+    moe = (
+        MoeConfig(
+            num_experts=experts,
+            num_experts_per_tok=field(raw, "num_experts_per_tok", 2),
+            intermediate_size=width,
+            normalize=True,
+            shared_intermediate_size=shared["intermediate_size"],
+        )
+        if experts
+        else None
+    )
+    return ModelConfig(
+        **shared, **multipliers(raw), qkv_bias=bias, out_bias=bias, layer_types=types, mixer=mixer, moe=moe
+    )
 
 
 def _layer_types(raw: Mapping[str, Any], layers: int) -> tuple[LayerType, ...]:
@@ -100,5 +113,15 @@ def mamba_rules(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
     return table + linear(ours + "out", [Source(stored + "out_proj", config.hidden_size)], bias=sizes.bias)
 
 
-NAMES = Names(up=("shared_mlp.input_linear",), down="shared_mlp.output_linear", mixer=mamba_rules)
-GRANITE_HYBRID = Family("granitemoehybrid", parse_granite_hybrid, NAMES.rules, tokenizer_class="")
+UP, DOWN = ("shared_mlp.input_linear",), "shared_mlp.output_linear"
+NAMES = Names(
+    up=UP,
+    down=DOWN,
+    router="block_sparse_moe.router.layer",
+    expert="block_sparse_moe.experts.{}.",
+    expert_up=("gate_up_proj",),
+    shared_up=UP,
+    shared_down=DOWN,
+    mixer=mamba_rules,
+)
+GRANITE_HYBRID = Family("granitemoehybrid", parse_granite_hybrid, NAMES.rules, tokenizer_class="", stacks_experts=True)

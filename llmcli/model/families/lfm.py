@@ -1,12 +1,12 @@
-"""LFM2: most layers have a gated short convolution in attention's place."""
+"""LFM2, dense and with experts: most layers have a gated short convolution in attention's place."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.model.config import MAX_WIDTH, ModelConfig
-from llmcli.model.families.fields import Defaults, common, field, recurrent_layers, wrong
+from llmcli.model.config import MAX_WIDTH, ModelConfig, MoeConfig
+from llmcli.model.families.fields import Defaults, common, field, num_experts, recurrent_layers, wrong
 from llmcli.model.families.rules import Family, Names, Rule, Source, linear
 from llmcli.model.mixers.config import ShortConvConfig
 
@@ -37,6 +37,45 @@ def parse_lfm2(raw: Mapping[str, Any]) -> ModelConfig:
     )
     shared["intermediate_size"] = _intermediate_size(raw, shared["intermediate_size"])
     return ModelConfig(**shared, **_mixing(raw, shared))
+
+
+def parse_lfm2_moe(raw: Mapping[str, Any]) -> ModelConfig:
+    """LFM2 with experts (Liquid AI 2025), which the router scores by sigmoid, in all layers except the first ones.
+
+    config.json -> ModelConfig, with the defaults of transformers' Lfm2MoeConfig.
+    """
+    shared = common(
+        {**raw, **_old_names(raw)},
+        Defaults(
+            model_type="lfm2_moe",
+            vocab_size=65536,
+            hidden_size=2048,
+            intermediate_size=7168,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=128000,
+            tie_word_embeddings=True,
+            norm_eps=1e-5,
+            norm_eps_key="norm_eps",
+            rope_theta=1000000.0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    )
+    dense = min(field(raw, "num_dense_layers", 2), shared["num_hidden_layers"])
+    moe = MoeConfig(
+        num_experts=num_experts(raw, 32),
+        num_experts_per_tok=field(raw, "num_experts_per_tok", 4),
+        intermediate_size=field(raw, "moe_intermediate_size", 1792),
+        normalize=field(raw, "norm_topk_prob", True),
+        dense_layers=frozenset(range(dense)),
+        scores="sigmoid",
+        choice_bias=field(raw, "use_expert_bias", True),
+        normalize_eps=1e-6,
+        scale=field(raw, "routed_scaling_factor", 1.0),
+    )
+    return ModelConfig(**shared, **_mixing(raw, shared), moe=moe)
 
 
 def _old_names(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +132,12 @@ NAMES = Names(
     k_norm="self_attn.k_layernorm",
     up=("feed_forward.w1", "feed_forward.w3"),
     down="feed_forward.w2",
+    router="feed_forward.gate",
+    expert="feed_forward.experts.{}.",
+    expert_up=("w1", "w3"),
+    expert_down="w2",
+    choice_bias="feed_forward.expert_bias",
     mixer=_mixer,
 )
 LFM2 = Family("lfm2", parse_lfm2, NAMES.rules)
+LFM2_MOE = Family("lfm2_moe", parse_lfm2_moe, NAMES.rules)
