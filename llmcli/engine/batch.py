@@ -151,8 +151,7 @@ class BatchedCache:
     def _empty(self) -> dict[int, Tensor]:
         config = self.model.config
         shape = (0, config.num_key_value_heads, 0, config.head_dim)
-        layers = [layer for layer in range(config.num_hidden_layers) if config.has_attention(layer)]
-        return {layer: torch.empty(shape, device=self.model.device, dtype=self._dtype) for layer in layers}
+        return {layer: torch.empty(shape, device=self.model.device, dtype=self._dtype) for layer in config.attending}
 
     @property
     def _dtype(self) -> torch.dtype:

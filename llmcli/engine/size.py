@@ -52,10 +52,8 @@ def cache_bytes(
     """The cache of a text of ``tokens`` tokens, prefilled ``chunk`` positions at a time."""
     position = 2 * config.kv_size * dtype.itemsize  # a key and a value in one layer
     windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
-    attending, recurrent = (
-        sum(map(has, range(config.num_hidden_layers))) for has in (config.has_attention, config.has_mixer)
-    )
-    full, window = attending - windowed, config.sliding_window or 0
+    recurrent = sum(map(config.has_mixer, range(config.num_hidden_layers)))
+    full, window = len(config.attending) - windowed, config.sliding_window or 0
     shapes = () if config.mixer is None else config.mixer.state_shapes
     states = recurrent * torch.float32.itemsize * sum(map(math.prod, shapes))
     held = min(tokens, window - 1 + SPARE + chunk)

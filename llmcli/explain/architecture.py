@@ -23,9 +23,9 @@ class Rotary:
 class Architecture:
     """Sizes; ``rows`` is the number of embeddings, ``tokens`` the number of tokens that the tokenizer has.
 
-    ``windowed`` layers see the last ``window`` positions only. ``recurrent`` layers have a ``mixer`` in attention's
-    place, described in words. ``particulars`` are phrases for what differs from a
-    Llama.
+    ``attending`` layers have attention; ``windowed`` ones see the last ``window`` positions only. ``recurrent`` layers
+    have a ``mixer``, described in words. ``dense`` layers have an MLP, and ``routed`` ones experts. ``particulars`` are
+    phrases for what differs from a Llama.
     """
 
     family: str
@@ -43,17 +43,21 @@ class Architecture:
     context: int
     rope: Rotary | None
     local_rope: Rotary | None
+    attending: int
     windowed: int
     window: int | None
     recurrent: int
     mixer: str | None
+    dense: int
+    routed: int
     particulars: tuple[str, ...]
 
 
 def architecture_of(config: ModelConfig, tokens: int) -> Architecture:
     """Return the architecture of a model whose tokenizer has ``tokens`` tokens."""
-    moe = config.moe
-    windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
+    moe, layers = config.moe, range(config.num_hidden_layers)
+    routed = sum(map(config.is_moe, layers))
+    windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in layers)
     return Architecture(
         family=config.model_type,
         layers=config.num_hidden_layers,
@@ -70,10 +74,13 @@ def architecture_of(config: ModelConfig, tokens: int) -> Architecture:
         context=config.max_position_embeddings,
         rope=_rope(config.rope, config),
         local_rope=_rope(config.local_rope, config),
+        attending=len(config.attending),
         windowed=windowed,
         window=config.sliding_window if windowed else None,
-        recurrent=sum(map(config.has_mixer, range(config.num_hidden_layers))),
+        recurrent=sum(map(config.has_mixer, layers)),
         mixer=None if config.mixer is None else str(config.mixer),
+        dense=sum(map(config.has_mlp, layers)) - routed,
+        routed=routed,
         particulars=tuple(_particulars(config)),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,7 @@ from llmcli.explain.selection import (
 )
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
+from llmcli.model.config import ModelConfig
 
 ROUNDING = "rounding"  # the name of the part that the dtype's rounding adds
 HEAD = re.compile(r"L(\d+)\.H(\d+)")  # the name of a head
@@ -69,7 +70,8 @@ class StrongestPart:
 class WhyReport(Report):
     """The logits of ``token`` and ``other``, before a softcap, as sums: ``parts`` sum to ``total``.
 
-    ``sources`` split what attention adds by attended position. ``logits`` are the model's own, after a softcap.
+    ``sources`` split what attention adds by attended position; a model without attention has none, and no
+    ``strongest_head``. ``logits`` are the model's own, after a softcap.
     """
 
     model: str
@@ -83,7 +85,7 @@ class WhyReport(Report):
     total: Contribution
     sources: tuple[SourceContribution, ...]
     strongest: StrongestPart
-    strongest_head: StrongestPart
+    strongest_head: StrongestPart | None
     check: Check
     heads: str = field(metadata=NOT_IN_JSON)  # those that ``sources`` are of, such as "all heads"
 
@@ -109,14 +111,16 @@ def why(
     """
     ids = token_ids(loaded, text, parse_special=parse_special)
     model, tokenizer, config = loaded.model, loaded.tokenizer, loaded.model.config
-    position, heads = find_position(tokenizer, ids, position), find_heads(config, layers, head)
+    position = find_position(tokenizer, ids, position)
+    unasked = layers is None and head is None and not config.attending
+    heads = [] if unasked else find_heads(config, layers, head)
     wanted = [None if each is None else find_token(tokenizer, each, config.vocab_size) for each in (token, other)]
     observed = observe(model, ids[: position + 1])
     pair = _pair(observed.logits, *wanted)
     logits = observed.logits[list(pair)].cpu()
     split = attribute(model, observed, pair)
     check_finite(split.heads, "attention weights or values")  # attention may have ignored them in computing the logits
-    parts = _parts(split, observed.trace.attention, learned_positions=model.positions is not None)
+    parts = _parts(split, config)
     parts.append((ROUNDING, (logits.double() if config.logit_softcap is None else split.stream) - split.total))
     contributions = tuple(_contribution(name, values) for name, values in parts)
     total = _contribution("total", torch.stack([values for _, values in parts]).sum(dim=0))
@@ -125,6 +129,7 @@ def why(
     def strongest(parts: Sequence[Contribution]) -> StrongestPart:
         return _strongest(loaded, observed.ids, split, parts, direction)
 
+    parts_of_heads = [part for part in contributions if HEAD.fullmatch(part.name)]
     return WhyReport(
         model=loaded.name,
         position=position,
@@ -137,7 +142,7 @@ def why(
         total=total,
         sources=_sources(loaded, observed.ids, split, heads),
         strongest=strongest([part for part in contributions if part.name != ROUNDING]),
-        strongest_head=strongest([part for part in contributions if HEAD.fullmatch(part.name)]),
+        strongest_head=strongest(parts_of_heads) if parts_of_heads else None,
         check=_check(split, logits, config.logit_softcap, tolerance(model)),
         heads=name_heads(config, layers, head),
     )
@@ -155,20 +160,21 @@ def _pair(logits: Tensor, token: int | None, other: int | None) -> tuple[int, in
     return token, other
 
 
-def _parts(split: Attribution, attending: Collection[int], learned_positions: bool) -> list[tuple[str, Tensor]]:
-    """The name and contribution [2] of every component, in the model's order; ``attending`` layers have attention."""
+def _parts(split: Attribution, config: ModelConfig) -> list[tuple[str, Tensor]]:
+    """The name and contribution [2] of every component, in the model's order."""
     named = [("embedding", split.embedding)]
-    if learned_positions:
+    if config.position == "learned":
         named.append(("position", split.position))
     heads = split.heads.sum(dim=-1)  # [2, L, H]
     for layer in range(heads.shape[1]):
-        if layer in attending:
+        if config.has_attention(layer):
             named += [(f"L{layer}.H{head}", heads[:, layer, head]) for head in range(heads.shape[2])]
-        else:
+        if config.has_mixer(layer):
             named.append((f"L{layer} mixer", split.mixers[:, layer]))
         if split.attention_bias[:, layer].any():
             named.append((f"L{layer} attention bias", split.attention_bias[:, layer]))
-        named.append((f"L{layer} MLP", split.mlps[:, layer]))
+        if config.has_mlp(layer):
+            named.append((f"L{layer} MLP", split.mlps[:, layer]))
     if split.norm_bias.any():
         named.append(("final norm bias", split.norm_bias))
     return named
@@ -183,6 +189,8 @@ def _sources(
     loaded: LoadedModel, ids: Sequence[int], split: Attribution, heads: Sequence[tuple[int, int]]
 ) -> tuple[SourceContribution, ...]:
     """What ``heads`` (layer, head) add to the difference of the two logits, by attended position."""
+    if not heads:
+        return ()
     differences = split.heads[0] - split.heads[1]  # [L, H, S]
     chosen = torch.stack([differences[layer, head] for layer, head in heads])  # [heads, S]
     strongest = chosen.abs().argmax(dim=0).tolist()

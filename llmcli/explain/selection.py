@@ -106,8 +106,8 @@ def attending(config: ModelConfig, layers: Sequence[int]) -> list[int]:
     found = [layer for layer in layers if config.has_attention(layer)]
     if not found:
         named = f"layer {layers[0]} has" if len(layers) == 1 else "these layers have"
-        others = [layer for layer in range(config.num_hidden_layers) if config.has_attention(layer)]
-        hint = f"layers with attention: {', '.join(map(str, others))}" if others else "no layer of this model has it"
+        others = ", ".join(map(str, config.attending))
+        hint = f"layers with attention: {others}" if others else "no layer of this model has it"
         raise usage_error(f"{named} no attention", hint)
     return found
 

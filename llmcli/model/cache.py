@@ -64,9 +64,8 @@ class KVCache:
         self.span = 0
         self.block = block
         self.prepared: object | None = None
-        layers = range(config.num_hidden_layers)
-        self.attending = tuple(layer for layer in layers if config.has_attention(layer))
-        self.recurrent = tuple(layer for layer in layers if config.has_mixer(layer))
+        self.attending = config.attending
+        self.recurrent = tuple(filter(config.has_mixer, range(config.num_hidden_layers)))
         self._windows = {
             layer: config.sliding_window if config.layer_type(layer) == "sliding_attention" else None
             for layer in self.attending

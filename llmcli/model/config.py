@@ -28,7 +28,7 @@ Activation = Literal[
     "linear",
     "xielu",
 ]
-LayerType = Literal["full_attention", "sliding_attention", "recurrent"]
+LayerType = Literal["full_attention", "sliding_attention", "recurrent", "mlp"]
 
 MAX_LAYERS = 512
 MAX_WIDTH = 2**20
@@ -158,7 +158,8 @@ class ModelConfig:
       recurrent layers ("none").
       ``local_rope`` replaces ``rope`` in windowed layers; ``layers_without_rope`` have neither.
     - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included.
-    - ``mixer`` is what layers of the type "recurrent" have in attention's place.
+    - ``mixer`` is what layers of the type "recurrent" have in attention's place. Layers of the type "mlp" have neither;
+      ``layers_without_mlp`` have no MLP.
     - ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, which is computed with its query.
     - ``qkv_limit`` c bounds queries, keys and values to -c .. c, before rotation.
     - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to c tanh(x/c):
@@ -210,6 +211,7 @@ class ModelConfig:
     sliding_window: int | None = None
     layer_types: tuple[LayerType, ...] = ()  # empty: full attention in all layers
     mixer: MixerConfig | None = None
+    layers_without_mlp: frozenset[int] = frozenset()
     attention_gate: bool = False
     qkv_limit: float | None = None
     attention_scale: float | None = None
@@ -274,6 +276,9 @@ class ModelConfig:
             raise _bad("layer_types has windowed layers, but sliding_window is not set")
         if "recurrent" in self.layer_types and self.mixer is None:
             raise _bad("layer_types has recurrent layers, but there are no sizes for them")
+        empty = [layer for layer in self.layers_without_mlp if self.layer_type(layer) == "mlp"]
+        if empty:
+            raise _bad(f"layer {min(empty)} has neither attention nor an MLP")
 
     @property
     def q_size(self) -> int:
@@ -290,32 +295,41 @@ class ModelConfig:
         """Width of all key (or all value) heads together: K * D."""
         return self.num_key_value_heads * self.head_dim
 
-    @property
-    def layer_norms(self) -> tuple[str, ...]:
+    def layer_norms(self, layer: int) -> tuple[str, ...]:
         """The names of a layer's norms, at most four; an absent one is the identity."""
+        mixes, has_mlp = self.layer_type(layer) != "mlp", self.has_mlp(layer)
         present = {
-            "attn_norm": self.pre_norm,
-            "attn_post_norm": self.post_norm,
-            "mlp_norm": self.pre_norm and not self.shared_norm,
-            "mlp_post_norm": self.post_norm,
+            "attn_norm": mixes and self.pre_norm,
+            "attn_post_norm": mixes and self.post_norm,
+            "mlp_norm": has_mlp and self.pre_norm and not self.shared_norm,
+            "mlp_post_norm": has_mlp and self.post_norm,
         }
         return tuple(name for name, is_present in present.items() if is_present)
 
     def layer_type(self, layer: int) -> LayerType:
-        """Whether a layer attends to all earlier positions or to a window, or is recurrent."""
+        """Whether a layer attends to all earlier positions or to a window, is recurrent, or has only an MLP."""
         return self.layer_types[layer] if self.layer_types else "full_attention"
 
     def has_attention(self, layer: int) -> bool:
         """Whether a layer has attention."""
-        return self.layer_type(layer) != "recurrent"
+        return self.layer_type(layer) in ("full_attention", "sliding_attention")
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """The layers that have attention."""
+        return tuple(filter(self.has_attention, range(self.num_hidden_layers)))
 
     def has_mixer(self, layer: int) -> bool:
         """Whether a layer has a recurrent mixer."""
         return self.layer_type(layer) == "recurrent"
 
+    def has_mlp(self, layer: int) -> bool:
+        """Whether a layer has an MLP or experts."""
+        return layer not in self.layers_without_mlp
+
     def is_moe(self, layer: int) -> bool:
         """Whether a layer has experts instead of an MLP."""
-        return self.moe is not None and layer not in self.moe.dense_layers
+        return self.moe is not None and self.has_mlp(layer) and layer not in self.moe.dense_layers
 
 
 def _bad(message: str) -> LlmcliError:

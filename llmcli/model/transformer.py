@@ -27,7 +27,7 @@ from llmcli.model.trace import Trace
 class Block(nn.Module):
     """One layer: attention and MLP, each added to the residual. A norm that a family lacks is the identity.
 
-    Recurrent layers have a mixer in attention's place.
+    Recurrent layers have a mixer in attention's place. A layer may lack one of the two, which then adds 0.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -36,18 +36,20 @@ class Block(nn.Module):
         self.rotates = layer not in config.layers_without_rope
         self.parallel, self.scale = config.parallel_residual, config.residual_scale
 
+        norms = config.layer_norms(layer)
+
         def norm(name: str) -> Norm | None:
-            return Norm(config, config.hidden_size, bias=config.norm_bias) if name in config.layer_norms else None
+            return Norm(config, config.hidden_size, bias=config.norm_bias) if name in norms else None
 
         self.attn_norm = norm("attn_norm")
         self.attn = Attention(config, layer) if config.has_attention(layer) else None
         self.mixer = build_mixer(config, config.mixer, layer) if config.mixer and config.has_mixer(layer) else None
         self.attn_post_norm = norm("attn_post_norm")
         self.mlp_norm = norm("mlp_norm")
-        self.mlp: MLP | MoE
+        self.mlp: MLP | MoE | None = None
         if config.moe is not None and config.is_moe(layer):
             self.mlp = MoE(config, config.moe)
-        else:
+        elif config.has_mlp(layer):
             self.mlp = MLP(config, config.intermediate_size)
         self.mlp_post_norm = norm("mlp_post_norm")
         self.shared_norm = config.shared_norm
@@ -61,7 +63,7 @@ class Block(nn.Module):
         if not self.shared_norm:
             normed = x if self.parallel else after
             normed = normed if self.mlp_norm is None else self.mlp_norm(normed)
-        mlp_out = self.contribution(self.mlp(normed), self.mlp_post_norm)
+        mlp_out = torch.zeros_like(x) if self.mlp is None else self.contribution(self.mlp(normed), self.mlp_post_norm)
         if trace is not None:
             trace.keep(trace.attn_out, attn_out)
             trace.keep(trace.mlp_out, mlp_out)
@@ -72,9 +74,10 @@ class Block(nn.Module):
         out: Tensor
         if self.mixer is not None:
             out = self.mixer(x, cache)
-        else:
-            assert self.attn is not None
+        elif self.attn is not None:
             out = self.attn(x, placement, cache, trace)
+        else:
+            out = torch.zeros_like(x)
         return out
 
     def contribution(self, out: Tensor, norm: Norm | None) -> Tensor:

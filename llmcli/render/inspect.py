@@ -36,16 +36,20 @@ def _facts(report: explain.InspectReport) -> Iterator[tuple[str, str]]:
     yield "family", shape.family
     yield "layers", f"{shape.layers}, with a hidden size of {shape.hidden}"
     shared = "" if shape.heads == shape.kv_heads else f", {counted(shape.kv_heads, 'KV head')}"
-    some = f", in {counted(shape.layers - shape.recurrent, 'layer')}" if shape.recurrent else ""
-    yield "attention", f"{counted(shape.heads, 'head')} of size {shape.head_dim}{shared}{some}"
+    if shape.attending:
+        yield (
+            "attention",
+            f"{counted(shape.heads, 'head')} of size {shape.head_dim}{shared}{_some(shape.attending, shape)}",
+        )
     if shape.mixer is not None:
         yield "recurrent layers", f"{shape.recurrent}: {shape.mixer}"
-    if shape.experts is None:
-        yield "MLP", f"intermediate size {shape.intermediate}"
-    else:
+    if shape.experts is None and shape.dense:
+        yield "MLP", f"intermediate size {shape.intermediate}{_some(shape.dense, shape)}"
+    elif shape.experts is not None:
         yield (
             "experts",
-            f"{shape.experts} per layer, {shape.experts_per_token} per token; intermediate size {shape.intermediate}",
+            f"{shape.experts} per layer, {shape.experts_per_token} per token; intermediate size {shape.intermediate}"
+            + _some(shape.routed, shape),
         )
     yield (
         "vocabulary",
@@ -60,6 +64,11 @@ def _facts(report: explain.InspectReport) -> Iterator[tuple[str, str]]:
     if shape.particulars:
         yield "details", "; ".join(shape.particulars)
     yield "files", _files(report)
+
+
+def _some(count: int, shape: explain.Architecture) -> str:
+    """The number of layers that have something, if not all have it."""
+    return "" if count == shape.layers else f", in {counted(count, 'layer')}"
 
 
 def _windows(shape: explain.Architecture) -> str:

@@ -21,6 +21,15 @@ def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> Non
     at = token_label(report.at)
     print_line(f"why at position {report.position}, {at}: what pushed {token} above {other}?", stream)
     print_parts(report, stream, top=top)
+    if report.sources:
+        _print_sources(report, stream, top=top)
+    softcap = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
+    first, second = (fixed(logit, 4) for logit in report.logits)
+    print_line(f"the model's logits: {token} {first}, {other} {second}{softcap}", stream)
+    print_why_end(report, stream)
+
+
+def _print_sources(report: explain.WhyReport, stream: TextIO, *, top: int) -> None:
     print_line(f"\n{report.heads}, by source token (the other components add the rest):", stream)
     columns = [
         Column("#"),
@@ -30,10 +39,6 @@ def print_why(report: explain.WhyReport, stream: TextIO, *, top: int = 8) -> Non
         Column(SIDES, right=False, optional=3, plain="sign"),
     ]
     print_table(columns, _source_rows(report.sources, top, report.heads), stream)
-    softcap = "" if report.softcap is None else f", after the softcap of {report.softcap:g}"
-    first, second = (fixed(logit, 4) for logit in report.logits)
-    print_line(f"the model's logits: {token} {first}, {other} {second}{softcap}", stream)
-    print_why_end(report, stream)
 
 
 def print_parts(report: explain.WhyReport, stream: TextIO, *, top: int) -> None:
@@ -62,6 +67,8 @@ def _finding(report: explain.WhyReport) -> str:
     token, other = (token_label(piece) for piece in (report.token, report.other))
     pair = f"{token if total >= 0 else other} against {other if total >= 0 else token}"
     found = f"{part.name} gives {fixed(part.difference, 2, '+')} of {fixed(total, 2, '+')}"
+    if head is None:
+        return f"{found}: the most for {pair}."
     if part.name == head.name:
         return f"{found}, {_reading(head)}: the most for {pair}."
     of_heads = f"Of the heads, {head.name} gives the most: {fixed(head.difference, 2, '+')}, {_reading(head)}."

@@ -92,7 +92,7 @@ def test_groups_match_transformers(tiny: TinyFactory, name: str) -> None:
 def transformers_group(name: str) -> str:
     if "wpe" in name or "embed_positions" in name:
         return "positions"
-    if "embed_in" in name or "embed_tokens" in name or "wte" in name:
+    if any(part in name for part in ("embed_in", "embed_tokens", "embeddings", "wte")):
         return "embedding"
     if "lm_head" in name or "embed_out" in name:
         return "head"
@@ -103,8 +103,10 @@ def transformers_group(name: str) -> str:
     if name.endswith(
         (
             "expert_bias",
+            "correction_bias",
             ".feed_forward.gate.weight",
             ".mlp.gate.weight",
+            ".mixer.gate.weight",
             "block_sparse_moe.gate.weight",
             ".router.weight",
             ".router.bias",
@@ -113,6 +115,10 @@ def transformers_group(name: str) -> str:
         return "routers"
     if any(part in name for part in (".linear_attn.", ".conv.", ".mamba.")):
         return "recurrent layers"
+    if ".mixer." in name:
+        of_attention = any(part in name for part in (".q_proj.", ".k_proj.", ".v_proj.", ".o_proj."))
+        of_mlp = any(part in name for part in (".up_proj.", ".down_proj."))
+        return "attention" if of_attention else "MLP" if of_mlp else "recurrent layers"
     return "attention" if "attn" in name or ".attention." in name else "MLP"
 
 
@@ -353,7 +359,7 @@ def test_the_architecture_matches_transformers_config(tiny: TinyFactory, name: s
     assert shape.family == reference.model_type
     assert shape.layers == reference.num_hidden_layers
     assert shape.hidden == reference.hidden_size
-    assert shape.heads == reference.num_attention_heads
+    assert shape.heads == getattr(reference, "num_attention_heads", 1)
     types = getattr(reference, "layer_types", None) or []
     window = getattr(reference, "sliding_window", None)
     if name == "gpt_neo":

@@ -43,7 +43,9 @@ LAYERS_KEY = {"gpt2": "n_layer", "gpt_neo": "num_layers"}  # others: num_hidden_
 NECESSARY: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     "hunyuan_v1_dense": {"head_dim": 128},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "moe"]},
 }
+WITHOUT_POSITIONS = ("mamba2", "nemotron_h")
 
 
 def parse(raw: dict[str, Any]) -> ModelConfig:
@@ -100,7 +102,7 @@ def inner_size(config: PretrainedConfig) -> int:
 def activation(config: PretrainedConfig) -> str:
     if config.model_type == "gpt_oss":
         return "quick_gelu"  # whatever the file says
-    names = ("hidden_act", "activation_function")
+    names = ("hidden_act", "mlp_hidden_act", "activation_function")
     return next((getattr(config, name) for name in names if hasattr(config, name)), "silu")
 
 
@@ -114,8 +116,8 @@ def unrotated(config: PretrainedConfig) -> frozenset[int]:
 
 def expected(config: PretrainedConfig) -> dict[str, Any]:
     """The values of transformers' config that ``ModelConfig`` has too, under its names."""
-    eos, heads = config.eos_token_id, config.num_attention_heads
-    return {
+    eos, heads = config.eos_token_id, getattr(config, "num_attention_heads", 1)
+    values = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": inner_size(config),
@@ -123,7 +125,7 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": getattr(config, "num_key_value_heads", heads),
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "max_position_embeddings": config.max_position_embeddings,
+        "max_position_embeddings": getattr(config, "max_position_embeddings", 2**20),
         "tie_word_embeddings": config.tie_word_embeddings,
         "norm_eps": norm_eps(config),
         "activation": ACTIVATIONS[getattr(config, "hidden_activation", None) or activation(config)],
@@ -134,10 +136,15 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
         "residual_scale": getattr(config, "residual_multiplier", 1.0),
         "layers_without_rope": unrotated(config),
     }
+    if config.model_type == "mamba2":  # it has neither attention nor an MLP
+        values |= {"num_key_value_heads": 1, "head_dim": 1, "intermediate_size": 1}
+    return values
 
 
 def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
     """attention_scale, embedding_scale and logit_scale, from transformers' config."""
+    if config.model_type == "mamba2":
+        return 1.0, 1.0, 1.0
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if config.model_type.startswith("gemma"):
         return getattr(config, "query_pre_attn_scalar", config.head_dim) ** -0.5, config.hidden_size**0.5, 1.0
@@ -178,7 +185,7 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
     )
     rope = getattr(theirs, "rope_parameters", None)
     if rope is None:
-        assert (ours.position, ours.rope) == ("learned", None)
+        assert (ours.position, ours.rope) == ("none" if theirs.model_type in WITHOUT_POSITIONS else "learned", None)
     elif config_without_positions(theirs):
         assert (ours.position, ours.rope) == ("none", None)
     elif "full_attention" in rope:
@@ -192,6 +199,9 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
         assert ours.moe.num_experts_per_tok == theirs.num_experts_per_tok
         assert ours.moe.intermediate_size == first(theirs, "moe_intermediate_size", "intermediate_size")
         assert ours.moe.normalize == getattr(theirs, "norm_topk_prob", True)  # Mixtral's always are
+        if theirs.model_type == "nemotron_h":
+            assert [ours.is_moe(i) for i in layers] == [kind == "moe" for kind in theirs.layers_block_type]
+            return
         step, dense = getattr(theirs, "decoder_sparse_step", 1), getattr(theirs, "mlp_only_layers", [])
         dense = [*dense, *range(getattr(theirs, "num_dense_layers", 0))]
         assert [ours.is_moe(i) for i in layers] == [i not in dense and (i + 1) % step == 0 for i in layers]
@@ -551,6 +561,46 @@ FILES: dict[str, dict[str, Any]] = {
         "tie_embedding": False,
         "conv_bias": True,
     },
+    "mamba2-130m": {
+        "model_type": "mamba2",
+        "hidden_size": 768,
+        "num_hidden_layers": 24,
+        "num_heads": 24,
+        "n_groups": 1,
+        "vocab_size": 50288,
+        "tie_word_embeddings": True,
+    },
+    "mamba2-codestral-7b": {"model_type": "mamba2", "vocab_size": 32768},
+    "nemotron_h-8b": {
+        "model_type": "nemotron_h",
+        "num_hidden_layers": 52,
+        "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+        "attention_head_dim": 128,
+        "num_key_value_heads": 8,
+        "intermediate_size": 21504,
+        "max_position_embeddings": 8192,
+        "rope_theta": 10000,
+        "n_groups": 8,
+        "mamba_num_heads": 128,
+        "expand": 2,
+    },
+    "nemotron_h-3-nano": {
+        "model_type": "nemotron_h",
+        "hidden_size": 2688,
+        "num_hidden_layers": 52,
+        "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+        "head_dim": 128,
+        "num_key_value_heads": 2,
+        "intermediate_size": 1856,
+        "mamba_num_heads": 64,
+        "mamba_head_dim": 64,
+        "n_routed_experts": 128,
+        "num_experts_per_tok": 6,
+        "moe_intermediate_size": 1856,
+        "moe_shared_expert_intermediate_size": 3712,
+        "routed_scaling_factor": 2.5,
+        "max_position_embeddings": 262144,
+    },
     "olmoe-normalized": {"model_type": "olmoe", "norm_topk_prob": True, "num_experts": 8, "num_key_value_heads": 4},
 }
 
@@ -566,6 +616,8 @@ def test_models_have_as_many_parameters_as_in_transformers(name: str) -> None:
     raw = FILES.get(name, {"model_type": name} | NECESSARY.get(name, {}))
     layers = min(raw.get("num_hidden_layers", 3), 9)
     raw = {**raw, LAYERS_KEY.get(raw["model_type"], "num_hidden_layers"): layers}
+    if "hybrid_override_pattern" in raw:
+        raw["hybrid_override_pattern"] = raw["hybrid_override_pattern"][:layers]
     if raw["model_type"] == "gpt_neo":
         raw["attention_types"] = [[["global"], layers]]
     if raw.get("layer_types"):
@@ -637,7 +689,7 @@ def test_the_first_name_of_longrope_means_the_same() -> None:
 
 
 DELTA_NETS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-UNUSUAL_ROPE = ("gpt2", "gpt_neo", "opt", "granitemoehybrid", *SCALED_BY_DEFAULT)
+UNUSUAL_ROPE = ("gpt2", "gpt_neo", "opt", "granitemoehybrid", *WITHOUT_POSITIONS, *SCALED_BY_DEFAULT)
 
 
 @pytest.mark.parametrize("place", ["top", "rope_parameters"])
@@ -726,7 +778,7 @@ def test_any_values_are_parsed_or_rejected(name: str, data: st.DataObject) -> No
 @pytest.mark.parametrize("model_type", TEXT_FAMILIES)
 @pytest.mark.parametrize("value", [2**40, 10**30, 10**400, -(10**400)], ids=["2^40", "10^30", "10^400", "-10^400"])
 def test_absurd_numbers_cost_no_memory_or_time(model_type: str, value: int) -> None:
-    known = transformers_config({"model_type": model_type}).to_dict()
+    known = {"num_hidden_layers": 4} | transformers_config({"model_type": model_type}).to_dict()
     sizes = [key for key, usual in known.items() if type(usual) in (int, float)]
     assert len(sizes) > 6
     rejected = {key: rejection({"model_type": model_type, key: value}) for key in sizes}
@@ -764,6 +816,7 @@ PUBLISHED = {
     "gemma-2b": 2_506_172_416,
     "olmo-1b": 1_176_764_416,
     "gpt_neo-125m": 125_198_592,
+    "mamba2-130m": 128_989_632,
     "opt-1.3b": 1_315_753_984,  # 2 rows of the table of positions are unused
     "lfm2-8b-a1b": 8_339_929_856 + 22 * 32,  # a bias for each expert, which transformers does not count
     "granite4-h-tiny": 6_939_037_248,

@@ -224,6 +224,7 @@ class Description(Matrices):
             layer.up, layer.down = self._mlp(block.mlp, config, config.intermediate_size)
             return
         assert config.moe is not None
+        assert block.mlp is not None
         experts = (Matrix * (2 * len(block.mlp.experts)))()
         for index, expert in enumerate(block.mlp.experts):
             assert isinstance(expert, mlp.MLP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from llmcli.errors import LlmcliError
 from llmcli.model.config import MAX_LAYERS, MAX_POSITIONS, MAX_WIDTH, ROPE_TYPES, Activation, LayerType, RopeConfig
@@ -93,10 +93,8 @@ def layer_types(raw: Mapping[str, Any], layers: int, windowed: Callable[[int], b
     value = raw.get("layer_types")
     if value is None:
         return tuple("sliding_attention" if windowed(i) else "full_attention" for i in range(layers))
-    known = get_args(LayerType)
-    if not isinstance(value, list) or any(entry not in known for entry in value):
-        raise wrong("layer_types", value, "a list of " + " and ".join(known))
-    return tuple(value)
+    known: dict[str, LayerType] = {"full_attention": "full_attention", "sliding_attention": "sliding_attention"}
+    return _listed("layer_types", value, known)
 
 
 def recurrent_layers(
@@ -109,9 +107,12 @@ def recurrent_layers(
     value = raw.get("layer_types")
     if value is None:
         return tuple("recurrent" if recurrent(layer) else "full_attention" for layer in range(layers))
-    known: dict[str, LayerType] = {name: "recurrent", "full_attention": "full_attention"}
-    if not isinstance(value, list) or any(entry not in known for entry in value):
-        raise wrong("layer_types", value, "a list of " + " and ".join(known))
+    return _listed("layer_types", value, {name: "recurrent", "full_attention": "full_attention"})
+
+
+def _listed(key: str, value: object, known: Mapping[str, LayerType]) -> tuple[LayerType, ...]:
+    if not isinstance(value, list) or any(entry not in [*known] for entry in value):
+        raise wrong(key, value, "a list of " + " and ".join(known))
     return tuple(known[entry] for entry in value)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from llmcli.model.config import LayerType, ModelConfig, MoeConfig
+from llmcli.model.config import Activation, LayerType, ModelConfig, MoeConfig
 from llmcli.model.families.fields import Defaults, common, field, optional, recurrent_layers, wrong
 from llmcli.model.families.llama import multipliers
-from llmcli.model.families.rules import Family, Names, Rule, Source, linear
+from llmcli.model.families.mamba import mamba_rules, step_limits
+from llmcli.model.families.rules import Family, Names
 from llmcli.model.mixers.config import MambaConfig
 
 
@@ -39,7 +39,7 @@ def parse_granite_hybrid(raw: Mapping[str, Any]) -> ModelConfig:
     if raw.get("position_embedding_type") != "rope":
         shared |= {"position": "none", "rope": None}
     bias, types = field(raw, "attention_bias", False), _layer_types(raw, shared["num_hidden_layers"])
-    mixer = _mamba(raw, shared["hidden_size"]) if "recurrent" in types else None
+    mixer = _mamba(raw, shared["hidden_size"], shared["activation"]) if "recurrent" in types else None
     moe = (
         MoeConfig(
             num_experts=experts,
@@ -65,7 +65,7 @@ def _layer_types(raw: Mapping[str, Any], layers: int) -> tuple[LayerType, ...]:
     return recurrent_layers({"layer_types": types}, layers, "linear_attention", lambda layer: True)
 
 
-def _mamba(raw: Mapping[str, Any], hidden: int) -> MambaConfig:
+def _mamba(raw: Mapping[str, Any], hidden: int, activation: Activation) -> MambaConfig:
     heads, width = field(raw, "mamba_n_heads", 128), field(raw, "mamba_expand", 2) * hidden
     head_dim = width // max(heads, 1) if raw.get("mamba_d_head", "auto") in ("auto", None) else raw["mamba_d_head"]
     if type(head_dim) is not int or head_dim * heads != width:
@@ -79,38 +79,8 @@ def _mamba(raw: Mapping[str, Any], hidden: int) -> MambaConfig:
         kernel_bias=field(raw, "mamba_conv_bias", True),
         bias=field(raw, "mamba_proj_bias", False),
         step_limits=step_limits(raw),
+        activation=activation,
     )
-
-
-def step_limits(raw: Mapping[str, Any]) -> tuple[float, float]:
-    """``time_step_limit``, two numbers of which the second may be infinite, as JSON or transformers writes that."""
-    limits = raw.get("time_step_limit")
-    if limits is None:
-        return 0.0, math.inf
-    if isinstance(limits, list):
-        limits = [math.inf if entry == {"__float__": "Infinity"} else entry for entry in limits]
-    if not isinstance(limits, list) or len(limits) != 2 or any(type(x) not in (int, float) for x in limits):
-        raise wrong("time_step_limit", limits, "two numbers")
-    low, high = map(float, limits)
-    if not 0 <= low < high:
-        raise wrong("time_step_limit", limits, "two ascending numbers of at least 0")
-    return low, high
-
-
-def mamba_rules(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
-    """The rules of a Mamba-2 mixer."""
-    sizes, stored = config.mixer, theirs + "mamba."
-    assert isinstance(sizes, MambaConfig)
-    shape = (sizes.convolved, 1, sizes.kernel)
-    table = [Rule(ours + "kernel", (Source(stored + "conv1d.weight", sizes.convolved, shape=shape),))]
-    if sizes.kernel_bias:
-        table.append(Rule(ours + "kernel_bias", (Source(stored + "conv1d.bias", sizes.convolved),)))
-    heads = {"decay": "A_log", "step_bias": "dt_bias", "skip": "D"}
-    table += [Rule(ours + name, (Source(stored + other, sizes.heads),)) for name, other in heads.items()]
-    table.append(Rule(ours + "norm.weight", (Source(stored + "norm.weight", sizes.width),)))
-    rows = sizes.width + sizes.convolved + sizes.heads
-    table += linear(ours + "inputs", [Source(stored + "in_proj", rows)], bias=sizes.bias)
-    return table + linear(ours + "out", [Source(stored + "out_proj", config.hidden_size)], bias=sizes.bias)
 
 
 UP, DOWN = ("shared_mlp.input_linear",), "shared_mlp.output_linear"
@@ -122,6 +92,6 @@ NAMES = Names(
     expert_up=("gate_up_proj",),
     shared_up=UP,
     shared_down=DOWN,
-    mixer=mamba_rules,
+    mixer=lambda config, ours, theirs: mamba_rules(config, ours, theirs + "mamba."),
 )
 GRANITE_HYBRID = Family("granitemoehybrid", parse_granite_hybrid, NAMES.rules, tokenizer_class="", stacks_experts=True)

@@ -198,7 +198,7 @@ class Names:
             table.append(_whole("head.weight", f"{self.head}.weight", config.vocab_size))
         for layer in range(config.num_hidden_layers):
             ours, theirs = f"blocks.{layer}.", self.layer.format(layer)
-            for norm in config.layer_norms:
+            for norm in config.layer_norms(layer):
                 table += _norm(ours + norm, theirs + getattr(self, norm), config)
             if config.has_attention(layer):
                 table += self._attention(config, ours + "attn.", theirs)
@@ -206,7 +206,7 @@ class Names:
                 table += self.mixer(config, ours + "mixer.", theirs)
             if config.moe is not None and config.is_moe(layer):
                 table += self._experts(config, config.moe, ours + "mlp.", theirs)
-            else:
+            elif config.has_mlp(layer):
                 up = [theirs + name for name in self.up]
                 table += self._mlp(
                     config, config.intermediate_size, ours + "mlp.", up, theirs + self.down, transposed=self.transposed

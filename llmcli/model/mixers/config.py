@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from llmcli.errors import LlmcliError
+
+if TYPE_CHECKING:
+    from llmcli.model.config import Activation
 
 MOST = 2**20
 
@@ -85,7 +89,7 @@ class MambaConfig:
     """Mamba-2 (Dao & Gu 2024): ``heads`` of ``head_dim`` features, each with a state of ``state_size`` per feature.
 
     Consecutive heads share what they write and read by in ``groups``. ``kernel`` is the width of the convolution, in
-    positions; ``step_limits`` bound the step size.
+    positions; ``activation`` follows it. ``step_limits`` bound the step size.
     """
 
     heads: int
@@ -96,6 +100,7 @@ class MambaConfig:
     kernel_bias: bool
     bias: bool
     step_limits: tuple[float, float] = (0.0, math.inf)
+    activation: Activation = "silu"
 
     def __post_init__(self) -> None:
         _check_sizes(self)

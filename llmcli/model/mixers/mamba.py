@@ -30,7 +30,7 @@ class Mamba2(nn.Module):
 
     def __init__(self, config: ModelConfig, sizes: MambaConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.sizes, self.activation = layer, sizes, config.activation
+        self.layer, self.sizes = layer, sizes
         self.inputs = Linear(config.hidden_size, sizes.width + sizes.convolved + sizes.heads, bias=sizes.bias)
         self.kernel = nn.Parameter(torch.empty(sizes.convolved, sizes.kernel))
         self.kernel_bias = nn.Parameter(torch.empty(sizes.convolved)) if sizes.kernel_bias else None
@@ -47,7 +47,7 @@ class Mamba2(nn.Module):
         gate, convolved, step = torch.split(self.inputs(x).float(), parts, dim=-1)
         convolved, past = causal_convolution(convolved, self.kernel, self.kernel_bias, past)
         shared = sizes.groups * sizes.state_size
-        v, write, read = torch.split(ACTIVATIONS[self.activation](convolved), [sizes.width, shared, shared], dim=-1)
+        v, write, read = torch.split(ACTIVATIONS[sizes.activation](convolved), [sizes.width, shared, shared], dim=-1)
         step = F.softplus(step + self.step_bias.float()).clamp(*sizes.step_limits).transpose(1, 2)  # [B, H, T]
         log_decay = -self.decay.float().exp().unsqueeze(-1) * step
         v = v.view(*v.shape[:2], sizes.heads, -1).transpose(1, 2)  # [B, H, T, P]
