@@ -466,7 +466,7 @@ KINDS = (
     "olmo2",
     "ministral3",
     "qwen3_5_text",
-    "granitemoehybrid",
+    "nemotron_h",
     "lfm2_moe",
     "gpt_oss",
     "opt",

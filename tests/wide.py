@@ -23,6 +23,8 @@ def raw_config(name: str) -> dict[str, Any]:
         raw["word_embed_proj_dim"] = raw["hidden_size"]
     if "mamba_d_head" in raw:
         raw["mamba_d_head"] = raw["mamba_expand"] * raw["hidden_size"] // raw["mamba_n_heads"]
+    if raw["model_type"] == "mamba2":
+        raw["head_dim"] = raw["expand"] * raw["hidden_size"] // raw["num_heads"]
     return raw
 
 

@@ -197,9 +197,12 @@ def _measure(model: Transformer, tokens: int) -> MeasuredMemory:
     """Measure the real parameters, and the real cache after a text, on the meta device, which allocates no memory."""
     block = model.new_cache().block
     cache = KVCache(model.config, device=torch.device("meta"), dtype=model.dtype, block=block)
+    shapes = () if model.config.mixer is None else model.config.mixer.state_shapes
     while cache.length < tokens:
         count = min(PREFILL_CHUNK, tokens - cache.length)
         cache.reserve(count)
+        for layer in cache.recurrent:
+            cache.keep_state(layer, tuple(torch.empty(1, *shape, device="meta") for shape in shapes))
         cache.advance(count)
     return MeasuredMemory(sum(parameter.nbytes for parameter in model.parameters()), cache.nbytes)
 

@@ -72,9 +72,13 @@ def blocks(case: Tiny) -> nn.ModuleList:
 
 def attention_blocks(case: Tiny) -> list[tuple[int, nn.Module]]:
     """The layers that have attention, with their numbers."""
-    mixers = ("linear_attn", "conv", "mamba")
-    found = enumerate(blocks(case))
-    return [(number, block) for number, block in found if all(getattr(block, mixer, None) is None for mixer in mixers)]
+    return [(number, block) for number, block in enumerate(blocks(case)) if _has_attention(block)]
+
+
+def _has_attention(block: nn.Module) -> bool:
+    if hasattr(block, "block_type"):  # Nemotron-H's blocks have one part
+        return bool(block.block_type == "full_attention")
+    return all(getattr(block, mixer, None) is None for mixer in ("linear_attn", "conv", "mamba"))
 
 
 def attention_out(block: nn.Module) -> nn.Module:

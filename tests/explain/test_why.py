@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.explain import residual_stream as module
+from llmcli.explain.architecture import architecture_of
+from llmcli.explain.attention import attend
 from llmcli.explain.attribution import WhyReport, why
 from llmcli.explain.forward_pass import ForwardPass, observe
 from llmcli.explain.heads import Heads
 from llmcli.explain.residual_stream import Attribution, FrozenNorm, attribute, freeze
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
+from llmcli.render.why import print_why
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, Recording, attention_blocks, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG
@@ -275,3 +279,30 @@ def test_shifted_sources_fail_the_reference(tiny: TinyFactory, monkeypatch: pyte
     case = tiny("llama")
     assert report_of(case).check.ok
     assert error_of(case, split_of(case)[0]) > WRONG
+
+
+def test_a_model_without_attention_has_only_its_mixers(tiny: TinyFactory) -> None:
+    case = tiny("mamba2")
+    report = report_of(case)
+    assert report.check.ok
+    assert [part.name for part in report.parts] == ["embedding", "L0 mixer", "L1 mixer", "rounding"]
+    assert (report.sources, report.strongest_head) == ((), None)
+    stream = io.StringIO()
+    print_why(report, stream)
+    assert ": the most for " in stream.getvalue()
+    assert "source token" not in stream.getvalue()
+    for view in (lambda: attend(loaded(case), IDS), lambda: why(loaded(case), IDS, head="0.0")):
+        with pytest.raises(LlmcliError, match="no attention") as caught:
+            view()
+        assert caught.value.hint == "no layer of this model has it"
+    shape = architecture_of(case.load().config, 5)
+    assert (shape.attending, shape.recurrent, shape.dense, shape.routed) == (0, 2, 0, 0)
+
+
+def test_layers_without_an_mlp_have_none(tiny: TinyFactory) -> None:
+    case = tiny("nemotron_h")
+    names = [part.name for part in report_of(case).parts]
+    heads = [f"L2.H{head}" for head in range(6)]
+    assert names == ["embedding", "L0 mixer", "L1 MLP", *heads, "L3 MLP", "rounding"]
+    shape = architecture_of(case.load().config, 5)
+    assert (shape.attending, shape.recurrent, shape.dense, shape.routed) == (1, 1, 1, 1)

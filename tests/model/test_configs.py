@@ -817,6 +817,9 @@ PUBLISHED = {
     "olmo-1b": 1_176_764_416,
     "gpt_neo-125m": 125_198_592,
     "mamba2-130m": 128_989_632,
+    "mamba2-codestral-7b": 7_285_403_648,
+    "nemotron_h-8b": 8_100_852_736,
+    "nemotron_h-3-nano": 31_577_940_288,
     "opt-1.3b": 1_315_753_984,  # 2 rows of the table of positions are unused
     "lfm2-8b-a1b": 8_339_929_856 + 22 * 32,  # a bias for each expert, which transformers does not count
     "granite4-h-tiny": 6_939_037_248,

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from llmcli.errors import LlmcliError
+from llmcli.model.families import FAMILIES
 from llmcli.model.mixers import mamba
 from llmcli.model.mixers.convolution import causal_convolution
 from llmcli.model.mixers.mamba import CHUNK, FEW, Mamba2, in_chunks, in_steps, scan
+from llmcli.model.mlp import MLP, MoE
 from llmcli.model.transformer import Transformer
 from tests.parity import CLOSE, DECODED, WRONG, parity_error
 from tests.tiny import TinyFactory
 
-GROUPED, LIMITED = "granitemoehybrid", "granitemoehybrid-rope"
+GROUPED, LIMITED, ALONE, ONE_EACH = "granitemoehybrid", "granitemoehybrid-rope", "mamba2", "nemotron_h"
 LENGTHS = [1, FEW, FEW + 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
 
 
@@ -123,9 +127,10 @@ CODE: dict[str, Patch] = {
 }
 
 
+@pytest.mark.parametrize("name", [GROUPED, ALONE, ONE_EACH])
 @pytest.mark.parametrize("mistake", CODE)
-def test_wrong_code_shows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
-    case = tiny(GROUPED)
+def test_wrong_code_shows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, mistake: str, name: str) -> None:
+    case = tiny(name)
     CODE[mistake](monkeypatch)
     assert parity_error(case.load(), case) > WRONG
 
@@ -162,22 +167,95 @@ WEIGHTS: dict[str, Callable[[Mamba2], None]] = {
 }
 
 
+@pytest.mark.parametrize("name", [GROUPED, ALONE, ONE_EACH])
 @pytest.mark.parametrize("mistake", WEIGHTS)
-def test_wrong_weights_show(tiny: TinyFactory, mistake: str) -> None:
-    case = tiny(GROUPED)
+def test_wrong_weights_show(tiny: TinyFactory, mistake: str, name: str) -> None:
+    case = tiny(name)
     model = case.load()
     for mixer in mixers(model):
         WEIGHTS[mistake](mixer)
     assert parity_error(model, case) > WRONG
 
 
-@pytest.mark.parametrize("limits", [(0.0, 2.0), (0.1, 1e9)], ids=["no lower limit", "no upper limit"])
-def test_limits_of_the_step_show(tiny: TinyFactory, limits: tuple[float, float]) -> None:
-    case = tiny(LIMITED)
+@pytest.mark.parametrize(
+    ("name", "limits"), [(LIMITED, (0.0, 2.0)), (LIMITED, (0.1, 1e9)), (ONE_EACH, (0.0, 1e9)), (ONE_EACH, (0.1, 0.5))]
+)
+def test_limits_of_the_step_show(tiny: TinyFactory, name: str, limits: tuple[float, float]) -> None:
+    case = tiny(name)
     model = case.load()
     for mixer in mixers(model):
         mixer.sizes = dataclasses.replace(mixer.sizes, step_limits=limits)
     assert parity_error(model, case) > WRONG
+
+
+@pytest.mark.parametrize("name", [ALONE, ONE_EACH])
+def test_another_activation_shows(tiny: TinyFactory, name: str) -> None:
+    case = tiny(name)
+    model = case.load()
+    for mixer in mixers(model):
+        mixer.sizes = dataclasses.replace(mixer.sizes, activation="gelu")
+    assert parity_error(model, case) > WRONG
+
+
+# Layers that have only one part.
+
+
+def test_a_layer_has_what_its_kind_says(tiny: TinyFactory) -> None:
+    model = tiny(ONE_EACH).load()
+    parts = list(map(parts_of, model.blocks))
+    assert parts == [{"attn_norm", "mixer"}, {"mlp_norm", "mlp"}, {"attn_norm", "attn"}, {"mlp_norm", "mlp"}]
+    assert all(parts_of(block) == {"attn_norm", "mixer"} for block in tiny(ALONE).load().blocks)
+    assert [type(block.mlp) for block in model.blocks] == [type(None), MoE, type(None), MLP]
+
+
+def parts_of(block: nn.Module) -> set[str]:
+    return {name.split(".")[0] for name, _ in block.named_parameters()}
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_a_part_that_adds_nothing_shows(tiny: TinyFactory, layer: int) -> None:
+    case = tiny(ONE_EACH)
+    model = case.load()
+    block = model.blocks[layer]
+    for module in (block.mixer, block.attn, block.mlp):
+        if module is not None:
+            module.register_forward_hook(lambda module, args, out: torch.zeros_like(out))
+    assert parity_error(model, case) > WRONG
+
+
+def test_a_layer_without_parts_is_rejected(tiny: TinyFactory) -> None:
+    config = tiny(ONE_EACH).load().config
+    with pytest.raises(LlmcliError, match="layer 1 has neither attention nor an MLP"):
+        dataclasses.replace(config, layers_without_mlp=frozenset({0, 1, 2}))
+
+
+PATTERNS: list[tuple[dict[str, Any], str]] = [
+    ({"hybrid_override_pattern": "M*X-"}, "hybrid_override_pattern is 'M*X-', not 1 to 512 of M and * and - and E"),
+    ({"hybrid_override_pattern": ""}, "hybrid_override_pattern"),
+    ({"hybrid_override_pattern": ["M"]}, "hybrid_override_pattern"),
+    ({"hybrid_override_pattern": "M-" * 300}, "hybrid_override_pattern"),
+    ({"layers_block_type": ["mamba", "conv"]}, "layers_block_type"),
+    ({"layers_block_type": "mamba"}, "layers_block_type"),
+    ({"hybrid_override_pattern": "M-*", "num_hidden_layers": 4}, "num_hidden_layers is 4, not 3"),
+    ({"moe_latent_size": 8}, "latent experts"),
+    ({"n_group": 4, "topk_group": 2}, "n_group"),
+    ({"time_step_min": -0.5}, "time_step_min"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), PATTERNS)
+def test_files_that_are_not_understood_are_rejected(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(LlmcliError, match=re.escape(message)):
+        FAMILIES["nemotron_h"].parse({"model_type": "nemotron_h"} | changed)
+
+
+def test_patterns_and_lists_of_layers_mean_the_same() -> None:
+    parse = FAMILIES["nemotron_h"].parse
+    pattern = parse({"hybrid_override_pattern": "M-*E"})
+    for names in (["mamba", "mlp", "attention", "moe"], ["linear_attention", "mlp", "full_attention", "moe"]):
+        assert parse({"layers_block_type": names}) == pattern
+    assert pattern.layer_types == ("recurrent", "mlp", "full_attention", "mlp")
+    assert [pattern.is_moe(layer) for layer in range(4)] == [False, False, False, True]
 
 
 STATES: dict[str, Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]] = {

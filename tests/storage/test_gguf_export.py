@@ -230,6 +230,8 @@ WITHOUT_ARCHITECTURE = {
     "lfm2",
     "lfm2_moe",
     "granitemoehybrid",
+    "mamba2",
+    "nemotron_h",
     "mistral3",
     "llava",
     "qwen2_vl",

@@ -129,7 +129,8 @@ def _kinds(raw: Mapping[str, Any]) -> list[str]:
     """What each layer is, one of the values of KINDS."""
     pattern, listed = raw.get("hybrid_override_pattern"), raw.get("layers_block_type", raw.get("layer_types"))
     if listed is not None:
-        kinds = [OTHER_NAMES.get(entry, entry) if isinstance(entry, str) else "" for entry in _entries(listed)]
+        entries = listed if isinstance(listed, list) else []
+        kinds = [OTHER_NAMES.get(entry, entry) if isinstance(entry, str) else "" for entry in entries]
         key, value, known = "layers_block_type", listed, list(KINDS.values())
     elif pattern is not None:
         kinds = [KINDS.get(entry, "") for entry in pattern] if isinstance(pattern, str) else []
@@ -139,10 +140,6 @@ def _kinds(raw: Mapping[str, Any]) -> list[str]:
     if not 1 <= len(kinds) <= MAX_LAYERS or not set(kinds) <= set(KINDS.values()):
         raise wrong(key, value, f"1 to {MAX_LAYERS} of " + " and ".join(known))
     return kinds
-
-
-def _entries(listed: object) -> list[Any]:
-    return listed if isinstance(listed, list) else []
 
 
 def _experts(raw: Mapping[str, Any], kinds: list[str]) -> MoeConfig:
