@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def compile_objects(
         for name in VARIED
         for variant, flags in variants.items()
     ]
-    jobs += [(name, name, ()) for name in COMMON]
+    jobs += [(name, name, (f"-DSOURCES={fingerprint(source)}u",)) for name in COMMON]
 
     def compiled(job: tuple[str, str, tuple[str, ...]]) -> str:
         name, made, flags = job
@@ -113,6 +114,11 @@ def compile_objects(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(compiled, jobs))
+
+
+def fingerprint(source: Path = SOURCE) -> int:
+    """A number that identifies the sources: ``library.py`` compares it, since a library may be older than they are."""
+    return zlib.crc32(b"".join(path.read_bytes() for path in sorted(source.iterdir())))
 
 
 def run(command: list[str]) -> None:

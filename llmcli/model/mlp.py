@@ -58,12 +58,21 @@ class MLP(nn.Module):
         return out
 
 
+XIELU_SLOPE = 0.5  # at 0
+
+
 def xielu(x: Tensor, curve: Tensor) -> Tensor:
     """The activation xIELU (Huang & Schlag 2024), whose two curvatures are learned; ``curve`` [2] gives them."""
+    above, below = curvatures(curve)
+    near_zero = -1e-6
+    negative = (torch.expm1(x.clamp(max=near_zero)) - x) * below
+    return torch.where(x > 0, above * x * x, negative) + XIELU_SLOPE * x
+
+
+def curvatures(curve: Tensor) -> Tensor:
+    """What xIELU multiplies its curved part by, above 0 and below: [2]."""
     above, below = F.softplus(curve.float())
-    linear, near_zero = 0.5, -1e-6
-    negative = (torch.expm1(x.clamp(max=near_zero)) - x) * (linear + below)
-    return torch.where(x > 0, above * x * x, negative) + linear * x
+    return torch.stack((above, XIELU_SLOPE + below))
 
 
 class MoE(nn.Module):

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from llmcli.engine.native import MAX_ROWS, NativeStep, variant
 from llmcli.engine.native.library import library
-from llmcli.engine.native.step import _has_known_layers
 from llmcli.engine.transformer import EngineTransformer, engine_of
 from llmcli.errors import LlmcliError
 from llmcli.files.gguf import BLOCKS
@@ -25,11 +24,12 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.ggml import MULTIPLIED, from_blocks, row_bytes
 from llmcli.storage.quantize import QuantizedMatrix, matrices, quantize
-from tests.tiny import CONTEXT, CPU, WITHOUT_RECURRENT, TinyFactory, random_ids
+from tests.tiny import CASES, CONTEXT, CPU, RECURRENT, TinyFactory, random_ids
 
 pytestmark = pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
 
 IDS = random_ids(CONTEXT, seed=0)[0].tolist()
+IN_TORCH = RECURRENT  # cases with layers that C does not compute
 CLOSE = 1e-5  # in fp32, relative to the largest logit
 HALF = 5e-3  # keys and values in float16 or bfloat16
 WRONG = 1e-3
@@ -88,11 +88,11 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().nan_to_num(nan=torch.inf).max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("name", WITHOUT_RECURRENT)
+@pytest.mark.parametrize("name", CASES)
 def test_fp32_steps_are_the_references(tiny: TinyFactory, name: str) -> None:
     """Where C does not compute all that the config describes, torch runs the model."""
     model = load(tiny, name)
-    if not _has_known_layers(model.config):
+    if name in IN_TORCH:
         assert model.native is None
         assert engine_of(model).startswith("torch, with products of the native engine")
         return
@@ -124,7 +124,7 @@ def test_quantized_steps_are_those_of_the_restored_weights(tiny: TinyFactory, na
 
 
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral", "olmo2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral", "olmo2", "gpt_neox", "gpt_oss", "qwen2_moe"])
 def test_bits_do_not_depend_on_chunks_or_threads(tiny: TinyFactory, name: str, quantization: str | None) -> None:
     model = load(tiny, name, torch.bfloat16)
     if quantization is not None:
@@ -314,6 +314,12 @@ def test_a_forked_process_is_refused(tiny: TinyFactory) -> None:
         ("gpt_neox", "parallel", 0),
         ("qwen3_moe", "norm_experts", 0),
         ("olmo2", "qk_norm_full", 0),
+        ("olmo", "qkv_limit", 0.0),
+        ("gpt_oss", "gate_limit", 0.0),
+        ("gpt_oss", "up_offset", 0.0),
+        ("ministral3", "query_growth", 0.0),
+        ("ministral3", "query_context", 2),
+        ("hunyuan_v1_dense", "norm_after_rope", 0),
     ],
 )
 def test_every_wrong_choice_shows(tiny: TinyFactory, name: str, field: str, value: float) -> None:
@@ -329,7 +335,7 @@ def test_every_wrong_choice_shows(tiny: TinyFactory, name: str, field: str, valu
     assert difference(native_logits(model, 1, step=wrong), expected) > WRONG
 
 
-@pytest.mark.parametrize("activation", [name for name in get_args(Activation) if name != "xielu"])  # not in C
+@pytest.mark.parametrize("activation", [name for name in get_args(Activation) if name != "xielu"])
 def test_every_activation_is_the_references(tiny: TinyFactory, activation: Activation) -> None:
     folder = tiny("llama").folder
     config = dataclasses.replace(Checkpoint.read(folder).config, activation=activation)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+import zlib
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_uint32, c_void_p
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Layer(ctypes.Structure):
         *((name, Norm) for name in ("attn", "attn_post", "mlp", "mlp_post", "q", "k")),
         *((name, Matrix) for name in ("qkv", "out", "up", "down", "router")),
         ("experts", POINTER(Matrix)),
+        ("sinks", c_void_p),
+        ("curve", c_float * 2),
         *((name, c_int32) for name in ("window", "rope", "experts_count", "experts_per_token")),
     )
 
@@ -45,14 +48,15 @@ class Model(ctypes.Structure):
     _fields_ = (
         ("layers", POINTER(Layer)),
         *((name, Matrix) for name in ("embedding", "positions", "head")),
-        ("final", Norm),
+        *((name, Norm) for name in ("embedded", "final")),
         *((name, c_float) for name in ("embedding_scale", "residual_scale", "logit_scale", "logit_cap")),
         *((name, c_float) for name in ("attention_scale", "attention_cap", "norm_eps")),
-        *((name, c_int32) for name in ("layers_count", "hidden", "heads", "kv_heads", "head_dim")),
+        *((name, c_float) for name in ("qkv_limit", "gate_limit", "up_offset", "query_growth")),
+        *((name, c_int32) for name in ("query_context", "layers_count", "hidden", "heads", "kv_heads", "head_dim")),
         ("rotated", c_int32 * 2),
         *((name, c_int32) for name in ("inner", "cache_format", "activation", "layer_norm", "parallel")),
         *((name, c_int32) for name in ("shared_norm", "gated", "norm_experts", "qk_norm_full")),
-        *((name, c_int32) for name in ("qk_norm_per_head", "unused")),
+        *((name, c_int32) for name in ("qk_norm_per_head", "norm_after_rope", "unused")),
     )
 
 
@@ -75,15 +79,21 @@ class Row(ctypes.Structure):
     )
 
 
+SOURCES = Path(__file__).with_name("src")  # may be absent where llmcli is installed
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The library, or None if it was not built for this machine."""
     try:
         found = ctypes.CDLL(str(PATH))
-        found.engine_distribution.restype = c_void_p
-        found.engine_multiply.restype = c_int
+        found.engine_sources.restype = c_uint32
     except (OSError, AttributeError):  # not built, or built from older sources
         return None
+    if SOURCES.is_dir() and found.engine_sources() != fingerprint():
+        return None
+    found.engine_distribution.restype = c_void_p
+    found.engine_multiply.restype = c_int
     found.engine_create.restype, found.engine_create.argtypes = c_void_p, (POINTER(Model), c_int)
     found.engine_destroy.restype, found.engine_destroy.argtypes = None, (c_void_p,)
     found.engine_step.restype, found.engine_step.argtypes = c_int, (c_void_p, POINTER(Row), c_int)
@@ -94,6 +104,11 @@ def library() -> ctypes.CDLL | None:
     found.engine_variant.restype = found.engine_choose.restype = c_char_p
     found.engine_choose.argtypes = (c_int,)
     return found
+
+
+def fingerprint() -> int:
+    """A number that identifies the sources, as ``hatch_build.py`` computes it for the library."""
+    return zlib.crc32(b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir())))
 
 
 def variant() -> str | None:

@@ -171,13 +171,15 @@ class Description(Matrices):
             self._fill(layer, block, number, model)
         self.keep(layers)
         moe, vocabulary, hidden = config.moe, config.vocab_size, config.hidden_size
-        inner = max(config.intermediate_size, 0 if moe is None else moe.intermediate_size)
+        inner = [config.intermediate_size] if moe is None or moe.dense_layers else []
+        inner += [] if moe is None else [moe.intermediate_size, moe.shared_intermediate_size or 0]
         embedding, positions = self.matrix(model.embedding, vocabulary, hidden), config.max_position_embeddings
         self.model = Model(
             layers=layers,
             embedding=embedding,
             positions=Matrix() if model.positions is None else self.matrix(model.positions, positions, hidden),
             head=embedding if model.head is None else self.matrix(model.head, vocabulary, hidden),
+            embedded=self._norm(model.embedding_norm, hidden),
             final=self._norm(model.norm, hidden),
             embedding_scale=config.embedding_scale,
             residual_scale=config.residual_scale,
@@ -186,12 +188,17 @@ class Description(Matrices):
             attention_scale=config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale,
             attention_cap=config.attention_softcap or 0.0,
             norm_eps=config.norm_eps,
+            qkv_limit=config.qkv_limit or 0.0,
+            gate_limit=config.gate_limit or 0.0,
+            up_offset=config.up_offset,
+            query_growth=config.query_scale_beta,
+            query_context=1 if config.rope is None else config.rope.original_max_position_embeddings,
             layers_count=config.num_hidden_layers,
             hidden=hidden,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            inner=inner,
+            inner=max(inner),
             cache_format=FORMATS[self.cache.dtype],
             activation=ACTIVATIONS.index(config.activation),
             layer_norm=config.norm == "layer",
@@ -201,6 +208,7 @@ class Description(Matrices):
             norm_experts=moe is not None and moe.normalize,
             qk_norm_full=config.qk_norm == "full",
             qk_norm_per_head=config.qk_norm == "heads",
+            norm_after_rope=config.qk_norm_after_rope,
         )
         for number, rope in enumerate((config.rope, config.local_rope)):
             self.model.rotated[number] = 0 if rope is None else rope.rotated(config.head_dim)
@@ -220,18 +228,31 @@ class Description(Matrices):
         layer.window = (config.sliding_window or 0) if block.sliding else 0
         local = block.sliding and config.local_rope is not None
         layer.rope = int(local) if config.rope is not None and block.rotates else -1
+        if block.attn.sinks is not None:
+            assert block.attn.sinks.shape == (config.num_attention_heads,)
+            layer.sinks = self.at(block.attn.sinks.detach().float().contiguous())
         if isinstance(block.mlp, mlp.MLP):
             layer.up, layer.down = self._mlp(block.mlp, config, config.intermediate_size)
-            return
+            if block.mlp.curve is not None:
+                layer.curve[0], layer.curve[1] = mlp.curvatures(block.mlp.curve).tolist()
+        elif block.mlp is not None:
+            self._fill_experts(layer, block.mlp, config)
+
+    def _fill_experts(self, layer: Layer, module: mlp.MoE, config: ModelConfig) -> None:
         assert config.moe is not None
-        assert block.mlp is not None
-        experts = (Matrix * (2 * len(block.mlp.experts)))()
-        for index, expert in enumerate(block.mlp.experts):
+        count = len(module.experts)
+        experts = (Matrix * (2 * count))()
+        for index, expert in enumerate(module.experts):
             assert isinstance(expert, mlp.MLP)
             experts[2 * index], experts[2 * index + 1] = self._mlp(expert, config, config.moe.intermediate_size)
-        self.keep(experts)
-        layer.experts, layer.router = experts, self.matrix(block.mlp.router, len(block.mlp.experts), hidden)
-        layer.experts_count, layer.experts_per_token = len(block.mlp.experts), block.mlp.per_token
+        layer.experts, layer.router = self.keep(experts), self.matrix(module.router, count, config.hidden_size)
+        layer.experts_count, layer.experts_per_token = count, module.per_token
+        if module.shared is not None:
+            assert config.moe.shared_intermediate_size is not None
+            layer.up, layer.down = self._mlp(module.shared, config, config.moe.shared_intermediate_size)
+        if module.shared_gate is not None:
+            gate = self.matrix(module.shared_gate, 1, config.hidden_size)
+            layer.router.rest, layer.router.rows = ctypes.addressof(self.keep(gate)), count + 1
 
     def _mlp(self, module: mlp.MLP, config: ModelConfig, wide: int) -> tuple[Matrix, Matrix]:
         up = self.matrix(module.up, 2 * wide if config.gated_mlp else wide, config.hidden_size)
@@ -259,14 +280,7 @@ def _has_known_layers(config: ModelConfig) -> bool:
     unknown = (
         config.mixer is not None,
         config.attention_gate,
-        config.attention_sinks,
-        config.gate_limit is not None,
-        config.qk_norm_after_rope,
-        config.qkv_limit is not None,
-        config.query_scale_beta != 0,
-        config.embedding_norm,
-        config.activation == "xielu",
-        config.up_offset != 0,
+        config.qk_norm_after_rope and config.qk_norm == "full",
     )
     return not any(unknown) and (config.moe is None or _has_known_router(config.moe))
 
@@ -274,8 +288,6 @@ def _has_known_layers(config: ModelConfig) -> bool:
 def _has_known_router(moe: MoeConfig) -> bool:
     """Whether C computes everything that the experts' config describes."""
     unknown = (
-        moe.router_bias,
-        moe.shared_intermediate_size is not None,
         moe.scores != "softmax",
         moe.choice_bias,
         moe.normalize_eps != 0,

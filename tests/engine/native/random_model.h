@@ -295,13 +295,24 @@ static layer random_layer(const model *m, int format)
         ((float *)last_part(&l.qkv)->bias)[last_part(&l.qkv)->rows - 1] = 1e5f; // a value beyond float16
     l.out = random_rows(m->hidden, q, format, chance(30));
     l.rope = m->positions.rows || chance(10) ? -1 : below(2);
-    if (chance(70)) {
-        random_mlp(m, m->inner, format, bias, &l.up, &l.down);
+    l.sinks = chance(20) ? random_floats(m->heads, -1, 2) : NULL;
+    l.curve[0] = (float)uniform(0.2, 2);
+    l.curve[1] = (float)uniform(0.5, 2);
+    const bool mixed = chance(30);
+    if (!mixed || chance(30))
+        random_mlp(m, mixed ? 1 + below(m->inner) : m->inner, format, bias, &l.up, &l.down);
+    if (!mixed)
         return l;
-    }
     l.experts_count = 1 + below(6);
     l.experts_per_token = 1 + below(l.experts_count);
-    l.router = random_matrix(l.experts_count, m->hidden, m->embedding.format < Q8_0 ? m->embedding.format : F32, false);
+    const int routed = m->embedding.format < Q8_0 ? m->embedding.format : F32;
+    l.router = random_matrix(l.experts_count, m->hidden, routed, chance(30));
+    if (l.up.rows && chance(60)) { // the gate of the expert that serves every token
+        matrix *gate = make(sizeof *gate);
+        *gate = random_matrix(1, m->hidden, routed, false);
+        l.router.rest = gate;
+        l.router.rows++;
+    }
     matrix *experts = make((size_t)(2 * l.experts_count) * sizeof *experts);
     const int wide = 1 + below(m->inner);
     for (int i = 0; i < l.experts_count; i++)
@@ -332,7 +343,7 @@ static setup random_setup(int positions)
         m->heads = 4;
     }
     m->layers_count = 1 + below(2);
-    m->activation = below(LINEAR + 1);
+    m->activation = below(XIELU + 1);
     m->gated = chance(60);
     m->layer_norm = chance(40);
     m->parallel = chance(30);
@@ -343,6 +354,12 @@ static setup random_setup(int positions)
     m->cache_format = small && chance(60) ? F32 : below(3); // in which a single key among many shows
     m->norm_eps = (float)uniform(1e-6, 1e-2);
     m->attention_scale = (float)uniform(0.05, 0.3);
+    m->norm_after_rope = !m->qk_norm_full && chance(30);
+    m->qkv_limit = chance(15) ? (float)uniform(0.3, 2) : 0;
+    m->gate_limit = chance(15) ? (float)uniform(0.2, 1) : 0;
+    m->up_offset = chance(15) ? (float)uniform(-1, 1) : 0;
+    m->query_growth = chance(15) ? (float)uniform(0.1, 1) : 0;
+    m->query_context = PICK(1, 3, 50);
     m->attention_cap = chance(30) ? (float)uniform(1, 20) : 0;
     m->logit_cap = chance(30) ? (float)uniform(1, 20) : 0;
     m->embedding_scale = chance(50) ? 1 : (float)uniform(0.5, 8);
@@ -353,6 +370,7 @@ static setup random_setup(int positions)
     m->head = chance(50) ? m->embedding : random_rows(vocabulary, m->hidden, format, false);
     if (chance(20))
         m->positions = random_matrix(positions, m->hidden, below(3), false);
+    m->embedded = random_norm(m->hidden, chance(20), m->layer_norm && chance(50));
     m->final = random_norm(m->hidden, true, m->layer_norm && chance(50));
     layer *layers = make((size_t)m->layers_count * sizeof *layers);
     for (int i = 0; i < m->layers_count; i++)
@@ -379,10 +397,14 @@ static void describe(const model *m)
     printf("  layer norm %d, parallel %d, shared norm %d, qk norm full %d, per head %d, caps %g %g, scales %g %g %g\n",
            m->layer_norm, m->parallel, m->shared_norm, m->qk_norm_full, m->qk_norm_per_head, m->attention_cap,
            m->logit_cap, m->embedding_scale, m->residual_scale, m->logit_scale);
+    printf("  norm after rope %d, of the embedding %d, limits %g %g, offset %g, queries grow by %g in %d\n",
+           m->norm_after_rope, !!m->embedded.weight, m->qkv_limit, m->gate_limit, m->up_offset, m->query_growth,
+           m->query_context);
     for (const layer *l = m->layers; l < m->layers + m->layers_count; l++)
-        printf("  layer: format %d, window %d, rope %d, norms %d%d%d%d%d, experts %d of %d\n", l->qkv.format, l->window,
-               l->rope, !!l->attn.weight, !!l->attn_post.weight, !!l->mlp.weight, !!l->mlp_post.weight, !!l->q.weight,
-               l->experts_per_token, l->experts_count);
+        printf("  layer: format %d, window %d, rope %d, sinks %d, norms %d%d%d%d%d, mlp %d, experts %d of %d, gate %d\n",
+               l->qkv.format, l->window, l->rope, !!l->sinks, !!l->attn.weight, !!l->attn_post.weight, !!l->mlp.weight,
+               !!l->mlp_post.weight, !!l->q.weight, l->up.rows, l->experts_per_token, l->experts_count,
+               l->router.rows - l->experts_count);
 }
 
 #endif

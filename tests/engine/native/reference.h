@@ -38,7 +38,7 @@ static double *normed(const model *m, norm n, const double *x, int count, int si
     return y;
 }
 
-static double activation(int kind, double x)
+static double activation(int kind, const float *curve, double x)
 {
     switch (kind) {
     case SILU: return x / (1 + exp(-x));
@@ -53,18 +53,26 @@ static double activation(int kind, double x)
     case MISH: return x * tanh(log1p(exp(x)));
     case SIGMOID: return 1 / (1 + exp(-x));
     case TANH: return tanh(x);
+    case XIELU: return x / 2 + (x > 0 ? curve[0] * x * x : curve[1] * (expm1(x) - x));
     default: return x;
     }
 }
 
-static double *mlp(const model *m, const matrix *up, const matrix *down, const double *x, int count)
+static double limited(double x, double limit) { return limit ? fmax(-limit, fmin(x, limit)) : x; }
+
+static double *mlp(const model *m, const layer *l, const matrix *up, const matrix *down, const double *x, int count)
 {
     const int wide = m->gated ? up->rows / 2 : up->rows;
     double *y = product(up, m->hidden, x, count), *inside = vectors(count, wide);
     for (int t = 0; t < count; t++)
-        for (int i = 0; i < wide; i++)
-            inside[t * wide + i] = activation(m->activation, y[t * up->rows + i]) *
-                                   (m->gated ? y[t * up->rows + wide + i] : 1);
+        for (int i = 0; i < wide; i++) {
+            double gate = y[t * up->rows + i];
+            if (m->gate_limit)
+                gate = fmin(gate, m->gate_limit);
+            inside[t * wide + i] = activation(m->activation, l->curve, gate);
+            if (m->gated)
+                inside[t * wide + i] *= limited(y[t * up->rows + wide + i], m->gate_limit) + m->up_offset;
+        }
     return product(down, wide, inside, count);
 }
 
@@ -73,7 +81,7 @@ static double *mixture(setup *s, const layer *l, const double *x, int count)
     const model *m = &s->m;
     double *out = vectors(count, m->hidden), *scores = product(&l->router, m->hidden, x, count);
     for (int t = 0; t < count; t++) {
-        double *p = scores + t * l->experts_count, total = 0, kept = 0, last = INFINITY, weights[8] = {0};
+        double *p = scores + t * l->router.rows, total = 0, kept = 0, last = INFINITY, weights[8] = {0};
         for (int i = 0; i < l->experts_count; i++)
             total += exp(p[i]);
         for (int k = 0; k <= l->experts_per_token && k < l->experts_count; k++) {
@@ -86,9 +94,15 @@ static double *mixture(setup *s, const layer *l, const double *x, int count)
                 kept += weights[best] = exp(last = p[best]) / total;
         }
         double *y = memset(out + t * m->hidden, 0, (size_t)m->hidden * sizeof *out);
+        if (l->up.rows) {
+            const double gate = l->router.rows == l->experts_count ? 1 : 1 / (1 + exp(-p[l->experts_count]));
+            const double *common = mlp(m, l, &l->up, &l->down, x + t * m->hidden, 1);
+            for (int c = 0; c < m->hidden; c++)
+                y[c] = gate * common[c];
+        }
         for (int i = 0; i < l->experts_count; i++)
             if (weights[i]) {
-                const double *each = mlp(m, &l->experts[2 * i], &l->experts[2 * i + 1], x + t * m->hidden, 1);
+                const double *each = mlp(m, l, &l->experts[2 * i], &l->experts[2 * i + 1], x + t * m->hidden, 1);
                 for (int c = 0; c < m->hidden; c++)
                     y[c] += each[c] * weights[i] / (m->norm_experts ? kept : 1);
             }
@@ -96,15 +110,25 @@ static double *mixture(setup *s, const layer *l, const double *x, int count)
     return out;
 }
 
-// Normalize and rotate `heads` queries or keys, the first one at x; vectors are `width` apart.
-static void prepare(const model *m, const layer *l, norm n, double *x, int heads, int width, int count)
+// Normalize the heads at x.
+static void norm_heads(const model *m, norm n, double *x, int heads)
 {
     const int D = m->head_dim, size = m->qk_norm_full ? heads * D : D;
+    for (int h = 0; n.weight && h < heads * D / size; h++) {
+        const norm own = {n.weight + (m->qk_norm_per_head ? h * D : 0), NULL};
+        memcpy(x + h * size, normed(m, own, x + h * size, 1, size), (size_t)size * sizeof *x);
+    }
+}
+
+// Normalize, limit and rotate `heads` queries or keys, the first one at x; vectors are `width` apart.
+static void prepare(const model *m, const layer *l, norm n, double *x, int heads, int width, int count)
+{
+    const int D = m->head_dim;
     for (int t = 0; t < count; t++, x += width) {
-        for (int h = 0; n.weight && h < heads * D / size; h++) {
-            const norm own = {n.weight + (m->qk_norm_per_head ? h * D : 0), NULL};
-            memcpy(x + h * size, normed(m, own, x + h * size, 1, size), (size_t)size * sizeof *x);
-        }
+        if (!m->norm_after_rope)
+            norm_heads(m, n, x, heads);
+        for (int i = 0; i < heads * D; i++)
+            x[i] = limited(x[i], m->qkv_limit);
         const int R = l->rope < 0 ? 0 : m->rotated[l->rope];
         for (int h = 0; h < heads; h++)
             for (int i = 0; i < R / 2; i++) {
@@ -112,6 +136,8 @@ static void prepare(const model *m, const layer *l, norm n, double *x, int heads
                 x[h * D + i] = a * cos(phi) - b * sin(phi);
                 x[h * D + i + R / 2] = b * cos(phi) + a * sin(phi);
             }
+        if (m->norm_after_rope)
+            norm_heads(m, n, x, heads);
     }
 }
 
@@ -123,18 +149,21 @@ static double *attention(const model *m, const layer *l, const double *x, int co
     prepare(m, l, l->k, qkv + H * D, K, width, count);
     for (int t = 0; t < count; t++)
         for (int i = H * D; i < width; i++)
-            qkv[t * width + i] = as_cached(m->cache_format, qkv[t * width + i]);
+            qkv[t * width + i] = as_cached(m->cache_format, i < (H + K) * D ? qkv[t * width + i]
+                                                                            : limited(qkv[t * width + i], m->qkv_limit));
     for (int t = 0; t < count; t++)
         for (int h = 0; h < H; h++) {
             const int first = l->window && t >= l->window ? t - l->window + 1 : 0, at = H * D + h / (H / K) * D;
-            double total = 0, most = -INFINITY, *y = memset(out + (t * H + h) * D, 0, (size_t)D * sizeof *y);
+            const double scale = m->attention_scale * (1 + m->query_growth * log(1 + t / m->query_context));
+            double total, most = l->sinks ? l->sinks[h] : -INFINITY, *y = memset(out + (t * H + h) * D, 0, (size_t)D * sizeof *y);
             for (int j = first; j <= t; j++) {
                 double score = 0;
                 for (int d = 0; d < D; d++)
-                    score += qkv[t * width + h * D + d] * qkv[j * width + at + d] * m->attention_scale;
+                    score += qkv[t * width + h * D + d] * qkv[j * width + at + d] * scale;
                 scores[j] = m->attention_cap ? m->attention_cap * tanh(score / m->attention_cap) : score;
                 most = fmax(most, scores[j]);
             }
+            total = l->sinks ? exp(l->sinks[h] - most) : 0;
             for (int j = first; j <= t; j++)
                 total += scores[j] = exp(scores[j] - most);
             for (int j = first; j <= t; j++)
@@ -168,15 +197,17 @@ static double *reference(setup *s, const int *tokens, int count)
     for (int i = 0; i < count * m->hidden; i++) {
         const int t = i / m->hidden, c = i % m->hidden;
         x[i] = weight(&m->embedding, tokens[t], c) * m->embedding_scale;
-        x[i] += m->positions.rows ? weight(&m->positions, t, c) : 0;
     }
+    x = normed(m, m->embedded, x, count, m->hidden);
+    for (int i = 0; m->positions.rows && i < count * m->hidden; i++)
+        x[i] += weight(&m->positions, i / m->hidden, i % m->hidden);
     for (const layer *l = m->layers; l < m->layers + m->layers_count; l++) {
         const double *attention_in = normed(m, l->attn, x, count, m->hidden);
         const double *mlp_in = normed(m, m->shared_norm ? l->attn : l->mlp, x, count, m->hidden);
         contribute(m, l->attn_post, x, attention(m, l, attention_in, count), count);
         mlp_in = m->parallel ? mlp_in : normed(m, l->mlp, x, count, m->hidden);
         contribute(m, l->mlp_post, x,
-                   l->experts ? mixture(s, l, mlp_in, count) : mlp(m, &l->up, &l->down, mlp_in, count), count);
+                   l->experts ? mixture(s, l, mlp_in, count) : mlp(m, l, &l->up, &l->down, mlp_in, count), count);
     }
     return unembed(m, x, count);
 }

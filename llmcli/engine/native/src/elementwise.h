@@ -46,7 +46,7 @@ static void rotate(float *x, int rotated, const float *cos, const float *sin)
     }
 }
 
-INLINE vf activated(int activation, vf x)
+INLINE vf activated(int activation, const float *curve, vf x)
 {
     const vf zero = {0}, positive = maximum(x, zero);
     switch (activation) {
@@ -69,6 +69,7 @@ INLINE vf activated(int activation, vf x)
     }
     case SIGMOID: return 1.0f / (1.0f + exponential(-x));
     case TANH: return tanh_of(x);
+    case XIELU: return 0.5f * x + blend(x > zero, curve[0] * x * x, curve[1] * (exponential(x) - 1.0f - x));
     default: return x;
     }
 }
@@ -86,12 +87,26 @@ INLINE void store_some(float *p, vf v, int size)
     memcpy(p, &v, (size_t)(size < LANES ? size : LANES) * sizeof *p);
 }
 
+INLINE vf limited(vf x, float limit) { return minimum(maximum(x, splat(-limit)), splat(limit)); }
+
+// Bound x to -limit .. limit.
+static void limit_all(float *x, float limit, int size)
+{
+    for (int i = 0; i < size; i += LANES)
+        store_some(x + i, limited(load_some(x + i, size - i), limit), size - i);
+}
+
 // x = activation(x), times `up` if the MLP is gated.
-static void activate(int activation, float *x, const float *up, int size)
+static void activate(const model *m, const float *curve, float *x, const float *up, int size)
 {
     for (int i = 0; i < size; i += LANES) {
-        vf y = activated(activation, load_some(x + i, size - i));
-        store_some(x + i, up ? y * load_some(up + i, size - i) : y, size - i);
+        vf gate = load_some(x + i, size - i), other = up ? load_some(up + i, size - i) : splat(1.0f);
+        if (m->gate_limit > 0) {
+            gate = minimum(gate, splat(m->gate_limit));
+            other = limited(other, m->gate_limit);
+        }
+        const vf y = activated(m->activation, curve, gate);
+        store_some(x + i, up ? y * (other + m->up_offset) : y, size - i);
     }
 }
 

@@ -44,7 +44,7 @@ static int64_t lay_out(engine *e, uint8_t *memory)
     e->qkv_width = padded((int64_t)(m->heads + 2 * m->kv_heads) * m->head_dim);
     e->inner_width = padded(m->inner) * (m->gated ? 2 : 1);
     e->head_width = padded(m->head_dim);
-    e->router_width = padded(most_experts);
+    e->router_width = padded(most_experts + 1);
 #define PLACE(pointer, count)                                                                                          \
     do {                                                                                                               \
         (pointer) = memory ? (void *)(memory + used) : NULL;                                                           \
@@ -201,6 +201,9 @@ EXPORT int engine_multiply(engine *e, const matrix *m, const float *vectors, int
 }
 
 EXPORT const distribution_functions *engine_distribution(void) { return variants[variant_number()].distribution; }
+
+// Identifies the sources that this library was compiled from.
+EXPORT uint32_t engine_sources(void) { return SOURCES; }
 
 EXPORT const char *engine_variant(void) { return variants[variant_number()].name; }
 

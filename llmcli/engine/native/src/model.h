@@ -19,6 +19,7 @@ enum activation { // in the order of `Activation` in model/config.py
     SIGMOID,
     TANH,
     LINEAR,
+    XIELU,
 };
 enum { MAX_ROWS = 16 }; // tokens per step
 
@@ -40,8 +41,12 @@ typedef struct {
 
 typedef struct {
     norm attn, attn_post, mlp, mlp_post, q, k;
-    matrix qkv, out, up, down, router;
+    matrix qkv, out;
+    matrix up, down;       // of the MLP or, among experts, of the one that serves every token, if there is one
+    matrix router;         // a row per expert; one more is the gate of the expert that serves every token
     const matrix *experts; // up and down of each expert, or NULL
+    const float *sinks;    // [heads] or NULL
+    float curve[2];        // of XIELU: above 0 and below
     int32_t window;        // positions that a query sees, or 0 for all
     int32_t rope;          // which of a row's angles rotate queries and keys, or -1
     int32_t experts_count, experts_per_token;
@@ -50,13 +55,16 @@ typedef struct {
 typedef struct {
     const layer *layers;
     matrix embedding, positions, head; // `positions` has no rows if they are rotary
-    norm final;
-    float embedding_scale, residual_scale, logit_scale, logit_cap; // a cap of 0 is none
+    norm embedded, final;
+    float embedding_scale, residual_scale, logit_scale, logit_cap; // a cap or limit of 0 is none
     float attention_scale, attention_cap, norm_eps;
+    float qkv_limit, gate_limit, up_offset, query_growth; // queries grow with the logarithm of their context's number
+    int32_t query_context;                                // positions
     int32_t layers_count, hidden, heads, kv_heads, head_dim, rotated[2];
     int32_t inner; // the widest MLP
     int32_t cache_format, activation;
-    int32_t layer_norm, parallel, shared_norm, gated, norm_experts, qk_norm_full, qk_norm_per_head, unused;
+    int32_t layer_norm, parallel, shared_norm, gated, norm_experts, qk_norm_full, qk_norm_per_head;
+    int32_t norm_after_rope, unused;
 } model;
 
 // A layer's keys and values of one text, [kv_heads, capacity, head_dim], from position `first` on.

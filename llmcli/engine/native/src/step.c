@@ -75,6 +75,8 @@ static void embed(const view *v)
         restore_row(&m->embedding, r->token, false, v->residual[t]);
         for (int c = 0; c < m->hidden; c++)
             v->residual[t][c] *= m->embedding_scale;
+        if (m->embedded.weight)
+            normalize(m, m->embedded, v->residual[t], v->residual[t], m->hidden);
         if (m->positions.rows) {
             restore_row(&m->positions, r->position, false, v->scratch[t]);
             for (int c = 0; c < m->hidden; c++)
@@ -91,16 +93,18 @@ static void place(const view *v, const layer *l, int number, int t, int head)
     const buffers *cache = &r->layers[number];
     const int dim = m->head_dim, first_key = m->heads, first_value = m->heads + m->kv_heads;
     float *x = v->qkv[t] + (int64_t)head * dim;
-    if (head < first_value) {
-        norm n = head < first_key ? l->q : l->k;
-        if (n.weight && !m->qk_norm_full) {
-            if (m->qk_norm_per_head)
-                n.weight += (head < first_key ? head : head - first_key) * dim;
-            normalize(m, n, x, x, dim);
-        }
-        if (l->rope >= 0)
-            rotate(x, m->rotated[l->rope], r->cos[l->rope], r->sin[l->rope]);
-    }
+    norm n = head < first_key ? l->q : l->k;
+    const bool normed = n.weight && !m->qk_norm_full && head < first_value;
+    if (normed && m->qk_norm_per_head)
+        n.weight += (head < first_key ? head : head - first_key) * dim;
+    if (normed && !m->norm_after_rope)
+        normalize(m, n, x, x, dim);
+    if (m->qkv_limit > 0)
+        limit_all(x, m->qkv_limit, dim);
+    if (l->rope >= 0 && head < first_value)
+        rotate(x, m->rotated[l->rope], r->cos[l->rope], r->sin[l->rope]);
+    if (normed && m->norm_after_rope)
+        normalize(m, n, x, x, dim);
     if (head >= first_key) {
         const int kv_head = head < first_value ? head - first_key : head - first_value;
         const int64_t at = (kv_head * cache->capacity + r->position - cache->first) * dim;
@@ -132,6 +136,13 @@ static float *share_at(const view *v, int t, int kv_head, int64_t chunk)
     return v->e->shares + number * group * (v->e->head_width + 2);
 }
 
+// What a row's scores are multiplied by.
+static float score_scale(const model *m, const row *r)
+{
+    const float contexts = m->query_growth > 0 ? (float)(r->position / m->query_context) : 0.0f;
+    return m->attention_scale * (1.0f + m->query_growth * logf(1.0f + contexts));
+}
+
 static void attend_all(const view *v, const layer *l, int number)
 {
     const model *m = v->m;
@@ -145,10 +156,11 @@ static void attend_all(const view *v, const layer *l, int number)
         const int64_t start = (oldest(l, r) / CHUNK + chunk) * CHUNK, stop = start + CHUNK;
         if (start > r->position)
             continue;
+        const float scale = score_scale(m, r);
         for (int h = 0; h < group; h++) {
             const float *from = v->qkv[t] + (int64_t)(kv_head * group + h) * m->head_dim;
             for (int d = 0; d < m->head_dim; d++)
-                v->own->query[h * width + d] = from[d] * m->attention_scale;
+                v->own->query[h * width + d] = from[d] * scale;
         }
         attend(m, &r->layers[number], kv_head, start > oldest(l, r) ? start : oldest(l, r),
                stop <= r->position ? stop : r->position + 1, v->own->query, group, width, v->own->scores,
@@ -165,9 +177,10 @@ static void combine(const view *v, const layer *l, int t)
     const int64_t chunks = r->position / CHUNK - oldest(l, r) / CHUNK + 1;
     for (int head = 0; head < m->heads; head++) {
         const int h = head % group;
-        float most = -INFINITY, total = 0.0f, *out = v->heads[t] + (int64_t)head * m->head_dim;
+        float most = l->sinks ? l->sinks[head] : -INFINITY, *out = v->heads[t] + (int64_t)head * m->head_dim;
         for (int64_t c = 0; c < chunks; c++)
             most = fmaxf(most, share_at(v, t, head / group, c)[h]);
+        float total = l->sinks ? expf(l->sinks[head] - most) : 0.0f;
         memset(out, 0, (size_t)m->head_dim * sizeof *out);
         for (int64_t c = 0; c < chunks; c++) {
             const float *share = share_at(v, t, head / group, c), *values = share + 2 * group + h * width;
@@ -197,7 +210,7 @@ static void contribute(const view *v, norm n)
 
 // Rows first .. last-1 inside an MLP: the activation of the gate's rows, times those of `up` if it is gated. Zeros
 // follow the last row, so that what other steps have left there does not reach the product with `down`.
-static void widen(const model *m, const matrix *up, int first, int last, int count, inputs x, float *const *y)
+static void widen(const model *m, const layer *l, const matrix *up, int first, int last, int count, inputs x, float *const *y)
 {
     const int width = m->gated ? up->rows / 2 : up->rows, end = (int)padded(width);
     float *other[MAX_ROWS]; // the rows of `up` begin at `end`
@@ -207,7 +220,7 @@ static void widen(const model *m, const matrix *up, int first, int last, int cou
     if (m->gated)
         multiply(up, width + first, width + last, count, x, other);
     for (int t = 0; t < count; t++) {
-        activate(m->activation, y[t] + first, m->gated ? y[t] + end + first : NULL, last - first);
+        activate(m, l->curve, y[t] + first, m->gated ? y[t] + end + first : NULL, last - first);
         if (last == width)
             memset(y[t] + width, 0, (size_t)(end - width) * sizeof(float));
     }
@@ -218,7 +231,7 @@ static void run_mlp(const view *v, const layer *l)
     const int width = v->m->gated ? l->up.rows / 2 : l->up.rows, size = item_rows(v, width, l->up.stride);
     int first, last;
     while (take(v, width, size, &first, &last))
-        widen(v->m, &l->up, first, last, v->count, (inputs)v->mixed, v->inner);
+        widen(v->m, l, &l->up, first, last, v->count, (inputs)v->mixed, v->inner);
     barrier(v);
     product(v, &l->down, v->inner, v->outer);
     barrier(v);
@@ -279,7 +292,13 @@ static int rows_of(const view *v, const layer *l, int expert, int *rows, int *ch
     return number;
 }
 
-// As `run_mlp`, for a mixture of experts. The inside of choice i's expert is vector i of `inner`.
+// How much of the output of the expert that serves every token goes to a row.
+static float common_share(const view *v, const layer *l, int t)
+{
+    return l->router.rows == l->experts_count ? 1.0f : 1.0f / (1.0f + expf(-v->router[t][l->experts_count]));
+}
+
+// As `run_mlp`, for a mixture of experts; adds to what the expert that serves every token has left in `outer`. The inside of choice i's expert is vector i of `inner`.
 static void run_experts(const view *v, const layer *l)
 {
     const model *m = v->m;
@@ -298,13 +317,17 @@ static void run_experts(const view *v, const layer *l)
             x[i] = v->mixed[rows[i]];
             inside[i] = v->e->inner + choices[i] * v->e->inner_width;
         }
-        widen(m, &l->experts[2 * expert], first, first + size < width ? first + size : width, count, (inputs)x, inside);
+        widen(m, l, &l->experts[2 * expert], first, first + size < width ? first + size : width, count, (inputs)x,
+              inside);
     }
     barrier(v);
     int first, last;
     while (take(v, m->hidden, item_rows(v, m->hidden, l->experts[1].stride), &first, &last)) {
-        for (int t = 0; t < v->count; t++)
-            memset(v->outer[t] + first, 0, (size_t)(last - first) * sizeof(float));
+        for (int t = 0; t < v->count; t++) {
+            const float common = l->up.rows ? common_share(v, l, t) : 0.0f;
+            for (int r = first; r < last; r++)
+                v->outer[t][r] = l->up.rows ? common * v->outer[t][r] : 0.0f;
+        }
         for (int i = 0; i < used; i++) {
             const int count = rows_of(v, l, v->own->used[i], rows, choices);
             for (int j = 0; j < count; j++)
@@ -337,10 +360,10 @@ static void run_layer(const view *v, const layer *l, int number)
     contribute(v, l->attn_post);
     if (!m->parallel)
         normalize_all(v, l->mlp, v->residual, v->mixed);
+    if (l->up.rows)
+        run_mlp(v, l);
     if (l->experts)
         run_experts(v, l);
-    else
-        run_mlp(v, l);
     contribute(v, l->mlp_post);
 }
 
