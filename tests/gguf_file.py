@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "qwen2": ("qwen2", False),
     "qwen3": ("qwen3", False),
     "qwen3_moe": ("qwen3moe", False),
+    "qwen2_moe": ("qwen2moe", False),
     "gemma2": ("gemma2", False),
     "gemma3_text": ("gemma3", False),
     "phi3": ("phi3", False),
@@ -39,6 +40,12 @@ ARCHITECTURES = {
     "ernie4_5": ("ernie4_5", False),
     "glm4": ("glm4", False),
     "hunyuan_v1_dense": ("hunyuan-dense", False),
+    "lfm2": ("lfm2", False),
+    "lfm2_moe": ("lfm2moe", False),
+    "qwen3_5_text": ("qwen35", False),
+    "qwen3_5_moe_text": ("qwen35moe", False),
+    "qwen3_next": ("qwen3next", False),
+    "granitemoehybrid": ("granitehybrid", True),
 }
 Stored = Callable[[str, Tensor], str]  # from a GGUF name and the tensor to the name of a ggml type
 
@@ -59,7 +66,8 @@ def write_gguf(folder: Path, file: Path, stored: Stored = lambda name, tensor: "
         _add_tokenizer(writer, folder, config)
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
-    tensors = _merged(dict(_divided(load_file(folder / "model.safetensors"))))
+    loaded = load_file(folder / "model.safetensors")
+    tensors = _merged(dict(_divided(dict(_recurrent(config, loaded)))))
     for name, tensor in _factors(config).items():
         writer.add_tensor(name, tensor.numpy())
     for name, tensor in tensors.items():
@@ -72,9 +80,12 @@ def write_gguf(folder: Path, file: Path, stored: Stored = lambda name, tensor: "
         if "query_key_value" in name:  # by head in the folder
             rows = tensor.view(config["num_attention_heads"], 3, -1, *tensor.shape[1:])
             tensor = rows.transpose(0, 1).reshape(tensor.shape)
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        adds_one = architecture.startswith(("gemma", "qwen35", "qwen3next")) and not name.endswith("ssm_norm.weight")
+        if adds_one and name.endswith("norm.weight"):
             tensor = tensor + 1
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if architecture == "lfm2moe" and ".experts." in name:
+            name = name.removeprefix("model.")
+        target = name if name.startswith("blk.") else names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert target is not None, name
         kind_of = gguf.GGMLQuantizationType[stored(target, tensor)]
         data = gguf.quants.quantize(tensor.contiguous().numpy(), kind_of)
@@ -96,6 +107,60 @@ def _divided(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         parts = {"gate": outputs[:, ::2], "up": outputs[:, 1::2]} if match[2] == "gate_up" else {"down": outputs}
         for part, values in parts.items():
             yield f"{match[1]}{part}_proj{end}", values.contiguous()
+
+
+def _recurrent(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors; those of recurrent layers as the converter changes them, some under their final names."""
+    for name, tensor in tensors.items():
+        layer, part = re.sub(r".*layers\.(\d+)\..*", r"blk.\1.", name), name.partition(".linear_attn.")[2]
+        if "conv.conv." in name or name.endswith("conv1d.weight"):
+            tensor = tensor.squeeze(1)
+        if name.endswith("A_log"):
+            tensor = -tensor.exp()
+        if part:
+            yield from ((layer + new, changed) for new, changed in _delta_net(config, part, tensor))
+        elif ".mamba." in name and name.endswith(("A_log", ".D")):
+            yield layer + ("ssm_a" if name.endswith("A_log") else "ssm_d"), tensor[:, None]
+        elif name.endswith("mamba.norm.weight"):
+            yield name, tensor.view(config["mamba_n_groups"], -1)
+        elif "_linear.weight" in name and "input" in name:
+            halves = tensor.chunk(2, dim=-2)
+            kind = "shexp" if config["num_local_experts"] else ""
+            kind = "exps" if "sparse_moe" in name else kind
+            for half, values in zip(("gate", "up"), halves, strict=True):
+                yield f"{layer}ffn_{half}_{kind}".rstrip("_") + ".weight", values.contiguous()
+        elif "shared_mlp.output" in name:
+            yield layer + ("ffn_down_shexp.weight" if config["num_local_experts"] else "ffn_down.weight"), tensor
+        else:
+            yield name.replace("expert_bias", "expert_bias.bias").replace("dt_bias", "dt_proj.bias"), tensor
+
+
+def _delta_net(config: Mapping[str, Any], part: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A tensor of a gated delta net: Qwen3-Next's inputs are divided, the value heads of Qwen 3.5 reordered."""
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    size, shared = config["linear_key_head_dim"], values // keys
+    is_next = config["model_type"] == "qwen3_next"
+
+    def by_turns(rows: Tensor) -> Tensor:
+        return rows if is_next else rows.view(keys, shared, -1).transpose(0, 1).reshape(rows.shape)
+
+    if part == "in_proj_qkvz.weight":
+        heads = tensor.view(keys, (2 + 2 * shared) * size, -1)
+        q, k, v, z = (x.flatten(0, 1) for x in heads.split([size, size, shared * size, shared * size], dim=1))
+        yield from {"attn_qkv.weight": torch.cat((q, k, v)), "attn_gate.weight": z.contiguous()}.items()
+    elif part in ("in_proj_qkv.weight", "conv1d.weight"):
+        before = 2 * keys * size
+        name = "attn_qkv.weight" if "qkv" in part else "ssm_conv1d.weight"
+        yield name, torch.cat((tensor[:before], by_turns(tensor[before:])))
+    elif part == "out_proj.weight":
+        yield "ssm_out.weight", by_turns(tensor.T.contiguous()).T.contiguous()
+    elif part == "norm.weight":
+        yield "ssm_norm.weight", tensor
+    else:
+        names = {"z": "attn_gate", "b": "ssm_beta", "a": "ssm_alpha", "ba": "ssm_ba"}
+        names = {f"in_proj_{old}.weight": f"{new}.weight" for old, new in names.items()}
+        names |= {"dt_bias": "ssm_dt.bias", "A_log": "ssm_a"}
+        yield names[part], tensor if part == "in_proj_ba.weight" else by_turns(tensor)
 
 
 def _merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -120,12 +185,17 @@ def _add_config(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    if config["model_type"] != "qwen3_5_moe_text":  # which has no such number
+        writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads", heads))
+    if config["model_type"].startswith(("lfm2", "granitemoehybrid")):
+        attending = [kind.endswith("attention") for kind in config["layer_types"]]
+        writer.add_head_count_kv([config["num_key_value_heads"] * each for each in attending])
+    else:
+        writer.add_head_count_kv(config.get("num_key_value_heads", heads))
     writer.add_key_length(size)
     writer.add_value_length(size)
-    if config["model_type"] != "gpt2":
+    if config["model_type"] not in ("gpt2", "granitemoehybrid"):
         writer.add_rope_dimension_count(int(size * config.get("partial_rotary_factor", 1.0)))
         alpha = (config.get("rope_scaling") or {}).get("alpha", 1.0)
         writer.add_rope_freq_base(config["rope_theta"] * alpha ** (size / (size - 2)))
@@ -149,9 +219,22 @@ def _add_config(writer: Any, config: Mapping[str, Any]) -> None:
         "layer_norm_epsilon": writer.add_layer_norm_eps,
         "layer_norm_eps": writer.add_layer_norm_eps,
         "norm_epsilon": writer.add_layer_norm_eps,
+        "norm_eps": writer.add_layer_norm_rms_eps,
+        "conv_L_cache": writer.add_shortconv_l_cache,
+        "num_dense_layers": writer.add_leading_dense_block_count,
+        "shared_expert_intermediate_size": writer.add_expert_shared_feed_forward_length,
+        "linear_conv_kernel_dim": writer.add_ssm_conv_kernel,
+        "linear_key_head_dim": writer.add_ssm_state_size,
+        "linear_num_key_heads": writer.add_ssm_group_count,
+        "linear_num_value_heads": writer.add_ssm_time_step_rank,
+        "mamba_d_conv": writer.add_ssm_conv_kernel,
+        "mamba_d_state": writer.add_ssm_state_size,
+        "mamba_n_groups": writer.add_ssm_group_count,
+        "mamba_n_heads": writer.add_ssm_time_step_rank,
     }.items():
         if config.get(key) is not None:
             add(config[key])
+    _add_recurrent(writer, config)
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf_scaling(scaling["rope_type"]))
@@ -160,6 +243,26 @@ def _add_config(writer: Any, config: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
+
+
+def _add_recurrent(writer: Any, config: Mapping[str, Any]) -> None:
+    """What the metadata of models with recurrent layers has besides."""
+    import gguf
+
+    if config["model_type"] == "lfm2_moe":
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if config["model_type"] == "granitemoehybrid":
+        writer.add_ssm_inner_size(2 * config["hidden_size"])
+        writer.add_rope_scaling_finetuned(False)
+        if config["num_local_experts"]:
+            writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
+    if config["model_type"].startswith(("qwen3_5", "qwen3_next")):
+        writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
+        recurrent = [kind == "linear_attention" for kind in config["layer_types"]]
+        writer.add_array(f"{ARCHITECTURES[config['model_type']][0]}.attention.recurrent_layers", recurrent)
+        writer.add_full_attention_interval(4)
+    if config["model_type"].startswith("qwen3_5"):
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
 
 
 def gguf_scaling(kind: str) -> Any:

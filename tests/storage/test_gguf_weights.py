@@ -21,6 +21,7 @@ from llmcli.generation.loaded import load
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import steps
 from llmcli.model.families import FAMILIES
+from llmcli.model.families.gguf import Contents, described, metadata_of
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, save
 from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedStack, name_of, quantization_of
@@ -74,6 +75,32 @@ NEOX = {
 }
 STABLELM = {"head_dim": 16, "partial_rotary_factor": 0.25, "layer_norm_eps": 0.02, "rms_norm_eps": None}
 GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "sliding_window": 8}
+LFM2: dict[str, Any] = {"head_dim": None, "rms_norm_eps": None, "norm_eps": 0.02, "conv_L_cache": 3}
+DELTA_NET: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_hidden_layers": 3,
+    "partial_rotary_factor": 0.25,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+}
+GATED_SHARED = {**MOE, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}
+GRANITE_HYBRID: dict[str, Any] = {
+    "head_dim": None,
+    "layer_types": ["mamba", "attention"],
+    "position_embedding_type": "nope",
+    "shared_intermediate_size": 96,
+    "mamba_n_heads": 8,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_conv": 4,
+    "logits_scaling": 3.0,
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 1.5,
+    "residual_multiplier": 0.7,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},
@@ -84,6 +111,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"head_dim": 16},
     "qwen3": {},
     "qwen3_moe": {**MOE, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    "qwen2_moe": {**GATED_SHARED, "head_dim": 16, "norm_topk_prob": False},
     "gemma2": {**GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 2.0},
     "gemma3_text": {**GEMMA, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "phi3": {"head_dim": 16, "sliding_window": 8},
@@ -141,6 +169,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "ernie4_5": {},
     "glm4": {"partial_rotary_factor": 0.5, "attention_bias": True},
     "hunyuan_v1_dense": {"rope_scaling": {"rope_type": "dynamic", "alpha": 3.0}},
+    "lfm2": {**LFM2, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2_moe": {
+        **LFM2,
+        **MOE,
+        "layer_types": ["full_attention", "conv"],
+        "num_dense_layers": 1,
+        "moe_intermediate_size": 32,
+        "tie_word_embeddings": True,
+    },
+    "qwen3_5_text": DELTA_NET,
+    "qwen3_5_moe_text": {**DELTA_NET, **GATED_SHARED},
+    "qwen3_next": {**DELTA_NET, **GATED_SHARED},
+    "granitemoehybrid": {**GRANITE_HYBRID, "num_local_experts": 0},
+    "granitemoehybrid-experts": {**GRANITE_HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 
@@ -216,6 +258,47 @@ def test_matrices_whose_parts_have_different_formats_stay_packed(case: str, tmp_
     if model.native is not None:
         decoded = torch.cat([model.native.feed([token], cache, 1) for token in ids])
         torch.testing.assert_close(decoded, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_files_of_old_and_new_converters(old: bool, tmp_path: Path) -> None:
+    """Old ones have the row of a shared expert's gate as a vector; new ones may have gates and ups in one tensor."""
+    import gguf
+
+    folder = write_model(tmp_path / "model", "qwen2_moe")
+    write_gguf(folder, tmp_path / "theirs.gguf")
+    reader = gguf.GGUFReader(tmp_path / "theirs.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "qwen2moe")
+    for field in reader.fields.values():
+        if field.name.startswith("qwen2moe."):
+            writer.add_key_value(field.name, field.contents(), field.types[0])
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    for name in list(tensors):
+        if old and name.endswith("ffn_gate_inp_shexp.weight"):
+            tensors[name] = tensors[name].flatten()
+        if not old and name.endswith("ffn_gate_exps.weight"):
+            both = (tensors.pop(name), tensors.pop(name.replace("gate", "up")))
+            tensors[name.replace("gate", "gate_up")] = torch.cat(both, dim=1)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert torch.equal(logits_of(tmp_path / "other.gguf"), logits_of(tmp_path / "theirs.gguf"))
+
+
+def test_layers_for_several_tokens_at_once_are_not_read(tmp_path: Path) -> None:
+    """They follow the others. Old files do not say which layers are recurrent: three of four are."""
+    raw = DELTA_NET | {"layer_types": [*["linear_attention"] * 3, "full_attention"], "num_hidden_layers": 4}
+    folder = write_model(tmp_path / "model", "qwen3_5_text", **raw)
+    config = json.loads((folder / "config.json").read_text())
+    shapes = {"token_embd.weight": (67, 64)}
+    metadata = metadata_of(FAMILIES["qwen3_5_text"].parse(config))
+    del metadata["qwen35.attention.recurrent_layers"]
+    metadata |= {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
+    kinds = described(Contents(metadata, shapes, {}.__getitem__))["layer_types"]
+    assert kinds == raw["layer_types"]
 
 
 def test_a_split_model_opens_by_its_first_part(tmp_path: Path) -> None:

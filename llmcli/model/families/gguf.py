@@ -15,7 +15,9 @@ from typing import Any
 from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families.fields import wrong
+from llmcli.model.families.gguf_mixers import delta_net, delta_net_by_head, mamba, short_conv
 from llmcli.model.families.rules import Family, Names, Rule
+from llmcli.model.mixers.config import DeltaNetConfig, MambaConfig
 
 NAMES = Names(
     embedding="token_embd",
@@ -41,9 +43,23 @@ NAMES = Names(
 PAIRED = replace(NAMES, interleaved=True)  # converters reorder the rows of q and k of Llama's kin
 UNGATED = replace(NAMES, up=("ffn_up",))
 STACKED = replace(UNGATED, qkv=("attn_qkv",))
+SHARED_NAMES = replace(
+    NAMES,
+    shared_up=("ffn_gate_shexp", "ffn_up_shexp"),
+    shared_down="ffn_down_shexp",
+    shared_gate="ffn_gate_inp_shexp",
+)
+DELTA_NET_NAMES = replace(SHARED_NAMES, mlp_norm="post_attention_norm")
+LFM2_NAMES = replace(NAMES, norm="token_embd_norm", choice_bias="exp_probs_b.bias", mixer=short_conv)
 HEADS, KV_HEADS = "attention.head_count", "attention.head_count_kv"
 MAX_FACTORS = 2**12  # more pairs than a head has
 COMPANIONS = {"adapter": "a LoRA adapter", "mmproj": "an encoder of images or sound", "imatrix": "statistics"}
+SAME = {
+    "mistral": "llama",
+    "gemma3": "gemma3_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}  # families that are stored as another one
 DROPPED = (r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight")  # part of the config
 
 
@@ -121,6 +137,41 @@ def _layer_norm(name: str) -> Value:
     return Value(name, "attention.layer_norm_epsilon", attrgetter("norm_eps"))
 
 
+def _mixer_field(name: str, key: str, of: str) -> Value:
+    return Value(name, key, lambda config: getattr(config.mixer, of, None))
+
+
+SHARED_EXPERT = replace(
+    _expert_field("shared_intermediate_size", "expert_shared_feed_forward_length"),
+    name="shared_expert_intermediate_size",
+)
+LFM2 = (*RMS, _mixer_field("conv_L_cache", "shortconv.l_cache", "kernel"))
+LFM2_MOE = (
+    *LFM2,
+    *EXPERTS,
+    EXPERT_SIZE,
+    Value(
+        "num_dense_layers",
+        "leading_dense_block_count",
+        lambda config: None if config.moe is None else len(config.moe.dense_layers),
+        required=False,
+    ),
+)
+GRANITE_HYBRID = (
+    *GRANITE,
+    _mixer_field("mamba_d_conv", "ssm.conv_kernel", "kernel"),
+    _mixer_field("mamba_d_state", "ssm.state_size", "state_size"),
+    _mixer_field("mamba_n_groups", "ssm.group_count", "groups"),
+    _mixer_field("mamba_n_heads", "ssm.time_step_rank", "heads"),
+)
+DELTA_NET = (
+    _mixer_field("linear_conv_kernel_dim", "ssm.conv_kernel", "kernel"),
+    _mixer_field("linear_key_head_dim", "ssm.state_size", "key_dim"),
+    _mixer_field("linear_num_key_heads", "ssm.group_count", "key_heads"),
+    _mixer_field("linear_num_value_heads", "ssm.time_step_rank", "value_heads"),
+)
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a file holds: its metadata, the shapes of its tensors, and ``values``, which reads a small tensor."""
@@ -143,8 +194,13 @@ class Contents:
         return float(f"{value:.7g}") if type(value) is float else value
 
     def need(self, key: str) -> Any:
-        """A value of the architecture, the same for all layers. Raises LlmcliError if it is missing or differs."""
+        """A value of the architecture, the same for all layers that have one (0: none).
+
+        Raises LlmcliError if it is missing or differs.
+        """
         value = self.find(key)
+        if isinstance(value, list):
+            value = [each for each in value if each] or value
         if isinstance(value, list) and value and value.count(value[0]) == len(value):
             value = value[0]
         if value is None:
@@ -173,8 +229,9 @@ class Architecture:
     """A family as GGUF files store it: its ``model_type``, its tensors' names, and what is special in its metadata.
 
     ``values`` are the numbers that not all families have; ``extra`` makes the keys of config.json that are no such
-    numbers. ``keys`` has the family's names for keys of config.json. ``norm_shift`` is added to stored norms.
-    ``refused`` returns the fields of a config that llama.cpp does not accept, although metadata can express them.
+    numbers, and ``more`` the metadata. ``keys`` has the family's names for keys of config.json. ``norm_shift`` is added
+    to stored norms, but not to those of mixers. ``refused`` returns the fields of a config that llama.cpp does not
+    accept, although metadata can express them.
     """
 
     model_type: str
@@ -184,6 +241,7 @@ class Architecture:
     norm_shift: float = 0.0
     refused: Callable[[ModelConfig], list[str]] = lambda config: []
     keys: Mapping[str, str] = field(default_factory=dict)
+    more: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
 
     def family(self, parsed: Family) -> Family:
         """The family ``parsed`` with the tensors of a GGUF file."""
@@ -193,7 +251,7 @@ class Architecture:
         """A rule for every parameter of a ``Transformer`` with this config."""
         return [
             replace(rule, sources=tuple(replace(source, shift=self.norm_shift) for source in rule.sources))
-            if rule.target.endswith("norm.weight")
+            if rule.target.endswith("norm.weight") and not rule.target.endswith("mixer.norm.weight")
             else rule
             for rule in self.names.rules(config)
         ]
@@ -224,7 +282,7 @@ def architecture_for(config: ModelConfig) -> tuple[str, Architecture]:
         return "llama", _MIXTRAL
     if config.model_type == _OLMO3.model_type:
         return "olmo2", _OLMO3
-    wanted = {"mistral": "llama", "gemma3": "gemma3_text"}.get(config.model_type, config.model_type)
+    wanted = SAME.get(config.model_type, config.model_type)
     for name, architecture in ARCHITECTURES.items():
         if architecture.model_type == wanted:
             return name, architecture
@@ -246,7 +304,7 @@ def described(contents: Contents) -> dict[str, Any]:
         "rope_theta": 10000.0,
         "rope_scaling": _scaling(contents),
     }
-    for value in (*SHARED, *architecture.values):
+    for value in {value.name: value for value in (*SHARED, *architecture.values)}.values():
         if value.required or contents.find(value.key) is not None:
             raw[value.name] = contents.need(value.key)
     raw |= architecture.extra(contents)
@@ -270,6 +328,7 @@ def metadata_of(config: ModelConfig) -> dict[str, Any]:
     if config.rope is not None:
         values["rope.dimension_count"] = config.rope.rotated(config.head_dim)
         values |= _stored_scaling(config.rope)
+    values |= architecture.more(config)
     metadata = {f"{name}.{key}": value for key, value in values.items() if value is not None}
     return {"general.architecture": name, **metadata}
 
@@ -429,11 +488,101 @@ def _seed_oss(contents: Contents) -> dict[str, Any]:
     return _biases(contents) | {"attention_out_bias": "blk.0.attn_output.bias" in contents.shapes}
 
 
+def _kv_heads(config: ModelConfig) -> dict[str, Any]:
+    """The key/value heads of each layer; recurrent layers have none."""
+    layers = range(config.num_hidden_layers)
+    return {KV_HEADS: [config.num_key_value_heads if config.has_attention(layer) else 0 for layer in layers]}
+
+
+def _kinds(contents: Contents, recurrent: str) -> list[str]:
+    """The kinds of the layers, by their key/value heads."""
+    heads = contents.find(KV_HEADS)
+    heads = heads if isinstance(heads, list) else [1] * contents.count("block_count", 1)
+    return ["full_attention" if each else recurrent for each in heads]
+
+
+def _lfm2(contents: Contents) -> dict[str, Any]:
+    return {"layer_types": _kinds(contents, "conv"), "block_auto_adjust_ff_dim": False}
+
+
+SIGMOID = 2  # llama.cpp's number
+
+
+def _lfm2_moe(contents: Contents) -> dict[str, Any]:
+    if contents.find("expert_gating_func") != SIGMOID:
+        raise wrong("expert_gating_func", contents.find("expert_gating_func"), f"{SIGMOID} (sigmoid)")
+    return {"layer_types": _kinds(contents, "conv")}
+
+
+def _granite_hybrid(contents: Contents) -> dict[str, Any]:
+    """In models with experts, the MLP that other models have serves every token."""
+    experts, kinds = contents.find("expert_count") or 0, _kinds(contents, "mamba")
+    attending = f"blk.{kinds.index('full_attention') if 'full_attention' in kinds else 0}."
+    shared = "expert_shared_feed_forward_length" if experts else "feed_forward_length"
+    return {
+        "num_local_experts": experts,
+        "num_experts_per_tok": contents.find("expert_used_count") if experts else None,
+        "shared_intermediate_size": contents.need(shared),
+        "layer_types": kinds,
+        "position_embedding_type": "nope" if contents.find("rope.scaling.finetuned") is False else "rope",
+        "attention_bias": f"{attending}attn_q.bias" in contents.shapes,
+        "mamba_conv_bias": any(name.endswith("ssm_conv1d.bias") for name in contents.shapes),
+    }
+
+
+def _granite_hybrid_more(config: ModelConfig) -> dict[str, Any]:
+    experts: dict[str, Any] = {"expert_count": 0}
+    if config.moe is not None:
+        experts = {
+            "feed_forward_length": config.moe.intermediate_size,
+            "expert_count": config.moe.num_experts,
+            "expert_used_count": config.moe.num_experts_per_tok,
+            "expert_shared_feed_forward_length": config.moe.shared_intermediate_size,
+        }
+    width = config.mixer.width if isinstance(config.mixer, MambaConfig) else None
+    scaling = {"rope.scaling.finetuned": config.position == "rope"}
+    return {"ssm.inner_size": width, **_kv_heads(config), **scaling, **experts}
+
+
+def _delta_net(contents: Contents) -> dict[str, Any]:
+    """Layers that predict several tokens at once are last, and not read."""
+    more = contents.find("nextn_predict_layers")
+    layers = contents.count("block_count", 1) - (more if isinstance(more, int) else 0)
+    recurrent, interval = contents.find("attention.recurrent_layers"), contents.count("full_attention_interval", 4)
+    if not isinstance(recurrent, list):
+        recurrent = [(layer + 1) % interval != 0 for layer in range(layers)]
+    kinds = ["linear_attention" if each else "full_attention" for each in recurrent[:layers]]
+    heads = contents.count("ssm.time_step_rank", 1)
+    return _partly_rotated(contents) | {
+        "num_hidden_layers": layers,
+        "layer_types": kinds,
+        "linear_value_head_dim": contents.count("ssm.inner_size", heads) // heads,
+    }
+
+
+def _delta_net_more(config: ModelConfig) -> dict[str, Any]:
+    layers = range(config.num_hidden_layers)
+    width = config.mixer.values if isinstance(config.mixer, DeltaNetConfig) else None
+    kinds = {"attention.recurrent_layers": [config.has_mixer(layer) for layer in layers]}
+    return {"ssm.inner_size": width, "full_attention_interval": 4, **kinds}
+
+
+def _qwen3_5_more(config: ModelConfig) -> dict[str, Any]:
+    """Pairs rotate by three positions, which differ only in images; the sections are those of all published models."""
+    return _delta_net_more(config) | {"rope.dimension_sections": [11, 11, 10, 0]}
+
+
+def _same_dims(config: ModelConfig) -> bool:
+    """Whether the heads of a delta net have keys and values of the same size."""
+    return not isinstance(config.mixer, DeltaNetConfig) or config.mixer.key_dim == config.mixer.value_dim
+
+
 ARCHITECTURES = {
     "llama": Architecture("llama", PAIRED, extra=_biases),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "qwen3moe": Architecture("qwen3_moe", NAMES, (*EXPERTS, EXPERT_SIZE), _normalized_experts),
+    "qwen2moe": Architecture("qwen2_moe", SHARED_NAMES, (*EXPERTS, EXPERT_SIZE, SHARED_EXPERT)),
     "gemma2": Architecture(
         "gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, _refusing(tie_word_embeddings=_tied)
     ),
@@ -546,6 +695,64 @@ ARCHITECTURES = {
         "glm4",
         replace(PAIRED, up=("ffn_up",)),
         extra=lambda contents: _partly_rotated(contents) | {"attention_bias": "blk.0.attn_q.bias" in contents.shapes},
+    ),
+    "lfm2": Architecture(
+        "lfm2",
+        LFM2_NAMES,
+        LFM2,
+        _lfm2,
+        refused=_refusing(head_dim=_even),
+        keys={"rms_norm_eps": "norm_eps"},
+        more=_kv_heads,
+    ),
+    "lfm2moe": Architecture(
+        "lfm2_moe",
+        LFM2_NAMES,
+        LFM2_MOE,
+        _lfm2_moe,
+        refused=_refusing(head_dim=_even),
+        keys={"rms_norm_eps": "norm_eps"},
+        more=lambda config: _kv_heads(config) | {"expert_gating_func": SIGMOID},
+    ),
+    "qwen35": Architecture(
+        "qwen3_5_text",
+        replace(DELTA_NET_NAMES, mixer=delta_net),
+        (*RMS, *DELTA_NET),
+        _delta_net,
+        -1.0,
+        _refusing(linear_value_head_dim=_same_dims),
+        more=_qwen3_5_more,
+    ),
+    "qwen35moe": Architecture(
+        "qwen3_5_moe_text",
+        replace(DELTA_NET_NAMES, mixer=delta_net),
+        (
+            *EXPERTS,
+            EXPERT_SIZE,
+            SHARED_EXPERT,
+            *DELTA_NET,
+            _field("intermediate_size", "feed_forward_length", required=False),
+        ),
+        _delta_net,
+        -1.0,
+        _refusing(linear_value_head_dim=_same_dims),
+        more=_qwen3_5_more,
+    ),
+    "qwen3next": Architecture(
+        "qwen3_next",
+        replace(DELTA_NET_NAMES, mixer=delta_net_by_head),
+        (*EXPERTS, EXPERT_SIZE, SHARED_EXPERT, *DELTA_NET),
+        lambda contents: _delta_net(contents) | _normalized_experts(contents),
+        -1.0,
+        _refusing(linear_value_head_dim=_same_dims),
+        more=_delta_net_more,
+    ),
+    "granitehybrid": Architecture(
+        "granitemoehybrid",
+        replace(SHARED_NAMES, interleaved=True, mixer=mamba),
+        GRANITE_HYBRID,
+        _granite_hybrid,
+        more=_granite_hybrid_more,
     ),
     "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=_refusing(attention_bias=_no_biases)),
 }

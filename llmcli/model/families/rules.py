@@ -58,9 +58,10 @@ class Source:
     ``transposed``: stored [in, out]. ``grouped`` (a, b, c): the stored rows, viewed as [a, b, c, ...], become the
     parameter's as [a, c, b, ...]. ``parts`` (sizes): the stored rows are equal groups, each of these parts one after
     another; the parameter's are the first parts of all groups, then the second ones, and so on. ``kept`` rows follow
-    each of the ``grouped``'s a groups of b c rows and stay where they are. ``shape`` is the stored
-    shape if it differs from rows and columns. ``shift`` is added to the stored values. ``skipped`` stored rows precede
-    the parameter's.
+    each of the ``grouped``'s a groups of b c rows, and ``leading`` rows precede them all: they stay where they are.
+    ``columns_grouped`` is ``grouped`` for columns. ``shape`` is the stored shape if it differs from rows and columns.
+    ``shift`` is added to the stored values. ``minus_exp``: stored are -e^x for the parameter's values x. ``skipped``
+    stored rows precede the parameter's.
     """
 
     name: str
@@ -69,8 +70,11 @@ class Source:
     grouped: tuple[int, int, int] | None = None
     parts: tuple[int, ...] = ()
     kept: int = 0
+    leading: int = 0
+    columns_grouped: tuple[int, int, int] | None = None
     shape: tuple[int, ...] = ()
     shift: float = 0.0
+    minus_exp: bool = False
     skipped: int = 0
 
     def stored_shape(self, columns: tuple[int, ...]) -> tuple[int, ...]:
@@ -81,7 +85,9 @@ class Source:
     @property
     def as_stored(self) -> bool:
         """Whether the stored rows are the parameter's, in the same order."""
-        return not (self.transposed or self.grouped or self.parts or self.shift or self.skipped)
+        changed = self.shift or self.minus_exp
+        moved = self.transposed or self.grouped or self.columns_grouped or self.parts or self.skipped
+        return not (changed or moved)
 
     def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
         """The stored tensor as the parameter's rows: [rows, *columns]."""
@@ -89,28 +95,33 @@ class Source:
 
         rows = (stored.T if self.transposed else stored).reshape(self.skipped + self.rows, *columns)[self.skipped :]
         rows = rows + self.shift if self.shift else rows
+        rows = torch.log(-rows) if self.minus_exp else rows
+        rows = rows if self.columns_grouped is None else self._regrouped(rows.T, self.columns_grouped).T
         if self.parts:
             groups = rows.reshape(-1, sum(self.parts), *columns)
             return torch.cat([part.flatten(0, 1) for part in torch.split(groups, list(self.parts), dim=1)])
         if self.grouped is None:
             return rows
-        a, b, c = self.grouped
-        return self._regrouped(rows, (a, b, c)).reshape(self.rows, *columns)
+        moved = self._regrouped(rows[self.leading :], self.grouped, self.kept)
+        return torch.cat((rows[: self.leading], moved)) if self.leading else moved
 
-    def _regrouped(self, rows: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+    @staticmethod
+    def _regrouped(rows: Tensor, sizes: tuple[int, int, int], kept: int = 0) -> Tensor:
         """Rows of a groups of b c rows, and of ``kept`` ones that follow each group, with b and c exchanged."""
         import torch
 
         a, b, c = sizes
-        groups = rows.reshape(a, b * c + self.kept, -1)
+        groups = rows.reshape(a, b * c + kept, -1)
         moved = groups[:, : b * c].reshape(a, b, c, -1).transpose(1, 2).reshape(a, b * c, -1)
-        return torch.cat((moved, groups[:, b * c :]), dim=1)
+        return torch.cat((moved, groups[:, b * c :]), dim=1).reshape(rows.shape)
 
     def arranged_rows(self) -> Tensor:
         """The index of each of the parameter's rows among the stored rows (or columns, if ``transposed``): [rows]."""
         import torch
 
-        return replace(self, transposed=False).arranged(torch.arange(self.skipped + self.rows), ())
+        return replace(self, transposed=False, columns_grouped=None).arranged(
+            torch.arange(self.skipped + self.rows), ()
+        )
 
     def in_file(self, rows: Tensor, columns: tuple[int, ...]) -> Tensor:
         """The inverse of ``arranged``: rows [rows, *columns] as the stored tensor; skipped ones are 0."""
@@ -122,8 +133,13 @@ class Source:
             rows = torch.cat([part.reshape(groups, -1, *columns) for part in parts], dim=1)
         if self.grouped is not None:
             a, b, c = self.grouped
-            rows = self._regrouped(rows, (a, c, b))
+            moved = self._regrouped(rows[self.leading :], (a, c, b), self.kept)
+            rows = torch.cat((rows[: self.leading], moved)) if self.leading else moved
+        if self.columns_grouped is not None:
+            a, b, c = self.columns_grouped
+            rows = self._regrouped(rows.T, (a, c, b)).T
         rows = rows - self.shift if self.shift else rows
+        rows = -torch.exp(rows) if self.minus_exp else rows
         rows = torch.cat((rows.new_zeros(self.skipped, *columns), rows)) if self.skipped else rows
         shape = self.stored_shape(columns)
         return rows.reshape(shape[::-1]).T if self.transposed else rows.reshape(shape)
@@ -244,9 +260,9 @@ class Names:
 
     def _pairs(self, config: ModelConfig, heads: int) -> dict[str, Any]:
         """How a ``Source`` of ``heads`` heads arranges rotary pairs that are adjacent in the file, as its fields."""
-        if not self.interleaved or config.rope is None:
+        if not self.interleaved:
             return {}
-        rotated = config.rope.rotated(config.head_dim)
+        rotated = config.head_dim if config.rope is None else config.rope.rotated(config.head_dim)
         return {"grouped": (heads, rotated // 2, 2), "kept": config.head_dim - rotated}
 
     def _head_norm(self, config: ModelConfig, stored: str, heads: int) -> tuple[Source, ...]:

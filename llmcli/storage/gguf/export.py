@@ -44,6 +44,11 @@ NARROWER = {
 CHUNK = 2**20  # weights converted at a time
 # Of the matrices within a layer, those that a model's quality depends on most.
 DELICATE = re.compile(r"blk\.(\d+)\.(attn_v|ffn_down|experts\.\d+\.ffn_down)\.weight")
+# The parameters with rows and columns that llama.cpp has in float32.
+PRECISE = (
+    *("norm.weight", "router.weight", "shared_gate.weight", "positions.weight"),
+    *("mixer.kernel", "mixer.decay", "mixer.skip"),
+)
 EXPERT = re.compile(r"(blk\.\d+\.)experts\.(\d+)\.(\w+)\.(weight|bias)")
 
 
@@ -106,7 +111,7 @@ class GgufExport:
 
     def _type(self, rule: Rule, name: str, shape: Sequence[int]) -> str:
         """The type of the source called ``name``."""
-        if len(shape) < 2 or rule.target.endswith(("norm.weight", "router.weight", "positions.weight")):
+        if len(shape) < 2 or rule.target.endswith(PRECISE):
             return "F32"
         wanted: str = self.kind
         if self.kind in ("Q4_0", "Q4_K") and rule.target in ("embedding.weight", "head.weight"):
@@ -188,7 +193,7 @@ class GgufExport:
 
     def _converted(self, source: Source, rows: Tensor, type: str) -> Iterator[Tensor]:
         columns = tuple(rows.shape[1:])
-        stored = source.in_file(rows.float() if source.shift else rows, columns)
+        stored = source.in_file(rows.float() if source.shift or source.minus_exp else rows, columns)
         for piece in torch.split(stored, max(CHUNK // max(stored[0].numel(), 1), 1)):
             encoded = encode(piece, type)
             if type == "F16" and not encoded.view(torch.float16).isfinite().all():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,11 +70,20 @@ def _entries(tensor: GgufTensor) -> Iterator[Entry]:
     """The tensor or, if it is that of all experts, the tensor of each."""
     experts = EXPERTS.fullmatch(tensor.name)
     entry = Entry(tensor.name, tensor.type, tensor.shape, tensor.start, tensor.end)
+    if (
+        tensor.name.endswith(".ffn_gate_inp_shexp.weight") and len(tensor.shape) == 1
+    ):  # old files have its only row as a vector
+        yield replace(entry, shape=(1, *tensor.shape))
+        return
     if experts is None or len(tensor.shape) < 2 or tensor.shape[0] > MAX_EXPERTS:
         yield entry
         return
     layer, name, suffix = experts.groups()
-    yield from entry.split(f"{layer}experts.{number}.{name}.{suffix}" for number in range(tensor.shape[0]))
+    names, count = [name], tensor.shape[0]
+    if name == "ffn_gate_up" and len(tensor.shape) == 3 and tensor.shape[1] % 2 == 0:
+        names = ["ffn_gate", "ffn_up"]
+        entry = replace(entry, shape=(2 * count, tensor.shape[1] // 2, tensor.shape[2]))
+    yield from entry.split(f"{layer}experts.{number}.{name}.{suffix}" for number in range(count) for name in names)
 
 
 class GgufWeights(WeightFiles):
@@ -107,7 +117,7 @@ class GgufWeights(WeightFiles):
     def block_format(self, source: Source) -> str | None:
         """See ``WeightFiles.block_format``."""
         _, entry = self.tensors[source.name]
-        return entry.dtype if entry.dtype in MULTIPLIED else None
+        return entry.dtype if entry.dtype in MULTIPLIED and source.columns_grouped is None else None
 
     def formats(self, rules: Iterable[Rule]) -> tuple[str, ...]:
         """The block formats in which the parameters of ``rules`` are stored."""
