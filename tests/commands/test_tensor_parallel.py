@@ -139,9 +139,9 @@ def test_a_rank_ends_when_its_parent_is_killed(program: str, tmp_path: Path) -> 
         (("--tensor-parallel", 2, "--device", "mps"), "ranks compute on cpu or cuda"),
     ],
 )
-def test_options_that_exclude_a_split_model(arguments: tuple[object, ...], message: str, model: Path) -> None:
-    result = llmcli("generate", "x", "-m", model, *arguments)
-    assert result.returncode == 2
+def test_options_that_exclude_a_split_model(run: Run, arguments: tuple[object, ...], message: str, model: Path) -> None:
+    result = run("generate", "x", "-m", model, *arguments)
+    assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
 
