@@ -26,6 +26,7 @@ from transformers import (
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     Glm4Config,
     GPT2Config,
@@ -446,6 +447,22 @@ CONFIGS: dict[str, PretrainedConfig] = {
         eos_token_id=2,
     ),
 }
+CONFIGS["gemma4_text"] = _of(
+    Gemma4TextConfig,
+    {key: value for key, value in _GEMMA.items() if key != "query_pre_attn_scalar"},
+    num_hidden_layers=4,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    global_head_dim=32,
+    rope_parameters={
+        "full_attention": {"rope_type": "proportional", "rope_theta": 500.0, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+    num_kv_shared_layers=2,
+    use_double_wide_mlp=True,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=VOCAB,
+    final_logit_softcapping=6.0,
+)
 CASES = tuple(CONFIGS)
 # The cases that together have every kind of layer, of positions and of state, for tests of what is built on a model.
 # Tests of the model itself, of its tensors' names and of its config.json take all cases.
@@ -456,6 +473,7 @@ KINDS = (
     "smollm3-windows",
     "gemma2",
     "gemma3_text",
+    "gemma4_text",
     "phi3-longrope",
     "gpt2",
     "gpt_neox",
@@ -485,6 +503,7 @@ RECURRENT = (
     "nemotron_h",
 )  # cases with recurrent layers, which not every engine runs
 WITHOUT_RECURRENT = tuple(name for name in CASES if name not in RECURRENT)
+SPLIT = tuple(name for name in WITHOUT_RECURRENT if not name.startswith("gemma4"))  # by tensor parallelism
 # Not a case of every test: with enough heads for four ranks.
 CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)
 # Seeds for the cases that would soon repeat themselves with seed 0.
@@ -495,6 +514,7 @@ SEEDS = {
     "gemma2": 3,
     "gemma3_text": 1,
     "gemma3_text-linear": 7,
+    "gemma4_text": 7,
     "gpt2": 2,
     "gpt_neo": 2,
     "opt": 4,
@@ -558,8 +578,9 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     model_type = model.config.model_type
     adds_one = any(family in model_type for family in ("gemma", "qwen3_5", "qwen3_next"))  # to the stored weight
+    adds_one = adds_one and "gemma4" not in model_type
     with torch.no_grad():
-        for name, parameter in with_choice_biases(model):
+        for name, parameter in learned(model):
             noise = torch.randn(parameter.shape, generator=generator)
             offset = 0.0 if adds_one and "linear_attn" not in name else 1.0
             if name.endswith("A_log"):
@@ -572,10 +593,10 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
                 parameter.copy_(_deviation(name, parameter.shape, model_type) * noise)
 
 
-def with_choice_biases(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The parameters, and the biases that choose experts, which transformers does not count among them."""
-    biases = [entry for entry in model.named_buffers() if entry[0].endswith(("expert_bias", "correction_bias"))]
-    return [*model.named_parameters(), *biases]
+def learned(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters, and what transformers does not count among them: biases that choose experts, layers' factors."""
+    ends = ("expert_bias", "correction_bias", "layer_scalar")
+    return [*model.named_parameters(), *(entry for entry in model.named_buffers() if entry[0].endswith(ends))]
 
 
 def _norm_gain(name: str, model_type: str) -> float:
@@ -592,8 +613,11 @@ def _norm_gain(name: str, model_type: str) -> float:
             "_layernorm.norms",
         )
     ):
-        return 0.6  # queries and keys long enough for attention to be selective
+        # Queries and keys long enough for attention to be selective; Gemma 4 does not divide their products.
+        return -0.4 if "gemma4" in model_type else 0.6
     # Gemma's embedding is scaled up and is also the head: unless layers add more, a model repeats its last token.
+    if name.endswith("layer_scalar"):
+        return -0.4  # otherwise the residual stream, and with it its rounding, would grow from layer to layer
     return 2.0 if "gemma" in model_type and "post_" in name else 0.0
 
 

@@ -29,8 +29,8 @@ POSITION_BLOCK = 64  # the same for the keys that attention sees
 class BatchedCache:
     """Keys and values of several texts, [rows, K, capacity, D] per layer; ``lengths`` are the texts' positions.
 
-    Every layer with attention keeps all positions, windowed ones too: a mask hides what a query must not see. Recurrent
-    layers keep the texts' states, [rows, ...]. Rows after the last text are padding, computed and discarded.
+    Every layer with keys of its own keeps all positions, windowed ones too: a mask hides what a query must not see.
+    Recurrent layers keep the texts' states, [rows, ...]. Rows after the last text are padding, computed and discarded.
     """
 
     length = 0  # the mask says which positions each text has
@@ -106,10 +106,11 @@ class BatchedCache:
         padding = [0] * (self.padded - count)
         at = torch.tensor([*self.lengths, *padding], device=model.device)
         self._written = torch.arange(len(at), device=model.device), at
-        x = model.embed_tokens(torch.tensor([*tokens, *padding], device=model.device).unsqueeze(1))  # [rows, 1, C]
+        ids = torch.tensor([*tokens, *padding], device=model.device).unsqueeze(1)
+        x = model.embed_tokens(ids)  # [rows, 1, C]
         if model.positions is not None:
             x = x + model.positions(at).unsqueeze(1)
-        x = model.run_blocks(x, self._placements(at), self)
+        x = model.run_blocks(ids, x, self._placements(at), self)
         logits = model.unembed(x[:, 0])[:count].float()
         self.lengths = [length + 1 for length in self.lengths]
         return logits
@@ -121,6 +122,11 @@ class BatchedCache:
         keys[rows, :, at] = narrowed(k.squeeze(2), keys.dtype)
         values[rows, :, at] = narrowed(v.squeeze(2), values.dtype)
         return keys, values
+
+    def appended(self, layer: int, count: int) -> tuple[Tensor, Tensor]:
+        """What ``append`` returned for a layer in this step."""
+        rows, _ = self._written
+        return self._keys[layer][: len(rows)], self._values[layer][: len(rows)]
 
     def state(self, layer: int) -> State:
         """The texts' states of a recurrent layer."""
@@ -150,8 +156,11 @@ class BatchedCache:
 
     def _empty(self) -> dict[int, Tensor]:
         config = self.model.config
-        shape = (0, config.num_key_value_heads, 0, config.head_dim)
-        return {layer: torch.empty(shape, device=self.model.device, dtype=self._dtype) for layer in config.attending}
+        layers = [layer for layer in range(config.num_hidden_layers) if config.keeps_kv(layer)]
+        shapes = {layer: (0, config.kv_heads(layer), 0, config.head_size(layer)) for layer in layers}
+        return {
+            layer: torch.empty(shape, device=self.model.device, dtype=self._dtype) for layer, shape in shapes.items()
+        }
 
     @property
     def _dtype(self) -> torch.dtype:

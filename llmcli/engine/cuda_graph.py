@@ -116,7 +116,7 @@ class DecodeGraph:
             x = x + model.positions(self._position)
         dtype = kernel_dtype(self._cache.dtype, model.device)
         placements = positions.single(model.config, self._position, self._keys, dtype, self._rotation)
-        x = model.run_blocks(x, placements, self._cache)
+        x = model.run_blocks(self._token, x, placements, self._cache)
         return model.unembed(x[0])
 
     def _rotation(self, rope: RopeConfig) -> Rotation:

@@ -50,12 +50,15 @@ def cache_bytes(
     config: ModelConfig, dtype: torch.dtype, tokens: int, *, chunk: int, device: torch.device
 ) -> CacheBytes:
     """The cache of a text of ``tokens`` tokens, prefilled ``chunk`` positions at a time."""
-    position = 2 * config.kv_size * dtype.itemsize  # a key and a value in one layer
-    windowed = sum(config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers))
-    recurrent = sum(map(config.has_mixer, range(config.num_hidden_layers)))
-    full, window = len(config.attending) - windowed, config.sliding_window or 0
+    layers = range(config.num_hidden_layers)
+    full = windowed = 0  # bytes of a position's keys and values in all layers of a type
+    for layer in filter(config.keeps_kv, layers):
+        position = 2 * config.kv_heads(layer) * config.head_size(layer) * dtype.itemsize
+        local = config.layer_type(layer) == "sliding_attention"
+        full, windowed = (full, windowed + position) if local else (full + position, windowed)
+    window = config.sliding_window or 0
     shapes = () if config.mixer is None else config.mixer.state_shapes
-    states = recurrent * torch.float32.itemsize * sum(map(math.prod, shapes))
+    states = sum(map(config.has_mixer, layers)) * torch.float32.itemsize * sum(map(math.prod, shapes))
     held = min(tokens, window - 1 + SPARE + chunk)
 
     def room(positions: int) -> int:
@@ -63,9 +66,9 @@ def cache_bytes(
         return -(-(positions + positions // 2) // block) * block
 
     return CacheBytes(
-        per_token=full * position,
-        windowed=windowed * position * window,
+        per_token=full,
+        windowed=windowed * window,
         states=states,
-        needed=position * (full * tokens + windowed * min(tokens, window)) + states,
-        most=position * (full * room(tokens) + windowed * room(held)) + states * (1 + MAX_SNAPSHOTS),
+        needed=full * tokens + windowed * min(tokens, window) + states,
+        most=full * room(tokens) + windowed * room(held) + states * (1 + MAX_SNAPSHOTS),
     )

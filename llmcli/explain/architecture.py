@@ -10,13 +10,17 @@ from llmcli.model.config import ModelConfig, MoeConfig, RopeConfig
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions of ``features`` of each head; ``factor`` extends the ``original_context`` of pre-training."""
+    """Rotary positions of ``features`` of a head's ``head_dim``.
+
+    ``factor`` extends the ``original_context`` of pre-training.
+    """
 
     type: str
     theta: float
     factor: float
     original_context: int
     features: int
+    head_dim: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def _rope(rope: RopeConfig | None, config: ModelConfig) -> Rotary | None:
         theta=rope.theta,
         factor=rope.factor,
         original_context=rope.original_max_position_embeddings,
-        features=rope.rotated(config.head_dim),
+        features=rope.moving(config.head_dim),
+        head_dim=rope.head_dim or config.head_dim,
     )
 
 
@@ -110,6 +115,24 @@ def _experts(moe: MoeConfig) -> Iterator[str]:
         yield "biases that choose experts, but do not weight them"
     if moe.scale != 1:
         yield f"weights of experts times {moe.scale:.4g}"
+
+
+def _layer_sizes(config: ModelConfig) -> Iterator[str]:
+    """Phrases for what layers have of their own, and for what they share."""
+    full = next((n for n in range(config.num_hidden_layers) if config.layer_type(n) == "full_attention"), None)
+    if full is not None and config.global_head_dim is not None:
+        heads = f"heads of size {config.head_size(full)}, {config.kv_heads(full)} of them for keys"
+        yield f"in layers with full attention {heads}" + (" which are the values, too" * config.attention_k_eq_v)
+    if config.value_norm:
+        yield "normalized values"
+    if config.num_kv_shared_layers:
+        wide = f", which have an MLP of {config.mlp_size(config.num_hidden_layers - 1)}"
+        which = f"layers that read the keys and values of earlier ones: {config.num_kv_shared_layers}"
+        yield which + wide * config.use_double_wide_mlp
+    if config.hidden_size_per_layer_input is not None:
+        yield f"an embedding of {config.hidden_size_per_layer_input} for each layer"
+    if config.layer_scalar:
+        yield "a factor for each layer"
 
 
 def _particulars(config: ModelConfig) -> Iterator[str]:
@@ -151,6 +174,7 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield "no position encoding"
     if config.layers_without_rope:
         yield f"layers without positions: {len(config.layers_without_rope)}"
+    yield from _layer_sizes(config)
     if config.attention_gate:
         yield "gated attention outputs"
     if config.qkv_limit is not None:

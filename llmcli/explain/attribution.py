@@ -35,7 +35,7 @@ HEAD = re.compile(r"L(\d+)\.H(\d+)")  # the name of a head
 class Contribution:
     """What one component adds to the logits of the two tokens, and to their difference."""
 
-    name: str  # "embedding", "L0.H3", "L0 MLP", …
+    name: str  # "embedding", "L0.H3", "L0 MLP", "L0 embedding" (a per-layer one), …
     token: float
     other: float
     difference: float
@@ -175,6 +175,8 @@ def _parts(split: Attribution, config: ModelConfig) -> list[tuple[str, Tensor]]:
             named.append((f"L{layer} attention bias", split.attention_bias[:, layer]))
         if config.has_mlp(layer):
             named.append((f"L{layer} MLP", split.mlps[:, layer]))
+        if config.hidden_size_per_layer_input is not None:
+            named.append((f"L{layer} embedding", split.inputs[:, layer]))
     if split.norm_bias.any():
         named.append(("final norm bias", split.norm_bias))
     return named

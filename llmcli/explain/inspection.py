@@ -25,7 +25,18 @@ from llmcli.storage.headers import Headers, read_headers
 from llmcli.storage.quantize import Quantization
 from llmcli.text.tokenizer import load_tokenizer
 
-GROUPS = ("embedding", "positions", "attention", "recurrent layers", "MLP", "experts", "routers", "norms", "head")
+GROUPS = (
+    "embedding",
+    "positions",
+    "per-layer embeddings",
+    "attention",
+    "recurrent layers",
+    "MLP",
+    "experts",
+    "routers",
+    "norms",
+    "head",
+)
 SMALLER: tuple[Quantization, ...] = ("int8", "int4")
 
 
@@ -248,8 +259,10 @@ def group_of(name: str) -> str:
         return "attention"
     if module in ("embedding", "positions", "head"):
         return module
-    if module.endswith("norm"):
+    if module.endswith("norm") or name.endswith(".scalar"):
         return "norms"
+    if module.startswith("inputs.") or ".input." in module:
+        return "per-layer embeddings"
     if module.endswith(".router") or name.endswith(".choice_bias"):
         return "routers"
     if ".experts." in module:

@@ -63,7 +63,8 @@ def position(loaded: LoadedModel, text: Text, *, parse_special: bool = False) ->
     in_order, backwards = _answer(loaded, ids), _answer(loaded, [*ids[:start], *reversed(ids[start:])])
     if rope is None:
         return PositionReport(loaded.name, (), in_order, backwards, check(_learned_claim(model, ids)))
-    frequencies = inverse_frequencies(rope, model.config.head_dim, span(rope, len(ids)))
+    head_dim = model.config.head_dim
+    frequencies = inverse_frequencies(rope, head_dim, span(rope, len(ids)))[: rope.moving(head_dim) // 2]
     pairs = sorted({0, len(frequencies) // 2, len(frequencies) - 1})
     turns = tuple(_turn(pair, float(frequencies[pair])) for pair in pairs)
     return PositionReport(loaded.name, turns, in_order, backwards, check(_distance_claim(frequencies, rope)))

@@ -14,6 +14,7 @@ from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab
 from llmcli.explain.selection import Head, Text, find_head, find_position, token_ids
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
+from llmcli.model.attention import Projection
 from llmcli.model.transformer import Block, Transformer
 
 
@@ -95,16 +96,23 @@ def _weights(model: Transformer, layer: int, head: int, scores: Tensor) -> Tenso
 
 def _scores(model: Transformer, observed: ForwardPass, layer: int, head: int) -> Tensor:
     """The scores of the last query with all keys, fp32 [S], computed again from the residual stream."""
-    block, count = cast(Block, model.blocks[layer]), len(observed.ids)
-    placements = model.placements(0, count, model.span(None, count))
-    placement = placements.windowed if block.sliding else placements.full
-    placement = placement if block.rotates else placement.unrotated()
-    attention = block.attn
+    attention = cast(Block, model.blocks[layer]).attn
     assert attention is not None
     with torch.inference_mode():
-        x = observed.trace.residual[layer].to(model.dtype)
-        q, k, *_ = attention.project(x if block.attn_norm is None else block.attn_norm(x), placement)
+        q = _projected(model, observed, layer).q
+        k = _projected(model, observed, attention.kv_layer).k
         group = attention.heads // attention.kv_heads
         scores: Tensor = k[0, head // group].float() @ q[0, head, -1].float() * attention.scale
         cap = attention.softcap
         return scores if cap is None else cap * torch.tanh(scores / cap)
+
+
+def _projected(model: Transformer, observed: ForwardPass, layer: int) -> Projection:
+    """What a layer's attention computes from the observed residual stream: its queries, keys and values."""
+    block, count = cast(Block, model.blocks[layer]), len(observed.ids)
+    placements = model.placements(0, count, model.span(None, count))
+    placement = placements.windowed if block.sliding else placements.full
+    placement = placement if block.rotates else placement.unrotated()
+    assert block.attn is not None
+    x = observed.trace.residual[layer].to(model.dtype)
+    return block.attn.project(x if block.attn_norm is None else block.attn_norm(x), placement)

@@ -7,6 +7,7 @@ the attention heads and the MLPs wrote. What a head wrote is in turn a sum over 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from llmcli.explain.forward_pass import ForwardPass
 from llmcli.explain.heads import Heads, heads_of
 from llmcli.model.layers import Norm
-from llmcli.model.transformer import Transformer
+from llmcli.model.transformer import Block, Transformer
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Attribution:
     attention_bias: Tensor  # [N, L]
     mixers: Tensor  # [N, L], of recurrent layers, which mix positions without attention
     mlps: Tensor  # [N, L]
+    inputs: Tensor  # [N, L], of per-layer embeddings; 0 in models without
     norm_bias: Tensor  # [N], of the final norm
     stream: Tensor  # [N], of the residual stream as observed, which all contributions must sum to
     attention: Tensor  # [N, L], of attention's or the mixer's output as observed, the sum of heads, bias and mixer
@@ -36,7 +38,7 @@ class Attribution:
     @property
     def total(self) -> Tensor:
         """The sum of all contributions, [N]."""
-        layers = self.heads.sum(dim=(-1, -2)) + self.attention_bias + self.mixers + self.mlps
+        layers = self.heads.sum(dim=(-1, -2)) + self.attention_bias + self.mixers + self.mlps + self.inputs
         return self.embedding + self.position + layers.sum(dim=-1) + self.norm_bias
 
 
@@ -46,26 +48,42 @@ def attribute(model: Transformer, observed: ForwardPass, tokens: Sequence[int]) 
     rows = torch.cat([head_row(model, token) for token in tokens]).double() * model.config.logit_scale  # [N, C]
     final_norm = freeze(model.norm, trace.residual[-1][0, -1])
     directions = final_norm.input_direction(rows)
+    scales = _later_scales(model).to(directions.device)
     with torch.inference_mode():
         token = model.embed_tokens(torch.tensor(observed.ids[-1:], device=model.device))[0].double()
         learned = torch.zeros_like(token) if model.positions is None else model.positions.weight[position].double()
-        attention = torch.stack([directions @ out[0, -1].double() for out in trace.attn_out], dim=1)
+
+        def along(outputs: Sequence[Tensor]) -> Tensor:
+            """What the layers' outputs [B, rows, C] add after the last position: [N, L]."""
+            return torch.stack([directions @ out[0, -1].double() for out in outputs], dim=1) * scales[1:]
+
+        attention = along(trace.attn_out)
         heads = directions.new_zeros(*attention.shape, model.config.num_attention_heads, position + 1)
         biases, mixers = torch.zeros_like(attention), attention.clone()
         for layer in trace.attention:
-            heads[:, layer], biases[:, layer] = _attention(heads_of(model, observed, layer), directions)
+            heads[:, layer], biases[:, layer] = _attention(
+                heads_of(model, observed, layer), directions * scales[layer + 1]
+            )
             mixers[:, layer] = 0
         return Attribution(
-            embedding=directions @ token,
-            position=directions @ learned,
+            embedding=directions @ token * scales[0],
+            position=directions @ learned * scales[0],
             heads=heads,
             attention_bias=biases,
             mixers=mixers,
-            mlps=torch.stack([directions @ out[0, -1].double() for out in trace.mlp_out], dim=1),
+            mlps=along(trace.mlp_out),
+            inputs=along(trace.input_out) if trace.input_out else torch.zeros_like(attention),
             norm_bias=final_norm.bias_along(rows),
             stream=directions @ trace.residual[-1][0, -1].double() + final_norm.bias_along(rows),
             attention=attention,
         )
+
+
+def _later_scales(model: Transformer) -> Tensor:
+    """By what later layers multiply the embedding and what each layer adds, fp64 [L + 1]; 1 in most models."""
+    scalars = [block.scalar for block in model.blocks if isinstance(block, Block)]
+    factors = [1.0 if scalar is None else float(scalar) for scalar in scalars]
+    return torch.tensor([math.prod(factors[max(layer, 0) :]) for layer in range(-1, len(factors))], dtype=torch.float64)
 
 
 def _attention(heads: Heads, directions: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,16 +37,19 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.layer, self.kv_layer = layer, config.kv_layer(layer)
+        self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads(layer)
+        self.projected = config.projected_heads(layer)
+        self.head_dim = config.head_size(layer)
+        self.scale = self.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.softcap, self.limit = config.attention_softcap, config.qkv_limit
         self.gated = config.attention_gate
-        self.qkv = Linear(config.hidden_size, config.qkv_size, bias=config.qkv_bias)
-        self.out = Linear(config.q_size, config.hidden_size, bias=config.out_bias)
-        self.q_norm = _qk_norm(config, self.heads)
-        self.k_norm = _qk_norm(config, self.kv_heads)
+        computed = sum(self.projected) + (self.heads if self.gated else 0)
+        self.qkv = Linear(config.hidden_size, computed * self.head_dim, bias=config.qkv_bias)
+        self.out = Linear(self.heads * self.head_dim, config.hidden_size, bias=config.out_bias)
+        self.q_norm = _qk_norm(config, self.heads, self.head_dim)
+        self.k_norm = _qk_norm(config, self.kv_heads, self.head_dim) if self.kv_layer == layer else None
+        self.value_norm_eps = config.norm_eps if config.value_norm else None
         self.norm_after_rope = config.qk_norm_after_rope
         self.sinks = nn.Parameter(torch.empty(self.heads)) if config.attention_sinks else None
 
@@ -56,7 +59,10 @@ class Attention(nn.Module):
         S = T
         if cache is not None:
             S += cache.length
-            k, v = cache.append(self.layer, k, v)  # [B, K, at most S, D]
+            if self.kv_layer == self.layer:
+                k, v = cache.append(self.layer, k, v)  # [B, K, at most S, D]
+            else:
+                k, v = cache.appended(self.kv_layer, T)
             q = narrowed(q, k.dtype)
         if placement.window is not None and placement.window + T - 1 < k.shape[2]:  # keep only what a query sees
             k, v = k[:, :, 1 - placement.window - T :], v[:, :, 1 - placement.window - T :]
@@ -78,14 +84,19 @@ class Attention(nn.Module):
         return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks}
 
     def project(self, x: Tensor, placement: Placement) -> Projection:
-        """The projections of x [B, T, C]; queries and keys are normalized and rotated."""
-        H, K = self.heads, self.kv_heads
+        """The projections of x [B, T, C]; queries and keys are normalized and rotated.
+
+        There are no keys and values if the layer reads those of another.
+        """
+        H, K, V = self.projected
         heads = self.split_heads(self.qkv(x)).float()
         gate = None
         if self.gated:
             gate = heads.narrow(1, H, H).sigmoid()
-            heads = torch.cat((heads.narrow(1, 0, H), heads.narrow(1, 2 * H, 2 * K)), dim=1)
-        qk, v = heads.narrow(1, 0, H + K), heads.narrow(1, H + K, K)
+            heads = torch.cat((heads.narrow(1, 0, H), heads.narrow(1, 2 * H, K + V)), dim=1)
+        qk, v = heads.narrow(1, 0, H + K), heads.narrow(1, H + V, K)  # with V = 0, the values are the keys
+        if self.value_norm_eps is not None:
+            v = F.rms_norm(v, (self.head_dim,), None, self.value_norm_eps)
         if not self.norm_after_rope:
             qk = self.normed(qk)
         if self.limit is not None:
@@ -101,10 +112,11 @@ class Attention(nn.Module):
 
     def normed(self, qk: Tensor) -> Tensor:
         """Queries and keys [B, H + K, T, D], normalized if the model does that."""
-        if self.q_norm is None or self.k_norm is None:
+        if self.q_norm is None:
             return qk
-        q, k = torch.split(qk, [self.heads, self.kv_heads], dim=1)
-        return torch.cat((_normed(self.q_norm, q), _normed(self.k_norm, k)), dim=1)
+        q, k = qk[:, : self.heads], qk[:, self.heads :]
+        q = _normed(self.q_norm, q)
+        return q if self.k_norm is None else torch.cat((q, _normed(self.k_norm, k)), dim=1)
 
     def split_heads(self, qkv: Tensor) -> Tensor:
         """The product with the matrix ``qkv``, [B, T, heads * D], as [B, heads, T, D]."""
@@ -115,13 +127,13 @@ class Attention(nn.Module):
         return attend(q, k, v, placement, **self.scoring)
 
 
-def _qk_norm(config: ModelConfig, heads: int) -> Norm | None:
-    """The norm of ``heads`` query or key heads, if the config has one."""
+def _qk_norm(config: ModelConfig, heads: int, size: int) -> Norm | None:
+    """The norm of ``heads`` query or key heads of ``size`` features, if the config has one."""
     if config.qk_norm is None:
         return None
     if config.qk_norm == "full":
-        return Norm(config, heads * config.head_dim)
-    return Norm(config, config.head_dim, heads=heads if config.qk_norm == "heads" else 1)
+        return Norm(config, heads * size)
+    return Norm(config, size, heads=heads if config.qk_norm == "heads" else 1)
 
 
 def _normed(norm: Norm, x: Tensor) -> Tensor:

@@ -26,11 +26,36 @@ class KeyValueStore(Protocol):
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's k and v [B, K, T, D]; return all keys and values that the pass may see, [B, K, S, D]."""
 
+    def appended(self, layer: int, count: int) -> tuple[Tensor, Tensor]:
+        """What ``append`` returned for a layer in this pass over ``count`` positions."""
+
     def state(self, layer: int) -> State | None:
         """The state of a recurrent layer before the pass; None if nothing has been read."""
 
     def keep_state(self, layer: int, state: State) -> None:
         """Store the state of a recurrent layer after the pass."""
+
+
+class PassStore:
+    """The keys and values of a single pass that is not cached, for the layers that read those of other layers."""
+
+    length = 0
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self._held[layer] = k, v
+        return k, v
+
+    def appended(self, layer: int, count: int) -> tuple[Tensor, Tensor]:
+        return self._held[layer]
+
+    def state(self, layer: int) -> State | None:
+        return None
+
+    def keep_state(self, layer: int, state: State) -> None:
+        """Nothing follows the pass."""
 
 
 class Snapshot(NamedTuple):
@@ -44,6 +69,7 @@ class Snapshot(NamedTuple):
 class KVCache:
     """Keys and values of layers with attention, [B, K, capacity, D], of the ``length`` positions read so far.
 
+    ``attending`` are the layers that have some of their own; other layers with attention read theirs.
     Recurrent layers have a state of fixed size instead. It cannot be truncated, so a few earlier ones are kept: that
     before the last pass, and those after the last long passes, such as prompts.
 
@@ -64,7 +90,7 @@ class KVCache:
         self.span = 0
         self.block = block
         self.prepared: object | None = None
-        self.attending = config.attending
+        self.attending = tuple(filter(config.keeps_kv, range(config.num_hidden_layers)))
         self.recurrent = tuple(filter(config.has_mixer, range(config.num_hidden_layers)))
         self._windows = {
             layer: config.sliding_window if config.layer_type(layer) == "sliding_attention" else None
@@ -72,8 +98,8 @@ class KVCache:
         }
         self._first = dict.fromkeys(self.attending, 0)  # the first position in each layer's buffers
         self._device, self.dtype = device, dtype
-        shape = (batch, config.num_key_value_heads, 0, config.head_dim)
-        self._keys = {layer: torch.empty(shape, device=device, dtype=dtype) for layer in self.attending}
+        shapes = {layer: (batch, config.kv_heads(layer), 0, config.head_size(layer)) for layer in self.attending}
+        self._keys = {layer: torch.empty(shape, device=device, dtype=dtype) for layer, shape in shapes.items()}
         self._values = {layer: torch.empty_like(keys) for layer, keys in self._keys.items()}
         self._states: dict[int, State] = {}
         self._coming: dict[int, State] = {}  # those after the pass that is being made
@@ -103,6 +129,11 @@ class KVCache:
         keys.narrow(2, end - count, count).copy_(narrowed(k, keys.dtype))
         values.narrow(2, end - count, count).copy_(narrowed(v, values.dtype))
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
+
+    def appended(self, layer: int, count: int) -> tuple[Tensor, Tensor]:
+        """What ``append`` returned for a layer in the present pass over ``count`` positions."""
+        end = self.length - self._first[layer] + count
+        return self._keys[layer].narrow(2, 0, end), self._values[layer].narrow(2, 0, end)
 
     def held(self, layer: int) -> tuple[int, Tensor, Tensor]:
         """The first position that a layer holds, and its keys and values from that position on, [B, K, held, D]."""
@@ -253,6 +284,10 @@ class StaticCache:
         keys, values, index = self._layers[layer]
         keys.index_copy_(2, index, narrowed(k, self.dtype))
         values.index_copy_(2, index, narrowed(v, self.dtype))
+        return keys, values
+
+    def appended(self, layer: int, count: int) -> tuple[Tensor, Tensor]:
+        keys, values, _ = self._layers[layer]
         return keys, values
 
     def state(self, layer: int) -> State | None:

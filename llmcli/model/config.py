@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from llmcli.errors import LlmcliError
 from llmcli.model.mixers.config import MixerConfig
 
-RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
-ROPE_TYPES: tuple[RopeType, ...] = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"]
+ROPE_TYPES: tuple[RopeType, ...] = get_args(RopeType)
 
 Activation = Literal[
     "silu",
@@ -54,7 +54,9 @@ class RopeConfig:
     Fields are those of config.json's ``rope_parameters`` (or ``rope_scaling``); ``theta`` is its ``rope_theta``.
     ``partial_rotary_factor`` is the share of each head's features that is rotated; ``attention_factor`` multiplies
     the rotated features. ``backwards`` rotates in the opposite direction. ``original_max_position_embeddings`` is the
-    context length of pre-training, in tokens.
+    context length of pre-training, in tokens. ``head_dim`` is the size of the heads that it rotates; None: the model's.
+
+    "proportional": all features are paired as if all were rotated, but the slowest pairs stand still.
     """
 
     theta: float = 10000.0
@@ -71,6 +73,7 @@ class RopeConfig:
     backwards: bool = False
     short_factor: tuple[float, ...] = ()  # longrope
     long_factor: tuple[float, ...] = ()
+    head_dim: int | None = None
 
     def __post_init__(self) -> None:
         if not self.theta > 1 or not self.factor > 0 or not self.attention_factor > 0:
@@ -96,8 +99,16 @@ class RopeConfig:
             raise _bad("short_factor and long_factor must contain only numbers above 0")
 
     def rotated(self, head_dim: int) -> int:
-        """The number of rotated features per head; the remaining ones follow them."""
-        return int(head_dim * self.partial_rotary_factor)
+        """The number of rotated features per head, of ``head_dim`` if this config has none; others follow them."""
+        size = self.head_dim or head_dim
+        return size if self.rope_type == "proportional" else int(size * self.partial_rotary_factor)
+
+    def moving(self, head_dim: int) -> int:
+        """The number of features per head that depend on the position: ``rotated`` without pairs that stand still."""
+        size = self.head_dim or head_dim
+        if self.rope_type == "proportional":
+            return 2 * int(self.partial_rotary_factor * size // 2)
+        return self.rotated(size)
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,15 @@ class ModelConfig:
     - ``position``: order comes from rotated queries and keys ("rope"), from a learned vector per position, or only from
       recurrent layers ("none").
       ``local_rope`` replaces ``rope`` in windowed layers; ``layers_without_rope`` have neither.
-    - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included.
+    - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included. Layers with
+      full attention have heads of ``global_head_dim`` and ``num_global_key_value_heads`` key/value heads; None: as many
+      as the others. With ``attention_k_eq_v``, their values are the keys before norm and rotation.
+    - ``value_norm`` normalizes values, without a weight.
+    - ``num_kv_shared_layers``: so many of the last layers compute no keys and values, but read those of the last layer
+      of their type before them. With ``use_double_wide_mlp``, their MLP is twice as wide.
+    - ``hidden_size_per_layer_input``: each layer adds something of its own for each token, which it computes from this
+      many numbers, stored for ``vocab_size_per_layer_input`` tokens; see ``per_layer.py``.
+    - ``layer_scalar``: each layer multiplies the residual stream that it leaves by a learned number.
     - ``mixer`` is what layers of the type "recurrent" have in attention's place. Layers of the type "mlp" have neither;
       ``layers_without_mlp`` have no MLP.
     - ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, which is computed with its query.
@@ -210,6 +229,15 @@ class ModelConfig:
     layers_without_rope: frozenset[int] = frozenset()
     sliding_window: int | None = None
     layer_types: tuple[LayerType, ...] = ()  # empty: full attention in all layers
+    global_head_dim: int | None = None
+    num_global_key_value_heads: int | None = None
+    attention_k_eq_v: bool = False
+    value_norm: bool = False
+    num_kv_shared_layers: int = 0
+    use_double_wide_mlp: bool = False
+    hidden_size_per_layer_input: int | None = None
+    vocab_size_per_layer_input: int | None = None
+    layer_scalar: bool = False
     mixer: MixerConfig | None = None
     layers_without_mlp: frozenset[int] = frozenset()
     attention_gate: bool = False
@@ -229,6 +257,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self._check_counts()
         self._check_positions()
+        self._check_layer_sizes()
         for name in ("attention_softcap", "logit_softcap", "attention_scale", "gate_limit", "qkv_limit"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -280,15 +309,79 @@ class ModelConfig:
         if empty:
             raise _bad(f"layer {min(empty)} has neither attention nor an MLP")
 
+    def _check_layer_sizes(self) -> None:
+        sizes = {
+            "global_head_dim": (self.global_head_dim, _MAX["head_dim"]),
+            "num_global_key_value_heads": (self.num_global_key_value_heads, _MAX["num_key_value_heads"]),
+            "hidden_size_per_layer_input": (self.hidden_size_per_layer_input, MAX_WIDTH),
+            "vocab_size_per_layer_input": (self.vocab_size_per_layer_input, _MAX["vocab_size"]),
+        }
+        for name, (value, most) in sizes.items():
+            if value is not None and not 1 <= value <= most:
+                raise _bad(f"{name} must be from 1 to {most}, not {value}")
+        if self.num_attention_heads % (self.num_global_key_value_heads or 1):
+            raise _bad(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_global_key_value_heads ({self.num_global_key_value_heads})"
+            )
+        tokens = self.vocab_size_per_layer_input
+        if self.hidden_size_per_layer_input is not None and (tokens is None or tokens < self.vocab_size):
+            raise _bad(f"vocab_size_per_layer_input ({tokens}) must be at least vocab_size ({self.vocab_size})")
+        if not 0 <= self.num_kv_shared_layers < self.num_hidden_layers:
+            raise _bad(
+                f"num_kv_shared_layers ({self.num_kv_shared_layers}) must be at least 0 and below "
+                f"num_hidden_layers ({self.num_hidden_layers})"
+            )
+        layers = range(self.num_hidden_layers)
+        own = [self.layer_type(layer) for layer in layers[: self._first_shared]]
+        if not all(self.layer_type(layer) in own for layer in layers[self._first_shared :]):
+            raise _bad("a layer that reads another's keys and values has no layer of its type before it")
+
+    @property
+    def _first_shared(self) -> int:
+        """The first layer that reads another layer's keys and values."""
+        return self.num_hidden_layers - self.num_kv_shared_layers
+
+    def kv_layer(self, layer: int) -> int:
+        """The layer whose keys and values a layer with attention reads: itself, or an earlier one."""
+        if layer < self._first_shared:
+            return layer
+        return max(other for other in range(self._first_shared) if self.layer_type(other) == self.layer_type(layer))
+
+    def keeps_kv(self, layer: int) -> bool:
+        """Whether a layer has keys and values of its own."""
+        return self.has_attention(layer) and self.kv_layer(layer) == layer
+
+    def head_size(self, layer: int) -> int:
+        """The number of features per head of a layer."""
+        return self.head_dim if self._local(layer) else self.global_head_dim or self.head_dim
+
+    def kv_heads(self, layer: int) -> int:
+        """The number of key/value heads that a layer reads."""
+        return self.num_key_value_heads if self._local(layer) else self._global_kv_heads
+
+    @property
+    def _global_kv_heads(self) -> int:
+        return self.num_global_key_value_heads or self.num_key_value_heads
+
+    def _local(self, layer: int) -> bool:
+        return self.layer_type(layer) == "sliding_attention"
+
+    def projected_heads(self, layer: int) -> tuple[int, int, int]:
+        """The numbers of query, key and value heads that a layer computes."""
+        kv_heads = self.kv_heads(layer) if self.kv_layer(layer) == layer else 0
+        values = 0 if self.attention_k_eq_v and not self._local(layer) else kv_heads
+        return self.num_attention_heads, kv_heads, values
+
+    def mlp_size(self, layer: int) -> int:
+        """The width of a layer's MLP."""
+        double = self.use_double_wide_mlp and layer >= self._first_shared
+        return 2 * self.intermediate_size if double else self.intermediate_size
+
     @property
     def q_size(self) -> int:
         """Width of all query heads together: H * D."""
         return self.num_attention_heads * self.head_dim
-
-    @property
-    def qkv_size(self) -> int:
-        """Rows of the matrix that computes queries, gates if there are any, keys and values, in this order."""
-        return (2 if self.attention_gate else 1) * self.q_size + 2 * self.kv_size
 
     @property
     def kv_size(self) -> int:

@@ -196,8 +196,13 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int, span: int = 0) -> Tensor:
-    """Radians per position of each of the R/2 rotated pairs, [R/2], fp32 on the CPU; ``span`` is from ``span()``."""
+    """Radians per position of each of the R/2 rotated pairs, [R/2], fp32 on the CPU; ``span`` is from ``span()``.
+
+    ``head_dim`` counts if the config has none.
+    """
     frequencies = _scaled_frequencies(config, config.rotated(head_dim), span)
+    if config.rope_type == "proportional":
+        frequencies[config.moving(head_dim) // 2 :] = 0
     return -frequencies if config.backwards else frequencies
 
 
@@ -206,7 +211,7 @@ def _scaled_frequencies(config: RopeConfig, rotated: int, span: int) -> Tensor:
     if config.rope_type == "dynamic":
         return 1.0 / _dynamic_theta(config, rotated, span) ** exponents
     frequencies = 1.0 / config.theta**exponents
-    if config.rope_type == "linear":
+    if config.rope_type in ("linear", "proportional"):
         return frequencies / config.factor
     if config.rope_type == "llama3":
         return _llama3(frequencies, config)

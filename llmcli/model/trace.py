@@ -19,6 +19,7 @@ class Trace:
     residual: list[Tensor] = field(default_factory=list)  # before each block, then after the last: [B, rows, C]
     attn_out: list[Tensor] = field(default_factory=list)  # what attention or the mixer adds: [B, rows, C]
     mlp_out: list[Tensor] = field(default_factory=list)  # what the MLP adds: [B, rows, C]
+    input_out: list[Tensor] = field(default_factory=list)  # what per-layer embeddings add, if there are any
     attention: dict[int, Tensor] = field(default_factory=dict)  # weights per head: [B, H, rows, S]
     values: dict[int, Tensor] = field(default_factory=dict)  # per key/value head: [B, K, S, D]
     gates: dict[int, Tensor] = field(default_factory=dict)  # [B, H, rows, D]

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from llmcli.errors import LlmcliError
 from llmcli.model import positions
 from llmcli.model.attention import Attention
-from llmcli.model.cache import KeyValueStore, KVCache
+from llmcli.model.cache import KeyValueStore, KVCache, PassStore
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.layers import Embedding, Linear, Norm
 from llmcli.model.mixers.build import build_mixer
 from llmcli.model.mlp import MLP, MoE
+from llmcli.model.per_layer import layer_input, layer_inputs
 from llmcli.model.positions import Angles, Placement, Placements, Rotation
 from llmcli.model.trace import Trace
 
@@ -27,7 +28,8 @@ from llmcli.model.trace import Trace
 class Block(nn.Module):
     """One layer: attention and MLP, each added to the residual. A norm that a family lacks is the identity.
 
-    Recurrent layers have a mixer in attention's place. A layer may lack one of the two, which then adds 0.
+    Recurrent layers have a mixer in attention's place. A layer may lack one of the two, which then adds 0. With
+    per-layer embeddings, a third part is added.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -50,11 +52,21 @@ class Block(nn.Module):
         if config.moe is not None and config.is_moe(layer):
             self.mlp = MoE(config, config.moe)
         elif config.has_mlp(layer):
-            self.mlp = MLP(config, config.intermediate_size)
+            self.mlp = MLP(config, config.mlp_size(layer))
         self.mlp_post_norm = norm("mlp_post_norm")
         self.shared_norm = config.shared_norm
+        self.input = layer_input(config)
+        self.scalar = nn.Parameter(torch.empty(1)) if config.layer_scalar else None
 
-    def forward(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        placement: Placement,
+        cache: KeyValueStore | None,
+        trace: Trace | None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """The residual stream after the layer, [B, T, C]; ``given`` [B, T, P] is its part of the layers' inputs."""
         if trace is not None:
             trace.keep(trace.residual, x)
         normed = x if self.attn_norm is None else self.attn_norm(x)
@@ -67,7 +79,13 @@ class Block(nn.Module):
         if trace is not None:
             trace.keep(trace.attn_out, attn_out)
             trace.keep(trace.mlp_out, mlp_out)
-        return after + mlp_out
+        after = after + mlp_out
+        if self.input is not None:
+            input_out: Tensor = self.input(after, given)
+            after = after + input_out
+            if trace is not None:
+                trace.keep(trace.input_out, input_out)
+        return after if self.scalar is None else after * self.scalar.float()
 
     def mix(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
         """What attention or the mixer computes from the normalized residual stream x [B, T, C]."""
@@ -96,6 +114,7 @@ class Transformer(nn.Module):
         self.positions = (
             Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
         )
+        self.inputs = layer_inputs(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.embedding_norm = Norm(config, config.hidden_size, bias=config.norm_bias) if config.embedding_norm else None
         self.norm = Norm(config, config.hidden_size, bias=config.norm_bias)
@@ -136,7 +155,7 @@ class Transformer(nn.Module):
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
         placements = self.placements(past, T, self.fix_span(cache, T))
-        x = self.run_blocks(self.embed(ids, past), placements, cache, trace)
+        x = self.run_blocks(ids, self.embed(ids, past), placements, cache, trace)
         if cache is not None:
             cache.advance(T)
         if trace is not None:
@@ -144,12 +163,16 @@ class Transformer(nn.Module):
         return x
 
     def run_blocks(
-        self, x: Tensor, placements: Placements, cache: KeyValueStore | None, trace: Trace | None = None
+        self, ids: Tensor, x: Tensor, placements: Placements, cache: KeyValueStore | None, trace: Trace | None = None
     ) -> Tensor:
-        """Run all blocks on the residual stream x [B, T, C]; return the one after the last block, [B, T, C]."""
-        for block in self.blocks:
+        """Run all blocks on the residual stream x [B, T, C] of ids [B, T]; return the one after the last block."""
+        if cache is None and self.config.num_kv_shared_layers:
+            cache = PassStore()
+        given = None if self.inputs is None else self.inputs(ids, x)  # [B, T, L, P]
+        for layer, block in enumerate(self.blocks):
             placement = placements.windowed if block.sliding else placements.full
-            x = block(x, placement if block.rotates else placement.unrotated(), cache, trace)
+            placement = placement if block.rotates else placement.unrotated()
+            x = block(x, placement, cache, trace, None if given is None else given[:, :, layer])
         return x
 
     def embed(self, ids: Tensor, past: int) -> Tensor:

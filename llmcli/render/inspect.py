@@ -77,9 +77,9 @@ def _windows(shape: explain.Architecture) -> str:
 
 def _rope(rope: explain.Rotary, shape: explain.Architecture) -> str:
     text = f"rotary (RoPE), theta {rope.theta:g}"
-    if rope.features != shape.head_dim:
-        text += f", on {rope.features} of a head's {shape.head_dim} dimensions"
-    if rope.type == "default":
+    if rope.features != rope.head_dim:
+        text += f", on {rope.features} of a head's {rope.head_dim} dimensions"
+    if rope.type in ("default", "proportional"):
         return text
     original = f" from {rope.original_context} tokens" if rope.original_context < shape.context else ""
     return f"{text}; {rope.type} scaling, extended {rope.factor:g} times{original}"

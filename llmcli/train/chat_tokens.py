@@ -59,9 +59,10 @@ def add_chat_tokens(folder: Path, model: Transformer, *, seed: int) -> Tokenizer
 
 
 def resize_embeddings(model: Transformer, rows: int, *, seed: int) -> None:
-    """Enlarge the embedding and the head, which may share their weights, to at least ``rows`` rows."""
+    """Enlarge the embeddings and the head, which may share their weights, to at least ``rows`` rows."""
     generator = torch.Generator().manual_seed(seed)
-    for module in (model.embedding, model.head):
+    per_layer = None if model.inputs is None else model.inputs.embedding
+    for module in (model.embedding, model.head, per_layer):
         if module is not None and (missing := rows - module.weight.shape[0]) > 0:
             old = module.weight.detach()
             noise = 0.02 * torch.randn(missing, old.shape[1], generator=generator)

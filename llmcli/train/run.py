@@ -127,9 +127,11 @@ def _initial_model(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, 
             # A copy, because the original may be memory-mapped.
             setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))
     rows = model.embedding.weight.shape[0]
+    tokens = None if model.inputs is None else model.inputs.embedding.weight.shape[0]  # that have per-layer embeddings
     changes = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
+    changes |= {} if tokens is None else {"vocab_size_per_layer_input": tokens}
     config_json = without_settings(read_json(init / CONFIG))
-    model.config = replace(model.config, vocab_size=rows)
+    model.config = replace(model.config, vocab_size=rows, vocab_size_per_layer_input=tokens)
     return model.train(), {**config_json, **changes}
 
 

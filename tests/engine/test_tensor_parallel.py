@@ -17,7 +17,7 @@ from llmcli.errors import LlmcliError
 from llmcli.generation.steps import next_logits
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.partition import Partition, read_slice
-from tests.tiny import WINDOW, WITHOUT_RECURRENT, TinyFactory, greedy, random_ids
+from tests.tiny import SPLIT, WINDOW, TinyFactory, greedy, random_ids
 
 PROMPT = random_ids(WINDOW + 8, seed=3)[0].tolist()  # too long for a message
 COUNT = 8
@@ -106,7 +106,7 @@ def test_bfloat16_logits_are_close_to_exact_ones(name: str, tiny: TinyFactory, r
 
 def test_every_family_is_split(tiny: TinyFactory) -> None:
     tested = {tiny(name).load().config.model_type for name in FAMILIES}
-    assert tested == {tiny(name).load().config.model_type for name in WITHOUT_RECURRENT}
+    assert tested == {tiny(name).load().config.model_type for name in SPLIT}
 
 
 @pytest.mark.parametrize(("name", "size", "sabotage"), SABOTAGED)
@@ -154,7 +154,7 @@ def test_a_rank_holds_only_its_part(name: str, size: int, tiny: TinyFactory, res
         assert held == total
 
 
-@pytest.mark.parametrize("name", WITHOUT_RECURRENT)
+@pytest.mark.parametrize("name", SPLIT)
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_parts_make_up_the_whole(name: str, size: int, tiny: TinyFactory) -> None:
     """The slices that the ranks read, put together, are the parameters that one process reads."""
@@ -194,6 +194,11 @@ def test_communication_per_token(name: str, size: int, tiny: TinyFactory, result
         "gather": 4 * -(-config.vocab_size // size),
         "send": 2,
     }
+
+
+def test_layers_that_share_keys_and_values_are_rejected(tiny: TinyFactory) -> None:
+    with pytest.raises(LlmcliError, match="that share keys and values"):
+        Partition(Checkpoint.read(tiny("gemma4_text").folder).config, 0, 2)
 
 
 def test_more_ranks_than_heads_are_rejected(tiny: TinyFactory) -> None:

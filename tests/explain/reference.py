@@ -108,9 +108,18 @@ def record_pass(case: Tiny, ids: list[int]) -> Recording:
             hook.remove()
     recorded = Recording(out.logits[0].double(), residual, mixed)
     recorded.attention = [weights[0].double() for weights in out.attentions]
-    held = [out.past_key_values.layers[number] for number, _ in attention_blocks(case)]
+    held = [out.past_key_values.layers[kept_by(case, number)] for number, _ in attention_blocks(case)]
     recorded.values = [layer.values[0].double() for layer in held]
     return recorded
+
+
+def kept_by(case: Tiny, layer: int) -> int:
+    """The layer of transformers' model whose keys and values a layer reads."""
+    config = case.reference.config
+    own = config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0)
+    if layer < own:
+        return layer
+    return max(other for other in range(own) if config.layer_types[other] == config.layer_types[layer])
 
 
 def first(out: Any) -> Tensor:

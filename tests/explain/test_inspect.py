@@ -30,7 +30,7 @@ from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.quantize import quantize
 from llmcli.storage.quantized_checkpoint import save_quantized
 from llmcli.train.vocabulary import train_tokenizer
-from tests.tiny import CASES, CONTEXT, CPU, KINDS, WINDOW, TinyFactory, with_choice_biases
+from tests.tiny import CASES, CONTEXT, CPU, KINDS, WINDOW, TinyFactory, learned
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 every_case, every_kind = pytest.mark.parametrize("name", CASES), pytest.mark.parametrize("name", KINDS)
@@ -71,7 +71,7 @@ def test_parameters_match_transformers(tiny: TinyFactory, name: str) -> None:
     report = report_of(tiny(name).folder)
     assert report.check.ok, report.check
     unused = 2 * reference.config.hidden_size if name == "opt" else 0  # rows of the table of positions
-    assert report.parameters == sum(each.numel() for _, each in with_choice_biases(reference)) - unused
+    assert report.parameters == sum(each.numel() for _, each in learned(reference)) - unused
     assert sum(group.parameters for group in report.groups) == report.parameters
     assert sum(group.share for group in report.groups) == pytest.approx(1)
     assert sum(group.bytes for group in report.groups) == report.needs[0].weight_bytes == 4 * report.parameters
@@ -82,7 +82,7 @@ def test_parameters_match_transformers(tiny: TinyFactory, name: str) -> None:
 def test_groups_match_transformers(tiny: TinyFactory, name: str) -> None:
     """Groups parameters by transformers' names, which differ from ours."""
     counts = dict.fromkeys(GROUPS, 0)
-    for theirs, parameter in with_choice_biases(tiny(name).reference):
+    for theirs, parameter in learned(tiny(name).reference):
         counts[transformers_group(theirs)] += parameter.numel()
     counts["positions"] -= 2 * 48 if name == "opt" else 0  # unused rows
     found = {group.name: group.parameters for group in report_of(tiny(name).folder).groups}
@@ -92,11 +92,13 @@ def test_groups_match_transformers(tiny: TinyFactory, name: str) -> None:
 def transformers_group(name: str) -> str:
     if "wpe" in name or "embed_positions" in name:
         return "positions"
+    if "per_layer" in name and "norm" not in name:
+        return "per-layer embeddings"
     if any(part in name for part in ("embed_in", "embed_tokens", "embeddings", "wte")):
         return "embedding"
     if "lm_head" in name or "embed_out" in name:
         return "head"
-    if "norm" in name or ".ln_" in name:
+    if "norm" in name or ".ln_" in name or "layer_scalar" in name:
         return "norms"
     if ".experts." in name:
         return "experts"
@@ -194,8 +196,8 @@ def filled(config: ModelConfig, tokens: int, chunk: int) -> KVCache:
     cache = KVCache(config, device=CPU, dtype=torch.float32)
     while cache.length < tokens:
         count = min(chunk, tokens - cache.length)
-        k = torch.zeros(1, config.num_key_value_heads, count, config.head_dim)
         for layer in cache.attending:
+            k = torch.zeros(1, config.kv_heads(layer), count, config.head_size(layer))
             cache.append(layer, k, k)
         for layer in cache.recurrent:
             assert config.mixer is not None
@@ -206,15 +208,16 @@ def filled(config: ModelConfig, tokens: int, chunk: int) -> KVCache:
 
 def attended_bytes(config: ModelConfig, tokens: int) -> int:
     """The bytes of the keys and values that the last position attends to, counted one by one, and of states."""
-    positions = 0
+    numbers = 0
     cache = KVCache(config, device=CPU, dtype=torch.float32)
     for layer in cache.attending:
         windowed = config.layer_type(layer) == "sliding_attention"
         window = config.sliding_window if windowed else None
-        positions += sum(window is None or tokens - 1 - position < window for position in range(tokens))
+        positions = sum(window is None or tokens - 1 - position < window for position in range(tokens))
+        numbers += positions * 2 * config.kv_heads(layer) * config.head_size(layer)
     shapes = () if config.mixer is None else config.mixer.state_shapes
     states = len(cache.recurrent) * 4 * sum(map(math.prod, shapes))
-    return positions * 2 * config.num_key_value_heads * config.head_dim * 4 + states
+    return 4 * numbers + states
 
 
 @every_kind

@@ -28,7 +28,8 @@ from tests.parity import CLOSE, WRONG
 from tests.tiny import KINDS, Tiny, TinyFactory
 
 TOKENS = (5, 11)
-POST_NORMED = ("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "glm4")  # families with a norm after attention
+# Families with a norm after attention.
+POST_NORMED = ("gemma2", "gemma3_text", "gemma4_text", "olmo2", "olmo3", "exaone4", "glm4")
 
 
 def split_of(case: Tiny, model: Transformer | None = None) -> tuple[Attribution, ForwardPass]:
@@ -49,7 +50,8 @@ def frozen(norm: nn.Module, x: Tensor, part: Tensor) -> Tensor:
     """``part`` [..., C] after the norm with the scale that it has for ``x`` [C], without the bias."""
     kind = type(norm).__name__
     weight = norm.weight.detach().double() if hasattr(norm, "weight") else torch.ones(len(x)).double()
-    gain = weight + (1 if kind.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) else 0)
+    adds_one = kind.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) and not kind.startswith("Gemma4")
+    gain = weight + (1 if adds_one else 0)
     eps = next((getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name)), 1e-5)  # OLMo's
     if "RMS" in kind:
         return part * gain / (x.square().mean() + eps).sqrt()
@@ -102,7 +104,10 @@ def expected_heads(case: Tiny, recorded: Recording) -> Tensor:
                     "post_self_attn_layernorm" if hasattr(block, "post_mlp_layernorm") else "post_attention_layernorm"
                 )
                 added = frozen(getattr(block, post), raw, added)
-            heads.append(frozen(norm, recorded.residual[-1][-1], added * residual_scale) @ rows.T * logit_scale)
+            added = added * residual_scale
+            for later in blocks(case)[layer:]:
+                added = added * getattr(later, "layer_scalar", 1)
+            heads.append(frozen(norm, recorded.residual[-1][-1], added) @ rows.T * logit_scale)
         layers[layer] = torch.stack(heads)  # [H, S, N]
     without = torch.zeros_like(next(iter(layers.values())))
     return torch.stack([layers.get(layer, without) for layer in range(len(blocks(case)))]).permute(3, 0, 1, 2)
@@ -133,12 +138,13 @@ def test_parts_sum_to_transformers_logits(tiny: TinyFactory, name: str) -> None:
     assert float((added - split.attention).abs().max()) <= CLOSE
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2", "qwen2", "llama-biases"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2", "gemma4_text", "qwen2", "llama-biases"])
 def test_only_parts_that_a_family_lacks_are_zero(tiny: TinyFactory, name: str) -> None:
     split, _ = split_of(tiny(name))
     assert bool(split.position.any()) == (name == "gpt2")
     assert bool(split.norm_bias.any()) == name.startswith("gpt")
     assert bool(split.attention_bias.any()) == (name.startswith("gpt") or name == "llama-biases")
+    assert bool(split.inputs.any()) == (name == "gemma4_text")
     assert split.embedding.any()
     assert split.mlps.any()
 

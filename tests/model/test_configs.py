@@ -19,7 +19,7 @@ from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import FAMILIES, family_of
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
-from tests.tiny import with_choice_biases
+from tests.tiny import learned
 
 REAL = Path(__file__).parents[3] / "shared" / "checkpoints" / "configs"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real config files are not available")
@@ -114,6 +114,12 @@ def unrotated(config: PretrainedConfig) -> frozenset[int]:
     return frozenset(layer for layer, rotated in enumerate(marks) if not rotated)
 
 
+def global_value(config: PretrainedConfig, name: str) -> Any:
+    """The value for layers without one of their own, or None; transformers otherwise refuses to name it."""
+    config.allow_global_per_layer_attribute_access = True
+    return getattr(config, name, None)
+
+
 def expected(config: PretrainedConfig) -> dict[str, Any]:
     """The values of transformers' config that ``ModelConfig`` has too, under its names."""
     eos, heads = config.eos_token_id, getattr(config, "num_attention_heads", 1)
@@ -123,8 +129,8 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
         "intermediate_size": inner_size(config),
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": getattr(config, "num_key_value_heads", heads),
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "num_key_value_heads": global_value(config, "num_key_value_heads") or heads,
+        "head_dim": global_value(config, "head_dim") or config.hidden_size // heads,
         "max_position_embeddings": getattr(config, "max_position_embeddings", 2**20),
         "tie_word_embeddings": config.tie_word_embeddings,
         "norm_eps": norm_eps(config),
@@ -145,7 +151,9 @@ def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
     """attention_scale, embedding_scale and logit_scale, from transformers' config."""
     if config.model_type == "mamba2":
         return 1.0, 1.0, 1.0
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = global_value(config, "head_dim") or config.hidden_size // config.num_attention_heads
+    if config.model_type == "gemma4_text":
+        return 1.0, config.hidden_size**0.5, 1.0
     if config.model_type.startswith("gemma"):
         return getattr(config, "query_pre_attn_scalar", config.head_dim) ** -0.5, config.hidden_size**0.5, 1.0
     if config.model_type == "gpt_neo":
@@ -165,6 +173,22 @@ def assert_same_rope(ours: RopeConfig | None, theirs: dict[str, Any]) -> None:
             found = getattr(ours, names.get(key, key))
             assert found == (tuple(value) if isinstance(value, list) else value), key
     assert ours.partial_rotary_factor == theirs.get("partial_rotary_factor", 1.0)
+
+
+def assert_same_layers(ours: ModelConfig, theirs: PretrainedConfig) -> None:
+    """What each layer of Gemma 4 has of its own is what transformers gives it."""
+    assert theirs.layer_types[-1] == "full_attention"
+    for layer, mode in enumerate(theirs.kv_sharing_modes):
+        one = theirs.per_layer_config[layer]
+        assert (ours.head_size(layer), ours.kv_heads(layer)) == (one.head_dim, one.num_key_value_heads)
+        assert ours.keeps_kv(layer) == (mode != "reuse")
+        if mode == "reuse":
+            stores = [n for n, other in enumerate(theirs.kv_sharing_modes) if other == "store"]
+            assert theirs.layer_types[ours.kv_layer(layer)] == theirs.layer_types[layer]
+            assert ours.kv_layer(layer) in stores
+    assert (ours.hidden_size_per_layer_input or 0) == theirs.hidden_size_per_layer_input
+    if ours.hidden_size_per_layer_input:
+        assert ours.vocab_size_per_layer_input == theirs.vocab_size_per_layer_input
 
 
 def config_without_positions(config: PretrainedConfig) -> bool:
@@ -194,6 +218,8 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
     else:
         assert_same_rope(ours.rope, rope)
         assert ours.local_rope is None
+    if theirs.model_type == "gemma4_text":
+        assert_same_layers(ours, theirs)
     if ours.moe is not None:
         assert ours.moe.num_experts == first(theirs, "num_experts", "num_local_experts")
         assert ours.moe.num_experts_per_tok == theirs.num_experts_per_tok
@@ -219,7 +245,7 @@ def count_parameters(config: ModelConfig) -> int:
 def count_transformers_parameters(config: PretrainedConfig) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for _, parameter in with_choice_biases(model))
+    return sum(parameter.numel() for _, parameter in learned(model))
 
 
 @pytest.mark.parametrize("model_type", TEXT_FAMILIES)
@@ -231,7 +257,7 @@ def test_omitted_values_default_to_those_of_transformers(model_type: str) -> Non
 @pytest.mark.parametrize("model_type", TEXT_FAMILIES)
 def test_null_means_the_same_as_in_transformers(model_type: str) -> None:
     raw = {"model_type": model_type, "eos_token_id": None, "bos_token_id": None} | NECESSARY.get(model_type, {})
-    raw |= {} if model_type == "gpt2" else {"rope_scaling": None}
+    raw |= {} if model_type in ("gpt2", "gemma4_text") else {"rope_scaling": None}
     assert_same(parse(raw), transformers_config(raw))
 
 
@@ -701,11 +727,9 @@ def test_as_many_features_are_rotated_as_in_transformers(name: str, place: str) 
         raw["rotary_pct" if name == "gpt_neox" else "partial_rotary_factor"] = 0.5
     else:
         raw["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-    if name == "gemma3_text":
-        raw |= {
-            "layer_types": ["full_attention"],
-            "rope_parameters": {"full_attention": raw.pop("rope_parameters", {})},
-        }
+    if name in ("gemma3_text", "gemma4_text"):
+        types = raw.pop("rope_parameters", {"rope_type": "default", "rope_theta": 1e4} if "4" in name else {})
+        raw |= {"layer_types": ["full_attention"], "rope_parameters": {"full_attention": types}, "global_head_dim": 64}
     if name == "lfm2_moe":
         raw["layer_types"] = ["full_attention"]
     raw |= {"num_key_value_heads": 2, "head_dim": 64, "vocab_size": 100, "intermediate_size": 8, "pad_token_id": 0}

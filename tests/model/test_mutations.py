@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from llmcli.model.families import FAMILIES, glm, gpt, gpt_oss, mistral, qwen_nex
 from llmcli.model.families.rules import Names, Rule
 from llmcli.model.layers import Norm
 from llmcli.model.mlp import MLP, MoE
+from llmcli.model.per_layer import LayerInput, LayerInputs
 from llmcli.model.transformer import Transformer
 from tests.parity import CLOSE, DECODED, IDS, WRONG, parity_error
 from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, TinyFactory
@@ -27,7 +29,8 @@ Mutation = Callable[[Transformer], Any]  # returns another model, or changes its
 GEMMA = ["gemma2", "gemma3_text", "gemma3_text-linear"]
 GEMMA3 = GEMMA[1:]
 NEOX = ["gpt_neox", "gpt_neox-serial"]
-POST_NORMED = [*GEMMA, "olmo2", "olmo3", "exaone4", "glm4"]
+GEMMA4 = ["gemma4_text"]
+POST_NORMED = [*GEMMA, *GEMMA4, "olmo2", "olmo3", "exaone4", "glm4"]
 COHERE = ["cohere", "cohere-normed", "cohere2"]
 DELTA_NETS = ["qwen3_5_text", "qwen3_next", "qwen3_5_moe_text"]
 PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", *DELTA_NETS]
@@ -255,7 +258,7 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     ),
     "short for long factors": (short_for_long, ["phi3-longrope"]),
     "never long": (changed_rope(original_max_position_embeddings=4096), ["phi3-longrope"]),
-    "local theta": (changed_rope("local_rope", theta=777.0), LOCAL_ROPE),
+    "local theta": (changed_rope("local_rope", theta=777.0), [*LOCAL_ROPE, *GEMMA4]),
     "no local rope": (changed(local_rope=None), LOCAL_ROPE),
     "local and global swapped": (swap_local_and_global, LOCAL_ROPE),
     "rope everywhere": (changed(layers_without_rope=frozenset()), PARTLY_ROPED),
@@ -270,15 +273,23 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "no windows": (full_attention, WINDOWED),
     "windows everywhere": (windows_everywhere, MIXED),
     "layer types shifted": (shifted_layer_types, MIXED),
-    "q and k not normalized": (changed(qk_norm=None), QK_NORMED),
+    "q and k not normalized": (changed(qk_norm=None), [*QK_NORMED, *GEMMA4]),
+    "values not normalized": (changed(value_norm=False), GEMMA4),
+    "slow pairs not moving": (changed_rope(partial_rotary_factor=0.5), GEMMA4),
+    "only the first features paired": (changed_rope(rope_type="default"), GEMMA4),
+    "no factor of a layer": (changed(layer_scalar=False), GEMMA4),
+    "no per-layer embeddings": (
+        changed(hidden_size_per_layer_input=None, vocab_size_per_layer_input=None),
+        ["gemma4_text"],
+    ),
     "q and k normalized per head": (changed(qk_norm="heads"), ["olmo2", "olmo3", "olmoe"]),
     "q and k normalized together": (changed(qk_norm="full"), ["stablelm-parallel", "cohere-normed"]),
-    "attention scale": (changed(attention_scale=None), ["gemma2", "gemma3_text", "granite", "gpt_neo"]),
+    "attention scale": (changed(attention_scale=None), ["gemma2", "gemma3_text", *GEMMA4, "granite", "gpt_neo"]),
     "q, k and v not bounded": (changed(qkv_limit=None), ["olmo"]),
     "other bound of q, k and v": (changed(qkv_limit=2.2), ["olmo"]),
     "attention softcap": (changed(attention_softcap=None), ["gemma2"]),
-    "logit softcap": (changed(logit_softcap=None), ["gemma2", "nanochat"]),
-    "embedding scale": (changed(embedding_scale=1.0), ["gemma", *GEMMA, "granite"]),
+    "logit softcap": (changed(logit_softcap=None), ["gemma2", *GEMMA4, "nanochat"]),
+    "embedding scale": (changed(embedding_scale=1.0), ["gemma", *GEMMA, *GEMMA4, "granite"]),
     "residual scale": (changed(residual_scale=1.0), ["granite"]),
     "logit scale": (changed(logit_scale=1.0), ["granite", *COHERE]),
     "serial or parallel": (serial_or_parallel, NEOX),
@@ -313,7 +324,7 @@ def test_a_wrong_config_shows(tiny: TinyFactory, name: str, mutate: Mutation) ->
     assert parity_error(mutate(case.load()), case) > WRONG
 
 
-@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("name", [*WINDOWED, *GEMMA4])
 @pytest.mark.parametrize("offset", [-1, 1])
 @pytest.mark.parametrize("cuts", CUTS, ids=CUTS_IDS)
 def test_a_window_off_by_one_shows(tiny: TinyFactory, name: str, offset: int, cuts: list[int] | None) -> None:
@@ -333,25 +344,29 @@ def attentions(model: Transformer) -> list[Attention]:
     return [module for module in model.modules() if isinstance(module, Attention)]
 
 
-def query_rows(model: Transformer) -> int:
-    """The rows of queries, and of their gates if there are any."""
-    return model.config.qkv_size - 2 * model.config.kv_size
+def rows_of(attn: Attention) -> tuple[int, int, int]:
+    """Where the keys and the values begin in the stacked matrix, and where it ends."""
+    queries, keys, values = attn.projected
+    gates = queries if attn.gated else 0
+    ends = itertools.accumulate((queries + gates, keys, values))
+    first, second, last = (count * attn.head_dim for count in ends)
+    return first, second, last
 
 
 def swap_head_halves(model: Transformer) -> None:
     """The halves of every query and key exchanged, so that they rotate in the wrong direction."""
-    D = model.config.head_dim
     for attn in attentions(model):
-        for start in range(0, model.config.q_size + model.config.kv_size, D):
+        D = attn.head_dim
+        for start in range(0, rows_of(attn)[1], D):
             exchange(attn.qkv.weight, start, start + D // 2, start + D)
 
 
 def interleave_heads(model: Transformer) -> None:
     """The layout of rotary pairs in the original Llama files: adjacent features."""
-    D = model.config.head_dim
-    order = torch.arange(D).view(2, D // 2).T.flatten()
     for attn in attentions(model):
-        for start in range(0, model.config.q_size + model.config.kv_size, D):
+        D = attn.head_dim
+        order = torch.arange(D).view(2, D // 2).T.flatten()
+        for start in range(0, rows_of(attn)[1], D):
             rows = attn.qkv.weight[start : start + D]
             rows.copy_(rows[order])
 
@@ -362,16 +377,16 @@ def swap_queries_and_keys(model: Transformer) -> None:
 
 
 def swap_keys_and_values(model: Transformer) -> None:
-    q, kv = query_rows(model), model.config.kv_size
     for attn in attentions(model):
-        exchange(attn.qkv.weight, q, q + kv, q + 2 * kv)
+        exchange(attn.qkv.weight, *rows_of(attn))
 
 
 def swap_key_value_heads(model: Transformer) -> None:
-    q, D = query_rows(model), model.config.head_dim
     for attn in attentions(model):
-        for start in (q, q + model.config.kv_size):
-            exchange(attn.qkv.weight, start, start + D, start + 2 * D)
+        D, edges = attn.head_dim, rows_of(attn)
+        for start, end in itertools.pairwise(edges):
+            if end > start:
+                exchange(attn.qkv.weight, start, start + D, start + 2 * D)
 
 
 def swap_gate_and_up(model: Transformer) -> None:
@@ -400,6 +415,12 @@ def swap_curvatures(model: Transformer) -> None:
         block.mlp.curve.copy_(block.mlp.curve.flip(0))
 
 
+def layers_inputs_exchanged(model: Transformer) -> None:
+    """The table's numbers of each layer are those of the next one."""
+    size = model.config.hidden_size_per_layer_input
+    model.inputs.embedding.weight.copy_(model.inputs.embedding.weight.roll(size, dims=1))
+
+
 def positions_off_by_one(model: Transformer) -> None:
     model.positions.weight.copy_(model.positions.weight.roll(-1, dims=0))
 
@@ -419,11 +440,12 @@ WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
     "gate and up": (swap_gate_and_up, GATED),
     "experts": (swap_experts, MOE),
     "norms": (swap_norms("attn_norm", "mlp_norm"), PRE_NORMED),
-    "pre and post norm of attention": (swap_norms("attn_norm", "attn_post_norm"), [*GEMMA, "glm4"]),
-    "pre and post norm of the MLP": (swap_norms("mlp_norm", "mlp_post_norm"), [*GEMMA, "glm4"]),
+    "pre and post norm of attention": (swap_norms("attn_norm", "attn_post_norm"), [*GEMMA, *GEMMA4, "glm4"]),
+    "pre and post norm of the MLP": (swap_norms("mlp_norm", "mlp_post_norm"), [*GEMMA, *GEMMA4, "glm4"]),
     "post norms": (swap_norms("attn_post_norm", "mlp_post_norm"), POST_NORMED),
     "curvatures": (swap_curvatures, ["apertus"]),
     "positions": (positions_off_by_one, LEARNED),
+    "inputs of layers": (layers_inputs_exchanged, ["gemma4_text"]),
 }
 
 
@@ -547,6 +569,7 @@ def contribution_without_norm(self: transformer.Block, out: Tensor, norm: Norm |
 
 LLAMA3, YARN = positions._llama3, positions._yarn
 PROJECT, ROUTE = Attention.project, MoE.route
+APPENDED = KVCache.appended
 XIELU, QUERY_SCALE = mlp.xielu, positions.query_scale
 
 
@@ -556,6 +579,34 @@ def xielu_without_linear_part(x: Tensor, curve: Tensor) -> Tensor:
 
 def late_query_scale(config: ModelConfig, position: Tensor) -> Tensor | None:
     return QUERY_SCALE(config, position - 1)
+
+
+def inputs_without(*, table: float = 1.0, projection: float = 1.0, mixed: float = 1.0) -> Callable[..., Tensor]:
+    """The layers' inputs with other factors."""
+
+    def forward(self: LayerInputs, ids: Tensor, x: Tensor) -> Tensor:
+        shape = (*ids.shape, *self.shape)
+        projected = self.norm((self.projection(x) * projection * x.shape[-1] ** -0.5).view(shape))
+        looked_up = self.embedding(ids).view(shape) * table * self.shape[1] ** 0.5
+        inputs: Tensor = (projected + looked_up) * mixed * 2**-0.5
+        return inputs
+
+    return forward
+
+
+def input_gate_not_activated(self: LayerInput, x: Tensor, given: Tensor) -> Tensor:
+    out: Tensor = self.norm(self.out(self.gate(x) * given))
+    return out
+
+
+def input_not_normalized(self: LayerInput, x: Tensor, given: Tensor) -> Tensor:
+    out: Tensor = self.out(self.activate(self.gate(x)) * given)
+    return out
+
+
+def values_not_of_the_shared_layer(self: KVCache, layer: int, count: int) -> tuple[Tensor, Tensor]:
+    keys, values = APPENDED(self, layer, count)
+    return keys, values.roll(1, dims=2)
 
 
 def only_the_gate_bounded(self: MLP, x: Tensor) -> Tensor:
@@ -584,6 +635,12 @@ CODE: dict[str, tuple[Patch, list[str]]] = {
     ),
     "q and k normalized after rope": (replaced(Attention, "project", norm_after_rope), QK_NORMED),
     "softcap after the mask": (replaced(attention, "attention_weights", softcap_after_mask), ["gemma2"]),
+    "table not scaled": (replaced(LayerInputs, "forward", inputs_without(table=8**-0.5)), ["gemma4_text"]),
+    "projection not scaled": (replaced(LayerInputs, "forward", inputs_without(projection=48**0.5)), ["gemma4_text"]),
+    "inputs not scaled": (replaced(LayerInputs, "forward", inputs_without(mixed=2**0.5)), ["gemma4_text"]),
+    "input's gate not activated": (replaced(LayerInput, "forward", input_gate_not_activated), ["gemma4_text"]),
+    "input not normalized": (replaced(LayerInput, "forward", input_not_normalized), ["gemma4_text"]),
+    "shared values": (replaced(KVCache, "appended", values_not_of_the_shared_layer), ["gemma4_text"]),
     "only the gate bounded": (replaced(MLP, "forward", only_the_gate_bounded), ["gpt_oss"]),
     "gate bounded below, too": (replaced(MLP, "forward", gate_bounded_below), ["gpt_oss"]),
     "expert weights uniform": (replaced(MoE, "route", uniform_weights), MOE),

@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForImageTextToText,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Mistral3Config,
     PreTrainedModel,
     Qwen2_5_VLConfig,
@@ -252,6 +254,25 @@ def test_only_the_text_model_of_a_multimodal_gemma3_is_loaded(
         save_file(renamed, tmp_path / WEIGHTS)
     ours = Checkpoint.read(tmp_path).load(device=CPU)
     assert ours.config.model_type == "gemma3"
+    with torch.no_grad():
+        assert (ours(IDS) - whole(IDS).logits).abs().max() <= CLOSE
+    assert_same_parameters(ours, case.load())
+
+
+def test_only_the_text_model_of_a_multimodal_gemma4_is_loaded(tiny: TinyFactory, tmp_path: Path) -> None:
+    """Its files also have matrices of keys and values that no layer uses, which are not reported."""
+    case = tiny("gemma4_text")
+    vision = VISION | {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8}
+    config = Gemma4Config(text_config=case.reference.config.to_dict(), vision_config=vision)
+    whole = Gemma4ForConditionalGeneration(config).eval()
+    whole.model.language_model.load_state_dict(case.reference.model.state_dict())
+    whole.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / WEIGHTS)
+    unused = {f"model.language_model.layers.3.self_attn.{part}_proj.weight": torch.ones(64, 48) for part in "kv"}
+    save_file(stored | unused, tmp_path / WEIGHTS)
+    notes = LoadNotes()
+    ours = Checkpoint.read(tmp_path).load(device=CPU, notes=notes)
+    assert (ours.config.model_type, notes.text_only, notes.unused) == ("gemma4", True, ())
     with torch.no_grad():
         assert (ours(IDS) - whole(IDS).logits).abs().max() <= CLOSE
     assert_same_parameters(ours, case.load())

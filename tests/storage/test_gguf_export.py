@@ -231,6 +231,8 @@ WITHOUT_ARCHITECTURE = {
     "exaone4",
     "apertus",
     "gemma",
+    "gemma4_text",
+    "gemma4",
     "olmo",
     "helium",
     "gpt_neo",

@@ -279,6 +279,13 @@ def _has_known_layers(config: ModelConfig) -> bool:
     """Whether C computes everything that the config describes."""
     unknown = (
         config.mixer is not None,
+        config.global_head_dim is not None,
+        config.num_global_key_value_heads is not None,
+        config.attention_k_eq_v,
+        config.value_norm,
+        config.num_kv_shared_layers != 0,
+        config.hidden_size_per_layer_input is not None,
+        config.layer_scalar,
         config.attention_gate,
         config.qk_norm_after_rope and config.qk_norm == "full",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import next_logits, steps
 from llmcli.model.cache import KVCache
 from llmcli.model.trace import Trace
-from llmcli.model.transformer import Transformer
+from llmcli.model.transformer import Block, Transformer
 from llmcli.text.stream import TextStream
 
 MAX_CONTINUATION = 32  # tokens
@@ -121,7 +122,7 @@ class ObservedErrors:
     logits: float  # difference from the logits without observation
     sums: float  # difference of the sums of attention weights from 1; where heads have sinks, what exceeds 1
     ahead: float  # attention weight on a later position
-    parts: float  # difference of a residual from the one before it plus what the layer added
+    parts: float  # difference of a residual from the one before it plus what the layer added, times its scalar
 
 
 def observed_errors(subject: Subject) -> ObservedErrors:
@@ -141,7 +142,7 @@ def observed_errors(subject: Subject) -> ObservedErrors:
                     float((observed - plain).abs().max()),
                     max((_sum_error(model, each) for each in weights), default=0.0),
                     max((float(each.triu(past + 1).abs().max()) for each in weights), default=0.0),
-                    _residual_error(trace),
+                    _residual_error(model, trace),
                 ]
             )
     return ObservedErrors(*torch.tensor(found).amax(dim=0).tolist())  # amax keeps a NaN
@@ -152,12 +153,12 @@ def _sum_error(model: Transformer, weights: Tensor) -> float:
     return float((error.clamp_min(0) if model.config.attention_sinks else error.abs()).max())
 
 
-def _residual_error(trace: Trace) -> float:
-    before, after = trace.residual[:-1], trace.residual[1:]
-    errors = [
-        difference(x + attn_out + mlp_out, y)
-        for x, attn_out, mlp_out, y in zip(before, trace.attn_out, trace.mlp_out, after, strict=True)
-    ]
+def _residual_error(model: Transformer, trace: Trace) -> float:
+    parts = (trace.attn_out, trace.mlp_out, *([trace.input_out] if trace.input_out else []))
+    errors = []
+    for layer, added in enumerate(zip(*parts, strict=True)):
+        summed, scalar = trace.residual[layer] + sum(added), cast(Block, model.blocks[layer]).scalar
+        errors.append(difference(summed if scalar is None else summed * scalar.float(), trace.residual[layer + 1]))
     return float(torch.tensor(errors).amax())
 
 

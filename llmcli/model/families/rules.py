@@ -162,8 +162,9 @@ class Names:
     qkv holds q, k and v of the first head, then of the next. ``interleaved``: the two features of a rotary pair are
     adjacent, not half a head apart. ``expert_transposed``: only the experts' matrices are stored [in, out].
     ``up_interleaved``: the features of a stacked gate and up alternate. ``positions_skipped``: rows of ``positions``
-    that precede position 0's. ``mixer`` gives the rules of a recurrent layer's mixer from the config and what precedes
-    its names and the stored ones.
+    that precede position 0's. ``layer_inputs`` are the table, projection and norm of per-layer embeddings,
+    ``layer_input`` a layer's gate, output and norm. ``mixer`` gives the rules of a recurrent layer's mixer from the
+    config and what precedes its names and the stored ones.
     """
 
     embedding: str = "model.embed_tokens"
@@ -180,6 +181,9 @@ class Names:
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
+    layer_input: tuple[str, str, str] = ("", "", "")
+    layer_inputs: tuple[str, str, str] = ("", "", "")
+    layer_scalar: str = ""
     sinks: str = "self_attn.sinks"
     curve: tuple[str, ...] = ()
     out: str = "self_attn.o_proj"
@@ -212,39 +216,61 @@ class Names:
         table += _norm("norm", self.norm, config)
         if not config.tie_word_embeddings:
             table.append(_whole("head.weight", f"{self.head}.weight", config.vocab_size))
+        if config.hidden_size_per_layer_input is not None:
+            table += self._layer_inputs(config, config.hidden_size_per_layer_input)
         for layer in range(config.num_hidden_layers):
             ours, theirs = f"blocks.{layer}.", self.layer.format(layer)
             for norm in config.layer_norms(layer):
                 table += _norm(ours + norm, theirs + getattr(self, norm), config)
             if config.has_attention(layer):
-                table += self._attention(config, ours + "attn.", theirs)
+                table += self._attention(config, layer, ours + "attn.", theirs)
             if self.mixer is not None and config.has_mixer(layer):
                 table += self.mixer(config, ours + "mixer.", theirs)
             if config.moe is not None and config.is_moe(layer):
                 table += self._experts(config, config.moe, ours + "mlp.", theirs)
             elif config.has_mlp(layer):
                 up = [theirs + name for name in self.up]
-                table += self._mlp(
-                    config, config.intermediate_size, ours + "mlp.", up, theirs + self.down, transposed=self.transposed
-                )
+                wide = config.mlp_size(layer)
+                table += self._mlp(config, wide, ours + "mlp.", up, theirs + self.down, transposed=self.transposed)
                 if config.activation == "xielu":
                     curve = tuple(Source(theirs + name, 1) for name in self.curve)
                     table.append(Rule(ours + "mlp.curve", curve))
+            if config.hidden_size_per_layer_input is not None:
+                table += self._layer_input(config, config.hidden_size_per_layer_input, ours + "input.", theirs)
+            if config.layer_scalar:
+                table.append(_whole(ours + "scalar", theirs + self.layer_scalar, 1))
         return table
 
-    def _attention(self, config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
-        heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    def _layer_inputs(self, config: ModelConfig, size: int) -> list[Rule]:
+        tokens, wide = config.vocab_size_per_layer_input, config.num_hidden_layers * size
+        assert tokens is not None
+        embedding, projection, norm = self.layer_inputs
+        return [
+            _whole("inputs.embedding.weight", f"{embedding}.weight", tokens),
+            *linear("inputs.projection", [Source(projection, wide)], bias=False),
+            _whole("inputs.norm.weight", f"{norm}.weight", size),
+        ]
+
+    def _layer_input(self, config: ModelConfig, size: int, ours: str, theirs: str) -> list[Rule]:
+        gate, out, norm = (theirs + name for name in self.layer_input)
+        return [
+            *linear(ours + "gate", [Source(gate, size)], bias=False),
+            *linear(ours + "out", [Source(out, config.hidden_size)], bias=False),
+            *_norm(ours + "norm", norm, config),
+        ]
+
+    def _attention(self, config: ModelConfig, layer: int, ours: str, theirs: str) -> list[Rule]:
+        heads, size = config.projected_heads(layer), config.head_size(layer)
         stored = [theirs + name for name in self.qkv]
         if len(stored) == 1:
             grouped = (1, config.num_attention_heads, 3) if self.by_head else None
-            qkv = [Source(stored[0], sum(heads) * config.head_dim, self.transposed, grouped)]
+            qkv = [Source(stored[0], sum(heads) * size, self.transposed, grouped)]
         else:
             qkv = [
-                Source(name, count * config.head_dim, self.transposed)
-                for name, count in zip(stored, heads, strict=True)
+                Source(name, count * size, self.transposed) for name, count in zip(stored, heads, strict=True) if count
             ]
             qkv[:2] = [
-                replace(source, **self._pairs(config, count)) for source, count in zip(qkv[:2], heads[:2], strict=True)
+                replace(source, **self._pairs(config, count)) for source, count in zip(qkv[:2], heads, strict=False)
             ]
             if config.attention_gate:  # stored with the queries: head 0's query, its gate, head 1's query, …
                 qkv[0] = Source(stored[0], 2 * config.q_size, parts=(config.head_dim, config.head_dim))
@@ -254,8 +280,10 @@ class Names:
         if config.attention_sinks:
             table.append(_whole(ours + "sinks", theirs + self.sinks, config.num_attention_heads))
         if config.qk_norm is not None and config.norm_weight:
-            table.append(Rule(ours + "q_norm.weight", self._head_norm(config, theirs + self.q_norm, heads[0])))
-            table.append(Rule(ours + "k_norm.weight", self._head_norm(config, theirs + self.k_norm, heads[1])))
+            table.append(Rule(ours + "q_norm.weight", self._head_norm(config, theirs + self.q_norm, heads[0], size)))
+            if heads[1]:
+                k_norm = self._head_norm(config, theirs + self.k_norm, heads[1], size)
+                table.append(Rule(ours + "k_norm.weight", k_norm))
         return table
 
     def _pairs(self, config: ModelConfig, heads: int) -> dict[str, Any]:
@@ -265,8 +293,7 @@ class Names:
         rotated = config.head_dim if config.rope is None else config.rope.rotated(config.head_dim)
         return {"grouped": (heads, rotated // 2, 2), "kept": config.head_dim - rotated}
 
-    def _head_norm(self, config: ModelConfig, stored: str, heads: int) -> tuple[Source, ...]:
-        size = config.head_dim
+    def _head_norm(self, config: ModelConfig, stored: str, heads: int, size: int) -> tuple[Source, ...]:
         if config.qk_norm == "head":
             return (Source(f"{stored}.weight", size),)
         if config.qk_norm == "full":
