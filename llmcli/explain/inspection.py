@@ -105,7 +105,7 @@ class InspectReport(Report):
     measured: MeasuredMemory | None
     check: Check
     dtype: str = field(metadata=NOT_IN_JSON)
-    quantization: Quantization | None = field(metadata=NOT_IN_JSON)
+    quantization: str | None = field(metadata=NOT_IN_JSON)
 
 
 def inspect(loaded: LoadedModel, *, tokens: int | None = None) -> InspectReport:
@@ -159,8 +159,8 @@ def inspect_folder(
     cache = cache_bytes(config, compute_dtype, tokens, chunk=PREFILL_CHUNK, device=where)
     memory = memory_of(where)
     restored = quantization is not None and not folder.is_file()  # before the weights are quantized
-    kept = headers.kept if where.type == "cpu" and not restored else {}
-    needs = _needs(model, compute_dtype, kind, kept, where, cache, memory.usable)
+    kept, blocks = (headers.kept, headers.blocks) if where.type == "cpu" and not restored else ({}, None)
+    needs = _needs(model, compute_dtype, kind, kept, blocks, where, cache, memory.usable)
     measured = None if needs[0].fits is False else _measure(open_model().model, tokens)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return InspectReport(
@@ -180,7 +180,7 @@ def inspect_folder(
         measured=measured,
         check=_check(sum(counts.values()), headers, needs[0], cache, measured),
         dtype=str(compute_dtype).removeprefix("torch."),
-        quantization=kind,
+        quantization=kind or blocks,
     )
 
 
@@ -189,6 +189,7 @@ def _needs(
     dtype: torch.dtype,
     kind: Quantization | None,
     kept: Mapping[str, int],
+    blocks: str | None,
     device: torch.device,
     cache: CacheBytes,
     usable: int | None,
@@ -199,7 +200,7 @@ def _needs(
     for quantization in (kind, *smaller):
         size = sum({**weight_bytes(model, dtype, quantization), **kept}.values())
         total = size + cache.most
-        weights = quantization or f"{str(dtype).removeprefix('torch.')}{' and blocks' if kept else ''}"
+        weights = quantization or blocks or str(dtype).removeprefix("torch.")
         needs.append(MemoryNeed(weights, size, total, None if usable is None else total <= usable))
     return tuple(needs)
 

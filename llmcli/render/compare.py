@@ -73,11 +73,12 @@ def print_compare_summary(report: explain.CompareSummary, stream: TextIO) -> Non
     print_table(columns, [_model_row(number, *model) for number, model in enumerate(models, start=1)], stream)
     largest = report.largest
     before, after = (token_label(piece) for piece in largest.favourites)
+    tops = f"“{before}” for model 1 and “{after}” for model 2" if before != after else f"“{before}” for both models"
     print_line(
         f"Same top token at {100 * report.same_favourite:.2f}% of the positions; "
         f"perplexity 2 / perplexity 1 = {fixed(report.perplexity_ratio, 5)}. KL is largest at position "
         f"{largest.position}, {token_label(largest.piece)} after “{one_line(largest.context)}”, where the top token is "
-        f"“{before}” for model 1 and “{after}” for model 2.",
+        f"{tops}.",
         stream,
     )
     print_windows(report.windows, stream)

@@ -14,7 +14,7 @@ from llmcli.model.config import ModelConfig
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.kept import kept as matrices_kept
-from llmcli.storage.quantize import Quantization
+from llmcli.storage.quantize import Quantization, name_of
 from llmcli.storage.quantized_checkpoint import check_quantized, dtype_of, find_quantized
 from llmcli.storage.tensors import summarize
 
@@ -26,7 +26,8 @@ class Headers:
     ``config`` is that of the model as it loads, ``dtype`` the dtype of its weights' values, ``quantization`` how the
     weights are quantized, if they are. ``entries`` are the tensors that hold parameters, ``others`` the remaining ones
     (scales, copies, masks); ``others_named`` lists those that are not used. ``parameters`` is how many numbers that are
-    used the ``entries`` hold. ``kept`` are the bytes of the parameters of a GGUF file that stay as stored on a CPU.
+    used the ``entries`` hold. ``kept`` are the bytes of the parameters that stay in blocks on a CPU, and ``blocks`` the
+    formats of these blocks.
     """
 
     config: ModelConfig
@@ -37,6 +38,7 @@ class Headers:
     others_named: str
     parameters: int
     kept: Mapping[str, int]
+    blocks: str | None
 
     @property
     def stored(self) -> tuple[Entry, ...]:
@@ -51,6 +53,7 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
     """
     quantization = checkpoint.quantization
     kept: dict[str, int] = {}
+    blocks: str | None = None
     if quantization is None:
         weights, config, rules = checkpoint.locate(adapter)
         entries = {name: entry for name, (_, entry) in weights.tensors.items()}
@@ -61,7 +64,9 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         parameters = sum(math.prod(shape) - unused[name] * math.prod(shape[1:]) for name, shape in shapes.items())
         with torch.device("meta"):
             model = Transformer(config)
-        kept = {rule.target: weights.blocks_nbytes(rule) for rule in matrices_kept(weights, model, rules)}
+        packed = matrices_kept(weights, model, rules)
+        kept = {rule.target: weights.blocks_nbytes(rule) for rule in packed}
+        blocks = name_of({weights.block_format(source) or "" for rule in packed for source in rule.sources})
     else:
         file, config = find_quantized(checkpoint.folder, checkpoint.config)
         entries = file.entries
@@ -81,4 +86,5 @@ def read_headers(checkpoint: Checkpoint, adapter: Path | None = None) -> Headers
         others_named="" if quantization else summarize(others),
         parameters=parameters,
         kept=kept,
+        blocks=blocks,
     )

@@ -25,7 +25,12 @@ CHUNK = 2**20  # weights quantized or restored at a time: they fit into the proc
 
 
 class QuantizedMatrix(nn.Module):
-    """A matrix [out, in] stored as ``blocks`` of a format of GGUF, uint8 [out, ``row_bytes``]."""
+    """A matrix [out, in] stored as ``blocks`` of a format of GGUF, uint8 [out, ``row_bytes``].
+
+    ``quantization`` is set if llmcli quantized it.
+    """
+
+    quantization: Quantization | None = None
 
     def __init__(self, blocks: Tensor, columns: int, format: str) -> None:
         super().__init__()
@@ -124,16 +129,14 @@ def matrices(model: Transformer) -> Iterator[tuple[str, Linear | Embedding]]:
 
 
 def quantization_of(model: Transformer) -> str | None:
-    """How a model's weights are stored: "int8", "int4" or the formats of a GGUF file; None if in floating point."""
-    formats = {module.format for module in model.modules() if isinstance(module, QuantizedMatrix)}
-    return name_of(formats) if formats else None
+    """How a model's weights are stored: "int8", "int4" or the formats of their blocks; None if in floating point."""
+    quantized = [module for module in model.modules() if isinstance(module, QuantizedMatrix)]
+    return name_of({module.quantization or module.format for module in quantized})
 
 
-def name_of(formats: Collection[str]) -> str:
-    """What to call weights in blocks of these formats: "int8" and "int4" as ``quantize`` makes them, or their names."""
-    if set(formats) <= {"Q4_0", "Q8_0"}:
-        return "int4" if "Q4_0" in formats else "int8"
-    return "+".join(sorted(formats))
+def name_of(formats: Collection[str]) -> str | None:
+    """What to call a model's quantization, given those of its matrices; None if there are none."""
+    return "+".join(sorted(formats)) or None
 
 
 def format_of(name: str, quantization: Quantization) -> str:
@@ -172,6 +175,10 @@ def quantized_module(
 ) -> QuantizedMatrix:
     """What replaces ``module``, which may be on the meta device, given its ``quantized_weight`` and its bias."""
     columns, format = module.weight.shape[1], format_of(name, quantization)
+    matrix: QuantizedMatrix
     if isinstance(module, Embedding):
-        return QuantizedEmbedding(blocks, columns, format)
-    return QuantizedLinear(blocks, columns, format, None if bias is None else bias.detach(), dtype)
+        matrix = QuantizedEmbedding(blocks, columns, format)
+    else:
+        matrix = QuantizedLinear(blocks, columns, format, None if bias is None else bias.detach(), dtype)
+    matrix.quantization = quantization
+    return matrix

@@ -161,6 +161,13 @@ def test_a_different_tokenizer_is_one_line(model: Path, run: Run, tmp_path: Path
     assert result.stdout == ""
 
 
+def test_a_top_token_that_both_models_share_is_named_once(model: Path, run: Run) -> None:
+    result = run("compare", "The fox", "-m", model, "-m", model, "--summary")
+    assert result.exit_code == 0, result.stderr
+    assert "” for both models." in result.stdout
+    assert "for model 1" not in result.stdout
+
+
 def test_a_number_of_rows_for_a_summary_is_an_error(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     models = ("compare", "The fox", "-m", model, "-m", model, "--summary")
     result = run(*models, "--top", 5)

@@ -153,9 +153,18 @@ def test_a_file_of_the_hub_is_pulled_used_listed_and_removed(run: Run, file: Pat
     assert not hub.log
 
 
-def test_bench_names_the_format_of_packed_weights(run: Run, file: Path) -> None:
+def test_packed_weights_have_the_name_of_their_format(run: Run, file: Path, tmp_path: Path) -> None:
     (row,) = records(run("bench", "-m", file, "-p", 4, "-n", 2, "-r", 1, "--json"))
-    assert (row["model"], row["dtype"]) == ("tales.gguf", "int8")
+    assert (row["model"], row["dtype"]) == ("tales.gguf", "Q8_0")
+    (report,) = records(run("inspect", "-m", file, "--json"))
+    assert (report["dtype"], report["quantization"]) == ("bfloat16", "Q8_0")
+    assert [need["weights"] for need in report["needs"]] == ["Q8_0"]
+    mixed = tmp_path / "mixed.gguf"
+    layers = {True: "Q4_0", False: "Q8_0"}
+    write_gguf(find(default_model()), mixed, lambda name, tensor: layers["blk" in name] if tensor.ndim == 2 else "F32")
+    for command in ("inspect",), ("lens", "Once upon a time"):
+        (report,) = records(run(*command, "-m", mixed, "--json"))
+        assert report["quantization"] == "Q4_0+Q8_0"
 
 
 def test_formats_that_are_restored_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
