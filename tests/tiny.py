@@ -24,6 +24,7 @@ from transformers import (
     CohereConfig,
     Ernie4_5Config,
     Exaone4Config,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     Gemma4TextConfig,
@@ -348,6 +349,27 @@ CONFIGS: dict[str, PretrainedConfig] = {
         bos_token_id=1,
         eos_token_id=2,
     ),
+    "falcon_h1": _of(
+        FalconH1Config,
+        _SHARED,
+        num_hidden_layers=2,
+        mamba_d_ssm=60,
+        mamba_n_heads=6,
+        mamba_d_head=10,
+        mamba_d_state=8,
+        mamba_n_groups=2,
+        mamba_rms_norm=True,
+        mlp_bias=True,
+        embedding_multiplier=1.5,
+        lm_head_multiplier=0.7,
+        mlp_multipliers=[0.6, 1.4],
+        key_multiplier=0.8,
+        attention_in_multiplier=1.2,
+        attention_out_multiplier=0.9,
+        ssm_multipliers=[0.7, 1.3, 0.8, 1.2, 0.6],
+        ssm_in_multiplier=1.1,
+        ssm_out_multiplier=0.75,
+    ),
     "nemotron_h": _of(
         NemotronHConfig,
         _SHARED,
@@ -501,6 +523,7 @@ RECURRENT = (
     "granitemoehybrid-rope",
     "mamba2",
     "nemotron_h",
+    "falcon_h1",
 )  # cases with recurrent layers, which not every engine runs
 WITHOUT_RECURRENT = tuple(name for name in CASES if name not in RECURRENT)
 SPLIT = tuple(name for name in WITHOUT_RECURRENT if not name.startswith("gemma4"))  # by tensor parallelism

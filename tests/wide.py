@@ -21,6 +21,8 @@ def raw_config(name: str) -> dict[str, Any]:
     raw |= {key: size for key, size in WIDE.items() if key in raw}
     if "word_embed_proj_dim" in raw:
         raw["word_embed_proj_dim"] = raw["hidden_size"]
+    if "mamba_d_ssm" in raw:
+        raw["mamba_d_ssm"] = raw["mamba_expand"] * raw["hidden_size"]
     if "mamba_d_head" in raw:
         raw["mamba_d_head"] = raw["mamba_expand"] * raw["hidden_size"] // raw["mamba_n_heads"]
     if raw["model_type"] == "mamba2":

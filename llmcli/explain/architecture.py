@@ -187,7 +187,17 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
     for what, cap in caps.items():
         if cap is not None:
             yield f"{what} capped softly at ±{cap:g}"
-    for name in ("embedding", "residual", "logit"):
-        scale = getattr(config, f"{name}_scale")
+    hybrid = config.layer_types.count("hybrid")
+    if hybrid:
+        yield f"layers with attention and a mixer: {hybrid}"
+    scales = {
+        "embedding": config.embedding_scale,
+        "residual": config.residual_scale,
+        "logit": config.logit_scale,
+        "attention output": config.attention_out_scale,
+        "gate": config.gate_scale,
+        "MLP output": config.mlp_out_scale,
+    }
+    for name, scale in scales.items():
         if scale != 1:
             yield f"{name} times {scale:.4g}"

@@ -26,14 +26,19 @@ class Heads:
     attention: Attention
     weights: Tensor  # [K, G, S], of the last position
     values: Tensor  # [K, S, D]
-    matrix: Tensor  # [C, K, G, D], the output projection, times the gates of the last position if there are any
+    matrix: Tensor  # [C, K, G, D], the output projection, times its scale, and the gates of the last position
 
     @property
     def output(self) -> Tensor:
         """The layer's attention output [C]: the sum over all heads plus the bias, before a post-norm."""
         out = torch.einsum("ckgd,kgd->c", self.matrix, self.weights @ self.values)
+        return out if self.bias is None else out + self.bias
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What the output projection adds to the heads [C], if anything."""
         bias = self.attention.out.bias
-        return out if bias is None else out + bias.double()
+        return None if bias is None else bias.double() * self.attention.out_scale
 
     @property
     def value_sizes(self) -> Tensor:
@@ -55,7 +60,7 @@ def heads_of(model: Transformer, observed: ForwardPass, layer: int) -> Heads:
     assert block.attn is not None
     values = observed.trace.values[layer][0].double()
     weights = observed.trace.attention[layer][0, :, -1].double().view(len(values), -1, values.shape[1])
-    matrix = block.attn.out.dense(slice(None)).double()
+    matrix = block.attn.out.dense(slice(None)).double() * block.attn.out_scale
     matrix = matrix.view(len(matrix), *weights.shape[:2], -1)
     if layer in observed.trace.gates:
         matrix = matrix * observed.trace.gates[layer][0, :, -1].double().view(matrix.shape[1:])
@@ -67,6 +72,8 @@ def attention_output_claim(model: Transformer, observed: ForwardPass, layers: Se
     errors = []
     for layer in layers:
         heads, added = heads_of(model, observed, layer), observed.trace.attn_out[layer][0, -1]
+        if layer in observed.trace.mixer_out:
+            added = added - observed.trace.mixer_out[layer][0, -1]
         with torch.inference_mode():
             expected = heads.block.contribution(heads.output, heads.block.attn_post_norm).float()
         errors.append(relative_error(float((expected - added).abs().max()), float(added.abs().max())))

@@ -28,7 +28,7 @@ class Attribution:
     position: Tensor  # [N], of a learned position embedding; 0 in models with rotary positions
     heads: Tensor  # [N, L, H, S], by attended position; 0 in layers without attention
     attention_bias: Tensor  # [N, L]
-    mixers: Tensor  # [N, L], of recurrent layers, which mix positions without attention
+    mixers: Tensor  # [N, L], of layers that mix positions without attention, or beside it
     mlps: Tensor  # [N, L]
     inputs: Tensor  # [N, L], of per-layer embeddings; 0 in models without
     norm_bias: Tensor  # [N], of the final norm
@@ -64,7 +64,8 @@ def attribute(model: Transformer, observed: ForwardPass, tokens: Sequence[int]) 
             heads[:, layer], biases[:, layer] = _attention(
                 heads_of(model, observed, layer), directions * scales[layer + 1]
             )
-            mixers[:, layer] = 0
+            beside = trace.mixer_out.get(layer)
+            mixers[:, layer] = 0 if beside is None else directions @ beside[0, -1].double() * scales[layer + 1]
         return Attribution(
             embedding=directions @ token * scales[0],
             position=directions @ learned * scales[0],
@@ -88,7 +89,7 @@ def _later_scales(model: Transformer) -> Tensor:
 
 def _attention(heads: Heads, directions: Tensor) -> tuple[Tensor, Tensor]:
     """One layer's contributions along ``directions`` [N, C]: of its heads [N, H, S], and of its biases [N]."""
-    bias, post = heads.attention.out.bias, heads.block.attn_post_norm
+    bias, post = heads.bias, heads.block.attn_post_norm
     directions = directions * heads.block.scale
     constant = torch.zeros(len(directions), dtype=directions.dtype, device=directions.device)
     if post is not None:

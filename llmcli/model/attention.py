@@ -43,7 +43,7 @@ class Attention(nn.Module):
         self.head_dim = config.head_size(layer)
         self.scale = self.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.softcap, self.limit = config.attention_softcap, config.qkv_limit
-        self.gated = config.attention_gate
+        self.gated, self.out_scale = config.attention_gate, config.attention_out_scale
         computed = sum(self.projected) + (self.heads if self.gated else 0)
         self.qkv = Linear(config.hidden_size, computed * self.head_dim, bias=config.qkv_bias)
         self.out = Linear(self.heads * self.head_dim, config.hidden_size, bias=config.out_bias)
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         y = self.attend(q, k, v, placement)  # [B, H, T, D]
         y = y if gate is None else y * gate
         out: Tensor = self.out(y.transpose(1, 2).reshape(*x.shape[:-1], -1))
-        return out
+        return out if self.out_scale == 1 else out * self.out_scale
 
     @property
     def scoring(self) -> Scoring:

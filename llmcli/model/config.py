@@ -28,7 +28,7 @@ Activation = Literal[
     "linear",
     "xielu",
 ]
-LayerType = Literal["full_attention", "sliding_attention", "recurrent", "mlp"]
+LayerType = Literal["full_attention", "sliding_attention", "recurrent", "hybrid", "mlp"]
 
 MAX_LAYERS = 512
 MAX_WIDTH = 2**20
@@ -177,8 +177,8 @@ class ModelConfig:
     - ``hidden_size_per_layer_input``: each layer adds something of its own for each token, which it computes from this
       many numbers, stored for ``vocab_size_per_layer_input`` tokens; see ``per_layer.py``.
     - ``layer_scalar``: each layer multiplies the residual stream that it leaves by a learned number.
-    - ``mixer`` is what layers of the type "recurrent" have in attention's place. Layers of the type "mlp" have neither;
-      ``layers_without_mlp`` have no MLP.
+    - ``mixer`` is what layers of the type "recurrent" have in attention's place, and those of the type "hybrid" beside
+      it: both read the same. Layers of the type "mlp" have neither; ``layers_without_mlp`` have no MLP.
     - ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, which is computed with its query.
     - ``qkv_limit`` c bounds queries, keys and values to -c .. c, before rotation.
     - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to c tanh(x/c):
@@ -190,6 +190,8 @@ class ModelConfig:
       ``up_offset`` is added to that half.
     - ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the embedding, what each layer adds to the
       residual, and the logits.
+    - ``attention_out_scale`` and ``mlp_out_scale`` multiply the output of attention and of the MLP, ``gate_scale`` the
+      gate of a gated MLP before its activation.
     - ``eos_by_default``: config.json names no end-of-text token, so ``eos_token_ids`` are only the family's usual ones.
     """
 
@@ -250,6 +252,9 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    attention_out_scale: float = 1.0
+    gate_scale: float = 1.0
+    mlp_out_scale: float = 1.0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     eos_by_default: bool = False
@@ -303,7 +308,7 @@ class ModelConfig:
             raise _bad(f"sliding_window must be at least 1, not {self.sliding_window}")
         if "sliding_attention" in self.layer_types and self.sliding_window is None:
             raise _bad("layer_types has windowed layers, but sliding_window is not set")
-        if "recurrent" in self.layer_types and self.mixer is None:
+        if any(map(self.has_mixer, range(len(self.layer_types)))) and self.mixer is None:
             raise _bad("layer_types has recurrent layers, but there are no sizes for them")
         empty = [layer for layer in self.layers_without_mlp if self.layer_type(layer) == "mlp"]
         if empty:
@@ -400,12 +405,12 @@ class ModelConfig:
         return tuple(name for name, is_present in present.items() if is_present)
 
     def layer_type(self, layer: int) -> LayerType:
-        """Whether a layer attends to all earlier positions or to a window, is recurrent, or has only an MLP."""
+        """How a layer mixes positions: by attention to all earlier ones or a window, by a mixer, by both or not."""
         return self.layer_types[layer] if self.layer_types else "full_attention"
 
     def has_attention(self, layer: int) -> bool:
         """Whether a layer has attention."""
-        return self.layer_type(layer) in ("full_attention", "sliding_attention")
+        return self.layer_type(layer) in ("full_attention", "sliding_attention", "hybrid")
 
     @property
     def attending(self) -> tuple[int, ...]:
@@ -414,7 +419,7 @@ class ModelConfig:
 
     def has_mixer(self, layer: int) -> bool:
         """Whether a layer has a recurrent mixer."""
-        return self.layer_type(layer) == "recurrent"
+        return self.layer_type(layer) in ("recurrent", "hybrid")
 
     def has_mlp(self, layer: int) -> bool:
         """Whether a layer has an MLP or experts."""

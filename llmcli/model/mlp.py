@@ -40,6 +40,7 @@ class MLP(nn.Module):
         self.gated = config.gated_mlp
         self.activation = config.activation
         self.limit, self.offset = config.gate_limit, config.up_offset
+        self.gate_scale, self.out_scale = config.gate_scale, config.mlp_out_scale
         self.up = Linear(config.hidden_size, 2 * wide if self.gated else wide, bias=config.mlp_bias)
         self.down = Linear(wide, config.hidden_size, bias=config.mlp_bias)
         self.curve = nn.Parameter(torch.empty(2)) if config.activation == "xielu" else None
@@ -49,13 +50,14 @@ class MLP(nn.Module):
         activate = ACTIVATIONS[self.activation] if self.curve is None else partial(xielu, curve=self.curve)
         if self.gated:
             gate, up = wide.chunk(2, dim=-1)
+            gate = gate if self.gate_scale == 1 else gate * self.gate_scale
             if self.limit is not None:
                 gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
             wide = activate(gate) * (up + self.offset if self.offset else up)
         else:
             wide = activate(wide)
         out: Tensor = self.down(wide)
-        return out
+        return out if self.out_scale == 1 else out * self.out_scale
 
 
 XIELU_SLOPE = 0.5  # at 0

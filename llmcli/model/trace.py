@@ -17,9 +17,10 @@ class Trace:
 
     rows: slice | None = None
     residual: list[Tensor] = field(default_factory=list)  # before each block, then after the last: [B, rows, C]
-    attn_out: list[Tensor] = field(default_factory=list)  # what attention or the mixer adds: [B, rows, C]
+    attn_out: list[Tensor] = field(default_factory=list)  # what attention and the mixer add: [B, rows, C]
     mlp_out: list[Tensor] = field(default_factory=list)  # what the MLP adds: [B, rows, C]
     input_out: list[Tensor] = field(default_factory=list)  # what per-layer embeddings add, if there are any
+    mixer_out: dict[int, Tensor] = field(default_factory=dict)  # the mixer's part, if beside attention: [B, rows, C]
     attention: dict[int, Tensor] = field(default_factory=dict)  # weights per head: [B, H, rows, S]
     values: dict[int, Tensor] = field(default_factory=dict)  # per key/value head: [B, K, S, D]
     gates: dict[int, Tensor] = field(default_factory=dict)  # [B, H, rows, D]

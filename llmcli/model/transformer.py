@@ -22,14 +22,14 @@ from llmcli.model.mixers.build import build_mixer
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.per_layer import layer_input, layer_inputs
 from llmcli.model.positions import Angles, Placement, Placements, Rotation
-from llmcli.model.trace import Trace
+from llmcli.model.trace import Trace, kept
 
 
 class Block(nn.Module):
     """One layer: attention and MLP, each added to the residual. A norm that a family lacks is the identity.
 
-    Recurrent layers have a mixer in attention's place. A layer may lack one of the two, which then adds 0. With
-    per-layer embeddings, a third part is added.
+    Recurrent layers have a mixer in attention's place, hybrid ones beside it. A layer may lack the MLP, or whatever
+    mixes positions, which then adds 0. With per-layer embeddings, a third part is added.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -88,15 +88,17 @@ class Block(nn.Module):
         return after if self.scalar is None else after * self.scalar.float()
 
     def mix(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
-        """What attention or the mixer computes from the normalized residual stream x [B, T, C]."""
-        out: Tensor
-        if self.mixer is not None:
-            out = self.mixer(x, cache)
-        elif self.attn is not None:
-            out = self.attn(x, placement, cache, trace)
-        else:
-            out = torch.zeros_like(x)
-        return out
+        """What attention and the mixer compute from the normalized residual stream x [B, T, C]: their sum."""
+        attended: Tensor | None = None if self.attn is None else self.attn(x, placement, cache, trace)
+        if self.mixer is None:
+            return torch.zeros_like(x) if attended is None else attended
+        mixed: Tensor = self.mixer(x, cache)
+        if attended is None:
+            return mixed
+        if trace is not None:
+            added = self.contribution(mixed, None)
+            trace.mixer_out[self.mixer.layer] = kept(added if trace.rows is None else added[:, trace.rows])
+        return attended + mixed
 
     def contribution(self, out: Tensor, norm: Norm | None) -> Tensor:
         """What attention or the MLP adds to the residual, given its output: normalized and scaled."""

@@ -20,7 +20,7 @@ from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.transformer import Transformer
 from llmcli.text.tokenizer import Tokenizer
-from tests.tiny import VOCAB, Tiny, random_ids
+from tests.tiny import RECURRENT, VOCAB, Tiny, random_ids
 
 LENGTH = 60  # positions: longer than the windows, and than the original contexts of rope scaling
 IDS = random_ids(LENGTH, seed=3)[0].tolist()
@@ -78,6 +78,8 @@ def attention_blocks(case: Tiny) -> list[tuple[int, nn.Module]]:
 def _has_attention(block: nn.Module) -> bool:
     if hasattr(block, "block_type"):  # Nemotron-H's blocks have one part
         return bool(block.block_type == "full_attention")
+    if getattr(block, "self_attn", None) is not None:  # Falcon-H1's blocks also have a mixer
+        return True
     return all(getattr(block, mixer, None) is None for mixer in ("linear_attn", "conv", "mamba"))
 
 
@@ -100,8 +102,7 @@ def record_pass(case: Tiny, ids: list[int]) -> Recording:
     try:
         with torch.no_grad():
             # A cache that keeps all positions, in windowed layers too. Recurrent layers need one made for the config.
-            recurrent = len(attention_blocks(case)) < len(blocks(case))
-            cache = DynamicCache(config=case.reference.config) if recurrent else DynamicCache()
+            cache = DynamicCache(config=case.reference.config) if case.name in RECURRENT else DynamicCache()
             out = case.reference(torch.tensor([ids]), output_attentions=True, past_key_values=cache)
     finally:
         for hook in hooks:

@@ -76,6 +76,8 @@ def final_norm(case: Tiny) -> nn.Module:
 def scales(case: Tiny) -> tuple[float, float]:
     """The factors of each layer's output and of the logits."""
     config = case.reference.config
+    if config.model_type == "falcon_h1":
+        return config.attention_out_multiplier, config.lm_head_multiplier
     if config.model_type.startswith("granite"):
         return config.residual_multiplier, 1 / config.logits_scaling
     return 1.0, getattr(config, "logit_scale", 1.0) if config.model_type.startswith("cohere") else 1.0
@@ -303,6 +305,19 @@ def test_a_model_without_attention_has_only_its_mixers(tiny: TinyFactory) -> Non
         assert caught.value.hint == "no layer of this model has it"
     shape = architecture_of(case.load().config, 5)
     assert (shape.attending, shape.recurrent, shape.dense, shape.routed) == (0, 2, 0, 0)
+
+
+def test_a_mixer_beside_attention_is_a_part(tiny: TinyFactory) -> None:
+    case = tiny("falcon_h1")
+    report = report_of(case)
+    assert report.check.ok
+    assert {"L0.H0", "L0 mixer", "L1.H5", "L1 mixer", "L1 MLP"} <= {part.name for part in report.parts}
+    assert attend(loaded(case), IDS).check.ok
+    split, observed = split_of(case)
+    assert error_of(case, split) <= CLOSE
+    observed.trace.mixer_out[0] += 1.0
+    wrong = attribute(case.load(), observed, TOKENS)
+    assert float((wrong.total - split.total).abs().max()) > WRONG
 
 
 def test_layers_without_an_mlp_have_none(tiny: TinyFactory) -> None:

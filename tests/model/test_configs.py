@@ -158,6 +158,9 @@ def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
         return getattr(config, "query_pre_attn_scalar", config.head_dim) ** -0.5, config.hidden_size**0.5, 1.0
     if config.model_type == "gpt_neo":
         return 1.0, 1.0, 1.0
+    if config.model_type == "falcon_h1":
+        scores = head_dim**-0.5 * config.key_multiplier * config.attention_in_multiplier**2
+        return scores, config.embedding_multiplier, config.lm_head_multiplier
     if config.model_type.startswith("granite"):
         return config.attention_multiplier, config.embedding_multiplier, 1 / config.logits_scaling
     return head_dim**-0.5, 1.0, getattr(config, "logit_scale", 1.0)
@@ -597,6 +600,28 @@ FILES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "mamba2-codestral-7b": {"model_type": "mamba2", "vocab_size": 32768},
+    "falcon_h1-0.5b": {
+        "model_type": "falcon_h1",
+        "vocab_size": 32784,
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "mamba_d_ssm": 1536,
+        "mamba_n_heads": 24,
+        "mamba_d_head": 64,
+        "mamba_d_state": 128,
+        "mamba_rms_norm": False,
+        "rope_theta": 1e11,
+        "max_position_embeddings": 16384,
+        "key_multiplier": 0.375,
+        "attention_in_multiplier": 1.5,
+        "embedding_multiplier": 5.5,
+        "lm_head_multiplier": 0.0195,
+    },
+    "falcon_h1-biases": {"model_type": "falcon_h1", "mamba_proj_bias": True, "projectors_bias": True, "mlp_bias": True},
     "nemotron_h-8b": {
         "model_type": "nemotron_h",
         "num_hidden_layers": 52,
@@ -840,6 +865,7 @@ PUBLISHED = {
     "gemma-2b": 2_506_172_416,
     "olmo-1b": 1_176_764_416,
     "gpt_neo-125m": 125_198_592,
+    "falcon_h1-0.5b": 521_411_104,
     "mamba2-130m": 128_989_632,
     "mamba2-codestral-7b": 7_285_403_648,
     "nemotron_h-8b": 8_100_852_736,

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import FalconH1Config
 
+from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
+from llmcli.model.config import ModelConfig
 from llmcli.model.families import FAMILIES
 from llmcli.model.mixers import mamba
+from llmcli.model.mixers.config import MambaConfig
 from llmcli.model.mixers.convolution import causal_convolution
 from llmcli.model.mixers.mamba import CHUNK, FEW, Mamba2, in_chunks, in_steps, scan
 from llmcli.model.mlp import MLP, MoE
 from llmcli.model.transformer import Transformer
+from tests import tiny as cases
 from tests.parity import CLOSE, DECODED, WRONG, parity_error
 from tests.tiny import TinyFactory
 
 GROUPED, LIMITED, ALONE, ONE_EACH = "granitemoehybrid", "granitemoehybrid-rope", "mamba2", "nemotron_h"
+BESIDE = "falcon_h1"
 LENGTHS = [1, FEW, FEW + 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
 
 
@@ -101,6 +109,7 @@ def convolved(change: Callable[..., tuple[Tensor, Tensor]]) -> Patch:
 
 
 def norm_of_all_groups(self: Mamba2, x: Tensor) -> Tensor:
+    assert self.norm is not None
     return F.rms_norm(x, (x.shape[-1],), None, self.norm.eps) * self.norm.weight
 
 
@@ -127,7 +136,7 @@ CODE: dict[str, Patch] = {
 }
 
 
-@pytest.mark.parametrize("name", [GROUPED, ALONE, ONE_EACH])
+@pytest.mark.parametrize("name", [GROUPED, ALONE, ONE_EACH, BESIDE])
 @pytest.mark.parametrize("mistake", CODE)
 def test_wrong_code_shows(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, mistake: str, name: str) -> None:
     case = tiny(name)
@@ -167,7 +176,7 @@ WEIGHTS: dict[str, Callable[[Mamba2], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", [GROUPED, ALONE, ONE_EACH])
+@pytest.mark.parametrize("name", [GROUPED, ALONE, ONE_EACH, BESIDE])
 @pytest.mark.parametrize("mistake", WEIGHTS)
 def test_wrong_weights_show(tiny: TinyFactory, mistake: str, name: str) -> None:
     case = tiny(name)
@@ -188,13 +197,95 @@ def test_limits_of_the_step_show(tiny: TinyFactory, name: str, limits: tuple[flo
     assert parity_error(model, case) > WRONG
 
 
-@pytest.mark.parametrize("name", [ALONE, ONE_EACH])
+@pytest.mark.parametrize("name", [ALONE, ONE_EACH, BESIDE])
 def test_another_activation_shows(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
     model = case.load()
     for mixer in mixers(model):
         mixer.sizes = dataclasses.replace(mixer.sizes, activation="gelu")
     assert parity_error(model, case) > WRONG
+
+
+# A mixer beside attention, and multipliers.
+
+
+def rebuilt(model: Transformer, config: ModelConfig) -> Transformer:
+    """A model with the same parameters, computed as another config says."""
+    other = EngineTransformer(config)
+    other.load_state_dict(model.state_dict(), strict=False)
+    return other.eval()
+
+
+def mixer_with(**changed: Any) -> Callable[[ModelConfig], ModelConfig]:
+    def change(config: ModelConfig) -> ModelConfig:
+        assert isinstance(config.mixer, MambaConfig)
+        return dataclasses.replace(config, mixer=dataclasses.replace(config.mixer, **changed))
+
+    return change
+
+
+def without_scale(part: int) -> Callable[[ModelConfig], ModelConfig]:
+    """One of the five parts of the inputs not multiplied."""
+
+    def change(config: ModelConfig) -> ModelConfig:
+        assert isinstance(config.mixer, MambaConfig)
+        scales = config.mixer.part_scales
+        return mixer_with(part_scales=(*scales[:part], 1.0, *scales[part + 1 :]))(config)
+
+    return change
+
+
+def with_field(**changed: Any) -> Callable[[ModelConfig], ModelConfig]:
+    return lambda config: dataclasses.replace(config, **changed)
+
+
+CONFIGS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
+    **{f"no scale of {part}": without_scale(n) for n, part in enumerate(["the gate", "x", "B", "C", "the step"])},
+    "no scale of the mixer's output": mixer_with(out_scale=1.0),
+    "norm after the gate": mixer_with(norm="after gate"),
+    "no norm": mixer_with(norm=None),
+    "plain scores": with_field(attention_scale=None),
+    "no scale of attention's output": with_field(attention_out_scale=1.0),
+    "no scale of the gate": with_field(gate_scale=1.0),
+    "no scale of the MLP's output": with_field(mlp_out_scale=1.0),
+    "no scale of the embedding": with_field(embedding_scale=1.0),
+    "no scale of the logits": with_field(logit_scale=1.0),
+    "the mixer in attention's place": with_field(layer_types=("recurrent",) * 2),
+}
+
+
+@pytest.mark.parametrize("mistake", CONFIGS)
+def test_wrong_configs_show(tiny: TinyFactory, mistake: str) -> None:
+    case = tiny(BESIDE)
+    model = case.load()
+    assert parity_error(rebuilt(model, model.config), case) <= CLOSE
+    assert parity_error(rebuilt(model, CONFIGS[mistake](model.config)), case) > WRONG
+
+
+@pytest.mark.parametrize("changed", [{"mamba_rms_norm": False}, {"mamba_norm_before_gate": False}], ids=str)
+def test_other_places_of_the_norm_match_transformers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(cases.CONFIGS, "changed", FalconH1Config(**cases.CONFIGS[BESIDE].to_dict() | changed))
+    case = cases.make("changed", tmp_path)
+    assert parity_error(case.load(), case, [40]) <= CLOSE
+
+
+FALCONS: list[tuple[dict[str, Any], str]] = [
+    ({"ssm_multipliers": [1.0, 2.0]}, "ssm_multipliers is [1.0, 2.0], not 5 numbers"),
+    ({"mlp_multipliers": [1.0, math.inf]}, "mlp_multipliers"),
+    ({"key_multiplier": 0.0}, "key_multiplier is 0.0, not a number above 0"),
+    ({"attention_bias": True, "attention_in_multiplier": 2.0}, "attention_in_multiplier"),
+    ({"mamba_proj_bias": True}, "projectors_bias"),
+    ({"mamba_proj_bias": True, "projectors_bias": True, "ssm_in_multiplier": 2.0}, "ssm_in_multiplier"),
+    ({"mamba_d_head": 3}, "mamba_d_head is 3, not mamba_d_ssm / mamba_n_heads (1024 / 128)"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), FALCONS)
+def test_multipliers_that_are_not_understood_are_rejected(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(LlmcliError, match=re.escape(message)):
+        FAMILIES["falcon_h1"].parse({"model_type": "falcon_h1"} | changed)
 
 
 # Layers that have only one part.

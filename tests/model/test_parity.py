@@ -54,7 +54,7 @@ MIXERS = (
     "conv",
     "mamba",
 )  # transformers' names for what mixes positions
-FINAL_NORMS = ("norm", "norm_f", "ln_f", "final_layer_norm", "embedding_norm")
+FINAL_NORMS = ("norm", "norm_f", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
 
 
 def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
@@ -85,6 +85,9 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
     def nothing_into(part: str) -> Callable[..., None]:
         return lambda _, args: seen[part].append(torch.zeros_like(args[0]))
 
+    def added(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen["attn_out"].append(args[0] - seen["residual"][-1])
+
     for block in blocks:
         attention, mlp = parts_of(block)
         attn_post, mlp_post = post_norms(block)
@@ -94,7 +97,9 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
         if attention is not None:
             hooks.append(attention.register_forward_hook(after_attention))
         for part, module in (("attn_out", attn_post or attention), ("mlp_out", mlp_post or mlp)):
-            if module is None:
+            if part == "attn_out" and hasattr(block, "pre_ff_layernorm"):  # Falcon-H1 adds the outputs of two modules
+                hooks.append(block.pre_ff_layernorm.register_forward_pre_hook(added))
+            elif module is None:
                 hooks.append(block.register_forward_pre_hook(nothing_into(part)))
             else:
                 hooks.append(module.register_forward_hook(output_into(part)))

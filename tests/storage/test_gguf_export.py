@@ -239,6 +239,7 @@ WITHOUT_ARCHITECTURE = {
     "opt",
     "mamba2",
     "nemotron_h",
+    "falcon_h1",
     "mistral3",
     "llava",
     "qwen2_vl",

@@ -288,6 +288,7 @@ def _has_known_layers(config: ModelConfig) -> bool:
         config.layer_scalar,
         config.attention_gate,
         config.qk_norm_after_rope and config.qk_norm == "full",
+        {config.attention_out_scale, config.gate_scale, config.mlp_out_scale} != {1},
     )
     return not any(unknown) and (config.moe is None or _has_known_router(config.moe))
 

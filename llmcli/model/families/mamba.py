@@ -187,7 +187,8 @@ def mamba_rules(config: ModelConfig, ours: str, stored: str) -> list[Rule]:
         table.append(Rule(ours + "kernel_bias", (Source(stored + "conv1d.bias", sizes.convolved),)))
     heads = {"decay": "A_log", "step_bias": "dt_bias", "skip": "D"}
     table += [Rule(ours + name, (Source(stored + other, sizes.heads),)) for name, other in heads.items()]
-    table.append(Rule(ours + "norm.weight", (Source(stored + "norm.weight", sizes.width),)))
+    if sizes.norm is not None:
+        table.append(Rule(ours + "norm.weight", (Source(stored + "norm.weight", sizes.width),)))
     rows = sizes.width + sizes.convolved + sizes.heads
     table += linear(ours + "inputs", [Source(stored + "in_proj", rows)], bias=sizes.bias)
     return table + linear(ours + "out", [Source(stored + "out_proj", config.hidden_size)], bias=sizes.bias)

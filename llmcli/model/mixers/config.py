@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmcli.errors import LlmcliError
 
@@ -89,7 +89,8 @@ class MambaConfig:
     """Mamba-2 (Dao & Gu 2024): ``heads`` of ``head_dim`` features, each with a state of ``state_size`` per feature.
 
     Consecutive heads share what they write and read by in ``groups``. ``kernel`` is the width of the convolution, in
-    positions; ``activation`` follows it. ``step_limits`` bound the step size.
+    positions; ``activation`` follows it. ``step_limits`` bound the step size. ``norm`` is where the heads' outputs are
+    normalized, if they are. ``part_scales`` multiply the gate, x, B, C and the step sizes, ``out_scale`` the output.
     """
 
     heads: int
@@ -101,6 +102,9 @@ class MambaConfig:
     bias: bool
     step_limits: tuple[float, float] = (0.0, math.inf)
     activation: Activation = "silu"
+    norm: Literal["after gate", "before gate"] | None = "after gate"
+    part_scales: tuple[float, ...] = ()
+    out_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _check_sizes(self)

@@ -37,14 +37,15 @@ class Mamba2(nn.Module):
         self.decay = nn.Parameter(torch.empty(sizes.heads))  # the logarithm of its rate
         self.step_bias = nn.Parameter(torch.empty(sizes.heads))
         self.skip = nn.Parameter(torch.empty(sizes.heads))
-        self.norm = Norm(config, sizes.width // sizes.groups, heads=sizes.groups, offset=0.0)
+        group = sizes.width // sizes.groups
+        self.norm = Norm(config, group, heads=sizes.groups, offset=0.0) if sizes.norm else None
         self.out = Linear(sizes.width, config.hidden_size, bias=sizes.bias)
 
     def forward(self, x: Tensor, cache: KeyValueStore | None) -> Tensor:
         sizes = self.sizes
         past, state = state_before(cache, self.layer, sizes.state_shapes, x)
         parts = [sizes.width, sizes.convolved, sizes.heads]
-        gate, convolved, step = torch.split(self.inputs(x).float(), parts, dim=-1)
+        gate, convolved, step = torch.split(self._scaled(self.inputs(x).float()), parts, dim=-1)
         convolved, past = causal_convolution(convolved, self.kernel, self.kernel_bias, past)
         shared = sizes.groups * sizes.state_size
         v, write, read = torch.split(ACTIVATIONS[sizes.activation](convolved), [sizes.width, shared, shared], dim=-1)
@@ -54,9 +55,24 @@ class Mamba2(nn.Module):
         out, state = scan(self._heads(read), self._heads(write), v * step.unsqueeze(-1), log_decay, state)
         if cache is not None:
             cache.keep_state(self.layer, (past, state))
-        out = (out + v * self.skip.float()[:, None, None]).transpose(1, 2).flatten(2) * F.silu(gate)
-        mixed: Tensor = self.out(self._normed(out))
-        return mixed
+        out = (out + v * self.skip.float()[:, None, None]).transpose(1, 2).flatten(2)
+        mixed: Tensor = self.out(self._gated(out, F.silu(gate)))
+        return mixed if sizes.out_scale == 1 else mixed * sizes.out_scale
+
+    def _scaled(self, inputs: Tensor) -> Tensor:
+        """``inputs`` with each part multiplied by its scale."""
+        sizes = self.sizes
+        if not sizes.part_scales:
+            return inputs
+        shared = sizes.groups * sizes.state_size
+        parts = torch.split(inputs, [sizes.width, sizes.width, shared, shared, sizes.heads], dim=-1)
+        return torch.cat([part * scale for part, scale in zip(parts, sizes.part_scales, strict=True)], dim=-1)
+
+    def _gated(self, out: Tensor, gate: Tensor) -> Tensor:
+        """The heads' outputs times the gate, both [B, T, heads * P], normalized before or after."""
+        if self.norm is None:
+            return out * gate
+        return self._normed(out * gate) if self.sizes.norm == "after gate" else self._normed(out) * gate
 
     def _heads(self, x: Tensor) -> Tensor:
         """x [B, T, groups * N] for every head, [B, H, T, N]: consecutive heads share a group."""
@@ -64,6 +80,7 @@ class Mamba2(nn.Module):
         return groups.repeat_interleave(self.sizes.heads // self.sizes.groups, dim=1)
 
     def _normed(self, x: Tensor) -> Tensor:
+        assert self.norm is not None
         groups = self.sizes.groups
         normed: Tensor = self.norm(x.view(*x.shape[:2], groups, -1) if groups > 1 else x)
         return normed.view_as(x)
