@@ -315,7 +315,7 @@ def test_a_mixer_beside_attention_is_a_part(tiny: TinyFactory) -> None:
     assert attend(loaded(case), IDS).check.ok
     split, observed = split_of(case)
     assert error_of(case, split) <= CLOSE
-    observed.trace.mixer_out[0] += 1.0
+    observed.trace.mixer_out[0] = observed.trace.mixer_out[0] + 1.0
     wrong = attribute(case.load(), observed, TOKENS)
     assert float((wrong.total - split.total).abs().max()) > WRONG
 
