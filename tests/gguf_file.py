@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "qwen2_moe": ("qwen2moe", False),
     "gemma2": ("gemma2", False),
     "gemma3_text": ("gemma3", False),
+    "phi": ("phi2", False),
     "phi3": ("phi3", False),
     "olmo2": ("olmo2", False),
     "olmo3": ("olmo2", False),

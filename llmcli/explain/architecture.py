@@ -151,7 +151,12 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         each = {"head": "per head", "heads": "per head with its own weights", "full": "over all heads"}[config.qk_norm]
         after = ", after their rotation" if config.qk_norm_after_rope else ""
         yield f"norms on queries and keys, {each}{after}"
-    biased = {"q, k and v": config.qkv_bias, "attention output": config.out_bias, "MLP": config.mlp_bias}
+    biased = {
+        "q, k and v": config.qkv_bias,
+        "attention output": config.out_bias,
+        "MLP": config.mlp_bias,
+        "head": config.head_bias,
+    }
     if any(biased.values()):
         yield "biases in " + ", ".join(name for name, has_bias in biased.items() if has_bias)
     if config.parallel_residual:

@@ -179,6 +179,8 @@ def _parts(split: Attribution, config: ModelConfig) -> list[tuple[str, Tensor]]:
             named.append((f"L{layer} embedding", split.inputs[:, layer]))
     if split.norm_bias.any():
         named.append(("final norm bias", split.norm_bias))
+    if split.head_bias.any():
+        named.append(("head bias", split.head_bias))
     return named
 
 

@@ -32,6 +32,7 @@ class Attribution:
     mlps: Tensor  # [N, L]
     inputs: Tensor  # [N, L], of per-layer embeddings; 0 in models without
     norm_bias: Tensor  # [N], of the final norm
+    head_bias: Tensor  # [N]
     stream: Tensor  # [N], of the residual stream as observed, which all contributions must sum to
     attention: Tensor  # [N, L], of attention's or the mixer's output as observed, the sum of heads, bias and mixer
 
@@ -39,7 +40,7 @@ class Attribution:
     def total(self) -> Tensor:
         """The sum of all contributions, [N]."""
         layers = self.heads.sum(dim=(-1, -2)) + self.attention_bias + self.mixers + self.mlps + self.inputs
-        return self.embedding + self.position + layers.sum(dim=-1) + self.norm_bias
+        return self.embedding + self.position + layers.sum(dim=-1) + self.norm_bias + self.head_bias
 
 
 def attribute(model: Transformer, observed: ForwardPass, tokens: Sequence[int]) -> Attribution:
@@ -49,6 +50,7 @@ def attribute(model: Transformer, observed: ForwardPass, tokens: Sequence[int]) 
     final_norm = freeze(model.norm, trace.residual[-1][0, -1])
     directions = final_norm.input_direction(rows)
     scales = _later_scales(model).to(directions.device)
+    constants = head_bias(model, tokens).double() * model.config.logit_scale
     with torch.inference_mode():
         token = model.embed_tokens(torch.tensor(observed.ids[-1:], device=model.device))[0].double()
         learned = torch.zeros_like(token) if model.positions is None else model.positions.weight[position].double()
@@ -75,7 +77,8 @@ def attribute(model: Transformer, observed: ForwardPass, tokens: Sequence[int]) 
             mlps=along(trace.mlp_out),
             inputs=along(trace.input_out) if trace.input_out else torch.zeros_like(attention),
             norm_bias=final_norm.bias_along(rows),
-            stream=directions @ trace.residual[-1][0, -1].double() + final_norm.bias_along(rows),
+            head_bias=constants,
+            stream=directions @ trace.residual[-1][0, -1].double() + final_norm.bias_along(rows) + constants,
             attention=attention,
         )
 
@@ -106,6 +109,12 @@ def head_row(model: Transformer, token: int) -> Tensor:
         return model.head.dense(slice(token, token + 1))
     row: Tensor = model.embedding(torch.tensor([token], device=model.device)).detach().float()
     return row
+
+
+def head_bias(model: Transformer, tokens: Sequence[int]) -> Tensor:
+    """Return what the head's bias adds to the logits of N tokens, fp32 [N]; 0 without a bias."""
+    bias = None if model.head is None else model.head.bias
+    return torch.zeros(len(tokens), device=model.device) if bias is None else bias.detach()[list(tokens)].float()
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,7 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     parallel_residual: bool = False
     shared_norm: bool = False
     gated_mlp: bool = True
@@ -273,6 +274,8 @@ class ModelConfig:
             raise _bad(f"norm_eps must be at least 0 and finite, not {self.norm_eps}")
         if self.shared_norm and not self.parallel_residual:
             raise _bad("a norm shared by attention and MLP requires a parallel residual")
+        if self.head_bias and self.tie_word_embeddings:
+            raise _bad("a head with a bias cannot be tied to the embedding")
 
     def _check_counts(self) -> None:
         for name, most in _MAX.items():

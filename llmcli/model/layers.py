@@ -25,7 +25,7 @@ class Linear(nn.Linear):
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
     def unembed(self, x: Tensor) -> Tensor:
-        """The logits, fp32 [..., out], of x [..., in], if this is the head."""
+        """The logits, fp32 [..., out], of x [..., in], if this is the head; without its bias."""
         return wide_product(x, self.weight)
 
     def dense(self, rows: slice) -> Tensor:

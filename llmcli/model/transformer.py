@@ -120,7 +120,9 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.embedding_norm = Norm(config, config.hidden_size, bias=config.norm_bias) if config.embedding_norm else None
         self.norm = Norm(config, config.hidden_size, bias=config.norm_bias)
-        self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = (
+            None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        )
         self._angles = Angles(config)
 
     @property
@@ -232,10 +234,13 @@ class Transformer(nn.Module):
     def unembed(self, x: Tensor) -> Tensor:
         """Final norm and head: [..., C] -> logits [..., V] in fp32, for generation and for views of any layer."""
         normed = self.norm(x)
-        return self.bounded((self.embedding if self.head is None else self.head).unembed(normed))
+        if self.head is None:
+            return self.bounded(self.embedding.unembed(normed))
+        logits = self.head.unembed(normed)
+        return self.bounded(logits if self.head.bias is None else logits + self.head.bias.float())
 
     def bounded(self, logits: Tensor) -> Tensor:
-        """The logits, given the head's products [..., V]: scaled and capped, if the config says so."""
+        """The logits, given what the head computes [..., V]: scaled and capped, if the config says so."""
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap

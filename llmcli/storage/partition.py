@@ -160,6 +160,7 @@ _ONCE: Callable[[Partition], ParameterSlice] = lambda part: ParameterSlice(once=
 SLICES: dict[str, Callable[[Partition], ParameterSlice]] = {
     "embedding.weight": _VOCABULARY,
     "head.weight": _VOCABULARY,
+    "head.bias": _VOCABULARY,
     "attn.qkv.weight": Partition.qkv,
     "attn.qkv.bias": Partition.qkv,
     "attn.q_norm.weight": lambda part: part.head_norm(part.heads),

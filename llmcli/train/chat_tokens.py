@@ -11,6 +11,7 @@ from torch import nn
 
 from llmcli.files.atomic import replace_text
 from llmcli.files.json import read_json
+from llmcli.model.layers import Linear
 from llmcli.model.transformer import Transformer
 from llmcli.text.chat_template import TEMPLATE_FILE
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
@@ -67,3 +68,6 @@ def resize_embeddings(model: Transformer, rows: int, *, seed: int) -> None:
             old = module.weight.detach()
             noise = 0.02 * torch.randn(missing, old.shape[1], generator=generator)
             module.weight = nn.Parameter(torch.cat([old, old.mean(0) + noise.to(old)]))
+            if isinstance(module, Linear) and module.bias is not None:
+                bias = module.bias.detach()
+                module.bias = nn.Parameter(torch.cat([bias, bias.mean().expand(missing)]))

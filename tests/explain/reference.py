@@ -24,7 +24,14 @@ from tests.tiny import RECURRENT, VOCAB, Tiny, random_ids
 
 LENGTH = 60  # positions: longer than the windows, and than the original contexts of rope scaling
 IDS = random_ids(LENGTH, seed=3)[0].tolist()
-ATTENTION_OUT = ("o_proj", "attn.c_proj", "attention.dense", "self_attn.out_proj", "attention.out_proj")
+ATTENTION_OUT = (
+    "o_proj",
+    "attn.c_proj",
+    "attention.dense",
+    "attn.dense",
+    "attn.out_proj",
+    "attention.out_proj",
+)
 
 
 @cache

@@ -140,12 +140,13 @@ def test_parts_sum_to_transformers_logits(tiny: TinyFactory, name: str) -> None:
     assert float((added - split.attention).abs().max()) <= CLOSE
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2", "gemma4_text", "qwen2", "llama-biases"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2", "gemma4_text", "qwen2", "llama-biases", "gptj"])
 def test_only_parts_that_a_family_lacks_are_zero(tiny: TinyFactory, name: str) -> None:
     split, _ = split_of(tiny(name))
     assert bool(split.position.any()) == (name == "gpt2")
     assert bool(split.norm_bias.any()) == name.startswith("gpt")
-    assert bool(split.attention_bias.any()) == (name.startswith("gpt") or name == "llama-biases")
+    assert bool(split.attention_bias.any()) == (name in ("gpt2", "gpt_neox", "llama-biases"))
+    assert bool(split.head_bias.any()) == (name == "gptj")
     assert bool(split.inputs.any()) == (name == "gemma4_text")
     assert split.embedding.any()
     assert split.mlps.any()

@@ -33,7 +33,7 @@ GEMMA4 = ["gemma4_text"]
 POST_NORMED = [*GEMMA, *GEMMA4, "olmo2", "olmo3", "exaone4", "glm4"]
 COHERE = ["cohere", "cohere-normed", "cohere2"]
 DELTA_NETS = ["qwen3_5_text", "qwen3_next", "qwen3_5_moe_text"]
-PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", *DELTA_NETS]
+PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", "phi", "gptj", *DELTA_NETS]
 GATED_SHARED = ["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"]
 SHARED = [*GATED_SHARED, "granitemoehybrid-experts"]  # with an expert for every token
 MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "lfm2_moe", *SHARED]
@@ -65,7 +65,7 @@ QK_NORMED = [
     "apertus",
 ]
 ATTENDING = [name for name in CASES if name != "mamba2"]
-UNGATED = ("gpt2", "gpt_neo", "gpt_neox", "starcoder2", "arcee", "nanochat", "apertus", "opt", "mamba2", "nemotron_h")
+UNGATED = ("gpt2", "gpt_neo", "gpt_neox", "starcoder2", "arcee", "nanochat", "apertus", "opt", "phi", "gptj", "mamba2", "nemotron_h")
 LEARNED = ["gpt2", "gpt2-untied", "gpt_neo", "opt"]  # positions
 FIXED_EPS = ("olmo", "opt")
 GATED = [name for name in CASES if name.split("-")[0] not in UNGATED]
@@ -293,7 +293,8 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "residual scale": (changed(residual_scale=1.0), ["granite"]),
     "logit scale": (changed(logit_scale=1.0), ["granite", *COHERE]),
     "serial or parallel": (serial_or_parallel, NEOX),
-    "serial": (serial, ["stablelm-parallel", *COHERE]),
+    "serial": (serial, ["stablelm-parallel", *COHERE, "phi", "gptj"]),
+    "no head bias": (changed(head_bias=False), ["phi", "gptj"]),
     "shared norm": (changed(shared_norm=True), ["gpt_neox"]),
     "no sinks": (changed(attention_sinks=False), ["gpt_oss"]),
     "gate not bounded": (changed(gate_limit=None), ["gpt_oss"]),
@@ -428,9 +429,10 @@ def positions_off_by_one(model: Transformer) -> None:
 PRE_NORMED = [
     name
     for name in CASES
-    if not name.startswith(("olmo2", "olmo3", "cohere", "exaone4", "nanochat", "stablelm-parallel")) and name != "olmo"
+    if not name.startswith(("olmo2", "olmo3", "cohere", "exaone4", "nanochat", "stablelm-parallel"))
+    and name not in ("olmo", "phi", "gptj")
 ]
-EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite", "gpt_neo", "opt"]
+EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite", "gpt_neo", "gptj", "opt"]
 WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
     "head halves": (swap_head_halves, [name for name in ROPED if name not in PARTIAL]),
     "heads interleaved": (interleave_heads, ROPED),
@@ -469,6 +471,7 @@ RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
     "qkv not stacked by head": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
     "pairs not interleaved": (Names().rules, [*COHERE, "ernie4_5"]),
     "part's pairs not interleaved": (dataclasses.replace(glm.GLM4_NAMES, interleaved=False).rules, ["glm4"]),
+    "first features' pairs not interleaved": (dataclasses.replace(gpt.GPTJ_NAMES, interleaved=False).rules, ["gptj"]),
     "gate and up not interleaved": (dataclasses.replace(gpt_oss.NAMES, up_interleaved=False).rules, ["gpt_oss"]),
     "inputs of a delta net not by head": (
         dataclasses.replace(qwen_next.NEXT_NAMES, mixer=inputs_not_by_head).rules,

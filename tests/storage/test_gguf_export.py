@@ -237,6 +237,7 @@ WITHOUT_ARCHITECTURE = {
     "helium",
     "gpt_neo",
     "opt",
+    "gptj",
     "mamba2",
     "nemotron_h",
     "falcon_h1",

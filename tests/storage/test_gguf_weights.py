@@ -114,6 +114,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**GATED_SHARED, "head_dim": 16, "norm_topk_prob": False},
     "gemma2": {**GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 2.0},
     "gemma3_text": {**GEMMA, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "phi": {"head_dim": 16, "partial_rotary_factor": 0.5, "layer_norm_eps": 0.02, "rms_norm_eps": None},
     "phi3": {"head_dim": 16, "sliding_window": 8},
     "phi3-longrope": {"partial_rotary_factor": 0.75, "rope_scaling": LONGROPE},
     "smollm3": {"num_hidden_layers": 4, "head_dim": 16},

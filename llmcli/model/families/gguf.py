@@ -587,6 +587,9 @@ ARCHITECTURES = {
         "gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, _refusing(tie_word_embeddings=_tied)
     ),
     "gemma3": Architecture("gemma3_text", NAMES, GEMMA3, lambda contents: _gemma(contents, 62), -1.0),
+    "phi2": Architecture(
+        "phi", UNGATED, (_layer_norm("layer_norm_eps"),), _partly_rotated, refused=_refusing(head_dim=_even)
+    ),
     "phi3": Architecture("phi3", STACKED, PHI3, _phi3, refused=_refusing(head_dim=_even)),
     "smollm3": Architecture(
         "smollm3",

@@ -1,13 +1,14 @@
-"""The GPT line: GPT-2, GPT-Neo, GPT-NeoX (Pythia), StarCoder2."""
+"""The GPT line: GPT-2, GPT-Neo, GPT-J, GPT-NeoX (Pythia), StarCoder2."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import MAX_LAYERS, LayerType, ModelConfig
+from llmcli.model.config import MAX_LAYERS, LayerType, ModelConfig, RopeConfig
 from llmcli.model.families.fields import (
     ACTIVATIONS,
     Defaults,
@@ -149,6 +150,72 @@ def _attention_types(raw: Mapping[str, Any]) -> tuple[LayerType, ...]:
 
 
 GPT_NEO = Family("gpt_neo", parse_gpt_neo, GPT_NEO_NAMES.rules, tokenizer_class="GPT2Tokenizer")
+
+
+GPTJ_NAMES = Names(
+    embedding="transformer.wte",
+    norm="transformer.ln_f",
+    layer="transformer.h.{}.",
+    attn_norm="ln_1",
+    qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    out="attn.out_proj",
+    up=("mlp.fc_in",),
+    down="mlp.fc_out",
+    interleaved=True,
+)
+
+
+def parse_gptj(raw: Mapping[str, Any]) -> ModelConfig:
+    """GPT-J (Wang & Komatsuzaki 2021): attention and MLP in parallel after one LayerNorm, a head with a bias.
+
+    config.json -> ModelConfig, with the defaults of transformers' GPTJConfig.
+    """
+    older = {
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+        "n_positions": "max_position_embeddings",
+    }
+    raw = {**raw, **{newer: raw[key] for key, newer in older.items() if key in raw}}
+    shared = common(
+        {
+            **raw,
+            **dict.fromkeys(("num_key_value_heads", "head_dim", "rope_scaling", "rope_parameters", "rope_theta")),
+            "intermediate_size": field(raw, "n_inner", 4 * field(raw, "hidden_size", 4096)),
+        },
+        Defaults(
+            model_type="gptj",
+            vocab_size=50400,
+            hidden_size=4096,
+            intermediate_size=16384,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            max_position_embeddings=2048,
+            norm_eps=1e-5,
+            norm_eps_key="layer_norm_epsilon",
+            hidden_act="gelu_new",
+            hidden_act_key="activation_function",
+            bos_token_id=50256,
+            eos_token_id=50256,
+        ),
+    )
+    rotated = field(raw, "rotary_dim", 64)
+    if not 1 <= rotated <= shared["head_dim"]:
+        raise wrong("rotary_dim", rotated, f"a whole number from 1 to {shared['head_dim']}")
+    share = min(math.nextafter(rotated / shared["head_dim"], 2.0), 1.0)  # of which a head has no feature less
+    return ModelConfig(
+        **shared | {"rope": RopeConfig(partial_rotary_factor=share)},
+        norm="layer",
+        norm_bias=True,
+        parallel_residual=True,
+        shared_norm=True,
+        mlp_bias=True,
+        head_bias=True,
+        gated_mlp=False,
+    )
+
+
+GPTJ = Family("gptj", parse_gptj, GPTJ_NAMES.rules, tokenizer_class="GPT2Tokenizer")
 
 
 GPT_NEOX_NAMES = Names(

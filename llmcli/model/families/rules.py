@@ -215,7 +215,7 @@ class Names:
             table += _norm("embedding_norm", self.embedding_norm, config)
         table += _norm("norm", self.norm, config)
         if not config.tie_word_embeddings:
-            table.append(_whole("head.weight", f"{self.head}.weight", config.vocab_size))
+            table += linear("head", [Source(self.head, config.vocab_size)], bias=config.head_bias)
         if config.hidden_size_per_layer_input is not None:
             table += self._layer_inputs(config, config.hidden_size_per_layer_input)
         for layer in range(config.num_hidden_layers):
