@@ -889,7 +889,7 @@ PUBLISHED = {
     "lfm2-8b-a1b": 8_339_929_856 + 22 * 32,  # a bias for each expert, which transformers does not count
     "granite4-h-tiny": 6_939_037_248,
     "phi-2": 2_779_683_840,
-    "gptj-6b": 6_050_882_784,
+    "gptj-6b": 6_050_882_784,  # as transformers counts; its card says 610 x 4096 more
 }
 
 

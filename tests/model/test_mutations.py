@@ -65,7 +65,10 @@ QK_NORMED = [
     "apertus",
 ]
 ATTENDING = [name for name in CASES if name != "mamba2"]
-UNGATED = ("gpt2", "gpt_neo", "gpt_neox", "starcoder2", "arcee", "nanochat", "apertus", "opt", "phi", "gptj", "mamba2", "nemotron_h")
+UNGATED = (
+    *("gpt2", "gpt_neo", "gptj", "gpt_neox", "starcoder2", "arcee", "nanochat", "apertus", "opt", "phi"),
+    *("mamba2", "nemotron_h"),
+)
 LEARNED = ["gpt2", "gpt2-untied", "gpt_neo", "opt"]  # positions
 FIXED_EPS = ("olmo", "opt")
 GATED = [name for name in CASES if name.split("-")[0] not in UNGATED]
