@@ -710,6 +710,8 @@ def test_the_text_config_of_a_multimodal_model_is_read_as_in_transformers(name: 
         ("qwen2_vl", {"model_type": "qwen2_vl_text", "tie_word_embeddings": False}),
         ("qwen2_5_vl", {"model_type": "qwen2_5_vl_text", "tie_word_embeddings": False}),
         ("qwen3_vl", {"model_type": "qwen3_vl_text", "num_attention_heads": 8, "num_key_value_heads": 2}),
+        ("qwen3_vl_moe", {"model_type": "qwen3_vl_moe_text"}),
+        ("qwen3_vl_moe", {"model_type": "qwen3_vl_moe_text", "num_experts": 128, "num_experts_per_tok": 8}),
     ],
 )
 def test_the_text_models_of_other_multimodal_models_are_read_as_in_transformers(

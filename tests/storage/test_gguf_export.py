@@ -246,6 +246,7 @@ WITHOUT_ARCHITECTURE = {
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "qwen3_vl_moe",
 }
 
 

@@ -93,6 +93,7 @@ _ALL = (
     multimodal.QWEN2_VL,
     multimodal.QWEN2_5_VL,
     multimodal.QWEN3_VL,
+    multimodal.QWEN3_VL_MOE,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 

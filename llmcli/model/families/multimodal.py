@@ -7,16 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from llmcli.model.config import ModelConfig
-from llmcli.model.families.fields import wrong
+from llmcli.model.families.fields import num_experts, wrong
 from llmcli.model.families.gemma import text_config
 from llmcli.model.families.llama import parse_llama
 from llmcli.model.families.mistral import parse_ministral3, parse_mistral
-from llmcli.model.families.qwen import parse_qwen2, parse_qwen3
+from llmcli.model.families.qwen import parse_qwen2, parse_qwen3, parse_qwen3_moe
 from llmcli.model.families.rules import Family, Names
 
 Parse = Callable[[Mapping[str, Any]], ModelConfig]
 
-# The defaults of transformers' Qwen2_5_VLTextConfig and Qwen3VLTextConfig, where they differ from Qwen 2's and 3's.
+# The defaults of transformers' Qwen2_5_VLTextConfig, Qwen3VLTextConfig and Qwen3VLMoeTextConfig, where they differ from
+# Qwen 2's and 3's.
 _QWEN2_DEFAULTS = {
     "vocab_size": 152064,
     "hidden_size": 8192,
@@ -31,6 +32,15 @@ _QWEN2_DEFAULTS = {
     "eos_token_id": 151645,
 }
 _QWEN3_DEFAULTS = {"max_position_embeddings": 128000, "rope_theta": 500000.0}
+_QWEN3_MOE_DEFAULTS = {
+    **_QWEN3_DEFAULTS,
+    "intermediate_size": 5632,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 1408,
+    "norm_topk_prob": True,
+}
 
 
 def _with_plain_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +59,12 @@ def _qwen3(raw: Mapping[str, Any]) -> ModelConfig:
     return parse_qwen3({**_QWEN3_DEFAULTS, **_with_plain_rope(raw)})
 
 
-# By the text model's ``model_type``. All have Llama's tensor names.
+def _qwen3_moe(raw: Mapping[str, Any]) -> ModelConfig:
+    experts = {"num_experts": num_experts(raw, 60), "use_sliding_window": False}
+    return parse_qwen3_moe({**_QWEN3_MOE_DEFAULTS, **_with_plain_rope(raw), **experts})
+
+
+# By the text model's ``model_type``.
 _TEXT: dict[str, Parse] = {
     "llama": parse_llama,
     "mistral": parse_mistral,
@@ -57,13 +72,21 @@ _TEXT: dict[str, Parse] = {
     "qwen2_vl_text": _qwen2,
     "qwen2_5_vl_text": _qwen2,
     "qwen3_vl_text": _qwen3,
+    "qwen3_vl_moe_text": _qwen3_moe,
 }
 
 
-def _family(model_type: str, *text_types: str, flat: bool = False, tokenizer_class: str | None = None) -> Family:
+def _family(
+    model_type: str,
+    *text_types: str,
+    flat: bool = False,
+    tokenizer_class: str | None = None,
+    names: Names | None = None,
+) -> Family:
     """A family whose text model is of one of ``text_types``, the first by default.
 
-    ``flat``: older files describe the text model beside the image encoder, not in ``text_config``.
+    ``flat``: older files describe the text model beside the image encoder, not in ``text_config``. ``names`` are those
+    of the tensors if they are not Llama's; a file has one tensor for all experts.
     """
 
     def parse(raw: Mapping[str, Any]) -> ModelConfig:
@@ -76,13 +99,14 @@ def _family(model_type: str, *text_types: str, flat: bool = False, tokenizer_cla
     return Family(
         model_type,
         parse,
-        Names().rules,
+        (names or Names()).rules,
         renamed=(
             (r"^(model\.)?language_model\.(model\.)?(?!lm_head)", "model."),
             (r"^language_model\.lm_head", "lm_head"),
         ),
         dropped=(r"(model\.)?(vision_tower|multi_modal_projector|visual)\..*",),
         tokenizer_class=tokenizer_class,
+        stacks_experts=names is not None,
         text_only=True,
     )
 
@@ -92,3 +116,9 @@ LLAVA = _family("llava", "llama", "mistral", tokenizer_class="")
 QWEN2_VL = _family("qwen2_vl", "qwen2_vl_text", flat=True, tokenizer_class="Qwen2Tokenizer")
 QWEN2_5_VL = _family("qwen2_5_vl", "qwen2_5_vl_text", flat=True, tokenizer_class="Qwen2Tokenizer")
 QWEN3_VL = _family("qwen3_vl", "qwen3_vl_text", tokenizer_class="Qwen2Tokenizer")
+QWEN3_VL_MOE = _family(
+    "qwen3_vl_moe",
+    "qwen3_vl_moe_text",
+    tokenizer_class="Qwen2Tokenizer",
+    names=Names(expert_up=("gate_up_proj",), expert_transposed=True),
+)
