@@ -54,6 +54,16 @@ def save_adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
         ("gpt_neox", {"target_modules": ["query_key_value", "dense"]}),
         ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}),
         ("cohere", {"target_modules": ["q_proj", "k_proj"]}),
+        (
+            "qwen3_5_text",
+            {"target_modules": [*(f"in_proj_{part}" for part in ("qkv", "z", "b", "a")), "out_proj"], "lora_alpha": 2},
+        ),
+        ("qwen3_next", {"target_modules": ["in_proj_qkvz", "in_proj_ba", "out_proj"]}),
+        ("lfm2", {"target_modules": ["in_proj", "out_proj", "w1"]}),
+        ("granitemoehybrid", {"target_modules": ["in_proj", "out_proj", "input_linear"]}),
+        ("mamba2", {"target_modules": ["in_proj", "embeddings"]}),
+        ("nemotron_h", {"target_modules": ["in_proj", "o_proj", "up_proj"]}),
+        ("falcon_h1", {"target_modules": ["in_proj", "k_proj", "gate_proj"]}),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
