@@ -28,7 +28,8 @@ def create_optimizers(model: Transformer, recipe: Recipe) -> list[Optimizer]:
 
     Muon's updates are scaled to the size of AdamW's, so one learning rate serves both.
     """
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    # The kernels of convolutions are vectors of their own, one for each feature.
+    matrices = [p for name, p in model.blocks.named_parameters() if p.ndim == 2 and not name.endswith(".kernel")]
     matrix_ids = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in matrix_ids]
     rate, decay = recipe.learning_rate, recipe.weight_decay

@@ -166,6 +166,21 @@ def test_logits_match_transformers_for_any_chunks(tiny: TinyFactory, name: str, 
     assert parity_error(case.load(), case, cuts) <= CLOSE
 
 
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2", "granitemoehybrid", "nemotron_h", "falcon_h1"])
+def test_gradients_through_mixers_match_transformers(tiny: TinyFactory, name: str) -> None:
+    """The gradient at the embedding, which comes through every layer and every chunk."""
+    case = tiny(name)
+    model = case.load().requires_grad_(True).train()
+    pairs = ((model, model.embedding.weight), (case.reference, case.reference.get_input_embeddings().weight))
+    gradients = []
+    for each, weight in pairs:
+        logits = each(IDS) if each is model else each(IDS).logits
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+        gradients += torch.autograd.grad(loss, weight)
+    ours, theirs = (gradient[1:] for gradient in gradients)  # some of transformers' classes pad with token 0
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
 def transformers_greedy(model: PreTrainedModel, prompt: Tensor, count: int) -> list[int]:
     """The ``count`` tokens that transformers generates greedily after ``prompt`` [1, T]."""
     mask = torch.ones_like(prompt)
