@@ -22,6 +22,8 @@ from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,
     CohereConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Ernie4_5Config,
     Exaone4Config,
     FalconH1Config,
@@ -30,6 +32,7 @@ from transformers import (
     Gemma4TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeLiteConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoConfig,
@@ -160,6 +163,20 @@ _DELTA_NET = {key: value for key, value in _SHARED.items() if key != "num_hidden
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 6,
     "linear_conv_kernel_dim": 4,
+}
+_LATENT = {
+    **{key: value for key, value in _SHARED.items() if key not in ("head_dim", "num_key_value_heads")},
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 20,
+    "q_lora_rank": 28,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 14,
+    "moe_intermediate_size": 24,
+    "num_experts_per_tok": 2,
+    "pad_token_id": None,
 }
 _GEMMA = {
     **_SHARED,
@@ -412,6 +429,31 @@ CONFIGS: dict[str, PretrainedConfig] = {
         swiglu_limit=1.5,
         rope_parameters=_ROPES["yarn"] | {"truncate": False},
     ),
+    "deepseek_v2": _of(
+        DeepseekV2Config,
+        _LATENT,
+        q_lora_rank=None,
+        n_routed_experts=9,
+        n_shared_experts=2,
+        topk_method="group_limited_greedy",
+        n_group=3,
+        topk_group=2,
+        num_experts_per_tok=4,
+        routed_scaling_factor=1.5,
+        first_k_dense_replace=1,
+        rope_parameters=_ROPES["yarn"] | {"mscale": 0.9, "mscale_all_dim": 0.7},
+    ),
+    "deepseek_v3": _of(
+        DeepseekV3Config,
+        _LATENT,
+        n_routed_experts=8,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+        attention_bias=True,
+        rope_parameters=_ROPES["yarn"] | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "glm4_moe_lite": _of(Glm4MoeLiteConfig, _LATENT, n_routed_experts=5),
     "olmo3": _of(
         Olmo3Config,
         _EVEN,
@@ -524,6 +566,7 @@ KINDS = (
     "lfm2_moe",
     "gpt_oss",
     "opt",
+    "deepseek_v3",
 )
 RECURRENT = (
     "qwen3_5_text",
@@ -539,8 +582,9 @@ RECURRENT = (
     "nemotron_h",
     "falcon_h1",
 )  # cases with recurrent layers, which not every engine runs
+LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")  # cases with latent attention
 WITHOUT_RECURRENT = tuple(name for name in CASES if name not in RECURRENT)
-SPLIT = tuple(name for name in WITHOUT_RECURRENT if not name.startswith("gemma4"))  # by tensor parallelism
+SPLIT = tuple(name for name in WITHOUT_RECURRENT if not name.startswith(("gemma4", *LATENT)))  # by tensor parallelism
 # Not a case of every test: with enough heads for four ranks.
 CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)
 # Seeds for the cases that would soon repeat themselves with seed 0.

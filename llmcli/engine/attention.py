@@ -55,7 +55,8 @@ def attend_single(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: f
     K = k.shape[1]
     # The query heads of a group see the same keys, so they can form the query axis: keys are not repeated, no mask is
     # needed if the query sees them all, and the kernel is several times faster than the grouped one.
-    return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, mask, scale=scale).reshape(B, H, 1, D)
+    out = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, mask, scale=scale)
+    return out.reshape(B, H, 1, -1)
 
 
 def pays_in_blocks(q: Tensor, k: Tensor) -> bool:
@@ -67,15 +68,15 @@ def pays_in_blocks(q: Tensor, k: Tensor) -> bool:
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
-    """softmax(scale q k^T) v for q [B, H, T, D] and k, v [B, K, S, D]: [B, H, T, D].
+    """softmax(scale q k^T) v for q [B, H, T, D], k [B, K, S, D] and v [B, K, S, V]: [B, H, T, V].
 
     Query i sees the keys up to S - T + i, or the last ``window`` of those.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
     queries = q.float().reshape(B * K, H // K, T, D)
-    keys, values = k.reshape(B * K, S, D).float().transpose(1, 2), v.reshape(B * K, S, D).float()
-    out = torch.empty(B, T, H, D)
+    keys, values = k.reshape(B * K, S, D).float().transpose(1, 2), v.reshape(B * K, S, -1).float()
+    out = torch.empty(B, T, H, v.shape[3])
     buffer = torch.empty(B * H * min(QUERY_BLOCK, T) * S)  # one block's scores: allocating costs as much as computing
     with bfloat16_products():
         for start in range(0, T, QUERY_BLOCK):
@@ -87,7 +88,7 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale:
             torch.bmm(queries[:, :, start:stop].reshape(B * K, -1, D), keys[:, :, first:last], out=scores)
             hide(scores.mul_(scale).view(B, H, count, -1), count, None if window is None else oldest - first)
             torch.softmax(scores, dim=-1, out=scores)
-            block = torch.bmm(scores, values[:, first:last]).view(B, H, count, D)
+            block = torch.bmm(scores, values[:, first:last]).view(B, H, count, -1)
             out[:, start:stop] = block.transpose(1, 2)
     return out.transpose(1, 2)
 

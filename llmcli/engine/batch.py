@@ -42,7 +42,7 @@ class BatchedCache:
         self._planned: list[int] = []
         self.capacity = 0  # positions that each row has room for
         self._held = 0  # rows that there is room for
-        self._keys, self._values = self._empty(), self._empty()
+        self._keys, self._values = self._empty()
         self._states: dict[int, State] = {}
         self._tables: dict[tuple[RopeConfig, int], Rotation] = {}
         self._written = (torch.empty(0), torch.empty(0))  # rows of this pass, and the positions written to in each
@@ -154,13 +154,16 @@ class BatchedCache:
                 buffers[layer] = new
         self._held, self.capacity = rows, needed
 
-    def _empty(self) -> dict[int, Tensor]:
+    def _empty(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Buffers for the keys and the values of each layer that keeps some, without rows."""
         config = self.model.config
-        layers = [layer for layer in range(config.num_hidden_layers) if config.keeps_kv(layer)]
-        shapes = {layer: (0, config.kv_heads(layer), 0, config.head_size(layer)) for layer in layers}
-        return {
-            layer: torch.empty(shape, device=self.model.device, dtype=self._dtype) for layer, shape in shapes.items()
-        }
+        keys, values = {}, {}
+        for layer in filter(config.keeps_kv, range(config.num_hidden_layers)):
+            heads, *widths = config.cached(layer)
+            keys[layer], values[layer] = (
+                torch.empty(0, heads, 0, width, device=self.model.device, dtype=self._dtype) for width in widths
+            )
+        return keys, values
 
     @property
     def _dtype(self) -> torch.dtype:

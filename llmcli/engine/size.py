@@ -53,7 +53,8 @@ def cache_bytes(
     layers = range(config.num_hidden_layers)
     full = windowed = 0  # bytes of a position's keys and values in all layers of a type
     for layer in filter(config.keeps_kv, layers):
-        position = 2 * config.kv_heads(layer) * config.head_size(layer) * dtype.itemsize
+        heads, key, value = config.cached(layer)
+        position = heads * (key + value) * dtype.itemsize
         local = config.layer_type(layer) == "sliding_attention"
         full, windowed = (full, windowed + position) if local else (full + position, windowed)
     window = config.sliding_window or 0

@@ -11,13 +11,15 @@ from llmcli.engine.attention import attend
 from llmcli.engine.exact import exact_products, few
 from llmcli.engine.native import NativeProducts, NativeStep, native_products, native_step, variant
 from llmcli.model.attention import Attention
-from llmcli.model.cache import KVCache
+from llmcli.model.cache import KVCache, narrowed
 from llmcli.model.config import ModelConfig
+from llmcli.model.latent_attention import LatentAttention
 from llmcli.model.positions import Placement
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
 GPU_CACHE_BLOCK = 256  # positions by which a GPU's cache grows; each time, the CUDA graph of a step is recorded again
+FEW_QUERIES = 16  # up to so many, latent attention does not compute keys and values of all positions
 
 
 class FastAttention(Attention):
@@ -27,8 +29,30 @@ class FastAttention(Attention):
         return attend(q, k, v, placement, **self.scoring)
 
 
+class FastLatentAttention(LatentAttention):
+    """``LatentAttention`` with the kernels of ``engine.attention``, which seldom computes the heads' keys and values.
+
+    A head's score is q (K c), with its part K of the matrix ``kv``, or (K^T q) c: few queries multiply with the cached
+    latents directly. Their heads' outputs are sums of latents, which are multiplied with the values' part only then.
+    """
+
+    def mixed(self, q: Tensor, held: Tensor, placement: Placement) -> Tensor:
+        if q.shape[2] > FEW_QUERIES or torch.is_grad_enabled():
+            return super().mixed(q, held, placement)
+        sizes = self.sizes
+        matrix = self.kv.dense(slice(None)).view(self.heads, -1, sizes.rank)  # [H, plain + V, rank]
+        keys, values = torch.split(matrix, [sizes.plain_dim, sizes.value_dim], dim=1)
+        plain, rotated = torch.split(q, [sizes.plain_dim, self.rotated], dim=-1)
+        q = torch.cat((plain @ keys, rotated), dim=-1)
+        y = self.attend(narrowed(q, held.dtype), held, held[..., : sizes.rank], placement)  # [B, H, T, rank]
+        return y.float() @ values.transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, placement: Placement) -> Tensor:
+        return attend(q, k, v, placement, **self.scoring)
+
+
 class EngineTransformer(Transformer):
-    """``Transformer`` with ``FastAttention``: the same parameters, and the same logits up to rounding."""
+    """``Transformer`` with ``FastAttention`` or its like: the same parameters, and the same logits up to rounding."""
 
     complete = True  # whether the whole model is in this process, unlike in ``tensor_parallel``
 
@@ -38,7 +62,7 @@ class EngineTransformer(Transformer):
         self._products: NativeProducts | None = None
         for block in self.blocks:
             if block.attn is not None:
-                block.attn.__class__ = FastAttention
+                block.attn.__class__ = FastAttention if config.latent is None else FastLatentAttention
 
     def _apply(self, *args: Any, **kwargs: Any) -> EngineTransformer:
         self._native = self._products = None  # they point to parameters that are about to move

@@ -68,7 +68,7 @@ def architecture_of(config: ModelConfig, tokens: int) -> Architecture:
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
+        head_dim=config.query_dim,
         intermediate=config.intermediate_size if moe is None else moe.intermediate_size,
         experts=None if moe is None else moe.num_experts,
         experts_per_token=None if moe is None else moe.num_experts_per_tok,
@@ -113,6 +113,8 @@ def _experts(moe: MoeConfig) -> Iterator[str]:
         yield "experts scored by sigmoid"
     if moe.choice_bias:
         yield "biases that choose experts, but do not weight them"
+    if moe.groups > 1:
+        yield f"experts from the best {moe.groups_per_tok} of {moe.groups} groups"
     if moe.scale != 1:
         yield f"weights of experts times {moe.scale:.4g}"
 
@@ -184,7 +186,10 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield "gated attention outputs"
     if config.qkv_limit is not None:
         yield f"queries, keys and values within ±{config.qkv_limit:g}"
-    if config.attention_scale not in (None, config.head_dim**-0.5):
+    if config.latent is not None:
+        latent = f"keys and values from a latent vector of {config.latent.rank}"
+        yield f"{latent}, cached with {config.head_dim} rotated features"
+    if config.attention_scale not in (None, config.query_dim**-0.5):
         yield f"attention scores times {config.attention_scale:.4g}"
     if config.query_scale_beta:
         yield f"queries grow by {config.query_scale_beta:g} times a logarithm of the position"

@@ -12,6 +12,7 @@ from torch import Tensor
 from llmcli.explain.forward_pass import ForwardPass, tolerance
 from llmcli.explain.report import Claim, relative_error
 from llmcli.model.attention import Attention
+from llmcli.model.latent_attention import LatentAttention
 from llmcli.model.transformer import Block, Transformer
 
 
@@ -23,7 +24,7 @@ class Heads:
     """
 
     block: Block
-    attention: Attention
+    attention: Attention | LatentAttention
     weights: Tensor  # [K, G, S], of the last position
     values: Tensor  # [K, S, D]
     matrix: Tensor  # [C, K, G, D], the output projection, times its scale, and the gates of the last position

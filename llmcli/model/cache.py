@@ -70,6 +70,8 @@ class KVCache:
     """Keys and values of layers with attention, [B, K, capacity, D], of the ``length`` positions read so far.
 
     ``attending`` are the layers that have some of their own; other layers with attention read theirs.
+    With latent attention, K is 1, latent vectors take the place of keys, and values have no features.
+
     Recurrent layers have a state of fixed size instead. It cannot be truncated, so a few earlier ones are kept: that
     before the last pass, and those after the last long passes, such as prompts.
 
@@ -98,9 +100,12 @@ class KVCache:
         }
         self._first = dict.fromkeys(self.attending, 0)  # the first position in each layer's buffers
         self._device, self.dtype = device, dtype
-        shapes = {layer: (batch, config.kv_heads(layer), 0, config.head_size(layer)) for layer in self.attending}
-        self._keys = {layer: torch.empty(shape, device=device, dtype=dtype) for layer, shape in shapes.items()}
-        self._values = {layer: torch.empty_like(keys) for layer, keys in self._keys.items()}
+        self._keys, self._values = {}, {}
+        for layer in self.attending:
+            heads, *widths = config.cached(layer)
+            self._keys[layer], self._values[layer] = (
+                torch.empty((batch, heads, 0, width), device=device, dtype=dtype) for width in widths
+            )
         self._states: dict[int, State] = {}
         self._coming: dict[int, State] = {}  # those after the pass that is being made
         self._snapshots: list[Snapshot] = []

@@ -123,6 +123,9 @@ class MoeConfig:
     ``scores``: the function that turns the router's logits into scores. ``choice_bias``: each expert has a bias that is
     added to its score for the choice of experts, but not for their weights (Wang et al. 2024, Loss-Free Balancing).
     ``normalize_eps`` is added to the sum that ``normalize`` divides by; ``scale`` multiplies the weights.
+
+    The experts form ``groups`` of equal size, and a token's experts come from its ``groups_per_tok`` best groups; a
+    group is as good as its ``group_best`` best experts together (DeepSeek-AI 2024, DeepSeek-V2 and V3).
     """
 
     num_experts: int
@@ -137,6 +140,9 @@ class MoeConfig:
     choice_bias: bool = False
     normalize_eps: float = 0.0
     scale: float = 1.0
+    groups: int = 1
+    groups_per_tok: int = 1
+    group_best: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
@@ -151,6 +157,52 @@ class MoeConfig:
             raise _bad(f"routed_scaling_factor must be above 0, not {self.scale}")
         if self.shared_gate and self.shared_intermediate_size is None:
             raise _bad("a gate of the shared expert requires a shared expert")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if not 1 <= self.groups_per_tok <= self.groups or self.num_experts % self.groups:
+            raise _bad(
+                f"{self.num_experts} experts cannot form {self.groups} equal groups, of which a token's come from "
+                f"{self.groups_per_tok}"
+            )
+        size = self.num_experts // self.groups
+        if self.groups > 1 and self.group_best > size:
+            raise _bad(f"a group of {size} experts cannot be compared by its {self.group_best} best ones")
+        if self.num_experts_per_tok > self.groups_per_tok * size:
+            raise _bad(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must be at most the {self.groups_per_tok * size} "
+                "experts of a token's groups"
+            )
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1).
+
+    Keys and values of all heads are computed from a latent vector of ``rank`` features per position; the cache holds
+    it, and a key of ``head_dim`` rotated features that all heads share. Each head's queries and keys have ``plain_dim``
+    features before the rotated ones, its values have ``value_dim``. Queries come from a latent vector of ``query_rank``
+    features, or straight from the residual stream (None). ``bias``: the matrices that compute latents have a bias.
+    ``norm_eps`` is that of the latents' norms.
+    """
+
+    rank: int
+    query_rank: int | None
+    plain_dim: int
+    value_dim: int
+    bias: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "kv_lora_rank": self.rank,
+            "q_lora_rank": self.query_rank,
+            "qk_nope_head_dim": self.plain_dim,
+            "v_head_dim": self.value_dim,
+        }
+        for name, size in sizes.items():
+            if size is not None and not 1 <= size <= _MAX["head_dim"]:
+                raise _bad(f"{name} must be from 1 to {_MAX['head_dim']}, not {size}")
 
 
 @dataclass(frozen=True)
@@ -177,6 +229,7 @@ class ModelConfig:
     - ``hidden_size_per_layer_input``: each layer adds something of its own for each token, which it computes from this
       many numbers, stored for ``vocab_size_per_layer_input`` tokens; see ``per_layer.py``.
     - ``layer_scalar``: each layer multiplies the residual stream that it leaves by a learned number.
+    - ``latent``: keys and values come from a latent vector; ``head_dim`` are then only the rotated features.
     - ``mixer`` is what layers of the type "recurrent" have in attention's place, and those of the type "hybrid" beside
       it: both read the same. Layers of the type "mlp" have neither; ``layers_without_mlp`` have no MLP.
     - ``attention_gate``: each head's output is multiplied by the sigmoid of a gate, which is computed with its query.
@@ -241,6 +294,7 @@ class ModelConfig:
     hidden_size_per_layer_input: int | None = None
     vocab_size_per_layer_input: int | None = None
     layer_scalar: bool = False
+    latent: LatentConfig | None = None
     mixer: MixerConfig | None = None
     layers_without_mlp: frozenset[int] = frozenset()
     attention_gate: bool = False
@@ -395,6 +449,17 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of all key (or all value) heads together: K * D."""
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def query_dim(self) -> int:
+        """Features of a head's queries and keys."""
+        return self.head_dim if self.latent is None else self.latent.plain_dim + self.head_dim
+
+    def cached(self, layer: int) -> tuple[int, int, int]:
+        """How many keys and values a layer keeps of a position, and the features of a key and of a value."""
+        if self.latent is not None:  # one vector, from which heads compute both
+            return 1, self.latent.rank + self.head_dim, 0
+        return self.kv_heads(layer), self.head_size(layer), self.head_size(layer)
 
     def layer_norms(self, layer: int) -> tuple[str, ...]:
         """The names of a layer's norms, at most four; an absent one is the identity."""

@@ -62,17 +62,24 @@ class Norm(nn.Module):
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, as the config says.
 
     ``size`` features are normalized together. With ``heads``, x is [..., heads, size] and each head has its own
-    weight. ``offset`` None is the config's. Without weights in the model, the weight is a buffer of ones.
+    weight. ``offset`` and ``eps`` None are the config's. Without weights in the model, the weight is a buffer of ones.
     """
 
     weight: Tensor
 
     def __init__(
-        self, config: ModelConfig, size: int, *, heads: int = 1, bias: bool = False, offset: float | None = None
+        self,
+        config: ModelConfig,
+        size: int,
+        *,
+        heads: int = 1,
+        bias: bool = False,
+        offset: float | None = None,
+        eps: float | None = None,
     ) -> None:
         super().__init__()
         self.rms = config.norm == "rms"
-        self.eps = config.norm_eps
+        self.eps = config.norm_eps if eps is None else eps
         self.offset = config.norm_offset if offset is None else offset
         self.size, self.heads = size, heads
         if config.norm_weight:

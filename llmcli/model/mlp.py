@@ -116,8 +116,19 @@ class MoE(nn.Module):
         logits = self.router(tokens).float()
         scores = logits.sigmoid() if self.moe.scores == "sigmoid" else logits.softmax(dim=-1)
         ranked = scores if self.choice_bias is None else scores + self.choice_bias.float()
-        chosen = ranked.topk(self.per_token, dim=-1).indices
+        chosen = self.in_best_groups(ranked).topk(self.per_token, dim=-1).indices
         weights = scores.gather(-1, chosen)
         if self.moe.normalize:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + self.moe.normalize_eps)
         return (weights * self.moe.scale).to(tokens.dtype), chosen
+
+    def in_best_groups(self, ranked: Tensor) -> Tensor:
+        """The experts' ranks [N, experts], -inf for those outside of a token's best groups."""
+        moe = self.moe
+        if moe.groups == moe.groups_per_tok:
+            return ranked
+        grouped = ranked.view(*ranked.shape[:-1], moe.groups, -1)
+        best = grouped.topk(moe.group_best, dim=-1).values.sum(dim=-1).topk(moe.groups_per_tok, dim=-1).indices
+        outside = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, False)
+        within: Tensor = grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
+        return within

@@ -17,6 +17,7 @@ from llmcli.model import positions
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KeyValueStore, KVCache, PassStore
 from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.latent_attention import LatentAttention
 from llmcli.model.layers import Embedding, Linear, Norm
 from llmcli.model.mixers.build import build_mixer
 from llmcli.model.mlp import MLP, MoE
@@ -44,7 +45,7 @@ class Block(nn.Module):
             return Norm(config, config.hidden_size, bias=config.norm_bias) if name in norms else None
 
         self.attn_norm = norm("attn_norm")
-        self.attn = Attention(config, layer) if config.has_attention(layer) else None
+        self.attn = _attention(config, layer) if config.has_attention(layer) else None
         self.mixer = build_mixer(config, config.mixer, layer) if config.mixer and config.has_mixer(layer) else None
         self.attn_post_norm = norm("attn_post_norm")
         self.mlp_norm = norm("mlp_norm")
@@ -104,6 +105,10 @@ class Block(nn.Module):
         """What attention or the MLP adds to the residual, given its output: normalized and scaled."""
         out = out if norm is None else norm(out)
         return out if self.scale == 1 else out * self.scale
+
+
+def _attention(config: ModelConfig, layer: int) -> Attention | LatentAttention:
+    return Attention(config, layer) if config.latent is None else LatentAttention(config, config.latent, layer)
 
 
 class Transformer(nn.Module):

@@ -131,11 +131,14 @@ def _fits(tensors: Mapping[str, Tensor], model: Transformer, cache: KVCache) -> 
 def _layer_fits(tensors: Mapping[str, Tensor], config: ModelConfig, cache: KVCache, layer: int) -> bool:
     """The part of ``_fits`` that is about the keys and values of one layer."""
     count = len(tensors["ids"])
-    keys, values, (_, empty, _) = tensors[f"keys.{layer}"], tensors[f"values.{layer}"], cache.held(layer)
+    keys, values = tensors[f"keys.{layer}"], tensors[f"values.{layer}"]
     windowed = config.layer_type(layer) == "sliding_attention"
     least = min(count, (config.sliding_window or 0) - 1) if windowed else count
-    if keys.dim() != 3 or keys.shape != values.shape or keys.shape[::2] != empty.shape[1::2]:
+    if keys.dim() != 3 or not least <= keys.shape[1] <= count:
         return False
-    if not least <= keys.shape[1] <= count or {keys.dtype, values.dtype} != {cache.dtype}:
+    heads, *widths = config.cached(layer)
+    if any(held.shape != (heads, keys.shape[1], width) for held, width in zip((keys, values), widths, strict=True)):
+        return False
+    if {keys.dtype, values.dtype} != {cache.dtype}:
         return False
     return is_finite(keys) and is_finite(values)  # attention kernels would turn rows of NaN into zeros

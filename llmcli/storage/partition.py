@@ -38,8 +38,8 @@ class Partition:
     """The part of the model ``whole`` that ``rank``, counted from 0, holds of ``ranks``.
 
     Heads are not divided. If the number of heads, features or tokens is not a multiple of the ranks, some ranks hold
-    one more than others. Raises LlmcliError if there are more ranks than heads, recurrent layers, or layers that differ
-    in their heads, share keys and values, or have embeddings of their own.
+    one more than others. Raises LlmcliError if there are more ranks than heads, or layers that are recurrent, have
+    latent attention, differ in their heads, share keys and values, or have embeddings of their own.
     """
 
     whole: ModelConfig
@@ -50,6 +50,8 @@ class Partition:
         heads = self.whole.num_attention_heads
         if self.whole.mixer is not None:
             raise usage_error("recurrent layers cannot be split among ranks", "use one process")
+        if self.whole.latent is not None:
+            raise usage_error("latent attention cannot be split among ranks", "use one process")
         whole = self.whole
         if whole.global_head_dim is not None or whole.num_kv_shared_layers or whole.hidden_size_per_layer_input:
             raise usage_error(

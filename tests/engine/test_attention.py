@@ -50,13 +50,23 @@ def error(y: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     count=st.sampled_from([1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 1, 3 * QUERY_BLOCK + 5]),
     window=st.sampled_from([None, 1, 20, 100]),
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    width=st.sampled_from([24, 16]),  # of values
     seed=st.integers(0, 99),
 )
 def test_blocks_are_as_accurate_as_torchs_kernel(
-    batch: int, kv_heads: int, group: int, past: int, count: int, window: int | None, dtype: torch.dtype, seed: int
+    batch: int,
+    kv_heads: int,
+    group: int,
+    past: int,
+    count: int,
+    window: int | None,
+    dtype: torch.dtype,
+    width: int,
+    seed: int,
 ) -> None:
     H, S, D, scale = kv_heads * group, past + count, 24, 0.3
     q, k, v = random_qkv(batch, H, kv_heads, count, S, D, seed, dtype)
+    v = v[..., :width]
     mask = causal_mask(past, count, q.device, window)
     rounded = (x.bfloat16() for x in (q, k, v))
     theirs = F.scaled_dot_product_attention(*rounded, attn_mask=mask, scale=scale, enable_gqa=True)

@@ -24,12 +24,12 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.ggml import MULTIPLIED, from_blocks, row_bytes
 from llmcli.storage.quantize import QuantizedMatrix, matrices, quantize
-from tests.tiny import CASES, CONTEXT, CPU, RECURRENT, TinyFactory, random_ids
+from tests.tiny import CASES, CONTEXT, CPU, LATENT, RECURRENT, TinyFactory, random_ids
 
 pytestmark = pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
 
 IDS = random_ids(CONTEXT, seed=0)[0].tolist()
-IN_TORCH = RECURRENT  # cases with layers that C does not compute
+IN_TORCH = (*RECURRENT, *LATENT, "gemma4_text")  # cases with layers that C does not compute
 CLOSE = 1e-5  # in fp32, relative to the largest logit
 HALF = 5e-3  # keys and values in float16 or bfloat16
 WRONG = 1e-3

@@ -16,8 +16,9 @@ from llmcli.engine import attention
 from llmcli.engine import transformer as engine
 from llmcli.engine.batch import BatchedCache
 from llmcli.engine.cuda_graph import decode
-from llmcli.engine.transformer import EngineTransformer, FastAttention
+from llmcli.engine.transformer import EngineTransformer, FastAttention, FastLatentAttention
 from llmcli.model.attention import Attention
+from llmcli.model.latent_attention import LatentAttention
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from tests.parity import IDS, logits_of
@@ -96,7 +97,8 @@ def test_the_engine_has_fast_attention_and_the_same_parameters(tiny: TinyFactory
     for (path, module), (fast_path, fast_module) in zip(plain.named_modules(), fast.named_modules(), strict=True):
         assert path == fast_path
         if path:
-            assert type(fast_module) is (FastAttention if type(module) is Attention else type(module)), path
+            fast_types = {Attention: FastAttention, LatentAttention: FastLatentAttention}
+            assert type(fast_module) is fast_types.get(type(module), type(module)), path
     for (path, parameter), (fast_path, fast_parameter) in zip(
         plain.named_parameters(), fast.named_parameters(), strict=True
     ):

@@ -116,8 +116,12 @@ def record_pass(case: Tiny, ids: list[int]) -> Recording:
             hook.remove()
     recorded = Recording(out.logits[0].double(), residual, mixed)
     recorded.attention = [weights[0].double() for weights in out.attentions]
-    held = [out.past_key_values.layers[kept_by(case, number)] for number, _ in attention_blocks(case)]
-    recorded.values = [layer.values[0].double() for layer in held]
+    for number, block in attention_blocks(case):
+        held = out.past_key_values.layers[kept_by(case, number)]
+        latent = hasattr(case.reference.config, "kv_lora_rank")  # what the cache holds are then no values yet
+        with torch.no_grad():
+            values = block.self_attn.expand_kv(held.keys, held.values)[1] if latent else held.values
+        recorded.values.append(values[0].double())
     return recorded
 
 

@@ -197,8 +197,9 @@ def filled(config: ModelConfig, tokens: int, chunk: int) -> KVCache:
     while cache.length < tokens:
         count = min(chunk, tokens - cache.length)
         for layer in cache.attending:
-            k = torch.zeros(1, config.kv_heads(layer), count, config.head_size(layer))
-            cache.append(layer, k, k)
+            heads, *widths = config.cached(layer)
+            k, v = (torch.zeros(1, heads, count, width) for width in widths)
+            cache.append(layer, k, v)
         for layer in cache.recurrent:
             assert config.mixer is not None
             cache.keep_state(layer, tuple(torch.zeros(1, *shape) for shape in config.mixer.state_shapes))
@@ -214,7 +215,8 @@ def attended_bytes(config: ModelConfig, tokens: int) -> int:
         windowed = config.layer_type(layer) == "sliding_attention"
         window = config.sliding_window if windowed else None
         positions = sum(window is None or tokens - 1 - position < window for position in range(tokens))
-        numbers += positions * 2 * config.kv_heads(layer) * config.head_size(layer)
+        each = 2 * config.kv_heads(layer) * config.head_size(layer)
+        numbers += positions * (each if config.latent is None else config.latent.rank + config.head_dim)
     shapes = () if config.mixer is None else config.mixer.state_shapes
     states = len(cache.recurrent) * 4 * sum(map(math.prod, shapes))
     return 4 * numbers + states
@@ -391,6 +393,8 @@ def test_a_plain_llama_has_no_particulars_and_other_families_do(tiny: TinyFactor
         "olmo2": "not before",
         "smollm3": "layers without positions: 1",
         "qwen3_moe": "instead of experts: 1",
+        "deepseek_v2": "keys and values from a latent vector of 20, cached with 16 rotated features",
+        "deepseek_v3": "experts from the best 2 of 4 groups",
     }.items():
         assert word in found[name], (name, found[name])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ LAYERS_KEY = {"gpt2": "n_layer", "gpt_neo": "num_layers", "gptj": "n_layer"}  # 
 # What a family's file must say: its default is not supported, or transformers cannot build it.
 NECESSARY: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
+    "deepseek_v2": {"num_experts_per_tok": 6},
     "hunyuan_v1_dense": {"head_dim": 128},
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "moe"]},
 }
@@ -161,6 +163,10 @@ def expected_scales(config: PretrainedConfig) -> tuple[float, float, float]:
     if config.model_type == "falcon_h1":
         scores = head_dim**-0.5 * config.key_multiplier * config.attention_in_multiplier**2
         return scores, config.embedding_multiplier, config.lm_head_multiplier
+    if hasattr(config, "kv_lora_rank"):
+        rope, share = config.rope_parameters, config.rope_parameters.get("mscale_all_dim", 0)
+        longer = 1 + 0.1 * share * math.log(rope["factor"]) if share else 1.0
+        return longer**2 * config.qk_head_dim**-0.5, 1.0, 1.0
     if config.model_type.startswith("granite"):
         return config.attention_multiplier, config.embedding_multiplier, 1 / config.logits_scaling
     return head_dim**-0.5, 1.0, getattr(config, "logit_scale", 1.0)
@@ -235,7 +241,10 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
             assert [ours.is_moe(i) for i in layers] == [kind == "moe" for kind in theirs.layers_block_type]
             return
         step, dense = getattr(theirs, "decoder_sparse_step", 1), getattr(theirs, "mlp_only_layers", [])
-        dense = [*dense, *range(getattr(theirs, "num_dense_layers", 0))]
+        first_dense = getattr(theirs, "num_dense_layers", getattr(theirs, "first_k_dense_replace", 0))
+        dense = [*dense, *range(first_dense)]
+        if hasattr(theirs, "mlp_layer_types"):
+            dense = [layer for layer in layers if theirs.mlp_layer_types[layer] == "dense"]
         assert [ours.is_moe(i) for i in layers] == [i not in dense and (i + 1) % step == 0 for i in layers]
 
 
@@ -277,6 +286,13 @@ LLAMA3 = {
     "rope_type": "llama3",
 }
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
+DEEPSEEK_YARN = {
+    "type": "yarn",
+    "factor": 40,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "original_max_position_embeddings": 4096,
+}
 GPT_OSS_YARN = {
     "beta_fast": 32.0,
     "beta_slow": 1.0,
@@ -666,6 +682,33 @@ FILES: dict[str, dict[str, Any]] = {
     },
     "gptj-6b": {"model_type": "gptj", "n_ctx": 2048, "n_inner": None, "rotary": True, "scale_attn_weights": True},
     "gptj-wide": {"model_type": "gptj", "n_embd": 96, "n_head": 2, "rotary_dim": 10, "n_inner": 100},
+    "deepseek_v2-lite": {
+        "model_type": "deepseek_v2",
+        "first_k_dense_replace": 1,
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "max_position_embeddings": 163840,
+        "moe_intermediate_size": 1408,
+        "n_group": 1,
+        "norm_topk_prob": False,
+        "num_attention_heads": 16,
+        "num_experts_per_tok": 6,
+        "num_hidden_layers": 27,
+        "num_key_value_heads": 16,
+        "q_lora_rank": None,
+        "rope_scaling": DEEPSEEK_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+        "scoring_func": "softmax",
+        "topk_group": 1,
+        "topk_method": "greedy",
+    },
+    "deepseek_v3-671b": {
+        "model_type": "deepseek_v3",
+        "max_position_embeddings": 163840,
+        "num_hidden_layers": 61,
+        "rope_scaling": DEEPSEEK_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    },
     "olmoe-normalized": {"model_type": "olmoe", "norm_topk_prob": True, "num_experts": 8, "num_key_value_heads": 4},
 }
 
@@ -756,7 +799,12 @@ def test_the_first_name_of_longrope_means_the_same() -> None:
 
 
 DELTA_NETS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-UNUSUAL_ROPE = ("gpt2", "gpt_neo", "gptj", "opt", "granitemoehybrid", *WITHOUT_POSITIONS, *SCALED_BY_DEFAULT)
+# In transformers, GLM-4.7-Flash does not run if it rotates part of its rotated features.
+UNUSUAL_ROPE = (
+    *("glm4_moe_lite", "gpt2", "gpt_neo", "gptj", "opt", "granitemoehybrid"),
+    *WITHOUT_POSITIONS,
+    *SCALED_BY_DEFAULT,
+)
 
 
 @pytest.mark.parametrize("place", ["top", "rope_parameters"])
@@ -878,6 +926,7 @@ COUNTS = {
 # Published totals of models whose config is among FILES.
 PUBLISHED = {
     "gpt_oss-20b": 20_914_757_184,
+    "deepseek_v2-lite": 15_706_484_224,
     "olmo3-7b": 7_298_011_136,
     "gemma-2b": 2_506_172_416,
     "olmo-1b": 1_176_764_416,
@@ -914,6 +963,12 @@ def test_published_models_with_hundreds_of_experts(raw: dict[str, Any], billions
         transformers_config(first)
     )
     assert round((count_parameters(parse(first)) + rest) / 1e9, 1) == billions
+
+
+def test_deepseek_v3_has_the_published_number_of_parameters() -> None:
+    """Without the layer that predicts further tokens. All layers from the fourth on have the same sizes."""
+    four, five = (count_parameters(parse(FILES["deepseek_v3-671b"] | {"num_hidden_layers": n})) for n in (4, 5))
+    assert four + 57 * (five - four) == 671_026_419_200
 
 
 @needs_real

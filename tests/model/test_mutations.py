@@ -22,7 +22,7 @@ from llmcli.model.mlp import MLP, MoE
 from llmcli.model.per_layer import LayerInput, LayerInputs
 from llmcli.model.transformer import Transformer
 from tests.parity import CLOSE, DECODED, IDS, WRONG, parity_error
-from tests.tiny import CASES, ROPE_ORIGINAL, WINDOW, TinyFactory
+from tests.tiny import CASES, LATENT, ROPE_ORIGINAL, WINDOW, TinyFactory
 
 Mutation = Callable[[Transformer], Any]  # returns another model, or changes its argument in place
 
@@ -35,7 +35,7 @@ COHERE = ["cohere", "cohere-normed", "cohere2"]
 DELTA_NETS = ["qwen3_5_text", "qwen3_next", "qwen3_5_moe_text"]
 PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", "phi", "gptj", *DELTA_NETS]
 GATED_SHARED = ["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"]
-SHARED = [*GATED_SHARED, "granitemoehybrid-experts"]  # with an expert for every token
+SHARED = [*GATED_SHARED, "granitemoehybrid-experts", *LATENT]  # with an expert for every token
 MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "lfm2_moe", *SHARED]
 MIXED = [  # windowed and full layers
     "qwen2-windows",
@@ -84,14 +84,16 @@ SCALED_ROPE = [
     "olmo3",
     "ministral3",
     "apertus",
+    "deepseek_v2",
+    "deepseek_v3",
 ]
-YARNS = ["llama-yarn", "llama-yarn-mscale", "gpt_oss", "olmo3", "ministral3"]
+YARNS = ["llama-yarn", "llama-yarn-mscale", "gpt_oss", "olmo3", "ministral3", "deepseek_v2", "deepseek_v3"]
 LLAMA3_ROPES = ["llama-llama3", "apertus"]
 LOCAL_ROPE = [*GEMMA3, "olmo3"]
 PARTLY_ROPED = ["smollm3", "smollm3-windows", "cohere2", "exaone4"]
 MODERN = [
     *("olmo3", "ministral3", "seed_oss", "arcee", "cohere2", "exaone4", "glm4", "ernie4_5", "hunyuan_v1_dense"),
-    *("apertus", "gpt_oss"),
+    *("apertus", "gpt_oss", *LATENT),
 ]
 CUTS = [None, [40], DECODED]  # one pass, two passes, token by token
 CUTS_IDS = ["whole", "chunks", "decoded"]
@@ -257,7 +259,7 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "not truncated": (changed_rope(truncate=False), ["llama-yarn"]),
     "no attention factor": (
         changed_rope(attention_factor=1.0),
-        [*YARNS, "phi3-longrope"],
+        [*(name for name in YARNS if name != "deepseek_v3"), "phi3-longrope"],
     ),
     "short for long factors": (short_for_long, ["phi3-longrope"]),
     "never long": (changed_rope(original_max_position_embeddings=4096), ["phi3-longrope"]),
@@ -429,6 +431,7 @@ def positions_off_by_one(model: Transformer) -> None:
     model.positions.weight.copy_(model.positions.weight.roll(-1, dims=0))
 
 
+STACKED = [name for name in ATTENDING if name not in LATENT]  # with one matrix for queries, keys and values
 PRE_NORMED = [
     name
     for name in CASES
@@ -437,11 +440,11 @@ PRE_NORMED = [
 ]
 EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite", "gpt_neo", "gptj", "opt"]
 WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
-    "head halves": (swap_head_halves, [name for name in ROPED if name not in PARTIAL]),
-    "heads interleaved": (interleave_heads, ROPED),
+    "head halves": (swap_head_halves, [name for name in ROPED if name in STACKED and name not in PARTIAL]),
+    "heads interleaved": (interleave_heads, [name for name in ROPED if name in STACKED]),
     "queries and keys": (swap_queries_and_keys, EQUAL_HEADS),
-    "keys and values": (swap_keys_and_values, ATTENDING),
-    "key heads": (swap_key_value_heads, [name for name in ATTENDING if name not in ("llama-llama3", "phi3-longrope")]),
+    "keys and values": (swap_keys_and_values, STACKED),
+    "key heads": (swap_key_value_heads, [name for name in STACKED if name not in ("llama-llama3", "phi3-longrope")]),
     "gate and up": (swap_gate_and_up, GATED),
     "experts": (swap_experts, MOE),
     "norms": (swap_norms("attn_norm", "mlp_norm"), PRE_NORMED),
@@ -629,7 +632,10 @@ def gate_bounded_below(self: MLP, x: Tensor) -> Tensor:
 
 CODE: dict[str, tuple[Patch, list[str]]] = {
     "wrong features rotated": (replaced(attention, "rotate", rotate_the_end), PARTIAL),
-    "one head rotated backwards": (replaced(attention, "rotate", rotate_backwards), ROPED),
+    "one head rotated backwards": (
+        replaced(attention, "rotate", rotate_backwards),
+        [name for name in ROPED if name in STACKED],
+    ),
     "linear part of xIELU": (replaced(mlp, "xielu", xielu_without_linear_part), ["apertus"]),
     "the scale's base a position late": (replaced(positions, "query_scale", late_query_scale), ["ministral3"]),
     "llama3's ramp inverted": (replaced(positions, "_llama3", inverted_llama3), ["llama-llama3"]),

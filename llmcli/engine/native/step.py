@@ -18,6 +18,7 @@ from llmcli.engine.native.library import Buffers, Layer, Matrix, Model, Norm, Ro
 from llmcli.engine.native.matrices import FORMATS, MAX_ROWS, Matrices
 from llmcli.errors import LlmcliError
 from llmcli.model import mlp
+from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache
 from llmcli.model.config import Activation, ModelConfig, MoeConfig, RopeConfig
 from llmcli.model.layers import Norm as NormModule
@@ -216,7 +217,7 @@ class Description(Matrices):
     def _fill(self, layer: Layer, block: Block, number: int, model: Transformer) -> None:
         config = model.config
         hidden, q, kv = config.hidden_size, config.q_size, config.kv_size
-        assert block.attn is not None
+        assert isinstance(block.attn, Attention)
         for name in ("attn", "attn_post", "mlp", "mlp_post"):
             setattr(layer, name, self._norm(getattr(block, f"{name}_norm"), hidden))
         shared = config.qk_norm == "head"
@@ -286,6 +287,7 @@ def _has_known_layers(config: ModelConfig) -> bool:
         config.num_kv_shared_layers != 0,
         config.hidden_size_per_layer_input is not None,
         config.layer_scalar,
+        config.latent is not None,
         config.attention_gate,
         config.qk_norm_after_rope and config.qk_norm == "full",
         {config.attention_out_scale, config.gate_scale, config.mlp_out_scale} != {1},
@@ -300,6 +302,7 @@ def _has_known_router(moe: MoeConfig) -> bool:
         moe.choice_bias,
         moe.normalize_eps != 0,
         moe.scale != 1,
+        moe.groups != 1,
     )
     return not any(unknown)
 

@@ -12,6 +12,7 @@ from llmcli.errors import LlmcliError
 from llmcli.model.families import (
     apertus,
     cohere,
+    deepseek,
     exaone,
     falcon_h1,
     gemma,
@@ -88,6 +89,9 @@ _ALL = (
     mamba.NEMOTRON_H,
     falcon_h1.FALCON_H1,
     olmo.OLMOE,
+    deepseek.DEEPSEEK_V2,
+    deepseek.DEEPSEEK_V3,
+    deepseek.GLM4_MOE_LITE,
     multimodal.MISTRAL3,
     multimodal.LLAVA,
     multimodal.QWEN2_VL,

@@ -57,11 +57,11 @@ class Source:
 
     ``transposed``: stored [in, out]. ``grouped`` (a, b, c): the stored rows, viewed as [a, b, c, ...], become the
     parameter's as [a, c, b, ...]. ``parts`` (sizes): the stored rows are equal groups, each of these parts one after
-    another; the parameter's are the first parts of all groups, then the second ones, and so on. ``kept`` rows follow
-    each of the ``grouped``'s a groups of b c rows, and ``leading`` rows precede them all: they stay where they are.
-    ``columns_grouped`` is ``grouped`` for columns. ``shape`` is the stored shape if it differs from rows and columns.
-    ``shift`` is added to the stored values. ``minus_exp``: stored are -e^x for the parameter's values x. ``skipped``
-    stored rows precede the parameter's.
+    another; the parameter's are the first parts of all groups, then the second ones, and so on. ``ahead`` rows precede
+    and ``kept`` rows follow each of the ``grouped``'s a groups of b c rows, and ``leading`` rows precede them all: they
+    stay where they are. ``columns_grouped`` is ``grouped`` for columns. ``shape`` is the stored shape if it differs
+    from rows and columns. ``shift`` is added to the stored values. ``minus_exp``: stored are -e^x for the parameter's
+    values x. ``skipped`` stored rows precede the parameter's.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Source:
     grouped: tuple[int, int, int] | None = None
     parts: tuple[int, ...] = ()
     kept: int = 0
+    ahead: int = 0
     leading: int = 0
     columns_grouped: tuple[int, int, int] | None = None
     shape: tuple[int, ...] = ()
@@ -102,18 +103,18 @@ class Source:
             return torch.cat([part.flatten(0, 1) for part in torch.split(groups, list(self.parts), dim=1)])
         if self.grouped is None:
             return rows
-        moved = self._regrouped(rows[self.leading :], self.grouped, self.kept)
+        moved = self._regrouped(rows[self.leading :], self.grouped, self.kept, self.ahead)
         return torch.cat((rows[: self.leading], moved)) if self.leading else moved
 
     @staticmethod
-    def _regrouped(rows: Tensor, sizes: tuple[int, int, int], kept: int = 0) -> Tensor:
-        """Rows of a groups of b c rows, and of ``kept`` ones that follow each group, with b and c exchanged."""
+    def _regrouped(rows: Tensor, sizes: tuple[int, int, int], kept: int = 0, ahead: int = 0) -> Tensor:
+        """Rows of a groups of b c rows, and of those that follow each group or precede it, with b and c exchanged."""
         import torch
 
         a, b, c = sizes
-        groups = rows.reshape(a, b * c + kept, -1)
-        moved = groups[:, : b * c].reshape(a, b, c, -1).transpose(1, 2).reshape(a, b * c, -1)
-        return torch.cat((moved, groups[:, b * c :]), dim=1).reshape(rows.shape)
+        before, moved, after = torch.split(rows.reshape(a, ahead + b * c + kept, -1), [ahead, b * c, kept], dim=1)
+        moved = moved.reshape(a, b, c, -1).transpose(1, 2).reshape(a, b * c, -1)
+        return torch.cat((before, moved, after), dim=1).reshape(rows.shape)
 
     def arranged_rows(self) -> Tensor:
         """The index of each of the parameter's rows among the stored rows (or columns, if ``transposed``): [rows]."""
@@ -133,7 +134,7 @@ class Source:
             rows = torch.cat([part.reshape(groups, -1, *columns) for part in parts], dim=1)
         if self.grouped is not None:
             a, b, c = self.grouped
-            moved = self._regrouped(rows[self.leading :], (a, c, b), self.kept)
+            moved = self._regrouped(rows[self.leading :], (a, c, b), self.kept, self.ahead)
             rows = torch.cat((rows[: self.leading], moved)) if self.leading else moved
         if self.columns_grouped is not None:
             a, b, c = self.columns_grouped
@@ -164,7 +165,7 @@ class Names:
     ``up_interleaved``: the features of a stacked gate and up alternate. ``positions_skipped``: rows of ``positions``
     that precede position 0's. ``layer_inputs`` are the table, projection and norm of per-layer embeddings,
     ``layer_input`` a layer's gate, output and norm. ``mixer`` gives the rules of a recurrent layer's mixer from the
-    config and what precedes its names and the stored ones.
+    config and what precedes its names and the stored ones, ``latent`` those of latent attention.
     """
 
     embedding: str = "model.embed_tokens"
@@ -203,6 +204,7 @@ class Names:
     by_head: bool = False
     interleaved: bool = False
     mixer: Callable[[ModelConfig, str, str], list[Rule]] | None = None
+    latent: Callable[[ModelConfig, str, str], list[Rule]] | None = None
 
     def rules(self, config: ModelConfig) -> list[Rule]:
         """A rule for every parameter of a ``Transformer`` with this config."""
@@ -223,7 +225,10 @@ class Names:
             for norm in config.layer_norms(layer):
                 table += _norm(ours + norm, theirs + getattr(self, norm), config)
             if config.has_attention(layer):
-                table += self._attention(config, layer, ours + "attn.", theirs)
+                if self.latent is None:
+                    table += self._attention(config, layer, ours + "attn.", theirs)
+                else:
+                    table += self.latent(config, ours + "attn.", theirs)
             if self.mixer is not None and config.has_mixer(layer):
                 table += self.mixer(config, ours + "mixer.", theirs)
             if config.moe is not None and config.is_moe(layer):
