@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from llmcli.model.cache import KeyValueStore, state_before
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
+from llmcli.model.mixers.chunks import FEW, chunked, decays
 from llmcli.model.mixers.config import DeltaNetConfig
 from llmcli.model.mixers.convolution import causal_convolution
 
-CHUNK = 64  # positions that are computed together
-FEW = 8  # up to so many positions, one after the other is faster
 EPS = 1e-6  # under the root of the norm of queries and keys
 
 
@@ -107,12 +106,11 @@ def in_chunks(
     before the chunk, G the sum of log decays since then, and A_ij = b_i e^(G_i - G_j) k_i k_j for j < i. Then the
     output is e^G q^T S plus, for all j <= i, e^(G_i - G_j) (q_i k_j) u_j.
     """
-    B, H, T, _ = q.shape
-    padding = -T % CHUNK  # with a strength of 0 and no decay, which change nothing
-    q, k, v = (F.pad(x, (0, 0, 0, padding)).view(B, H, -1, CHUNK, x.shape[-1]) for x in (q, k, v))
-    log_decay, strength = (F.pad(x, (0, padding)).view(B, H, -1, CHUNK) for x in (log_decay, strength))
+    T = q.shape[2]
+    # Positions that are added have a strength of 0 and no decay, which change nothing.
+    q, k, v, log_decay, strength = map(chunked, (q, k, v, log_decay, strength))
     total = log_decay.cumsum(-1)
-    since = (total.unsqueeze(-1) - total.unsqueeze(-2)).tril().exp().tril()  # e^(G_i - G_j) for j <= i
+    since = decays(total)
     written = k * strength.unsqueeze(-1)
     among = (written @ k.transpose(-1, -2) * since).tril(-1)
     from_start = total.exp().unsqueeze(-1)
@@ -127,4 +125,4 @@ def in_chunks(
         corrections = values[:, :, chunk] - keys[:, :, chunk] @ memory
         outs.append(q[:, :, chunk] @ memory + seen[:, :, chunk] @ corrections)
         memory = memory * from_start[:, :, chunk, -1:] + kept[:, :, chunk].transpose(-1, -2) @ corrections
-    return torch.stack(outs, dim=2).view(B, H, T + padding, -1)[:, :, :T], memory
+    return torch.cat(outs, dim=2)[:, :, :T], memory

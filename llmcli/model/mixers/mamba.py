@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from llmcli.model.cache import KeyValueStore, state_before
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
+from llmcli.model.mixers.chunks import FEW, chunked, decays
 from llmcli.model.mixers.config import MambaConfig
 from llmcli.model.mixers.convolution import causal_convolution
 from llmcli.model.mlp import ACTIVATIONS
-
-CHUNK = 64  # positions that are computed together
-FEW = 8  # up to so many positions, one after the other is faster
 
 
 class Mamba2(nn.Module):
@@ -114,12 +112,11 @@ def in_chunks(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: 
     With G the sum of log decays since the start of the chunk and S the state before it, the output at i is
     e^(G_i) S C_i plus, for all j <= i, e^(G_i - G_j) (B_j C_i) v_j.
     """
-    B, H, T, _ = v.shape
-    padding = -T % CHUNK  # positions that write nothing and do not decay
-    read, write, v = (F.pad(x, (0, 0, 0, padding)).view(B, H, -1, CHUNK, x.shape[-1]) for x in (read, write, v))
-    total = F.pad(log_decay, (0, padding)).view(B, H, -1, CHUNK).cumsum(-1)
-    since = (total.unsqueeze(-1) - total.unsqueeze(-2)).tril().exp().tril()  # e^(G_i - G_j) for j <= i
-    within = (read @ write.transpose(-1, -2) * since) @ v
+    T = v.shape[2]
+    # Positions that are added write nothing and do not decay.
+    read, write, v, log_decay = map(chunked, (read, write, v, log_decay))
+    total = log_decay.cumsum(-1)
+    within = (read @ write.transpose(-1, -2) * decays(total)) @ v
     from_start = total.exp().unsqueeze(-1)
     read = read * from_start
     kept = v * (total[..., -1:] - total).exp().unsqueeze(-1)
@@ -129,4 +126,4 @@ def in_chunks(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: 
         added = kept[:, :, chunk].transpose(-1, -2) @ write[:, :, chunk]
         state = state * from_start[:, :, chunk, -1:] + added
     out = within + read @ torch.stack(before, dim=2).transpose(-1, -2)
-    return out.view(B, H, T + padding, -1)[:, :, :T], state
+    return out.flatten(2, 3)[:, :, :T], state
