@@ -135,6 +135,7 @@ class Checkpoint:
         """Find every parameter in the weight files, and check its name and shape; reads only headers."""
         weights, config, rules = self.locate(adapter)
         weights.check_adapter(rules)
+        weights.check_constants()
         with torch.device("meta"):
             model = build(config)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}

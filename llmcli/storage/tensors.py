@@ -46,6 +46,7 @@ EXPERT_ENDS = {"": ".weight", "_bias": ".bias"}
 EXPERT = re.compile(r"(.*\.experts)\.\d+\.(\w+)(\.weight|\.bias)")
 MAX_EXPERTS = 2**12
 PART = 2**22  # values converted at a time
+ROUNDING = {"rtol": 2**-8, "atol": 2**-24}  # of numbers stored in bfloat16 or float16
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -205,6 +206,21 @@ class WeightFiles:
                     f"{file.path}: tensor {entry.name} is stored as {entry.dtype} with a scale",
                     "only packed weights may have scales",
                 )
+
+    def check_constants(self) -> None:
+        """Raise LlmcliError if a number that is the same in all models of the family is stored with another value."""
+        for pattern, value in self.family.constants:
+            prefix, suffix = pattern.split("{}")
+            for name, (file, entry) in self.tensors.items():
+                if not (name.startswith(prefix) and name.endswith(suffix)):
+                    continue
+                stored = file.read(entry).double()
+                expected = torch.full_like(stored, value)
+                if not torch.allclose(stored, expected, **ROUNDING):
+                    raise LlmcliError(
+                        f"{file.path}: tensor {entry.name} is {stored.flatten()[:1].tolist()}, not {value:g}",
+                        "the file may be damaged, or of a model that llmcli does not compute",
+                    )
 
     def check_adapter(self, rules: Sequence[Rule]) -> None:
         """Raise LlmcliError if the adapter changes tensors that are not parameters."""

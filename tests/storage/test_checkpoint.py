@@ -458,6 +458,23 @@ def test_tensor_stored_twice(llama: Path, gpt2: Path) -> None:
     assert_rejected(gpt2, "ln_f.weight", "twice")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.7])
+def test_a_constant_of_the_family_with_another_value(tiny: TinyFactory, tmp_path: Path, value: float) -> None:
+    """transformers computes with the stored slope of xIELU at 0, llmcli with the one of all published models."""
+    folder = Path(shutil.copytree(tiny("apertus").folder, tmp_path / "model"))
+    name = "model.layers.1.mlp.act_fn.beta"
+    assert load_file(folder / WEIGHTS)[name] == 0.5
+    change_tensors(folder, {name: torch.tensor(value, dtype=torch.bfloat16)})
+    assert_rejected(folder, name, "0.5")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_rounded_constant_of_the_family(tiny: TinyFactory, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = Path(shutil.copytree(tiny("apertus").folder, tmp_path / "model"))
+    change_tensors(folder, {name: tensor.to(dtype) for name, tensor in load_file(folder / WEIGHTS).items()})
+    assert load(folder, device=CPU).dtype == dtype
+
+
 # Loading and saving
 
 
