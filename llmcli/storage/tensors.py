@@ -46,7 +46,7 @@ EXPERT_ENDS = {"": ".weight", "_bias": ".bias"}
 EXPERT = re.compile(r"(.*\.experts)\.\d+\.(\w+)(\.weight|\.bias)")
 MAX_EXPERTS = 2**12
 PART = 2**22  # values converted at a time
-ROUNDING = {"rtol": 2**-8, "atol": 2**-24}  # of numbers stored in bfloat16 or float16
+RELATIVE, ABSOLUTE = 2**-8, 2**-24  # the rounding of numbers stored in bfloat16 or float16
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -216,7 +216,7 @@ class WeightFiles:
                     continue
                 stored = file.read(entry).double()
                 expected = torch.full_like(stored, value)
-                if not torch.allclose(stored, expected, **ROUNDING):
+                if not torch.allclose(stored, expected, rtol=RELATIVE, atol=ABSOLUTE):
                     raise LlmcliError(
                         f"{file.path}: tensor {entry.name} is {stored.flatten()[:1].tolist()}, not {value:g}",
                         "the file may be damaged, or of a model that llmcli does not compute",
