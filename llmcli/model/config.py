@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from llmcli.errors import LlmcliError
 from llmcli.model.mixers.config import MixerConfig
 
+if TYPE_CHECKING:
+    from llmcli.model.activations import Activation
+
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"]
 ROPE_TYPES: tuple[RopeType, ...] = get_args(RopeType)
 
-Activation = Literal[
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "gelu_sigmoid",
-    "relu",
-    "relu_squared",
-    "relu6",
-    "leaky_relu",
-    "hardswish",
-    "mish",
-    "sigmoid",
-    "tanh",
-    "linear",
-    "xielu",
-]
 LayerType = Literal["full_attention", "sliding_attention", "recurrent", "hybrid", "mlp"]
 
 MAX_LAYERS = 512

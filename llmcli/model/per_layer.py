@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from llmcli.model.activations import ACTIVATIONS
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Embedding, Linear, Norm
-from llmcli.model.mlp import ACTIVATIONS
 
 
 class LayerInputs(nn.Module):

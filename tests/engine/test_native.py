@@ -18,8 +18,8 @@ from llmcli.engine.transformer import EngineTransformer, engine_of
 from llmcli.errors import LlmcliError
 from llmcli.files.gguf import BLOCKS
 from llmcli.generation.steps import NATIVE_PROMPT, last_logits
+from llmcli.model.activations import Activation
 from llmcli.model.cache import KVCache
-from llmcli.model.config import Activation
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.ggml import MULTIPLIED, from_blocks, row_bytes

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.model import attention, mlp, positions, transformer
+from llmcli.model import activations, attention, mlp, positions, transformer
 from llmcli.model.attention import Attention, Projection
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
@@ -554,7 +554,7 @@ def biased_weights(self: MoE, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gated_by_silu(self: MoE, shared: MLP, tokens: Tensor) -> Tensor:
-    out: Tensor = shared(tokens) * mlp.ACTIVATIONS["silu"](self.shared_gate(tokens))
+    out: Tensor = shared(tokens) * activations.ACTIVATIONS["silu"](self.shared_gate(tokens))
     return out
 
 
@@ -579,7 +579,7 @@ def contribution_without_norm(self: transformer.Block, out: Tensor, norm: Norm |
 LLAMA3, YARN = positions._llama3, positions._yarn
 PROJECT, ROUTE = Attention.project, MoE.route
 APPENDED = KVCache.appended
-XIELU, QUERY_SCALE = mlp.xielu, positions.query_scale
+XIELU, QUERY_SCALE = activations.xielu, positions.query_scale
 
 
 def xielu_without_linear_part(x: Tensor, curve: Tensor) -> Tensor:
@@ -620,13 +620,13 @@ def values_not_of_the_shared_layer(self: KVCache, layer: int, count: int) -> tup
 
 def only_the_gate_bounded(self: MLP, x: Tensor) -> Tensor:
     gate, up = self.up(x).chunk(2, dim=-1)
-    out: Tensor = self.down(mlp.ACTIVATIONS[self.activation](gate.clamp(max=self.limit)) * (up + self.offset))
+    out: Tensor = self.down(activations.ACTIVATIONS[self.activation](gate.clamp(max=self.limit)) * (up + self.offset))
     return out
 
 
 def gate_bounded_below(self: MLP, x: Tensor) -> Tensor:
     gate, up = self.up(x).clamp(-self.limit, self.limit).chunk(2, dim=-1)
-    out: Tensor = self.down(mlp.ACTIVATIONS[self.activation](gate) * (up + self.offset))
+    out: Tensor = self.down(activations.ACTIVATIONS[self.activation](gate) * (up + self.offset))
     return out
 
 

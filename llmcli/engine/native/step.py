@@ -18,9 +18,10 @@ from llmcli.engine.native.library import Buffers, Layer, Matrix, Model, Norm, Ro
 from llmcli.engine.native.matrices import FORMATS, MAX_ROWS, Matrices
 from llmcli.errors import LlmcliError
 from llmcli.model import mlp
+from llmcli.model.activations import Activation, curvatures
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache
-from llmcli.model.config import Activation, ModelConfig, MoeConfig, RopeConfig
+from llmcli.model.config import ModelConfig, MoeConfig, RopeConfig
 from llmcli.model.layers import Norm as NormModule
 from llmcli.model.transformer import Block, Transformer
 
@@ -235,7 +236,7 @@ class Description(Matrices):
         if isinstance(block.mlp, mlp.MLP):
             layer.up, layer.down = self._mlp(block.mlp, config, config.intermediate_size)
             if block.mlp.curve is not None:
-                layer.curve[0], layer.curve[1] = mlp.curvatures(block.mlp.curve).tolist()
+                layer.curve[0], layer.curve[1] = curvatures(block.mlp.curve).tolist()
         elif block.mlp is not None:
             self._fill_experts(layer, block.mlp, config)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import MAX_LAYERS, MAX_POSITIONS, MAX_WIDTH, ROPE_TYPES, Activation, LayerType, RopeConfig
+from llmcli.model.config import MAX_LAYERS, MAX_POSITIONS, MAX_WIDTH, ROPE_TYPES, LayerType, RopeConfig
+
+if TYPE_CHECKING:
+    from llmcli.model.activations import Activation
 
 T = TypeVar("T", int, float, bool)
 

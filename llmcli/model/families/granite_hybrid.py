@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmcli.model.config import Activation, LayerType, ModelConfig, MoeConfig
+from llmcli.model.config import LayerType, ModelConfig, MoeConfig
 from llmcli.model.families.fields import Defaults, common, field, optional, recurrent_layers, wrong
 from llmcli.model.families.llama import multipliers
 from llmcli.model.families.mamba import mamba_rules, step_limits
 from llmcli.model.families.rules import Family, Names
 from llmcli.model.mixers.config import MambaConfig
+
+if TYPE_CHECKING:
+    from llmcli.model.activations import Activation
 
 
 def parse_granite_hybrid(raw: Mapping[str, Any]) -> ModelConfig:

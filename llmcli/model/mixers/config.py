@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:
-    from llmcli.model.config import Activation
+    from llmcli.model.activations import Activation
 
 MOST = 2**20
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmcli.model.activations import ACTIVATIONS
 from llmcli.model.cache import KeyValueStore, state_before
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
 from llmcli.model.mixers.chunks import FEW, chunked, decays
 from llmcli.model.mixers.config import MambaConfig
 from llmcli.model.mixers.convolution import causal_convolution
-from llmcli.model.mlp import ACTIVATIONS
 
 
 class Mamba2(nn.Module):

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 enum format { F32, BF16, F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS };
-enum activation { // in the order of `Activation` in model/config.py
+enum activation { // in the order of `Activation` in model/activations.py
     SILU,
     GELU,
     GELU_TANH,
