@@ -42,6 +42,31 @@ BASH = r"""_llmcli_completion() {
 }
 complete -o nosort -F _llmcli_completion llmcli
 """
+# Like click's script for zsh, which loses every value after an empty one, such as a folder for which nothing is typed
+# yet, and needs compdef.
+ZSH = r"""#compdef llmcli
+_llmcli_completion() {
+    local -a names described response
+    local type key description
+    (( $+commands[llmcli] )) || return 1
+    response=("${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) _LLMCLI_COMPLETE=zsh_complete llmcli)}")
+    for type key description in "${response[@]}"; do
+        case $type in
+            dir) _path_files -/ ;;
+            file) _path_files -f ;;
+            plain) [[ $description == _ ]] && names+=("$key") || described+=("$key:$description") ;;
+        esac
+    done
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#names )) && compadd -U -V unsorted -a names
+}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    _llmcli_completion "$@"
+else
+    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
+    compdef _llmcli_completion llmcli
+fi
+"""
 
 
 @click.command()
@@ -55,14 +80,15 @@ def completion(shell: str) -> None:
       zsh   echo 'eval "$(llmcli completion zsh)"' >> ~/.zshrc
       fish  llmcli completion fish > ~/.config/fish/completions/llmcli.fish
 
-    Requires bash 4.4 or newer, or zsh with its completion system (compinit) enabled.
+    Requires bash 4.4 or newer, zsh or fish.
 
     \b
     Examples:
       llmcli completion bash
     """
-    if shell == "bash":
-        click.echo(BASH, nl=False)
+    own = {"bash": BASH, "zsh": ZSH}
+    if shell in own:
+        click.echo(own[shell], nl=False)
         return
     completer = get_completion_class(shell)
     assert completer is not None

@@ -69,7 +69,7 @@ def explain_step(
       llmcli explain-step "Once upon a"
       llmcli explain-step "The king was" --seed 7 --step 3 --temperature 1.2
       llmcli explain-step "She opened the" --temperatures 0,0.5,1,2
-      llmcli explain-step "The king was very" --choices "old,sad,tired"
+      llmcli explain-step "The king was very" --choices '[" old", " sad"]'
     """
     if overflow == "shift":
         grammar.exclude("--context-overflow shift", "the grammar needs the whole text")

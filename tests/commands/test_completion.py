@@ -99,16 +99,45 @@ def test_the_shell_accepts_the_script(run: Run, shell: str) -> None:
     assert f"llmcli completion {shell}" in run("completion", "--help").stdout
 
 
+def with_program(folder: Path) -> dict[str, str]:
+    """The environment of a shell in which ``llmcli`` is this repository's, by a script in ``folder``."""
+    program = folder / "llmcli"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m llmcli "$@"\n')
+    program.chmod(0o755)
+    env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PS1": "> ", "TERM": "dumb"}
+    return {**env, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+@posix
+@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
+def test_tab_in_a_real_zsh(tmp_path: Path) -> None:
+    """Without a .zshrc, which would load the completion system."""
+    import pexpect
+
+    env = with_program(tmp_path) | {"HF_HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "HOME": str(tmp_path)}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "my.gguf").touch()
+    child = pexpect.spawn(
+        "zsh", ["-f", "-i"], env=env, encoding="utf-8", timeout=None, cwd=str(tmp_path), dimensions=(24, 100)
+    )
+    child.sendline('eval "$(llmcli completion zsh)"; echo rea""dy')
+    child.expect("ready")
+    child.send("llmcli gen\t")
+    child.expect_exact("erate ")
+    child.send("-m \t")
+    for offered in ("folder/", "llama-tales-12m", "my.gguf"):
+        child.expect_exact(offered)
+    child.sendintr()
+    child.sendline("exit")
+    child.expect(pexpect.EOF)
+
+
 @posix
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 def test_tab_in_a_real_bash(tmp_path: Path) -> None:
     import pexpect
 
-    program = tmp_path / "llmcli"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m llmcli "$@"\n')
-    program.chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PS1": "> ", "TERM": "dumb"}
-    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    env = with_program(tmp_path)
     (tmp_path / "cache").mkdir()
     (tmp_path / "mx").mkdir()
     for file in ("cache/org_M.gguf", "cache/my M.gguf", "my own.gguf"):
