@@ -9,7 +9,7 @@ from llmcli import endpoint, explain
 from llmcli.render.generation import filter_label, print_server_limits
 from llmcli.render.marks import filled
 from llmcli.render.table import UNKNOWN, Cell, Column, number_cell, print_table, probability_cell
-from llmcli.render.terminal import console, drawn, print_check, print_line
+from llmcli.render.terminal import console, drawn, error_label, print_check, print_line
 from llmcli.render.text import counted, one_line, token_label
 
 CHOSEN = "→"
@@ -29,7 +29,7 @@ def print_step_check(report: explain.StepReport, stream: TextIO) -> None:
     check = report.check
     print_line(
         f"check: {'ok' if check.ok else 'FAILED'}; replaying the draw from the table gives id {check.replayed_id}; "
-        f"the final p sum to 1 (error {check.sum_error:.0e})",
+        f"the final p sum to 1 ({error_label(check.sum_error)})",
         stream,
         style="" if check.ok else "bold red",
     )

@@ -91,7 +91,11 @@ def print_model_lines(models: Sequence[ModelLabel], stream: TextIO) -> None:
         print_line(f"model: {one_line(str(model))}", stream, "dim")
 
 
+def error_label(error: float) -> str:
+    """Return how a check names an error."""
+    return "exact" if error == 0 else f"error {error:.0e}"
+
+
 def _claim(claim: explain.Claim) -> str:
     """Return the claim with its error, and with its limit if the error is above it."""
-    error = "exact" if claim.error == 0 else f"error {claim.error:.0e}"
-    return f"{claim.what} ({error}{'' if claim.holds else f', above the limit {claim.limit:.0e}'})"
+    return f"{claim.what} ({error_label(claim.error)}{'' if claim.holds else f', above the limit {claim.limit:.0e}'})"

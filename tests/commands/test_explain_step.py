@@ -167,3 +167,8 @@ def test_bad_options(run: Run, args: tuple[str, ...]) -> None:
     result = run("explain-step", "x", "-m", "no such model", *args)
     assert result.exit_code == 2
     assert "no such model" not in result.stderr
+
+
+def test_a_sum_without_an_error_is_called_exact(run: Run) -> None:
+    result = run("explain-step", "The fox", "--temperature", 0, "--top", 1)
+    assert result.stdout.count("the final p sum to 1 (exact)") == 1, result.stdout
