@@ -330,7 +330,7 @@ PATTERNS: list[tuple[dict[str, Any], str]] = [
     ({"layers_block_type": "mamba"}, "layers_block_type"),
     ({"hybrid_override_pattern": "M-*", "num_hidden_layers": 4}, "num_hidden_layers is 4, not 3"),
     ({"moe_latent_size": 8}, "latent experts"),
-    ({"n_group": 4, "topk_group": 2}, "n_group"),
+    ({"n_group": 3}, "8 experts cannot form 3 equal groups"),
     ({"time_step_min": -0.5}, "time_step_min"),
 ]
 

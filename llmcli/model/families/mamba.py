@@ -145,9 +145,6 @@ def _kinds(raw: Mapping[str, Any]) -> list[str]:
 def _experts(raw: Mapping[str, Any], kinds: list[str]) -> MoeConfig:
     if raw.get("moe_latent_size") is not None:
         raise LlmcliError("config.json: Nemotron-H with latent experts is not supported", "its other models are")
-    groups, chosen = field(raw, "n_group", 1), field(raw, "topk_group", 1)
-    if groups != chosen:
-        raise wrong("n_group", groups, f"topk_group ({chosen}): experts in groups are not supported")
     return MoeConfig(
         num_experts=field(raw, "n_routed_experts", 8),
         num_experts_per_tok=field(raw, "num_experts_per_tok", 2),
@@ -159,6 +156,9 @@ def _experts(raw: Mapping[str, Any], kinds: list[str]) -> MoeConfig:
         scores="sigmoid",
         choice_bias=True,
         scale=field(raw, "routed_scaling_factor", 1.0),
+        groups=field(raw, "n_group", 1),
+        groups_per_tok=field(raw, "topk_group", 1),
+        group_best=2,
     )
 
 
