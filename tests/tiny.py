@@ -44,6 +44,7 @@ from transformers import (
     HunYuanDenseV1Config,
     Lfm2Config,
     Lfm2MoeConfig,
+    Llama4TextConfig,
     LlamaConfig,
     Mamba2Config,
     Ministral3Config,
@@ -329,6 +330,16 @@ CONFIGS: dict[str, PretrainedConfig] = {
         _MAMBA | _MOE | {"num_local_experts": 5, "intermediate_size": 24},
         layer_types=["linear_attention", "full_attention"],
         position_embedding_type="rope",
+    ),
+    "llama4_text": _of(
+        Llama4TextConfig,
+        _EVEN | _MOE | {"intermediate_size": 24, "num_experts_per_tok": 1},
+        intermediate_size_mlp=72,
+        num_local_experts=5,
+        no_rope_layers=[1, 0],
+        moe_layers=[1],
+        attention_chunk_size=CONTEXT,
+        floor_scale=2 * CONTEXT,
     ),
     "lfm2_moe": _of(
         Lfm2MoeConfig,
@@ -645,7 +656,7 @@ def _make(name: str, folder: Path) -> Tiny:
     with torch.no_grad():
         out = reference(random_ids(CONTEXT, seed=1), output_attentions=True)
     assert 1.0 < out.logits.std() < 10.0
-    most = 0.95 if name == "nanochat" else 0.8  # heads normalized without weights select little
+    most = 0.95 if name in ("nanochat", "llama4_text") else 0.8  # heads normalized without weights select little
     for weights in getattr(out, "attentions", ()):  # Mamba-2 has none
         assert 0.2 < relative_entropy(weights) < most, f"{name}: attention entropy {relative_entropy(weights):.2f}"
     return Tiny(name, folder, reference)

@@ -115,6 +115,8 @@ def _experts(moe: MoeConfig) -> Iterator[str]:
         yield "biases that choose experts, but do not weight them"
     if moe.groups > 1:
         yield f"experts from the best {moe.groups_per_tok} of {moe.groups} groups"
+    if moe.weighs_inputs:
+        yield "weights multiply what experts read"
     if moe.scale != 1:
         yield f"weights of experts times {moe.scale:.4g}"
 
@@ -150,7 +152,12 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
     if config.post_norm:
         yield "norms after attention and MLP, " + ("and before" if config.pre_norm else "not before")
     if config.qk_norm is not None:
-        each = {"head": "per head", "heads": "per head with its own weights", "full": "over all heads"}[config.qk_norm]
+        each = {
+            "head": "per head",
+            "heads": "per head with its own weights",
+            "full": "over all heads",
+            "unweighted": "per head without weights",
+        }[config.qk_norm]
         after = ", after their rotation" if config.qk_norm_after_rope else ""
         yield f"norms on queries and keys, {each}{after}"
     biased = {

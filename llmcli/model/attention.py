@@ -49,6 +49,8 @@ class Attention(nn.Module):
         self.out = Linear(self.heads * self.head_dim, config.hidden_size, bias=config.out_bias)
         self.q_norm = _qk_norm(config, self.heads, self.head_dim)
         self.k_norm = _qk_norm(config, self.kv_heads, self.head_dim) if self.kv_layer == layer else None
+        unweighted = config.qk_norm == "unweighted" and layer not in config.layers_without_rope
+        self.qk_norm_eps = config.norm_eps if unweighted else None
         self.value_norm_eps = config.norm_eps if config.value_norm else None
         self.norm_after_rope = config.qk_norm_after_rope
         self.sinks = nn.Parameter(torch.empty(self.heads)) if config.attention_sinks else None
@@ -112,6 +114,8 @@ class Attention(nn.Module):
 
     def normed(self, qk: Tensor) -> Tensor:
         """Queries and keys [B, H + K, T, D], normalized if the model does that."""
+        if self.qk_norm_eps is not None:
+            return F.rms_norm(qk, (self.head_dim,), None, self.qk_norm_eps)
         if self.q_norm is None:
             return qk
         q, k = qk[:, : self.heads], qk[:, self.heads :]
@@ -129,7 +133,7 @@ class Attention(nn.Module):
 
 def _qk_norm(config: ModelConfig, heads: int, size: int) -> Norm | None:
     """The norm of ``heads`` query or key heads of ``size`` features, if the config has one."""
-    if config.qk_norm is None:
+    if config.qk_norm in (None, "unweighted"):
         return None
     if config.qk_norm == "full":
         return Norm(config, heads * size)

@@ -110,6 +110,7 @@ class MoeConfig:
     ``scores``: the function that turns the router's logits into scores. ``choice_bias``: each expert has a bias that is
     added to its score for the choice of experts, but not for their weights (Wang et al. 2024, Loss-Free Balancing).
     ``normalize_eps`` is added to the sum that ``normalize`` divides by; ``scale`` multiplies the weights.
+    ``weighs_inputs``: the weights multiply what experts read, not what they compute.
 
     The experts form ``groups`` of equal size, and a token's experts come from its ``groups_per_tok`` best groups; a
     group is as good as its ``group_best`` best experts together (DeepSeek-AI 2024, DeepSeek-V2 and V3).
@@ -130,6 +131,7 @@ class MoeConfig:
     groups: int = 1
     groups_per_tok: int = 1
     group_best: int = 1
+    weighs_inputs: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
@@ -201,8 +203,9 @@ class ModelConfig:
     - ``norm`` is RMSNorm or LayerNorm (``norm_bias``: with a bias; ``norm_weight``: with a weight); ``norm_offset`` is
       added to its weight. ``embedding_norm`` comes after the embedding.
       ``pre_norm`` comes before attention and MLP, ``post_norm`` after each. ``qk_norm`` normalizes queries and keys:
-      each head by one shared weight ("head") or by its own ("heads"), or all heads of a token together ("full");
-      ``qk_norm_after_rope`` says whether after their rotation.
+      each head by one shared weight ("head") or by its own ("heads"), or all heads of a token together ("full"), or
+      each head without a weight, only in layers with rotation ("unweighted"); ``qk_norm_after_rope`` says whether after
+      their rotation.
     - ``parallel_residual``: the MLP reads the same residual as attention, with its own norm unless ``shared_norm``.
     - ``position``: order comes from rotated queries and keys ("rope"), from a learned vector per position, or only from
       recurrent layers ("none").
@@ -253,7 +256,7 @@ class ModelConfig:
     norm_offset: float = 0.0
     pre_norm: bool = True
     post_norm: bool = False
-    qk_norm: Literal["head", "heads", "full"] | None = None
+    qk_norm: Literal["head", "heads", "full", "unweighted"] | None = None
     qk_norm_after_rope: bool = False
     qkv_bias: bool = False
     out_bias: bool = False

@@ -66,8 +66,11 @@ class MoE(nn.Module):
         out = torch.zeros_like(tokens)
         for number in sorted(set(chosen.flatten().tolist())):
             rows, rank = (chosen == number).nonzero(as_tuple=True)
-            expert_out: Tensor = self.experts[number](tokens[rows])
-            out.index_add_(0, rows, expert_out * weights[rows, rank, None])
+            weight, expert = weights[rows, rank, None], self.experts[number]
+            weighted: Tensor = (
+                expert(tokens[rows] * weight) if self.moe.weighs_inputs else expert(tokens[rows]) * weight
+            )
+            out.index_add_(0, rows, weighted)
         if self.shared is not None:
             out = out + self.for_all(self.shared, tokens)
         return out.view_as(x)

@@ -96,7 +96,14 @@ def norm_eps(config: PretrainedConfig) -> float:
 
 def inner_size(config: PretrainedConfig) -> int:
     """The width of the MLP, by the rules of transformers' modeling code."""
-    names = ("shared_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
+    names = (
+        "shared_intermediate_size",
+        "intermediate_size_mlp",
+        "intermediate_size",
+        "n_inner",
+        "ffn_dim",
+        "moe_intermediate_size",
+    )
     stated = next((getattr(config, name) for name in names if getattr(config, name, None)), 4 * config.hidden_size)
     return adjusted_size(config) or stated
 
@@ -144,6 +151,8 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
         "residual_scale": getattr(config, "residual_multiplier", 1.0),
         "layers_without_rope": unrotated(config),
     }
+    if config.model_type == "llama4_text":  # beyond, queries are scaled, and attention is by chunks
+        values["max_position_embeddings"] = 8191
     if config.model_type == "mamba2":  # it has neither attention nor an MLP
         values |= {"num_key_value_heads": 1, "head_dim": 1, "intermediate_size": 1}
     return values
@@ -236,9 +245,13 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
         assert ours.moe.num_experts == first(theirs, "num_experts", "num_local_experts")
         assert ours.moe.num_experts_per_tok == theirs.num_experts_per_tok
         assert ours.moe.intermediate_size == first(theirs, "moe_intermediate_size", "intermediate_size")
-        assert ours.moe.normalize == getattr(theirs, "norm_topk_prob", True)  # Mixtral's always are
+        normalizes = theirs.model_type != "llama4_text"  # others that do not say it do
+        assert ours.moe.normalize == getattr(theirs, "norm_topk_prob", normalizes)
         if theirs.model_type == "nemotron_h":
             assert [ours.is_moe(i) for i in layers] == [kind == "moe" for kind in theirs.layers_block_type]
+            return
+        if theirs.model_type == "llama4_text":
+            assert [ours.is_moe(i) for i in layers] == [i in theirs.moe_layers for i in layers]
             return
         step, dense = getattr(theirs, "decoder_sparse_step", 1), getattr(theirs, "mlp_only_layers", [])
         first_dense = getattr(theirs, "num_dense_layers", getattr(theirs, "first_k_dense_replace", 0))
@@ -753,6 +766,7 @@ def test_the_text_config_of_a_multimodal_model_is_read_as_in_transformers(name: 
         ("qwen2_vl", {"model_type": "qwen2_vl_text", "tie_word_embeddings": False}),
         ("qwen2_5_vl", {"model_type": "qwen2_5_vl_text", "tie_word_embeddings": False}),
         ("qwen3_vl", {"model_type": "qwen3_vl_text", "num_attention_heads": 8, "num_key_value_heads": 2}),
+        ("llama4", {"model_type": "llama4_text", "interleave_moe_layer_step": 2}),
         ("qwen3_vl_moe", {"model_type": "qwen3_vl_moe_text"}),
         ("qwen3_vl_moe", {"model_type": "qwen3_vl_moe_text", "num_experts": 128, "num_experts_per_tok": 8}),
     ],

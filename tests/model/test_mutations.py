@@ -15,7 +15,7 @@ from llmcli.model import activations, attention, mlp, positions, transformer
 from llmcli.model.attention import Attention, Projection
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.families import FAMILIES, glm, gpt, gpt_oss, mistral, qwen_next
+from llmcli.model.families import FAMILIES, glm, gpt, gpt_oss, llama4, mistral, qwen_next
 from llmcli.model.families.rules import Names, Rule
 from llmcli.model.layers import Norm
 from llmcli.model.mlp import MLP, MoE
@@ -287,6 +287,11 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
         changed(hidden_size_per_layer_input=None, vocab_size_per_layer_input=None),
         ["gemma4_text"],
     ),
+    "q and k of rotated layers not normalized": (changed(qk_norm=None), ["llama4_text"]),
+    "all layers rotated": (changed(layers_without_rope=frozenset()), ["llama4_text"]),
+    "weights of experts multiply what they compute": (other_experts(weighs_inputs=False), ["llama4_text"]),
+    "experts' scores by softmax": (other_experts(scores="softmax"), ["llama4_text"]),
+    "experts' weights normalized": (other_experts(normalize=True), ["llama4_text"]),
     "q and k normalized per head": (changed(qk_norm="heads"), ["olmo2", "olmo3", "olmoe"]),
     "q and k normalized together": (changed(qk_norm="full"), ["stablelm-parallel", "cohere-normed"]),
     "attention scale": (changed(attention_scale=None), ["gemma2", "gemma3_text", *GEMMA4, "granite", "gpt_neo"]),
@@ -305,7 +310,7 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "gate not bounded": (changed(gate_limit=None), ["gpt_oss"]),
     "other bound of the gate": (changed(gate_limit=1.7), ["gpt_oss"]),
     "nothing added to up": (changed(up_offset=0.0), ["gpt_oss"]),
-    "no shared expert": (other_experts(shared_intermediate_size=None, shared_gate=False), SHARED),
+    "no shared expert": (other_experts(shared_intermediate_size=None, shared_gate=False), [*SHARED, "llama4_text"]),
     "shared expert not gated": (other_experts(shared_gate=False), GATED_SHARED),
     "softmax scores": (other_experts(scores="softmax"), ["lfm2_moe"]),
     "no choice bias": (other_experts(choice_bias=False), ["lfm2_moe"]),
@@ -476,6 +481,7 @@ def inputs_not_by_head(config: ModelConfig, ours: str, theirs: str) -> list[Rule
 RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
     "qkv not stacked by head": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
     "pairs not interleaved": (Names().rules, [*COHERE, "ernie4_5"]),
+    "pairs of Llama 4 not interleaved": (dataclasses.replace(llama4.NAMES, interleaved=False).rules, ["llama4_text"]),
     "part's pairs not interleaved": (dataclasses.replace(glm.GLM4_NAMES, interleaved=False).rules, ["glm4"]),
     "first features' pairs not interleaved": (dataclasses.replace(gpt.GPTJ_NAMES, interleaved=False).rules, ["gptj"]),
     "gate and up not interleaved": (dataclasses.replace(gpt_oss.NAMES, up_interleaved=False).rules, ["gpt_oss"]),

@@ -68,7 +68,7 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
         "attention": [],
         "logits": [],
     }
-    body = getattr(model, model.base_model_prefix)
+    body = getattr(model, model.base_model_prefix, None) or model.model
     body = getattr(body, "decoder", body)
     blocks = body.layers if hasattr(body, "layers") else body.h
     hooks = []
@@ -339,6 +339,17 @@ def test_the_text_models_of_other_multimodal_models_are_loaded(
     with torch.no_grad():
         assert (ours(IDS) - whole(IDS).logits).abs().max() <= CLOSE
     assert_same_parameters(ours, case.load())
+
+
+def test_the_text_model_of_llama4_is_loaded(tiny: TinyFactory, tmp_path: Path) -> None:
+    case = tiny("llama4_text")
+    text = {f"language_model.{name}": tensor for name, tensor in load_file(case.folder / WEIGHTS).items()}
+    others = {name: torch.ones(2) for name in ("vision_model.class_embedding", "multi_modal_projector.linear_1.weight")}
+    save_file(text | others, tmp_path / WEIGHTS)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama4", "text_config": raw_config(case)}))
+    notes = LoadNotes()
+    assert_same_parameters(Checkpoint.read(tmp_path).load(device=CPU, notes=notes), case.load())
+    assert not notes.unused
 
 
 def test_unexpected_tensors_of_a_multimodal_gemma3_are_named(tiny: TinyFactory, tmp_path: Path) -> None:

@@ -250,6 +250,8 @@ WITHOUT_ARCHITECTURE = {
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_vl_moe",
+    "llama4",
+    "llama4_text",
 }
 
 

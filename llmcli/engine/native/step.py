@@ -285,6 +285,7 @@ def _has_known_layers(config: ModelConfig) -> bool:
         config.num_global_key_value_heads is not None,
         config.attention_k_eq_v,
         config.value_norm,
+        config.qk_norm == "unweighted",
         config.num_kv_shared_layers != 0,
         config.hidden_size_per_layer_input is not None,
         config.layer_scalar,
@@ -304,6 +305,7 @@ def _has_known_router(moe: MoeConfig) -> bool:
         moe.normalize_eps != 0,
         moe.scale != 1,
         moe.groups != 1,
+        moe.weighs_inputs,
     )
     return not any(unknown)
 

@@ -24,6 +24,7 @@ from llmcli.model.families import (
     hunyuan,
     lfm,
     llama,
+    llama4,
     mamba,
     mistral,
     multimodal,
@@ -97,6 +98,8 @@ _ALL = (
     multimodal.QWEN2_VL,
     multimodal.QWEN2_5_VL,
     multimodal.QWEN3_VL,
+    llama4.LLAMA4,
+    multimodal.LLAMA4,
     multimodal.QWEN3_VL_MOE,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}

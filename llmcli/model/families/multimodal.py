@@ -10,6 +10,8 @@ from llmcli.model.config import ModelConfig
 from llmcli.model.families.fields import num_experts, wrong
 from llmcli.model.families.gemma import text_config
 from llmcli.model.families.llama import parse_llama
+from llmcli.model.families.llama4 import NAMES as LLAMA4_NAMES
+from llmcli.model.families.llama4 import parse_llama4
 from llmcli.model.families.mistral import parse_ministral3, parse_mistral
 from llmcli.model.families.qwen import parse_qwen2, parse_qwen3, parse_qwen3_moe
 from llmcli.model.families.rules import Family, Names
@@ -67,6 +69,7 @@ def _qwen3_moe(raw: Mapping[str, Any]) -> ModelConfig:
 # By the text model's ``model_type``.
 _TEXT: dict[str, Parse] = {
     "llama": parse_llama,
+    "llama4_text": parse_llama4,
     "mistral": parse_mistral,
     "ministral3": parse_ministral3,
     "qwen2_vl_text": _qwen2,
@@ -104,7 +107,7 @@ def _family(
             (r"^(model\.)?language_model\.(model\.)?(?!lm_head)", "model."),
             (r"^language_model\.lm_head", "lm_head"),
         ),
-        dropped=(r"(model\.)?(vision_tower|multi_modal_projector|visual)\..*",),
+        dropped=(r"(model\.)?(vision_tower|vision_model|multi_modal_projector|visual)\..*",),
         tokenizer_class=tokenizer_class,
         stacks_experts=names is not None,
         text_only=True,
@@ -112,6 +115,7 @@ def _family(
 
 
 MISTRAL3 = _family("mistral3", "mistral", "ministral3", tokenizer_class="")
+LLAMA4 = _family("llama4", "llama4_text", names=LLAMA4_NAMES)
 LLAVA = _family("llava", "llama", "mistral", tokenizer_class="")
 QWEN2_VL = _family("qwen2_vl", "qwen2_vl_text", flat=True, tokenizer_class="Qwen2Tokenizer")
 QWEN2_5_VL = _family("qwen2_5_vl", "qwen2_5_vl_text", flat=True, tokenizer_class="Qwen2Tokenizer")

@@ -284,7 +284,7 @@ class Names:
         table += linear(ours + "out", [out], bias=config.out_bias)
         if config.attention_sinks:
             table.append(_whole(ours + "sinks", theirs + self.sinks, config.num_attention_heads))
-        if config.qk_norm is not None and config.norm_weight:
+        if config.qk_norm not in (None, "unweighted") and config.norm_weight:
             table.append(Rule(ours + "q_norm.weight", self._head_norm(config, theirs + self.q_norm, heads[0], size)))
             if heads[1]:
                 k_norm = self._head_norm(config, theirs + self.k_norm, heads[1], size)
