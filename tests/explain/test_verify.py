@@ -623,3 +623,11 @@ def test_the_first_divergence_is_reported() -> None:
     assert found is not None
     assert (found.position, found.favourite.id, found.other.id, found.margin) == (11, 1, 2, 0.25)
     assert first_divergence(reference, reference, tokenizer()) is None
+
+
+def test_without_attention_its_proofs_are_skipped(tiny: TinyFactory) -> None:
+    report = report_of(tiny("mamba2"))
+    found = {proof.name: (proof.verdict, proof.reason) for proof in report.proofs if proof.name.startswith("attention")}
+    skipped = ("skipped", "no layer of this model has attention")
+    assert found == dict.fromkeys(("attention sums to 1", "attention is causal", "attention adds up"), skipped)
+    assert report.check.ok

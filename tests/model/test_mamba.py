@@ -279,6 +279,9 @@ FALCONS: list[tuple[dict[str, Any], str]] = [
     ({"attention_bias": True, "attention_in_multiplier": 2.0}, "attention_in_multiplier"),
     ({"mamba_proj_bias": True}, "projectors_bias"),
     ({"mamba_proj_bias": True, "projectors_bias": True, "ssm_in_multiplier": 2.0}, "ssm_in_multiplier"),
+    ({"attention_in_multiplier": 1e200}, "attention_scale must be above 0, not inf"),
+    ({"head_dim": 0}, "head_dim must be a whole number from 1"),
+    ({"head_dim": -4}, "head_dim must be a whole number from 1"),
     ({"mamba_d_head": 3}, "mamba_d_head is 3, not mamba_d_ssm / mamba_n_heads (1024 / 128)"),
 ]
 

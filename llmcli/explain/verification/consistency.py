@@ -162,8 +162,15 @@ def _residual_error(model: Transformer, trace: Trace) -> float:
     return float(torch.tensor(errors).amax())
 
 
+def require_attention(subject: Subject) -> None:
+    """Raise ``Skipped`` if no layer has attention."""
+    if not subject.model.config.attending:
+        raise Skipped("no layer of this model has attention")
+
+
 def attention_adds_up(subject: Subject) -> Finding:
     """After the last token, in every layer: the observed weights times the values are what attention added."""
+    require_attention(subject)
     observed = observe(subject.model, subject.ids)
     claim = attention_output_claim(subject.model, observed, list(observed.trace.attention))
     return Finding(claim.error, subject.tolerance)

@@ -124,6 +124,13 @@ def consistency_plans(subject: Subject) -> list[Plan]:
     def observed(name: str, limit: float) -> Callable[[], Finding]:
         return lambda: Finding(getattr(errors(), name), limit)
 
+    def attended(name: str, limit: float) -> Callable[[], Finding]:
+        def find() -> Finding:
+            consistency.require_attention(subject)
+            return observed(name, limit)()
+
+        return find
+
     def of(find: Callable[[Subject], Finding]) -> Callable[[], Finding]:
         return lambda: find(subject)
 
@@ -134,8 +141,8 @@ def consistency_plans(subject: Subject) -> list[Plan]:
         Plan("batched = alone", "two texts in one batch do not affect each other", of(consistency.batched)),
         Plan("past is fixed", "no token changes what comes before it", of(consistency.causal)),
         Plan("observed = unobserved", "observing the model changes no bit of its logits", observed("logits", 0.0)),
-        Plan("attention sums to 1", f"each head's weights sum to {most}1", observed("sums", consistency.SUM_TOLERANCE)),
-        Plan("attention is causal", "no head looks at a later token", observed("ahead", 0.0)),
+        Plan("attention sums to 1", f"each head's weights sum to {most}1", attended("sums", consistency.SUM_TOLERANCE)),
+        Plan("attention is causal", "no head looks at a later token", attended("ahead", 0.0)),
         Plan(
             "attention adds up",
             "what attention adds is its weights times the values",

@@ -47,7 +47,8 @@ def parse_falcon_h1(raw: Mapping[str, Any]) -> ModelConfig:
         mlp_bias=field(raw, "mlp_bias", False),
         layer_types=("hybrid",) * shared["num_hidden_layers"],
         mixer=_mixer(raw, shared),
-        attention_scale=shared["head_dim"] ** -0.5 * _multiplier(raw, "key_multiplier") * read**2,
+        # ModelConfig reports a head_dim below 1.
+        attention_scale=max(shared["head_dim"], 1) ** -0.5 * _multiplier(raw, "key_multiplier") * read * read,
         attention_out_scale=read * _multiplier(raw, "attention_out_multiplier"),
         gate_scale=gate,
         mlp_out_scale=down,
