@@ -60,6 +60,7 @@ def save_adapter(case: Tiny, folder: Path, **settings: Any) -> PeftModel:
         ),
         ("qwen3_next", {"target_modules": ["in_proj_qkvz", "in_proj_ba", "out_proj"]}),
         ("lfm2", {"target_modules": ["in_proj", "out_proj", "w1"]}),
+        ("deepseek_v3", {"target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"]}),
         ("granitemoehybrid", {"target_modules": ["in_proj", "out_proj", "input_linear"]}),
         ("mamba2", {"target_modules": ["in_proj", "embeddings"]}),
         ("nemotron_h", {"target_modules": ["in_proj", "o_proj", "up_proj"]}),
