@@ -20,12 +20,14 @@ from transformers import (
     ApertusConfig,
     ArceeConfig,
     AutoModelForCausalLM,
+    BloomConfig,
     Cohere2Config,
     CohereConfig,
     DeepseekV2Config,
     DeepseekV3Config,
     Ernie4_5Config,
     Exaone4Config,
+    FalconConfig,
     FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
@@ -112,6 +114,15 @@ _SHARED: dict[str, Any] = {
 _EVEN = {**_SHARED, "head_dim": 12, "num_attention_heads": 4, "num_key_value_heads": 2}
 _LAYER_NORM = {key: value for key, value in _EVEN.items() if key not in ("rms_norm_eps", "head_dim")}
 
+_FALCON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "layer_norm_epsilon": 0.02,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
     "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0},
@@ -537,6 +548,21 @@ CONFIGS: dict[str, PretrainedConfig] = {
         bos_token_id=1,
         eos_token_id=2,
     ),
+    "bloom": BloomConfig(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        n_layer=2,
+        n_head=6,
+        seq_length=CONTEXT,
+        layer_norm_epsilon=0.02,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "falcon": FalconConfig(**_FALCON, num_attention_heads=3),
+    "falcon-grouped": FalconConfig(
+        **_FALCON, num_attention_heads=4, num_kv_heads=2, new_decoder_architecture=True, bias=True
+    ),
 }
 CONFIGS["gemma4_text"] = _of(
     Gemma4TextConfig,
@@ -602,6 +628,8 @@ SPLIT = tuple(name for name in WITHOUT_RECURRENT if not name.startswith(("gemma4
 CONFIGS["gpt_neox-six"] = _of(GPTNeoXConfig, _LAYER_NORM, layer_norm_eps=0.02, num_attention_heads=6)
 # Seeds for the cases that would soon repeat themselves with seed 0.
 SEEDS = {
+    "bloom": 1,
+    "falcon": 4,
     "mamba2": 3,
     "nemotron_h": 4,
     "llama-yarn-mscale": 1,

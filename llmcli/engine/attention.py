@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmcli.model import attention
+from llmcli.model.config import AlibiConfig
 from llmcli.model.positions import Placement
 
 QUERY_BLOCK = 64  # queries per block: few enough for their scores to stay in the processor's cache
@@ -32,16 +33,17 @@ def attend(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None = None,
+    alibi: AlibiConfig | None = None,
 ) -> Tensor:
     """``model.attention.attend`` by the fastest kernel for these shapes, dtype and device."""
-    plain = softcap is None and sinks is None
+    plain = softcap is None and sinks is None and alibi is None
     if plain and pays_in_blocks(q, k):
         return attend_in_blocks(q, k, v, placement.window, scale)
     dtype = kernel_dtype(q.dtype, q.device)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if plain and q.shape[2] == 1:
         return attend_single(q, k, v, placement.mask, scale)
-    return attention.attend(q, k, v, placement, scale=scale, softcap=softcap, sinks=sinks)
+    return attention.attend(q, k, v, placement, scale=scale, softcap=softcap, sinks=sinks, alibi=alibi)
 
 
 def kernel_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -184,6 +184,8 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield f"layers with an MLP of {config.intermediate_size} instead of experts: {len(config.moe.dense_layers)}"
     if config.position == "learned":
         yield "learned position embeddings"
+    if config.position == "alibi":
+        yield "ALiBi: scores that fall with distance"
     if config.position == "none":
         yield "no position encoding"
     if config.layers_without_rope:

@@ -15,6 +15,7 @@ from llmcli.explain.selection import Head, Text, find_head, find_position, token
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.attention import Projection
+from llmcli.model.positions import alibi_scores
 from llmcli.model.transformer import Block, Transformer
 
 
@@ -103,8 +104,11 @@ def _scores(model: Transformer, observed: ForwardPass, layer: int, head: int) ->
         k = _projected(model, observed, attention.kv_layer).k
         group = attention.heads // attention.kv_heads
         scores: Tensor = k[0, head // group].float() @ q[0, head, -1].float() * attention.scale
-        cap = attention.softcap
-        return scores if cap is None else cap * torch.tanh(scores / cap)
+        if attention.softcap is not None:
+            scores = attention.softcap * torch.tanh(scores / attention.softcap)
+        if attention.alibi is not None:
+            scores = scores + alibi_scores(attention.alibi, len(scores), scores.device)[head]
+        return scores
 
 
 def _projected(model: Transformer, observed: ForwardPass, layer: int) -> Projection:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.model.cache import KeyValueStore, narrowed
-from llmcli.model.config import ModelConfig
+from llmcli.model.config import AlibiConfig, ModelConfig
 from llmcli.model.layers import Linear, Norm
-from llmcli.model.positions import Placement, causal_mask, rotate
+from llmcli.model.positions import Placement, alibi_scores, causal_mask, rotate
 from llmcli.model.trace import Trace, kept
 
 
@@ -30,6 +30,7 @@ class Scoring(TypedDict):
     scale: float
     softcap: float | None
     sinks: Tensor | None
+    alibi: AlibiConfig | None
 
 
 class Attention(nn.Module):
@@ -54,6 +55,7 @@ class Attention(nn.Module):
         self.value_norm_eps = config.norm_eps if config.value_norm else None
         self.norm_after_rope = config.qk_norm_after_rope
         self.sinks = nn.Parameter(torch.empty(self.heads)) if config.attention_sinks else None
+        self.alibi = config.alibi
 
     def forward(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
         q, k, v, gate = self.project(x, placement)
@@ -83,7 +85,7 @@ class Attention(nn.Module):
     @property
     def scoring(self) -> Scoring:
         """How this layer turns products of queries and keys into weights."""
-        return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks}
+        return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks, "alibi": self.alibi}
 
     def project(self, x: Tensor, placement: Placement) -> Projection:
         """The projections of x [B, T, C]; queries and keys are normalized and rotated.
@@ -127,7 +129,7 @@ class Attention(nn.Module):
         return qkv.view(*qkv.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, placement: Placement) -> Tensor:
-        """``attend`` with this layer's scale, softcap and sinks."""
+        """``attend`` with this layer's scale, softcap, sinks and ALiBi."""
         return attend(q, k, v, placement, **self.scoring)
 
 
@@ -156,14 +158,16 @@ def attend(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None = None,
+    alibi: AlibiConfig | None = None,
 ) -> Tensor:
     """softmax(scale q k^T) v for q [B, H, T, D] and k, v [B, K, S, D]; each query sees what ``placement`` allows."""
     mask = placement.mask
-    if sinks is not None and softcap is None:
+    usual = softcap is None and alibi is None
+    if sinks is not None and usual:
         return attend_with_sinks(q, k, v, mask, sinks, scale)
-    if softcap is not None:  # no kernel of torch's bounds the scores
-        weights = attention_weights(q, k, mask, None, scale=scale, softcap=softcap, sinks=sinks).to(v.dtype)
-        return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    if not usual:  # no kernel of torch's bounds the scores, or adds to them in fp32
+        weights = attention_weights(q, k, mask, None, scale=scale, softcap=softcap, sinks=sinks, alibi=alibi)
+        return weights.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     causal = mask is None and q.shape[2] > 1
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
@@ -201,11 +205,12 @@ def attention_weights(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None = None,
+    alibi: AlibiConfig | None = None,
 ) -> Tensor:
     """The attention weights of the query ``rows``, in fp32: [B, H, rows, keys].
 
     ``softcap`` c bounds each score x to c tanh(x / c) (Gemma 2). With ``sinks`` [H], the weights of a row sum to less
-    than 1: the rest is the sink's.
+    than 1: the rest is the sink's. With ``alibi``, the keys are those of positions 0 .. S-1.
     """
     T, S = q.shape[2], k.shape[2]
     if mask is None:
@@ -216,6 +221,8 @@ def attention_weights(
     scores = q.float() @ k.float().transpose(-2, -1) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if alibi is not None:
+        scores = scores + alibi_scores(alibi, S, q.device).unsqueeze(1)
     scores = scores.masked_fill(~mask, float("-inf"))
     if sinks is None:
         return scores.softmax(dim=-1)

@@ -195,6 +195,19 @@ class LatentConfig:
 
 
 @dataclass(frozen=True)
+class AlibiConfig:
+    """Attention with linear biases (Press et al. 2022): a head adds slope * position * ``scale`` to a key's score.
+
+    ``slopes`` has one for each head. ``bfloat16``: slopes and their products with positions are rounded to bfloat16, as
+    in the model's training.
+    """
+
+    slopes: tuple[float, ...]
+    scale: float = 1.0
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Every size and choice of a decoder-only transformer, under Hugging Face's names where they exist.
 
@@ -207,8 +220,8 @@ class ModelConfig:
       each head without a weight, only in layers with rotation ("unweighted"); ``qk_norm_after_rope`` says whether after
       their rotation.
     - ``parallel_residual``: the MLP reads the same residual as attention, with its own norm unless ``shared_norm``.
-    - ``position``: order comes from rotated queries and keys ("rope"), from a learned vector per position, or only from
-      recurrent layers ("none").
+    - ``position``: order comes from rotated queries and keys ("rope"), from a learned vector per position, from scores
+      that grow with a key's position ("alibi"), or only from recurrent layers ("none").
       ``local_rope`` replaces ``rope`` in windowed layers; ``layers_without_rope`` have neither.
     - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included. Layers with
       full attention have heads of ``global_head_dim`` and ``num_global_key_value_heads`` key/value heads; None: as many
@@ -269,10 +282,11 @@ class ModelConfig:
     gate_limit: float | None = None
     up_offset: float = 0.0
     moe: MoeConfig | None = None
-    position: Literal["rope", "learned", "none"] = "rope"
+    position: Literal["rope", "learned", "alibi", "none"] = "rope"
     rope: RopeConfig | None = None
     local_rope: RopeConfig | None = None
     layers_without_rope: frozenset[int] = frozenset()
+    alibi: AlibiConfig | None = None
     sliding_window: int | None = None
     layer_types: tuple[LayerType, ...] = ()  # empty: full attention in all layers
     global_head_dim: int | None = None
@@ -337,6 +351,12 @@ class ModelConfig:
     def _check_positions(self) -> None:
         if (self.rope is not None) != (self.position == "rope"):
             raise _bad(f"position {self.position!r} contradicts rope {self.rope!r}")
+        if (self.alibi is not None) != (self.position == "alibi"):
+            raise _bad(f"position {self.position!r} contradicts alibi {self.alibi!r}")
+        if self.alibi is not None and len(self.alibi.slopes) != self.num_attention_heads:
+            raise _bad(f"{self.num_attention_heads} heads need as many slopes, not {len(self.alibi.slopes)}")
+        if self.alibi is not None and self.sliding_window is not None:
+            raise _bad("layers with ALiBi cannot be windowed")
         for rope in (self.rope, self.local_rope):
             if rope is None:
                 continue

@@ -24,7 +24,7 @@ class LatentAttention(nn.Module):
     ``latent`` computes c, before its norm, and r; ``kv`` every head's key and value from c.
     """
 
-    sinks, softcap, out_scale = None, None, 1.0
+    alibi, sinks, softcap, out_scale = None, None, None, 1.0
 
     def __init__(self, config: ModelConfig, sizes: LatentConfig, layer: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class LatentAttention(nn.Module):
     @property
     def scoring(self) -> Scoring:
         """How this layer turns products of queries and keys into weights."""
-        return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks}
+        return {"scale": self.scale, "softcap": self.softcap, "sinks": self.sinks, "alibi": self.alibi}
 
     def queries(self, x: Tensor, placement: Placement) -> Tensor:
         """The queries of x [B, T, C], [B, H, T, D]: the plain features, then the rotated ones."""

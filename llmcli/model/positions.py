@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.config import AlibiConfig, ModelConfig, RopeConfig
 
 Rotation = tuple[Tensor, Tensor]  # cosines and signed sines; see ``rotation``
 
@@ -111,6 +112,24 @@ def query_scale(config: ModelConfig, position: Tensor) -> Tensor | None:
     return 1 + config.query_scale_beta * torch.log(1 + contexts)
 
 
+def alibi_scores(alibi: AlibiConfig, count: int, device: torch.device) -> Tensor:
+    """What each head adds to the scores of the keys at positions 0 .. count-1: fp32 [H, count].
+
+    Only differences count in a softmax: for a query at position i, -slope (i - j) would do the same.
+    """
+    slopes = _slopes(alibi, device)[:, None]
+    positions = torch.arange(count, device=device)
+    if alibi.bfloat16:
+        return (slopes.bfloat16() * positions).float() * alibi.scale
+    return slopes * positions * alibi.scale
+
+
+@lru_cache(maxsize=8)
+def _slopes(alibi: AlibiConfig, device: torch.device) -> Tensor:
+    """The slopes on the device; kept, because a CUDA graph cannot copy from the host."""
+    return torch.tensor(alibi.slopes, dtype=torch.float32, device=device)
+
+
 def _rotations(
     config: ModelConfig, rotate_by: Callable[[RopeConfig], Rotation]
 ) -> tuple[Rotation | None, Rotation | None]:
@@ -124,7 +143,7 @@ def _rotations(
 
 def _kernel_mask(config: ModelConfig, seen: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask in the form that attention uses without conversion: 0 and -inf for torch's kernels, otherwise bool."""
-    if config.attention_softcap is not None or config.attention_sinks:
+    if config.attention_softcap is not None or config.attention_sinks or config.alibi is not None:
         return seen
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
 

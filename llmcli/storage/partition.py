@@ -97,7 +97,7 @@ class Partition:
 
     def narrowed(self) -> ModelConfig:
         """The config of a transformer that computes only this part."""
-        moe = self.whole.moe
+        moe, alibi = self.whole.moe, self.whole.alibi
         return replace(
             self.whole,
             vocab_size=len(self.vocabulary),
@@ -105,6 +105,7 @@ class Partition:
             num_key_value_heads=len(self.kv_heads),
             intermediate_size=len(self.share_of(self.whole.intermediate_size)),
             moe=moe and self._narrowed_experts(moe),
+            alibi=alibi and replace(alibi, slopes=tuple(alibi.slopes[head] for head in self.heads)),
         )
 
     def _narrowed_experts(self, moe: MoeConfig) -> MoeConfig:

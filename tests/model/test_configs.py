@@ -102,6 +102,7 @@ def inner_size(config: PretrainedConfig) -> int:
         "intermediate_size",
         "n_inner",
         "ffn_dim",
+        "ffn_hidden_size",
         "moe_intermediate_size",
     )
     stated = next((getattr(config, name) for name in names if getattr(config, name, None)), 4 * config.hidden_size)
@@ -111,7 +112,9 @@ def inner_size(config: PretrainedConfig) -> int:
 def activation(config: PretrainedConfig) -> str:
     if config.model_type == "gpt_oss":
         return "quick_gelu"  # whatever the file says
-    names = ("hidden_act", "mlp_hidden_act", "activation_function")
+    if config.model_type == "bloom":
+        return "gelu_pytorch_tanh"  # fixed in the modeling code
+    names = ("hidden_act", "mlp_hidden_act", "activation_function", "activation")
     return next((getattr(config, name) for name in names if hasattr(config, name)), "silu")
 
 
@@ -155,6 +158,12 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
         values["max_position_embeddings"] = 8191
     if config.model_type == "mamba2":  # it has neither attention nor an MLP
         values |= {"num_key_value_heads": 1, "head_dim": 1, "intermediate_size": 1}
+    if config.model_type == "bloom":
+        values["max_position_embeddings"] = 2048  # of training: there is no limit
+    if config.model_type == "falcon" and not config.new_decoder_architecture:
+        values["num_key_value_heads"] = 1 if config.multi_query else heads
+    elif config.model_type == "falcon":
+        values["num_key_value_heads"] = config.num_kv_heads
     return values
 
 
@@ -229,6 +238,8 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
     if theirs.model_type == "gptj":
         assert ours.rope is not None
         assert (ours.rope.theta, ours.rope.rotated(ours.head_dim)) == (10000.0, theirs.rotary_dim)
+    elif theirs.model_type == "bloom" or getattr(theirs, "alibi", False):
+        assert (ours.position, ours.rope) == ("alibi", None)
     elif rope is None:
         assert (ours.position, ours.rope) == ("none" if theirs.model_type in WITHOUT_POSITIONS else "learned", None)
     elif config_without_positions(theirs):
@@ -694,6 +705,49 @@ FILES: dict[str, dict[str, Any]] = {
         "eos_token_id": 50256,
     },
     "gptj-6b": {"model_type": "gptj", "n_ctx": 2048, "n_inner": None, "rotary": True, "scale_attn_weights": True},
+    "bloom-560m": {
+        "model_type": "bloom",
+        "n_embed": 1024,
+        "n_layer": 24,
+        "num_attention_heads": 16,
+        "seq_length": 2048,
+        "apply_residual_connection_post_layernorm": False,
+    },
+    "falcon-7b": {"model_type": "falcon", "alibi": False, "bias": False, "multi_query": True, "parallel_attn": True},
+    "falcon-40b": {
+        "model_type": "falcon",
+        "hidden_size": 8192,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 128,
+        "num_kv_heads": 8,
+        "new_decoder_architecture": True,
+    },
+    "falcon-11b": {
+        "model_type": "falcon",
+        "hidden_size": 4096,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 32,
+        "num_kv_heads": 8,
+        "num_ln_in_parallel_attn": 1,
+        "ffn_hidden_size": 16384,
+        "new_decoder_architecture": True,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500042.0,
+        "tie_word_embeddings": False,
+    },
+    "falcon-rw-1b": {
+        "model_type": "falcon",
+        "alibi": True,
+        "bias": True,
+        "hidden_size": 2048,
+        "multi_query": False,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 24,
+        "parallel_attn": False,
+        "vocab_size": 50304,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     "gptj-wide": {"model_type": "gptj", "n_embd": 96, "n_head": 2, "rotary_dim": 10, "n_inner": 100},
     "deepseek_v2-lite": {
         "model_type": "deepseek_v2",
@@ -815,7 +869,7 @@ def test_the_first_name_of_longrope_means_the_same() -> None:
 DELTA_NETS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 # In transformers, GLM-4.7-Flash does not run if it rotates part of its rotated features.
 UNUSUAL_ROPE = (
-    *("glm4_moe_lite", "gpt2", "gpt_neo", "gptj", "opt", "granitemoehybrid"),
+    *("bloom", "glm4_moe_lite", "gpt2", "gpt_neo", "gptj", "opt", "granitemoehybrid"),
     *WITHOUT_POSITIONS,
     *SCALED_BY_DEFAULT,
 )
@@ -954,6 +1008,9 @@ PUBLISHED = {
     "lfm2-8b-a1b": 8_339_929_856 + 22 * 32,  # a bias for each expert, which transformers does not count
     "granite4-h-tiny": 6_939_037_248,
     "phi-2": 2_779_683_840,
+    "bloom-560m": 559_214_592,
+    "falcon-7b": 6_921_720_704,
+    "falcon-rw-1b": 1_311_625_216,
     "gptj-6b": 6_050_882_784,  # as transformers counts; its card says 610 x 4096 more
 }
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from llmcli.model import activations, attention, mlp, positions, transformer
 from llmcli.model.attention import Attention, Projection
 from llmcli.model.cache import KVCache
-from llmcli.model.config import ModelConfig, RopeConfig
-from llmcli.model.families import FAMILIES, glm, gpt, gpt_oss, llama4, mistral, qwen_next
+from llmcli.model.config import AlibiConfig, ModelConfig, RopeConfig
+from llmcli.model.families import FAMILIES, falcon, glm, gpt, gpt_oss, llama4, mistral, qwen_next
+from llmcli.model.families.falcon import alibi_slopes
 from llmcli.model.families.rules import Names, Rule
 from llmcli.model.layers import Norm
 from llmcli.model.mlp import MLP, MoE
@@ -67,12 +68,12 @@ QK_NORMED = [
 ATTENDING = [name for name in CASES if name != "mamba2"]
 UNGATED = (
     *("gpt2", "gpt_neo", "gptj", "gpt_neox", "starcoder2", "arcee", "nanochat", "apertus", "opt", "phi"),
-    *("mamba2", "nemotron_h"),
+    *("bloom", "falcon", "mamba2", "nemotron_h"),
 )
 LEARNED = ["gpt2", "gpt2-untied", "gpt_neo", "opt"]  # positions
 FIXED_EPS = ("olmo", "opt")
 GATED = [name for name in CASES if name.split("-")[0] not in UNGATED]
-ROPED = [name for name in CASES if name not in (*LEARNED, "granitemoehybrid", "mamba2", "nemotron_h")]
+ROPED = [name for name in CASES if name not in (*LEARNED, "bloom", "granitemoehybrid", "mamba2", "nemotron_h")]
 SCALED_ROPE = [
     "llama-linear",
     "llama-dynamic",
@@ -274,7 +275,10 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "queries grow more": (changed(query_scale_beta=0.7), ["ministral3"]),
     "norm before rope": (changed(qk_norm_after_rope=False), ["hunyuan_v1_dense"]),
     "norm after rope": (changed(qk_norm_after_rope=True), ["olmo3", "exaone4", "apertus"]),
-    "embedding not normalized": (changed(embedding_norm=False), ["nanochat"]),
+    "embedding not normalized": (changed(embedding_norm=False), ["nanochat", "bloom"]),
+    "slopes of more heads": (changed(alibi=AlibiConfig(alibi_slopes(8)[:6])), ["bloom"]),
+    "slopes in another order": (changed(alibi=AlibiConfig(tuple(sorted(alibi_slopes(6))))), ["bloom"]),
+    "slopes scaled": (changed(alibi=AlibiConfig(alibi_slopes(6), scale=8**-0.5)), ["bloom"]),
     "no windows": (full_attention, WINDOWED),
     "windows everywhere": (windows_everywhere, MIXED),
     "layer types shifted": (shifted_layer_types, MIXED),
@@ -303,7 +307,7 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "residual scale": (changed(residual_scale=1.0), ["granite"]),
     "logit scale": (changed(logit_scale=1.0), ["granite", *COHERE]),
     "serial or parallel": (serial_or_parallel, NEOX),
-    "serial": (serial, ["stablelm-parallel", *COHERE, "phi", "gptj"]),
+    "serial": (serial, ["stablelm-parallel", *COHERE, "phi", "gptj", "falcon", "falcon-grouped"]),
     "no head bias": (changed(head_bias=False), ["phi", "gptj"]),
     "shared norm": (changed(shared_norm=True), ["gpt_neox"]),
     "no sinks": (changed(attention_sinks=False), ["gpt_oss"]),
@@ -441,9 +445,9 @@ PRE_NORMED = [
     name
     for name in CASES
     if not name.startswith(("olmo2", "olmo3", "cohere", "exaone4", "nanochat", "stablelm-parallel"))
-    and name not in ("olmo", "phi", "gptj")
+    and name not in ("olmo", "phi", "gptj", "falcon")
 ]
-EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite", "gpt_neo", "gptj", "opt"]
+EQUAL_HEADS = ["llama-tied", "gpt2", "gpt2-untied", *NEOX, "olmo2", "granite", "gpt_neo", "gptj", "opt", "bloom"]
 WEIGHTS: dict[str, tuple[Mutation, list[str]]] = {
     "head halves": (swap_head_halves, [name for name in ROPED if name in STACKED and name not in PARTIAL]),
     "heads interleaved": (interleave_heads, [name for name in ROPED if name in STACKED]),
@@ -480,6 +484,15 @@ def inputs_not_by_head(config: ModelConfig, ours: str, theirs: str) -> list[Rule
 
 RULES: dict[str, tuple[Callable[[ModelConfig], Any], list[str]]] = {
     "qkv not stacked by head": (dataclasses.replace(gpt.GPT_NEOX_NAMES, by_head=False).rules, NEOX),
+    "queries, keys and values not by head": (dataclasses.replace(falcon.NAMES, by_head=False).rules, ["bloom"]),
+    "queries, keys and values not by group": (
+        dataclasses.replace(falcon.NAMES, by_head=False, attn_norm="ln_attn", mlp_norm="ln_mlp").rules,
+        ["falcon-grouped"],
+    ),
+    "the norms of attention and the MLP": (
+        dataclasses.replace(falcon.NAMES, attn_norm="ln_mlp", mlp_norm="ln_attn").rules,
+        ["falcon-grouped"],
+    ),
     "pairs not interleaved": (Names().rules, [*COHERE, "ernie4_5"]),
     "pairs of Llama 4 not interleaved": (dataclasses.replace(llama4.NAMES, interleaved=False).rules, ["llama4_text"]),
     "part's pairs not interleaved": (dataclasses.replace(glm.GLM4_NAMES, interleaved=False).rules, ["glm4"]),
@@ -636,7 +649,17 @@ def gate_bounded_below(self: MLP, x: Tensor) -> Tensor:
     return out
 
 
+def falling_scores(alibi: AlibiConfig, count: int, device: torch.device) -> Tensor:
+    return -positions.alibi_scores(alibi, count, device)
+
+
+def no_scores(alibi: AlibiConfig, count: int, device: torch.device) -> Tensor:
+    return torch.zeros(len(alibi.slopes), count, device=device)
+
+
 CODE: dict[str, tuple[Patch, list[str]]] = {
+    "keys of the wrong side": (replaced(attention, "alibi_scores", falling_scores), ["bloom"]),
+    "no alibi": (replaced(attention, "alibi_scores", no_scores), ["bloom"]),
     "wrong features rotated": (replaced(attention, "rotate", rotate_the_end), PARTIAL),
     "one head rotated backwards": (
         replaced(attention, "rotate", rotate_backwards),

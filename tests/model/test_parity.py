@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    FalconConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma4Config,
@@ -31,12 +34,13 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage import checkpoint
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.finite import LoadNotes
-from tests.parity import CLOSE, DECODED, IDS, parity_error
+from tests.parity import CLOSE, DECODED, IDS, WRONG, parity_error
 from tests.tiny import (
     CASES,
     CONTEXT,
     CPU,
     ROPE_ORIGINAL,
+    VOCAB,
     WINDOW,
     Tiny,
     TinyFactory,
@@ -44,11 +48,13 @@ from tests.tiny import (
     load,
     load_with_transformers,
     random_ids,
+    randomize,
 )
 
 MLPS = ("mlp", "feed_forward", "shared_mlp", "fc2")
 MIXERS = (
     "self_attn",
+    "self_attention",
     "attn",
     "attention",
     "linear_attn",
@@ -213,6 +219,29 @@ def test_greedy_tokens_with_dynamic_angles_match_transformers_within_the_origina
     theirs = transformers_greedy(case.reference, prompt, ROPE_ORIGINAL - 4)
     assert len(set(theirs)) > 8
     assert greedy(case.load(), prompt[0].tolist(), ROPE_ORIGINAL - 4) == theirs
+
+
+def test_falcon_rounds_alibi_as_in_training(tmp_path: Path) -> None:
+    """With eager attention, transformers would add ALiBi twice to the scores."""
+    config = FalconConfig(
+        vocab_size=VOCAB,
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=12,
+        alibi=True,
+        bias=True,
+        multi_query=False,
+        parallel_attn=False,
+    )
+    reference = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    randomize(reference, seed=0)
+    reference.save_pretrained(tmp_path)
+    case, model = Tiny("falcon-rw", tmp_path, reference), load(tmp_path, device=CPU, dtype=torch.float32)
+    assert parity_error(model, case) <= CLOSE
+    assert parity_error(model, case, DECODED) <= CLOSE
+    for block in model.blocks:
+        block.attn.alibi = dataclasses.replace(block.attn.alibi, bfloat16=False)
+    assert parity_error(model, case) > WRONG
 
 
 @pytest.mark.parametrize("name", CASES)

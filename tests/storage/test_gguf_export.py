@@ -241,6 +241,8 @@ WITHOUT_ARCHITECTURE = {
     "deepseek_v2",
     "deepseek_v3",
     "glm4_moe_lite",
+    "bloom",
+    "falcon",
     "mamba2",
     "nemotron_h",
     "falcon_h1",

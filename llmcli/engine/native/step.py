@@ -281,6 +281,7 @@ def _has_known_layers(config: ModelConfig) -> bool:
     """Whether C computes everything that the config describes."""
     unknown = (
         config.mixer is not None,
+        config.position == "alibi",
         config.global_head_dim is not None,
         config.num_global_key_value_heads is not None,
         config.attention_k_eq_v,

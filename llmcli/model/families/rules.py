@@ -159,13 +159,14 @@ class Names:
     """A family's tensor names, without ``.weight`` and ``.bias``; the defaults are Llama's.
 
     Names within a layer are appended to ``layer``, which contains the layer's number. A single name for ``qkv`` or
-    ``up`` is a stacked matrix. ``transposed``: the layers' matrices are stored [in, out]. ``by_head``: the stacked
-    qkv holds q, k and v of the first head, then of the next. ``interleaved``: the two features of a rotary pair are
-    adjacent, not half a head apart. ``expert_transposed``: only the experts' matrices are stored [in, out].
-    ``up_interleaved``: the features of a stacked gate and up alternate. ``positions_skipped``: rows of ``positions``
-    that precede position 0's. ``layer_inputs`` are the table, projection and norm of per-layer embeddings,
-    ``layer_input`` a layer's gate, output and norm. ``mixer`` gives the rules of a recurrent layer's mixer from the
-    config and what precedes its names and the stored ones, ``latent`` those of latent attention.
+    ``up`` is a stacked matrix. ``transposed``: the layers' matrices are stored [in, out]. ``by_head``: the stacked qkv
+    holds the queries of the first key head, its key and its value, then those of the next key head. ``interleaved``:
+    the two features of a rotary pair are adjacent, not half a head apart. ``expert_transposed``: only the experts'
+    matrices are stored [in, out]. ``up_interleaved``: the features of a stacked gate and up alternate.
+    ``positions_skipped``: rows of ``positions`` that precede position 0's. ``layer_inputs`` are the table, projection
+    and norm of per-layer embeddings, ``layer_input`` a layer's gate, output and norm. ``mixer`` gives the rules of a
+    recurrent layer's mixer from the config and what precedes its names and the stored ones, ``latent`` those of latent
+    attention.
     """
 
     embedding: str = "model.embed_tokens"
@@ -268,8 +269,9 @@ class Names:
         heads, size = config.projected_heads(layer), config.head_size(layer)
         stored = [theirs + name for name in self.qkv]
         if len(stored) == 1:
-            grouped = (1, config.num_attention_heads, 3) if self.by_head else None
-            qkv = [Source(stored[0], sum(heads) * size, self.transposed, grouped)]
+            group = heads[0] // heads[1] * size
+            parts = (group, size, size) if self.by_head and heads[1] > 1 else ()
+            qkv = [Source(stored[0], sum(heads) * size, self.transposed, parts=parts)]
         else:
             qkv = [
                 Source(name, count * size, self.transposed) for name, count in zip(stored, heads, strict=True) if count
