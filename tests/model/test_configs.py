@@ -38,7 +38,12 @@ ACTIVATIONS = {
 }
 
 
-LAYERS_KEY = {"gpt2": "n_layer", "gpt_neo": "num_layers", "gptj": "n_layer"}  # others: num_hidden_layers
+LAYERS_KEY = {
+    "gpt2": "n_layer",
+    "gpt_neo": "num_layers",
+    "gptj": "n_layer",
+    "bloom": "n_layer",
+}  # others: num_hidden_layers
 
 # What a family's file must say: its default is not supported, or transformers cannot build it.
 NECESSARY: dict[str, dict[str, Any]] = {
@@ -890,6 +895,8 @@ def test_as_many_features_are_rotated_as_in_transformers(name: str, place: str) 
     if name == "lfm2_moe":
         raw["layer_types"] = ["full_attention"]
     raw |= {"num_key_value_heads": 2, "head_dim": 64, "vocab_size": 100, "intermediate_size": 8, "pad_token_id": 0}
+    if name == "falcon":  # it has no head_dim
+        del raw["head_dim"]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(transformers_config(raw))
     sizes = {2 * len(each) for name, each in model.named_buffers() if name.endswith("inv_freq")}

@@ -87,7 +87,7 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
             seen["attention"].append(out[1])
 
     def output_into(part: str) -> Callable[..., None]:
-        return lambda _, args, out: seen[part].append(out[0] if isinstance(out, tuple) else out)
+        return lambda _, args, out: seen[part].append((out[0] if isinstance(out, tuple) else out).clone())
 
     def nothing_into(part: str) -> Callable[..., None]:
         return lambda _, args: seen[part].append(torch.zeros_like(args[0]))
@@ -98,6 +98,8 @@ def observed(model: PreTrainedModel, ids: Tensor) -> dict[str, list[Tensor]]:
     for block in blocks:
         attention, mlp = parts_of(block)
         attn_post, mlp_post = post_norms(block)
+        if model.config.model_type == "bloom":  # its attention and MLP add the residual
+            attn_post, mlp_post = block.self_attention.dense, block.mlp.dense_4h_to_h
         routed = getattr(block, "block_sparse_moe", None)  # in Granite 4, beside the expert for every token
         hooks += [] if routed is None else [routed.register_forward_hook(output_into("routed"))]
         hooks.append(block.register_forward_pre_hook(before))

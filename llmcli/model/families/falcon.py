@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import AlibiConfig, ModelConfig
+from llmcli.model.config import MAX_WIDTH, AlibiConfig, ModelConfig
 from llmcli.model.families.fields import Defaults, common, field, optional, wrong
 from llmcli.model.families.rules import Family, Names, Rule
 
@@ -28,8 +28,10 @@ NAMES = Names(
 def alibi_slopes(heads: int) -> tuple[float, ...]:
     """The slope of each head: 2^(-8i/n) for i = 1 .. n; other numbers than powers of two take those between, too.
 
-    Source: Press et al. 2022, ALiBi, and its published code.
+    Source: Press et al. 2022, ALiBi, and its published code. No slopes for a number of heads that no model has.
     """
+    if not 1 <= heads <= MAX_WIDTH:
+        return ()
     most = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * i / most) for i in range(1, most + 1)]
     slopes += [2 ** (-4 * i / most) for i in range(1, 2 * (heads - most) + 1, 2)]
