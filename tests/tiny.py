@@ -606,6 +606,7 @@ KINDS = (
     "gpt_oss",
     "opt",
     "deepseek_v3",
+    "bloom",
 )
 RECURRENT = (
     "qwen3_5_text",
