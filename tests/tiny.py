@@ -580,6 +580,24 @@ CONFIGS["gemma4_text"] = _of(
     vocab_size_per_layer_input=VOCAB,
     final_logit_softcapping=6.0,
 )
+CONFIGS["gemma4_text-moe"] = _of(
+    Gemma4TextConfig,
+    {key: value for key, value in _GEMMA.items() if key != "query_pre_attn_scalar"},
+    num_hidden_layers=2,
+    layer_types=["sliding_attention", "full_attention"],
+    global_head_dim=32,
+    attention_k_eq_v=True,
+    num_global_key_value_heads=3,
+    rope_parameters={
+        "full_attention": {"rope_type": "proportional", "rope_theta": 500.0, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+    hidden_size_per_layer_input=0,
+    enable_moe_block=True,
+    num_experts=5,
+    top_k_experts=2,
+    moe_intermediate_size=24,
+)
 CASES = tuple(CONFIGS)
 # The cases that together have every kind of layer, of positions and of state, for tests of what is built on a model.
 # Tests of the model itself, of its tensors' names and of its config.json take all cases.
@@ -591,6 +609,7 @@ KINDS = (
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "gemma4_text-moe",
     "phi3-longrope",
     "gpt2",
     "gpt_neox",
@@ -638,6 +657,7 @@ SEEDS = {
     "gemma3_text": 1,
     "gemma3_text-linear": 7,
     "gemma4_text": 7,
+    "gemma4_text-moe": 5,
     "gpt2": 2,
     "gpt_neo": 2,
     "opt": 4,

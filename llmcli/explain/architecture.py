@@ -117,6 +117,10 @@ def _experts(moe: MoeConfig) -> Iterator[str]:
         yield f"experts from the best {moe.groups_per_tok} of {moe.groups} groups"
     if moe.weighs_inputs:
         yield "weights multiply what experts read"
+    if moe.router_norm:
+        yield "a norm before the router"
+    if moe.expert_scale:
+        yield "a factor for each expert"
     if moe.scale != 1:
         yield f"weights of experts times {moe.scale:.4g}"
 
@@ -178,6 +182,8 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield f"what the gate multiplies plus {config.up_offset:g}"
     if config.moe is not None:
         yield from _experts(config.moe)
+        if config.moe.beside_mlp:
+            yield f"an MLP of {config.intermediate_size} beside the experts"
     if config.attention_sinks:
         yield "an attention sink per head"
     if config.moe is not None and config.moe.dense_layers:

@@ -264,7 +264,7 @@ def group_of(name: str) -> str:
         return "norms"
     if module.startswith("inputs.") or ".input." in module:
         return "per-layer embeddings"
-    if module.endswith(".router") or name.endswith(".choice_bias"):
+    if module.endswith(".router") or name.endswith((".choice_bias", ".expert_scale")):
         return "routers"
     if ".experts." in module:
         return "experts"

@@ -134,7 +134,9 @@ def read_bytes(model: Transformer) -> int:
     share = 1.0 if moe is None else moe.num_experts_per_tok / moe.num_experts
     total = 0.0
     for name, parameter in model.named_parameters():
-        table = name.startswith("positions.") or (name.startswith("embedding.") and model.head is not None)
+        table = name.startswith(("positions.", "inputs.embedding.")) or (
+            name.startswith("embedding.") and model.head is not None
+        )
         unread = table or name.endswith(".factors")  # of 4-bit weights, used for many tokens at once
         total += 0.0 if unread else parameter.nbytes * (share if ".experts." in name else 1.0)
     return int(total)

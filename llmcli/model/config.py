@@ -109,8 +109,12 @@ class MoeConfig:
 
     ``scores``: the function that turns the router's logits into scores. ``choice_bias``: each expert has a bias that is
     added to its score for the choice of experts, but not for their weights (Wang et al. 2024, Loss-Free Balancing).
-    ``normalize_eps`` is added to the sum that ``normalize`` divides by; ``scale`` multiplies the weights.
-    ``weighs_inputs``: the weights multiply what experts read, not what they compute.
+    ``normalize_eps`` is added to the sum that ``normalize`` divides by; ``scale`` multiplies the weights, and
+    ``expert_scale`` each expert's weight by a learned number. ``weighs_inputs``: the weights
+    multiply what experts read, not what they compute.
+
+    ``beside_mlp``: a layer with experts also has an ordinary MLP, whose output is added to theirs; see
+    ``MLPAndExperts``. ``router_norm``: the router reads its input normalized, times hidden_size^-1/2.
 
     The experts form ``groups`` of equal size, and a token's experts come from its ``groups_per_tok`` best groups; a
     group is as good as its ``group_best`` best experts together (DeepSeek-AI 2024, DeepSeek-V2 and V3).
@@ -132,6 +136,9 @@ class MoeConfig:
     groups_per_tok: int = 1
     group_best: int = 1
     weighs_inputs: bool = False
+    expert_scale: bool = False
+    beside_mlp: bool = False
+    router_norm: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
@@ -477,10 +484,14 @@ class ModelConfig:
         present = {
             "attn_norm": mixes and self.pre_norm,
             "attn_post_norm": mixes and self.post_norm,
-            "mlp_norm": has_mlp and self.pre_norm and not self.shared_norm,
+            "mlp_norm": has_mlp and self.pre_norm and not self.shared_norm and not self.has_mlp_and_experts(layer),
             "mlp_post_norm": has_mlp and self.post_norm,
         }
         return tuple(name for name, is_present in present.items() if is_present)
+
+    def has_mlp_and_experts(self, layer: int) -> bool:
+        """Whether a layer has an MLP and experts, each with norms of its own."""
+        return self.moe is not None and self.moe.beside_mlp and self.is_moe(layer)
 
     def layer_type(self, layer: int) -> LayerType:
         """How a layer mixes positions: by attention to all earlier ones or a window, by a mixer, by both or not."""

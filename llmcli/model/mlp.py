@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llmcli.model.activations import ACTIVATIONS, xielu
 from llmcli.model.config import ModelConfig, MoeConfig
-from llmcli.model.layers import Linear
+from llmcli.model.layers import Linear, Norm
 
 
 class MLP(nn.Module):
@@ -53,16 +53,19 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig, moe: MoeConfig) -> None:
         super().__init__()
         self.moe, self.per_token = moe, moe.num_experts_per_tok
+        self.router_norm = Norm(config, config.hidden_size) if moe.router_norm else None
         self.router = Linear(config.hidden_size, moe.num_experts, bias=moe.router_bias)
         self.choice_bias = nn.Parameter(torch.empty(moe.num_experts)) if moe.choice_bias else None
+        self.expert_scale = nn.Parameter(torch.empty(moe.num_experts)) if moe.expert_scale else None
         self.experts = nn.ModuleList(MLP(config, moe.intermediate_size) for _ in range(moe.num_experts))
         shared = moe.shared_intermediate_size
         self.shared = None if shared is None else MLP(config, shared)
         self.shared_gate = Linear(config.hidden_size, 1, bias=False) if moe.shared_gate else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, routed_by: Tensor | None = None) -> Tensor:
+        """What the experts compute from x [..., C]; the router reads ``routed_by`` if it is given."""
         tokens = x.view(-1, x.shape[-1])  # [N, C]
-        weights, chosen = self.route(tokens)
+        weights, chosen = self.route(tokens if routed_by is None else routed_by.view_as(tokens))
         out = torch.zeros_like(tokens)
         for number in sorted(set(chosen.flatten().tolist())):
             rows, rank = (chosen == number).nonzero(as_tuple=True)
@@ -82,6 +85,8 @@ class MoE(nn.Module):
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The weights and the numbers of the experts chosen for tokens [N, C], each [N, num_experts_per_tok]."""
+        if self.router_norm is not None:
+            tokens = self.router_norm(tokens) * tokens.shape[-1] ** -0.5
         logits = self.router(tokens).float()
         scores = logits.sigmoid() if self.moe.scores == "sigmoid" else logits.softmax(dim=-1)
         ranked = scores if self.choice_bias is None else scores + self.choice_bias.float()
@@ -89,6 +94,8 @@ class MoE(nn.Module):
         weights = scores.gather(-1, chosen)
         if self.moe.normalize:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + self.moe.normalize_eps)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale.float()[chosen]
         return (weights * self.moe.scale).to(tokens.dtype), chosen
 
     def in_best_groups(self, ranked: Tensor) -> Tensor:
@@ -101,3 +108,22 @@ class MoE(nn.Module):
         outside = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, False)
         within: Tensor = grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
         return within
+
+
+class MLPAndExperts(nn.Module):
+    """An MLP and experts side by side, each with a norm before and after it; the router reads what precedes the norms.
+
+    It takes the residual stream [B, T, C] itself.
+    """
+
+    def __init__(self, config: ModelConfig, moe: MoeConfig, wide: int) -> None:
+        super().__init__()
+        self.mlp_norm, self.mlp = Norm(config, config.hidden_size), MLP(config, wide)
+        self.mlp_post_norm = Norm(config, config.hidden_size)
+        self.moe_norm, self.moe = Norm(config, config.hidden_size), MoE(config, moe)
+        self.moe_post_norm = Norm(config, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_mlp: Tensor = self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        by_experts: Tensor = self.moe_post_norm(self.moe(self.moe_norm(x), routed_by=x))
+        return by_mlp + by_experts

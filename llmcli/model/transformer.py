@@ -20,7 +20,7 @@ from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.latent_attention import LatentAttention
 from llmcli.model.layers import Embedding, Linear, Norm
 from llmcli.model.mixers.build import build_mixer
-from llmcli.model.mlp import MLP, MoE
+from llmcli.model.mlp import MLP, MLPAndExperts, MoE
 from llmcli.model.per_layer import layer_input, layer_inputs
 from llmcli.model.positions import Angles, Placement, Placements, Rotation
 from llmcli.model.trace import Trace, kept
@@ -49,8 +49,10 @@ class Block(nn.Module):
         self.mixer = build_mixer(config, config.mixer, layer) if config.mixer and config.has_mixer(layer) else None
         self.attn_post_norm = norm("attn_post_norm")
         self.mlp_norm = norm("mlp_norm")
-        self.mlp: MLP | MoE | None = None
-        if config.moe is not None and config.is_moe(layer):
+        self.mlp: MLP | MoE | MLPAndExperts | None = None
+        if config.moe is not None and config.has_mlp_and_experts(layer):
+            self.mlp = MLPAndExperts(config, config.moe, config.mlp_size(layer))
+        elif config.moe is not None and config.is_moe(layer):
             self.mlp = MoE(config, config.moe)
         elif config.has_mlp(layer):
             self.mlp = MLP(config, config.mlp_size(layer))

@@ -98,7 +98,7 @@ def transformers_group(name: str) -> str:
         return "embedding"
     if "lm_head" in name or "embed_out" in name:
         return "head"
-    if "norm" in name or ".ln_" in name or "layer_scalar" in name:
+    if "norm" in name or ".ln_" in name or name.endswith(("layer_scalar", ".router.scale")):
         return "norms"
     if ".experts." in name:
         return "experts"
@@ -111,6 +111,8 @@ def transformers_group(name: str) -> str:
             ".mixer.gate.weight",
             "block_sparse_moe.gate.weight",
             ".router.weight",
+            ".router.proj.weight",
+            ".router.per_expert_scale",
             ".router.bias",
         )
     ):

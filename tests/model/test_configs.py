@@ -259,7 +259,7 @@ def assert_same(ours: ModelConfig, theirs: PretrainedConfig) -> None:
         assert_same_layers(ours, theirs)
     if ours.moe is not None:
         assert ours.moe.num_experts == first(theirs, "num_experts", "num_local_experts")
-        assert ours.moe.num_experts_per_tok == theirs.num_experts_per_tok
+        assert ours.moe.num_experts_per_tok == first(theirs, "num_experts_per_tok", "top_k_experts")
         assert ours.moe.intermediate_size == first(theirs, "moe_intermediate_size", "intermediate_size")
         normalizes = theirs.model_type != "llama4_text"  # others that do not say it do
         assert ours.moe.normalize == getattr(theirs, "norm_topk_prob", normalizes)
@@ -781,6 +781,53 @@ FILES: dict[str, dict[str, Any]] = {
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
     },
+    "gemma4_text-e2b": {
+        "model_type": "gemma4_text",
+        "hidden_size": 1536,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 35,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20,
+        "use_double_wide_mlp": True,
+        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma4_text-e4b": {
+        "model_type": "gemma4_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 42,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 18,
+        "num_global_key_value_heads": None,
+    },
+    "gemma4_text-31b": {
+        "model_type": "gemma4_text",
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "num_global_key_value_heads": 4,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "sliding_window": 1024,
+        "use_bidirectional_attention": "vision",
+    },
+    "gemma4_text-26b-a4b": {
+        "model_type": "gemma4_text",
+        "hidden_size": 2816,
+        "intermediate_size": 2112,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "num_global_key_value_heads": 2,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 128,
+        "top_k_experts": 8,
+        "moe_intermediate_size": 704,
+    },
     "olmoe-normalized": {"model_type": "olmoe", "norm_topk_prob": True, "num_experts": 8, "num_key_value_heads": 4},
 }
 
@@ -800,6 +847,9 @@ def test_models_have_as_many_parameters_as_in_transformers(name: str) -> None:
         raw["hybrid_override_pattern"] = raw["hybrid_override_pattern"][:layers]
     if raw["model_type"] == "gpt_neo":
         raw["attention_types"] = [[["global"], layers]]
+    if raw["model_type"] == "gemma4_text":
+        raw |= {"layer_types": raw["layer_types"][:layers]} if "layer_types" in raw else {}
+        raw["num_kv_shared_layers"] = min(raw.get("num_kv_shared_layers", 0), 3)
     if raw.get("layer_types"):
         raw["layer_types"] = raw["layer_types"][:layers]
     config = transformers_config(raw)
@@ -1019,6 +1069,11 @@ PUBLISHED = {
     "falcon-7b": 6_921_720_704,
     "falcon-rw-1b": 1_311_625_216,
     "gptj-6b": 6_050_882_784,  # as transformers counts; its card says 610 x 4096 more
+    # Without encoders of images and sound, and without what layers that share keys and values store but do not use.
+    "gemma4_text-e2b": 4_628_569_379,
+    "gemma4_text-e4b": 7_463_013_418,
+    "gemma4_text-31b": 30_697_345_340,
+    "gemma4_text-26b-a4b": 25_233_141_790,
 }
 
 

@@ -19,7 +19,7 @@ from llmcli.model.families import FAMILIES, falcon, glm, gpt, gpt_oss, llama4, m
 from llmcli.model.families.falcon import alibi_slopes
 from llmcli.model.families.rules import Names, Rule
 from llmcli.model.layers import Norm
-from llmcli.model.mlp import MLP, MoE
+from llmcli.model.mlp import MLP, MLPAndExperts, MoE
 from llmcli.model.per_layer import LayerInput, LayerInputs
 from llmcli.model.transformer import Transformer
 from tests.parity import CLOSE, DECODED, IDS, WRONG, parity_error
@@ -30,14 +30,15 @@ Mutation = Callable[[Transformer], Any]  # returns another model, or changes its
 GEMMA = ["gemma2", "gemma3_text", "gemma3_text-linear"]
 GEMMA3 = GEMMA[1:]
 NEOX = ["gpt_neox", "gpt_neox-serial"]
-GEMMA4 = ["gemma4_text"]
+GEMMA4_MOE = ["gemma4_text-moe"]
+GEMMA4 = ["gemma4_text", *GEMMA4_MOE]
 POST_NORMED = [*GEMMA, *GEMMA4, "olmo2", "olmo3", "exaone4", "glm4"]
 COHERE = ["cohere", "cohere-normed", "cohere2"]
 DELTA_NETS = ["qwen3_5_text", "qwen3_next", "qwen3_5_moe_text"]
 PARTIAL = ["phi3-longrope", *NEOX, "stablelm", "stablelm-parallel", "glm4", "phi", "gptj", *DELTA_NETS]
 GATED_SHARED = ["qwen2_moe", "qwen3_next", "qwen3_5_moe_text"]
 SHARED = [*GATED_SHARED, "granitemoehybrid-experts", *LATENT]  # with an expert for every token
-MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "lfm2_moe", *SHARED]
+MOE = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "lfm2_moe", "gemma4_text-moe", *SHARED]
 MIXED = [  # windowed and full layers
     "qwen2-windows",
     "qwen3-windows",
@@ -302,7 +303,7 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "q, k and v not bounded": (changed(qkv_limit=None), ["olmo"]),
     "other bound of q, k and v": (changed(qkv_limit=2.2), ["olmo"]),
     "attention softcap": (changed(attention_softcap=None), ["gemma2"]),
-    "logit softcap": (changed(logit_softcap=None), ["gemma2", *GEMMA4, "nanochat"]),
+    "logit softcap": (changed(logit_softcap=None), ["gemma2", "gemma4_text", "nanochat"]),
     "embedding scale": (changed(embedding_scale=1.0), ["gemma", *GEMMA, *GEMMA4, "granite"]),
     "residual scale": (changed(residual_scale=1.0), ["granite"]),
     "logit scale": (changed(logit_scale=1.0), ["granite", *COHERE]),
@@ -319,6 +320,8 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "softmax scores": (other_experts(scores="softmax"), ["lfm2_moe"]),
     "no choice bias": (other_experts(choice_bias=False), ["lfm2_moe"]),
     "expert weights not scaled": (other_experts(scale=1.0), ["lfm2_moe"]),
+    "no factors of experts": (other_experts(expert_scale=False), GEMMA4_MOE),
+    "router's input not normalized": (other_experts(router_norm=False), GEMMA4_MOE),
     "no router bias": (other_experts(router_bias=False), ["gpt_oss"]),
     "expert weights normalized or not": (flip_normalize, MOE),
     "one expert": (other_experts(num_experts_per_tok=1), MOE),
@@ -637,6 +640,28 @@ def values_not_of_the_shared_layer(self: KVCache, layer: int, count: int) -> tup
     return keys, values.roll(1, dims=2)
 
 
+def values_after_norm(self: Attention, x: Tensor, placement: positions.Placement) -> Projection:
+    """Values that are the normalized and rotated keys, where they have no matrix."""
+    projected = PROJECT(self, x, placement)
+    return projected if self.projected[2] else projected._replace(v=projected.k)
+
+
+def routed_by_the_experts_input(self: MLPAndExperts, x: Tensor) -> Tensor:
+    by_mlp: Tensor = self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+    return by_mlp + self.moe_post_norm(self.moe(self.moe_norm(x)))
+
+
+def not_normalized_after(part: str) -> Callable[..., Tensor]:
+    """No norm after the MLP, or after the experts beside it."""
+
+    def forward(self: MLPAndExperts, x: Tensor) -> Tensor:
+        by_mlp, by_experts = self.mlp(self.mlp_norm(x)), self.moe(self.moe_norm(x), routed_by=x)
+        by_mlp = by_mlp if part == "mlp" else self.mlp_post_norm(by_mlp)
+        return by_mlp + (by_experts if part == "moe" else self.moe_post_norm(by_experts))
+
+    return forward
+
+
 def only_the_gate_bounded(self: MLP, x: Tensor) -> Tensor:
     gate, up = self.up(x).chunk(2, dim=-1)
     out: Tensor = self.down(activations.ACTIVATIONS[self.activation](gate.clamp(max=self.limit)) * (up + self.offset))
@@ -682,6 +707,10 @@ CODE: dict[str, tuple[Patch, list[str]]] = {
     "input's gate not activated": (replaced(LayerInput, "forward", input_gate_not_activated), ["gemma4_text"]),
     "input not normalized": (replaced(LayerInput, "forward", input_not_normalized), ["gemma4_text"]),
     "shared values": (replaced(KVCache, "appended", values_not_of_the_shared_layer), ["gemma4_text"]),
+    "values after the norm": (replaced(Attention, "project", values_after_norm), GEMMA4_MOE),
+    "routed by the experts' input": (replaced(MLPAndExperts, "forward", routed_by_the_experts_input), GEMMA4_MOE),
+    "MLP not normalized": (replaced(MLPAndExperts, "forward", not_normalized_after("mlp")), GEMMA4_MOE),
+    "experts not normalized": (replaced(MLPAndExperts, "forward", not_normalized_after("moe")), GEMMA4_MOE),
     "only the gate bounded": (replaced(MLP, "forward", only_the_gate_bounded), ["gpt_oss"]),
     "gate bounded below, too": (replaced(MLP, "forward", gate_bounded_below), ["gpt_oss"]),
     "expert weights uniform": (replaced(MoE, "route", uniform_weights), MOE),

@@ -237,7 +237,7 @@ class Description(Matrices):
             layer.up, layer.down = self._mlp(block.mlp, config, config.intermediate_size)
             if block.mlp.curve is not None:
                 layer.curve[0], layer.curve[1] = curvatures(block.mlp.curve).tolist()
-        elif block.mlp is not None:
+        elif isinstance(block.mlp, mlp.MoE):
             self._fill_experts(layer, block.mlp, config)
 
     def _fill_experts(self, layer: Layer, module: mlp.MoE, config: ModelConfig) -> None:
@@ -307,6 +307,9 @@ def _has_known_router(moe: MoeConfig) -> bool:
         moe.scale != 1,
         moe.groups != 1,
         moe.weighs_inputs,
+        moe.expert_scale,
+        moe.beside_mlp,
+        moe.router_norm,
     )
     return not any(unknown)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.config import ModelConfig, MoeConfig, RopeConfig
 from llmcli.model.families.fields import Defaults, common, field, layer_types, optional, rope, wrong
 from llmcli.model.families.gemma import text_config
 from llmcli.model.families.rules import Family, Names
@@ -66,9 +66,26 @@ def parse_gemma4(raw: Mapping[str, Any]) -> ModelConfig:
         hidden_size_per_layer_input=size,
         vocab_size_per_layer_input=field(raw, "vocab_size_per_layer_input", 262144) if size else None,
         layer_scalar=True,
+        moe=_experts(raw) if field(raw, "enable_moe_block", False) else None,
         attention_scale=1.0,
         logit_softcap=optional(raw, "final_logit_softcapping", None, float),
         embedding_scale=shared["hidden_size"] ** 0.5,
+    )
+
+
+def _experts(raw: Mapping[str, Any]) -> MoeConfig:
+    """The experts beside each layer's MLP; their numbers and sizes have no defaults."""
+    for key in ("num_experts", "top_k_experts", "moe_intermediate_size"):
+        if raw.get(key) is None:
+            raise wrong(key, None, "a whole number")
+    return MoeConfig(
+        num_experts=field(raw, "num_experts", 1),
+        num_experts_per_tok=field(raw, "top_k_experts", 1),
+        intermediate_size=field(raw, "moe_intermediate_size", 1),
+        normalize=True,
+        expert_scale=True,
+        beside_mlp=True,
+        router_norm=True,
     )
 
 
@@ -120,10 +137,23 @@ NAMES = Names(
     ),
     layer_input=("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm"),
     layer_scalar="layer_scalar",
+    router="router.proj",
+    router_norm="router.scale",
+    expert_scale="router.per_expert_scale",
+    expert="experts.{}.",
+    expert_up=("gate_up_proj",),
+    norms_beside=("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"),
 )
 # Layers that read another's keys and values are stored with matrices that nothing uses.
 UNUSED = r"model\.layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.\w+"
-GEMMA4 = Family("gemma4_text", parse_gemma4, NAMES.rules, dropped=(UNUSED,), tokenizer_class="GemmaTokenizer")
+GEMMA4 = Family(
+    "gemma4_text",
+    parse_gemma4,
+    NAMES.rules,
+    dropped=(UNUSED,),
+    tokenizer_class="GemmaTokenizer",
+    stacks_experts=True,
+)
 GEMMA4_MULTIMODAL = Family(
     "gemma4",
     lambda raw: replace(parse_gemma4(text_config(raw)), model_type="gemma4"),
@@ -131,5 +161,6 @@ GEMMA4_MULTIMODAL = Family(
     renamed=((r"^model\.language_model\.", "model."),),
     dropped=(UNUSED, r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*"),
     tokenizer_class="GemmaTokenizer",
+    stacks_experts=True,
     text_only=True,
 )

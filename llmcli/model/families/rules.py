@@ -164,9 +164,9 @@ class Names:
     the two features of a rotary pair are adjacent, not half a head apart. ``expert_transposed``: only the experts'
     matrices are stored [in, out]. ``up_interleaved``: the features of a stacked gate and up alternate.
     ``positions_skipped``: rows of ``positions`` that precede position 0's. ``layer_inputs`` are the table, projection
-    and norm of per-layer embeddings, ``layer_input`` a layer's gate, output and norm. ``mixer`` gives the rules of a
-    recurrent layer's mixer from the config and what precedes its names and the stored ones, ``latent`` those of latent
-    attention.
+    and norm of per-layer embeddings, ``layer_input`` a layer's gate, output and norm. ``norms_beside`` are those
+    after the MLP, before and after the experts beside it. ``mixer`` gives the rules of a recurrent layer's mixer from
+    the config and what precedes its names and the stored ones, ``latent`` those of latent attention.
     """
 
     embedding: str = "model.embed_tokens"
@@ -199,6 +199,9 @@ class Names:
     shared_up: tuple[str, ...] = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")
     shared_down: str = "mlp.shared_expert.down_proj"
     shared_gate: str = "mlp.shared_expert_gate"
+    router_norm: str = ""
+    expert_scale: str = ""
+    norms_beside: tuple[str, str, str] = ("", "", "")
     transposed: bool = False
     expert_transposed: bool = False
     up_interleaved: bool = False
@@ -232,15 +235,12 @@ class Names:
                     table += self.latent(config, ours + "attn.", theirs)
             if self.mixer is not None and config.has_mixer(layer):
                 table += self.mixer(config, ours + "mixer.", theirs)
-            if config.moe is not None and config.is_moe(layer):
+            if config.moe is not None and config.has_mlp_and_experts(layer):
+                table += self._mlp_and_experts(config, config.moe, layer, ours + "mlp.", theirs)
+            elif config.moe is not None and config.is_moe(layer):
                 table += self._experts(config, config.moe, ours + "mlp.", theirs)
             elif config.has_mlp(layer):
-                up = [theirs + name for name in self.up]
-                wide = config.mlp_size(layer)
-                table += self._mlp(config, wide, ours + "mlp.", up, theirs + self.down, transposed=self.transposed)
-                if config.activation == "xielu":
-                    curve = tuple(Source(theirs + name, 1) for name in self.curve)
-                    table.append(Rule(ours + "mlp.curve", curve))
+                table += self._layer_mlp(config, layer, ours + "mlp.", theirs)
             if config.hidden_size_per_layer_input is not None:
                 table += self._layer_input(config, config.hidden_size_per_layer_input, ours + "input.", theirs)
             if config.layer_scalar:
@@ -318,6 +318,21 @@ class Names:
         down_source = Source(down, config.hidden_size, transposed)
         return table + linear(ours + "down", [down_source], bias=config.mlp_bias)
 
+    def _layer_mlp(self, config: ModelConfig, layer: int, ours: str, theirs: str) -> list[Rule]:
+        up, wide = [theirs + name for name in self.up], config.mlp_size(layer)
+        table = self._mlp(config, wide, ours, up, theirs + self.down, transposed=self.transposed)
+        if config.activation == "xielu":
+            table.append(Rule(ours + "curve", tuple(Source(theirs + name, 1) for name in self.curve)))
+        return table
+
+    def _mlp_and_experts(self, config: ModelConfig, moe: MoeConfig, layer: int, ours: str, theirs: str) -> list[Rule]:
+        table = self._layer_mlp(config, layer, ours + "mlp.", theirs)
+        table += self._experts(config, moe, ours + "moe.", theirs)
+        targets = ("mlp_norm", "mlp_post_norm", "moe_norm", "moe_post_norm")
+        for target, name in zip(targets, (self.mlp_norm, *self.norms_beside), strict=True):
+            table += _norm(ours + target, theirs + name, config)
+        return table
+
     def _experts(self, config: ModelConfig, moe: MoeConfig, ours: str, theirs: str) -> list[Rule]:
         transposed = self.transposed or self.expert_transposed
         table = linear(ours + "router", [Source(theirs + self.router, moe.num_experts)], bias=moe.router_bias)
@@ -326,6 +341,10 @@ class Names:
             up = [stored + name for name in self.expert_up]
             target, down = f"{ours}experts.{number}.", stored + self.expert_down
             table += self._mlp(config, moe.intermediate_size, target, up, down, transposed=transposed)
+        if moe.router_norm:
+            table.append(_whole(ours + "router_norm.weight", theirs + self.router_norm, config.hidden_size))
+        if moe.expert_scale:
+            table.append(_whole(ours + "expert_scale", theirs + self.expert_scale, moe.num_experts))
         if moe.choice_bias:
             table.append(_whole(ours + "choice_bias", theirs + self.choice_bias, moe.num_experts))
         if moe.shared_intermediate_size is not None:
