@@ -36,7 +36,7 @@ FAMILIES = (
     *("gpt_neox-six", "olmo2", "granite", "stablelm-parallel", "starcoder2", "cohere-normed", "mixtral"),
     *("qwen3_moe", "olmoe", "gpt_oss", "olmo3", "ministral3", "seed_oss", "arcee", "nanochat", "cohere2", "exaone4"),
     *("glm4", "ernie4_5", "hunyuan_v1_dense", "apertus", "qwen2_moe"),
-    *("gemma", "olmo", "helium", "gpt_neo", "opt", "phi", "gptj", "bloom", "falcon-grouped"),
+    *("gemma", "olmo", "helium", "gpt_neo", "opt", "phi", "gptj", "bloom", "falcon-grouped", "llama4_text"),
 )
 COMMUNICATION = ("llama-biases", "gemma2", "olmo2")  # cases whose communication is counted
 BFLOAT16 = ("llama", "gemma2", "gpt2")

@@ -186,4 +186,6 @@ NAMES = Names(
 DEEPSEEK_V2 = Family("deepseek_v2", parse_deepseek_v2, NAMES.rules)
 # The layer after the last predicts further tokens, for speculation.
 DEEPSEEK_V3 = Family("deepseek_v3", parse_deepseek_v3, NAMES.rules, dropped=(r"model\.layers\.61\..*",))
-GLM4_MOE_LITE = Family("glm4_moe_lite", parse_glm4_moe_lite, NAMES.rules, dropped=(r"model\.layers\.47\..*",))
+GLM4_MOE_LITE = Family(
+    "glm4_moe_lite", parse_glm4_moe_lite, NAMES.rules, tokenizer_class="", dropped=(r"model\.layers\.47\..*",)
+)

@@ -87,7 +87,7 @@ def parse_bloom(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-BLOOM = Family("bloom", parse_bloom, NAMES.rules, tokenizer_class="")
+BLOOM = Family("bloom", parse_bloom, NAMES.rules)
 
 
 def parse_falcon(raw: Mapping[str, Any]) -> ModelConfig:
@@ -156,4 +156,4 @@ def _renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     return {**raw, **{newer: raw[key] for key, newer in names.items() if raw.get(key) is not None}}
 
 
-FALCON = Family("falcon", parse_falcon, _falcon_rules, tokenizer_class="")
+FALCON = Family("falcon", parse_falcon, _falcon_rules)

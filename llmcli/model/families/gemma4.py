@@ -151,7 +151,6 @@ GEMMA4 = Family(
     parse_gemma4,
     NAMES.rules,
     dropped=(UNUSED,),
-    tokenizer_class="GemmaTokenizer",
     stacks_experts=True,
 )
 GEMMA4_MULTIMODAL = Family(
@@ -160,7 +159,6 @@ GEMMA4_MULTIMODAL = Family(
     NAMES.rules,
     renamed=((r"^model\.language_model\.", "model."),),
     dropped=(UNUSED, r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*"),
-    tokenizer_class="GemmaTokenizer",
     stacks_experts=True,
     text_only=True,
 )
