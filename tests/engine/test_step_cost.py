@@ -85,7 +85,7 @@ def test_without_a_trace_nothing_is_recorded(tiny: TinyFactory, name: str, monke
     next_logits(model, PROMPT, model.new_cache(), Trace())
     monkeypatch.setattr(Trace, "keep", called)
     monkeypatch.setattr(attention, "kept", called)
-    if model.config.attention_softcap is None:
+    if model.config.attention_softcap is None and model.config.alibi is None:
         monkeypatch.setattr(attention, "attention_weights", called)
     cache = model.new_cache()
     cache.planned = len(PROMPT) + 1

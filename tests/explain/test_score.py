@@ -30,7 +30,7 @@ def expected(case: Tiny, ids: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_mean_is_transformers_loss_and_rows_match_transformers(tiny: TinyFactory, name: str) -> None:
     case = tiny(name)
-    ids = IDS[: case.reference.config.max_position_embeddings]
+    ids = IDS[: getattr(case.reference.config, "max_position_embeddings", None)]
     report, logps = score(loaded(case), ids), expected(case, ids)
     assert report.check.ok
     goals = torch.tensor(ids[1:])

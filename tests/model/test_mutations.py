@@ -550,7 +550,7 @@ def norm_after_rope(self: Attention, x: Tensor, angles: tuple[Tensor, Tensor] | 
 
 
 def softcap_after_mask(
-    q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float, sinks: None
+    q: Tensor, k: Tensor, mask: Tensor | None, rows: slice | None, *, scale: float, softcap: float, **_: None
 ) -> Tensor:
     """Masked positions get the score -softcap instead of -inf."""
     mask = positions.causal_mask(k.shape[2] - q.shape[2], q.shape[2], q.device) if mask is None else mask

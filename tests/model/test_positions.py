@@ -206,6 +206,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"rope_type": "linear", "factor": 4.0},
     {"rope_type": "linear", "factor": 4},
     {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "proportional", "factor": 4.0},
     {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     {"rope_type": "llama3", "factor": 32, "low_freq_factor": 2, "high_freq_factor": 3},
     {"rope_type": "yarn", "factor": 4.0},
@@ -232,7 +233,8 @@ def test_frequencies_match_transformers(settings: dict[str, Any], share: float, 
     for factors in ("short_factor", "long_factor"):
         if factors in settings:
             settings[factors] = settings[factors][: int(32 * share)]
-    kind = "llama" if share == 1 else "stablelm"  # Llama always rotates whole heads
+    # Llama always rotates whole heads, unless the type of scaling says otherwise.
+    kind = "llama" if share == 1 or rope_type == "proportional" else "stablelm"
     theirs = LlamaConfig(head_dim=D, max_position_embeddings=context, rope_parameters=copy.deepcopy(settings))
     expected, factor = ROPE_INIT_FUNCTIONS[rope_type](theirs, torch.device("cpu"), seq_len=length)
     raw = {"model_type": kind, "head_dim": D, "max_position_embeddings": context, "rope_parameters": settings}

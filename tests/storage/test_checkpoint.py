@@ -196,7 +196,7 @@ def test_unsupported_gpt2_settings(gpt2: Path, key: str, value: object) -> None:
     ("settings", "culprit"),
     [
         ({"rope_type": "ntk", "factor": 2.0}, "rope_type is 'ntk'"),
-        ({"type": "proportional", "factor": 2.0}, "rope_type is 'proportional'"),
+        ({"type": "su", "factor": 2.0}, "rope_type is 'su'"),
         ({"type": "mrope", "mrope_section": [16, 24, 24]}, "rope_type is 'mrope'"),
         ({"rope_type": ["linear"], "factor": 2.0}, "rope_type is ['linear']"),
         ({"rope_type": "linear"}, "factor"),

@@ -230,6 +230,8 @@ def rope(
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise wrong("rope_type", rope_type, "one of " + ", ".join(ROPE_TYPES))
+    if rope_type == "proportional" and partial is None:  # a share is part of its definition, whatever the family
+        partial = 1.0
     original = field(scaling, "original_max_position_embeddings", context)
     original = field(raw, "original_max_position_embeddings", original)
     parsed = RopeConfig(

@@ -117,13 +117,12 @@ def _global_sizes(raw: Mapping[str, Any], types: Sequence[str]) -> Mapping[str, 
 
 
 def _rope(raw: Mapping[str, Any], layer_type: str, context: int) -> RopeConfig:
-    """The rotary settings of a type of layers. Only proportional ones can leave features where they are."""
+    """The rotary settings of a type of layers."""
     nested = raw.get("rope_parameters")
     given = nested.get(layer_type) if isinstance(nested, Mapping) else None
     if given is None:
         given = GLOBAL_ROPE if layer_type == "full_attention" else {}
-    proportional = isinstance(given, Mapping) and given.get("rope_type") == "proportional"
-    return rope({"rope_parameters": given}, context, 10000.0, 1.0 if proportional else None)
+    return rope({"rope_parameters": given}, context, 10000.0, None)
 
 
 NAMES = Names(
