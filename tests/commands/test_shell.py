@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from llmcli.__main__ import limit_spinning
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
 PROGRAM = [sys.executable, "-m", "llmcli"]
@@ -80,6 +83,19 @@ def test_closed_streams_cause_no_traceback(model: Path, closed: str) -> None:
     assert bool(done.stdout) == (closed != ">&-")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=["default", "count", "policy"],
+)
+def test_threads_spin_briefly_unless_the_user_decides(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", {**given})
+    limit_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 def test_invalid_input_is_a_one_line_error(model: Path) -> None:
     done = shell("generate", "x", "-m", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
@@ -88,8 +104,6 @@ def test_invalid_input_is_a_one_line_error(model: Path) -> None:
 
 def terminal(args: str, width: int = 80, env: dict[str, str] | None = None) -> str:
     """What the program writes on a terminal of that width."""
-    import os
-
     import pexpect
 
     child = pexpect.spawn(
