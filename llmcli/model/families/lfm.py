@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmcli.model.config import MAX_WIDTH, ModelConfig, MoeConfig
@@ -10,31 +11,30 @@ from llmcli.model.families.fields import Defaults, common, field, num_experts, r
 from llmcli.model.families.rules import Family, Names, Rule, Source, linear
 from llmcli.model.mixers.config import ShortConvConfig
 
+LFM2_DEFAULTS = Defaults(
+    model_type="lfm2",
+    vocab_size=65536,
+    hidden_size=2560,
+    intermediate_size=12288,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=128000,
+    tie_word_embeddings=True,
+    norm_eps=1e-5,
+    norm_eps_key="norm_eps",
+    rope_theta=1000000.0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+
 
 def parse_lfm2(raw: Mapping[str, Any]) -> ModelConfig:
     """LFM2 (Liquid AI 2025): short convolutions, and in some layers attention with normalized queries and keys.
 
     config.json -> ModelConfig, with the defaults of transformers' Lfm2Config.
     """
-    shared = common(
-        {**raw, **_old_names(raw)},
-        Defaults(
-            model_type="lfm2",
-            vocab_size=65536,
-            hidden_size=2560,
-            intermediate_size=12288,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            max_position_embeddings=128000,
-            tie_word_embeddings=True,
-            norm_eps=1e-5,
-            norm_eps_key="norm_eps",
-            rope_theta=1000000.0,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
-    )
+    shared = common({**raw, **_old_names(raw)}, LFM2_DEFAULTS)
     shared["intermediate_size"] = _intermediate_size(raw, shared["intermediate_size"])
     return ModelConfig(**shared, **_mixing(raw, shared))
 
@@ -46,22 +46,7 @@ def parse_lfm2_moe(raw: Mapping[str, Any]) -> ModelConfig:
     """
     shared = common(
         {**raw, **_old_names(raw)},
-        Defaults(
-            model_type="lfm2_moe",
-            vocab_size=65536,
-            hidden_size=2048,
-            intermediate_size=7168,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            max_position_embeddings=128000,
-            tie_word_embeddings=True,
-            norm_eps=1e-5,
-            norm_eps_key="norm_eps",
-            rope_theta=1000000.0,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
+        replace(LFM2_DEFAULTS, model_type="lfm2_moe", hidden_size=2048, intermediate_size=7168),
     )
     dense = min(field(raw, "num_dense_layers", 2), shared["num_hidden_layers"])
     moe = MoeConfig(
