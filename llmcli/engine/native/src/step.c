@@ -210,7 +210,8 @@ static void contribute(const view *v, norm n)
 
 // Rows first .. last-1 inside an MLP: the activation of the gate's rows, times those of `up` if it is gated. Zeros
 // follow the last row, so that what other steps have left there does not reach the product with `down`.
-static void widen(const model *m, const layer *l, const matrix *up, int first, int last, int count, inputs x, float *const *y)
+static void widen(const model *m, const layer *l, const matrix *up, int first, int last, int count, inputs x,
+                  float *const *y)
 {
     const int width = m->gated ? up->rows / 2 : up->rows, end = (int)padded(width);
     float *other[MAX_ROWS]; // the rows of `up` begin at `end`
@@ -298,7 +299,8 @@ static float common_share(const view *v, const layer *l, int t)
     return l->router.rows == l->experts_count ? 1.0f : 1.0f / (1.0f + expf(-v->router[t][l->experts_count]));
 }
 
-// As `run_mlp`, for a mixture of experts; adds to what the expert that serves every token has left in `outer`. The inside of choice i's expert is vector i of `inner`.
+// As `run_mlp`, for a mixture of experts; adds to what the expert that serves every token has left in `outer`. The
+// inside of choice i's expert is vector i of `inner`.
 static void run_experts(const view *v, const layer *l)
 {
     const model *m = v->m;
