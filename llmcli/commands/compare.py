@@ -8,8 +8,9 @@ from functools import partial
 import click
 
 from llmcli import explain, render
+from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.model import ModelChoice, describe_model, pair_options
+from llmcli.commands.options.model import ModelChoice, describe_model, pair_of, pair_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
@@ -26,14 +27,20 @@ from llmcli.errors import usage_error
 )
 @output_options
 @pair_options
+@ablation_options
 @verbose_option
 def compare(
-    prompt: Prompt, top: int, summary: bool, output: OutputOptions, choices: tuple[ModelChoice, ModelChoice]
+    prompt: Prompt,
+    top: int,
+    summary: bool,
+    output: OutputOptions,
+    choices: tuple[ModelChoice, ...],
+    ablation: Ablation,
 ) -> None:
     """What did fine-tuning change? Score TEXT with two models that share a tokenizer, token by token.
 
     Shows each token's log probability under both models, and how different their distributions are (Kullback-Leibler
-    divergence of the second from the first). With --adapter, compares one model without and with the adapter.
+    divergence of the second from the first). With --adapter or --ablate, compares one model with its changed self.
 
     --summary shows how good a quantized or converted file is: KL divergence both ways over a whole text (mean, median,
     99th percentile, largest), how often both models prefer the same token, both perplexities, and bytes on disk.
@@ -42,13 +49,15 @@ def compare(
     Examples:
       llmcli compare -m llama-tales-12m -m my-model "The king was very old."
       llmcli compare -m llama-tales-12m --adapter my-lora --top 5 < story.txt
-      llmcli compare -m llama-tales-12m -m llama-tales-12m "The same." --json
+      llmcli compare -m llama-tales-12m --ablate mlp.4 "The king was very old."
       llmcli compare -m org/name -m q4.gguf --summary --prompt-file a.txt
     """
     if summary and click.get_current_context().get_parameter_source("top") is click.core.ParameterSource.COMMANDLINE:
         raise usage_error("--summary shows no single tokens, so --top has no effect", "omit one of them")
+    pair = pair_of(choices, changed=bool(ablation.parts))
     text = prompt.read()
-    first, second = (choice.open() for choice in choices)
+    first = pair[0].open()
+    second = ablation.apply(first) if ablation.parts else pair[1].open()
     models = [describe_model(first), describe_model(second)]
     with render.ScoringProgress(sys.stderr) as progress:
         if summary:

@@ -9,6 +9,7 @@ import click
 
 from llmcli import endpoint as servers
 from llmcli import explain, generation, render
+from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
@@ -43,6 +44,7 @@ from llmcli.render import json_forms
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @output_options
 @distributed_model_options
+@ablation_options
 @endpoint_options
 @sampling_options
 @grammar_options
@@ -56,6 +58,7 @@ def explain_step(
     interactive: bool,
     output: OutputOptions,
     choice: DistributedModelChoice,
+    ablation: Ablation,
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
@@ -73,6 +76,7 @@ def explain_step(
     """
     if overflow == "shift":
         grammar.exclude("--context-overflow shift", "the grammar needs the whole text")
+    choice.exclude("--ablate", ablation.parts)
     text = prompt.read()
     compared = parse_temperatures(temperatures)
     if interactive and (output.as_json or output.picture or not (sys.stdin.isatty() and sys.stdout.isatty())):
@@ -80,7 +84,7 @@ def explain_step(
     if endpoint.given:
         explain_server_step(endpoint.open(), text, sampling, index, top, output)
         return
-    loaded = choice.open()
+    loaded = ablation.apply(choice.open())
     ids = fit(loaded, text, overflow, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     if interactive:

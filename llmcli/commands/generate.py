@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from llmcli import generation, render
+from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -39,6 +40,7 @@ class GenerateCommand(Command):
 @click.command(cls=GenerateCommand, together=follow)
 @prompt_options()
 @distributed_model_options
+@ablation_options
 @endpoint_options
 @sampling_options
 @grammar_options
@@ -51,6 +53,7 @@ class GenerateCommand(Command):
 def generate(
     prompt: Prompt,
     choice: DistributedModelChoice,
+    ablation: Ablation,
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
@@ -76,9 +79,9 @@ def generate(
         write_server_text(endpoint.open(), prompt.read(), sampling, length, printing)
         return
     grammar.exclude_all(length)
-    _check_combinations(choice, speculative, prompt_cache, samples)
+    _check_combinations(choice, ablation, speculative, prompt_cache, samples)
     text = prompt.read()
-    loaded = choice.open()
+    loaded = ablation.apply(choice.open())
     length = grammar.limits_of(length, loaded)
     ids = fit(loaded, text, length.overflow, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)), length.adopted)
@@ -102,7 +105,11 @@ def generate(
 
 
 def _check_combinations(
-    choice: DistributedModelChoice, speculative: Speculative, prompt_cache: Path | None, samples: SampleCount
+    choice: DistributedModelChoice,
+    ablation: Ablation,
+    speculative: Speculative,
+    prompt_cache: Path | None,
+    samples: SampleCount,
 ) -> None:
     """Raise LlmcliError if options cannot be combined, or the prompt cache cannot be written."""
     if samples.count > 1 and speculative.given:
@@ -111,6 +118,9 @@ def _check_combinations(
         raise usage_error("--prompt-cache works with only one text", "omit it, or --num-samples and --best-of")
     if prompt_cache is not None:
         check_prompt_cache(prompt_cache)
+    if ablation.parts and prompt_cache is not None:
+        raise usage_error("a prompt cache holds what the whole model computes", "omit --ablate or --prompt-cache")
+    choice.exclude("--ablate", ablation.parts)
     choice.exclude("--prompt-cache", prompt_cache)
     choice.exclude("--num-samples (or --best-of)", samples.count > 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from llmcli import explain, render
+from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, layer_option, token_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
@@ -20,6 +21,7 @@ from llmcli.commands.shell.command import Command
 @layer_option
 @output_options
 @view_model_options
+@ablation_options
 @verbose_option
 def lens(
     prompt: Prompt,
@@ -28,6 +30,7 @@ def lens(
     layers: str | None,
     output: OutputOptions,
     choice: ModelChoice,
+    ablation: Ablation,
 ) -> None:
     """When does the answer appear? Show what the model would predict if it stopped after each layer.
 
@@ -42,7 +45,7 @@ def lens(
       llmcli lens "Once upon a time" --at 2 --layer 3-5
     """
     text = prompt.read()
-    loaded = choice.open()
+    loaded = ablation.apply(choice.open())
 
     report = explain.lens(loaded, text, position=at, token=token, layers=layers, parse_special=prompt.parse_special)
     output.show(report, render.print_lens, prompt=text, models=[describe_model(loaded)])

@@ -9,6 +9,7 @@ import click
 
 from llmcli import endpoint as servers
 from llmcli import explain, render
+from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_view_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -29,9 +30,17 @@ from llmcli.commands.shell.command import Command
 )
 @output_options
 @distributed_view_options
+@ablation_options
 @endpoint_options
 @verbose_option
-def score(prompt: Prompt, top: int, output: OutputOptions, choice: DistributedModelChoice, endpoint: Endpoint) -> None:
+def score(
+    prompt: Prompt,
+    top: int,
+    output: OutputOptions,
+    choice: DistributedModelChoice,
+    ablation: Ablation,
+    endpoint: Endpoint,
+) -> None:
     """Which tokens surprise the model? Show each token's surprisal, its rank, and the entropy of the prediction.
 
     Surprisal is -log2 of the probability that the model gave the token. The totals are bits per byte and perplexity.
@@ -44,11 +53,12 @@ def score(prompt: Prompt, top: int, output: OutputOptions, choice: DistributedMo
       llmcli score "The king was a very good dragon." --json
     """
     text = prompt.read()
+    choice.exclude("--ablate", ablation.parts)
     if endpoint.given:
         report = servers.server_score(endpoint.open(), text)
         model = render.ModelLabel(report.model)
     else:
-        loaded = choice.open()
+        loaded = ablation.apply(choice.open())
         with render.ScoringProgress(sys.stderr) as progress:
             report = explain.score(loaded, text, parse_special=prompt.parse_special, progress=progress)
         model = describe_model(loaded)

@@ -110,7 +110,7 @@ class BatchedCache:
         x = model.embed_tokens(ids)  # [rows, 1, C]
         if model.positions is not None:
             x = x + model.positions(at).unsqueeze(1)
-        x = model.run_blocks(ids, x, self._placements(at), self)
+        x = model.run_blocks(ids, x, self._placements(at), self, at=at.unsqueeze(1))
         logits = model.unembed(x[:, 0])[:count].float()
         self.lengths = [length + 1 for length in self.lengths]
         return logits

@@ -26,7 +26,7 @@ def replays(model: Transformer) -> bool:
     """Whether ``decode`` is the fastest way to run this model's steps: on a GPU, except for some models.
 
     The host must read which experts a router chose, so a mixture of experts is not one fixed sequence of kernels.
-    Recurrent layers replace their state, so they are not always over the same memory.
+    Recurrent layers replace their state, so they are not always over the same memory. Hooks depend on the position.
     """
     return (
         model.device.type == "cuda"
@@ -34,6 +34,7 @@ def replays(model: Transformer) -> bool:
         and model.config.mixer is None
         and isinstance(model, EngineTransformer)
         and model.complete
+        and model.hooks is None
     )
 
 

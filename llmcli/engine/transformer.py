@@ -73,8 +73,12 @@ class EngineTransformer(Transformer):
     def native(self) -> NativeStep | None:
         """The compiled engine of this model, made when first used; None where torch runs every step.
 
+        It has no hooks.
+
         It copies small parameters, such as norms: after a change in place, ``model.to(model.device)`` makes a new one.
         """
+        if self.hooks is not None:
+            return None
         if self._native is None and self.complete:
             self._native = native_step(self)
         return self._native

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
+    from llmcli.explain.ablation import ablate as ablate
     from llmcli.explain.architecture import Architecture as Architecture
     from llmcli.explain.architecture import Rotary as Rotary
     from llmcli.explain.attention import AttendedToken as AttendedToken
@@ -129,6 +130,7 @@ __all__ = [
     "WhyReport",
     "Windows",
     "WordMerges",
+    "ablate",
     "attend",
     "attention_pattern",
     "branch",
@@ -200,6 +202,7 @@ __getattr__, __dir__ = lazy.exports(
         "Windows": "report",
         "StrongestPart": "attribution",
         "WhyReport": "attribution",
+        "ablate": "ablation",
         "attend": "attention",
         "attention_pattern": "attention",
         "branch": "continuations",

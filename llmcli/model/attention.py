@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmcli.model.cache import KeyValueStore, narrowed
 from llmcli.model.config import AlibiConfig, ModelConfig
+from llmcli.model.hooks import PassHooks
 from llmcli.model.layers import Linear, Norm
 from llmcli.model.positions import Placement, alibi_scores, causal_mask, rotate
 from llmcli.model.trace import Trace, kept
@@ -57,7 +58,14 @@ class Attention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(self.heads)) if config.attention_sinks else None
         self.alibi = config.alibi
 
-    def forward(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        placement: Placement,
+        cache: KeyValueStore | None,
+        trace: Trace | None,
+        hooks: PassHooks | None = None,
+    ) -> Tensor:
         q, k, v, gate = self.project(x, placement)
         T = q.shape[2]
         S = T
@@ -78,8 +86,9 @@ class Attention(nn.Module):
             if gate is not None:
                 trace.gates[self.layer] = kept(gate if trace.rows is None else gate[:, :, trace.rows])
         y = self.attend(q, k, v, placement)  # [B, H, T, D]
-        y = y if gate is None else y * gate
-        out: Tensor = self.out(y.transpose(1, 2).reshape(*x.shape[:-1], -1))
+        y = (y if gate is None else y * gate).transpose(1, 2)
+        y = y if hooks is None else hooks("heads", self.layer, y)
+        out: Tensor = self.out(y.reshape(*x.shape[:-1], -1))
         return out if self.out_scale == 1 else out * self.out_scale
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llmcli.model.attention import Projection, Scoring, attend, attention_weights
 from llmcli.model.cache import KeyValueStore, narrowed
 from llmcli.model.config import LatentConfig, ModelConfig
+from llmcli.model.hooks import PassHooks
 from llmcli.model.layers import Linear, Norm
 from llmcli.model.positions import Placement, rotate
 from llmcli.model.trace import Trace, kept
@@ -42,7 +43,14 @@ class LatentAttention(nn.Module):
         self.kv = Linear(sizes.rank, self.heads * (sizes.plain_dim + sizes.value_dim), bias=False)
         self.out = Linear(self.heads * sizes.value_dim, hidden, bias=config.out_bias)
 
-    def forward(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        placement: Placement,
+        cache: KeyValueStore | None,
+        trace: Trace | None,
+        hooks: PassHooks | None = None,
+    ) -> Tensor:
         q, held = self.queries(x, placement), self.latents(x, placement)
         if cache is not None:
             held, _ = cache.append(self.layer, held, held[..., :0])  # [B, 1, S, rank + R]
@@ -50,8 +58,9 @@ class LatentAttention(nn.Module):
             k, v = self.expanded(held)
             weights = attention_weights(narrowed(q, k.dtype), k, placement.mask, trace.rows, **self.scoring)
             trace.attention[self.layer], trace.values[self.layer] = kept(weights), kept(v)
-        y = self.mixed(q, held, placement)  # [B, H, T, V]
-        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        y = self.mixed(q, held, placement).transpose(1, 2)  # [B, T, H, V]
+        y = y if hooks is None else hooks("heads", self.layer, y)
+        out: Tensor = self.out(y.flatten(2))
         return out
 
     @property

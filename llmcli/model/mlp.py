@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from llmcli.model.layers import Linear, Norm
 class MLP(nn.Module):
     """down(act(gate x) * up x), gate and up in one matrix (Shazeer 2020); or ungated down(act(up x)).
 
-    ``curve`` are the parameters of an activation that has some.
+    ``curve`` are the parameters of an activation that has some. ``inside`` may change the activations [B, T, W].
     """
 
     def __init__(self, config: ModelConfig, wide: int) -> None:
@@ -28,7 +29,7 @@ class MLP(nn.Module):
         self.down = Linear(wide, config.hidden_size, bias=config.mlp_bias)
         self.curve = nn.Parameter(torch.empty(2)) if config.activation == "xielu" else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inside: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         wide: Tensor = self.up(x)
         activate = ACTIVATIONS[self.activation] if self.curve is None else partial(xielu, curve=self.curve)
         if self.gated:
@@ -39,6 +40,7 @@ class MLP(nn.Module):
             wide = activate(gate) * (up + self.offset if self.offset else up)
         else:
             wide = activate(wide)
+        wide = wide if inside is None else inside(wide)
         out: Tensor = self.down(wide)
         return out if self.out_scale == 1 else out * self.out_scale
 

@@ -17,6 +17,7 @@ from llmcli.model import positions
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KeyValueStore, KVCache, PassStore
 from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.hooks import Hooks, PassHooks
 from llmcli.model.latent_attention import LatentAttention
 from llmcli.model.layers import Embedding, Linear, Norm
 from llmcli.model.mixers.build import build_mixer
@@ -35,6 +36,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.sliding = config.layer_type(layer) == "sliding_attention"
         self.rotates = layer not in config.layers_without_rope
         self.parallel, self.scale = config.parallel_residual, config.residual_scale
@@ -68,17 +70,23 @@ class Block(nn.Module):
         cache: KeyValueStore | None,
         trace: Trace | None,
         given: Tensor | None = None,
+        hooks: PassHooks | None = None,
     ) -> Tensor:
         """The residual stream after the layer, [B, T, C]; ``given`` [B, T, P] is its part of the layers' inputs."""
         if trace is not None:
             trace.keep(trace.residual, x)
-        normed = x if self.attn_norm is None else self.attn_norm(x)
-        attn_out = self.contribution(self.mix(normed, placement, cache, trace), self.attn_post_norm)
+        read = x if hooks is None else hooks("attn_in", self.layer, x)
+        normed = read if self.attn_norm is None else self.attn_norm(read)
+        attn_out = self.contribution(self.mix(normed, placement, cache, trace, hooks), self.attn_post_norm)
+        if hooks is not None:
+            attn_out = hooks("attn", self.layer, attn_out)
         after = x + attn_out
-        if not self.shared_norm:
-            normed = x if self.parallel else after
-            normed = normed if self.mlp_norm is None else self.mlp_norm(normed)
-        mlp_out = torch.zeros_like(x) if self.mlp is None else self.contribution(self.mlp(normed), self.mlp_post_norm)
+        if not self.shared_norm or hooks is not None:
+            read = x if self.parallel else after
+            read = read if hooks is None else hooks("mlp_in", self.layer, read)
+            norm = self.attn_norm if self.shared_norm else self.mlp_norm
+            normed = read if norm is None else norm(read)
+        mlp_out = self.transform(normed, hooks)
         if trace is not None:
             trace.keep(trace.attn_out, attn_out)
             trace.keep(trace.mlp_out, mlp_out)
@@ -88,11 +96,19 @@ class Block(nn.Module):
             after = after + input_out
             if trace is not None:
                 trace.keep(trace.input_out, input_out)
-        return after if self.scalar is None else after * self.scalar.float()
+        after = after if self.scalar is None else after * self.scalar.float()
+        return after if hooks is None else hooks.added(self.layer, x, after)
 
-    def mix(self, x: Tensor, placement: Placement, cache: KeyValueStore | None, trace: Trace | None) -> Tensor:
+    def mix(
+        self,
+        x: Tensor,
+        placement: Placement,
+        cache: KeyValueStore | None,
+        trace: Trace | None,
+        hooks: PassHooks | None = None,
+    ) -> Tensor:
         """What attention and the mixer compute from the normalized residual stream x [B, T, C]: their sum."""
-        attended: Tensor | None = None if self.attn is None else self.attn(x, placement, cache, trace)
+        attended: Tensor | None = None if self.attn is None else self.attn(x, placement, cache, trace, hooks)
         if self.mixer is None:
             return torch.zeros_like(x) if attended is None else attended
         mixed: Tensor = self.mixer(x, cache)
@@ -102,6 +118,16 @@ class Block(nn.Module):
             added = self.contribution(mixed, None)
             trace.mixer_out[self.mixer.layer] = kept(added if trace.rows is None else added[:, trace.rows])
         return attended + mixed
+
+    def transform(self, x: Tensor, hooks: PassHooks | None) -> Tensor:
+        """What the MLP adds to the residual stream, given what it reads, normalized: x [B, T, C]."""
+        if self.mlp is None:
+            return torch.zeros_like(x)
+        if hooks is None:
+            return self.contribution(self.mlp(x), self.mlp_post_norm)
+        inside = partial(hooks, "neurons", self.layer)
+        out = self.mlp(x, inside) if isinstance(self.mlp, MLP) else self.mlp(x)
+        return hooks("mlp", self.layer, self.contribution(out, self.mlp_post_norm))
 
     def contribution(self, out: Tensor, norm: Norm | None) -> Tensor:
         """What attention or the MLP adds to the residual, given its output: normalized and scaled."""
@@ -114,7 +140,12 @@ def _attention(config: ModelConfig, layer: int) -> Attention | LatentAttention:
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, final norm and head. Parameters are uninitialized: a checkpoint or training sets them."""
+    """Embedding, blocks, final norm and head. Parameters are uninitialized: a checkpoint or training sets them.
+
+    ``hooks.hooked`` makes a model with the same parameters whose forward passes are changed.
+    """
+
+    hooks: Hooks | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -166,7 +197,8 @@ class Transformer(nn.Module):
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
         placements = self.placements(past, T, self.fix_span(cache, T))
-        x = self.run_blocks(ids, self.embed(ids, past), placements, cache, trace)
+        at = None if self.hooks is None else torch.arange(past, past + T, device=self.device)
+        x = self.run_blocks(ids, self.embed(ids, past), placements, cache, trace, at)
         if cache is not None:
             cache.advance(T)
         if trace is not None:
@@ -174,16 +206,27 @@ class Transformer(nn.Module):
         return x
 
     def run_blocks(
-        self, ids: Tensor, x: Tensor, placements: Placements, cache: KeyValueStore | None, trace: Trace | None = None
+        self,
+        ids: Tensor,
+        x: Tensor,
+        placements: Placements,
+        cache: KeyValueStore | None,
+        trace: Trace | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """Run all blocks on the residual stream x [B, T, C] of ids [B, T]; return the one after the last block."""
+        """Run all blocks on the residual stream x [B, T, C] of ids [B, T]; return the one after the last block.
+
+        ``at`` are the positions, [T] or [B, T], if the model has hooks.
+        """
+        hooks = None if self.hooks is None or at is None else self.hooks.begin(at)
+        x = x if hooks is None else hooks("residual", -1, x)
         if cache is None and self.config.num_kv_shared_layers:
             cache = PassStore()
         given = None if self.inputs is None else self.inputs(ids, x)  # [B, T, L, P]
         for layer, block in enumerate(self.blocks):
             placement = placements.windowed if block.sliding else placements.full
             placement = placement if block.rotates else placement.unrotated()
-            x = block(x, placement, cache, trace, None if given is None else given[:, :, layer])
+            x = block(x, placement, cache, trace, None if given is None else given[:, :, layer], hooks)
         return x
 
     def embed(self, ids: Tensor, past: int) -> Tensor:

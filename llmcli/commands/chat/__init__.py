@@ -14,6 +14,7 @@ from llmcli.commands.chat.input import TurnSource, turn_source
 from llmcli.commands.chat.server import server_session
 from llmcli.commands.chat.session import AnySession, LocalSession
 from llmcli.commands.chat.settings import REPLY_TOKENS, SamplerSettings
+from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -40,6 +41,7 @@ SHIPPED = 'This model writes short stories and often misses details. Try: "Write
     help="Continue the chat in FILE if it exists, and save it after every turn.",
 )
 @distributed_model_options
+@ablation_options
 @endpoint_options
 @sampling_options
 @heading("Length")
@@ -56,6 +58,7 @@ def chat(
     raw: bool,
     file: Path | None,
     choice: DistributedModelChoice,
+    ablation: Ablation,
     endpoint: Endpoint,
     sampling: Sampling,
     max_tokens: int | None,
@@ -74,6 +77,7 @@ def chat(
     """
     if raw and system_prompt:
         raise usage_error("--raw does not use a system prompt", "omit --raw or --system-prompt")
+    choice.exclude("--ablate", ablation.parts)
     if file is not None:
         check_writable("--chat", file)
     with ExitStack() as stack:
@@ -84,7 +88,7 @@ def chat(
             begin(session, system_prompt)
             shipped = False
         else:
-            session = local_session(choice, sampling, raw=raw, file=chat_file, verbose=is_verbose())
+            session = local_session(choice, ablation, sampling, raw=raw, file=chat_file, verbose=is_verbose())
             begin(session, system_prompt)
             warn_about_doubled_token(session.conversation)
             shipped = is_shipped(session.conversation.loaded)
@@ -102,11 +106,17 @@ def start(session: AnySession, *, shipped: bool) -> None:
 
 
 def local_session(
-    choice: ModelChoice, sampling: Sampling, *, raw: bool, file: text.ChatFile | None, verbose: bool
+    choice: ModelChoice,
+    ablation: Ablation,
+    sampling: Sampling,
+    *,
+    raw: bool,
+    file: text.ChatFile | None,
+    verbose: bool,
 ) -> LocalSession:
     """A chat with a local model."""
     template = None if raw else template_of(choice)
-    loaded = choice.open()
+    loaded = ablation.apply(choice.open())
 
     form = text.PlainFormat(loaded.tokenizer) if template is None else text.TemplateFormat(template, loaded.tokenizer)
     settings = SamplerSettings(click.get_current_context(), sampling, loaded)

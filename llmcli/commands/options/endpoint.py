@@ -41,6 +41,8 @@ UNSUPPORTED_OPTIONS = (
     "interactive",
     "temperatures",
     "samplers",
+    "ablate",
+    "ablate_with",
 )
 
 

@@ -32,6 +32,7 @@ from llmcli.hub import name_of
 QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DTYPE_ALIASES = ("fp32", "bf16", "fp16")
+PAIR_HINT = "give -m twice, or once with --adapter or --ablate"
 MOST_NAMES = 8  # unused tensors that are named
 
 
@@ -157,15 +158,26 @@ def describe_model(loaded: generation.LoadedModel) -> render.ModelLabel:
     return render.ModelLabel(loaded.name, loaded.model.dtype_name, storage.quantization_of(loaded.model))
 
 
-def choose_pair(models: tuple[str, ...], adapter: str | None, **options: Any) -> tuple[ModelChoice, ModelChoice]:
-    """Return the two models to compare: two that are named, or one without and with ``adapter``.
+def choose_compared(models: tuple[str, ...], adapter: str | None, **options: Any) -> tuple[ModelChoice, ...]:
+    """Return the models to compare: those that are named, or one without and with ``adapter``.
 
-    ``options`` are the other fields of ``ModelChoice``. Raises LlmcliError for any other number of models.
+    ``options`` are the other fields of ``ModelChoice``. Raises LlmcliError for more than two.
     """
-    if len(models) != (2 if adapter is None else 1):
-        raise usage_error("two models are required", "give -m twice, or once with --adapter")
-    first = ModelChoice(models[0], **options)
-    return first, replace(first, model=models[-1], adapter=adapter)
+    if not models or len(models) > (2 if adapter is None else 1):
+        raise usage_error("two models are required", PAIR_HINT)
+    chosen = [ModelChoice(model, **options) for model in models]
+    return (*chosen, *([] if adapter is None else [replace(chosen[0], adapter=adapter)]))
+
+
+def pair_of(choices: Sequence[ModelChoice], *, changed: bool) -> tuple[ModelChoice, ModelChoice]:
+    """Return the two models to compare; a model that is ``changed`` is compared with itself.
+
+    Raises LlmcliError for any other number of models.
+    """
+    if len(choices) != (1 if changed else 2):
+        needed = "a changed model is compared with itself" if changed else "two models are required"
+        raise usage_error(needed, PAIR_HINT)
+    return choices[0], choices[-1]
 
 
 def complete_model(ctx: click.Context, option: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
@@ -250,8 +262,8 @@ model_options = bundle("choice", ModelChoice, model_option, *as_stored, title="M
 view_model_options = bundle("choice", ModelChoice, model_option, *in_float32, title="Model")
 pair_options = bundle(
     "choices",
-    choose_pair,
-    models_option(f"{MODEL_HELP}. Give it twice."),
+    choose_compared,
+    models_option(f"{MODEL_HELP}. Give it twice, or once with --adapter or --ablate."),
     *in_float32,
     title="Model",
     parameters=("models", "adapter", "offline", "device", "dtype", "quantization", "threads"),
