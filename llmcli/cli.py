@@ -48,6 +48,7 @@ GROUPS = {
         "why": "What pushed this logit up or down?",
         "explain-step": "How was this token chosen?",
         "branch": "What if the model had chosen another token?",
+        "decide": "Which of these answers does the model prefer?",
         "score": "Which tokens surprise the model?",
     },
     "Check and measure": {

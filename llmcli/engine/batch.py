@@ -73,6 +73,18 @@ class BatchedCache:
             )
 
     @torch.inference_mode()
+    def fork(self, row: int) -> None:
+        """Add a text that begins as that of ``row`` does, by copying what is kept of it."""
+        last = len(self.lengths)
+        for numbers in (self.lengths, self._spans, self._planned):
+            numbers.append(numbers[row])
+        self._fit()
+        for buffer in (*self._keys.values(), *self._values.values()):
+            buffer[last] = buffer[row]
+        for layer, state in self._states.items():
+            self._states[layer] = tuple(self._padded(torch.cat((part[:last], part[row : row + 1]))) for part in state)
+
+    @torch.inference_mode()
     def remove(self, row: int) -> None:
         """Drop a text; the last text moves into its row."""
         last = len(self.lengths) - 1
@@ -209,6 +221,10 @@ class SeparateCaches:
     def add(self, cache: KVCache) -> None:
         """Add a text by copying the cache that it was read with."""
         self._caches.append(cache.copy())
+
+    def fork(self, row: int) -> None:
+        """Add a text that begins as that of ``row`` does, by copying what is kept of it."""
+        self.add(self._caches[row])
 
     def remove(self, row: int) -> None:
         """Drop a text; the last text moves into its row."""

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from llmcli.explain.continuations import BranchReport as BranchReport
     from llmcli.explain.continuations import Node as Node
     from llmcli.explain.continuations import branch as branch
+    from llmcli.explain.decision import ChoiceRow as ChoiceRow
+    from llmcli.explain.decision import DecideReport as DecideReport
+    from llmcli.explain.decision import decide as decide
     from llmcli.explain.divergence import CompareSummary as CompareSummary
     from llmcli.explain.divergence import Divergences as Divergences
     from llmcli.explain.divergence import LargestDivergence as LargestDivergence
@@ -92,11 +95,13 @@ __all__ = [
     "BranchReport",
     "Candidate",
     "Check",
+    "ChoiceRow",
     "Claim",
     "CompareReport",
     "CompareSummary",
     "ComparedToken",
     "Contribution",
+    "DecideReport",
     "Divergence",
     "Divergences",
     "GeneratedToken",
@@ -136,6 +141,7 @@ __all__ = [
     "branch",
     "compare",
     "compare_summary",
+    "decide",
     "default_sampler",
     "find_token",
     "generated_token_of",
@@ -227,5 +233,8 @@ __getattr__, __dir__ = lazy.exports(
         "tour": "guided_tour",
         "verify": "verification.view",
         "why": "attribution",
+        "ChoiceRow": "decision",
+        "DecideReport": "decision",
+        "decide": "decision",
     },
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from types import ModuleType, SimpleNamespace
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
+from llmcli.generation.choice_texts import check_choices
 from llmcli.generation.filters import CUT
-from llmcli.text.surrogates import is_unicode
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -79,13 +78,7 @@ def choice_rules(choices: Sequence[str]) -> str:
 
     Raises LlmcliError if there are none, or a choice is empty, repeated or not valid Unicode.
     """
-    if not choices or "" in choices:
-        raise usage_error("a choice is empty", "for example yes,no,maybe")
-    repeated = next((choice for choice, count in Counter(choices).items() if count > 1), None)
-    if repeated is not None:
-        raise usage_error(f"the choice {repeated!r} is given twice", "give each choice once")
-    if not all(map(is_unicode, choices)):
-        raise usage_error("a choice is not valid Unicode", "use UTF-8")
+    check_choices(choices)
     return _checked("/" + "|".join(map(_escaped, choices)) + "/", "the choices")
 
 

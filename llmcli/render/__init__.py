@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llmcli.render.chat import print_context_use as print_context_use
     from llmcli.render.compare import print_compare as print_compare
     from llmcli.render.compare import print_compare_summary as print_compare_summary
+    from llmcli.render.decide import print_decide as print_decide
     from llmcli.render.generation import ENDINGS as ENDINGS
     from llmcli.render.generation import PROMPT_CACHE_UNUSED as PROMPT_CACHE_UNUSED
     from llmcli.render.generation import TextWriter as TextWriter
@@ -136,6 +137,7 @@ __all__ = [
     "print_compare",
     "print_compare_summary",
     "print_context_use",
+    "print_decide",
     "print_head",
     "print_inspect",
     "print_lens",
@@ -254,5 +256,6 @@ __getattr__, __dir__ = lazy.exports(
         "print_loss_curve": "training",
         "print_verify": "verify",
         "print_why": "why",
+        "print_decide": "decide",
     },
 )

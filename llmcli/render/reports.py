@@ -14,6 +14,7 @@ DRAWN_BY = {
     "BranchReport": "print_branch",
     "CompareReport": "print_compare",
     "CompareSummary": "print_compare_summary",
+    "DecideReport": "print_decide",
     "HeadReport": "print_head",
     "InspectReport": "print_inspect",
     "LensReport": "print_lens",

@@ -100,6 +100,7 @@ COMMANDS = [
     "attend|TEXT|--head|1.1",
     "why|TEXT",
     "branch|TEXT",
+    "decide|x|--choices|TEXT,b",
     "score|TEXT",
     "neighbours|TEXT",
     "generate|x|--dtype|TEXT",
@@ -179,6 +180,7 @@ NARROW = [
     "attend|The old fox",
     "attend|The old fox|--head|1.1",
     "branch|The",
+    "decide|The|--choices|old fox,shy fox",
     "score|The old fox",
     "models",
 ]

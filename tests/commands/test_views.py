@@ -34,6 +34,7 @@ VIEWS: dict[str, list[str]] = {
     "why": ["{text}"],
     "explain-step": ["{text}", "--seed", "1"],
     "branch": ["{text}", "--depth", "2"],
+    "decide": ["{text}", "--choices", "and,or,and the fox"],
     "score": ["{text}"],
     "compare": ["{text}"],
     "compare --summary": ["{text}", "--summary"],

@@ -22,6 +22,7 @@ VIEWS: dict[str, Callable[[LoadedModel], Report]] = {
     "branch": lambda loaded: explain.branch(loaded, TEXT, width=2, depth=2),
     "compare": lambda loaded: explain.compare(loaded, loaded, TEXT),
     "compare_summary": lambda loaded: explain.compare_summary(loaded, loaded, TEXT),
+    "decide": lambda loaded: explain.decide(loaded, TEXT, ["and", "or"]),
     "inspect": lambda loaded: explain.inspect(loaded),
     "lens": lambda loaded: explain.lens(loaded, TEXT),
     "match_keys": lambda loaded: explain.match_keys(loaded, TEXT, "0.0"),

@@ -23,6 +23,7 @@ VIEWS: dict[str, Callable[[LoadedModel], Any]] = {
     "why": lambda model: explain.why(model, IDS),
     "score": lambda model: explain.score(model, IDS),
     "branch": lambda model: explain.branch(model, IDS),
+    "decide": lambda model: explain.decide(model, "w3 w5", ["w7", "w9"]),
     "step": lambda model: explain.step(model, IDS),
     "position": lambda model: explain.position(model, IDS),
     "neighbours": lambda model: explain.neighbours(model, "5"),

@@ -79,6 +79,10 @@ VIEWS: dict[str, tuple[Callable[[LoadedModel], Any], Callable[[Any], list[str]]]
         lambda model: explain.compare_summary(model, model, TEXT),
         lambda report: [f"{report.bits_per_byte[0]:.4f}", "100.00%"],
     ),
+    "decide": (
+        lambda model: explain.decide(model, TEXT, ["who", "and", "named Max"]),
+        lambda report: [f"{row.mean_logprob:.3f}" for row in report.choices] + [f"{report.outside:.4f}"],
+    ),
     "head": (
         lambda model: explain.match_keys(model, TEXT, "3.2"),
         lambda report: [f"{key.score:.2f}" for key in report.keys],

@@ -123,14 +123,14 @@ def local_session(
     return LocalSession(generation.Conversation(loaded, form), settings, raw, file, verbose)
 
 
-def template_of(choice: ModelChoice) -> text.ChatTemplate:
-    """The model's chat template, found before the weights are loaded. Raises LlmcliError if it has none."""
+def template_of(choice: ModelChoice, hint: str = "use --raw to let it continue what you write") -> text.ChatTemplate:
+    """The model's chat template, found before the weights are loaded. Without one, raises LlmcliError with ``hint``."""
     folder = find_model(choice.model, choice.offline)
     template = text.find_template(folder)
     if template is None:
         raise LlmcliError(
             f"{name_of(folder)} has no chat template: it was not trained to chat",
-            "use --raw to let it continue what you write",
+            hint,
         )
     return template
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from llmcli import generation
+from llmcli.commands.options.choices import CHOICES_HELP, parse_choices
 from llmcli.commands.options.common import bundle
 from llmcli.commands.options.length import Length
 from llmcli.commands.options.prompt import read_text_file
@@ -79,21 +80,6 @@ def read_schema(given: str) -> object:
         raise usage_error("the JSON schema is nested too deeply", "simplify it") from None
 
 
-def parse_choices(text: str) -> list[str]:
-    """Parse choices separated by commas, without the spaces around them, or a JSON list of strings."""
-    if not text.lstrip().startswith("["):
-        return [choice.strip() for choice in text.split(",")]
-    try:
-        choices = json.loads(text)
-    except (ValueError, RecursionError):
-        choices = None
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise usage_error(
-            "--choices begins with [ but is not a JSON list of strings", """for example '["yes", "no, never"]'"""
-        )
-    return choices
-
-
 def check_valid(ends: Sequence[tuple[str, bool | None]]) -> None:
     """Raise LlmcliError if a text ended before it fit the grammar.
 
@@ -119,9 +105,8 @@ grammar_options = bundle(
     click.option("--regex", metavar="REGEX", help="Generate a text that this regular expression matches as a whole."),
     click.option(
         "--choices",
-        metavar="A,B,C",
-        help="Generate one of these. Use a JSON list if one contains a comma or begins with a space: "
-        '\'[" yes", " no"]\'.',
+        metavar="FILE|A,B,C",
+        help=f"Generate one of these. {CHOICES_HELP}",
     ),
     title="Grammar",
 )

@@ -32,6 +32,7 @@ HINTS: dict[str, str] = {
     " --context-overflow truncate-start",
     "prompts-beyond-context": "use shorter prompts or a larger --context",
     "quantized-needs-cpu": "use --device cpu",
+    "question-beyond-context": "use a shorter prompt",
     "ranks-need-cpu-or-cuda": "use --device cpu",
     "repetition-penalty-zero": "1 turns the penalty off; values above 1 make repetition less likely",
     "reply-without-probabilities": "turn them on with /probs, then /regenerate the reply",
