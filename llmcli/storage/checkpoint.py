@@ -67,7 +67,7 @@ class Checkpoint:
         try:
             raw = described(contents)
             family = family_of(raw)
-            return cls(path, raw, family.parse(raw), architecture_of(contents).family(family))
+            return cls(path, raw, family.parse(raw), architecture_of(contents).family(family, contents))
         except LlmcliError as error:  # a parser names the file that it expects
             message = error.message.removeprefix(f"{CONFIG}: ").removeprefix(f"{path}: ")
             raise LlmcliError(f"{path}: {message}", error.hint, kind=error.kind) from error

@@ -16,14 +16,17 @@ from torch import Tensor
 
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
+from llmcli.files.atomic import replacing
 from llmcli.generation.filters import Temperature
 from llmcli.generation.loaded import load
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import steps
 from llmcli.model.families import FAMILIES
-from llmcli.model.families.gguf import Contents, described, metadata_of
+from llmcli.model.families.gguf import described, metadata_of
+from llmcli.model.families.gguf_contents import Contents
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, save
+from llmcli.storage.gguf.export import GgufExport
 from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, QuantizedStack, name_of, quantization_of
 from tests.gguf_file import write_gguf
 
@@ -186,10 +189,44 @@ MODELS: dict[str, dict[str, Any]] = {
     "granitemoehybrid-experts": {**GRANITE_HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
+LATENT: dict[str, Any] = {
+    "head_dim": None,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "kv_lora_rank": 24,
+    "q_lora_rank": 28,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 12,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
+LATENT_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+# Cases whose files ``write_gguf`` does not write: their files are compared with what llama.cpp computes.
+WRITTEN: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        **LATENT,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_scaling": {**LATENT_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "deepseek_v2": {
+        **LATENT,
+        "q_lora_rank": None,
+        "topk_method": "greedy",
+        "routed_scaling_factor": 1.5,
+        "rope_scaling": {**LATENT_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "glm4_moe_lite": LATENT,
+}
+
 
 def write_model(folder: Path, case: str, **changed: Any) -> Path:
     """Write a random model to ``folder``, in the layout of its family, and return the folder."""
-    raw = {"model_type": case.partition("-")[0], **BASE, **MODELS[case], **changed}
+    raw = {"model_type": case.partition("-")[0], **BASE, **(MODELS | WRITTEN)[case], **changed}
     raw = {key: value for key, value in raw.items() if value is not None}
     config = FAMILIES[raw["model_type"]].parse(raw)
     model = Transformer(config)
@@ -261,32 +298,83 @@ def test_matrices_whose_parts_have_different_formats_stay_packed(case: str, tmp_
         torch.testing.assert_close(decoded, expected, atol=1e-4, rtol=1e-4)
 
 
+def rewrite(file: Path, other: Path, tensors: dict[str, Tensor], changed: dict[str, Any]) -> None:
+    """Write ``other``, like ``file``, but with these tensors, and with ``changed`` metadata (None: without it)."""
+    import gguf
+
+    reader = gguf.GGUFReader(file)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(other, architecture)
+    for field in reader.fields.values():
+        name = field.name.removeprefix(f"{architecture}.")
+        if name != field.name and name not in changed:
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1])
+    for name, value in changed.items():
+        if value is not None:
+            writer.add_uint32(f"{architecture}.{name}", value)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file of floats, as the package ``gguf`` reads them."""
+    import gguf
+
+    return {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in gguf.GGUFReader(file).tensors}
+
+
 @pytest.mark.parametrize("old", [True, False])
 def test_files_of_old_and_new_converters(old: bool, tmp_path: Path) -> None:
     """Old ones have the row of a shared expert's gate as a vector; new ones may have gates and ups in one tensor."""
-    import gguf
-
     folder = write_model(tmp_path / "model", "qwen2_moe")
     write_gguf(folder, tmp_path / "theirs.gguf")
-    reader = gguf.GGUFReader(tmp_path / "theirs.gguf")
-    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "qwen2moe")
-    for field in reader.fields.values():
-        if field.name.startswith("qwen2moe."):
-            writer.add_key_value(field.name, field.contents(), field.types[0])
-    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    tensors = tensors_of(tmp_path / "theirs.gguf")
     for name in list(tensors):
         if old and name.endswith("ffn_gate_inp_shexp.weight"):
             tensors[name] = tensors[name].flatten()
         if not old and name.endswith("ffn_gate_exps.weight"):
             both = (tensors.pop(name), tensors.pop(name.replace("gate", "up")))
             tensors[name.replace("gate", "gate_up")] = torch.cat(both, dim=1)
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    rewrite(tmp_path / "theirs.gguf", tmp_path / "other.gguf", tensors, {})
     assert torch.equal(logits_of(tmp_path / "other.gguf"), logits_of(tmp_path / "theirs.gguf"))
+
+
+@pytest.mark.parametrize("case", ["deepseek_v3", "deepseek_v2"])
+def test_old_files_have_the_keys_and_values_of_all_heads_in_one_matrix(case: str, tmp_path: Path) -> None:
+    """And no numbers of groups, and no function of scores."""
+    folder = write_model(tmp_path / "model", case, n_group=1, topk_group=1)
+    with replacing(tmp_path / "new.gguf") as out:
+        GgufExport(Checkpoint.read(folder), "F32").write(out, {})
+    tensors = tensors_of(tmp_path / "new.gguf")
+    for layer in ("blk.0.", "blk.1."):
+        keys, values = tensors.pop(f"{layer}attn_k_b.weight"), tensors.pop(f"{layer}attn_v_b.weight")
+        assert (keys.shape, values.shape) == ((4, 24, 20), (4, 12, 24))
+        tensors[f"{layer}attn_kv_b.weight"] = torch.cat((keys.transpose(1, 2), values), dim=1).flatten(0, 1)
+    sizes = {"key_length": 36, "value_length": 12, "head_count_kv": 4, "key_length_mla": None, "value_length_mla": None}
+    changed = {f"attention.{name}": size for name, size in sizes.items()}
+    changed |= dict.fromkeys(("expert_group_count", "expert_group_used_count", "expert_gating_func"))
+    rewrite(tmp_path / "new.gguf", tmp_path / "old.gguf", tensors, changed)
+    assert Checkpoint.read(tmp_path / "old.gguf").config == Checkpoint.read(tmp_path / "new.gguf").config
+    torch.testing.assert_close(logits_of(tmp_path / "old.gguf"), logits_of(folder), atol=1e-4, rtol=1e-5)
+
+
+def test_the_tensors_of_a_layer_for_several_tokens_at_once_are_dropped(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "glm4_moe_lite")
+    with replacing(tmp_path / "plain.gguf") as out:
+        GgufExport(Checkpoint.read(folder), "F32").write(out, {})
+    tensors = tensors_of(tmp_path / "plain.gguf")
+    tensors |= {name.replace(".1.", ".2."): tensor for name, tensor in tensors.items() if name.startswith("blk.1.")}
+    tensors |= {"blk.2.nextn.eh_proj.weight": torch.zeros(64, 128)}
+    rewrite(tmp_path / "plain.gguf", tmp_path / "more.gguf", tensors, {"block_count": 3, "nextn_predict_layers": 1})
+    weights, config, _ = Checkpoint.read(tmp_path / "more.gguf").locate()
+    assert (config.num_hidden_layers, weights.unused) == (2, ())
+    assert torch.equal(logits_of(tmp_path / "more.gguf"), logits_of(tmp_path / "plain.gguf"))
+    rewrite(tmp_path / "plain.gguf", tmp_path / "odd.gguf", tensors, {})
+    assert Checkpoint.read(tmp_path / "odd.gguf").locate()[0].unused
 
 
 def test_layers_for_several_tokens_at_once_are_not_read(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmcli.model.config import MAX_LAYERS, MAX_WIDTH, LatentConfig, ModelConfig, MoeConfig, RopeConfig
@@ -159,26 +159,59 @@ def _require(raw: Mapping[str, Any], key: str, value: str | int | bool) -> None:
         raise wrong(key, found, str(value).lower() if isinstance(value, bool) else repr(value))
 
 
-def latent_rules(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
-    """The rules of latent attention; the two features of a rotary pair are adjacent in the files."""
-    sizes, heads, theirs = config.latent, config.num_attention_heads, f"{theirs}self_attn."
-    assert sizes is not None
-    rotated, plain = config.head_dim, sizes.plain_dim
-    pairs, many = (1, rotated // 2, 2), (heads, rotated // 2, 2)
-    q = "q_proj" if sizes.query_rank is None else "q_b_proj"
-    table = linear(ours + "q", [Source(theirs + q, heads * (plain + rotated), grouped=many, ahead=plain)], bias=False)
-    if sizes.query_rank is not None:
-        table += linear(ours + "query_latent", [Source(theirs + "q_a_proj", sizes.query_rank)], bias=sizes.bias)
-        table += linear(ours + "query_norm", [Source(theirs + "q_a_layernorm", sizes.query_rank)], bias=False)
-    latent = Source(theirs + "kv_a_proj_with_mqa", sizes.rank + rotated, grouped=pairs, ahead=sizes.rank)
-    table += linear(ours + "latent", [latent], bias=sizes.bias)
-    table += linear(ours + "latent_norm", [Source(theirs + "kv_a_layernorm", sizes.rank)], bias=False)
-    table += linear(ours + "kv", [Source(theirs + "kv_b_proj", heads * (plain + sizes.value_dim))], bias=False)
-    return table + linear(ours + "out", [Source(theirs + "o_proj", config.hidden_size)], bias=config.out_bias)
+@dataclass(frozen=True)
+class LatentNames:
+    """The names of the tensors of latent attention; ``queries`` if queries come straight from the residual stream.
+
+    ``kv_by_head`` are names of what makes a head's key, transposed, and its value, if each head has its own matrices;
+    they contain the head's number.
+    """
+
+    queries: str = "self_attn.q_proj"
+    query_latent: str = "self_attn.q_a_proj"
+    query_norm: str = "self_attn.q_a_layernorm"
+    queries_of_latent: str = "self_attn.q_b_proj"
+    latent: str = "self_attn.kv_a_proj_with_mqa"
+    latent_norm: str = "self_attn.kv_a_layernorm"
+    kv: str = "self_attn.kv_b_proj"
+    out: str = "self_attn.o_proj"
+    kv_by_head: tuple[str, str] | None = None
+
+    def rules(self, config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
+        """The rules of latent attention; the two features of a rotary pair are adjacent in the files."""
+        sizes, heads = config.latent, config.num_attention_heads
+        assert sizes is not None
+        rotated, plain = config.head_dim, sizes.plain_dim
+        pairs, many = (1, rotated // 2, 2), (heads, rotated // 2, 2)
+        q = theirs + (self.queries if sizes.query_rank is None else self.queries_of_latent)
+        table = linear(ours + "q", [Source(q, heads * (plain + rotated), grouped=many, ahead=plain)], bias=False)
+        if sizes.query_rank is not None:
+            query_latent = Source(theirs + self.query_latent, sizes.query_rank)
+            table += linear(ours + "query_latent", [query_latent], bias=sizes.bias)
+            table += linear(ours + "query_norm", [Source(theirs + self.query_norm, sizes.query_rank)], bias=False)
+        latent = Source(theirs + self.latent, sizes.rank + rotated, grouped=pairs, ahead=sizes.rank)
+        table += linear(ours + "latent", [latent], bias=sizes.bias)
+        table += linear(ours + "latent_norm", [Source(theirs + self.latent_norm, sizes.rank)], bias=False)
+        table += linear(ours + "kv", self.kv_sources(config, sizes, theirs), bias=False)
+        return table + linear(ours + "out", [Source(theirs + self.out, config.hidden_size)], bias=config.out_bias)
+
+    def kv_sources(self, config: ModelConfig, sizes: LatentConfig, theirs: str) -> list[Source]:
+        """What makes the key and the value of head 0 from a latent vector, then those of head 1, …"""
+        if self.kv_by_head is None:
+            return [Source(theirs + self.kv, config.num_attention_heads * (sizes.plain_dim + sizes.value_dim))]
+        key, value = (theirs + name for name in self.kv_by_head)
+        return [
+            source
+            for head in range(config.num_attention_heads)
+            for source in (
+                Source(key.format(head), sizes.plain_dim, transposed=True),
+                Source(value.format(head), sizes.value_dim),
+            )
+        ]
 
 
 NAMES = Names(
-    latent=latent_rules,
+    latent=LatentNames().rules,
     choice_bias="mlp.gate.e_score_correction_bias",
     shared_up=("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
     shared_down="mlp.shared_experts.down_proj",

@@ -6,102 +6,64 @@ the families and llama.cpp both fix, such as the layers of Gemma that have a win
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
 from llmcli.errors import LlmcliError
-from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.config import ModelConfig
 from llmcli.model.families.fields import wrong
+from llmcli.model.families.gguf_architecture import (
+    DELTA_NET_NAMES,
+    EXPERT_SIZE,
+    EXPERTS,
+    NAMES,
+    PAIRED,
+    RMS,
+    SHARED_NAMES,
+    STACKED,
+    UNGATED,
+    WINDOW,
+    Architecture,
+    Value,
+    even,
+    expert_field,
+    field_of,
+    layer_norm,
+    mixer_field,
+    no_biases,
+    normalized_experts,
+    refusing,
+    tied,
+    untied,
+)
+from llmcli.model.families.gguf_contents import HEADS, KV_HEADS, Contents
+from llmcli.model.families.gguf_latent import DEEPSEEK, DEEPSEEK_WHOLE
 from llmcli.model.families.gguf_mixers import delta_net, delta_net_by_head, mamba, short_conv
-from llmcli.model.families.rules import Family, Names, Rule
+from llmcli.model.families.gguf_rope import scaling_of, stored_scaling
 from llmcli.model.mixers.config import DeltaNetConfig, MambaConfig
 
-NAMES = Names(
-    embedding="token_embd",
-    positions="position_embd",
-    norm="output_norm",
-    head="output",
-    layer="blk.{}.",
-    attn_norm="attn_norm",
-    attn_post_norm="post_attention_norm",
-    mlp_norm="ffn_norm",
-    mlp_post_norm="post_ffw_norm",
-    qkv=("attn_q", "attn_k", "attn_v"),
-    q_norm="attn_q_norm",
-    k_norm="attn_k_norm",
-    out="attn_output",
-    up=("ffn_gate", "ffn_up"),
-    down="ffn_down",
-    router="ffn_gate_inp",
-    expert="experts.{}.",  # the reader divides a tensor of all experts: see ``storage/gguf/weights.py``
-    expert_up=("ffn_gate", "ffn_up"),
-    expert_down="ffn_down",
-)
-PAIRED = replace(NAMES, interleaved=True)  # converters reorder the rows of q and k of Llama's kin
-UNGATED = replace(NAMES, up=("ffn_up",))
-STACKED = replace(UNGATED, qkv=("attn_qkv",))
-SHARED_NAMES = replace(
-    NAMES,
-    shared_up=("ffn_gate_shexp", "ffn_up_shexp"),
-    shared_down="ffn_down_shexp",
-    shared_gate="ffn_gate_inp_shexp",
-)
-DELTA_NET_NAMES = replace(SHARED_NAMES, mlp_norm="post_attention_norm")
-LFM2_NAMES = replace(NAMES, norm="token_embd_norm", choice_bias="exp_probs_b.bias", mixer=short_conv)
-HEADS, KV_HEADS = "attention.head_count", "attention.head_count_kv"
-MAX_FACTORS = 2**12  # more pairs than a head has
 COMPANIONS = {"adapter": "a LoRA adapter", "mmproj": "an encoder of images or sound", "imatrix": "statistics"}
 SAME = {
     "mistral": "llama",
     "gemma3": "gemma3_text",
+    "deepseek_v2": "deepseek_v3",
+    "glm4_moe_lite": "deepseek_v3",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
 }  # families that are stored as another one
-DROPPED = (r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight")  # part of the config
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number of a model: its key in config.json and, after the architecture's name, in the metadata.
-
-    ``of`` returns it for a config; None: it has none. A file must have the value if it is ``required``.
-    """
-
-    name: str
-    key: str
-    of: Callable[[ModelConfig], int | float | None]
-    required: bool = True
-
-
-def _field(name: str, key: str, *, required: bool = True) -> Value:
-    return Value(name, key, attrgetter(name), required)
-
-
-def _expert_field(name: str, key: str) -> Value:
-    return Value(name, key, lambda config: None if config.moe is None else getattr(config.moe, name))
-
-
+LFM2_NAMES = replace(NAMES, norm="token_embd_norm", choice_bias="exp_probs_b.bias", mixer=short_conv)
 SHARED = (
-    _field("hidden_size", "embedding_length"),
-    _field("intermediate_size", "feed_forward_length"),
-    _field("num_hidden_layers", "block_count"),
-    _field("num_attention_heads", HEADS),
-    _field("num_key_value_heads", KV_HEADS, required=False),
-    _field("head_dim", "attention.key_length", required=False),
-    _field("max_position_embeddings", "context_length"),
+    field_of("hidden_size", "embedding_length"),
+    field_of("intermediate_size", "feed_forward_length"),
+    field_of("num_hidden_layers", "block_count"),
+    field_of("num_attention_heads", HEADS),
+    field_of("num_key_value_heads", KV_HEADS, required=False),
+    field_of("head_dim", "attention.key_length", required=False),
+    field_of("max_position_embeddings", "context_length"),
     Value("rope_theta", "rope.freq_base", lambda config: config.rope.theta if config.rope else None, required=False),
 )
-RMS = (Value("rms_norm_eps", "attention.layer_norm_rms_epsilon", attrgetter("norm_eps")),)
-EXPERTS = (
-    *RMS,
-    _expert_field("num_experts", "expert_count"),
-    _expert_field("num_experts_per_tok", "expert_used_count"),
-)
-EXPERT_SIZE = replace(_expert_field("intermediate_size", "expert_feed_forward_length"), name="moe_intermediate_size")
-WINDOW = _field("sliding_window", "attention.sliding_window", required=False)
 GEMMA2 = (
     *RMS,
     WINDOW,
@@ -129,23 +91,15 @@ GRANITE = (
 )
 
 
-LOGIT_SCALE = _field("logit_scale", "logit_scale")
+LOGIT_SCALE = field_of("logit_scale", "logit_scale")
 PARALLEL = Value("use_parallel_residual", "use_parallel_residual", attrgetter("parallel_residual"))
 
 
-def _layer_norm(name: str) -> Value:
-    return Value(name, "attention.layer_norm_epsilon", attrgetter("norm_eps"))
-
-
-def _mixer_field(name: str, key: str, of: str) -> Value:
-    return Value(name, key, lambda config: getattr(config.mixer, of, None))
-
-
 SHARED_EXPERT = replace(
-    _expert_field("shared_intermediate_size", "expert_shared_feed_forward_length"),
+    expert_field("shared_intermediate_size", "expert_shared_feed_forward_length"),
     name="shared_expert_intermediate_size",
 )
-LFM2 = (*RMS, _mixer_field("conv_L_cache", "shortconv.l_cache", "kernel"))
+LFM2 = (*RMS, mixer_field("conv_L_cache", "shortconv.l_cache", "kernel"))
 LFM2_MOE = (
     *LFM2,
     *EXPERTS,
@@ -159,102 +113,17 @@ LFM2_MOE = (
 )
 GRANITE_HYBRID = (
     *GRANITE,
-    _mixer_field("mamba_d_conv", "ssm.conv_kernel", "kernel"),
-    _mixer_field("mamba_d_state", "ssm.state_size", "state_size"),
-    _mixer_field("mamba_n_groups", "ssm.group_count", "groups"),
-    _mixer_field("mamba_n_heads", "ssm.time_step_rank", "heads"),
+    mixer_field("mamba_d_conv", "ssm.conv_kernel", "kernel"),
+    mixer_field("mamba_d_state", "ssm.state_size", "state_size"),
+    mixer_field("mamba_n_groups", "ssm.group_count", "groups"),
+    mixer_field("mamba_n_heads", "ssm.time_step_rank", "heads"),
 )
 DELTA_NET = (
-    _mixer_field("linear_conv_kernel_dim", "ssm.conv_kernel", "kernel"),
-    _mixer_field("linear_key_head_dim", "ssm.state_size", "key_dim"),
-    _mixer_field("linear_num_key_heads", "ssm.group_count", "key_heads"),
-    _mixer_field("linear_num_value_heads", "ssm.time_step_rank", "value_heads"),
+    mixer_field("linear_conv_kernel_dim", "ssm.conv_kernel", "kernel"),
+    mixer_field("linear_key_head_dim", "ssm.state_size", "key_dim"),
+    mixer_field("linear_num_key_heads", "ssm.group_count", "key_heads"),
+    mixer_field("linear_num_value_heads", "ssm.time_step_rank", "value_heads"),
 )
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a file holds: its metadata, the shapes of its tensors, and ``values``, which reads a small tensor."""
-
-    metadata: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
-    values: Callable[[str], list[float]]
-
-    @property
-    def architecture(self) -> str:
-        """llama.cpp's name of the architecture. Raises LlmcliError if there is none."""
-        name = self.metadata.get("general.architecture")
-        if not isinstance(name, str):
-            raise LlmcliError("the metadata has no general.architecture", "the file holds no language model")
-        return name
-
-    def find(self, key: str) -> Any:
-        """A value of the architecture; None if it is missing. Numbers are the decimals that float32 stores."""
-        value = self.metadata.get(f"{self.architecture}.{key}")
-        return float(f"{value:.7g}") if type(value) is float else value
-
-    def need(self, key: str) -> Any:
-        """A value of the architecture, the same for all layers that have one (0: none).
-
-        Raises LlmcliError if it is missing or differs.
-        """
-        value = self.find(key)
-        if isinstance(value, list):
-            value = [each for each in value if each] or value
-        if isinstance(value, list) and value and value.count(value[0]) == len(value):
-            value = value[0]
-        if value is None:
-            raise LlmcliError(f"the metadata has no {self.architecture}.{key}", "the file may be damaged")
-        if isinstance(value, list):
-            raise wrong(key, "a list", "the same for all layers")
-        return value
-
-    def count(self, key: str, default: int) -> int:
-        """A whole number of the architecture, at least 1. Raises LlmcliError if it is something else."""
-        value = self.find(key)
-        if value is None:
-            return default
-        if not isinstance(value, int) or value < 1:
-            raise wrong(key, value, "a whole number above 0")
-        return value
-
-    @property
-    def head_dim(self) -> int:
-        """The size of a head. Raises LlmcliError if the numbers that it follows from are not whole."""
-        return self.count("attention.key_length", self.count("embedding_length", 1) // self.count(HEADS, 1))
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A family as GGUF files store it: its ``model_type``, its tensors' names, and what is special in its metadata.
-
-    ``values`` are the numbers that not all families have; ``extra`` makes the keys of config.json that are no such
-    numbers, and ``more`` the metadata. ``keys`` has the family's names for keys of config.json. ``norm_shift`` is added
-    to stored norms, but not to those of mixers. ``refused`` returns the fields of a config that llama.cpp does not
-    accept, although metadata can express them.
-    """
-
-    model_type: str
-    names: Names = NAMES
-    values: tuple[Value, ...] = RMS
-    extra: Callable[[Contents], dict[str, Any]] = lambda contents: {}
-    norm_shift: float = 0.0
-    refused: Callable[[ModelConfig], list[str]] = lambda config: []
-    keys: Mapping[str, str] = field(default_factory=dict)
-    more: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
-
-    def family(self, parsed: Family) -> Family:
-        """The family ``parsed`` with the tensors of a GGUF file."""
-        return replace(parsed, rules=self.rules, renamed=(), dropped=DROPPED)
-
-    def rules(self, config: ModelConfig) -> list[Rule]:
-        """A rule for every parameter of a ``Transformer`` with this config."""
-        return [
-            replace(rule, sources=tuple(replace(source, shift=self.norm_shift) for source in rule.sources))
-            if rule.target.endswith("norm.weight") and not rule.target.endswith("mixer.norm.weight")
-            else rule
-            for rule in self.names.rules(config)
-        ]
 
 
 def architecture_of(contents: Contents) -> Architecture:
@@ -264,6 +133,8 @@ def architecture_of(contents: Contents) -> Architecture:
         raise LlmcliError(f"the file holds {COMPANIONS[kind]}, not a model", "open the model that it belongs to")
     if name == "llama" and contents.find("expert_count"):
         return _MIXTRAL
+    if name == "deepseek2" and "blk.0.attn_kv_b.weight" in contents.shapes:
+        return DEEPSEEK_WHOLE
     if name == "olmo2" and contents.find(WINDOW.key):
         return _OLMO3
     check_architecture(name)
@@ -302,19 +173,29 @@ def described(contents: Contents) -> dict[str, Any]:
         "num_key_value_heads": contents.need(HEADS),
         "tie_word_embeddings": "output.weight" not in contents.shapes,
         "rope_theta": 10000.0,
-        "rope_scaling": _scaling(contents),
+        "rope_scaling": scaling_of(contents),
     }
     for value in {value.name: value for value in (*SHARED, *architecture.values)}.values():
         if value.required or contents.find(value.key) is not None:
-            raw[value.name] = contents.need(value.key)
+            raw[value.name] = value.read(contents, value.key)
+    if contents.predicting_layers:
+        raw["num_hidden_layers"] = contents.layers
     raw |= architecture.extra(contents)
-    rotated = contents.head_dim if "partial_rotary_factor" not in raw else None
-    for key, size in {"attention.value_length": contents.head_dim, "rope.dimension_count": rotated}.items():
-        if size is not None and contents.count(key, size) != size:
-            raise wrong(key, contents.find(key), str(size))
+    if architecture.plain_heads:
+        _check_heads(contents, rotated_whole="partial_rotary_factor" not in raw)
     # The ids stay even if there are none: a family's defaults are not for a file without such tokens.
     ids = {f"{role}_token_id": contents.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
     return {architecture.keys.get(key, key): value for key, value in raw.items() if value is not None} | ids
+
+
+def _check_heads(contents: Contents, *, rotated_whole: bool) -> None:
+    """Raise LlmcliError if keys and values differ in size, or not all of a key is rotated although it should be."""
+    sizes = {"attention.value_length": contents.head_dim}
+    if rotated_whole:
+        sizes["rope.dimension_count"] = contents.head_dim
+    for key, size in sizes.items():
+        if contents.count(key, size) != size:
+            raise wrong(key, contents.find(key), str(size))
 
 
 def metadata_of(config: ModelConfig) -> dict[str, Any]:
@@ -327,79 +208,15 @@ def metadata_of(config: ModelConfig) -> dict[str, Any]:
     values |= {"vocab_size": config.vocab_size, "attention.value_length": config.head_dim}
     if config.rope is not None:
         values["rope.dimension_count"] = config.rope.rotated(config.head_dim)
-        values |= _stored_scaling(config.rope)
+        values |= stored_scaling(config.rope)
     values |= architecture.more(config)
     metadata = {f"{name}.{key}": value for key, value in values.items() if value is not None}
     return {"general.architecture": name, **metadata}
 
 
-def _stored_scaling(rope: RopeConfig) -> dict[str, Any]:
-    """The inverse of ``_scaling``, without tensors of factors."""
-    original = {"rope.scaling.original_context_length": rope.original_max_position_embeddings}
-    if rope.rope_type == "longrope":
-        return {"rope.scaling.attn_factor": rope.attention_factor, **original}
-    if rope.rope_type not in ("linear", "yarn"):
-        return {}
-    values: dict[str, Any] = {"rope.scaling.type": rope.rope_type, "rope.scaling.factor": rope.factor}
-    if rope.rope_type == "yarn":
-        betas = {f"rope.scaling.yarn_{name}": getattr(rope, name) for name in ("beta_fast", "beta_slow")}
-        values |= {**original, **betas}
-    return values
-
-
-def factors_of(config: ModelConfig) -> dict[str, list[float]]:
-    """The tensors of a file that divide the angle of each rotary pair, for Llama 3's scaling and for LongRoPE."""
-    rope = config.rope
-    if rope is not None and rope.rope_type == "longrope":
-        return {
-            "rope_factors_long.weight": list(rope.long_factor),
-            "rope_factors_short.weight": list(rope.short_factor),
-        }
-    if rope is not None and rope.rope_type == "llama3":
-        return {"rope_freqs.weight": _llama3_factors(rope, rope.rotated(config.head_dim))}
-    return {}
-
-
-def _llama3_factors(rope: RopeConfig, rotated: int) -> list[float]:
-    """1 for fast pairs, ``factor`` for slow ones; in between, the speeds are interpolated."""
-    factors = []
-    for feature in range(0, rotated, 2):
-        turns = rope.original_max_position_embeddings * rope.theta ** (-feature / rotated) / (2 * math.pi)
-        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        keep = min(max(keep, 0.0), 1.0)
-        factors.append(1 / (keep + (1 - keep) / rope.factor))
-    return factors
-
-
-def _scaling(contents: Contents) -> dict[str, Any] | None:
-    """``rope_scaling``. Tensors of factors, one for each pair, are LongRoPE's; Llama 3's are those for any length."""
-    context, original = contents.need("context_length"), contents.find("rope.scaling.original_context_length")
-    stored = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
-    if "rope_freqs.weight" in contents.shapes:
-        stored, original = dict.fromkeys(stored, "rope_freqs.weight"), context
-    if all(math.prod(contents.shapes.get(name, (MAX_FACTORS + 1,))) <= MAX_FACTORS for name in stored.values()):
-        scaling: dict[str, Any] = {key: contents.values(name) for key, name in stored.items()}
-        attention = contents.find("rope.scaling.attn_factor")
-        scaling |= {"rope_type": "longrope", "original_max_position_embeddings": original or context}
-        return scaling | ({} if attention is None else {"attention_factor": attention})
-    kind, factor = contents.find("rope.scaling.type"), contents.find("rope.scaling.factor")
-    if kind is None and contents.find("rope.scale_linear"):  # as old files have it
-        kind, factor = "linear", contents.find("rope.scale_linear")
-    if kind in (None, "none") or factor in (None, 0.0, 1.0):
-        return None
-    if kind == "yarn":
-        betas = {name: contents.find(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
-        return {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original or context, **betas}
-    return {"rope_type": kind, "factor": factor}
-
-
 def _biases(contents: Contents) -> dict[str, Any]:
     biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
     return {key: name in contents.shapes for key, name in biases.items()}
-
-
-def _normalized_experts(contents: Contents) -> dict[str, Any]:
-    return {"norm_topk_prob": True}
 
 
 def _gemma(contents: Contents, largest: int) -> dict[str, Any]:
@@ -430,27 +247,6 @@ def _cohere(contents: Contents) -> dict[str, Any]:
     return {"use_qk_norm": "blk.0.attn_q_norm.weight" in contents.shapes}
 
 
-def _refusing(**wanted: Callable[[ModelConfig], bool]) -> Callable[[ModelConfig], list[str]]:
-    """``Architecture.refused``: the names of the conditions that a config does not meet."""
-    return lambda config: [name for name, meets in wanted.items() if not meets(config)]
-
-
-def _even(config: ModelConfig) -> bool:
-    return config.q_size == config.hidden_size
-
-
-def _tied(config: ModelConfig) -> bool:
-    return config.tie_word_embeddings
-
-
-def _untied(config: ModelConfig) -> bool:
-    return not config.tie_word_embeddings
-
-
-def _no_biases(config: ModelConfig) -> bool:
-    return not (config.qkv_bias or config.out_bias or config.mlp_bias)
-
-
 def _windows_in(period: int) -> Callable[[ModelConfig], bool]:
     """Whether all layers but every ``period``-th have a window, as llama.cpp assumes."""
     return lambda config: (
@@ -463,7 +259,7 @@ def _windows_in(period: int) -> Callable[[ModelConfig], bool]:
 
 def _gpt_oss(contents: Contents) -> dict[str, Any]:
     """Metadata cannot say that YaRN's range is not rounded, but the family's never is."""
-    scaling = _scaling(contents) or {"rope_type": "default"}
+    scaling = scaling_of(contents) or {"rope_type": "default"}
     return {
         "attention_bias": "blk.0.attn_q.bias" in contents.shapes,
         "rope_scaling": scaling | {"truncate": False},
@@ -479,7 +275,7 @@ def _same_theta(config: ModelConfig) -> bool:
 def _olmo3(contents: Contents) -> dict[str, Any]:
     """Only layers without a window scale their angles."""
     theta = contents.find("rope.freq_base") or 10000.0
-    scaled = (_scaling(contents) or {}) | {"rope_theta": theta}
+    scaled = (scaling_of(contents) or {}) | {"rope_theta": theta}
     nested = {"full_attention": scaled, "sliding_attention": {"rope_theta": theta}}
     return {"rope_scaling": None, "rope_parameters": nested}
 
@@ -545,16 +341,13 @@ def _granite_hybrid_more(config: ModelConfig) -> dict[str, Any]:
 
 
 def _delta_net(contents: Contents) -> dict[str, Any]:
-    """Layers that predict several tokens at once are last, and not read."""
-    more = contents.find("nextn_predict_layers")
-    layers = contents.count("block_count", 1) - (more if isinstance(more, int) else 0)
+    layers = contents.layers
     recurrent, interval = contents.find("attention.recurrent_layers"), contents.count("full_attention_interval", 4)
     if not isinstance(recurrent, list):
         recurrent = [(layer + 1) % interval != 0 for layer in range(layers)]
     kinds = ["linear_attention" if each else "full_attention" for each in recurrent[:layers]]
     heads = contents.count("ssm.time_step_rank", 1)
     return _partly_rotated(contents) | {
-        "num_hidden_layers": layers,
         "layer_types": kinds,
         "linear_value_head_dim": contents.count("ssm.inner_size", heads) // heads,
     }
@@ -581,21 +374,21 @@ ARCHITECTURES = {
     "llama": Architecture("llama", PAIRED, extra=_biases),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
-    "qwen3moe": Architecture("qwen3_moe", NAMES, (*EXPERTS, EXPERT_SIZE), _normalized_experts),
+    "qwen3moe": Architecture("qwen3_moe", NAMES, (*EXPERTS, EXPERT_SIZE), normalized_experts),
     "qwen2moe": Architecture("qwen2_moe", SHARED_NAMES, (*EXPERTS, EXPERT_SIZE, SHARED_EXPERT)),
     "gemma2": Architecture(
-        "gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, _refusing(tie_word_embeddings=_tied)
+        "gemma2", NAMES, GEMMA2, lambda contents: _gemma(contents, 46), -1.0, refusing(tie_word_embeddings=tied)
     ),
     "gemma3": Architecture("gemma3_text", NAMES, GEMMA3, lambda contents: _gemma(contents, 62), -1.0),
     "phi2": Architecture(
-        "phi", UNGATED, (_layer_norm("layer_norm_eps"),), _partly_rotated, refused=_refusing(head_dim=_even)
+        "phi", UNGATED, (layer_norm("layer_norm_eps"),), _partly_rotated, refused=refusing(head_dim=even)
     ),
-    "phi3": Architecture("phi3", STACKED, PHI3, _phi3, refused=_refusing(head_dim=_even)),
+    "phi3": Architecture("phi3", STACKED, PHI3, _phi3, refused=refusing(head_dim=even)),
     "smollm3": Architecture(
         "smollm3",
         PAIRED,
         extra=_biases,
-        refused=_refusing(
+        refused=refusing(
             attention_bias=lambda config: not config.out_bias, mlp_bias=lambda config: not config.mlp_bias
         ),
     ),
@@ -605,16 +398,16 @@ ARCHITECTURES = {
         "olmoe",
         NAMES,
         EXPERTS,
-        refused=_refusing(
-            head_dim=_even,
+        refused=refusing(
+            head_dim=even,
             num_key_value_heads=lambda config: config.kv_size == config.q_size,
-            tie_word_embeddings=_untied,
+            tie_word_embeddings=untied,
         ),
     ),
     "gpt2": Architecture(
         "gpt2",
         STACKED,
-        (_layer_norm("layer_norm_epsilon"),),
+        (layer_norm("layer_norm_epsilon"),),
         keys={
             "hidden_size": "n_embd",
             "intermediate_size": "n_inner",
@@ -626,49 +419,47 @@ ARCHITECTURES = {
     "gptneox": Architecture(
         "gpt_neox",
         STACKED,
-        (_layer_norm("layer_norm_eps"), PARALLEL),
+        (layer_norm("layer_norm_eps"), PARALLEL),
         _partly_rotated,
-        refused=_refusing(head_dim=_even, attention_bias=lambda config: config.qkv_bias, tie_word_embeddings=_untied),
+        refused=refusing(head_dim=even, attention_bias=lambda config: config.qkv_bias, tie_word_embeddings=untied),
     ),
     "starcoder2": Architecture(
         "starcoder2",
         UNGATED,
-        (_layer_norm("norm_epsilon"),),
+        (layer_norm("norm_epsilon"),),
         lambda contents: {"use_bias": "blk.0.attn_q.bias" in contents.shapes},
-        refused=_refusing(head_dim=_even),
+        refused=refusing(head_dim=even),
     ),
     "stablelm": Architecture(
         "stablelm",
         NAMES,
-        (_layer_norm("layer_norm_eps"), replace(PARALLEL, required=False)),
+        (layer_norm("layer_norm_eps"), replace(PARALLEL, required=False)),
         _stablelm,
-        refused=_refusing(head_dim=_even, tie_word_embeddings=_untied),
+        refused=refusing(head_dim=even, tie_word_embeddings=untied),
     ),
     "command-r": Architecture(
         "cohere",
         PAIRED,
-        (_layer_norm("layer_norm_eps"), LOGIT_SCALE),
+        (layer_norm("layer_norm_eps"), LOGIT_SCALE),
         _cohere,
-        refused=_refusing(
-            head_dim=_even,
-            tie_word_embeddings=_tied,
+        refused=refusing(
+            head_dim=even,
+            tie_word_embeddings=tied,
             qk_norm=lambda config: (config.qk_norm is not None) == (config.num_hidden_layers >= 64),
         ),
     ),
     "cohere2": Architecture(
         "cohere2",
         PAIRED,
-        (_layer_norm("layer_norm_eps"), LOGIT_SCALE, WINDOW),
-        refused=_refusing(
-            head_dim=_even, tie_word_embeddings=_tied, attention_bias=_no_biases, layer_types=_windows_in(4)
-        ),
+        (layer_norm("layer_norm_eps"), LOGIT_SCALE, WINDOW),
+        refused=refusing(head_dim=even, tie_word_embeddings=tied, attention_bias=no_biases, layer_types=_windows_in(4)),
     ),
     "gpt-oss": Architecture(
         "gpt_oss",
         replace(NAMES, mlp_norm="post_attention_norm", sinks="attn_sinks.weight"),
         (*EXPERTS, replace(EXPERT_SIZE, required=False), WINDOW),
         _gpt_oss,
-        refused=_refusing(
+        refused=refusing(
             attention_bias=lambda config: config.qkv_bias,
             layer_types=_windows_in(2),
             rope_scaling=lambda config: (
@@ -681,18 +472,18 @@ ARCHITECTURES = {
         "seed_oss",
         replace(NAMES, mlp_norm="post_attention_norm"),
         extra=_seed_oss,
-        refused=_refusing(
+        refused=refusing(
             attention_out_bias=lambda config: not config.out_bias, mlp_bias=lambda config: not config.mlp_bias
         ),
     ),
     "arcee": Architecture(
-        "arcee", replace(PAIRED, up=("ffn_up",)), extra=_biases, refused=_refusing(attention_bias=_no_biases)
+        "arcee", replace(PAIRED, up=("ffn_up",)), extra=_biases, refused=refusing(attention_bias=no_biases)
     ),
     "ernie4_5": Architecture(
         "ernie4_5",
         PAIRED,
         extra=lambda contents: {"use_bias": "blk.0.attn_q.bias" in contents.shapes},
-        refused=_refusing(use_bias=_no_biases),
+        refused=refusing(use_bias=no_biases),
     ),
     "glm4": Architecture(
         "glm4",
@@ -704,7 +495,7 @@ ARCHITECTURES = {
         LFM2_NAMES,
         LFM2,
         _lfm2,
-        refused=_refusing(head_dim=_even),
+        refused=refusing(head_dim=even),
         keys={"rms_norm_eps": "norm_eps"},
         more=_kv_heads,
     ),
@@ -713,7 +504,7 @@ ARCHITECTURES = {
         LFM2_NAMES,
         LFM2_MOE,
         _lfm2_moe,
-        refused=_refusing(head_dim=_even),
+        refused=refusing(head_dim=even),
         keys={"rms_norm_eps": "norm_eps"},
         more=lambda config: _kv_heads(config) | {"expert_gating_func": SIGMOID},
     ),
@@ -723,7 +514,7 @@ ARCHITECTURES = {
         (*RMS, *DELTA_NET),
         _delta_net,
         -1.0,
-        _refusing(linear_value_head_dim=_same_dims),
+        refusing(linear_value_head_dim=_same_dims),
         more=_qwen3_5_more,
     ),
     "qwen35moe": Architecture(
@@ -734,20 +525,20 @@ ARCHITECTURES = {
             EXPERT_SIZE,
             SHARED_EXPERT,
             *DELTA_NET,
-            _field("intermediate_size", "feed_forward_length", required=False),
+            field_of("intermediate_size", "feed_forward_length", required=False),
         ),
         _delta_net,
         -1.0,
-        _refusing(linear_value_head_dim=_same_dims),
+        refusing(linear_value_head_dim=_same_dims),
         more=_qwen3_5_more,
     ),
     "qwen3next": Architecture(
         "qwen3_next",
         replace(DELTA_NET_NAMES, mixer=delta_net_by_head),
         (*EXPERTS, EXPERT_SIZE, SHARED_EXPERT, *DELTA_NET),
-        lambda contents: _delta_net(contents) | _normalized_experts(contents),
+        lambda contents: _delta_net(contents) | normalized_experts(contents),
         -1.0,
-        _refusing(linear_value_head_dim=_same_dims),
+        refusing(linear_value_head_dim=_same_dims),
         more=_delta_net_more,
     ),
     "granitehybrid": Architecture(
@@ -757,7 +548,8 @@ ARCHITECTURES = {
         _granite_hybrid,
         more=_granite_hybrid_more,
     ),
-    "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=_refusing(attention_bias=_no_biases)),
+    "deepseek2": DEEPSEEK,
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=refusing(attention_bias=no_biases)),
 }
 _MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)
 _OLMO3 = Architecture(
@@ -765,9 +557,9 @@ _OLMO3 = Architecture(
     NAMES,
     (*RMS, replace(WINDOW, required=True)),
     _olmo3,
-    refused=_refusing(
-        attention_bias=_no_biases,
-        head_dim=_even,
+    refused=refusing(
+        attention_bias=no_biases,
+        head_dim=even,
         layer_types=_windows_in(4),
         rope_parameters=_same_theta,
     ),

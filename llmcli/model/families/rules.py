@@ -90,6 +90,11 @@ class Source:
         moved = self.transposed or self.grouped or self.columns_grouped or self.parts or self.skipped
         return not (changed or moved)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether each stored row is one of the parameter, in any order."""
+        return not (self.transposed or self.columns_grouped or self.shift or self.minus_exp)
+
     def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
         """The stored tensor as the parameter's rows: [rows, *columns]."""
         import torch

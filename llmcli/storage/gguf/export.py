@@ -16,15 +16,10 @@ from llmcli.files.gguf import BLOCKS
 from llmcli.files.gguf_writer import NewTensor, write_header
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import family_of
-from llmcli.model.families.gguf import (
-    DROPPED,
-    WINDOW,
-    Contents,
-    architecture_for,
-    described,
-    factors_of,
-    metadata_of,
-)
+from llmcli.model.families.gguf import architecture_for, described, metadata_of
+from llmcli.model.families.gguf_architecture import DROPPED, WINDOW
+from llmcli.model.families.gguf_contents import Contents
+from llmcli.model.families.gguf_rope import factors_of
 from llmcli.model.families.rules import Rule, Source
 from llmcli.model.positions import inverse_frequencies, span
 from llmcli.storage.checkpoint import Checkpoint
@@ -49,7 +44,8 @@ PRECISE = (
     *("norm.weight", "router.weight", "shared_gate.weight", "positions.weight"),
     *("mixer.kernel", "mixer.decay", "mixer.skip"),
 )
-EXPERT = re.compile(r"(blk\.\d+\.)experts\.(\d+)\.(\w+)\.(weight|bias)")
+PART = re.compile(r"(blk\.\d+\.)(experts|heads)\.(\d+)\.(\w+)\.(weight|bias)")  # of a tensor of all of them
+SUFFIXES = {"experts": "_exps", "heads": ""}
 
 
 @dataclass(frozen=True)
@@ -100,11 +96,11 @@ class GgufExport:
             for source in rule.sources:
                 shape = source.stored_shape(columns)
                 one = NewTensor(source.name, self._type(rule, source.name, shape), shape)
-                expert = EXPERT.fullmatch(source.name)
-                if expert is None:
+                part = PART.fullmatch(source.name)
+                if part is None:
                     tensors[source.name], places[source.name] = one, Place(source.name, 0, one.type)
                     continue
-                name, number = f"{expert[1]}{expert[3]}_exps.{expert[4]}", int(expert[2])
+                name, number = f"{part[1]}{part[4]}{SUFFIXES[part[2]]}.{part[5]}", int(part[3])
                 tensors[name] = NewTensor(name, one.type, (number + 1, *shape))
                 places[source.name] = Place(name, number * one.nbytes, one.type)
         return tensors, places

@@ -110,8 +110,12 @@ class _Quantized:
     def packed(self, rule: Rule, source: Source, first: int, type: str) -> Tensor | None:
         """See ``Stored.packed``: the rows of blocks are put into the architecture's order."""
         entry = self._file.entries[rule.target]
-        moved = source.columns_grouped is not None
-        if moved or entry.dtype != "U8" or type != self._format(rule.target) or self.shapes[rule.target][1] % BLOCK:
+        if (
+            not source.keeps_rows
+            or entry.dtype != "U8"
+            or type != self._format(rule.target)
+            or self.shapes[rule.target][1] % BLOCK
+        ):
             return None
         rows = self._file.viewed(entry)[first : first + source.rows]
         return source.in_file(rows, (rows.shape[1],))

@@ -1,7 +1,7 @@
 """The weights of a GGUF file, as ``Checkpoint`` reads them: matrices stay in blocks, other tensors are restored.
 
 A file has one tensor for all experts of a layer; here each expert has its own, such as
-``blk.0.experts.3.ffn_gate.weight``.
+``blk.0.experts.3.ffn_gate.weight``. So it is for what makes the heads' keys and values from a latent vector.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.files.gguf import BLOCKS, GgufTensor, damaged, parts_of, read_gguf
 from llmcli.files.safetensors import Entry, TensorFile
-from llmcli.model.families.gguf import Contents
+from llmcli.model.families.gguf_contents import Contents
 from llmcli.model.families.rules import Family, Rule, Source
 from llmcli.storage.ggml import MULTIPLIED, PACKED, TABLES, restore
 from llmcli.storage.tensors import MAX_EXPERTS, WeightFiles
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EXPERTS = re.compile(r"(blk\.\d+\.)(ffn_\w+)_exps\.(weight|bias)")
+HEADS = re.compile(r"(blk\.\d+\.)(attn_[kv]_b)\.weight")
 PIECE = 2**18  # weights restored at a time; a multiple of every block
 
 
@@ -67,13 +68,16 @@ class GgufTensors(TensorFile):
 
 
 def _entries(tensor: GgufTensor) -> Iterator[Entry]:
-    """The tensor or, if it is that of all experts, the tensor of each."""
-    experts = EXPERTS.fullmatch(tensor.name)
+    """The tensor or, if it is that of all experts or heads, the tensor of each."""
+    experts, heads = EXPERTS.fullmatch(tensor.name), HEADS.fullmatch(tensor.name)
     entry = Entry(tensor.name, tensor.type, tensor.shape, tensor.start, tensor.end)
     if (
         tensor.name.endswith(".ffn_gate_inp_shexp.weight") and len(tensor.shape) == 1
     ):  # old files have its only row as a vector
         yield replace(entry, shape=(1, *tensor.shape))
+        return
+    if heads is not None and len(tensor.shape) == 3 and tensor.shape[0] <= MAX_EXPERTS:
+        yield from entry.split(f"{heads[1]}heads.{head}.{heads[2]}.weight" for head in range(tensor.shape[0]))
         return
     if experts is None or len(tensor.shape) < 2 or tensor.shape[0] > MAX_EXPERTS:
         yield entry
@@ -117,7 +121,7 @@ class GgufWeights(WeightFiles):
     def block_format(self, source: Source) -> str | None:
         """See ``WeightFiles.block_format``."""
         _, entry = self.tensors[source.name]
-        return entry.dtype if entry.dtype in MULTIPLIED and source.columns_grouped is None else None
+        return entry.dtype if entry.dtype in MULTIPLIED and source.keeps_rows else None
 
     def formats(self, rules: Iterable[Rule]) -> tuple[str, ...]:
         """The block formats in which the parameters of ``rules`` are stored."""
