@@ -44,6 +44,7 @@ GROUPS = {
         "tokenize": "What does the model receive?",
         "neighbours": "Which tokens have similar meanings?",
         "attend": "What does a token look at?",
+        "heads": "What does each attention head look for?",
         "lens": "When does the answer appear?",
         "why": "What pushed this logit up or down?",
         "explain-step": "How was this token chosen?",

@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     from llmcli.explain.embeddings import neighbours as neighbours
     from llmcli.explain.guided_tour import TourReport as TourReport
     from llmcli.explain.guided_tour import tour as tour
+    from llmcli.explain.head_kinds import BestHead as BestHead
+    from llmcli.explain.head_kinds import HeadScores as HeadScores
+    from llmcli.explain.head_kinds import HeadsReport as HeadsReport
+    from llmcli.explain.head_kinds import ScoredHead as ScoredHead
+    from llmcli.explain.head_kinds import heads as heads
     from llmcli.explain.inspection import InspectReport as InspectReport
     from llmcli.explain.inspection import inspect as inspect
     from llmcli.explain.inspection import inspect_folder as inspect_folder
@@ -92,6 +97,7 @@ __all__ = [
     "AttendReport",
     "AttendedToken",
     "AttentionPattern",
+    "BestHead",
     "BranchReport",
     "Candidate",
     "Check",
@@ -106,6 +112,8 @@ __all__ = [
     "Divergences",
     "GeneratedToken",
     "HeadReport",
+    "HeadScores",
+    "HeadsReport",
     "InspectReport",
     "KeyMatch",
     "LargestDivergence",
@@ -121,6 +129,7 @@ __all__ = [
     "Report",
     "Rotary",
     "ScoreReport",
+    "ScoredHead",
     "ScoredToken",
     "SourceContribution",
     "StageReport",
@@ -145,6 +154,7 @@ __all__ = [
     "default_sampler",
     "find_token",
     "generated_token_of",
+    "heads",
     "inspect",
     "inspect_folder",
     "lens",
@@ -209,6 +219,11 @@ __getattr__, __dir__ = lazy.exports(
         "StrongestPart": "attribution",
         "WhyReport": "attribution",
         "ablate": "ablation",
+        "BestHead": "head_kinds",
+        "HeadScores": "head_kinds",
+        "HeadsReport": "head_kinds",
+        "ScoredHead": "head_kinds",
+        "heads": "head_kinds",
         "attend": "attention",
         "attention_pattern": "attention",
         "branch": "continuations",

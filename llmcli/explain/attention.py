@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.explain.forward_pass import observe
-from llmcli.explain.heads import attention_output_claim, heads_of
+from llmcli.explain.layer_heads import attention_output_claim, heads_of
 from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.explain.selection import (
     Head,
@@ -110,7 +110,7 @@ def attend(
         at=vocab_entry(tokenizer, ids[position]),
         sources=_sources(loaded, ids, shown, weights, norms),
         sink=float(_unspent(weights).mean()) if model.config.attention_sinks else None,
-        check=check(_sum_claim(model, weights), attention_output_claim(model, observed, shown)),
+        check=check(sum_claim(model, weights), attention_output_claim(model, observed, shown)),
         heads=name_heads(model.config, layers),
     )
 
@@ -167,7 +167,7 @@ def attention_pattern(
         ),
         pieces=pieces,
         check=check(
-            _sum_claim(model, weights),
+            sum_claim(model, weights),
             Claim("later tokens get a weight of 0", later, 0.0),
             attention_output_claim(model, observed, [layer]),
         ),
@@ -179,7 +179,7 @@ def _unspent(weights: Tensor) -> Tensor:
     return (1 - weights.sum(dim=-1)).clamp_min(0)
 
 
-def _sum_claim(model: Transformer, weights: Tensor) -> Claim:
+def sum_claim(model: Transformer, weights: Tensor) -> Claim:
     """Claim that the weights of each head, weights [..., S], sum to 1, or to at most 1 if it has a sink."""
     error = weights.sum(dim=-1) - 1
     if model.config.attention_sinks:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmcli.explain.forward_pass import ForwardPass
-from llmcli.explain.heads import Heads, heads_of
+from llmcli.explain.layer_heads import Heads, heads_of
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Block, Transformer
 

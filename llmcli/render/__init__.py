@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from llmcli.render.generation import print_server_summary as print_server_summary
     from llmcli.render.generation import print_summary as print_summary
     from llmcli.render.generation import prompt_cache_line as prompt_cache_line
+    from llmcli.render.heads import print_heads as print_heads
     from llmcli.render.inspect import print_inspect as print_inspect
     from llmcli.render.lens import print_lens as print_lens
     from llmcli.render.models import print_models as print_models
@@ -139,6 +140,7 @@ __all__ = [
     "print_context_use",
     "print_decide",
     "print_head",
+    "print_heads",
     "print_inspect",
     "print_lens",
     "print_line",
@@ -217,6 +219,7 @@ __getattr__, __dir__ = lazy.exports(
         "VerifyProgress": "progress",
         "WritingProgress": "progress",
         "print_head": "query_key_value",
+        "print_heads": "heads",
         "html": "reports",
         "print_report": "reports",
         "SampleToken": "samples",

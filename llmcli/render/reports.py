@@ -16,6 +16,7 @@ DRAWN_BY = {
     "CompareSummary": "print_compare_summary",
     "DecideReport": "print_decide",
     "HeadReport": "print_head",
+    "HeadsReport": "print_heads",
     "InspectReport": "print_inspect",
     "LensReport": "print_lens",
     "MergesReport": "print_merges",

@@ -30,6 +30,7 @@ VIEWS: dict[str, list[str]] = {
     "neighbours": ["fox"],
     "attend": ["{text}"],
     "attend --head": ["{text}", "--head", "1.2"],
+    "heads": ["{text}"],
     "lens": ["{text}"],
     "why": ["{text}"],
     "explain-step": ["{text}", "--seed", "1"],

@@ -41,8 +41,8 @@ def place(case: Tiny, part: str, layer: int) -> tuple[nn.Module, bool]:
     return next(getattr(block, name) for name in names if getattr(block, name, None) is not None), False
 
 
-def edited(case: Tiny, edits: list[tuple[str, int, Edit]]) -> Tensor:
-    """transformers' logits [T, V] for IDS when some parts' results are changed."""
+def edited(case: Tiny, edits: list[tuple[str, int, Edit]], ids: list[int] = IDS) -> Tensor:
+    """transformers' logits [T, V] for ``ids`` when some parts' results are changed."""
     forget(case)
     with ExitStack() as stack, torch.no_grad():
         for part, layer, edit in edits:
@@ -58,7 +58,7 @@ def edited(case: Tiny, edits: list[tuple[str, int, Edit]]) -> Tensor:
                     else module.register_forward_hook(_after(edit))
                 )
             stack.callback(hook.remove)
-        logits: Tensor = case.reference(torch.tensor([IDS])).logits[0]
+        logits: Tensor = case.reference(torch.tensor([ids])).logits[0]
         return logits
 
 
@@ -129,7 +129,7 @@ def within(where: slice, features: slice = slice(None), value: Tensor | float = 
 
     def edit(x: Tensor) -> Tensor:
         x = x.clone()
-        flat = x.view(len(IDS), -1)
+        flat = x.view(x.shape[1], -1)
         flat[where, features] = value[where] if isinstance(value, Tensor) and value.dim() == 2 else value
         return x
 

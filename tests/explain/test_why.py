@@ -17,7 +17,7 @@ from llmcli.explain.architecture import architecture_of
 from llmcli.explain.attention import attend
 from llmcli.explain.attribution import WhyReport, why
 from llmcli.explain.forward_pass import ForwardPass, observe
-from llmcli.explain.heads import Heads
+from llmcli.explain.layer_heads import Heads
 from llmcli.explain.residual_stream import Attribution, FrozenNorm, attribute, freeze
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
