@@ -42,6 +42,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "phi3-longrope": {"hidden_size": 128},
     "olmoe": {"num_key_value_heads": 4},
+    "gemma4_text": {"vocab_size_per_layer_input": 330},
 }
 ENDS = {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
 
@@ -240,8 +241,6 @@ WITHOUT_ARCHITECTURE = {
     "exaone4",
     "apertus",
     "gemma",
-    "gemma4_text",
-    "gemma4",
     "olmo",
     "helium",
     "gpt_neo",

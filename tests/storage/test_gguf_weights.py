@@ -205,6 +205,19 @@ LATENT: dict[str, Any] = {
     "first_k_dense_replace": 1,
 }
 LATENT_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+GEMMA4: dict[str, Any] = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "tie_word_embeddings": True,
+    "vocab_size_per_layer_input": 67,
+    "num_kv_shared_layers": 0,
+    "rope_theta": None,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "rope_theta": 500.0, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+}
 # Cases whose files ``write_gguf`` does not write: their files are compared with what llama.cpp computes.
 WRITTEN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
@@ -221,6 +234,26 @@ WRITTEN: dict[str, dict[str, Any]] = {
         "rope_scaling": {**LATENT_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
     },
     "glm4_moe_lite": LATENT,
+    "gemma4_text": {
+        **GEMMA4,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 16,
+        "final_logit_softcapping": 6.0,
+    },
+    "gemma4_text-moe": {
+        **GEMMA4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 5,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+    },
 }
 
 

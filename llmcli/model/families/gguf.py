@@ -39,6 +39,7 @@ from llmcli.model.families.gguf_architecture import (
     untied,
 )
 from llmcli.model.families.gguf_contents import HEADS, KV_HEADS, Contents
+from llmcli.model.families.gguf_gemma4 import GEMMA4
 from llmcli.model.families.gguf_latent import DEEPSEEK, DEEPSEEK_WHOLE
 from llmcli.model.families.gguf_mixers import delta_net, delta_net_by_head, mamba, short_conv
 from llmcli.model.families.gguf_rope import scaling_of, stored_scaling
@@ -48,6 +49,7 @@ COMPANIONS = {"adapter": "a LoRA adapter", "mmproj": "an encoder of images or so
 SAME = {
     "mistral": "llama",
     "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
     "deepseek_v2": "deepseek_v3",
     "glm4_moe_lite": "deepseek_v3",
     "qwen3_5": "qwen3_5_text",
@@ -549,6 +551,7 @@ ARCHITECTURES = {
         more=_granite_hybrid_more,
     ),
     "deepseek2": DEEPSEEK,
+    "gemma4": GEMMA4,
     "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=refusing(attention_bias=no_biases)),
 }
 _MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)

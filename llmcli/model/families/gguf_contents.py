@@ -58,6 +58,15 @@ class Contents:
             raise wrong(key, value, "a whole number above 0")
         return value
 
+    def by_layer(self, key: str) -> list[Any]:
+        """A value of the architecture for each layer. Raises LlmcliError if it is missing, or not for every layer."""
+        value = self.find(key)
+        if not isinstance(value, list):
+            return [self.need(key)] * self.layers
+        if len(value) < self.layers:
+            raise wrong(key, f"a list of {len(value)}", f"a list of {self.layers}")
+        return value[: self.layers]
+
     @property
     def predicting_layers(self) -> int:
         """The number of layers after the model's own, which predict several tokens at once and are not read."""

@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 from llmcli.model.config import ModelConfig, RopeConfig
+from llmcli.model.families.fields import wrong
 from llmcli.model.families.gguf_contents import Contents
 
 MAX_FACTORS = 2**12  # more pairs than a head has
+STILL = 1e30  # the factor of pairs that stand still
 
 
 def stored_scaling(rope: RopeConfig) -> dict[str, Any]:
@@ -35,6 +37,9 @@ def factors_of(config: ModelConfig) -> dict[str, list[float]]:
         }
     if rope is not None and rope.rope_type == "llama3":
         return {"rope_freqs.weight": _llama3_factors(rope, rope.rotated(config.head_dim))}
+    if rope is not None and rope.rope_type == "proportional":
+        moving, pairs = rope.moving(config.head_dim) // 2, rope.rotated(config.head_dim) // 2
+        return {"rope_freqs.weight": [rope.factor] * moving + [STILL] * (pairs - moving)}
     return {}
 
 
@@ -69,3 +74,14 @@ def scaling_of(contents: Contents) -> dict[str, Any] | None:
         betas = {name: contents.find(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
         return {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original or context, **betas}
     return {"rope_type": kind, "factor": factor}
+
+
+def proportional(contents: Contents, head_dim: int) -> dict[str, Any]:
+    """``rope_parameters`` of heads of which only the fastest pairs move, from the factors that the file has."""
+    shape = contents.shapes.get("rope_freqs.weight", ())
+    if shape != (head_dim // 2,) or head_dim // 2 > MAX_FACTORS:
+        raise wrong("rope_freqs.weight", f"of shape {list(shape)}", f"of shape [{head_dim // 2}]")
+    factors = contents.values("rope_freqs.weight")
+    moving = [factor for factor in factors if factor < STILL / 2]
+    share = {"partial_rotary_factor": len(moving) / len(factors)}
+    return {"rope_type": "proportional", **share, "factor": moving[0] if moving else 1.0}
