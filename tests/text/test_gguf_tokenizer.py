@@ -142,6 +142,17 @@ def test_sentencepiece_joins_the_pair_with_the_highest_score_first(text: str) ->
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
 
 
+@given(st.text("ab c▁", max_size=24))
+def test_the_merges_of_gemma_4_are_in_the_file(text: str) -> None:
+    """They are SentencePiece's, without a space before the text."""
+    state = json.loads(loaded("sentencepiece").fast.to_str())
+    merges = [" ".join(merge) for merge in state["model"]["merges"]]
+    tokenizer = tokenizer_from(sentencepiece("gemma4", scores=None, merges=merges, bos_token_id=1, unknown_token_id=0))
+    plain = tokenizer_from(sentencepiece(add_space_prefix=False))
+    assert tokenizer.encode(text) == [1, *plain.encode(text, add_special=False)]
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
+
+
 @given(st.text("ab c", max_size=9))
 def test_unigram_finds_the_division_with_the_highest_score(text: str) -> None:
     tokenizer = tokenizer_from(sentencepiece("t5", eos_token_id=2, unknown_token_id=0, add_space_prefix=True))

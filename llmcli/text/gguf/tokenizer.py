@@ -18,6 +18,7 @@ from llmcli.text.gguf.patterns import WORDS
 from llmcli.text.gguf.vocabulary import (
     BYTE_LEVEL,
     ENDS,
+    GEMMA4,
     PREFIX,
     SENTENCEPIECE,
     UNIGRAM,
@@ -57,7 +58,15 @@ def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastT
             f"the file's pre-tokenizer {_pre(metadata)!r:.40} is unknown", "open the model that the file was made from"
         )
     ids = vocabulary.ids
-    merges: dict[tuple[str, str], None] = {}  # in order; of equal ones the first counts
+    fast = FastTokenizer(models.BPE(ids, _stored_merges(metadata, ids), ignore_merges=words.whole))
+    words.apply(fast)
+    fast.decoder = decoders.ByteLevel()
+    return fast
+
+
+def _stored_merges(metadata: Mapping[str, object], ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merges of the file, in order; of equal ones the first counts."""
+    merges: dict[tuple[str, str], None] = {}
     for merge in list_value(metadata, "merges"):
         if not isinstance(merge, str):
             raise metadata_error(f"{PREFIX}merges has an entry that is not text")
@@ -66,19 +75,19 @@ def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastT
         if cut < 0 or left not in ids or right not in ids or left + right not in ids:
             raise metadata_error(f"{PREFIX}merges has {merge!r:.60}, which does not join two tokens to a third")
         merges[left, right] = None
-    fast = FastTokenizer(models.BPE(ids, list(merges), ignore_merges=words.whole))
-    words.apply(fast)
-    fast.decoder = decoders.ByteLevel()
-    return fast
+    return list(merges)
 
 
 def _sentencepiece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastTokenizer:
-    """SentencePiece BPE: the merges follow from the scores."""
-    ids = vocabulary.ids
-    merges = list(_merges(vocabulary, ids, numbers(metadata, "scores", len(vocabulary.tokens))))
+    """SentencePiece BPE: the merges follow from the scores, but Gemma 4's are in the file."""
+    ids, own = vocabulary.ids, vocabulary.model == GEMMA4
+    if own:
+        merges = _stored_merges(metadata, ids)
+    else:
+        merges = list(_merges(vocabulary, ids, numbers(metadata, "scores", len(vocabulary.tokens))))
     unknown = vocabulary.text("unknown")
     fast = FastTokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    prefix = flag_value(metadata, "add_space_prefix", True)
+    prefix = flag_value(metadata, "add_space_prefix", not own)
     # The space comes before the text, and before each part that follows a token found in the text.
     steps: list[normalizers.Normalizer] = [normalizers.Prepend(SPACE)] if prefix else []
     fast.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
@@ -118,7 +127,7 @@ def _unigram(metadata: Mapping[str, object], vocabulary: Vocabulary) -> FastToke
     return fast
 
 
-_BUILDERS = {BYTE_LEVEL: _byte_level, SENTENCEPIECE: _sentencepiece, UNIGRAM: _unigram}
+_BUILDERS = {BYTE_LEVEL: _byte_level, SENTENCEPIECE: _sentencepiece, GEMMA4: _sentencepiece, UNIGRAM: _unigram}
 
 
 def _space_decoder(prefix: bool, *steps: decoders.Decoder) -> decoders.Decoder:
@@ -140,7 +149,7 @@ def _added(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Iterator[A
 def _insert_ends(fast: FastTokenizer, metadata: Mapping[str, object], vocabulary: Vocabulary) -> None:
     """Make ``fast`` put BOS before a text and EOS after it, where the file or its kind of tokenizer says so."""
     model = vocabulary.model
-    usual_bos = model == SENTENCEPIECE or (model == BYTE_LEVEL and WORDS[_pre(metadata)].bos)
+    usual_bos = model in (SENTENCEPIECE, GEMMA4) or (model == BYTE_LEVEL and WORDS[_pre(metadata)].bos)
     sequence: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
     inserted = {}
     for role, at, usual in (("bos", 0, usual_bos), ("eos", 2, model == UNIGRAM)):

@@ -19,12 +19,13 @@ from llmcli.files.gguf import GgufHeader, read_gguf
 
 PREFIX = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
-BYTE_LEVEL, SENTENCEPIECE, UNIGRAM = "gpt2", "llama", "t5"
-MODELS = (BYTE_LEVEL, SENTENCEPIECE, UNIGRAM)
+BYTE_LEVEL, SENTENCEPIECE, GEMMA4, UNIGRAM = "gpt2", "llama", "gemma4", "t5"
+MODELS = (BYTE_LEVEL, SENTENCEPIECE, GEMMA4, UNIGRAM)
 ROLES = ("bos", "eos", "eot", "eom", "unknown", "padding")
 # The ids of special tokens where the file does not give them.
 USUAL_IDS = {
     BYTE_LEVEL: {},
+    GEMMA4: {},
     SENTENCEPIECE: {"bos": 1, "eos": 2, "unknown": 0},
     UNIGRAM: {"eos": 1, "unknown": 2, "padding": 0},
 }
@@ -34,7 +35,7 @@ MAX_TOKEN = 1000  # characters; published tokens have at most some hundred
 # Tokens that end a reply, whatever type the file gives them.
 ENDS = frozenset(
     {
-        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"),
+        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<turn|>"),
         *("<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
         "<\uff5cend\u2581of\u2581sentence\uff5c>",
     }
