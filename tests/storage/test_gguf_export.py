@@ -219,6 +219,10 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
         ("lfm2_moe", {"routed_scaling_factor": 2.0}, "cannot express this model's moe"),
         ("qwen3_next", {"linear_value_head_dim": 8}, "cannot express this model's linear_value_head_dim"),
         ("granitemoehybrid", {"mamba_expand": 4}, "cannot express this model's mixer"),
+        ("falcon_h1", {"mamba_conv_bias": False}, "cannot express this model's mamba_conv_bias"),
+        ("falcon_h1", {"tie_word_embeddings": True}, "cannot express this model's tie_word_embeddings"),
+        ("deepseek_v3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "this model's rope_scaling"),
+        ("gemma4_text", {"num_kv_shared_layers": 1}, "cannot express this model's num_kv_shared_layers"),
         ("granite", {"attention_bias": True}, None),
     ],
 )
@@ -250,7 +254,6 @@ WITHOUT_ARCHITECTURE = {
     "falcon",
     "mamba2",
     "nemotron_h",
-    "falcon_h1",
     "mistral3",
     "llava",
     "qwen2_vl",

@@ -218,6 +218,24 @@ GEMMA4: dict[str, Any] = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
     },
 }
+FALCON_H1: dict[str, Any] = {
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_conv": 4,
+    "mamba_norm_before_gate": False,
+    "embedding_multiplier": 1.5,
+    "lm_head_multiplier": 0.7,
+    "mlp_multipliers": [0.6, 1.4],
+    "key_multiplier": 0.8,
+    "attention_in_multiplier": 1.2,
+    "attention_out_multiplier": 0.9,
+    "ssm_multipliers": [0.7, 1.3, 0.8, 1.2, 0.6],
+    "ssm_in_multiplier": 1.1,
+    "ssm_out_multiplier": 0.75,
+}
 # Cases whose files ``write_gguf`` does not write: their files are compared with what llama.cpp computes.
 WRITTEN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
@@ -243,6 +261,8 @@ WRITTEN: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 16,
         "final_logit_softcapping": 6.0,
     },
+    "falcon_h1": FALCON_H1,
+    "falcon_h1-normed": {**FALCON_H1, "mamba_rms_norm": True, "mlp_bias": True},
     "gemma4_text-moe": {
         **GEMMA4,
         "layer_types": ["sliding_attention", "full_attention"],

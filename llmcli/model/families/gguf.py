@@ -40,6 +40,7 @@ from llmcli.model.families.gguf_architecture import (
 )
 from llmcli.model.families.gguf_contents import HEADS, KV_HEADS, Contents
 from llmcli.model.families.gguf_gemma4 import GEMMA4
+from llmcli.model.families.gguf_hybrid import FALCON_H1, kernel_bias
 from llmcli.model.families.gguf_latent import DEEPSEEK, DEEPSEEK_WHOLE
 from llmcli.model.families.gguf_mixers import delta_net, delta_net_by_head, mamba, short_conv
 from llmcli.model.families.gguf_rope import scaling_of, stored_scaling
@@ -548,10 +549,12 @@ ARCHITECTURES = {
         replace(SHARED_NAMES, interleaved=True, mixer=mamba),
         GRANITE_HYBRID,
         _granite_hybrid,
+        refused=refusing(mamba_conv_bias=kernel_bias),
         more=_granite_hybrid_more,
     ),
     "deepseek2": DEEPSEEK,
     "gemma4": GEMMA4,
+    "falcon-h1": FALCON_H1,
     "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=refusing(attention_bias=no_biases)),
 }
 _MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.gguf_contents import Contents
-from llmcli.model.families.rules import Family, Names, Rule
+from llmcli.model.families.rules import Family, Names, Rule, Runs, Source
 
 NAMES = Names(
     embedding="token_embd",
@@ -94,6 +94,8 @@ class Architecture:
     numbers, and ``more`` the metadata. ``keys`` has the family's names for keys of config.json. ``norm_shift`` is added
     to stored norms, but not to those of mixers. ``refused`` returns the fields of a config that llama.cpp does not
     accept, although metadata can express them. ``dropped`` are patterns of stored tensors that are not parameters.
+    ``multipliers`` are those of stored rows by the tensors' names, for values that metadata cannot express, and
+    ``multiplied`` returns the config of a model with such weights. ``bare`` are names of tensors without ``.weight``.
     ``plain_heads``: keys and values have the size that the metadata states, and keys are rotated as a whole or by
     ``partial_rotary_factor``.
     """
@@ -108,6 +110,9 @@ class Architecture:
     more: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
     dropped: tuple[str, ...] = ()
     plain_heads: bool = True
+    multipliers: Callable[[ModelConfig], Mapping[str, Runs]] = lambda config: {}
+    multiplied: Callable[[ModelConfig], ModelConfig] = lambda config: config
+    bare: tuple[str, ...] = ()
 
     def family(self, parsed: Family, contents: Contents) -> Family:
         """The family ``parsed`` with the tensors of a GGUF file."""
@@ -117,12 +122,21 @@ class Architecture:
 
     def rules(self, config: ModelConfig) -> list[Rule]:
         """A rule for every parameter of a ``Transformer`` with this config."""
+        multipliers = self.multipliers(config)
         return [
-            replace(rule, sources=tuple(replace(source, shift=self.norm_shift) for source in rule.sources))
-            if rule.target.endswith("norm.weight") and not rule.target.endswith("mixer.norm.weight")
-            else rule
+            replace(rule, sources=tuple(self._stored(rule.target, source, multipliers) for source in rule.sources))
             for rule in self.names.rules(config)
         ]
+
+    def _stored(self, target: str, source: Source, multipliers: Mapping[str, Runs]) -> Source:
+        """A source of the parameter ``target`` as the file has it."""
+        path, _, suffix = source.name.rpartition(".")
+        name = path.rpartition(".")[2]
+        if target.endswith("norm.weight") and not target.endswith("mixer.norm.weight"):
+            source = replace(source, shift=self.norm_shift)
+        if name in multipliers:
+            source = replace(source, multipliers=multipliers[name])
+        return replace(source, name=path) if name in self.bare and suffix == "weight" else source
 
 
 def normalized_experts(contents: Contents) -> dict[str, Any]:

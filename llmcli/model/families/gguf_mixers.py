@@ -26,8 +26,9 @@ def mamba(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
         Rule(ours + "decay", (Source(stored + "a", sizes.heads, shape=heads, minus_exp=True),)),
         Rule(ours + "step_bias", (Source(stored + "dt.bias", sizes.heads),)),
         Rule(ours + "skip", (Source(stored + "d", sizes.heads, shape=heads),)),
-        Rule(ours + "norm.weight", (Source(stored + "norm.weight", sizes.width, shape=groups),)),
     ]
+    if sizes.norm is not None:
+        table.append(Rule(ours + "norm.weight", (Source(stored + "norm.weight", sizes.width, shape=groups),)))
     if sizes.kernel_bias:
         table.append(Rule(ours + "kernel_bias", (Source(stored + "conv1d.bias", sizes.convolved),)))
     rows = sizes.width + sizes.convolved + sizes.heads

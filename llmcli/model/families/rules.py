@@ -51,6 +51,9 @@ class Family:
         return any(re.fullmatch(pattern, name) for pattern in (BUFFERS, *self.dropped))
 
 
+Runs = tuple[tuple[int, float], ...]  # numbers of rows, one after another, and what they are multiplied by
+
+
 @dataclass(frozen=True)
 class Source:
     """A stored tensor, and the number of rows that it fills in a parameter.
@@ -61,7 +64,7 @@ class Source:
     and ``kept`` rows follow each of the ``grouped``'s a groups of b c rows, and ``leading`` rows precede them all: they
     stay where they are. ``columns_grouped`` is ``grouped`` for columns. ``shape`` is the stored shape if it differs
     from rows and columns. ``shift`` is added to the stored values. ``minus_exp``: stored are -e^x for the parameter's
-    values x. ``skipped`` stored rows precede the parameter's.
+    values x. ``skipped`` stored rows precede the parameter's. Stored rows are the parameter's times ``multipliers``.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Source:
     shift: float = 0.0
     minus_exp: bool = False
     skipped: int = 0
+    multipliers: Runs = ()
 
     def stored_shape(self, columns: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the stored tensor must have for a parameter of shape [rows of all sources, *columns]."""
@@ -86,14 +90,18 @@ class Source:
     @property
     def as_stored(self) -> bool:
         """Whether the stored rows are the parameter's, in the same order."""
-        changed = self.shift or self.minus_exp
         moved = self.transposed or self.grouped or self.columns_grouped or self.parts or self.skipped
-        return not (changed or moved)
+        return not (self.computed or moved)
 
     @property
     def keeps_rows(self) -> bool:
         """Whether each stored row is one of the parameter, in any order."""
-        return not (self.transposed or self.columns_grouped or self.shift or self.minus_exp)
+        return not (self.computed or self.transposed or self.columns_grouped)
+
+    @property
+    def computed(self) -> bool:
+        """Whether stored numbers are computed from the parameter's, which needs float32."""
+        return bool(self.shift or self.minus_exp or self.multipliers)
 
     def arranged(self, stored: Tensor, columns: tuple[int, ...]) -> Tensor:
         """The stored tensor as the parameter's rows: [rows, *columns]."""
@@ -102,6 +110,7 @@ class Source:
         rows = (stored.T if self.transposed else stored).reshape(self.skipped + self.rows, *columns)[self.skipped :]
         rows = rows + self.shift if self.shift else rows
         rows = torch.log(-rows) if self.minus_exp else rows
+        rows = rows / self._factors(rows) if self.multipliers else rows
         rows = rows if self.columns_grouped is None else self._regrouped(rows.T, self.columns_grouped).T
         if self.parts:
             groups = rows.reshape(-1, sum(self.parts), *columns)
@@ -121,6 +130,13 @@ class Source:
         moved = moved.reshape(a, b, c, -1).transpose(1, 2).reshape(a, b * c, -1)
         return torch.cat((before, moved, after), dim=1).reshape(rows.shape)
 
+    def _factors(self, rows: Tensor) -> Tensor:
+        """``multipliers`` for each of the rows, in a shape that broadcasts."""
+        import torch
+
+        factors = [torch.full((count,), factor, dtype=rows.dtype) for count, factor in self.multipliers]
+        return torch.cat(factors).view(-1, *[1] * (rows.ndim - 1))
+
     def arranged_rows(self) -> Tensor:
         """The index of each of the parameter's rows among the stored rows (or columns, if ``transposed``): [rows]."""
         import torch
@@ -133,6 +149,7 @@ class Source:
         """The inverse of ``arranged``: rows [rows, *columns] as the stored tensor; skipped ones are 0."""
         import torch
 
+        rows = rows * self._factors(rows) if self.multipliers else rows
         if self.parts:
             groups = self.rows // sum(self.parts)
             parts = torch.split(rows, [groups * size for size in self.parts])

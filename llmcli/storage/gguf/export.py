@@ -138,11 +138,12 @@ class GgufExport:
             self.changes.append(f"the context is limited to the attention window of {window} tokens")
         if self._name == "phi3" and config.sliding_window is not None:
             self.changes.append(f"llama.cpp does not use the attention window of {config.sliding_window} tokens")
+        unsuited, written = self._architecture.refused(written), self._architecture.multiplied(written)
         metadata, factors = metadata_of(written), factors_of(written)
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         shapes |= {name: (len(values),) for name, values in factors.items()}
         raw = described(Contents(metadata, shapes, factors.__getitem__))
-        changed = [*differences(written, family_of(raw).parse(raw)), *self._architecture.refused(written)]
+        changed = [*differences(written, family_of(raw).parse(raw)), *unsuited]
         if changed:
             raise LlmcliError(
                 f"the GGUF architecture {self._name} cannot express this model's {', '.join(changed)}",
@@ -189,7 +190,7 @@ class GgufExport:
 
     def _converted(self, source: Source, rows: Tensor, type: str) -> Iterator[Tensor]:
         columns = tuple(rows.shape[1:])
-        stored = source.in_file(rows.float() if source.shift or source.minus_exp else rows, columns)
+        stored = source.in_file(rows.float() if source.computed else rows, columns)
         for piece in torch.split(stored, max(CHUNK // max(stored[0].numel(), 1), 1)):
             encoded = encode(piece, type)
             if type == "F16" and not encoded.view(torch.float16).isfinite().all():
