@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmcli.errors import usage_error
+from llmcli.generation.filters import OPTIONS
 
 OPENAI_FIELDS = {
     "temperature": "temperature",
@@ -24,6 +25,21 @@ OPENAI_FIELDS = {
 _MORE_FILTERS = {"top-k": "top_k", "min-p": "min_p"}
 _VLLM_FIELDS = OPENAI_FIELDS | _MORE_FILTERS | {"repetition-penalty": "repetition_penalty"}
 _LLAMA_CPP_FIELDS = OPENAI_FIELDS | _MORE_FILTERS | {"repetition-penalty": "repeat_penalty"}
+_MIROSTAT_FIELDS = {"mirostat-tau": "mirostat_tau", "mirostat-eta": "mirostat_eta"}
+# These have the same names there, with underscores.
+_LLAMA_CPP_ONLY = (
+    "repeat-last-n",
+    "typical-p",
+    "dynatemp-range",
+    "dynatemp-exponent",
+    "top-n-sigma",
+    "xtc-probability",
+    "xtc-threshold",
+    "dry-multiplier",
+    "dry-base",
+    "dry-allowed-length",
+    "dry-penalty-last-n",
+)
 MAX_BIAS = 100.0  # OpenAI's limit; -100 bans a token as well as -inf does
 
 
@@ -36,6 +52,7 @@ class ServerKind:
     fields: Mapping[str, str]
     top_k_off: int = 0  # the value that turns top-k off
     max_tokens_field: str = "max_tokens"  # in chat requests
+    mirostat_field: str = ""  # the version of Mirostat: 2, or 0 to turn it off
 
 
 UNKNOWN_KIND = ServerKind("this server", "", OPENAI_FIELDS)
@@ -47,9 +64,15 @@ KINDS = (
     ServerKind("vLLM", "vllm", _VLLM_FIELDS, top_k_off=-1),
     ServerKind("SGLang", "sglang", _VLLM_FIELDS, top_k_off=-1),
     ServerKind(
-        "llama.cpp", "llamacpp", _LLAMA_CPP_FIELDS | {"typical-p": "typical_p", "repeat-last-n": "repeat_last_n"}
+        "llama.cpp",
+        "llamacpp",
+        _LLAMA_CPP_FIELDS
+        | _MIROSTAT_FIELDS
+        | {name: name.replace("-", "_") for name in _LLAMA_CPP_ONLY}
+        | {"dry-sequence-breaker": "dry_sequence_breakers"},
+        mirostat_field="mirostat",
     ),
-    ServerKind("llama-cpp-python", "me", _LLAMA_CPP_FIELDS),
+    ServerKind("llama-cpp-python", "me", _LLAMA_CPP_FIELDS | _MIROSTAT_FIELDS, mirostat_field="mirostat_mode"),
     ServerKind("ollama", "library", {name: field for name, field in OPENAI_FIELDS.items() if name != "logit-bias"}),
 )
 
@@ -61,24 +84,29 @@ def request_fields(
     seed: int | None = None,
     window: int | None = None,
     biases: tuple[tuple[str, float], ...] = (),
+    breakers: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
     """Return the request fields for ``settings`` and nothing else, so that the server's own defaults apply.
 
-    ``window`` is the number of recent tokens that penalties consider. Raises LlmcliError if the server is not known to
-    support a setting.
+    ``window`` is the number of recent tokens that penalties consider, ``breakers`` the texts that DRY stops at. Raises
+    LlmcliError if the server is not known to support a setting.
     """
-    requested: dict[str, Any] = dict(settings)
+    requested: dict[str, Any] = {name: int(x) if OPTIONS[name].whole else x for name, x in settings.items()}
     if "top-k" in requested:
-        requested["top-k"] = int(requested["top-k"]) or kind.top_k_off
+        requested["top-k"] = requested["top-k"] or kind.top_k_off
     requested |= {} if seed is None else {"seed": seed}
     requested |= {} if window is None else {"repeat-last-n": window}
+    requested |= {} if breakers is None else {"dry-sequence-breaker": list(breakers)}
     requested |= {"logit-bias": dict(map(_bias_by_id, biases))} if biases else {}
     for name in requested:
         if name not in kind.fields:
             supporting = [known.name for known in KINDS if name in known.fields]
             hint = f"supported by: {', '.join(supporting)}" if supporting else "supported for models on this machine"
             raise usage_error(f"{kind.name} is not known to support {name}", f"omit it; {hint}")
-    return {kind.fields[name]: value for name, value in requested.items()}
+    fields = {kind.fields[name]: value for name, value in requested.items()}
+    if "mirostat-tau" in requested:
+        fields[kind.mirostat_field] = 2 if requested["mirostat-tau"] else 0
+    return fields
 
 
 def _bias_by_id(bias: tuple[str, float]) -> tuple[str, float]:

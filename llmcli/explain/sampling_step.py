@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from llmcli.explain.report import Alternative, GeneratedToken, Report
 from llmcli.explain.selection import Text, check_whole, token_ids
 from llmcli.generation.distribution import Softmax, intervals, leading, pick, probabilities, ranked
-from llmcli.generation.filters import LogitBias, Penalty, Temperature, Vocabulary
+from llmcli.generation.filters import Filter, LogitBias, NumberFilter, Penalty, Temperature, Vocabulary, settings_of
 from llmcli.generation.generate import sampler_of
 from llmcli.generation.grammar import GrammarFilter
 from llmcli.generation.loaded import LoadedModel
@@ -29,7 +29,9 @@ class StageReport:
     """What one filter did: how many tokens it kept, and the probability of those it removed, before it ran.
 
     ``changed`` counts the kept tokens whose logit it changed, ``moved`` is the probability that it moved from some
-    tokens to others, by changes and removals together.
+    tokens to others, by changes and removals together. ``settings`` are the filter's other numbers by option name, and
+    ``state`` what it computed: the dynamic temperature, XTC's own u, Mirostat's mu in bits, the length of the longest
+    repetition that DRY found.
     """
 
     name: str
@@ -38,6 +40,8 @@ class StageReport:
     removed_mass: float
     changed: int
     moved: float
+    settings: Mapping[str, float]
+    state: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,7 @@ def step_report(
     """
     check_whole("top", top, 0)
     logits, choice = step.logits, step.choice
+    sampler = sampler.as_of(choice)
     probs = probabilities(logits)
     stages = sampler.stages(logits, context_ids)
     final = probabilities(stages[-1].logits) if stages else probs
@@ -177,13 +182,15 @@ def step_report(
     shown = [rank for rank, id in enumerate(ranking) if rank < top or id in kept or rank == choice.rank]
     adjusted = _adjusted(sampler, logits, context_ids)
     ranks = [(rank, ranking[rank]) for rank in shown]
-    candidates = _candidates(ranks, logits, adjusted, probs, stages, final, tokenizer)
+    reports = _stage_reports(sampler.filters, stages, logits, context_ids)
+    tempered = probabilities(_tempered(adjusted, reports))
+    candidates = _candidates(ranks, logits, adjusted, (probs, tempered, final), stages, tokenizer)
     return StepReport(
         step=step.index,
         prompt_ids=tuple(prompt_ids),
         context_ids=tuple(context_ids),
         context=tokenizer.decode(list(context_ids)),
-        sampler=_stage_reports(stages, logits, probs),
+        sampler=reports,
         seed=sampler.seed,
         vocabulary=len(logits),
         entropy=choice.softmax.entropy(),
@@ -236,14 +243,15 @@ def _candidates(
     ranks: list[tuple[int, int]],
     logits: Tensor,
     adjusted: Tensor,
-    probs: Tensor,
+    probabilities: tuple[Tensor, Tensor, Tensor],
     stages: list[Stage],
-    final: Tensor,
     tokenizer: Tokenizer,
 ) -> tuple[Candidate, ...]:
-    """A row for each (rank, id) in ``ranks``; all tensors are [V]."""
-    temperature = next((stage.value for stage in stages if stage.name == "temperature"), None)
-    tempered = probabilities(adjusted if temperature is None else Temperature(temperature)(adjusted))
+    """A row for each (rank, id) in ``ranks``; all tensors are [V].
+
+    The ``probabilities`` are the model's own, those after the temperature, and those after all filters.
+    """
+    probs, tempered, final = probabilities
     ids, ends_tensor = intervals(final.cpu())
     ends = ends_tensor.tolist()
     index = {id: n for n, id in enumerate(ids.tolist())}
@@ -270,14 +278,35 @@ def _candidates(
     return tuple(rows)
 
 
-def _stage_reports(stages: list[Stage], logits: Tensor, probs: Tensor) -> tuple[StageReport, ...]:
-    reports = []
-    for stage in stages:
+def _tempered(adjusted: Tensor, reports: Sequence[StageReport]) -> Tensor:
+    """The logits ``adjusted`` [V] divided by the temperature of the step, if it has one."""
+    for report in reports:
+        if report.name == Temperature.name and report.value is not None:
+            return Temperature(report.state.get("temperature", report.value))(adjusted)
+    return adjusted
+
+
+def _stage_reports(
+    filters: Sequence[Filter], stages: Sequence[Stage], logits: Tensor, ids: Sequence[int]
+) -> tuple[StageReport, ...]:
+    reports, probs = [], probabilities(logits)
+    for filter, stage in zip(filters, stages, strict=True):
         kept, after = torch.isfinite(stage.logits), probabilities(stage.logits)
         removed = float(probs[~kept].double().sum())
         changed = int((stage.logits[kept] != logits[kept]).sum())
         moved = float((after.double() - probs).clamp(min=0).sum())
-        reports.append(StageReport(stage.name, stage.value, int(kept.sum()), removed, changed, moved))
+        reports.append(
+            StageReport(
+                name=stage.name,
+                value=stage.value,
+                kept=int(kept.sum()),
+                removed_mass=removed,
+                changed=changed,
+                moved=moved,
+                settings=settings_of(filter),
+                state=filter.state(logits, ids) if isinstance(filter, NumberFilter) else {},
+            )
+        )
         logits, probs = stage.logits, after
     return tuple(reports)
 
@@ -322,7 +351,8 @@ def _column(
         before = sum(isinstance(f, Vocabulary | GrammarFilter | LogitBias | Penalty) for f in filters)
         filters.insert(before, Temperature(temperature))
     filtered = Sampler(filters, sampler.seed).stages(step.logits, context_ids)[-1].logits
-    tempered = Temperature(temperature)(step.logits)
+    own = next((f for f in filters if isinstance(f, Temperature)), Temperature(temperature))
+    tempered = own(step.logits)
     final, alone, bits = probabilities(filtered), probabilities(tempered), Softmax(filtered).entropy()
     u = step.choice.u
     chosen = pick(final, None if temperature == 0 else u)

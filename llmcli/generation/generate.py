@@ -10,7 +10,7 @@ from typing import Literal
 
 from llmcli.errors import usage_error
 from llmcli.generation.context import angle_length
-from llmcli.generation.filters import FILTERS, default_order, filter_chain
+from llmcli.generation.filters import BREAKERS, OPTIONS, Breakers, default_order, filter_chain
 from llmcli.generation.loaded import LoadedModel, encode_prompt
 from llmcli.generation.prompt_cache import PromptCache
 from llmcli.generation.sampling import Sampler
@@ -138,7 +138,8 @@ def rope_length(config: ModelConfig, prompt: int, max_new_tokens: int) -> int:
 
 def sampler_of(loaded: LoadedModel, seed: int, settings: Mapping[str, float] | None = None) -> Sampler:
     """The sampler with the given ``settings`` by filter name; the others come from generation_config.json."""
-    chain = filter_chain(default_order(), {**loaded.defaults.sampling, **(settings or {})})
+    breakers = Breakers(BREAKERS, loaded.tokenizer)
+    chain = filter_chain(default_order(), {**loaded.defaults.sampling, **(settings or {})}, breakers=breakers)
     return Sampler([*loaded.vocabulary_filter(), *loaded.length_filter(), *chain], seed)
 
 
@@ -154,9 +155,9 @@ def generate(
     """Continue ``prompt``, a text or token ids. Returns an iterator of (step, text) pairs.
 
     The text ends after ``max_new_tokens``, before a string of ``stop``, or at the model's own stop tokens. ``filters``
-    are settings of the sampler: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty,
-    frequency_penalty. What is not given comes from the model's generation_config.json, or else has the default of
-    ``llmcli generate``. The same ``seed`` gives the same text; without one the seed is random
+    are settings of the sampler: temperature, top_k, top_p, min_p, repetition_penalty and all others that ``llmcli
+    generate`` has as options with a number. What is not given comes from the model's generation_config.json, or else
+    has the default of ``llmcli generate``. The same ``seed`` gives the same text; without one the seed is random
     (``generation.sampler.seed``).
 
     The joined texts are the whole text. Afterwards the returned object has it too, and how generation went::
@@ -169,7 +170,7 @@ def generate(
     Raises TypeError for an unknown filter, and LlmcliError for a value out of range or a prompt that does not fit the
     model's context (when iteration starts).
     """
-    known = {name.replace("-", "_"): name for name in FILTERS}
+    known = {name.replace("-", "_"): name for name in OPTIONS}
     for name in filters:
         if name not in known:
             raise TypeError(f"generate() got an unknown filter {name!r}; known: {', '.join(known)}")

@@ -14,7 +14,7 @@ from typing import Any
 from llmcli import text
 from llmcli.errors import LlmcliError
 from llmcli.files.json import read_json
-from llmcli.generation.filters import FILTERS, Penalty
+from llmcli.generation.filters import FILTERS, OPTIONS, Penalty
 from llmcli.model.families import fields
 from llmcli.text.surrogates import is_unicode
 
@@ -164,13 +164,14 @@ class _Reader:
             self._skip("do_sample", draws)
         greedy = draws is False  # greedy decoding applies penalties, but draws nothing: other values do not matter
         values = {}
-        for name, cls in FILTERS.items():
+        unused = {name for cls in FILTERS.values() if not issubclass(cls, Penalty) for name in (cls.name, *cls.details)}
+        for name, option in OPTIONS.items():
             key = name.replace("-", "_")
-            if self.raw.get(key) is None or (greedy and not issubclass(cls, Penalty)):
+            if self.raw.get(key) is None or (greedy and name in unused):
                 continue
             try:
                 value = fields.field(self.raw, key, 0.0)
-                cls(value)  # raises if the value is invalid
+                option.check(name, value)
             except LlmcliError:
                 self._skip(key, self.raw[key])
                 continue
@@ -179,7 +180,7 @@ class _Reader:
 
     def _unmet(self, context: int | None) -> dict[str, str]:
         known = {"eos_token_id", "do_sample", "max_new_tokens", "min_new_tokens", "stop_strings"}
-        known |= UNRELATED | {name.replace("-", "_") for name in FILTERS}
+        known |= UNRELATED | {name.replace("-", "_") for name in OPTIONS}
         return {
             key: _shown(value)
             for key, value in self.raw.items()

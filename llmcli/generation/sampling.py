@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmcli.generation.distribution import Softmax, argmax, draw, probabilities, rank
-from llmcli.generation.filters import Filter, MinNewTokens, Temperature, Truncation
+from llmcli.generation.filters import Filter, MinNewTokens, Mirostat, Temperature, Truncation, Xtc
 from llmcli.generation.grammar import Ending, GrammarFilter
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Choice:
-    """One chosen token. ``u`` is the number that it was drawn with, or None without a draw (temperature 0)."""
+    """One chosen token. ``u`` is the number that it was drawn with, or None without a draw (temperature 0).
+
+    ``mu`` is the state of Mirostat before this step, if that is one of the filters.
+    """
 
     id: int
     prob: float  # the model's own, over the whole vocabulary
@@ -35,6 +38,7 @@ class Choice:
     rank: int  # among the model's own probabilities; 0 is the most probable
     u: float | None
     softmax: Softmax = field(repr=False, compare=False)  # of the logits
+    mu: float | None = None
 
 
 class Sampler:
@@ -47,6 +51,7 @@ class Sampler:
         self.filters = tuple(filters)
         self.seed = seed
         self._random = random.Random(seed)
+        self._final: Tensor | None = None  # the probabilities of the latest choice, if a filter depends on them
         self._upcoming: deque[float] = deque()  # numbers that ``upcoming`` has drawn ahead of their steps
 
     def copy(self, seed: int, start: int) -> Sampler:
@@ -55,7 +60,17 @@ class Sampler:
 
     def begin(self, prompt: Sequence[int], stop_ids: Iterable[int]) -> None:
         """Prepare for the text that begins after ``prompt`` and ends with one of ``stop_ids``."""
-        self.filters = tuple(f.after(prompt, stop_ids) if isinstance(f, MinNewTokens) else f for f in self.filters)
+        self._final = None
+        self.filters = tuple(
+            f.after(prompt, stop_ids) if isinstance(f, MinNewTokens) else f.at_start() if isinstance(f, Mirostat) else f
+            for f in self.filters
+        )
+
+    def accept(self, token: int) -> None:
+        """Prepare for the choice of the token after ``token``, which usually is the latest choice."""
+        prob = 0.0 if self._final is None else float(self._final[token])
+        if prob:
+            self.filters = tuple(f.after_token(prob) if isinstance(f, Mirostat) else f for f in self.filters)
 
     @property
     def greedy(self) -> bool:
@@ -71,10 +86,13 @@ class Sampler:
         """Whether the grammar lets the text end after ``ids`` and ``token``; None without a grammar."""
         return None if self.grammar is None else self.grammar.ending([*ids, token])
 
-    def stages(self, logits: Tensor, ids: Sequence[int] = ()) -> list[Stage]:
-        """The output of every filter, in order. ``ids`` are all earlier tokens, prompt included."""
+    def stages(self, logits: Tensor, ids: Sequence[int] = (), u: float | None = None) -> list[Stage]:
+        """The output of every filter, in order. ``ids`` are all earlier tokens, prompt included.
+
+        Filters that depend on the draw act as in a step whose token is drawn with ``u``.
+        """
         stages = []
-        for filter in self.filters:
+        for filter in self._at(u):
             logits = filter(logits, ids)
             stages.append(Stage(filter.name, filter.value, logits))
         return stages
@@ -82,14 +100,28 @@ class Sampler:
     def choose(self, logits: Tensor, ids: Sequence[int] = ()) -> Choice:
         """Choose the token that follows ``ids``, given its logits [V]. Raises LlmcliError if one is not finite."""
         softmax = Softmax(logits)
+        u: float | None = None
         if self.greedy:  # the filters leave one token
-            id, final_prob, u = self._greedy_choice(logits.float(), ids), 1.0, None
+            id, final_prob = self._greedy_choice(logits.float(), ids), 1.0
         else:
-            final = self.final(logits, ids)
             u = self._upcoming.popleft() if self._upcoming else self._random.random()
+            final = self.final(logits, ids, u)
             id = draw(final, u)
             final_prob = float(final[id])
-        return Choice(id, softmax.prob(id), final_prob, rank(logits, id), u, softmax)
+            self._final = final if any(isinstance(filter, Mirostat) for filter in self.filters) else None
+        mu = next((filter.limit for filter in self.filters if isinstance(filter, Mirostat)), None)
+        return Choice(id, softmax.prob(id), final_prob, rank(logits, id), u, softmax, mu)
+
+    def as_of(self, choice: Choice) -> Sampler:
+        """A sampler whose filters are in the state in which they were before ``choice``."""
+        filters = [replace(f, mu=choice.mu) if isinstance(f, Mirostat) else f for f in self._at(choice.u)]
+        return Sampler(filters, self.seed)
+
+    def _at(self, u: float | None) -> tuple[Filter, ...]:
+        """The filters for a step whose token is drawn with ``u``."""
+        if u is None or not any(isinstance(filter, Xtc) for filter in self.filters):
+            return self.filters
+        return tuple(f.at(u) if isinstance(f, Xtc) else f for f in self.filters)
 
     def _greedy_choice(self, logits: Tensor, ids: Sequence[int]) -> int:
         """The token that the filters leave, without running those that cut nothing from a single token."""
@@ -100,9 +132,9 @@ class Sampler:
             logits = self.filters[last](logits, ids)
         return argmax(logits)
 
-    def final(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        """The probabilities [V] after all filters, from which the token is drawn."""
-        stages = self.stages(logits.float(), ids)
+    def final(self, logits: Tensor, ids: Sequence[int] = (), u: float | None = None) -> Tensor:
+        """The probabilities [V] after all filters, from which the token is drawn, with ``u``."""
+        stages = self.stages(logits.float(), ids, u)
         return probabilities(stages[-1].logits if stages else logits)
 
     def upcoming(self, count: int) -> Sequence[float | None]:

@@ -78,7 +78,7 @@ class DraftModel:
         text = list(ids)
         room = self.model.config.max_position_embeddings - len(text)
         for u in sampler.upcoming(max(min(count, room), 0)):
-            token = pick(sampler.final(self._next(text), text), u)
+            token = pick(sampler.final(self._next(text), text, u), u)
             ending = sampler.ending(text, token)
             text.append(token)
             if ending == "must":

@@ -86,6 +86,7 @@ class Continuation:
 
     def append(self, token: int) -> None:
         """Add a token to the text."""
+        self.sampler.accept(token)
         self.ids.append(token)
         self.tokens += 1
 

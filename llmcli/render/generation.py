@@ -9,6 +9,7 @@ from rich.color import ColorSystem
 from rich.style import Style
 
 from llmcli import endpoint, explain, generation
+from llmcli.generation.filters import OPTIONS
 from llmcli.render.marks import print_legend, probability_band
 from llmcli.render.numbers import full
 from llmcli.render.table import UNKNOWN, Cell, Column, print_table, probability_cell
@@ -119,9 +120,10 @@ def defaults_line(adopted: Mapping[str, str], unmet: Mapping[str, str], unusable
     return one_line(f"from generation_config.json: {'; '.join(parts)}") if parts else ""
 
 
-def filter_label(name: str, value: float | None) -> str:
-    """Return a filter's name with its value, if it has one: "top-p 0.95"."""
-    return name if value is None else f"{name} {value:g}"
+def filter_label(name: str, value: float | None, settings: Mapping[str, float] | None = None) -> str:
+    """Return a filter's name with its value, if it has one: "top-p 0.95". Other ``settings`` follow unless default."""
+    more = [f"{key} {number:g}" for key, number in (settings or {}).items() if number != OPTIONS[key].default]
+    return name if value is None else f"{name} {value:g}" + (f" ({', '.join(more)})" if more else "")
 
 
 def print_probabilities(tokens: Sequence[explain.GeneratedToken], stream: TextIO) -> None:

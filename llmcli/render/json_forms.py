@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from llmcli import endpoint, explain, generation, text
+from llmcli.generation.filters import OPTIONS, Filter, settings_of
 from llmcli.render.numbers import ModelLabel, significant
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 # Keys of numbers that no model computed, and of those that must be exact to replay a draw.
 EXACT = frozenset(
-    ("value", "temperature", "u", "u_low", "u_high", "prefill_seconds", "decode_seconds", "share", "theta", "factor")
+    (
+        *("value", "temperature", "u", "u_low", "u_high", "mu", *OPTIONS),
+        *("prefill_seconds", "decode_seconds", "share", "theta", "factor"),
+    )
 )
 
 
@@ -67,16 +71,22 @@ def finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def filter_settings(filter: Filter) -> dict[str, Any]:
+    """Return a filter's name, its value, and its other numbers by option name."""
+    return {"name": filter.name, "value": filter.value, **settings_of(filter)}
+
+
 def generation_start(
     model: ModelLabel,
     prompt_ids: Sequence[int] | None,
     seed: int | None,
-    filters: Sequence[tuple[str, float | None]],
+    filters: Sequence[Mapping[str, Any]],
     cached: int | None = None,
 ) -> dict[str, Any]:
     """Return the first record of ``generate --json``.
 
-    ``cached`` is the number of prompt tokens that a prompt cache held, if one was given. For a server's model,
+    ``filters`` are in the form of ``filter_settings``. ``cached`` is the number of prompt tokens that a prompt cache
+    held, if one was given. For a server's model,
     ``prompt_ids`` are unknown, and so is ``seed`` unless one was requested.
     """
     start = {
@@ -84,7 +94,7 @@ def generation_start(
         **named(model),
         "prompt_ids": None if prompt_ids is None else list(prompt_ids),
         "seed": seed,
-        "sampler": [{"name": name, "value": value} for name, value in filters],
+        "sampler": list(filters),
     }
     return start if cached is None else {**start, "cached": cached}
 

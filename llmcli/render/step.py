@@ -13,6 +13,7 @@ from llmcli.render.terminal import console, drawn, error_label, print_check, pri
 from llmcli.render.text import counted, one_line, token_label
 
 CHOSEN = "→"
+STATES = {"u": "own u", "temperature": "here"}  # what a filter computed, where its own name is not clear enough
 BAR = 3  # cells of a bar beside a probability
 
 
@@ -46,7 +47,7 @@ def print_candidates(report: explain.StepReport, stream: TextIO) -> None:
         Column("logit", optional=5),
         *([Column("adjusted", optional=4)] if _adjusts(report) else []),
         Column("p"),
-        Column(f"p(T={_temperature(report):g})", optional=2),
+        Column(f"p(T={_temperature(report):.4g})", optional=2),
         Column("cut by", right=False),
         Column("final p"),
         Column("drawn if u in", right=False, optional=3, plain=("u from", "u to")),
@@ -71,9 +72,8 @@ def tail(text: str, length: int = 32) -> str:
 
 
 def _temperature(report: explain.StepReport) -> float:
-    return next(
-        (stage.value for stage in report.sampler if stage.name == "temperature" and stage.value is not None), 1.0
-    )
+    stages = [stage for stage in report.sampler if stage.name == "temperature" and stage.value is not None]
+    return next((stage.state.get("temperature", stage.value or 0.0) for stage in stages), 1.0)
 
 
 def _adjusts(report: explain.StepReport) -> bool:
@@ -104,7 +104,7 @@ def _interval(row: explain.Candidate) -> str:
 
 
 def _print_below(report: explain.StepReport, stream: TextIO) -> None:
-    names = [filter_label(stage.name, stage.value) + ":" for stage in report.sampler]
+    names = [stage_label(stage) + ":" for stage in report.sampler]
     for name, stage in zip(names, report.sampler, strict=True):
         print_line(f"{name:<{max(map(len, names))}} {_effect(stage)}", stream)
     print_chosen(report, stream)
@@ -123,16 +123,24 @@ def print_chosen(report: explain.StepReport, stream: TextIO) -> None:
 
 def _effect(stage: explain.StageReport) -> str:
     """Return what a filter did: how many tokens it kept, which share of the probability it cut or moved."""
+    computed = "".join(f"{STATES.get(name, name)} {value:.4g}; " for name, value in stage.state.items())
     cut = f", cuts {probability_cell(stage.removed_mass).shown}" if stage.removed_mass else ""
     if 0 < stage.changed < stage.kept:
         moved = probability_cell(stage.moved).shown
-        return f"changes {counted(stage.changed, 'logit')}, moves {moved} of the probability{cut}"
-    return f"keeps {counted(stage.kept, 'token')}" + (f"{cut} of the probability" if cut else "")
+        return f"{computed}changes {counted(stage.changed, 'logit')}, moves {moved} of the probability{cut}"
+    return f"{computed}keeps {counted(stage.kept, 'token')}" + (f"{cut} of the probability" if cut else "")
+
+
+def stage_label(stage: explain.StageReport) -> str:
+    """Return a filter's name with its settings."""
+    return filter_label(stage.name, stage.value, stage.settings)
 
 
 def print_temperatures(report: explain.StepReport, stream: TextIO) -> None:
     """Print the candidates' p at each temperature: if other filters act, by temperature alone, then after all."""
-    others = [filter_label(stage.name, stage.value) for stage in report.sampler if stage.name != "temperature"]
+    others = [
+        filter_label(stage.name, stage.value, stage.settings) for stage in report.sampler if stage.name != "temperature"
+    ]
     names = ", ".join(others)
     if all(column.alone == column.probs for column in report.columns):
         print_line("\np by temperature; no other filter changes it:", stream)

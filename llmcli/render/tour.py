@@ -12,12 +12,12 @@ from typing import TextIO
 
 from llmcli import explain
 from llmcli.render.attend import is_sink
-from llmcli.render.generation import filter_label, print_probabilities
+from llmcli.render.generation import print_probabilities
 from llmcli.render.lens import print_lens
 from llmcli.render.marks import bar_cell
 from llmcli.render.neighbours import print_nearest
 from llmcli.render.query_key_value import print_matches
-from llmcli.render.step import print_by_temperature, print_chosen, print_step_check
+from llmcli.render.step import print_by_temperature, print_chosen, print_step_check, stage_label
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import one_line, token_label
@@ -189,7 +189,7 @@ def _probabilities(report: explain.TourReport, stream: TextIO) -> None:
 
 def _temperature(report: explain.TourReport, stream: TextIO) -> None:
     step = report.step
-    others = [filter_label(stage.name, stage.value) for stage in step.sampler if stage.name != "temperature"]
+    others = [stage_label(stage) for stage in step.sampler if stage.name != "temperature"]
     also = (
         f" Other filters, here {', '.join(others)}, act too, so at T=1 p can differ from that of stop 6."
         if others

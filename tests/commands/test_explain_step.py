@@ -51,7 +51,7 @@ def test_json_fields(run: Run, model: Path) -> None:
     fields = ["step", "prompt_ids", "context_ids", "sampler", "seed", "entropy", "candidates", "chosen", "check"]
     assert list(report) == ["model", "dtype", *fields]
     assert [list(stage) for stage in report["sampler"]] == [
-        ["name", "value", "kept", "removed_mass", "changed", "moved"]
+        ["name", "value", "kept", "removed_mass", "changed", "moved", "settings", "state"]
     ] * 3
     row = ["rank", "id", "text", "logit", "adjusted", "p", "p_temperature", "cut", "p_final", "cumulative"]
     assert all(list(candidate) == [*row, "u_low", "u_high"] for candidate in report["candidates"])

@@ -15,12 +15,10 @@ import pytest
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from llmcli.commands.options import sampling
 from llmcli.commands.options.sampling import Sampling, sampling_bundle, sampling_options
 from llmcli.errors import LlmcliError
-from llmcli.generation import filters, generation_config
 from llmcli.generation.conversation import Conversation
-from llmcli.generation.filters import FILTERS, NumberFilter, NumberOption, default_order, register
+from llmcli.generation.filters import FILTERS, OPTIONS, NumberFilter, NumberOption, default_order
 from llmcli.generation.generate import generate
 from llmcli.generation.loaded import load
 from llmcli.text.chat_format import PlainFormat, TemplateFormat
@@ -29,7 +27,7 @@ from llmcli.train.vocabulary import BOS, BOS_ID, EOS, EOS_ID
 from tests.commands.conftest import records
 
 Run = Callable[..., Result]
-DEFAULTS = {name: filter.option.default for name, filter in FILTERS.items()}
+DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
 
 
 @pytest.fixture
@@ -322,11 +320,7 @@ def test_help_shows_each_filters_default_and_the_default_order() -> None:
 @pytest.fixture
 def shout(monkeypatch: pytest.MonkeyPatch) -> type[NumberFilter]:
     """A filter that only this test knows."""
-    monkeypatch.setattr(filters, "FILTERS", {**FILTERS})
-    for user in (sampling, generation_config):
-        monkeypatch.setattr(user, "FILTERS", filters.FILTERS)
 
-    @register
     @dataclass(frozen=True)
     class Shout(NumberFilter):
         value: float
@@ -336,6 +330,8 @@ def shout(monkeypatch: pytest.MonkeyPatch) -> type[NumberFilter]:
         def __call__(self, logits: Tensor, ids: Sequence[int] = ()) -> Tensor:
             return logits * self.value
 
+    monkeypatch.setitem(FILTERS, Shout.name, Shout)
+    monkeypatch.setitem(OPTIONS, Shout.name, Shout.option)
     return Shout
 
 
@@ -366,3 +362,52 @@ def test_a_new_filter_needs_nothing_but_its_class(
     assert shout(3.0) in call().sampler(opened).filters
     assert shout(2.0) in call("--shout", "2").sampler(opened).filters
     assert shout(1.0) not in call().sampler(load(model)).filters
+
+
+def test_mirostat_and_its_relatives_on_the_command_line(run: Run, with_settings: Callable[..., Path]) -> None:
+    folder = with_settings(top_k=20, min_p=0.1, temperature=0.5)
+    options = ("--mirostat-tau", 3, "--top-p", 0.5, "--dry-multiplier", 0.8, "--dynatemp-range", 0.2)
+    result = run("generate", "The", "-m", folder, "-n", 3, "--json", *options)
+    assert records(result)[0]["sampler"] == [
+        {
+            "name": "dry-multiplier",
+            "value": 0.8,
+            "dry-base": 1.75,
+            "dry-allowed-length": 2,
+            "dry-penalty-last-n": -1,
+        },
+        {"name": "temperature", "value": 0.5, "dynatemp-range": 0.2, "dynatemp-exponent": 1.0},
+        {"name": "mirostat-tau", "value": 3.0, "mirostat-eta": 0.1},
+    ]
+    assert "from generation_config.json: temperature 0.5\n" in result.stderr
+    assert "not applied, because mirostat replaces them: top-p\n" in result.stderr
+    unlisted = run("generate", "The", "-m", folder, "-n", 0, "--samplers", "temperature", "--xtc-threshold", 0.2)
+    assert "not applied, because --samplers does not list them: xtc-threshold\n" in unlisted.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--xtc-threshold", 1.5), "xtc-threshold must be from 0 to 1, not 1.5"),
+        (("--dry-base", 0.5), "dry-base must be from 1 to 1e+09, not 0.5"),
+        (("--mirostat-eta", "inf"), "mirostat-eta must be finite and at least 0, not inf"),
+        (("--dry-sequence-breaker", ""), "--dry-sequence-breaker takes a text, or none and nothing else"),
+        (("--dry-sequence-breaker", "none", "--dry-sequence-breaker", ";"), "takes a text, or none and nothing else"),
+    ],
+)
+def test_the_other_numbers_have_ranges_too(options: tuple[object, ...], message: str) -> None:
+    result = CliRunner().invoke(_sampled, [str(option) for option in options])
+    assert isinstance(result.exception, LlmcliError)
+    assert message in result.exception.message
+
+
+@pytest.mark.parametrize(("texts", "breakers"), [((), None), (("none",), ()), ((";", "\n"), (";", "\n"))])
+def test_sequence_breakers_replace_the_default_ones(texts: tuple[str, ...], breakers: tuple[str, ...] | None) -> None:
+    options = [word for text in texts for word in ("--dry-sequence-breaker", text)]
+    assert CliRunner().invoke(_sampled, options, standalone_mode=False).return_value.breakers == breakers
+
+
+@click.command()
+@sampling_bundle()
+def _sampled(sampling: Sampling) -> Sampling:
+    return sampling

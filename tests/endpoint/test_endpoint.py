@@ -23,7 +23,7 @@ from llmcli.endpoint.server_kinds import KINDS, OPENAI, UNKNOWN_KIND, request_fi
 from llmcli.endpoint.tokens import ServerToken, parse_tokens
 from llmcli.endpoint.views import locate_text
 from llmcli.errors import EXIT_USAGE, LlmcliError
-from llmcli.generation.filters import FILTERS
+from llmcli.generation.filters import OPTIONS
 from llmcli.text.chat_template import Message
 from llmcli.text.surrogates import SurrogateJoiner
 from tests.endpoint_server import Endpoint, Handler, event
@@ -294,7 +294,27 @@ def test_an_option_that_a_server_may_not_support_is_an_error() -> None:
         with pytest.raises(LlmcliError, match="repetition-penalty") as caught:
             request_fields(kind, {"repetition-penalty": 1.5})
         assert "vLLM" in caught.value.hint
-    assert {name for kind in KINDS for name in kind.fields} - {"seed", "logit-bias", "repeat-last-n"} == set(FILTERS)
+    others = {"seed", "logit-bias", "repeat-last-n", "dry-sequence-breaker"}
+    assert {name for kind in KINDS for name in kind.fields} - others == set(OPTIONS)
+
+
+def test_mirostat_is_a_number_a_version_and_dry_has_texts() -> None:
+    fields = {kind.name: kind for kind in KINDS}
+    values = {"mirostat-tau": 5.0, "dry-allowed-length": 3.0}
+    requested = request_fields(fields["llama.cpp"], values, breakers=(";",))
+    assert requested == {
+        "mirostat_tau": 5.0,
+        "mirostat": 2,
+        "dry_allowed_length": 3,
+        "dry_sequence_breakers": [";"],
+    }
+    assert type(requested["dry_allowed_length"]) is int
+    off = request_fields(fields["llama-cpp-python"], {"mirostat-tau": 0.0})
+    assert off == {"mirostat_tau": 0.0, "mirostat_mode": 0}
+    for setting in ({"xtc-threshold": 0.2}, {"top-n-sigma": 1.0}, {"mirostat-tau": 1.0}):
+        with pytest.raises(LlmcliError, match="vLLM is not known to support") as caught:
+            request_fields(fields["vLLM"], setting)
+        assert "llama.cpp" in caught.value.hint
 
 
 def test_top_k_0_keeps_all_tokens_on_every_server() -> None:

@@ -13,7 +13,7 @@ from llmcli.commands.options.sampling import Sampling, parse_sampling, sampling_
 from llmcli.commands.shell.config_file import hyphenate, key_of, options_by_name
 from llmcli.commands.shell.help import simplify_message
 from llmcli.errors import did_you_mean, usage_error
-from llmcli.generation.filters import FILTERS
+from llmcli.generation.filters import OPTIONS
 
 LENGTH = "max_tokens"
 REPLY_TOKENS = 2048  # where neither the user nor the model sets a limit
@@ -114,7 +114,7 @@ class SamplerSettings(Settings):
         own = self._loaded.defaults.sampling
         if name in own:
             return f"{own[name]:g} (the model's)"
-        return f"{FILTERS[name].option.default:g}" if name in FILTERS else "none"
+        return f"{OPTIONS[name].default:g}" if name in OPTIONS else "none"
 
     @property
     def max_tokens(self) -> int:

@@ -92,7 +92,12 @@ def check_options(context: click.Context) -> None:
 def fields_of(sampling: Sampling, server: endpoint.Server, seed: int | None) -> dict[str, Any]:
     """Return the sampling options as fields of a request. Raises LlmcliError for one that ``server`` does not take."""
     return endpoint.request_fields(
-        server.kind, sampling.given, seed=seed, window=sampling.window, biases=tuple(sampling.biases)
+        server.kind,
+        sampling.given,
+        seed=seed,
+        window=sampling.window,
+        biases=tuple(sampling.biases),
+        breakers=sampling.breakers,
     )
 
 

@@ -15,7 +15,22 @@ from llmcli import explain, generation, render
 from llmcli.commands.options.common import Line, Real, bundle
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import usage_error
-from llmcli.generation.filters import FILTERS, LogitBias, NumberFilter, Penalty, default_order, filter_chain
+from llmcli.generation.filters import (
+    BREAKERS,
+    OPTIONS,
+    Breakers,
+    LogitBias,
+    Mirostat,
+    NumberFilter,
+    NumberOption,
+    Penalty,
+    Truncation,
+    default_order,
+    filter_chain,
+    filter_of,
+)
+
+NO_BREAKERS = "none"  # the value of --dry-sequence-breaker that removes the default ones
 
 
 @dataclass(frozen=True)
@@ -23,7 +38,8 @@ class Sampling:
     """The sampling options of a command line.
 
     ``given`` holds the values of filters by name, ``order`` the names of the filters that run. Penalties count the
-    last ``window`` tokens (None: all). ``biases`` are tokens, as text or id, and what to add to their logits.
+    last ``window`` tokens (None: all). ``biases`` are tokens, as text or id, and what to add to their logits. DRY stops
+    at ``breakers`` (None: the default ones).
     """
 
     given: dict[str, float]
@@ -31,6 +47,7 @@ class Sampling:
     seed: int | None
     window: int | None
     biases: list[tuple[str, float]]
+    breakers: tuple[str, ...] | None = None
 
     def sampler(
         self,
@@ -45,11 +62,13 @@ class Sampling:
         """
         self._report(loaded.defaults, limits or {})
         own = loaded.defaults.sampling
-        if self.skipped:
-            render.note(f"not applied, because --samplers does not list them: {', '.join(self.skipped)}", sys.stderr)
+        for reason, names in self.skipped(own).items():
+            render.note(f"not applied, because {reason}: {', '.join(names)}", sys.stderr)
         rows = loaded.model.config.vocab_size
         bias = {explain.find_token(loaded.tokenizer, token, rows): amount for token, amount in self.biases}
-        filters = filter_chain(self.order, {**own, **self.given}, window=self.window, bias=bias)
+        breakers = Breakers(BREAKERS if self.breakers is None else self.breakers, loaded.tokenizer)
+        values = {**own, **self.given}
+        filters = filter_chain(self.order, values, window=self.window, bias=bias, breakers=breakers)
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         rules = [] if grammar is None else [grammar]
         return generation.Sampler([*loaded.vocabulary_filter(), *rules, *loaded.length_filter(), *filters], seed)
@@ -67,23 +86,40 @@ class Sampling:
         if line:
             render.note(line, sys.stderr)
 
-    @property
-    def skipped(self) -> list[str]:
-        """Filters that were given a value but are not in the order."""
+    def skipped(self, own: Mapping[str, float]) -> dict[str, list[str]]:
+        """The filters that were given a value but do not run, by the reason; ``own`` are the model's settings."""
         given = [*self.given, *[LogitBias.name] * bool(self.biases)]
-        return [name for name in given if name not in self.order]
+        not_listed = [name for name in given if not self._listed(name)]
+        replaced = [name for name in given if name not in not_listed and self._replaced(name, own)]
+        reasons = {"--samplers does not list them": not_listed, "mirostat replaces them": replaced}
+        return {reason: names for reason, names in reasons.items() if names}
 
     def adopted(self, own: Mapping[str, float]) -> dict[str, float]:
         """The model's ``own`` settings that apply and change something."""
         return {
             name: value
             for name, value in own.items()
-            if name in self.order and name not in self.given and not _changes_nothing(FILTERS[name], value)
+            if self._listed(name)
+            and name not in self.given
+            and not _changes_nothing(OPTIONS[name], value)
+            and not self._replaced(name, own)
         }
 
+    def _listed(self, name: str) -> bool:
+        """Whether the filter that ``name`` belongs to is in the order."""
+        filter = filter_of(name)
+        return (name if filter is None else filter.name) in self.order
 
-def _changes_nothing(filter: type[NumberFilter], value: float) -> bool:
-    return value == filter.option.off == filter.option.default
+    def _replaced(self, name: str, own: Mapping[str, float]) -> bool:
+        """Whether ``name`` belongs to a filter that Mirostat replaces."""
+        target = {**own, **self.given}.get(Mirostat.name, Mirostat.option.off)
+        filter = filter_of(name)
+        is_on = target != Mirostat.option.off and Mirostat.name in self.order
+        return is_on and filter is not None and issubclass(filter, Truncation) and filter is not Mirostat
+
+
+def _changes_nothing(option: NumberOption, value: float) -> bool:
+    return value == option.off == option.default
 
 
 def parameter_of(name: str) -> str:
@@ -93,22 +129,35 @@ def parameter_of(name: str) -> str:
 
 def sampling_parameters() -> tuple[str, ...]:
     """The parameters of ``parse_sampling``, as click names them."""
-    others = ("repeat_last_n", "logit_bias", "samplers", "seed")
-    return (*(parameter_of(name) for name in FILTERS), *others)
+    others = ("repeat_last_n", "dry_sequence_breaker", "logit_bias", "samplers", "seed")
+    return (*(parameter_of(name) for name in OPTIONS), *others)
 
 
 def parse_sampling(
-    *, repeat_last_n: int, logit_bias: tuple[str, ...], samplers: str, seed: int | None, **filters: Any
+    *,
+    repeat_last_n: int,
+    dry_sequence_breaker: tuple[str, ...],
+    logit_bias: tuple[str, ...],
+    samplers: str,
+    seed: int | None,
+    **numbers: Any,
 ) -> Sampling:
-    """Check the values of the sampling options before anything is loaded; ``filters`` has one for each filter."""
-    values = {name: filters[parameter_of(name)] for name in FILTERS}
+    """Check the values of the sampling options before anything is loaded; ``numbers`` are those of the filters."""
+    values = {name: numbers[parameter_of(name)] for name in OPTIONS}
     given = {name: float(value) for name, value in values.items() if value is not None}
     order = [name.strip() for name in samplers.split(",") if name.strip()]
     biases = [parse_bias(text) for text in logit_bias]
     amounts = dict(enumerate(amount for _, amount in biases))  # only a model's tokenizer knows the ids
     filter_chain(order, given, bias=amounts)
     window = None if repeat_last_n < 0 else repeat_last_n
-    return Sampling(given, order, seed, window, biases)
+    return Sampling(given, order, seed, window, biases, parse_breakers(dry_sequence_breaker))
+
+
+def parse_breakers(texts: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The sequence breakers of DRY: () for "none", None for the default ones. Raises LlmcliError for an empty one."""
+    if not all(texts) or (NO_BREAKERS in texts and len(texts) > 1):
+        raise usage_error("--dry-sequence-breaker takes a text, or none and nothing else", "for example ';'")
+    return () if texts == (NO_BREAKERS,) else texts or None
 
 
 def parse_bias(text: str) -> tuple[str, float]:
@@ -125,11 +174,11 @@ def parse_bias(text: str) -> tuple[str, float]:
     return token, amount
 
 
-def filter_option(filter: type[NumberFilter]) -> Decorator:
-    """The click option of one filter."""
-    option = filter.option
+def number_option(name: str) -> Decorator:
+    """The click option of a filter's number."""
+    option = OPTIONS[name]
     return click.option(
-        f"--{filter.name}",
+        f"--{name}",
         *(f"--{alias}" for alias in option.aliases),
         type=click.IntRange(min=int(option.low)) if option.whole else Real(),
         help=f"{option.help}  [default: the model's, else {option.default:g}]",
@@ -137,16 +186,24 @@ def filter_option(filter: type[NumberFilter]) -> Decorator:
 
 
 def sampling_bundle(default_seed: str = "random; printed at the end") -> Decorator:
-    """Decorate a command with an option for each filter and the other sampling options, as ``sampling``.
+    """Decorate a command with an option for each filter's numbers and the other sampling options, as ``sampling``.
 
     ``default_seed`` is what the help says about the command's seed without --seed.
     """
-    penalties = [filter for filter in FILTERS.values() if issubclass(filter, Penalty)]
-    others = [filter for filter in FILTERS.values() if not issubclass(filter, Penalty)]
+    penalties = [name for name in OPTIONS if issubclass(filter_of(name) or NumberFilter, Penalty)]
+    others = [name for name in OPTIONS if name not in penalties]
     return bundle(
         "sampling",
         parse_sampling,
-        *map(filter_option, [*others, *penalties]),
+        *map(number_option, [*others, *penalties]),
+        click.option(
+            "--dry-sequence-breaker",
+            multiple=True,
+            type=Line(),
+            metavar="TEXT",
+            help="DRY does not look across this text. Repeatable; none: it looks across all."
+            '  [default: line end, : " *]',
+        ),
         click.option(
             "--repeat-last-n",
             type=click.IntRange(min=-1),

@@ -121,7 +121,7 @@ def _write_json(tokens: InterruptibleSamples, *, best: bool) -> None:
         if token.sample != current:
             current = token.sample
             request = samples.requests[current]
-            filters = [(filter.name, filter.value) for filter in request.sampler.filters]
+            filters = [json_forms.filter_settings(filter) for filter in request.sampler.filters]
             write(current, json_forms.generation_start(model, request.prompt_ids, request.sampler.seed, filters))
         if token.report is not None:
             write(token.sample, json_forms.generated_token(token.report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from llmcli import endpoint, explain, render
 from llmcli.commands.options.endpoint import fields_of
@@ -96,8 +97,8 @@ def _write_json(
     """
     generation, count = server.stream(request, require_logprobs=needed), 0
     model = render.ModelLabel(server.name)
-    filters: list[tuple[str, float | None]] = list(sampling.given.items())
-    filters += [("logit-bias", None)] if sampling.biases else []
+    filters: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sampling.given.items()]
+    filters += [{"name": "logit-bias", "value": None}] if sampling.biases else []
     with Interrupt() as interrupt:
         interrupt.rest()
         try:

@@ -14,6 +14,7 @@ from llmcli.commands.options.prompt_cache import cached_tokens
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.errors import LlmcliError
 from llmcli.files.ndjson import write_line
+from llmcli.generation.filters import settings_of
 from llmcli.render import json_forms
 
 ALTERNATIVES = 5  # that --probs without a number and --json list for each token
@@ -38,7 +39,7 @@ def write_json(
 ) -> None:
     """Write NDJSON: a start, one line per token, and an end, also after Ctrl-C."""
     sampler = generated.sampler
-    filters = [(filter.name, filter.value) for filter in sampler.filters]
+    filters = [json_forms.filter_settings(filter) for filter in sampler.filters]
     model = describe_model(loaded)
     start = json_forms.generation_start(model, ids, sampler.seed, filters, cached_tokens(generated))
     write_line(start, sys.stdout)
@@ -73,7 +74,7 @@ def write_text(
     """Write ``prefix`` and the text as it is generated; then the table of probabilities and the summary on stderr."""
     sampler = generated.sampler
     if verbose:
-        chain = ", ".join(render.filter_label(filter.name, filter.value) for filter in sampler.filters) or "none"
+        chain = ", ".join(render.filter_label(f.name, f.value, settings_of(f)) for f in sampler.filters) or "none"
         render.note(f"{loaded.name}: {loaded.model.dtype_name} on {loaded.model.device}; sampler: {chain}", sys.stderr)
     writer = render.TextWriter(sys.stdout, by_probability=alternatives is not None)
     reports: list[explain.GeneratedToken] = []

@@ -1,0 +1,33 @@
+"""The filters of the sampler: each one changes or cuts logits before a token is drawn."""
+
+from llmcli.generation.filters.base import CUT as CUT
+from llmcli.generation.filters.base import MAX_CHANGE as MAX_CHANGE
+from llmcli.generation.filters.base import Filter as Filter
+from llmcli.generation.filters.base import NumberFilter as NumberFilter
+from llmcli.generation.filters.base import NumberOption as NumberOption
+from llmcli.generation.filters.base import settings_of as settings_of
+from llmcli.generation.filters.chain import FILTERS as FILTERS
+from llmcli.generation.filters.chain import OPTIONS as OPTIONS
+from llmcli.generation.filters.chain import default_order as default_order
+from llmcli.generation.filters.chain import filter_chain as filter_chain
+from llmcli.generation.filters.chain import filter_of as filter_of
+from llmcli.generation.filters.dry import BREAKERS as BREAKERS
+from llmcli.generation.filters.dry import Breakers as Breakers
+from llmcli.generation.filters.dry import Dry as Dry
+from llmcli.generation.filters.mirostat import Mirostat as Mirostat
+from llmcli.generation.filters.penalties import CountPenalty as CountPenalty
+from llmcli.generation.filters.penalties import FrequencyPenalty as FrequencyPenalty
+from llmcli.generation.filters.penalties import Penalty as Penalty
+from llmcli.generation.filters.penalties import PresencePenalty as PresencePenalty
+from llmcli.generation.filters.penalties import RepetitionPenalty as RepetitionPenalty
+from llmcli.generation.filters.rules import LogitBias as LogitBias
+from llmcli.generation.filters.rules import MinNewTokens as MinNewTokens
+from llmcli.generation.filters.rules import Vocabulary as Vocabulary
+from llmcli.generation.filters.temperature import Temperature as Temperature
+from llmcli.generation.filters.truncation import MinP as MinP
+from llmcli.generation.filters.truncation import TopK as TopK
+from llmcli.generation.filters.truncation import TopNSigma as TopNSigma
+from llmcli.generation.filters.truncation import TopP as TopP
+from llmcli.generation.filters.truncation import Truncation as Truncation
+from llmcli.generation.filters.truncation import TypicalP as TypicalP
+from llmcli.generation.filters.xtc import Xtc as Xtc
