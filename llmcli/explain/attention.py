@@ -50,7 +50,8 @@ class AttendedToken:
 class AttendReport(Report):
     """What the token at ``position`` attends to: one entry in ``sources`` for each position up to its own.
 
-    ``sink`` is the mean weight of the heads' learned sinks; None if they have none.
+    ``sink`` is the mean weight of the heads' learned sinks; None if they have none. ``without_attention`` are those of
+    the examined layers that have no heads.
     """
 
     model: str
@@ -58,6 +59,7 @@ class AttendReport(Report):
     at: VocabEntry
     sources: tuple[AttendedToken, ...]
     sink: float | None
+    without_attention: tuple[int, ...]
     check: Check
     heads: str = field(metadata=NOT_IN_JSON)  # which ones, such as "all heads"
 
@@ -99,7 +101,8 @@ def attend(
     ids = token_ids(loaded, text, parse_special=parse_special)
     model, tokenizer = loaded.model, loaded.tokenizer
     position = find_position(tokenizer, ids, position)
-    shown = attending(model.config, find_layers(model.config, layers))
+    examined = find_layers(model.config, layers)
+    shown = attending(model.config, examined)
     observed = observe(model, ids[: position + 1])
     weights = torch.cat([observed.trace.attention[layer][0, :, -1] for layer in shown])  # [layers * H, S]
     norms = torch.cat([heads_of(model, observed, layer).value_norms for layer in shown])  # [layers * H, S]
@@ -110,6 +113,7 @@ def attend(
         at=vocab_entry(tokenizer, ids[position]),
         sources=_sources(loaded, ids, shown, weights, norms),
         sink=float(_unspent(weights).mean()) if model.config.attention_sinks else None,
+        without_attention=tuple(layer for layer in examined if layer not in shown),
         check=check(sum_claim(model, weights), attention_output_claim(model, observed, shown)),
         heads=name_heads(model.config, layers),
     )

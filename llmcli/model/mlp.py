@@ -75,7 +75,7 @@ class MoE(nn.Module):
             weighted: Tensor = (
                 expert(tokens[rows] * weight) if self.moe.weighs_inputs else expert(tokens[rows]) * weight
             )
-            out.index_add_(0, rows, weighted)
+            out.index_add_(0, rows, weighted.to(out.dtype))
         if self.shared is not None:
             out = out + self.for_all(self.shared, tokens)
         return out.view_as(x)

@@ -13,7 +13,7 @@ from llmcli.render.marks import bar_cell, shade
 from llmcli.render.numbers import full
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import console, drawn, print_check, print_line
-from llmcli.render.text import counted, token_label
+from llmcli.render.text import counted, ranges, token_label
 
 CELL = 4  # width of a weight in the triangle
 SINK = 1.5  # the first token is an attention sink if it gets more than this many even shares of the attention
@@ -43,6 +43,8 @@ def print_attend(report: explain.AttendReport, stream: TextIO, *, top: int = 20,
     print_line(legend, stream, "dim")
     if report.sink is not None:
         print_line(SINK_LEGEND, stream, "dim")
+    if report.without_attention:
+        print_line(f"Layers without attention: {ranges(report.without_attention)}.", stream, "dim")
     print_line(NOT_WHY, stream, "dim")
     print_line(_finding(report, named=sink), stream)
     print_check(report.check, stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -57,6 +58,17 @@ def _symbol(char: str) -> str:
 def rate(tokens: float) -> str:
     """Return a speed in tokens per second, with a decimal below 10: "217", "4.3", "0.07"."""
     return f"{tokens:.0f}" if tokens >= 9.95 else f"{tokens:.1f}" if tokens >= 0.095 else f"{tokens:.1g}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers, three or more in a row as the first and the last: "0-2, 4, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def counted(count: int, noun: str) -> str:

@@ -17,7 +17,8 @@ from llmcli.files.names import CONFIG
 from llmcli.files.sizes import readable
 from llmcli.model.config import ModelConfig
 from llmcli.model.device import memory_of
-from llmcli.model.families import llama
+from llmcli.model.families import FAMILIES, llama
+from llmcli.model.families.gemma import text_config
 from llmcli.model.transformer import Transformer
 from llmcli.storage.checkpoint import Checkpoint, save
 from llmcli.storage.foreign_formats import without_settings
@@ -128,11 +129,25 @@ def _initial_model(out: Path, recipe: Recipe, init: Path) -> tuple[Transformer, 
             setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))
     rows = model.embedding.weight.shape[0]
     tokens = None if model.inputs is None else model.inputs.embedding.weight.shape[0]  # that have per-layer embeddings
-    changes = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
+    changes: dict[str, Any] = {"vocab_size": rows, "tie_word_embeddings": model.config.tie_word_embeddings}
     changes |= {} if tokens is None else {"vocab_size_per_layer_input": tokens}
-    config_json = without_settings(read_json(init / CONFIG))
-    model.config = replace(model.config, vocab_size=rows, vocab_size_per_layer_input=tokens)
+    config_json = _of_text(without_settings(read_json(init / CONFIG)))
+    model.config = replace(
+        model.config, model_type=config_json["model_type"], vocab_size=rows, vocab_size_per_layer_input=tokens
+    )
+    if "text_config" in config_json:
+        changes["text_config"] = {**config_json["text_config"], **changes}
     return model.train(), {**config_json, **changes}
+
+
+def _of_text(config_json: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of the text model alone, if the model also reads images and its text model is a known family.
+
+    Only the text model is trained and written, and transformers would not find it in a model that reads images.
+    """
+    text = config_json.get("text_config")
+    known = isinstance(text, Mapping) and text.get("model_type") in FAMILIES
+    return dict(text_config(config_json)) if known else config_json
 
 
 def _run(out: Path, recipe: Recipe, corpus: Corpus, model: Transformer, config_json: Mapping[str, Any]) -> TrainingRun:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import re
 
+import pytest
+
 from llmcli.explain.attention import attend, attention_pattern
 from llmcli.render.attend import print_attend, print_attention_pattern
+from llmcli.render.text import ranges
 from tests.explain.reference import IDS, loaded
 from tests.render.test_terminal import Tty
 from tests.tiny import TinyFactory
@@ -26,6 +29,19 @@ def test_the_sink_is_a_row_of_the_table(tiny: TinyFactory) -> None:
     without = io.StringIO()
     print_attend(attend(loaded(tiny("llama")), IDS[:8]), without)
     assert "\tsink\t" not in without.getvalue()
+    assert "Layers without attention" not in without.getvalue()
+
+
+@pytest.mark.parametrize(("layers", "named"), [(None, "0, 2"), ("0-1", "0")])
+def test_layers_without_attention_are_named(tiny: TinyFactory, layers: str | None, named: str) -> None:
+    report, stream = attend(loaded(tiny("qwen3_5_text")), IDS[:8], layers=layers), io.StringIO()
+    assert {source.layer for source in report.sources} <= {1, 3}
+    print_attend(report, stream)
+    assert f"\nLayers without attention: {named}.\n" in stream.getvalue()
+
+
+def test_three_layers_in_a_row_are_a_range() -> None:
+    assert ranges([0, 1, 2, 4, 5, 7, 8, 9, 10]) == "0-2, 4, 5, 7-10"
 
 
 def test_the_sink_is_the_last_column_of_a_pattern(tiny: TinyFactory) -> None:

@@ -163,7 +163,7 @@ def save_character_tokenizer(folder: Path) -> None:
 RECURRENT = ["qwen3_5_text", "lfm2", "granitemoehybrid", "nemotron_h", "falcon_h1"]
 
 
-@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2", "mixtral", *RECURRENT])
+@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2", "mixtral", *RECURRENT, "llama4_text"])
 def test_sft_trains_models_of_other_families(case: str, tmp_path: Path) -> None:
     """Every weight changes, the chat template does not, and transformers loads the result with equal logits."""
     folder, out = tmp_path / case, tmp_path / "tuned"
@@ -183,6 +183,29 @@ def test_sft_trains_models_of_other_families(case: str, tmp_path: Path) -> None:
     with torch.no_grad():
         ours = Checkpoint.read(out).load(device=CPU, dtype=torch.float32)(ids)
         assert torch.allclose(ours, theirs(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("case", "outer"), [("gemma4_text", "gemma4"), ("qwen3", "qwen3_vl")])
+def test_a_model_that_reads_images_gets_chat_tokens(case: str, outer: str, tmp_path: Path) -> None:
+    """The text model alone is written if it is of a known family: a folder that transformers loads, too."""
+    folder, out = tmp_path / case, tmp_path / "tuned"
+    make(case, folder)
+    save_character_tokenizer(folder)
+    raw = json.loads((folder / "config.json").read_text())
+    text = raw if outer == "gemma4" else raw | {"model_type": f"{outer}_text"}
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": outer, "text_config": text, "vision_config": {}, "tie_word_embeddings": True})
+    )
+    recipe = replace(TUNED, method="sft", tokens=64 * 4)
+    steps(begin_run(out, recipe, Corpus(REPLIES, REPLIES[:2]), init=folder, device=CPU), out)
+    tuned = loaded.load(out, device="cpu", dtype="float32")
+    assert tuned.model.config.vocab_size == raw["vocab_size"] + 2
+    assert tuned.model.config.model_type == (case if outer == "gemma4" else outer)
+    if outer == "gemma4":
+        theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
+        ids = torch.tensor([[5, 9, 11, raw["vocab_size"] + 1]])
+        with torch.no_grad():
+            assert torch.allclose(tuned.model(ids), theirs(ids).logits, atol=1e-4)
 
 
 def test_packed_windows_contain_whole_examples_and_their_masks() -> None:
