@@ -342,7 +342,10 @@ def test_the_formats_of_the_other_commands_are_as_documented(tmp_path: Path) -> 
     forms = forms_of("generate")
     assert [list(generated[at]) for at in (0, 1, -1)] == [keys(form) for form in forms]
     (tokens,) = written_by(["tokenize", "The fox", "--json"])
-    assert [list(tokens)] == [keys(form) for form in forms_of("tokenize")]
+    saved = tmp_path / "chat.json"
+    saved.write_text('{"messages": [{"role": "user", "content": "The fox"}]}', encoding="utf-8")
+    (chat,) = written_by(["tokenize", "--chat", str(saved), "--json"])
+    assert [list(tokens), list(chat)] == [keys(form) for form in forms_of("tokenize")]
     step = ["explain-step", "The fox", "--temperatures", "0,1", "--json"]
     assert [list(*written_by(step))] == [keys(form) for form in forms_of("explain-step")]
     assert [list(written_by(["models", "--json"])[0])] == [keys(form) for form in forms_of("models")]

@@ -7,13 +7,13 @@ from functools import partial
 import click
 
 from llmcli import explain, generation, render, text
-from llmcli.commands.chat import template_of
 from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.choices import CHOICES_HELP, delimiter_option, parse_choices
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.options.template import template_of
 from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
 

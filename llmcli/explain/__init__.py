@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from llmcli.explain.bpe_merges import MergesReport as MergesReport
     from llmcli.explain.bpe_merges import WordMerges as WordMerges
     from llmcli.explain.bpe_merges import merges as merges
+    from llmcli.explain.chat_tokens import ChatMessage as ChatMessage
+    from llmcli.explain.chat_tokens import ChatToken as ChatToken
+    from llmcli.explain.chat_tokens import ChatTokenization as ChatTokenization
+    from llmcli.explain.chat_tokens import Lookalike as Lookalike
+    from llmcli.explain.chat_tokens import tokenize_chat as tokenize_chat
     from llmcli.explain.comparison import ComparedToken as ComparedToken
     from llmcli.explain.comparison import CompareReport as CompareReport
     from llmcli.explain.comparison import compare as compare
@@ -100,6 +105,9 @@ __all__ = [
     "BestHead",
     "BranchReport",
     "Candidate",
+    "ChatMessage",
+    "ChatToken",
+    "ChatTokenization",
     "Check",
     "ChoiceRow",
     "Claim",
@@ -119,6 +127,7 @@ __all__ = [
     "LargestDivergence",
     "LensReport",
     "LensRow",
+    "Lookalike",
     "MergesReport",
     "Neighbour",
     "NeighboursReport",
@@ -166,6 +175,7 @@ __all__ = [
     "step",
     "step_report",
     "tokenize",
+    "tokenize_chat",
     "tour",
     "verify",
     "why",
@@ -199,6 +209,11 @@ __getattr__, __dir__ = lazy.exports(
         "AttendReport": "attention",
         "AttentionPattern": "attention",
         "BranchReport": "continuations",
+        "ChatMessage": "chat_tokens",
+        "ChatToken": "chat_tokens",
+        "ChatTokenization": "chat_tokens",
+        "Lookalike": "chat_tokens",
+        "tokenize_chat": "chat_tokens",
         "Check": "report",
         "Claim": "report",
         "CompareReport": "comparison",

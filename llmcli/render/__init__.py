@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from llmcli.render.branch import print_branch as print_branch
     from llmcli.render.chat import print_chat_commands as print_chat_commands
     from llmcli.render.chat import print_context_use as print_context_use
+    from llmcli.render.chat_tokens import print_chat_tokenization as print_chat_tokenization
+    from llmcli.render.chat_tokens import print_tokenize_chat as print_tokenize_chat
     from llmcli.render.compare import print_compare as print_compare
     from llmcli.render.compare import print_compare_summary as print_compare_summary
     from llmcli.render.decide import print_decide as print_decide
@@ -134,6 +136,7 @@ __all__ = [
     "print_branch",
     "print_candidates",
     "print_chat_commands",
+    "print_chat_tokenization",
     "print_check",
     "print_compare",
     "print_compare_summary",
@@ -166,6 +169,7 @@ __all__ = [
     "print_temperatures",
     "print_tokenization",
     "print_tokenize",
+    "print_tokenize_chat",
     "print_tour",
     "print_tour_stop",
     "print_verify",
@@ -247,6 +251,8 @@ __getattr__, __dir__ = lazy.exports(
         "escape_controls": "text",
         "one_line": "text",
         "token_label": "text",
+        "print_chat_tokenization": "chat_tokens",
+        "print_tokenize_chat": "chat_tokens",
         "print_merges": "tokens",
         "print_tokenization": "tokens",
         "print_tokenize": "tokens",

@@ -11,6 +11,7 @@ from llmcli.render.picture import Picture
 DRAWN_BY = {
     "AttendReport": "print_attend",
     "AttentionPattern": "print_attention_pattern",
+    "ChatTokenization": "print_chat_tokenization",
     "BranchReport": "print_branch",
     "CompareReport": "print_compare",
     "CompareSummary": "print_compare_summary",

@@ -7,7 +7,7 @@ is split by a character that occurs nowhere else, so whatever is intact after re
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -105,6 +105,11 @@ class TemplateFormat:
         )
         self._marked_tokenizer: MarkedTokenizer | None = None
 
+    @property
+    def bos(self) -> str:
+        """The text of the BOS token, if the template has one by name."""
+        return self._template.bos
+
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """The special token that the template writes after a reply, if any."""
@@ -124,10 +129,18 @@ class TemplateFormat:
         return self._tokenizer.special_names.get(first) if first == second else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> RenderedChat:
-        mark = self._unused_character([message.content for message in messages])
-        split = [replace(message, content=self._split_control(message, mark)) for message in messages]
+        mark = self._unused_character([message.content + message.reasoning for message in messages])
+        split = [
+            replace(
+                message,
+                content=self._split_control(message.content, message.role, mark),
+                reasoning=self._split_control(message.reasoning, message.role, mark),
+            )
+            for message in messages
+        ]
         needs_marks = any(
-            changed.content != message.content or self._suspicious(message, mark)
+            changed != message
+            or any(self._suspicious(text, message.role, mark) for text in (message.content, message.reasoning))
             for changed, message in zip(split, messages, strict=True)
         )
         rendered = self._template.render(split, add_generation_prompt=add_generation_prompt)
@@ -139,8 +152,13 @@ class TemplateFormat:
         return RenderedChat(text + rendered[position:].replace(mark, ""), tuple(spans), needs_marks)
 
     def encode(self, rendered: RenderedChat) -> list[int]:
+        return [id for id, _, _ in self.encode_spans(rendered)]
+
+    def encode_spans(self, rendered: RenderedChat) -> list[tuple[int, int, int]]:
+        """Return the token ids of a rendered conversation, each with its (start, end) offsets in the text."""
         if not rendered.needs_marks:
-            return self._tokenizer.encode(rendered.text, parse_special=True, add_special=False)
+            found = self._tokenizer.encoding(rendered.text, parse_special=True, add_special=False)
+            return [(id, start, end) for id, (start, end) in zip(found.ids, found.offsets, strict=True)]
         if self._marked_tokenizer is None or self._marked_tokenizer.mark in rendered.text:
             known = self._tokenizer.fast.to_str(pretty=False)
             mark = self._unused_character([rendered.text, known])
@@ -149,7 +167,7 @@ class TemplateFormat:
         for start, end in rendered.control_spans:
             text += rendered.text[position:start] + self._marked_tokenizer.marked(rendered.text[start:end])
             position = end
-        return self._marked_tokenizer.encode(text + rendered.text[position:])
+        return self._marked_tokenizer.encode_spans(text + rendered.text[position:])
 
     def message_ends(self, messages: Sequence[Message]) -> list[int]:
         mark = self._unused_character([message.content for message in messages])
@@ -163,10 +181,22 @@ class TemplateFormat:
         offsets = accumulate(map(len, parts))
         return [offset + bool(m.content.strip()) for offset, m in zip(offsets, messages, strict=True)]
 
-    def _split_control(self, message: Message, mark: str) -> str:
-        """The message's text with a mark inside each string that is a control token or could complete one."""
-        tokens = self._control_in_reply if message.role == "assistant" else self._control_tokens
-        text = _pattern(tokens, mark).sub(lambda match: match[0][0] + mark + match[0][1:], message.content)
+    def lookalikes(self, message: Message) -> list[str]:
+        """Return what looks like a control token in a message, or becomes one when the tokenizer normalizes it.
+
+        It is encoded as ordinary text.
+        """
+        pattern = _pattern(self._tokens_in(message.role), self._unused_character([message.content]))
+        return pattern.findall(message.content) or pattern.findall(self._tokenizer.normalize(message.content))
+
+    def _tokens_in(self, role: str) -> frozenset[str]:
+        """The control tokens that a message of ``role`` must not contain."""
+        return self._control_in_reply if role == "assistant" else self._control_tokens
+
+    def _split_control(self, content: str, role: str, mark: str) -> str:
+        """The text with a mark inside each string that is a control token or could complete one."""
+        tokens = self._tokens_in(role)
+        text = _pattern(tokens, mark).sub(lambda match: match[0][0] + mark + match[0][1:], content)
         prefixes, suffixes = _partial_tokens(tokens)
         longest = max(map(len, prefixes), default=0)
         before = any(text[:n] in suffixes for n in range(1, longest + 1))
@@ -174,15 +204,18 @@ class TemplateFormat:
         after = after or (text.strip() != "" and any(text in token for token in tokens))
         return mark * before + text + mark * after
 
-    def _suspicious(self, message: Message, mark: str) -> bool:
-        """Whether the tokenizer's normalizer turns a part of the message into a control token, such as "＜/s＞"."""
-        normal = replace(message, content=self._tokenizer.normalize(message.content))
-        return self._split_control(normal, mark) != normal.content
+    def _suspicious(self, text: str, role: str, mark: str) -> bool:
+        """Whether the tokenizer's normalizer turns a part of the text into a control token, such as "＜/s＞"."""
+        normal = self._tokenizer.normalize(text) if text else ""
+        return self._split_control(normal, role, mark) != normal
 
     def _unused_character(self, texts: Sequence[str]) -> str:
-        """A character that occurs neither in ``texts`` nor in the template."""
+        return next(self.unused_characters(texts))
+
+    def unused_characters(self, texts: Sequence[str]) -> Iterator[str]:
+        """Yield characters that occur neither in ``texts`` nor in the template."""
         used = set(self._template.source).union(*texts)
-        return next(char for char in map(chr, PRIVATE_USE) if char not in used)
+        return (char for char in map(chr, PRIVATE_USE) if char not in used)
 
 
 def _control_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[str]:

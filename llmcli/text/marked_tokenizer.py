@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from itertools import accumulate
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -39,8 +40,14 @@ class MarkedTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``. Raises LlmcliError if the tokenizer fails on it."""
+        return [id for id, _, _ in self.encode_spans(text)]
+
+    def encode_spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Return each id with its (start, end) offsets in the text without marks. Raises the errors of ``encode``."""
         with tokenizer_errors(PROBLEM):
-            return list(self._copy.encode(text, add_special_tokens=False).ids)
+            found = self._copy.encode(text, add_special_tokens=False)
+        unmarked = [0, *accumulate(char != self.mark for char in text)]
+        return [(id, unmarked[a], unmarked[b]) for id, (a, b) in zip(found.ids, found.offsets, strict=True)]
 
 
 def _renamed(raw: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -81,7 +81,7 @@ def _compiled(source: str) -> Template:
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the reply to a request: the literals of a template, or a rendered text.
+    """Return the reply to a request: the literals and variables of a template, or a rendered text.
 
     A request has the ``source`` and, to render it, the ``variables``. The reply has ``error`` and ``detail`` if the
     template is invalid, rejects the conversation, or fails.
@@ -90,7 +90,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         template = _compiled(request["source"])
         if variables is None:
-            return _literals(request["source"])
+            return _contents(request["source"])
     except TemplateSyntaxError as error:
         return _failure("is invalid", f"{error.message} (line {error.lineno})")
     except Exception as error:  # Jinja compiles to Python and evaluates constant expressions
@@ -106,7 +106,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _render(template: Template, variables: Mapping[str, Any]) -> str:
-    allowed = SPARE_OUTPUT + 2 * sum(len(message["content"]) for message in variables["messages"])
+    allowed = SPARE_OUTPUT + 2 * sum(len(text) for message in variables["messages"] for text in message.values())
     parts, length = [], 0
     for part in template.generate(**variables):
         parts.append(part)
@@ -116,10 +116,11 @@ def _render(template: Template, variables: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _literals(source: str) -> dict[str, str]:
-    """All literal text that a template may output, and all that it compares with messages or splits them at.
+def _contents(source: str) -> dict[str, Any]:
+    """All literal text that a template may output, all that it compares with messages or splits them at, and variables.
 
-    The parts of each are separated by null characters.
+    The parts of each text are separated by null characters. "names" are the variables that the template reads without
+    having set them in every case; "arguments" are those of them that it never sets, or asks whether they are defined.
     """
     tree = _ENVIRONMENT.parse(source)
     output = [node.data for node in tree.find_all(nodes.TemplateData)]
@@ -127,7 +128,19 @@ def _literals(source: str) -> dict[str, str]:
     parents = [*tree.find_all(nodes.Compare), *(arg for call in tree.find_all(nodes.Call) for arg in call.args)]
     constants = [node for parent in parents for node in (parent, *parent.find_all(nodes.Const))]
     compared = [str(node.value) for node in constants if isinstance(node, nodes.Const)]
-    return {"output": "\0".join(output), "compared": "\0".join(compared)}
+    names = meta.find_undeclared_variables(tree)
+    stored = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
+    tested = {
+        test.node.name
+        for test in tree.find_all(nodes.Test)
+        if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name)
+    }
+    return {
+        "output": "\0".join(output),
+        "compared": "\0".join(compared),
+        "names": sorted(names),
+        "arguments": sorted(names - (stored - tested)),
+    }
 
 
 def _described(error: Exception) -> str:

@@ -88,7 +88,7 @@ class Tokenizer:
         encoding = self.encoding(text, parse_special)
         data = [self.token_bytes(id) for id in encoding.ids]
         inserted = [mask == 1 for mask in encoding.special_tokens_mask]  # by the post-processor
-        spans = _byte_spans(text, data, inserted, encoding.offsets)
+        spans = byte_spans(text, data, inserted, encoding.offsets)
         return [
             Token(id, raw.decode("utf-8", "replace"), raw, start, end, id in self.special_ids)
             for id, raw, (start, end) in zip(encoding.ids, data, spans, strict=True)
@@ -264,7 +264,7 @@ def gguf_tokenizer(vocabulary: Vocabulary, name: str) -> Tokenizer:
         return Tokenizer(build_tokenizer(vocabulary), name, vocabulary.text("eos"))
 
 
-def _byte_spans(
+def byte_spans(
     text: str, data: list[bytes], inserted: list[bool], offsets: list[tuple[int, int]]
 ) -> list[tuple[int, int]]:
     """The byte offsets of each token in the text; ``offsets`` are in characters.

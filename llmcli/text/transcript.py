@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +13,8 @@ from llmcli.errors import LlmcliError
 from llmcli.files.atomic import clear_leftovers, replacing, write_error
 from llmcli.files.json import read_json
 from llmcli.files.lock import open_locked
-from llmcli.text.chat_template import ROLES, Message
+from llmcli.text.chat_template import REASONING, ROLES, Message
+from llmcli.text.surrogates import is_unicode
 
 HINT = 'a saved chat is {"model": NAME, "messages": [{"role": ROLE, "content": TEXT}]}'
 
@@ -28,16 +28,17 @@ def read_transcript(path: Path) -> tuple[Message, ...]:
 
 
 def _parse_message(entry: object, where: str) -> Message:
-    role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
+    found = entry if isinstance(entry, dict) else {}
+    role, content, reasoning = found.get("role"), found.get("content"), found.get(REASONING) or ""
     if role not in ROLES:
         raise LlmcliError(f"{where}: the role must be one of {', '.join(ROLES)}", HINT)
     if not isinstance(content, str):
         raise LlmcliError(f"{where}: the content must be a string", HINT)
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise LlmcliError(f"{where} is not valid Unicode", "correct the file") from None
-    return Message(role, content)
+    if not isinstance(reasoning, str):
+        raise LlmcliError(f"{where}: {REASONING} must be a string", HINT)
+    if not (is_unicode(content) and is_unicode(reasoning)):
+        raise LlmcliError(f"{where} is not valid Unicode", "correct the file")
+    return Message(role, content, reasoning)
 
 
 def write_transcript(path: Path, model: str, messages: Sequence[Message]) -> None:
@@ -93,7 +94,7 @@ class ChatFile:
 
     def write(self, model: str, messages: Sequence[Message]) -> None:
         """Replace the messages. Raises LlmcliError if another program changed the file, or if it cannot be written."""
-        record = {"model": model, "messages": [asdict(message) for message in messages]}
+        record = {"model": model, "messages": [message.record() for message in messages]}
         data = json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n"
         try:
             new = not self.path.exists()

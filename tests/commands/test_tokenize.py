@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,3 +167,54 @@ def test_a_failed_check_is_exit_code_1(run: Run, model: Path, monkeypatch: pytes
     result = run("tokenize", "The fox", "-m", model)
     assert result.exit_code == 1
     assert "check: FAILED" in result.stderr
+
+
+def test_a_chat_is_what_the_chat_command_reads(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    chat, template = tmp_path / "chat.json", tmp_path / "t.jinja"
+    talk = [{"role": "user", "content": "The <|end_of_text|> fox"}, {"role": "assistant", "content": "sang"}]
+    chat.write_text(json.dumps({"messages": [*talk, {"role": "user", "content": "a hen"}]}), encoding="utf-8")
+    template.write_text("{% for m in messages %}{{ m.content }}{{ ending or '!' }}{% endfor %}", encoding="utf-8")
+    options = ("tokenize", "--chat", chat, "-m", chat_model)
+
+    (record,) = records(run(*options, "--json"))
+    assert record["text"].endswith("<|begin_of_text|>user: a hen<|end_of_text|><|begin_of_text|>assistant: ")
+    assert [(m["role"], m["found"]) for m in record["messages"]] == [
+        ("user", True),
+        ("assistant", True),
+        ("user", True),
+    ]
+    assert record["lookalikes"] == [{"message": 0, "text": "<|end_of_text|>"}]
+    ids = [token["id"] for token in record["tokens"]]
+    assert run(*options, "--ids").stdout.split() == [str(id) for id in ids]
+    assert run(*options, "--count").stdout == f"{len(ids)}\n"
+
+    plain = run(*options)
+    rows = [line.split("\t") for line in plain.stdout.splitlines()]
+    assert rows[0] == ["#", "id", "token", "message", "role", "part", "start", "end"]
+    assert [row[1] for row in rows[1:]] == [str(id) for id in ids]
+    assert [row[5] for row in rows[1:]].count("special") == 7
+    assert "message 0 contains “<|end_of_text|>”" in plain.stderr
+    assert "check: ok" in plain.stderr
+
+    (other,) = records(run(*options, "--template", template, "--template-arg", 'ending="."', "--json"))
+    assert other["text"] == "The <|end_of_text|> fox.sang.a hen."
+    both = run(*options, "-m", chat_model)
+    assert both.stdout.splitlines()[0].split("\t") == ["role", "id", chat_model.name, "id", chat_model.name]
+    unread = run(*options, "--template", template, "--template-arg", "endin=.")
+    assert (unread.exit_code, unread.stdout) == (2, "")
+    assert "does not read the variable endin (did you mean ending?)" in unread.stderr
+    doubled = run(*options, "--template", template, "--template-arg", "messages=1")
+    assert doubled.exit_code == 2
+
+
+def test_options_for_a_chat(run: Run, model: Path, chat_model: Path, tmp_path: Path) -> None:
+    chat = tmp_path / "chat.json"
+    chat.write_text('{"messages": []}', encoding="utf-8")
+    for words in (["--template", "x"], ["--template-arg", "a=1"]):
+        assert "need --chat" in run("tokenize", "x", "-m", model, *words).stderr
+    for words in (["x"], ["--merges"], ["--decode", "1"], ["--parse-special"], ["--template-arg", "a b=1"]):
+        result = run("tokenize", "--chat", chat, "-m", chat_model, *words)
+        assert (result.exit_code, result.stdout) == (2, ""), words
+    assert "the conversation is empty" in run("tokenize", "--chat", chat, "-m", chat_model).stderr
+    chat.write_text('{"messages": [{"role": "user", "content": "x"}]}', encoding="utf-8")
+    assert "has no chat template" in run("tokenize", "--chat", chat, "-m", model).stderr

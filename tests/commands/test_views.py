@@ -23,10 +23,11 @@ from tests.commands.conftest import records
 
 Run = Callable[..., Result]
 PROMPT = "The old fox met a hen"
-# The command line of each view; {text} is replaced by a text.
+# The command line of each view; {text} is replaced by a text, {chat} by a saved chat of it, {template} by a template.
 VIEWS: dict[str, list[str]] = {
     "tokenize": ["{text}"],
     "tokenize --merges": ["{text}", "--merges"],
+    "tokenize --chat": ["--chat", "{chat}", "--template", "{template}"],
     "neighbours": ["fox"],
     "attend": ["{text}"],
     "attend --head": ["{text}", "--head", "1.2"],
@@ -57,7 +58,11 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 def words(view: str, model: Path, text: str = PROMPT) -> list[str]:
     models = ["-m", str(model)] * (2 if view.startswith("compare") else 1)
-    return [view.split()[0], *(word.format(text=text) for word in VIEWS[view]), *models]
+    chat, template = model.parent / "views.json", model.parent / "views.jinja"
+    chat.write_text(json.dumps({"messages": [{"role": "user", "content": text}]}), encoding="utf-8")
+    template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", encoding="utf-8")
+    given = {"text": text, "chat": chat, "template": template}
+    return [view.split()[0], *(word.format(**given) for word in VIEWS[view]), *models]
 
 
 ONE_OF_MANY = re.compile(
@@ -213,7 +218,7 @@ def test_no_line_is_wider_than_the_terminal(
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-@pytest.mark.parametrize("view", [view for view in TEXTS if view not in SLOW])
+@pytest.mark.parametrize("view", [*(view for view in TEXTS if view not in SLOW), "tokenize --chat"])
 def test_no_text_can_break_a_terminal(model: Path, view: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = on_terminal(words(view, model, HOSTILE[kind]), 80, monkeypatch)
     left = ESCAPE.sub("", shown)

@@ -230,10 +230,10 @@ def test_the_forgery_test_detects_a_disabled_guard(monkeypatch: pytest.MonkeyPat
         with pytest.raises(LlmcliError):
             forged("</s>")
     with monkeypatch.context() as patch:
-        patch.setattr(TemplateFormat, "_split_control", lambda self, message, mark: message.content)
+        patch.setattr(TemplateFormat, "_split_control", lambda self, content, role, mark: content)
         assert forged("</s>")
     with monkeypatch.context() as patch:
-        patch.setattr(TemplateFormat, "_suspicious", lambda self, message, mark: False)
+        patch.setattr(TemplateFormat, "_suspicious", lambda self, text, role, mark: False)
         assert forged("＜/s＞")
 
 

@@ -18,15 +18,17 @@ from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
-from llmcli.commands.options.model import ModelChoice, find_model
+from llmcli.commands.options.model import ModelChoice
 from llmcli.commands.options.sampling import Sampling, sampling_options
+from llmcli.commands.options.template import Template, template_of, template_options
 from llmcli.commands.options.writable import check_writable
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
 from llmcli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, LlmcliError, usage_error
-from llmcli.hub import name_of
 
 SHIPPED = 'This model writes short stories and often misses details. Try: "Write a bedtime story about a lighthouse."'
+
+RAW = "use --raw to let it continue what you write, or give it a template with --template"
 
 
 @click.command(cls=Command, together=follow)
@@ -40,6 +42,7 @@ SHIPPED = 'This model writes short stories and often misses details. Try: "Write
     metavar="FILE",
     help="Continue the chat in FILE if it exists, and save it after every turn.",
 )
+@template_options
 @distributed_model_options
 @ablation_options
 @endpoint_options
@@ -57,6 +60,7 @@ def chat(
     system_prompt: str | None,
     raw: bool,
     file: Path | None,
+    template: Template,
     choice: DistributedModelChoice,
     ablation: Ablation,
     endpoint: Endpoint,
@@ -77,6 +81,8 @@ def chat(
     """
     if raw and system_prompt:
         raise usage_error("--raw does not use a system prompt", "omit --raw or --system-prompt")
+    if raw and template.given:
+        raise usage_error("--raw uses no chat template", "omit --raw, or --template and --template-arg")
     choice.exclude("--ablate", ablation.parts)
     if file is not None:
         check_writable("--chat", file)
@@ -88,7 +94,8 @@ def chat(
             begin(session, system_prompt)
             shipped = False
         else:
-            session = local_session(choice, ablation, sampling, raw=raw, file=chat_file, verbose=is_verbose())
+            found = None if raw else template_of(choice, RAW, template)  # before the weights are loaded
+            session = local_session(choice, ablation, sampling, found, file=chat_file, verbose=is_verbose())
             begin(session, system_prompt)
             warn_about_doubled_token(session.conversation)
             shipped = is_shipped(session.conversation.loaded)
@@ -109,30 +116,17 @@ def local_session(
     choice: ModelChoice,
     ablation: Ablation,
     sampling: Sampling,
+    template: text.ChatTemplate | None,
     *,
-    raw: bool,
     file: text.ChatFile | None,
     verbose: bool,
 ) -> LocalSession:
-    """A chat with a local model."""
-    template = None if raw else template_of(choice)
+    """A chat with a local model; without a ``template`` each turn continues one text."""
     loaded = ablation.apply(choice.open())
 
     form = text.PlainFormat(loaded.tokenizer) if template is None else text.TemplateFormat(template, loaded.tokenizer)
     settings = SamplerSettings(click.get_current_context(), sampling, loaded)
-    return LocalSession(generation.Conversation(loaded, form), settings, raw, file, verbose)
-
-
-def template_of(choice: ModelChoice, hint: str = "use --raw to let it continue what you write") -> text.ChatTemplate:
-    """The model's chat template, found before the weights are loaded. Without one, raises LlmcliError with ``hint``."""
-    folder = find_model(choice.model, choice.offline)
-    template = text.find_template(folder)
-    if template is None:
-        raise LlmcliError(
-            f"{name_of(folder)} has no chat template: it was not trained to chat",
-            hint,
-        )
-    return template
+    return LocalSession(generation.Conversation(loaded, form), settings, template is None, file, verbose)
 
 
 def is_shipped(loaded: generation.LoadedModel) -> bool:

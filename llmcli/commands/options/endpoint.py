@@ -43,6 +43,8 @@ UNSUPPORTED_OPTIONS = (
     "samplers",
     "ablate",
     "ablate_with",
+    "template_file",
+    "template_arg",
 )
 
 
