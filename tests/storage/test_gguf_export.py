@@ -252,8 +252,6 @@ WITHOUT_ARCHITECTURE = {
     "gptj",
     "bloom",
     "falcon",
-    "mamba2",
-    "nemotron_h",
     "mistral3",
     "llava",
     "qwen2_vl",

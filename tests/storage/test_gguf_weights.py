@@ -236,6 +236,10 @@ FALCON_H1: dict[str, Any] = {
     "ssm_in_multiplier": 1.1,
     "ssm_out_multiplier": 0.75,
 }
+NEMOTRON_H: dict[str, Any] = {
+    **{"num_hidden_layers": 3, "rms_norm_eps": None, "layer_norm_epsilon": 0.02},
+    **{"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "conv_kernel": 4},
+}
 # Cases whose files ``write_gguf`` does not write: their files are compared with what llama.cpp computes.
 WRITTEN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
@@ -263,6 +267,27 @@ WRITTEN: dict[str, dict[str, Any]] = {
     },
     "falcon_h1": FALCON_H1,
     "falcon_h1-normed": {**FALCON_H1, "mamba_rms_norm": True, "mlp_bias": True},
+    "mamba2": {
+        **{"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2, "conv_kernel": 4, "expand": 2},
+        **{"rms_norm_eps": None, "layer_norm_epsilon": 0.02, "max_position_embeddings": None},
+        **{"intermediate_size": None, "num_attention_heads": None},
+        "tie_word_embeddings": True,
+    },
+    "nemotron_h": {**NEMOTRON_H, "hybrid_override_pattern": "M-*"},
+    "nemotron_h-experts": {
+        **NEMOTRON_H,
+        "hybrid_override_pattern": "E*ME",
+        "num_hidden_layers": 4,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "n_group": 3,
+        "topk_group": 2,
+        "moe_intermediate_size": 32,
+        "moe_shared_expert_intermediate_size": 48,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.5,
+    },
     "gemma4_text-moe": {
         **GEMMA4,
         "layer_types": ["sliding_attention", "full_attention"],

@@ -40,7 +40,7 @@ from llmcli.model.families.gguf_architecture import (
 )
 from llmcli.model.families.gguf_contents import HEADS, KV_HEADS, Contents
 from llmcli.model.families.gguf_gemma4 import GEMMA4
-from llmcli.model.families.gguf_hybrid import FALCON_H1, kernel_bias
+from llmcli.model.families.gguf_hybrid import FALCON_H1, MAMBA2, NEMOTRON_H, NEMOTRON_H_MOE, kernel_bias
 from llmcli.model.families.gguf_latent import DEEPSEEK, DEEPSEEK_WHOLE
 from llmcli.model.families.gguf_mixers import delta_net, delta_net_by_head, mamba, short_conv
 from llmcli.model.families.gguf_rope import scaling_of, stored_scaling
@@ -156,6 +156,8 @@ def architecture_for(config: ModelConfig) -> tuple[str, Architecture]:
         return "llama", _MIXTRAL
     if config.model_type == _OLMO3.model_type:
         return "olmo2", _OLMO3
+    if config.model_type == NEMOTRON_H_MOE.model_type and config.moe is not None:
+        return "nemotron_h_moe", NEMOTRON_H_MOE
     wanted = SAME.get(config.model_type, config.model_type)
     for name, architecture in ARCHITECTURES.items():
         if architecture.model_type == wanted:
@@ -555,6 +557,9 @@ ARCHITECTURES = {
     "deepseek2": DEEPSEEK,
     "gemma4": GEMMA4,
     "falcon-h1": FALCON_H1,
+    "mamba2": MAMBA2,
+    "nemotron_h": NEMOTRON_H,
+    "nemotron_h_moe": NEMOTRON_H_MOE,
     "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=refusing(attention_bias=no_biases)),
 }
 _MIXTRAL = Architecture("mixtral", PAIRED, EXPERTS)

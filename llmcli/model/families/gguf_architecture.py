@@ -162,3 +162,9 @@ def untied(config: ModelConfig) -> bool:
 
 def no_biases(config: ModelConfig) -> bool:
     return not (config.qkv_bias or config.out_bias or config.mlp_bias)
+
+
+def groups_alike(config: ModelConfig) -> bool:
+    """llama.cpp compares groups by their two best experts, as DeepSeek-V3 does, and not all groups may be chosen."""
+    moe = config.moe
+    return moe is None or moe.groups == 1 or (moe.group_best == 2 and moe.groups_per_tok < moe.groups)

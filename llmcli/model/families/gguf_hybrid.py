@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from llmcli.model.config import ModelConfig
-from llmcli.model.families.gguf_architecture import NAMES, RMS, Architecture, Value, mixer_field, refusing
-from llmcli.model.families.gguf_contents import Contents
+from llmcli.model.families.gguf_architecture import (
+    EXPERT_SIZE,
+    NAMES,
+    RMS,
+    UNGATED,
+    Architecture,
+    Value,
+    expert_field,
+    groups_alike,
+    mixer_field,
+    refusing,
+)
+from llmcli.model.families.gguf_contents import HEADS, KV_HEADS, Contents
 from llmcli.model.families.gguf_mixers import mamba
 from llmcli.model.families.gguf_rope import factors_of
 from llmcli.model.families.rules import Runs
@@ -25,7 +37,7 @@ def _values(kernel: str, state: str, groups: str, heads: str) -> tuple[Value, ..
     )
 
 
-def _has(contents: Contents, ending: str) -> bool:
+def has(contents: Contents, ending: str) -> bool:
     """Whether any layer has a tensor whose name has this ending."""
     return any(name.startswith("blk.") and name.endswith(ending) for name in contents.shapes)
 
@@ -52,11 +64,11 @@ def _falcon_h1(contents: Contents) -> dict[str, Any]:
     return {
         "mamba_d_ssm": contents.need("ssm.inner_size"),
         "mamba_d_head": _head_dim(contents),
-        "mamba_conv_bias": _has(contents, "ssm_conv1d.bias"),
-        "mamba_rms_norm": _has(contents, "ssm_norm.weight"),
+        "mamba_conv_bias": has(contents, "ssm_conv1d.bias"),
+        "mamba_rms_norm": has(contents, "ssm_norm.weight"),
         "mamba_norm_before_gate": False,
-        "attention_bias": _has(contents, "attn_q.bias"),
-        "mlp_bias": _has(contents, "ffn_up.bias"),
+        "attention_bias": has(contents, "attn_q.bias"),
+        "mlp_bias": has(contents, "ffn_up.bias"),
     }
 
 
@@ -116,3 +128,132 @@ FALCON_H1 = Architecture(
     multiplied=_multiplied,
     bare=("ffn_norm",),
 )
+
+
+# --- Mamba-2 ---
+
+
+def _mamba2(contents: Contents) -> dict[str, Any]:
+    hidden = contents.count("embedding_length", 1)
+    return {
+        "head_dim": _head_dim(contents),
+        "expand": contents.count("ssm.inner_size", hidden) // hidden,
+        "use_conv_bias": has(contents, "ssm_conv1d.bias"),
+    }
+
+
+MAMBA2 = Architecture(
+    "mamba2",
+    replace(NAMES, mixer=mamba),
+    (*RMS, *_values("conv_kernel", "state_size", "n_groups", "num_heads")),
+    _mamba2,
+    refused=refusing(use_conv_bias=kernel_bias),
+    keys={"rms_norm_eps": "layer_norm_epsilon"},
+    # There is no attention and no MLP, but llama.cpp asks for their sizes.
+    more=lambda config: (
+        _inner_size(config)
+        | {HEADS: 0, "feed_forward_length": 0}
+        | dict.fromkeys((KV_HEADS, "attention.key_length", "attention.value_length"))
+    ),
+    plain_heads=False,
+)
+
+
+# --- Nemotron-H ---
+
+RMS_EPS, EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+NEMOTRON_VALUES = (
+    Value("layer_norm_epsilon", EPS, attrgetter("norm_eps"), read=lambda contents, key: _norm_eps(contents)),
+    *_values("conv_kernel", "ssm_state_size", "n_groups", "mamba_num_heads"),
+)
+NEMOTRON_EXPERTS = (
+    replace(expert_field("num_experts", "expert_count"), name="n_routed_experts"),
+    expert_field("num_experts_per_tok", "expert_used_count"),
+    replace(EXPERT_SIZE, required=False),
+    replace(
+        expert_field("shared_intermediate_size", "expert_shared_feed_forward_length"),
+        name="moe_shared_expert_intermediate_size",
+    ),
+)
+
+
+def _norm_eps(contents: Contents) -> Any:
+    return contents.need(EPS if contents.find(RMS_EPS) is None else RMS_EPS)
+
+
+def _nemotron_h(contents: Contents) -> dict[str, Any]:
+    """A layer with an MLP or experts states their width, one with attention its key/value heads."""
+    experts = contents.find("expert_count") or 0
+    wide, attending = contents.by_layer("feed_forward_length"), contents.by_layer(KV_HEADS)
+    kinds = [
+        ("moe" if experts else "mlp") if width else "attention" if heads else "mamba"
+        for width, heads in zip(wide, attending, strict=True)
+    ]
+    raw = {
+        "layers_block_type": kinds,
+        "mamba_head_dim": _head_dim(contents),
+        "use_conv_bias": has(contents, "ssm_conv1d.bias"),
+        "attention_bias": has(contents, "attn_q.bias"),
+        "mlp_bias": has(contents, "ffn_up.bias"),
+    }
+    if not experts:
+        return raw
+    return raw | {
+        # Old files state only the width of all experts that a token has.
+        "moe_intermediate_size": contents.find(EXPERT_SIZE.key)
+        or contents.need("feed_forward_length") // contents.count("expert_used_count", 1),
+        "moe_latent_size": contents.find("moe_latent_size"),
+        "norm_topk_prob": contents.find("expert_weights_norm") or False,
+        "routed_scaling_factor": contents.find("expert_weights_scale") or 1.0,
+        "n_group": contents.count("expert_group_count", 1),
+        "topk_group": contents.count("expert_group_used_count", 1),
+    }
+
+
+def _nemotron_h_more(config: ModelConfig) -> dict[str, Any]:
+    layers, moe = range(config.num_hidden_layers), config.moe
+    width = config.intermediate_size if moe is None else moe.intermediate_size
+    experts: dict[str, Any] = {}
+    if moe is not None:
+        experts = {
+            "expert_shared_count": 1,
+            "expert_weights_norm": moe.normalize,
+            "expert_weights_scale": moe.scale,
+            "expert_group_count": moe.groups,
+            "expert_group_used_count": moe.groups_per_tok,
+        }
+    return {
+        **_inner_size(config),
+        KV_HEADS: [config.num_key_value_heads if config.has_attention(layer) else 0 for layer in layers],
+        "feed_forward_length": [width if config.has_mlp(layer) else 0 for layer in layers],
+        RMS_EPS: config.norm_eps,
+        **experts,
+    }
+
+
+def _experts_everywhere(config: ModelConfig) -> bool:
+    """Whether no layer has an MLP beside layers with experts."""
+    return config.moe is None or all(
+        config.is_moe(layer) for layer in range(config.num_hidden_layers) if config.has_mlp(layer)
+    )
+
+
+# llama.cpp does not raise step sizes to time_step_min, which hardly any of these models' steps are below.
+NEMOTRON_H = Architecture(
+    "nemotron_h",
+    replace(
+        UNGATED,
+        mlp_norm="attn_norm",  # a layer has one norm
+        choice_bias="exp_probs_b.bias",
+        expert_up=("ffn_up",),
+        shared_up=("ffn_up_shexp",),
+        shared_down="ffn_down_shexp",
+        mixer=mamba,
+    ),
+    NEMOTRON_VALUES,
+    _nemotron_h,
+    refused=refusing(use_conv_bias=kernel_bias, layers_block_type=_experts_everywhere, topk_group=groups_alike),
+    more=_nemotron_h_more,
+    plain_heads=False,
+)
+NEMOTRON_H_MOE = replace(NEMOTRON_H, values=(*NEMOTRON_VALUES, *NEMOTRON_EXPERTS))

@@ -8,7 +8,15 @@ from typing import Any
 
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.deepseek import LatentNames
-from llmcli.model.families.gguf_architecture import RMS, SHARED_NAMES, Architecture, Value, expert_field, refusing
+from llmcli.model.families.gguf_architecture import (
+    RMS,
+    SHARED_NAMES,
+    Architecture,
+    Value,
+    expert_field,
+    groups_alike,
+    refusing,
+)
 from llmcli.model.families.gguf_contents import Contents
 from llmcli.model.families.gguf_rope import scaling_of
 
@@ -123,12 +131,6 @@ def _more(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _grouped_alike(config: ModelConfig) -> bool:
-    """llama.cpp compares groups by their two best experts, as DeepSeek-V3 does, and not all groups may be chosen."""
-    moe = config.moe
-    return moe is None or moe.groups == 1 or (moe.group_best == 2 and moe.groups_per_tok < moe.groups)
-
-
 def _queries_alike(config: ModelConfig) -> bool:
     sizes = config.latent
     return sizes is None or sizes.query_rank is None or config.num_hidden_layers not in LITE_LAYERS
@@ -145,7 +147,7 @@ DEEPSEEK = Architecture(
     VALUES,
     _deepseek,
     refused=refusing(
-        n_group=_grouped_alike,
+        n_group=groups_alike,
         q_lora_rank=_queries_alike,
         rope_scaling=_scaled_alike,
         # llama.cpp normalizes latents with the eps of the other norms.

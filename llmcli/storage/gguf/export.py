@@ -247,9 +247,13 @@ def _comparable(config: ModelConfig) -> dict[str, Any]:
     values = {
         field.name: getattr(config, field.name) for field in fields(config) if field.name not in (*texts, *others)
     }
-    windows = [config.layer_type(layer) == "sliding_attention" for layer in range(config.num_hidden_layers)]
+    layers = range(config.num_hidden_layers)
+    dense = [layer for layer in layers if config.has_mlp(layer) and not config.is_moe(layer)]
+    dense += filter(config.has_mlp_and_experts, layers)
+    windows = [config.layer_type(layer) == "sliding_attention" for layer in layers]
     local = config.rope if config.local_rope is None else config.local_rope
     return values | {
+        "intermediate_size": [config.mlp_size(layer) for layer in dense],
         "sliding_window": [config.sliding_window if windowed else None for windowed in windows],
         "rope": _angles(config, config.rope),
         "local_rope": _angles(config, local) if any(windows) else [],
