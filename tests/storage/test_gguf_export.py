@@ -223,6 +223,9 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
         ("falcon_h1", {"tie_word_embeddings": True}, "cannot express this model's tie_word_embeddings"),
         ("deepseek_v3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "this model's rope_scaling"),
         ("gemma4_text", {"num_kv_shared_layers": 1}, "cannot express this model's num_kv_shared_layers"),
+        ("falcon", {"bias": True}, "architecture falcon cannot express this model's bias"),
+        ("falcon", {"parallel_attn": False}, "cannot express this model's parallel_residual"),
+        ("llama4_text", {"no_rope_layers": [1, 0, 1, 0]}, "cannot express this model's layers_without_rope"),
         ("granite", {"attention_bias": True}, None),
     ],
 )
@@ -250,16 +253,12 @@ WITHOUT_ARCHITECTURE = {
     "gpt_neo",
     "opt",
     "gptj",
-    "bloom",
-    "falcon",
     "mistral3",
     "llava",
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_vl_moe",
-    "llama4",
-    "llama4_text",
 }
 
 

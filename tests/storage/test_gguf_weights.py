@@ -240,6 +240,10 @@ NEMOTRON_H: dict[str, Any] = {
     **{"num_hidden_layers": 3, "rms_norm_eps": None, "layer_norm_epsilon": 0.02},
     **{"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "conv_kernel": 4},
 }
+FALCON: dict[str, Any] = {
+    **dict.fromkeys(("head_dim", "intermediate_size", "num_key_value_heads", "rms_norm_eps")),
+    "layer_norm_epsilon": 0.02,
+}
 # Cases whose files ``write_gguf`` does not write: their files are compared with what llama.cpp computes.
 WRITTEN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
@@ -287,6 +291,13 @@ WRITTEN: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "norm_topk_prob": True,
         "routed_scaling_factor": 1.5,
+    },
+    "bloom": {**FALCON, "seq_length": 128},
+    "falcon": FALCON,
+    "falcon-grouped": {**FALCON, "num_kv_heads": 2, "new_decoder_architecture": True},
+    "llama4_text": {
+        **{"head_dim": 16, "num_hidden_layers": 4, "interleave_moe_layer_step": 2},
+        **{"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 32, "intermediate_size_mlp": 96},
     },
     "gemma4_text-moe": {
         **GEMMA4,

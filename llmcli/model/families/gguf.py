@@ -7,7 +7,7 @@ the families and llama.cpp both fix, such as the layers of Gemma that have a win
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -39,9 +39,11 @@ from llmcli.model.families.gguf_architecture import (
     untied,
 )
 from llmcli.model.families.gguf_contents import HEADS, KV_HEADS, Contents
+from llmcli.model.families.gguf_falcon import BLOOM, FALCON, FALCON_TWO_NORMS, TWO_NORMS
 from llmcli.model.families.gguf_gemma4 import GEMMA4
 from llmcli.model.families.gguf_hybrid import FALCON_H1, MAMBA2, NEMOTRON_H, NEMOTRON_H_MOE, kernel_bias
 from llmcli.model.families.gguf_latent import DEEPSEEK, DEEPSEEK_WHOLE
+from llmcli.model.families.gguf_llama4 import LLAMA4
 from llmcli.model.families.gguf_mixers import delta_net, delta_net_by_head, mamba, short_conv
 from llmcli.model.families.gguf_rope import scaling_of, stored_scaling
 from llmcli.model.mixers.config import DeltaNetConfig, MambaConfig
@@ -51,6 +53,7 @@ SAME = {
     "mistral": "llama",
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
+    "llama4": "llama4_text",
     "deepseek_v2": "deepseek_v3",
     "glm4_moe_lite": "deepseek_v3",
     "qwen3_5": "qwen3_5_text",
@@ -134,12 +137,9 @@ def architecture_of(contents: Contents) -> Architecture:
     name, kind = contents.architecture, str(contents.metadata.get("general.type"))
     if kind in COMPANIONS:
         raise LlmcliError(f"the file holds {COMPANIONS[kind]}, not a model", "open the model that it belongs to")
-    if name == "llama" and contents.find("expert_count"):
-        return _MIXTRAL
-    if name == "deepseek2" and "blk.0.attn_kv_b.weight" in contents.shapes:
-        return DEEPSEEK_WHOLE
-    if name == "olmo2" and contents.find(WINDOW.key):
-        return _OLMO3
+    for variant in VARIANTS:
+        if variant.name == name and variant.stored(contents):
+            return variant.architecture
     check_architecture(name)
     return ARCHITECTURES[name]
 
@@ -152,12 +152,9 @@ def check_architecture(name: str) -> None:
 
 def architecture_for(config: ModelConfig) -> tuple[str, Architecture]:
     """The architecture that stores a model, with its name. Raises LlmcliError, which lists them, if there is none."""
-    if config.model_type == _MIXTRAL.model_type:
-        return "llama", _MIXTRAL
-    if config.model_type == _OLMO3.model_type:
-        return "olmo2", _OLMO3
-    if config.model_type == NEMOTRON_H_MOE.model_type and config.moe is not None:
-        return "nemotron_h_moe", NEMOTRON_H_MOE
+    for variant in VARIANTS:
+        if variant.architecture.model_type == config.model_type and variant.written(config):
+            return variant.name, variant.architecture
     wanted = SAME.get(config.model_type, config.model_type)
     for name, architecture in ARCHITECTURES.items():
         if architecture.model_type == wanted:
@@ -558,6 +555,9 @@ ARCHITECTURES = {
     "gemma4": GEMMA4,
     "falcon-h1": FALCON_H1,
     "mamba2": MAMBA2,
+    "bloom": BLOOM,
+    "falcon": FALCON,
+    "llama4": LLAMA4,
     "nemotron_h": NEMOTRON_H,
     "nemotron_h_moe": NEMOTRON_H_MOE,
     "hunyuan-dense": Architecture("hunyuan_v1_dense", extra=_biases, refused=refusing(attention_bias=no_biases)),
@@ -574,4 +574,36 @@ _OLMO3 = Architecture(
         layer_types=_windows_in(4),
         rope_parameters=_same_theta,
     ),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An architecture that shares llama.cpp's ``name`` with another one.
+
+    ``stored`` says whether a file with this name has it, ``written`` whether a model of its family is stored as it.
+    """
+
+    name: str
+    architecture: Architecture
+    stored: Callable[[Contents], bool]
+    written: Callable[[ModelConfig], bool] = lambda config: True
+
+
+VARIANTS = (
+    Variant("llama", _MIXTRAL, lambda contents: bool(contents.find("expert_count"))),
+    Variant("olmo2", _OLMO3, lambda contents: bool(contents.find(WINDOW.key))),
+    Variant(
+        "deepseek2",
+        DEEPSEEK_WHOLE,
+        lambda contents: "blk.0.attn_kv_b.weight" in contents.shapes,
+        written=lambda config: False,
+    ),
+    Variant(
+        "falcon",
+        FALCON_TWO_NORMS,
+        lambda contents: TWO_NORMS in contents.shapes,
+        written=lambda config: config.parallel_residual and not config.shared_norm,
+    ),
+    Variant("nemotron_h_moe", NEMOTRON_H_MOE, lambda contents: True, written=lambda config: config.moe is not None),
 )
