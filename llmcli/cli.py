@@ -47,6 +47,7 @@ GROUPS = {
         "heads": "What does each attention head look for?",
         "lens": "When does the answer appear?",
         "why": "What pushed this logit up or down?",
+        "patch": "Which parts carry the difference between two texts?",
         "explain-step": "How was this token chosen?",
         "branch": "What if the model had chosen another token?",
         "decide": "Which of these answers does the model prefer?",

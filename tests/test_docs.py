@@ -323,7 +323,12 @@ def test_every_command_with_json_is_in_the_document_of_formats() -> None:
             assert re.search(rf"^{name} |`{name} --json`", DOCUMENTS["docs/json.md"], re.MULTILINE), name
 
 
-VIEW_OPTIONS = {"attend --head": ["1.1"], "decide": ["--choices", "a,the"], "compare": ["-m", "llama-tales-12m"] * 2}
+VIEW_OPTIONS = {
+    "attend --head": ["1.1"],
+    "decide": ["--choices", "a,the"],
+    "compare": ["-m", "llama-tales-12m"] * 2,
+    "patch": ["Once upon a day there was", "--token", "7", "--vs", "9"],
+}
 
 
 def test_the_formats_of_the_views_are_as_documented() -> None:

@@ -8,7 +8,7 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import verbose_option
-from llmcli.commands.options.location import at_option, head_option, layer_option, token_option
+from llmcli.commands.options.location import at_option, head_option, layer_option, token_option, vs_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
@@ -20,7 +20,7 @@ from llmcli.errors import usage_error
 @prompt_options()
 @at_option
 @token_option
-@click.option("--vs", "other", metavar="TOKEN", help="Compare with this token.  [default: the most probable other]")
+@vs_option
 @click.option(
     "--top",
     type=click.IntRange(min=0),

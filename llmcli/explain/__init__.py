@@ -63,6 +63,11 @@ if TYPE_CHECKING:
     from llmcli.explain.logit_lens import LensReport as LensReport
     from llmcli.explain.logit_lens import LensRow as LensRow
     from llmcli.explain.logit_lens import lens as lens
+    from llmcli.explain.patching import PatchedLayer as PatchedLayer
+    from llmcli.explain.patching import PatchedPart as PatchedPart
+    from llmcli.explain.patching import PatchedPath as PatchedPath
+    from llmcli.explain.patching import PatchReport as PatchReport
+    from llmcli.explain.patching import patch as patch
     from llmcli.explain.position_encoding import Answer as Answer
     from llmcli.explain.position_encoding import PositionReport as PositionReport
     from llmcli.explain.position_encoding import position as position
@@ -132,6 +137,10 @@ __all__ = [
     "Neighbour",
     "NeighboursReport",
     "Node",
+    "PatchReport",
+    "PatchedLayer",
+    "PatchedPart",
+    "PatchedPath",
     "PatternRow",
     "PositionReport",
     "Proof",
@@ -170,6 +179,7 @@ __all__ = [
     "match_keys",
     "merges",
     "neighbours",
+    "patch",
     "position",
     "score",
     "step",
@@ -234,6 +244,11 @@ __getattr__, __dir__ = lazy.exports(
         "StrongestPart": "attribution",
         "WhyReport": "attribution",
         "ablate": "ablation",
+        "PatchReport": "patching",
+        "PatchedLayer": "patching",
+        "PatchedPart": "patching",
+        "PatchedPath": "patching",
+        "patch": "patching",
         "BestHead": "head_kinds",
         "HeadScores": "head_kinds",
         "HeadsReport": "head_kinds",

@@ -38,15 +38,17 @@ class Site(NamedTuple):
 class Change:
     """What one part's result is replaced by, or what is added to it.
 
-    ``unit`` is a head or a neuron; None means all of the part. ``positions`` None means all positions. ``value`` is a
-    number, a vector for all positions, or, if ``per_position``, a vector for each of the first positions of a text;
-    later positions get them again, except for the first.
+    ``unit`` is a head or a neuron; None means all of the part. ``positions`` None means all positions; ``mask`` says
+    where in a batch of texts, [B, T] or [B, T, units]. ``value`` is a number, a vector for all positions, or, if
+    ``per_position``, a vector for each of the first positions of a text; later positions get them again, except for
+    the first.
     """
 
     site: Site
     value: Tensor | float = 0.0
     unit: int | None = None
     positions: frozenset[int] | None = None
+    mask: Tensor | None = None
     adds: bool = False
     per_position: bool = False
 
@@ -59,6 +61,8 @@ class Change:
         if self.positions is not None:
             chosen = torch.tensor(sorted(self.positions), device=positions.device)
             changed = torch.where(_beside(torch.isin(positions, chosen), part), changed, part)
+        if self.mask is not None:
+            changed = torch.where(self.mask.unsqueeze(-1), changed, part)
         if self.unit is None:
             return changed.expand_as(x)
         x = x.clone()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from llmcli.render.numbers import ModelLabel as ModelLabel
     from llmcli.render.numbers import at_most as at_most
     from llmcli.render.numbers import most_digits as most_digits
+    from llmcli.render.patch import print_patch as print_patch
     from llmcli.render.picture import Caption as Caption
     from llmcli.render.picture import Picture as Picture
     from llmcli.render.progress import BatchProgress as BatchProgress
@@ -152,6 +153,7 @@ __all__ = [
     "print_model_lines",
     "print_models",
     "print_neighbours",
+    "print_patch",
     "print_path",
     "print_position",
     "print_probabilities",
@@ -224,6 +226,7 @@ __getattr__, __dir__ = lazy.exports(
         "WritingProgress": "progress",
         "print_head": "query_key_value",
         "print_heads": "heads",
+        "print_patch": "patch",
         "html": "reports",
         "print_report": "reports",
         "SampleToken": "samples",

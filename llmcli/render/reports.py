@@ -22,6 +22,7 @@ DRAWN_BY = {
     "LensReport": "print_lens",
     "MergesReport": "print_merges",
     "NeighboursReport": "print_neighbours",
+    "PatchReport": "print_patch",
     "PositionReport": "print_position",
     "ScoreReport": "print_score",
     "ServerStep": "print_server_step",

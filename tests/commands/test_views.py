@@ -34,6 +34,7 @@ VIEWS: dict[str, list[str]] = {
     "heads": ["{text}"],
     "lens": ["{text}"],
     "why": ["{text}"],
+    "patch": ["{text}7", "{text}8", "--token", "70", "--vs", "80"],
     "explain-step": ["{text}", "--seed", "1"],
     "branch": ["{text}", "--depth", "2"],
     "decide": ["{text}", "--choices", "and,or,and the fox"],

@@ -18,3 +18,6 @@ token_option = click.option(
     metavar="TOKEN",
     help="The predicted token to examine: its text, such as ' Paris', or its id.  [default: the most probable]",
 )
+vs_option = click.option(
+    "--vs", "other", metavar="TOKEN", help="Compare with this token.  [default: the most probable other]"
+)

@@ -36,6 +36,7 @@ HINTS: dict[str, str] = {
     "ranks-need-cpu-or-cuda": "use --device cpu",
     "repetition-penalty-zero": "1 turns the penalty off; values above 1 make repetition less likely",
     "reply-without-probabilities": "turn them on with /probs, then /regenerate the reply",
+    "same-answer": "choose the two answers with --token and --vs, or change the texts",
     "same-tokens": "compare it with another token: --vs",
     "server-address": "as in --endpoint http://localhost:8000",
     "server-address-with-secret": "set a key with LLMCLI_API_KEY, or give a file with --api-key-file",
