@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmcli.explain.forward_pass import tolerance
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import check_loaded
-from llmcli.generation.choice_texts import DELIMITER, check_several, joined
-from llmcli.generation.choices import Question, Scored, question_of, score_choices, shares_of
-from llmcli.generation.context import check_text
+from llmcli.generation.choice_texts import check_several
+from llmcli.generation.choices import Question, Scored, ask, score_choices, shares_of
 from llmcli.generation.distribution import log_probabilities
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import MAX_LOGITS
 from llmcli.generation.steps import PREFILL_CHUNK, last_logits
-from llmcli.text.chat_format import ChatFormat, RenderedChat
+from llmcli.text.chat_format import ChatFormat
 from llmcli.text.chat_template import Message
 
 SCORED_ALONE = 8  # choices that the check reads again, the most probable ones
@@ -83,20 +82,17 @@ def decide(
     in a chat nothing, separates a choice from a prompt that does not end with a space or line break. With ``end``, a
     choice counts only if the text ends after it.
 
-    Raises the errors of ``check_several`` and ``question_of``, and LlmcliError, with ``end``, if the model has no stop
-    token.
+    Raises the errors of ``check_several`` and ``ask``, and LlmcliError, with ``end``, if the model has no stop token.
     """
     check_loaded(loaded)
     check_several(choices)
-    texts, encode = _encoder(loaded, prompt, choices, delimiter, form, parse_special)
-    question = question_of(loaded, encode, texts)
+    question = ask(loaded, prompt, choices, delimiter=delimiter, form=form, parse_special=parse_special)
     (scored,) = score_choices(loaded, [question], end=end)
-    rows = _rows(loaded, choices, texts, scored, end)
-    moved = encode("")[len(question.context) :] if question.moved else []
+    rows = _rows(loaded, choices, scored, end)
     return DecideReport(
         model=loaded.name,
-        prompt_tokens=len(question.context) + question.moved,
-        moved=tuple(vocab_entry(loaded.tokenizer, id) for id in moved),
+        prompt_tokens=len(question.context) + len(question.moved),
+        moved=tuple(vocab_entry(loaded.tokenizer, id) for id in question.moved),
         end=end,
         choices=rows,
         best=max(range(len(rows)), key=lambda n: rows[n].logprob),
@@ -108,40 +104,13 @@ def decide(
     )
 
 
-def _encoder(
-    loaded: LoadedModel,
-    prompt: str | Sequence[Message],
-    choices: Sequence[str],
-    delimiter: str | None,
-    form: ChatFormat | None,
-    parse_special: bool,
-) -> tuple[list[str], Callable[[str], list[int]]]:
-    """The texts that follow the prompt, one for each choice, and the function that encodes the prompt and a text."""
-    limit = loaded.model.config.max_position_embeddings
-    if isinstance(prompt, str):
-        check_text(prompt, loaded.tokenizer.encode, limit, "the prompt", "question-beyond-context")
-        texts = [joined(prompt, choice, DELIMITER if delimiter is None else delimiter) for choice in choices]
-        return texts, lambda text: loaded.tokenizer.encode(prompt + text, parse_special=parse_special)
-    if form is None:
-        raise TypeError("messages need a chat format")
-    chat = form.render(prompt)
-    check_text(chat.text, loaded.tokenizer.encode, limit, "the chat", "question-beyond-context")
-
-    def encode(text: str) -> list[int]:
-        return form.encode(RenderedChat(chat.text + text, chat.control_spans, needs_marks=True))
-
-    return [joined(chat.text, choice, delimiter or "") for choice in choices], encode
-
-
-def _rows(
-    loaded: LoadedModel, choices: Sequence[str], texts: Sequence[str], scored: Scored, end: bool
-) -> tuple[ChoiceRow, ...]:
+def _rows(loaded: LoadedModel, choices: Sequence[str], scored: Scored, end: bool) -> tuple[ChoiceRow, ...]:
     ids = scored.question.choices
     shares, mean_shares = shares_of(scored.totals), shares_of(scored.means)
     return tuple(
         ChoiceRow(
             choice=choices[n],
-            text=texts[n],
+            text=scored.question.texts[n],
             tokens=tuple(vocab_entry(loaded.tokenizer, id) for id in ids[n]),
             logprobs=scored.logprobs[n],
             logprob=scored.totals[n],

@@ -13,13 +13,11 @@ if TYPE_CHECKING:
     from llmcli.generation.bench import peak_memory as peak_memory
     from llmcli.generation.bench import random_model_of as random_model_of
     from llmcli.generation.bench import read_bandwidth as read_bandwidth
-    from llmcli.generation.choice_texts import DELIMITER as DELIMITER
     from llmcli.generation.choice_texts import check_choices as check_choices
     from llmcli.generation.choice_texts import check_several as check_several
-    from llmcli.generation.choice_texts import joined as joined
     from llmcli.generation.choices import Question as Question
     from llmcli.generation.choices import Scored as Scored
-    from llmcli.generation.choices import question_of as question_of
+    from llmcli.generation.choices import ask as ask
     from llmcli.generation.choices import score_choices as score_choices
     from llmcli.generation.choices import shares_of as shares_of
     from llmcli.generation.context import Overflow as Overflow
@@ -54,7 +52,6 @@ if TYPE_CHECKING:
     from llmcli.generation.steps import step_at as step_at
 
 __all__ = [
-    "DELIMITER",
     "BatchStep",
     "Continuation",
     "Conversation",
@@ -78,6 +75,7 @@ __all__ = [
     "Scored",
     "Speed",
     "Step",
+    "ask",
     "check_choices",
     "check_several",
     "check_vocabularies",
@@ -86,12 +84,10 @@ __all__ = [
     "encode_prompt",
     "fit_prompt",
     "gguf_metadata",
-    "joined",
     "json_rules",
     "load",
     "measure",
     "peak_memory",
-    "question_of",
     "random_model_of",
     "read_bandwidth",
     "read_checkpoint",
@@ -139,13 +135,11 @@ __getattr__, __dir__ = lazy.exports(
         "Step": "steps",
         "decode_steps": "steps",
         "step_at": "steps",
-        "DELIMITER": "choice_texts",
         "Question": "choices",
         "Scored": "choices",
         "check_choices": "choice_texts",
         "check_several": "choice_texts",
-        "joined": "choice_texts",
-        "question_of": "choices",
+        "ask": "choices",
         "score_choices": "choices",
         "shares_of": "choices",
     },

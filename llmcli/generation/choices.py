@@ -15,10 +15,14 @@ from torch import Tensor
 
 from llmcli.engine.batch import batch_cache
 from llmcli.errors import usage_error
+from llmcli.generation.choice_texts import DELIMITER, check_choices, joined
+from llmcli.generation.context import check_text
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.steps import common_prefix, next_logits
 from llmcli.model.transformer import Transformer
+from llmcli.text.chat_format import ChatFormat, RenderedChat
+from llmcli.text.chat_template import Message
 
 BATCH_SIZE = 16  # branches read in parallel
 
@@ -27,13 +31,15 @@ BATCH_SIZE = 16  # branches read in parallel
 class Question:
     """A prompt and its choices as tokens: each text is ``context`` and one of ``choices``.
 
-    ``moved`` counts the prompt's last tokens that are not in ``context``, because they merge with a choice.
+    ``moved`` are the prompt's last tokens that are not in ``context``, because they merge with a choice. ``texts`` are
+    the choices as they follow the prompt.
     """
 
     key: int
     context: tuple[int, ...]
     choices: tuple[tuple[int, ...], ...]
-    moved: int = 0
+    moved: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -72,31 +78,65 @@ def shares_of(logprobs: Sequence[float]) -> list[float]:
     return [power / math.fsum(powers) for power in powers]
 
 
-def question_of(
-    loaded: LoadedModel, encode: Callable[[str], list[int]], choices: Sequence[str], key: int = 0
+def ask(
+    loaded: LoadedModel,
+    prompt: str | Sequence[Message],
+    choices: Sequence[str],
+    *,
+    key: int = 0,
+    delimiter: str | None = None,
+    form: ChatFormat | None = None,
+    parse_special: bool = False,
 ) -> Question:
-    """Return the tokens of a prompt and its ``choices``; ``encode`` returns the ids of the prompt and a text after it.
+    """Return the tokens of a prompt and its choices.
 
-    The prompt and a choice are encoded together, as text is when a model reads it: the last tokens of a prompt may
-    merge with a choice. The context consists of the tokens that the prompt and all texts share.
+    Messages are a chat in ``form``, and a choice is the beginning of the reply. ``delimiter``, by default a space and
+    in a chat nothing, separates a choice from a prompt that does not end with a space or line break.
 
-    Raises LlmcliError if a choice adds no token, two are the same tokens, or a text does not fit the context.
+    Raises the errors of ``check_choices``, and LlmcliError if a choice adds no token, two are the same tokens, or a
+    text does not fit the context.
     """
-    prompt = encode("")
-    texts = [encode(choice) for choice in choices]
-    shared = min(common_prefix(prompt, text) for text in texts)
-    context, moved = loaded.readable(prompt[:shared]), len(prompt) - shared
-    if not context:
-        raise usage_error("the prompt is empty, and the model has no BOS token to start from", "give a prompt")
-    question = Question(key, tuple(context), tuple(tuple(text[shared:]) for text in texts), moved)
-    _check_tokens(question, choices)
+    check_choices(choices)
     limit = loaded.model.config.max_position_embeddings
+    if isinstance(prompt, str):
+        before = prompt
+        delimiter = DELIMITER if delimiter is None else delimiter
+
+        def encode(text: str) -> list[int]:
+            return loaded.tokenizer.encode(before + text, parse_special=parse_special)
+    else:
+        if form is None:
+            raise TypeError("messages need a chat format")
+        chat, write = form.render(prompt), form.encode
+        before = chat.text
+
+        def encode(text: str) -> list[int]:
+            return write(RenderedChat(before + text, chat.control_spans, needs_marks=True))
+
+    check_text(before, loaded.tokenizer.encode, limit, "the prompt", "question-beyond-context")
+    question = _tokens(loaded, encode, [joined(before, choice, delimiter or "") for choice in choices], key)
+    _check_tokens(question, choices)
     if question.length > limit:
         raise usage_error(
             f"the prompt and a choice have {question.length} tokens, but the model's context holds {limit}",
             "shorten the prompt",
         )
     return question
+
+
+def _tokens(loaded: LoadedModel, encode: Callable[[str], list[int]], texts: Sequence[str], key: int) -> Question:
+    """The tokens of a prompt and the ``texts`` that may follow; ``encode`` returns the ids of the prompt and a text.
+
+    The prompt and a text are encoded together, as when a model reads it: the last tokens of a prompt may merge with
+    what follows. The context consists of the tokens that the prompt and all texts share.
+    """
+    prompt, wholes = encode(""), [encode(text) for text in texts]
+    shared = min(common_prefix(prompt, whole) for whole in wholes)
+    context = loaded.readable(prompt[:shared])
+    if not context:
+        raise usage_error("the prompt is empty, and the model has no BOS token to start from", "give a prompt")
+    choices = tuple(tuple(whole[shared:]) for whole in wholes)
+    return Question(key, tuple(context), choices, tuple(prompt[shared:]), tuple(texts))
 
 
 def _check_tokens(question: Question, choices: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import LlmcliError
 from llmcli.generation.choice_texts import joined
-from llmcli.generation.choices import Question, question_of, score_choices, shares_of
+from llmcli.generation.choices import Question, ask, score_choices, shares_of
 from llmcli.generation.loaded import LoadedModel
 from llmcli.model.cache import KVCache
 from tests.explain.reference import forget, loaded
@@ -136,15 +136,15 @@ def test_one_space_separates(prompt: str, choice: str, text: str) -> None:
 
 
 def asked(model: LoadedModel, prompt: str, choices: Sequence[str]) -> Question:
-    return question_of(model, lambda text: model.tokenizer.encode(prompt + text), choices)
+    return ask(model, prompt, choices)
 
 
 def test_tokens_are_those_of_the_whole_text(tiny: TinyFactory) -> None:
     question = asked(loaded(tiny("llama")), "w3 w4", [" w5", " w6 w7"])
-    assert (question.context, question.choices, question.moved) == ((3, 4), ((5,), (6, 7)), 0)
+    assert (question.context, question.choices, question.moved) == ((3, 4), ((5,), (6, 7)), ())
     # "w3 w4" and "w42" merge: what the prompt's last token becomes depends on the choice.
-    merged = asked(loaded(tiny("llama")), "w3 w4", ["2", " w6"])
-    assert (merged.context, merged.choices, merged.moved) == ((3,), ((42,), (4, 6)), 1)
+    merged = ask(loaded(tiny("llama")), "w3 w4", ["2", " w6"], delimiter="")
+    assert (merged.context, merged.choices, merged.moved) == ((3,), ((42,), (4, 6)), (4,))
 
 
 @pytest.mark.parametrize(
