@@ -358,9 +358,10 @@ def test_the_formats_of_the_other_commands_are_as_documented(tmp_path: Path) -> 
     assert [list(*written_by(bench))] == [keys(form) for form in forms_of("bench")]
     (tmp_path / "in.jsonl").write_text('{"prompt": "The fox", "max_tokens": 2}\n', encoding="utf-8")
     written_by(["batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")])
-    assert [list(json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8")))] == [
-        keys(form) for form in forms_of("batch")
-    ]
+    asked = ["batch", str(tmp_path / "in.jsonl"), str(tmp_path / "choices.jsonl"), "--choices", "ran,slept"]
+    written_by(asked)
+    written = [json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("out.jsonl", "choices.jsonl")]
+    assert [list(each) for each in written] == [keys(form) for form in forms_of("batch")]
     chat = CliRunner().invoke(cli, ["chat", "-n", "2", "--chat", str(tmp_path / "chat.json")], input="Hello\n")
     assert chat.exit_code == 0, chat.stderr
     saved = json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from llmcli import generation, render
+from llmcli import generation, render, text
+from llmcli.commands.options.choices import ChoiceOptions, choice_options
 from llmcli.commands.options.common import MOST_IN_BATCH, Choice, verbose_option
 from llmcli.commands.options.distributed import open_copies
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
-from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options
+from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_options_without_choices
 from llmcli.commands.options.length import Length, fit, length_options
 from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.sampling import Sampling, sampling_bundle
@@ -45,7 +46,8 @@ from llmcli.generation import jobs
 @model_options
 @endpoint_options
 @sampling_bundle(default_seed="0")
-@grammar_options
+@grammar_options_without_choices
+@choice_options("Score these answers; do not generate.")
 @verbose_option
 def batch(
     source: Path,
@@ -57,6 +59,7 @@ def batch(
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
+    asked: ChoiceOptions,
 ) -> None:
     """Continue many prompts, from a file to a file.
 
@@ -67,10 +70,15 @@ def batch(
 
     The seed of a prompt is --seed (default: 0) plus the number of its line, counted from 0.
 
+    With --choices, or if the lines have "choices" of their own, nothing is generated: each result has the log
+    probability of every choice and the most probable one. Where a line has the right "answer", the text of a choice
+    or its index from 0, the right answers are counted: a multiple-choice evaluation.
+
     \b
     Examples:
       llmcli batch prompts.jsonl texts.jsonl
       llmcli batch prompts.jsonl texts.jsonl --batch-size 32 -n 100
+      llmcli batch questions.jsonl answers.jsonl --choices yes,no
     """
     jobs.check_name(target)
     grammar.exclude_all(length)
@@ -78,47 +86,59 @@ def batch(
         if source.samefile(target):
             raise usage_error(f"{source} is both the prompts and the results", "name another file for the results")
     results = jobs.Results(target)
-    lines = read_lines(source, sampling, length)
+    lines = read_lines(source, sampling, length, asked)
+    questions = asked.texts is not None or any(isinstance(line, jobs.QuestionJob) for line in lines)
+    if questions:
+        grammar.exclude("choices", "choices are scored, and nothing is generated")
     in_order = order == "input"
     numbers = {line.id: line.number for line in lines if isinstance(line, jobs.Job)} if in_order else None
     info = torchrun_rank()
 
-    if info.size > 1 and not endpoint.given:
-        loaded, group = open_copies(choice, info)
-        length = grammar.limits_of(length, loaded)
-        lines = read_lines(source, sampling, length)
-        shared = jobs.SharedResults(group, target, numbers)
-        writer = local_writer(loaded, sampling, grammar, length)
-        run = jobs.BatchRun(writer, lines, shared.part, in_order=in_order, rank=info.rank, processes=info.size)
-        code = shared.finish(write_results(run, source, batch_size, rank=info.rank))
-        if info.rank == 0 and code != EXIT_INTERRUPTED:
-            check_valid(jobs.Results(target).ends)
-        sys.exit(code)
-
-    if jobs.parts_of(target):  # left by several processes
+    if jobs.parts_of(target) and (info.size == 1 or endpoint.given):  # left by several processes
         jobs.merge(target, numbers)
         results = jobs.Results(target)
+
+    def open_writer(loaded: generation.LoadedModel) -> tuple[jobs.Writer, list[jobs.Job | jobs.InvalidLine]]:
+        """The writer that uses a model, and the lines with the model's own limits."""
+        if questions:
+            return choice_writer(loaded, asked, template), lines
+        limits = grammar.limits_of(length, loaded)
+        return local_writer(loaded, sampling, grammar, limits), read_lines(source, sampling, limits, asked)
+
     if endpoint.given:
         from llmcli.endpoint.jobs import ServerWriter
 
         server = endpoint.open()
+        if questions:
+            raise usage_error("choices are scored on this machine", "omit --endpoint")
         run = jobs.BatchRun(ServerWriter(server, fields_of(sampling, server, None)), lines, results, in_order=in_order)
         sys.exit(write_results(run, source, batch_size, waits=True))
-    loaded = choice.open()
-    length = grammar.limits_of(length, loaded)
-    lines = read_lines(source, sampling, length)
-    run = jobs.BatchRun(local_writer(loaded, sampling, grammar, length), lines, results, in_order=in_order)
-    code = write_results(run, source, batch_size)
+    template = asked.template(choice) if questions else None
+    if info.size > 1:
+        loaded, group = open_copies(choice, info)
+        writer, lines = open_writer(loaded)
+        shared = jobs.SharedResults(group, target, numbers)
+        run = jobs.BatchRun(writer, lines, shared.part, in_order=in_order, rank=info.rank, processes=info.size)
+        code = shared.finish(write_results(run, source, batch_size, rank=info.rank))
+        if info.rank == 0 and code != EXIT_INTERRUPTED:
+            conclude(target, questions=questions)
+        sys.exit(code)
+
+    writer, lines = open_writer(choice.open())
+    code = write_results(jobs.BatchRun(writer, lines, results, in_order=in_order), source, batch_size)
     if numbers is not None and list(results.done) != sorted(results.done, key=numbers.__getitem__):
         jobs.merge(target, numbers)
     if code != EXIT_INTERRUPTED:
-        check_valid(results.ends)
+        conclude(target, questions=questions)
     sys.exit(code)
 
 
-def read_lines(source: Path, sampling: Sampling, length: Length) -> list[jobs.Job | jobs.InvalidLine]:
+def read_lines(
+    source: Path, sampling: Sampling, length: Length, asked: ChoiceOptions
+) -> list[jobs.Job | jobs.InvalidLine]:
     """The prompts, with the options for those that have no settings of their own."""
-    return list(jobs.read_jobs(source, jobs.JobDefaults(sampling.seed or 0, length.max_tokens, length.stop)))
+    defaults = jobs.JobDefaults(sampling.seed or 0, length.max_tokens, length.stop, asked.texts)
+    return jobs.questions_only(list(jobs.read_jobs(source, defaults)))
 
 
 def local_writer(
@@ -132,6 +152,30 @@ def local_writer(
     sampler = sampling.sampler(loaded, grammar.filter(loaded, 0), length.adopted)
     settings = {"overflow": length.overflow, "rules": grammar.rules}
     return jobs.LocalWriter(loaded, sampler, encode, rolls=length.overflow == "shift", settings=settings)
+
+
+def choice_writer(
+    loaded: generation.LoadedModel, asked: ChoiceOptions, template: text.ChatTemplate | None
+) -> jobs.ChoiceWriter:
+    """Return the writer that scores the choices with the model on this machine."""
+    form = None if template is None else text.TemplateFormat(template, loaded.tokenizer)
+
+    def ask(job: jobs.QuestionJob, key: int) -> generation.Question:
+        prompt = asked.prompt(job.prompt)
+        return generation.ask(loaded, prompt, job.choices, key=key, delimiter=asked.delimiter, form=form)
+
+    settings = {"delimiter": asked.delimiter, "chat": asked.chat, "system": asked.system_prompt}
+    return jobs.ChoiceWriter(loaded, ask, end=asked.end, settings=settings)
+
+
+def conclude(target: Path, *, questions: bool) -> None:
+    """Print how many questions were answered right. Raises LlmcliError if a text does not fit its grammar."""
+    if questions:
+        found = jobs.accuracies(target)
+        if found is not None:
+            render.print_accuracy(*found, sys.stdout)
+        return
+    check_valid(jobs.Results(target).ends)
 
 
 def write_results(run: jobs.BatchRun, source: Path, size: int, *, rank: int | None = None, waits: bool = False) -> int:

@@ -14,11 +14,12 @@ from llmcli.commands.options.model import ModelChoice, describe_model, view_mode
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
 from llmcli.commands.shell.command import Command
+from llmcli.errors import usage_error
 
 
 @click.command(cls=Command)
 @prompt_options()
-@choice_options("The answers.", required=True)
+@choice_options("The answers, at least two.")
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Show the N most probable. 0: all."
 )
@@ -41,13 +42,15 @@ def decide(
       llmcli decide "Ice is very" --choices '["cold", "cold, not hot"]'
       llmcli decide "Is ice cold?" --choices Yes,No --apply-chat-template
     """
+    if asked.texts is None:
+        raise usage_error("no choices", "give them with --choices, as in --choices yes,no")
     given, template = prompt.read(), asked.template(choice)
     loaded = ablation.apply(choice.open())
 
     report = explain.decide(
         loaded,
         asked.prompt(given),
-        asked.texts or (),
+        asked.texts,
         delimiter=asked.delimiter,
         end=asked.end,
         form=None if template is None else text.TemplateFormat(template, loaded.tokenizer),

@@ -1,7 +1,8 @@
 """The probability of each of several answers to a prompt: a prefix tree of their tokens, read in one batch.
 
-The prompt is read once. From there the texts fork: where answers begin with the same tokens, these are read once, and
-all branches of the tree, of one prompt or of many, take their next tokens in the same forward pass.
+A prompt is read once, and so is a beginning that it shares with the prompt before it, such as examples. From there the
+texts fork: where answers begin with the same tokens, these are read once, and all branches of the tree, of one prompt
+or of many, take their next tokens in the same forward pass.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from llmcli.generation.choice_texts import DELIMITER, check_choices, joined
 from llmcli.generation.context import check_text
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
-from llmcli.generation.steps import common_prefix, next_logits
+from llmcli.generation.steps import clear_if_stale, common_prefix, next_logits
+from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.text.chat_format import ChatFormat, RenderedChat
 from llmcli.text.chat_template import Message
 
 BATCH_SIZE = 16  # branches read in parallel
+SHARED = 32  # tokens that two prompts must share to make copying a cache cheaper than reading them again
 
 
 @dataclass(frozen=True)
@@ -161,19 +164,44 @@ def score_choices(
     stops = sorted(loaded.stop_ids) if end else []
     if end and not stops:
         raise usage_error("the model has no stop token that ends a text", "count the choices without their end")
-    batch, waiting = _Batch(loaded.model, size), iter(questions)
+    batch, prompts, waiting = _Batch(loaded.model, size), _Prompts(loaded.model), iter(questions)
     while True:
         while batch.has_room:
             question = next(waiting, None)
             if question is None:
                 break
-            tree = _Tree(loaded.model, question, stops)
+            tree = _Tree(question, stops, *prompts.read(question))
             batch.add(tree)
             if tree.done:
                 yield tree.result()
         if batch.is_empty:
             return
         yield from (tree.result() for tree in batch.advance())
+
+
+class _Prompts:
+    """Reads prompts. One that begins as the one before it does goes on with a copy of its cache."""
+
+    def __init__(self, model: Transformer) -> None:
+        self._model = model
+        self._last: tuple[tuple[int, ...], KVCache] = (), model.new_cache()
+
+    def read(self, question: Question) -> tuple[KVCache, Tensor]:
+        """Return a cache that holds the question's context, and the logits after it [V]."""
+        model, context = self._model, question.context
+        before, cache = self._last
+        shared = min(common_prefix(before, context), len(context) - 1)
+        if shared >= SHARED:
+            cache = cache.copy()
+            cache.truncate(shared)
+        else:
+            cache = model.new_cache()
+        # The angles of all texts are those of the longest, so that they share the prompt's keys.
+        cache.planned = question.length
+        clear_if_stale(model, len(context), cache)
+        logits = next_logits(model, context[cache.length :], cache)
+        self._last = context, cache
+        return cache, logits
 
 
 @dataclass
@@ -194,10 +222,10 @@ class _Node:
 
 
 class _Tree:
-    """The prefix tree of a question's choices. The prompt is read when it is made; ``note`` stores what follows."""
+    """The prefix tree of a question's choices. ``cache`` holds the prompt, which ``logits`` [V] follow."""
 
-    def __init__(self, model: Transformer, question: Question, stops: Sequence[int]) -> None:
-        self.question, self.stops = question, list(stops)
+    def __init__(self, question: Question, stops: Sequence[int], cache: KVCache, logits: Tensor) -> None:
+        self.question, self.stops, self.cache = question, list(stops), cache
         self.root = _Node(-1, ())
         for number, ids in enumerate(question.choices):
             node = self.root
@@ -207,10 +235,7 @@ class _Tree:
         # Nodes after which a token is still to be predicted.
         self.unread = sum(self.predicts(node) for node in _all_nodes(self.root))
         self.other = (-1, 0.0)
-        self.cache = model.new_cache()
-        # The angles of all texts are those of the longest, so that they share the prompt's keys.
-        self.cache.planned = question.length
-        self.note(self.root, next_logits(model, question.context, self.cache))
+        self.note(self.root, logits)
 
     @property
     def done(self) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmcli.render.chat_tokens import print_tokenize_chat as print_tokenize_chat
     from llmcli.render.compare import print_compare as print_compare
     from llmcli.render.compare import print_compare_summary as print_compare_summary
+    from llmcli.render.decide import print_accuracy as print_accuracy
     from llmcli.render.decide import print_decide as print_decide
     from llmcli.render.generation import ENDINGS as ENDINGS
     from llmcli.render.generation import PROMPT_CACHE_UNUSED as PROMPT_CACHE_UNUSED
@@ -130,6 +131,7 @@ __all__ = [
     "most_digits",
     "note",
     "one_line",
+    "print_accuracy",
     "print_attend",
     "print_attention_pattern",
     "print_bench",
@@ -268,6 +270,7 @@ __getattr__, __dir__ = lazy.exports(
         "print_loss_curve": "training",
         "print_verify": "verify",
         "print_why": "why",
+        "print_accuracy": "decide",
         "print_decide": "decide",
     },
 )

@@ -1,4 +1,4 @@
-"""``decide``: the probability of each choice."""
+"""``decide`` and ``batch --choices``: the probability of each choice, and how many right answers a model chose."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from typing import TextIO
 
 from llmcli import explain
+from llmcli.generation import jobs
 from llmcli.render.marks import bar_cell, print_legend, probability_band
 from llmcli.render.numbers import fixed
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
@@ -89,3 +90,33 @@ def _print_verdict(report: explain.DecideReport, stream: TextIO) -> None:
         f"begins none of them is {token_label(report.other)} (p {probability_cell(report.p_other).shown}).",
         stream,
     )
+
+
+def print_accuracy(by_total: jobs.Accuracy, per_token: jobs.Accuracy, stream: TextIO) -> None:
+    """Print how many questions were answered right, by log probability and per token, beside guessing."""
+    columns = [
+        Column("chosen by", right=False),
+        Column("right"),
+        Column("of", optional=2),
+        Column("accuracy"),
+        Column("standard error"),
+        Column("95% interval", plain=("low", "high"), optional=1),
+    ]
+    rows = [
+        _accuracy_row("log probability", by_total),
+        _accuracy_row("log probability per token", per_token),
+        [Cell("guessing"), Cell(""), Cell(""), number_cell(by_total.chance, 3), Cell(""), Cell("")],
+    ]
+    print_table(columns, rows, stream)
+
+
+def _accuracy_row(name: str, found: jobs.Accuracy) -> list[Cell]:
+    low, high = found.interval
+    return [
+        Cell(name),
+        Cell(str(found.correct)),
+        Cell(str(found.questions)),
+        number_cell(found.share, 3),
+        number_cell(found.standard_error, 3),
+        Cell(f"{low:.3f} to {high:.3f}", (str(number_cell(low).plain), str(number_cell(high).plain))),
+    ]

@@ -31,6 +31,7 @@ def questions() -> list[Question]:
     """Prompts of several lengths, one across the original context of scaled angles, one at the end of the context."""
     lengths = (3, ROPE_ORIGINAL - 2, 1, CONTEXT - 8, 60)
     prompts = [tuple(random_ids(length, seed=length)[0].tolist()) for length in lengths]
+    prompts.append((*prompts[-1][:50], 9, 8))  # begins like the one before
     return [Question(key, prompt, TREE if key != 2 else ((5,), (6,))) for key, prompt in enumerate(prompts)]
 
 
@@ -109,6 +110,10 @@ def test_every_token_of_the_tree_is_read_once(tiny: TinyFactory, monkeypatch: py
     list(score_choices(loaded(tiny("llama")), [Question(0, context, TREE)], 40))
     inner = {ids[:n] for ids in TREE for n in range(1, len(ids))}
     assert sum(read) == len(context) + len(inner)
+    read.clear()
+    examples = tuple(random_ids(50, seed=1)[0].tolist())
+    list(score_choices(loaded(tiny("llama")), [Question(n, (*examples, 3 + n), ((4,), (5,))) for n in range(3)]))
+    assert sum(read) == len(examples) + 3
 
 
 def test_a_damaged_model_is_an_error(tiny: TinyFactory) -> None:

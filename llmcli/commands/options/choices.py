@@ -82,17 +82,16 @@ def check_options(
 
 
 CHOICES_HELP = (
-    "A file with one per line, or a list. Use a JSON list if one contains a comma or begins with a space: "
-    '\'[" yes", " no"]\'.'
+    'A file with one per line, or a list; a JSON list if one has a comma or begins with a space: \'[" yes", " no"]\'.'
 )
 
 
-def choice_options(purpose: str, *, required: bool) -> Decorator:
+def choice_options(purpose: str) -> Decorator:
     """Return ``--choices`` and its options, passed as ``asked``; the help of ``--choices`` begins with ``purpose``."""
     return bundle(
         "asked",
         check_options,
-        click.option("--choices", metavar="FILE|A,B,C", required=required, help=f"{purpose} {CHOICES_HELP}"),
+        click.option("--choices", metavar="FILE|A,B,C", help=f"{purpose} {CHOICES_HELP}"),
         click.option(
             "--delimiter",
             metavar="TEXT",

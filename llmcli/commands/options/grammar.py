@@ -94,19 +94,27 @@ def check_valid(ends: Sequence[tuple[str, bool | None]]) -> None:
         raise LlmcliError(f"{which} the grammar", hint)
 
 
+schema_option = click.option(
+    "--json-schema",
+    metavar="FILE|INLINE",
+    help='Generate JSON that fits this schema, on one line. Give a file or the schema: \'{"type": "integer"}\'.',
+)
+regex_option = click.option(
+    "--regex", metavar="REGEX", help="Generate a text that this regular expression matches as a whole."
+)
 grammar_options = bundle(
     "grammar",
     parse_grammar,
-    click.option(
-        "--json-schema",
-        metavar="FILE|INLINE",
-        help='Generate JSON that fits this schema, on one line. Give a file or the schema: \'{"type": "integer"}\'.',
-    ),
-    click.option("--regex", metavar="REGEX", help="Generate a text that this regular expression matches as a whole."),
-    click.option(
-        "--choices",
-        metavar="FILE|A,B,C",
-        help=f"Generate one of these. {CHOICES_HELP}",
-    ),
+    schema_option,
+    regex_option,
+    click.option("--choices", metavar="FILE|A,B,C", help=f"Generate one of these. {CHOICES_HELP}"),
+    title="Grammar",
+)
+# For commands that score choices instead.
+grammar_options_without_choices = bundle(
+    "grammar",
+    lambda json_schema, regex: parse_grammar(json_schema, regex, None),
+    schema_option,
+    regex_option,
     title="Grammar",
 )

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
+    from llmcli.generation.jobs.choices import Accuracy as Accuracy
+    from llmcli.generation.jobs.choices import ChoiceWriter as ChoiceWriter
+    from llmcli.generation.jobs.choices import accuracies as accuracies
+    from llmcli.generation.jobs.choices import questions_only as questions_only
     from llmcli.generation.jobs.local import LocalWriter as LocalWriter
     from llmcli.generation.jobs.parts import SharedResults as SharedResults
     from llmcli.generation.jobs.parts import check_name as check_name
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from llmcli.generation.jobs.prompts import InvalidLine as InvalidLine
     from llmcli.generation.jobs.prompts import Job as Job
     from llmcli.generation.jobs.prompts import JobDefaults as JobDefaults
+    from llmcli.generation.jobs.prompts import QuestionJob as QuestionJob
     from llmcli.generation.jobs.prompts import read_jobs as read_jobs
     from llmcli.generation.jobs.results import Results as Results
     from llmcli.generation.jobs.run import BatchRun as BatchRun
@@ -22,23 +27,33 @@ if TYPE_CHECKING:
     from llmcli.generation.jobs.run import Writer as Writer
 
 __all__ = [
+    "Accuracy",
     "BatchRun",
+    "ChoiceWriter",
     "InvalidLine",
     "Job",
     "JobDefaults",
     "JobUpdate",
     "LocalWriter",
+    "QuestionJob",
     "Results",
     "SharedResults",
     "Writer",
+    "accuracies",
     "check_name",
     "merge",
     "parts_of",
+    "questions_only",
     "read_jobs",
 ]
 __getattr__, __dir__ = lazy.exports(
     __name__,
     {
+        "QuestionJob": "prompts",
+        "questions_only": "choices",
+        "accuracies": "choices",
+        "ChoiceWriter": "choices",
+        "Accuracy": "choices",
         "LocalWriter": "local",
         "SharedResults": "parts",
         "check_name": "parts",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmcli.errors import usage_error
+from llmcli.errors import LlmcliError, usage_error
+from llmcli.generation.choice_texts import check_choices
 from llmcli.text.surrogates import is_unicode
 
 JobId = str | int
@@ -29,6 +30,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class QuestionJob(Job):
+    """A prompt with choices, of which ``answer`` is the index of the right one; None if it is not given."""
+
+    choices: tuple[str, ...]
+    answer: int | None
+
+
+@dataclass(frozen=True)
 class InvalidLine:
     """A line that cannot be used, and why."""
 
@@ -38,11 +47,15 @@ class InvalidLine:
 
 @dataclass(frozen=True)
 class JobDefaults:
-    """Settings for lines without their own. The seed of a line is ``seed`` plus its index in the file, from 0."""
+    """Settings for lines without their own. The seed of a line is ``seed`` plus its index in the file, from 0.
+
+    With ``choices``, every line is a question with these choices or its own.
+    """
 
     seed: int
     max_tokens: int
     stop: tuple[str, ...]
+    choices: tuple[str, ...] | None = None
 
 
 def read_jobs(path: Path, defaults: JobDefaults) -> Iterator[Job | InvalidLine]:
@@ -108,7 +121,40 @@ def _parse(number: int, line: bytes, defaults: JobDefaults) -> Job:
         raise ValueError(f"seed must be at least 0, not {seed}")
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-    return Job(number, id, _typed(values, "prompt", (str,), ""), seed, max_tokens, tuple(stop))
+    job = Job(number, id, _typed(values, "prompt", (str,), ""), seed, max_tokens, tuple(stop))
+    if values.get("choices") is None and defaults.choices is None:
+        return job
+    choices = _choices(values, defaults.choices)
+    return QuestionJob(**vars(job), choices=choices, answer=_answer(values.get("answer"), choices))
+
+
+def _choices(values: Mapping[str, Any], default: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The choices of a line, or the default."""
+    given = values.get("choices")
+    if given is None and default is not None:
+        return default
+    if not isinstance(given, list) or len(given) < 2 or not all(isinstance(text, str) for text in given):
+        raise ValueError("choices must be a list of at least two strings")
+    try:
+        check_choices(given)
+    except LlmcliError as error:
+        raise ValueError(error.message) from None
+    return tuple(given)
+
+
+def _answer(given: Any, choices: Sequence[str]) -> int | None:
+    """The index of the right choice, given as its index or its text; spaces around the text may differ."""
+    if given is None:
+        return None
+    if isinstance(given, int) and not isinstance(given, bool):
+        if 0 <= given < len(choices):
+            return given
+        raise ValueError(f"answer {given} is not the index of a choice: these are 0 to {len(choices) - 1}")
+    found = [n for n, text in enumerate(choices) if text == given]
+    found = found or [n for n, text in enumerate(choices) if isinstance(given, str) and text.strip() == given.strip()]
+    if len(found) != 1:
+        raise ValueError(f"answer must be a choice or its index, not {_shortened(given)}")
+    return found[0]
 
 
 def _typed(values: Mapping[str, Any], key: str, types: tuple[type, ...], default: Any) -> Any:
