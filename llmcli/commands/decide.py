@@ -13,6 +13,7 @@ from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import Prompt, prompt_options
+from llmcli.commands.options.template import Template, template_options
 from llmcli.commands.shell.command import Command
 from llmcli.errors import usage_error
 
@@ -20,6 +21,7 @@ from llmcli.errors import usage_error
 @click.command(cls=Command)
 @prompt_options()
 @choice_options("The answers, at least two.")
+@template_options
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Show the N most probable. 0: all."
 )
@@ -28,7 +30,13 @@ from llmcli.errors import usage_error
 @ablation_options
 @verbose_option
 def decide(
-    prompt: Prompt, asked: ChoiceOptions, top: int, output: OutputOptions, choice: ModelChoice, ablation: Ablation
+    prompt: Prompt,
+    asked: ChoiceOptions,
+    template: Template,
+    top: int,
+    output: OutputOptions,
+    choice: ModelChoice,
+    ablation: Ablation,
 ) -> None:
     """Which of these answers does the model prefer? Show the probability of each, of one or of many tokens.
 
@@ -44,7 +52,7 @@ def decide(
     """
     if asked.texts is None:
         raise usage_error("no choices", "give them with --choices, as in --choices yes,no")
-    given, template = prompt.read(), asked.template(choice)
+    given, chat = prompt.read(), asked.template(choice, template)
     loaded = ablation.apply(choice.open())
 
     report = explain.decide(
@@ -53,7 +61,7 @@ def decide(
         asked.texts,
         delimiter=asked.delimiter,
         end=asked.end,
-        form=None if template is None else text.TemplateFormat(template, loaded.tokenizer),
+        form=None if chat is None else text.TemplateFormat(chat, loaded.tokenizer),
         parse_special=prompt.parse_special,
     )
     output.show(report, partial(render.print_decide, top=top), prompt=given, models=[describe_model(loaded)])

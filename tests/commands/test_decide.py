@@ -136,6 +136,7 @@ def test_a_wrong_number_fails_the_check(model: Path, run: Run, monkeypatch: pyte
         (("--choices", '["yes", 1]'), "not a JSON list of strings"),
         (("--choices", '["old", " old"]'), "are the same tokens"),
         (("--choices", "a,b", "-s", "x"), "--system-prompt needs --apply-chat-template"),
+        (("--choices", "a,b", "--template-arg", "x=1"), "--template-arg need --apply-chat-template"),
         ((), "--choices"),
         (("--choices", "a," + "old fox " * 99), "the model's context holds 64"),
     ],

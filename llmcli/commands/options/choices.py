@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from llmcli import generation, text
-from llmcli.commands.options.template import template_of
 from llmcli.commands.options.common import bundle
 from llmcli.commands.options.model import ModelChoice
 from llmcli.commands.options.prompt import read_text_file
+from llmcli.commands.options.template import Template, template_of
 from llmcli.commands.shell.help import Decorator
 from llmcli.errors import usage_error
 
@@ -64,9 +64,11 @@ class ChoiceOptions:
         first = [] if self.system_prompt is None else [text.Message("system", self.system_prompt)]
         return [*first, text.Message("user", given)]
 
-    def template(self, choice: ModelChoice) -> text.ChatTemplate | None:
-        """Return the model's chat template if it is to be applied. Raises LlmcliError if it has none."""
-        return template_of(choice, "omit --apply-chat-template") if self.chat else None
+    def template(self, choice: ModelChoice, template: Template | None = None) -> text.ChatTemplate | None:
+        """Return the chat template if it applies. Raises LlmcliError if there is none, or if one is given but unused."""
+        if template is not None and template.given and not self.chat:
+            raise usage_error("--template and --template-arg need --apply-chat-template", "add it")
+        return template_of(choice, "omit --apply-chat-template", template) if self.chat else None
 
 
 def check_options(
