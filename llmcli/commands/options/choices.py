@@ -65,7 +65,7 @@ class ChoiceOptions:
         return [*first, text.Message("user", given)]
 
     def template(self, choice: ModelChoice, template: Template | None = None) -> text.ChatTemplate | None:
-        """Return the chat template if it applies. Raises LlmcliError if there is none, or if one is given but unused."""
+        """Return the chat template if it applies. Raises LlmcliError if there is none, or if a given one does not."""
         if template is not None and template.given and not self.chat:
             raise usage_error("--template and --template-arg need --apply-chat-template", "add it")
         return template_of(choice, "omit --apply-chat-template", template) if self.chat else None
