@@ -226,6 +226,8 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
         ("falcon", {"bias": True}, "architecture falcon cannot express this model's bias"),
         ("falcon", {"parallel_attn": False}, "cannot express this model's parallel_residual"),
         ("llama4_text", {"no_rope_layers": [1, 0, 1, 0]}, "cannot express this model's layers_without_rope"),
+        ("exaone4", {"sliding_window": 8}, "architecture exaone4 cannot express this model's sliding_window"),
+        ("deepseek_v3", {"num_hidden_layers": 27}, "architecture deepseek2 cannot express this model's q_lora_rank"),
         ("granite", {"attention_bias": True}, None),
     ],
 )
@@ -243,12 +245,8 @@ def test_models_that_llama_cpp_would_compute_differently(
 
 # Families without an architecture of llama.cpp, or whose architecture is not written yet.
 WITHOUT_ARCHITECTURE = {
-    "ministral3",
     "nanochat",
-    "exaone4",
     "apertus",
-    "gemma",
-    "olmo",
     "helium",
     "gpt_neo",
     "opt",

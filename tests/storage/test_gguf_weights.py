@@ -31,6 +31,7 @@ from llmcli.storage.quantize import QuantizedEmbedding, QuantizedLinear, Quantiz
 from tests.gguf_file import write_gguf
 
 CPU = torch.device("cpu")
+NULL = "null"  # in config.json; None: the key is missing
 BASE: dict[str, Any] = {
     "vocab_size": 67,
     "hidden_size": 64,
@@ -254,7 +255,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {
         **LATENT,
-        "q_lora_rank": None,
+        "q_lora_rank": NULL,
         "topk_method": "greedy",
         "routed_scaling_factor": 1.5,
         "rope_scaling": {**LATENT_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
@@ -292,6 +293,10 @@ WRITTEN: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "routed_scaling_factor": 1.5,
     },
+    "gemma": {"tie_word_embeddings": True},
+    "olmo": {"head_dim": 16, "rms_norm_eps": None, "clip_qkv": 1.5},
+    "exaone4": {"head_dim": 16, "sliding_window": NULL},
+    "ministral3": {"rope_scaling": {**LATENT_YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.5}},
     "bloom": {**FALCON, "seq_length": 128},
     "falcon": FALCON,
     "falcon-grouped": {**FALCON, "num_kv_heads": 2, "new_decoder_architecture": True},
@@ -316,7 +321,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
 def write_model(folder: Path, case: str, **changed: Any) -> Path:
     """Write a random model to ``folder``, in the layout of its family, and return the folder."""
     raw = {"model_type": case.partition("-")[0], **BASE, **(MODELS | WRITTEN)[case], **changed}
-    raw = {key: value for key, value in raw.items() if value is not None}
+    raw = {key: None if value == NULL else value for key, value in raw.items() if value is not None}
     config = FAMILIES[raw["model_type"]].parse(raw)
     model = Transformer(config)
     generator = torch.Generator().manual_seed(0)
@@ -464,6 +469,17 @@ def test_the_tensors_of_a_layer_for_several_tokens_at_once_are_dropped(tmp_path:
     assert torch.equal(logits_of(tmp_path / "more.gguf"), logits_of(tmp_path / "plain.gguf"))
     rewrite(tmp_path / "plain.gguf", tmp_path / "odd.gguf", tensors, {})
     assert Checkpoint.read(tmp_path / "odd.gguf").locate()[0].unused
+
+
+def test_old_files_of_qwen3_next_have_the_inputs_of_a_key_head_together(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "qwen3_next")
+    write_gguf(folder, tmp_path / "new.gguf")
+    tensors, stored = tensors_of(tmp_path / "new.gguf"), load_file(folder / "model.safetensors")
+    for layer in (0, 2):
+        del tensors[f"blk.{layer}.attn_qkv.weight"], tensors[f"blk.{layer}.attn_gate.weight"]
+        tensors[f"blk.{layer}.ssm_in.weight"] = stored[f"model.layers.{layer}.linear_attn.in_proj_qkvz.weight"]
+    rewrite(tmp_path / "new.gguf", tmp_path / "old.gguf", tensors, {})
+    torch.testing.assert_close(logits_of(tmp_path / "old.gguf"), logits_of(folder), atol=1e-4, rtol=1e-5)
 
 
 def test_layers_for_several_tokens_at_once_are_not_read(tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ from llmcli.model.families.gguf_architecture import (
 from llmcli.model.families.gguf_contents import HEADS, KV_HEADS, Contents
 from llmcli.model.families.gguf_falcon import BLOOM, FALCON, FALCON_TWO_NORMS, TWO_NORMS
 from llmcli.model.families.gguf_gemma4 import GEMMA4
-from llmcli.model.families.gguf_hybrid import FALCON_H1, MAMBA2, NEMOTRON_H, NEMOTRON_H_MOE, kernel_bias
+from llmcli.model.families.gguf_hybrid import FALCON_H1, MAMBA2, NEMOTRON_H, NEMOTRON_H_MOE, has, kernel_bias
 from llmcli.model.families.gguf_latent import DEEPSEEK, DEEPSEEK_WHOLE
 from llmcli.model.families.gguf_llama4 import LLAMA4
-from llmcli.model.families.gguf_mixers import delta_net, delta_net_by_head, mamba, short_conv
-from llmcli.model.families.gguf_rope import scaling_of, stored_scaling
+from llmcli.model.families.gguf_mixers import delta_net, delta_net_by_head, delta_net_of_groups, mamba, short_conv
+from llmcli.model.families.gguf_rope import LOG_MULTIPLIER, log_multiplier, scaling_of, stored_scaling, without_factors
 from llmcli.model.mixers.config import DeltaNetConfig, MambaConfig
 
 COMPANIONS = {"adapter": "a LoRA adapter", "mmproj": "an encoder of images or sound", "imatrix": "statistics"}
@@ -182,12 +182,14 @@ def described(contents: Contents) -> dict[str, Any]:
             raw[value.name] = value.read(contents, value.key)
     if contents.predicting_layers:
         raw["num_hidden_layers"] = contents.layers
-    raw |= architecture.extra(contents)
+    extra = architecture.extra(contents)
+    raw |= extra
     if architecture.plain_heads:
         _check_heads(contents, rotated_whole="partial_rotary_factor" not in raw)
     # The ids stay even if there are none: a family's defaults are not for a file without such tokens.
     ids = {f"{role}_token_id": contents.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
-    return {architecture.keys.get(key, key): value for key, value in raw.items() if value is not None} | ids
+    kept = {key: value for key, value in raw.items() if value is not None or key in extra}  # null may mean "without"
+    return {architecture.keys.get(key, key): value for key, value in kept.items()} | ids
 
 
 def _check_heads(contents: Contents, *, rotated_whole: bool) -> None:
@@ -372,6 +374,39 @@ def _same_dims(config: ModelConfig) -> bool:
     return not isinstance(config.mixer, DeltaNetConfig) or config.mixer.key_dim == config.mixer.value_dim
 
 
+PUBLISHED_LAYERS, PUBLISHED_WINDOW = 64, 4096  # of the EXAONE 4 that has windows
+
+
+def _exaone4(contents: Contents) -> dict[str, Any]:
+    """llama.cpp knows from the number of layers whether three of four have a window."""
+    window = contents.find(WINDOW.key) or PUBLISHED_WINDOW
+    return {"sliding_window": window if contents.layers == PUBLISHED_LAYERS else None}
+
+
+def _exaone4_more(config: ModelConfig) -> dict[str, Any]:
+    if config.sliding_window is None:
+        return {}
+    layers = range(config.num_hidden_layers)
+    return {f"{WINDOW.key}_pattern": [config.layer_type(layer) == "sliding_attention" for layer in layers]}
+
+
+def _windows_of_exaone4(config: ModelConfig) -> bool:
+    if config.sliding_window is None:
+        return config.num_hidden_layers != PUBLISHED_LAYERS
+    return config.num_hidden_layers == PUBLISHED_LAYERS and _windows_in(4)(config)
+
+
+TEMPERATURE = "attention.temperature_scale"
+
+
+def _ministral3(contents: Contents) -> dict[str, Any]:
+    scaling = {"rope_type": "default"} | (scaling_of(contents) or {})
+    growth = contents.find(LOG_MULTIPLIER)
+    if growth:
+        scaling |= {"mscale": 1.0, "mscale_all_dim": growth}
+    return {"rope_scaling": scaling | {"llama_4_scaling_beta": contents.find(TEMPERATURE) or 0.0}}
+
+
 ARCHITECTURES = {
     "llama": Architecture("llama", PAIRED, extra=_biases),
     "qwen2": Architecture("qwen2"),
@@ -551,6 +586,38 @@ ARCHITECTURES = {
         refused=refusing(mamba_conv_bias=kernel_bias),
         more=_granite_hybrid_more,
     ),
+    "gemma": Architecture(
+        "gemma", norm_shift=-1.0, refused=refusing(tie_word_embeddings=tied, rope_scaling=without_factors)
+    ),
+    "olmo": Architecture(
+        "olmo",
+        PAIRED,
+        (
+            layer_norm("layer_norm_eps"),
+            replace(field_of("qkv_limit", "attention.clamp_kqv", required=False), name="clip_qkv"),
+        ),
+        refused=refusing(head_dim=even, attention_bias=no_biases, rope_scaling=without_factors),
+    ),
+    "exaone4": Architecture(
+        "exaone4",
+        NAMES,
+        (*RMS, WINDOW),
+        _exaone4,
+        refused=refusing(head_dim=even, layer_types=_windows_of_exaone4),
+        more=_exaone4_more,
+    ),
+    "mistral3": Architecture(
+        "ministral3",
+        PAIRED,
+        (*RMS, replace(field_of("query_scale_beta", TEMPERATURE, required=False), name="llama_4_scaling_beta")),
+        _ministral3,
+        refused=refusing(
+            rope_scaling=lambda config: (
+                config.query_scale_beta == 0 or (config.rope is not None and config.rope.rope_type == "yarn")
+            )
+        ),
+        more=lambda config: {LOG_MULTIPLIER: log_multiplier(config)},
+    ),
     "deepseek2": DEEPSEEK,
     "gemma4": GEMMA4,
     "falcon-h1": FALCON_H1,
@@ -593,6 +660,12 @@ class Variant:
 VARIANTS = (
     Variant("llama", _MIXTRAL, lambda contents: bool(contents.find("expert_count"))),
     Variant("olmo2", _OLMO3, lambda contents: bool(contents.find(WINDOW.key))),
+    Variant(
+        "qwen3next",
+        replace(ARCHITECTURES["qwen3next"], names=replace(ARCHITECTURES["qwen3next"].names, mixer=delta_net_of_groups)),
+        lambda contents: has(contents, "ssm_in.weight"),
+        written=lambda config: False,
+    ),
     Variant(
         "deepseek2",
         DEEPSEEK_WHOLE,

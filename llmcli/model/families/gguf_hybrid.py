@@ -22,7 +22,7 @@ from llmcli.model.families.gguf_architecture import (
 )
 from llmcli.model.families.gguf_contents import HEADS, KV_HEADS, Contents
 from llmcli.model.families.gguf_mixers import mamba
-from llmcli.model.families.gguf_rope import factors_of
+from llmcli.model.families.gguf_rope import without_factors
 from llmcli.model.families.rules import Runs
 from llmcli.model.mixers.config import MambaConfig
 
@@ -121,7 +121,7 @@ FALCON_H1 = Architecture(
         tie_word_embeddings=lambda config: (
             not config.tie_word_embeddings or config.embedding_scale == config.logit_scale
         ),
-        rope_scaling=lambda config: not factors_of(config),
+        rope_scaling=without_factors,
     ),
     more=_inner_size,
     multipliers=_multipliers,

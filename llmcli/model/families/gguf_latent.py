@@ -18,7 +18,7 @@ from llmcli.model.families.gguf_architecture import (
     refusing,
 )
 from llmcli.model.families.gguf_contents import Contents
-from llmcli.model.families.gguf_rope import scaling_of
+from llmcli.model.families.gguf_rope import LOG_MULTIPLIER, scaling_of
 
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's numbers of scoring functions
 LITE_LAYERS = (26, 27)  # of models whose queries llama.cpp expects to come straight from the residual stream
@@ -93,7 +93,7 @@ def _deepseek(contents: Contents) -> dict[str, Any]:
 
 def _scaling(contents: Contents) -> dict[str, Any] | None:
     """Files state a tenth of what YaRN's scale of scores grows by; rotated features are not scaled, then."""
-    scaling, tenth = scaling_of(contents), contents.find("rope.scaling.yarn_log_multiplier")
+    scaling, tenth = scaling_of(contents), contents.find(LOG_MULTIPLIER)
     if scaling is None or not tenth:
         return scaling
     grows = float(f"{10 * tenth:.6g}")
@@ -121,7 +121,7 @@ def _more(config: ModelConfig) -> dict[str, Any]:
         "attention.value_length_mla": sizes.value_dim,
         "attention.q_lora_rank": sizes.query_rank or 0,
         "rope.dimension_count": config.head_dim,
-        "rope.scaling.yarn_log_multiplier": _growth(config) / 10 or None,
+        LOG_MULTIPLIER: _growth(config) / 10 or None,
         "leading_dense_block_count": len(moe.dense_layers),
         "expert_gating_func": SIGMOID if moe.scores == "sigmoid" else SOFTMAX,
         "expert_weights_norm": moe.normalize,

@@ -63,6 +63,19 @@ def delta_net_by_head(config: ModelConfig, ours: str, theirs: str) -> list[Rule]
     return linear(ours + "inputs", inputs, bias=False) + _delta_net(config, sizes, ours, theirs, None)
 
 
+def delta_net_of_groups(config: ModelConfig, ours: str, theirs: str) -> list[Rule]:
+    """The rules of Qwen3-Next's gated delta net in old files: inputs are those of a key head, then of the next one."""
+    sizes = config.mixer
+    assert isinstance(sizes, DeltaNetConfig)
+    shared_by = sizes.value_heads // sizes.key_heads
+    values = shared_by * sizes.value_dim
+    inputs = [
+        Source(theirs + "ssm_in", sizes.convolved + sizes.values, parts=(sizes.key_dim, sizes.key_dim, values, values)),
+        Source(theirs + "ssm_ba", 2 * sizes.value_heads, parts=(shared_by, shared_by)),
+    ]
+    return linear(ours + "inputs", inputs, bias=False) + _delta_net(config, sizes, ours, theirs, None)
+
+
 def _delta_net(
     config: ModelConfig, sizes: DeltaNetConfig, ours: str, theirs: str, order: tuple[int, int, int] | None
 ) -> list[Rule]:

@@ -10,6 +10,7 @@ from llmcli.model.families.fields import wrong
 from llmcli.model.families.gguf_contents import Contents
 
 MAX_FACTORS = 2**12  # more pairs than a head has
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 STILL = 1e30  # the factor of pairs that stand still
 
 
@@ -85,3 +86,20 @@ def proportional(contents: Contents, head_dim: int) -> dict[str, Any]:
     moving = [factor for factor in factors if factor < STILL / 2]
     share = {"partial_rotary_factor": len(moving) / len(factors)}
     return {"rope_type": "proportional", **share, "factor": moving[0] if moving else 1.0}
+
+
+def without_factors(config: ModelConfig) -> bool:
+    """Whether the angles need no factors, which not all architectures read."""
+    return not factors_of(config)
+
+
+def log_multiplier(config: ModelConfig) -> float | None:
+    """What makes llama.cpp multiply the features that YaRN rotates by ``attention_factor``; None without YaRN.
+
+    It divides the usual 1 + 0.1 ln(factor) by 1 + 0.1 times this number times ln(factor).
+    """
+    rope = config.rope
+    if rope is None or rope.rope_type != "yarn" or rope.factor <= 1:
+        return None
+    tenth = 0.1 * math.log(rope.factor)
+    return round(((1 + tenth) / rope.attention_factor - 1) / tenth, 6)
