@@ -37,7 +37,7 @@ def attend(
 ) -> Tensor:
     """``model.attention.attend`` by the fastest kernel for these shapes, dtype and device."""
     plain = softcap is None and sinks is None and alibi is None
-    if plain and pays_in_blocks(q, k):
+    if plain and not placement.chunked and pays_in_blocks(q, k):
         return attend_in_blocks(q, k, v, placement.window, scale)
     dtype = kernel_dtype(q.dtype, q.device)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)

@@ -206,8 +206,11 @@ def _particulars(config: ModelConfig) -> Iterator[str]:
         yield f"{latent}, cached with {config.head_dim} rotated features"
     if config.attention_scale not in (None, config.query_dim**-0.5):
         yield f"attention scores times {config.attention_scale:.4g}"
+    if config.attention_chunks:
+        yield f"windows begin at multiples of {config.sliding_window}"
     if config.query_scale_beta:
-        yield f"queries grow by {config.query_scale_beta:g} times a logarithm of the position"
+        where = " in layers without positions" if config.floor_scale is not None else ""
+        yield f"queries grow by {config.query_scale_beta:g} times a logarithm of the position{where}"
     caps = {"attention scores": config.attention_softcap, "logits": config.logit_softcap}
     for what, cap in caps.items():
         if cap is not None:

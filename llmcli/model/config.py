@@ -230,7 +230,8 @@ class ModelConfig:
     - ``position``: order comes from rotated queries and keys ("rope"), from a learned vector per position, from scores
       that grow with a key's position ("alibi"), or only from recurrent layers ("none").
       ``local_rope`` replaces ``rope`` in windowed layers; ``layers_without_rope`` have neither.
-    - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included. Layers with
+    - ``layer_types``: windowed layers see the last ``sliding_window`` positions, the query's own included; with
+      ``attention_chunks``, only those since the last position that is a multiple of ``sliding_window``. Layers with
       full attention have heads of ``global_head_dim`` and ``num_global_key_value_heads`` key/value heads; None: as many
       as the others. With ``attention_k_eq_v``, their values are the keys before norm and rotation.
     - ``value_norm`` normalizes values, without a weight.
@@ -246,7 +247,8 @@ class ModelConfig:
     - ``qkv_limit`` c bounds queries, keys and values to -c .. c, before rotation.
     - ``attention_scale`` multiplies the scores q·k; None is head_dim^-1/2. A softcap c bounds x to c tanh(x/c):
       ``attention_softcap`` the scores, ``logit_softcap`` the logits. ``query_scale_beta`` b multiplies the query at
-      position p by 1 + b log(1 + floor(p / c)), where c is the original context of ``rope``.
+      position p by 1 + b log(1 + floor(p / c)), where c is the original context of ``rope``. With ``floor_scale``, c is
+      that, p counts from 1, and only layers without rotary positions do it.
     - ``attention_sinks``: each head has a learned score that takes part in the softmax like the score of one more
       position, whose value is 0 (Xiao et al. 2023).
     - ``gate_limit`` c bounds what a gated MLP computes with: the gate from above by c, the other half to -c .. c.
@@ -295,6 +297,7 @@ class ModelConfig:
     layers_without_rope: frozenset[int] = frozenset()
     alibi: AlibiConfig | None = None
     sliding_window: int | None = None
+    attention_chunks: bool = False
     layer_types: tuple[LayerType, ...] = ()  # empty: full attention in all layers
     global_head_dim: int | None = None
     num_global_key_value_heads: int | None = None
@@ -314,6 +317,7 @@ class ModelConfig:
     attention_softcap: float | None = None
     attention_sinks: bool = False
     query_scale_beta: float = 0.0
+    floor_scale: int | None = None
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -335,6 +339,8 @@ class ModelConfig:
                 raise _bad(f"{name} must be above 0, not {value}")
         if not 0 <= self.query_scale_beta < math.inf:
             raise _bad(f"the factor of the queries' scale must be at least 0 and finite, not {self.query_scale_beta}")
+        if self.floor_scale is not None and not 1 <= self.floor_scale <= MAX_POSITIONS:
+            raise _bad(f"floor_scale must be from 1 to {MAX_POSITIONS}, not {self.floor_scale}")
         if not 0 <= self.norm_eps < math.inf:
             raise _bad(f"norm_eps must be at least 0 and finite, not {self.norm_eps}")
         if self.shared_norm and not self.parallel_residual:

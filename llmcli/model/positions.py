@@ -30,18 +30,21 @@ class Placement:
     ``rotation`` rotates queries and keys; None: the layer has no rotary positions. ``window`` is the number of
     positions that a query sees, its own included; None: all. ``mask`` [T, keys] is True (or 0, if it is additive)
     where a query may attend, over the last keys that any query of the pass sees. Without a mask, attention is plain
-    causal (T = keys), or there is a single query that sees every key. ``query_scale`` multiplies queries [B, H, T, D];
-    None: nothing does.
+    causal (T = keys), or there is a single query that sees every key. With ``chunked``, ``mask`` hides more than
+    ``window`` does. ``query_scale`` multiplies queries [B, H, T, D], and in layers without rotary positions
+    ``unrotated_scale`` does; None: nothing does.
     """
 
     rotation: Rotation | None
     window: int | None
     mask: Tensor | None
     query_scale: Tensor | None = None
+    unrotated_scale: Tensor | None = None
+    chunked: bool = False
 
     def unrotated(self) -> Placement:
         """The same placement without rotary positions."""
-        return replace(self, rotation=None)
+        return replace(self, rotation=None, query_scale=self.unrotated_scale)
 
 
 class Placements(NamedTuple):
@@ -55,6 +58,11 @@ def visible(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
     """Whether a query at position i may attend to a key at position j: i - window < j <= i. Broadcasts; bool."""
     seen = keys <= queries
     return seen if window is None else seen & (keys > queries - window)
+
+
+def same_chunk(queries: Tensor, keys: Tensor, size: int) -> Tensor:
+    """Whether a query at position i may attend to a key at position j <= i of the same chunk of ``size`` positions."""
+    return (keys <= queries) & (keys // size == queries // size)
 
 
 def causal_mask(past: int, count: int, device: torch.device, window: int | None = None) -> Tensor:
@@ -73,13 +81,20 @@ def consecutive(
     full_rotation, local_rotation = _rotations(config, rotate_by)
     window = config.sliding_window
     mask = causal_mask(past, count, device) if past and count > 1 else None
-    scale = query_scale(config, torch.arange(past, past + count, device=device).unsqueeze(1))  # [T, 1]
-    full = Placement(full_rotation, None, mask, scale)
+    queries = torch.arange(past, past + count, device=device).unsqueeze(1)  # [T, 1]
+    scales = query_scale(config, queries), unrotated_scale(config, queries)
+    full = Placement(full_rotation, None, mask, *scales)
     if window is None:
         return Placements(full, full)
+    if config.attention_chunks and count == 1:
+        return Placements(full, Placement(local_rotation, past % window + 1, None, *scales))
     if count > 1 and past + count > window:
-        mask = causal_mask(min(past, window - 1), count, device, window)
-    return Placements(full, Placement(local_rotation, window, mask, scale))
+        seen = min(past, window - 1)
+        if config.attention_chunks:
+            mask = same_chunk(queries, torch.arange(past - seen, past + count, device=device), window)
+        else:
+            mask = causal_mask(seen, count, device, window)
+    return Placements(full, Placement(local_rotation, window, mask, *scales, chunked=config.attention_chunks))
 
 
 def single(
@@ -96,20 +111,28 @@ def single(
     that the query must not see, including those outside a window.
     """
     full_rotation, local_rotation = _rotations(config, rotate_by)
-    scale = query_scale(config, position)
-    full = Placement(full_rotation, None, _kernel_mask(config, visible(position, keys[0]), dtype), scale)
+    scales = query_scale(config, position), unrotated_scale(config, position)
+    full = Placement(full_rotation, None, _kernel_mask(config, visible(position, keys[0]), dtype), *scales)
     if config.sliding_window is None:
         return Placements(full, full)
-    seen = visible(position, keys[1], config.sliding_window)
-    return Placements(full, Placement(local_rotation, None, _kernel_mask(config, seen, dtype), scale))
+    sees = same_chunk if config.attention_chunks else visible
+    seen = sees(position, keys[1], config.sliding_window)
+    return Placements(full, Placement(local_rotation, None, _kernel_mask(config, seen, dtype), *scales))
 
 
 def query_scale(config: ModelConfig, position: Tensor) -> Tensor | None:
     """What the queries at these positions are multiplied by, fp32 in the shape of ``position``; None for nothing."""
-    if config.query_scale_beta == 0 or config.rope is None:
+    if config.query_scale_beta == 0 or config.rope is None or config.floor_scale is not None:
         return None
     contexts = torch.floor(position / config.rope.original_max_position_embeddings)
     return 1 + config.query_scale_beta * torch.log(1 + contexts)
+
+
+def unrotated_scale(config: ModelConfig, position: Tensor) -> Tensor | None:
+    """``query_scale`` of layers without rotary positions, if only these have one (Nakanishi 2025, scalable softmax)."""
+    if config.query_scale_beta == 0 or config.floor_scale is None:
+        return None
+    return 1 + config.query_scale_beta * torch.log1p(torch.floor((position + 1) / config.floor_scale))
 
 
 def alibi_scores(alibi: AlibiConfig, count: int, device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from tests.tiny import CONTEXT, CPU, KINDS, RECURRENT, ROPE_ORIGINAL, WINDOW, TinyFactory, greedy, random_ids
 
-EXPERTS = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "qwen2_moe", "deepseek_v3", "gemma4_text-moe"]
+EXPERTS = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "qwen2_moe", "deepseek_v3", "gemma4_text-moe", "llama4_text"]
 LONG, DYNAMIC = "phi3-longrope", "llama-dynamic"  # angles that depend on the length
 NAMES = [name for name in KINDS if name not in (*EXPERTS, *RECURRENT)]
 FEW = ["llama", "gpt2", "mistral", "gemma2", "gemma3_text", LONG]

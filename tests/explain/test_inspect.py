@@ -368,12 +368,12 @@ def test_the_architecture_matches_transformers_config(tiny: TinyFactory, name: s
     assert shape.hidden == reference.hidden_size
     assert shape.heads == getattr(reference, "num_attention_heads", 1)
     types = getattr(reference, "layer_types", None) or []
-    window = getattr(reference, "sliding_window", None)
+    window = getattr(reference, "sliding_window", getattr(reference, "attention_chunk_size", None))
     if name == "gpt_neo":
         assert (shape.windowed, shape.window) == (reference.attention_layers.count("local"), reference.window_size)
         window = reference.window_size
     if types:
-        assert shape.windowed == types.count("sliding_attention")
+        assert shape.windowed == types.count("sliding_attention") + types.count("chunked_attention")
     elif name in ("phi3", "starcoder2", "mistral", "mixtral"):
         assert shape.windowed == shape.layers
     assert shape.window == (window if shape.windowed else None)

@@ -197,7 +197,7 @@ def mistakes() -> Iterable[tuple[str, str]]:
     for what, names in {
         "rotation off by one": plain.ROPED,
         "mask off by one": plain.ATTENDING,
-        "window off by one": [*plain.WINDOWED, *plain.GEMMA4],
+        "window off by one": [*plain.WINDOWED, *plain.GEMMA4, "llama4_text"],
     }.items():
         yield from ((name, what) for name in names)
     with_mamba = [test_mamba.GROUPED, test_mamba.ALONE, test_mamba.ONE_EACH, test_mamba.BESIDE]

@@ -76,7 +76,9 @@ def windows(config: PretrainedConfig) -> list[int | None]:
     types = window_types(config)
     if types is None:
         types = ["full_attention" if window is None else "sliding_attention"] * layers
-    return [window if layer_type == "sliding_attention" else None for layer_type in types]
+    if "chunked_attention" in types:
+        window = config.attention_chunk_size
+    return [window if layer_type in ("sliding_attention", "chunked_attention") else None for layer_type in types]
 
 
 def adjusted_size(config: PretrainedConfig) -> int | None:
@@ -159,8 +161,9 @@ def expected(config: PretrainedConfig) -> dict[str, Any]:
         "residual_scale": getattr(config, "residual_multiplier", 1.0),
         "layers_without_rope": unrotated(config),
     }
-    if config.model_type == "llama4_text":  # beyond, queries are scaled, and attention is by chunks
-        values["max_position_embeddings"] = 8191
+    if config.model_type == "llama4_text":
+        tuned = config.attn_temperature_tuning
+        values |= {"query_scale_beta": config.attn_scale if tuned else 0.0, "floor_scale": config.floor_scale}
     if config.model_type == "mamba2":  # it has neither attention nor an MLP
         values |= {"num_key_value_heads": 1, "head_dim": 1, "intermediate_size": 1}
     if config.model_type == "bloom":

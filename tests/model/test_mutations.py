@@ -272,17 +272,20 @@ CONFIGS: dict[str, tuple[Mutation, list[str]]] = {
     "rope in other layers": (shifted_layers_without_rope, PARTLY_ROPED),
     "rotated forwards": (changed_rope(backwards=False), ["nanochat"]),
     "rotated backwards": (changed_rope(backwards=True), MODERN),
-    "queries do not grow": (changed(query_scale_beta=0.0), ["ministral3"]),
-    "queries grow more": (changed(query_scale_beta=0.7), ["ministral3"]),
+    "queries do not grow": (changed(query_scale_beta=0.0), ["ministral3", "llama4_text"]),
+    "queries grow more": (changed(query_scale_beta=0.7), ["ministral3", "llama4_text"]),
+    "queries grow later": (changed(floor_scale=17), ["llama4_text"]),
+    "queries of rotated layers grow": (changed(floor_scale=None), ["llama4_text"]),
+    "windows for chunks": (changed(attention_chunks=False), ["llama4_text"]),
     "norm before rope": (changed(qk_norm_after_rope=False), ["hunyuan_v1_dense"]),
     "norm after rope": (changed(qk_norm_after_rope=True), ["olmo3", "exaone4", "apertus"]),
     "embedding not normalized": (changed(embedding_norm=False), ["nanochat", "bloom"]),
     "slopes of more heads": (changed(alibi=AlibiConfig(alibi_slopes(8)[:6])), ["bloom"]),
     "slopes in another order": (changed(alibi=AlibiConfig(tuple(sorted(alibi_slopes(6))))), ["bloom"]),
     "slopes scaled": (changed(alibi=AlibiConfig(alibi_slopes(6), scale=8**-0.5)), ["bloom"]),
-    "no windows": (full_attention, WINDOWED),
-    "windows everywhere": (windows_everywhere, MIXED),
-    "layer types shifted": (shifted_layer_types, MIXED),
+    "no windows": (full_attention, [*WINDOWED, "llama4_text"]),
+    "windows everywhere": (windows_everywhere, [*MIXED, "llama4_text"]),
+    "layer types shifted": (shifted_layer_types, [*MIXED, "llama4_text"]),
     "q and k not normalized": (changed(qk_norm=None), [*QK_NORMED, *GEMMA4]),
     "values not normalized": (changed(value_norm=False), GEMMA4),
     "slow pairs not moving": (changed_rope(partial_rotary_factor=0.5), GEMMA4),
@@ -342,7 +345,7 @@ def test_a_wrong_config_shows(tiny: TinyFactory, name: str, mutate: Mutation) ->
     assert parity_error(mutate(case.load()), case) > WRONG
 
 
-@pytest.mark.parametrize("name", [*WINDOWED, *GEMMA4])
+@pytest.mark.parametrize("name", [*WINDOWED, *GEMMA4, "llama4_text"])
 @pytest.mark.parametrize("offset", [-1, 1])
 @pytest.mark.parametrize("cuts", CUTS, ids=CUTS_IDS)
 def test_a_window_off_by_one_shows(tiny: TinyFactory, name: str, offset: int, cuts: list[int] | None) -> None:
@@ -601,11 +604,15 @@ def contribution_without_norm(self: transformer.Block, out: Tensor, norm: Norm |
 LLAMA3, YARN = positions._llama3, positions._yarn
 PROJECT, ROUTE = Attention.project, MoE.route
 APPENDED = KVCache.appended
-XIELU, QUERY_SCALE = activations.xielu, positions.query_scale
+XIELU, QUERY_SCALE, UNROTATED_SCALE = activations.xielu, positions.query_scale, positions.unrotated_scale
 
 
 def xielu_without_linear_part(x: Tensor, curve: Tensor) -> Tensor:
     return XIELU(x, curve) - 0.5 * x
+
+
+def late_unrotated_scale(config: ModelConfig, position: Tensor) -> Tensor | None:
+    return UNROTATED_SCALE(config, position - 1)
 
 
 def late_query_scale(config: ModelConfig, position: Tensor) -> Tensor | None:
@@ -692,6 +699,7 @@ CODE: dict[str, tuple[Patch, list[str]]] = {
     ),
     "linear part of xIELU": (replaced(mlp, "xielu", xielu_without_linear_part), ["apertus"]),
     "the scale's base a position late": (replaced(positions, "query_scale", late_query_scale), ["ministral3"]),
+    "positions counted from 0": (replaced(positions, "unrotated_scale", late_unrotated_scale), ["llama4_text"]),
     "llama3's ramp inverted": (replaced(positions, "_llama3", inverted_llama3), ["llama-llama3"]),
     "llama3 slowed throughout": (replaced(positions, "_llama3", lambda f, config: f / config.factor), ["llama-llama3"]),
     "yarn's ramp inverted": (replaced(positions, "_yarn", inverted_yarn), YARNS),

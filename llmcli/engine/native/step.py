@@ -282,6 +282,8 @@ def _has_known_layers(config: ModelConfig) -> bool:
     unknown = (
         config.mixer is not None,
         config.position == "alibi",
+        config.attention_chunks,
+        config.floor_scale is not None,
         config.global_head_dim is not None,
         config.num_global_key_value_heads is not None,
         config.attention_k_eq_v,

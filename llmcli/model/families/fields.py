@@ -91,13 +91,17 @@ def optional(raw: Mapping[str, Any], key: str, default: T | None, kind: type[T])
     return None if raw[key] is None else field(raw, key, kind())
 
 
-def layer_types(raw: Mapping[str, Any], layers: int, windowed: Callable[[int], bool]) -> tuple[LayerType, ...]:
-    """config.json's ``layer_types``; if it has none, the layers for which ``windowed`` is true have a window."""
+def layer_types(
+    raw: Mapping[str, Any], layers: int, windowed: Callable[[int], bool], name: str = "sliding_attention"
+) -> tuple[LayerType, ...]:
+    """config.json's ``layer_types``, in which windowed layers are called ``name``.
+
+    If it has none, the layers for which ``windowed`` is true have a window.
+    """
     value = raw.get("layer_types")
     if value is None:
         return tuple("sliding_attention" if windowed(i) else "full_attention" for i in range(layers))
-    known: dict[str, LayerType] = {"full_attention": "full_attention", "sliding_attention": "sliding_attention"}
-    return _listed("layer_types", value, known)
+    return _listed("layer_types", value, {"full_attention": "full_attention", name: "sliding_attention"})
 
 
 def recurrent_layers(

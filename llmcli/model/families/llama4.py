@@ -1,4 +1,4 @@
-"""Llama 4: the text model, in contexts within which its attention is not yet by chunks."""
+"""Llama 4: the text model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcli.model.config import ModelConfig, MoeConfig
-from llmcli.model.families.fields import Defaults, common, field, optional, wrong
+from llmcli.model.families.fields import Defaults, common, field, layer_types, optional, wrong
 from llmcli.model.families.llama import unrotated
 from llmcli.model.families.rules import Family, Names
 
@@ -14,8 +14,8 @@ from llmcli.model.families.rules import Family, Names
 def parse_llama4(raw: Mapping[str, Any]) -> ModelConfig:
     """Llama 4 (Meta 2025): one expert a token and one for all, and every fourth layer without positions.
 
-    From ``attention_chunk_size`` positions on, layers with positions see only a chunk, and from ``floor_scale`` on,
-    layers without them scale their queries: the context ends before that.
+    Layers with positions see only the query's chunk of ``attention_chunk_size`` positions; from ``floor_scale`` on,
+    layers without them scale their queries.
 
     config.json -> ModelConfig, with the defaults of transformers' Llama4TextConfig.
     """
@@ -38,10 +38,9 @@ def parse_llama4(raw: Mapping[str, Any]) -> ModelConfig:
         ),
     )
     layers, width = shared["num_hidden_layers"], shared["intermediate_size"]
-    context = [shared["max_position_embeddings"], optional(raw, "attention_chunk_size", 8192, int)]
-    if field(raw, "attn_temperature_tuning", True):
-        context.append(field(raw, "floor_scale", 8192) - 1)
-    shared["max_position_embeddings"] = min(size for size in context if size is not None)
+    chunk = optional(raw, "attention_chunk_size", 8192, int)
+    rotated = frozenset(range(layers)) - unrotated(raw, layers)
+    tuned = raw.get("attn_temperature_tuning", True) not in (False, 0)  # a number in older files
     shared["intermediate_size"] = field(raw, "intermediate_size_mlp", 16384)
     moe = MoeConfig(
         num_experts=field(raw, "num_local_experts", 16),
@@ -62,6 +61,11 @@ def parse_llama4(raw: Mapping[str, Any]) -> ModelConfig:
         qk_norm="unweighted" if field(raw, "use_qk_norm", True) else None,
         qk_norm_after_rope=True,
         layers_without_rope=unrotated(raw, layers),
+        sliding_window=chunk,
+        attention_chunks=chunk is not None,
+        layer_types=layer_types(raw, layers, lambda layer: chunk is not None and layer in rotated, "chunked_attention"),
+        query_scale_beta=field(raw, "attn_scale", 0.1) if tuned else 0.0,
+        floor_scale=field(raw, "floor_scale", 8192),
     )
 
 
