@@ -38,6 +38,7 @@ GROUPS = {
         "generate": "Continue a text, token by token.",
         "chat": "Chat with a model, turn by turn.",
         "batch": "Continue many prompts, from a file to a file.",
+        "log": "List, search and repeat the texts that --log kept.",
     },
     "Look inside": {
         "tour": "How does a language model work? A guided tour.",

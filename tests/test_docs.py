@@ -243,7 +243,13 @@ def test_every_command_is_documented() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_option_of_a_document_exists(document: str) -> None:
     commands = [cli.get_command(None, name) for name in COMMANDS]  # type: ignore[arg-type]
-    known = {word for command in commands if command for option in command.params for word in option.opts}
+    known = {
+        word
+        for command in commands
+        if command
+        for option in command.params
+        for word in (*option.opts, *option.secondary_opts)
+    }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCUMENTS[document]))
     assert named <= known | OTHER_PROGRAMS | {"--help", "--version"} | scripts_options(document)
 

@@ -21,6 +21,7 @@ from llmcli.commands.options.prompt_cache import (
     open_prompt_cache,
     prompt_cache_option,
 )
+from llmcli.commands.options.run_log import Logging, Setup, log_option, own_settings
 from llmcli.commands.options.sampling import Sampling, sampling_options
 from llmcli.commands.options.speculative import Speculative, speculative_options
 from llmcli.commands.shell.command import Command
@@ -49,6 +50,7 @@ class GenerateCommand(Command):
 @prompt_cache_option
 @sample_count_options
 @printing_options
+@log_option
 @verbose_option
 def generate(
     prompt: Prompt,
@@ -62,6 +64,7 @@ def generate(
     prompt_cache: Path | None,
     samples: SampleCount,
     printing: Printing,
+    logging: Logging,
 ) -> None:
     """Continue PROMPT, token by token.
 
@@ -76,7 +79,7 @@ def generate(
       echo "It was a dark night" | llmcli generate -n 50 --json
     """
     if endpoint.given:
-        write_server_text(endpoint.open(), prompt.read(), sampling, length, printing)
+        write_server_text(endpoint.open(), prompt.read(), sampling, length, printing, logging)
         return
     grammar.exclude_all(length)
     _check_combinations(choice, ablation, speculative, prompt_cache, samples)
@@ -86,9 +89,17 @@ def generate(
     ids = fit(loaded, text, length.overflow, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)), length.adopted)
     prefix = text if printing.echo else ""
+    limits = (length.max_tokens, length.stop, length.overflow == "shift")
+    setup = Setup(choice, ablation, sampling, grammar, *limits, own_settings(loaded))
     if samples.count > 1:
         several = generation.Samples(loaded, ids, sampler, samples.count, **length.limits)
-        write_samples(several, samples, printing, prefix)
+        interrupted = write_samples(several, samples, printing, prefix)
+        results = several.results()
+        logging.keep(loaded, setup, text, ids, {sample.seed: sample for sample in results})
+        if interrupted:
+            sys.exit(EXIT_INTERRUPTED)
+        shown = [sample for sample in results if sample.best or not samples.best]
+        check_valid([(sample.finish, sample.valid) for sample in shown])
         return
     proposer = speculative.proposer(loaded, choice)
     cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, loaded, ids, length.max_tokens)
@@ -98,6 +109,7 @@ def generate(
         write_json(generated, loaded, ids, alternatives=printing.probs or ALTERNATIVES)
     else:
         write_text(generated, loaded, prefix=prefix, alternatives=printing.probs, verbose=is_verbose())
+    logging.keep(loaded, setup, text, ids, {sampler.seed: generated})
     check_saved(generated)
     if generated.finish == "interrupted":
         sys.exit(EXIT_INTERRUPTED)

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from llmcli.render.query_key_value import print_head as print_head
     from llmcli.render.reports import html as html
     from llmcli.render.reports import print_report as print_report
+    from llmcli.render.run_log import print_run as print_run
+    from llmcli.render.run_log import print_runs as print_runs
     from llmcli.render.samples import SamplesWriter as SamplesWriter
     from llmcli.render.samples import SampleToken as SampleToken
     from llmcli.render.samples import print_samples as print_samples
@@ -160,6 +162,8 @@ __all__ = [
     "print_position",
     "print_probabilities",
     "print_report",
+    "print_run",
+    "print_runs",
     "print_samples",
     "print_score",
     "print_server_limits",
@@ -214,6 +218,8 @@ __getattr__, __dir__ = lazy.exports(
         "print_inspect": "inspect",
         "print_lens": "lens",
         "print_models": "models",
+        "print_run": "run_log",
+        "print_runs": "run_log",
         "print_neighbours": "neighbours",
         "ModelLabel": "numbers",
         "at_most": "numbers",

@@ -13,6 +13,7 @@ from llmcli.generation.filters import OPTIONS, Filter, settings_of
 from llmcli.render.numbers import ModelLabel, significant
 
 if TYPE_CHECKING:
+    from llmcli.files.run_log import Run
     from llmcli.hub.cache import LocalModel
 
 # Keys of numbers that no model computed, and of those that must be exact to replay a draw.
@@ -74,6 +75,13 @@ def finite(number: float) -> float | None:
 def filter_settings(filter: Filter) -> dict[str, Any]:
     """Return a filter's name, its value, and its other numbers by option name."""
     return {"name": filter.name, "value": filter.value, **settings_of(filter)}
+
+
+def logged_run(run: Run) -> dict[str, Any]:
+    """Return the record of ``log --json``: a run without the numbers that only its repetition needs."""
+    form: dict[str, Any] = record(run)
+    del form["replay"]
+    return {"id": form.pop("id"), **form}
 
 
 def generation_start(

@@ -18,7 +18,9 @@ from llmcli.commands.options.ablation import Ablation, ablation_options
 from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
+from llmcli.commands.options.grammar import GrammarChoice
 from llmcli.commands.options.model import ModelChoice
+from llmcli.commands.options.run_log import Logging, Setup, log_option, own_settings
 from llmcli.commands.options.sampling import Sampling, sampling_options
 from llmcli.commands.options.template import Template, template_of, template_options
 from llmcli.commands.options.writable import check_writable
@@ -55,6 +57,7 @@ RAW = "use --raw to let it continue what you write, or give it a template with -
     type=click.IntRange(min=1),
     help=f"Maximum number of tokens per reply.  [default: the model's, else {REPLY_TOKENS}]",
 )
+@log_option
 @verbose_option
 def chat(
     system_prompt: str | None,
@@ -66,6 +69,7 @@ def chat(
     endpoint: Endpoint,
     sampling: Sampling,
     max_tokens: int | None,
+    logging: Logging,
 ) -> None:
     """Chat with a model. With --raw, any model continues what you write.
 
@@ -90,12 +94,12 @@ def chat(
         chat_file = None if file is None else stack.enter_context(text.ChatFile(file))
         session: AnySession
         if endpoint.given:
-            session = server_session(endpoint.open(), sampling, raw=raw, file=chat_file, verbose=is_verbose())
+            session = server_session(endpoint.open(), sampling, logging, raw=raw, file=chat_file, verbose=is_verbose())
             begin(session, system_prompt)
             shipped = False
         else:
             found = None if raw else template_of(choice, RAW, template)  # before the weights are loaded
-            session = local_session(choice, ablation, sampling, found, file=chat_file, verbose=is_verbose())
+            session = local_session(choice, ablation, sampling, found, logging, file=chat_file, verbose=is_verbose())
             begin(session, system_prompt)
             warn_about_doubled_token(session.conversation)
             shipped = is_shipped(session.conversation.loaded)
@@ -117,6 +121,7 @@ def local_session(
     ablation: Ablation,
     sampling: Sampling,
     template: text.ChatTemplate | None,
+    logging: Logging,
     *,
     file: text.ChatFile | None,
     verbose: bool,
@@ -126,7 +131,16 @@ def local_session(
 
     form = text.PlainFormat(loaded.tokenizer) if template is None else text.TemplateFormat(template, loaded.tokenizer)
     settings = SamplerSettings(click.get_current_context(), sampling, loaded)
-    return LocalSession(generation.Conversation(loaded, form), settings, template is None, file, verbose)
+    conversation = generation.Conversation(loaded, form)
+
+    def log(reply: generation.Reply) -> None:
+        limits = (settings.max_tokens, loaded.defaults.stop, False)
+        own = own_settings(conversation.loaded)
+        setup = Setup(choice, ablation, settings.sampling, GrammarChoice(None, None), *limits, own)
+        prompt, seeds = reply.messages[-1].content, {reply.sampler.seed: reply.generation}
+        logging.keep(conversation.loaded, setup, prompt, list(reply.prompt), seeds)
+
+    return LocalSession(conversation, settings, template is None, file, verbose, log)
 
 
 def is_shipped(loaded: generation.LoadedModel) -> bool:

@@ -16,6 +16,7 @@ from llmcli.commands.streaming.server import stream
 from llmcli.errors import LlmcliError
 
 if TYPE_CHECKING:
+    from llmcli.commands.options.run_log import Logging
     from llmcli.commands.options.sampling import Sampling
 
 
@@ -75,6 +76,7 @@ class ServerSession(Remote):
             render.note("interrupted before the first token; the chat is unchanged", sys.stderr)
             return
         self.conversation.keep(messages, writing.text, tokens)
+        self.log((messages, self.fields.get("seed"), writing))
         if self.probs:
             render.print_server_probabilities(reports, sys.stderr)
         if self.verbose:
@@ -87,8 +89,20 @@ class ServerSession(Remote):
 
 
 def server_session(
-    server: endpoint.Server, sampling: Sampling, *, raw: bool, file: text.ChatFile | None, verbose: bool
+    server: endpoint.Server,
+    sampling: Sampling,
+    logging: Logging,
+    *,
+    raw: bool,
+    file: text.ChatFile | None,
+    verbose: bool,
 ) -> ServerSession:
     """Start a chat with the server's model."""
     settings = ServerSettings(click.get_current_context(), sampling, server)
-    return ServerSession(endpoint.ServerConversation(server, raw=raw), settings, raw, file, verbose)
+
+    def log(reply: tuple[generation.Messages, int | None, endpoint.ServerGeneration]) -> None:
+        messages, seed, writing = reply
+        prompt, finish = messages[-1].content, writing.finish or ""
+        logging.keep_server_text(server.name, prompt, seed, writing.text, finish, writing.tokens)
+
+    return ServerSession(endpoint.ServerConversation(server, raw=raw), settings, raw, file, verbose, log)

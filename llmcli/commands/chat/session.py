@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -49,8 +50,8 @@ S = TypeVar("S", bound="Settings")
 class Session(ABC, Generic[T, S]):
     """A chat and its state.
 
-    ``raw`` chats use no template. ``file`` is saved after every turn. ``probs``: show probabilities. ``interrupted``:
-    Ctrl-C stopped the last reply. ``failed``: some line failed.
+    ``raw`` chats use no template. ``file`` is saved after every turn. ``log`` keeps a reply in the run log. ``probs``:
+    show probabilities. ``interrupted``: Ctrl-C stopped the last reply. ``failed``: some line failed.
     """
 
     conversation: T
@@ -58,6 +59,7 @@ class Session(ABC, Generic[T, S]):
     raw: bool
     file: text.ChatFile | None
     verbose: bool
+    log: Callable[[Any], None]
     probs: bool = False
     interrupted: bool = False
     failed: bool = False
@@ -110,6 +112,7 @@ class LocalSession(Local):
             render.note("interrupted before the first token; the chat is unchanged", sys.stderr)
             return
         self.conversation.keep(reply)
+        self.log(reply)
         if self.verbose:
             render.print_summary(generation, sys.stderr, seed=sampler.seed, context=self.conversation.context)
         elif generation.finish != "stop_token":

@@ -108,6 +108,7 @@ class SamplerSettings(Settings):
     def use(self, sampling: Sampling, max_tokens: int | None) -> int | None:
         limits = Length(max_tokens, (), "error").of(self._loaded).adopted
         self._chain = sampling.sampler(self._loaded, limits=limits)
+        self.sampling = sampling
         return self._chain.seed
 
     def unset(self, name: str) -> str:

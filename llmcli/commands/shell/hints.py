@@ -24,8 +24,10 @@ HINTS: dict[str, str] = {
     "no-llguidance": "--json-schema, --regex and --choices need it: pip install llguidance",
     "no-shipped-model": "name one: -m FOLDER",
     "not-divisible": "run it in one process, or name the model that it was made from",
+    "no-such-run": "llmcli log lists the runs",
     "nothing-to-resume": "start without --resume",
     "other-corpus": "use the same files as before, including --valid; to train on these, start a new run with --init",
+    "other-model": "to repeat it anyway, add --any-model",
     "out-of-memory": "use a smaller model, a shorter prompt or --dtype bfloat16",
     "position-beyond-context": "shorten it, or choose an earlier position with --at",
     "prompt-too-long": "shorten it (llmcli tokenize --count counts tokens), or cut its beginning with"

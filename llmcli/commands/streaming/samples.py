@@ -12,11 +12,10 @@ import click
 
 from llmcli import explain, generation, render
 from llmcli.commands.options.common import MOST_TEXTS, bundle
-from llmcli.commands.options.grammar import check_valid
 from llmcli.commands.options.model import describe_model
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.commands.streaming.text import Printing
-from llmcli.errors import EXIT_INTERRUPTED, usage_error
+from llmcli.errors import usage_error
 from llmcli.files.ndjson import write_line
 from llmcli.render import json_forms
 
@@ -77,21 +76,15 @@ class InterruptibleSamples:
         return render.SampleToken(key, step.chunk, step.step.choice.prob, report, step.done)
 
 
-def write_samples(samples: generation.Samples, count: SampleCount, printing: Printing, prefix: str) -> None:
-    """Print all texts, or only the best.
-
-    Exits with 130 after Ctrl-C. Raises LlmcliError if a printed text does not fit the grammar.
-    """
+def write_samples(samples: generation.Samples, count: SampleCount, printing: Printing, prefix: str) -> bool:
+    """Print all texts, or only the best. Returns whether Ctrl-C ended them."""
     tokens = InterruptibleSamples(samples, printing.alternatives)
     if printing.as_json:
         _write_json(tokens, best=count.best)
     else:
         with render.at_most(describe_model(samples.loaded).digits):
             _write_text(tokens, best=count.best, prefix=prefix)
-    if tokens.interrupted:
-        sys.exit(EXIT_INTERRUPTED)
-    shown = [sample for sample in samples.results() if sample.best or not count.best]
-    check_valid([(sample.finish, sample.valid) for sample in shown])
+    return tokens.interrupted
 
 
 def _write_text(tokens: InterruptibleSamples, *, best: bool, prefix: str) -> None:

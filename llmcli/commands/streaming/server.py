@@ -8,6 +8,7 @@ from typing import Any
 from llmcli import endpoint, explain, render
 from llmcli.commands.options.endpoint import fields_of
 from llmcli.commands.options.length import Length
+from llmcli.commands.options.run_log import Logging
 from llmcli.commands.options.sampling import Sampling
 from llmcli.commands.shell.interrupt import Interrupt
 from llmcli.commands.streaming.text import Printing
@@ -17,9 +18,9 @@ from llmcli.render import json_forms
 
 
 def write_server_text(
-    server: endpoint.Server, text: str, sampling: Sampling, length: Length, printing: Printing
+    server: endpoint.Server, text: str, sampling: Sampling, length: Length, printing: Printing, logging: Logging
 ) -> None:
-    """Let the server continue ``text`` and print the result. Exits with 130 after Ctrl-C."""
+    """Let the server continue ``text``, print the result and log it. Exits with 130 after Ctrl-C."""
     if length.max_tokens == 0:
         raise usage_error("--max-tokens must be at least 1 with --endpoint", "omit it, or increase it")
     request = endpoint.Request(
@@ -29,6 +30,8 @@ def write_server_text(
         generation = _write_json(server, request, sampling, needed=printing.probs is not None)
     else:
         generation = _write_text(server, request, prefix=text if printing.echo else "", seed=sampling.seed)
+    finish = generation.finish or ""
+    logging.keep_server_text(server.name, text, sampling.seed, generation.text, finish, generation.tokens)
     if generation.finish == "interrupted":
         sys.exit(EXIT_INTERRUPTED)
 
