@@ -134,6 +134,7 @@ def test_commands_run_as_printed(
     document: str, desk: Path, done: set[str], hub_of_the_documents: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(desk)
+    monkeypatch.setattr("llmcli.commands.options.run_log.config_folder", lambda: desk / "config")
     for line in lines_of(mark="", document=document):
         if line in done:
             continue
