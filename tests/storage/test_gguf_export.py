@@ -21,12 +21,13 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.files.atomic import replacing
 from llmcli.generation.gguf_texts import gguf_metadata
-from llmcli.model.families import FAMILIES
-from llmcli.model.families.gguf import architecture_for
+from llmcli.model.families import FAMILIES, family_of
+from llmcli.model.families.gguf import architecture_for, described
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.ggml import restore
 from llmcli.storage.gguf.export import GgufExport, GgufType
 from llmcli.storage.gguf.quantizers import encode
+from llmcli.storage.gguf.weights import contents_of
 from llmcli.storage.quantized_checkpoint import save_quantized
 from llmcli.text.gguf.export import describe_tokenizer
 from llmcli.text.tokenizer import Tokenizer, load_tokenizer
@@ -79,7 +80,7 @@ def test_a_file_is_that_of_the_converter(case: str, tmp_path: Path) -> None:
     assert {key: ours.get(key) for key in theirs if key not in others} == {
         key: value for key, value in theirs.items() if key not in others
     }
-    assert planned.changes == []
+    assert len(planned.changes) == (case == "gpt_oss-yarn")
     torch.testing.assert_close(logits_of(tmp_path / "ours.gguf"), logits_of(folder), atol=1e-4, rtol=0)
 
 
@@ -271,6 +272,22 @@ def test_every_other_family_has_an_architecture(tmp_path: Path) -> None:
         architecture_for(replace(config, model_type="other"))
 
 
+@pytest.mark.parametrize("case", ["deepseek_v3", "gemma4_text", "falcon_h1", "nemotron_h-experts", "ministral3"])
+def test_metadata_that_cannot_be_right_is_one_line(case: str, tmp_path: Path) -> None:
+    export(write_model(tmp_path / "model", case), tmp_path / "model.gguf", "F32")
+    read, messages = contents_of(tmp_path / "model.gguf"), []
+    for key in read.metadata:
+        for value in ("x", "", -1, 0, 2**40, float("nan"), [], [0], ["a"], [1] * 9):
+            changed = replace(read, metadata={**read.metadata, key: value})
+            try:
+                raw = described(changed)
+                family_of(raw).parse(raw)
+            except LlmcliError as error:
+                messages.append(str(error))
+    assert len(messages) > 50
+    assert not [message for message in messages if "\n" in message]
+
+
 def test_without_windows_the_context_is_one_window(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", "llama", model_type="mistral", sliding_window=40)
     planned = export(folder, tmp_path / "model.gguf", "F32")
@@ -367,7 +384,7 @@ def tokenizer_metadata() -> Mapping[str, Any]:
     return describe_tokenizer(tokenizer, 330, {"bos": 0, "eos": 1}, [1]).metadata
 
 
-# Other cases show the same, and llama.cpp rounds the range of gpt-oss's YaRN.
+# Other cases show the same, and llama.cpp rounds the ends of YaRN's ramp.
 NOT_COMPARED = {"llama", "llama-linear", "gpt2-untied", "gpt_neox-serial", "gpt_oss-yarn"}
 
 
@@ -378,6 +395,20 @@ def test_llama_cpp_writes_the_same_text(case: str, tmp_path: Path) -> None:
     export(folder, tmp_path / "model.gguf", "F32", tokenizer_metadata())
     ids = [5, 80, 11, 200, 7] * 4  # beyond LongRoPE's original context: llama.cpp always uses the long factors
     assert greedy(tmp_path / "model.gguf", ids, 10) == ours(folder, ids, 10)
+
+
+def test_of_gpt_oss_llama_cpp_computes_only_the_ends_of_yarns_ramp_differently(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    case = "gpt_oss-yarn"
+    folder = write_model(tmp_path / "model", case, vocab_size=330)
+    planned = export(folder, tmp_path / "model.gguf", "F32", tokenizer_metadata())
+    assert planned.changes == ["llama.cpp rounds the ends of YaRN's ramp, so some pairs rotate at another speed"]
+    rounded = {**MODELS[case]["rope_scaling"], "truncate": True}
+    other = write_model(tmp_path / "rounded", case, vocab_size=330, rope_scaling=rounded)
+    ids = [5, 80, 11, 200, 7] * 12
+    theirs = greedy(tmp_path / "model.gguf", ids, 10)
+    assert theirs == ours(other, ids, 10)
+    assert theirs != ours(folder, ids, 10)
 
 
 @pytest.mark.skipif("LLMCLI_REAL_MODELS" not in os.environ, reason="needs LLMCLI_REAL_MODELS")

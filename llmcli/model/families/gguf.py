@@ -171,7 +171,7 @@ def described(contents: Contents) -> dict[str, Any]:
         raise LlmcliError("the file has no tensor token_embd.weight", "it holds no language model, or only a part")
     raw = {
         "model_type": architecture.model_type,
-        "vocab_size": contents.shapes["token_embd.weight"][0],
+        "vocab_size": contents.rows("token_embd.weight"),
         "num_key_value_heads": contents.need(HEADS),
         "tie_word_embeddings": "output.weight" not in contents.shapes,
         "rope_theta": 10000.0,
@@ -262,7 +262,10 @@ def _windows_in(period: int) -> Callable[[ModelConfig], bool]:
 
 
 def _gpt_oss(contents: Contents) -> dict[str, Any]:
-    """Metadata cannot say that YaRN's range is not rounded, but the family's never is."""
+    """Metadata cannot say that the ends of YaRN's ramp are not rounded, but the family's never are.
+
+    In llama.cpp they are: in the published models, 9 of 32 pairs rotate at another speed, one of them 76% faster.
+    """
     scaling = scaling_of(contents) or {"rope_type": "default"}
     return {
         "attention_bias": "blk.0.attn_q.bias" in contents.shapes,
@@ -297,7 +300,7 @@ def _kv_heads(config: ModelConfig) -> dict[str, Any]:
 def _kinds(contents: Contents, recurrent: str) -> list[str]:
     """The kinds of the layers, by their key/value heads."""
     heads = contents.find(KV_HEADS)
-    heads = heads if isinstance(heads, list) else [1] * contents.count("block_count", 1)
+    heads = heads if isinstance(heads, list) else [1] * contents.layers
     return ["full_attention" if each else recurrent for each in heads]
 
 
@@ -401,7 +404,7 @@ TEMPERATURE = "attention.temperature_scale"
 
 def _ministral3(contents: Contents) -> dict[str, Any]:
     scaling = {"rope_type": "default"} | (scaling_of(contents) or {})
-    growth = contents.find(LOG_MULTIPLIER)
+    growth = contents.number(LOG_MULTIPLIER)
     if growth:
         scaling |= {"mscale": 1.0, "mscale_all_dim": growth}
     return {"rope_scaling": scaling | {"llama_4_scaling_beta": contents.find(TEMPERATURE) or 0.0}}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmcli.errors import LlmcliError
+from llmcli.model.config import MAX_LAYERS
 from llmcli.model.families.fields import wrong
 
 HEADS, KV_HEADS = "attention.head_count", "attention.head_count_kv"
@@ -58,6 +59,20 @@ class Contents:
             raise wrong(key, value, "a whole number above 0")
         return value
 
+    def number(self, key: str) -> float:
+        """A number of the architecture; 0 if it is missing. Raises LlmcliError if it is something else."""
+        value = self.find(key)
+        if value is not None and type(value) not in (int, float):
+            raise wrong(key, value, "a number")
+        return float(value or 0)
+
+    def rows(self, name: str) -> int:
+        """The number of rows of a tensor. Raises LlmcliError if it is missing, or has none."""
+        shape = self.shapes.get(name, ())
+        if not shape:
+            raise LlmcliError(f"the file has no rows of {name}", "the file may be damaged")
+        return shape[0]
+
     def by_layer(self, key: str) -> list[Any]:
         """A value of the architecture for each layer. Raises LlmcliError if it is missing, or not for every layer."""
         value = self.find(key)
@@ -75,8 +90,11 @@ class Contents:
 
     @property
     def layers(self) -> int:
-        """The number of the model's layers. Raises LlmcliError if it is not a whole number."""
-        return self.count("block_count", 1) - self.predicting_layers
+        """The number of the model's layers. Raises LlmcliError if it is not a whole number, or too large."""
+        layers = self.count("block_count", 1) - self.predicting_layers
+        if layers > MAX_LAYERS:
+            raise wrong("block_count", layers, f"at most {MAX_LAYERS}")
+        return layers
 
     @property
     def head_dim(self) -> int:

@@ -57,15 +57,15 @@ def _gemma4(contents: Contents) -> dict[str, Any]:
     if full and kv_heads[full[0]] != _kv_heads(contents, KV_HEADS):
         own["num_key_value_heads"] = kv_heads[full[0]]
     theta, local_theta = contents.find("rope.freq_base"), contents.find("rope.freq_base_swa")
-    embedding = contents.shapes.get("per_layer_token_embd.weight", (1,))
+    own_inputs = contents.find("embedding_length_per_layer_input") or 0
     return {
         "head_dim": contents.count("attention.key_length_swa", global_dim),
         "per_layer_config": {str(layer): own for layer in full},
         "layer_types": ["sliding_attention" if each else "full_attention" for each in windowed],
         "attention_k_eq_v": bool(full) and f"blk.{full[0]}.attn_v.weight" not in contents.shapes,
         "use_double_wide_mlp": widths[-1] == 2 * widths[0],
-        "hidden_size_per_layer_input": contents.find("embedding_length_per_layer_input") or 0,
-        "vocab_size_per_layer_input": embedding[0],
+        "hidden_size_per_layer_input": own_inputs,
+        "vocab_size_per_layer_input": contents.rows("per_layer_token_embd.weight") if own_inputs else 1,
         "enable_moe_block": bool(contents.find("expert_count")),
         "final_logit_softcapping": contents.find("final_logit_softcapping") or None,
         "rope_scaling": None,

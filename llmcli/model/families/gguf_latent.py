@@ -93,7 +93,7 @@ def _deepseek(contents: Contents) -> dict[str, Any]:
 
 def _scaling(contents: Contents) -> dict[str, Any] | None:
     """Files state a tenth of what YaRN's scale of scores grows by; rotated features are not scaled, then."""
-    scaling, tenth = scaling_of(contents), contents.find(LOG_MULTIPLIER)
+    scaling, tenth = scaling_of(contents), contents.number(LOG_MULTIPLIER)
     if scaling is None or not tenth:
         return scaling
     grows = float(f"{10 * tenth:.6g}")

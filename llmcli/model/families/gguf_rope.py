@@ -83,6 +83,8 @@ def proportional(contents: Contents, head_dim: int) -> dict[str, Any]:
     if shape != (head_dim // 2,) or head_dim // 2 > MAX_FACTORS:
         raise wrong("rope_freqs.weight", f"of shape {list(shape)}", f"of shape [{head_dim // 2}]")
     factors = contents.values("rope_freqs.weight")
+    if not factors:
+        raise wrong("rope_freqs.weight", "empty", "one number for each pair of features")
     moving = [factor for factor in factors if factor < STILL / 2]
     share = {"partial_rotary_factor": len(moving) / len(factors)}
     return {"rope_type": "proportional", **share, "factor": moving[0] if moving else 1.0}

@@ -16,7 +16,7 @@ from llmcli.files.gguf import BLOCKS
 from llmcli.files.gguf_writer import NewTensor, write_header
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import family_of
-from llmcli.model.families.gguf import architecture_for, described, metadata_of
+from llmcli.model.families.gguf import architecture_for, architecture_of, described, metadata_of
 from llmcli.model.families.gguf_architecture import DROPPED, WINDOW
 from llmcli.model.families.gguf_contents import Contents
 from llmcli.model.families.gguf_rope import factors_of
@@ -72,7 +72,10 @@ class GgufExport:
         self.stored: Stored = stored_parameters(checkpoint, adapter)
         config = self.stored.config
         self.vocab_size, self.unused = config.vocab_size, self.stored.unused
+        is_gguf = checkpoint.folder.is_file()
         self._name, self._architecture = architecture_for(config)
+        if is_gguf:  # whose metadata is copied
+            self._architecture = architecture_of(contents_of(checkpoint.folder))
         self.rules = self._architecture.rules(config)
         self._unfit: dict[str, int] = {}
         self.tensors, self.places = self._planned()
@@ -81,7 +84,6 @@ class GgufExport:
         self.changes = [
             f"stored as {type}, {rows}: {count} of {matrices} matrices" for type, count in self._unfit.items()
         ]
-        is_gguf = checkpoint.folder.is_file()
         self.metadata, self.factors = _copied(checkpoint.folder) if is_gguf else self._described(config)
         self.metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
         for name, factors in self.factors.items():
@@ -138,6 +140,8 @@ class GgufExport:
             self.changes.append(f"the context is limited to the attention window of {window} tokens")
         if self._name == "phi3" and config.sliding_window is not None:
             self.changes.append(f"llama.cpp does not use the attention window of {config.sliding_window} tokens")
+        if config.rope is not None and config.rope.rope_type == "yarn" and not config.rope.truncate:
+            self.changes.append("llama.cpp rounds the ends of YaRN's ramp, so some pairs rotate at another speed")
         unsuited, written = self._architecture.refused(written), self._architecture.multiplied(written)
         metadata, factors = metadata_of(written), factors_of(written)
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
@@ -211,8 +215,21 @@ def _copied(path: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
         for key, value in contents.metadata.items()
         if key != "general.alignment" and not key.startswith("split.")
     }
+    if contents.predicting_layers:
+        metadata = _without_predicting(contents, metadata)
     names = [name for name in contents.shapes if any(re.fullmatch(pattern, name) for pattern in DROPPED)]
     return metadata, {name: contents.values(name) for name in names}
+
+
+def _without_predicting(contents: Contents, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata without the layers after the model's own, which are not read."""
+    own, all, layers = f"{contents.architecture}.", contents.count("block_count", 1), contents.layers
+    shorter = {
+        key: value[:layers] if key.startswith(own) and isinstance(value, list) and len(value) == all else value
+        for key, value in metadata.items()
+        if key != f"{own}nextn_predict_layers"
+    }
+    return shorter | {f"{own}block_count": layers}
 
 
 def _without_windows(config: ModelConfig) -> ModelConfig:
