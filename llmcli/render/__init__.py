@@ -57,6 +57,13 @@ if TYPE_CHECKING:
     from llmcli.render.progress import VerifyProgress as VerifyProgress
     from llmcli.render.progress import WritingProgress as WritingProgress
     from llmcli.render.query_key_value import print_head as print_head
+    from llmcli.render.quiz import LETTERS as LETTERS
+    from llmcli.render.quiz import QuizQuestion as QuizQuestion
+    from llmcli.render.quiz import print_question as print_question
+    from llmcli.render.quiz import print_quiz as print_quiz
+    from llmcli.render.quiz import print_quiz_score as print_quiz_score
+    from llmcli.render.quiz import quiz_questions as quiz_questions
+    from llmcli.render.quiz import verdict as verdict
     from llmcli.render.reports import html as html
     from llmcli.render.reports import print_report as print_report
     from llmcli.render.run_log import print_run as print_run
@@ -101,6 +108,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENDINGS",
+    "LETTERS",
     "PROMPT_CACHE_UNUSED",
     "TOUR_STOPS",
     "BatchProgress",
@@ -112,6 +120,7 @@ __all__ = [
     "LoadingProgress",
     "ModelLabel",
     "Picture",
+    "QuizQuestion",
     "SampleToken",
     "SamplesWriter",
     "ScoringProgress",
@@ -161,6 +170,9 @@ __all__ = [
     "print_path",
     "print_position",
     "print_probabilities",
+    "print_question",
+    "print_quiz",
+    "print_quiz_score",
     "print_report",
     "print_run",
     "print_runs",
@@ -184,13 +196,22 @@ __all__ = [
     "print_why",
     "printable",
     "prompt_cache_line",
+    "quiz_questions",
     "token_label",
+    "verdict",
     "write_bench_json",
     "write_settings_json",
 ]
 __getattr__, __dir__ = lazy.exports(
     __name__,
     {
+        "quiz_questions": "quiz",
+        "verdict": "quiz",
+        "print_quiz_score": "quiz",
+        "print_quiz": "quiz",
+        "print_question": "quiz",
+        "QuizQuestion": "quiz",
+        "LETTERS": "quiz",
         "print_attend": "attend",
         "print_attention_pattern": "attend",
         "BenchRow": "bench",

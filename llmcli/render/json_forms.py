@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from llmcli import endpoint, explain, generation, text
+from llmcli import endpoint, explain, generation, render, text
 from llmcli.generation.filters import OPTIONS, Filter, settings_of
 from llmcli.render.numbers import ModelLabel, significant
 
@@ -263,6 +263,11 @@ def step(report: explain.StepReport) -> dict[str, Any]:
             for column in report.columns
         ]
     return form
+
+
+def quiz(report: explain.TourReport) -> dict[str, Any]:
+    """Return the record of ``tour --quiz --json``: that of the tour, and its questions."""
+    return {**record(report), "quiz": [record(question) for question in render.quiz_questions(report)]}
 
 
 def server_step(report: endpoint.ServerStep) -> dict[str, Any]:

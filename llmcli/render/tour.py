@@ -54,7 +54,7 @@ def _introduction(text: str, stream: TextIO) -> None:
     print_line("", stream)
 
 
-def _end_of(text: str) -> str:
+def ending_of(text: str) -> str:
     """Return the end of a text, on one line."""
     return ("…" if len(text) > EXCERPT else "") + one_line(text[-EXCERPT:])
 
@@ -136,7 +136,7 @@ def _layers(report: explain.TourReport, stream: TextIO) -> None:
     _introduction(
         f"""A layer consists of attention and a feed-forward network (MLP), which works on each token by itself and
         holds much of what the model knows. Each adds its result to the token's vector, in {report.layers} layers one
-        after another. Stop after each layer, and ask for the token after “{_end_of(report.begun)}”:
+        after another. Stop after each layer, and ask for the token after “{ending_of(report.begun)}”:
         {_how_it_forms(report)}""",
         stream,
     )
@@ -173,7 +173,7 @@ def _probabilities(report: explain.TourReport, stream: TextIO) -> None:
         f"""The vector after the last layer is compared with a vector for every token ({table}), which gives each token
         a score, its logit. Softmax turns logits into probabilities p: e to the power of the logit, divided by the sum
         of these powers over all {report.step.vocabulary} tokens. A logit that is higher by 1 means a probability that
-        is 2.7 times as large. The most probable tokens after “{_end_of(report.begun)}”:""",
+        is 2.7 times as large. The most probable tokens after “{ending_of(report.begun)}”:""",
         stream,
     )
     longest = max(row.p for row in shown)
@@ -218,7 +218,7 @@ def _loop(report: explain.TourReport, stream: TextIO) -> None:
         f"""The drawn token is appended to the text, and the loop repeats: this is how all text is generated. What
         attention needs from the earlier tokens, their keys and values, is kept (the KV cache), so each step computes
         only the new token. The loop ends at the latest when the context is full, here at {report.context} tokens. After
-        “{_end_of(report.begun)}” the model wrote “{_beginning_of(written)}”:""",
+        “{ending_of(report.begun)}” the model wrote “{_beginning_of(written)}”:""",
         stream,
     )
     print_probabilities(report.loop[:ROWS], stream)
