@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from llmcli.explain.report import ScoreReport as ScoreReport
     from llmcli.explain.report import VocabEntry as VocabEntry
     from llmcli.explain.report import Windows as Windows
+    from llmcli.explain.report import vocab_entry as vocab_entry
     from llmcli.explain.sampling_step import Candidate as Candidate
     from llmcli.explain.sampling_step import StageReport as StageReport
     from llmcli.explain.sampling_step import StepReport as StepReport
@@ -99,6 +100,11 @@ if TYPE_CHECKING:
     from llmcli.explain.verification.proof import Proof as Proof
     from llmcli.explain.verification.view import VerifyReport as VerifyReport
     from llmcli.explain.verification.view import verify as verify
+    from llmcli.explain.walkthrough import Choice as Choice
+    from llmcli.explain.walkthrough import Control as Control
+    from llmcli.explain.walkthrough import HeadMaps as HeadMaps
+    from llmcli.explain.walkthrough import Walkthrough as Walkthrough
+    from llmcli.explain.walkthrough import walk_through as walk_through
 
 __all__ = [
     "Alternative",
@@ -114,16 +120,19 @@ __all__ = [
     "ChatToken",
     "ChatTokenization",
     "Check",
+    "Choice",
     "ChoiceRow",
     "Claim",
     "CompareReport",
     "CompareSummary",
     "ComparedToken",
     "Contribution",
+    "Control",
     "DecideReport",
     "Divergence",
     "Divergences",
     "GeneratedToken",
+    "HeadMaps",
     "HeadReport",
     "HeadScores",
     "HeadsReport",
@@ -160,6 +169,7 @@ __all__ = [
     "VerifyReport",
     "VocabEntry",
     "WhyReport",
+    "Walkthrough",
     "Windows",
     "WordMerges",
     "ablate",
@@ -188,6 +198,8 @@ __all__ = [
     "tokenize_chat",
     "tour",
     "verify",
+    "vocab_entry",
+    "walk_through",
     "why",
 ]
 __getattr__, __dir__ = lazy.exports(
@@ -241,6 +253,7 @@ __getattr__, __dir__ = lazy.exports(
         "VerifyReport": "verification.view",
         "VocabEntry": "report",
         "Windows": "report",
+        "vocab_entry": "report",
         "StrongestPart": "attribution",
         "WhyReport": "attribution",
         "ablate": "ablation",
@@ -278,6 +291,11 @@ __getattr__, __dir__ = lazy.exports(
         "tour": "guided_tour",
         "verify": "verification.view",
         "why": "attribution",
+        "Choice": "walkthrough",
+        "Control": "walkthrough",
+        "HeadMaps": "walkthrough",
+        "Walkthrough": "walkthrough",
+        "walk_through": "walkthrough",
         "ChoiceRow": "decision",
         "DecideReport": "decision",
         "decide": "decision",

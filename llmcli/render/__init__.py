@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from llmcli.render.numbers import ModelLabel as ModelLabel
     from llmcli.render.numbers import at_most as at_most
     from llmcli.render.numbers import most_digits as most_digits
+    from llmcli.render.page import page_html as page_html
+    from llmcli.render.page import save_page as save_page
     from llmcli.render.patch import print_patch as print_patch
     from llmcli.render.picture import Caption as Caption
     from llmcli.render.picture import Picture as Picture
@@ -142,6 +144,7 @@ __all__ = [
     "most_digits",
     "note",
     "one_line",
+    "page_html",
     "print_accuracy",
     "print_attend",
     "print_attention_pattern",
@@ -197,6 +200,7 @@ __all__ = [
     "printable",
     "prompt_cache_line",
     "quiz_questions",
+    "save_page",
     "token_label",
     "verdict",
     "write_bench_json",
@@ -246,6 +250,8 @@ __getattr__, __dir__ = lazy.exports(
         "at_most": "numbers",
         "most_digits": "numbers",
         "Caption": "picture",
+        "page_html": "page",
+        "save_page": "page",
         "Picture": "picture",
         "BatchProgress": "progress",
         "DownloadProgress": "progress",

@@ -35,6 +35,7 @@ HINTS: dict[str, str] = {
     "prompts-beyond-context": "use shorter prompts or a larger --context",
     "quantized-needs-cpu": "use --device cpu",
     "question-beyond-context": "use a shorter prompt",
+    "not-recomputed": "turn it off, or list it in --samplers before temperature, top-k, top-p and min-p",
     "ranks-need-cpu-or-cuda": "use --device cpu",
     "repetition-penalty-zero": "1 turns the penalty off; values above 1 make repetition less likely",
     "reply-without-probabilities": "turn them on with /probs, then /regenerate the reply",

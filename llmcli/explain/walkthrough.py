@@ -1,0 +1,182 @@
+"""A text, token by token, with everything that the views show about each choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from llmcli.errors import usage_error
+from llmcli.explain.attention import sum_claim
+from llmcli.explain.attribution import WhyReport, why
+from llmcli.explain.continuations import BranchReport, branch
+from llmcli.explain.forward_pass import ForwardPass, observe
+from llmcli.explain.layer_heads import attention_output_claim
+from llmcli.explain.logit_lens import LensReport, lens
+from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
+from llmcli.explain.residual_stream import attribute
+from llmcli.explain.sampling_step import StepReport, step_report
+from llmcli.generation.distribution import check_finite
+from llmcli.generation.filters import Filter, MinP, Temperature, TopK, TopP, filter_of
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import Step, steps
+
+CONTROLS = (Temperature, TopK, TopP, MinP)  # the filters that can be recomputed with other values
+TOP = 12  # candidates before and after the filters
+WIDTH, DEPTH = 3, 3  # of the tree of continuations
+
+
+@dataclass(frozen=True)
+class Control:
+    """A filter whose value can be changed; ``value`` is the one that the text was generated with."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class HeadMaps:
+    """What each head of the attention ``layers`` does at the last of S positions.
+
+    ``weights`` [layers, H, S] is what it looks at, ``contributions`` [layers, H, S] what it adds from there to the
+    difference of the logits of ``WhyReport``.
+    """
+
+    layers: tuple[int, ...]
+    weights: Tensor
+    contributions: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One generated token: its step, and the views of the position before it.
+
+    ``logits`` [V] are the model's own, ``adjusted`` [V] those after the filters that come before the controls.
+    """
+
+    logits: Tensor
+    adjusted: Tensor
+    step: StepReport
+    lens: LensReport
+    why: WhyReport
+    branch: BranchReport
+    heads: HeadMaps | None  # None for a model without attention
+
+
+@dataclass(frozen=True)
+class Walkthrough:
+    """A generated text: the prompt's tokens and the ``choices`` after it. ``checked`` has all that the views claim."""
+
+    model: str
+    prompt: tuple[VocabEntry, ...]
+    choices: tuple[Choice, ...]
+    controls: tuple[Control, ...]
+    fixed: tuple[str, ...]  # the names of the filters before the controls
+    seed: int
+    checked: Check
+
+
+def walk_through(
+    loaded: LoadedModel, ids: Sequence[int], sampler: Sampler, order: Sequence[str], max_new_tokens: int
+) -> Walkthrough:
+    """Generate up to ``max_new_tokens`` after the prompt ``ids``, and look at each choice with every view.
+
+    ``order`` has the names of the filters in the order in which they run, also of those that are off.
+    Raises LlmcliError if a filter is on that is not recomputed with other values and does not come before those that
+    are, or the prompt is empty or fills the context.
+    """
+    fixed, controls = split_chain(sampler.filters, order)
+    context, choices, claims = list(ids), list[Choice](), list[Claim]()
+    for step in steps(
+        loaded.model, ids, sampler=sampler, max_new_tokens=max_new_tokens, stop_ids=loaded.stop_ids, rolls=False
+    ):
+        choice, found = _choice(loaded, step, sampler, len(fixed), ids, context)
+        choices.append(choice)
+        claims += found
+        context.append(step.token)
+    return Walkthrough(
+        model=loaded.name,
+        prompt=tuple(vocab_entry(loaded.tokenizer, id) for id in ids),
+        choices=tuple(choices),
+        controls=controls,
+        fixed=tuple(filter.name for filter in fixed),
+        seed=sampler.seed,
+        checked=check(*_worst(claims)),
+    )
+
+
+def split_chain(filters: Sequence[Filter], order: Sequence[str]) -> tuple[tuple[Filter, ...], tuple[Control, ...]]:
+    """Return the filters before the controls, and the controls in their order, with the value of "off" if they are off.
+
+    Raises LlmcliError unless the other filters come first and the temperature is a number.
+    """
+    first = next((n for n, filter in enumerate(filters) if isinstance(filter, CONTROLS)), len(filters))
+    for n, filter in enumerate(filters):
+        dynamic = isinstance(filter, Temperature) and filter.range > 0
+        if dynamic or not (isinstance(filter, CONTROLS) or (n < first and _is_fixed(filter))):
+            name = "dynatemp-range" if dynamic else filter.name
+            raise usage_error(f"the page cannot recompute a sampler with {name}", kind="not-recomputed")
+    values = {filter.name: filter.value for filter in filters[first:]}
+    controls = []
+    for name in order:
+        cls = filter_of(name)
+        if cls in CONTROLS:
+            value = values.get(name, cls.option.off)
+            assert value is not None
+            controls.append(Control(name, value))
+    return tuple(filters[:first]), tuple(controls)
+
+
+def _is_fixed(filter: Filter) -> bool:
+    """Whether no control changes what the filter does if it comes first; XTC depends on u."""
+    return filter.name not in ("xtc-probability", "mirostat-tau", "typical-p", "top-n-sigma")
+
+
+def _choice(
+    loaded: LoadedModel, step: Step, sampler: Sampler, fixed: int, prompt_ids: Sequence[int], context: Sequence[int]
+) -> tuple[Choice, list[Claim]]:
+    """One choice after ``context``, and what its views claim; ``fixed`` filters come before the controls."""
+    report = step_report(step, sampler, loaded.tokenizer, prompt_ids=prompt_ids, context_ids=context, top=TOP)
+    stages = sampler.stages(step.logits, context)[:fixed]
+    lensed = lens(loaded, context, token=step.token)
+    explained = why(loaded, context, token=step.token)
+    tree = branch(loaded, context, width=WIDTH, depth=DEPTH)
+    observed = observe(loaded.model, context)
+    heads, claims = _heads(loaded, observed, (explained.token.id, explained.other.id))
+    replayed = Claim("replaying each draw gives its token", float(report.check.replayed_id != step.token), 0.0)
+    choice = Choice(
+        logits=step.logits.float().cpu(),
+        adjusted=(stages[-1].logits if stages else step.logits).float().cpu(),
+        step=report,
+        lens=lensed,
+        why=explained,
+        branch=tree,
+        heads=heads,
+    )
+    return choice, [replayed, *claims, *lensed.check.claims, *explained.check.claims, *tree.check.claims]
+
+
+def _heads(loaded: LoadedModel, observed: ForwardPass, pair: tuple[int, int]) -> tuple[HeadMaps | None, list[Claim]]:
+    """The maps of all heads at the last position, and the claims of ``attend``."""
+    layers = tuple(observed.trace.attention)
+    if not layers:
+        return None, []
+    weights = torch.stack([observed.trace.attention[layer][0, :, -1] for layer in layers])
+    check_finite(weights, "attention weights")
+    split = attribute(loaded.model, observed, pair).heads
+    contributions = (split[0] - split[1])[list(layers)]
+    claims = [sum_claim(loaded.model, weights.flatten(0, 1)), attention_output_claim(loaded.model, observed, layers)]
+    return HeadMaps(layers, weights.cpu(), contributions.cpu()), claims
+
+
+def _worst(claims: Sequence[Claim]) -> list[Claim]:
+    """Each statement once, with the largest error that it has in ``claims``; a NaN counts as the largest."""
+    worst: dict[str, Claim] = {}
+    for claim in claims:
+        before = worst.get(claim.what)
+        if before is None or not claim.error <= before.error:
+            worst[claim.what] = claim if before is None else replace(claim, limit=max(claim.limit, before.limit))
+    return list(worst.values())
