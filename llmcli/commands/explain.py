@@ -51,7 +51,7 @@ def explain(prompt: Prompt, save: Path | None, max_tokens: int, choice: ModelCho
     \b
     Examples:
       llmcli explain "Once upon a time" --save page.html
-      llmcli explain "The king was" -n 5 --seed 7 --temperature 1.2 --save king.html
+      llmcli explain "The king was" -n 5 --temperature 1.2 --save king.html
     """
     if save is None:
         raise usage_error("explain writes a page, and needs a file for it", "add --save page.html")

@@ -100,8 +100,8 @@ if TYPE_CHECKING:
     from llmcli.explain.verification.proof import Proof as Proof
     from llmcli.explain.verification.view import VerifyReport as VerifyReport
     from llmcli.explain.verification.view import verify as verify
-    from llmcli.explain.walkthrough import Choice as Choice
     from llmcli.explain.walkthrough import Control as Control
+    from llmcli.explain.walkthrough import ExplainedChoice as ExplainedChoice
     from llmcli.explain.walkthrough import HeadMaps as HeadMaps
     from llmcli.explain.walkthrough import Walkthrough as Walkthrough
     from llmcli.explain.walkthrough import walk_through as walk_through
@@ -120,7 +120,6 @@ __all__ = [
     "ChatToken",
     "ChatTokenization",
     "Check",
-    "Choice",
     "ChoiceRow",
     "Claim",
     "CompareReport",
@@ -131,6 +130,7 @@ __all__ = [
     "DecideReport",
     "Divergence",
     "Divergences",
+    "ExplainedChoice",
     "GeneratedToken",
     "HeadMaps",
     "HeadReport",
@@ -168,8 +168,8 @@ __all__ = [
     "TourReport",
     "VerifyReport",
     "VocabEntry",
-    "WhyReport",
     "Walkthrough",
+    "WhyReport",
     "Windows",
     "WordMerges",
     "ablate",
@@ -291,7 +291,7 @@ __getattr__, __dir__ = lazy.exports(
         "tour": "guided_tour",
         "verify": "verification.view",
         "why": "attribution",
-        "Choice": "walkthrough",
+        "ExplainedChoice": "walkthrough",
         "Control": "walkthrough",
         "HeadMaps": "walkthrough",
         "Walkthrough": "walkthrough",

@@ -51,7 +51,7 @@ class HeadMaps:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExplainedChoice:
     """One generated token: its step, and the views of the position before it.
 
     ``logits`` [V] are the model's own, ``adjusted`` [V] those after the filters that come before the controls.
@@ -72,7 +72,7 @@ class Walkthrough:
 
     model: str
     prompt: tuple[VocabEntry, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[ExplainedChoice, ...]
     controls: tuple[Control, ...]
     fixed: tuple[str, ...]  # the names of the filters before the controls
     seed: int
@@ -89,7 +89,7 @@ def walk_through(
     are, or the prompt is empty or fills the context.
     """
     fixed, controls = split_chain(sampler.filters, order)
-    context, choices, claims = list(ids), list[Choice](), list[Claim]()
+    context, choices, claims = list(ids), list[ExplainedChoice](), list[Claim]()
     for step in steps(
         loaded.model, ids, sampler=sampler, max_new_tokens=max_new_tokens, stop_ids=loaded.stop_ids, rolls=False
     ):
@@ -137,7 +137,7 @@ def _is_fixed(filter: Filter) -> bool:
 
 def _choice(
     loaded: LoadedModel, step: Step, sampler: Sampler, fixed: int, prompt_ids: Sequence[int], context: Sequence[int]
-) -> tuple[Choice, list[Claim]]:
+) -> tuple[ExplainedChoice, list[Claim]]:
     """One choice after ``context``, and what its views claim; ``fixed`` filters come before the controls."""
     report = step_report(step, sampler, loaded.tokenizer, prompt_ids=prompt_ids, context_ids=context, top=TOP)
     stages = sampler.stages(step.logits, context)[:fixed]
@@ -147,7 +147,7 @@ def _choice(
     observed = observe(loaded.model, context)
     heads, claims = _heads(loaded, observed, (explained.token.id, explained.other.id))
     replayed = Claim("replaying each draw gives its token", float(report.check.replayed_id != step.token), 0.0)
-    choice = Choice(
+    choice = ExplainedChoice(
         logits=step.logits.float().cpu(),
         adjusted=(stages[-1].logits if stages else step.logits).float().cpu(),
         step=report,

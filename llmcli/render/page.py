@@ -21,7 +21,7 @@ from llmcli import explain
 from llmcli.files.atomic import replace_text
 from llmcli.render.numbers import ModelLabel
 from llmcli.render.picture import Caption
-from llmcli.render.text import TokenText, token_label
+from llmcli.render.text import token_label
 
 if TYPE_CHECKING:
     from llmcli.text.tokenizer import Tokenizer
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 SCRIPTS = ("sampler.js", "data.js", "page.js")
 WHOLE = 16384  # tokens: a smaller vocabulary is stored whole
 LISTED = 4096  # tokens stored one by one of a larger vocabulary
-EXACT = 512  # tokens whose logits are stored in fp32; the others have 16 bits
-LOWEST, HIGHEST = 8192, 65535  # codes of the smallest and the largest 16-bit logit; room below to keep equal ones apart
+HIGHEST, ROOM = 2**24 - 1, 2**20  # the code of the largest logit, and codes left below to keep unequal ones apart
+SPAN = 256.0  # logits that are farther below the largest one have no probability
 BINS = 256  # of the tokens that are not stored one by one
 Array = np.ndarray[Any, Any]
 
@@ -43,9 +43,7 @@ class _Logits:
     ids: Array
 
 
-def save_page(
-    path: Path, walk: explain.Walkthrough, tokenizer: Tokenizer, model: ModelLabel, caption: Caption
-) -> int:
+def save_page(path: Path, walk: explain.Walkthrough, tokenizer: Tokenizer, model: ModelLabel, caption: Caption) -> int:
     """Write the page to ``path`` and return its size in bytes. Raises LlmcliError if it cannot be written."""
     text = page_html(walk, tokenizer, model, caption)
     replace_text(path, text)
@@ -100,18 +98,18 @@ def _data(walk: explain.Walkthrough, tokenizer: Tokenizer, model: ModelLabel, ca
     }
 
 
-def _ids_in_views(choice: explain.Choice) -> set[int]:
+def _ids_in_views(choice: explain.ExplainedChoice) -> set[int]:
     """The tokens that the views of one choice name."""
     nodes = _nodes(choice.branch.children)
-    named = (choice.step.chosen, choice.why.other, *choice.step.candidates)
-    return {token.id for token in named} | {row.top.id for row in choice.lens.rows} | {node.piece.id for node in nodes}
+    named = {choice.step.chosen.id, choice.why.other.id, *(row.id for row in choice.step.candidates)}
+    return named | {row.top.id for row in choice.lens.rows} | {node.piece.id for node in nodes}
 
 
 def _nodes(children: Sequence[explain.Node]) -> list[explain.Node]:
     return [node for child in children for node in (child, *_nodes(child.children))]
 
 
-def _step(choice: explain.Choice, logits: dict[str, Any]) -> dict[str, Any]:
+def _step(choice: explain.ExplainedChoice, logits: dict[str, Any]) -> dict[str, Any]:
     """One choice in the form of the page."""
     report, own = choice.step, choice.logits.double()
     changed = ((choice.adjusted != choice.logits) & choice.adjusted.isfinite()).nonzero()[:, 0].tolist()
@@ -151,43 +149,34 @@ def _heads(heads: explain.HeadMaps) -> dict[str, Any]:
 
 
 def _logits(logits: Array) -> _Logits:
-    """Pack the finite ones of ``logits`` [V]: the largest EXACT as they are, the others in 16 bits, in the same order.
-
-    Of a large vocabulary, those beyond the LISTED most probable tokens are counted in BINS.
-    """
+    """Pack the finite ones of ``logits`` [V]. Of a large vocabulary, only the LISTED most probable are kept apart."""
     finite = np.flatnonzero(np.isfinite(logits))
     ranked = finite[np.lexsort((finite, -logits[finite]))]
     listed = ranked if len(ranked) <= WHOLE else ranked[:LISTED]
-    values = logits[listed].astype(np.float64)
-    codes, low, scale = _codes(values)
-    exact = min(EXACT, len(listed)) if codes.min(initial=LOWEST) >= 0 else len(listed)
+    codes, low, scale = _codes(logits[listed].astype(np.float64))
     whole = len(listed) == len(logits)
-    places = listed if whole else np.arange(len(listed))  # of the tokens in the list, which is by id if it has all
-    by_place = np.zeros(len(listed), dtype="<u2")
-    by_place[places] = codes.clip(0)
     form: dict[str, Any] = {
         "ids": None if whole else _base64(listed.astype("<u4")),
-        "codes": _base64(by_place),
+        "codes": _base64(
+            (codes[np.argsort(listed)] if whole else codes).astype("<u4").view("u1").reshape(-1, 4)[:, :3]
+        ),
         "low": low,
         "scale": scale,
-        "exact_at": _base64(places[:exact].astype("<u2")),
-        "exact": _base64(logits[listed[:exact]].astype("<f4")),
         "rest": None if len(listed) == len(ranked) else _rest(logits[ranked[len(listed) :]].astype(np.float64)),
     }
     return _Logits(form, listed)
 
 
 def _codes(values: Array) -> tuple[Array, float, float]:
-    """Codes for descending ``values``: a value is about low + (code - LOWEST) scale; unequal values differ in code."""
-    tail = values[EXACT:]
-    if not len(tail):
-        return np.zeros(len(values), dtype=np.int64), 0.0, 0.0
-    low = float(tail[-1])
-    scale = float(tail[0] - low) / (HIGHEST - LOWEST) or 1.0
-    nearest = np.rint((tail - low) / scale).astype(np.int64) + LOWEST
-    before = np.concatenate(([0], np.cumsum(np.diff(tail) != 0)))  # unequal values before each
-    codes = np.minimum.accumulate(nearest + before) - before
-    return np.concatenate((np.full(len(values) - len(tail), HIGHEST), codes)), low, scale
+    """Codes of 24 bits for descending ``values``, and the numbers low and scale: a value is about low + code scale.
+
+    The codes have the order of the values, and only equal values have equal codes.
+    """
+    clipped = values.clip(min=values[0] - SPAN)
+    scale = float(clipped[0] - clipped[-1]) / (HIGHEST - ROOM) or 1.0
+    nearest = HIGHEST - np.rint((clipped[0] - clipped) / scale).astype(np.int64)
+    before = np.concatenate(([0], np.cumsum(np.diff(values) != 0)))  # unequal values before each
+    return np.minimum.accumulate(nearest + before) - before, float(clipped[0]) - HIGHEST * scale, scale
 
 
 def _rest(values: Array) -> dict[str, str]:

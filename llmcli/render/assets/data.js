@@ -29,11 +29,11 @@ function unpack(step, length) {
   return { ...step, logits, ids, rest: groups(step.logits.rest), heads: headsOf(step.heads, length) };
 }
 
-function sorted({ ids, codes, low, scale, exact_at, exact }) {
-  const listed = numbers(codes, Uint16Array);
-  const values = Float64Array.from(listed, (code) => low + (code - 8192) * scale);
-  const kept = numbers(exact, Float32Array);
-  numbers(exact_at, Uint16Array).forEach((place, n) => (values[place] = kept[n]));
+// Logits have 24 bits: about 1e-6 of their range.
+function sorted({ ids, codes, low, scale }) {
+  const bytes = numbers(codes, Uint8Array);
+  const values = Float64Array.from({ length: bytes.length / 3 }, (_, n) =>
+    low + (bytes[3 * n] + 256 * bytes[3 * n + 1] + 65536 * bytes[3 * n + 2]) * scale);
   const own = ids === null ? Uint32Array.from(values, (_, id) => id) : numbers(ids, Uint32Array);
   const order = Uint32Array.from(values, (_, n) => n).sort((a, b) => values[b] - values[a] || own[a] - own[b]);
   return { logits: Float64Array.from(order, (n) => values[n]), ids: Uint32Array.from(order, (n) => own[n]) };

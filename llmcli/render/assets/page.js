@@ -258,11 +258,8 @@ function showOutcome(step, state, drawn) {
   $("stages").replaceChildren(...before, ...state.stages.map((stage) =>
     element("li", {}, `${stage.name} ${values[stage.name]}: keeps ${stage.kept.toLocaleString("en")}`)));
   const listed = step.ids.length;
-  const tail = page.vocabulary > listed
-    ? ` Tokens beyond the ${listed.toLocaleString("en")} most probable are grouped by size: their total is exact to 1e-4, not which of them is cut or drawn.`
-    : "";
-  $("limits").textContent = listed > 512
-    ? `The logits of the 512 most probable tokens are exact; the others are rounded to 16 bits, in the same order.${tail}`
+  $("limits").textContent = step.rest.length
+    ? `The page stores the ${listed.toLocaleString("en")} most probable tokens one by one. The others are grouped by size: their total is exact to about 1e-4, but not which of them is cut or drawn.`
     : "";
 }
 
@@ -374,9 +371,12 @@ function showParts(step) {
   const favor = ranked.filter((part) => part.difference > 0).slice(0, PARTS);
   const against = ranked.filter((part) => part.difference < 0).slice(-PARTS);
   const others = parts.filter((part) => !favor.includes(part) && !against.includes(part));
-  const longest = Math.max(...parts.map((part) => Math.abs(part.difference)), 1e-9);
-  const rows = [...favor, summed(`${others.length} others`, others), ...against].flatMap((part) => partRows(step, part, longest));
-  $("sums").tBodies[0].replaceChildren(...rows, ...partRows(step, summed("total", parts), longest));
+  const shown = [...favor, ...(others.length ? [summed(`${others.length} others`, others)] : []), ...against];
+  const longest = Math.max(...shown.map((part) => Math.abs(part.difference)), 1e-9);
+  $("sums").tBodies[0].replaceChildren(
+    ...shown.flatMap((part) => partRows(step, part, longest)),
+    ...partRows(step, summed("total", parts), Infinity), // without a bar
+  );
 }
 
 function summed(name, parts) {
