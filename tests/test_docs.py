@@ -139,9 +139,10 @@ def test_commands_run_as_printed(
     for line in lines_of(mark="", document=document):
         if line in done:
             continue
-        if " > " in line:  # echo TEXT > FILE
-            echo, file = line.split(" > ")
-            Path(file).write_text(shlex.split(echo)[1] + "\n", encoding="utf-8")
+        if found := re.fullmatch(r"(echo .*) (>>?) (\S+)", line):
+            echo, mode, file = found.groups()
+            with Path(file).open("a" if mode == ">>" else "w", encoding="utf-8") as written:
+                written.write(shlex.split(echo)[1] + "\n")
             continue
         result = invoke(line)
         assert result.exit_code == 0, (line, result.stderr)
