@@ -13,7 +13,6 @@ from llmcli.render.terminal import console, drawn, error_label, print_check, pri
 from llmcli.render.text import counted, one_line, token_label
 
 CHOSEN = "→"
-STATES = {"u": "own u", "temperature": "here"}  # what a filter computed, where its own name is not clear enough
 BAR = 3  # cells of a bar beside a probability
 
 
@@ -123,7 +122,7 @@ def print_chosen(report: explain.StepReport, stream: TextIO) -> None:
 
 def _effect(stage: explain.StageReport) -> str:
     """Return what a filter did: how many tokens it kept, which share of the probability it cut or moved."""
-    computed = "".join(f"{STATES.get(name, name)} {value:.4g}; " for name, value in stage.state.items())
+    computed = "".join(f"{_computed(stage, name, value)}; " for name, value in stage.state.items())
     cut = f", cuts {probability_cell(stage.removed_mass).shown}" if stage.removed_mass else ""
     if 0 < stage.changed < stage.kept:
         moved = probability_cell(stage.moved).shown
@@ -134,6 +133,13 @@ def _effect(stage: explain.StageReport) -> str:
 def stage_label(stage: explain.StageReport) -> str:
     """Return a filter's name with its settings."""
     return filter_label(stage.name, stage.value, stage.settings)
+
+
+def _computed(stage: explain.StageReport, name: str, value: float) -> str:
+    """Return one of the numbers that a filter computed, with what it means."""
+    if name == "u":  # of XTC
+        return f"own draw {value:.4f}, {'' if value < (stage.value or 0) else 'not '}below {stage.value:g}"
+    return f"{value:.4g} in this step" if name == "temperature" else f"{name} {value:.4g}"
 
 
 def print_temperatures(report: explain.StepReport, stream: TextIO) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +27,19 @@ WORD = 8  # bytes per integer; sums wrap around
 def fingerprint(model: Transformer) -> str:
     """64 hexadecimal digits that identify a model: any change gives others, and every device gives the same.
 
-    They depend on the weights in memory, with adapters merged and quantization applied.
+    They depend on the weights in memory, with adapters merged and quantization applied. A field of the config that has
+    its default does not count, so that a version of llmcli with more fields gives the same fingerprints.
     """
-    config = json.dumps(asdict(model.config), default=sorted)  # sets have no order
+    config = json.dumps(_chosen(model.config), default=sorted)  # sets have no order
     return hashlib.sha256((config + digest(model.state_dict())).encode()).hexdigest()
+
+
+def _chosen(value: Any) -> Any:
+    """The fields of a config, and of configs in it, that differ from their defaults."""
+    if not is_dataclass(value):
+        return value
+    values = {field.name: (getattr(value, field.name), field.default) for field in fields(value)}
+    return {name: _chosen(value) for name, (value, default) in values.items() if value != default}
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

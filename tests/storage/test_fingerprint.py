@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -57,6 +57,18 @@ def test_a_flipped_bit_in_any_parameter_changes_it(model: Transformer) -> None:
 def test_a_changed_config_changes_it(model: Transformer) -> None:
     before = fingerprint(model)
     model.config = replace(model.config, norm_eps=model.config.norm_eps * (1 + 1e-12))
+    assert fingerprint(model) != before
+
+
+def test_a_new_field_of_the_config_changes_nothing_until_it_is_used(model: Transformer) -> None:
+    @dataclass(frozen=True)
+    class Newer(type(model.config)):  # type: ignore[misc]
+        new: float = 1.0
+
+    before, values = fingerprint(model), vars(model.config)
+    model.config = Newer(**values)
+    assert fingerprint(model) == before
+    model.config = Newer(**values, new=2.0)
     assert fingerprint(model) != before
 
 

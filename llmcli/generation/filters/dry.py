@@ -138,17 +138,22 @@ class Dry(Penalty):
 
 
 def continuations(ids: Sequence[int], most: int) -> dict[int, int]:
-    """For each token that once followed the last token: how many of the last ``most`` tokens came before it there."""
-    import numpy as np
+    """For each token that once followed the last token: how many of the last ``most`` tokens came before it there.
 
-    text = np.asarray(ids)
-    last = len(text) - 1
-    ends = np.flatnonzero(text[:-1] == text[-1])  # of earlier occurrences of the last n tokens
+    Takes linear time, by the Z-algorithm on the reversed text.
+    """
+    text = ids[::-1]
     found: dict[int, int] = {}
-    n = 1
-    while len(ends) and n <= most:
-        found |= dict.fromkeys(text[ends + 1].tolist(), n)
-        ends = ends[ends >= n]
-        ends = ends[text[ends - n] == text[last - n]]
-        n += 1
+    matches = [0] * len(text)  # how many tokens before each position, from there back, equal those at the end
+    start = end = 0  # the match that reaches furthest back
+    for place in range(1, len(text)):
+        n = min(matches[place - start], end - place) if place < end else 0
+        while place + n < len(text) and text[n] == text[place + n]:
+            n += 1
+        matches[place] = n
+        if place + n > end:
+            start, end = place, place + n
+        if n:
+            token = text[place - 1]
+            found[token] = max(found.get(token, 0), min(n, most))
     return found
