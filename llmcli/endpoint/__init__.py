@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmcli.endpoint.server import Server as Server
     from llmcli.endpoint.server import open_server as open_server
     from llmcli.endpoint.server_kinds import request_fields as request_fields
+    from llmcli.endpoint.server_kinds import thinking_fields as thinking_fields
     from llmcli.endpoint.tokens import ServerToken as ServerToken
     from llmcli.endpoint.views import ServerCandidate as ServerCandidate
     from llmcli.endpoint.views import ServerStep as ServerStep
@@ -41,6 +42,7 @@ __all__ = [
     "request_fields",
     "server_score",
     "server_step",
+    "thinking_fields",
 ]
 __getattr__, __dir__ = lazy.exports(
     __name__,
@@ -56,6 +58,7 @@ __getattr__, __dir__ = lazy.exports(
         "Server": "server",
         "open_server": "server",
         "request_fields": "server_kinds",
+        "thinking_fields": "server_kinds",
         "ServerToken": "tokens",
         "ServerCandidate": "views",
         "ServerStep": "views",

@@ -38,9 +38,9 @@ class ServerConversation:
         prompt = join_messages(messages) if self._raw else messages
         return Request(prompt, max_tokens, fields, top_logprobs=top_logprobs)
 
-    def keep(self, messages: Messages, reply: str, tokens: Sequence[ServerToken]) -> None:
+    def keep(self, messages: Messages, reply: str, tokens: Sequence[ServerToken], thoughts: str = "") -> None:
         """Continue the conversation from ``messages`` and ``reply``, which may be incomplete."""
-        self.messages = (*messages, Message("assistant", reply))
+        self.messages = (*messages, Message("assistant", reply, thoughts))
         self._last = (self.messages, tuple(tokens))
 
     def step(self, index: int, fields: Mapping[str, Any]) -> ServerStep:

@@ -20,7 +20,9 @@ MAX_EMPTY = 2**14  # chunks without text in a row, in addition to the requested 
 
 
 class ServerGeneration:
-    """Iterate over the chunks, once; ``text`` is the text received so far, without the ``key``.
+    """Iterate over the chunks, once; ``text`` is the text received so far, ``thoughts`` those before it.
+
+    Neither contains the ``key``.
 
     ``usage`` are the server's token counts, once it sends them. ``exact_count``: whether it sent them, or each token
     with its log probability. ``finish`` is a key of ``render.generation.ENDINGS`` or the server's own word for another
@@ -37,6 +39,7 @@ class ServerGeneration:
         key: ApiKey | None = None,
     ) -> None:
         self.text = ""
+        self.thoughts = ""
         self.finish: str | None = None
         self.usage = Usage(None, None)
         self.first_seconds = 0.0
@@ -46,8 +49,8 @@ class ServerGeneration:
         self._received = 0  # tokens, or chunks of text if the server sends no tokens
         self._received_tokens = False
         self._empty = 0
-        self._surrogates = SurrogateJoiner()
-        self._key_filter = KeyFilter(key)
+        self._surrogates, self._thought_surrogates = SurrogateJoiner(), SurrogateJoiner()
+        self._key_filter, self._thought_filter = KeyFilter(key), KeyFilter(key)
 
     @property
     def tokens(self) -> int:
@@ -65,7 +68,7 @@ class ServerGeneration:
             with closing(self._events):
                 for event in self._events:
                     chunk = self._take(parse_chunk(event, self._top_logprobs))
-                    if chunk.text or chunk.tokens:
+                    if chunk.text or chunk.tokens or chunk.thoughts:
                         self.seconds = time.perf_counter() - began
                         self.first_seconds = self.first_seconds or self.seconds
                     yield chunk
@@ -88,26 +91,36 @@ class ServerGeneration:
         self.finish = "interrupted"
 
     def _take(self, chunk: ResponseChunk) -> ResponseChunk:
-        new = len(chunk.tokens) or bool(chunk.text)
+        new = len(chunk.tokens) or bool(chunk.text or chunk.thoughts)
         self._received += new
         self._received_tokens = self._received_tokens or bool(chunk.tokens)
         self.usage = chunk.usage or self.usage
         if self._received > self._max_tokens:
             return self._end()
         self._empty = 0 if new else self._empty + 1
+        thoughts = self._take_thoughts(chunk)
         if self._empty > MAX_EMPTY + self._max_tokens:  # a reasoning model may send empty chunks while it thinks
             raise malformed("it continues without text")
         text = self._surrogates.feed(chunk.text)
         if chunk.finish:
             self.finish = finish_reason(chunk.finish, has_stop_strings=self._has_stop_strings)
             text += self._surrogates.finish()
-        chunk = self._key_filter.feed(replace(chunk, text=text))
+        chunk = replace(self._key_filter.feed(replace(chunk, text=text)), thoughts=thoughts)
         self.text += chunk.text
-        check_length(self.text, self._max_tokens)
+        check_length(self.text + self.thoughts, self._max_tokens)
         if not chunk.finish:
             return chunk
         rest = self._end()
         return replace(chunk, text=chunk.text + rest.text, tokens=chunk.tokens + rest.tokens)
+
+    def _take_thoughts(self, chunk: ResponseChunk) -> str:
+        """The new thoughts: all that is held back as soon as there is text."""
+        piece = ResponseChunk(self._thought_surrogates.feed(chunk.thoughts), (), None, None)
+        text = self._thought_filter.feed(piece).text
+        if chunk.text or chunk.finish:
+            text += self._thought_filter.finish().text
+        self.thoughts += text
+        return text
 
     def _end(self) -> ResponseChunk:
         """Return what was held back because the key may begin with it, and add it to ``text``."""

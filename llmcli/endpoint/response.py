@@ -73,12 +73,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class ResponseChunk:
-    """One event of a stream, or a whole response. ``finish`` is the server's own word, None until the text ends."""
+    """One event of a stream, or a whole response. ``finish`` is the server's own word, None until the text ends.
+
+    ``thoughts`` are the model's before the text, if the server separates them.
+    """
 
     text: str
     tokens: tuple[ServerToken, ...]
     finish: str | None
     usage: Usage | None
+    thoughts: str = ""
 
 
 def parse_chunk(data: Mapping[str, Any], top_logprobs: int | None = None) -> ResponseChunk:
@@ -102,7 +106,13 @@ def parse_chunk(data: Mapping[str, Any], top_logprobs: int | None = None) -> Res
     if not isinstance(text, str | None) or not isinstance(finish, str | None):
         raise malformed("its text is not a string")
     tokens = parse_tokens(choice.get("logprobs"), top_logprobs) if top_logprobs else ()
-    return ResponseChunk(text or "", tokens, finish, usage)
+    return ResponseChunk(text or "", tokens, finish, usage, _thoughts(inner))
+
+
+def _thoughts(message: Mapping[str, Any]) -> str:
+    """The thoughts in a message: llama.cpp, SGLang and DeepSeek have one name for them, vLLM and ollama another."""
+    found = message.get("reasoning_content") or message.get("reasoning")
+    return found if isinstance(found, str) else ""
 
 
 def _parse_usage(data: Any) -> Usage | None:

@@ -7,12 +7,13 @@ server is not known to support is an error here, never sent on trust.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from llmcli.errors import usage_error
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.generation.filters import OPTIONS
+from llmcli.text.thinking import NO_EFFORT, SWITCHES
 
 OPENAI_FIELDS = {
     "temperature": "temperature",
@@ -40,6 +41,7 @@ _LLAMA_CPP_ONLY = (
     "dry-allowed-length",
     "dry-penalty-last-n",
 )
+EFFORT = "medium"  # how much a server that takes a word for it thinks when thinking is on
 MAX_BIAS = 100.0  # OpenAI's limit; -100 bans a token as well as -inf does
 
 
@@ -52,17 +54,19 @@ class ServerKind:
     fields: Mapping[str, str]
     top_k_off: int = 0  # the value that turns top-k off
     max_tokens_field: str = "max_tokens"  # in chat requests
+    thinking: Literal["template", "effort"] | None = None  # how to turn thinking on and off in chat requests
+    budget_field: str = ""  # the most tokens of thoughts
     mirostat_field: str = ""  # the version of Mirostat: 2, or 0 to turn it off
 
 
 UNKNOWN_KIND = ServerKind("this server", "", OPENAI_FIELDS)
 # Recognized by its address. Its newer models accept only this field for the length.
-OPENAI = ServerKind("OpenAI", "", OPENAI_FIELDS, max_tokens_field="max_completion_tokens")
+OPENAI = ServerKind("OpenAI", "", OPENAI_FIELDS, max_tokens_field="max_completion_tokens", thinking="effort")
 # Sources: protocol.py of vLLM and SGLang, tools/server of llama.cpp, server/types.py of llama-cpp-python, and ollama's
 # documentation of its OpenAI-compatible API.
 KINDS = (
-    ServerKind("vLLM", "vllm", _VLLM_FIELDS, top_k_off=-1),
-    ServerKind("SGLang", "sglang", _VLLM_FIELDS, top_k_off=-1),
+    ServerKind("vLLM", "vllm", _VLLM_FIELDS, top_k_off=-1, thinking="template"),
+    ServerKind("SGLang", "sglang", _VLLM_FIELDS, top_k_off=-1, thinking="template"),
     ServerKind(
         "llama.cpp",
         "llamacpp",
@@ -71,9 +75,16 @@ KINDS = (
         | {name: name.replace("-", "_") for name in _LLAMA_CPP_ONLY}
         | {"dry-sequence-breaker": "dry_sequence_breakers"},
         mirostat_field="mirostat",
+        thinking="template",
+        budget_field="thinking_budget_tokens",
     ),
     ServerKind("llama-cpp-python", "me", _LLAMA_CPP_FIELDS | _MIROSTAT_FIELDS, mirostat_field="mirostat_mode"),
-    ServerKind("ollama", "library", {name: field for name, field in OPENAI_FIELDS.items() if name != "logit-bias"}),
+    ServerKind(
+        "ollama",
+        "library",
+        {name: field for name, field in OPENAI_FIELDS.items() if name != "logit-bias"},
+        thinking="effort",
+    ),
 )
 
 
@@ -107,6 +118,28 @@ def request_fields(
     if "mirostat-tau" in requested:
         fields[kind.mirostat_field] = 2 if requested["mirostat-tau"] else 0
     return fields
+
+
+def thinking_fields(kind: ServerKind, on: bool | None, budget: int | None) -> dict[str, Any]:
+    """Return the fields of a chat request that turn thinking on or off, and limit its tokens.
+
+    Raises LlmcliError if the server is not known to support it.
+    """
+    fields: dict[str, Any] = {}
+    if on is not None and kind.thinking is None:
+        raise _no_thinking(kind, "turn thinking on or off", [known for known in KINDS if known.thinking])
+    if budget is not None and not kind.budget_field:
+        raise _no_thinking(kind, "limit thoughts", [known for known in KINDS if known.budget_field])
+    if on is not None and kind.thinking == "template":  # each template reads one of them
+        fields["chat_template_kwargs"] = dict.fromkeys(SWITCHES, on)
+    elif on is not None:
+        fields["reasoning_effort"] = EFFORT if on else NO_EFFORT
+    return fields if budget is None else {**fields, kind.budget_field: budget}
+
+
+def _no_thinking(kind: ServerKind, what: str, supporting: Sequence[ServerKind]) -> LlmcliError:
+    names = ", ".join(known.name for known in supporting)
+    return usage_error(f"{kind.name} is not known to {what} by request", f"supported by: {names}")
 
 
 def _bias_by_id(bias: tuple[str, float]) -> tuple[str, float]:

@@ -6,6 +6,7 @@ ids share with those of the current conversation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,8 +17,10 @@ from llmcli.generation.generate import Generation
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Choice, Sampler
 from llmcli.generation.steps import Step, clear_if_stale, common_prefix, next_logits
+from llmcli.generation.thinking import think_budget_of
 from llmcli.text.chat_format import ChatFormat
 from llmcli.text.chat_template import Message
+from llmcli.text.thinking import Piece, Thinking, ThoughtSplitter
 
 Messages = tuple[Message, ...]
 
@@ -31,28 +34,56 @@ class KnownIds:
 
 
 class Reply:
-    """A reply while it is generated: iterate for the (step, text) pairs of ``generation``.
+    """A reply while it is generated: iterate for its steps, each with the thoughts and the answer that it completes.
 
     ``messages`` are those that it replies to, ``prompt`` their ids, and ``choices`` how each token was chosen so far.
+    ``thought_tokens`` counts the tokens of its thoughts.
     """
 
     def __init__(
-        self, messages: Messages, generation: Generation, sampler: Sampler, prompt: Sequence[int], read: list[int]
+        self,
+        messages: Messages,
+        generation: Generation,
+        sampler: Sampler,
+        prompt: Sequence[int],
+        read: list[int],
+        splitter: ThoughtSplitter,
+        think_budget: int | None = None,
     ) -> None:
         self.messages = messages
         self.generation = generation
         self.sampler = sampler
         self.prompt = tuple(prompt)
         self.choices: list[Choice] = []
+        self.thought_tokens = 0
         self._read = read
         self._stopped = False
+        self._splitter = splitter
+        self._budget = math.inf if think_budget is None else think_budget  # tokens beyond it are the closing tag's
+        self._pieces: list[Piece] = []
 
-    def __iter__(self) -> Iterator[tuple[Step, str]]:
+    def __iter__(self) -> Iterator[tuple[Step, Piece]]:
         for step, text in self.generation:
             self._read.append(step.token)
             self.choices.append(step.choice)
             self._stopped = step.finish == "stop_token"
-            yield step, text
+            before = self._splitter.state
+            piece = self._split(text, ended=step.finish is not None or self.generation.stopped)
+            if before == self._splitter.state == "thoughts" and not self._stopped:
+                self.thought_tokens += self.thought_tokens < self._budget
+            yield step, piece
+
+    def interrupt(self) -> Piece:
+        """End the reply early, and return what was held back until now."""
+        return self._split(self.generation.interrupt(), ended=True)
+
+    def _split(self, text: str, *, ended: bool) -> Piece:
+        piece = self._splitter.feed(text)
+        if ended:
+            rest = self._splitter.finish()
+            piece = Piece(piece.thoughts + rest.thoughts, piece.answer + rest.answer)
+        self._pieces.append(piece)
+        return piece
 
     @property
     def ids(self) -> list[int]:
@@ -62,14 +93,20 @@ class Reply:
 
     @property
     def message(self) -> Message:
-        return Message("assistant", self.generation.text)
+        thoughts = "".join(piece.thoughts for piece in self._pieces)
+        return Message("assistant", "".join(piece.answer for piece in self._pieces), thoughts)
 
 
 class Conversation:
-    """``messages`` can be changed freely between replies. ``last`` is the reply that was kept last."""
+    """``messages`` can be changed freely between replies. ``last`` is the reply that was kept last.
 
-    def __init__(self, loaded: LoadedModel, form: ChatFormat) -> None:
-        stops = (*loaded.named_stop_ids, *form.end_ids) or loaded.stop_ids
+    ``thinking`` says how the model thinks. ``form``, how messages become text, can be replaced.
+    """
+
+    def __init__(self, loaded: LoadedModel, form: ChatFormat, thinking: Thinking | None = None) -> None:
+        self.thinking = thinking or Thinking()
+        tags = self.thinking.tag_ids(loaded.tokenizer)
+        stops = {*loaded.named_stop_ids, *form.end_ids} - tags or loaded.stop_ids
         self.loaded = replace(loaded, defaults=replace(loaded.defaults, stop_ids=tuple(stops)))
         self.form = form
         self.messages: Messages = ()
@@ -92,10 +129,13 @@ class Conversation:
         """The size of the model's context in tokens."""
         return self.loaded.model.config.max_position_embeddings
 
-    def answer(self, messages: Messages, sampler: Sampler, max_new_tokens: int) -> Reply:
+    def answer(
+        self, messages: Messages, sampler: Sampler, max_new_tokens: int, think_budget: int | None = None
+    ) -> Reply:
         """Begin the reply to ``messages``. The conversation changes only when the reply is passed to ``keep``.
 
-        Raises LlmcliError if the template rejects the messages or they do not fit into the context.
+        Thoughts end after ``think_budget`` tokens, if it is given. Raises LlmcliError if the template rejects the
+        messages or they do not fit into the context, or if the model has no tags for thoughts but there is a budget.
         """
         ids = self.ids(messages)
         if len(ids) >= self.context:
@@ -104,6 +144,10 @@ class Conversation:
                 kind="conversation-too-long",
             )
         self._keep_prefix(ids)
+        state = self.thinking.state_after(self.form.render(messages).text)
+        if think_budget is not None:
+            budget = think_budget_of(self.loaded.tokenizer, self.thinking, think_budget, state, len(ids))
+            sampler = Sampler([budget, *sampler.filters], sampler.seed)
         generation = Generation(
             self.loaded,
             ids,
@@ -111,14 +155,16 @@ class Conversation:
             max_new_tokens=max_new_tokens,
             stop=self.loaded.defaults.stop,
             cache=self._cache,
+            shown=self.thinking.tag_ids(self.loaded.tokenizer),
         )
-        return Reply(messages, generation, sampler, ids, self._read)
+        splitter = ThoughtSplitter(self.thinking.tags, state)
+        return Reply(messages, generation, sampler, ids, self._read, splitter, think_budget)
 
     def keep(self, reply: Reply) -> None:
         """Add a reply to the conversation, or as much of it as was generated."""
         self.messages = (*reply.messages, reply.message)
         self.last = reply
-        text = self.form.render(reply.messages).text + reply.message.content
+        text = self.form.render(reply.messages).text + reply.generation.text
         self._known[self.messages] = KnownIds(text, (*reply.prompt, *reply.ids))
 
     def ids(self, messages: Messages) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 from llmcli.errors import usage_error
@@ -28,16 +28,18 @@ class GeneratedText:
     """The text that steps produce: ``text`` and ``tokens`` so far, and why it ended (``finish``).
 
     ``length`` is the number of tokens in the context, prompt included. ``valid`` is whether the text fits the grammar,
-    or None without one.
+    or None without one. Of special tokens, the text has only those in ``shown``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str] = (), shown: Collection[int] = ()
+    ) -> None:
         self.finish: TextFinish = "length"
         self.text = ""
         self.tokens = 0
         self.length = len(prompt_ids)
         self.valid: bool | None = None
-        self._stream = TextStream(tokenizer, prompt_ids, stop)
+        self._stream = TextStream(tokenizer, prompt_ids, stop, shown)
 
     @property
     def stopped(self) -> bool:
@@ -88,8 +90,9 @@ class Generation(GeneratedText):
         rolls: bool = False,
         cache: KVCache | PromptCache | None = None,
         proposer: Proposer | None = None,
+        shown: Collection[int] = (),
     ) -> None:
-        super().__init__(loaded.tokenizer, prompt_ids, stop)
+        super().__init__(loaded.tokenizer, prompt_ids, stop, shown)
         if sampler.grammar is not None:
             self.valid = sampler.grammar.ending(prompt_ids) != "not yet"
         config = loaded.model.config

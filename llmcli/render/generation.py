@@ -41,11 +41,15 @@ PROMPT_CACHE_UNUSED = {
 
 
 class TextWriter:
-    """Writes text as it arrives; on a color terminal, ``by_probability`` colors each chunk by its probability."""
+    """Writes text as it arrives; on a color terminal, ``by_probability`` colors each chunk by its probability.
 
-    def __init__(self, stream: TextIO, *, by_probability: bool) -> None:
+    Other text has the ``style``.
+    """
+
+    def __init__(self, stream: TextIO, *, by_probability: bool, style: str = "") -> None:
         self.stream = stream
         self._colored = by_probability and styled(stream)
+        self._style = style if styled(stream) else ""
         self._ended = True  # whether the last line is finished
 
     def write(self, text: str, prob: float = 1.0) -> None:
@@ -54,7 +58,7 @@ class TextWriter:
             return
         self._ended = text.endswith("\n")
         text = printable(text, self.stream)
-        style = probability_band(prob)[0] if self._colored else ""
+        style = probability_band(prob)[0] if self._colored else self._style
         if style:
             text = Style.parse(style).render(text, color_system=ColorSystem.EIGHT_BIT)
         self.stream.write(text)
@@ -65,6 +69,7 @@ class TextWriter:
         if not self._ended:
             self.stream.write("\n")
             self.stream.flush()
+            self._ended = True
 
 
 def print_summary(
@@ -75,11 +80,12 @@ def print_summary(
     context: int,
     proposals: tuple[int, int] | None = None,
     cached: int = 0,
+    thoughts: int = 0,
 ) -> None:
     """Print the counts and speeds of a finished generation, why it stopped, and the seed that repeats it.
 
     ``context`` is the model's context in tokens; ``cached`` prompt tokens came from a prompt cache. ``proposals``
-    counts the tokens proposed and accepted, with speculative decoding.
+    counts the tokens proposed and accepted, with speculative decoding; ``thoughts`` those before the answer.
     """
     done = generation
     # The first token comes from prefill, so the decode speed is that of the others.
@@ -88,9 +94,11 @@ def print_summary(
         prefill = f" ({cached} cached)"
     else:
         prefill = f", prefill {rate(done.prompt_tokens / done.prefill_seconds)} tokens/s" if done.tokens else ""
+    of_thoughts = f" ({thoughts} of thoughts)" if thoughts else ""
     proposed = "" if proposals is None else f" | {proposals[0]} tokens proposed, {proposals[1]} accepted"
     note(
-        f"{counted(done.tokens, 'token')}, decode {decode} | prompt {counted(done.prompt_tokens, 'token')}{prefill} | "
+        f"{counted(done.tokens, 'token')}{of_thoughts}, decode {decode} | "
+        f"prompt {counted(done.prompt_tokens, 'token')}{prefill} | "
         f"first token after {done.prefill_seconds:.2f} s | context {done.length} of {context} | "
         f"stopped: {ENDINGS[done.finish]} | seed {seed}{proposed}",
         stream,

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from llmcli.text.gguf.vocabulary import gguf_end_ids as gguf_end_ids
     from llmcli.text.gguf.vocabulary import vocabulary_of as vocabulary_of
     from llmcli.text.stream import TextStream as TextStream
+    from llmcli.text.thinking import Piece as Piece
+    from llmcli.text.thinking import Thinking as Thinking
+    from llmcli.text.thinking import ThoughtSplitter as ThoughtSplitter
+    from llmcli.text.thinking import switched as switched
+    from llmcli.text.thinking import thinking_of as thinking_of
     from llmcli.text.tokenizer import Token as Token
     from llmcli.text.tokenizer import Tokenizer as Tokenizer
     from llmcli.text.tokenizer import load_tokenizer as load_tokenizer
@@ -40,11 +45,14 @@ __all__ = [
     "ChatTemplate",
     "Merge",
     "Message",
+    "Piece",
     "PlainFormat",
     "RenderedChat",
     "Symbols",
     "TemplateFormat",
     "TextStream",
+    "Thinking",
+    "ThoughtSplitter",
     "Token",
     "Tokenizer",
     "Word",
@@ -55,6 +63,8 @@ __all__ = [
     "merge_symbols",
     "read_bpe",
     "read_transcript",
+    "switched",
+    "thinking_of",
     "vocabulary_of",
     "write_transcript",
 ]
@@ -78,6 +88,11 @@ __getattr__, __dir__ = lazy.exports(
         "gguf_end_ids": "gguf.vocabulary",
         "vocabulary_of": "gguf.vocabulary",
         "TextStream": "stream",
+        "Piece": "thinking",
+        "Thinking": "thinking",
+        "ThoughtSplitter": "thinking",
+        "switched": "thinking",
+        "thinking_of": "thinking",
         "Token": "tokenizer",
         "Tokenizer": "tokenizer",
         "load_tokenizer": "tokenizer",

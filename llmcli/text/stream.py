@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llmcli.text.tokenizer import Tokenizer
 
@@ -13,11 +13,19 @@ class TextStream:
     (One exception: byte-fallback decoders turn a whole run of bytes into U+FFFD when its end is incomplete. Characters
     of that run that were already shown stay.) Each call decodes only a short window that starts at the last shown text,
     so the cost of a token is constant. Text that may be the beginning of a stop string is held back. ``stopped`` is the
-    stop string that occurred; it is not part of the text.
+    stop string that occurred; it is not part of the text. Of special tokens only those in ``shown`` are.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        shown: Collection[int] = (),
+    ) -> None:
         self.tokenizer = tokenizer
+        self._hidden = tokenizer.special_ids.difference(shown)
+        self._skips = not tokenizer.special_ids.intersection(shown)
         self.stop = tuple(stop)
         self.stopped: str | None = None
         self._window = list(prompt_ids)  # ids whose text was shown, then ids whose text was not
@@ -26,7 +34,7 @@ class TextStream:
 
     def feed(self, id: int) -> str:
         """Return the text that this token completes: usually its own, sometimes none or that of several tokens."""
-        if id in self.tokenizer.special_ids:
+        if id in self._hidden:
             return ""
         self._window.append(id)
         text = self._new_text()
@@ -46,10 +54,13 @@ class TextStream:
 
     def _new_text(self) -> str:
         """The text of the ids that were not shown."""
-        before = self.tokenizer.decode(self._window[: self._shown])
-        text = self.tokenizer.decode(self._window)
+        before = self._decode(self._window[: self._shown])
+        text = self._decode(self._window)
         # With byte fallback, incomplete bytes may change text that was shown; then they are decoded separately.
-        return text[len(before) :] if text.startswith(before) else self.tokenizer.decode(self._window[self._shown :])
+        return text[len(before) :] if text.startswith(before) else self._decode(self._window[self._shown :])
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special=self._skips)
 
     def _before_stop(self, text: str) -> str:
         if self.stopped:

@@ -223,7 +223,8 @@ def test_the_models_limits_apply_unless_an_option_replaces_them(
     assert "".join(text for _, text in mine) == whole[: whole.index(stop)]
     assert "".join(text for _, text in generate(opened, "The", temperature=0, stop=(), max_new_tokens=20)) == whole
     chat = Conversation(opened, PlainFormat(opened.tokenizer))
-    assert "".join(text for _, text in chat.answer((Message("user", "The"),), mine.sampler, 20)) == whole.split(stop)[0]
+    reply = chat.answer((Message("user", "The"),), mine.sampler, 20)
+    assert "".join(piece.answer for _, piece in reply) == whole.split(stop)[0]
 
 
 def test_a_grammar_alone_decides_where_its_text_ends(run: Run, with_settings: Callable[..., Path]) -> None:

@@ -17,10 +17,12 @@ from llmcli.generation.filters import LogitBias, Temperature
 from llmcli.generation.generation_config import Defaults
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
+from llmcli.generation.steps import steps
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.transformer import Transformer
 from llmcli.text.chat_format import PlainFormat, TemplateFormat
 from llmcli.text.chat_template import ChatTemplate, Message
+from llmcli.text.thinking import KNOWN_TAGS, Thinking
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.train.vocabulary import BOS, EOS, EOS_ID, train_tokenizer
 
@@ -306,3 +308,70 @@ def test_a_recomputed_step_equals_the_original() -> None:
     chat.messages = chat.messages[:2]
     with pytest.raises(LlmcliError, match="no reply"):
         chat.step(0)
+
+
+# --- thoughts ---
+
+THINKS = TURNS.replace("assistant: {%", "assistant: <think>\n{%")
+OPEN = THINKS.replace("{{ m.content }}", "{{ m.reasoning_content }}|{{ m.content }}")
+TALK = (Message("user", "the old cat"),)
+
+
+def thinking(source: str, count: int, budget: int | None, seed: int = 0) -> tuple[Conversation, Reply]:
+    """A conversation with one reply of ``count`` tokens by a random model, which never ends its thoughts itself."""
+    chat = conversation(source)
+    chat.thinking = Thinking(KNOWN_TAGS[0])
+    reply = chat.answer(TALK, warm(seed), count, budget)
+    assert reply.message == Message("assistant", "")
+    pieces = [piece for _, piece in reply]
+    assert reply.message.reasoning == "".join(piece.thoughts for piece in pieces)
+    chat.keep(reply)
+    return chat, reply
+
+
+@pytest.mark.parametrize("budget", [0, 5])
+def test_thoughts_end_at_their_budget_and_the_answer_follows(budget: int) -> None:
+    _, endless = thinking(THINKS, 40, None)
+    assert (endless.message.content, endless.thought_tokens) == ("", 40)
+    _, reply = thinking(THINKS, 40, budget)
+    assert reply.thought_tokens == budget
+    assert reply.ids[:budget] == endless.ids[:budget]
+    tokenizer = loaded().tokenizer
+    ending = tokenizer.encode("\n</think>\n\n", add_special=False)
+    answer = reply.ids[budget + len(ending) :]
+    assert reply.ids[budget : -len(answer)] == ending
+    assert reply.message.content == tokenizer.decode(answer).lstrip("\n")
+    assert bool(reply.message.reasoning) == bool(budget)
+    # What follows is drawn with the numbers that follow, as if everything before were the prompt.
+    sampler = warm()
+    sampler._upcoming.extend(choice.u for choice in reply.choices[-len(answer) :] if choice.u is not None)
+    context = [*reply.prompt, *reply.ids[: -len(answer)]]
+    alone = [step.token for step in steps(loaded().model, context, sampler=sampler, max_new_tokens=len(answer))]
+    assert alone == answer
+    assert [choice.u for choice in reply.choices] == [choice.u for choice in endless.choices]
+
+
+@pytest.mark.parametrize(("source", "kept"), [(THINKS, False), (OPEN, True)])
+def test_thoughts_stay_in_the_next_turn_only_if_the_template_asks(source: str, kept: bool) -> None:
+    chat, reply = thinking(source, 24, 5)
+    assert chat.messages[-1] == reply.message
+    ids = chat.ids((*chat.messages, Message("user", "sat")))
+    assert ids == loaded().readable(chat.form.encode(chat.form.render((*chat.messages, Message("user", "sat")))))
+    assert (reply.message.reasoning in loaded().tokenizer.decode(ids)) == kept
+    step, _ = chat.step(9)  # a forced token is explained, too
+    assert (step.token, step.choice.final_prob) == (reply.choices[9].id, 1.0)
+
+
+def test_a_budget_needs_tags() -> None:
+    chat = conversation(THINKS)
+    with pytest.raises(LlmcliError, match="no tags for thoughts"):
+        chat.answer(TALK, warm(), 5, 3)
+
+
+def test_an_interrupted_thought_is_kept_so_far() -> None:
+    chat = conversation(THINKS)
+    chat.thinking = Thinking(KNOWN_TAGS[0])
+    reply = chat.answer(TALK, warm(), 40)
+    pieces = [next(iter(reply))[1], reply.interrupt()]
+    assert reply.message.content == ""
+    assert reply.message.reasoning == "".join(piece.thoughts for piece in pieces)

@@ -23,6 +23,7 @@ from llmcli.commands.options.model import ModelChoice
 from llmcli.commands.options.run_log import Logging, Setup, log_option, own_settings
 from llmcli.commands.options.sampling import Sampling, sampling_options
 from llmcli.commands.options.template import Template, template_of, template_options
+from llmcli.commands.options.thinking import Think, thinking_options
 from llmcli.commands.options.writable import check_writable
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import heading
@@ -45,6 +46,7 @@ RAW = "use --raw to let it continue what you write, or give it a template with -
     help="Continue the chat in FILE if it exists, and save it after every turn.",
 )
 @template_options
+@thinking_options
 @distributed_model_options
 @ablation_options
 @endpoint_options
@@ -64,6 +66,7 @@ def chat(
     raw: bool,
     file: Path | None,
     template: Template,
+    think: Think,
     choice: DistributedModelChoice,
     ablation: Ablation,
     endpoint: Endpoint,
@@ -85,6 +88,8 @@ def chat(
     """
     if raw and system_prompt:
         raise usage_error("--raw does not use a system prompt", "omit --raw or --system-prompt")
+    if raw and think.given:
+        raise usage_error("--raw uses no chat template, so there is no thinking", "omit --raw, or the options for it")
     if raw and template.given:
         raise usage_error("--raw uses no chat template", "omit --raw, or --template and --template-arg")
     choice.exclude("--ablate", ablation.parts)
@@ -95,11 +100,15 @@ def chat(
         session: AnySession
         if endpoint.given:
             session = server_session(endpoint.open(), sampling, logging, raw=raw, file=chat_file, verbose=is_verbose())
+            if think.given:
+                session.set_think(think)
             begin(session, system_prompt)
             shipped = False
         else:
             found = None if raw else template_of(choice, RAW, template)  # before the weights are loaded
-            session = local_session(choice, ablation, sampling, found, logging, file=chat_file, verbose=is_verbose())
+            session = local_session(
+                choice, ablation, sampling, found, think, logging, file=chat_file, verbose=is_verbose()
+            )
             begin(session, system_prompt)
             warn_about_doubled_token(session.conversation)
             shipped = is_shipped(session.conversation.loaded)
@@ -121,6 +130,7 @@ def local_session(
     ablation: Ablation,
     sampling: Sampling,
     template: text.ChatTemplate | None,
+    think: Think,
     logging: Logging,
     *,
     file: text.ChatFile | None,
@@ -131,16 +141,21 @@ def local_session(
 
     form = text.PlainFormat(loaded.tokenizer) if template is None else text.TemplateFormat(template, loaded.tokenizer)
     settings = SamplerSettings(click.get_current_context(), sampling, loaded)
-    conversation = generation.Conversation(loaded, form)
+    thinking = None if template is None else text.thinking_of(template, loaded.tokenizer)
+    conversation = generation.Conversation(loaded, form, thinking)
 
     def log(reply: generation.Reply) -> None:
         limits = (settings.max_tokens, loaded.defaults.stop, False)
         own = own_settings(conversation.loaded)
         setup = Setup(choice, ablation, settings.sampling, GrammarChoice(None, None), *limits, own)
         prompt, seeds = reply.messages[-1].content, {reply.sampler.seed: reply.generation}
-        logging.keep(conversation.loaded, setup, prompt, list(reply.prompt), seeds)
+        budget = "its thoughts had a budget" if session.think.budget is not None else ""
+        logging.keep(conversation.loaded, setup, prompt, list(reply.prompt), seeds, budget)
 
-    return LocalSession(conversation, settings, template is None, file, verbose, log)
+    session = LocalSession(conversation, settings, template is None, file, verbose, log, template=template)
+    if think.given:
+        session.set_think(think)
+    return session
 
 
 def is_shipped(loaded: generation.LoadedModel) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcli import generation, render, text
+from llmcli.commands.options.thinking import parse_think_argument
 from llmcli.commands.shell.config_file import expand_user
 from llmcli.errors import LlmcliError, did_you_mean, usage_error
 
@@ -158,6 +159,12 @@ def probs(session: AnySession, argument: str) -> None:
     _note("probabilities on" if session.probs else "probabilities off")
 
 
+def think(session: AnySession, argument: str) -> None:
+    """Turn thinking on or off, or limit its tokens."""
+    session.set_think(parse_think_argument(argument, session.think))
+    _note(f"thinking: {session.think}")
+
+
 def explain(session: AnySession, argument: str) -> None:
     try:
         index = int(argument or -1)
@@ -201,6 +208,7 @@ ACTIONS = {
     "load": Action("FILE", "replace this chat with a saved one", load),
     "set": Action("[NAME [VALUE]]", "show all options or one, or change it: /set temperature 0.5", change),
     "probs": Action("", "turn the display of probabilities on or off", probs),
+    "think": Action("[on|off|N]", "turn thinking on or off, or end thoughts after N tokens", think),
     "explain": Action("[N]", "show how the reply's last token was chosen, or its Nth, counted from 0", explain),
     "tokens": Action("", "show the tokens of each turn, and how many are left", tokens),
     "quit": Action("", "exit, as Ctrl-D does", leave),

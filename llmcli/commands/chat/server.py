@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmcli import endpoint, generation, render, text
-from llmcli.commands.chat.session import ALTERNATIVES, Session
+from llmcli.commands.chat.session import ALTERNATIVES, ReplyWriter, Session
 from llmcli.commands.chat.settings import Settings
 from llmcli.commands.options.endpoint import fields_of
+from llmcli.commands.options.thinking import Think
 from llmcli.commands.streaming.server import stream
-from llmcli.errors import LlmcliError
+from llmcli.errors import LlmcliError, usage_error
 
 if TYPE_CHECKING:
     from llmcli.commands.options.run_log import Logging
@@ -51,31 +52,39 @@ class ServerSession(Remote):
 
     fields: Mapping[str, Any] = {}  # of the last reply
 
+    def set_think(self, think: Think) -> None:
+        if self.raw:
+            raise usage_error("--raw uses no chat template, so there is no thinking", "start a chat without --raw")
+        endpoint.thinking_fields(self.conversation.server.kind, think.on, think.budget)
+        self.think = think
+
     def answer(self, messages: generation.Messages) -> None:
-        self.fields = self.settings.fields()
+        kind = self.conversation.server.kind
+        thinking = endpoint.thinking_fields(kind, self.think.on, self.think.budget)
+        self.fields = {**self.settings.fields(), **thinking}
         alternatives = ALTERNATIVES if self.probs else None
         writing = self.conversation.server.stream(
             self.conversation.request(messages, self.fields, self.settings.max_tokens, alternatives)
         )
-        writer = render.TextWriter(sys.stdout, by_probability=self.probs)
+        both = ReplyWriter(by_probability=self.probs)
+        writer, thoughts = both.answer, both.thoughts
         tokens: list[endpoint.ServerToken] = []
         try:
-            reports = stream(writing, writer, tokens)
+            reports = stream(writing, writer, tokens, thoughts)
         except LlmcliError as error:
+            thoughts.end_line()
             if not writing.text:
                 raise
             writer.end_line()
-            self.conversation.keep(messages, writing.text, tokens)
+            self.conversation.keep(messages, writing.text, tokens, writing.thoughts)
             self.report(error)
             return
         self.interrupted = writing.finish == "interrupted"
-        if not writing.text:
-            writer.write("\n")  # every reply prints at least one line
-        writer.end_line()
+        both.end(empty=not writing.text)
         if self.interrupted and not writing.text:
             render.note("interrupted before the first token; the chat is unchanged", sys.stderr)
             return
-        self.conversation.keep(messages, writing.text, tokens)
+        self.conversation.keep(messages, writing.text, tokens, writing.thoughts)
         self.log((messages, self.fields.get("seed"), writing))
         if self.probs:
             render.print_server_probabilities(reports, sys.stderr)

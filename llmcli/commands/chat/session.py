@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from llmcli import explain, generation, render, text
 from llmcli.commands.options.model import describe_model
+from llmcli.commands.options.thinking import NO_CHOICE, Think
 from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
-from llmcli.errors import LlmcliError, out_of_memory
+from llmcli.errors import LlmcliError, out_of_memory, usage_error
 
 if TYPE_CHECKING:
     from llmcli.commands.chat.settings import SamplerSettings, Settings
@@ -42,6 +43,28 @@ class AnyConversation(Protocol):
         """Tokens of each message."""
 
 
+class ReplyWriter:
+    """Writes thoughts to stderr, dimmed, and the answer to stdout."""
+
+    def __init__(self, *, by_probability: bool) -> None:
+        self.answer = render.TextWriter(sys.stdout, by_probability=by_probability)
+        self.thoughts = render.TextWriter(sys.stderr, by_probability=False, style="dim")
+
+    def write(self, piece: text.Piece, prob: float = 1.0) -> None:
+        """Write a piece; an answer begins on a new line."""
+        self.thoughts.write(piece.thoughts)
+        if piece.answer:
+            self.thoughts.end_line()
+            self.answer.write(piece.answer, prob)
+
+    def end(self, *, empty: bool) -> None:
+        """End the last line; every reply prints at least one to stdout."""
+        self.thoughts.end_line()
+        if empty:
+            self.answer.write("\n")
+        self.answer.end_line()
+
+
 T = TypeVar("T", bound=AnyConversation)
 S = TypeVar("S", bound="Settings")
 
@@ -50,8 +73,9 @@ S = TypeVar("S", bound="Settings")
 class Session(ABC, Generic[T, S]):
     """A chat and its state.
 
-    ``raw`` chats use no template. ``file`` is saved after every turn. ``log`` keeps a reply in the run log. ``probs``:
-    show probabilities. ``interrupted``: Ctrl-C stopped the last reply. ``failed``: some line failed.
+    ``raw`` chats use no template. ``file`` is saved after every turn. ``log`` keeps a reply in the run log. ``think``
+    says whether and how long the model thinks. ``probs``: show probabilities. ``interrupted``: Ctrl-C stopped the last
+    reply. ``failed``: some line failed.
     """
 
     conversation: T
@@ -60,6 +84,7 @@ class Session(ABC, Generic[T, S]):
     file: text.ChatFile | None
     verbose: bool
     log: Callable[[Any], None]
+    think: Think = NO_CHOICE
     probs: bool = False
     interrupted: bool = False
     failed: bool = False
@@ -77,6 +102,10 @@ class Session(ABC, Generic[T, S]):
     def say(self, content: str) -> None:
         """Answer a turn of the user."""
         self.answer((*self.conversation.messages, text.Message("user", content)))
+
+    @abstractmethod
+    def set_think(self, think: Think) -> None:
+        """Let the model think as ``think`` says from now on. Raises LlmcliError if it cannot be told to."""
 
     @abstractmethod
     def answer(self, messages: generation.Messages) -> None:
@@ -99,24 +128,41 @@ else:
     Local = Session  # at run time, naming its types would import torch
 
 
+@dataclass
 class LocalSession(Local):
-    """A chat with a local model."""
+    """A chat with a local model. ``template`` is its chat template, in which thinking is as the model prefers."""
+
+    template: text.ChatTemplate | None = None
+
+    def set_think(self, think: Think) -> None:
+        chat, template = self.conversation, self.template
+        if template is None:
+            raise usage_error("--raw uses no chat template, so there is no thinking", "start a chat without --raw")
+        if think.on is not None:
+            template = text.switched(template, chat.thinking, on=think.on)
+        if think.budget is not None and chat.thinking.tags is None:
+            raise usage_error(f"{chat.name} has no tags for thoughts", kind="no-thoughts")
+        chat.form = text.TemplateFormat(template, chat.loaded.tokenizer)
+        self.think = think
 
     def answer(self, messages: generation.Messages) -> None:
         sampler = self.settings.sampler()
-        reply = self.conversation.answer(messages, sampler, self.settings.max_tokens)
+        reply = self.conversation.answer(messages, sampler, self.settings.max_tokens, self.think.budget)
         self._write(reply)
-        generation = reply.generation
+        generation, thoughts = reply.generation, reply.message.reasoning
         self.interrupted = generation.finish == "interrupted"
-        if not reply.choices:
-            render.note("interrupted before the first token; the chat is unchanged", sys.stderr)
+        if not reply.choices or (self.interrupted and thoughts and not reply.message.content):
+            what = "answer" if thoughts else "first token"
+            render.note(f"interrupted before the {what}; the chat is unchanged", sys.stderr)
             return
         self.conversation.keep(reply)
         self.log(reply)
         if self.verbose:
-            render.print_summary(generation, sys.stderr, seed=sampler.seed, context=self.conversation.context)
+            context, count = self.conversation.context, reply.thought_tokens
+            render.print_summary(generation, sys.stderr, seed=sampler.seed, context=context, thoughts=count)
         elif generation.finish != "stop_token":
-            render.note(f"stopped: {render.ENDINGS[generation.finish]}", sys.stderr)
+            where = " while thinking" if thoughts and not reply.message.content else ""
+            render.note(f"stopped: {render.ENDINGS[generation.finish]}{where}", sys.stderr)
 
     def explain(self, index: int) -> None:
         chat = self.conversation
@@ -130,22 +176,20 @@ class LocalSession(Local):
 
     def _write(self, reply: generation.Reply) -> None:
         """Print the reply as it is generated, then the table of its probabilities if they are on."""
-        writer = render.TextWriter(sys.stdout, by_probability=self.probs)
+        writer = ReplyWriter(by_probability=self.probs)
         reports: list[explain.GeneratedToken] = []
         with Interrupt() as interrupt:
             try:
-                for step, chunk in reply:
-                    writer.write(chunk, step.choice.prob)
+                for step, piece in reply:
+                    writer.write(piece, step.choice.prob)
                     if self.probs:
                         reports.append(
                             explain.generated_token_of(step, self.conversation.loaded.tokenizer, ALTERNATIVES)
                         )
                     interrupt.point()
             except KeyboardInterrupt:
-                writer.write(reply.generation.interrupt())
-        if not reply.generation.text:
-            writer.write("\n")  # every reply prints at least one line
-        writer.end_line()
+                writer.write(reply.interrupt())
+        writer.end(empty=not reply.message.content)
         if reports:
             with render.at_most(describe_model(self.conversation.loaded).digits):
                 render.print_probabilities(reports, sys.stderr)

@@ -111,8 +111,9 @@ class Logging:
         prompt: str,
         prompt_ids: list[int],
         texts: Mapping[int, generation.Generation | generation.Sample],
+        obstacle: str = "",
     ) -> None:
-        """Keep the ``texts`` that a model on this machine wrote, by their seeds."""
+        """Keep the ``texts`` that a model on this machine wrote, by their seeds; ``obstacle``: why none is repeated."""
         if not self.log:
             return
         unknown, split = _unknown_options(), isinstance(setup.choice, DistributedModelChoice) and setup.choice.ranks > 1
@@ -121,6 +122,8 @@ class Logging:
         if split or unknown:
             kept = f"the log does not keep what {', '.join(unknown)} changes"
             replay = {"obstacle": "its model was split among processes" if split else kept}
+        elif obstacle:
+            replay = {"obstacle": obstacle}
         for seed, text in texts.items():
             self._add(
                 Run(
@@ -194,7 +197,7 @@ def _given_options(sampling: Sampling | None) -> dict[str, Any]:
 def _unknown_options() -> list[str]:
     """Options that were given and that may change the text in a way that ``Setup`` does not have."""
     others = ("argument", "file", "parse_special", "max_tokens", "stop", "overflow", "num_samples")
-    chat = ("system_prompt", "raw", "template_file", "template_arg")
+    chat = ("system_prompt", "raw", "template_file", "template_arg", "think")
     ours = ("ablate", "ablate_with", "json_schema", "regex", "choices", "tensor_parallel")
     known = {*NO_EFFECT, *others, *chat, *ours, *sampling_parameters(), *(field.name for field in fields(ModelChoice))}
     return [key_of(option) for option in _given() if option.name not in known]

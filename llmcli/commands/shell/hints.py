@@ -8,6 +8,7 @@ from llmcli.errors import LlmcliError
 HINTS: dict[str, str] = {
     "adapter-not-model": "name its base model with -m, and the adapter with --adapter",
     "already-quantized": "omit --quantize, or name the original model",
+    "always-thinking": "omit --no-think; --think-budget 0 ends thoughts at once",
     "api-key-file": "--api-key-file takes a text file that contains one key",
     "api-key-needed": "set LLMCLI_API_KEY, or give a file with --api-key-file",
     "beyond-context": "choose fewer with --context",
@@ -22,6 +23,8 @@ HINTS: dict[str, str] = {
     "logits-not-finite": "the weights are damaged, or overflow in float16: try --dtype float32",
     "loss-not-finite": "start again in another --out with a smaller --learning-rate",
     "no-llguidance": "--json-schema, --regex and --choices need it: pip install llguidance",
+    "no-thinking-switch": "omit --think; --template-arg passes other variables to the template",
+    "no-thoughts": "omit --think-budget",
     "no-shipped-model": "name one: -m FOLDER",
     "not-divisible": "run it in one process, or name the model that it was made from",
     "no-such-run": "llmcli log lists the runs",

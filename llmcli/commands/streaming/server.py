@@ -54,12 +54,15 @@ def _write_text(
 
 
 def stream(
-    generation: endpoint.ServerGeneration, writer: render.TextWriter, tokens: list[endpoint.ServerToken] | None = None
+    generation: endpoint.ServerGeneration,
+    writer: render.TextWriter,
+    tokens: list[endpoint.ServerToken] | None = None,
+    thoughts: render.TextWriter | None = None,
 ) -> list[explain.GeneratedToken]:
     """Write a server's text as it arrives, token by token if possible, and return the reports of its tokens.
 
-    ``tokens`` collects the tokens as the server sent them. All text so far is written even after Ctrl-C and if the
-    server fails.
+    ``thoughts`` writes the thoughts before the text. ``tokens`` collects the tokens as the server sent them. All text
+    so far is written even after Ctrl-C and if the server fails.
     """
     found: list[explain.GeneratedToken] = []
     written = 0
@@ -67,6 +70,10 @@ def stream(
         try:
             for piece in generation:
                 interrupt.point()
+                if thoughts is not None:
+                    thoughts.write(piece.thoughts)
+                    if piece.text:
+                        thoughts.end_line()
                 new = endpoint.generated_tokens(piece, len(found))
                 separate = len(new) > 1 and "".join(report.text for report in new) == piece.text
                 parts = [(report.text, report.prob) for report in new] if separate else [(piece.text, _least(new))]
