@@ -212,6 +212,10 @@ VALUES = {
     "best-of": 2,
     "temperatures": "1",
     "samplers": "top-k",
+    "ablate": "0.0",
+    "ablate-with": "zero",
+    "template": "x.jinja",
+    "template-arg": "a=1",
 }
 
 
