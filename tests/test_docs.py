@@ -315,6 +315,18 @@ def test_the_table_of_layers_is_that_of_the_layers_test() -> None:
     assert [name for row in rows for name in re.findall(r"`(\w+)", row)] == LAYERS
 
 
+def test_the_family_that_is_added_in_the_document_is_written_so() -> None:
+    section = DOCUMENTS["docs/architecture.md"].split("## Add a model family")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    files = ("llmcli/model/families/llama.py", "llmcli/model/families/__init__.py", "tests/tiny.py")
+    for block, file in zip(blocks, files, strict=True):
+        written = [line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+        printed = [line.strip() for line in block.splitlines()]
+        start = written.index(printed[0])
+        rest = iter(written[start:])  # has every line in this order; its docstring is longer
+        assert [line for line in printed if line.removesuffix('"""') not in rest] == []
+
+
 def test_the_table_of_filters_has_all_of_them_in_the_order_in_which_they_run() -> None:
     rows = re.findall(r"^\| `--([a-z-]+).*\| (.*) \|$", DOCUMENTS["docs/generating.md"], re.MULTILINE)
     filters = default_order()
