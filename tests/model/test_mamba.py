@@ -75,7 +75,6 @@ def test_the_scan_is_the_papers_sum(length: int, slow: bool) -> None:
 # Mistakes that parity with transformers must detect.
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-HEADS = Mamba2._heads
 
 
 def with_inputs(**changed: Callable[[Tensor], Tensor]) -> Patch:
@@ -92,6 +91,7 @@ def read_before_writing(
     read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     outs = []
+    read, write = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (read, write))
     for t in range(v.shape[2]):
         outs.append((state * log_decay[:, :, t, None, None].exp()) @ read[:, :, t].unsqueeze(-1))
         one = slice(t, t + 1)
@@ -126,7 +126,7 @@ CODE: dict[str, Patch] = {
     "read along other directions": with_inputs(read=lambda read: read.flip(-1)),
     "values of other heads": with_inputs(v=lambda v: v.roll(1, dims=1)),
     "read before writing": lambda monkeypatch: monkeypatch.setattr(mamba, "scan", read_before_writing),
-    "groups in turn": lambda monkeypatch: monkeypatch.setattr(Mamba2, "_heads", groups_in_turn),
+    "groups in turn": lambda monkeypatch: monkeypatch.setattr(Mamba2, "_groups", groups_in_turn),
     "all groups normalized together": lambda monkeypatch: monkeypatch.setattr(Mamba2, "_normed", norm_of_all_groups),
     "norm of another position": lambda monkeypatch: monkeypatch.setattr(Mamba2, "_normed", norm_before_gate),
     "kernel reversed": convolved(lambda x, weight, bias, past: causal_convolution(x, weight.flip(1), bias, past)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,4 +19,5 @@ def chunked(x: Tensor) -> Tensor:
 
 def decays(total: Tensor) -> Tensor:
     """e^(G_i - G_j) for j <= i, otherwise 0, where G [..., CHUNK] is the sum of log decays: [..., CHUNK, CHUNK]."""
-    return (total.unsqueeze(-1) - total.unsqueeze(-2)).tril().exp().tril()
+    later = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=total.device).triu(1)
+    return (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill_(later, float("-inf")).exp_()

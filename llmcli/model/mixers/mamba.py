@@ -50,7 +50,7 @@ class Mamba2(nn.Module):
         step = F.softplus(step + self.step_bias.float()).clamp(*sizes.step_limits).transpose(1, 2)  # [B, H, T]
         log_decay = -self.decay.float().exp().unsqueeze(-1) * step
         v = v.view(*v.shape[:2], sizes.heads, -1).transpose(1, 2)  # [B, H, T, P]
-        out, state = scan(self._heads(read), self._heads(write), v * step.unsqueeze(-1), log_decay, state)
+        out, state = scan(self._groups(read), self._groups(write), v * step.unsqueeze(-1), log_decay, state)
         if cache is not None:
             cache.keep_state(self.layer, (past, state))
         out = (out + v * self.skip.float()[:, None, None]).transpose(1, 2).flatten(2)
@@ -72,10 +72,9 @@ class Mamba2(nn.Module):
             return out * gate
         return self._normed(out * gate) if self.sizes.norm == "after gate" else self._normed(out) * gate
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """x [B, T, groups * N] for every head, [B, H, T, N]: consecutive heads share a group."""
-        groups = x.view(*x.shape[:2], self.sizes.groups, -1).transpose(1, 2)
-        return groups.repeat_interleave(self.sizes.heads // self.sizes.groups, dim=1)
+    def _groups(self, x: Tensor) -> Tensor:
+        """x [B, T, groups * N] by group, [B, groups, T, N]."""
+        return x.view(*x.shape[:2], self.sizes.groups, -1).transpose(1, 2)
 
     def _normed(self, x: Tensor) -> Tensor:
         assert self.norm is not None
@@ -87,7 +86,8 @@ class Mamba2(nn.Module):
 def scan(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The outputs S C [B, H, T, P] of T positions, and the state [B, H, P, N] after them, fp32.
 
-    ``read`` and ``write`` are C and B, [B, H, T, N], v [B, H, T, P] is what is written, ``log_decay`` is [B, H, T].
+    ``read`` and ``write`` are C and B, [B, G, T, N], v [B, H, T, P] is what is written, ``log_decay`` is [B, H, T].
+    Each of the G groups serves H / G consecutive heads.
     """
     if v.shape[2] <= FEW:
         return in_steps(read, write, v, log_decay, state)
@@ -97,6 +97,7 @@ def scan(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
 def in_steps(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """``scan``, one position after the other."""
     outs = []
+    read, write = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (read, write))
     decay = log_decay.exp()
     for t in range(v.shape[2]):
         state = torch.addcmul(
@@ -112,18 +113,24 @@ def in_chunks(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: 
     With G the sum of log decays since the start of the chunk and S the state before it, the output at i is
     e^(G_i) S C_i plus, for all j <= i, e^(G_i - G_j) (B_j C_i) v_j.
     """
-    T = v.shape[2]
+    B, H, T, P = v.shape
     # Positions that are added write nothing and do not decay.
     read, write, v, log_decay = map(chunked, (read, write, v, log_decay))
+    groups, chunks = read.shape[1:3]
     total = log_decay.cumsum(-1)
-    within = (read @ write.transpose(-1, -2) * decays(total)) @ v
+    matches = (read @ write.transpose(-1, -2)).unsqueeze(2) * decays(total).unflatten(1, (groups, -1))
+    within = matches.flatten(1, 2) @ v
     from_start = total.exp().unsqueeze(-1)
-    read = read * from_start
     kept = v * (total[..., -1:] - total).exp().unsqueeze(-1)
+    # A group's heads form one matrix of H / G * P rows.
+    rows = kept.transpose(-1, -2).unflatten(1, (groups, -1)).transpose(2, 3).flatten(3, 4)
+    added = (rows @ write).unflatten(3, (-1, P))  # [B, G, chunks, H / G, P, N]
     before = []  # [B, H, P, N] for each chunk
-    for chunk in range(v.shape[2]):
+    for chunk in range(chunks):
         before.append(state)
-        added = kept[:, :, chunk].transpose(-1, -2) @ write[:, :, chunk]
-        state = state * from_start[:, :, chunk, -1:] + added
-    out = within + read @ torch.stack(before, dim=2).transpose(-1, -2)
+        state = torch.addcmul(added[:, :, chunk].flatten(1, 2), state, from_start[:, :, chunk, -1:])
+    rows = torch.stack(before, dim=1).view(B, chunks, groups, H // groups * P, -1).transpose(1, 2)
+    across = (read @ rows.transpose(-1, -2)).unflatten(-1, (-1, P))  # [B, G, chunks, CHUNK, H / G, P]
+    across = across.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    out = torch.addcmul(within, across, from_start)
     return out.flatten(2, 3)[:, :, :T], state
