@@ -15,7 +15,7 @@ from llmcli.model.activations import ACTIVATIONS
 from llmcli.model.cache import KeyValueStore, state_before
 from llmcli.model.config import ModelConfig
 from llmcli.model.layers import Linear, Norm
-from llmcli.model.mixers.chunks import FEW, chunked, decays
+from llmcli.model.mixers.chunks import CHUNK, FEW, chunked, decays
 from llmcli.model.mixers.config import MambaConfig
 from llmcli.model.mixers.convolution import causal_convolution
 
@@ -118,19 +118,19 @@ def in_chunks(read: Tensor, write: Tensor, v: Tensor, log_decay: Tensor, state: 
     read, write, v, log_decay = map(chunked, (read, write, v, log_decay))
     groups, chunks = read.shape[1:3]
     total = log_decay.cumsum(-1)
-    matches = (read @ write.transpose(-1, -2)).unsqueeze(2) * decays(total).unflatten(1, (groups, -1))
+    matches = (read @ write.transpose(-1, -2)).unsqueeze(2) * decays(total).view(B, groups, -1, chunks, CHUNK, CHUNK)
     within = matches.flatten(1, 2) @ v
     from_start = total.exp().unsqueeze(-1)
     kept = v * (total[..., -1:] - total).exp().unsqueeze(-1)
     # A group's heads form one matrix of H / G * P rows.
-    rows = kept.transpose(-1, -2).unflatten(1, (groups, -1)).transpose(2, 3).flatten(3, 4)
-    added = (rows @ write).unflatten(3, (-1, P))  # [B, G, chunks, H / G, P, N]
+    rows = kept.transpose(-1, -2).view(B, groups, -1, chunks, P, CHUNK).transpose(2, 3).flatten(3, 4)
+    added = (rows @ write).view(B, groups, chunks, -1, P, write.shape[-1])  # [B, G, chunks, H / G, P, N]
     before = []  # [B, H, P, N] for each chunk
     for chunk in range(chunks):
         before.append(state)
         state = torch.addcmul(added[:, :, chunk].flatten(1, 2), state, from_start[:, :, chunk, -1:])
     rows = torch.stack(before, dim=1).view(B, chunks, groups, H // groups * P, -1).transpose(1, 2)
-    across = (read @ rows.transpose(-1, -2)).unflatten(-1, (-1, P))  # [B, G, chunks, CHUNK, H / G, P]
+    across = (read @ rows.transpose(-1, -2)).view(B, groups, chunks, CHUNK, -1, P)  # [B, G, chunks, CHUNK, H / G, P]
     across = across.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
     out = torch.addcmul(within, across, from_start)
     return out.flatten(2, 3)[:, :, :T], state
