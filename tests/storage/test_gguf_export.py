@@ -247,7 +247,6 @@ def test_models_that_llama_cpp_would_compute_differently(
 # Families without an architecture of llama.cpp, or whose architecture is not written yet.
 WITHOUT_ARCHITECTURE = {
     "nanochat",
-    "apertus",
     "helium",
     "gpt_neo",
     "opt",
@@ -272,7 +271,7 @@ def test_every_other_family_has_an_architecture(tmp_path: Path) -> None:
         architecture_for(replace(config, model_type="other"))
 
 
-@pytest.mark.parametrize("case", ["deepseek_v3", "gemma4_text", "falcon_h1", "nemotron_h-experts", "ministral3"])
+@pytest.mark.parametrize("case", ["deepseek_v3", "gemma4_text", "falcon_h1", "nemotron_h-experts", "apertus"])
 def test_metadata_that_cannot_be_right_is_one_line(case: str, tmp_path: Path) -> None:
     export(write_model(tmp_path / "model", case), tmp_path / "model.gguf", "F32")
     read, messages = contents_of(tmp_path / "model.gguf"), []
@@ -286,6 +285,15 @@ def test_metadata_that_cannot_be_right_is_one_line(case: str, tmp_path: Path) ->
                 messages.append(str(error))
     assert len(messages) > 50
     assert not [message for message in messages if "\n" in message]
+
+
+def test_constants_of_a_learned_activation_are_checked(tmp_path: Path) -> None:
+    export(write_model(tmp_path / "model", "apertus"), tmp_path / "model.gguf", "BF16")
+    export(tmp_path / "model.gguf", tmp_path / "again.gguf", "BF16")
+    assert torch.equal(logits_of(tmp_path / "again.gguf"), logits_of(tmp_path / "model.gguf"))
+    read = contents_of(tmp_path / "again.gguf")
+    with pytest.raises(LlmcliError, match="xielu.beta is 0.6"):
+        described(replace(read, metadata={**read.metadata, "xielu.beta": [0.5, 0.6]}))
 
 
 def test_without_windows_the_context_is_one_window(tmp_path: Path) -> None:

@@ -297,6 +297,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "olmo": {"head_dim": 16, "rms_norm_eps": None, "clip_qkv": 1.5},
     "exaone4": {"head_dim": 16, "sliding_window": NULL},
     "ministral3": {"rope_scaling": {**LATENT_YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.5}},
+    "apertus": {"rope_scaling": LLAMA3},
     "bloom": {**FALCON, "seq_length": 128},
     "falcon": FALCON,
     "falcon-grouped": {**FALCON, "num_kv_heads": 2, "new_decoder_architecture": True},

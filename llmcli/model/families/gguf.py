@@ -14,6 +14,7 @@ from typing import Any
 from llmcli.errors import LlmcliError
 from llmcli.model.config import ModelConfig
 from llmcli.model.families.fields import wrong
+from llmcli.model.families.gguf_apertus import APERTUS
 from llmcli.model.families.gguf_architecture import (
     DELTA_NET_NAMES,
     EXPERT_SIZE,
@@ -621,6 +622,7 @@ ARCHITECTURES = {
         ),
         more=lambda config: {LOG_MULTIPLIER: log_multiplier(config)},
     ),
+    "apertus": APERTUS,
     "deepseek2": DEEPSEEK,
     "gemma4": GEMMA4,
     "falcon-h1": FALCON_H1,

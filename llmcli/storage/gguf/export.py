@@ -17,6 +17,7 @@ from llmcli.files.gguf_writer import NewTensor, write_header
 from llmcli.model.config import ModelConfig, RopeConfig
 from llmcli.model.families import family_of
 from llmcli.model.families.gguf import architecture_for, architecture_of, described, metadata_of
+from llmcli.model.families.gguf_apertus import CONSTANTS, CURVE
 from llmcli.model.families.gguf_architecture import DROPPED, WINDOW
 from llmcli.model.families.gguf_contents import Contents
 from llmcli.model.families.gguf_rope import factors_of
@@ -76,7 +77,9 @@ class GgufExport:
         self._name, self._architecture = architecture_for(config)
         if is_gguf:  # whose metadata is copied
             self._architecture = architecture_of(contents_of(checkpoint.folder))
-        self.rules = self._architecture.rules(config)
+        rules = self._architecture.rules(config)
+        self._curves = [rule for rule in rules if rule.target.endswith(".curve")]  # numbers in the metadata
+        self.rules = [rule for rule in rules if rule not in self._curves]
         self._unfit: dict[str, int] = {}
         self.tensors, self.places = self._planned()
         rows = f"because rows are not multiples of {BLOCKS[kind][0]}"
@@ -153,7 +156,15 @@ class GgufExport:
                 f"the GGUF architecture {self._name} cannot express this model's {', '.join(changed)}",
                 "llama.cpp would compute something else",
             )
-        return metadata, factors
+        return metadata | self._learned(), factors
+
+    def _learned(self) -> dict[str, Any]:
+        """The metadata of a learned activation; none without."""
+        if not self._curves:
+            return {}
+        curves = torch.stack([self.stored.values(rule.target).float() for rule in self._curves])
+        learned = dict(zip(CURVE, curves.T.tolist(), strict=True))
+        return learned | {key: [value] * len(curves) for key, value in CONSTANTS.items()}
 
     def write(
         self, file: BinaryIO, metadata: Mapping[str, Any], progress: Callable[[int, int], None] | None = None

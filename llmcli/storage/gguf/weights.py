@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.files.gguf import BLOCKS, GgufTensor, damaged, parts_of, read_gguf
 from llmcli.files.safetensors import Entry, TensorFile
+from llmcli.model.families.gguf_apertus import CURVE
 from llmcli.model.families.gguf_contents import Contents
 from llmcli.model.families.rules import Family, Rule, Source
 from llmcli.storage.ggml import MULTIPLIED, PACKED, TABLES, restore
@@ -67,6 +68,34 @@ class GgufTensors(TensorFile):
         return None if entries[0].dtype in PACKED else super().mapped(entries)
 
 
+class LayerNumbers(TensorFile):
+    """The numbers in a GGUF file's metadata that each layer has one of, as tensors."""
+
+    def __init__(self, path: Path, numbers: Mapping[str, float]) -> None:
+        self.path, self._numbers = path, numbers
+        self._dtypes = FLOATS
+        self.entries = {name: Entry(name, "F32", (1,), 0, 4) for name in numbers}
+        self.metadata = {}
+
+    def read_into(self, entry: Entry, target: Tensor, first: int = 0) -> Tensor:
+        """See ``TensorFile.read_into``."""
+        return target.fill_(self._numbers[entry.name])
+
+    def mapped(self, entries: Sequence[Entry]) -> None:
+        """See ``TensorFile.mapped``."""
+
+
+def _curves(metadata: Mapping[str, object]) -> dict[str, float]:
+    """What makes a learned activation, by the names of tensors."""
+    numbers = {}
+    for key, name in CURVE.items():
+        values = metadata.get(key)
+        for layer, value in enumerate(values if isinstance(values, list) else []):
+            if type(value) is float:
+                numbers[f"blk.{layer}.{name}"] = value
+    return numbers
+
+
 def _entries(tensor: GgufTensor) -> Iterator[Entry]:
     """The tensor or, if it is that of all experts or heads, the tensor of each."""
     experts, heads = EXPERTS.fullmatch(tensor.name), HEADS.fullmatch(tensor.name)
@@ -101,8 +130,8 @@ class GgufWeights(WeightFiles):
         self.adapter, self.adapted = None, frozenset()
         self.unused: tuple[str, ...] = ()
         self.tensors: dict[str, tuple[TensorFile, Entry]] = {}
-        for part in parts_of(read_gguf(path)):
-            file = GgufTensors(part)
+        header = read_gguf(path)
+        for file in (*map(GgufTensors, parts_of(header)), LayerNumbers(path, _curves(header.metadata))):
             for entry in file.entries.values():
                 self._add(entry.name, file, entry, None)
         self._check_tables()
