@@ -292,7 +292,7 @@ def test_constants_of_a_learned_activation_are_checked(tmp_path: Path) -> None:
     export(tmp_path / "model.gguf", tmp_path / "again.gguf", "BF16")
     assert torch.equal(logits_of(tmp_path / "again.gguf"), logits_of(tmp_path / "model.gguf"))
     read = contents_of(tmp_path / "again.gguf")
-    with pytest.raises(LlmcliError, match="xielu.beta is 0.6"):
+    with pytest.raises(LlmcliError, match=r"xielu\.beta is 0\.6"):
         described(replace(read, metadata={**read.metadata, "xielu.beta": [0.5, 0.6]}))
 
 
