@@ -13,6 +13,7 @@ from llmcli.model.families.gguf_architecture import (
     SHARED_NAMES,
     WINDOW,
     Architecture,
+    Value,
     no_biases,
     refusing,
 )
@@ -36,7 +37,8 @@ def _llama4_more(config: ModelConfig) -> dict[str, Any]:
 LLAMA4 = Architecture(
     "llama4_text",
     replace(SHARED_NAMES, interleaved=True),
-    (*EXPERTS, EXPERT_SIZE),
+    # Files do not state the size of chunks, which is 8192 in llama.cpp.
+    (*EXPERTS, EXPERT_SIZE, Value("attention_chunk_size", WINDOW.key, lambda config: None, required=False)),
     _llama4,
     refused=refusing(attention_bias=no_biases),
     keys={
