@@ -16,6 +16,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -390,6 +391,27 @@ def test_the_formats_of_the_other_commands_are_as_documented(tmp_path: Path) -> 
     assert [list(saved), list(shown)] == [keys(form) for form in forms_of("Saved chats and config")]
 
 
+def test_the_findings_of_the_lessons_hold() -> None:
+    """Those that name a number of `decide`, `why` or `lens`."""
+    lessons = DOCUMENTS["docs/classroom.md"]
+    (girl,) = written_by(["decide", "Once upon a time there was a little", "--choices", "girl,boy,dragon", "--json"])
+    assert f"expects {100 * girl['choices'][0]['p']:.0f} to go on" in lessons
+    assert f"About {girl['outside']:.2f} is left" in lessons
+    text = "Tom was a boy. Lily was a girl. Lily lost"
+    asked = ["decide", text, "--choices", "her,his", "--json"]
+    rows = [written_by([*asked, *more])[0]["choices"] for more in ([], ["--ablate", "4.4"], ["--ablate", "3.2"])]
+    (whole, without, other) = [[row["p"] for row in each] for each in rows]
+    assert f"p of `·her` falls from {whole[0]:.2f} to {without[0]:.2f}" in lessons
+    assert 3.5 < without[1] / whole[1] < 4.7
+    assert other[0] > whole[0]
+    (why,) = written_by(["why", text, "--token", " her", "--vs", " his", "--json"])
+    (part,) = [part for part in why["parts"] if part["name"] == "L4.H4"]
+    assert f"{part['difference']:+.2f} of the difference of {why['total']['difference']:.2f}" in lessons
+    (lens,) = written_by(["lens", "The sun was shining and the birds were", "--json"])
+    assert f"has rank {lens['rows'][0]['rank']}; only the last layer puts it first" in lessons
+    assert [row["layer"] for row in lens["rows"] if row["rank"] == 0] == [lens["rows"][-1]["layer"]]
+
+
 def section_of_json(heading: str) -> str:
     return DOCUMENTS["docs/json.md"].split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
@@ -400,7 +422,7 @@ def forms_of(heading: str) -> list[str]:
     return [form for block in fenced for form in re.split(r"\n(?=\{)", block)]
 
 
-def written_by(words: list[str]) -> list[dict[str, object]]:
+def written_by(words: list[str]) -> list[dict[str, Any]]:
     """The JSON objects that a command prints."""
     result = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr

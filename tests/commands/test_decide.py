@@ -22,13 +22,14 @@ Run = Callable[..., Result]
 CHOICES = "fox,old fox,shy crow"
 
 
-def test_choices_are_scored_as_score_scores_the_text(model: Path, run: Run) -> None:
-    """Another command and another pass: `score` of the prompt and each choice."""
-    (report,) = records(run("decide", "The", "-m", model, "--choices", CHOICES, "--json"))
+@pytest.mark.parametrize("changed", [(), ("--ablate", "mlp.0", "--ablate", "1.2@1")])
+def test_choices_are_scored_as_score_scores_the_text(model: Path, run: Run, changed: tuple[str, ...]) -> None:
+    """Another command and another pass: `score` of the prompt and each choice, also without parts of the model."""
+    (report,) = records(run("decide", "The", "-m", model, "--choices", CHOICES, "--json", *changed))
     assert [row["choice"] for row in report["choices"]] == CHOICES.split(",")
     totals = []
     for row in report["choices"]:
-        (scored,) = records(run("score", "The" + row["text"], "-m", model, "--json"))
+        (scored,) = records(run("score", "The" + row["text"], "-m", model, "--json", *changed))
         own = scored["tokens"][-len(row["tokens"]) :]
         assert [token["piece"]["id"] for token in own] == [token["id"] for token in row["tokens"]]
         totals.append(sum(token["logprob"] for token in own))
