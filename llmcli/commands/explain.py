@@ -61,7 +61,9 @@ def explain(prompt: Prompt, save: Path | None, max_tokens: int, choice: ModelCho
     text = prompt.read()
     loaded = choice.open()
     ids = fit(loaded, text, "error", parse_special=prompt.parse_special)
-    walk = views.walk_through(loaded, ids, sampling.sampler(loaded), sampling.order, max_tokens)
+    sampler = sampling.sampler(loaded)
+    with render.ExplainingProgress(sys.stderr) as progress:
+        walk = views.walk_through(loaded, ids, sampler, sampling.order, max_tokens, progress)
     model = describe_model(loaded)
     caption = render.Caption(command_line(click.get_current_context()), text, [model])
     size = render.save_page(save, walk, loaded.tokenizer, model, caption)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,11 +80,17 @@ class Walkthrough:
 
 
 def walk_through(
-    loaded: LoadedModel, ids: Sequence[int], sampler: Sampler, order: Sequence[str], max_new_tokens: int
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    sampler: Sampler,
+    order: Sequence[str],
+    max_new_tokens: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Walkthrough:
     """Generate up to ``max_new_tokens`` after the prompt ``ids``, and look at each choice with every view.
 
     ``order`` has the names of the filters in the order in which they run, also of those that are off.
+    ``progress`` receives the tokens done and the most there can be.
     Raises LlmcliError if a filter is on that is not recomputed with other values and does not come before those that
     are, or the prompt is empty or fills the context.
     """
@@ -97,6 +103,8 @@ def walk_through(
         choices.append(choice)
         claims += found
         context.append(step.token)
+        if progress is not None:
+            progress(len(choices), max_new_tokens)
     return Walkthrough(
         model=loaded.name,
         prompt=tuple(vocab_entry(loaded.tokenizer, id) for id in ids),

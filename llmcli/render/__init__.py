@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from llmcli.render.picture import Picture as Picture
     from llmcli.render.progress import BatchProgress as BatchProgress
     from llmcli.render.progress import DownloadProgress as DownloadProgress
+    from llmcli.render.progress import ExplainingProgress as ExplainingProgress
     from llmcli.render.progress import LoadingProgress as LoadingProgress
     from llmcli.render.progress import ScoringProgress as ScoringProgress
     from llmcli.render.progress import VerifyProgress as VerifyProgress
@@ -119,6 +120,7 @@ __all__ = [
     "Cell",
     "Column",
     "DownloadProgress",
+    "ExplainingProgress",
     "LoadingProgress",
     "ModelLabel",
     "Picture",
@@ -255,6 +257,7 @@ __getattr__, __dir__ = lazy.exports(
         "Picture": "picture",
         "BatchProgress": "progress",
         "DownloadProgress": "progress",
+        "ExplainingProgress": "progress",
         "LoadingProgress": "progress",
         "ScoringProgress": "progress",
         "VerifyProgress": "progress",

@@ -90,6 +90,7 @@ def _data(walk: explain.Walkthrough, tokenizer: Tokenizer, model: ModelLabel, ca
         "ids": None if len(ids) == vocabulary else _base64(ids),
         "controls": [{"name": control.name, "value": control.value} for control in walk.controls],
         "fixed": list(walk.fixed),
+        "softcap": walk.choices[0].why.softcap is not None,
         "steps": steps,
         "check": {
             "ok": walk.checked.ok,

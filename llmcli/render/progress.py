@@ -66,6 +66,15 @@ class ScoringProgress(LoadingProgress):
         return _transient_bar(self._stream, "scoring", TextColumn("{task.completed}/{task.total} tokens"))
 
 
+class ExplainingProgress(LoadingProgress):
+    """A context manager like LoadingProgress. Call it with the tokens explained and their total."""
+
+    def _new_bar(self) -> Progress:
+        from rich.progress import TextColumn
+
+        return _transient_bar(self._stream, "explaining", TextColumn("{task.completed}/{task.total} tokens"))
+
+
 def _transient_bar(stream: TextIO, what: str, amount: ProgressColumn) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

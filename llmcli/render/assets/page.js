@@ -29,7 +29,8 @@ function element(tag, attributes = {}, ...children) {
 // A token's label in a direction of its own, with fainter signs for spaces.
 function label(text, attributes = {}) {
   const made = element("bdi", attributes);
-  for (const part of text.split(/(·+)/)) made.append(part.startsWith("·") ? element("i", {}, part) : part);
+  const parts = /^·+$/.test(text) ? [text] : text.split(/(·+)/);
+  for (const part of parts) made.append(part.startsWith("·") && parts.length > 1 ? element("i", {}, part) : part);
   return made;
 }
 
@@ -42,7 +43,8 @@ function probability(p) {
   return p.toFixed(Math.min(4, Math.max(1, page.digits - 1 - Math.floor(Math.log10(p)))));
 }
 
-const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(3);
+const fixed = (x) => x.toFixed(3).replace("-", "−");
+const signed = (x) => (x < 0 ? "" : "+") + fixed(x);
 const dataCell = (value, shown, kind = "number") => element("td", { class: kind }, element("data", { value }, shown));
 
 function bar(share, kind = "") {
@@ -88,7 +90,8 @@ function select(to, focus = false) {
     if (position < page.prompt.length) return;
     span.setAttribute("aria-selected", position === length);
     span.tabIndex = position === length ? 0 : -1;
-    if (focus && position === length) span.focus();
+    if (focus && position === length) span.focus({ preventScroll: true });
+    if (position === length) scrollTo(span);
   });
   $("previous").disabled = index === 0;
   $("next").disabled = index === page.steps.length - 1;
@@ -102,6 +105,12 @@ function select(to, focus = false) {
   showParts(step);
   showTree(step);
   light(null);
+}
+
+// Scroll the text, if it is longer than its panel, to a token; the page stays where it is.
+function scrollTo(span) {
+  const panel = span.closest(".tokens");
+  panel.scrollTop = span.offsetTop - panel.offsetTop - (panel.clientHeight - span.offsetHeight) / 2;
 }
 
 // Highlight tokens of the text by numbers from -1 to 1, one for each position; null by those of the selected head.
@@ -184,6 +193,7 @@ function showDraw() {
   inputs.u.slider.disabled = inputs.u.exact.disabled = isGreedy();
   const ends = endsOf(state);
   const unfiltered = runSampler(step, order.filter((name) => name === "temperature"), values);
+  $("tempered").textContent = `p (T = ${order.includes("temperature") ? values.temperature : 1})`;
   $("candidates").tBodies[0].replaceChildren(
     ...rows.map((rank) => candidateRow(step, state, unfiltered, rank, rank === drawn, ends)),
     restRow(step, state, rows, ends),
@@ -212,8 +222,8 @@ function candidateRow(step, state, unfiltered, rank, drawn, ends) {
   const cut = state.stages.find((stage) => rank >= stage.listed)?.name ?? "";
   const marks = [drawn ? "drawn" : "", id === step.token ? "recorded" : "", cut ? "cut" : ""].filter(Boolean);
   const name = element("th", { scope: "row" }, label(labelOf(id)));
-  if (drawn) name.append(element("span", { class: "mark" }, isGreedy() ? "chosen" : "drawn"));
-  else if (id === step.token) name.append(element("span", { class: "mark" }, "recorded"));
+  if (drawn) name.append(" ", element("span", { class: "mark" }, isGreedy() ? "chosen" : "drawn"));
+  else if (id === step.token) name.append(" ", element("span", { class: "mark" }, "recorded"));
   const interval = rank < state.kept && !isGreedy() ? `${(ends[rank - 1] ?? 0).toFixed(4)}–${ends[rank].toFixed(4)}` : "";
   return element("tr", { class: marks.join(" "), "data-id": id }, name,
     dataCell(own, probability(own)), dataCell(tempered, probability(tempered), "number wide"),
@@ -331,7 +341,7 @@ function lookWith(n) {
   const head = stepAt(index).heads[n];
   if (!head) return;
   const top = head.weights.map((weight, position) => [weight, position]).sort((a, b) => b[0] - a[0]).slice(0, 5);
-  const parts = top.filter(([weight]) => weight >= 0.01).map(([weight, position]) => `${textAt(position)} ${weight.toFixed(2)}`);
+  const parts = top.filter(([weight]) => weight >= 0.01).map(([weight, position]) => `“${textAt(position)}” ${weight.toFixed(2)}`);
   $("looks").textContent = `${nameOf(head)} looks at: ${parts.join(", ")}`;
   light(head.weights, `Highlighted: what head ${nameOf(head)} looks at.`);
 }
@@ -363,7 +373,7 @@ function showLens(step) {
 
 function showParts(step) {
   const total = step.parts.reduce((sum, part) => sum + part[1] - part[2], 0);
-  $("parts-how").textContent = `The logit of ${quoted(step.token)} minus that of ${quoted(step.other)} is ${signed(total)}, the sum of what each part of the model adds directly. Select a head to see from which tokens it brings that.`;
+  $("parts-how").textContent = `The logit of ${quoted(step.token)} minus that of ${quoted(step.other)} is ${signed(total)}, ${page.softcap ? "before the softcap, " : ""}the sum of what each part of the model adds directly. Select a head to see from which tokens it brings that.`;
   $("parts-token").replaceChildren(label(labelOf(step.token)));
   $("parts-other").replaceChildren(label(labelOf(step.other)));
   const parts = step.parts.map(([name, token, other]) => ({ name, token, other, difference: token - other }));
@@ -389,7 +399,7 @@ function partRows(step, part, longest) {
   const name = element("th", { scope: "row" }, head ? element("button", { type: "button", "aria-expanded": false }, part.name) : part.name);
   const row = element("tr", { class: part.name === "total" ? "total" : "" }, name, dataCell(part.difference, signed(part.difference)),
     element("td", { class: "picture" }, signedBar(part.difference / longest)),
-    dataCell(part.token, part.token.toFixed(3), "number wide"), dataCell(part.other, part.other.toFixed(3), "number wide"));
+    dataCell(part.token, fixed(part.token), "number wide"), dataCell(part.other, fixed(part.other), "number wide"));
   if (!head) return [row];
   const sources = sourcesRow(head);
   name.firstChild.addEventListener("click", (event) => {
@@ -412,12 +422,12 @@ function lightSources(head) {
 function sourcesRow(head) {
   const sources = head.contributions.map((part, position) => [part, position]).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0]));
   const largest = Math.max(Math.abs(sources[0][0]), 1e-9);
-  const shown = sources.slice(0, 5);
-  const rest = sources.slice(5).reduce((sum, [part]) => sum + part, 0);
+  const shown = sources.slice(0, 5).filter(([part], n) => n === 0 || Math.abs(part) >= 0.0005);
+  const rest = sources.slice(shown.length).reduce((sum, [part]) => sum + part, 0);
   const line = (name, part) => element("li", {}, element("span", { class: "source" }, name), element("span", { class: "number" }, signed(part)), signedBar(part / largest));
   const list = element("ul", { class: "sources", "aria-label": `${nameOf(head)} by token` },
     ...shown.map(([part, position]) => line(label(textAt(position)), part)),
-    ...(sources.length > 5 ? [line(`${sources.length - 5} others`, rest)] : []));
+    ...(sources.length > shown.length ? [line(`${sources.length - shown.length} others`, rest)] : []));
   return Object.assign(element("tr", { class: "detail" }, element("td", { colspan: 5 }, list)), { hidden: true });
 }
 
@@ -438,7 +448,7 @@ function branchesOf(nodes, at) {
   return element("ul", {}, ...nodes.map(([id, p, children]) => {
     const chosen = at !== null && page.steps[at]?.token === id;
     const name = element("span", { class: chosen ? "node chosen" : "node" }, label(labelOf(id)), bar(p), element("span", { class: "number" }, probability(p)));
-    if (chosen) name.append(element("span", { class: "mark" }, "chosen"));
+    if (chosen) name.append(" ", element("span", { class: "mark" }, "chosen"));
     return element("li", {}, name, ...(children.length ? [branchesOf(children, chosen ? at + 1 : null)] : []));
   }));
 }
