@@ -393,6 +393,7 @@ def test_mirostat_and_its_relatives_on_the_command_line(run: Run, with_settings:
         (("--dry-base", 0.5), "dry-base must be from 1 to 1e+09, not 0.5"),
         (("--mirostat-eta", "inf"), "mirostat-eta must be finite and at least 0, not inf"),
         (("--dry-sequence-breaker", ""), "--dry-sequence-breaker takes a text, or none and nothing else"),
+        (("--dry-sequence-breaker", "\udcff"), "is not valid Unicode"),
         (("--dry-sequence-breaker", "none", "--dry-sequence-breaker", ";"), "takes a text, or none and nothing else"),
     ],
 )

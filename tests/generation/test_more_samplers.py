@@ -255,20 +255,24 @@ def test_the_tokens_are_the_same_however_they_are_generated(tiny: TinyFactory, n
     """Alone, in a batch, with both kinds of speculation, and as step N; a step explains itself from its u and mu."""
     model, filters = tiny("llama").load(), CHAINS[name]
     for seed in (1, 2):
-        plain = list(steps(model, PROMPT, sampler=Sampler(filters, seed), max_new_tokens=COUNT))
+        used = Sampler(filters, seed)
+        plain = list(steps(model, PROMPT, sampler=used, max_new_tokens=COUNT))
         other = random_model(model.config, device=CPU, dtype=torch.float32)
-        for proposer in (PromptLookup(), DraftModel(model), DraftModel(other)):
+        itself = DraftModel(model)
+        for proposer in (PromptLookup(), itself, DraftModel(other)):
             sampler = Sampler(filters, seed)
             found = list(speculative_steps(model, PROMPT, proposer, sampler=sampler, max_new_tokens=COUNT))
             assert tokens_of(found) == tokens_of(plain)
         requests = [Request(n, PROMPT, Sampler(filters, n), COUNT) for n in (1, 2, 3)]
         batched = [one.step for one in generate_batch(opened(model, ()), requests, 3) if one.request.key == seed]
         assert tokens_of(filter(None, batched)) == tokens_of(plain)
-        sampler = Sampler(filters, seed)
-        step, context = step_at(model, PROMPT, 20, sampler=sampler)
+        assert itself.accepted == itself.proposed or name == "mirostat"  # which changes with each token
+        step, context = step_at(model, PROMPT, 20, sampler=Sampler(filters, seed))
         assert tokens_of([step]) == tokens_of(plain[20:21])
-        final = probabilities(sampler.as_of(step.choice).stages(step.logits, context)[-1].logits)
+        final = used.as_of(plain[20].choice).final(step.logits, context)
         assert float(final[step.token]) == step.choice.final_prob
+        again = next(steps(model, PROMPT, sampler=used, max_new_tokens=1))  # a new text begins as the first one did
+        assert again.choice.mu == plain[0].choice.mu
 
 
 def test_a_replaced_token_moves_mu_by_its_own_surprisal(tiny: TinyFactory) -> None:

@@ -29,6 +29,7 @@ from llmcli.generation.filters import (
     filter_chain,
     filter_of,
 )
+from llmcli.text.surrogates import is_unicode
 
 NO_BREAKERS = "none"  # the value of --dry-sequence-breaker that removes the default ones
 
@@ -157,6 +158,8 @@ def parse_breakers(texts: tuple[str, ...]) -> tuple[str, ...] | None:
     """The sequence breakers of DRY: () for "none", None for the default ones. Raises LlmcliError for an empty one."""
     if not all(texts) or (NO_BREAKERS in texts and len(texts) > 1):
         raise usage_error("--dry-sequence-breaker takes a text, or none and nothing else", "for example ';'")
+    if not all(map(is_unicode, texts)):
+        raise usage_error("--dry-sequence-breaker is not valid Unicode", "use UTF-8")
     return () if texts == (NO_BREAKERS,) else texts or None
 
 
