@@ -49,6 +49,7 @@ GROUPS = {
         "lens": "When does the answer appear?",
         "why": "What pushed this logit up or down?",
         "patch": "Which parts carry the difference between two texts?",
+        "steer": "Find a direction that changes what the model writes.",
         "explain": "Write a page that explains every token of a text.",
         "explain-step": "How was this token chosen?",
         "branch": "What if the model had chosen another token?",

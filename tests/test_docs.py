@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, lines in (("requests", requests), ("pairs", pairs), ("prompts", prompts)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
     return folder
 
 
@@ -353,13 +355,16 @@ VIEW_OPTIONS = {
 }
 
 
-def test_the_formats_of_the_views_are_as_documented() -> None:
+def test_the_formats_of_the_views_are_as_documented(tmp_path: Path) -> None:
     """The outermost keys of each view's object, all and in this order."""
     view = r"^(tokenize --merges|attend --head|[a-z]+) +(\{.*?)(?=\n\S|\n```)"
     documented = re.findall(view, section_of_json("Views"), re.DOTALL | re.MULTILINE)
     assert documented
     for name, form in documented:
         text = [] if name == "inspect" else ["king" if name == "neighbours" else "Once upon a time there was"]
+        if name == "steer":
+            files = [str(ROOT / f"docs/examples/{file}.txt") for file in ("sad", "happy")]
+            text = [*files, str(tmp_path / "x.gguf")]
         (written,) = written_by([*name.split(), *VIEW_OPTIONS.get(name, []), *text, "--json"])
         assert list(written) == keys(form), name
 

@@ -8,7 +8,7 @@ from functools import partial
 import click
 
 from llmcli import explain, render
-from llmcli.commands.options.ablation import Ablation, ablation_options
+from llmcli.commands.options.changes import Changes, change_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, describe_model, pair_of, pair_options
 from llmcli.commands.options.output import OutputOptions, output_options
@@ -27,7 +27,7 @@ from llmcli.errors import usage_error
 )
 @output_options
 @pair_options
-@ablation_options
+@change_options
 @verbose_option
 def compare(
     prompt: Prompt,
@@ -35,7 +35,7 @@ def compare(
     summary: bool,
     output: OutputOptions,
     choices: tuple[ModelChoice, ...],
-    ablation: Ablation,
+    changes: Changes,
 ) -> None:
     """What did fine-tuning change? Score TEXT with two models that share a tokenizer, token by token.
 
@@ -54,10 +54,10 @@ def compare(
     """
     if summary and click.get_current_context().get_parameter_source("top") is click.core.ParameterSource.COMMANDLINE:
         raise usage_error("--summary shows no single tokens, so --top has no effect", "omit one of them")
-    pair = pair_of(choices, changed=bool(ablation.parts))
+    pair = pair_of(choices, changed=changes.option is not None)
     text = prompt.read()
     first = pair[0].open()
-    second = ablation.apply(first) if ablation.parts else pair[1].open()
+    second = changes.apply(first) if changes.option else pair[1].open()
     models = [describe_model(first), describe_model(second)]
     with render.ScoringProgress(sys.stderr) as progress:
         if summary:

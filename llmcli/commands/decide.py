@@ -7,7 +7,7 @@ from functools import partial
 import click
 
 from llmcli import explain, render, text
-from llmcli.commands.options.ablation import Ablation, ablation_options
+from llmcli.commands.options.changes import Ablation, ablation_options
 from llmcli.commands.options.choices import ChoiceOptions, choice_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options

@@ -9,7 +9,7 @@ import click
 
 from llmcli import endpoint as servers
 from llmcli import explain, generation, render
-from llmcli.commands.options.ablation import Ablation, ablation_options
+from llmcli.commands.options.changes import Changes, change_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options, fields_of
@@ -44,7 +44,7 @@ from llmcli.render import json_forms
 @click.option("--interactive", is_flag=True, help="Choose each token yourself, step by step.")
 @output_options
 @distributed_model_options
-@ablation_options
+@change_options
 @endpoint_options
 @sampling_options
 @grammar_options
@@ -58,7 +58,7 @@ def explain_step(
     interactive: bool,
     output: OutputOptions,
     choice: DistributedModelChoice,
-    ablation: Ablation,
+    changes: Changes,
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
@@ -76,7 +76,7 @@ def explain_step(
     """
     if overflow == "shift":
         grammar.exclude("--context-overflow shift", "the grammar needs the whole text")
-    choice.exclude("--ablate", ablation.parts)
+    choice.exclude(changes.option or "", changes.option)
     text = prompt.read()
     compared = parse_temperatures(temperatures)
     if interactive and (output.as_json or output.picture or not (sys.stdin.isatty() and sys.stdout.isatty())):
@@ -84,7 +84,7 @@ def explain_step(
     if endpoint.given:
         explain_server_step(endpoint.open(), text, sampling, index, top, output)
         return
-    loaded = ablation.apply(choice.open())
+    loaded = changes.apply(choice.open())
     ids = fit(loaded, text, overflow, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)))
     if interactive:

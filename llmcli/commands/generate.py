@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from llmcli import generation, render
-from llmcli.commands.options.ablation import Ablation, ablation_options
+from llmcli.commands.options.changes import Changes, change_options
 from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -41,7 +41,7 @@ class GenerateCommand(Command):
 @click.command(cls=GenerateCommand, together=follow)
 @prompt_options()
 @distributed_model_options
-@ablation_options
+@change_options
 @endpoint_options
 @sampling_options
 @grammar_options
@@ -55,7 +55,7 @@ class GenerateCommand(Command):
 def generate(
     prompt: Prompt,
     choice: DistributedModelChoice,
-    ablation: Ablation,
+    changes: Changes,
     endpoint: Endpoint,
     sampling: Sampling,
     grammar: GrammarChoice,
@@ -82,9 +82,9 @@ def generate(
         write_server_text(endpoint.open(), prompt.read(), sampling, length, printing, logging)
         return
     grammar.exclude_all(length)
-    _check_combinations(choice, ablation, speculative, prompt_cache, samples)
+    _check_combinations(choice, changes, speculative, prompt_cache, samples)
     text = prompt.read()
-    loaded = ablation.apply(choice.open())
+    loaded = changes.apply(choice.open())
     length = grammar.limits_of(length, loaded)
     ids = fit(loaded, text, length.overflow, parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)), length.adopted)
@@ -118,7 +118,7 @@ def generate(
 
 def _check_combinations(
     choice: DistributedModelChoice,
-    ablation: Ablation,
+    changes: Changes,
     speculative: Speculative,
     prompt_cache: Path | None,
     samples: SampleCount,
@@ -130,9 +130,11 @@ def _check_combinations(
         raise usage_error("--prompt-cache works with only one text", "omit it, or --num-samples and --best-of")
     if prompt_cache is not None:
         check_prompt_cache(prompt_cache)
-    if ablation.parts and prompt_cache is not None:
-        raise usage_error("a prompt cache holds what the whole model computes", "omit --ablate or --prompt-cache")
-    choice.exclude("--ablate", ablation.parts)
+    if changes.option and prompt_cache is not None:
+        raise usage_error(
+            "a prompt cache holds what the model computes without changes", f"omit {changes.option} or --prompt-cache"
+        )
+    choice.exclude(changes.option or "", changes.option)
     choice.exclude("--prompt-cache", prompt_cache)
     choice.exclude("--num-samples (or --best-of)", samples.count > 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from llmcli import explain, render
-from llmcli.commands.options.ablation import Ablation, ablation_options
+from llmcli.commands.options.changes import Ablation, ablation_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.location import at_option, layer_option, token_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options

@@ -9,7 +9,7 @@ import click
 
 from llmcli import endpoint as servers
 from llmcli import explain, render
-from llmcli.commands.options.ablation import Ablation, ablation_options
+from llmcli.commands.options.changes import Changes, change_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_view_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -30,7 +30,7 @@ from llmcli.commands.shell.command import Command
 )
 @output_options
 @distributed_view_options
-@ablation_options
+@change_options
 @endpoint_options
 @verbose_option
 def score(
@@ -38,7 +38,7 @@ def score(
     top: int,
     output: OutputOptions,
     choice: DistributedModelChoice,
-    ablation: Ablation,
+    changes: Changes,
     endpoint: Endpoint,
 ) -> None:
     """Which tokens surprise the model? Show each token's surprisal, its rank, and the entropy of the prediction.
@@ -53,12 +53,12 @@ def score(
       llmcli score "The king was a very good dragon." --json
     """
     text = prompt.read()
-    choice.exclude("--ablate", ablation.parts)
+    choice.exclude(changes.option or "", changes.option)
     if endpoint.given:
         report = servers.server_score(endpoint.open(), text)
         model = render.ModelLabel(report.model)
     else:
-        loaded = ablation.apply(choice.open())
+        loaded = changes.apply(choice.open())
         with render.ScoringProgress(sys.stderr) as progress:
             report = explain.score(loaded, text, parse_special=prompt.parse_special, progress=progress)
         model = describe_model(loaded)

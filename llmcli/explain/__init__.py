@@ -94,6 +94,10 @@ if TYPE_CHECKING:
     from llmcli.explain.sampling_step import step_report as step_report
     from llmcli.explain.scoring import score as score
     from llmcli.explain.selection import find_token as find_token
+    from llmcli.explain.steering import SteerLayer as SteerLayer
+    from llmcli.explain.steering import SteerReport as SteerReport
+    from llmcli.explain.steering import steer as steer
+    from llmcli.explain.steering import steered as steered
     from llmcli.explain.tokenization import Tokenization as Tokenization
     from llmcli.explain.tokenization import tokenize as tokenize
     from llmcli.explain.verification.proof import Divergence as Divergence
@@ -160,6 +164,8 @@ __all__ = [
     "ScoredToken",
     "SourceContribution",
     "StageReport",
+    "SteerLayer",
+    "SteerReport",
     "StepReport",
     "StrongestPart",
     "TemperatureColumn",
@@ -192,6 +198,8 @@ __all__ = [
     "patch",
     "position",
     "score",
+    "steer",
+    "steered",
     "step",
     "step_report",
     "tokenize",
@@ -257,6 +265,10 @@ __getattr__, __dir__ = lazy.exports(
         "StrongestPart": "attribution",
         "WhyReport": "attribution",
         "ablate": "ablation",
+        "SteerLayer": "steering",
+        "SteerReport": "steering",
+        "steer": "steering",
+        "steered": "steering",
         "PatchReport": "patching",
         "PatchedLayer": "patching",
         "PatchedPart": "patching",

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from llmcli.render.settings import Setting as Setting
     from llmcli.render.settings import print_settings as print_settings
     from llmcli.render.settings import write_settings_json as write_settings_json
+    from llmcli.render.steer import print_steer as print_steer
     from llmcli.render.step import print_candidates as print_candidates
     from llmcli.render.step import print_server_step as print_server_step
     from llmcli.render.step import print_step as print_step
@@ -188,6 +189,7 @@ __all__ = [
     "print_server_step",
     "print_server_summary",
     "print_settings",
+    "print_steer",
     "print_step",
     "print_summary",
     "print_table",
@@ -264,6 +266,7 @@ __getattr__, __dir__ = lazy.exports(
         "WritingProgress": "progress",
         "print_head": "query_key_value",
         "print_heads": "heads",
+        "print_steer": "steer",
         "print_patch": "patch",
         "html": "reports",
         "print_report": "reports",

@@ -26,6 +26,7 @@ DRAWN_BY = {
     "PositionReport": "print_position",
     "ScoreReport": "print_score",
     "ServerStep": "print_server_step",
+    "SteerReport": "print_steer",
     "StepReport": "print_step",
     "Tokenization": "print_tokenization",
     "TourReport": "print_tour",

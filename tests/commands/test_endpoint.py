@@ -216,6 +216,7 @@ VALUES = {
     "ablate-with": "zero",
     "template": "x.jinja",
     "template-arg": "a=1",
+    "steer": "x",
 }
 
 

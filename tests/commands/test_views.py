@@ -35,6 +35,7 @@ VIEWS: dict[str, list[str]] = {
     "lens": ["{text}"],
     "why": ["{text}"],
     "patch": ["{text}7", "{text}8", "--token", "70", "--vs", "80"],
+    "steer": ["{positive}", "{negative}", "{out}"],
     "explain-step": ["{text}", "--seed", "1"],
     "branch": ["{text}", "--depth", "2"],
     "decide": ["{text}", "--choices", "and,or,and the fox"],
@@ -62,7 +63,18 @@ def words(view: str, model: Path, text: str = PROMPT) -> list[str]:
     chat, template = model.parent / "views.json", model.parent / "views.jinja"
     chat.write_text(json.dumps({"messages": [{"role": "user", "content": text}]}), encoding="utf-8")
     template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", encoding="utf-8")
-    given = {"text": text, "chat": chat, "template": template}
+    positive, negative = model.parent / "positive.txt", model.parent / "negative.txt"
+    positive.write_text(f"{PROMPT}\nA fox\n", encoding="utf-8")
+    negative.write_text("The hen\nA hen\n", encoding="utf-8")
+    out = model.parent / "direction.safetensors"
+    given = {
+        "text": text,
+        "chat": chat,
+        "template": template,
+        "positive": positive,
+        "negative": negative,
+        "out": out,
+    }
     return [view.split()[0], *(word.format(**given) for word in VIEWS[view]), *models]
 
 

@@ -48,6 +48,8 @@ def edited(case: Tiny, edits: list[tuple[str, int, Edit]], ids: list[int] = IDS)
         for part, layer, edit in edits:
             if part == "layer":
                 hook = blocks(case)[layer].register_forward_hook(_skip, with_kwargs=True)
+            elif part == "after":
+                hook = blocks(case)[layer].register_forward_hook(_after(edit))
             elif part == "embedding":
                 hook = blocks(case)[0].register_forward_pre_hook(_before(edit), with_kwargs=True)
             else:

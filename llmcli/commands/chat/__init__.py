@@ -14,7 +14,7 @@ from llmcli.commands.chat.input import TurnSource, turn_source
 from llmcli.commands.chat.server import server_session
 from llmcli.commands.chat.session import AnySession, LocalSession
 from llmcli.commands.chat.settings import REPLY_TOKENS, SamplerSettings
-from llmcli.commands.options.ablation import Ablation, ablation_options
+from llmcli.commands.options.changes import Changes, change_options
 from llmcli.commands.options.common import is_verbose, verbose_option
 from llmcli.commands.options.distributed import DistributedModelChoice, distributed_model_options, follow
 from llmcli.commands.options.endpoint import Endpoint, endpoint_options
@@ -48,7 +48,7 @@ RAW = "use --raw to let it continue what you write, or give it a template with -
 @template_options
 @thinking_options
 @distributed_model_options
-@ablation_options
+@change_options
 @endpoint_options
 @sampling_options
 @heading("Length")
@@ -68,7 +68,7 @@ def chat(
     template: Template,
     think: Think,
     choice: DistributedModelChoice,
-    ablation: Ablation,
+    changes: Changes,
     endpoint: Endpoint,
     sampling: Sampling,
     max_tokens: int | None,
@@ -92,7 +92,7 @@ def chat(
         raise usage_error("--raw uses no chat template, so there is no thinking", "omit --raw, or the options for it")
     if raw and template.given:
         raise usage_error("--raw uses no chat template", "omit --raw, or --template and --template-arg")
-    choice.exclude("--ablate", ablation.parts)
+    choice.exclude(changes.option or "", changes.option)
     if file is not None:
         check_writable("--chat", file)
     with ExitStack() as stack:
@@ -107,7 +107,7 @@ def chat(
         else:
             found = None if raw else template_of(choice, RAW, template)  # before the weights are loaded
             session = local_session(
-                choice, ablation, sampling, found, think, logging, file=chat_file, verbose=is_verbose()
+                choice, changes, sampling, found, think, logging, file=chat_file, verbose=is_verbose()
             )
             begin(session, system_prompt)
             warn_about_doubled_token(session.conversation)
@@ -127,7 +127,7 @@ def start(session: AnySession, *, shipped: bool) -> None:
 
 def local_session(
     choice: ModelChoice,
-    ablation: Ablation,
+    changes: Changes,
     sampling: Sampling,
     template: text.ChatTemplate | None,
     think: Think,
@@ -137,7 +137,7 @@ def local_session(
     verbose: bool,
 ) -> LocalSession:
     """A chat with a local model; without a ``template`` each turn continues one text."""
-    loaded = ablation.apply(choice.open())
+    loaded = changes.apply(choice.open())
 
     form = text.PlainFormat(loaded.tokenizer) if template is None else text.TemplateFormat(template, loaded.tokenizer)
     settings = SamplerSettings(click.get_current_context(), sampling, loaded)

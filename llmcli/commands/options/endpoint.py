@@ -43,6 +43,7 @@ UNSUPPORTED_OPTIONS = (
     "samplers",
     "ablate",
     "ablate_with",
+    "steer",
     "template_file",
     "template_arg",
 )
