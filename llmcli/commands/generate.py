@@ -90,7 +90,7 @@ def generate(
     sampler = sampling.sampler(loaded, grammar.filter(loaded, len(ids)), length.adopted)
     prefix = text if printing.echo else ""
     limits = (length.max_tokens, length.stop, length.overflow == "shift")
-    setup = Setup(choice, ablation, sampling, grammar, *limits, own_settings(loaded))
+    setup = Setup(choice, changes, sampling, grammar, *limits, own_settings(loaded))
     if samples.count > 1:
         several = generation.Samples(loaded, ids, sampler, samples.count, **length.limits)
         interrupted = write_samples(several, samples, printing, prefix)

@@ -109,7 +109,7 @@ def repeat_run(run: Run, *, any_model: bool) -> None:
         hint = f"llmcli log --show {run.id} has its prompt and options"
         raise LlmcliError(f"run {run.id} cannot be repeated: {run.replay['obstacle']}", hint)
     setup = Setup.of_json(run.replay["setup"])
-    loaded = setup.ablation.apply(setup.choice.open())
+    loaded = setup.changes.apply(setup.choice.open())
     if fingerprint_of(loaded) != run.fingerprint and not any_model:
         raise LlmcliError(f"{run.model} is not the model of run {run.id}: its weights have changed", kind="other-model")
     loaded = setup.applied(loaded)

@@ -90,7 +90,7 @@ def test_help_shows_the_defaults_of_the_program_not_of_the_config_file(run: Run,
     ("args", "hint"),
     [
         (["gnerate"], "did you mean generate?"),
-        (["explainstep"], "did you mean explain-step?"),
+        (["explainstep"], "did you mean explain-step or explain?"),
         (["generate", "--temprature", "1"], "did you mean --temperature"),
         (["generate", "x", "--dtype", "bfloat"], "did you mean bfloat16"),
         (["quantize", "a", "b", "--to", "int44"], "did you mean int4"),

@@ -147,7 +147,7 @@ def local_session(
     def log(reply: generation.Reply) -> None:
         limits = (settings.max_tokens, loaded.defaults.stop, False)
         own = own_settings(conversation.loaded)
-        setup = Setup(choice, ablation, settings.sampling, GrammarChoice(None, None), *limits, own)
+        setup = Setup(choice, changes, settings.sampling, GrammarChoice(None, None), *limits, own)
         prompt, seeds = reply.messages[-1].content, {reply.sampler.seed: reply.generation}
         budget = "its thoughts had a budget" if session.think.budget is not None else ""
         logging.keep(conversation.loaded, setup, prompt, list(reply.prompt), seeds, budget)

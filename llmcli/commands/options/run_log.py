@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from llmcli import generation, hub, render
-from llmcli.commands.options.ablation import Ablation
+from llmcli.commands.options.changes import Ablation, Changes, Steering
 from llmcli.commands.options.common import bundle, is_verbose
 from llmcli.commands.options.distributed import DistributedModelChoice
 from llmcli.commands.options.grammar import GrammarChoice
@@ -42,7 +42,7 @@ class Setup:
     """
 
     choice: ModelChoice
-    ablation: Ablation
+    changes: Changes
     sampling: Sampling
     grammar: GrammarChoice
     max_tokens: int
@@ -52,10 +52,12 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values. Paths are absolute: the repetition may run in another folder."""
-        choice, reference = self.choice.undivided(), self.ablation.reference
+        choice = self.choice.undivided()
         form = asdict(replace(self, choice=choice))
         form["choice"] |= {"model": _absolute(choice.model), "adapter": _absolute(choice.adapter)}
-        form["ablation"]["reference"] = None if reference is None else str(reference.absolute())
+        files = (form["changes"]["ablation"], "reference"), (form["changes"]["steering"], "file")
+        for part, name in files:
+            part[name] = None if part[name] is None else str(part[name].absolute())
         return form
 
     def applied(self, loaded: generation.LoadedModel) -> generation.LoadedModel:
@@ -66,12 +68,13 @@ class Setup:
     @staticmethod
     def of_json(form: Mapping[str, Any]) -> Setup:
         """Return the setup that ``to_json`` gave."""
-        ablation, sampling = form["ablation"], form["sampling"]
-        reference, breakers = ablation["reference"], sampling["breakers"]
+        changes, sampling = form["changes"], form["sampling"]
+        ablation, steering, breakers = changes["ablation"], changes["steering"], sampling["breakers"]
         return Setup(
             choice=ModelChoice(**form["choice"]),
-            ablation=Ablation(
-                tuple(ablation["parts"]), ablation["replacement"], None if reference is None else Path(reference)
+            changes=Changes(
+                Ablation(tuple(ablation["parts"]), ablation["replacement"], _path(ablation["reference"])),
+                Steering(_path(steering["file"]), steering["strength"], steering["layers"]),
             ),
             sampling=Sampling(
                 **{
@@ -86,6 +89,10 @@ class Setup:
             rolls=form["rolls"],
             own=form["own"],
         )
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def own_settings(loaded: generation.LoadedModel) -> dict[str, Any]:
@@ -198,7 +205,8 @@ def _unknown_options() -> list[str]:
     """Options that were given and that may change the text in a way that ``Setup`` does not have."""
     others = ("argument", "file", "parse_special", "max_tokens", "stop", "overflow", "num_samples")
     chat = ("system_prompt", "raw", "template_file", "template_arg", "think")
-    ours = ("ablate", "ablate_with", "json_schema", "regex", "choices", "tensor_parallel")
+    changes = ("ablate", "ablate_with", "steer", "strength", "steer_layers")
+    ours = (*changes, "json_schema", "regex", "choices", "tensor_parallel")
     known = {*NO_EFFECT, *others, *chat, *ours, *sampling_parameters(), *(field.name for field in fields(ModelChoice))}
     return [key_of(option) for option in _given() if option.name not in known]
 
