@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmcli.generation.conversation import Conversation as Conversation
     from llmcli.generation.conversation import Messages as Messages
     from llmcli.generation.conversation import Reply as Reply
+    from llmcli.generation.conversation import for_chat as for_chat
     from llmcli.generation.generate import Generation as Generation
     from llmcli.generation.generation_config import Defaults as Defaults
     from llmcli.generation.gguf_texts import gguf_metadata as gguf_metadata

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,6 +26,7 @@ class Request:
     max_new_tokens: int
     stop: Sequence[str] = ()
     rolls: bool = False  # as in ``steps``
+    shown: Collection[int] = ()  # the special tokens that its text has
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def generate_alone(loaded: LoadedModel, request: Request) -> Iterator[BatchStep]
         max_new_tokens=request.max_new_tokens,
         stop=request.stop,
         rolls=request.rolls,
+        shown=request.shown,
     )
     logprob = 0.0
     for step, chunk in generation:
@@ -122,7 +124,7 @@ class Batch:
         cache, logits = self._read(request)
         context = loaded.model.config.max_position_embeddings
         tokens = Continuation(prompt, request.sampler, request.max_new_tokens, context, loaded.stop_ids, request.rolls)
-        row = _Row(request, tokens, GeneratedText(loaded.tokenizer, request.prompt_ids, request.stop))
+        row = _Row(request, tokens, GeneratedText(loaded.tokenizer, request.prompt_ids, request.stop, request.shown))
         step = self._choose(row, logits)
         if not step.done:
             self.rows.append(row)

@@ -6,7 +6,6 @@ ids share with those of the current conversation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,7 +19,7 @@ from llmcli.generation.steps import Step, clear_if_stale, common_prefix, next_lo
 from llmcli.generation.thinking import think_budget_of
 from llmcli.text.chat_format import ChatFormat
 from llmcli.text.chat_template import Message
-from llmcli.text.thinking import Piece, Thinking, ThoughtSplitter
+from llmcli.text.thinking import Piece, SplitReply, Thinking
 
 Messages = tuple[Message, ...]
 
@@ -37,7 +36,6 @@ class Reply:
     """A reply while it is generated: iterate for its steps, each with the thoughts and the answer that it completes.
 
     ``messages`` are those that it replies to, ``prompt`` their ids, and ``choices`` how each token was chosen so far.
-    ``thought_tokens`` counts the tokens of its thoughts.
     """
 
     def __init__(
@@ -47,43 +45,33 @@ class Reply:
         sampler: Sampler,
         prompt: Sequence[int],
         read: list[int],
-        splitter: ThoughtSplitter,
-        think_budget: int | None = None,
+        split: SplitReply,
     ) -> None:
         self.messages = messages
         self.generation = generation
         self.sampler = sampler
         self.prompt = tuple(prompt)
         self.choices: list[Choice] = []
-        self.thought_tokens = 0
         self._read = read
         self._stopped = False
-        self._splitter = splitter
-        self._budget = math.inf if think_budget is None else think_budget  # tokens beyond it are the closing tag's
-        self._pieces: list[Piece] = []
+        self._split = split
 
     def __iter__(self) -> Iterator[tuple[Step, Piece]]:
         for step, text in self.generation:
             self._read.append(step.token)
             self.choices.append(step.choice)
             self._stopped = step.finish == "stop_token"
-            before = self._splitter.state
-            piece = self._split(text, ended=step.finish is not None or self.generation.stopped)
-            if before == self._splitter.state == "thoughts" and not self._stopped:
-                self.thought_tokens += self.thought_tokens < self._budget
-            yield step, piece
+            ended = step.finish is not None or self.generation.stopped
+            yield step, self._split.add(text, ended=ended, counts=not self._stopped)
 
     def interrupt(self) -> Piece:
         """End the reply early, and return what was held back until now."""
-        return self._split(self.generation.interrupt(), ended=True)
+        return self._split.add(self.generation.interrupt(), ended=True, counts=False)
 
-    def _split(self, text: str, *, ended: bool) -> Piece:
-        piece = self._splitter.feed(text)
-        if ended:
-            rest = self._splitter.finish()
-            piece = Piece(piece.thoughts + rest.thoughts, piece.answer + rest.answer)
-        self._pieces.append(piece)
-        return piece
+    @property
+    def thought_tokens(self) -> int:
+        """The number of tokens of its thoughts."""
+        return self._split.thought_tokens
 
     @property
     def ids(self) -> list[int]:
@@ -93,8 +81,14 @@ class Reply:
 
     @property
     def message(self) -> Message:
-        thoughts = "".join(piece.thoughts for piece in self._pieces)
-        return Message("assistant", "".join(piece.answer for piece in self._pieces), thoughts)
+        return Message("assistant", self._split.answer, self._split.thoughts)
+
+
+def for_chat(loaded: LoadedModel, form: ChatFormat, thinking: Thinking) -> LoadedModel:
+    """Return the model with the stop tokens of a chat: its own and those that the template writes after a reply."""
+    tags = thinking.tag_ids(loaded.tokenizer)
+    stops = {*loaded.named_stop_ids, *form.end_ids} - tags or loaded.stop_ids
+    return replace(loaded, defaults=replace(loaded.defaults, stop_ids=tuple(stops)))
 
 
 class Conversation:
@@ -105,9 +99,7 @@ class Conversation:
 
     def __init__(self, loaded: LoadedModel, form: ChatFormat, thinking: Thinking | None = None) -> None:
         self.thinking = thinking or Thinking()
-        tags = self.thinking.tag_ids(loaded.tokenizer)
-        stops = {*loaded.named_stop_ids, *form.end_ids} - tags or loaded.stop_ids
-        self.loaded = replace(loaded, defaults=replace(loaded.defaults, stop_ids=tuple(stops)))
+        self.loaded = for_chat(loaded, form, self.thinking)
         self.form = form
         self.messages: Messages = ()
         self.last: Reply | None = None
@@ -157,8 +149,8 @@ class Conversation:
             cache=self._cache,
             shown=self.thinking.tag_ids(self.loaded.tokenizer),
         )
-        splitter = ThoughtSplitter(self.thinking.tags, state)
-        return Reply(messages, generation, sampler, ids, self._read, splitter, think_budget)
+        split = SplitReply(self.thinking, state, think_budget)
+        return Reply(messages, generation, sampler, ids, self._read, split)
 
     def keep(self, reply: Reply) -> None:
         """Add a reply to the conversation, or as much of it as was generated."""

@@ -5,6 +5,7 @@ Both are found in the model's own files. A switch counts only if it changes what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -184,3 +185,29 @@ class ThoughtSplitter:
         part, self._held = self._held[:cut], self._held[cut:]
         self._fresh = self._fresh and not part
         return part
+
+
+class SplitReply:
+    """A reply that is generated token by token, as ``thoughts`` and ``answer``; ``thought_tokens`` counts the former's.
+
+    Tokens beyond the ``budget`` are those of the closing tag.
+    """
+
+    def __init__(self, thinking: Thinking, state: State, budget: int | None = None) -> None:
+        self.thoughts = self.answer = ""
+        self.thought_tokens = 0
+        self._splitter = ThoughtSplitter(thinking.tags, state)
+        self._budget = math.inf if budget is None else budget
+
+    def add(self, text: str, *, ended: bool, counts: bool = True) -> Piece:
+        """Add the text that a token completes; ``counts``: it is a token of the text, not one that ends it."""
+        before = self._splitter.state
+        piece = self._splitter.feed(text)
+        if counts and before == self._splitter.state == "thoughts" and self.thought_tokens < self._budget:
+            self.thought_tokens += 1
+        if ended:
+            rest = self._splitter.finish()
+            piece = Piece(piece.thoughts + rest.thoughts, piece.answer + rest.answer)
+        self.thoughts += piece.thoughts
+        self.answer += piece.answer
+        return piece

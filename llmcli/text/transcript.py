@@ -24,7 +24,12 @@ def read_transcript(path: Path) -> tuple[Message, ...]:
     messages = read_json(path, "give the file of a saved chat", HINT).get("messages")
     if not isinstance(messages, list):
         raise LlmcliError(f"{path}: no list of messages", HINT)
-    return tuple(_parse_message(entry, f"{path}: message {n}") for n, entry in enumerate(messages))
+    return parse_messages(messages, f"{path}: ")
+
+
+def parse_messages(entries: Sequence[object], where: str = "") -> tuple[Message, ...]:
+    """Return the messages of a JSON list. Raises LlmcliError, whose text begins with ``where``, if one is invalid."""
+    return tuple(_parse_message(entry, f"{where}message {n}") for n, entry in enumerate(entries))
 
 
 def _parse_message(entry: object, where: str) -> Message:

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from llmcli.generation.jobs.choices import ChoiceWriter as ChoiceWriter
     from llmcli.generation.jobs.choices import accuracies as accuracies
     from llmcli.generation.jobs.choices import questions_only as questions_only
+    from llmcli.generation.jobs.local import ChatSetup as ChatSetup
     from llmcli.generation.jobs.local import LocalWriter as LocalWriter
     from llmcli.generation.jobs.parts import SharedResults as SharedResults
     from llmcli.generation.jobs.parts import check_name as check_name
     from llmcli.generation.jobs.parts import merge as merge
     from llmcli.generation.jobs.parts import parts_of as parts_of
+    from llmcli.generation.jobs.prompts import ChatJob as ChatJob
     from llmcli.generation.jobs.prompts import InvalidLine as InvalidLine
     from llmcli.generation.jobs.prompts import Job as Job
     from llmcli.generation.jobs.prompts import JobDefaults as JobDefaults
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Accuracy",
     "BatchRun",
+    "ChatJob",
+    "ChatSetup",
     "ChoiceWriter",
     "InvalidLine",
     "Job",
@@ -54,6 +58,8 @@ __getattr__, __dir__ = lazy.exports(
         "accuracies": "choices",
         "ChoiceWriter": "choices",
         "Accuracy": "choices",
+        "ChatJob": "prompts",
+        "ChatSetup": "local",
         "LocalWriter": "local",
         "SharedResults": "parts",
         "check_name": "parts",

@@ -10,7 +10,9 @@ from typing import Any
 
 from llmcli.errors import LlmcliError, usage_error
 from llmcli.generation.choice_texts import check_choices
+from llmcli.text.chat_template import Message
 from llmcli.text.surrogates import is_unicode
+from llmcli.text.transcript import parse_messages
 
 JobId = str | int
 
@@ -35,6 +37,13 @@ class QuestionJob(Job):
 
     choices: tuple[str, ...]
     answer: int | None
+
+
+@dataclass(frozen=True)
+class ChatJob(Job):
+    """A conversation to reply to, instead of a prompt."""
+
+    messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True)
@@ -115,17 +124,31 @@ def _parse(number: int, line: bytes, defaults: JobDefaults) -> Job:
         raise ValueError("stop is not valid Unicode")
     seed = _typed(values, "seed", (int,), defaults.seed + number - 1)
     max_tokens = _typed(values, "max_tokens", (int,), defaults.max_tokens)
-    if "prompt" not in values:
-        raise ValueError("prompt is missing")
+    if ("prompt" in values) == ("messages" in values):
+        raise ValueError("prompt and messages exclude each other" if "prompt" in values else "prompt is missing")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, not {seed}")
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     job = Job(number, id, _typed(values, "prompt", (str,), ""), seed, max_tokens, tuple(stop))
-    if values.get("choices") is None and defaults.choices is None:
+    asks = values.get("choices") is not None or defaults.choices is not None
+    if "messages" in values:
+        if asks:
+            raise ValueError("choices need a prompt, not messages")
+        return ChatJob(**vars(job), messages=_messages(_typed(values, "messages", (list,), [])))
+    if not asks:
         return job
     choices = _choices(values, defaults.choices)
     return QuestionJob(**vars(job), choices=choices, answer=_answer(values.get("answer"), choices))
+
+
+def _messages(entries: list[Any]) -> tuple[Message, ...]:
+    if not entries:
+        raise ValueError("messages must not be empty")
+    try:
+        return parse_messages(entries)
+    except LlmcliError as error:
+        raise ValueError(error.message) from None
 
 
 def _choices(values: Mapping[str, Any], default: tuple[str, ...] | None) -> tuple[str, ...]:

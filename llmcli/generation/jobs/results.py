@@ -14,6 +14,7 @@ from llmcli.files.atomic import append_line, clear_leftovers, write_error
 from llmcli.files.lock import lock_for_writing
 from llmcli.files.ndjson import to_line
 from llmcli.generation.jobs.prompts import Job, JobId, check_regular_file
+from llmcli.text.chat_template import REASONING
 
 FIRST_KEY = b'{"id": '  # how every result begins
 
@@ -33,10 +34,12 @@ def result(
     mean_logprob: float | None,
     mark: str,
     valid: bool | None = None,
+    thoughts: tuple[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """The record of one text. ``mark`` is the digest of everything that the text depends on.
 
     ``mean_logprob`` is per token, in nats. ``valid`` is whether the text fits the grammar; without one, it is omitted.
+    ``thoughts`` are those before the text, with the number of their tokens; they are omitted if there are none.
     """
     record = {
         "id": job.id,
@@ -48,6 +51,8 @@ def result(
         "seed": job.seed,
         "mark": mark,
     }
+    if thoughts is not None and thoughts[0]:
+        record |= {REASONING: thoughts[0], "reasoning_tokens": thoughts[1]}
     return record if valid is None else {**record, "valid": valid}
 
 
