@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,6 +18,8 @@ from llmcli.commands.options.grammar import GrammarChoice, check_valid, grammar_
 from llmcli.commands.options.length import Length, fit, length_options
 from llmcli.commands.options.model import ModelChoice, model_options
 from llmcli.commands.options.sampling import Sampling, sampling_bundle
+from llmcli.commands.options.template import Template, template_of, template_options
+from llmcli.commands.options.thinking import Think, thinking_options
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.hints import describe
 from llmcli.commands.shell.interrupt import Interrupt
@@ -48,6 +51,8 @@ from llmcli.generation import jobs
 @sampling_bundle(default_seed="0")
 @grammar_options_without_choices
 @choice_options("Score these answers; do not generate.")
+@template_options
+@thinking_options
 @verbose_option
 def batch(
     source: Path,
@@ -60,6 +65,8 @@ def batch(
     sampling: Sampling,
     grammar: GrammarChoice,
     asked: ChoiceOptions,
+    template: Template,
+    think: Think,
 ) -> None:
     """Continue many prompts, from a file to a file.
 
@@ -67,6 +74,9 @@ def batch(
     "id", "seed", "max_tokens" and "stop". OUT.jsonl gets one result per prompt
     with its "id", "text", "finish" and more. If a run is stopped or even
     killed, the same command resumes it. Invalid lines are reported and skipped.
+
+    A line may have "messages" instead of a "prompt", as a saved chat has them: the result is the reply by the model's
+    chat template, with the thoughts before it, if any, as "reasoning_content".
 
     The seed of a prompt is --seed (default: 0) plus the number of its line, counted from 0.
 
@@ -90,6 +100,9 @@ def batch(
     questions = asked.texts is not None or any(isinstance(line, jobs.QuestionJob) for line in lines)
     if questions:
         grammar.exclude("choices", "choices are scored, and nothing is generated")
+    chats = any(isinstance(line, jobs.ChatJob) for line in lines)
+    if not chats and (think.given or template.given):
+        raise usage_error("no line has messages, which the options for chat templates and thinking need", "omit them")
     in_order = order == "input"
     numbers = {line.id: line.number for line in lines if isinstance(line, jobs.Job)} if in_order else None
     info = torchrun_rank()
@@ -101,19 +114,26 @@ def batch(
     def open_writer(loaded: generation.LoadedModel) -> tuple[jobs.Writer, list[jobs.Job | jobs.InvalidLine]]:
         """The writer that uses a model, and the lines with the model's own limits."""
         if questions:
-            return choice_writer(loaded, asked, template), lines
+            return choice_writer(loaded, asked, found), lines
         limits = grammar.limits_of(length, loaded)
-        return local_writer(loaded, sampling, grammar, limits), read_lines(source, sampling, limits, asked)
+        chat = None if found is None else chat_setup(loaded, found, think)
+        return local_writer(loaded, sampling, grammar, limits, chat), read_lines(source, sampling, limits, asked)
 
     if endpoint.given:
         from llmcli.endpoint.jobs import ServerWriter
+        from llmcli.endpoint.server_kinds import thinking_fields
 
         server = endpoint.open()
         if questions:
             raise usage_error("choices are scored on this machine", "omit --endpoint")
-        run = jobs.BatchRun(ServerWriter(server, fields_of(sampling, server, None)), lines, results, in_order=in_order)
+        thinking = thinking_fields(server.kind, think.on, think.budget)
+        server_writer = ServerWriter(server, fields_of(sampling, server, None), thinking)
+        run = jobs.BatchRun(server_writer, lines, results, in_order=in_order)
         sys.exit(write_results(run, source, batch_size, waits=True))
-    template = asked.template(choice) if questions else None
+    if questions:
+        found = asked.template(choice)
+    else:
+        found = template_of(choice, "give it a template with --template", template) if chats else None
     if info.size > 1:
         loaded, group = open_copies(choice, info)
         writer, lines = open_writer(loaded)
@@ -142,16 +162,31 @@ def read_lines(
 
 
 def local_writer(
-    loaded: generation.LoadedModel, sampling: Sampling, grammar: GrammarChoice, length: Length
+    loaded: generation.LoadedModel,
+    sampling: Sampling,
+    grammar: GrammarChoice,
+    length: Length,
+    chat: jobs.ChatSetup | None,
 ) -> jobs.LocalWriter:
-    """Return the writer that continues the prompts with the model on this machine."""
+    """Return the writer that continues the prompts, or with ``chat`` replies, with the model on this machine."""
 
     def encode(prompt: str) -> list[int]:
         return fit(loaded, prompt, length.overflow)
 
     sampler = sampling.sampler(loaded, grammar.filter(loaded, 0), length.adopted)
-    settings = {"overflow": length.overflow, "rules": grammar.rules}
-    return jobs.LocalWriter(loaded, sampler, encode, rolls=length.overflow == "shift", settings=settings)
+    settings: dict[str, Any] = {"overflow": length.overflow, "rules": grammar.rules}
+    if chat is not None:
+        loaded = generation.for_chat(loaded, chat.form, chat.thinking)
+        settings["chat"] = [chat.form.template.source, chat.form.template.values, chat.think_budget]
+    return jobs.LocalWriter(loaded, sampler, encode, rolls=length.overflow == "shift", settings=settings, chat=chat)
+
+
+def chat_setup(loaded: generation.LoadedModel, template: text.ChatTemplate, think: Think) -> jobs.ChatSetup:
+    """Return how conversations are answered. Raises LlmcliError if the model cannot think as it should."""
+    thinking = text.thinking_of(template, loaded.tokenizer)
+    think.check(loaded.name, thinking)
+    form = text.TemplateFormat(think.switched(template, thinking), loaded.tokenizer)
+    return jobs.ChatSetup(form, thinking, think.budget)
 
 
 def choice_writer(

@@ -26,19 +26,21 @@ MAX_RETRY_AFTER = 300.0  # seconds that a server may ask to wait
 
 @dataclass(frozen=True)
 class Completion:
-    """A generated text, why it ended, and the server's token counts, if it sends them."""
+    """A generated text, why it ended, the server's token counts, if it sends them, and the thoughts before the text."""
 
     text: str
     finish: str
     usage: Usage
+    thoughts: str = ""
 
 
 def complete(server: Server, request: Request) -> Completion:
     """Send one request and wait for the whole text."""
     chunk = parse_chunk(server.complete(request))
-    check_length(chunk.text, request.max_tokens)
+    check_length(chunk.text + chunk.thoughts, request.max_tokens)
     finish = finish_reason(chunk.finish or "length", has_stop_strings=bool(request.stop))
-    return Completion(join_surrogates(chunk.text), finish, chunk.usage or Usage(None, None))
+    usage = chunk.usage or Usage(None, None)
+    return Completion(join_surrogates(chunk.text), finish, usage, join_surrogates(chunk.thoughts))
 
 
 def complete_all(

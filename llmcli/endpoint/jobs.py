@@ -9,20 +9,27 @@ from typing import Any
 from llmcli.endpoint.batch import complete_all
 from llmcli.endpoint.errors import ServerError
 from llmcli.endpoint.server import Request, Server
-from llmcli.generation.jobs.prompts import Job
+from llmcli.generation.jobs.prompts import ChatJob, Job
 from llmcli.generation.jobs.results import digest, result
 from llmcli.generation.jobs.run import JobUpdate
 
 
 class ServerWriter:
-    """Continues the prompts of jobs by requests to a server; ``fields`` are the sampling fields of each request."""
+    """Continues the prompts of jobs by requests to a server; ``fields`` are the sampling fields of each request.
 
-    def __init__(self, server: Server, fields: Mapping[str, Any]) -> None:
-        self.server, self.fields = server, fields
+    ``thinking`` are more fields for conversations.
+    """
+
+    def __init__(self, server: Server, fields: Mapping[str, Any], thinking: Mapping[str, Any] | None = None) -> None:
+        self.server, self.fields, self.thinking = server, fields, dict(thinking or {})
 
     def mark(self, job: Job) -> str:
         """The digest of everything that the job's text depends on."""
-        return digest(asdict(job), self.server.client.address.base, self.server.model, dict(self.fields))
+        fields = {**self.fields, **self._more(job)}
+        return digest(asdict(job), self.server.client.address.base, self.server.model, fields)
+
+    def _more(self, job: Job) -> dict[str, Any]:
+        return self.thinking if isinstance(job, ChatJob) else {}
 
     def write(self, jobs: Iterable[Job], size: int) -> Iterator[JobUpdate]:
         """Continue the prompts with ``size`` requests at a time; an update for each text.
@@ -34,7 +41,9 @@ class ServerWriter:
         def requests() -> Iterator[tuple[int, Request]]:
             for key, job in enumerate(jobs):
                 running[key] = job
-                yield key, Request(job.prompt, job.max_tokens, {**self.fields, "seed": job.seed}, job.stop)
+                prompt = job.messages if isinstance(job, ChatJob) else job.prompt
+                fields = {**self.fields, **self._more(job), "seed": job.seed}
+                yield key, Request(prompt, job.max_tokens, fields, job.stop)
 
         for key, answer in complete_all(self.server, requests(), size):
             job = running.pop(key)
@@ -51,5 +60,6 @@ class ServerWriter:
                     tokens=answer.usage.completion_tokens,
                     mean_logprob=None,
                     mark=self.mark(job),
+                    thoughts=(answer.thoughts, None),
                 )
                 yield JobUpdate(job, answer.usage.completion_tokens or 0, record)

@@ -94,7 +94,7 @@ class TemplateFormat:
     """The format of a model's chat template."""
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
-        self._template = template
+        self.template = template
         self._tokenizer = tokenizer
         self._control_tokens = _control_tokens(template, tokenizer)
         # A reply may contain strings at which the template itself splits it, such as "</think>".
@@ -108,7 +108,7 @@ class TemplateFormat:
     @property
     def bos(self) -> str:
         """The text of the BOS token, if the template has one by name."""
-        return self._template.bos
+        return self.template.bos
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -143,7 +143,7 @@ class TemplateFormat:
             or any(self._suspicious(text, message.role, mark) for text in (message.content, message.reasoning))
             for changed, message in zip(split, messages, strict=True)
         )
-        rendered = self._template.render(split, add_generation_prompt=add_generation_prompt)
+        rendered = self.template.render(split, add_generation_prompt=add_generation_prompt)
         text, spans, position = "", [], 0
         for match in _pattern(self._control_tokens, mark).finditer(rendered):
             text += rendered[position : match.start()].replace(mark, "")
@@ -214,7 +214,7 @@ class TemplateFormat:
 
     def unused_characters(self, texts: Sequence[str]) -> Iterator[str]:
         """Yield characters that occur neither in ``texts`` nor in the template."""
-        used = set(self._template.source).union(*texts)
+        used = set(self.template.source).union(*texts)
         return (char for char in map(chr, PRIVATE_USE) if char not in used)
 
 

@@ -65,7 +65,7 @@ class ChatTemplate:
         self.arguments: tuple[str, ...] = tuple(
             name for name in found["arguments"] if name not in (*OWN_VARIABLES, *tokens)
         )
-        self._values: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
 
     @property
     def bos(self) -> str:
@@ -85,7 +85,7 @@ class ChatTemplate:
                 hint = did_you_mean(name, self.arguments) or known
                 raise usage_error(f"{self.path}: the chat template does not read the variable {name}", hint)
         other = copy(self)
-        other._values = {**self._values, **values}
+        other.values = {**self.values, **values}
         return other
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
@@ -98,7 +98,7 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
             **self._tokens,
-            **self._values,
+            **self.values,
             "messages": [self._variables(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }

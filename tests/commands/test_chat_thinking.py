@@ -117,3 +117,36 @@ def test_servers_that_take_a_word_or_nothing(run: Run, endpoint: Endpoint, owner
     assert [body["reasoning_effort"] for body in endpoint.posts] == ([effort] if effort else [])
     assert ("is not known to turn thinking on or off" in result.stderr) == (effort is None)
     assert "is not known to limit thoughts" in talk(run, endpoint, "hi", args=("--think-budget", 5)).stderr
+
+
+def test_a_batch_replies_as_a_chat_does(
+    thinks: Callable[..., Result], run: Run, chat_model: Path, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    source, target, file = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "chat.json"
+    talk = [{"role": "user", "content": "The fox"}]
+    lines = [{"messages": talk, "seed": 1}, {"prompt": "The fox"}, {"messages": []}, {"messages": [{"role": "x"}]}]
+    source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"messages": talk, "prompt": "x"}]))
+    thinks("The fox", args=("--think-budget", 4, "--chat", file))
+    options = ("-m", chat_model, "--template", tmp_path / "think.jinja", "-n", 30, "--logit-bias", "1=-inf")
+    result = run("batch", source, target, *options, "--think-budget", 4)
+    assert result.exit_code == 1
+    assert "in.jsonl:3: messages must not be empty" in result.stderr
+    assert "in.jsonl:5: prompt and messages exclude each other" in result.stderr
+    reply, plain = (json.loads(line) for line in target.read_text(encoding="utf-8").splitlines())
+    (_, expected) = messages(file)
+    assert (reply["text"], reply["reasoning_content"]) == (expected["content"], expected["reasoning_content"])
+    assert (reply["reasoning_tokens"], reply["tokens"]) == (4, 30)
+    assert "reasoning_content" not in plain
+    other = run("batch", source, target, *options, "--no-think")
+    assert "from another prompt, model or settings" in other.stderr
+    source.write_text('{"prompt": "x"}\n')
+    assert run("batch", source, tmp_path / "new", "-m", chat_model, "--no-think").exit_code == 2
+
+    source.write_text(json.dumps({"messages": talk, "max_tokens": 9}) + "\n")
+    message = {"content": "Yes.", "reasoning_content": "Is it?"}
+    endpoint.next_responders = [lambda handler: handler.json({"choices": [{"message": message}]})]
+    assert run("batch", source, tmp_path / "s", "--endpoint", endpoint.url, "--no-think").exit_code == 0
+    (record,) = [json.loads(line) for line in (tmp_path / "s").read_text(encoding="utf-8").splitlines()]
+    assert (record["text"], record["reasoning_content"], record["reasoning_tokens"]) == ("Yes.", "Is it?", None)
+    (body,) = endpoint.posts
+    assert (body["messages"], body["chat_template_kwargs"]["enable_thinking"]) == (talk, False)

@@ -164,7 +164,7 @@ def test_no_message_can_forge_a_control_token(kind: str, source: str | None, tur
     prompt = chat.render(messages(turns))
     ids = chat.encode(prompt)
     assert control_tokens(chat, ids) == control_tokens(chat, chat.encode(chat.render(harmless)))
-    assert prompt.text == chat._template.render(messages(turns))  # without the marks that split control tokens
+    assert prompt.text == chat.template.render(messages(turns))  # without the marks that split control tokens
     assert_same_text(chat, ids, prompt.text)
 
 
@@ -206,8 +206,8 @@ def test_marking_changes_nothing_in_harmless_text(kind: str, source: str | None,
 )
 def test_plain_conversations_have_the_ids_of_transformers(name: str, turns: list[tuple[str, str]]) -> None:
     chat = template_format(name, None)
-    theirs = AutoTokenizer.from_pretrained(SHARED / name, **chat._template._tokens)
-    theirs.chat_template = chat._template.source
+    theirs = AutoTokenizer.from_pretrained(SHARED / name, **chat.template._tokens)
+    theirs.chat_template = chat.template.source
     conversation = [{"role": role, "content": content} for role, content in turns]
     expected = theirs.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
     assert chat.encode(chat.render(messages(turns))) == expected

@@ -138,11 +138,8 @@ class LocalSession(Local):
         chat, template = self.conversation, self.template
         if template is None:
             raise usage_error("--raw uses no chat template, so there is no thinking", "start a chat without --raw")
-        if think.on is not None:
-            template = text.switched(template, chat.thinking, on=think.on)
-        if think.budget is not None and chat.thinking.tags is None:
-            raise usage_error(f"{chat.name} has no tags for thoughts", kind="no-thoughts")
-        chat.form = text.TemplateFormat(template, chat.loaded.tokenizer)
+        think.check(chat.name, chat.thinking)
+        chat.form = text.TemplateFormat(think.switched(template, chat.thinking), chat.loaded.tokenizer)
         self.think = think
 
     def answer(self, messages: generation.Messages) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import click
 
+from llmcli import text
 from llmcli.commands.options.common import bundle
 from llmcli.errors import usage_error
 
@@ -20,6 +21,15 @@ class Think:
     @property
     def given(self) -> bool:
         return self.on is not None or self.budget is not None
+
+    def check(self, model: str, thinking: text.Thinking) -> None:
+        """Raise LlmcliError if there is a budget, but the model has no tags for thoughts."""
+        if self.budget is not None and thinking.tags is None:
+            raise usage_error(f"{model} has no tags for thoughts", kind="no-thoughts")
+
+    def switched(self, template: text.ChatTemplate, thinking: text.Thinking) -> text.ChatTemplate:
+        """Return the template with thinking on or off. Raises LlmcliError if it has no switch."""
+        return template if self.on is None else text.switched(template, thinking, on=self.on)
 
     def __str__(self) -> str:
         state = {None: "the model's choice", True: "on", False: "off"}[self.on]
