@@ -47,6 +47,7 @@ GROUPS = {
         "attend": "What does a token look at?",
         "heads": "What does each attention head look for?",
         "lens": "When does the answer appear?",
+        "fit-lens": "Fit a lens that reads early layers better.",
         "why": "What pushed this logit up or down?",
         "patch": "Which parts carry the difference between two texts?",
         "steer": "Find a direction that changes what the model writes.",

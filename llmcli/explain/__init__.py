@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from llmcli.explain.embeddings import NeighboursReport as NeighboursReport
     from llmcli.explain.embeddings import Term as Term
     from llmcli.explain.embeddings import neighbours as neighbours
+    from llmcli.explain.fitted_lens import FittedLens as FittedLens
+    from llmcli.explain.fitted_lens import LensKind as LensKind
+    from llmcli.explain.fitted_lens import read_lens as read_lens
+    from llmcli.explain.fitted_lens import write_lens as write_lens
     from llmcli.explain.guided_tour import TourReport as TourReport
     from llmcli.explain.guided_tour import tour as tour
     from llmcli.explain.head_kinds import BestHead as BestHead
@@ -60,6 +64,9 @@ if TYPE_CHECKING:
     from llmcli.explain.inspection import InspectReport as InspectReport
     from llmcli.explain.inspection import inspect as inspect
     from llmcli.explain.inspection import inspect_folder as inspect_folder
+    from llmcli.explain.lens_fitting import FitLensReport as FitLensReport
+    from llmcli.explain.lens_fitting import FittedLayer as FittedLayer
+    from llmcli.explain.lens_fitting import fit_lens as fit_lens
     from llmcli.explain.logit_lens import LensReport as LensReport
     from llmcli.explain.logit_lens import LensRow as LensRow
     from llmcli.explain.logit_lens import lens as lens
@@ -135,6 +142,9 @@ __all__ = [
     "Divergence",
     "Divergences",
     "ExplainedChoice",
+    "FitLensReport",
+    "FittedLayer",
+    "FittedLens",
     "GeneratedToken",
     "HeadMaps",
     "HeadReport",
@@ -143,6 +153,7 @@ __all__ = [
     "InspectReport",
     "KeyMatch",
     "LargestDivergence",
+    "LensKind",
     "LensReport",
     "LensRow",
     "Lookalike",
@@ -187,6 +198,7 @@ __all__ = [
     "decide",
     "default_sampler",
     "find_token",
+    "fit_lens",
     "generated_token_of",
     "heads",
     "inspect",
@@ -197,6 +209,7 @@ __all__ = [
     "neighbours",
     "patch",
     "position",
+    "read_lens",
     "score",
     "steer",
     "steered",
@@ -209,6 +222,7 @@ __all__ = [
     "vocab_entry",
     "walk_through",
     "why",
+    "write_lens",
 ]
 __getattr__, __dir__ = lazy.exports(
     __name__,
@@ -226,6 +240,13 @@ __getattr__, __dir__ = lazy.exports(
         "Term": "embeddings",
         "Neighbour": "embeddings",
         "LensRow": "logit_lens",
+        "fit_lens": "lens_fitting",
+        "FittedLayer": "lens_fitting",
+        "FitLensReport": "lens_fitting",
+        "write_lens": "fitted_lens",
+        "read_lens": "fitted_lens",
+        "LensKind": "fitted_lens",
+        "FittedLens": "fitted_lens",
         "Rotary": "architecture",
         "Architecture": "architecture",
         "ComparedToken": "comparison",

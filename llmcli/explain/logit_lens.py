@@ -1,13 +1,18 @@
-"""The lens: what the model would predict if it stopped after each layer. The logit lens (nostalgebraist 2020)."""
+"""The lens: what the model would predict if it stopped after each layer.
+
+The plain one is the logit lens (nostalgebraist 2020); ``lens_fitting`` has the fitted ones.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from llmcli.explain.fitted_lens import FittedLens, LensKind
 from llmcli.explain.forward_pass import observe, tolerance
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import Layers, Text, find_layers, find_position, find_token, token_ids
@@ -20,7 +25,8 @@ from llmcli.text.tokenizer import Tokenizer
 class LensRow:
     """The prediction after one layer; ``layer`` None is the embedding, before the first. ``rank`` 0 is the top token.
 
-    ``kl`` is the divergence D(final‖layer) in bits: the information lost by stopping here. ``p`` and ``logprob`` are
+    ``kl`` is the divergence D(final‖layer) in bits: the information lost by stopping here; ``plain_kl`` is that of the
+    plain lens, and the rest is the report's lens's. ``p`` and ``logprob`` are
     computed in fp64, because in fp32 a probability below 1e-45 is 0.
     """
 
@@ -32,6 +38,7 @@ class LensRow:
     rank: int  # of the target
     entropy: float  # bits
     kl: float  # bits
+    plain_kl: float  # bits
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class LensReport(Report):
     position: int
     at: VocabEntry
     target: VocabEntry
+    lens: Literal["plain"] | LensKind
     rows: tuple[LensRow, ...]
     check: Check
 
@@ -53,13 +61,15 @@ def lens(
     position: int | str = -1,
     token: int | str | None = None,
     layers: Layers | None = None,
+    fitted: FittedLens | None = None,
     parse_special: bool = False,
 ) -> LensReport:
     """Apply the final norm and the head after each layer: p_l = softmax(cap(U N(x_l))).
 
     x_l is the residual stream [C] after layer l at ``position``, N the final norm, recomputed for each layer, U the
     head and cap the softcap, if the model has one. Follows ``token`` through the layers, or if None the model's own
-    prediction. With ``layers`` None the report has all of them and the embedding.
+    prediction. With ``layers`` None the report has all of them and the embedding. ``fitted`` replaces x_l by
+    A_l x_l + b_l, in the last layer's basis.
     Raises LlmcliError if the text is empty or longer than the context, or a position, token or layer does not exist.
     """
     ids = token_ids(loaded, text, parse_special=parse_special)
@@ -73,8 +83,12 @@ def lens(
     target = int(observed.logits.argmax()) if target is None else target
     with torch.inference_mode():
         # One by one, as in generation. The last row's logits are the model's, up to the rounding of keys and values.
-        logits = [model.unembed(x[0])[0] for x in observed.trace.residual]
-    after = {None if n == 0 else n - 1: part for n, part in enumerate(logits)}
+        residual = [x[0] for x in observed.trace.residual]
+        plain = [model.unembed(x)[0] for x in residual]
+        logits = plain
+        if fitted is not None:
+            logits = [model.unembed(fitted.transport(n, x))[0] for n, x in enumerate(residual)]
+    after = {None if n == 0 else n - 1: parts for n, parts in enumerate(zip(logits, plain, strict=True))}
     difference = float((logits[-1] - observed.logits).abs().max())
     error = relative_error(difference, float(observed.logits.abs().max()))
     return LensReport(
@@ -82,14 +96,15 @@ def lens(
         position=position,
         at=vocab_entry(tokenizer, ids[position]),
         target=vocab_entry(tokenizer, target),
-        rows=tuple(_row(layer, after[layer], logits[-1], target, tokenizer) for layer in shown),
+        lens="plain" if fitted is None else fitted.kind,
+        rows=tuple(_row(layer, *after[layer], logits[-1], target, tokenizer) for layer in shown),
         check=check(
             Claim("the last layer's logits equal the model's", error, tolerance(model, model.new_cache().dtype))
         ),
     )
 
 
-def _row(layer: int | None, logits: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
+def _row(layer: int | None, logits: Tensor, plain: Tensor, final: Tensor, target: int, tokenizer: Tokenizer) -> LensRow:
     logps, top = logits.double().log_softmax(dim=-1), argmax(logits)
     return LensRow(
         layer=layer,
@@ -100,4 +115,5 @@ def _row(layer: int | None, logits: Tensor, final: Tensor, target: int, tokenize
         rank=rank(logits, target),
         entropy=Softmax(logits).entropy(),
         kl=float(kl_divergence(final, logits)),
+        plain_kl=float(kl_divergence(final, plain)),
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmcli.render.compare import print_compare_summary as print_compare_summary
     from llmcli.render.decide import print_accuracy as print_accuracy
     from llmcli.render.decide import print_decide as print_decide
+    from llmcli.render.fit_lens import print_fit_lens as print_fit_lens
     from llmcli.render.generation import ENDINGS as ENDINGS
     from llmcli.render.generation import PROMPT_CACHE_UNUSED as PROMPT_CACHE_UNUSED
     from llmcli.render.generation import TextWriter as TextWriter
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from llmcli.render.progress import BatchProgress as BatchProgress
     from llmcli.render.progress import DownloadProgress as DownloadProgress
     from llmcli.render.progress import ExplainingProgress as ExplainingProgress
+    from llmcli.render.progress import FittingProgress as FittingProgress
     from llmcli.render.progress import LoadingProgress as LoadingProgress
     from llmcli.render.progress import ScoringProgress as ScoringProgress
     from llmcli.render.progress import VerifyProgress as VerifyProgress
@@ -122,6 +124,7 @@ __all__ = [
     "Column",
     "DownloadProgress",
     "ExplainingProgress",
+    "FittingProgress",
     "LoadingProgress",
     "ModelLabel",
     "Picture",
@@ -162,6 +165,7 @@ __all__ = [
     "print_compare_summary",
     "print_context_use",
     "print_decide",
+    "print_fit_lens",
     "print_head",
     "print_heads",
     "print_inspect",
@@ -246,6 +250,8 @@ __getattr__, __dir__ = lazy.exports(
         "prompt_cache_line": "generation",
         "print_inspect": "inspect",
         "print_lens": "lens",
+        "print_fit_lens": "fit_lens",
+        "FittingProgress": "progress",
         "print_models": "models",
         "print_run": "run_log",
         "print_runs": "run_log",

@@ -16,7 +16,9 @@ from llmcli.render.text import token_label
 def print_lens(report: explain.LensReport, stream: TextIO, *, top: int = 0) -> None:
     """Print the whole view, or the first, the last and the layers between that are ``top`` rows (0: all)."""
     at, target = token_label(report.at), token_label(report.target)
-    print_line(f"lens at position {report.position}, {at}: what would the model predict after each layer?", stream)
+    fitted = report.lens != "plain"
+    name = f"{report.lens} lens" if fitted else "lens"
+    print_line(f"{name} at position {report.position}, {at}: what would the model predict after each layer?", stream)
     columns = [
         Column("after", right=False),
         Column("top token", right=False),
@@ -27,11 +29,20 @@ def print_lens(report: explain.LensReport, stream: TextIO, *, top: int = 0) -> N
         Column("entropy, bits", optional=5),
         Column("KL, bits", optional=4),
     ]
-    print_table(columns, [_row(row, row.top.id == report.target.id) for row in spread(report.rows, top)], stream)
+    if fitted:
+        columns.append(Column("plain KL", optional=4))
+    rows = [_row(row, row.top.id == report.target.id) for row in spread(report.rows, top)]
+    for row, cells in zip(spread(report.rows, top), rows, strict=True):
+        if fitted:
+            cells.append(number_cell(row.plain_kl, 2))
+    print_table(columns, rows, stream)
     ranks = [row.rank for row in report.rows]
     rise = sparkline([-math.log(rank + 1) for rank in ranks])
     print_line(f"rank of {target} by layer, log scale: {rise} (from {max(ranks)} to {min(ranks)})", stream)
-    print_line(f"rank: of {target}; 0 is the top token. KL: divergence from the final prediction.", stream, "dim")
+    plain = " plain KL: of the plain lens." if fitted else ""
+    print_line(
+        f"rank: of {target}; 0 is the top token. KL: divergence from the final prediction.{plain}", stream, "dim"
+    )
     print_legend(stream)
     print_check(report.check, stream)
 

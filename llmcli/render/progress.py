@@ -75,6 +75,15 @@ class ExplainingProgress(LoadingProgress):
         return _transient_bar(self._stream, "explaining", TextColumn("{task.completed}/{task.total} tokens"))
 
 
+class FittingProgress(LoadingProgress):
+    """A context manager like LoadingProgress. Call it with the steps done and their total."""
+
+    def _new_bar(self) -> Progress:
+        from rich.progress import TextColumn
+
+        return _transient_bar(self._stream, "fitting", TextColumn("{task.completed}/{task.total} steps"))
+
+
 def _transient_bar(stream: TextIO, what: str, amount: ProgressColumn) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
