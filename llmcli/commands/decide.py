@@ -7,7 +7,7 @@ from functools import partial
 import click
 
 from llmcli import explain, render, text
-from llmcli.commands.options.changes import Ablation, ablation_options
+from llmcli.commands.options.changes import Changes, change_options
 from llmcli.commands.options.choices import ChoiceOptions, choice_options
 from llmcli.commands.options.common import verbose_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
@@ -27,7 +27,7 @@ from llmcli.errors import usage_error
 )
 @output_options
 @view_model_options
-@ablation_options
+@change_options
 @verbose_option
 def decide(
     prompt: Prompt,
@@ -36,7 +36,7 @@ def decide(
     top: int,
     output: OutputOptions,
     choice: ModelChoice,
-    ablation: Ablation,
+    changes: Changes,
 ) -> None:
     """Which of these answers does the model prefer? Show the probability of each, of one or of many tokens.
 
@@ -53,7 +53,7 @@ def decide(
     if asked.texts is None:
         raise usage_error("no choices", "give them with --choices, as in --choices yes,no")
     given, chat = prompt.read(), asked.template(choice, template)
-    loaded = ablation.apply(choice.open())
+    loaded = changes.apply(choice.open())
 
     report = explain.decide(
         loaded,
