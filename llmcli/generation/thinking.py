@@ -12,26 +12,11 @@ from typing import TYPE_CHECKING
 from llmcli.errors import usage_error
 from llmcli.generation.filters.base import CUT
 from llmcli.text.stream import TextStream
-from llmcli.text.thinking import State, Thinking, ThoughtSplitter
+from llmcli.text.thinking import SplitReply, State, Thinking
 from llmcli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class ThoughtCounter:
-    """Counts the tokens of a reply's thoughts, one token after the other, from the reply's ``state`` at its start."""
-
-    def __init__(self, tokenizer: Tokenizer, thinking: Thinking, state: State, prompt: Sequence[int] = ()) -> None:
-        self.splitter = ThoughtSplitter(thinking.tags, state)
-        self.count = 0
-        self._stream = TextStream(tokenizer, prompt, shown=thinking.tag_ids(tokenizer))
-
-    def feed(self, id: int) -> None:
-        """Count a token, if it lies within thoughts."""
-        before = self.splitter.state
-        self.splitter.feed(self._stream.feed(id))
-        self.count += before == self.splitter.state == "thoughts"
 
 
 class ThinkBudget:
@@ -47,9 +32,7 @@ class ThinkBudget:
         self.value = float(budget)
         self._tokenizer, self._thinking, self._state, self._start = tokenizer, thinking, state, start
         self._ending = tokenizer.encode(thinking.tags.ending, parse_special=True, add_special=False)
-        self._read: list[int] = []
-        self._counter = ThoughtCounter(tokenizer, thinking, state)
-        self._forced: int | None = None  # the index of the first token of the ending
+        self._begin()
 
     def __repr__(self) -> str:
         return f"ThinkBudget({self.value:g})"
@@ -63,21 +46,26 @@ class ThinkBudget:
         only[self._ending[position]] = 0.0
         return only
 
+    def _begin(self) -> None:
+        self._read: list[int] = []
+        self._reply = SplitReply(self._thinking, self._state)
+        self._stream = TextStream(self._tokenizer, shown=self._thinking.tag_ids(self._tokenizer))
+        self._forced: int | None = None  # the index of the first token of the ending
+
     def _follow(self, text: list[int]) -> None:
         """Read the new tokens of the text; one that differs is read from the beginning."""
         if text[: len(self._read)] != self._read:
-            self._read, self._forced = [], None
-            self._counter = ThoughtCounter(self._tokenizer, self._thinking, self._state)
+            self._begin()
         self._note_end()
         for id in text[len(self._read) :]:
-            self._counter.feed(id)
+            self._reply.add(self._stream.feed(id), ended=False)
             self._read.append(id)
             self._note_end()
 
     def _note_end(self) -> None:
         """Begin the ending, if the budget is spent."""
-        counter = self._counter
-        if self._forced is None and counter.splitter.state == "thoughts" and counter.count >= self.value:
+        spent = self._reply.state == "thoughts" and self._reply.thought_tokens >= self.value
+        if self._forced is None and spent:
             self._forced = len(self._read)
 
 

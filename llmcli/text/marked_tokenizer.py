@@ -38,12 +38,11 @@ class MarkedTokenizer:
         """Return ``token`` between two marks."""
         return f"{self.mark}{token}{self.mark}"
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``. Raises LlmcliError if the tokenizer fails on it."""
-        return [id for id, _, _ in self.encode_spans(text)]
-
     def encode_spans(self, text: str) -> list[tuple[int, int, int]]:
-        """Return each id with its (start, end) offsets in the text without marks. Raises the errors of ``encode``."""
+        """Return each id with its (start, end) offsets in the text without marks.
+
+        Raises LlmcliError if the tokenizer fails on it.
+        """
         with tokenizer_errors(PROBLEM):
             found = self._copy.encode(text, add_special_tokens=False)
         unmarked = [0, *accumulate(char != self.mark for char in text)]

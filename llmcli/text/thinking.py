@@ -5,7 +5,7 @@ Both are found in the model's own files. A switch counts only if it changes what
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -140,6 +140,12 @@ class ThoughtSplitter:
             thoughts, answer = (thoughts + part, answer) if kind == "thoughts" else (thoughts, answer + part)
         return Piece(thoughts, answer)
 
+    @property
+    def in_tag(self) -> bool:
+        """Whether the text so far may end within the closing tag."""
+        close = "" if self._tags is None else self._tags.close
+        return self.state == "thoughts" and any(self._held.endswith(close[:n]) for n in range(1, len(close)))
+
     def finish(self) -> Piece:
         """Return the text that is still held back, after the end of the reply."""
         held, self._held = self._held, ""
@@ -197,14 +203,23 @@ class SplitReply:
         self.thoughts = self.answer = ""
         self.thought_tokens = 0
         self._splitter = ThoughtSplitter(thinking.tags, state)
-        self._budget = math.inf if budget is None else budget
+        self._budget = sys.maxsize if budget is None else budget
+        self._pending = 0  # tokens that may be those of the closing tag
+
+    @property
+    def state(self) -> State:
+        """Whether the next token belongs to the thoughts or to the answer."""
+        return self._splitter.state
 
     def add(self, text: str, *, ended: bool, counts: bool = True) -> Piece:
         """Add the text that a token completes; ``counts``: it is a token of the text, not one that ends it."""
-        before = self._splitter.state
+        before = self.state
         piece = self._splitter.feed(text)
-        if counts and before == self._splitter.state == "thoughts" and self.thought_tokens < self._budget:
-            self.thought_tokens += 1
+        if counts and before == self.state == "thoughts":
+            self._pending += 1
+            if not self._splitter.in_tag:
+                self.thought_tokens = min(self.thought_tokens + self._pending, self._budget)
+                self._pending = 0
         if ended:
             rest = self._splitter.finish()
             piece = Piece(piece.thoughts + rest.thoughts, piece.answer + rest.answer)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from llmcli.errors import LlmcliError
 from llmcli.text.chat_template import ChatTemplate, Message, find_template
-from llmcli.text.thinking import KNOWN_TAGS, Tags, ThoughtSplitter, switched, thinking_of
+from llmcli.text.stream import TextStream
+from llmcli.text.thinking import KNOWN_TAGS, SplitReply, Tags, Thinking, ThoughtSplitter, switched, thinking_of
 from llmcli.text.tokenizer import Tokenizer
-from tests.text.test_chat_format import SHARED, byte_level
+from tests.text.test_chat_format import SHARED, added, byte_level
 
 TEMPLATES = SHARED.parent / "chat-templates"
 BEGIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
@@ -115,3 +116,17 @@ def test_a_reply_without_thoughts_or_without_their_end() -> None:
         splitter = ThoughtSplitter(tags, "start")
         pieces = [*map(splitter.feed, text), splitter.finish()]
         assert ("".join(p.thoughts for p in pieces), "".join(p.answer for p in pieces)) == expected
+
+
+def test_the_channels_of_special_tokens_are_tags() -> None:
+    fast = byte_level()
+    fast.add_special_tokens(added("<|channel|>", "<|message|>", "<|start|>"))
+    tokenizer, thinking = Tokenizer(fast, "small"), Thinking(KNOWN_TAGS[-1])
+    text = f"{thinking.tags.open}The cat{thinking.tags.close}sat" if thinking.tags else ""
+    ids = tokenizer.encode(text, parse_special=True, add_special=False)
+    stream, reply = TextStream(tokenizer, shown=thinking.tag_ids(tokenizer)), SplitReply(thinking, "start")
+    for id in ids:
+        reply.add(stream.feed(id), ended=False)
+    reply.add(stream.finish(), ended=True)
+    assert (reply.thoughts, reply.answer) == ("The cat", "sat")
+    assert reply.thought_tokens == len(tokenizer.encode("The cat", add_special=False))
