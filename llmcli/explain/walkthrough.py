@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from llmcli.generation.filters import Filter, MinP, Temperature, TopK, TopP, fil
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step, steps
+from llmcli.storage.checkpoint import Progress
 
 CONTROLS = (Temperature, TopK, TopP, MinP)  # the filters that can be recomputed with other values
 TOP = 12  # candidates before and after the filters
@@ -85,7 +86,7 @@ def walk_through(
     sampler: Sampler,
     order: Sequence[str],
     max_new_tokens: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Walkthrough:
     """Generate up to ``max_new_tokens`` after the prompt ``ids``, and look at each choice with every view.
 
