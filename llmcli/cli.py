@@ -39,6 +39,7 @@ GROUPS = {
         "chat": "Chat with a model, turn by turn.",
         "batch": "Continue many prompts, from a file to a file.",
         "log": "List, search and repeat the texts that --log kept.",
+        "serve": "Serve a model to other programs.",
     },
     "Look inside": {
         "tour": "How does a language model work? A guided tour.",

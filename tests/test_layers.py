@@ -27,6 +27,7 @@ LAYERS = [
     "train",
     "hub",
     "endpoint",
+    "serve",
     "render",
     "commands",
     "cli",
@@ -37,6 +38,8 @@ FORBIDDEN = {
     "click": set(LAYERS) - {"commands", "cli"},
     "torch": {"errors", "lazy", "text", "hub", "endpoint", "render", "cli", "__main__"},
     "httpx2": set(LAYERS) - {"endpoint"},
+    "starlette": set(LAYERS) - {"serve"},
+    "uvicorn": set(LAYERS) - {"serve"},
     "jinja2": set(LAYERS) - {"text"},
     "prompt_toolkit": set(LAYERS) - {"commands"},
     "huggingface_hub": set(LAYERS) - {"hub"},
@@ -120,6 +123,7 @@ def test_no_model_names_outside_families() -> None:
 
 
 LIBRARY = {"errors", "files", "model", "storage", "engine", "text", "generation", "explain", "train", "hub", "endpoint"}
+LIBRARY |= {"serve"}
 LIBRARY_FILES = [path for path in FILES if layer_of(path) in LIBRARY]
 OPTION = re.compile(r"(?<![\w-])--[a-z]")
 

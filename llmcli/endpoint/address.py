@@ -91,6 +91,14 @@ class ApiKey:
         return data
 
 
+def own_key(file: Path | None) -> ApiKey | None:
+    """Return the key that a server on this machine demands, from ``file`` or the environment; None if there is none.
+
+    Raises LlmcliError if the file is unreadable or its text is not a key.
+    """
+    return find_key(parse_address("http://localhost"), file)
+
+
 def find_key(address: Address, file: Path | None) -> ApiKey | None:
     """Return the key in ``file``, or else that of the environment; None if there is none.
 

@@ -24,7 +24,9 @@ OPENAI_FIELDS = {
     "seed": "seed",
 }
 _MORE_FILTERS = {"top-k": "top_k", "min-p": "min_p"}
+_WINDOWS = ("repeat-last-n", "dry-sequence-breaker")
 _VLLM_FIELDS = OPENAI_FIELDS | _MORE_FILTERS | {"repetition-penalty": "repetition_penalty"}
+_LLMCLI_FIELDS = OPENAI_FIELDS | {name: name.replace("-", "_") for name in (*OPTIONS, *_WINDOWS)}
 _LLAMA_CPP_FIELDS = OPENAI_FIELDS | _MORE_FILTERS | {"repetition-penalty": "repeat_penalty"}
 _MIROSTAT_FIELDS = {"mirostat-tau": "mirostat_tau", "mirostat-eta": "mirostat_eta"}
 # These have the same names there, with underscores.
@@ -65,6 +67,7 @@ OPENAI = ServerKind("OpenAI", "", OPENAI_FIELDS, max_tokens_field="max_completio
 # Sources: protocol.py of vLLM and SGLang, tools/server of llama.cpp, server/types.py of llama-cpp-python, and ollama's
 # documentation of its OpenAI-compatible API.
 KINDS = (
+    ServerKind("llmcli", "llmcli", _LLMCLI_FIELDS, thinking="template"),
     ServerKind("vLLM", "vllm", _VLLM_FIELDS, top_k_off=-1, thinking="template"),
     ServerKind("SGLang", "sglang", _VLLM_FIELDS, top_k_off=-1, thinking="template"),
     ServerKind(
@@ -115,7 +118,7 @@ def request_fields(
             hint = f"supported by: {', '.join(supporting)}" if supporting else "supported for models on this machine"
             raise usage_error(f"{kind.name} is not known to support {name}", f"omit it; {hint}")
     fields = {kind.fields[name]: value for name, value in requested.items()}
-    if "mirostat-tau" in requested:
+    if kind.mirostat_field and "mirostat-tau" in requested:
         fields[kind.mirostat_field] = 2 if requested["mirostat-tau"] else 0
     return fields
 

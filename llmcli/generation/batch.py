@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmcli.engine.batch import batch_cache
+from llmcli.errors import LlmcliError
 from llmcli.generation.context import angle_length, check_prompt
 from llmcli.generation.generate import GeneratedText, Generation
 from llmcli.generation.loaded import LoadedModel
@@ -27,6 +28,7 @@ class Request:
     stop: Sequence[str] = ()
     rolls: bool = False  # as in ``steps``
     shown: Collection[int] = ()  # the special tokens that its text has
+    stop_ids: Collection[int] | None = None  # None: the model's
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class BatchStep:
     """One step of a request: the ``chunk`` of text that it completes, and the whole text so far.
 
     ``done`` marks the last step. A request for no tokens has one ``BatchStep``, whose ``step`` is None. ``logprob`` is
-    the sum over all tokens so far, in nats, by the model's own probabilities.
+    the sum over all tokens so far, in nats, by the model's own probabilities. ``error`` is why no token could be
+    chosen; the other requests go on.
     """
 
     request: Request
@@ -43,6 +46,7 @@ class BatchStep:
     chunk: str
     logprob: float
     done: bool
+    error: LlmcliError | None = None
 
     @property
     def mean_logprob(self) -> float | None:
@@ -66,12 +70,19 @@ def generate_batch(loaded: LoadedModel, requests: Iterable[Request], size: int) 
             if next_request is None:
                 break
             if next_request.max_new_tokens > 0:
-                yield batch.start(next_request)
+                yield _checked(batch.start(next_request))
             else:
                 yield from generate_alone(loaded, next_request)
         if not batch.rows:
             return
-        yield from batch.advance()
+        yield from map(_checked, batch.advance())
+
+
+def _checked(step: BatchStep) -> BatchStep:
+    """Return ``step``. Raises its error, if it has one."""
+    if step.error is not None:
+        raise step.error
+    return step
 
 
 def generate_alone(loaded: LoadedModel, request: Request) -> Iterator[BatchStep]:
@@ -119,17 +130,26 @@ class Batch:
 
     def start(self, request: Request) -> BatchStep:
         """Read a prompt and choose its first token. Raises LlmcliError if it is empty or does not fit the context."""
+        check_prompt(self.loaded.model, request.prompt_ids)
+        return self.join(request, *self._read(request))
+
+    def join(self, request: Request, cache: KVCache, logits: Tensor) -> BatchStep:
+        """Choose the first token of a request whose prompt ``cache`` holds; ``logits`` [V] follow it."""
         loaded, prompt = self.loaded, list(request.prompt_ids)
-        check_prompt(loaded.model, prompt)
-        cache, logits = self._read(request)
         context = loaded.model.config.max_position_embeddings
-        tokens = Continuation(prompt, request.sampler, request.max_new_tokens, context, loaded.stop_ids, request.rolls)
+        stop_ids = loaded.stop_ids if request.stop_ids is None else request.stop_ids
+        tokens = Continuation(prompt, request.sampler, request.max_new_tokens, context, stop_ids, request.rolls)
         row = _Row(request, tokens, GeneratedText(loaded.tokenizer, request.prompt_ids, request.stop, request.shown))
         step = self._choose(row, logits)
         if not step.done:
             self.rows.append(row)
             self._cache.add(cache)
         return step
+
+    def leave(self, request: Request) -> None:
+        """Remove a request before its text has ended. Does nothing if it has."""
+        for number in [number for number, row in enumerate(self.rows) if row.request is request]:
+            self._remove(number)
 
     def advance(self) -> Iterator[BatchStep]:
         """Generate one more token of each text."""
@@ -146,7 +166,10 @@ class Batch:
 
     def _choose(self, row: _Row, logits: Tensor) -> BatchStep:
         """Choose the next token of one text, given its logits [V]."""
-        step = row.tokens.choose(logits)
+        try:
+            step = row.tokens.choose(logits)
+        except LlmcliError as error:
+            return BatchStep(row.request, row.text, None, "", row.logprob, True, error)
         row.tokens.append(step.token)
         chunk = row.text.add(step)
         row.logprob += _logprob(step)

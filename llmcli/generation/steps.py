@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmcli.engine.cuda_graph import decode, replays
-from llmcli.engine.native import MAX_ROWS
+from llmcli.engine.native import MAX_ROWS, NativeStep
 from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import usage_error
 from llmcli.generation.context import angle_length, as_ids, check_prompt, roll
@@ -32,6 +32,7 @@ Finish = Literal["length", "stop_token", "context", "grammar"]
 MAX_PROPOSED = 8  # tokens proposed per forward pass: longer proposals are seldom accepted to their end
 NATIVE_PROMPT = 3 * MAX_ROWS  # tokens that the compiled engine reads as fast as torch
 PREFILL_CHUNK = 512  # positions per forward pass: bounds the memory of long prompts at no cost in speed
+CPU_CHUNK = 128  # the same on a CPU, where passes of this length are as fast
 
 
 @dataclass(frozen=True)
@@ -267,17 +268,52 @@ def last_logits(
 ) -> Tensor:
     """Feed ``ids`` through the cache and return the logits after each of the last ``count``, fp32 [count, V].
 
-    Few tokens are fed by the compiled engine if the model has one. An observed pass is always torch's, but the logits,
-    keys and values are those of the pass that would have been made unobserved.
+    An observed pass is always torch's, but the logits, keys and values are those of the pass that would have been made
+    unobserved.
+    """
+    reading = read(model, ids, cache, count, trace)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            logits: Tensor = end.value
+            return logits
+
+
+def read(
+    model: Transformer, ids: Sequence[int], cache: KVCache, count: int = 1, trace: Trace | None = None
+) -> Generator[None, None, Tensor]:
+    """Do what ``last_logits`` does, and yield between two forward passes. The last pass is the only one observed.
+
+    Passes end at multiples of ``chunk_of`` positions, counted from the start of the text. So what a cache holds up to
+    there does not depend on what follows, and texts with the same beginning can share it. Short passes are computed by
+    the compiled engine if the model has one.
     """
     assert count <= PREFILL_CHUNK
     cache.planned = max(cache.planned, cache.length + len(ids))
     native = model.native if isinstance(model, EngineTransformer) else None
+    alone = bool(cache.recurrent) and (trace is None or trace.rows == slice(-count, None))
+    edges = _edges(cache.length, len(ids), count, chunk_of(model), alone=alone)
+    for start, end in edges[:-1]:
+        _pass(model, native, ids[start:end], cache, 0, None)
+        yield
+    return _pass(model, native, ids[edges[-1][0] :], cache, count, trace)
+
+
+def chunk_of(model: Transformer) -> int:
+    """Positions per forward pass over a prompt."""
+    return min(PREFILL_CHUNK, CPU_CHUNK if model.device.type == "cpu" else PREFILL_CHUNK)
+
+
+def _pass(
+    model: Transformer, native: NativeStep | None, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None
+) -> Tensor:
+    """One forward pass over ``ids``; the logits after each of the last ``count``, [count, V]."""
     if native is None or len(ids) > NATIVE_PROMPT:
-        return _torch_logits(model, ids, cache, count, trace)
+        return _torch_pass(model, ids, cache, count, trace)
     if trace is not None:
         past = cache.length
-        _torch_logits(model, ids, cache, count, trace)
+        _torch_pass(model, ids, cache, count, trace)
         cache.truncate(past)
         assert cache.length == past, "a window keeps more than a few tokens in reserve"
     ends = [min(start + MAX_ROWS, len(ids)) for start in range(0, len(ids), MAX_ROWS)]
@@ -288,24 +324,21 @@ def last_logits(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _torch_logits(model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None) -> Tensor:
+def _torch_pass(model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None) -> Tensor:
     with torch.inference_mode():
-        if len(ids) == 1 and trace is None and replays(model):
+        if len(ids) == 1 and count and trace is None and replays(model):
             return decode(model, ids[0], cache)
-        alone = bool(cache.recurrent) and (trace is None or trace.rows == slice(-count, None))
-        for start, end in _passes(len(ids), count, alone=alone):
-            chunk = torch.tensor([ids[start:end]], device=model.device)
-            x = model.hidden(chunk, cache, trace if end == len(ids) else None)
-        return model.unembed(x[0, -count:])
+        x = model.hidden(torch.tensor([ids], device=model.device), cache, trace)
+        return model.unembed(x[0, len(ids) - count :]) if count else x[0, :0]
 
 
-def _passes(length: int, count: int, *, alone: bool) -> list[tuple[int, int]]:
-    """Where the passes over ``length`` tokens start and end; the last has all ``count`` whose logits are wanted.
+def _edges(first: int, length: int, count: int, chunk: int, *, alone: bool) -> list[tuple[int, int]]:
+    """Where the passes over ``length`` tokens start and end, after ``first`` positions that were read before.
 
-    ``alone``: it has no others. Recurrent layers keep their state before it, so that the text can be truncated there.
+    The last pass has all ``count`` tokens whose logits are wanted. ``alone``: it has no others. Recurrent layers keep
+    their state before it, so that the text can be truncated there.
     """
-    before = length - count if alone else length
-    short = before % PREFILL_CHUNK  # the first, so that the last is whole
-    starts = [*([0] if short else []), *range(short, before, PREFILL_CHUNK)]
-    edges = [*starts, before]
-    return [*itertools.pairwise(edges), *([(before, length)] if alone else [])]
+    inner = set(range(chunk - first % chunk, length - count + 1, chunk))
+    if alone and length > count:
+        inner.add(length - count)
+    return list(itertools.pairwise([0, *sorted(inner), length]))

@@ -98,7 +98,7 @@ def test_nothing_is_computed_in_advance(forwards: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "chunks"), [(1, [1]), (7, [7]), (8, [8]), (9, [1, 8]), (16, [8, 8]), (21, [5, 8, 8])]
+    ("length", "chunks"), [(1, [1]), (7, [7]), (8, [8]), (9, [8, 1]), (16, [8, 8]), (21, [8, 8, 5])]
 )
 def test_prefill_goes_in_chunks(
     forwards: list[int], monkeypatch: pytest.MonkeyPatch, length: int, chunks: list[int]

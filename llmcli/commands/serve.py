@@ -1,0 +1,121 @@
+"""``llmcli serve``: a server for other programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmcli import explain, generation, render, text
+from llmcli import serve as server
+from llmcli.commands.options.common import MOST_IN_BATCH, verbose_option
+from llmcli.commands.options.model import ModelChoice, describe_model, model_options
+from llmcli.commands.shell.command import Command
+from llmcli.commands.shell.help import heading
+from llmcli.errors import EXIT_INTERRUPTED, usage_error
+from llmcli.render import json_forms
+
+PORT = 8000
+MIB = 2**20
+
+
+@click.command(cls=Command)
+@heading("Server")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="HOST",
+    help="Listen here; others than this machine need a key.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="Listen on port N. 0: any free port."
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="File with the key that clients must send.  [default: LLMCLI_API_KEY]",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, MOST_IN_BATCH),
+    default=16,
+    show_default=True,
+    help="Generate N texts in parallel.",
+)
+@click.option(
+    "--queue", type=click.IntRange(1), default=64, show_default=True, help="Let N requests wait; refuse more."
+)
+@click.option(
+    "--prefix-memory",
+    type=click.IntRange(0),
+    default=512,
+    show_default=True,
+    help="Remember the beginnings of prompts in N MiB. 0: none.",
+)
+@click.option(
+    "--timeout", type=click.IntRange(1), default=600, show_default=True, help="End a request after N seconds."
+)
+@model_options
+@verbose_option
+def serve(
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    parallel: int,
+    queue: int,
+    prefix_memory: int,
+    timeout: int,
+    choice: ModelChoice,
+) -> None:
+    """Serve a model to other programs, with OpenAI's protocol under /v1.
+
+    \b
+    Examples:
+      llmcli serve
+      llmcli generate "Once upon a time" --endpoint http://localhost:8000
+    """
+    server.check_installed()
+    from llmcli.endpoint.address import own_key
+
+    local = server.is_loopback(host)
+    key = own_key(api_key_file)
+    if key is None and not local:
+        raise usage_error(f"everyone who reaches {host} could use the model", kind="server-needs-key")
+    listener = server.listen(host, port)
+    loaded = choice.open()
+    scheduler = server.Scheduler(loaded, parallel=parallel, most_waiting=queue, prefix_bytes=prefix_memory * MIB)
+    service = server.Service(
+        loaded,
+        text.find_template(loaded.folder),
+        scheduler,
+        report_json,
+        lambda line: render.note(render.one_line(line), sys.stderr),
+        server.Limits(seconds=float(timeout)),
+    )
+
+    def drain() -> None:
+        service.draining = True
+
+    scheduler.start()
+    address, bound = listener.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    render.note(f"{loaded.name} at http://{shown}:{bound} (Ctrl-C ends it)", sys.stderr)
+    app = server.Guard(server.build_app(service), key, local=local)
+    if server.run_server(app, listener, drain):
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def report_json(loaded: generation.LoadedModel, report: Any) -> Mapping[str, Any]:
+    """Return a view's report as its command's --json prints it."""
+    forms: dict[type, Callable[[Any], Mapping[str, Any]]] = {
+        explain.StepReport: json_forms.step,
+        explain.Tokenization: json_forms.tokenization,
+    }
+    form = forms.get(type(report), json_forms.record)(report)
+    used = [describe_model(loaded)]
+    rounded: Mapping[str, Any] = json_forms.rounded(json_forms.with_dtypes(form, used), render.most_digits(used))
+    return rounded

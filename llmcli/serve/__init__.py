@@ -1,0 +1,48 @@
+"""A server for one model: OpenAI's protocol for other programs, and the views.
+
+``scheduler`` owns the model: one thread reads prompts and advances all texts together. ``app`` receives requests,
+``wanted`` checks them, ``answers`` writes the responses, ``guard`` refuses whoever must not be served.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmcli import lazy
+
+if TYPE_CHECKING:
+    from llmcli.serve.app import Service as Service
+    from llmcli.serve.app import build_app as build_app
+    from llmcli.serve.guard import Guard as Guard
+    from llmcli.serve.limits import Limits as Limits
+    from llmcli.serve.listening import check_installed as check_installed
+    from llmcli.serve.listening import is_loopback as is_loopback
+    from llmcli.serve.listening import listen as listen
+    from llmcli.serve.listening import run_server as run_server
+    from llmcli.serve.scheduler import Scheduler as Scheduler
+
+__all__ = [
+    "Guard",
+    "Limits",
+    "Scheduler",
+    "Service",
+    "build_app",
+    "check_installed",
+    "is_loopback",
+    "listen",
+    "run_server",
+]
+__getattr__, __dir__ = lazy.exports(
+    __name__,
+    {
+        "Service": "app",
+        "build_app": "app",
+        "Guard": "guard",
+        "Limits": "limits",
+        "check_installed": "listening",
+        "is_loopback": "listening",
+        "listen": "listening",
+        "run_server": "listening",
+        "Scheduler": "scheduler",
+    },
+)

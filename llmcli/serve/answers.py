@@ -1,0 +1,191 @@
+"""Responses in OpenAI's form, whole and in chunks, and log probabilities in both of its forms."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmcli.explain.report import GeneratedToken, ScoreReport
+from llmcli.generation.generate import TextFinish
+from llmcli.serve.scheduler import Progress
+from llmcli.serve.wanted import Prompt, Wanted, prompt_tokens
+
+REASONS: dict[TextFinish, str] = {  # of ours, in OpenAI's words
+    "length": "length",
+    "context": "length",
+    "stop_token": "stop",
+    "stop_string": "stop",
+    "grammar": "stop",
+    "interrupted": "stop",
+}
+
+
+@dataclass
+class Choice:
+    """One text of a response, as far as it goes."""
+
+    text: str = ""
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+    finish: str | None = None
+
+
+class Answer:
+    """A response to ``wanted`` while its texts are generated; ``scores`` are those of prompts to echo, if wanted."""
+
+    def __init__(self, wanted: Wanted, model: str, scores: Sequence[ScoreReport | None]) -> None:
+        self.wanted = wanted
+        self.cached: dict[int, int] = {}  # by prompt
+        self.generated = 0
+        self.choices = [Choice() for _ in range(len(wanted.prompts) * wanted.count)]
+        kind = "chat.completion" if wanted.chat else "text_completion"
+        self._head = {
+            "id": ("chatcmpl-" if wanted.chat else "cmpl-") + secrets.token_hex(12),
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._warnings = {"warnings": list(wanted.warnings)} if wanted.warnings else {}
+        self._opened: set[int] = set()
+        self._ends = [0] * len(self.choices)  # characters before the next token
+        for number, choice in enumerate(self.choices if wanted.echo else ()):
+            prompt, score = wanted.prompts[number // wanted.count], scores[number // wanted.count]
+            choice.text = prompt.text
+            choice.tokens = [] if score is None else prompt_entries(prompt, score)
+            if wanted.max_tokens == 0:
+                choice.finish = "length"
+
+    def add(self, progress: Progress) -> tuple[str, list[dict[str, Any]]]:
+        """Add a step. Returns the text and the tokens that it adds to its choice."""
+        choice = self.choices[progress.key]
+        entries = [] if progress.token is None else [token_entry(progress.token)]
+        choice.text += progress.chunk
+        choice.tokens += entries
+        choice.finish = None if progress.finish is None else REASONS[progress.finish]
+        self.generated += 1
+        self.cached[progress.key // self.wanted.count] = progress.cached
+        return progress.chunk, entries
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """The tokens that were read and generated."""
+        prompt = prompt_tokens(self.wanted.prompts)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": prompt + self.generated,
+            "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """The response as one object."""
+        return {**self._head, "choices": list(map(self._choice, range(len(self.choices)))), "usage": self.usage} | (
+            self._warnings
+        )
+
+    def _choice(self, number: int) -> dict[str, Any]:
+        choice = self.choices[number]
+        body: dict[str, Any] = {"index": number, "finish_reason": choice.finish, "logprobs": None}
+        if self.wanted.alternatives is not None:
+            body["logprobs"] = self._logprobs(number, choice.tokens)
+        if self.wanted.chat:
+            return body | {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+        return body | {"text": choice.text}
+
+    def opening(self) -> list[dict[str, Any]]:
+        """The first chunks of a stream: the role of a reply, or the prompt that is echoed."""
+        if self.wanted.chat:
+            return [
+                self._chunk(number, {"role": "assistant", "content": ""}, [], None)
+                for number in range(len(self.choices))
+            ]
+        return [
+            self._chunk(number, choice.text, choice.tokens, choice.finish)
+            for number, choice in enumerate(self.choices)
+            if choice.text or choice.tokens or choice.finish
+        ]
+
+    def chunks(self, progress: Progress) -> list[dict[str, Any]]:
+        """Add a step. Returns the chunks of a stream that it makes: none while text is held back."""
+        text, entries = self.add(progress)
+        finish = self.choices[progress.key].finish
+        found = []
+        if text or entries:
+            last = None if self.wanted.chat else finish
+            found.append(self._chunk(progress.key, {"content": text} if self.wanted.chat else text, entries, last))
+        if finish and (self.wanted.chat or not found):
+            found.append(self._chunk(progress.key, {} if self.wanted.chat else "", [], finish))
+        return found
+
+    def closing(self) -> list[dict[str, Any]]:
+        """The last chunk of a stream, if it has one: the usage."""
+        return [self._framed([]) | {"usage": self.usage}] if self.wanted.include_usage else []
+
+    def _chunk(self, number: int, part: Any, tokens: list[dict[str, Any]], finish: str | None) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": number, "finish_reason": finish, "logprobs": None}
+        if tokens:
+            choice["logprobs"] = self._logprobs(number, tokens)
+        choice["delta" if self.wanted.chat else "text"] = part
+        return self._framed([choice]) | ({"usage": None} if self.wanted.include_usage else {})
+
+    def _framed(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        first, self._warnings = self._warnings, {}
+        kind = {"object": "chat.completion.chunk"} if self.wanted.chat else {}
+        return {**self._head, **kind, "choices": choices, **first}
+
+    def _logprobs(self, number: int, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.wanted.chat:
+            return {"content": tokens, "refusal": None}
+        offsets = []
+        for token in tokens:
+            offsets.append(self._ends[number])
+            self._ends[number] += len(bytes(token["bytes"]).decode("utf-8", "ignore"))
+        return {
+            "tokens": [written(token) for token in tokens],
+            "token_logprobs": [token["logprob"] for token in tokens],
+            "top_logprobs": [
+                {written(other): other["logprob"] for other in token["top_logprobs"]} or None for token in tokens
+            ],
+            "text_offset": offsets,
+            "content": tokens,  # the form of chats, which keeps ids and bytes
+        }
+
+
+def written(token: dict[str, Any]) -> str:
+    """A token's text; incomplete characters as bytes, so that they stay distinct."""
+    data = bytes(token["bytes"])
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def token_entry(token: GeneratedToken) -> dict[str, Any]:
+    """A token in the form of chats, with its id."""
+    top = [entry(each.id, each.text, each.bytes, log(each.prob)) for each in token.top]
+    return entry(token.id, token.text, token.bytes, token.logprob) | {"top_logprobs": top}
+
+
+def entry(id: int | None, text: str, data: bytes, logprob: float | None) -> dict[str, Any]:
+    """A token or an alternative; ``logprob`` is None for the first token of a prompt."""
+    return {"token": text, "logprob": logprob, "bytes": list(data), "id": id}
+
+
+def log(prob: float) -> float:
+    """The natural logarithm of a probability; OpenAI's smallest number for 0."""
+    return math.log(prob) if prob > 0 else -9999.0
+
+
+def prompt_entries(prompt: Prompt, score: ScoreReport) -> list[dict[str, Any]]:
+    """The tokens of a prompt, each but the first with its probability and the most probable token there."""
+    first = entry(score.first.id, score.first.text, score.first.bytes, None) | {"top_logprobs": []}
+    found = [first]
+    for token in score.tokens:
+        best = token.favourite
+        top = [] if best is None else [entry(best.id, best.text, best.bytes, log(token.p_favourite or 0.0))]
+        piece = token.piece
+        found.append(entry(piece.id, piece.text, piece.bytes, token.logprob) | {"top_logprobs": top})
+    return found

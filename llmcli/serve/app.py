@@ -1,0 +1,326 @@
+"""The routes of the server: each checks its request, asks the scheduler and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmcli import explain, text
+from llmcli.errors import LlmcliError
+from llmcli.generation.loaded import LoadedModel
+from llmcli.serve.answers import Answer
+from llmcli.serve.body import Body
+from llmcli.serve.errors import ApiError, api_error, bad_request
+from llmcli.serve.job import ClientGone, Job
+from llmcli.serve.limits import Limits
+from llmcli.serve.metrics import CONTENT_TYPE, Metrics
+from llmcli.serve.scheduler import Scheduler
+from llmcli.serve.views import ToJson, explain_view
+from llmcli.serve.wanted import Reader, Wanted
+
+PAGE = Path(__file__).parent / "page"
+GONE = 499  # what logs show for a client that closed the connection
+
+
+@dataclass
+class Service:
+    """What the routes share. ``to_json`` writes a view's report, ``log`` a line about each request.
+
+    A service that is ``draining`` finishes what runs and refuses everything else.
+    """
+
+    loaded: LoadedModel
+    template: text.ChatTemplate | None
+    scheduler: Scheduler
+    to_json: ToJson
+    log: Callable[[str], None]
+    limits: Limits = field(default_factory=Limits)
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.scheduler)
+        self.reader = Reader(self.loaded, self.template, self.limits)
+        self.began = int(time.time())
+        # Templates and tokenizers run beside the model, one request at a time.
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+
+    async def prepare(self, function: Callable[[], Any]) -> Any:
+        """The result of a function that takes a while and does not need the model."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, function)
+
+    def job(self, request: Request, user: str = "") -> Job:
+        """The work for a request. Clients are told apart by their address and the option "user"."""
+        host = request.client.host if request.client else ""
+        return Job(self.scheduler, request, f"{host} {user}", self.limits.seconds)
+
+
+async def read_body(request: Request, limits: Limits) -> Any:
+    """The JSON of a request. Raises ApiError if it is too long, too slow or not JSON."""
+
+    async def receive() -> bytes:
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > limits.body:
+                raise ApiError(413, f"the body is longer than {limits.body} bytes", code="body_too_large")
+        return bytes(data)
+
+    if int(request.headers.get("content-length", "0") or 0) > limits.body:
+        raise ApiError(413, f"the body is longer than {limits.body} bytes", code="body_too_large")
+    try:
+        data = await asyncio.wait_for(receive(), limits.body_seconds)
+    except asyncio.TimeoutError:
+        raise ApiError(408, f"the body took longer than {limits.body_seconds:g} s") from None
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise bad_request("the body is not JSON") from None
+
+
+class Routes:
+    """The functions that answer requests to ``service``."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def completions(self, request: Request) -> Response:
+        return await self._texts(request, chat=False)
+
+    async def chat_completions(self, request: Request) -> Response:
+        return await self._texts(request, chat=True)
+
+    async def _texts(self, request: Request, *, chat: bool) -> Response:
+        service, began = self.service, time.perf_counter()
+        data = await read_body(request, service.limits)
+        wanted: Wanted = await service.prepare(lambda: service.reader.read(data, chat=chat))
+        user = data.get("user")
+        job = service.job(request, user if isinstance(user, str) else "")
+        chunks = self._chunks(job, wanted, began)
+        if not wanted.stream:
+            async with aclosing(chunks):
+                answer = [each async for each in chunks][-1]
+            return JSONResponse(answer)
+        first = await anext(chunks)  # so that an error before it has its own status
+        return StreamingResponse(_events(first, chunks), media_type="text/event-stream", headers=_NOT_KEPT)
+
+    async def _chunks(self, job: Job, wanted: Wanted, began: float) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the chunks of a stream, or the whole answer at the end."""
+        service = self.service
+        async with job:
+            scores = [await self._score(job, wanted, number) for number in range(len(wanted.prompts))]
+            answer, opened = Answer(wanted, service.loaded.name, scores), False
+            async with aclosing(job.progress(wanted)) as steps:
+                async for step in steps:
+                    if not answer.generated:
+                        service.metrics.first_token(time.perf_counter() - began)
+                    if not wanted.stream:
+                        answer.add(step)
+                        continue
+                    for chunk in [*([] if opened else answer.opening()), *answer.chunks(step)]:
+                        yield chunk
+                    opened = True
+            if not wanted.stream:
+                yield answer.whole()
+                return
+            for chunk in [*([] if opened else answer.opening()), *answer.closing()]:
+                yield chunk
+
+    async def _score(self, job: Job, wanted: Wanted, number: int) -> explain.ScoreReport | None:
+        """The probabilities of a prompt's own tokens, if they are wanted."""
+        ids = wanted.prompts[number].ids
+        if not wanted.echo or wanted.alternatives is None or len(ids) < 2:
+            return None
+        report: explain.ScoreReport = await job.compute(lambda: explain.score(self.service.loaded, ids))
+        return report
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.service.loaded.name:
+            raise ApiError(404, "this server has another model", param="model", code="model_not_found")
+        return JSONResponse(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        loaded = self.service.loaded
+        context = loaded.model.config.max_position_embeddings
+        return {
+            "id": loaded.name,
+            "object": "model",
+            "created": self.service.began,
+            "owned_by": "llmcli",
+            "max_model_len": context,
+        }
+
+    async def embeddings(self, request: Request) -> Response:
+        raise bad_request("this server has a model that generates text; it makes no embeddings", code="unsupported")
+
+    async def tokenize(self, request: Request) -> Response:
+        body = Body(await read_body(request, self.service.limits))
+        self.service.reader.check_model(body)
+        content, prompt = body.text("content"), body.text("prompt")
+        parse_special = body.flag("parse_special")
+        body.check()
+        given = prompt if content is None else content
+        if given is None:
+            raise bad_request("give the text to tokenize as prompt or content", "prompt")
+        tokenizer = self.service.loaded.tokenizer
+        ids = await self.service.prepare(lambda: tokenizer.encode(given, parse_special=parse_special))
+        context = self.service.loaded.model.config.max_position_embeddings
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": context})
+
+    async def detokenize(self, request: Request) -> Response:
+        body = Body(await read_body(request, self.service.limits))
+        self.service.reader.check_model(body)
+        ids = body.take("tokens")
+        body.check()
+        size = self.service.loaded.tokenizer.size
+        if not isinstance(ids, list) or not all(type(id) is int and 0 <= id < size for id in ids):
+            raise bad_request(f"tokens must be a list of ids from 0 to {size - 1}", "tokens")
+        written = await self.service.prepare(lambda: self.service.loaded.tokenizer.decode(ids))
+        return JSONResponse({"prompt": written, "content": written})
+
+    async def explain(self, request: Request) -> Response:
+        service = self.service
+        body = Body(await read_body(request, service.limits))
+        service.reader.check_model(body)
+        async with service.job(request) as job:
+            return JSONResponse(await job.compute(lambda: explain_view(service.loaded, body, service.to_json)))
+
+    async def health(self, request: Request) -> Response:
+        draining = self.service.draining
+        return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)
+
+    async def show_metrics(self, request: Request) -> Response:
+        return PlainTextResponse(self.service.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def index(self, request: Request) -> Response:
+        return FileResponse(PAGE / "index.html")
+
+
+_NOT_KEPT = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+async def _events(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Server-sent events of the chunks. An error after the first one is an event, too."""
+    try:
+        yield _event(first)
+        async for chunk in rest:
+            yield _event(chunk)
+        yield "data: [DONE]\n\n"
+    except ClientGone:
+        return
+    except (ApiError, LlmcliError) as error:
+        yield _event((error if isinstance(error, ApiError) else api_error(error)).body())
+    finally:
+        await rest.aclose()
+
+
+def _event(chunk: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+
+
+def build_app(service: Service) -> ASGIApp:
+    """The application: routes, errors in OpenAI's form, counters and a line about each request."""
+    routes, found = Routes(service), list[Route | Mount]()
+    get: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        "/": routes.index,
+        "/health": routes.health,
+        "/metrics": routes.show_metrics,
+        "/v1/models": routes.models,
+        "/v1/models/{name:path}": routes.model,
+    }
+    post: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        "/v1/completions": routes.completions,
+        "/v1/chat/completions": routes.chat_completions,
+        "/v1/embeddings": routes.embeddings,
+        "/v1/explain": routes.explain,
+        "/tokenize": routes.tokenize,
+        "/detokenize": routes.detokenize,
+    }
+    found += [Route(path, answer, methods=["GET"]) for path, answer in get.items()]
+    found += [Route(path, answer, methods=["POST"]) for path, answer in post.items()]
+    found.append(Mount("/page", StaticFiles(directory=PAGE)))
+    handlers: dict[Any, Any] = {
+        ApiError: _answer_error,
+        LlmcliError: _answer_error,
+        HTTPException: _answer_error,
+        Exception: _answer_error,
+        ClientGone: _answer_nobody,
+        ClientDisconnect: _answer_nobody,
+    }
+    return Counted(Starlette(routes=found, exception_handlers=handlers), service, {*get, *post})
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, LlmcliError):
+        error = api_error(error)
+    elif isinstance(error, HTTPException):
+        error = ApiError(error.status_code, f"{request.method} {request.url.path[:80]}: {error.detail}")
+    elif not isinstance(error, ApiError):
+        error = ApiError(500, "internal error")
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)
+
+
+class Counted:
+    """``app`` with counters and a log of its requests: never what they say, only how many bytes and seconds."""
+
+    def __init__(self, app: ASGIApp, service: Service, paths: set[str]) -> None:
+        self.app, self.service, self.paths = app, service, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self.paths else "other"
+        began, status, size = time.perf_counter(), 0, 0
+
+        async def count(message: Message) -> None:
+            nonlocal status, size
+            status = message.get("status", status)
+            size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            if self.service.draining and scope["method"] == "POST":
+                refused = ApiError(503, "the server is shutting down", headers={"Connection": "close"})
+                await (JSONResponse(refused.body(), 503, refused.headers))(scope, receive, count)
+            else:
+                await self.app(scope, receive, count)
+        except Exception as error:  # the server has answered 500; the traceback could quote the request
+            status = 500
+            self.service.log(f"internal error at {path}: {_where(error)}")
+        finally:
+            seconds = time.perf_counter() - began
+            self.service.metrics.requests[path, status] += 1
+            self.service.metrics.seconds += seconds
+            method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
+            client = scope["client"][0] if scope.get("client") else "-"
+            self.service.log(f"{client} {method} {path} {status} {size} bytes {seconds:.2f} s")
+
+
+def _where(error: BaseException) -> str:
+    """The kind of an error and the line that raised it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return type(error).__name__ + (f" in {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "")

@@ -1,0 +1,274 @@
+"""One thread owns the model: it reads prompts and advances all texts together, one token each per step.
+
+A prompt is read in passes, one between two steps of the others. Each client's turn comes in order, however many
+requests it has. A text has the same tokens in any company: every pass and every step computes each text by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmcli import explain
+from llmcli.errors import LlmcliError, out_of_memory
+from llmcli.generation.batch import Batch, BatchStep, Request
+from llmcli.generation.context import angle_length, check_prompt
+from llmcli.generation.generate import TextFinish
+from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.steps import read
+from llmcli.model.cache import KVCache
+from llmcli.serve.errors import ApiError, api_error
+from llmcli.serve.prefixes import Prefixes
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One more token of the text ``key``, and the ``chunk`` of text that it completes. ``finish``: it is the last.
+
+    ``token`` has its probabilities, if they were asked for. ``cached`` are the tokens of the prompt that were not read.
+    """
+
+    key: int
+    chunk: str
+    token: explain.GeneratedToken | None
+    finish: TextFinish | None
+    cached: int
+
+
+Event = Progress | ApiError
+
+
+@dataclass(eq=False)
+class Task:
+    """Texts that continue one prompt. ``deliver`` receives what happens, in the scheduler's thread.
+
+    ``alternatives`` are those to list with each token; None for no probabilities. An ApiError ends all of its texts.
+    """
+
+    client: str
+    requests: Sequence[Request]
+    deliver: Callable[[Event], None]
+    alternatives: int | None = None
+    gone: bool = False
+
+
+@dataclass(eq=False)
+class Call:
+    """Something else to compute with the model: ``run`` between two steps."""
+
+    client: str
+    run: Callable[[], None]
+    gone: bool = False
+
+
+@dataclass(eq=False)
+class Reading:
+    """A prompt that is being read. ``logits`` follow it once that is done; ``left`` are the texts to start then."""
+
+    task: Task
+    cache: KVCache
+    passes: Generator[None, None, Tensor]
+    cached: int
+    left: deque[Request]
+    logits: Tensor | None = None
+
+
+@dataclass
+class Counts:
+    """What the scheduler has done, since it started."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+
+class Scheduler:
+    """Runs up to ``parallel`` texts at once; at most ``most_waiting`` requests wait. ``start`` begins."""
+
+    def __init__(self, loaded: LoadedModel, *, parallel: int, most_waiting: int, prefix_bytes: int) -> None:
+        self.loaded, self.parallel, self.most_waiting = loaded, parallel, most_waiting
+        self.counts = Counts()
+        self.prefixes = Prefixes(loaded.model, prefix_bytes)
+        self._batch = Batch(loaded, parallel)
+        self._tasks: dict[
+            int, tuple[Task, int]
+        ] = {}  # those in the batch by the id of each request, and what is cached
+        self._reading: Reading | None = None
+        self._waiting: OrderedDict[str, deque[Task | Call]] = OrderedDict()  # by client; the next one is the first
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._threads = torch.get_num_threads()  # a new thread would have torch's default
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what was submitted, and end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def running(self) -> int:
+        """The number of texts that are generated now."""
+        return len(self._batch.rows)
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests whose turn has not come."""
+        with self._changed:
+            return sum(map(len, self._waiting.values()))
+
+    def submit(self, tasks: Sequence[Task | Call]) -> None:
+        """Add tasks to the queue. Raises ApiError if they do not fit."""
+        with self._changed:
+            waiting = sum(map(len, self._waiting.values()))
+            if waiting and waiting + len(tasks) > self.most_waiting:
+                seconds = max(1, waiting // self.parallel)
+                raise ApiError(
+                    429,
+                    f"{waiting} requests are waiting: try again later",
+                    code="queue_full",
+                    headers={"Retry-After": str(min(seconds, 60))},
+                )
+            for task in tasks:
+                self._waiting.setdefault(task.client, deque()).append(task)
+            self._changed.notify()
+
+    def withdraw(self, tasks: Sequence[Task | Call]) -> None:
+        """Give up tasks: those that run end at the next step."""
+        with self._changed:
+            for task in tasks:
+                task.gone = True
+                queue = self._waiting.get(task.client, deque[Task | Call]())
+                if task in queue:
+                    queue.remove(task)
+                    if not queue:
+                        del self._waiting[task.client]
+            self._changed.notify()
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        while True:
+            with self._changed:
+                while not (self._waiting or self._reading or self._batch.rows):
+                    if self._stopping:
+                        return
+                    self._changed.wait()
+            self._turn()
+
+    def _turn(self) -> None:
+        """Make one pass over a prompt, and one step of all texts."""
+        for row in list(self._batch.rows):
+            if self._tasks[id(row.request)][0].gone:
+                self._batch.leave(row.request)
+                del self._tasks[id(row.request)]
+        if self._reading is not None and self._reading.task.gone:
+            self._reading = None
+        if self._reading is None and self._batch.has_room:
+            self._begin(self._next())
+        reading = self._reading
+        if reading is not None and reading.logits is None:
+            self._guarded(self._read_on, reading.task)
+        if reading is not None and reading.logits is not None:
+            self._guarded(self._join)
+        if self._batch.rows:
+            self._guarded(self._advance)
+
+    def _next(self) -> Task | Call | None:
+        """The first task of the client whose turn it is."""
+        with self._changed:
+            if not self._waiting:
+                return None
+            client, queue = self._waiting.popitem(last=False)
+            task = queue.popleft()
+            if queue:
+                self._waiting[client] = queue  # behind all others
+            return task
+
+    def _begin(self, task: Task | Call | None) -> None:
+        if isinstance(task, Call):
+            task.run()
+        elif task is not None:
+            self._guarded(lambda: self._open(task), task)
+
+    def _open(self, task: Task) -> None:
+        """Prepare to read the prompt of a task."""
+        model, request = self.loaded.model, task.requests[0]
+        ids = list(request.prompt_ids)
+        check_prompt(model, ids)
+        cache = self.prefixes.find(ids, angle_length(model.config, len(ids), request.max_new_tokens))
+        cached = cache.length
+        self.counts.prompt_tokens += len(ids)
+        self.counts.cached_tokens += cached
+        self._reading = Reading(task, cache, read(model, ids[cached:], cache), cached, deque(task.requests))
+
+    def _read_on(self) -> None:
+        """Make one more pass over the prompt."""
+        reading = self._reading
+        assert reading is not None
+        ids = reading.left[0].prompt_ids
+        try:
+            next(reading.passes)
+        except StopIteration as end:
+            reading.logits = end.value[0]
+        kept = self.prefixes.worth_keeping(ids)
+        if reading.cache.length == kept > reading.cached:
+            self.prefixes.keep(ids[:kept], reading.cache)
+
+    def _join(self) -> None:
+        """Start as many texts of the prompt as there is room for."""
+        reading = self._reading
+        assert reading is not None
+        assert reading.logits is not None
+        while reading.left and self._batch.has_room and not reading.task.gone:
+            request = reading.left.popleft()
+            self._tasks[id(request)] = reading.task, reading.cached
+            self._deliver(self._batch.join(request, reading.cache, reading.logits))
+        if not reading.left:
+            self._reading = None
+
+    def _advance(self) -> None:
+        for step in self._batch.advance():
+            self._deliver(step)
+
+    def _deliver(self, step: BatchStep) -> None:
+        """Tell a task about one step of one of its texts."""
+        task, cached = self._tasks[id(step.request)]
+        if step.done:
+            del self._tasks[id(step.request)]
+        if step.error is not None:
+            task.gone = True
+            task.deliver(api_error(step.error))
+            return
+        assert step.step is not None
+        self.counts.generated_tokens += 1
+        token = None
+        if task.alternatives is not None:
+            token = explain.generated_token_of(step.step, self.loaded.tokenizer, task.alternatives)
+        finish = step.text.finish if step.done else None
+        task.deliver(Progress(step.request.key, step.chunk, token, finish, cached))
+
+    def _guarded(self, run: Callable[[], None], task: Task | None = None) -> None:
+        """Run a part of a turn. What it raises fails ``task`` alone, or else all texts: their caches may differ."""
+        try:
+            run()
+        except Exception as error:
+            found = error if isinstance(error, LlmcliError) else out_of_memory(error)
+            answer = ApiError(500, f"internal error: {type(error).__name__}") if found is None else api_error(found)
+            reading = [self._reading.task] if self._reading is not None else []
+            failed = {id(each): each for each in [*(each for each, _ in self._tasks.values()), *reading]}
+            for each in [task] if task is not None else failed.values():
+                each.gone = True
+                each.deliver(answer)
+            self._reading = None
+            if task is None:
+                self._batch, self._tasks = Batch(self.loaded, self.parallel), {}

@@ -1,0 +1,323 @@
+"""What a request wants: its options, checked, become prompts and samplers.
+
+Every sampling option of ``llmcli generate`` is accepted by its name, with underscores.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from llmcli import explain, text
+from llmcli.errors import LlmcliError
+from llmcli.generation.batch import Request
+from llmcli.generation.context import check_prompt
+from llmcli.generation.filters import BREAKERS, OPTIONS, Breakers, default_order, filter_chain
+from llmcli.generation.grammar import Grammar, choice_rules, json_rules, regex_rules
+from llmcli.generation.loaded import LoadedModel, encode_prompt
+from llmcli.generation.sampling import Sampler
+from llmcli.serve.body import Body
+from llmcli.serve.errors import ApiError, api_error, bad_request
+from llmcli.serve.limits import Limits
+from llmcli.text.chat_format import ChatFormat, TemplateFormat
+from llmcli.text.chat_template import REASONING, ROLES, Message
+
+OFF = -1  # a value of repeat_last_n: all tokens
+# Options of OpenAI's that say nothing about the text.
+UNRELATED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's ids; ``text`` is what ``echo`` repeats."""
+
+    ids: list[int]
+    text: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The texts that a request wants: ``count`` for each prompt. ``alternatives`` is None for no probabilities."""
+
+    chat: bool
+    prompts: tuple[Prompt, ...]
+    count: int
+    max_tokens: int
+    stop: tuple[str, ...]
+    stop_ids: frozenset[int]
+    sampler: Sampler
+    alternatives: int | None
+    echo: bool
+    stream: bool
+    include_usage: bool
+    warnings: tuple[str, ...]
+
+    def requests(self, number: int) -> list[Request]:
+        """The texts that continue prompt ``number``; their keys are the indices of OpenAI's choices."""
+        ids, first = self.prompts[number].ids, number * self.count
+        return [
+            Request(
+                first + n,
+                ids,
+                self.sampler.copy(self.sampler.seed + n, len(ids)),
+                self.max_tokens,
+                stop=self.stop,
+                stop_ids=self.stop_ids,
+            )
+            for n in range(self.count)
+        ]
+
+
+class Reader:
+    """Reads requests for one model; ``template`` is None for a model that was not trained to chat."""
+
+    def __init__(self, loaded: LoadedModel, template: text.ChatTemplate | None, limits: Limits) -> None:
+        self.loaded, self.template, self.limits = loaded, template, limits
+        self._grammar = lru_cache(maxsize=16)(lambda rules, stops: Grammar(self._stopping(stops), rules))
+
+    def read(self, data: Any, *, chat: bool) -> Wanted:
+        """Return what a request wants. Raises ApiError if it cannot be had."""
+        body = Body(data)
+        self.check_model(body)
+        try:
+            return self._read(body, chat=chat)
+        except LlmcliError as error:
+            raise api_error(error) from None
+
+    def check_model(self, body: Body) -> None:
+        """Raise ApiError for the name of another model: a client cannot choose what is loaded."""
+        name = body.text("model")
+        if name is not None and name != self.loaded.name:
+            message = f"the model {name[:80]!r} is not served here; this server has {self.loaded.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def _read(self, body: Body, *, chat: bool) -> Wanted:
+        form, stops = None, self.loaded.stop_ids
+        if chat:
+            form = self._form(body)
+            stops = frozenset((*self.loaded.named_stop_ids, *form.end_ids)) or stops
+            prompts = [self._conversation(form, body)]
+        else:
+            prompts = self._prompts(body)
+        rules = self._rules(body)
+        count = body.integer("n", 1, low=1, high=max(self.limits.texts // len(prompts), 1)) or 1
+        if len(prompts) > self.limits.texts:
+            raise bad_request(f"at most {self.limits.texts} prompts in one request", "prompt")
+        stop = self._stop(body, free=rules is None)
+        echo = not chat and body.flag("echo")
+        alternatives = self._alternatives(body, chat=chat)
+        max_tokens = self._max_tokens(body, chat=chat, echo=echo)
+        sampler = read_sampler(self.loaded, body, None if rules is None else self._grammar(rules, stops))
+        stream = body.flag("stream")
+        include_usage = self._include_usage(body)
+        if not chat and (body.integer("best_of", count, low=1) or count) != count:
+            raise bad_request("best_of must equal n", "best_of")
+        body.ignore(*UNRELATED)
+        if chat:
+            body.ignore(*TOOLS, warn="this server calls no tools")
+        body.check()
+        for prompt in prompts:
+            check_prompt(self.loaded.model, prompt.ids)
+        return Wanted(
+            chat,
+            tuple(prompts),
+            count,
+            max_tokens,
+            stop,
+            stops,
+            sampler,
+            alternatives,
+            echo,
+            stream,
+            include_usage,
+            tuple(body.warnings),
+        )
+
+    def _stopping(self, stops: frozenset[int]) -> LoadedModel:
+        """The model as one whose texts end at ``stops``."""
+        return replace(self.loaded, defaults=replace(self.loaded.defaults, stop_ids=tuple(sorted(stops))))
+
+    def _form(self, body: Body) -> ChatFormat:
+        if self.template is None:
+            raise bad_request(
+                f"{self.loaded.name} has no chat template: it was not trained to chat (use /v1/completions)"
+            )
+        arguments = body.take("chat_template_kwargs", {})
+        if not isinstance(arguments, dict):
+            raise bad_request("chat_template_kwargs must be an object", "chat_template_kwargs")
+        return TemplateFormat(self.template.with_arguments(arguments), self.loaded.tokenizer)
+
+    def _conversation(self, form: ChatFormat, body: Body) -> Prompt:
+        messages = read_messages(body.take("messages"))
+        rendered = form.render(messages)
+        return Prompt(self.loaded.readable(form.encode(rendered)), rendered.text)
+
+    def _prompts(self, body: Body) -> list[Prompt]:
+        given = body.take("prompt", "")
+        several = isinstance(given, list) and (not given or not isinstance(given[0], int))
+        found = [self._prompt(each) for each in (given if several else [given])]
+        if not found:
+            raise bad_request("prompt is an empty list", "prompt")
+        return found
+
+    def _prompt(self, given: Any) -> Prompt:
+        if isinstance(given, str):
+            return Prompt(encode_prompt(self.loaded, given), given)
+        if isinstance(given, list) and all(type(id) is int for id in given):
+            ids = self.loaded.readable(given)
+            return Prompt(ids, self.loaded.tokenizer.decode(ids))
+        raise bad_request("prompt must be a text, a list of token ids, or a list of those", "prompt")
+
+    def _rules(self, body: Body) -> str | None:
+        """The rules of a grammar for the text; None for free text."""
+        kind = body.take("response_format", {"type": "text"})
+        named = {name: body.take(name) for name in ("json_schema", "regex", "choices")}
+        given = [name for name, value in named.items() if value is not None]
+        if not isinstance(kind, dict) or kind.get("type") not in ("text", "json_object", "json_schema"):
+            raise bad_request("response_format must have the type text, json_object or json_schema", "response_format")
+        if kind["type"] != "text":
+            given.append("response_format")
+        if len(given) > 1:
+            raise bad_request(f"{' and '.join(given)} cannot be combined", given[0])
+        if not given:
+            return None
+        if len(json.dumps([named, kind])) > self.limits.rules:
+            raise bad_request(f"{given[0]} is longer than {self.limits.rules} characters", given[0])
+        try:
+            return _rules_of(given[0], named, kind)
+        except LlmcliError as error:
+            raise api_error(error, given[0]) from None
+
+    def _stop(self, body: Body, *, free: bool) -> tuple[str, ...]:
+        given = body.texts("stop")
+        if len(given) > self.limits.stops or any(not 0 < len(each) <= self.limits.stop_length for each in given):
+            longest = f"of 1 to {self.limits.stop_length} characters"
+            raise bad_request(f"stop takes at most {self.limits.stops} texts {longest}", "stop")
+        return given or (self.loaded.defaults.stop if free else ())
+
+    def _alternatives(self, body: Body, *, chat: bool) -> int | None:
+        most = self.limits.alternatives
+        if not chat:
+            if body.take("logprobs") is False:
+                return None
+            return body.integer("logprobs", None, high=most)
+        wanted, count = body.flag("logprobs"), body.integer("top_logprobs", None, high=most)
+        if count is not None and not wanted:
+            raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
+        return (count or 0) if wanted else None
+
+    def _max_tokens(self, body: Body, *, chat: bool, echo: bool) -> int:
+        given = body.integer("max_tokens", None, low=0 if echo else 1)
+        if chat:
+            newer = body.integer("max_completion_tokens", None, low=1)
+            given = given if newer is None else newer
+        return self.loaded.defaults.token_limit(given)
+
+    def _include_usage(self, body: Body) -> bool:
+        options = body.take("stream_options", {})
+        if not isinstance(options, dict):
+            raise bad_request("stream_options must be an object", "stream_options")
+        return options.get("include_usage") is True
+
+
+def _rules_of(given: str, named: dict[str, Any], kind: dict[str, Any]) -> str:
+    if given == "regex":
+        if not isinstance(named["regex"], str):
+            raise bad_request("regex must be a text", "regex")
+        return regex_rules(named["regex"])
+    if given == "choices":
+        choices = named["choices"]
+        if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
+            raise bad_request("choices must be a list of texts", "choices")
+        return choice_rules(choices)
+    if given == "json_schema":
+        return json_rules(named["json_schema"])
+    if kind["type"] == "json_object":
+        return json_rules({"type": "object"})
+    inner = kind.get("json_schema")
+    if not isinstance(inner, dict) or "schema" not in inner:
+        raise bad_request("response_format of the type json_schema needs json_schema.schema", "response_format")
+    return json_rules(inner["schema"])
+
+
+def read_messages(given: Any) -> list[Message]:
+    """The messages of a conversation. Raises ApiError if they have another form."""
+    if not isinstance(given, list) or not given:
+        raise bad_request("messages must be a list with at least one message", "messages")
+    return [_message(number, each) for number, each in enumerate(given)]
+
+
+def _message(number: int, given: Any) -> Message:
+    where = f"messages[{number}]"
+    if not isinstance(given, dict):
+        raise bad_request(f"{where} must be an object", "messages")
+    role = "system" if given.get("role") == "developer" else given.get("role")
+    if role not in ROLES:
+        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}", "messages")
+    content = given.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            raise bad_request(f"{where}.content has a part that is not text", "messages")
+        content = "".join(part.get("text") if isinstance(part.get("text"), str) else "" for part in content)
+    thoughts = given.get(REASONING) or ""
+    if not isinstance(content, str) or not isinstance(thoughts, str):
+        raise bad_request(f"{where}.content must be a text", "messages")
+    return Message(role, content, thoughts)
+
+
+def read_sampler(loaded: LoadedModel, body: Body, grammar: Grammar | None = None) -> Sampler:
+    """The sampler that the options of a request ask for. Raises ApiError for a value that is out of range."""
+    values = dict(loaded.defaults.sampling)
+    for name, option in OPTIONS.items():
+        for key in (name, *option.aliases):
+            field = key.replace("-", "_")
+            value = body.number(field)
+            if value is None:
+                continue
+            try:
+                option.check(field, value)
+            except LlmcliError as error:
+                raise api_error(error, field) from None
+            values[name] = value
+    window = body.integer("repeat_last_n", OFF, low=OFF)
+    texts = body.texts("dry_sequence_breaker")
+    breakers = Breakers(() if texts == ("none",) else texts or BREAKERS, loaded.tokenizer)
+    order = body.take("samplers", list(default_order()))
+    order = [name.strip() for name in order.split(",")] if isinstance(order, str) else order
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        raise bad_request("samplers must be a list of names", "samplers")
+    seed = body.integer("seed", None)
+    try:
+        chain = filter_chain(
+            order, values, window=None if window == OFF else window, bias=_biases(loaded, body), breakers=breakers
+        )
+    except LlmcliError as error:
+        raise api_error(error) from None
+    rules = [] if grammar is None else [grammar.filter(0)]
+    filters = [*loaded.vocabulary_filter(), *rules, *loaded.length_filter(), *chain]
+    return Sampler(filters, secrets.randbelow(2**32) if seed is None else seed)
+
+
+def _biases(loaded: LoadedModel, body: Body) -> dict[int, float]:
+    given = body.take("logit_bias", {})
+    if not isinstance(given, dict):
+        raise bad_request("logit_bias must be an object: a number for each token", "logit_bias")
+    found = {}
+    for token, amount in given.items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise bad_request("logit_bias must be an object: a number for each token", "logit_bias")
+        try:
+            found[explain.find_token(loaded.tokenizer, token, loaded.model.config.vocab_size)] = float(amount)
+        except (LlmcliError, OverflowError) as error:
+            raise bad_request(str(error), "logit_bias") from None
+    return found
+
+
+def prompt_tokens(prompts: Sequence[Prompt]) -> int:
+    """The number of tokens of all prompts."""
+    return sum(len(prompt.ids) for prompt in prompts)

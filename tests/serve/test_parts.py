@@ -1,0 +1,102 @@
+"""The parts of the server by themselves: prefixes of prompts, the queue, the guard."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from starlette.datastructures import Headers
+
+from llmcli.endpoint.address import ApiKey
+from llmcli.generation import load, steps
+from llmcli.generation.batch import Request
+from llmcli.generation.generate import sampler_of
+from llmcli.serve.errors import ApiError
+from llmcli.serve.guard import Guard
+from llmcli.serve.prefixes import Prefixes
+from llmcli.serve.scheduler import Call, Event, Scheduler, Task
+from tests.tiny import TinyFactory
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-dynamic", "gemma3_text", "nemotron_h", "deepseek_v3"])
+def test_a_prefix_changes_no_bit(tiny: TinyFactory, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "CPU_CHUNK", 8)
+    monkeypatch.setattr(steps, "NATIVE_PROMPT", 3)
+    loaded = load(tiny(kind).folder)
+    draw = random.Random(1)
+    common = [draw.randrange(5, 40) for _ in range(20)]
+    prompts = [common + [draw.randrange(5, 40) for _ in range(n)] for n in (1, 6, 9)] + [common[:12]]
+    prefixes = Prefixes(loaded.model, 2**24)
+    for number, ids in enumerate([*prompts, *prompts]):
+        fresh = steps.next_logits(loaded.model, ids, loaded.model.new_cache())
+        cache = prefixes.find(ids, len(ids))
+        found = cache.length
+        reading = steps.read(loaded.model, ids[found:], cache)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as end:
+                assert torch.equal(end.value[0], fresh), (kind, number)
+                break
+            if cache.length == prefixes.worth_keeping(ids) > found:
+                prefixes.keep(ids[: cache.length], cache)
+        if number >= len(prompts) and kind != "llama-dynamic":
+            assert found >= 8, "nothing is reused"
+    assert 0 < prefixes.nbytes <= prefixes.limit
+
+
+def test_the_queue_is_bounded_and_fair(tiny: TinyFactory) -> None:
+    """Clients take turns, a task that is given up never runs, and what fails fails alone."""
+    loaded = load(tiny("llama").folder)
+    scheduler = Scheduler(loaded, parallel=2, most_waiting=7, prefix_bytes=0)
+    order: list[str] = []
+    events: list[Event] = []
+    gone = Call("a", lambda: order.append("gone"))
+    scheduler.submit([Call("a", lambda n=n: order.append(f"a{n}")) for n in range(3)])  # type: ignore[misc]
+    scheduler.submit([Call("b", lambda: order.append("b")), gone])
+    too_long = Request(0, [5] * 10_000, sampler_of(loaded, 1), 4)
+    scheduler.submit([Task("c", [too_long], events.append)])
+    scheduler.submit([Task("c", [Request(1, [5, 6], sampler_of(loaded, 1), 4)], events.append)])
+    with pytest.raises(ApiError) as full:
+        scheduler.submit([Call("d", lambda: None)])
+    assert (full.value.status, full.value.headers["Retry-After"]) == (429, "3")
+    scheduler.withdraw([gone])
+    assert scheduler.waiting == 6
+    scheduler.start()
+    scheduler.stop()
+    assert order == ["a0", "b", "a1", "a2"]
+    failed, *steps_of_other = events
+    assert isinstance(failed, ApiError)
+    assert failed.code == "context_length_exceeded"
+    assert [getattr(step, "finish", None) for step in steps_of_other][-1] is not None
+    assert (scheduler.running, scheduler.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("headers", "local", "status"),
+    [
+        ({"host": "localhost:8000"}, True, 401),
+        ({"host": "localhost:8000", "authorization": "Bearer secret-key"}, True, None),
+        ({"host": "127.0.0.1", "authorization": "bearer secret-key"}, True, None),
+        ({"host": "[::1]:8000", "authorization": "Bearer secret-kez"}, True, 401),
+        ({"host": "localhost", "authorization": "Bearer schlüssel"}, True, 401),
+        ({"host": "localhost", "authorization": "Basic secret-key"}, True, 401),
+        ({"host": "evil.example", "authorization": "Bearer secret-key"}, True, 403),
+        ({"host": "127.0.0.1.evil.example", "authorization": "Bearer secret-key"}, True, 403),
+        ({"host": "[", "authorization": "Bearer secret-key"}, True, 403),
+        ({"authorization": "Bearer secret-key"}, True, 403),
+        ({"host": "me.example", "authorization": "Bearer secret-key"}, False, None),
+        ({"host": "localhost", "origin": "http://evil.example", "authorization": "Bearer secret-key"}, True, 403),
+        ({"host": "localhost", "origin": "null", "authorization": "Bearer secret-key"}, True, 403),
+        ({"host": "localhost:1", "origin": "http://localhost:1", "authorization": "Bearer secret-key"}, True, None),
+    ],
+)
+def test_who_is_served(headers: dict[str, str], local: bool, status: int | None) -> None:
+    async def app(*_: object) -> None:
+        raise AssertionError
+
+    guard = Guard(app, ApiKey("secret-key"), local=local)
+    refusal = guard.refusal(Headers(headers), "/v1/models")
+    assert (None if refusal is None else refusal.status) == status
+    assert guard.refusal(Headers({"host": "localhost"}), "/health") is None

@@ -1,0 +1,221 @@
+"""A real server: OpenAI's client, llmcli's own client, many at once, faults, and its end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import pytest
+from click.testing import CliRunner
+
+from llmcli import explain
+from llmcli.cli import cli
+from llmcli.generation import Conversation, LoadedModel
+from llmcli.generation.generate import generate, sampler_of
+from llmcli.text import Message, TemplateFormat, find_template
+from tests.serve.conftest import post, server
+
+STORY = "Once upon a time there was a fox who lived in a forest with a very old owl. " * 16
+
+
+def lines(*words: object) -> list[dict[str, Any]]:
+    """What a command prints with --json."""
+    result = CliRunner().invoke(cli, [str(word) for word in (*words, "--json")], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_openai_client(url: str, loaded: LoadedModel, folder: Path) -> None:
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    (name,) = [model.id for model in client.models.list()]
+    local = generate(loaded, "The old king", max_new_tokens=12, seed=3, temperature=1.2, min_p=0.05)
+    expected = "".join(text for _, text in local)
+
+    options: dict[str, Any] = {"model": name, "prompt": "The old king", "max_tokens": 12, "seed": 3, "temperature": 1.2}
+    more = {"extra_body": {"min_p": 0.05}}
+    two = client.completions.create(**options, **more, n=2, logprobs=3)
+    assert [choice.text for choice in two.choices][0] == expected
+    assert two.choices[1].text != expected, "its seed is the next one"
+    logprobs = two.choices[0].logprobs
+    assert "".join(logprobs.tokens) == expected
+    assert [logprobs.text_offset[n] for n in (0, 1)] == [0, len(logprobs.tokens[0])]
+    assert all(len(top) == 3 for top in logprobs.top_logprobs)
+    assert two.usage.completion_tokens == 24
+
+    stream = client.completions.create(**options, **more, stream=True, stream_options={"include_usage": True})
+    *chunks, last = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+    assert (chunks[-1].choices[0].finish_reason, last.usage.completion_tokens) == ("length", 12)
+
+    template = find_template(folder)
+    assert template is not None
+    conversation = Conversation(loaded, TemplateFormat(template, loaded.tokenizer))
+    messages = [{"role": "system", "content": "Tell tales."}, {"role": "user", "content": "Who is he?"}]
+    reply = conversation.answer(tuple(Message(**each) for each in messages), sampler_of(loaded, 5), 9)
+    said = "".join(text for _, text in reply)
+    chat: dict[str, Any] = {"model": name, "messages": messages, "max_completion_tokens": 9, "seed": 5}
+    whole = client.chat.completions.create(**chat, logprobs=True, top_logprobs=2, tools=[], user="me")
+    assert whole.choices[0].message.content == said
+    assert whole.warnings == ["ignored: tools (this server calls no tools)"]
+    assert [entry.id for entry in whole.choices[0].logprobs.content] == [choice.id for choice in reply.choices]
+    parts = list(client.chat.completions.create(**chat, stream=True))
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == said
+    with pytest.raises(openai.BadRequestError, match="no embeddings"):
+        client.embeddings.create(model=name, input="x")
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        client.completions.create(model="gpt", prompt="x")
+
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    made = client.chat.completions.create(**{**chat, "max_completion_tokens": 40}, response_format=form)
+    if made.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(made.choices[0].message.content)["age"], int)
+
+
+def test_llmcli_generates_the_same_tokens_through_the_server(url: str, folder: Path) -> None:
+    options = ["-n", 10, "--seed", 7, "--dry-multiplier", 0.8, "--top-n-sigma", 1.5, "--logit-bias", "262=-2"]
+    for prompt in ("The fox", STORY[:700]):
+        local, remote = (
+            [
+                (line["id"], round(line["logprob"], 4))
+                for line in lines("generate", prompt, *options, *where)
+                if "id" in line
+            ]
+            for where in (["-m", folder], ["--endpoint", url])
+        )
+        assert local == remote
+        assert len(local) == 10
+    (here,), (there,) = (lines("score", "The old fox ran.", *where) for where in (["-m", folder], ["--endpoint", url]))
+    assert there["bits"] == pytest.approx(here["bits"], rel=1e-3)
+
+
+def test_texts_are_the_same_in_company_and_alone(url: str, loaded: LoadedModel) -> None:
+    """Also beside long prompts, clients that hang up, repeated prompts and requests for several texts."""
+    prompts = [
+        STORY + "Then",
+        "A hen",
+        STORY[:500],
+        STORY + "But",
+        "The",
+        STORY + "Then",
+        "One day",
+        "Two",
+        STORY[:520],
+    ]
+
+    def request(n: int) -> tuple[str, int]:
+        body = {"prompt": prompts[n], "max_tokens": 12, "seed": n, "stream": n % 4 == 3}
+        if n % 4 == 3:
+            hang_up(url, body)
+            return "", 0
+        status, answer = post(f"{url}/v1/completions", body)
+        assert status == 200, answer
+        return answer["choices"][0]["text"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        found = list(pool.map(request, range(len(prompts))))
+    again, cached = request(5)
+    for n, (text, _) in enumerate(found):
+        if n % 4 != 3:
+            assert text == "".join(part for _, part in generate(loaded, prompts[n], max_new_tokens=12, seed=n)), n
+    assert again == found[5][0]
+    assert cached >= 128, "a prompt that was read before is not read again"
+    with urlopen(f"{url}/metrics") as answer:
+        numbers = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
+    assert (numbers["llmcli_running_texts"], numbers["llmcli_waiting_requests"]) == ("0", "0")
+    assert float(numbers["llmcli_cached_prompt_tokens_total"]) >= cached
+
+
+def hang_up(url: str, body: dict[str, Any]) -> None:
+    """Close the connection after the first bytes of the answer."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+    connection.request("POST", "/v1/completions", json.dumps({**body, "max_tokens": 500}))
+    connection.getresponse().read(20)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("completions", {"prompt": "x", "tempurature": 1}, 400, "tempurature"),
+        ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature"),
+        ("completions", {"prompt": "x", "top_p": "1"}, 400, "top_p"),
+        ("completions", {"prompt": "x", "n": 1000}, 400, "n"),
+        ("completions", {"prompt": {"a": 1}}, 400, "prompt"),
+        ("completions", {"prompt": [10**9]}, 400, None),
+        ("completions", {"prompt": "fox " * 3000}, 400, None),
+        ("completions", {"prompt": "x", "logit_bias": {"no such token": 1}}, 400, "logit_bias"),
+        ("completions", {"prompt": "x", "stop": [""]}, 400, "stop"),
+        ("completions", {"prompt": "x", "seed": 1.5}, 400, "seed"),
+        ("completions", b'{"prompt": ', 400, None),
+        ("completions", b"[" * 100_000, 400, None),
+        ("completions", b"[]", 400, None),
+        ("completions", b" " * (2**21 + 1), 413, None),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages"),
+        ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages"),
+        ("chat/completions", {"messages": [], "echo": True}, 400, "messages"),
+        ("explain", {"view": "lense", "text": "x"}, 400, "view"),
+        ("explain", {"view": "lens"}, 400, "text"),
+        ("explain", {"view": "lens", "text": "x", "layer": 1}, 400, "layer"),
+        ("explain", {"view": "attend", "text": 5}, 400, None),
+        ("nowhere", {}, 404, None),
+    ],
+)
+def test_wrong_requests(url: str, path: str, body: Any, status: int, param: str | None) -> None:
+    code, answer = post(f"{url}/v1/{path}", body)
+    assert (code, answer["error"]["param"]) == (status, param), answer
+    assert answer["error"]["message"]
+    assert post(f"{url}/v1/completions", {"prompt": "The", "max_tokens": 1})[0] == 200
+
+
+def test_views_are_those_of_the_commands(url: str, folder: Path) -> None:
+    calls: list[tuple[list[object], dict[str, Any]]] = [
+        (["lens", "The old fox", "--at", 1], {"view": "lens", "position": 1}),
+        (["attend", "The old fox"], {"view": "attend"}),
+        (["explain-step", "The old fox", "--seed", 3, "--step", 1], {"view": "explain-step", "seed": 3, "index": 1}),
+    ]
+    for words, body in calls:
+        (expected,) = lines(*words, "-m", folder, "--dtype", "bfloat16")
+        assert post(f"{url}/v1/explain", {**body, "text": "The old fox"}) == (200, expected)
+    assert {view for view in explain.__all__ if view[0].islower()} >= {"lens", "attend", "step"}
+
+
+def test_tokens_and_texts(url: str, loaded: LoadedModel) -> None:
+    status, answer = post(f"{url}/tokenize", {"content": "The fox \U0001f642"})
+    assert (status, answer["tokens"]) == (200, loaded.tokenizer.encode("The fox \U0001f642"))
+    assert post(f"{url}/detokenize", {"tokens": answer["tokens"]})[1]["content"].endswith("The fox \U0001f642")
+    assert post(f"{url}/detokenize", {"tokens": [10**9]})[0] == 400
+    with urlopen(f"{url}/") as page:
+        assert b"llmcli" in page.read()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_sigterm_finishes_what_runs(folder: Path) -> None:
+    with server("-m", str(folder), "--threads", "1") as (address, process):
+        idle = socket.create_connection((urlsplit(address).hostname, urlsplit(address).port))
+        idle.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")  # and never ends
+        connection = http.client.HTTPConnection(urlsplit(address).netloc)
+        body = {"prompt": "The", "max_tokens": 150, "stream": True, "logit_bias": {"0": -100, "1": -100}}
+        connection.request("POST", "/v1/completions", json.dumps(body))
+        answer = connection.getresponse()
+        start = answer.read(10)
+        process.send_signal(signal.SIGTERM)
+        rest = (start + answer.read()).decode()
+        assert rest.endswith("data: [DONE]\n\n")
+        assert '"finish_reason": "' in rest
+        idle.close()
+        _, log = process.communicate()
+        assert process.returncode == 0, log
+        assert "Traceback" not in log
+        assert "The" not in log
