@@ -12,6 +12,8 @@ from llmcli.generation.steps import chunk_of, common_prefix
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 
+MOST_TRIED = 4  # caches with a common beginning; each is copied
+
 
 class Prefixes:
     """Caches of prompts, at most ``limit`` bytes of them; the one that was used least recently goes first."""
@@ -35,16 +37,17 @@ class Prefixes:
 
         ``planned`` is the length that its angles are computed for.
         """
-        best, length = max(
-            ((held, common_prefix(held, ids)) for held in self._held), key=lambda found: found[1], default=((), 0)
-        )
-        length = min(length, len(ids) - 1) // self.chunk * self.chunk
-        if length:
-            self._held[best] = kept = self._held.pop(best)
-            cache = kept.copy()
-            cache.truncate(length)
+        common = sorted(((common_prefix(held, ids), held) for held in self._held), reverse=True)
+        for length, held in common[:MOST_TRIED]:
+            length = min(length, len(ids) - 1) // self.chunk * self.chunk
+            if not length:
+                break
+            cache = self._held[held].copy()
+            cache.truncate(length)  # to less, or to nothing, where a window or a state cannot go back
             cache.planned = planned
-            if cache.length % self.chunk == 0 and not self.model.stale(cache, len(ids) - cache.length):
+            whole = cache.length > 0 and cache.length % self.chunk == 0
+            if whole and not self.model.stale(cache, len(ids) - cache.length):
+                self._held[held] = self._held.pop(held)  # used last
                 return cache
         cache = self.model.new_cache()
         cache.planned = planned
@@ -56,8 +59,9 @@ class Prefixes:
         assert cache.length == len(key)
         if not self.limit or not key:
             return
-        for other in [other for other in self._held if key[: len(other)] == other]:
-            del self._held[other]
+        if not cache.recurrent and all(cache.held(layer)[0] == 0 for layer in cache.attending):  # it can go back
+            for other in [other for other in self._held if key[: len(other)] == other]:
+                del self._held[other]
         self._held[key] = cache.copy()
         while self._held and self.nbytes > self.limit:
             del self._held[next(iter(self._held))]

@@ -43,7 +43,7 @@ def test_openai_client(url: str, loaded: LoadedModel, folder: Path) -> None:
     options: dict[str, Any] = {"model": name, "prompt": "The old king", "max_tokens": 12, "seed": 3, "temperature": 1.2}
     more = {"extra_body": {"min_p": 0.05}}
     two = client.completions.create(**options, **more, n=2, logprobs=3)
-    assert [choice.text for choice in two.choices][0] == expected
+    assert two.choices[0].text == expected
     assert two.choices[1].text != expected, "its seed is the next one"
     logprobs = two.choices[0].logprobs
     assert "".join(logprobs.tokens) == expected
@@ -87,11 +87,7 @@ def test_llmcli_generates_the_same_tokens_through_the_server(url: str, folder: P
     options = ["-n", 10, "--seed", 7, "--dry-multiplier", 0.8, "--top-n-sigma", 1.5, "--logit-bias", "262=-2"]
     for prompt in ("The fox", STORY[:700]):
         local, remote = (
-            [
-                (line["id"], round(line["logprob"], 4))
-                for line in lines("generate", prompt, *options, *where)
-                if "id" in line
-            ]
+            [line["id"] for line in lines("generate", prompt, *options, *where) if "id" in line]
             for where in (["-m", folder], ["--endpoint", url])
         )
         assert local == remote
@@ -161,7 +157,6 @@ def hang_up(url: str, body: dict[str, Any]) -> None:
         ("completions", b'{"prompt": ', 400, None),
         ("completions", b"[" * 100_000, 400, None),
         ("completions", b"[]", 400, None),
-        ("completions", b" " * (2**21 + 1), 413, None),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages"),
         ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages"),
         ("chat/completions", {"messages": [], "echo": True}, 400, "messages"),
@@ -177,6 +172,15 @@ def test_wrong_requests(url: str, path: str, body: Any, status: int, param: str 
     assert (code, answer["error"]["param"]) == (status, param), answer
     assert answer["error"]["message"]
     assert post(f"{url}/v1/completions", {"prompt": "The", "max_tokens": 1})[0] == 200
+
+
+def test_a_body_that_is_too_long_is_not_read(url: str) -> None:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Length", "100000000000")
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert (answer.status, json.load(answer)["error"]["code"]) == (413, "body_too_large")
 
 
 def test_views_are_those_of_the_commands(url: str, folder: Path) -> None:
@@ -206,7 +210,7 @@ def test_sigterm_finishes_what_runs(folder: Path) -> None:
         idle = socket.create_connection((urlsplit(address).hostname, urlsplit(address).port))
         idle.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")  # and never ends
         connection = http.client.HTTPConnection(urlsplit(address).netloc)
-        body = {"prompt": "The", "max_tokens": 150, "stream": True, "logit_bias": {"0": -100, "1": -100}}
+        body = {"prompt": "The", "max_tokens": 60, "stream": True, "logit_bias": {"0": -100, "1": -100}}
         connection.request("POST", "/v1/completions", json.dumps(body))
         answer = connection.getresponse()
         start = answer.read(10)
@@ -215,7 +219,9 @@ def test_sigterm_finishes_what_runs(folder: Path) -> None:
         assert rest.endswith("data: [DONE]\n\n")
         assert '"finish_reason": "' in rest
         idle.close()
-        _, log = process.communicate()
+        assert process.stderr is not None
+        log = process.stderr.read()
+        process.wait()
         assert process.returncode == 0, log
         assert "Traceback" not in log
         assert "The" not in log
