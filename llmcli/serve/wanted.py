@@ -25,6 +25,7 @@ from llmcli.serve.errors import ApiError, api_error, bad_request
 from llmcli.serve.limits import Limits
 from llmcli.text.chat_format import ChatFormat, TemplateFormat
 from llmcli.text.chat_template import REASONING, ROLES, Message
+from llmcli.text.thinking import SWITCHES
 
 OFF = -1  # a value of repeat_last_n: all tokens
 # Options of OpenAI's that say nothing about the text.
@@ -150,6 +151,8 @@ class Reader:
         arguments = body.take("chat_template_kwargs", {})
         if not isinstance(arguments, dict):
             raise bad_request("chat_template_kwargs must be an object", "chat_template_kwargs")
+        unread = [name for name in SWITCHES if name not in self.template.names]  # clients send all of them
+        arguments = {name: value for name, value in arguments.items() if name not in unread}
         return TemplateFormat(self.template.with_arguments(arguments), self.loaded.tokenizer)
 
     def _conversation(self, form: ChatFormat, body: Body) -> Prompt:
