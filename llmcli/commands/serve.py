@@ -115,7 +115,7 @@ def report_json(loaded: generation.LoadedModel, report: Any) -> Mapping[str, Any
         explain.StepReport: json_forms.step,
         explain.Tokenization: json_forms.tokenization,
     }
-    form = forms.get(type(report), json_forms.record)(report)
+    form = forms[type(report)](report) if type(report) in forms else json_forms.record(report)
     used = [describe_model(loaded)]
     rounded: Mapping[str, Any] = json_forms.rounded(json_forms.with_dtypes(form, used), render.most_digits(used))
     return rounded
