@@ -364,7 +364,7 @@ function showLens(step) {
   $("lens-target").replaceChildren("p of ", label(labelOf(step.token)));
   $("layers").tBodies[0].replaceChildren(...step.lens.map(([layer, top, pTop, p, rank, entropy, kl]) =>
     element("tr", { class: top === step.token ? "drawn" : "" }, element("th", { scope: "row" }, layer === null ? "embedding" : `layer ${layer}`),
-      element("td", {}, label(labelOf(top))), dataCell(pTop, probability(pTop)), dataCell(p, probability(p)),
+      element("td", {}, label(labelOf(top))), dataCell(pTop, probability(pTop), "number wide"), dataCell(p, probability(p)),
       element("td", { class: "picture" }, bar(p)), dataCell(rank, rank.toLocaleString("en")),
       dataCell(entropy, entropy.toFixed(2), "number wide"), dataCell(kl, kl.toFixed(2), "number wide"))));
 }
