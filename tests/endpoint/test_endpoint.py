@@ -286,7 +286,7 @@ def test_every_server_gets_the_standard_fields_and_no_others() -> None:
 
 def test_an_option_that_a_server_may_not_support_is_an_error() -> None:
     fields = {"vLLM": "repetition_penalty", "SGLang": "repetition_penalty", "llama.cpp": "repeat_penalty"}
-    fields["llama-cpp-python"] = "repeat_penalty"
+    fields |= {"llama-cpp-python": "repeat_penalty", "llmcli": "repetition_penalty"}
     for kind in (UNKNOWN_KIND, *KINDS):
         if kind.name in fields:
             assert request_fields(kind, {"repetition-penalty": 1.5}) == {fields[kind.name]: 1.5}
@@ -320,6 +320,7 @@ def test_mirostat_is_a_number_a_version_and_dry_has_texts() -> None:
 def test_top_k_0_keeps_all_tokens_on_every_server() -> None:
     fields = {kind.name: request_fields(kind, {"top-k": 0.0}) for kind in KINDS if "top-k" in kind.fields}
     assert {name: field["top_k"] for name, field in fields.items()} == {
+        "llmcli": 0,
         "vLLM": -1,
         "SGLang": -1,
         "llama.cpp": 0,

@@ -61,7 +61,7 @@ def test_openai_client(url: str, loaded: LoadedModel, folder: Path) -> None:
     conversation = Conversation(loaded, TemplateFormat(template, loaded.tokenizer))
     messages = [{"role": "system", "content": "Tell tales."}, {"role": "user", "content": "Who is he?"}]
     reply = conversation.answer(tuple(Message(**each) for each in messages), sampler_of(loaded, 5), 9)
-    said = "".join(text for _, text in reply)
+    said = "".join(piece.answer for _, piece in reply)
     chat: dict[str, Any] = {"model": name, "messages": messages, "max_completion_tokens": 9, "seed": 5}
     whole = client.chat.completions.create(**chat, logprobs=True, top_logprobs=2, tools=[], user="me")
     assert whole.choices[0].message.content == said
