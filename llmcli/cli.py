@@ -50,13 +50,15 @@ GROUPS = {
         "lens": "When does the answer appear?",
         "fit-lens": "Fit a lens that reads early layers better.",
         "why": "What pushed this logit up or down?",
-        "patch": "Which parts carry the difference between two texts?",
-        "steer": "Find a direction that changes what the model writes.",
         "explain": "Write a page that explains every token of a text.",
         "explain-step": "How was this token chosen?",
         "branch": "What if the model had chosen another token?",
         "decide": "Which of these answers does the model prefer?",
         "score": "Which tokens surprise the model?",
+    },
+    "Change it, and see what happens": {
+        "patch": "Which parts carry the difference between two texts?",
+        "steer": "Find a direction that changes what the model writes.",
     },
     "Check and measure": {
         "compare": "What did fine-tuning change?",

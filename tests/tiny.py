@@ -617,7 +617,6 @@ KINDS = (
     "gpt_neox",
     "cohere",
     "granite",
-    "mixtral",
     "qwen2_moe",
     "olmo2",
     "ministral3",
@@ -625,7 +624,6 @@ KINDS = (
     "nemotron_h",
     "lfm2_moe",
     "gpt_oss",
-    "opt",
     "deepseek_v3",
     "bloom",
 )
