@@ -56,7 +56,7 @@ GROUPS = {
         "decide": "Which of these answers does the model prefer?",
         "score": "Which tokens surprise the model?",
     },
-    "Change it, and see what happens": {
+    "Change it": {
         "patch": "Which parts carry the difference between two texts?",
         "steer": "Find a direction that changes what the model writes.",
     },

@@ -109,7 +109,7 @@ def test_a_count_of_one_is_singular(run: Run, model: Path, chat_model: Path, tmp
 
 def test_every_view_is_tested() -> None:
     others = {"generate", "chat", "batch", "bench", "quantize", "train", "export", "models", "config", "completion"}
-    others |= {"pull", "rm", "log", "explain"}
+    others |= {"pull", "rm", "log", "explain", "fit-lens", "serve"}
     assert {view.split()[0] for view in VIEWS} == set(COMMANDS) - others
 
 
