@@ -101,7 +101,7 @@ def batch(
     if questions:
         grammar.exclude("choices", "choices are scored, and nothing is generated")
     chats = any(isinstance(line, jobs.ChatJob) for line in lines)
-    if not chats and (think.given or template.given):
+    if not chats and (think.given or (template.given and not endpoint.given)):  # a server takes no template
         raise usage_error("no line has messages, which the options for chat templates and thinking need", "omit them")
     in_order = order == "input"
     numbers = {line.id: line.number for line in lines if isinstance(line, jobs.Job)} if in_order else None

@@ -40,7 +40,8 @@ def compare(
     """What did fine-tuning change? Score TEXT with two models that share a tokenizer, token by token.
 
     Shows each token's log probability under both models, and how different their distributions are (Kullback-Leibler
-    divergence of the second from the first). With --adapter or --ablate, compares one model with its changed self.
+    divergence of the second from the first). With --adapter, --ablate or --steer, compares one model with its changed
+    self.
 
     --summary shows how good a quantized or converted file is: KL divergence both ways over a whole text (mean, median,
     99th percentile, largest), how often both models prefer the same token, both perplexities, and bytes on disk.

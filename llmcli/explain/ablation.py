@@ -39,7 +39,10 @@ def ablate(
     if (reference is None) != (replacement == "zero"):
         raise usage_error("a mean and resampling need a reference text, zeros none", "give it, or omit it")
     if reference is not None:
-        changes = _replaced(loaded, changes, replacement, token_ids(loaded, reference, any_length=True))
+        ids = token_ids(loaded, reference, any_length=True)
+        if len(ids) < 2:
+            raise usage_error("the reference text has fewer than two tokens", "give a longer one")
+        changes = _replaced(loaded, changes, replacement, ids)
     earlier = () if loaded.model.hooks is None else loaded.model.hooks.changes
     model = hooked(loaded.model, Hooks((*earlier, *changes)))
     return replace(loaded, name=f"{loaded.name} without {', '.join(parts)}", model=model)
@@ -90,7 +93,7 @@ def find_positions(text: str, whole: str) -> frozenset[int]:
     for word in text.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", word.strip())
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise usage_error(f"{whole!r}: {text!r} are no positions", "count from 0: @3, @0-5 or @0,3")
+            raise usage_error(f"{whole!r}: {text!r} is not a list of positions", "count from 0: @3, @0-5 or @0,3")
         found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return frozenset(found)
 
@@ -106,7 +109,7 @@ def _replaced(
         values = results[change.site]  # [T, ...]
         values = values if change.unit is None else values[:, change.unit]
         if replacement == "mean":
-            replaced.append(replace(change, value=values[min(1, len(values) - 1) :].mean(dim=0)))
+            replaced.append(replace(change, value=values[1:].mean(dim=0)))
         else:
             replaced.append(replace(change, value=values, per_position=True))
     return replaced

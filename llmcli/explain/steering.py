@@ -25,6 +25,7 @@ from llmcli.model.transformer import Transformer
 from llmcli.storage.directions import Directions
 
 Method = Literal["mean", "pca"]
+MAX_ADDED = 1e18  # norms square the residual stream, in float32
 TOP = 4  # tokens that a direction promotes
 
 Progress = Callable[[int, int], None]
@@ -88,6 +89,8 @@ def steer(
     states = _last_states(model, texts, progress)  # [texts, L, C]
     sets = states[: len(positive)], states[len(positive) :]
     found = _direction(*sets, method)  # [L, C]
+    if not found.any():
+        raise usage_error("nothing tells the two sets of texts apart", "both may be the same")
     described = tuple(_describe(loaded, layer, sets, found[layer], method) for layer in range(len(found)))
     if chosen is None:
         chosen = [max(described[1:] or described, key=lambda row: (row.accuracy, row.separation)).layer]
@@ -116,7 +119,7 @@ def steered(
     without = [layer for layer in chosen if layer not in directions.vectors]
     if without:
         present = ", ".join(map(str, directions.vectors))
-        raise usage_error(f"there is no direction for layer {without[0]}", f"there is one for layers {present}")
+        raise usage_error(f"there is no direction for layer {without[0]}", f"the file has them for layers: {present}")
     size = len(next(iter(directions.vectors.values())))
     if size != config.hidden_size or max(chosen) >= config.num_hidden_layers:
         raise usage_error(
@@ -124,7 +127,10 @@ def steered(
             f"and {config.num_hidden_layers} layers",
             "make a direction for this model with llmcli steer",
         )
-    changes = [Change(Site("residual", layer), strength * directions.vectors[layer], adds=True) for layer in chosen]
+    added = {layer: strength * directions.vectors[layer] for layer in chosen}
+    if not all(float(vector.abs().max()) < MAX_ADDED for vector in added.values()):
+        raise usage_error(f"a strength of {strength:g} is too large", "1 adds the direction as it is")
+    changes = [Change(Site("residual", layer), vector, adds=True) for layer, vector in added.items()]
     earlier = () if loaded.model.hooks is None else loaded.model.hooks.changes
     model = hooked(loaded.model, Hooks((*earlier, *changes)))
     return replace(loaded, name=f"{loaded.name} steered by {strength:g} x {name or 'a direction'}", model=model)

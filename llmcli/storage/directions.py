@@ -63,6 +63,8 @@ def read_directions(path: Path) -> Directions:
 
     Raises LlmcliError if it is neither, is damaged, or has numbers that are not finite.
     """
+    if not path.is_file():
+        raise usage_error(f"{path}: {'not a file' if path.exists() else 'no such file'}", "llmcli steer makes one")
     if is_gguf(path):
         header = read_gguf(path)
         if header.metadata.get("general.architecture") != ARCHITECTURE:
@@ -71,7 +73,10 @@ def read_directions(path: Path) -> Directions:
         hint = header.metadata.get(f"{ARCHITECTURE}.model_hint", "")
         model_type = hint if isinstance(hint, str) else ""
     else:
-        file = TensorFile(path)
+        try:
+            file = TensorFile(path)
+        except LlmcliError as error:
+            raise _not_directions(path) from error
         model_type = file.metadata.get("model_type", "")
     vectors: dict[int, Tensor] = {}
     for name, entry in file.entries.items():

@@ -34,7 +34,7 @@ def test_commands_options_and_choices_are_completed(run: Run) -> None:
     assert offered(run, "llmcli generate --tem") == ["plain,--temperature", "plain,--temp"]
     assert offered(run, "llmcli generate --quantize ") == ["plain,int8", "plain,int4"]
     assert offered(run, "llmcli completion ") == ["plain,bash", "plain,zsh", "plain,fish"]
-    assert offered(run, "llmcli config expl") == ["plain,explain-step"]
+    assert offered(run, "llmcli config expl") == ["plain,explain", "plain,explain-step"]
     assert offered(run, "llmcli --ver") == ["plain,--version"]
 
 

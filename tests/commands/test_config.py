@@ -213,8 +213,9 @@ def test_config_shows_the_source_that_click_uses(run: Run, write: Write, monkeyp
         command = cli.get_command(root, name)
         if not isinstance(command, Command):
             continue
-        needed = sum(isinstance(p, click.Argument) and p.required for p in command.params)
-        context = command.make_context(name, ["x"] * needed, parent=root)
+        needed = [p for p in command.params if isinstance(p, click.Argument) and p.required]
+        words = [p.type.choices[0] if isinstance(p.type, click.Choice) else "x" for p in needed]
+        context = command.make_context(name, words, parent=root)
         rows = json.loads(run("config", name, "--json").stdout)["options"]
         by_key = {config_file.key_of(p): p.name for p in command.params if isinstance(p, click.Option)}
         assert [row["option"] for row in rows] == list(by_key)

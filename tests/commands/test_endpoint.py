@@ -272,7 +272,7 @@ def test_fields_that_a_kind_of_server_does_not_take_are_an_error(run: Run, endpo
     endpoint.owner = "somebody"
     result = run("generate", "Zero", "--endpoint", endpoint.url, "--top-k", 3, input="")
     assert result.exit_code == EXIT_USAGE
-    assert "this server is not known to support top-k (omit it; supported by: vLLM, SGLang" in result.stderr
+    assert "this server is not known to support top-k (omit it; supported by: llmcli, vLLM, SGLang" in result.stderr
     assert endpoint.posts == []
 
 

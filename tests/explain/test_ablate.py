@@ -253,9 +253,9 @@ def test_a_model_whose_parts_are_removed_is_decoded_by_torch(tiny: TinyFactory) 
         ("9.1", "there is no layer 9"),
         ("1.99", "there is no head 99"),
         ("mlp.1.99999", "there is no neuron 99999"),
-        ("mlp.1@", "are no positions"),
-        ("mlp.1@-1", "are no positions"),
-        ("mlp.1@5-2", "are no positions"),
+        ("mlp.1@", "is not a list of positions"),
+        ("mlp.1@-1", "is not a list of positions"),
+        ("mlp.1@5-2", "is not a list of positions"),
         ("attn.1-0", "names no layers"),
     ],
 )
@@ -270,3 +270,5 @@ def test_parts_that_only_some_models_have(tiny: TinyFactory) -> None:
             parse_part(tiny(name).load(), part)
     with pytest.raises(LlmcliError, match="reference"):
         ablate(loaded(tiny("llama")), ["mlp.1"], "mean")
+    with pytest.raises(LlmcliError, match="fewer than two tokens"):
+        ablate(loaded(tiny("llama")), ["mlp.1"], "mean", [3])

@@ -141,9 +141,9 @@ def test_files_that_are_not_directions(tmp_path: Path) -> None:
         with pytest.raises(LlmcliError, match=message):
             read_directions(tmp_path / "x")
     (tmp_path / "y").write_text("nothing")
-    for path in (tmp_path / "y", tmp_path / "missing", tmp_path):
-        with pytest.raises(LlmcliError):
-            read_directions(path)
+    for name, message in (("y", "no steering directions"), ("missing", "no such file"), ("", "not a file")):
+        with pytest.raises(LlmcliError, match=message):
+            read_directions(tmp_path / name)
 
 
 def test_what_cannot_be_steered(tiny: TinyFactory) -> None:
@@ -152,6 +152,11 @@ def test_what_cannot_be_steered(tiny: TinyFactory) -> None:
     for directions, layers in (({1: torch.ones(size)}, "0"), ({1: torch.ones(3)}, None), ({9: torch.ones(size)}, None)):
         with pytest.raises(LlmcliError):
             steered(ours, Directions(directions), 1.0, layers)
+    for strength in (math.inf, 1e38, -1e30):
+        with pytest.raises(LlmcliError, match="too large"):
+            steered(ours, Directions({1: torch.ones(size)}), strength)
+    with pytest.raises(LlmcliError, match="nothing tells"):
+        steer(ours, POSITIVE, POSITIVE)
     for sets, method in (((POSITIVE[:1], NEGATIVE), "mean"), ((POSITIVE, NEGATIVE[:3]), "pca")):
         with pytest.raises(LlmcliError):
             steer(ours, *sets, method=method)  # type: ignore[arg-type]

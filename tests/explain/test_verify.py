@@ -453,7 +453,7 @@ def test_text_survives_encoding_and_decoding(words: LoadedModel) -> None:
 
 def test_a_decoder_that_changes_a_character(words: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Tokenizer.decode
-    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: right(self, ids).replace("x", "y"))
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, **more: right(self, ids, **more).replace("x", "y"))
     assert text_rows(words) == {"decoded = text": "failed", "streamed = decoded": "ok"}
 
 

@@ -32,7 +32,7 @@ from llmcli.hub import name_of
 QUANTIZATIONS = ("int8", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DTYPE_ALIASES = ("fp32", "bf16", "fp16")
-PAIR_HINT = "give -m twice, or once with --adapter or --ablate"
+PAIR_HINT = "give -m twice, or once with --adapter, --ablate or --steer"
 MOST_NAMES = 8  # unused tensors that are named
 
 
@@ -263,7 +263,7 @@ view_model_options = bundle("choice", ModelChoice, model_option, *in_float32, ti
 pair_options = bundle(
     "choices",
     choose_compared,
-    models_option(f"{MODEL_HELP}. Give it twice, or once with --adapter or --ablate."),
+    models_option(f"{MODEL_HELP}. Give it twice, or once with --adapter, --ablate or --steer."),
     *in_float32,
     title="Model",
     parameters=("models", "adapter", "offline", "device", "dtype", "quantization", "threads"),
