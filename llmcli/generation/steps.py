@@ -26,13 +26,14 @@ from llmcli.model.cache import KVCache
 from llmcli.model.device import one_thread
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
+from llmcli.storage.quantize import QuantizedMatrix
 
 Finish = Literal["length", "stop_token", "context", "grammar"]
 
 MAX_PROPOSED = 8  # tokens proposed per forward pass: longer proposals are seldom accepted to their end
 NATIVE_PROMPT = 3 * MAX_ROWS  # tokens that the compiled engine reads as fast as torch
 PREFILL_CHUNK = 512  # positions per forward pass: bounds the memory of long prompts at no cost in speed
-CPU_CHUNK = 128  # the same on a CPU, where passes of this length are as fast
+CPU_CHUNK = 128  # the same on a CPU with weights in floating point, where passes of this length are as fast
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,8 @@ def read(
     cache.planned = max(cache.planned, cache.length + len(ids))
     native = model.native if isinstance(model, EngineTransformer) else None
     alone = bool(cache.recurrent) and (trace is None or trace.rows == slice(-count, None))
-    edges = _edges(cache.length, len(ids), count, chunk_of(model), alone=alone)
+    chunk = chunk_of(model) if len(ids) > 1 else PREFILL_CHUNK  # decoding does not ask
+    edges = _edges(cache.length, len(ids), count, chunk, alone=alone)
     for start, end in edges[:-1]:
         _pass(model, native, ids[start:end], cache, 0, None)
         yield
@@ -301,8 +303,9 @@ def read(
 
 
 def chunk_of(model: Transformer) -> int:
-    """Positions per forward pass over a prompt."""
-    return min(PREFILL_CHUNK, CPU_CHUNK if model.device.type == "cpu" else PREFILL_CHUNK)
+    """Positions per forward pass over a prompt: fewer on a CPU, unless each pass has to restore quantized weights."""
+    restored = any(isinstance(module, QuantizedMatrix) for module in model.blocks[0].modules())
+    return CPU_CHUNK if model.device.type == "cpu" and not restored else PREFILL_CHUNK
 
 
 def _pass(

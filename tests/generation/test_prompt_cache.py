@@ -36,7 +36,7 @@ TOTAL = 60  # tokens of prompt and text, on which "dynamic" angles depend
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small windows and small chunks, so that windows move and prompts need several passes."""
     monkeypatch.setattr(cache_module, "SPARE", 2)
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(loop, "chunk_of", lambda model: 8)
 
 
 def ids_of(count: int, seed: int = 0) -> list[int]:
