@@ -15,7 +15,7 @@ from llmcli.explain.selection import Text, find_head, find_layers, token_ids
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.steps import PREFILL_CHUNK
 from llmcli.model.config import ModelConfig
-from llmcli.model.hooks import Change, Hooks, Part, Site, hooked
+from llmcli.model.hooks import Change, Hooks, Part, Site, changed, changes_of, hooked
 from llmcli.model.mlp import MLP
 from llmcli.model.transformer import Transformer
 
@@ -43,8 +43,7 @@ def ablate(
         if len(ids) < 2:
             raise usage_error("the reference text has fewer than two tokens", "give a longer one")
         changes = _replaced(loaded, changes, replacement, ids)
-    earlier = () if loaded.model.hooks is None else loaded.model.hooks.changes
-    model = hooked(loaded.model, Hooks((*earlier, *changes)))
+    model = changed(loaded.model, changes)
     return replace(loaded, name=f"{loaded.name} without {', '.join(parts)}", model=model)
 
 
@@ -118,7 +117,7 @@ def _replaced(
 @torch.inference_mode()
 def part_results(model: Transformer, ids: Sequence[int], sites: set[Site]) -> dict[Site, Tensor]:
     """What the model computes at ``sites`` for each of ``ids``, fp32 [T, ...]."""
-    hooks = Hooks(() if model.hooks is None else model.hooks.changes, keep=sites)
+    hooks = Hooks(changes_of(model), keep=sites)
     reader, cache = hooked(model, hooks), model.new_cache()
     cache.planned = len(ids)
     for start in range(0, len(ids), PREFILL_CHUNK):

@@ -18,7 +18,7 @@ from llmcli.explain.selection import Text, attending, token_ids
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import surprisals
-from llmcli.model.hooks import Change, Hooks, Site, hooked
+from llmcli.model.hooks import Change, Site, changed
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 
@@ -238,8 +238,7 @@ class _Losses:
 
 def without_head(model: Transformer, layer: int, head: int) -> Transformer:
     """The model with one head's output replaced by zeros."""
-    earlier = () if model.hooks is None else model.hooks.changes
-    return hooked(model, Hooks((*earlier, Change(Site("heads", layer), unit=head))))
+    return changed(model, [Change(Site("heads", layer), unit=head)])
 
 
 def _best(scored: Sequence[ScoredHead], losses: _Losses, progress: Progress | None) -> tuple[BestHead, ...]:

@@ -22,7 +22,7 @@ from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relat
 from llmcli.explain.selection import Text, find_token, token_ids
 from llmcli.generation.distribution import argmax, check_finite
 from llmcli.generation.loaded import LoadedModel
-from llmcli.model.hooks import Change, Hooks, Site, hooked
+from llmcli.model.hooks import Change, Site, changed
 from llmcli.model.transformer import Transformer
 
 MapPart = Literal["residual", "attn", "mlp"]
@@ -214,7 +214,7 @@ class _Patching:
 
     def effect(self, *changes: Change) -> float:
         """The effect of some changes of the pass over the corrupt text."""
-        return self.share(self.difference(_last_logits(self._changed(changes), [self.corrupt])[0]))
+        return self.share(self.difference(_last_logits(changed(self.model, changes), [self.corrupt])[0]))
 
     def effects(self, site: Site, masks: Tensor) -> list[float]:
         """The effect of each of ``masks`` [n, T] or [n, T, units]: where the clean values replace the corrupt ones."""
@@ -223,7 +223,7 @@ class _Patching:
         for start in range(0, len(masks), step):
             part = masks[start : start + step].to(self.model.device)
             change = Change(site, value=self.values[site], per_position=True, mask=part)
-            logits = _last_logits(self._changed([change]), [self.corrupt] * len(part))
+            logits = _last_logits(changed(self.model, [change]), [self.corrupt] * len(part))
             found += [self.share(self.difference(row)) for row in logits]
         self._report()
         return found
@@ -262,9 +262,9 @@ class _Patching:
         added = Site("mlp" if source.site.part in ("mlp", "neurons") else "attn", source.site.layer)
         plain = part_results(self.model, self.corrupt, {added, target.site})
         patched = self._clean_change(source)
-        moved = part_results(self._changed([patched]), self.corrupt, {added})[added] - plain[added]  # [T, C]
+        moved = part_results(changed(self.model, [patched]), self.corrupt, {added})[added] - plain[added]  # [T, C]
         inlet = Site("mlp_in" if target.site.part in ("mlp", "neurons") else "attn_in", target.site.layer)
-        reading = self._changed([Change(inlet, value=moved, per_position=True, adds=True)])
+        reading = changed(self.model, [Change(inlet, value=moved, per_position=True, adds=True)])
         received = part_results(reading, self.corrupt, {target.site})[target.site]  # [T, ...]
         value = received if target.unit is None else received[:, target.unit]
         return self.effect(Change(target.site, value=value, unit=target.unit, per_position=True))
@@ -304,10 +304,6 @@ class _Patching:
         layer = len(self.layers) // 2
         values = part_results(self.model, self.corrupt, {Site("attn", layer), Site("mlp", layer)})
         return abs(self.effect(*(Change(site, value=value, per_position=True) for site, value in values.items())))
-
-    def _changed(self, changes: Sequence[Change]) -> Transformer:
-        earlier = () if self.model.hooks is None else self.model.hooks.changes
-        return hooked(self.model, Hooks((*earlier, *changes)))
 
     def _report(self) -> None:
         self.done += 1

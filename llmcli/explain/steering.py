@@ -20,7 +20,7 @@ from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, VocabEntry,
 from llmcli.explain.selection import Layers, Text, find_layers, token_ids
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
-from llmcli.model.hooks import Change, Hooks, Site, hooked
+from llmcli.model.hooks import Change, Site, changed
 from llmcli.model.transformer import Transformer
 from llmcli.storage.directions import Directions
 
@@ -131,8 +131,7 @@ def steered(
     if not all(float(vector.abs().max()) < MAX_ADDED for vector in added.values()):
         raise usage_error(f"a strength of {strength:g} is too large", "1 adds the direction as it is")
     changes = [Change(Site("residual", layer), vector, adds=True) for layer, vector in added.items()]
-    earlier = () if loaded.model.hooks is None else loaded.model.hooks.changes
-    model = hooked(loaded.model, Hooks((*earlier, *changes)))
+    model = changed(loaded.model, changes)
     return replace(loaded, name=f"{loaded.name} steered by {strength:g} x {name or 'a direction'}", model=model)
 
 

@@ -144,3 +144,14 @@ def hooked(model: AnyModel, hooks: Hooks) -> AnyModel:
     other = copy.copy(model)
     vars(other)["hooks"] = hooks
     return other
+
+
+def changed(model: AnyModel, changes: Iterable[Change]) -> AnyModel:
+    """A model with the same parameters, and with ``changes`` after those that ``model`` has."""
+    return hooked(model, Hooks((*changes_of(model), *changes)))
+
+
+def changes_of(model: nn.Module) -> tuple[Change, ...]:
+    """The changes of a model, if it has any."""
+    hooks = vars(model).get("hooks")
+    return () if hooks is None else tuple(hooks.changes)

@@ -107,7 +107,7 @@ def test_models_without_attention_are_refused(tiny: TinyFactory) -> None:
 
 
 def _another_head(model: Any, layer: int, head: int) -> Any:
-    return module.hooked(model, module.Hooks([module.Change(module.Site("heads", layer), unit=head ^ 1)]))
+    return module.changed(model, [module.Change(module.Site("heads", layer), unit=head ^ 1)])
 
 
 def _not_removed(model: Any, layer: int, head: int) -> Any:

@@ -107,9 +107,9 @@ def test_llama_cpp_adds_a_control_vector_to_the_same_layers(tmp_path: Path) -> N
     assert apply(model._ctx.ctx, pointer, data.size, size, 1, layers) == 0
     model.eval(ids)
     theirs = torch.from_numpy(np.array(model.scores[: len(ids)]))
-    hooks = module.Hooks([module.Change(module.Site("residual", n), v, adds=True) for n, v in vectors.items()])
+    changes = [module.Change(module.Site("residual", n), v, adds=True) for n, v in vectors.items()]
     with torch.no_grad():
-        mine, plain = (each(torch.tensor([ids]))[0] for each in (module.hooked(ours, hooks), ours))
+        mine, plain = (each(torch.tensor([ids]))[0] for each in (module.changed(ours, changes), ours))
     assert float((mine - theirs).abs().max()) <= 1e-2
     assert float((plain - theirs).abs().max()) > 0.1
 
