@@ -1003,7 +1003,7 @@ rope_values = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("name", [*TEXT_FAMILIES, *FILES])
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_any_values_are_parsed_or_rejected(name: str, data: st.DataObject) -> None:
     raw = dict(FILES.get(name, {"model_type": name}))
