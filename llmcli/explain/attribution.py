@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.forward_pass import observe, tolerance
+from llmcli.explain.forward_pass import ForwardPass, observe, tolerance
 from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.residual_stream import Attribution, attribute
 from llmcli.explain.selection import (
@@ -114,9 +114,23 @@ def why(
     position = find_position(tokenizer, ids, position)
     unasked = layers is None and head is None and not config.attending
     heads = [] if unasked else find_heads(config, layers, head)
-    wanted = [None if each is None else find_token(tokenizer, each, config.vocab_size) for each in (token, other)]
+    token = None if token is None else find_token(tokenizer, token, config.vocab_size)
+    other = None if other is None else find_token(tokenizer, other, config.vocab_size)
     observed = observe(model, ids[: position + 1])
-    pair = _pair(observed.logits, *wanted)
+    return why_of(loaded, observed, token, other, heads, name_heads(config, layers, head))
+
+
+def why_of(
+    loaded: LoadedModel,
+    observed: ForwardPass,
+    token: int | None,
+    other: int | None,
+    heads: Sequence[tuple[int, int]],
+    named: str,
+) -> WhyReport:
+    """``why`` at the last position of a pass that was observed; ``named`` is what the report calls the ``heads``."""
+    model, tokenizer, config = loaded.model, loaded.tokenizer, loaded.model.config
+    pair = _pair(observed.logits, token, other)
     logits = observed.logits[list(pair)].cpu()
     split = attribute(model, observed, pair)
     check_finite(split.heads, "attention weights or values")  # attention may have ignored them in computing the logits
@@ -132,8 +146,8 @@ def why(
     parts_of_heads = [part for part in contributions if HEAD.fullmatch(part.name)]
     return WhyReport(
         model=loaded.name,
-        position=position,
-        at=vocab_entry(tokenizer, ids[position]),
+        position=len(observed.ids) - 1,
+        at=vocab_entry(tokenizer, observed.ids[-1]),
         token=vocab_entry(tokenizer, pair[0]),
         other=vocab_entry(tokenizer, pair[1]),
         logits=(float(logits[0]), float(logits[1])),
@@ -144,7 +158,7 @@ def why(
         strongest=strongest([part for part in contributions if part.name != ROUNDING]),
         strongest_head=strongest(parts_of_heads) if parts_of_heads else None,
         check=_check(split, logits, config.logit_softcap, tolerance(model)),
-        heads=name_heads(config, layers, head),
+        heads=named,
     )
 
 

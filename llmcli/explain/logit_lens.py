@@ -6,6 +6,7 @@ The plain one is the logit lens (nostalgebraist 2020); ``lens_fitting`` has the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmcli.explain.fitted_lens import FittedLens, LensKind
-from llmcli.explain.forward_pass import observe, tolerance
+from llmcli.explain.forward_pass import ForwardPass, observe, tolerance
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import Layers, Text, find_layers, find_position, find_token, token_ids
 from llmcli.generation.distribution import Softmax, argmax, kl_divergence, rank
@@ -79,7 +80,18 @@ def lens(
     shown: list[int | None] = [*find_layers(model.config, layers)]
     if layers is None:
         shown.insert(0, None)
-    observed = observe(model, ids[: position + 1])
+    return lens_of(loaded, observe(model, ids[: position + 1]), target, shown, fitted)
+
+
+def lens_of(
+    loaded: LoadedModel,
+    observed: ForwardPass,
+    target: int | None,
+    shown: Sequence[int | None],
+    fitted: FittedLens | None = None,
+) -> LensReport:
+    """``lens`` at the last position of a pass that was observed, for the layers ``shown``; None is the embedding."""
+    model, tokenizer = loaded.model, loaded.tokenizer
     target = int(observed.logits.argmax()) if target is None else target
     with torch.inference_mode():
         # One by one, as in generation. The last row's logits are the model's, up to the rounding of keys and values.
@@ -93,8 +105,8 @@ def lens(
     error = relative_error(difference, float(observed.logits.abs().max()))
     return LensReport(
         model=loaded.name,
-        position=position,
-        at=vocab_entry(tokenizer, ids[position]),
+        position=len(observed.ids) - 1,
+        at=vocab_entry(tokenizer, observed.ids[-1]),
         target=vocab_entry(tokenizer, target),
         lens="plain" if fitted is None else fitted.kind,
         rows=tuple(_row(layer, *after[layer], logits[-1], target, tokenizer) for layer in shown),

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from llmcli.errors import usage_error
 from llmcli.explain.attention import sum_claim
-from llmcli.explain.attribution import WhyReport, why
+from llmcli.explain.attribution import WhyReport, why_of
 from llmcli.explain.continuations import BranchReport, branch
 from llmcli.explain.forward_pass import ForwardPass, observe
 from llmcli.explain.layer_heads import attention_output_claim
-from llmcli.explain.logit_lens import LensReport, lens
+from llmcli.explain.logit_lens import LensReport, lens_of
 from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
 from llmcli.explain.residual_stream import attribute
 from llmcli.explain.sampling_step import StepReport, step_report
+from llmcli.explain.selection import find_heads
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.filters import Filter, MinP, Temperature, TopK, TopP, filter_of
 from llmcli.generation.loaded import LoadedModel
@@ -150,11 +151,12 @@ def _choice(
     """One choice after ``context``, and what its views claim; ``fixed`` filters come before the controls."""
     report = step_report(step, sampler, loaded.tokenizer, prompt_ids=prompt_ids, context_ids=context, top=TOP)
     stages = sampler.stages(step.logits, context)[:fixed]
-    lensed = lens(loaded, context, token=step.token)
-    explained = why(loaded, context, token=step.token)
+    observed, config = observe(loaded.model, context), loaded.model.config
+    heads = find_heads(config, None, None) if config.attending else []
+    lensed = lens_of(loaded, observed, step.token, [None, *range(config.num_hidden_layers)])
+    explained = why_of(loaded, observed, step.token, None, heads, "all heads")
     tree = branch(loaded, context, width=WIDTH, depth=DEPTH)
-    observed = observe(loaded.model, context)
-    heads, claims = _heads(loaded, observed, (explained.token.id, explained.other.id))
+    maps, claims = _heads(loaded, observed, (explained.token.id, explained.other.id))
     replayed = Claim("replaying each draw gives its token", float(report.check.replayed_id != step.token), 0.0)
     choice = ExplainedChoice(
         logits=step.logits.float().cpu(),
@@ -163,7 +165,7 @@ def _choice(
         lens=lensed,
         why=explained,
         branch=tree,
-        heads=heads,
+        heads=maps,
     )
     return choice, [replayed, *claims, *lensed.check.claims, *explained.check.claims, *tree.check.claims]
 
