@@ -5,7 +5,7 @@ looks like this. The imports under TYPE_CHECKING are for type checkers and edito
 lists agree::
 
     if TYPE_CHECKING:
-        from llmcli.explain.logit_lens import lens as lens
+        from llmcli.explain.lenses.logit_lens import lens as lens
 
     __all__ = ["lens"]
     __getattr__, __dir__ = lazy.exports(__name__, {"lens": "logit_lens"})

@@ -11,76 +11,72 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
-    from llmcli.explain.ablation import ablate as ablate
-    from llmcli.explain.architecture import Architecture as Architecture
-    from llmcli.explain.architecture import Rotary as Rotary
-    from llmcli.explain.attention import AttendedToken as AttendedToken
-    from llmcli.explain.attention import AttendReport as AttendReport
-    from llmcli.explain.attention import AttentionPattern as AttentionPattern
-    from llmcli.explain.attention import PatternRow as PatternRow
-    from llmcli.explain.attention import attend as attend
-    from llmcli.explain.attention import attention_pattern as attention_pattern
+    from llmcli.explain.attention.position_encoding import Answer as Answer
+    from llmcli.explain.attention.position_encoding import PositionReport as PositionReport
+    from llmcli.explain.attention.position_encoding import position as position
+    from llmcli.explain.attention.query_key_value import HeadReport as HeadReport
+    from llmcli.explain.attention.query_key_value import KeyMatch as KeyMatch
+    from llmcli.explain.attention.query_key_value import match_keys as match_keys
+    from llmcli.explain.attention.weights import AttendedToken as AttendedToken
+    from llmcli.explain.attention.weights import AttendReport as AttendReport
+    from llmcli.explain.attention.weights import AttentionPattern as AttentionPattern
+    from llmcli.explain.attention.weights import PatternRow as PatternRow
+    from llmcli.explain.attention.weights import attend as attend
+    from llmcli.explain.attention.weights import attention_pattern as attention_pattern
     from llmcli.explain.attribution import Contribution as Contribution
     from llmcli.explain.attribution import SourceContribution as SourceContribution
     from llmcli.explain.attribution import StrongestPart as StrongestPart
     from llmcli.explain.attribution import WhyReport as WhyReport
     from llmcli.explain.attribution import why as why
-    from llmcli.explain.bpe_merges import MergesReport as MergesReport
-    from llmcli.explain.bpe_merges import WordMerges as WordMerges
-    from llmcli.explain.bpe_merges import merges as merges
-    from llmcli.explain.chat_tokens import ChatMessage as ChatMessage
-    from llmcli.explain.chat_tokens import ChatToken as ChatToken
-    from llmcli.explain.chat_tokens import ChatTokenization as ChatTokenization
-    from llmcli.explain.chat_tokens import Lookalike as Lookalike
-    from llmcli.explain.chat_tokens import tokenize_chat as tokenize_chat
-    from llmcli.explain.comparison import ComparedToken as ComparedToken
-    from llmcli.explain.comparison import CompareReport as CompareReport
-    from llmcli.explain.comparison import compare as compare
     from llmcli.explain.continuations import BranchReport as BranchReport
     from llmcli.explain.continuations import Node as Node
     from llmcli.explain.continuations import branch as branch
     from llmcli.explain.decision import ChoiceRow as ChoiceRow
     from llmcli.explain.decision import DecideReport as DecideReport
     from llmcli.explain.decision import decide as decide
-    from llmcli.explain.divergence import CompareSummary as CompareSummary
-    from llmcli.explain.divergence import Divergences as Divergences
-    from llmcli.explain.divergence import LargestDivergence as LargestDivergence
-    from llmcli.explain.divergence import compare_summary as compare_summary
     from llmcli.explain.embeddings import Neighbour as Neighbour
     from llmcli.explain.embeddings import NeighboursReport as NeighboursReport
     from llmcli.explain.embeddings import Term as Term
     from llmcli.explain.embeddings import neighbours as neighbours
-    from llmcli.explain.fitted_lens import FittedLens as FittedLens
-    from llmcli.explain.fitted_lens import LensKind as LensKind
-    from llmcli.explain.fitted_lens import read_lens as read_lens
-    from llmcli.explain.fitted_lens import write_lens as write_lens
     from llmcli.explain.guided_tour import TourReport as TourReport
     from llmcli.explain.guided_tour import tour as tour
-    from llmcli.explain.head_kinds import BestHead as BestHead
-    from llmcli.explain.head_kinds import HeadScores as HeadScores
-    from llmcli.explain.head_kinds import HeadsReport as HeadsReport
-    from llmcli.explain.head_kinds import ScoredHead as ScoredHead
-    from llmcli.explain.head_kinds import heads as heads
-    from llmcli.explain.inspection import InspectReport as InspectReport
-    from llmcli.explain.inspection import inspect as inspect
-    from llmcli.explain.inspection import inspect_folder as inspect_folder
-    from llmcli.explain.lens_fitting import FitLensReport as FitLensReport
-    from llmcli.explain.lens_fitting import FittedLayer as FittedLayer
-    from llmcli.explain.lens_fitting import fit_lens as fit_lens
-    from llmcli.explain.logit_lens import LensReport as LensReport
-    from llmcli.explain.logit_lens import LensRow as LensRow
-    from llmcli.explain.logit_lens import lens as lens
-    from llmcli.explain.patching import PatchedLayer as PatchedLayer
-    from llmcli.explain.patching import PatchedPart as PatchedPart
-    from llmcli.explain.patching import PatchedPath as PatchedPath
-    from llmcli.explain.patching import PatchReport as PatchReport
-    from llmcli.explain.patching import patch as patch
-    from llmcli.explain.position_encoding import Answer as Answer
-    from llmcli.explain.position_encoding import PositionReport as PositionReport
-    from llmcli.explain.position_encoding import position as position
-    from llmcli.explain.query_key_value import HeadReport as HeadReport
-    from llmcli.explain.query_key_value import KeyMatch as KeyMatch
-    from llmcli.explain.query_key_value import match_keys as match_keys
+    from llmcli.explain.interventions.ablation import ablate as ablate
+    from llmcli.explain.interventions.head_kinds import BestHead as BestHead
+    from llmcli.explain.interventions.head_kinds import HeadScores as HeadScores
+    from llmcli.explain.interventions.head_kinds import HeadsReport as HeadsReport
+    from llmcli.explain.interventions.head_kinds import ScoredHead as ScoredHead
+    from llmcli.explain.interventions.head_kinds import heads as heads
+    from llmcli.explain.interventions.patching import PatchedLayer as PatchedLayer
+    from llmcli.explain.interventions.patching import PatchedPart as PatchedPart
+    from llmcli.explain.interventions.patching import PatchedPath as PatchedPath
+    from llmcli.explain.interventions.patching import PatchReport as PatchReport
+    from llmcli.explain.interventions.patching import patch as patch
+    from llmcli.explain.interventions.steering import SteerLayer as SteerLayer
+    from llmcli.explain.interventions.steering import SteerReport as SteerReport
+    from llmcli.explain.interventions.steering import steer as steer
+    from llmcli.explain.interventions.steering import steered as steered
+    from llmcli.explain.lenses.fitted_lens import FittedLens as FittedLens
+    from llmcli.explain.lenses.fitted_lens import LensKind as LensKind
+    from llmcli.explain.lenses.fitted_lens import read_lens as read_lens
+    from llmcli.explain.lenses.fitted_lens import write_lens as write_lens
+    from llmcli.explain.lenses.lens_fitting import FitLensReport as FitLensReport
+    from llmcli.explain.lenses.lens_fitting import FittedLayer as FittedLayer
+    from llmcli.explain.lenses.lens_fitting import fit_lens as fit_lens
+    from llmcli.explain.lenses.logit_lens import LensReport as LensReport
+    from llmcli.explain.lenses.logit_lens import LensRow as LensRow
+    from llmcli.explain.lenses.logit_lens import lens as lens
+    from llmcli.explain.models.architecture import Architecture as Architecture
+    from llmcli.explain.models.architecture import Rotary as Rotary
+    from llmcli.explain.models.comparison import ComparedToken as ComparedToken
+    from llmcli.explain.models.comparison import CompareReport as CompareReport
+    from llmcli.explain.models.comparison import compare as compare
+    from llmcli.explain.models.divergence import CompareSummary as CompareSummary
+    from llmcli.explain.models.divergence import Divergences as Divergences
+    from llmcli.explain.models.divergence import LargestDivergence as LargestDivergence
+    from llmcli.explain.models.divergence import compare_summary as compare_summary
+    from llmcli.explain.models.inspection import InspectReport as InspectReport
+    from llmcli.explain.models.inspection import inspect as inspect
+    from llmcli.explain.models.inspection import inspect_folder as inspect_folder
     from llmcli.explain.report import Alternative as Alternative
     from llmcli.explain.report import Check as Check
     from llmcli.explain.report import Claim as Claim
@@ -101,12 +97,16 @@ if TYPE_CHECKING:
     from llmcli.explain.sampling_step import step_report as step_report
     from llmcli.explain.scoring import score as score
     from llmcli.explain.selection import find_token as find_token
-    from llmcli.explain.steering import SteerLayer as SteerLayer
-    from llmcli.explain.steering import SteerReport as SteerReport
-    from llmcli.explain.steering import steer as steer
-    from llmcli.explain.steering import steered as steered
-    from llmcli.explain.tokenization import Tokenization as Tokenization
-    from llmcli.explain.tokenization import tokenize as tokenize
+    from llmcli.explain.tokens.bpe_merges import MergesReport as MergesReport
+    from llmcli.explain.tokens.bpe_merges import WordMerges as WordMerges
+    from llmcli.explain.tokens.bpe_merges import merges as merges
+    from llmcli.explain.tokens.chat_tokens import ChatMessage as ChatMessage
+    from llmcli.explain.tokens.chat_tokens import ChatToken as ChatToken
+    from llmcli.explain.tokens.chat_tokens import ChatTokenization as ChatTokenization
+    from llmcli.explain.tokens.chat_tokens import Lookalike as Lookalike
+    from llmcli.explain.tokens.chat_tokens import tokenize_chat as tokenize_chat
+    from llmcli.explain.tokens.tokenization import Tokenization as Tokenization
+    from llmcli.explain.tokens.tokenization import tokenize as tokenize
     from llmcli.explain.verification.proof import Divergence as Divergence
     from llmcli.explain.verification.proof import Proof as Proof
     from llmcli.explain.verification.view import VerifyReport as VerifyReport
@@ -231,53 +231,53 @@ __getattr__, __dir__ = lazy.exports(
         "Contribution": "attribution",
         "Proof": "verification.proof",
         "Divergence": "verification.proof",
-        "Answer": "position_encoding",
-        "WordMerges": "bpe_merges",
+        "Answer": "attention.position_encoding",
+        "WordMerges": "tokens.bpe_merges",
         "TemperatureColumn": "sampling_step",
         "StageReport": "sampling_step",
         "Candidate": "sampling_step",
         "ScoredToken": "report",
         "Term": "embeddings",
         "Neighbour": "embeddings",
-        "LensRow": "logit_lens",
-        "fit_lens": "lens_fitting",
-        "FittedLayer": "lens_fitting",
-        "FitLensReport": "lens_fitting",
-        "write_lens": "fitted_lens",
-        "read_lens": "fitted_lens",
-        "LensKind": "fitted_lens",
-        "FittedLens": "fitted_lens",
-        "Rotary": "architecture",
-        "Architecture": "architecture",
-        "ComparedToken": "comparison",
+        "LensRow": "lenses.logit_lens",
+        "fit_lens": "lenses.lens_fitting",
+        "FittedLayer": "lenses.lens_fitting",
+        "FitLensReport": "lenses.lens_fitting",
+        "write_lens": "lenses.fitted_lens",
+        "read_lens": "lenses.fitted_lens",
+        "LensKind": "lenses.fitted_lens",
+        "FittedLens": "lenses.fitted_lens",
+        "Rotary": "models.architecture",
+        "Architecture": "models.architecture",
+        "ComparedToken": "models.comparison",
         "Node": "continuations",
-        "PatternRow": "attention",
-        "AttendedToken": "attention",
-        "HeadReport": "query_key_value",
-        "KeyMatch": "query_key_value",
-        "match_keys": "query_key_value",
+        "PatternRow": "attention.weights",
+        "AttendedToken": "attention.weights",
+        "HeadReport": "attention.query_key_value",
+        "KeyMatch": "attention.query_key_value",
+        "match_keys": "attention.query_key_value",
         "Alternative": "report",
-        "AttendReport": "attention",
-        "AttentionPattern": "attention",
+        "AttendReport": "attention.weights",
+        "AttentionPattern": "attention.weights",
         "BranchReport": "continuations",
-        "ChatMessage": "chat_tokens",
-        "ChatToken": "chat_tokens",
-        "ChatTokenization": "chat_tokens",
-        "Lookalike": "chat_tokens",
-        "tokenize_chat": "chat_tokens",
+        "ChatMessage": "tokens.chat_tokens",
+        "ChatToken": "tokens.chat_tokens",
+        "ChatTokenization": "tokens.chat_tokens",
+        "Lookalike": "tokens.chat_tokens",
+        "tokenize_chat": "tokens.chat_tokens",
         "Check": "report",
         "Claim": "report",
-        "CompareReport": "comparison",
+        "CompareReport": "models.comparison",
         "GeneratedToken": "report",
-        "InspectReport": "inspection",
-        "LensReport": "logit_lens",
-        "MergesReport": "bpe_merges",
+        "InspectReport": "models.inspection",
+        "LensReport": "lenses.logit_lens",
+        "MergesReport": "tokens.bpe_merges",
         "NeighboursReport": "embeddings",
-        "PositionReport": "position_encoding",
+        "PositionReport": "attention.position_encoding",
         "Report": "report",
         "ScoreReport": "report",
         "StepReport": "sampling_step",
-        "Tokenization": "tokenization",
+        "Tokenization": "tokens.tokenization",
         "TourReport": "guided_tour",
         "VerifyReport": "verification.view",
         "VocabEntry": "report",
@@ -285,42 +285,42 @@ __getattr__, __dir__ = lazy.exports(
         "vocab_entry": "report",
         "StrongestPart": "attribution",
         "WhyReport": "attribution",
-        "ablate": "ablation",
-        "SteerLayer": "steering",
-        "SteerReport": "steering",
-        "steer": "steering",
-        "steered": "steering",
-        "PatchReport": "patching",
-        "PatchedLayer": "patching",
-        "PatchedPart": "patching",
-        "PatchedPath": "patching",
-        "patch": "patching",
-        "BestHead": "head_kinds",
-        "HeadScores": "head_kinds",
-        "HeadsReport": "head_kinds",
-        "ScoredHead": "head_kinds",
-        "heads": "head_kinds",
-        "attend": "attention",
-        "attention_pattern": "attention",
+        "ablate": "interventions.ablation",
+        "SteerLayer": "interventions.steering",
+        "SteerReport": "interventions.steering",
+        "steer": "interventions.steering",
+        "steered": "interventions.steering",
+        "PatchReport": "interventions.patching",
+        "PatchedLayer": "interventions.patching",
+        "PatchedPart": "interventions.patching",
+        "PatchedPath": "interventions.patching",
+        "patch": "interventions.patching",
+        "BestHead": "interventions.head_kinds",
+        "HeadScores": "interventions.head_kinds",
+        "HeadsReport": "interventions.head_kinds",
+        "ScoredHead": "interventions.head_kinds",
+        "heads": "interventions.head_kinds",
+        "attend": "attention.weights",
+        "attention_pattern": "attention.weights",
         "branch": "continuations",
-        "compare": "comparison",
-        "compare_summary": "divergence",
-        "CompareSummary": "divergence",
-        "Divergences": "divergence",
-        "LargestDivergence": "divergence",
+        "compare": "models.comparison",
+        "compare_summary": "models.divergence",
+        "CompareSummary": "models.divergence",
+        "Divergences": "models.divergence",
+        "LargestDivergence": "models.divergence",
         "default_sampler": "sampling_step",
         "find_token": "selection",
         "generated_token_of": "sampling_step",
-        "inspect": "inspection",
-        "inspect_folder": "inspection",
-        "lens": "logit_lens",
-        "merges": "bpe_merges",
+        "inspect": "models.inspection",
+        "inspect_folder": "models.inspection",
+        "lens": "lenses.logit_lens",
+        "merges": "tokens.bpe_merges",
         "neighbours": "embeddings",
-        "position": "position_encoding",
+        "position": "attention.position_encoding",
         "score": "scoring",
         "step": "sampling_step",
         "step_report": "sampling_step",
-        "tokenize": "tokenization",
+        "tokenize": "tokens.tokenization",
         "tour": "guided_tour",
         "verify": "verification.view",
         "why": "attribution",

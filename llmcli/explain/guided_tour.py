@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmcli.explain.attention import AttendReport, attend
+from llmcli.explain.attention.position_encoding import PositionReport, position
+from llmcli.explain.attention.query_key_value import HeadReport, match_keys
+from llmcli.explain.attention.weights import AttendReport, attend
 from llmcli.explain.attribution import WhyReport, why
 from llmcli.explain.embeddings import NeighboursReport, neighbours
-from llmcli.explain.logit_lens import LensReport
-from llmcli.explain.position_encoding import PositionReport, position
-from llmcli.explain.query_key_value import HeadReport, match_keys
+from llmcli.explain.lenses.logit_lens import LensReport
 from llmcli.explain.report import Check, Claim, GeneratedToken, Report, check
 from llmcli.explain.sampling_step import StepReport, default_sampler, generated_token_of, step_report
 from llmcli.explain.selection import check_loaded
-from llmcli.explain.tokenization import Tokenization, tokenize
+from llmcli.explain.tokens.tokenization import Tokenization, tokenize
 from llmcli.explain.tour_example import answer_forms, choose_example, first_from, telling_head, telling_word
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.steps import steps

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmcli.explain.attention.layer_heads import Heads, heads_of
 from llmcli.explain.forward_pass import ForwardPass
-from llmcli.explain.layer_heads import Heads, heads_of
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Block, Transformer
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from llmcli.errors import usage_error
-from llmcli.explain.attention import AttendReport
+from llmcli.explain.attention.weights import AttendReport
 from llmcli.explain.attribution import WhyReport
 from llmcli.explain.embeddings import nearest_to_each
 from llmcli.explain.forward_pass import check_length
-from llmcli.explain.logit_lens import LensReport, lens
+from llmcli.explain.lenses.logit_lens import LensReport, lens
 from llmcli.generation.distribution import probabilities
 from llmcli.generation.loaded import LoadedModel
 

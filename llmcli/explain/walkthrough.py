@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.attention import sum_claim
+from llmcli.explain.attention.layer_heads import attention_output_claim
+from llmcli.explain.attention.weights import sum_claim
 from llmcli.explain.attribution import WhyReport, why_of
 from llmcli.explain.continuations import BranchReport, branch
 from llmcli.explain.forward_pass import ForwardPass, observe
-from llmcli.explain.layer_heads import attention_output_claim
-from llmcli.explain.logit_lens import LensReport, lens_of
+from llmcli.explain.lenses.logit_lens import LensReport, lens_of
 from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
 from llmcli.explain.residual_stream import attribute
 from llmcli.explain.sampling_step import StepReport, step_report

@@ -11,23 +11,13 @@ from typing import TYPE_CHECKING
 from llmcli import lazy
 
 if TYPE_CHECKING:
-    from llmcli.render.attend import print_attend as print_attend
-    from llmcli.render.attend import print_attention_pattern as print_attention_pattern
     from llmcli.render.bench import BenchRow as BenchRow
     from llmcli.render.bench import bench_line as bench_line
     from llmcli.render.bench import print_bench as print_bench
     from llmcli.render.bench import print_bench_markdown as print_bench_markdown
     from llmcli.render.bench import write_bench_json as write_bench_json
-    from llmcli.render.branch import print_branch as print_branch
     from llmcli.render.chat import print_chat_commands as print_chat_commands
     from llmcli.render.chat import print_context_use as print_context_use
-    from llmcli.render.chat_tokens import print_chat_tokenization as print_chat_tokenization
-    from llmcli.render.chat_tokens import print_tokenize_chat as print_tokenize_chat
-    from llmcli.render.compare import print_compare as print_compare
-    from llmcli.render.compare import print_compare_summary as print_compare_summary
-    from llmcli.render.decide import print_accuracy as print_accuracy
-    from llmcli.render.decide import print_decide as print_decide
-    from llmcli.render.fit_lens import print_fit_lens as print_fit_lens
     from llmcli.render.generation import ENDINGS as ENDINGS
     from llmcli.render.generation import PROMPT_CACHE_UNUSED as PROMPT_CACHE_UNUSED
     from llmcli.render.generation import TextWriter as TextWriter
@@ -40,17 +30,12 @@ if TYPE_CHECKING:
     from llmcli.render.generation import print_server_summary as print_server_summary
     from llmcli.render.generation import print_summary as print_summary
     from llmcli.render.generation import prompt_cache_line as prompt_cache_line
-    from llmcli.render.heads import print_heads as print_heads
-    from llmcli.render.inspect import print_inspect as print_inspect
-    from llmcli.render.lens import print_lens as print_lens
     from llmcli.render.models import print_models as print_models
-    from llmcli.render.neighbours import print_neighbours as print_neighbours
     from llmcli.render.numbers import ModelLabel as ModelLabel
     from llmcli.render.numbers import at_most as at_most
     from llmcli.render.numbers import most_digits as most_digits
     from llmcli.render.page import page_html as page_html
     from llmcli.render.page import save_page as save_page
-    from llmcli.render.patch import print_patch as print_patch
     from llmcli.render.picture import Caption as Caption
     from llmcli.render.picture import Picture as Picture
     from llmcli.render.progress import BatchProgress as BatchProgress
@@ -61,14 +46,6 @@ if TYPE_CHECKING:
     from llmcli.render.progress import ScoringProgress as ScoringProgress
     from llmcli.render.progress import VerifyProgress as VerifyProgress
     from llmcli.render.progress import WritingProgress as WritingProgress
-    from llmcli.render.query_key_value import print_head as print_head
-    from llmcli.render.quiz import LETTERS as LETTERS
-    from llmcli.render.quiz import QuizQuestion as QuizQuestion
-    from llmcli.render.quiz import print_question as print_question
-    from llmcli.render.quiz import print_quiz as print_quiz
-    from llmcli.render.quiz import print_quiz_score as print_quiz_score
-    from llmcli.render.quiz import quiz_questions as quiz_questions
-    from llmcli.render.quiz import verdict as verdict
     from llmcli.render.reports import html as html
     from llmcli.render.reports import print_report as print_report
     from llmcli.render.run_log import print_run as print_run
@@ -76,15 +53,9 @@ if TYPE_CHECKING:
     from llmcli.render.samples import SamplesWriter as SamplesWriter
     from llmcli.render.samples import SampleToken as SampleToken
     from llmcli.render.samples import print_samples as print_samples
-    from llmcli.render.score import print_score as print_score
     from llmcli.render.settings import Setting as Setting
     from llmcli.render.settings import print_settings as print_settings
     from llmcli.render.settings import write_settings_json as write_settings_json
-    from llmcli.render.steer import print_steer as print_steer
-    from llmcli.render.step import print_candidates as print_candidates
-    from llmcli.render.step import print_server_step as print_server_step
-    from llmcli.render.step import print_step as print_step
-    from llmcli.render.step import print_temperatures as print_temperatures
     from llmcli.render.table import Cell as Cell
     from llmcli.render.table import Column as Column
     from llmcli.render.table import print_table as print_table
@@ -99,18 +70,47 @@ if TYPE_CHECKING:
     from llmcli.render.text import escape_controls as escape_controls
     from llmcli.render.text import one_line as one_line
     from llmcli.render.text import token_label as token_label
-    from llmcli.render.tokens import print_merges as print_merges
-    from llmcli.render.tokens import print_tokenization as print_tokenization
-    from llmcli.render.tokens import print_tokenize as print_tokenize
-    from llmcli.render.tour import TOUR_STOPS as TOUR_STOPS
-    from llmcli.render.tour import print_position as print_position
-    from llmcli.render.tour import print_tour as print_tour
-    from llmcli.render.tour import print_tour_stop as print_tour_stop
     from llmcli.render.training import TrainingProgress as TrainingProgress
     from llmcli.render.training import loss_svg as loss_svg
     from llmcli.render.training import print_loss_curve as print_loss_curve
-    from llmcli.render.verify import print_verify as print_verify
-    from llmcli.render.why import print_why as print_why
+    from llmcli.render.views.attend import print_attend as print_attend
+    from llmcli.render.views.attend import print_attention_pattern as print_attention_pattern
+    from llmcli.render.views.branch import print_branch as print_branch
+    from llmcli.render.views.chat_tokens import print_chat_tokenization as print_chat_tokenization
+    from llmcli.render.views.chat_tokens import print_tokenize_chat as print_tokenize_chat
+    from llmcli.render.views.compare import print_compare as print_compare
+    from llmcli.render.views.compare import print_compare_summary as print_compare_summary
+    from llmcli.render.views.decide import print_accuracy as print_accuracy
+    from llmcli.render.views.decide import print_decide as print_decide
+    from llmcli.render.views.fit_lens import print_fit_lens as print_fit_lens
+    from llmcli.render.views.heads import print_heads as print_heads
+    from llmcli.render.views.inspect import print_inspect as print_inspect
+    from llmcli.render.views.lens import print_lens as print_lens
+    from llmcli.render.views.neighbours import print_neighbours as print_neighbours
+    from llmcli.render.views.patch import print_patch as print_patch
+    from llmcli.render.views.query_key_value import print_head as print_head
+    from llmcli.render.views.quiz import LETTERS as LETTERS
+    from llmcli.render.views.quiz import QuizQuestion as QuizQuestion
+    from llmcli.render.views.quiz import print_question as print_question
+    from llmcli.render.views.quiz import print_quiz as print_quiz
+    from llmcli.render.views.quiz import print_quiz_score as print_quiz_score
+    from llmcli.render.views.quiz import quiz_questions as quiz_questions
+    from llmcli.render.views.quiz import verdict as verdict
+    from llmcli.render.views.score import print_score as print_score
+    from llmcli.render.views.steer import print_steer as print_steer
+    from llmcli.render.views.step import print_candidates as print_candidates
+    from llmcli.render.views.step import print_server_step as print_server_step
+    from llmcli.render.views.step import print_step as print_step
+    from llmcli.render.views.step import print_temperatures as print_temperatures
+    from llmcli.render.views.tokens import print_merges as print_merges
+    from llmcli.render.views.tokens import print_tokenization as print_tokenization
+    from llmcli.render.views.tokens import print_tokenize as print_tokenize
+    from llmcli.render.views.tour import TOUR_STOPS as TOUR_STOPS
+    from llmcli.render.views.tour import print_position as print_position
+    from llmcli.render.views.tour import print_tour as print_tour
+    from llmcli.render.views.tour import print_tour_stop as print_tour_stop
+    from llmcli.render.views.verify import print_verify as print_verify
+    from llmcli.render.views.why import print_why as print_why
 
 __all__ = [
     "ENDINGS",
@@ -217,25 +217,25 @@ __all__ = [
 __getattr__, __dir__ = lazy.exports(
     __name__,
     {
-        "quiz_questions": "quiz",
-        "verdict": "quiz",
-        "print_quiz_score": "quiz",
-        "print_quiz": "quiz",
-        "print_question": "quiz",
-        "QuizQuestion": "quiz",
-        "LETTERS": "quiz",
-        "print_attend": "attend",
-        "print_attention_pattern": "attend",
+        "quiz_questions": "views.quiz",
+        "verdict": "views.quiz",
+        "print_quiz_score": "views.quiz",
+        "print_quiz": "views.quiz",
+        "print_question": "views.quiz",
+        "QuizQuestion": "views.quiz",
+        "LETTERS": "views.quiz",
+        "print_attend": "views.attend",
+        "print_attention_pattern": "views.attend",
         "BenchRow": "bench",
         "bench_line": "bench",
         "print_bench": "bench",
         "print_bench_markdown": "bench",
         "write_bench_json": "bench",
-        "print_branch": "branch",
+        "print_branch": "views.branch",
         "print_chat_commands": "chat",
         "print_context_use": "chat",
-        "print_compare": "compare",
-        "print_compare_summary": "compare",
+        "print_compare": "views.compare",
+        "print_compare_summary": "views.compare",
         "ENDINGS": "generation",
         "PROMPT_CACHE_UNUSED": "generation",
         "TextWriter": "generation",
@@ -248,14 +248,14 @@ __getattr__, __dir__ = lazy.exports(
         "print_server_summary": "generation",
         "print_summary": "generation",
         "prompt_cache_line": "generation",
-        "print_inspect": "inspect",
-        "print_lens": "lens",
-        "print_fit_lens": "fit_lens",
+        "print_inspect": "views.inspect",
+        "print_lens": "views.lens",
+        "print_fit_lens": "views.fit_lens",
         "FittingProgress": "progress",
         "print_models": "models",
         "print_run": "run_log",
         "print_runs": "run_log",
-        "print_neighbours": "neighbours",
+        "print_neighbours": "views.neighbours",
         "ModelLabel": "numbers",
         "at_most": "numbers",
         "most_digits": "numbers",
@@ -270,23 +270,23 @@ __getattr__, __dir__ = lazy.exports(
         "ScoringProgress": "progress",
         "VerifyProgress": "progress",
         "WritingProgress": "progress",
-        "print_head": "query_key_value",
-        "print_heads": "heads",
-        "print_steer": "steer",
-        "print_patch": "patch",
+        "print_head": "views.query_key_value",
+        "print_heads": "views.heads",
+        "print_steer": "views.steer",
+        "print_patch": "views.patch",
         "html": "reports",
         "print_report": "reports",
         "SampleToken": "samples",
         "SamplesWriter": "samples",
         "print_samples": "samples",
-        "print_score": "score",
+        "print_score": "views.score",
         "Setting": "settings",
         "print_settings": "settings",
         "write_settings_json": "settings",
-        "print_candidates": "step",
-        "print_server_step": "step",
-        "print_step": "step",
-        "print_temperatures": "step",
+        "print_candidates": "views.step",
+        "print_server_step": "views.step",
+        "print_step": "views.step",
+        "print_temperatures": "views.step",
         "Cell": "table",
         "Column": "table",
         "print_table": "table",
@@ -301,21 +301,21 @@ __getattr__, __dir__ = lazy.exports(
         "escape_controls": "text",
         "one_line": "text",
         "token_label": "text",
-        "print_chat_tokenization": "chat_tokens",
-        "print_tokenize_chat": "chat_tokens",
-        "print_merges": "tokens",
-        "print_tokenization": "tokens",
-        "print_tokenize": "tokens",
-        "TOUR_STOPS": "tour",
-        "print_position": "tour",
-        "print_tour": "tour",
-        "print_tour_stop": "tour",
+        "print_chat_tokenization": "views.chat_tokens",
+        "print_tokenize_chat": "views.chat_tokens",
+        "print_merges": "views.tokens",
+        "print_tokenization": "views.tokens",
+        "print_tokenize": "views.tokens",
+        "TOUR_STOPS": "views.tour",
+        "print_position": "views.tour",
+        "print_tour": "views.tour",
+        "print_tour_stop": "views.tour",
         "TrainingProgress": "training",
         "loss_svg": "training",
         "print_loss_curve": "training",
-        "print_verify": "verify",
-        "print_why": "why",
-        "print_accuracy": "decide",
-        "print_decide": "decide",
+        "print_verify": "views.verify",
+        "print_why": "views.why",
+        "print_accuracy": "views.decide",
+        "print_decide": "views.decide",
     },
 )

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from llmcli.errors import EXIT_USAGE
-from llmcli.render.compare import NOTABLE
 from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell
+from llmcli.render.views.compare import NOTABLE
 from llmcli.train.vocabulary import train_tokenizer
 from tests.commands.conftest import colored, records
 from tests.commands.test_views import ESCAPE, on_terminal

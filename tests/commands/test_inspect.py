@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from llmcli.explain import inspection as view
+from llmcli.explain.models import inspection as view
 from llmcli.model.device import Memory
 from tests.commands.conftest import records
 

@@ -138,7 +138,7 @@ def test_merges_as_json(run: Run, model: Path) -> None:
 def test_a_text_too_long_to_show_can_be_counted(
     run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    monkeypatch.setattr("llmcli.explain.tokenization.MAX_CHARACTERS", 20)
+    monkeypatch.setattr("llmcli.explain.tokens.tokenization.MAX_CHARACTERS", 20)
     text = "a" * 21
     result = run("tokenize", text, "-m", str(model), option)
     assert (result.exit_code, result.stdout) == (2, "")

@@ -20,7 +20,7 @@ from llmcli.explain.verification.proof import Divergence, Proof
 from llmcli.explain.verification.view import TEXT, Verdicts, VerifyReport
 from llmcli.generation.loaded import LoadedModel
 from llmcli.render.progress import VerifyProgress
-from llmcli.render.verify import print_verify
+from llmcli.render.views.verify import print_verify
 from llmcli.text.tokenizer import load_tokenizer
 from tests.commands.conftest import records
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llmcli.engine.batch import batch_cache
 from llmcli.errors import LlmcliError
-from llmcli.explain.ablation import ablate, parse_part
+from llmcli.explain.interventions.ablation import ablate, parse_part
 from llmcli.generation.steps import next_logits
 from llmcli.model.hooks import Change, Hooks, Site, hooked
 from llmcli.model.transformer import Transformer

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmcli.explain.attention import AttendReport, attend, attention_pattern
+from llmcli.explain.attention.layer_heads import heads_of
+from llmcli.explain.attention.weights import AttendReport, attend, attention_pattern
 from llmcli.explain.forward_pass import observe
-from llmcli.explain.layer_heads import heads_of
 from llmcli.model import attention
 from llmcli.model.transformer import Transformer
 from tests.explain.reference import IDS, LENGTH, Recording, attention_blocks, attention_out, loaded, record_pass

@@ -21,7 +21,7 @@ from llmcli.generation.loaded import LoadedModel
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.render import json_forms
-from llmcli.render.branch import print_branch
+from llmcli.render.views.branch import print_branch
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, forget, loaded
 from tests.parity import CLOSE

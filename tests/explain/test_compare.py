@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.comparison import CompareReport, compare
+from llmcli.explain.models.comparison import CompareReport, compare
 from llmcli.generation import score as engine
 from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel
@@ -211,14 +211,14 @@ def test_other_dtypes_pass_the_check(tiny: TinyFactory, kind: Quantization | Non
 def test_a_wrong_divergence_fails_the_check(
     tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, mistake: Callable[..., torch.Tensor]
 ) -> None:
-    from llmcli.explain import comparison as module
+    from llmcli.explain.models import comparison as module
 
     monkeypatch.setattr(module, "kl_divergence", mistake)
     assert not compare(loaded(tiny("llama")), loaded(tiny("gpt2")), TEXT).check.ok
 
 
 def test_rows_out_of_step_fail_the_check(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcli.explain import comparison as module
+    from llmcli.explain.models import comparison as module
 
     right = module._predictions
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import divergence as module
-from llmcli.explain.comparison import compare
-from llmcli.explain.divergence import compare_summary
+from llmcli.explain.models import divergence as module
+from llmcli.explain.models.comparison import compare
+from llmcli.explain.models.divergence import compare_summary
 from llmcli.explain.scoring import score
 from llmcli.generation import score as engine
 from tests.explain.reference import IDS, loaded

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.fitted_lens import FittedLens, read_lens, write_lens
-from llmcli.explain.lens_fitting import fit_jacobian, fit_lens, fit_tuned, held_out_kl, residual_streams
-from llmcli.explain.logit_lens import lens
+from llmcli.explain.lenses.fitted_lens import FittedLens, read_lens, write_lens
+from llmcli.explain.lenses.lens_fitting import fit_jacobian, fit_lens, fit_tuned, held_out_kl, residual_streams
+from llmcli.explain.lenses.logit_lens import lens
 from tests.explain.reference import IDS, blocks, first, forget, loaded
 from tests.tiny import KINDS, RECURRENT, Tiny, TinyFactory, random_ids
 

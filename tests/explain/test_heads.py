@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import head_kinds as module
-from llmcli.explain.head_kinds import heads, repeated_texts
+from llmcli.explain.interventions import head_kinds as module
+from llmcli.explain.interventions.head_kinds import heads, repeated_texts
 from tests.explain.reference import loaded, record_pass
 from tests.explain.test_ablate import edited, head_slice, within
 from tests.parity import CLOSE

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from llmcli.engine import size
 from llmcli.engine.size import cache_bytes, empty_model, weight_bytes
 from llmcli.errors import LlmcliError
-from llmcli.explain import inspection as view
-from llmcli.explain.architecture import architecture_of
-from llmcli.explain.inspection import GROUPS, InspectReport, inspect, inspect_folder
+from llmcli.explain.models import inspection as view
+from llmcli.explain.models.architecture import architecture_of
+from llmcli.explain.models.inspection import GROUPS, InspectReport, inspect, inspect_folder
 from llmcli.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcli.generation.loaded import LoadedModel, load
 from llmcli.model.cache import KVCache

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import logit_lens as module
 from llmcli.explain.forward_pass import ForwardPass, observe
-from llmcli.explain.logit_lens import LensReport, LensRow, lens
+from llmcli.explain.lenses import logit_lens as module
+from llmcli.explain.lenses.logit_lens import LensReport, LensRow, lens
 from llmcli.explain.residual_stream import freeze
 from llmcli.generation.distribution import kl_divergence
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
-from llmcli.render.lens import print_lens
+from llmcli.render.views.lens import print_lens
 from tests.explain.reference import IDS, LENGTH, loaded, stopped_after
 from tests.parity import CLOSE, WRONG
 from tests.render.test_terminal import Tty

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from llmcli.explain import bpe_merges as merges_view
-from llmcli.explain.bpe_merges import MergesReport, merges
-from llmcli.explain.tokenization import tokenize
-from llmcli.render.tokens import print_merges
+from llmcli.explain.tokens import bpe_merges as merges_view
+from llmcli.explain.tokens.bpe_merges import MergesReport, merges
+from llmcli.explain.tokens.tokenization import tokenize
+from llmcli.render.views.tokens import print_merges
 from llmcli.text import bpe as bpe_module
 from llmcli.text.bpe import Bpe, Merge, Symbols
 from llmcli.text.tokenizer import Token, Tokenizer

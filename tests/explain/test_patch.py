@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import patching as module
-from llmcli.explain.patching import PatchReport, patch
+from llmcli.explain.interventions import patching as module
+from llmcli.explain.interventions.patching import PatchReport, patch
 from llmcli.model.hooks import Change
 from tests.explain.reference import IDS, loaded
 from tests.explain.test_ablate import edited, head_slice, recorded, within

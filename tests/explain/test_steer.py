@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError
-from llmcli.explain import steering as module
-from llmcli.explain.steering import steer, steered
+from llmcli.explain.interventions import steering as module
+from llmcli.explain.interventions.steering import steer, steered
 from llmcli.files.safetensors import write_tensors
 from llmcli.storage.directions import Directions, read_directions, write_directions
 from tests.explain.reference import loaded, record_pass

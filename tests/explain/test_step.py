@@ -16,7 +16,7 @@ from tokenizers import normalizers
 from torch import Tensor
 
 from llmcli.explain.sampling_step import StepReport, generated_token_of, step_report
-from llmcli.explain.tokenization import tokenize
+from llmcli.explain.tokens.tokenization import tokenize
 from llmcli.generation.filters import Filter, Temperature, TopK, TopP, Vocabulary, filter_chain
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step

@@ -14,15 +14,15 @@ import torch
 
 import llmcli
 from llmcli.errors import LlmcliError
-from llmcli.explain import position_encoding as module
-from llmcli.explain import query_key_value
+from llmcli.explain.attention import position_encoding as module
+from llmcli.explain.attention import query_key_value
+from llmcli.explain.attention.position_encoding import position
+from llmcli.explain.attention.query_key_value import match_keys
 from llmcli.explain.guided_tour import GENERATED, TourReport, tour
-from llmcli.explain.position_encoding import position
-from llmcli.explain.query_key_value import match_keys
 from llmcli.explain.tour_example import answer_forms, first_from, telling_head, telling_word
 from llmcli.model.positions import rotation
 from llmcli.render.text import token_label
-from llmcli.render.tour import TOUR_STOPS, print_tour, print_tour_stop
+from llmcli.render.views.tour import TOUR_STOPS, print_tour, print_tour_stop
 from tests.explain.reference import IDS, blocks, forget, loaded, record_pass
 from tests.parity import CLOSE
 from tests.render.test_terminal import Tty

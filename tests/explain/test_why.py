@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.explain import residual_stream as module
-from llmcli.explain.architecture import architecture_of
-from llmcli.explain.attention import attend
+from llmcli.explain.attention.layer_heads import Heads
+from llmcli.explain.attention.weights import attend
 from llmcli.explain.attribution import WhyReport, why
 from llmcli.explain.forward_pass import ForwardPass, observe
-from llmcli.explain.layer_heads import Heads
+from llmcli.explain.models.architecture import architecture_of
 from llmcli.explain.residual_stream import Attribution, FrozenNorm, attribute, freeze
 from llmcli.model.layers import Norm
 from llmcli.model.transformer import Transformer
-from llmcli.render.why import print_why
+from llmcli.render.views.why import print_why
 from llmcli.storage.quantize import Quantization, quantize
 from tests.explain.reference import IDS, Recording, attention_blocks, attention_out, blocks, loaded, record_pass
 from tests.parity import CLOSE, WRONG

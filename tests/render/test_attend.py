@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from llmcli.explain.attention import attend, attention_pattern
-from llmcli.render.attend import print_attend, print_attention_pattern
+from llmcli.explain.attention.weights import attend, attention_pattern
 from llmcli.render.text import ranges
+from llmcli.render.views.attend import print_attend, print_attention_pattern
 from tests.explain.reference import IDS, loaded
 from tests.render.test_terminal import Tty
 from tests.tiny import TinyFactory

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from llmcli.explain.report import Alternative, GeneratedToken, check
 from llmcli.explain.sampling_step import StepReport, step_report
-from llmcli.explain.tokenization import Tokenization
+from llmcli.explain.tokens.tokenization import Tokenization
 from llmcli.generation.filters import filter_chain
 from llmcli.generation.samples import Sample
 from llmcli.generation.sampling import Sampler
@@ -29,11 +29,11 @@ from llmcli.render.generation import TextWriter, print_probabilities
 from llmcli.render.marks import PROBABILITY_BANDS, filled, print_legend, probability_band, sparkline, surprisal_band
 from llmcli.render.picture import Picture
 from llmcli.render.samples import print_samples
-from llmcli.render.step import print_step
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import animated, console, drawn, note, print_line, printable, styled
 from llmcli.render.text import escape_controls, token_label
-from llmcli.render.tokens import print_side_by_side, print_tokenization
+from llmcli.render.views.step import print_step
+from llmcli.render.views.tokens import print_side_by_side, print_tokenization
 from llmcli.text.tokenizer import Token, Tokenizer
 from llmcli.train.vocabulary import train_tokenizer
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.bpe_merges import merges
-from llmcli.explain.tokenization import tokenize
+from llmcli.explain.tokens.bpe_merges import merges
+from llmcli.explain.tokens.tokenization import tokenize
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import ChatTemplate, Message
 from llmcli.text.gguf.vocabulary import MAX_IDS

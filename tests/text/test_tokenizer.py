@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
 from llmcli.errors import EXIT_FAILURE, EXIT_USAGE, LlmcliError
-from llmcli.explain.bpe_merges import merges
-from llmcli.explain.tokenization import tokenize
+from llmcli.explain.tokens.bpe_merges import merges
+from llmcli.explain.tokens.tokenization import tokenize
 from llmcli.text.tokenizer import Token, Tokenizer, load_tokenizer
 from llmcli.train.vocabulary import BOS, BOS_ID, EOS, EOS_ID, train_tokenizer
 

@@ -16,7 +16,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from llmcli.errors import LlmcliError
-from llmcli.explain.tokenization import tokenize
+from llmcli.explain.tokens.tokenization import tokenize
 from llmcli.model.families import FAMILIES
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import Message, find_template

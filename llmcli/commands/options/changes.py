@@ -14,7 +14,7 @@ from llmcli.commands.options.prompt import read_text_file
 from llmcli.errors import usage_error
 
 if TYPE_CHECKING:
-    from llmcli.explain.ablation import Replacement
+    from llmcli.explain.interventions.ablation import Replacement
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llmcli.engine.batch import batch_cache
+from llmcli.explain.attention.layer_heads import attention_output_claim
 from llmcli.explain.forward_pass import observe
-from llmcli.explain.layer_heads import attention_output_claim
 from llmcli.explain.verification.proof import Finding, Skipped, compare_logits, difference, fraction_different, worst
 from llmcli.explain.verification.subject import Subject, batch, one_pass
 from llmcli.generation.filters import Temperature

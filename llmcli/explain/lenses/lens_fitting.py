@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import LlmcliError, usage_error
-from llmcli.explain.fitted_lens import FittedLens, LensKind
+from llmcli.explain.lenses.fitted_lens import FittedLens, LensKind
 from llmcli.explain.report import Report
 from llmcli.generation.distribution import kl_divergence
 from llmcli.generation.loaded import LoadedModel

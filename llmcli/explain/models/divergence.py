@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmcli.explain.comparison import Pair, cross_entropy_kl, shared_ids, shared_sizes
+from llmcli.explain.models.comparison import Pair, cross_entropy_kl, shared_ids, shared_sizes
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, Windows, check, vocab_entry
 from llmcli.explain.scoring import cross_entropy_claim, rescoring_claim, text_chunks, windows_of
 from llmcli.explain.selection import Text

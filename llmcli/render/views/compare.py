@@ -10,10 +10,10 @@ from llmcli import explain
 from llmcli.files.sizes import readable
 from llmcli.render.marks import NEGATIVE, POSITIVE, signed_bar_cell, signed_bar_heading
 from llmcli.render.numbers import compact, fixed, full
-from llmcli.render.score import print_windows
 from llmcli.render.table import Cell, Column, number_cell, print_table
 from llmcli.render.terminal import console, drawn, print_check, print_line, styled
 from llmcli.render.text import escape_controls, one_line, token_label
+from llmcli.render.views.score import print_windows
 
 NOTABLE = 0.5  # nats: smaller changes are not colored
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.ablation import parse_part, part_results
 from llmcli.explain.attribution import ROUNDING, why
 from llmcli.explain.forward_pass import check_length, tolerance
+from llmcli.explain.interventions.ablation import parse_part, part_results
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import Text, find_token, token_ids
 from llmcli.generation.distribution import argmax, check_finite

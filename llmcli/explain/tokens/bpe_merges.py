@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal
 
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
-from llmcli.explain.tokenization import check_length, tokenizer_of
+from llmcli.explain.tokens.tokenization import check_length, tokenizer_of
 from llmcli.text.bpe import Bpe, Merge, Symbols, merge_symbols, read_bpe
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.text.words import Word, words

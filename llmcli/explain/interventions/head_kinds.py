@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmcli.explain.attention import sum_claim
+from llmcli.explain.attention.layer_heads import heads_of
+from llmcli.explain.attention.weights import sum_claim
 from llmcli.explain.forward_pass import ForwardPass, check_length, tolerance
-from llmcli.explain.layer_heads import heads_of
 from llmcli.explain.report import Check, Claim, Report, check, relative_error
 from llmcli.explain.selection import Text, attending, token_ids
 from llmcli.generation.distribution import check_finite

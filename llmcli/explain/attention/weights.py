@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llmcli.explain.attention.layer_heads import attention_output_claim, heads_of
 from llmcli.explain.forward_pass import observe
-from llmcli.explain.layer_heads import attention_output_claim, heads_of
 from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.explain.selection import (
     Head,

@@ -11,18 +11,18 @@ from collections.abc import Callable
 from typing import TextIO
 
 from llmcli import explain
-from llmcli.render.attend import is_sink
 from llmcli.render.generation import print_probabilities
-from llmcli.render.lens import print_lens
 from llmcli.render.marks import bar_cell
-from llmcli.render.neighbours import print_nearest
-from llmcli.render.query_key_value import print_matches
-from llmcli.render.step import print_by_temperature, print_chosen, print_step_check, stage_label
 from llmcli.render.table import Cell, Column, number_cell, print_table, probability_cell
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import one_line, token_label
-from llmcli.render.tokens import print_token_table
-from llmcli.render.why import print_parts, print_why_end
+from llmcli.render.views.attend import is_sink
+from llmcli.render.views.lens import print_lens
+from llmcli.render.views.neighbours import print_nearest
+from llmcli.render.views.query_key_value import print_matches
+from llmcli.render.views.step import print_by_temperature, print_chosen, print_step_check, stage_label
+from llmcli.render.views.tokens import print_token_table
+from llmcli.render.views.why import print_parts, print_why_end
 
 WIDTH = 78
 EXCERPT = 48  # characters shown of a text

@@ -11,7 +11,7 @@ import torch
 
 from llmcli.engine.size import CacheBytes, cache_bytes, empty_model, weight_bytes
 from llmcli.errors import usage_error
-from llmcli.explain.architecture import Architecture, architecture_of
+from llmcli.explain.models.architecture import Architecture, architecture_of
 from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, check
 from llmcli.explain.selection import check_loaded, check_whole
 from llmcli.generation.loaded import LoadedModel, device_for

@@ -11,7 +11,7 @@ from llmcli import explain
 from llmcli.render.numbers import fixed
 from llmcli.render.terminal import print_check, print_line
 from llmcli.render.text import counted, one_line, token_label
-from llmcli.render.tour import ROWS, TOUR_STOPS, WIDTH, ending_of, print_tour_stop
+from llmcli.render.views.tour import ROWS, TOUR_STOPS, WIDTH, ending_of, print_tour_stop
 
 LETTERS = "abcd"
 

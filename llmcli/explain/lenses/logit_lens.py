@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llmcli.explain.fitted_lens import FittedLens, LensKind
 from llmcli.explain.forward_pass import ForwardPass, observe, tolerance
+from llmcli.explain.lenses.fitted_lens import FittedLens, LensKind
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import Layers, Text, find_layers, find_position, find_token, token_ids
 from llmcli.generation.distribution import Softmax, argmax, kl_divergence, rank

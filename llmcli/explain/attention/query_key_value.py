@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from llmcli.explain.attention.layer_heads import attention_output_claim, heads_of
 from llmcli.explain.forward_pass import ForwardPass, observe, tolerance
-from llmcli.explain.layer_heads import attention_output_claim, heads_of
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, vocab_entry
 from llmcli.explain.selection import Head, Text, find_head, find_position, token_ids
 from llmcli.generation.distribution import check_finite

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import usage_error
-from llmcli.explain.ablation import part_results
 from llmcli.explain.forward_pass import check_length, observe, tolerance
+from llmcli.explain.interventions.ablation import part_results
 from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import Layers, Text, find_layers, token_ids
 from llmcli.generation.distribution import check_finite

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmcli.errors import usage_error
 from llmcli.explain.report import Check, Claim, Report, check
-from llmcli.explain.tokenization import check_length, tokenizer_of
+from llmcli.explain.tokens.tokenization import check_length, tokenizer_of
 from llmcli.text.attribution import Attribution, Part
 from llmcli.text.chat_format import RenderedChat, TemplateFormat
 from llmcli.text.chat_template import ChatTemplate, Message, find_template

@@ -1,0 +1,1 @@
+"""What attention heads do at one position of a text."""

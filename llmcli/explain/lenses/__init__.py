@@ -1,0 +1,1 @@
+"""What the model would predict after each layer."""

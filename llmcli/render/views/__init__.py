@@ -1,0 +1,1 @@
+"""How the reports of the views are shown."""
