@@ -14,7 +14,7 @@ from llmcli import serve as server
 from llmcli.commands.options.common import MOST_IN_BATCH, verbose_option
 from llmcli.commands.options.model import ModelChoice, describe_model, model_options
 from llmcli.commands.shell.command import Command
-from llmcli.commands.shell.help import heading
+from llmcli.commands.shell.help import described_by, heading
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 from llmcli.render import json_forms
 
@@ -29,7 +29,7 @@ MIB = 2**20
     default="127.0.0.1",
     show_default=True,
     metavar="HOST",
-    help="Listen here; others than this machine need a key.",
+    help="Listen on HOST; other machines need a key.",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="Listen on port N. 0: any free port."
@@ -37,7 +37,7 @@ MIB = 2**20
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="File with the key that clients must send.  [default: LLMCLI_API_KEY]",
+    help="Key that clients must send.  [default: LLMCLI_API_KEY]",
 )
 @click.option(
     "--parallel",
@@ -54,12 +54,12 @@ MIB = 2**20
     type=click.IntRange(0),
     default=512,
     show_default=True,
-    help="Remember the beginnings of prompts in N MiB. 0: none.",
+    help="Cache prompts in N MiB. 0: no cache.",
 )
 @click.option(
     "--timeout", type=click.IntRange(1), default=600, show_default=True, help="End a request after N seconds."
 )
-@model_options
+@described_by("generate", model_options)
 @verbose_option
 def serve(
     host: str,

@@ -27,8 +27,8 @@ def groups(text: str) -> dict[str, list[str]]:
         if re.fullmatch(r"[A-Z][\w ]*:", line):
             title = line[:-1]
             found[title] = []
-        elif found and (match := re.match(r"  (?:-\w, )?(--[\w-]+|[a-z][\w-]*(?=  ))", line)):
-            found[title].append(match[1])
+        elif found and (match := re.match(r"  (?:-\w, )?(--[\w-]+(?: --[\w-]+)*|[a-z][\w-]*(?=  ))", line)):
+            found[title] += match[1].split()
     return found
 
 
@@ -55,6 +55,13 @@ def test_options_of_generate_are_grouped(run: Run) -> None:
     assert "Options" not in shown
     assert "--step" in groups(run("explain-step", "--help").stdout)["Display"]
     assert list(groups(run("models", "--help").stdout)) == ["Options"]
+
+
+def test_a_server_s_options_fit_a_screen(run: Run) -> None:
+    text = run("serve", "--help").stdout
+    assert len(text.splitlines()) <= 30
+    described = groups(run("generate", "--help").stdout)["Model"]
+    assert set(groups(text)["Model"]) <= set(described), "the one refers to the other"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
