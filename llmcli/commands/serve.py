@@ -105,7 +105,7 @@ def serve(
     shown = f"[{address}]" if ":" in address else address
     render.note(f"{loaded.name} at http://{shown}:{bound} (Ctrl-C ends it)", sys.stderr)
     app = server.Guard(server.build_app(service), key, local=local)
-    if server.run_server(app, listener, drain):
+    if server.run_server(app, listener, drain, service.limits.seconds):
         sys.exit(EXIT_INTERRUPTED)
 
 

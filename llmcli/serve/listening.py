@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmcli.errors import LlmcliError, usage_error
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 BACKLOG = 256
-IDLE_SECONDS = 30  # that a connection may stay open without a request
 
 
 def check_installed() -> None:
@@ -46,26 +46,14 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def run_server(app: ASGIApp, listener: socket.socket, drain: Callable[[], None]) -> bool:
-    """Serve until a signal comes, call ``drain``, and finish what runs. Returns whether the signal was Ctrl-C."""
+def run_server(app: ASGIApp, listener: socket.socket, drain: Callable[[], None], patience: float) -> bool:
+    """Serve until a signal comes, call ``drain``, and finish what runs. Returns whether the signal was Ctrl-C.
+
+    A client that does not read its answer for ``patience`` seconds is disconnected.
+    """
     import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class Protocol(H11Protocol):
-        """Closes a connection that sends no complete request for a while."""
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._patience = self.loop.call_later(IDLE_SECONDS, transport.close)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.cycle is not None:
-                self._patience.cancel()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._patience.cancel()
-            super().connection_lost(exc)
+    from llmcli.serve.connection import IDLE_SECONDS, Connection
 
     class Server(uvicorn.Server):
         """Handles signals itself: uvicorn would end the process with the signal, not with 0."""
@@ -87,9 +75,10 @@ def run_server(app: ASGIApp, listener: socket.socket, drain: Callable[[], None])
             drain()
             super().handle_exit(sig, frame)
 
+    make_connection: Any = partial(Connection, patience)
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http=make_connection,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -209,6 +209,9 @@ def test_sigterm_finishes_what_runs(folder: Path) -> None:
     with server("-m", str(folder), "--threads", "1") as (address, process):
         idle = socket.create_connection((urlsplit(address).hostname, urlsplit(address).port))
         idle.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")  # and never ends
+        gone = http.client.HTTPConnection(urlsplit(address).netloc)
+        gone.request("POST", "/v1/completions", json.dumps({"prompt": "The", "max_tokens": 900}))
+        gone.close()
         connection = http.client.HTTPConnection(urlsplit(address).netloc)
         body = {"prompt": "The", "max_tokens": 60, "stream": True, "logit_bias": {"0": -100, "1": -100}}
         connection.request("POST", "/v1/completions", json.dumps(body))
@@ -224,4 +227,5 @@ def test_sigterm_finishes_what_runs(folder: Path) -> None:
         process.wait()
         assert process.returncode == 0, log
         assert "Traceback" not in log
+        assert " 499 0 bytes " in log
         assert "The" not in log
