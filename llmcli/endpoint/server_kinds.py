@@ -67,7 +67,7 @@ OPENAI = ServerKind("OpenAI", "", OPENAI_FIELDS, max_tokens_field="max_completio
 # Sources: protocol.py of vLLM and SGLang, tools/server of llama.cpp, server/types.py of llama-cpp-python, and ollama's
 # documentation of its OpenAI-compatible API.
 KINDS = (
-    ServerKind("llmcli", "llmcli", _LLMCLI_FIELDS, thinking="template"),
+    ServerKind("llmcli", "llmcli", _LLMCLI_FIELDS, thinking="template", budget_field="think_budget"),
     ServerKind("vLLM", "vllm", _VLLM_FIELDS, top_k_off=-1, thinking="template"),
     ServerKind("SGLang", "sglang", _VLLM_FIELDS, top_k_off=-1, thinking="template"),
     ServerKind(

@@ -13,6 +13,8 @@ from llmcli.explain.report import GeneratedToken, ScoreReport
 from llmcli.generation.generate import TextFinish
 from llmcli.serve.scheduler import Progress
 from llmcli.serve.wanted import Prompt, Wanted, prompt_tokens
+from llmcli.text.chat_template import REASONING
+from llmcli.text.thinking import Piece, SplitReply
 
 REASONS: dict[TextFinish, str] = {  # of ours, in OpenAI's words
     "length": "length",
@@ -26,8 +28,9 @@ REASONS: dict[TextFinish, str] = {  # of ours, in OpenAI's words
 
 @dataclass
 class Choice:
-    """One text of a response, as far as it goes."""
+    """One text of a response, as far as it goes. ``split`` has its thoughts."""
 
+    split: SplitReply
     text: str = ""
     tokens: list[dict[str, Any]] = field(default_factory=list)
     finish: str | None = None
@@ -40,7 +43,7 @@ class Answer:
         self.wanted = wanted
         self.cached: dict[int, int] = {}  # by prompt
         self.generated = 0
-        self.choices = [Choice() for _ in range(len(wanted.prompts) * wanted.count)]
+        self.choices = [Choice(wanted.thoughts.split()) for _ in range(len(wanted.prompts) * wanted.count)]
         kind = "chat.completion" if wanted.chat else "text_completion"
         self._head = {
             "id": ("chatcmpl-" if wanted.chat else "cmpl-") + secrets.token_hex(12),
@@ -58,16 +61,18 @@ class Answer:
             if wanted.max_tokens == 0:
                 choice.finish = "length"
 
-    def add(self, progress: Progress) -> tuple[str, list[dict[str, Any]]]:
-        """Add a step. Returns the text and the tokens that it adds to its choice."""
+    def add(self, progress: Progress) -> tuple[Piece, list[dict[str, Any]]]:
+        """Add a step. Returns the thoughts, the answer and the tokens that it adds to its choice."""
         choice = self.choices[progress.key]
         entries = [] if progress.token is None else [token_entry(progress.token)]
-        choice.text += progress.chunk
+        ended, counts = progress.finish is not None, progress.finish != "stop_token"
+        piece = choice.split.add(progress.chunk, ended=ended, counts=counts)
+        choice.text += piece.answer
         choice.tokens += entries
         choice.finish = None if progress.finish is None else REASONS[progress.finish]
         self.generated += 1
         self.cached[progress.key // self.wanted.count] = progress.cached
-        return progress.chunk, entries
+        return piece, entries
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -78,6 +83,9 @@ class Answer:
             "completion_tokens": self.generated,
             "total_tokens": prompt + self.generated,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(choice.split.thought_tokens for choice in self.choices)
+            },
         }
 
     def whole(self) -> dict[str, Any]:
@@ -92,7 +100,8 @@ class Answer:
         if self.wanted.alternatives is not None:
             body["logprobs"] = self._logprobs(number, choice.tokens)
         if self.wanted.chat:
-            return body | {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+            thoughts = {REASONING: choice.split.thoughts} if choice.split.thoughts else {}
+            return body | {"message": {"role": "assistant", "content": choice.text, **thoughts, "refusal": None}}
         return body | {"text": choice.text}
 
     def opening(self) -> list[dict[str, Any]]:
@@ -110,15 +119,15 @@ class Answer:
 
     def chunks(self, progress: Progress) -> list[dict[str, Any]]:
         """Add a step. Returns the chunks of a stream that it makes: none while text is held back."""
-        text, entries = self.add(progress)
+        piece, entries = self.add(progress)
         finish = self.choices[progress.key].finish
-        found = []
-        if text or entries:
-            last = None if self.wanted.chat else finish
-            found.append(self._chunk(progress.key, {"content": text} if self.wanted.chat else text, entries, last))
-        if finish and (self.wanted.chat or not found):
-            found.append(self._chunk(progress.key, {} if self.wanted.chat else "", [], finish))
-        return found
+        if not self.wanted.chat:
+            needed = piece.answer or entries or finish
+            return [self._chunk(progress.key, piece.answer, entries, finish)] if needed else []
+        named = ((REASONING, piece.thoughts), ("content", piece.answer))
+        deltas = [{name: text} for name, text in named if text] or ([{"content": ""}] if entries else [])
+        found = [self._chunk(progress.key, delta, entries * (n == 0), None) for n, delta in enumerate(deltas)]
+        return [*found, self._chunk(progress.key, {}, [], finish)] if finish else found
 
     def closing(self) -> list[dict[str, Any]]:
         """The last chunk of a stream, if it has one: the usage."""

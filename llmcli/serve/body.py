@@ -76,7 +76,11 @@ class Body:
         """Accept options without effect. ``warn`` says why, if the text would be another one with them."""
         given = [name for name in names if self.take(name) is not None]
         if given and warn:
-            self.warnings.append(f"ignored: {', '.join(given)} ({warn})")
+            self.warn(f"ignored: {', '.join(given)} ({warn})")
+
+    def warn(self, message: str) -> None:
+        """Add a warning to the answer."""
+        self.warnings.append(message)
 
     def rest(self) -> dict[str, Any]:
         """Return the options that were not taken."""

@@ -9,13 +9,14 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from llmcli import explain, text
 from llmcli.errors import LlmcliError
 from llmcli.generation.batch import Request
 from llmcli.generation.context import check_prompt
+from llmcli.generation.conversation import for_chat
 from llmcli.generation.filters import BREAKERS, OPTIONS, Breakers, default_order, filter_chain
 from llmcli.generation.grammar import Grammar, choice_rules, json_rules, regex_rules
 from llmcli.generation.loaded import LoadedModel, encode_prompt
@@ -23,9 +24,11 @@ from llmcli.generation.sampling import Sampler
 from llmcli.serve.body import Body
 from llmcli.serve.errors import ApiError, api_error, bad_request
 from llmcli.serve.limits import Limits
+from llmcli.serve.thoughts import Thoughts, read_thoughts, template_values
 from llmcli.text.chat_format import ChatFormat, TemplateFormat
 from llmcli.text.chat_template import REASONING, ROLES, Message
-from llmcli.text.thinking import SWITCHES
+from llmcli.text.thinking import Thinking, thinking_of
+from llmcli.text.tokenizer import Tokenizer
 
 OFF = -1  # a value of repeat_last_n: all tokens
 # Options of OpenAI's that say nothing about the text.
@@ -52,6 +55,8 @@ class Wanted:
     stop: tuple[str, ...]
     stop_ids: frozenset[int]
     sampler: Sampler
+    thoughts: Thoughts
+    tokenizer: Tokenizer
     alternatives: int | None
     echo: bool
     stream: bool
@@ -65,9 +70,10 @@ class Wanted:
             Request(
                 first + n,
                 ids,
-                self.sampler.copy(self.sampler.seed + n, len(ids)),
+                self.thoughts.limited(self.sampler.copy(self.sampler.seed + n, len(ids)), self.tokenizer, len(ids)),
                 self.max_tokens,
                 stop=self.stop,
+                shown=self.thoughts.thinking.tag_ids(self.tokenizer),
                 stop_ids=self.stop_ids,
             )
             for n in range(self.count)
@@ -80,6 +86,11 @@ class Reader:
     def __init__(self, loaded: LoadedModel, template: text.ChatTemplate | None, limits: Limits) -> None:
         self.loaded, self.template, self.limits = loaded, template, limits
         self._grammar = lru_cache(maxsize=16)(lambda rules, stops: Grammar(self._stopping(stops), rules))
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        """How the model thinks."""
+        return Thinking() if self.template is None else thinking_of(self.template, self.loaded.tokenizer)
 
     def read(self, data: Any, *, chat: bool) -> Wanted:
         """Return what a request wants. Raises ApiError if it cannot be had."""
@@ -101,7 +112,7 @@ class Reader:
         form, stops = None, self.loaded.stop_ids
         if chat:
             form = self._form(body)
-            stops = frozenset((*self.loaded.named_stop_ids, *form.end_ids)) or stops
+            stops = for_chat(self.loaded, form, self.thinking).stop_ids
             prompts = [self._conversation(form, body)]
         else:
             prompts = self._prompts(body)
@@ -110,6 +121,7 @@ class Reader:
         if len(prompts) > self.limits.texts:
             raise bad_request(f"at most {self.limits.texts} prompts in one request", "prompt")
         stop = self._stop(body, free=rules is None)
+        thoughts = read_thoughts(body, self.thinking, prompts[0].text, free=rules is None) if chat else Thoughts()
         echo = not chat and body.flag("echo")
         alternatives = self._alternatives(body, chat=chat)
         max_tokens = self._max_tokens(body, chat=chat, echo=echo)
@@ -132,6 +144,8 @@ class Reader:
             stop,
             stops,
             sampler,
+            thoughts,
+            self.loaded.tokenizer,
             alternatives,
             echo,
             stream,
@@ -148,12 +162,8 @@ class Reader:
             raise bad_request(
                 f"{self.loaded.name} has no chat template: it was not trained to chat (use /v1/completions)"
             )
-        arguments = body.take("chat_template_kwargs", {})
-        if not isinstance(arguments, dict):
-            raise bad_request("chat_template_kwargs must be an object", "chat_template_kwargs")
-        unread = [name for name in SWITCHES if name not in self.template.names]  # clients send all of them
-        arguments = {name: value for name, value in arguments.items() if name not in unread}
-        return TemplateFormat(self.template.with_arguments(arguments), self.loaded.tokenizer)
+        values = template_values(body, self.template, self.thinking)
+        return TemplateFormat(self.template.with_arguments(values), self.loaded.tokenizer)
 
     def _conversation(self, form: ChatFormat, body: Body) -> Prompt:
         messages = read_messages(body.take("messages"))
@@ -263,6 +273,8 @@ def _message(number: int, given: Any) -> Message:
     if role not in ROLES:
         raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}", "messages")
     content = given.get("content")
+    if content is None and role == "assistant":
+        content = ""  # a reply that was only thoughts
     if isinstance(content, list):
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise bad_request(f"{where}.content has a part that is not text", "messages")

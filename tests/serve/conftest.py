@@ -22,7 +22,10 @@ from llmcli.hub import default_model, find
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
-TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+    "{% if enable_thinking %}<think>\n{% endif %}"
+)
 
 
 @contextmanager

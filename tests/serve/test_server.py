@@ -20,7 +20,7 @@ from llmcli import explain
 from llmcli.cli import cli
 from llmcli.generation import Conversation, LoadedModel
 from llmcli.generation.generate import generate, sampler_of
-from llmcli.text import Message, TemplateFormat, find_template
+from llmcli.text import Message, TemplateFormat, find_template, thinking_of
 from tests.serve.conftest import post, server
 
 STORY = "Once upon a time there was a fox who lived in a forest with a very old owl. " * 16
@@ -81,6 +81,55 @@ def test_openai_client(url: str, loaded: LoadedModel, folder: Path) -> None:
     made = client.chat.completions.create(**{**chat, "max_completion_tokens": 40}, response_format=form)
     if made.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(made.choices[0].message.content)["age"], int)
+
+
+def test_thoughts_are_apart_from_answers(url: str, loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
+    template = find_template(folder)
+    assert template is not None
+    thinking = thinking_of(template, loaded.tokenizer)
+    form = TemplateFormat(template.with_arguments({"enable_thinking": True}), loaded.tokenizer)
+    question = [{"role": "user", "content": "Who is the fox?"}]
+    local = Conversation(loaded, form, thinking).answer((Message(**question[0]),), sampler_of(loaded, 5), 30, 4)
+    steps = [step for step, _ in local]
+    assert local.message.reasoning
+    assert local.message.content
+    body = {"messages": question, "seed": 5, "max_tokens": 30, "think_budget": 4}
+    asked = {**body, "chat_template_kwargs": {"enable_thinking": True}, "logprobs": True}
+    status, answer = post(f"{url}/v1/chat/completions", asked)
+    assert status == 200, answer
+    (choice,) = answer["choices"]
+    assert choice["message"]["reasoning_content"] == local.message.reasoning
+    assert choice["message"]["content"] == local.message.content
+    assert [entry["id"] for entry in choice["logprobs"]["content"]] == [step.token for step in steps]
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 4}
+    for switch in ({"reasoning_effort": "high"}, {"chat_template_kwargs": {"thinking": True}}):
+        assert post(f"{url}/v1/chat/completions", {**body, **switch})[1]["choices"][0]["message"] == choice["message"]
+    silent, plain = (
+        post(f"{url}/v1/chat/completions", {**body, **off})[1]["choices"][0]["message"]
+        for off in ({"reasoning_effort": "none"}, {})
+    )
+    assert silent == plain
+    assert "reasoning_content" not in plain
+
+    file = tmp_path / "chat.json"
+    words = [
+        "chat",
+        "--endpoint",
+        url,
+        "--chat",
+        str(file),
+        "--think",
+        "--think-budget",
+        "4",
+        "--seed",
+        "5",
+        "-n",
+        "30",
+    ]
+    result = CliRunner().invoke(cli, words, input="Who is the fox?\n", catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    streamed = json.loads(file.read_text(encoding="utf-8"))["messages"][-1]
+    assert streamed == local.message.record(), "the same in pieces"
 
 
 def test_llmcli_generates_the_same_tokens_through_the_server(url: str, folder: Path) -> None:
