@@ -1,18 +1,17 @@
-"""Responses in OpenAI's form, whole and in chunks, and log probabilities in both of its forms."""
+"""Responses in OpenAI's form, whole and in chunks."""
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmcli.explain.report import GeneratedToken, ScoreReport
 from llmcli.generation.generate import TextFinish
+from llmcli.serve.logprobs import Entry, characters, completion_logprobs, token_entry
 from llmcli.serve.scheduler import Progress
-from llmcli.serve.wanted import Prompt, Wanted, prompt_tokens
+from llmcli.serve.wanted import Wanted, prompt_tokens
 from llmcli.text.chat_template import REASONING
 from llmcli.text.thinking import Piece, SplitReply
 
@@ -32,14 +31,14 @@ class Choice:
 
     split: SplitReply
     text: str = ""
-    tokens: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[Entry] = field(default_factory=list)
     finish: str | None = None
 
 
 class Answer:
-    """A response to ``wanted`` while its texts are generated; ``scores`` are those of prompts to echo, if wanted."""
+    """A response to ``wanted`` while its texts are generated; ``echoed`` are the tokens of each prompt, if wanted."""
 
-    def __init__(self, wanted: Wanted, model: str, scores: Sequence[ScoreReport | None]) -> None:
+    def __init__(self, wanted: Wanted, model: str, echoed: Sequence[list[Entry]]) -> None:
         self.wanted = wanted
         self.cached: dict[int, int] = {}  # by prompt
         self.generated = 0
@@ -55,13 +54,12 @@ class Answer:
         self._opened: set[int] = set()
         self._ends = [0] * len(self.choices)  # characters before the next token
         for number, choice in enumerate(self.choices if wanted.echo else ()):
-            prompt, score = wanted.prompts[number // wanted.count], scores[number // wanted.count]
-            choice.text = prompt.text
-            choice.tokens = [] if score is None else prompt_entries(prompt, score)
+            choice.text = wanted.prompts[number // wanted.count].text
+            choice.tokens = list(echoed[number // wanted.count])
             if wanted.max_tokens == 0:
                 choice.finish = "length"
 
-    def add(self, progress: Progress) -> tuple[Piece, list[dict[str, Any]]]:
+    def add(self, progress: Progress) -> tuple[Piece, list[Entry]]:
         """Add a step. Returns the thoughts, the answer and the tokens that it adds to its choice."""
         choice = self.choices[progress.key]
         entries = [] if progress.token is None else [token_entry(progress.token)]
@@ -133,7 +131,7 @@ class Answer:
         """The last chunk of a stream, if it has one: the usage."""
         return [self._framed([]) | {"usage": self.usage}] if self.wanted.include_usage else []
 
-    def _chunk(self, number: int, part: Any, tokens: list[dict[str, Any]], finish: str | None) -> dict[str, Any]:
+    def _chunk(self, number: int, part: Any, tokens: list[Entry], finish: str | None) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": number, "finish_reason": finish, "logprobs": None}
         if tokens:
             choice["logprobs"] = self._logprobs(number, tokens)
@@ -145,56 +143,9 @@ class Answer:
         kind = {"object": "chat.completion.chunk"} if self.wanted.chat else {}
         return {**self._head, **kind, "choices": choices, **first}
 
-    def _logprobs(self, number: int, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    def _logprobs(self, number: int, tokens: list[Entry]) -> dict[str, Any]:
         if self.wanted.chat:
             return {"content": tokens, "refusal": None}
-        offsets = []
-        for token in tokens:
-            offsets.append(self._ends[number])
-            self._ends[number] += len(bytes(token["bytes"]).decode("utf-8", "ignore"))
-        return {
-            "tokens": [written(token) for token in tokens],
-            "token_logprobs": [token["logprob"] for token in tokens],
-            "top_logprobs": [
-                {written(other): other["logprob"] for other in token["top_logprobs"]} or None for token in tokens
-            ],
-            "text_offset": offsets,
-            "content": tokens,  # the form of chats, which keeps ids and bytes
-        }
-
-
-def written(token: dict[str, Any]) -> str:
-    """A token's text; incomplete characters as bytes, so that they stay distinct."""
-    data = bytes(token["bytes"])
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def token_entry(token: GeneratedToken) -> dict[str, Any]:
-    """A token in the form of chats, with its id."""
-    top = [entry(each.id, each.text, each.bytes, log(each.prob)) for each in token.top]
-    return entry(token.id, token.text, token.bytes, token.logprob) | {"top_logprobs": top}
-
-
-def entry(id: int | None, text: str, data: bytes, logprob: float | None) -> dict[str, Any]:
-    """A token or an alternative; ``logprob`` is None for the first token of a prompt."""
-    return {"token": text, "logprob": logprob, "bytes": list(data), "id": id}
-
-
-def log(prob: float) -> float:
-    """The natural logarithm of a probability; OpenAI's smallest number for 0."""
-    return math.log(prob) if prob > 0 else -9999.0
-
-
-def prompt_entries(prompt: Prompt, score: ScoreReport) -> list[dict[str, Any]]:
-    """The tokens of a prompt, each but the first with its probability and the most probable token there."""
-    first = entry(score.first.id, score.first.text, score.first.bytes, None) | {"top_logprobs": []}
-    found = [first]
-    for token in score.tokens:
-        best = token.favourite
-        top = [] if best is None else [entry(best.id, best.text, best.bytes, log(token.p_favourite or 0.0))]
-        piece = token.piece
-        found.append(entry(piece.id, piece.text, piece.bytes, token.logprob) | {"top_logprobs": top})
-    return found
+        form = completion_logprobs(tokens, self._ends[number])
+        self._ends[number] += sum(map(characters, tokens))
+        return form

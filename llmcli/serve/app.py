@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmcli import explain, text
+from llmcli import text
 from llmcli.errors import LlmcliError
 from llmcli.generation.loaded import LoadedModel
 from llmcli.serve.answers import Answer
@@ -28,6 +28,7 @@ from llmcli.serve.body import Body
 from llmcli.serve.errors import ApiError, api_error, bad_request
 from llmcli.serve.job import ClientGone, Job
 from llmcli.serve.limits import Limits
+from llmcli.serve.logprobs import Entry, prompt_entries
 from llmcli.serve.metrics import CONTENT_TYPE, Metrics
 from llmcli.serve.scheduler import Scheduler
 from llmcli.serve.views import ToJson, explain_view
@@ -122,8 +123,8 @@ class Routes:
         """Yield the chunks of a stream, or the whole answer at the end."""
         service = self.service
         async with job:
-            scores = [await self._score(job, wanted, number) for number in range(len(wanted.prompts))]
-            answer, opened = Answer(wanted, service.loaded.name, scores), False
+            echoed = [await self._echoed(job, wanted, prompt.ids) for prompt in wanted.prompts]
+            answer, opened = Answer(wanted, service.loaded.name, echoed), False
             async with aclosing(job.progress(wanted)) as steps:
                 async for step in steps:
                     if not answer.generated:
@@ -140,13 +141,14 @@ class Routes:
             for chunk in [*([] if opened else answer.opening()), *answer.closing()]:
                 yield chunk
 
-    async def _score(self, job: Job, wanted: Wanted, number: int) -> explain.ScoreReport | None:
-        """The probabilities of a prompt's own tokens, if they are wanted."""
-        ids = wanted.prompts[number].ids
-        if not wanted.echo or wanted.alternatives is None or len(ids) < 2:
-            return None
-        report: explain.ScoreReport = await job.compute(lambda: explain.score(self.service.loaded, ids))
-        return report
+    async def _echoed(self, job: Job, wanted: Wanted, ids: list[int]) -> list[Entry]:
+        """The tokens of a prompt with their probabilities, if wanted: a few between two steps of the others."""
+        found: list[Entry] = []
+        if wanted.echo and wanted.alternatives is not None:
+            parts = prompt_entries(self.service.loaded, ids, wanted.alternatives)
+            while part := await job.compute(lambda: next(parts, None)):
+                found += part
+        return found
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})

@@ -69,7 +69,7 @@ class Job:
             yield event
 
     def _submit(self, tasks: list[Task] | list[Call]) -> None:
-        self.scheduler.submit(tasks)
+        self.scheduler.submit(tasks, admitted=bool(self._tasks))
         self._tasks += tasks
 
     async def _next(self) -> Any:

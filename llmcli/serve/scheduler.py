@@ -127,11 +127,11 @@ class Scheduler:
         with self._changed:
             return sum(map(len, self._waiting.values()))
 
-    def submit(self, tasks: Sequence[Task | Call]) -> None:
-        """Add tasks to the queue. Raises ApiError if they do not fit."""
+    def submit(self, tasks: Sequence[Task | Call], *, admitted: bool = False) -> None:
+        """Add tasks to the queue. Raises ApiError if they do not fit, except for a request that was ``admitted``."""
         with self._changed:
             waiting = sum(map(len, self._waiting.values()))
-            if waiting and waiting + len(tasks) > self.most_waiting:
+            if waiting and not admitted and waiting + len(tasks) > self.most_waiting:
                 seconds = max(1, waiting // self.parallel)
                 raise ApiError(
                     429,

@@ -83,6 +83,28 @@ def test_openai_client(url: str, loaded: LoadedModel, folder: Path) -> None:
         assert isinstance(json.loads(made.choices[0].message.content)["age"], int)
 
 
+def test_an_echoed_prompt_has_alternatives(url: str, loaded: LoadedModel) -> None:
+    report = explain.score(loaded, "The old fox ran.")
+    body = {"prompt": "The old fox ran.", "echo": True, "max_tokens": 1, "temperature": 0}
+    status, answer = post(f"{url}/v1/completions", {**body, "logprobs": 3})
+    assert status == 200, answer
+    first, *scored, new = answer["choices"][0]["logprobs"]["content"]
+    assert (first["id"], first["logprob"], first["top_logprobs"]) == (report.first.id, None, [])
+    assert [entry["logprob"] for entry in scored] == pytest.approx([token.logprob for token in report.tokens], rel=1e-3)
+    for entry, token in zip([*scored, new], [*report.tokens, None], strict=True):
+        found = [other["logprob"] for other in entry["top_logprobs"]]
+        assert len(found) == 3
+        assert found == sorted(found, reverse=True)
+        if token is not None:
+            assert entry["id"] == token.piece.id
+            assert token.favourite is not None
+            assert entry["top_logprobs"][0]["id"] == token.favourite.id
+            assert token.rank is not None
+            assert token.rank >= 3 or entry["top_logprobs"][token.rank]["id"] == entry["id"]
+    none = post(f"{url}/v1/completions", {**body, "logprobs": 0})[1]["choices"][0]["logprobs"]
+    assert none["top_logprobs"] == [None] * len(none["tokens"])
+
+
 def test_thoughts_are_apart_from_answers(url: str, loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
     template = find_template(folder)
     assert template is not None
