@@ -75,8 +75,8 @@ def batch(
     with its "id", "text", "finish" and more. If a run is stopped or even
     killed, the same command resumes it. Invalid lines are reported and skipped.
 
-    A line may have "messages" instead of a "prompt", as a saved chat has them: the result is the reply by the model's
-    chat template, with the thoughts before it, if any, as "reasoning_content".
+    A line may have "messages" instead of a "prompt", as a saved chat has them. They are formatted with the model's
+    chat template, and the result is the model's reply, with any thoughts before it as "reasoning_content".
 
     The seed of a prompt is --seed (default: 0) plus the number of its line, counted from 0.
 
@@ -123,9 +123,9 @@ def batch(
         from llmcli.endpoint.jobs import ServerWriter
         from llmcli.endpoint.server_kinds import thinking_fields
 
-        server = endpoint.open()
-        if questions:
+        if questions and asked.texts is None:  # open refuses --choices
             raise usage_error("choices are scored on this machine", "omit --endpoint")
+        server = endpoint.open()
         thinking = thinking_fields(server.kind, think.on, think.budget)
         server_writer = ServerWriter(server, fields_of(sampling, server, None), thinking)
         run = jobs.BatchRun(server_writer, lines, results, in_order=in_order)

@@ -14,7 +14,9 @@ DELIMITER = " "  # between a prompt and a choice
 
 def check_choices(choices: Sequence[str]) -> None:
     """Raise LlmcliError if there are no choices, too many, or one is empty, repeated or not valid Unicode."""
-    if not choices or "" in choices:
+    if not choices:
+        raise usage_error("there are no choices", "for example yes,no,maybe")
+    if "" in choices:
         raise usage_error("a choice is empty", "for example yes,no,maybe")
     repeated = next((choice for choice, count in Counter(choices).items() if count > 1), None)
     if repeated is not None:
@@ -29,7 +31,7 @@ def check_several(choices: Sequence[str]) -> None:
     """Raise LlmcliError unless there are at least two valid choices."""
     check_choices(choices)
     if len(choices) < 2:
-        raise usage_error(f"{choices[0]!r} is the only choice", "give at least two, as in yes,no")
+        raise usage_error(f"{choices[0]!r} is the only choice", "give at least two, as in yes,no, or a file of choices")
 
 
 def joined(prompt: str, choice: str, delimiter: str = DELIMITER) -> str:

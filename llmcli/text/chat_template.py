@@ -156,9 +156,14 @@ def find_template(folder: Path, file: Path | None = None) -> ChatTemplate | None
 
 def _read_source(file: Path) -> str:
     try:
-        return read_file(file, MAX_SOURCE).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LlmcliError(f"{file}: cannot be read: {error}", "check the file") from error
+        source = read_file(file, MAX_SOURCE).decode()
+    except OSError as error:
+        raise LlmcliError(f"{file}: cannot be read: {error.strerror or error}", "check the file") from error
+    except UnicodeDecodeError as error:
+        raise LlmcliError(f"{file}: not valid UTF-8 at byte {error.start}", "check the file") from error
+    if not source.strip():
+        raise LlmcliError(f"{file}: the chat template is empty", "check the file")
+    return source
 
 
 def _default_template(value: object, path: Path) -> str:

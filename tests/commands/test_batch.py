@@ -138,7 +138,7 @@ def test_invalid_lines_are_reported_and_skipped(run: Run, model: Path, tmp_path:
         (b"[1]", "not a JSON object"),
         (b'{"id": 1}', "prompt is missing"),
         (b'{"prompt": 5}', "prompt must be a string, not 5"),
-        (b'{"prompt": "x", "id": true}', "id must be a string or an integer, not True"),
+        (b'{"prompt": "x", "id": true}', "id must be a string or an integer, not true"),
         (b'{"prompt": "x", "id": "a"}', "id 'a' repeats that of line 2"),
         (b'{"prompt": "x", "max_tokens": 0}', "max_tokens must be at least 1, not 0"),
         (b'{"prompt": "x", "seed": -1}', "seed must be at least 0, not -1"),

@@ -100,7 +100,7 @@ def test_invalid_lines_are_skipped(run: Run, model: Path, tmp_path: Path) -> Non
     lines = {
         '{"prompt": "The", "choices": ["a", "b"], "answer": 2}': "answer 2 is not the index of a choice",
         '{"prompt": "The", "choices": ["a", "b"], "answer": "c"}': "answer must be a choice or its index, not 'c'",
-        '{"prompt": "The", "choices": ["a", "b"], "answer": true}': "answer must be a choice or its index, not True",
+        '{"prompt": "The", "choices": ["a", "b"], "answer": true}': "answer must be a choice or its index, not true",
         '{"prompt": "The", "choices": ["a"]}': "choices must be a list of at least two strings",
         '{"prompt": "The", "choices": ["a", "a"]}': "the choice 'a' is given twice",
         '{"prompt": "The", "choices": ["a", " a"]}': "are the same tokens",

@@ -26,6 +26,12 @@ def test_commands_remove_parts(run: Callable[..., Result], model: Path, command:
     assert plain.stdout != removed.stdout.replace(" without mlp.1, 0.1", "")
 
 
+def test_a_config_file_may_have_options_that_need_each_other(run: Callable[..., Result], tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('ablate = ["mlp.1"]\nablate-with = "zero"\nsteer = "x"\nstrength = 2\n', encoding="utf-8")
+    assert run("config", "generate", env={"LLMCLI_CONFIG": str(config)}).exit_code == 0
+
+
 def test_compare_shows_what_a_part_does(run: Callable[..., Result], model: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("A hen met the old fox.")
@@ -49,7 +55,9 @@ def test_options_that_exclude_ablation(run: Callable[..., Result], model: Path, 
         done = run("generate", "The fox", "-n", "2", "-m", model, "--ablate", "mlp.1", *more)
         assert done.exit_code == 2
         assert "--ablate" in done.stderr
-    assert "--ablate" in run("generate", "The fox", "-m", model, "--ablate-with", "mean:x").stderr
+    for how in ("mean:x", "zero"):
+        done = run("generate", "The fox", "-m", model, "--ablate-with", how)
+        assert (done.exit_code, "without --ablate" in done.stderr) == (2, True)
 
 
 STEERED = ("generate", "score", "explain-step")

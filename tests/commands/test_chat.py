@@ -246,7 +246,7 @@ def test_settings(chat: Chat) -> None:
         ("/set temperatur", "did you mean temperature?"),
         ("/set temperatur 1", "did you mean temperature?"),
         ("/set temperature warm", "'warm' is not a number"),
-        ("/set temperature nan", "nan is not a number"),
+        ("/set temperature nan", "must be a number, not nan"),
         ("/set temperature -1", "temperature must be"),
         ("/set top-p 0", "must not be 0"),
         ("/set top-k 1.5", "not a whole number"),

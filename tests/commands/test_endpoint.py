@@ -213,7 +213,6 @@ VALUES = {
     "temperatures": "1",
     "samplers": "top-k",
     "ablate": "0.0",
-    "ablate-with": "zero",
     "template": "x.jinja",
     "template-arg": "a=1",
     "steer": "x",

@@ -140,7 +140,7 @@ def test_a_token_that_the_grammar_cut_cannot_be_chosen(
         (("--choices", "a, a"), "'a' is given twice"),
         (("--choices", "[a],[b]"), "begins with [ but is not a JSON list of strings"),
         (("--choices", "[1, 2]"), "begins with [ but is not a JSON list of strings"),
-        (("--choices", "[]"), "a choice is empty"),
+        (("--choices", "[]"), "there are no choices"),
     ],
     ids=lambda v: str(v)[:40],
 )

@@ -384,6 +384,8 @@ def test_mirostat_and_its_relatives_on_the_command_line(run: Run, with_settings:
     assert "not applied, because mirostat replaces them: top-p\n" in result.stderr
     unlisted = run("generate", "The", "-m", folder, "-n", 0, "--samplers", "temperature", "--xtc-threshold", 0.2)
     assert "not applied, because --samplers does not list them: xtc-threshold\n" in unlisted.stderr
+    alone = run("generate", "The", "-m", folder, "-n", 0, "--xtc-threshold", 0.2)
+    assert "not applied, because xtc-probability is off: xtc-threshold\n" in alone.stderr
 
 
 @pytest.mark.parametrize(

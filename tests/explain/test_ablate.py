@@ -256,6 +256,7 @@ def test_a_model_whose_parts_are_removed_is_decoded_by_torch(tiny: TinyFactory) 
         ("mlp.1@", "is not a list of positions"),
         ("mlp.1@-1", "is not a list of positions"),
         ("mlp.1@5-2", "is not a list of positions"),
+        ("mlp.1@0-999999999", "there is no position 999999999"),
         ("attn.1-0", "names no layers"),
     ],
 )

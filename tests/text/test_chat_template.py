@@ -227,11 +227,12 @@ def test_a_pointer_in_place_of_the_template(tmp_path: Path) -> None:
         find_template(tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"\xff{{"), lambda p: p.mkdir()], ids=["bytes", "folder"])
-def test_an_unreadable_file(damage: Callable[[Path], Any], tmp_path: Path) -> None:
-    damage(tmp_path / "chat_template.jinja")
-    if (tmp_path / "chat_template.jinja").is_dir():
-        assert find_template(tmp_path) is None
-        return
-    with pytest.raises(LlmcliError, match="cannot be read"):
-        find_template(tmp_path)
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    template = tmp_path / "chat_template.jinja"
+    template.mkdir()
+    assert find_template(tmp_path) is None
+    template.rmdir()
+    for data, message in ((b"\xff{{", "not valid UTF-8 at byte 0"), (b" \n", "the chat template is empty")):
+        template.write_bytes(data)
+        with pytest.raises(LlmcliError, match=message):
+            find_template(tmp_path)

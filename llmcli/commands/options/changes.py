@@ -66,20 +66,25 @@ class Changes:
         return self.steering.apply(self.ablation.apply(loaded))
 
 
-def parse_ablation(ablate: tuple[str, ...], ablate_with: str) -> Ablation:
+def parse_ablation(ablate: tuple[str, ...], ablate_with: str | None) -> Ablation:
     """Check the values of the options."""
-    kind, _, file = ablate_with.partition(":")
-    if kind == "zero" and not file:
-        return Ablation(ablate, "zero", None)
-    if kind not in ("mean", "resample") or not file:
-        raise usage_error(f"--ablate-with {ablate_with}: not a replacement", "give zero, mean:FILE or resample:FILE")
-    if not ablate:
+    given = "zero" if ablate_with is None else ablate_with
+    kind, _, file = given.partition(":")
+    if given != "zero" and (kind not in ("mean", "resample") or not file):
+        raise usage_error(f"--ablate-with {given}: not a replacement", "give zero, mean:FILE or resample:FILE")
+    if ablate_with is not None and not ablate:
         raise usage_error("--ablate-with has no effect without --ablate", "name the parts to remove with --ablate")
+    if given == "zero":
+        return Ablation(ablate, "zero", None)
     return Ablation(ablate, "mean" if kind == "mean" else "resample", Path(file))
 
 
 def parse_changes(
-    ablate: tuple[str, ...], ablate_with: str, steer: Path | None, strength: float | None, steer_layers: str | None
+    ablate: tuple[str, ...],
+    ablate_with: str | None,
+    steer: Path | None,
+    strength: float | None,
+    steer_layers: str | None,
 ) -> Changes:
     """Check the values of the options."""
     if steer is None and (strength is not None or steer_layers is not None):
@@ -100,11 +105,9 @@ _ABLATION = (
     ),
     click.option(
         "--ablate-with",
-        default="zero",
-        show_default=True,
         metavar="HOW",
         help="What replaces the parts' results: zero; mean:FILE, their mean over a text; resample:FILE, their results "
-        "for a text at the same position.",
+        "for a text at the same position.  [default: zero]",
     ),
 )
 ablation_options = bundle("ablation", parse_ablation, *_ABLATION, title="Change")

@@ -23,7 +23,9 @@ def parse_choices(given: str) -> list[str]:
     A file has one choice per line, or a JSON list. Raises LlmcliError if it cannot be read.
     """
     if is_file(given):
-        given = read_text_file(Path(given))
+        name, given = given, read_text_file(Path(given))
+        if not given.strip():
+            raise usage_error(f"{name} has no choices", "write one in each line")
         if not given.lstrip().startswith("["):
             return [line for line in given.splitlines() if line.strip()]
     if not given.lstrip().startswith("["):

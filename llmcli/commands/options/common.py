@@ -35,7 +35,7 @@ class Real(click.ParamType[float]):
         except ValueError:
             self.fail(f"{value!r} is not a number", param, ctx)
         if math.isnan(number):
-            self.fail("nan is not a number", param, ctx)
+            self.fail("must be a number, not nan", param, ctx)
         if number < self.least:
             self.fail(f"{value} is less than {self.least:g}", param, ctx)
         return number
@@ -93,7 +93,7 @@ def bundle(
 def bundle_errors(command: click.Command, values: Mapping[str, Any]) -> Iterator[tuple[str, LlmcliError]]:
     """Yield each of ``values``, by parameter name, that the ``build`` of its bundle rejects, with the error.
 
-    Each value is checked alone, with the defaults of the other options; then all together, if each alone is valid.
+    If all together are not valid, each value is checked alone, with the defaults of the other options.
     """
     ctx = click.get_current_context()
     defaults = {
@@ -112,9 +112,11 @@ def bundle_errors(command: click.Command, values: Mapping[str, Any]) -> Iterator
         given = {name: value for name, value in values.items() if name in names}
         if not given or error_with({}) is not None:  # the command line must set others of them
             continue
+        together = error_with(given)
+        if together is None:  # even if a value needs another one, as --strength needs --steer
+            continue
         found = [(name, error) for name in given if (error := error_with({name: given[name]})) is not None]
-        together = error_with(given) if not found else None
-        yield from found if together is None else [(next(iter(given)), together)]
+        yield from found or [(next(iter(given)), together)]
 
 
 def store_verbose(ctx: click.Context, option: click.Parameter, value: bool) -> None:

@@ -42,7 +42,6 @@ UNSUPPORTED_OPTIONS = (
     "temperatures",
     "samplers",
     "ablate",
-    "ablate_with",
     "steer",
     "template_file",
     "template_arg",

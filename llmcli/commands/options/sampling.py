@@ -92,7 +92,12 @@ class Sampling:
         given = [*self.given, *[LogitBias.name] * bool(self.biases)]
         not_listed = [name for name in given if not self._listed(name)]
         replaced = [name for name in given if name not in not_listed and self._replaced(name, own)]
+        others = [name for name in self.given if name not in (*not_listed, *replaced)]
         reasons = {"--samplers does not list them": not_listed, "mirostat replaces them": replaced}
+        for name in others:
+            filter = filter_of(name)
+            if filter is not None and name != filter.name and self._is_off(filter, own):
+                reasons.setdefault(f"{filter.name} is off", []).append(name)
         return {reason: names for reason, names in reasons.items() if names}
 
     def adopted(self, own: Mapping[str, float]) -> dict[str, float]:
@@ -111,11 +116,14 @@ class Sampling:
         filter = filter_of(name)
         return (name if filter is None else filter.name) in self.order
 
+    def _is_off(self, filter: type[NumberFilter], own: Mapping[str, float]) -> bool:
+        """Whether the filter has the value that turns it off."""
+        return {**own, **self.given}.get(filter.name, filter.option.default) == filter.option.off
+
     def _replaced(self, name: str, own: Mapping[str, float]) -> bool:
         """Whether ``name`` belongs to a filter that Mirostat replaces."""
-        target = {**own, **self.given}.get(Mirostat.name, Mirostat.option.off)
         filter = filter_of(name)
-        is_on = target != Mirostat.option.off and Mirostat.name in self.order
+        is_on = Mirostat.name in self.order and not self._is_off(Mirostat, own)
         return is_on and filter is not None and issubclass(filter, Truncation) and filter is not Mirostat
 
 

@@ -29,7 +29,8 @@ def ablate(
     """Return the model without ``parts``: what they add is replaced. It shares its weights with ``loaded``.
 
     A part is a head ("3.2"), "attn.3" (or the mixer in its place), "mlp.3", "layer.3", a neuron ("mlp.3.120") or
-    "embedding". Layers can be a range, as in "attn.0-3". A suffix restricts it to positions: "mlp.3@4", "3.2@0-5".
+    "embedding". Layers can be a range, as in "attn.0-3"; negative layers and heads count from the end, as in "mlp.-1".
+    A suffix restricts a part to positions: "mlp.3@4", "3.2@0-5".
     "zero" replaces a part's result by zeros, "mean" by its mean over ``reference``, without the first position, whose
     activations are unlike all others, and "resample" by its result for ``reference`` at the same position.
 
@@ -51,7 +52,7 @@ def parse_part(model: Transformer, text: str) -> list[Change]:
     """The changes that remove the part called ``text``, one per layer. Raises LlmcliError if there is no such part."""
     config = model.config
     name, _, where = text.strip().partition("@")
-    positions = find_positions(where, text) if "@" in text else None
+    positions = find_positions(where, text, config.max_position_embeddings) if "@" in text else None
     if re.fullmatch(r"L?-?[0-9]+\.H?-?[0-9]+", name):
         layer, head = find_head(config, name)
         return [Change(Site("heads", layer), unit=head, positions=positions)]
@@ -86,14 +87,22 @@ def _neuron(model: Transformer, layer: int, number: int, positions: frozenset[in
     return Change(Site("neurons", layer), unit=number, positions=positions)
 
 
-def find_positions(text: str, whole: str) -> frozenset[int]:
-    """Return the positions that ``text`` lists, such as "3" or "0-5,8". Raises LlmcliError for anything else."""
+def find_positions(text: str, whole: str, context: int) -> frozenset[int]:
+    """Return the positions below ``context`` that ``text``, a part of ``whole``, lists, such as "3" or "0-5,8".
+
+    Raises LlmcliError for anything else.
+    """
     found: set[int] = set()
     for word in text.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", word.strip())
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise usage_error(f"{whole!r}: {text!r} is not a list of positions", "count from 0: @3, @0-5 or @0,3")
-        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+        last = int(match[2] or match[1])
+        if last >= context:
+            raise usage_error(
+                f"{whole!r}: there is no position {last}", f"the context has positions 0 to {context - 1}"
+            )
+        found |= set(range(int(match[1]), last + 1))
     return frozenset(found)
 
 

@@ -82,7 +82,7 @@ class Dry(Penalty):
     breakers: Breakers | None = None
     name: str = "dry-multiplier"
     option = NumberOption(
-        "Penalize tokens that continue a repetition, by X at first (DRY). 0: off.",
+        "DRY: penalize tokens that continue a repetition, by X for the shortest one. 0: off.",
         default=0.0,
         off=0.0,
         high=MAX_CHANGE,
@@ -96,7 +96,7 @@ class Dry(Penalty):
             high=MAX_CHANGE,
         ),
         "dry-allowed-length": NumberOption(
-            "DRY penalizes tokens that follow at least N repeated tokens.",
+            "DRY penalizes tokens that continue a repetition of at least N tokens.",
             default=2.0,
             off=None,
             low=1.0,

@@ -38,7 +38,7 @@ class Xtc(Truncation):
     )
     details: ClassVar[Mapping[str, NumberOption]] = {
         "xtc-threshold": NumberOption(
-            "XTC removes tokens with a probability of at least X, except the last of them.",
+            "XTC removes tokens with a probability of at least X, except the least probable of them.",
             default=0.1,
             off=None,
             high=1.0,

@@ -191,5 +191,5 @@ def _typed(values: Mapping[str, Any], key: str, types: tuple[type, ...], default
 
 def _shortened(value: Any, most: int = 60) -> str:
     """A value for a message; a long one is cut."""
-    text = repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
