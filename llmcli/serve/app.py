@@ -202,7 +202,9 @@ class Routes:
         body = Body(await read_body(request, service.limits))
         service.reader.check_model(body)
         async with service.job(request) as job:
-            return JSONResponse(await job.compute(lambda: explain_view(service.loaded, body, service.to_json)))
+            return JSONResponse(
+                await job.compute(lambda: explain_view(service.loaded, body, service.to_json, job.check))
+            )
 
     async def health(self, request: Request) -> Response:
         draining = self.service.draining

@@ -30,6 +30,7 @@ class Job:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._tasks: list[Task | Call] = []
+        self._left = False
 
     async def __aenter__(self) -> Job:
         self._watch = asyncio.create_task(self._wait_for_end())
@@ -38,9 +39,15 @@ class Job:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._left = True
         self._timer.cancel()
         self._watch.cancel()
         self.scheduler.withdraw(self._tasks)
+
+    def check(self) -> None:
+        """Raise ClientGone if nobody waits for the answer any more; for functions that take long."""
+        if self._left:
+            raise ClientGone
 
     async def compute(self, function: Callable[[], Any]) -> Any:
         """The result of a function that runs in the scheduler's thread, between two steps. Raises what it raises."""

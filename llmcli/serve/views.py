@@ -11,11 +11,12 @@ from llmcli.errors import LlmcliError, did_you_mean
 from llmcli.generation.loaded import LoadedModel
 from llmcli.serve.body import Body
 from llmcli.serve.errors import api_error, bad_request
+from llmcli.serve.view_options import check_option
 from llmcli.serve.wanted import read_messages, read_sampler
 
 ToJson = Callable[[LoadedModel, Any], Mapping[str, Any]]
 
-# The command -> its function in ``explain``. Views of two models and those that run for minutes are not served.
+# The command -> its function in ``explain``.
 VIEWS = {
     "attend": "attend",
     "attention-pattern": "attention_pattern",
@@ -31,37 +32,61 @@ VIEWS = {
     "patch": "patch",
     "position": "position",
     "score": "score",
+    "steer": "steer",
     "tokenize": "tokenize",
     "tokenize-chat": "tokenize_chat",
     "tour": "tour",
     "why": "why",
 }
-NOT_JSON = ("progress", "form", "template", "sampler")  # arguments that no request can give
+NOT_SERVED = {
+    "compare": "it reads two models",
+    "fit-lens": "it runs for minutes and writes a file",
+    "verify": "it loads the model again, which takes minutes and memory",
+}
+NOT_JSON = ("fitted", "form", "template")  # arguments that no request can give
 
 
-def explain_view(loaded: LoadedModel, body: Body, to_json: ToJson) -> Mapping[str, Any]:
-    """The JSON of the view that a request names. Runs the model. Raises ApiError for options that it does not have."""
-    name = body.text("view")
+def explain_view(loaded: LoadedModel, body: Body, to_json: ToJson, check: Callable[[], None]) -> Mapping[str, Any]:
+    """The JSON of the view that a request names. Runs the model.
+
+    A view that takes long calls ``check`` between its passes, which may raise. Raises ApiError for options that the
+    view does not have.
+    """
+    name = body.text("view") or ""
+    if name in NOT_SERVED:
+        raise bad_request(f"{name} is not served: {NOT_SERVED[name]} (run llmcli {name})", "view")
     if name not in VIEWS:
-        hint = did_you_mean(name or "", VIEWS) or f"known: {', '.join(VIEWS)}"
-        raise bad_request(f"unknown view {(name or '')[:80]!r}: {hint}", "view")
+        hint = did_you_mean(name, VIEWS) or f"known: {', '.join(VIEWS)}"
+        raise bad_request(f"unknown view {name[:80]!r}: {hint}", "view")
     function = getattr(explain, VIEWS[name])
-    _, *parameters = inspect.signature(function).parameters.values()  # the first is the model
-    given = {each.name: body.take(each.name) for each in parameters if each.name not in NOT_JSON}
-    values = {name: value for name, value in given.items() if value is not None}
-    for parameter in parameters:
-        if parameter.default is parameter.empty and parameter.name not in values:
-            raise bad_request(f"{name} needs {parameter.name}", parameter.name)
-    if "messages" in values:
-        values["messages"] = read_messages(values["messages"])
-    if "head" in values and isinstance(values["head"], list):
-        values["head"] = tuple(values["head"])
-    if any(parameter.name == "sampler" for parameter in parameters):
-        values["sampler"] = read_sampler(loaded, body)
+    values = read_options(loaded, body, name, function, check)
     body.check()
     try:
         return to_json(loaded, function(loaded, **values))
     except LlmcliError as error:
         raise api_error(error) from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise bad_request(f"{name}: {error}") from None
+
+
+def read_options(
+    loaded: LoadedModel, body: Body, view: str, function: Callable[..., Any], check: Callable[[], None]
+) -> dict[str, Any]:
+    """The arguments of a view's function. Raises ApiError for one that is missing or of the wrong kind."""
+    made: dict[str, Callable[[], Any]] = {
+        "messages": lambda: read_messages(body.take("messages")),
+        "progress": lambda: lambda *_: check(),
+        "sampler": lambda: read_sampler(loaded, body),
+    }
+    values: dict[str, Any] = {}
+    _, *parameters = inspect.signature(function).parameters.values()  # the first is the model
+    for parameter in parameters:
+        name = parameter.name
+        if name in NOT_JSON:
+            continue
+        if name in made:
+            values[name] = made[name]()
+        elif (value := body.take(name)) is not None:
+            check_option(parameter, value)
+            values[name] = value
+        elif parameter.default is parameter.empty:
+            raise bad_request(f"{view} needs {name}", name)
+    return values
