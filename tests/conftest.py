@@ -7,11 +7,13 @@ import os
 # Tiny models are slower with more threads, above all on a busy machine. Set before torch is imported, and inherited.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -52,6 +54,19 @@ def pytest_configure() -> None:
 # No deadline, because machines differ in speed. The same examples in every run, so that no test is flaky.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=20)
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window. Tests are skipped where it is not installed."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

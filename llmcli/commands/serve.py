@@ -93,6 +93,7 @@ def serve(
         text.find_template(loaded.folder),
         scheduler,
         report_json,
+        server.PageWriter(page_of, *render.page_hashes()),
         lambda line: render.note(render.one_line(line), sys.stderr),
         server.Limits(seconds=float(timeout)),
     )
@@ -107,6 +108,12 @@ def serve(
     app = server.Guard(server.build_app(service), key, local=local)
     if server.run_server(app, listener, drain, service.limits.seconds):
         sys.exit(EXIT_INTERRUPTED)
+
+
+def page_of(loaded: generation.LoadedModel, walk: explain.Walkthrough) -> str:
+    """Return the page of `llmcli explain`."""
+    model = describe_model(loaded)
+    return render.page_html(walk, loaded.tokenizer, model, render.Caption("llmcli serve", None, [model]))
 
 
 def report_json(loaded: generation.LoadedModel, report: Any) -> Mapping[str, Any]:

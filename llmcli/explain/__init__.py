@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     from llmcli.explain.walkthrough import ExplainedChoice as ExplainedChoice
     from llmcli.explain.walkthrough import HeadMaps as HeadMaps
     from llmcli.explain.walkthrough import Walkthrough as Walkthrough
+    from llmcli.explain.walkthrough import explain_token as explain_token
     from llmcli.explain.walkthrough import walk_through as walk_through
 
 __all__ = [
@@ -197,6 +198,7 @@ __all__ = [
     "compare_summary",
     "decide",
     "default_sampler",
+    "explain_token",
     "find_token",
     "fit_lens",
     "generated_token_of",
@@ -328,6 +330,7 @@ __getattr__, __dir__ = lazy.exports(
         "Control": "walkthrough",
         "HeadMaps": "walkthrough",
         "Walkthrough": "walkthrough",
+        "explain_token": "walkthrough",
         "walk_through": "walkthrough",
         "ChoiceRow": "decision",
         "DecideReport": "decision",

@@ -19,10 +19,10 @@ from llmcli.explain.report import Check, Claim, VocabEntry, check, vocab_entry
 from llmcli.explain.residual_stream import attribute
 from llmcli.explain.sampling_step import StepReport, step_report
 from llmcli.explain.selection import find_heads
-from llmcli.generation.distribution import check_finite
+from llmcli.generation.distribution import check_finite, rank
 from llmcli.generation.filters import Filter, MinP, Temperature, TopK, TopP, filter_of
 from llmcli.generation.loaded import LoadedModel
-from llmcli.generation.sampling import Sampler
+from llmcli.generation.sampling import Choice, Sampler
 from llmcli.generation.steps import Step, steps
 from llmcli.storage.checkpoint import Progress
 
@@ -57,6 +57,7 @@ class ExplainedChoice:
     """One generated token: its step, and the views of the position before it.
 
     ``logits`` [V] are the model's own, ``adjusted`` [V] those after the filters that come before the controls.
+    ``given``: the sampler did not choose the token.
     """
 
     logits: Tensor
@@ -66,6 +67,7 @@ class ExplainedChoice:
     why: WhyReport
     branch: BranchReport
     heads: HeadMaps | None  # None for a model without attention
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,44 @@ def walk_through(
         context.append(step.token)
         if progress is not None:
             progress(len(choices), max_new_tokens)
+    return _walkthrough(loaded, ids, choices, (fixed, controls), sampler.seed, claims)
+
+
+def explain_token(
+    loaded: LoadedModel, ids: Sequence[int], token: int, sampler: Sampler, order: Sequence[str]
+) -> Walkthrough:
+    """Look at ``token`` after the prompt ``ids`` with every view. It is given if ``sampler`` chooses another one.
+
+    Raises LlmcliError as ``walk_through`` does.
+    """
+    fixed, controls = split_chain(sampler.filters, order)
+    (step,) = steps(loaded.model, ids, sampler=sampler, max_new_tokens=1)
+    given = step.token != token
+    if given:
+        final = float(sampler.final(step.logits, ids)[token])
+        softmax = step.choice.softmax
+        choice = Choice(token, softmax.prob(token), final, rank(step.logits, token), None, softmax)
+        step = replace(step, token=token, choice=choice)
+    explained, claims = _choice(loaded, step, sampler, len(fixed), ids, ids, given=given)
+    return _walkthrough(loaded, ids, [explained], (fixed, controls), sampler.seed, claims)
+
+
+def _walkthrough(
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    choices: Sequence[ExplainedChoice],
+    chain: tuple[tuple[Filter, ...], tuple[Control, ...]],
+    seed: int,
+    claims: Sequence[Claim],
+) -> Walkthrough:
+    """The choices after ``ids`` with what was claimed about them; ``chain`` is that of ``split_chain``."""
     return Walkthrough(
         model=loaded.name,
         prompt=tuple(vocab_entry(loaded.tokenizer, id) for id in ids),
         choices=tuple(choices),
-        controls=controls,
-        fixed=tuple(filter.name for filter in fixed),
-        seed=sampler.seed,
+        controls=chain[1],
+        fixed=tuple(filter.name for filter in chain[0]),
+        seed=seed,
         checked=check(*_worst(claims)),
     )
 
@@ -146,7 +179,14 @@ def _is_fixed(filter: Filter) -> bool:
 
 
 def _choice(
-    loaded: LoadedModel, step: Step, sampler: Sampler, fixed: int, prompt_ids: Sequence[int], context: Sequence[int]
+    loaded: LoadedModel,
+    step: Step,
+    sampler: Sampler,
+    fixed: int,
+    prompt_ids: Sequence[int],
+    context: Sequence[int],
+    *,
+    given: bool = False,
 ) -> tuple[ExplainedChoice, list[Claim]]:
     """One choice after ``context``, and what its views claim; ``fixed`` filters come before the controls."""
     report = step_report(step, sampler, loaded.tokenizer, prompt_ids=prompt_ids, context_ids=context, top=TOP)
@@ -166,8 +206,15 @@ def _choice(
         why=explained,
         branch=tree,
         heads=maps,
+        given=given,
     )
-    return choice, [replayed, *claims, *lensed.check.claims, *explained.check.claims, *tree.check.claims]
+    return choice, [
+        *([] if given else [replayed]),
+        *claims,
+        *lensed.check.claims,
+        *explained.check.claims,
+        *tree.check.claims,
+    ]
 
 
 def _heads(loaded: LoadedModel, observed: ForwardPass, pair: tuple[int, int]) -> tuple[HeadMaps | None, list[Claim]]:

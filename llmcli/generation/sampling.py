@@ -137,6 +137,13 @@ class Sampler:
         stages = self.stages(logits.float(), ids, u)
         return probabilities(stages[-1].logits if stages else logits)
 
+    def skip(self, count: int) -> None:
+        """Use up the ``u`` of the next ``count`` choices."""
+        if not self.greedy:
+            self.upcoming(count)
+            for _ in range(count):
+                self._upcoming.popleft()
+
     def upcoming(self, count: int) -> Sequence[float | None]:
         """The ``u`` of the next ``count`` choices, without using them up; None where nothing is drawn."""
         if self.greedy:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from llmcli.render.numbers import ModelLabel as ModelLabel
     from llmcli.render.numbers import at_most as at_most
     from llmcli.render.numbers import most_digits as most_digits
+    from llmcli.render.page import page_hashes as page_hashes
     from llmcli.render.page import page_html as page_html
     from llmcli.render.page import save_page as save_page
     from llmcli.render.picture import Caption as Caption
@@ -150,6 +151,7 @@ __all__ = [
     "most_digits",
     "note",
     "one_line",
+    "page_hashes",
     "page_html",
     "print_accuracy",
     "print_attend",
@@ -260,6 +262,7 @@ __getattr__, __dir__ = lazy.exports(
         "at_most": "numbers",
         "most_digits": "numbers",
         "Caption": "picture",
+        "page_hashes": "page",
         "page_html": "page",
         "save_page": "page",
         "Picture": "picture",

@@ -52,10 +52,10 @@ def save_page(path: Path, walk: explain.Walkthrough, tokenizer: Tokenizer, model
 
 def page_html(walk: explain.Walkthrough, tokenizer: Tokenizer, model: ModelLabel, caption: Caption) -> str:
     """Return the page. ``tokenizer`` names the tokens, ``caption`` the command line."""
-    style, script = _asset("page.css"), "".join(map(_asset, SCRIPTS))
+    style, script = _parts()
+    hashes = page_hashes()
     policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'"
+        f"default-src 'none'; style-src '{hashes[0]}'; script-src '{hashes[1]}'; base-uri 'none'; form-action 'none'"
     )
     data = json.dumps(_data(walk, tokenizer, model, caption), separators=(",", ":"), allow_nan=False)
     parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "DATA": data.replace("<", "\\u003c")}
@@ -63,6 +63,16 @@ def page_html(walk: explain.Walkthrough, tokenizer: Tokenizer, model: ModelLabel
     for name, part in parts.items():
         page = page.replace(f"{{{{{name}}}}}", part, 1)
     return page
+
+
+def page_hashes() -> tuple[str, str]:
+    """The hashes of the page's style and of its program, by which a Content-Security-Policy allows them."""
+    style, script = map(_hash, _parts())
+    return style, script
+
+
+def _parts() -> tuple[str, str]:
+    return _asset("page.css"), "".join(map(_asset, SCRIPTS))
 
 
 def _asset(name: str) -> str:
@@ -116,6 +126,7 @@ def _step(choice: explain.ExplainedChoice, logits: dict[str, Any]) -> dict[str, 
     changed = ((choice.adjusted != choice.logits) & choice.adjusted.isfinite()).nonzero()[:, 0].tolist()
     return {
         "token": report.chosen.id,
+        "given": choice.given,
         "u": report.chosen.u,
         "entropy": _short(report.entropy),
         "logits": logits,

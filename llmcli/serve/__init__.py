@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from llmcli.serve.listening import listen as listen
     from llmcli.serve.listening import run_server as run_server
     from llmcli.serve.scheduler import Scheduler as Scheduler
+    from llmcli.serve.token_page import PageWriter as PageWriter
 
 __all__ = [
     "Guard",
     "Limits",
+    "PageWriter",
     "Scheduler",
     "Service",
     "build_app",
@@ -44,5 +46,6 @@ __getattr__, __dir__ = lazy.exports(
         "listen": "listening",
         "run_server": "listening",
         "Scheduler": "scheduler",
+        "PageWriter": "token_page",
     },
 )

@@ -9,15 +9,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmcli import text
@@ -30,17 +28,18 @@ from llmcli.serve.job import ClientGone, Job
 from llmcli.serve.limits import Limits
 from llmcli.serve.logprobs import Entry, prompt_entries
 from llmcli.serve.metrics import CONTENT_TYPE, Metrics
+from llmcli.serve.page_files import page_file
 from llmcli.serve.scheduler import Scheduler
+from llmcli.serve.token_page import PageWriter, token_page
 from llmcli.serve.views import ToJson, explain_view
-from llmcli.serve.wanted import Reader, Wanted
+from llmcli.serve.wanted import Reader, Wanted, default_options
 
-PAGE = Path(__file__).parent / "page"
 GONE = 499  # what logs show for a client that closed the connection
 
 
 @dataclass
 class Service:
-    """What the routes share. ``to_json`` writes a view's report, ``log`` a line about each request.
+    """What the routes share. ``to_json`` and ``page_writer`` write what views found, ``log`` a line about each request.
 
     A service that is ``draining`` finishes what runs and refuses everything else.
     """
@@ -49,6 +48,7 @@ class Service:
     template: text.ChatTemplate | None
     scheduler: Scheduler
     to_json: ToJson
+    page_writer: PageWriter
     log: Callable[[str], None]
     limits: Limits = field(default_factory=Limits)
     draining: bool = False
@@ -167,6 +167,8 @@ class Routes:
             "created": self.service.began,
             "owned_by": "llmcli",
             "max_model_len": context,
+            "chat": self.service.template is not None,
+            "defaults": default_options(loaded),
         }
 
     async def embeddings(self, request: Request) -> Response:
@@ -175,25 +177,38 @@ class Routes:
     async def tokenize(self, request: Request) -> Response:
         body = Body(await read_body(request, self.service.limits))
         self.service.reader.check_model(body)
+        if body.take("messages") is not None:
+            found = await self.service.prepare(lambda: self._tokens_of_chat(body))
+        else:
+            found = await self.service.prepare(lambda: self._tokens_of_text(body))
+        context = self.service.loaded.model.config.max_position_embeddings
+        return JSONResponse({**found, "count": len(found["tokens"]), "max_model_len": context})
+
+    def _tokens_of_chat(self, body: Body) -> dict[str, Any]:
+        """The tokens of a conversation up to where the reply begins, and those that end the reply."""
+        prompt, stops = self.service.reader.conversation(body)
+        body.check()
+        return {"tokens": prompt.ids, "stop_token_ids": sorted(stops)}
+
+    def _tokens_of_text(self, body: Body) -> dict[str, Any]:
+        """The tokens of a text, and those that end it."""
         content, prompt = body.text("content"), body.text("prompt")
         parse_special = body.flag("parse_special")
         body.check()
         given = prompt if content is None else content
         if given is None:
-            raise bad_request("give the text to tokenize as prompt or content", "prompt")
-        tokenizer = self.service.loaded.tokenizer
-        ids = await self.service.prepare(lambda: tokenizer.encode(given, parse_special=parse_special))
-        context = self.service.loaded.model.config.max_position_embeddings
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": context})
+            raise bad_request("give the text to tokenize as prompt or content, or messages", "prompt")
+        loaded = self.service.loaded
+        ids = loaded.tokenizer.encode(given, parse_special=parse_special)
+        return {"tokens": ids, "stop_token_ids": sorted(loaded.stop_ids)}
 
     async def detokenize(self, request: Request) -> Response:
         body = Body(await read_body(request, self.service.limits))
         self.service.reader.check_model(body)
-        ids = body.take("tokens")
+        ids = body.ids("tokens", self.service.loaded.tokenizer.size)
         body.check()
-        size = self.service.loaded.tokenizer.size
-        if not isinstance(ids, list) or not all(type(id) is int and 0 <= id < size for id in ids):
-            raise bad_request(f"tokens must be a list of ids from 0 to {size - 1}", "tokens")
+        if ids is None:
+            raise bad_request("give the ids as tokens", "tokens")
         written = await self.service.prepare(lambda: self.service.loaded.tokenizer.decode(ids))
         return JSONResponse({"prompt": written, "content": written})
 
@@ -206,6 +221,14 @@ class Routes:
                 await job.compute(lambda: explain_view(service.loaded, body, service.to_json, job.check))
             )
 
+    async def explain_page(self, request: Request) -> Response:
+        service = self.service
+        body = Body(await read_body(request, service.limits))
+        service.reader.check_model(body)
+        async with service.job(request) as job:
+            page = await job.compute(lambda: token_page(service.reader, body, service.page_writer))
+        return HTMLResponse(page)
+
     async def health(self, request: Request) -> Response:
         draining = self.service.draining
         return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)
@@ -214,7 +237,10 @@ class Routes:
         return PlainTextResponse(self.service.metrics.text(), media_type=CONTENT_TYPE)
 
     async def index(self, request: Request) -> Response:
-        return FileResponse(PAGE / "index.html")
+        return page_file("index.html", self.service.page_writer)
+
+    async def page(self, request: Request) -> Response:
+        return page_file(request.path_params["name"], self.service.page_writer)
 
 
 _NOT_KEPT = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -241,9 +267,10 @@ def _event(chunk: Mapping[str, Any]) -> str:
 
 def build_app(service: Service) -> ASGIApp:
     """The application: routes, errors in OpenAI's form, counters and a line about each request."""
-    routes, found = Routes(service), list[Route | Mount]()
+    routes, found = Routes(service), list[Route]()
     get: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/": routes.index,
+        "/page/{name}": routes.page,
         "/health": routes.health,
         "/metrics": routes.show_metrics,
         "/v1/models": routes.models,
@@ -254,12 +281,12 @@ def build_app(service: Service) -> ASGIApp:
         "/v1/chat/completions": routes.chat_completions,
         "/v1/embeddings": routes.embeddings,
         "/v1/explain": routes.explain,
+        "/v1/explain/page": routes.explain_page,
         "/tokenize": routes.tokenize,
         "/detokenize": routes.detokenize,
     }
     found += [Route(path, answer, methods=["GET"]) for path, answer in get.items()]
     found += [Route(path, answer, methods=["POST"]) for path, answer in post.items()]
-    found.append(Mount("/page", StaticFiles(directory=PAGE)))
     handlers: dict[Any, Any] = {
         ApiError: _answer_error,
         LlmcliError: _answer_error,

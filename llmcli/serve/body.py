@@ -72,6 +72,15 @@ class Body:
             raise bad_request(f"{name} must be a text or a list of texts", name)
         return tuple(values)
 
+    def ids(self, name: str, size: int) -> list[int] | None:
+        """Return a list of token ids below ``size``; None without it. Raises ApiError for anything else."""
+        value = self.take(name)
+        if value is not None and not (
+            isinstance(value, list) and all(type(id) is int and 0 <= id < size for id in value)
+        ):
+            raise bad_request(f"{name} must be a list of ids from 0 to {size - 1}", name)
+        return value
+
     def ignore(self, *names: str, warn: str = "") -> None:
         """Accept options without effect. ``warn`` says why, if the text would be another one with them."""
         given = [name for name in names if self.take(name) is not None]

@@ -16,9 +16,9 @@ LEAST = -9999.0  # OpenAI's log probability of a token with probability 0
 
 
 def token_entry(token: GeneratedToken) -> Entry:
-    """A generated token and its alternatives."""
+    """A generated token with its rank, 0 for the most probable one, and its alternatives."""
     top = [entry(each.id, each.text, each.bytes, log(each.prob)) for each in token.top]
-    return entry(token.id, token.text, token.bytes, token.logprob) | {"top_logprobs": top}
+    return entry(token.id, token.text, token.bytes, token.logprob) | {"rank": token.rank, "top_logprobs": top}
 
 
 def prompt_entries(loaded: LoadedModel, ids: Sequence[int], alternatives: int) -> Iterator[list[Entry]]:

@@ -109,11 +109,10 @@ class Reader:
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def _read(self, body: Body, *, chat: bool) -> Wanted:
-        form, stops = None, self.loaded.stop_ids
+        stops = self.loaded.stop_ids
         if chat:
-            form = self._form(body)
-            stops = for_chat(self.loaded, form, self.thinking).stop_ids
-            prompts = [self._conversation(form, body)]
+            conversation, stops = self.conversation(body)
+            prompts = [conversation]
         else:
             prompts = self._prompts(body)
         rules = self._rules(body)
@@ -125,6 +124,7 @@ class Reader:
         echo = not chat and body.flag("echo")
         alternatives = self._alternatives(body, chat=chat)
         max_tokens = self._max_tokens(body, chat=chat, echo=echo)
+        stops |= frozenset(body.ids("stop_token_ids", self.loaded.model.config.vocab_size) or ())
         sampler = read_sampler(self.loaded, body, None if rules is None else self._grammar(rules, stops))
         stream = body.flag("stream")
         include_usage = self._include_usage(body)
@@ -165,10 +165,19 @@ class Reader:
         values = template_values(body, self.template, self.thinking)
         return TemplateFormat(self.template.with_arguments(values), self.loaded.tokenizer)
 
-    def _conversation(self, form: ChatFormat, body: Body) -> Prompt:
-        messages = read_messages(body.take("messages"))
-        rendered = form.render(messages)
-        return Prompt(self.loaded.readable(form.encode(rendered)), rendered.text)
+    def conversation(self, body: Body) -> tuple[Prompt, frozenset[int]]:
+        """The messages of a request up to where the reply begins, and the tokens that end the reply.
+
+        Raises ApiError if there is no chat template.
+        """
+        form = self._form(body)
+        rendered = form.render(read_messages(body.take("messages")))
+        stops = for_chat(self.loaded, form, self.thinking).stop_ids
+        return Prompt(self.loaded.readable(form.encode(rendered)), rendered.text), stops
+
+    def prompt(self, body: Body) -> Prompt:
+        """The only prompt of a request. Raises ApiError if it is not a text or a list of ids."""
+        return self._prompt(body.take("prompt", ""))
 
     def _prompts(self, body: Body) -> list[Prompt]:
         given = body.take("prompt", "")
@@ -302,20 +311,37 @@ def read_sampler(loaded: LoadedModel, body: Body, grammar: Grammar | None = None
     window = body.integer("repeat_last_n", OFF, low=OFF)
     texts = body.texts("dry_sequence_breaker")
     breakers = Breakers(() if texts == ("none",) else texts or BREAKERS, loaded.tokenizer)
-    order = body.take("samplers", list(default_order()))
-    order = [name.strip() for name in order.split(",")] if isinstance(order, str) else order
-    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
-        raise bad_request("samplers must be a list of names", "samplers")
     seed = body.integer("seed", None)
     try:
         chain = filter_chain(
-            order, values, window=None if window == OFF else window, bias=_biases(loaded, body), breakers=breakers
+            read_order(body),
+            values,
+            window=None if window == OFF else window,
+            bias=_biases(loaded, body),
+            breakers=breakers,
         )
     except LlmcliError as error:
         raise api_error(error) from None
     rules = [] if grammar is None else [grammar.filter(0)]
     filters = [*loaded.vocabulary_filter(), *rules, *loaded.length_filter(), *chain]
     return Sampler(filters, secrets.randbelow(2**32) if seed is None else seed)
+
+
+def read_order(body: Body) -> list[str]:
+    """The names of the sampler's filters in the order that a request asks for. Raises ApiError for another form."""
+    order = body.take("samplers", list(default_order()))
+    order = [name.strip() for name in order.split(",")] if isinstance(order, str) else order
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        raise bad_request("samplers must be a list of names", "samplers")
+    return order
+
+
+def default_options(loaded: LoadedModel) -> dict[str, float]:
+    """The values of the options with a number that a request does not give."""
+    values = {name: loaded.defaults.sampling.get(name, option.default) for name, option in OPTIONS.items()}
+    return {"max_tokens": loaded.defaults.token_limit(None)} | {
+        name.replace("-", "_"): value for name, value in values.items()
+    }
 
 
 def _biases(loaded: LoadedModel, body: Body) -> dict[int, float]:

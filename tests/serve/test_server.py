@@ -242,6 +242,9 @@ def hang_up(url: str, body: dict[str, Any]) -> None:
         ("explain", {"view": "patch", "clean": "x", "corrupt": "y", "part": "all"}, 400, "part"),
         ("explain", {"view": "tokenize-chat", "messages": "x"}, 400, "messages"),
         ("explain", {"view": "verify"}, 400, "view"),
+        ("explain/page", {"prompt": "x"}, 400, "token"),
+        ("explain/page", {"prompt": "x", "token": 5, "mirostat_tau": 5}, 400, None),
+        ("completions", {"prompt": "x", "stop_token_ids": [-1]}, 400, "stop_token_ids"),
         ("nowhere", {}, 404, None),
     ],
 )
@@ -278,8 +281,35 @@ def test_tokens_and_texts(url: str, loaded: LoadedModel) -> None:
     assert (status, answer["tokens"]) == (200, loaded.tokenizer.encode("The fox \U0001f642"))
     assert post(f"{url}/detokenize", {"tokens": answer["tokens"]})[1]["content"].endswith("The fox \U0001f642")
     assert post(f"{url}/detokenize", {"tokens": [10**9]})[0] == 400
-    with urlopen(f"{url}/") as page:
-        assert b"llmcli" in page.read()
+    messages = {"messages": [{"role": "user", "content": "Who?"}]}
+    status, found = post(f"{url}/tokenize", messages)
+    assert (status, loaded.tokenizer.decode(found["tokens"])) == (200, "user: Who?\nassistant:")
+    ids = [token["id"] for token in chat_tokens(url, **messages, max_tokens=4)]
+    assert len(ids) == 4
+    rest = {"prompt": [*found["tokens"], *ids[:2]], "stop_token_ids": [ids[2]], "temperature": 0, "logprobs": 0}
+    choice = post(f"{url}/v1/completions", rest)[1]["choices"][0]
+    assert [token["id"] for token in choice["logprobs"]["content"]] == ids[2:3]
+    assert (choice["text"], choice["finish_reason"]) == ("", "stop")
+
+
+def chat_tokens(url: str, **options: Any) -> list[dict[str, Any]]:
+    """The most probable reply."""
+    body = {**options, "temperature": 0, "logprobs": True}
+    tokens: list[dict[str, Any]] = post(f"{url}/v1/chat/completions", body)[1]["choices"][0]["logprobs"]["content"]
+    assert {token["rank"] for token in tokens} == {0}
+    return tokens
+
+
+def test_only_files_of_the_page_are_served(url: str) -> None:
+    for name, kind in (("", "text/html"), ("page/main.js", "text/javascript"), ("page/page.css", "text/css")):
+        with urlopen(f"{url}/{name}") as answer:
+            assert answer.headers["Content-Type"].startswith(kind)
+            assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'; ")
+    for name in ("page/", "page/none.js", "page/..%2fapp.py", "page/%2e%2e/app.py", "page/../app.py"):
+        assert post(f"{url}/{name}", {})[0] in (404, 405)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc)
+        connection.request("GET", f"/{name}")
+        assert connection.getresponse().status == 404
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")

@@ -95,7 +95,7 @@ function select(to, focus = false) {
   });
   $("previous").disabled = index === 0;
   $("next").disabled = index === page.steps.length - 1;
-  $("where").replaceChildren(`Token ${index + 1} of ${page.steps.length}: `, label(labelOf(step.token), { class: "chosen" }));
+  $("where").replaceChildren(`Token ${index + 1} of ${page.steps.length}: `, label(labelOf(step.token), { class: "chosen" }), step.given ? ", which was not drawn but given" : "");
   values.u = step.u ?? 0.5;
   pinned = strongestHead(step);
   showControls();
@@ -223,7 +223,7 @@ function candidateRow(step, state, unfiltered, rank, drawn, ends) {
   const marks = [drawn ? "drawn" : "", id === step.token ? "recorded" : "", cut ? "cut" : ""].filter(Boolean);
   const name = element("th", { scope: "row" }, label(labelOf(id)));
   if (drawn) name.append(" ", element("span", { class: "mark" }, isGreedy() ? "chosen" : "drawn"));
-  else if (id === step.token) name.append(" ", element("span", { class: "mark" }, "recorded"));
+  else if (id === step.token) name.append(" ", element("span", { class: "mark" }, step.given ? "given" : "recorded"));
   const interval = rank < state.kept && !isGreedy() ? `${(ends[rank - 1] ?? 0).toFixed(4)}–${ends[rank].toFixed(4)}` : "";
   return element("tr", { class: marks.join(" "), "data-id": id }, name,
     dataCell(own, probability(own)), dataCell(tempered, probability(tempered), "number wide"),
@@ -463,7 +463,7 @@ function recomputed() {
     const step = stepAt(n);
     const state = runSampler(step, order, recorded);
     for (const [id, p] of step.recorded) error = Math.max(error, Math.abs(finalProbability(state, state.ids.indexOf(id)) - p));
-    same &&= state.ids[step.u === null ? 0 : drawnRank(state, step.u)] === step.token;
+    same &&= step.given || state.ids[step.u === null ? 0 : drawnRank(state, step.u)] === step.token;
   });
   return { error, ok: same && error < 1e-4, same };
 }

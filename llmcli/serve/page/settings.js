@@ -1,0 +1,55 @@
+// The settings of the sampler. The server checks them; an empty field has the model's default.
+
+import { conversation, keep } from "./conversation.js";
+import { $, element } from "./element.js";
+
+const FIELDS = {
+  temperature: ["Temperature", "0 takes the most probable token.", { min: 0, step: 0.1 }],
+  top_k: ["Top-k", "Keep the k most probable; 0 is off.", { min: 0, step: 1 }],
+  top_p: ["Top-p", "Keep the fewest that reach p; 1 is off.", { min: 0, max: 1, step: 0.05 }],
+  min_p: ["Min-p", "Keep this share of the largest p; 0 is off.", { min: 0, max: 1, step: 0.05 }],
+  repetition_penalty: ["Repetition penalty", "Above 1, repetitions are rarer; 1 is off.", { min: 0, step: 0.05 }],
+  max_tokens: ["Most tokens", "The text stops after so many.", { min: 1, step: 1 }],
+  seed: ["Seed", "The same seed gives the same text.", { min: 0, step: 1 }],
+};
+
+export function buildSettings(model) {
+  const fields = Object.entries(FIELDS).map(([name, [title, help, limits]]) => field(name, title, help, limits, model.defaults[name]));
+  $("fields").replaceChildren(...fields);
+  $("system-field").hidden = !model.chat;
+  $("system").value = conversation.system;
+  $("system").addEventListener("input", () => {
+    conversation.system = $("system").value;
+    keep();
+  });
+  $("show-settings").addEventListener("click", () => {
+    const shown = $("settings").hidden;
+    $("settings").hidden = !shown;
+    $("show-settings").setAttribute("aria-expanded", shown);
+  });
+}
+
+function field(name, title, help, limits, usual) {
+  const id = `setting-${name}`;
+  const placeholder = usual === undefined ? "random" : Number(usual.toPrecision(4));
+  const input = element("input", { id, type: "number", ...limits, step: "any", placeholder, "aria-describedby": `${id}-help` });
+  if (Number.isInteger(limits.step)) input.step = limits.step;
+  input.value = conversation.settings[name] ?? "";
+  input.addEventListener("input", () => {
+    input.setAttribute("aria-invalid", !input.validity.valid);
+    conversation.settings[name] = input.value;
+    keep();
+  });
+  return element("div", { class: "field" }, element("label", { for: id }, title), input, element("p", { id: `${id}-help`, class: "small" }, help));
+}
+
+// The settings that the user made, as options of a request; the seed is apart.
+export function optionsNow() {
+  const { seed, ...others } = conversation.settings;
+  return Object.fromEntries(Object.entries(others).filter(([, value]) => value !== "").map(([name, value]) => [name, Number(value)]));
+}
+
+export function seedNow() {
+  const { seed } = conversation.settings;
+  return seed ? Number(seed) : null;
+}

@@ -1,0 +1,261 @@
+"""The page of the server in a browser: each text is the server's own, and nothing comes from another host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcli.explain import VocabEntry
+from llmcli.render.text import token_label
+from tests.serve.conftest import post, server
+
+TOKENS = "[...document.querySelectorAll('.reply:last-child .tokens .token')]"
+IDLE = "body:not(.running) .reply:last-child .tools button >> nth=0"
+KEY = "a-key-of-this-test"
+
+
+@pytest.fixture(scope="module")
+def prose(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server that needs a key, with a model that has no chat template."""
+    path = tmp_path_factory.mktemp("prose")
+    (path / "key").write_text(KEY)
+    shutil.copytree(folder, path / "base", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    with server("-m", str(path / "base"), "--api-key-file", str(path / "key"), "--threads", "1") as running:
+        yield running
+
+
+@pytest.fixture
+def opened(browser: Any, url: str) -> Iterator[Any]:
+    yield from open_page(browser, url)
+
+
+def open_page(browser: Any, url: str, *expected: str) -> Iterator[Any]:
+    """The page in a window of its own. Afterwards it has reported no errors but those with a text of ``expected``."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    messages, requests = list[str](), list[str]()
+    context.on("console", lambda message: messages.append(message.text))
+    context.on("weberror", lambda error: messages.append(str(error.error)))
+    context.on("request", lambda request: requests.append(request.url))
+    window = context.new_page()
+    window.goto(url)
+    yield window
+    assert [message for message in messages if not any(text in message for text in expected)] == []
+    assert [each for each in requests if not each.startswith(f"{url}/")] == []
+    context.close()
+
+
+def settings(window: Any, **values: float) -> None:
+    window.click("#show-settings")
+    for name, value in values.items():
+        window.fill(f"#setting-{name}", str(value))
+    window.click("#show-settings")
+
+
+def send(window: Any, text: str) -> None:
+    window.fill("#draft", text)
+    window.press("#draft", "Enter")
+    window.wait_for_selector(IDLE)
+
+
+def reply(window: Any) -> str:
+    """The text of the last reply."""
+    text: str = window.evaluate(f"{TOKENS}.filter((each) => !each.matches('.end')).map((e) => e.textContent).join('')")
+    return text
+
+
+def seed(window: Any) -> int:
+    return int(window.locator(".reply:last-child .seed").inner_text().removeprefix("Seed "))
+
+
+def prompt_of(url: str, messages: list[dict[str, str]]) -> dict[str, Any]:
+    status, found = post(f"{url}/tokenize", {"messages": messages})
+    assert status == 200, found
+    return found
+
+
+def completion(url: str, found: dict[str, Any], more: list[int], **options: Any) -> dict[str, Any]:
+    """The server's own text after a conversation and the tokens ``more``."""
+    body = {"prompt": [*found["tokens"], *more], "stop_token_ids": found["stop_token_ids"], "logprobs": 10, **options}
+    status, answer = post(f"{url}/v1/completions", body)
+    assert status == 200, answer
+    choice: dict[str, Any] = answer["choices"][0]
+    return choice
+
+
+def test_a_conversation(opened: Any, url: str) -> None:
+    settings(opened, max_tokens=12, seed=5, temperature=1.3)
+    send(opened, "Who is <b>he</b>?")
+    first = {"role": "user", "content": "Who is <b>he</b>?"}
+    options = {"max_tokens": 12, "temperature": 1.3}
+    expected = completion(url, prompt_of(url, [first]), [], **options, seed=5)["text"]
+    assert (reply(opened), seed(opened)) == (expected, 5)
+
+    settings(opened, seed="")
+    send(opened, "And she?")
+    dialog = [first, {"role": "assistant", "content": expected}, {"role": "user", "content": "And she?"}]
+    second = completion(url, prompt_of(url, dialog), [], **options, seed=seed(opened))["text"]
+    assert reply(opened) == second
+
+    opened.reload()
+    opened.wait_for_selector(".reply")
+    assert reply(opened) == second
+    before = seed(opened)
+    opened.click(".reply:last-child button:text('Regenerate')")
+    opened.wait_for_selector(IDLE)
+    again = reply(opened)
+    assert seed(opened) != before
+    assert again == completion(url, prompt_of(url, dialog), [], **options, seed=seed(opened))["text"]
+    opened.click(".reply:last-child .seed")
+    opened.wait_for_selector(IDLE)
+    assert reply(opened) == again
+
+    opened.click(".user >> nth=0 >> button")
+    opened.fill(".edit", "Who?")
+    opened.press(".edit", "Enter")
+    opened.wait_for_selector(IDLE)
+    assert opened.locator(".turn").count() == 2
+    edited = completion(url, prompt_of(url, [{"role": "user", "content": "Who?"}]), [], **options, seed=seed(opened))
+    assert reply(opened) == edited["text"]
+
+
+def test_another_token(opened: Any, url: str, browser: Any) -> None:
+    settings(opened, max_tokens=10, seed=3)
+    send(opened, "A fox")
+    found = prompt_of(url, [{"role": "user", "content": "A fox"}])
+    drawn = completion(url, found, [], max_tokens=10, seed=3)["logprobs"]["content"]
+    opened.hover(".tokens .token >> nth=4")
+    rivals = opened.locator("#rivals .rival")
+    rivals.first.wait_for()
+    assert [int(id) for id in rivals.evaluate_all("(all) => all.map((each) => each.dataset.id)")] == [
+        rival["id"] for rival in drawn[4]["top_logprobs"]
+    ]
+    chosen = next(rival for rival in drawn[4]["top_logprobs"][2:] if rival["id"] != drawn[4]["id"])
+    opened.click(f"#rivals [data-id='{chosen['id']}']")
+    opened.wait_for_selector(IDLE)
+    kept = [*(token["id"] for token in drawn[:4]), chosen["id"]]
+    after = completion(url, found, kept, max_tokens=10, seed=3)["text"]
+    text = b"".join(bytes(token["bytes"]) for token in [*drawn[:4], chosen]).decode()
+    assert reply(opened) == text + after
+
+    for number, given in ((4, True), (6, False)):
+        token = opened.locator(".tokens .token").nth(number)
+        opened.mouse.move(0, 0)
+        token.hover()
+        opened.locator("#rivals .title b").wait_for()
+        label = opened.locator("#rivals .title b").inner_text()
+        with opened.context.expect_page() as event:
+            opened.click("#rivals .why")
+        why = event.value
+        why.locator("#check:not(:empty)").wait_for()
+        assert why.locator("#check").inner_text().startswith("check: ok")
+        where = why.locator("#where").inner_text()
+        assert (f"Token 1 of 1: {label}" in where, "given" in where) == (True, given)
+
+
+def test_without_a_mouse(opened: Any) -> None:
+    settings(opened, max_tokens=2000)
+    press = opened.keyboard.press
+    opened.focus("#draft")
+    opened.keyboard.type("A tale")
+    press("Shift+Enter")
+    assert opened.input_value("#draft") == "A tale\n"
+    press("Enter")
+    opened.locator(".reply:last-child .token").nth(5).wait_for()
+    press("Escape")
+    opened.wait_for_selector(IDLE)
+    count = opened.locator(".tokens .token").count()
+    assert 5 < count < 1900
+    settings(opened, max_tokens=3)
+    opened.focus("#draft")
+    for _ in range(9):
+        press("Shift+Tab")
+        if opened.evaluate("document.activeElement.matches('.token')"):
+            break
+    press("Home")
+    press("ArrowRight")
+    press("ArrowRight")
+    assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == 2
+    press("Enter")
+    press("ArrowDown")
+    id = opened.evaluate("document.activeElement.dataset.id")
+    press("Enter")
+    opened.wait_for_selector(IDLE)
+    assert opened.locator(".tokens .token").count() == 6
+    assert opened.evaluate("JSON.parse(sessionStorage.conversation).turns[1].tokens[2].id") == int(id)
+    assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == 2
+    press("Escape")
+    assert not opened.locator("#rivals").is_visible()
+
+
+def test_errors_are_one_line(browser: Any, url: str) -> None:
+    for window in open_page(browser, url, "400"):
+        settings(window, temperature=-1)
+        send(window, "<img src=x onerror=alert(1)>")
+        assert window.locator("#notice").inner_text() == "temperature must be at least 0, not -1 Try again"
+        assert window.locator("#turns img").count() == 0
+        settings(window, temperature=0, max_tokens=2)
+        window.click("#notice button")
+        window.locator(".tokens .token").nth(1).wait_for()
+        assert window.locator("#notice").inner_text() == ""
+
+
+def test_narrow_and_dark(opened: Any) -> None:
+    send(opened, "word" * 60)
+    opened.set_viewport_size({"width": 320, "height": 600})
+    opened.hover(".tokens .token >> nth=0")
+    opened.locator("#rivals .rival").first.wait_for()
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 320
+    light = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    opened.emulate_media(color_scheme="dark")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+def test_labels_are_those_of_the_views(opened: Any) -> None:
+    samples = [" the", "\n\n", "\t", "é\u202e", "🙂", "\x1b[31m", "a b", "\ufeff"]
+    all_bytes = [text.encode() for text in samples] + ["🙂".encode()[:2], b"\x98\x80", b"a\xe2\x80", b"\xff\xfe \xc3"]
+    shown = opened.evaluate(
+        "async (all) => { const { label } = await import('/page/bytes.js'); return all.map(label); }",
+        [list(each) for each in all_bytes],
+    )
+    assert shown == [token_label(VocabEntry(0, "", each)) for each in all_bytes]
+
+
+def test_a_key_a_text_and_a_lost_connection(browser: Any, prose: tuple[str, subprocess.Popen[str]]) -> None:
+    url, process = prose
+    for window in open_page(browser, url, "401", "ERR_"):
+        for given in ("wrong", KEY):
+            window.fill("#key", given)
+            window.press("#key", "Enter")
+            window.locator("dialog:has-text('refused') #key, #draft[placeholder='Text to continue']").first.wait_for()
+        window.locator("#draft[placeholder='Text to continue']").wait_for()
+        settings(window, max_tokens=7, seed=1)
+        send(window, "Once upon a")
+        send(window, " There was a")
+        turns = window.evaluate("JSON.parse(sessionStorage.conversation).turns")
+        text = "Once upon a" + "".join(
+            bytes(byte for token in turn["tokens"] for byte in token["bytes"]).decode() if "tokens" in turn else ""
+            for turn in turns[:2]
+        )
+        body = {"prompt": f"{text} There was a", "max_tokens": 7, "seed": 1}
+        status, answer = post(f"{url}/v1/completions", body, {"Authorization": f"Bearer {KEY}"})
+        assert (status, reply(window)) == (200, answer["choices"][0]["text"])
+
+        window.reload()
+        settings(window, max_tokens=5000)
+        window.click(".reply:last-child button:text('Go on')")
+        window.locator(".reply:last-child .token").nth(20).wait_for()
+        process.kill()
+        window.locator("#notice button").wait_for()
+        assert window.locator("#notice").inner_text().startswith("The connection was lost.")
+        assert reply(window).startswith(answer["choices"][0]["text"])
+        count = window.locator(".reply:last-child .token").count()
+        window.click("#notice button")
+        window.locator("#notice:has-text('cannot be reached')").wait_for()
+        assert window.locator(".reply:last-child .token").count() == count > 20
+        assert json.loads(window.evaluate("JSON.stringify(sessionStorage)")).keys() == {"api-key", "conversation"}
