@@ -220,9 +220,7 @@ class Scheduler:
             next(reading.passes)
         except StopIteration as end:
             reading.logits = end.value[0]
-        kept = self.prefixes.worth_keeping(ids)
-        if reading.cache.length == kept > reading.cached:
-            self.prefixes.keep(ids[:kept], reading.cache)
+        self.prefixes.keep(ids, reading.cache)
 
     def _join(self) -> None:
         """Start as many texts of the prompt as there is room for."""

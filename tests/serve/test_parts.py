@@ -31,8 +31,7 @@ def reading(prefixes: Prefixes, ids: list[int], cache: KVCache) -> Tensor:
         except StopIteration as end:
             logits: Tensor = end.value[0]
             return logits
-        if cache.length == prefixes.worth_keeping(ids) > found:
-            prefixes.keep(ids[: cache.length], cache)
+        prefixes.keep(ids, cache)
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-dynamic", "gemma3_text", "nemotron_h", "deepseek_v3"])
@@ -54,6 +53,36 @@ def test_a_prefix_changes_no_bit(tiny: TinyFactory, kind: str, monkeypatch: pyte
     if kind != "llama-dynamic":  # its angles depend on the length
         assert min(reused[len(prompts) :]) >= 8
     assert 0 < prefixes.nbytes <= prefixes.limit
+
+
+@pytest.mark.parametrize("kind", ["llama", "nemotron_h"])
+def test_prefixes_share_their_beginnings_in_bounded_memory(
+    tiny: TinyFactory, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "CPU_CHUNK", 8)
+    model = tiny(kind).load()
+    draw = random.Random(2)
+    system = [draw.randrange(5, 40) for _ in range(16)]
+    first, second, other = (start + [draw.randrange(5, 40) for _ in range(9)] for start in (system, system, []))
+
+    def cached(prefixes: Prefixes, ids: list[int]) -> int:
+        cache = prefixes.find(ids, len(ids))
+        found = cache.length
+        assert torch.equal(reading(prefixes, ids, cache), steps.next_logits(model, ids, model.new_cache()))
+        return found
+
+    prefixes = Prefixes(model, 2**24)
+    assert [cached(prefixes, ids) for ids in (first, second, first)] == [0, 16, 24]
+    chunk = prefixes.nbytes // 4
+    assert chunk * 4 == prefixes.nbytes, "three chunks each, two of them shared"
+    prefixes = Prefixes(model, 4 * chunk)
+    assert [cached(prefixes, ids) for ids in (first, second, first, other)] == [0, 16, 24, 0]
+    assert prefixes.nbytes <= prefixes.limit
+    assert prefixes.find(first, 25).length == 24
+    assert prefixes.find(second, 25).length == 16, "its own chunk was used least recently"
+    small = Prefixes(model, chunk)
+    assert [cached(small, ids) for ids in (first, first, other, other)][1:] != [0, 0, 0]
+    assert 0 < small.nbytes <= chunk
 
 
 def test_the_queue_is_bounded_and_fair(loaded: LoadedModel) -> None:
