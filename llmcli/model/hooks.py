@@ -87,15 +87,26 @@ def _beside(chosen: Tensor, part: Tensor) -> Tensor:
     return chosen.view(*chosen.shape, *(1,) * (part.dim() - 2))
 
 
+class Start(NamedTuple):
+    """A residual stream x [B, T, C] before block ``layer``, with which a pass begins instead of the embedding.
+
+    Layers that read the keys of earlier ones need a pass through those.
+    """
+
+    layer: int
+    x: Tensor
+
+
 @dataclass
 class Hooks:
     """The changes of a model, in the order in which they apply to one place, and which results to keep.
 
-    ``kept`` has the results of each pass, changed, at the places of ``keep``.
+    ``kept`` has the results of each pass, changed, at the places of ``keep``. ``start`` skips the first blocks.
     """
 
     changes: Iterable[Change] = ()
     keep: Collection[Site] = ()
+    start: Start | None = None
     kept: dict[Site, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -223,7 +223,10 @@ class Transformer(nn.Module):
         if cache is None and self.config.num_kv_shared_layers:
             cache = PassStore()
         given = None if self.inputs is None else self.inputs(ids, x)  # [B, T, L, P]
-        for layer, block in enumerate(self.blocks):
+        first = 0
+        if hooks is not None and hooks.hooks.start is not None:
+            first, x = hooks.hooks.start.layer, hooks.hooks.start.x.to(x)
+        for layer, block in enumerate(self.blocks[first:], first):
             placement = placements.windowed if block.sliding else placements.full
             placement = placement if block.rotates else placement.unrotated()
             x = block(x, placement, cache, trace, None if given is None else given[:, :, layer], hooks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from llmcli.errors import usage_error
 from llmcli.explain.attribution import ROUNDING, why
 from llmcli.explain.forward_pass import check_length, tolerance
 from llmcli.explain.interventions.ablation import parse_part, part_results
+from llmcli.explain.interventions.beginning import Beginning
 from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relative_error, vocab_entry
 from llmcli.explain.selection import Text, find_token, token_ids
 from llmcli.generation.distribution import argmax, check_finite
@@ -28,6 +30,9 @@ from llmcli.model.transformer import Transformer
 MapPart = Literal["residual", "attn", "mlp"]
 LEAST_DIFFERENCE = 1e-2  # between the logit differences of the two texts
 MAX_ROWS = 2**12  # tokens of all texts of a pass
+
+HEADS = "heads"
+PartEffect = tuple[str, int, int | None, float]  # name, layer, head, effect
 
 Progress = Callable[[int, int], None]
 
@@ -104,7 +109,7 @@ def patch(
     """Patch ``part`` of each layer at each position, and each head and MLP, from the clean into the corrupt text.
 
     ``token`` is the answer to the clean text, by default the most probable one, and ``other`` that to the corrupt text.
-    ``path`` names a sender and a receiver, such as ("3.2", "4.5"). ``progress`` receives passes done and their total.
+    ``path`` names a sender and a receiver, such as ("3.2", "4.5"). ``progress`` receives layers done and their total.
     Raises LlmcliError if the texts differ in their number of tokens or not at all, or if both give the same answer.
     """
     model = loaded.model
@@ -114,8 +119,11 @@ def patch(
     pair = _answers(loaded, texts, token, other)
     run = _Patching(model, texts[0], texts[1], first, pair, progress)
     path_effect = None if path is None else PatchedPath(*path, run.path_effect(*path))
-    rows = tuple(run.map(part))
-    effects = run.part_effects()
+    rows, effects = [run.embedding_row()] if part == "residual" else [], []
+    for layer in run.layers:
+        of_layer, of_parts = run.layer(layer, part)
+        rows += of_layer
+        effects += of_parts
     direct, unexplained = _direct_effects(loaded, texts, pair, run)
     parts = tuple(
         PatchedPart(name, layer, head, effect, direct.get(name, 0.0)) for name, layer, head, effect in effects
@@ -129,7 +137,7 @@ def patch(
         differences=(run.clean_difference, run.corrupt_difference),
         part=part,
         first=first,
-        rows=rows,
+        rows=tuple(rows),
         parts=parts,
         direct_total=sum(direct.values()),
         path=path_effect,
@@ -159,7 +167,7 @@ def _answers(
 ) -> tuple[int, int]:
     size = loaded.model.config.vocab_size
     chosen = [
-        argmax(_last_logits(loaded.model, [ids])[0]) if given is None else find_token(loaded.tokenizer, given, size)
+        argmax(_last_logits(loaded.model, ids)) if given is None else find_token(loaded.tokenizer, given, size)
         for ids, given in zip(texts, (token, other), strict=True)
     ]
     if chosen[0] == chosen[1]:
@@ -169,10 +177,10 @@ def _answers(
 
 
 @torch.inference_mode()
-def _last_logits(model: Transformer, texts: Sequence[Sequence[int]]) -> Tensor:
-    """The logits [B, V] after each of some texts of the same length."""
-    x = model.hidden(torch.tensor(texts, device=model.device), model.new_cache(len(texts)))
-    logits = model.unembed(x[:, -1])
+def _last_logits(model: Transformer, ids: Sequence[int]) -> Tensor:
+    """The logits [V] after a text."""
+    x = model.hidden(torch.tensor([ids], device=model.device), model.new_cache())
+    logits = model.unembed(x[:, -1])[0]
     check_finite(logits)
     return logits
 
@@ -193,14 +201,16 @@ class _Patching:
         self.first, self.pair, self.progress = first, pair, progress
         config = model.config
         self.layers = range(config.num_hidden_layers)
-        self.passes, self.done = len(self.layers) + 1 + len(config.attending) + sum(map(config.has_mlp, self.layers)), 0
+        self.places = torch.eye(len(corrupt), dtype=torch.bool)[first:]
+        self.done = 0
         sites = {Site("residual", -1)}
         for layer in self.layers:
             sites |= {Site("residual", layer), Site("attn", layer), Site("mlp", layer), Site("heads", layer)}
         self.values = part_results(model, clean, sites)
         self.clean_difference, self.corrupt_difference = (
-            self.difference(_last_logits(model, [ids])[0]) for ids in (clean, corrupt)
+            self.difference(_last_logits(model, ids)) for ids in (clean, corrupt)
         )
+        self.beginning = Beginning(model, corrupt, first)
         if abs(self.clean_difference - self.corrupt_difference) < LEAST_DIFFERENCE:
             raise usage_error("both texts give the two answers the same logit difference", kind="same-answer")
 
@@ -214,46 +224,67 @@ class _Patching:
 
     def effect(self, *changes: Change) -> float:
         """The effect of some changes of the pass over the corrupt text."""
-        return self.share(self.difference(_last_logits(changed(self.model, changes), [self.corrupt])[0]))
+        return self.share(self.difference(self.beginning.continued(changes, 1)[0]))
 
-    def effects(self, site: Site, masks: Tensor) -> list[float]:
-        """The effect of each of ``masks`` [n, T] or [n, T, units]: where the clean values replace the corrupt ones."""
-        found: list[float] = []
+    def effects(self, *patches: tuple[Site, Tensor]) -> list[list[float]]:
+        """For each site, the effect of each of its masks [n, T] or [n, T, units]: where it becomes the clean one.
+
+        All are rows of the same passes.
+        """
+        total = sum(len(masks) for _, masks in patches)
+        changes: list[tuple[Site, Tensor]] = []
+        begin = 0
+        for site, masks in patches:
+            rows = masks.new_zeros(total, *masks.shape[1:])
+            rows[begin : begin + len(masks)] = masks
+            changes.append((site, rows[:, self.first :].to(self.model.device)))
+            begin += len(masks)
         step = max(MAX_ROWS // len(self.corrupt), 1)
-        for start in range(0, len(masks), step):
-            part = masks[start : start + step].to(self.model.device)
-            change = Change(site, value=self.values[site], per_position=True, mask=part)
-            logits = _last_logits(changed(self.model, [change]), [self.corrupt] * len(part))
+        found: list[float] = []
+        for start in range(0, total, step):
+            part = [
+                Change(site, value=self.values[site], per_position=True, mask=rows[start : start + step])
+                for site, rows in changes
+            ]
+            logits = self.beginning.continued(part, min(step, total - start))
             found += [self.share(self.difference(row)) for row in logits]
-        self._report()
-        return found
+        effects = iter(found)
+        return [list(islice(effects, len(masks))) for _, masks in patches]
 
-    def map(self, part: MapPart) -> list[PatchedLayer]:
-        """The effects of ``part`` in each layer, at each position from the first difference on."""
-        places = torch.eye(len(self.corrupt), dtype=torch.bool)[self.first :]
-        rows = [PatchedLayer(None, tuple(self.effects(Site("residual", -1), places)))] if part == "residual" else []
-        for layer in self.layers:
-            site = Site(part, layer)
-            if site in self.values:
-                rows.append(PatchedLayer(layer, tuple(self.effects(site, places))))
-        return rows
+    def embedding_row(self) -> PatchedLayer:
+        """The effects of the embedding at each position from the first difference on."""
+        return PatchedLayer(None, tuple(self.effects((Site("residual", -1), self.places))[0]))
 
-    def part_effects(self) -> list[tuple[str, int, int | None, float]]:
-        """Name, layer, head and effect of each head and each MLP, at all positions together."""
-        found: list[tuple[str, int, int | None, float]] = []
+    def layer(self, layer: int, part: MapPart) -> tuple[list[PatchedLayer], list[PartEffect]]:
+        """The effects of ``part`` at each position, if the layer has it, and those of its parts at all positions."""
+        patches = {name: patch for name, patch in self._patches(layer).items() if patch[0] in self.values}
+        mapped = [(Site(part, layer), self.places)] if Site(part, layer) in self.values else []
+        found = self.effects(*mapped, *patches.values())
+        rows = [PatchedLayer(layer, tuple(found.pop(0)))] if mapped else []
+        effects: list[PartEffect] = []
+        for name, values in zip(patches, found, strict=True):
+            if name == HEADS:
+                effects += [(f"L{layer}.H{head}", layer, head, effect) for head, effect in enumerate(values)]
+            else:
+                effects.append((f"L{layer} {name}", layer, None, values[0]))
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, len(self.layers))
+        return rows, effects
+
+    def _patches(self, layer: int) -> dict[str, tuple[Site, Tensor]]:
+        """What each part of a layer is called, with its site and its masks: all heads, one by one, and the others."""
         config, count = self.model.config, len(self.corrupt)
-        units = torch.eye(config.num_attention_heads, dtype=torch.bool)[:, None].expand(-1, count, -1)  # [H, T, H]
-        for layer in self.layers:
-            if config.has_attention(layer):
-                effects = self.effects(Site("heads", layer), units)
-                found += [(f"L{layer}.H{head}", layer, head, effect) for head, effect in enumerate(effects)]
-            if config.has_mixer(layer) and not config.has_attention(layer):
-                everywhere = torch.ones(1, count, dtype=torch.bool)
-                found.append((f"L{layer} mixer", layer, None, self.effects(Site("attn", layer), everywhere)[0]))
-            if config.has_mlp(layer):
-                everywhere = torch.ones(1, count, dtype=torch.bool)
-                found.append((f"L{layer} MLP", layer, None, self.effects(Site("mlp", layer), everywhere)[0]))
-        return found
+        everywhere = torch.ones(1, count, dtype=torch.bool)
+        patches: dict[str, tuple[Site, Tensor]] = {}
+        if config.has_attention(layer):
+            units = torch.eye(config.num_attention_heads, dtype=torch.bool)  # [H, H]
+            patches[HEADS] = Site("heads", layer), units[:, None].expand(-1, count, -1)  # [H, T, H]
+        elif config.has_mixer(layer):
+            patches["mixer"] = Site("attn", layer), everywhere
+        if config.has_mlp(layer):
+            patches["MLP"] = Site("mlp", layer), everywhere
+        return patches
 
     def path_effect(self, sender: str, receiver: str) -> float:
         """The effect of the sender's clean result on the answer if only the receiver reads it."""
@@ -304,11 +335,6 @@ class _Patching:
         layer = len(self.layers) // 2
         values = part_results(self.model, self.corrupt, {Site("attn", layer), Site("mlp", layer)})
         return abs(self.effect(*(Change(site, value=value, per_position=True) for site, value in values.items())))
-
-    def _report(self) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(min(self.done, self.passes), self.passes)
 
 
 def _direct_effects(
