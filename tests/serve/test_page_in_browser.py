@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,13 @@ def test_without_a_mouse(opened: Any) -> None:
     assert 5 < count < 1900
     settings(opened, max_tokens=3)
     opened.focus("#draft")
-    for _ in range(9):
+    for _ in range(4):  # the buttons of the reply
         press("Shift+Tab")
-        if opened.evaluate("document.activeElement.matches('.token')"):
-            break
+    assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == 0
+    press("Escape")
+    press("Escape")
+    press("ArrowUp")
+    assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == count - 1
     press("Home")
     press("ArrowRight")
     press("ArrowRight")
@@ -189,12 +193,14 @@ def test_without_a_mouse(opened: Any) -> None:
     assert opened.locator(".tokens .token").count() == 6
     assert opened.evaluate("JSON.parse(sessionStorage.conversation).turns[1].tokens[2].id") == int(id)
     assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == 2
+    press("ArrowLeft")
+    assert opened.locator("#rivals").is_visible()
     press("Escape")
     assert not opened.locator("#rivals").is_visible()
 
 
 def test_errors_are_one_line(browser: Any, url: str) -> None:
-    for window in open_page(browser, url, "400"):
+    for window in open_page(browser, url, "400", "429"):
         settings(window, temperature=-1)
         send(window, "<img src=x onerror=alert(1)>")
         assert window.locator("#notice").inner_text() == "temperature must be at least 0, not -1 Try again"
@@ -203,9 +209,20 @@ def test_errors_are_one_line(browser: Any, url: str) -> None:
         window.click("#notice button")
         window.locator(".tokens .token").nth(1).wait_for()
         assert window.locator("#notice").inner_text() == ""
+        busy = {"status": 429, "headers": {"Retry-After": "3"}, "json": {"error": {"message": "the queue is full"}}}
+        window.route("**/v1/completions", partial(fulfill, busy))
+        window.click("button:text('Go on')")
+        window.locator("#notice button").wait_for()
+        assert window.locator("#notice").inner_text() == "the queue is full (try again in 3 s) Try again"
+        assert window.locator(".tokens .token").count() == 2
+
+
+def fulfill(answer: dict[str, Any], route: Any) -> None:
+    route.fulfill(**answer)
 
 
 def test_narrow_and_dark(opened: Any) -> None:
+    settings(opened, max_tokens=30)
     send(opened, "word" * 60)
     opened.set_viewport_size({"width": 320, "height": 600})
     opened.hover(".tokens .token >> nth=0")

@@ -11,7 +11,7 @@ let asking = null; // one dialog for all requests that wait for the key
 // Ask until the user enters a key. `wrong`: the server refused the one it got.
 export function askForKey(wrong) {
   asking ??= new Promise((resolve) => {
-    const input = element("input", { id: "key", type: "password", autocomplete: "off", required: "", "aria-label": "API key" });
+    const input = element("input", { id: "key", type: "password", autocomplete: "off", required: "", pattern: "[!-~]+", "aria-label": "API key" });
     const why = wrong ? "The server refused this key. Enter another one." : "This server needs a key. The page keeps it in this tab.";
     const form = element("form", { method: "dialog" }, element("h2", { id: "key-title" }, "API key"), element("p", {}, why), input,
       element("button", { type: "submit" }, "Continue"));

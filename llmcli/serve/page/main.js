@@ -6,7 +6,7 @@ import { extend, randomSeed, readPrompt } from "./generating.js";
 import { ReplyView } from "./reply.js";
 import { Rivals } from "./rivals.js";
 import { ask, ServerError } from "./server.js";
-import { buildSettings, optionsNow, seedNow } from "./settings.js";
+import { buildSettings, optionsNow, seedNow, toggleSettings } from "./settings.js";
 
 const ENDINGS = { length: "reached the most tokens", stopped: "stopped", lost: "interrupted" };
 
@@ -111,6 +111,7 @@ async function run(reply, seed, options) {
   const mine = (running = new AbortController());
   $("notice").replaceChildren();
   render();
+  if (document.activeElement === document.body) $("turns").focus({ preventScroll: true }); // the button pressed is gone
   follow(true);
   try {
     const before = conversation.turns.slice(0, conversation.turns.indexOf(reply));
@@ -191,6 +192,13 @@ function interrupt() {
   keep();
 }
 
+// Stop the text; if none is generated, go back to the draft.
+function escape() {
+  if (running) return interrupt();
+  if ($("settings").contains(document.activeElement)) toggleSettings();
+  $("draft").focus();
+}
+
 // --- tokens ---
 
 function placeOf(span) {
@@ -242,12 +250,14 @@ function listen() {
     refresh();
   });
   $("draft").addEventListener("keydown", (event) => {
-    if (!isEnter(event)) return;
+    if (event.key === "ArrowUp" && !$("draft").value) views.get(lastReply())?.focus(Infinity);
+    else if (isEnter(event)) send();
+    else return;
     event.preventDefault();
-    send();
   });
   $("stop").addEventListener("click", interrupt);
-  document.addEventListener("keydown", (event) => event.key === "Escape" && interrupt());
+  $("show-settings").addEventListener("click", toggleSettings);
+  document.addEventListener("keydown", (event) => event.key === "Escape" && escape());
   $("new").addEventListener("click", () => {
     stop();
     conversation.turns = [];
@@ -276,7 +286,7 @@ async function start() {
   document.body.classList.toggle("prose", !model.chat);
   buildSettings(model);
   render();
-  $("draft").focus();
+  if (matchMedia("(hover: hover)").matches) $("draft").focus(); // elsewhere it would open a keyboard
 }
 
 listen();

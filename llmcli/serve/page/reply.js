@@ -19,7 +19,7 @@ export class ReplyView {
 
   add(token) {
     const text = token.end ? "" : this.read(token);
-    const span = element("span", { role: "option", tabindex: this.list.childElementCount ? -1 : 0, class: "token", "data-bucket": bucket(token.p) });
+    const span = element("span", { role: "option", tabindex: this.list.childElementCount ? -1 : 0, class: "token", "aria-selected": false, "data-bucket": bucket(token.p) });
     span.setAttribute("aria-label", `${label(token.bytes)}, ${percent(token.p)}${token.chosen ? ", your choice" : ""}`);
     span.classList.toggle("chosen", Boolean(token.chosen));
     span.classList.toggle("end", Boolean(token.end));
@@ -59,8 +59,12 @@ export class ReplyView {
 
   // Tab reaches the token that had the focus last.
   reach(span) {
-    for (const other of this.list.querySelectorAll("[tabindex='0']")) other.tabIndex = -1;
+    for (const other of this.list.querySelectorAll("[tabindex='0']")) {
+      other.tabIndex = -1;
+      other.setAttribute("aria-selected", false);
+    }
     span.tabIndex = 0;
+    span.setAttribute("aria-selected", true);
   }
 }
 

@@ -4,7 +4,7 @@ import { label } from "./bytes.js";
 import { $, element } from "./element.js";
 import { percent } from "./probability.js";
 
-const OPENS = 120; // ms that the pointer must rest on a token
+const OPENS = 180; // ms that the pointer must rest on a token
 const CLOSES = 250; // ms to get from the token to the menu
 
 // `pick(token span, rival)` replaces a token by a rival, `why(token span)` explains it; `tokenOf(span)` is its token.
@@ -116,6 +116,10 @@ export class Rivals {
   }
 
   enter(event) {
+    if (event.key === "Escape" && !this.menu.hidden) {
+      event.stopPropagation(); // the next one stops the text
+      this.close();
+    }
     if (!["Enter", " ", "ArrowDown"].includes(event.key) || !event.target.matches("[role='option']")) return;
     event.preventDefault();
     this.show(event.target);
@@ -130,7 +134,7 @@ export class Rivals {
       this.items.at(to % this.items.length).focus();
     } else if (event.key === "Escape" || event.key === "Tab") {
       if (event.key === "Escape") event.preventDefault();
-      event.stopPropagation(); // Escape closes the menu first; the next one stops the text
+      event.stopPropagation();
       this.at.focus();
       this.close();
     }

@@ -22,11 +22,12 @@ export function buildSettings(model) {
     conversation.system = $("system").value;
     keep();
   });
-  $("show-settings").addEventListener("click", () => {
-    const shown = $("settings").hidden;
-    $("settings").hidden = !shown;
-    $("show-settings").setAttribute("aria-expanded", shown);
-  });
+}
+
+export function toggleSettings() {
+  const shown = $("settings").hidden;
+  $("settings").hidden = !shown;
+  $("show-settings").setAttribute("aria-expanded", shown);
 }
 
 function field(name, title, help, limits, usual) {
