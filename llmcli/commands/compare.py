@@ -60,7 +60,7 @@ def compare(
     first = pair[0].open()
     second = changes.apply(first) if changes.option else pair[1].open()
     models = [describe_model(first), describe_model(second)]
-    with render.ScoringProgress(sys.stderr) as progress:
+    with render.CountProgress(sys.stderr, "scoring", "tokens") as progress:
         if summary:
             figures = explain.compare_summary(
                 first, second, text, parse_special=prompt.parse_special, progress=progress

@@ -27,7 +27,8 @@ MOST_TOKENS = 200  # larger pages are slow to compute and to open
 @click.command(cls=Command)
 @prompt_options()
 @heading("Output")
-@click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="The page to write, .html.")
+@click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="The page to write, an .html file. Required.")
+@heading("Length")
 @click.option(
     "--max-tokens",
     "--max-new-tokens",
@@ -62,7 +63,7 @@ def explain(prompt: Prompt, save: Path | None, max_tokens: int, choice: ModelCho
     loaded = choice.open()
     ids = fit(loaded, text, "error", parse_special=prompt.parse_special)
     sampler = sampling.sampler(loaded)
-    with render.ExplainingProgress(sys.stderr) as progress:
+    with render.CountProgress(sys.stderr, "explaining", "tokens") as progress:
         walk = views.walk_through(loaded, ids, sampler, sampling.order, max_tokens, progress)
     model = describe_model(loaded)
     caption = render.Caption(command_line(click.get_current_context()), text, [model])

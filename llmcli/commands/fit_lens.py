@@ -44,7 +44,7 @@ def fit_lens(
     """
     texts = [example.text for example in training.read_examples(textfile)]
     loaded = choice.open_restored()
-    with render.FittingProgress(sys.stderr) as progress:
+    with render.CountProgress(sys.stderr, "fitting", "steps") as progress:
         lens, report = explain.fit_lens(loaded, texts, kind, tokens=tokens, seed=seed, progress=progress)
     path = save_lens(loaded, lens)
     render.print_fit_lens(report, sys.stdout)

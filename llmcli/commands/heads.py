@@ -24,7 +24,7 @@ def heads(prompt: Prompt, output: OutputOptions, choice: ModelChoice) -> None:
 
     Scores every head on random tokens that occur twice, and on TEXT if it is given: how much of its attention goes to
     the previous token, to earlier occurrences of the same token, to what followed those (induction), and to the first
-    token. Without the best head of each kind, the loss shows what it was good for.
+    token. Then it removes the best head of each kind: the change in the loss shows what that head was good for.
 
     \b
     Examples:
@@ -34,6 +34,6 @@ def heads(prompt: Prompt, output: OutputOptions, choice: ModelChoice) -> None:
     """
     text = prompt.read_optional()
     loaded = choice.open()
-    with render.ScoringProgress(sys.stderr) as progress:
+    with render.CountProgress(sys.stderr, "removing", "heads") as progress:
         report = explain.heads(loaded, text, parse_special=prompt.parse_special, progress=progress)
     output.show(report, render.print_heads, prompt=text, models=[describe_model(loaded)])

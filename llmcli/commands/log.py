@@ -58,6 +58,8 @@ def log(
     given = [option for option, value in actions.items() if value is not None]
     if len(given) > 1:
         raise usage_error(f"{' and '.join(given)} cannot be combined", "give one of them")
+    if any_model and repeat is None:
+        raise usage_error("--any-model has no effect without --repeat", "name the run to repeat")
     if as_json and (repeat or delete):
         raise usage_error(f"--json does not work with {given[0]}", "omit it")
     if repeat is not None:

@@ -10,7 +10,6 @@ import click
 
 from llmcli import explain, render
 from llmcli.commands.options.common import Choice, verbose_option
-from llmcli.commands.options.location import token_option, vs_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.shell.command import Command
@@ -19,8 +18,14 @@ from llmcli.commands.shell.command import Command
 @click.command(cls=Command)
 @click.argument("clean")
 @click.argument("corrupt")
-@token_option
-@vs_option
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    help="The answer to CLEAN: a token's text, such as ' her', or its id.  [default: the most probable]",
+)
+@click.option(
+    "--vs", "other", metavar="TOKEN", help="The answer to CORRUPT, in the same form.  [default: the most probable]"
+)
 @click.option(
     "--part",
     type=Choice(("residual", "attn", "mlp")),
@@ -70,7 +75,7 @@ def patch(
       llmcli patch "Lily lost" "Tom lost" --vs " his" --path mlp.0 4.4
     """
     loaded = choice.open()
-    with render.ScoringProgress(sys.stderr) as progress:
+    with render.CountProgress(sys.stderr, "patching", "layers") as progress:
         report = explain.patch(
             loaded,
             clean,

@@ -59,7 +59,7 @@ def score(
         model = render.ModelLabel(report.model)
     else:
         loaded = changes.apply(choice.open())
-        with render.ScoringProgress(sys.stderr) as progress:
+        with render.CountProgress(sys.stderr, "scoring", "tokens") as progress:
             report = explain.score(loaded, text, parse_special=prompt.parse_special, progress=progress)
         model = describe_model(loaded)
     output.show(report, partial(render.print_score, top=top), prompt=text, models=[model])

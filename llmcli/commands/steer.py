@@ -10,7 +10,6 @@ import click
 
 from llmcli import explain, render, storage
 from llmcli.commands.options.common import Choice, verbose_option
-from llmcli.commands.options.location import layer_option
 from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
 from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.options.prompt import read_text_file
@@ -30,7 +29,12 @@ from llmcli.errors import usage_error
     show_default=True,
     help="The difference of the means, or the first principal component of the differences between pairs.",
 )
-@layer_option
+@click.option(
+    "--layer",
+    "layers",
+    metavar="LAYERS",
+    help="Save the directions of these layers, such as 2-4 or 3,-1.  [default: the layer that separates best]",
+)
 @click.option("--parse-special", is_flag=True, help="Read special tokens in the texts as tokens, not as text.")
 @output_options
 @view_model_options
@@ -62,7 +66,7 @@ def steer(
     check_writable("OUT", out)
     texts = [read_lines(path) for path in (positive, negative)]
     loaded = choice.open()
-    with render.ScoringProgress(sys.stderr) as progress:
+    with render.CountProgress(sys.stderr, "reading", "texts") as progress:
         report = explain.steer(
             loaded, *texts, method=method, layers=layers, parse_special=parse_special, progress=progress
         )

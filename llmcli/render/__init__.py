@@ -40,11 +40,9 @@ if TYPE_CHECKING:
     from llmcli.render.picture import Caption as Caption
     from llmcli.render.picture import Picture as Picture
     from llmcli.render.progress import BatchProgress as BatchProgress
+    from llmcli.render.progress import CountProgress as CountProgress
     from llmcli.render.progress import DownloadProgress as DownloadProgress
-    from llmcli.render.progress import ExplainingProgress as ExplainingProgress
-    from llmcli.render.progress import FittingProgress as FittingProgress
     from llmcli.render.progress import LoadingProgress as LoadingProgress
-    from llmcli.render.progress import ScoringProgress as ScoringProgress
     from llmcli.render.progress import VerifyProgress as VerifyProgress
     from llmcli.render.progress import WritingProgress as WritingProgress
     from llmcli.render.reports import html as html
@@ -123,16 +121,14 @@ __all__ = [
     "Caption",
     "Cell",
     "Column",
+    "CountProgress",
     "DownloadProgress",
-    "ExplainingProgress",
-    "FittingProgress",
     "LoadingProgress",
     "ModelLabel",
     "Picture",
     "QuizQuestion",
     "SampleToken",
     "SamplesWriter",
-    "ScoringProgress",
     "Setting",
     "TextWriter",
     "TrainingProgress",
@@ -253,7 +249,6 @@ __getattr__, __dir__ = lazy.exports(
         "print_inspect": "views.inspect",
         "print_lens": "views.lens",
         "print_fit_lens": "views.fit_lens",
-        "FittingProgress": "progress",
         "print_models": "models",
         "print_run": "run_log",
         "print_runs": "run_log",
@@ -267,10 +262,9 @@ __getattr__, __dir__ = lazy.exports(
         "save_page": "page",
         "Picture": "picture",
         "BatchProgress": "progress",
+        "CountProgress": "progress",
         "DownloadProgress": "progress",
-        "ExplainingProgress": "progress",
         "LoadingProgress": "progress",
-        "ScoringProgress": "progress",
         "VerifyProgress": "progress",
         "WritingProgress": "progress",
         "print_head": "views.query_key_value",

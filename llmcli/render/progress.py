@@ -57,31 +57,20 @@ class WritingProgress(LoadingProgress):
         return _transient_bar(self._stream, "writing", DownloadColumn(binary_units=True))
 
 
-class ScoringProgress(LoadingProgress):
-    """A context manager like LoadingProgress. Call it with the tokens scored and their total."""
+class CountProgress(LoadingProgress):
+    """A context manager like LoadingProgress. Call it with how many units, such as tokens, are done and their total.
+
+    ``what`` is what happens to them, such as "scoring".
+    """
+
+    def __init__(self, stream: TextIO, what: str, unit: str) -> None:
+        super().__init__(stream)
+        self._what, self._unit = what, unit
 
     def _new_bar(self) -> Progress:
         from rich.progress import TextColumn
 
-        return _transient_bar(self._stream, "scoring", TextColumn("{task.completed}/{task.total} tokens"))
-
-
-class ExplainingProgress(LoadingProgress):
-    """A context manager like LoadingProgress. Call it with the tokens explained and their total."""
-
-    def _new_bar(self) -> Progress:
-        from rich.progress import TextColumn
-
-        return _transient_bar(self._stream, "explaining", TextColumn("{task.completed}/{task.total} tokens"))
-
-
-class FittingProgress(LoadingProgress):
-    """A context manager like LoadingProgress. Call it with the steps done and their total."""
-
-    def _new_bar(self) -> Progress:
-        from rich.progress import TextColumn
-
-        return _transient_bar(self._stream, "fitting", TextColumn("{task.completed}/{task.total} steps"))
+        return _transient_bar(self._stream, self._what, TextColumn(f"{{task.completed}}/{{task.total}} {self._unit}"))
 
 
 def _transient_bar(stream: TextIO, what: str, amount: ProgressColumn) -> Progress:
