@@ -66,7 +66,7 @@ def send(window: Any, text: str) -> None:
 
 def reply(window: Any) -> str:
     """The text of the last reply."""
-    text: str = window.evaluate(f"{TOKENS}.filter((each) => !each.matches('.end')).map((e) => e.textContent).join('')")
+    text: str = window.evaluate(f"{TOKENS}.map((each) => each.textContent).join('')")
     return text
 
 
@@ -215,6 +215,15 @@ def test_errors_are_one_line(browser: Any, url: str) -> None:
         window.locator("#notice button").wait_for()
         assert window.locator("#notice").inner_text() == "the queue is full (try again in 3 s) Try again"
         assert window.locator(".tokens .token").count() == 2
+        kept = reply(window)
+        window.click("button:text('Regenerate')")
+        window.locator("#notice button").wait_for()
+        assert reply(window) == kept
+        window.unroute_all()
+        window.click("#notice button")
+        window.wait_for_selector("#notice:empty", state="attached")
+        window.wait_for_selector(IDLE)
+        assert window.locator(".tokens .token").count() == 2
 
 
 def fulfill(answer: dict[str, Any], route: Any) -> None:
@@ -249,8 +258,8 @@ def test_a_key_a_text_and_a_lost_connection(browser: Any, prose: tuple[str, subp
         for given in ("wrong", KEY):
             window.fill("#key", given)
             window.press("#key", "Enter")
-            window.locator("dialog:has-text('refused') #key, #draft[placeholder='Text to continue']").first.wait_for()
-        window.locator("#draft[placeholder='Text to continue']").wait_for()
+            window.locator("dialog:has-text('refused') #key, #draft[placeholder='Your text']").first.wait_for()
+        window.locator("#draft[placeholder='Your text']").wait_for()
         settings(window, max_tokens=7, seed=1)
         send(window, "Once upon a")
         send(window, " There was a")

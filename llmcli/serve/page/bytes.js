@@ -30,7 +30,7 @@ export function label(bytes) {
   return shown + hex(broken);
 }
 
-export function hex(bytes) {
+function hex(bytes) {
   const digits = bytes.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0"));
   return digits.length ? `<${digits.join(" ")}>` : "";
 }

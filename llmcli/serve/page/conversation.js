@@ -21,7 +21,7 @@ export const newReply = () => ({ role: "assistant", tokens: [], prompt: null, st
 // What the reply says: the token that ends it is not part of it.
 export const contentOf = (turn) => (turn.role === "user" ? turn.text : textOf(turn.tokens.filter((token) => !token.end)));
 
-// The run that generated a token, or would have.
+// The run that generated a token; the last one for Infinity.
 export const runOf = (reply, index) => reply.runs.findLast((run) => run.from <= index) ?? reply.runs[0];
 
 // Drop a reply's tokens from `index` on, and the runs that began after it.

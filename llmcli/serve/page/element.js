@@ -14,3 +14,12 @@ export function button(text, press, attributes = {}) {
   made.addEventListener("click", press);
   return made;
 }
+
+// Make a text area as high as its text.
+export function grow(area) {
+  area.style.height = "auto";
+  area.style.height = `${area.scrollHeight + 2}px`;
+}
+
+// Whether a key sends a text: Enter, unless it chooses a word of an input method.
+export const isEnter = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;

@@ -1,6 +1,6 @@
 // A reply, token by token. The arrow keys move between its tokens; its text is also read aloud as it comes.
 
-import { hex, label, safe, textReader } from "./bytes.js";
+import { label, safe, textReader } from "./bytes.js";
 import { element } from "./element.js";
 import { bucket, percent } from "./probability.js";
 
@@ -8,6 +8,7 @@ export class ReplyView {
   constructor(reply) {
     this.reply = reply;
     this.list = element("span", { role: "listbox", "aria-orientation": "horizontal", "aria-label": "Tokens of the model", class: "tokens" });
+    this.tools = element("div", { class: "tools" });
     this.spoken = element("p", { class: "hidden", "aria-live": "polite" });
     this.unspoken = "";
     this.read = textReader();
@@ -23,13 +24,8 @@ export class ReplyView {
     span.setAttribute("aria-label", `${label(token.bytes)}, ${percent(token.p)}${token.chosen ? ", your choice" : ""}`);
     span.classList.toggle("chosen", Boolean(token.chosen));
     span.classList.toggle("end", Boolean(token.end));
-    if (token.end || (!text && token.bytes.length)) {
-      span.classList.add("sign");
-      span.append(token.end ? label(token.bytes) : hex(token.bytes));
-    } else {
-      if (!text.trim()) span.classList.add("blank");
-      span.append(...lines(safe(text)));
-    }
+    if (text) span.append(...lines(safe(text)));
+    else span.dataset.sign = label(token.bytes); // drawn, but no part of the text when it is copied
     this.list.append(span);
     this.unspoken += text;
     if (/[.!?\n]\s*$/.test(this.unspoken)) this.speak();
