@@ -90,15 +90,15 @@ def texts_of(answer: dict[str, Any]) -> list[str]:
     return [each["text"] if "text" in each else each["message"]["content"] for each in answer["choices"]]
 
 
-def streamed_texts(chunks: Sequence[dict[str, Any]], count: int) -> list[str]:
-    """The texts of a stream. Raises ValueError if one has no end."""
+def streamed_texts(data: bytes, count: int) -> list[str]:
+    """The texts of a stream. Raises ValueError if its end is missing, or that of a text."""
     texts, ended = [""] * count, set()
-    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+    for choice in (choice for chunk in events(data) for choice in chunk["choices"]):
         texts[choice["index"]] += choice["text"] if "text" in choice else choice["delta"].get("content", "")
         if choice["finish_reason"]:
             ended.add(choice["index"])
-    if len(ended) < count:
-        raise ValueError("a text has no end")
+    if len(ended) < count or not data.endswith(b"data: [DONE]\n\n"):
+        raise ValueError(f"the stream ends with {data[-80:]!r}")
     return texts
 
 
@@ -160,7 +160,7 @@ class Client:
             await asyncio.sleep(float(headers["retry-after"]) * self.rng.uniform(0.5, 1.0))
         if status != 200:
             raise ValueError(f"status {status}: {data[:200]!r}")
-        found = texts_of(json.loads(data)) if kind == "whole" else streamed_texts(events(data), len(case.texts))
+        found = texts_of(json.loads(data)) if kind == "whole" else streamed_texts(data, len(case.texts))
         if found != list(case.texts):
             self.results.faults.append(f"another text, {kind}: {found} instead of {case.texts}, {case.body}")
 
