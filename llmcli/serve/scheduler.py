@@ -77,6 +77,10 @@ class Reading:
     left: deque[Request]
     logits: Tensor | None = None
 
+    @property
+    def client(self) -> str:
+        return self.task.client
+
 
 @dataclass
 class Counts:
@@ -99,7 +103,8 @@ class Scheduler:
             int, tuple[Task, int]
         ] = {}  # those in the batch by the id of each request, and what is cached
         self._reading: Reading | None = None
-        self._waiting: OrderedDict[str, deque[Task | Call]] = OrderedDict()  # by client; the next one is the first
+        # By client; the next one is the first. A prompt that was read waits again while not all its texts have begun.
+        self._waiting: OrderedDict[str, deque[Task | Call | Reading]] = OrderedDict()
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = torch.get_num_threads()  # a new thread would have torch's default
@@ -148,9 +153,11 @@ class Scheduler:
         with self._changed:
             for task in tasks:
                 task.gone = True
-                queue = self._waiting.get(task.client, deque[Task | Call]())
-                if task in queue:
-                    queue.remove(task)
+                queue = self._waiting.get(task.client, deque[Task | Call | Reading]())
+                for each in [
+                    each for each in queue if each is task or (isinstance(each, Reading) and each.task is task)
+                ]:
+                    queue.remove(each)
                     if not queue:
                         del self._waiting[task.client]
             self._changed.notify()
@@ -183,7 +190,7 @@ class Scheduler:
         if self._batch.rows:
             self._guarded(self._advance)
 
-    def _next(self) -> Task | Call | None:
+    def _next(self) -> Task | Call | Reading | None:
         """The first task of the client whose turn it is."""
         with self._changed:
             if not self._waiting:
@@ -194,9 +201,11 @@ class Scheduler:
                 self._waiting[client] = queue  # behind all others
             return task
 
-    def _begin(self, task: Task | Call | None) -> None:
+    def _begin(self, task: Task | Call | Reading | None) -> None:
         if isinstance(task, Call):
             task.run()
+        elif isinstance(task, Reading):
+            self._reading = task
         elif task is not None:
             self._guarded(lambda: self._open(task), task)
 
@@ -223,7 +232,7 @@ class Scheduler:
         self.prefixes.keep(ids, reading.cache)
 
     def _join(self) -> None:
-        """Start as many texts of the prompt as there is room for."""
+        """Start as many texts of the prompt as there is room for. The others wait behind those of other clients."""
         reading = self._reading
         assert reading is not None
         assert reading.logits is not None
@@ -231,8 +240,11 @@ class Scheduler:
             request = reading.left.popleft()
             self._tasks[id(request)] = reading.task, reading.cached
             self._deliver(self._batch.join(request, reading.cache, reading.logits))
-        if not reading.left:
-            self._reading = None
+        self._reading = None
+        with self._changed:
+            if reading.left and not reading.task.gone:
+                self._waiting.setdefault(reading.client, deque()).appendleft(reading)
+                self._waiting.move_to_end(reading.client)
 
     def _advance(self) -> None:
         for step in self._batch.advance():

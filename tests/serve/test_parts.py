@@ -17,7 +17,7 @@ from llmcli.model.cache import KVCache
 from llmcli.serve.errors import ApiError
 from llmcli.serve.guard import Guard
 from llmcli.serve.prefixes import Prefixes
-from llmcli.serve.scheduler import Call, Event, Scheduler, Task
+from llmcli.serve.scheduler import Call, Event, Progress, Scheduler, Task
 from tests.tiny import TinyFactory
 
 
@@ -138,3 +138,25 @@ def test_who_is_served(headers: dict[str, str], local: bool, status: int | None)
     refusal = guard.refusal(Headers(headers), "/v1/models")
     assert (None if refusal is None else refusal.status) == status
     assert guard.refusal(Headers({"host": "localhost"}), "/health") is None
+
+
+def test_more_texts_than_fit_let_other_clients_in(loaded: LoadedModel) -> None:
+    scheduler = Scheduler(loaded, parallel=2, most_waiting=9, prefix_bytes=0)
+    order: list[tuple[str, int]] = []
+
+    def task(client: str, prompt: list[int], count: int) -> Task:
+        def note(event: Event) -> None:
+            assert isinstance(event, Progress)
+            order.append((client, event.key))
+
+        return Task(client, [Request(n, prompt, sampler_of(loaded, n), 6) for n in range(count)], note)
+
+    given_up = task("c", [9], 5)
+    scheduler.submit([task("a", [5, 6, 7], 5), task("b", [8], 1), given_up])
+    given_up.deliver = lambda event: scheduler.withdraw([given_up])
+    scheduler.start()
+    scheduler.stop()
+    first = {text: order.index(text) for text in order}
+    assert len(first) == 6, "every text begins"
+    assert first["a", 1] < first["b", 0] < first["a", 2]
+    assert (scheduler.running, scheduler.waiting) == (0, 0)
