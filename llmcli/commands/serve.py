@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import click
 from llmcli import explain, generation, render, text
 from llmcli import serve as server
 from llmcli.commands.options.common import MOST_IN_BATCH, verbose_option
-from llmcli.commands.options.model import ModelChoice, describe_model, model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, model_options, models_option
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import described_by, heading
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
+from llmcli.hub import name_of
 from llmcli.render import json_forms
 
 PORT = 8000
@@ -60,6 +62,8 @@ MIB = 2**20
     "--timeout", type=click.IntRange(1), default=600, show_default=True, help="End a request after N seconds."
 )
 @described_by("generate", model_options)
+@heading("Model")
+@models_option("Also serve MODEL: it loads when a client asks for it. Repeatable.", "--models")
 @verbose_option
 def serve(
     host: str,
@@ -70,6 +74,7 @@ def serve(
     prefix_memory: int,
     timeout: int,
     choice: ModelChoice,
+    models: tuple[str, ...],
 ) -> None:
     """Serve a model to other programs, with OpenAI's protocol under /v1.
 
@@ -86,28 +91,74 @@ def serve(
     if key is None and not local:
         raise usage_error(f"everyone who reaches {host} could use the model", kind="server-needs-key")
     listener = server.listen(host, port)
+    others = find_others(choice, models)
+    turns, limits = server.Turns(), server.Limits(seconds=float(timeout))
+
+    def begin(loaded: generation.LoadedModel) -> server.Served:
+        scheduler = server.Scheduler(
+            loaded, parallel=parallel, most_waiting=queue, prefix_bytes=prefix_memory * MIB, turns=turns
+        )
+        scheduler.start()
+        return server.Served(loaded, scheduler, server.Reader(loaded, text.find_template(loaded.folder), limits))
+
     loaded = choice.open()
-    scheduler = server.Scheduler(loaded, parallel=parallel, most_waiting=queue, prefix_bytes=prefix_memory * MIB)
+    check_names([loaded.name, *(name for name, _ in others)])
     service = server.Service(
-        loaded,
-        text.find_template(loaded.folder),
-        scheduler,
+        server.Models(loaded, dict(others), begin, log),
         report_json,
         server.PageWriter(page_of, *render.page_hashes()),
-        lambda line: render.note(render.one_line(line), sys.stderr),
-        server.Limits(seconds=float(timeout)),
+        log,
+        limits,
     )
 
     def drain() -> None:
         service.draining = True
 
-    scheduler.start()
     address, bound = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     render.note(f"{loaded.name} at http://{shown}:{bound} (Ctrl-C ends it)", sys.stderr)
     app = server.Guard(server.build_app(service), key, local=local)
     if server.run_server(app, listener, drain, service.limits.seconds):
         sys.exit(EXIT_INTERRUPTED)
+
+
+def log(line: str) -> None:
+    """Print a line about a request or a model."""
+    render.note(render.one_line(line), sys.stderr)
+
+
+Loader = Callable[[], generation.LoadedModel]
+
+
+def find_others(choice: ModelChoice, models: Sequence[str]) -> list[tuple[str, Loader]]:
+    """Return the name of each of ``models``, and a function that loads it as ``choice`` says. Downloads them."""
+    found = []
+    for model in models:
+        other = replace(choice, model=model, adapter=None)
+        folder, _ = other.find()
+        found.append((render.one_line(name_of(folder)), loader(other, folder)))
+    return found
+
+
+def loader(choice: ModelChoice, folder: Path) -> Loader:
+    """Return a function that loads a model from its folder, in any thread."""
+    ctx = click.get_current_context()
+
+    def load() -> generation.LoadedModel:
+        from llmcli.model import use_threads
+
+        use_threads(choice.threads)
+        with ctx.scope(cleanup=False):
+            return choice.load(folder, None)
+
+    return load
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise LlmcliError if two models have the same name: clients could not choose between them."""
+    for name in names:
+        if names.count(name) > 1:
+            raise usage_error(f"two models are called {name}", "serve them with two servers")
 
 
 def page_of(loaded: generation.LoadedModel, walk: explain.Walkthrough) -> str:

@@ -1,6 +1,6 @@
-"""A server for one model: OpenAI's protocol for other programs, and the views.
+"""A server for models: OpenAI's protocol for other programs, and the views.
 
-``scheduler`` owns the model: one thread reads prompts and advances all texts together. ``app`` receives requests,
+``scheduler`` owns a model: one thread reads prompts and advances all texts together. ``app`` receives requests,
 ``wanted`` checks them, ``answers`` writes the responses, ``guard`` refuses whoever must not be served.
 """
 
@@ -19,15 +19,23 @@ if TYPE_CHECKING:
     from llmcli.serve.listening import is_loopback as is_loopback
     from llmcli.serve.listening import listen as listen
     from llmcli.serve.listening import run_server as run_server
+    from llmcli.serve.models import Models as Models
+    from llmcli.serve.models import Served as Served
     from llmcli.serve.scheduler import Scheduler as Scheduler
     from llmcli.serve.token_page import PageWriter as PageWriter
+    from llmcli.serve.turns import Turns as Turns
+    from llmcli.serve.wanted import Reader as Reader
 
 __all__ = [
     "Guard",
     "Limits",
+    "Models",
     "PageWriter",
+    "Reader",
     "Scheduler",
+    "Served",
     "Service",
+    "Turns",
     "build_app",
     "check_installed",
     "is_loopback",
@@ -46,6 +54,10 @@ __getattr__, __dir__ = lazy.exports(
         "listen": "listening",
         "run_server": "listening",
         "Scheduler": "scheduler",
+        "Reader": "wanted",
+        "Turns": "turns",
+        "Served": "models",
+        "Models": "models",
         "PageWriter": "token_page",
     },
 )

@@ -18,7 +18,6 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmcli import text
 from llmcli.errors import LlmcliError
 from llmcli.generation.loaded import LoadedModel
 from llmcli.serve.answers import Answer
@@ -28,8 +27,8 @@ from llmcli.serve.job import ClientGone, Job
 from llmcli.serve.limits import Limits
 from llmcli.serve.logprobs import Entry, prompt_entries
 from llmcli.serve.metrics import CONTENT_TYPE, Metrics
+from llmcli.serve.models import Models, Served
 from llmcli.serve.page_files import page_file
-from llmcli.serve.scheduler import Scheduler
 from llmcli.serve.token_page import PageWriter, token_page
 from llmcli.serve.views import ToJson, explain_view
 from llmcli.serve.wanted import Reader, Wanted, default_options
@@ -44,9 +43,7 @@ class Service:
     A service that is ``draining`` finishes what runs and refuses everything else.
     """
 
-    loaded: LoadedModel
-    template: text.ChatTemplate | None
-    scheduler: Scheduler
+    models: Models
     to_json: ToJson
     page_writer: PageWriter
     log: Callable[[str], None]
@@ -54,8 +51,7 @@ class Service:
     draining: bool = False
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.scheduler)
-        self.reader = Reader(self.loaded, self.template, self.limits)
+        self.metrics = Metrics(self.models.loaded)
         self.began = int(time.time())
         # Templates and tokenizers run beside the model, one request at a time.
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -64,10 +60,15 @@ class Service:
         """The result of a function that takes a while and does not need the model."""
         return await asyncio.get_running_loop().run_in_executor(self._preparing, function)
 
-    def job(self, request: Request, user: str = "") -> Job:
-        """The work for a request. Clients are told apart by their address and the option "user"."""
+    async def read(self, request: Request) -> tuple[Body, Served]:
+        """The options of a request, and the model that it names."""
+        body = Body(await read_body(request, self.limits))
+        return body, await self.models.find(body.text("model"))
+
+    def job(self, served: Served, request: Request, user: str = "") -> Job:
+        """The work for a request to a model. Clients are told apart by their address and the option "user"."""
         host = request.client.host if request.client else ""
-        return Job(self.scheduler, request, f"{host} {user}", self.limits.seconds)
+        return Job(served.scheduler, request, f"{host} {user}", self.limits.seconds)
 
 
 async def read_body(request: Request, limits: Limits) -> Any:
@@ -107,11 +108,11 @@ class Routes:
 
     async def _texts(self, request: Request, *, chat: bool) -> Response:
         service, began = self.service, time.perf_counter()
-        data = await read_body(request, service.limits)
-        wanted: Wanted = await service.prepare(lambda: service.reader.read(data, chat=chat))
-        user = data.get("user")
-        job = service.job(request, user if isinstance(user, str) else "")
-        chunks = self._chunks(job, wanted, began)
+        body, served = await service.read(request)
+        wanted: Wanted = await service.prepare(lambda: served.reader.read(body, chat=chat))
+        user = body.take("user")
+        job = service.job(served, request, user if isinstance(user, str) else "")
+        chunks = self._chunks(job, served.loaded, wanted, began)
         if not wanted.stream:
             async with aclosing(chunks):
                 answer = [each async for each in chunks][-1]
@@ -119,16 +120,17 @@ class Routes:
         first = await anext(chunks)  # so that an error before it has its own status
         return StreamingResponse(_events(first, chunks), media_type="text/event-stream", headers=_NOT_KEPT)
 
-    async def _chunks(self, job: Job, wanted: Wanted, began: float) -> AsyncGenerator[dict[str, Any]]:
+    async def _chunks(
+        self, job: Job, loaded: LoadedModel, wanted: Wanted, began: float
+    ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the chunks of a stream, or the whole answer at the end."""
-        service = self.service
         async with job:
-            echoed = [await self._echoed(job, wanted, prompt.ids) for prompt in wanted.prompts]
-            answer, opened = Answer(wanted, service.loaded.name, echoed), False
+            echoed = [await self._echoed(job, loaded, wanted, prompt.ids) for prompt in wanted.prompts]
+            answer, opened = Answer(wanted, loaded.name, echoed), False
             async with aclosing(job.progress(wanted)) as steps:
                 async for step in steps:
                     if not answer.generated:
-                        service.metrics.first_token(time.perf_counter() - began)
+                        self.service.metrics.first_token(time.perf_counter() - began)
                     if not wanted.stream:
                         answer.add(step)
                         continue
@@ -141,92 +143,69 @@ class Routes:
             for chunk in [*([] if opened else answer.opening()), *answer.closing()]:
                 yield chunk
 
-    async def _echoed(self, job: Job, wanted: Wanted, ids: list[int]) -> list[Entry]:
+    async def _echoed(self, job: Job, loaded: LoadedModel, wanted: Wanted, ids: list[int]) -> list[Entry]:
         """The tokens of a prompt with their probabilities, if wanted: a few between two steps of the others."""
         found: list[Entry] = []
         if wanted.echo and wanted.alternatives is not None:
-            parts = prompt_entries(self.service.loaded, ids, wanted.alternatives)
+            parts = prompt_entries(loaded, ids, wanted.alternatives)
             while part := await job.compute(lambda: next(parts, None)):
                 found += part
         return found
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        return JSONResponse({"object": "list", "data": list(map(self._model, self.service.models.names))})
 
     async def model(self, request: Request) -> Response:
-        if request.path_params["name"] != self.service.loaded.name:
-            raise ApiError(404, "this server has another model", param="model", code="model_not_found")
-        return JSONResponse(self._model())
+        name = request.path_params["name"]
+        self.service.models.check(name)
+        return JSONResponse(self._model(name))
 
-    def _model(self) -> dict[str, Any]:
-        loaded = self.service.loaded
-        context = loaded.model.config.max_position_embeddings
+    def _model(self, name: str) -> dict[str, Any]:
+        """What is known about a model: more, once it is loaded."""
+        entry = {"id": name, "object": "model", "created": self.service.began, "owned_by": "llmcli"}
+        served = self.service.models.loaded.get(name)
+        if served is None:
+            return entry
         return {
-            "id": loaded.name,
-            "object": "model",
-            "created": self.service.began,
-            "owned_by": "llmcli",
-            "max_model_len": context,
-            "chat": self.service.template is not None,
-            "defaults": default_options(loaded),
+            **entry,
+            "max_model_len": served.loaded.model.config.max_position_embeddings,
+            "chat": served.reader.template is not None,
+            "defaults": default_options(served.loaded),
         }
 
     async def embeddings(self, request: Request) -> Response:
         raise bad_request("this server has a model that generates text; it makes no embeddings", code="unsupported")
 
     async def tokenize(self, request: Request) -> Response:
-        body = Body(await read_body(request, self.service.limits))
-        self.service.reader.check_model(body)
-        if body.take("messages") is not None:
-            found = await self.service.prepare(lambda: self._tokens_of_chat(body))
-        else:
-            found = await self.service.prepare(lambda: self._tokens_of_text(body))
-        context = self.service.loaded.model.config.max_position_embeddings
+        body, served = await self.service.read(request)
+        tokens_of = _tokens_of_text if body.take("messages") is None else _tokens_of_chat
+        found = await self.service.prepare(lambda: tokens_of(served.reader, body))
+        context = served.loaded.model.config.max_position_embeddings
         return JSONResponse({**found, "count": len(found["tokens"]), "max_model_len": context})
 
-    def _tokens_of_chat(self, body: Body) -> dict[str, Any]:
-        """The tokens of a conversation up to where the reply begins, and those that end the reply."""
-        prompt, stops = self.service.reader.conversation(body)
-        body.check()
-        return {"tokens": prompt.ids, "stop_token_ids": sorted(stops)}
-
-    def _tokens_of_text(self, body: Body) -> dict[str, Any]:
-        """The tokens of a text, and those that end it."""
-        content, prompt = body.text("content"), body.text("prompt")
-        parse_special = body.flag("parse_special")
-        body.check()
-        given = prompt if content is None else content
-        if given is None:
-            raise bad_request("give the text to tokenize as prompt or content, or messages", "prompt")
-        loaded = self.service.loaded
-        ids = loaded.tokenizer.encode(given, parse_special=parse_special)
-        return {"tokens": ids, "stop_token_ids": sorted(loaded.stop_ids)}
-
     async def detokenize(self, request: Request) -> Response:
-        body = Body(await read_body(request, self.service.limits))
-        self.service.reader.check_model(body)
-        ids = body.ids("tokens", self.service.loaded.tokenizer.size)
+        body, served = await self.service.read(request)
+        tokenizer = served.loaded.tokenizer
+        ids = body.ids("tokens", tokenizer.size)
         body.check()
         if ids is None:
             raise bad_request("give the ids as tokens", "tokens")
-        written = await self.service.prepare(lambda: self.service.loaded.tokenizer.decode(ids))
+        written = await self.service.prepare(lambda: tokenizer.decode(ids))
         return JSONResponse({"prompt": written, "content": written})
 
     async def explain(self, request: Request) -> Response:
         service = self.service
-        body = Body(await read_body(request, service.limits))
-        service.reader.check_model(body)
-        async with service.job(request) as job:
+        body, served = await service.read(request)
+        async with service.job(served, request) as job:
             return JSONResponse(
-                await job.compute(lambda: explain_view(service.loaded, body, service.to_json, job.check))
+                await job.compute(lambda: explain_view(served.loaded, body, service.to_json, job.check))
             )
 
     async def explain_page(self, request: Request) -> Response:
         service = self.service
-        body = Body(await read_body(request, service.limits))
-        service.reader.check_model(body)
-        async with service.job(request) as job:
-            page = await job.compute(lambda: token_page(service.reader, body, service.page_writer))
+        body, served = await service.read(request)
+        async with service.job(served, request) as job:
+            page = await job.compute(lambda: token_page(served.reader, body, service.page_writer))
         return HTMLResponse(page)
 
     async def health(self, request: Request) -> Response:
@@ -241,6 +220,25 @@ class Routes:
 
     async def page(self, request: Request) -> Response:
         return page_file(request.path_params["name"], self.service.page_writer)
+
+
+def _tokens_of_chat(reader: Reader, body: Body) -> dict[str, Any]:
+    """The tokens of a conversation up to where the reply begins, and those that end the reply."""
+    prompt, stops = reader.conversation(body)
+    body.check()
+    return {"tokens": prompt.ids, "stop_token_ids": sorted(stops)}
+
+
+def _tokens_of_text(reader: Reader, body: Body) -> dict[str, Any]:
+    """The tokens of a text, and those that end it."""
+    content, prompt = body.text("content"), body.text("prompt")
+    parse_special = body.flag("parse_special")
+    body.check()
+    given = prompt if content is None else content
+    if given is None:
+        raise bad_request("give the text to tokenize as prompt or content, or messages", "prompt")
+    ids = reader.loaded.tokenizer.encode(given, parse_special=parse_special)
+    return {"tokens": ids, "stop_token_ids": sorted(reader.loaded.stop_ids)}
 
 
 _NOT_KEPT = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -24,6 +24,7 @@ from llmcli.generation.steps import read
 from llmcli.model.cache import KVCache
 from llmcli.serve.errors import ApiError, api_error
 from llmcli.serve.prefixes import Prefixes
+from llmcli.serve.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,20 @@ class Counts:
 
 
 class Scheduler:
-    """Runs up to ``parallel`` texts at once; at most ``most_waiting`` requests wait. ``start`` begins."""
+    """Runs up to ``parallel`` texts at once; at most ``most_waiting`` requests wait. ``start`` begins.
 
-    def __init__(self, loaded: LoadedModel, *, parallel: int, most_waiting: int, prefix_bytes: int) -> None:
+    Schedulers with the same ``turns`` share a machine: one of them runs its model at a time.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        parallel: int,
+        most_waiting: int,
+        prefix_bytes: int,
+        turns: Turns | None = None,
+    ) -> None:
         self.loaded, self.parallel, self.most_waiting = loaded, parallel, most_waiting
         self.counts = Counts()
         self.prefixes = Prefixes(loaded.model, prefix_bytes)
@@ -107,6 +119,7 @@ class Scheduler:
         self._waiting: OrderedDict[str, deque[Task | Call | Reading]] = OrderedDict()
         self._changed = threading.Condition()
         self._stopping = False
+        self._turns = Turns() if turns is None else turns
         self._threads = torch.get_num_threads()  # a new thread would have torch's default
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -170,7 +183,8 @@ class Scheduler:
                     if self._stopping:
                         return
                     self._changed.wait()
-            self._turn()
+            with self._turns:
+                self._turn()
 
     def _turn(self) -> None:
         """Make one pass over a prompt, and one step of all texts."""

@@ -22,7 +22,7 @@ from llmcli.generation.grammar import Grammar, choice_rules, json_rules, regex_r
 from llmcli.generation.loaded import LoadedModel, encode_prompt
 from llmcli.generation.sampling import Sampler
 from llmcli.serve.body import Body
-from llmcli.serve.errors import ApiError, api_error, bad_request
+from llmcli.serve.errors import api_error, bad_request
 from llmcli.serve.limits import Limits
 from llmcli.serve.thoughts import Thoughts, read_thoughts, template_values
 from llmcli.text.chat_format import ChatFormat, TemplateFormat
@@ -92,21 +92,12 @@ class Reader:
         """How the model thinks."""
         return Thinking() if self.template is None else thinking_of(self.template, self.loaded.tokenizer)
 
-    def read(self, data: Any, *, chat: bool) -> Wanted:
+    def read(self, body: Body, *, chat: bool) -> Wanted:
         """Return what a request wants. Raises ApiError if it cannot be had."""
-        body = Body(data)
-        self.check_model(body)
         try:
             return self._read(body, chat=chat)
         except LlmcliError as error:
             raise api_error(error) from None
-
-    def check_model(self, body: Body) -> None:
-        """Raise ApiError for the name of another model: a client cannot choose what is loaded."""
-        name = body.text("model")
-        if name is not None and name != self.loaded.name:
-            message = f"the model {name[:80]!r} is not served here; this server has {self.loaded.name!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
 
     def _read(self, body: Body, *, chat: bool) -> Wanted:
         stops = self.loaded.stop_ids

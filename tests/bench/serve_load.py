@@ -223,7 +223,10 @@ async def state(url: str, process: subprocess.Popen[str]) -> str:
     _, _, data = await connection.answer("/metrics", None)
     connection.close()
     numbers = dict(line.rsplit(" ", 1) for line in data.decode().splitlines() if line[0] != "#")
-    counts = (numbers[f"llmcli_{name}"] for name in ("running_texts", "waiting_requests", "generated_tokens_total"))
+    counts = [
+        next(value for number, value in numbers.items() if number.startswith(f"llmcli_{name}{{"))
+        for name in ("running_texts", "waiting_requests", "generated_tokens_total")
+    ]
     return "\t".join((f"{resident:.1f}", str(files), *counts))
 
 

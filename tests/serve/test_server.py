@@ -200,8 +200,12 @@ def test_texts_are_the_same_in_company_and_alone(url: str, loaded: LoadedModel) 
     assert cached >= 128, "a prompt that was read before is not read again"
     with urlopen(f"{url}/metrics") as answer:
         numbers = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
-    assert (numbers["llmcli_running_texts"], numbers["llmcli_waiting_requests"]) == ("0", "0")
-    assert float(numbers["llmcli_cached_prompt_tokens_total"]) >= cached
+    running, waiting, reused = (
+        numbers[f'llmcli_{name}{{model="tales"}}']
+        for name in ("running_texts", "waiting_requests", "cached_prompt_tokens_total")
+    )
+    assert (running, waiting) == ("0", "0")
+    assert float(reused) >= cached
 
 
 def hang_up(url: str, body: dict[str, Any]) -> None:

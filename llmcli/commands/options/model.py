@@ -192,11 +192,13 @@ def complete_model(ctx: click.Context, option: click.Parameter, incomplete: str)
 MODEL_HELP = "A folder, a GGUF file, a name from `llmcli models`, or org/name or org/name:Q4_K_M on the Hub"
 
 
-def models_option(help: str) -> Decorator:
-    """Return a ``--model`` option that can be repeated, passed as ``models``."""
+def models_option(help: str, *names: str) -> Decorator:
+    """Return an option for models that can be repeated, ``--model`` unless it has other ``names``.
+
+    It is passed as ``models``.
+    """
     return click.option(
-        "--model",
-        "-m",
+        *(names or ("--model", "-m")),
         "models",
         multiple=True,
         type=Line(),
