@@ -27,7 +27,9 @@ MOST_TOKENS = 200  # larger pages are slow to compute and to open
 @click.command(cls=Command)
 @prompt_options()
 @heading("Output")
-@click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="The page to write, an .html file. Required.")
+@click.option(
+    "--save", type=click.Path(path_type=Path), metavar="FILE", help="The page to write, an .html file. Required."
+)
 @heading("Length")
 @click.option(
     "--max-tokens",

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from llmcli.errors import LlmcliError
 from llmcli.explain.lenses.fitted_lens import FittedLens, read_lens, write_lens
-from llmcli.explain.lenses.lens_fitting import fit_jacobian, fit_lens, fit_tuned, held_out_kl, residual_streams
+from llmcli.explain.lenses.jacobian_fitting import fit_jacobian
+from llmcli.explain.lenses.lens_divergence import divergences, exact_logits
+from llmcli.explain.lenses.lens_fitting import fit_lens
 from llmcli.explain.lenses.logit_lens import lens
+from llmcli.explain.lenses.residual_streams import streams_of
+from llmcli.explain.lenses.tuned_fitting import fit_tuned
 from tests.explain.reference import IDS, blocks, first, forget, loaded
 from tests.tiny import KINDS, RECURRENT, Tiny, TinyFactory, random_ids
 
@@ -59,7 +63,7 @@ def test_the_jacobian_lens_is_the_mean_of_torchs_jacobian(tiny: TinyFactory, nam
     case = tiny(name)
     model, windows = case.load(), random_ids(T, seed=8).view(1, T)
     found = fit_jacobian(model, windows, quiet).matrices
-    x = residual_streams(model, windows)[1][0].detach()  # after layer 0
+    x = streams_of(model, windows)[1][0].detach()  # after layer 0
     whole = torch.autograd.functional.jacobian(lambda x: final_stream(case, windows[0], 0, x), x)  # [T, C, T, C]
     expected = whole[T // 2 :, :, T // 2 :].sum(0).mean(1).to(found)
     size = float(expected.abs().max())
@@ -73,7 +77,7 @@ def test_a_finite_difference_agrees_with_the_jacobian(tiny: TinyFactory) -> None
     case = tiny("llama")
     model, windows = case.load(), random_ids(T, seed=8).view(1, T)
     found = fit_jacobian(model, windows, quiet).matrices[1]
-    x = residual_streams(model, windows)[1][0].detach()
+    x = streams_of(model, windows)[1][0].detach()
     step = torch.zeros_like(x)
     step[T // 2 :] = 1e-2 * torch.randn(x.shape[1], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -129,11 +133,36 @@ def test_training_reduces_the_divergence_on_held_out_text(tiny: TinyFactory) -> 
     model = tiny("llama").load()
     ids = random_ids(40 * 32, seed=4).view(40, 32)
     fitted = fit_tuned(model, ids[:36], quiet)
-    plain, tuned = (held_out_kl(model, ids[36:], each) for each in (None, fitted))
-    assert all(after < 0.95 * before for after, before in zip(tuned[:-1], plain[:-1], strict=True))
+    plain, tuned = (divergences(model, ids[36:], each).mean(0) for each in (None, fitted))
+    assert (tuned[:-1] < 0.95 * plain[:-1]).all()
     assert tuned[-1] == plain[-1] == 0
     shifted = dataclasses.replace(fitted, matrices=fitted.matrices.roll(1, 0), biases=fitted.biases.roll(1, 0))
-    assert sum(held_out_kl(model, ids[36:], shifted)) > sum(tuned)
+    assert divergences(model, ids[36:], shifted).sum() > tuned.sum() * len(ids[36:])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_least_squares_has_no_better_map_nearby(tiny: TinyFactory, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Adam, the weighted error of each position's final stream is the least that an affine map has."""
+    model = tiny(name).load()
+    ids = random_ids(32 * 32, seed=4).view(32, 32)
+    monkeypatch.setattr("llmcli.explain.lenses.tuned_fitting.RATE", 0.0)
+    monkeypatch.setattr("llmcli.explain.lenses.tuned_fitting.RIDGE", 1e-9)
+    fitted = fit_tuned(model, ids, quiet)
+    with torch.no_grad():
+        *sources, final = (x.flatten(0, 1).double() for x in streams_of(model, ids))
+    size = final.norm(dim=-1, keepdim=True)
+    for x, matrix, bias in zip(sources, fitted.matrices.double(), fitted.biases.double(), strict=True):
+        inputs = torch.cat([x, torch.ones(len(x), 1)], 1)
+        expected = torch.linalg.lstsq(inputs / size, final / size).solution
+        found = torch.cat([matrix.T, bias[None]])
+        assert float((inputs @ (found - expected)).abs().max()) < 1e-3 * float(final.abs().max())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "cohere"])
+def test_logits_in_fp64_are_those_of_the_head(tiny: TinyFactory, name: str) -> None:
+    model = tiny(name).load()
+    x = torch.randn(3, model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(exact_logits(model, x.double()).float(), model.unembed(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [RECURRENT[0], "gemma4_text-moe"])
@@ -160,6 +189,19 @@ def test_a_file_is_read_only_for_its_own_model(tiny: TinyFactory, tmp_path: Path
     write_lens(path, dataclasses.replace(fitted, biases=fitted.biases[:1]), model)
     with pytest.raises(LlmcliError, match="damaged"):
         read_lens(path, model)
+
+
+def test_the_check_fails_if_the_file_has_another_lens(tiny: TinyFactory, tmp_path: Path) -> None:
+    opened, path = loaded(tiny("llama")), tmp_path / "lens.safetensors"
+    texts = [" ".join(f"w{n * n % 31}" for n in range(400))]
+
+    def save(lens: FittedLens, wrong: float) -> Path:
+        write_lens(path, dataclasses.replace(lens, matrices=lens.matrices + wrong), opened.model)
+        return path
+
+    for wrong in (0.0, 0.01):
+        _, report = fit_lens(opened, texts, "tuned", save=lambda lens, wrong=wrong: save(lens, wrong))
+        assert report.check.ok is (wrong == 0)
 
 
 def test_a_text_that_is_too_short_is_an_error(tiny: TinyFactory) -> None:

@@ -6,7 +6,7 @@ fingerprint of the ``model``, the ``text``'s hash, and how it was fitted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -22,6 +22,7 @@ from llmcli.storage.fingerprint import fingerprint
 from llmcli.storage.finite import is_finite
 
 LensKind = Literal["tuned", "jacobian"]
+FitProgress = Callable[[int, int], None]  # the steps done and their total
 FORMAT = "llmcli lens"
 VERSION = "1"  # to be changed whenever the meaning of a file's contents changes
 
@@ -46,6 +47,13 @@ class FittedLens:
         if number == len(self.matrices):
             return x
         return x.float() @ self.matrices[number].T.to(x.device) + self.biases[number].to(x.device)
+
+
+def require_finite(lens: FittedLens) -> FittedLens:
+    """Return the lens. Raises LlmcliError if it has numbers that are NaN or infinite."""
+    if not (lens.matrices.isfinite().all() and lens.biases.isfinite().all()):
+        raise LlmcliError("the lens has numbers that are NaN or infinite", kind="logits-not-finite")
+    return lens
 
 
 def write_lens(path: Path, lens: FittedLens, model: Transformer) -> None:
