@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,7 +12,8 @@ from llmcli import explain, render
 from llmcli import train as training
 from llmcli.commands.options.common import Choice, verbose_option
 from llmcli.commands.options.lens_file import KINDS, save_lens
-from llmcli.commands.options.model import ModelChoice, view_model_options
+from llmcli.commands.options.model import ModelChoice, describe_model, view_model_options
+from llmcli.commands.options.output import OutputOptions, output_options
 from llmcli.commands.shell.command import Command
 
 
@@ -21,13 +23,19 @@ from llmcli.commands.shell.command import Command
 @click.option(
     "--tokens",
     type=click.IntRange(min=1, max=2**30),
-    help="Tokens to fit on.  [default: tuned 16384, jacobian 512]",
+    help="Tokens to fit on, at most.  [default: tuned 16384, jacobian 512]",
 )
 @click.option("--seed", type=click.INT, default=0, show_default=True, help="Seed of the order of the texts.")
+@output_options
 @view_model_options
 @verbose_option
 def fit_lens(
-    kind: explain.LensKind, textfile: tuple[Path, ...], tokens: int | None, seed: int, choice: ModelChoice
+    kind: explain.LensKind,
+    textfile: tuple[Path, ...],
+    tokens: int | None,
+    seed: int,
+    output: OutputOptions,
+    choice: ModelChoice,
 ) -> None:
     """Fit a lens to a model on the text of the TEXTFILEs, for `llmcli lens --tuned` and `llmcli lens --jacobian`.
 
@@ -45,7 +53,8 @@ def fit_lens(
     texts = [example.text for example in training.read_examples(textfile)]
     loaded = choice.open_restored()
     with render.CountProgress(sys.stderr, "fitting", "steps") as progress:
-        lens, report = explain.fit_lens(loaded, texts, kind, tokens=tokens, seed=seed, progress=progress)
-    path = save_lens(loaded, lens)
-    render.print_fit_lens(report, sys.stdout)
-    render.note(f"saved to {render.one_line(str(path))}", sys.stderr)
+        _, report = explain.fit_lens(
+            loaded, texts, kind, tokens=tokens, seed=seed, save=partial(save_lens, loaded), progress=progress
+        )
+    output.show(report, render.print_fit_lens, models=[describe_model(loaded)])
+    render.note(f"saved to {render.one_line(str(report.path))}", sys.stderr)

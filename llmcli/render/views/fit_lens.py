@@ -6,7 +6,7 @@ from typing import TextIO
 
 from llmcli import explain
 from llmcli.render.table import Cell, Column, number_cell, print_table
-from llmcli.render.terminal import print_line
+from llmcli.render.terminal import print_check, print_line
 
 
 def print_fit_lens(report: explain.FitLensReport, stream: TextIO) -> None:
@@ -15,7 +15,7 @@ def print_fit_lens(report: explain.FitLensReport, stream: TextIO) -> None:
     columns = [Column("after", right=False), Column("plain KL, bits"), Column(f"{report.kind} KL, bits")]
     rows = [
         [
-            Cell("embedding" if row.layer is None else f"layer {row.layer}"),
+            Cell(_place(row)),
             number_cell(row.plain_kl, 2),
             number_cell(row.kl, 2),
         ]
@@ -24,3 +24,11 @@ def print_fit_lens(report: explain.FitLensReport, stream: TextIO) -> None:
     print_table(columns, rows, stream)
     fitted = f"fitted on {report.tokens} tokens, measured on {report.held_out} tokens that were held out"
     print_line(f"KL: divergence from the final prediction; {fitted}.", stream, "dim")
+    worse = [_place(row) for row in report.layers if row.kl > row.plain_kl]
+    if worse:
+        print_line(f"Further from it than the plain lens: after {', '.join(worse)}.", stream, "yellow")
+    print_check(report.check, stream)
+
+
+def _place(row: explain.FittedLayer) -> str:
+    return "embedding" if row.layer is None else f"layer {row.layer}"
