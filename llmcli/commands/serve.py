@@ -127,7 +127,7 @@ def log(line: str) -> None:
     render.note(render.one_line(line), sys.stderr)
 
 
-Loader = Callable[[], generation.LoadedModel]
+Loader = Callable[[], "generation.LoadedModel"]  # not imported with the command
 
 
 def find_others(choice: ModelChoice, models: Sequence[str]) -> list[tuple[str, Loader]]:
