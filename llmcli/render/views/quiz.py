@@ -90,7 +90,9 @@ def _of_labels(stop: int, text: str, right: str, others: Sequence[str]) -> QuizQ
 
 def _tokens(stop: int, report: explain.TourReport) -> QuizQuestion:
     count = len(report.tokens.tokens)
-    text = f"The text “{one_line(report.text)}” is cut into tokens. How many are there?"
+    special = sum(token.special for token in report.tokens.tokens)
+    added = f", with {counted(special, 'special token')} that the tokenizer adds" if special else ""
+    text = f"The text “{one_line(report.text)}” is cut into tokens. How many are there{added}?"
     return _of_numbers(stop, text, count, [len(report.text.split()), len(report.text), 2 * count, count + 1])
 
 
@@ -168,9 +170,9 @@ def _why(stop: int, report: explain.TourReport) -> QuizQuestion:
     token, other = (token_label(piece) for piece in (report.why.token, report.why.other))
     name = f"L{report.head_at.layer}.H{report.head_at.head}"
     (part,) = [part for part in report.why.parts if part.name == name]
-    text = f"""The most probable token after “{ending_of(report.begun)}” is {token}; the next is {other}. What does the
-    head of stop 4, {name}, add to the distance between their logits?"""
-    return QuizQuestion(stop, text, (f"it favors {token}", f"it favors {other}"), int(part.difference < 0))
+    text = f"""The most probable token after “{ending_of(report.begun)}” is {token}; the next is {other}. Which of
+    the two does the head of stop 4, {name}, favor?"""
+    return QuizQuestion(stop, text, (token, other), int(part.difference < 0))
 
 
 _QUESTIONS: tuple[Callable[[int, explain.TourReport], QuizQuestion], ...] = (
