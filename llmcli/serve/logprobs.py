@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llmcli.explain.report import GeneratedToken
-from llmcli.generation.distribution import leading, log_probabilities
+from llmcli.generation.distribution import leading, log_probabilities, rank
 from llmcli.generation.loaded import LoadedModel
 from llmcli.generation.score import predictions
 
@@ -30,14 +30,15 @@ def prompt_entries(loaded: LoadedModel, ids: Sequence[int], alternatives: int) -
     def known(id: int, logprob: float | None) -> Entry:
         return entry(id, loaded.tokenizer.token_text(id), loaded.tokenizer.token_bytes(id), logprob)
 
-    yield [known(id, None) | {"top_logprobs": []} for id in ids[:1]]
+    yield [known(id, None) | {"rank": None, "top_logprobs": []} for id in ids[:1]]
     if len(ids) < 2:
         return
     for logits, targets in predictions(loaded.model, ids):
         found = []
-        for row, id in zip(log_probabilities(logits).cpu(), targets.tolist(), strict=True):
-            top = [known(other, finite(float(row[other]))) for other in leading(row, alternatives).tolist()]
-            found.append(known(id, finite(float(row[id]))) | {"top_logprobs": top})
+        logps = log_probabilities(logits).cpu()
+        for row, logp, id in zip(logits.cpu(), logps, targets.tolist(), strict=True):
+            top = [known(other, finite(float(logp[other]))) for other in leading(row, alternatives).tolist()]
+            found.append(known(id, finite(float(logp[id]))) | {"rank": rank(row, id), "top_logprobs": top})
         yield found
 
 

@@ -99,8 +99,8 @@ def test_an_echoed_prompt_has_alternatives(url: str, loaded: LoadedModel) -> Non
             assert entry["id"] == token.piece.id
             assert token.favourite is not None
             assert entry["top_logprobs"][0]["id"] == token.favourite.id
-            assert token.rank is not None
-            assert token.rank >= 3 or entry["top_logprobs"][token.rank]["id"] == entry["id"]
+            assert entry["rank"] == token.rank
+            assert entry["rank"] >= 3 or entry["top_logprobs"][entry["rank"]]["id"] == entry["id"]
     none = post(f"{url}/v1/completions", {**body, "logprobs": 0})[1]["choices"][0]["logprobs"]
     assert none["top_logprobs"] == [None] * len(none["tokens"])
 
