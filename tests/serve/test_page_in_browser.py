@@ -211,7 +211,7 @@ def test_errors_are_one_line(browser: Any, url: str) -> None:
         assert window.locator("#notice").inner_text() == ""
         busy = {"status": 429, "headers": {"Retry-After": "3"}, "json": {"error": {"message": "the queue is full"}}}
         window.route("**/v1/completions", partial(fulfill, busy))
-        window.click("button:text('Go on')")
+        window.click("button:text('Continue')")
         window.locator("#notice button").wait_for()
         assert window.locator("#notice").inner_text() == "the queue is full (try again in 3 s) Try again"
         assert window.locator(".tokens .token").count() == 2
@@ -274,7 +274,7 @@ def test_a_key_a_text_and_a_lost_connection(browser: Any, prose: tuple[str, subp
 
         window.reload()
         settings(window, max_tokens=5000)
-        window.click(".reply:last-child button:text('Go on')")
+        window.click(".reply:last-child button:text('Continue')")
         window.locator(".reply:last-child .token").nth(20).wait_for()
         process.kill()
         window.locator("#notice button").wait_for()

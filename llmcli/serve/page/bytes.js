@@ -30,6 +30,9 @@ export function label(bytes) {
   return shown + hex(broken);
 }
 
+// The label of a token, or its id if it has no bytes.
+export const nameOf = ({ id, bytes }) => label(bytes) || `token ${id}`;
+
 function hex(bytes) {
   const digits = bytes.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0"));
   return digits.length ? `<${digits.join(" ")}>` : "";

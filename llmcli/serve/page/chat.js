@@ -36,7 +36,7 @@ export class Chat {
     });
   }
 
-  goOn(reply) {
+  continue(reply) {
     return this.redo(reply, () => {});
   }
 

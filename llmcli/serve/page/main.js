@@ -38,7 +38,7 @@ function listen(chat) {
 function send(chat) {
   const text = $("draft").value;
   if (chat.running || $("send").disabled) return;
-  if (!text) return chat.goOn(conversation.turns.at(-1));
+  if (!text) return chat.continue(conversation.turns.at(-1));
   $("draft").value = "";
   grow($("draft"));
   chat.send(text);

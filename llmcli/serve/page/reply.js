@@ -1,6 +1,6 @@
 // A reply, token by token. The arrow keys move between its tokens; its text is also read aloud as it comes.
 
-import { label, safe, textReader } from "./bytes.js";
+import { nameOf, safe, textReader } from "./bytes.js";
 import { element } from "./element.js";
 import { bucket, percent } from "./probability.js";
 
@@ -21,11 +21,11 @@ export class ReplyView {
   add(token) {
     const text = token.end ? "" : this.read(token);
     const span = element("span", { role: "option", tabindex: this.list.childElementCount ? -1 : 0, class: "token", "aria-selected": false, "data-bucket": bucket(token.p) });
-    span.setAttribute("aria-label", `${label(token.bytes)}, ${percent(token.p)}${token.chosen ? ", your choice" : ""}`);
+    span.setAttribute("aria-label", `${nameOf(token)}, ${percent(token.p)}${token.chosen ? ", your choice" : ""}`);
     span.classList.toggle("chosen", Boolean(token.chosen));
     span.classList.toggle("end", Boolean(token.end));
     if (text) span.append(...lines(safe(text)));
-    else span.dataset.sign = label(token.bytes); // drawn, but no part of the text when it is copied
+    else span.dataset.sign = nameOf(token); // drawn, but no part of the text when it is copied
     this.list.append(span);
     this.unspoken += text;
     if (/[.!?\n]\s*$/.test(this.unspoken)) this.speak();

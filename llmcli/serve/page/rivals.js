@@ -1,6 +1,6 @@
 // The tokens that could have stood in a token's place: shown on hover and on focus, entered with Enter.
 
-import { label } from "./bytes.js";
+import { nameOf } from "./bytes.js";
 import { $, element } from "./element.js";
 import { percent } from "./probability.js";
 
@@ -54,14 +54,14 @@ export class Rivals {
     this.leave();
     this.at = span;
     span.classList.add("open");
-    const title = element("p", { class: "title" }, element("b", {}, label(token.bytes)), ` ${percent(token.p)}, rank ${token.rank + 1}`);
+    const title = element("p", { class: "title" }, element("b", {}, nameOf(token)), ` ${percent(token.p)}, rank ${token.rank + 1}`);
     if (token.chosen) title.append(", your choice");
     if (token.end) title.append(", ends the text");
     const largest = Math.max(...token.top.map((rival) => rival.p));
     const items = token.top.map((rival, n) => this.item(token, rival, n, largest));
     const why = this.button("Why this token?", () => this.why(span), "why");
     this.menu.replaceChildren(title, ...items, why);
-    this.menu.setAttribute("aria-label", `Instead of ${label(token.bytes)}`);
+    this.menu.setAttribute("aria-label", `Instead of ${nameOf(token)}`);
   }
 
   item(token, rival, rank, largest) {
@@ -69,7 +69,7 @@ export class Rivals {
     bar.style.width = `${(100 * rival.p) / largest}%`;
     const own = rival.id === token.id;
     const made = this.button("", () => this.pick(this.at, rival), own ? "rival own" : "rival");
-    made.append(element("span", { class: "rank" }, rank + 1), element("bdi", {}, label(rival.bytes) || `token ${rival.id}`),
+    made.append(element("span", { class: "rank" }, rank + 1), element("bdi", {}, nameOf(rival)),
       element("span", { class: "track", "aria-hidden": "true" }, bar), element("span", { class: "p" }, percent(rival.p)));
     made.dataset.id = rival.id;
     made.disabled = own;

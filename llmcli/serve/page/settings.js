@@ -5,11 +5,11 @@ import { $, element } from "./element.js";
 
 const FIELDS = {
   temperature: ["Temperature", "0 takes the most probable token.", { min: 0, step: 0.1 }],
-  top_k: ["Top-k", "Keep the k most probable; 0 is off.", { min: 0, step: 1 }],
-  top_p: ["Top-p", "Keep the fewest that reach p; 1 is off.", { min: 0, max: 1, step: 0.05 }],
-  min_p: ["Min-p", "Keep this share of the largest p; 0 is off.", { min: 0, max: 1, step: 0.05 }],
+  top_k: ["Top-k", "Keep the k most probable tokens; 0 is off.", { min: 0, step: 1 }],
+  top_p: ["Top-p", "Keep the fewest tokens that reach p; 1 is off.", { min: 0, max: 1, step: 0.05 }],
+  min_p: ["Min-p", "Keep at least this share of the largest p; 0 is off.", { min: 0, max: 1, step: 0.05 }],
   repetition_penalty: ["Repetition penalty", "Above 1, repetitions are rarer; 1 is off.", { min: 0, step: 0.05 }],
-  max_tokens: ["Most tokens", "The text stops after so many.", { min: 1, step: 1 }],
+  max_tokens: ["Max tokens", "Stop after this many tokens.", { min: 1, step: 1 }],
   seed: ["Seed", "The same seed gives the same text.", { min: 0, step: 1 }],
 };
 

@@ -4,7 +4,7 @@ import { conversation, runOf } from "./conversation.js";
 import { $, button, element, grow, isEnter } from "./element.js";
 import { ReplyView } from "./reply.js";
 
-const ENDINGS = { length: "reached the most tokens", stopped: "stopped", lost: "interrupted" };
+const ENDINGS = { length: "token limit reached", stopped: "stopped", lost: "interrupted" };
 
 export class Turns {
   constructor(chat) {
@@ -43,7 +43,7 @@ export class Turns {
   toolsOf(reply) {
     const run = runOf(reply, Infinity);
     const tools = [button("Regenerate", () => this.chat.regenerate(reply), { title: "Another text, with another seed" })];
-    if (reply.prompt && !reply.tokens.at(-1)?.end) tools.push(button("Go on", () => this.chat.goOn(reply)));
+    if (reply.prompt && !reply.tokens.at(-1)?.end) tools.push(button("Continue", () => this.chat.continue(reply)));
     if (run) tools.push(button(`Seed ${run.seed}`, () => this.chat.replay(reply, run), { class: "seed", title: "Generate with this seed again: the same text" }));
     if (ENDINGS[reply.ended]) tools.push(element("span", { class: "small" }, ENDINGS[reply.ended]));
     return tools;
