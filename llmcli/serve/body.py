@@ -37,7 +37,7 @@ class Body:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if type(value) is not int or not low <= value <= high:
-            limits = f"at least {low}" if high == MAX_INTEGER else f"from {low} to {high}"
+            limits = f"of at least {low}" if high == MAX_INTEGER else f"from {low} to {high}"
             raise bad_request(f"{name} must be a whole number {limits}", name)
         return value
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmcli.errors import LlmcliError
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.thinking import think_budget_of
 from llmcli.serve.body import Body
@@ -32,6 +35,15 @@ class Thoughts:
             return sampler
         budget = think_budget_of(tokenizer, self.thinking, self.budget, self.state, start)
         return Sampler([budget, *sampler.filters], sampler.seed)
+
+
+@contextmanager
+def template_errors(template: ChatTemplate, param: str) -> Iterator[None]:
+    """Turn the errors of a template into answers that name the option ``param``, and not a file of the server."""
+    try:
+        yield
+    except LlmcliError as error:
+        raise bad_request(str(error).removeprefix(f"{template.path}: "), param, error.kind or None) from None
 
 
 def template_values(body: Body, template: ChatTemplate, thinking: Thinking) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def explain_view(loaded: LoadedModel, body: Body, to_json: ToJson, check: Callab
     A view that takes long calls ``check`` between its passes, which may raise. Raises ApiError for options that the
     view does not have.
     """
-    name = body.text("view") or ""
+    name = body.text("view")
+    if name is None:
+        raise bad_request(f"give the name of a view: {', '.join(VIEWS)}", "view")
     if name in NOT_SERVED:
         raise bad_request(f"{name} is not served: {NOT_SERVED[name]} (run llmcli {name})", "view")
     if name not in VIEWS:

@@ -24,8 +24,8 @@ from llmcli.generation.sampling import Sampler
 from llmcli.serve.body import Body
 from llmcli.serve.errors import api_error, bad_request
 from llmcli.serve.limits import Limits
-from llmcli.serve.thoughts import Thoughts, read_thoughts, template_values
-from llmcli.text.chat_format import ChatFormat, TemplateFormat
+from llmcli.serve.thoughts import Thoughts, read_thoughts, template_errors, template_values
+from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import REASONING, ROLES, Message
 from llmcli.text.thinking import Thinking, thinking_of
 from llmcli.text.tokenizer import Tokenizer
@@ -148,13 +148,14 @@ class Reader:
         """The model as one whose texts end at ``stops``."""
         return replace(self.loaded, defaults=replace(self.loaded.defaults, stop_ids=tuple(sorted(stops))))
 
-    def _form(self, body: Body) -> ChatFormat:
+    def _form(self, body: Body) -> TemplateFormat:
         if self.template is None:
             raise bad_request(
                 f"{self.loaded.name} has no chat template: it was not trained to chat (use /v1/completions)"
             )
         values = template_values(body, self.template, self.thinking)
-        return TemplateFormat(self.template.with_arguments(values), self.loaded.tokenizer)
+        with template_errors(self.template, "chat_template_kwargs"):
+            return TemplateFormat(self.template.with_arguments(values), self.loaded.tokenizer)
 
     def conversation(self, body: Body) -> tuple[Prompt, frozenset[int]]:
         """The messages of a request up to where the reply begins, and the tokens that end the reply.
@@ -162,7 +163,9 @@ class Reader:
         Raises ApiError if there is no chat template.
         """
         form = self._form(body)
-        rendered = form.render(read_messages(body.take("messages")))
+        messages = read_messages(body.take("messages"))
+        with template_errors(form.template, "messages"):
+            rendered = form.render(messages)
         stops = for_chat(self.loaded, form, self.thinking).stop_ids
         return Prompt(self.loaded.readable(form.encode(rendered)), rendered.text), stops
 
@@ -276,9 +279,12 @@ def _message(number: int, given: Any) -> Message:
     if content is None and role == "assistant":
         content = ""  # a reply that was only thoughts
     if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        if not all(
+            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            for part in content
+        ):
             raise bad_request(f"{where}.content has a part that is not text", "messages")
-        content = "".join(part.get("text") if isinstance(part.get("text"), str) else "" for part in content)
+        content = "".join(part["text"] for part in content)
     thoughts = given.get(REASONING) or ""
     if not isinstance(content, str) or not isinstance(thoughts, str):
         raise bad_request(f"{where}.content must be a text", "messages")
@@ -312,7 +318,7 @@ def read_sampler(loaded: LoadedModel, body: Body, grammar: Grammar | None = None
             breakers=breakers,
         )
     except LlmcliError as error:
-        raise api_error(error) from None
+        raise api_error(error, "samplers") from None
     rules = [] if grammar is None else [grammar.filter(0)]
     filters = [*loaded.vocabulary_filter(), *rules, *loaded.length_filter(), *chain]
     return Sampler(filters, secrets.randbelow(2**32) if seed is None else seed)

@@ -23,8 +23,10 @@ from llmcli.hub import default_model, find
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 TEMPLATE = (
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
-    "{% if enable_thinking %}<think>\n{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'system' and not loop.first %}{{ raise_exception('a late system message') }}{% endif %}"
+    "{{ message.role }}: {{ message.content }}\n"
+    "{% endfor %}assistant:{% if enable_thinking %}<think>\n{% endif %}"
 )
 
 

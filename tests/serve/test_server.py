@@ -25,6 +25,8 @@ from tests.serve.conftest import post, server
 
 STORY = "Once upon a time there was a fox who lived in a forest with a very old owl. " * 16
 
+USER = [{"role": "user", "content": "Hi"}]
+
 
 def lines(*words: object) -> list[dict[str, Any]]:
     """What a command prints with --json."""
@@ -235,6 +237,9 @@ def hang_up(url: str, body: dict[str, Any]) -> None:
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages"),
         ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages"),
         ("chat/completions", {"messages": [], "echo": True}, 400, "messages"),
+        ("chat/completions", {"messages": USER, "chat_template_kwargs": {"nope": 1}}, 400, "chat_template_kwargs"),
+        ("chat/completions", {"messages": [USER[0], {"role": "system", "content": ""}]}, 400, "messages"),
+        ("completions", {"prompt": "x", "samplers": ["nope"]}, 400, "samplers"),
         ("explain", {"view": "lense", "text": "x"}, 400, "view"),
         ("explain", {"view": "lens"}, 400, "text"),
         ("explain", {"view": "lens", "text": "x", "layer": 1}, 400, "layer"),
@@ -256,6 +261,7 @@ def test_wrong_requests(url: str, path: str, body: Any, status: int, param: str 
     code, answer = post(f"{url}/v1/{path}", body)
     assert (code, answer["error"]["param"]) == (status, param), answer
     assert answer["error"]["message"]
+    assert ".jinja" not in answer["error"]["message"], "no file of the server"
     assert post(f"{url}/v1/completions", {"prompt": "The", "max_tokens": 1})[0] == 200
 
 
