@@ -26,11 +26,11 @@ from llmcli.explain.lenses.residual_streams import streams_of
 from llmcli.model.transformer import Transformer
 
 BATCH = 4  # windows per forward pass
-WORK = 3 * 10**12  # of Adam's logits, in multiplications: minutes on two cores
+WORK = 3 * 10**12  # multiplications for the logits that Adam sees, at most: they take most of the time
 LEAST = 512  # positions on which Adam reduces the divergence, even if that is more work
 STEP = 16  # positions per step
 RATE = 0.006  # how far a step moves the output of a map, about, relative to its size
-RIDGE = 0.1  # times C / positions: how much less a feature counts for it
+RIDGE = 0.1  # times C / positions: how strongly least squares prefers the identity
 
 
 class _LeastSquares:
