@@ -23,11 +23,12 @@ KEY = "a-key-of-this-test"
 
 @pytest.fixture(scope="module")
 def prose(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server that needs a key, with a model that has no chat template."""
+    """A server that needs a key, with a model that has no chat template, and with another one that has."""
     path = tmp_path_factory.mktemp("prose")
     (path / "key").write_text(KEY)
     shutil.copytree(folder, path / "base", ignore=shutil.ignore_patterns("chat_template.jinja"))
-    with server("-m", str(path / "base"), "--api-key-file", str(path / "key"), "--threads", "1") as running:
+    options = ("--models", str(folder), "--api-key-file", str(path / "key"), "--threads", "1")
+    with server("-m", str(path / "base"), *options) as running:
         yield running
 
 
@@ -260,6 +261,13 @@ def test_a_key_a_text_and_a_lost_connection(browser: Any, prose: tuple[str, subp
             window.press("#key", "Enter")
             window.locator("dialog:has-text('refused') #key, #draft[placeholder='Your text']").first.wait_for()
         window.locator("#draft[placeholder='Your text']").wait_for()
+        window.select_option("#models", "tales")
+        window.locator("#draft[placeholder='Message']").wait_for()
+        send(window, "Who?")
+        assert window.evaluate("JSON.parse(sessionStorage.conversation).model") == "tales"
+        window.select_option("#models", "base")
+        window.locator("#draft[placeholder='Your text']").wait_for()
+        assert window.locator(".turn").count() == 0
         settings(window, max_tokens=7, seed=1)
         send(window, "Once upon a")
         send(window, " There was a")

@@ -63,8 +63,15 @@ export class Chat {
     const { max_tokens, ...sampling } = options;
     const prompt = [...reply.prompt, ...reply.tokens.slice(0, index).map((token) => token.id)];
     const step = Math.max(index - from, 0);
-    sessionStorage.setItem("why", JSON.stringify({ ...sampling, prompt, token: reply.tokens[index].id, seed, step }));
+    sessionStorage.setItem("why", JSON.stringify({ ...sampling, model: this.model.id, prompt, token: reply.tokens[index].id, seed, step }));
     window.open("/page/why.html");
+  }
+
+  // Begin anew with a model: ids are a model's own.
+  use(model) {
+    this.model = model;
+    conversation.model = model.id;
+    this.clear();
   }
 
   clear() {
@@ -108,7 +115,7 @@ export class Chat {
     const turns = conversation.turns.slice(0, conversation.turns.indexOf(reply));
     if (!reply.prompt) await readPrompt(this.model, conversation.system, turns, reply, abort.signal);
     if (reply.tokens.at(-1)?.end) return;
-    await extend(reply, options, seed, (token) => this.show(reply, token), abort.signal);
+    await extend(this.model, reply, options, seed, (token) => this.show(reply, token), abort.signal);
   }
 
   show(reply, token) {

@@ -11,18 +11,18 @@ export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 export async function readPrompt(model, system, before, reply, signal) {
   const messages = before.map((turn) => ({ role: turn.role, content: contentOf(turn) }));
   if (system) messages.unshift({ role: "system", content: system });
-  const body = model.chat ? { messages } : { content: before.map(contentOf).join("") };
-  const { tokens, stop_token_ids } = await ask("/tokenize", body, signal);
+  const text = model.chat ? { messages } : { content: before.map(contentOf).join("") };
+  const { tokens, stop_token_ids } = await ask("/tokenize", { model: model.id, ...text }, signal);
   reply.prompt = tokens;
   reply.stops = stop_token_ids;
 }
 
 // Add tokens to a reply until it ends; `added` is called after each.
-export async function extend(reply, options, seed, added, signal) {
+export async function extend(model, reply, options, seed, added, signal) {
   reply.runs.push({ from: reply.tokens.length, seed, options });
   reply.ended = "";
   const prompt = [...reply.prompt, ...reply.tokens.map((token) => token.id)];
-  const body = { ...options, prompt, seed, stop_token_ids: reply.stops, logprobs: RIVALS };
+  const body = { ...options, model: model.id, prompt, seed, stop_token_ids: reply.stops, logprobs: RIVALS };
   for await (const chunk of stream("/v1/completions", body, signal)) {
     signal.throwIfAborted();
     const [choice] = chunk.choices;

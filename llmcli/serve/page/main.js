@@ -1,10 +1,10 @@
-// The page: it asks the server for its model, and then listens to the user.
+// The page: it asks the server for its models, and then listens to the user.
 
 import { Chat, complain } from "./chat.js";
 import { conversation, keep } from "./conversation.js";
 import { $, grow, isEnter } from "./element.js";
+import { describe, listModels, load } from "./models.js";
 import { Rivals } from "./rivals.js";
-import { ask } from "./server.js";
 import { buildSettings, toggleSettings } from "./settings.js";
 
 function listen(chat) {
@@ -61,27 +61,35 @@ function toMessage() {
   if (matchMedia("(hover: hover)").matches) $("draft").focus();
 }
 
-function describe(model) {
-  $("model").textContent = document.title = model.id;
-  $("kind").textContent = model.chat ? "chat" : "continues a text";
-  $("invitation").textContent = model.chat ? "Ask something." : "Begin a text. The model continues it.";
-  $("send").textContent = model.chat ? "Send" : "Continue";
-  $("draft").placeholder = $("draft-label").textContent = model.chat ? "Message" : "Your text";
-  document.body.classList.toggle("prose", !model.chat);
+// Change to another model, which may have to load first.
+async function change(chat, model, all) {
+  chat.stop();
+  $("notice").replaceChildren(`Loading ${model.id} …`);
+  try {
+    chat.use(await load(model));
+  } catch (error) {
+    complain(error, () => change(chat, model, all));
+  }
+  show(chat, all);
+}
+
+function show(chat, all) {
+  describe(chat.model, all);
+  buildSettings(chat.model);
+  chat.turns.draw();
+  chat.refresh();
+  toMessage();
 }
 
 async function start() {
   $("notice").replaceChildren();
   try {
-    const [model] = (await ask("/v1/models")).data;
-    if (conversation.model !== model.id) Object.assign(conversation, { model: model.id, turns: [] }); // ids are a model's own
-    const chat = new Chat(model);
-    describe(model);
-    buildSettings(model);
+    const all = await listModels();
+    const chat = new Chat(await load(all.find(({ id }) => id === conversation.model) ?? all[0]));
+    if (conversation.model !== chat.model.id) chat.use(chat.model);
+    $("models").addEventListener("change", () => change(chat, all[$("models").selectedIndex], all));
     listen(chat);
-    chat.turns.draw();
-    chat.refresh();
-    toMessage();
+    show(chat, all);
   } catch (error) {
     complain(error, start);
   }

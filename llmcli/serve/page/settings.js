@@ -18,10 +18,10 @@ export function buildSettings(model) {
   $("fields").replaceChildren(...fields);
   $("system-field").hidden = !model.chat;
   $("system").value = conversation.system;
-  $("system").addEventListener("input", () => {
+  $("system").oninput = () => {
     conversation.system = $("system").value;
     keep();
-  });
+  };
 }
 
 export function toggleSettings() {
