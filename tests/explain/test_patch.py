@@ -127,7 +127,8 @@ def test_paths_through_every_kind_of_part(tiny: TinyFactory) -> None:
         report = report_of(case, path=path)
         assert report.path is not None
         assert abs(report.path.effect) > 1e-6
-    for path in (("1.1", "0.1"), ("mlp.0", "attn.0"), ("layer.0", "1.1"), ("mlp.1", "mlp.1")):
+    wrong = (("1.1", "0.1"), ("mlp.0", "attn.0"), ("layer.0", "1.1"), ("mlp.1", "mlp.1"), ("0.1@1", "1.1"))
+    for path in (*wrong, ("attn.0-1", "1.1")):
         with pytest.raises(LlmcliError):
             report_of(case, path=path)
     with pytest.raises(LlmcliError, match="does not come later"):

@@ -52,7 +52,7 @@ class Prompt:
             return None if sys.stdin is None or sys.stdin.isatty() else read_stdin() or None
         text = self.read()
         if not text:
-            raise usage_error("the text is empty", "omit it to use the built-in text")
+            raise usage_error("the text is empty", "give a text, or omit it")
         return text
 
 

@@ -288,7 +288,7 @@ class _Patching:
 
     def path_effect(self, sender: str, receiver: str) -> float:
         """The effect of the sender's clean result on the answer if only the receiver reads it."""
-        (source,), (target,) = (parse_part(self.model, name) for name in (sender, receiver))
+        source, target = (self._end_of_path(name) for name in (sender, receiver))
         self._check_path(source, target, sender, receiver)
         added = Site("mlp" if source.site.part in ("mlp", "neurons") else "attn", source.site.layer)
         plain = part_results(self.model, self.corrupt, {added, target.site})
@@ -299,6 +299,13 @@ class _Patching:
         received = part_results(reading, self.corrupt, {target.site})[target.site]  # [T, ...]
         value = received if target.unit is None else received[:, target.unit]
         return self.effect(Change(target.site, value=value, unit=target.unit, per_position=True))
+
+    def _end_of_path(self, name: str) -> Change:
+        """The part called ``name``. Raises LlmcliError if it is in several layers, or restricted to positions."""
+        changes = parse_part(self.model, name)
+        if len(changes) > 1 or changes[0].positions is not None:
+            raise usage_error(f"{name!r} is not a single part at all positions", "for example 3.2, attn.3 or mlp.3")
+        return changes[0]
 
     def _check_path(self, source: Change, target: Change, sender: str, receiver: str) -> None:
         """Raise LlmcliError unless the receiver reads what the sender adds."""
