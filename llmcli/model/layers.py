@@ -55,7 +55,8 @@ def wide_product(x: Tensor, weight: Tensor) -> Tensor:
     if weight.is_cuda:
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         return torch.mm(rows, weight.t(), out_dtype=torch.float32).view(*x.shape[:-1], -1)
-    return torch.cat([F.linear(x.float(), part.float()) for part in torch.split(weight, HEAD_ROWS)], dim=-1)
+    parts = [F.linear(x.float(), part.float()) for part in torch.split(weight, HEAD_ROWS)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class Norm(nn.Module):

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +50,7 @@ class Server:
         self.port = free_port()
         self.options = {} if model is None else {"model": model}
         words = [*command, "--port", str(self.port)]
-        self.process = subprocess.Popen(
-            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.url = f"http://127.0.0.1:{self.port}"
 
     async def wait(self) -> None:
@@ -71,11 +68,6 @@ class Server:
                 return
             await asyncio.sleep(1)
         raise SystemExit(f"{self.name} did not start")
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the process and its children."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
 
     async def request(self, prompt: str, output: int) -> tuple[float, str]:
         """The seconds to the first token of a stream, and the whole text."""
@@ -139,9 +131,9 @@ async def compare(servers: Sequence[Server], clients: int, rounds: int, output: 
     for number in range(rounds + 1):
         prompts = make_prompts(clients if clients > 1 else LEAST, random.Random(100 * clients + number))
         for server in servers:
-            server.signal(signal.SIGCONT)
+            server.process.send_signal(signal.SIGCONT)
             run = await server.run(prompts if number else prompts[:LEAST], clients, output)
-            server.signal(signal.SIGSTOP)
+            server.process.send_signal(signal.SIGSTOP)
             if number:
                 runs[server.name].append(run)
                 print(f"{clients} {server.name}: {len(run.texts) / run.seconds:.2f}/s", file=sys.stderr, flush=True)
@@ -165,7 +157,7 @@ async def measure(servers: list[Server], arguments: argparse.Namespace) -> None:
     """Wait for the servers, and print the table."""
     for server in servers:
         await server.wait()
-        server.signal(signal.SIGSTOP)
+        server.process.send_signal(signal.SIGSTOP)
     for clients in map(int, arguments.clients.split(",")):
         show(clients, await compare(servers, clients, arguments.rounds, arguments.output))
 
@@ -179,6 +171,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=32, help="tokens of each answer")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the servers, too
     with tempfile.TemporaryDirectory() as temporary:
         gguf = Path(temporary) / "model.gguf"
         subprocess.run(
@@ -191,7 +184,7 @@ def main() -> None:
             asyncio.run(measure(servers, arguments))
         finally:
             for server in servers:
-                server.signal(signal.SIGKILL)
+                server.process.kill()
 
 
 if __name__ == "__main__":
