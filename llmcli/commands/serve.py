@@ -16,6 +16,7 @@ from llmcli.commands.options.common import MOST_IN_BATCH, verbose_option
 from llmcli.commands.options.model import ModelChoice, describe_model, model_options, models_option
 from llmcli.commands.shell.command import Command
 from llmcli.commands.shell.help import described_by, heading
+from llmcli.commands.shell.interrupt import import_torch
 from llmcli.errors import EXIT_INTERRUPTED, usage_error
 from llmcli.hub import name_of
 from llmcli.render import json_forms
@@ -101,10 +102,13 @@ def serve(
         scheduler.start()
         return server.Served(loaded, scheduler, server.Reader(loaded, text.find_template(loaded.folder), limits))
 
-    loaded = choice.open()
-    check_names([loaded.name, *(name for name, _ in others)])
+    load = loader(choice, *choice.find())
+    import_torch()
+    first = server.run_apart(lambda: begin(load()))
+    name = first.loaded.name
+    check_names([name, *(name for name, _ in others)])
     service = server.Service(
-        server.Models(loaded, dict(others), begin, log),
+        server.Models(first, dict(others), begin, log),
         report_json,
         server.PageWriter(page_of, *render.page_hashes()),
         log,
@@ -116,7 +120,7 @@ def serve(
 
     address, bound = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
-    render.note(f"{loaded.name} at http://{shown}:{bound} (Ctrl-C ends it)", sys.stderr)
+    render.note(f"{name} at http://{shown}:{bound} (Ctrl-C ends it)", sys.stderr)
     app = server.Guard(server.build_app(service), key, local=local)
     if server.run_server(app, listener, drain, service.limits.seconds):
         sys.exit(EXIT_INTERRUPTED)
@@ -136,12 +140,12 @@ def find_others(choice: ModelChoice, models: Sequence[str]) -> list[tuple[str, L
     for model in models:
         other = replace(choice, model=model, adapter=None)
         folder, _ = other.find()
-        found.append((render.one_line(name_of(folder)), loader(other, folder)))
+        found.append((render.one_line(name_of(folder)), loader(other, folder, None)))
     return found
 
 
-def loader(choice: ModelChoice, folder: Path) -> Loader:
-    """Return a function that loads a model from its folder, in any thread."""
+def loader(choice: ModelChoice, folder: Path, adapter: Path | None) -> Loader:
+    """Return a function that loads a model from its folder and that of its adapter, in any thread."""
     ctx = click.get_current_context()
 
     def load() -> generation.LoadedModel:
@@ -149,7 +153,7 @@ def loader(choice: ModelChoice, folder: Path) -> Loader:
 
         use_threads(choice.threads)
         with ctx.scope(cleanup=False):
-            return choice.load(folder, None)
+            return choice.load(folder, adapter)
 
     return load
 

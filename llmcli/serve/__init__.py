@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmcli.serve.listening import run_server as run_server
     from llmcli.serve.models import Models as Models
     from llmcli.serve.models import Served as Served
+    from llmcli.serve.own_thread import run_apart as run_apart
     from llmcli.serve.scheduler import Scheduler as Scheduler
     from llmcli.serve.token_page import PageWriter as PageWriter
     from llmcli.serve.turns import Turns as Turns
@@ -40,6 +41,7 @@ __all__ = [
     "check_installed",
     "is_loopback",
     "listen",
+    "run_apart",
     "run_server",
 ]
 __getattr__, __dir__ = lazy.exports(
@@ -59,5 +61,6 @@ __getattr__, __dir__ = lazy.exports(
         "Served": "models",
         "Models": "models",
         "PageWriter": "token_page",
+        "run_apart": "own_thread",
     },
 )

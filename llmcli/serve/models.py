@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from llmcli.errors import LlmcliError, out_of_memory
 from llmcli.generation.loaded import LoadedModel
 from llmcli.serve.errors import ApiError
+from llmcli.serve.own_thread import run_apart
 from llmcli.serve.scheduler import Scheduler
 from llmcli.serve.wanted import Reader
 
@@ -32,13 +33,13 @@ class Models:
 
     def __init__(
         self,
-        first: LoadedModel,
+        first: Served,
         others: Mapping[str, Callable[[], LoadedModel]],
         begin: Callable[[LoadedModel], Served],
         log: Callable[[str], None],
     ) -> None:
-        self.first, self.log = begin(first), log
-        self.loaded = {first.name: self.first}
+        self.first, self.log = first, log
+        self.loaded = {first.loaded.name: first}
         self._others, self._begin = dict(others), begin
         self._loading: dict[str, asyncio.Task[Served]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -69,7 +70,7 @@ class Models:
         began = time.perf_counter()
         try:
             self.loaded[name] = await asyncio.get_running_loop().run_in_executor(
-                self._thread, lambda: self._begin(self._others[name]())
+                self._thread, lambda: run_apart(lambda: self._begin(self._others[name]()))
             )
         except Exception as error:
             found = error if isinstance(error, LlmcliError) else out_of_memory(error)
