@@ -57,7 +57,7 @@ def template_values(body: Body, template: ChatTemplate, thinking: Thinking) -> d
     switch = thinking.on if on else thinking.off
     if effort is not None and EFFORT in template.names:
         values.setdefault(EFFORT, effort)
-    elif effort is not None and switch is None:
+    elif effort is not None and switch is None and (on or thinking.tags is not None):
         body.warn(f"ignored: {EFFORT} (the chat template has no switch for thinking)")
     if on is not None and switch is not None:
         values.setdefault(*switch)
