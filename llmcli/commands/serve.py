@@ -118,11 +118,13 @@ def serve(
     def drain() -> None:
         service.draining = True
 
-    address, bound = listener.getsockname()[:2]
-    shown = f"[{address}]" if ":" in address else address
-    render.note(f"{name} at http://{shown}:{bound} (Ctrl-C ends it)", sys.stderr)
+    def announce() -> None:
+        address, bound = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        render.note(f"{name} at http://{shown}:{bound} (Ctrl-C ends it)", sys.stderr)
+
     app = server.Guard(server.build_app(service), key, local=local)
-    if server.run_server(app, listener, drain, service.limits.seconds):
+    if server.run_server(app, listener, ready=announce, drain=drain, patience=limits.seconds):
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -46,10 +46,18 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def run_server(app: ASGIApp, listener: socket.socket, drain: Callable[[], None], patience: float) -> bool:
+def run_server(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    ready: Callable[[], None],
+    drain: Callable[[], None],
+    patience: float,
+) -> bool:
     """Serve until a signal comes, call ``drain``, and finish what runs. Returns whether the signal was Ctrl-C.
 
-    A client that does not read its answer for ``patience`` seconds is disconnected.
+    Calls ``ready`` once signals are handled. A client that does not read its answer for ``patience`` seconds is
+    disconnected.
     """
     import uvicorn
 
@@ -65,6 +73,7 @@ def run_server(app: ASGIApp, listener: socket.socket, drain: Callable[[], None],
             numbers = [signal.SIGTERM, signal.SIGINT]
             previous = {number: signal.signal(number, self.handle_exit) for number in numbers}
             try:
+                ready()
                 yield
             finally:
                 for number, handler in previous.items():

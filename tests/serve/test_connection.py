@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 uvicorn = pytest.importorskip("uvicorn")
 from uvicorn.server import ServerState  # noqa: E402
 
-from llmcli.serve import connection  # noqa: E402
+from llmcli.serve import connection, listen, run_server  # noqa: E402
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PATIENCE = 0.2
@@ -69,3 +70,16 @@ def test_no_client_holds_a_connection(sent: bytes, drained: bool, monkeypatch: p
         server.close()
 
     asyncio.run(serve())
+
+
+def test_a_signal_is_handled_from_the_start() -> None:
+    """As soon as the server names its address, SIGTERM ends it as it should."""
+    calls: list[str] = []
+
+    def ready() -> None:
+        calls.append("ready")
+        signal.raise_signal(signal.SIGTERM)
+
+    drain = partial(calls.append, "drain")
+    assert run_server(answer, listen("127.0.0.1", 0), ready=ready, drain=drain, patience=1.0) is False
+    assert calls == ["ready", "drain"]
