@@ -16,6 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from llmcli.generation import LoadedModel, load
 from llmcli.hub import default_model, find
@@ -49,9 +50,11 @@ def server(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model with a chat template."""
+    """The shipped model with a chat template, in float32: without the compiled engine, batches round differently."""
     made = tmp_path_factory.mktemp("served") / "tales"
     shutil.copytree(find(default_model()), made)
+    (weights,) = made.glob("*.safetensors")
+    save_file({name: tensor.float() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     (made / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     return made
 

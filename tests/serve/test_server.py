@@ -281,7 +281,7 @@ def test_views_are_those_of_the_commands(url: str, folder: Path) -> None:
         (["explain-step", "The old fox", "--seed", 3, "--step", 1], {"view": "explain-step", "seed": 3, "index": 1}),
     ]
     for words, body in calls:
-        (expected,) = lines(*words, "-m", folder, "--dtype", "bfloat16")
+        (expected,) = lines(*words, "-m", folder)
         assert post(f"{url}/v1/explain", {**body, "text": "The old fox"}) == (200, expected)
     assert {view for view in explain.__all__ if view[0].islower()} >= {"lens", "attend", "step"}
 
