@@ -165,7 +165,9 @@ async def measure(servers: list[Server], arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the model")
-    parser.add_argument("--servers", default="llmcli;llama.cpp;transformers", help="servers to compare")
+    parser.add_argument(
+        "--servers", default="llmcli;llama.cpp;transformers;transformers, batching", help="servers to compare"
+    )
     parser.add_argument("--clients", default="1,8,32", help="numbers of clients, separated by commas")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each server")
     parser.add_argument("--output", type=int, default=32, help="tokens of each answer")
