@@ -65,6 +65,7 @@ def opened(browser: Any, written: tuple[Path, explain.Walkthrough]) -> Iterator[
 
 def open_page(browser: Any, path: Path) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(300_000)  # machines differ
     window, messages, requests = context.new_page(), list[str](), list[str]()
     window.on("console", lambda message: messages.append(message.text))
     window.on("pageerror", lambda error: messages.append(str(error)))

@@ -40,6 +40,7 @@ def opened(browser: Any, url: str) -> Iterator[Any]:
 def open_page(browser: Any, url: str, *expected: str) -> Iterator[Any]:
     """The page in a window of its own. Afterwards it has reported no errors but those with a text of ``expected``."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(300_000)  # machines differ
     messages, requests = list[str](), list[str]()
     context.on("console", lambda message: messages.append(message.text))
     context.on("weberror", lambda error: messages.append(str(error.error)))
