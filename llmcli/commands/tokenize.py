@@ -37,7 +37,7 @@ from llmcli.render import json_forms
     "chat_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Show the saved chat in FILE as the model's chat template renders it, by message.",
+    help="Show the chat or list of messages in FILE as the model's chat template renders it, by message.",
 )
 @template_options
 @output_options
@@ -72,7 +72,7 @@ def tokenize(
     check_chat_options(prompt, chat_file, template, merges=merges, decode=decode)
     folders = [find_model(name, offline) for name in models or (None,)]
     if chat_file is not None:
-        messages = text.read_transcript(chat_file)
+        messages = text.read_messages(chat_file)
         write_chat(folders, messages, template, output, only_ids=only_ids, only_count=only_count)
         return
     source = prompt.read() if decode is None else ""

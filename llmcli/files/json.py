@@ -19,11 +19,18 @@ DAMAGED = "the file may be damaged; download it again"
 def read_json(
     path: Path, hint: str = "a model folder has a config.json next to its weights", damaged: str = DAMAGED
 ) -> dict[str, Any]:
-    """Read the JSON object in a file of at most ``MAX_BYTES``.
+    """Read the JSON object in a file. Raises LlmcliError if it is none, and the errors of ``read_json_value``."""
+    raw = read_json_value(path, hint, damaged)
+    if not isinstance(raw, dict):
+        raise LlmcliError(f"{path}: not a JSON object", damaged)
+    return raw
 
-    Raises LlmcliError if the file is missing (with ``hint``), unreadable, too large, or not a JSON object (with the
-    hint ``damaged``, which must be given for a file that was not downloaded). For invalid JSON the error names the
-    line.
+
+def read_json_value(path: Path, hint: str, damaged: str = DAMAGED) -> Any:
+    """Read the JSON in a file of at most ``MAX_BYTES``.
+
+    Raises LlmcliError if the file is missing (with ``hint``), unreadable, too large, or not JSON (with the hint
+    ``damaged``, which must be given for a file that was not downloaded). For invalid JSON the error names the line.
     """
 
     def fault(problem: str, remedy: str = damaged) -> LlmcliError:
@@ -31,7 +38,7 @@ def read_json(
         return other or LlmcliError(f"{path}: {problem}", remedy)
 
     try:
-        raw = json.loads(read_file(path, MAX_BYTES).decode())
+        return json.loads(read_file(path, MAX_BYTES).decode())
     except FileNotFoundError:
         raise LlmcliError(f"{path}: no such file", hint) from None
     except OSError as error:
@@ -41,6 +48,3 @@ def read_json(
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
         raise fault(f"not valid JSON{where}") from error
-    if not isinstance(raw, dict):
-        raise LlmcliError(f"{path}: not a JSON object", damaged)
-    return raw

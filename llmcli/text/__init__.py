@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llmcli.text.tokenizer import Tokenizer as Tokenizer
     from llmcli.text.tokenizer import load_tokenizer as load_tokenizer
     from llmcli.text.transcript import ChatFile as ChatFile
+    from llmcli.text.transcript import read_messages as read_messages
     from llmcli.text.transcript import read_transcript as read_transcript
     from llmcli.text.transcript import write_transcript as write_transcript
     from llmcli.text.words import Word as Word
@@ -62,6 +63,7 @@ __all__ = [
     "load_tokenizer",
     "merge_symbols",
     "read_bpe",
+    "read_messages",
     "read_transcript",
     "switched",
     "thinking_of",
@@ -97,6 +99,7 @@ __getattr__, __dir__ = lazy.exports(
         "Tokenizer": "tokenizer",
         "load_tokenizer": "tokenizer",
         "ChatFile": "transcript",
+        "read_messages": "transcript",
         "read_transcript": "transcript",
         "write_transcript": "transcript",
         "Word": "words",

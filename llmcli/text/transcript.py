@@ -11,20 +11,27 @@ from typing import BinaryIO
 
 from llmcli.errors import LlmcliError
 from llmcli.files.atomic import clear_leftovers, replacing, write_error
-from llmcli.files.json import read_json
+from llmcli.files.json import read_json, read_json_value
 from llmcli.files.lock import open_locked
 from llmcli.text.chat_template import REASONING, ROLES, Message
 from llmcli.text.surrogates import is_unicode
 
+MISSING = "give the file of a saved chat"
 HINT = 'a saved chat is {"model": NAME, "messages": [{"role": ROLE, "content": TEXT}]}'
 
 
 def read_transcript(path: Path) -> tuple[Message, ...]:
     """Return the messages of a saved chat. Raises LlmcliError if the file does not exist or is not a saved chat."""
-    messages = read_json(path, "give the file of a saved chat", HINT).get("messages")
+    messages = read_json(path, MISSING, HINT).get("messages")
     if not isinstance(messages, list):
         raise LlmcliError(f"{path}: no list of messages", HINT)
     return parse_messages(messages, f"{path}: ")
+
+
+def read_messages(path: Path) -> tuple[Message, ...]:
+    """Return the messages in a file: a saved chat, or their list alone. Raises LlmcliError if it is neither."""
+    entries = read_json_value(path, MISSING, HINT)
+    return parse_messages(entries, f"{path}: ") if isinstance(entries, list) else read_transcript(path)
 
 
 def parse_messages(entries: Sequence[object], where: str = "") -> tuple[Message, ...]:

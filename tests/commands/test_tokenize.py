@@ -186,6 +186,8 @@ def test_a_chat_is_what_the_chat_command_reads(run: Run, chat_model: Path, tmp_p
     assert record["lookalikes"] == [{"message": 0, "text": "<|end_of_text|>"}]
     ids = [token["id"] for token in record["tokens"]]
     assert run(*options, "--ids").stdout.split() == [str(id) for id in ids]
+    saved = chat.read_text(encoding="utf-8")
+    chat.write_text(json.dumps(json.loads(saved)["messages"]), encoding="utf-8")  # the list alone
     assert run(*options, "--count").stdout == f"{len(ids)}\n"
 
     plain = run(*options)
