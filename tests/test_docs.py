@@ -182,7 +182,7 @@ def test_commands_that_are_not_run_parse(line: str) -> None:
     elif program == "python":
         assert (ROOT / (words[2] if words[:2] == ["-m", "pytest"] else words[0])).exists()
     else:
-        assert program in ("pip", "pre-commit", "ruff", "mypy", ".", "echo", "ollama"), line
+        assert program in ("pip", "pre-commit", "ruff", "mypy", ".", "echo", "ollama", "llm"), line
 
 
 def parse(line: str) -> None:

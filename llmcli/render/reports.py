@@ -16,6 +16,7 @@ DRAWN_BY = {
     "CompareReport": "print_compare",
     "CompareSummary": "print_compare_summary",
     "DecideReport": "print_decide",
+    "FitLensReport": "print_fit_lens",
     "HeadReport": "print_head",
     "HeadsReport": "print_heads",
     "InspectReport": "print_inspect",

@@ -650,7 +650,7 @@ def test_a_text_that_does_not_fit() -> None:
         (regex_rules, r"\bab", "lookarounds not supported"),
         (regex_rules, "(?=x)", "look-around"),
         (regex_rules, "\udcff", "not valid Unicode"),
-        (choice_rules, [], "empty"),
+        (choice_rules, [], "no choices"),
         (choice_rules, ["a", ""], "empty"),
         (choice_rules, ["a", "b", "a"], "'a' is given twice"),
         (choice_rules, ["\udcff"], "not valid Unicode"),
