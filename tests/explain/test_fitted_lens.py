@@ -140,6 +140,16 @@ def test_training_reduces_the_divergence_on_held_out_text(tiny: TinyFactory) -> 
     assert divergences(model, ids[36:], shifted).sum() > tuned.sum() * len(ids[36:])
 
 
+def test_no_layer_keeps_a_map_that_training_spoiled(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama").load()
+    ids = random_ids(16 * 32, seed=4).view(16, 32)
+    monkeypatch.setattr("llmcli.explain.lenses.tuned_fitting.RATE", 50.0)
+    plain, kept = (divergences(model, ids[12:], each).mean(0) for each in (None, fit_tuned(model, ids, quiet)))
+    assert (kept <= plain).all()
+    monkeypatch.setattr("llmcli.explain.lenses.tuned_fitting.CHOSEN_ON", 0)
+    assert (divergences(model, ids[12:], fit_tuned(model, ids, quiet)).mean(0) > plain)[:-1].all()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_least_squares_has_no_better_map_nearby(tiny: TinyFactory, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Adam, the weighted error of each position's final stream is the least that an affine map has."""
@@ -147,6 +157,7 @@ def test_least_squares_has_no_better_map_nearby(tiny: TinyFactory, name: str, mo
     ids = random_ids(32 * 32, seed=4).view(32, 32)
     monkeypatch.setattr("llmcli.explain.lenses.tuned_fitting.RATE", 0.0)
     monkeypatch.setattr("llmcli.explain.lenses.tuned_fitting.RIDGE", 1e-9)
+    monkeypatch.setattr("llmcli.explain.lenses.tuned_fitting.CHOSEN_ON", 0)
     fitted = fit_tuned(model, ids, quiet)
     with torch.no_grad():
         *sources, final = (x.flatten(0, 1).double() for x in streams_of(model, ids))

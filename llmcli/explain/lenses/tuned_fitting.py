@@ -9,6 +9,9 @@ map A x + b for each layer that minimizes the divergence D(final‖lens). It is 
    paper uses SGD with momentum from the identity. Adam moves a map M of features that are uncorrelated and of one
    size: those of x are not, and then no learning rate suits them all.
 
+Each layer keeps the map that diverges least on windows that were not fitted: that of Adam, of least squares, or the
+identity, which can be the best near the end of the model.
+
 Shapes: N windows, T positions, C hidden size, L layers; z is x with a 1 appended, which b multiplies, [..., C + 1].
 """
 
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmcli.explain.lenses.fitted_lens import FitProgress, FittedLens, require_finite
+from llmcli.explain.lenses.lens_divergence import divergences
 from llmcli.explain.lenses.residual_streams import streams_of
 from llmcli.model.transformer import Transformer
 
@@ -30,6 +34,7 @@ WORK = 3 * 10**12  # multiplications for the logits that Adam sees, at most: the
 LEAST = 512  # positions on which Adam reduces the divergence, even if that is more work
 STEP = 16  # positions per step
 RATE = 0.006  # how far a step moves the output of a map, about, relative to its size
+CHOSEN_ON = 4  # windows that decide which map a layer keeps
 RIDGE = 0.1  # times C / positions: how strongly least squares prefers the identity
 
 
@@ -83,6 +88,8 @@ class _Map:
 
 def fit_tuned(model: Transformer, windows: Tensor, progress: FitProgress) -> FittedLens:
     """Return the tuned lens of ids ``windows`` [N, T]. Raises LlmcliError if the fit is not finite."""
+    chosen_on = min(CHOSEN_ON, len(windows) // 4)
+    windows, decisive = windows[: len(windows) - chosen_on], windows[len(windows) - chosen_on :]
     stride = _stride(model, windows.numel())
     steps = math.ceil(len(range(0, windows.numel(), stride)) / STEP)
     passes = math.ceil(len(windows) / BATCH)
@@ -96,8 +103,27 @@ def fit_tuned(model: Transformer, windows: Tensor, progress: FitProgress) -> Fit
         optimizer.step()
         schedule.step()
         progress(passes + step + 1, passes + steps)
-    matrices, biases = zip(*(each.weights() for each in maps), strict=True)
-    return require_finite(FittedLens("tuned", torch.stack(matrices), torch.stack(biases)))
+    trained = _lens_of([each.weights() for each in maps])
+    for each in maps:
+        torch.nn.init.zeros_(each.learned)
+    squares = _lens_of([each.weights() for each in maps])
+    identity = torch.eye(kept.shape[-1], device=model.device).expand_as(trained.matrices)
+    plain = FittedLens("tuned", identity, torch.zeros_like(trained.biases))
+    return require_finite(_best(model, decisive, [trained, squares, plain]))
+
+
+def _lens_of(maps: Sequence[tuple[Tensor, Tensor]]) -> FittedLens:
+    matrices, biases = zip(*maps, strict=True)
+    return FittedLens("tuned", torch.stack(matrices), torch.stack(biases))
+
+
+def _best(model: Transformer, windows: Tensor, lenses: Sequence[FittedLens]) -> FittedLens:
+    """Return the map of each layer that diverges least in ids ``windows`` [N, T]; those of the first without any."""
+    if not len(windows):
+        return lenses[0]
+    found = torch.stack([divergences(model, windows, lens).mean(0) for lens in lenses])
+    choice = found[:, :-1].argmin(0).tolist()
+    return _lens_of([(lenses[best].matrices[n], lenses[best].biases[n]) for n, best in enumerate(choice)])
 
 
 def _stride(model: Transformer, positions: int) -> int:
