@@ -20,7 +20,11 @@ def read_json(
     path: Path, hint: str = "a model folder has a config.json next to its weights", damaged: str = DAMAGED
 ) -> dict[str, Any]:
     """Read the JSON object in a file. Raises LlmcliError if it is none, and the errors of ``read_json_value``."""
-    raw = read_json_value(path, hint, damaged)
+    return json_object(read_json_value(path, hint, damaged), path, damaged)
+
+
+def json_object(raw: Any, path: Path, damaged: str) -> dict[str, Any]:
+    """Return ``raw``, which was read from a file. Raises LlmcliError, with the hint ``damaged``, if it is no object."""
     if not isinstance(raw, dict):
         raise LlmcliError(f"{path}: not a JSON object", damaged)
     return raw

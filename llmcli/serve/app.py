@@ -66,7 +66,7 @@ class Service:
         return body, await self.models.find(body.text("model"))
 
     def job(self, served: Served, request: Request, user: str = "") -> Job:
-        """The work for a request to a model. Clients are told apart by their address and the option "user"."""
+        """The work for a request to a model. Its address and the option "user" identify a client."""
         host = request.client.host if request.client else ""
         return Job(served.scheduler, request, f"{host} {user}", self.limits.seconds)
 

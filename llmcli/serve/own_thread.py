@@ -1,4 +1,4 @@
-"""Work in a thread of its own, so that none of OpenMP's threads stay behind."""
+"""Running a function in a thread that ends, so that its OpenMP threads end, too."""
 
 from __future__ import annotations
 

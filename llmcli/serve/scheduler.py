@@ -212,7 +212,7 @@ class Scheduler:
             client, queue = self._waiting.popitem(last=False)
             task = queue.popleft()
             if queue:
-                self._waiting[client] = queue  # behind all others
+                self._waiting[client] = queue  # after all others
             return task
 
     def _begin(self, task: Task | Call | Reading | None) -> None:
@@ -246,7 +246,7 @@ class Scheduler:
         self.prefixes.keep(ids, reading.cache)
 
     def _join(self) -> None:
-        """Start as many texts of the prompt as there is room for. The others wait behind those of other clients."""
+        """Start as many texts of the prompt as there is room for. The others wait after those of other clients."""
         reading = self._reading
         assert reading is not None
         assert reading.logits is not None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from llmcli.errors import LlmcliError
 from llmcli.files.atomic import clear_leftovers, replacing, write_error
-from llmcli.files.json import read_json, read_json_value
+from llmcli.files.json import json_object, read_json, read_json_value
 from llmcli.files.lock import open_locked
 from llmcli.text.chat_template import REASONING, ROLES, Message
 from llmcli.text.surrogates import is_unicode
@@ -22,16 +22,22 @@ HINT = 'a saved chat is {"model": NAME, "messages": [{"role": ROLE, "content": T
 
 def read_transcript(path: Path) -> tuple[Message, ...]:
     """Return the messages of a saved chat. Raises LlmcliError if the file does not exist or is not a saved chat."""
-    messages = read_json(path, MISSING, HINT).get("messages")
-    if not isinstance(messages, list):
-        raise LlmcliError(f"{path}: no list of messages", HINT)
-    return parse_messages(messages, f"{path}: ")
+    return _messages_of(read_json(path, MISSING, HINT), path)
 
 
 def read_messages(path: Path) -> tuple[Message, ...]:
     """Return the messages in a file: a saved chat, or their list alone. Raises LlmcliError if it is neither."""
-    entries = read_json_value(path, MISSING, HINT)
-    return parse_messages(entries, f"{path}: ") if isinstance(entries, list) else read_transcript(path)
+    found = read_json_value(path, MISSING, HINT)
+    if isinstance(found, list):
+        return parse_messages(found, f"{path}: ")
+    return _messages_of(json_object(found, path, HINT), path)
+
+
+def _messages_of(chat: Mapping[str, object], path: Path) -> tuple[Message, ...]:
+    messages = chat.get("messages")
+    if not isinstance(messages, list):
+        raise LlmcliError(f"{path}: no list of messages", HINT)
+    return parse_messages(messages, f"{path}: ")
 
 
 def parse_messages(entries: Sequence[object], where: str = "") -> tuple[Message, ...]:

@@ -120,7 +120,7 @@ class Client:
         self._connection: Connection | None = None
 
     async def connection(self) -> Connection:
-        """The connection, opened anew if it was closed."""
+        """The connection, reopened if it was closed."""
         if self._connection is None or self._connection.reader.at_eof():
             self._connection = await Connection.open(self.url)
         return self._connection
