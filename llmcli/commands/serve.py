@@ -93,18 +93,19 @@ def serve(
         raise usage_error(f"everyone who reaches {host} could use the model", kind="server-needs-key")
     listener = server.listen(host, port)
     others = find_others(choice, models)
-    turns, limits = server.Turns(), server.Limits(seconds=float(timeout))
+    limits = server.Limits(seconds=float(timeout))
 
     def begin(loaded: generation.LoadedModel) -> server.Served:
         scheduler = server.Scheduler(
-            loaded, parallel=parallel, most_waiting=queue, prefix_bytes=prefix_memory * MIB, turns=turns
+            loaded, thread, parallel=parallel, most_waiting=queue, prefix_bytes=prefix_memory * MIB
         )
-        scheduler.start()
         return server.Served(loaded, scheduler, server.Reader(loaded, text.find_template(loaded.folder), limits))
 
     load = loader(choice, *choice.find())
     import_torch()
+    thread = server.ModelThread()
     first = server.run_apart(lambda: begin(load()))
+    thread.start()
     name = first.loaded.name
     check_names([name, *(name for name, _ in others)])
     service = server.Service(

@@ -86,7 +86,7 @@ class BatchedCache:
 
     @torch.inference_mode()
     def remove(self, row: int) -> None:
-        """Drop a text; the last text moves into its row."""
+        """Drop a text, whose cache is lost; the last text moves into its row."""
         last = len(self.lengths) - 1
         states = [part for state in self._states.values() for part in state]
         for buffer in (*self._keys.values(), *self._values.values(), *states):
@@ -226,10 +226,10 @@ class SeparateCaches:
         """Add a text that begins as that of ``row`` does, by copying what is kept of it."""
         self.add(self._caches[row])
 
-    def remove(self, row: int) -> None:
-        """Drop a text; the last text moves into its row."""
-        self._caches[row] = self._caches[-1]
-        self._caches.pop()
+    def remove(self, row: int) -> KVCache:
+        """Drop a text and return its cache; the last text moves into its row."""
+        self._caches[row], self._caches[-1] = self._caches[-1], self._caches[row]
+        return self._caches.pop()
 
     def planned(self, row: int) -> int:
         """The length that determines a text's angles: its planned length, or its length with one more token."""

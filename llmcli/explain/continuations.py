@@ -15,7 +15,7 @@ from llmcli.explain.report import Check, Claim, Report, VocabEntry, check, relat
 from llmcli.explain.selection import Text, check_whole, find_position, token_ids
 from llmcli.generation.distribution import leading, probabilities
 from llmcli.generation.loaded import LoadedModel
-from llmcli.generation.steps import clear_if_stale, next_logits
+from llmcli.generation.reading import clear_if_stale, next_logits
 from llmcli.model.positions import planned_length
 
 MAX_NODES = 1000

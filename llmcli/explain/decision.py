@@ -13,8 +13,8 @@ from llmcli.generation.choice_texts import check_several
 from llmcli.generation.choices import Question, Scored, ask, score_choices, shares_of
 from llmcli.generation.distribution import log_probabilities
 from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.reading import PREFILL_CHUNK, last_logits
 from llmcli.generation.score import MAX_LOGITS
-from llmcli.generation.steps import PREFILL_CHUNK, last_logits
 from llmcli.text.chat_format import ChatFormat
 from llmcli.text.chat_template import Message
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmcli.errors import usage_error
 from llmcli.generation.distribution import check_finite
-from llmcli.generation.steps import next_logits
+from llmcli.generation.reading import next_logits
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 

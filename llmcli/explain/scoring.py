@@ -14,8 +14,8 @@ from llmcli.explain.report import Claim, ScoredToken, ScoreReport, Windows, chec
 from llmcli.explain.selection import Text, token_ids
 from llmcli.generation.distribution import Softmax, log_probabilities, probabilities
 from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.reading import next_logits
 from llmcli.generation.score import nats, predictions, windows
-from llmcli.generation.steps import next_logits
 from llmcli.storage.checkpoint import Progress
 from llmcli.text.stream import TextStream
 from llmcli.text.tokenizer import Tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,8 +12,9 @@ from llmcli.errors import LlmcliError
 from llmcli.generation.context import angle_length, check_prompt
 from llmcli.generation.generate import GeneratedText, Generation
 from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.reading import next_logits, reread
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import Continuation, Step, next_logits, reread
+from llmcli.generation.steps import Continuation, Step
 from llmcli.model.cache import KVCache
 
 
@@ -113,13 +114,23 @@ class _Row:
     tokens: Continuation
     text: GeneratedText
     logprob: float = 0.0
+    reread: bool = False
 
 
 class Batch:
-    """Up to ``size`` texts of one model. Prompts are read one at a time; a repeated prompt is read only once."""
+    """Up to ``size`` texts of one model. Prompts are read one at a time; a repeated prompt is read only once.
 
-    def __init__(self, loaded: LoadedModel, size: int) -> None:
-        self.loaded, self.size = loaded, size
+    ``ended`` receives the request of each text that leaves, its ids and the cache that it was generated with, if it has
+    one of its own.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        size: int,
+        ended: Callable[[Request, Sequence[int], KVCache], None] = lambda *_: None,
+    ) -> None:
+        self.loaded, self.size, self._ended = loaded, size, ended
         self.rows: list[_Row] = []
         self._cache = batch_cache(loaded.model)
         self._last_prompt: tuple[tuple[int, ...], int, KVCache, Tensor] | None = None
@@ -149,7 +160,7 @@ class Batch:
     def leave(self, request: Request) -> None:
         """Remove a request before its text has ended. Does nothing if it has."""
         for number in [number for number, row in enumerate(self.rows) if row.request is request]:
-            self._remove(number)
+            self._end(number)
 
     def advance(self) -> Iterator[BatchStep]:
         """Generate one more token of each text."""
@@ -161,7 +172,7 @@ class Batch:
         steps = [self._choose(row, each) for row, each in zip(self.rows, logits, strict=True)]
         for number in reversed(range(len(steps))):
             if steps[number].done:
-                self._remove(number)
+                self._end(number)
         yield from steps
 
     def _choose(self, row: _Row, logits: Tensor) -> BatchStep:
@@ -188,6 +199,7 @@ class Batch:
     def _reread(self, number: int) -> None:
         """Recompute the keys and values of a text, which moves to the last row."""
         row = self.rows[number]
+        row.reread = True
         cache = self.loaded.model.new_cache()
         cache.planned = self._cache.planned(number)
         reread(self.loaded.model, row.tokens.ids, cache)
@@ -195,11 +207,18 @@ class Batch:
         self.rows.append(row)
         self._cache.add(cache)
 
-    def _remove(self, number: int) -> None:
-        """Remove a text; the last one moves into its row."""
-        self._cache.remove(number)
+    def _end(self, number: int) -> None:
+        """Remove a text that has ended."""
+        row, cache = self.rows[number], self._remove(number)
+        if cache is not None and not row.reread:
+            self._ended(row.request, row.tokens.ids, cache)
+
+    def _remove(self, number: int) -> KVCache | None:
+        """Remove a text; the last one moves into its row. Returns the text's cache, if it has one of its own."""
+        cache = self._cache.remove(number)
         self.rows[number] = self.rows[-1]
         self.rows.pop()
+        return cache
 
 
 def _logprob(step: Step) -> float:

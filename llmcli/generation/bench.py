@@ -17,8 +17,9 @@ from llmcli.engine.size import empty_model, weight_bytes
 from llmcli.errors import usage_error
 from llmcli.files.json import read_json
 from llmcli.generation.filters import Temperature
+from llmcli.generation.reading import next_logits
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import next_logits, steps
+from llmcli.generation.steps import steps
 from llmcli.model.cache import KVCache
 from llmcli.model.device import pick_device, pick_dtype
 from llmcli.model.families import family_of

@@ -20,7 +20,7 @@ from llmcli.generation.choice_texts import DELIMITER, check_choices, joined
 from llmcli.generation.context import check_text
 from llmcli.generation.distribution import check_finite
 from llmcli.generation.loaded import LoadedModel
-from llmcli.generation.steps import clear_if_stale, common_prefix, next_logits
+from llmcli.generation.reading import clear_if_stale, common_prefix, next_logits
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from llmcli.text.chat_format import ChatFormat, RenderedChat

@@ -14,8 +14,9 @@ from llmcli.errors import LlmcliError, usage_error
 from llmcli.generation.context import check_text
 from llmcli.generation.generate import Generation
 from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.reading import clear_if_stale, common_prefix, native_of, next_logits
 from llmcli.generation.sampling import Choice, Sampler
-from llmcli.generation.steps import Step, clear_if_stale, common_prefix, next_logits
+from llmcli.generation.steps import Step
 from llmcli.generation.thinking import think_budget_of
 from llmcli.text.chat_format import ChatFormat
 from llmcli.text.chat_template import Message
@@ -129,13 +130,16 @@ class Conversation:
         Thoughts end after ``think_budget`` tokens, if it is given. Raises LlmcliError if the template rejects the
         messages or they do not fit into the context, or if the model has no tags for thoughts but there is a budget.
         """
-        ids = self.ids(messages)
+        ids, generated = self._encoded(messages)
         if len(ids) >= self.context:
             raise LlmcliError(
                 f"the conversation would have {len(ids)} tokens, but the model's context holds {self.context}",
                 kind="conversation-too-long",
             )
         self._keep_prefix(ids)
+        model, last = self.loaded.model, generated - 1
+        if self._cache.length == last and native_of(model) is not None:  # by itself, as if the reply had gone on
+            next_logits(model, ids[last:generated], self._cache)
         state = self.thinking.state_after(self.form.render(messages).text)
         if think_budget is not None:
             budget = think_budget_of(self.loaded.tokenizer, self.thinking, think_budget, state, len(ids))
@@ -165,6 +169,10 @@ class Conversation:
         A generated reply keeps the ids that the model chose, which may differ from those that its text encodes to,
         provided that the template continues after it with one of its own special tokens.
         """
+        return self._encoded(messages)[0]
+
+    def _encoded(self, messages: Messages) -> tuple[list[int], int]:
+        """The ids of ``messages``, and how many of them end with the last reply that was generated; 0 without one."""
         written = self.form.render(messages)
         check_text(
             written.text,
@@ -175,11 +183,15 @@ class Conversation:
         )
         prefixes = (messages[:count] for count in range(len(messages), 0, -1))
         known = next((self._known[prefix] for prefix in prefixes if prefix in self._known), None)
-        if known is not None and written.text.startswith(known.text):
-            end = len(known.text)
-            if any(start == end for start, _ in written.control_spans):
-                return self.loaded.readable([*known.ids, *self.form.encode(written.after(end))])
-        return self.loaded.readable(self.form.encode(written))
+        if known is None or not written.text.startswith(known.text):
+            return self.loaded.readable(self.form.encode(written)), 0
+        end = len(known.text)
+        if any(start == end for start, _ in written.control_spans):
+            ids = [*known.ids, *self.form.encode(written.after(end))]
+        else:
+            ids = self.form.encode(written)
+        same = tuple(ids[: len(known.ids)]) == known.ids
+        return self.loaded.readable(ids), len(known.ids) if same else 0
 
     def sizes(self) -> list[int]:
         """The number of tokens of each message, including what the template puts before it.

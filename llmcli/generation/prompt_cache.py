@@ -11,7 +11,7 @@ from typing import Literal
 
 from llmcli.errors import LlmcliError
 from llmcli.generation.context import angle_length
-from llmcli.generation.steps import clear_if_stale, common_prefix
+from llmcli.generation.reading import clear_if_stale, common_prefix
 from llmcli.model.transformer import Transformer
 from llmcli.storage.cache_file import Fault, Unusable, read_cache, write_cache
 from llmcli.storage.fingerprint import fingerprint

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmcli.generation.distribution import check_finite
-from llmcli.generation.steps import PREFILL_CHUNK
+from llmcli.generation.reading import PREFILL_CHUNK
 from llmcli.model.transformer import Transformer
 
 MAX_LOGITS = 2**23  # numbers in memory at a time, 32 MiB; 8,000 tokens x a vocabulary of 150,000 would take 5 GB

@@ -16,8 +16,8 @@ from torch import Tensor
 from llmcli.errors import LlmcliError
 from llmcli.generation.distribution import pick
 from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.reading import clear_if_stale, common_prefix, next_logits
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import clear_if_stale, common_prefix, next_logits
 from llmcli.model.transformer import Transformer
 
 

@@ -6,34 +6,26 @@ own, but choose each token with the same ``Continuation``.
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
-from llmcli.engine.cuda_graph import decode, replays
-from llmcli.engine.native import MAX_ROWS, NativeStep
-from llmcli.engine.transformer import EngineTransformer
 from llmcli.errors import usage_error
 from llmcli.generation.context import angle_length, as_ids, check_prompt, roll
 from llmcli.generation.grammar import Ending
+from llmcli.generation.reading import clear_if_stale, last_logits, reread
 from llmcli.generation.sampling import Choice, Sampler
 from llmcli.model.cache import KVCache
 from llmcli.model.device import one_thread
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
-from llmcli.storage.quantize import QuantizedMatrix
 
 Finish = Literal["length", "stop_token", "context", "grammar"]
 
 MAX_PROPOSED = 8  # tokens proposed per forward pass: longer proposals are seldom accepted to their end
-NATIVE_PROMPT = 3 * MAX_ROWS  # tokens that the compiled engine reads as fast as torch
-PREFILL_CHUNK = 512  # positions per forward pass: bounds the memory of long prompts at no cost in speed
-CPU_CHUNK = 128  # the same on a CPU with weights in floating point, where passes of this length are as fast
 
 
 @dataclass(frozen=True)
@@ -239,109 +231,3 @@ def step_at(
         f"there is no step {index}: the text ended at step {step.index} ({step.finish})",
         f"choose a step from 0 to {step.index}",
     )
-
-
-def common_prefix(before: Sequence[int], ids: Sequence[int]) -> int:
-    """The length of the longest common prefix."""
-    return next((n for n, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
-
-
-def clear_if_stale(model: Transformer, length: int, cache: KVCache) -> None:
-    """Empty the cache if a text of ``length`` needs other rotary angles than the cached keys have."""
-    if model.stale(cache, length - cache.length):
-        cache.truncate(0)
-
-
-def reread(model: Transformer, ids: Sequence[int], cache: KVCache) -> None:
-    """Feed all of a text's tokens but the last, whose logits then have the same bits alone and in a batch."""
-    if len(ids) - cache.length > 1:
-        cache.planned = max(cache.planned, len(ids))  # the last token must not change the angles
-        next_logits(model, ids[cache.length : -1], cache)
-
-
-def next_logits(model: Transformer, ids: Sequence[int], cache: KVCache, trace: Trace | None = None) -> Tensor:
-    """Feed ``ids`` through the cache and return the logits after the last one, fp32 [V]."""
-    return last_logits(model, ids, cache, 1, trace)[0]
-
-
-def last_logits(
-    model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None = None
-) -> Tensor:
-    """Feed ``ids`` through the cache and return the logits after each of the last ``count``, fp32 [count, V].
-
-    An observed pass is always torch's, but the logits, keys and values are those of the pass that would have been made
-    unobserved.
-    """
-    reading = read(model, ids, cache, count, trace)
-    while True:
-        try:
-            next(reading)
-        except StopIteration as end:
-            logits: Tensor = end.value
-            return logits
-
-
-def read(
-    model: Transformer, ids: Sequence[int], cache: KVCache, count: int = 1, trace: Trace | None = None
-) -> Generator[None, None, Tensor]:
-    """Do what ``last_logits`` does, and yield between two forward passes. The last pass is the only one observed.
-
-    Passes end at multiples of ``chunk_of`` positions, counted from the start of the text. So what a cache holds up to
-    there does not depend on what follows, and texts with the same beginning can share it. Short passes are computed by
-    the compiled engine if the model has one.
-    """
-    assert count <= PREFILL_CHUNK
-    cache.planned = max(cache.planned, cache.length + len(ids))
-    native = model.native if isinstance(model, EngineTransformer) else None
-    alone = bool(cache.recurrent) and (trace is None or trace.rows == slice(-count, None))
-    chunk = chunk_of(model) if len(ids) > 1 else PREFILL_CHUNK  # decoding does not ask
-    edges = _edges(cache.length, len(ids), count, chunk, alone=alone)
-    for start, end in edges[:-1]:
-        _pass(model, native, ids[start:end], cache, 0, None)
-        yield
-    return _pass(model, native, ids[edges[-1][0] :], cache, count, trace)
-
-
-def chunk_of(model: Transformer) -> int:
-    """Positions per forward pass over a prompt: fewer on a CPU, unless each pass has to restore quantized weights."""
-    restored = any(isinstance(module, QuantizedMatrix) for module in model.blocks[0].modules())
-    return CPU_CHUNK if model.device.type == "cpu" and not restored else PREFILL_CHUNK
-
-
-def _pass(
-    model: Transformer, native: NativeStep | None, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None
-) -> Tensor:
-    """One forward pass over ``ids``; the logits after each of the last ``count``, [count, V]."""
-    if native is None or len(ids) > NATIVE_PROMPT:
-        return _torch_pass(model, ids, cache, count, trace)
-    if trace is not None:
-        past = cache.length
-        _torch_pass(model, ids, cache, count, trace)
-        cache.truncate(past)
-        assert cache.length == past, "a window keeps more than a few tokens in reserve"
-    ends = [min(start + MAX_ROWS, len(ids)) for start in range(0, len(ids), MAX_ROWS)]
-    parts = []
-    for start, end in zip([0, *ends], ends, strict=False):
-        wanted = max(end - max(start, len(ids) - count), 0)
-        parts.append(native.feed(ids[start:end], cache, wanted))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _torch_pass(model: Transformer, ids: Sequence[int], cache: KVCache, count: int, trace: Trace | None) -> Tensor:
-    with torch.inference_mode():
-        if len(ids) == 1 and count and trace is None and replays(model):
-            return decode(model, ids[0], cache)
-        x = model.hidden(torch.tensor([ids], device=model.device), cache, trace)
-        return model.unembed(x[0, len(ids) - count :]) if count else x[0, :0]
-
-
-def _edges(first: int, length: int, count: int, chunk: int, *, alone: bool) -> list[tuple[int, int]]:
-    """Where the passes over ``length`` tokens start and end, after ``first`` positions that were read before.
-
-    The last pass has all ``count`` tokens whose logits are wanted. ``alone``: it has no others. Recurrent layers keep
-    their state before it, so that the text can be truncated there.
-    """
-    inner = set(range(chunk - first % chunk, length - count + 1, chunk))
-    if alone and length > count:
-        inner.add(length - count)
-    return list(itertools.pairwise([0, *sorted(inner), length]))

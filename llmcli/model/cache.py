@@ -146,6 +146,11 @@ class KVCache:
         part = slice(0, self.length - first)
         return first, self._keys[layer][:, :, part], self._values[layer][:, :, part]
 
+    def needed(self, layer: int, length: int) -> int:
+        """The first position that a layer must hold for a position that follows ``length`` others."""
+        window = self._windows[layer]
+        return 0 if window is None else max(0, length - (window - 1))
+
     def buffers(self, layer: int) -> tuple[Tensor, Tensor, int]:
         """A layer's key and value buffers, [B, K, capacity, D], and the first position that they hold."""
         return self._keys[layer], self._values[layer], self._first[layer]
@@ -215,9 +220,8 @@ class KVCache:
         assert 0 <= length <= self.length
         if self.recurrent and length < self.length:
             length = self._recall(length)
-        for layer, window in self._windows.items():
-            if window is not None and self._first[layer] > max(0, length - (window - 1)):
-                length = 0
+        if any(self._first[layer] > self.needed(layer, length) for layer in self.attending):
+            length = 0
         self.length = length
         if length == 0:
             self.prepared = None

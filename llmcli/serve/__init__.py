@@ -1,7 +1,8 @@
 """A server for models: OpenAI's protocol for other programs, and the views.
 
-``scheduler`` owns a model: one thread reads prompts and advances all texts together. ``app`` receives requests,
-``wanted`` checks them, ``answers`` writes the responses, ``guard`` refuses whoever must not be served.
+``scheduler`` reads the prompts of a model and advances all its texts together, in the one thread of
+``model_thread``. ``app`` receives requests, ``wanted`` checks them, ``answers`` writes the responses, ``guard`` refuses
+whoever must not be served.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ if TYPE_CHECKING:
     from llmcli.serve.listening import is_loopback as is_loopback
     from llmcli.serve.listening import listen as listen
     from llmcli.serve.listening import run_server as run_server
+    from llmcli.serve.model_thread import ModelThread as ModelThread
+    from llmcli.serve.model_thread import run_apart as run_apart
     from llmcli.serve.models import Models as Models
     from llmcli.serve.models import Served as Served
-    from llmcli.serve.own_thread import run_apart as run_apart
     from llmcli.serve.scheduler import Scheduler as Scheduler
     from llmcli.serve.token_page import PageWriter as PageWriter
-    from llmcli.serve.turns import Turns as Turns
     from llmcli.serve.wanted import Reader as Reader
 
 __all__ = [
     "Guard",
     "Limits",
+    "ModelThread",
     "Models",
     "PageWriter",
     "Reader",
     "Scheduler",
     "Served",
     "Service",
-    "Turns",
     "build_app",
     "check_installed",
     "is_loopback",
@@ -57,10 +58,10 @@ __getattr__, __dir__ = lazy.exports(
         "run_server": "listening",
         "Scheduler": "scheduler",
         "Reader": "wanted",
-        "Turns": "turns",
         "Served": "models",
         "Models": "models",
         "PageWriter": "token_page",
-        "run_apart": "own_thread",
+        "ModelThread": "model_thread",
+        "run_apart": "model_thread",
     },
 )

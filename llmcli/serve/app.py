@@ -226,7 +226,7 @@ def _tokens_of_chat(reader: Reader, body: Body) -> dict[str, Any]:
     """The tokens of a conversation up to where the reply begins, and those that end the reply."""
     prompt, stops = reader.conversation(body)
     body.check()
-    return {"tokens": prompt.ids, "stop_token_ids": sorted(stops)}
+    return {"tokens": prompt.ids, "generated": prompt.generated, "stop_token_ids": sorted(stops)}
 
 
 def _tokens_of_text(reader: Reader, body: Body) -> dict[str, Any]:

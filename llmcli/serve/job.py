@@ -66,7 +66,8 @@ class Job:
         """Yield the steps of all texts as they are generated. Raises the ApiError that ends them early."""
         count = len(wanted.prompts) if wanted.max_tokens else 0
         tasks = [
-            Task(self.client, wanted.requests(number), self._deliver, wanted.alternatives) for number in range(count)
+            Task(self.client, wanted.requests(number), self._deliver, wanted.alternatives, prompt.generated)
+            for number, prompt in enumerate(wanted.prompts[:count])
         ]
         self._submit(tasks)
         left = count * wanted.count

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llmcli.errors import LlmcliError, out_of_memory
 from llmcli.generation.loaded import LoadedModel
 from llmcli.serve.errors import ApiError
-from llmcli.serve.own_thread import run_apart
+from llmcli.serve.model_thread import run_apart
 from llmcli.serve.scheduler import Scheduler
 from llmcli.serve.wanted import Reader
 

@@ -1,8 +1,7 @@
-"""The keys and values of prompts that were read before, so that a prompt with the same beginning reads only the rest.
+"""The keys and values of texts that were read or generated before, so that a prompt reads only what is new.
 
-They are a tree of chunks: prompts with a common beginning share its nodes. Only whole chunks are kept
-(``steps.chunk_of``): what the model computes for those does not depend on what follows or on what was kept, so a text
-has the same tokens with and without them.
+They are a tree of parts (``reading.parts_of``): texts with a common beginning share its nodes. What the model computes
+for a part does not depend on what follows or on what was kept, so a text has the same tokens with and without them.
 """
 
 from __future__ import annotations
@@ -14,114 +13,127 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from llmcli.generation.steps import chunk_of
+from llmcli.generation.reading import Part, Span, chunk_of, common_prefix, native_of, parts_of
 from llmcli.model.cache import KVCache, State
 from llmcli.model.transformer import Transformer
 
-Ids = tuple[int, ...]
+Key = tuple[bool, tuple[int, ...]]  # whether the model generated the part, and its ids
 
 
 @dataclass(eq=False)
 class Node:
-    """What the layers keep of one chunk, ``ids``, after those of ``above``. ``used`` grows with every use.
+    """What the layers keep of one part, which ends after ``end`` positions. ``used`` grows with every use.
 
-    ``held`` are the keys and values of the chunk's own positions. ``firsts`` are the first positions that a cache which
-    ends here holds in each layer, and ``states`` those of its recurrent layers; {} if there are none or they were
-    dropped.
+    ``held`` are the keys and values of the part's own positions; the last of them, in layers with a window that had
+    moved on. ``states`` are those of recurrent layers; {} if there are none or they were dropped.
     """
 
-    ids: Ids = ()
+    key: Key = (False, ())
+    end: int = 0
     above: Node | None = None
     held: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    firsts: Mapping[int, int] = field(default_factory=dict)
     states: Mapping[int, State] = field(default_factory=dict)
     used: int = 0
-    children: dict[Ids, Node] = field(default_factory=dict)
+    children: dict[Key, Node] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        return self.end - len(self.key[1])
 
 
 class Prefixes:
-    """Chunks of prompts in at most ``limit`` bytes, ``nbytes`` now; what was used least recently goes first."""
+    """Parts of texts in at most ``limit`` bytes, ``nbytes`` now; what was used least recently goes first."""
 
     def __init__(self, model: Transformer, limit: int) -> None:
-        self.limit, self.chunk = limit, chunk_of(model)
-        self.model = model
+        self.model, self.limit = model, limit
         self.nbytes = 0
+        self._chunk = chunk_of(model)
         self._roots: dict[int, Node] = {}  # by span: texts with other angles have other keys
         self._nodes: set[Node] = set()
         self._clock = count(1)
 
-    def find(self, ids: Sequence[int], planned: int) -> KVCache:
-        """A cache of its own for a prompt, with as much of its beginning as is kept.
+    def find(self, ids: Sequence[int], planned: int, generated: Sequence[Span] = ()) -> KVCache:
+        """A cache of its own for a prompt, with as much of its beginning as is kept, but not with its last token.
 
-        ``planned`` is the length that its angles are computed for.
+        ``planned`` is the length that its angles are computed for, ``generated`` are the spans of it that the model
+        wrote.
         """
         cache = self.model.new_cache()
         cache.planned = planned
         span = self.model.span(cache, len(ids))
-        path = self._path(self._chunks(ids), span)
-        while path and cache.recurrent and not path[-1].states:
+        path, length = self._longest(ids, parts_of(self.model, len(ids), generated), self._roots.get(span, Node()))
+        for node in path:
+            node.used = next(self._clock)
+        while path:
+            held = self._joined(path, length, cache)
+            if held is not None and (path[-1].states or not cache.recurrent):
+                cache.restore(length, span, held, path[-1].states)
+                break
             path.pop()
-        if path:
-            held = {layer: self._joined(path, layer) for layer in cache.attending}
-            cache.restore(len(path) * self.chunk, span, held, path[-1].states)
+            length = path[-1].end if path else 0
         return cache
 
-    def keep(self, ids: Sequence[int], cache: KVCache) -> None:
-        """Keep the last chunk of a cache that holds the beginning of a prompt, if the chunk is whole."""
-        number, rest = divmod(cache.length, self.chunk)
-        chunks = self._chunks(ids)[:number]
-        if rest or not self.limit or not 0 < number == len(chunks):
+    def keep(self, ids: Sequence[int], cache: KVCache, generated: Sequence[Span] = ()) -> None:
+        """Keep what a cache holds of the text ``ids``, if it ends with a part that others can begin with."""
+        if not self.limit or (cache.length % self._chunk and native_of(self.model) is None):
             return
-        above = [self._roots.setdefault(cache.span, Node()), *self._path(chunks[:-1], cache.span)]
-        if len(above) < number:  # a chunk before it has been dropped
-            return
-        node = above[-1].children.get(chunks[-1])
-        if node is None:
-            node = self._add(chunks[-1], above[-1], cache)
+        node = self._roots.setdefault(cache.span, Node())
+        for part in parts_of(self.model, cache.length, generated):
+            node = node.children.get(_key(ids, part)) or self._add(_key(ids, part), part.end, node, cache)
+            node.used = next(self._clock)
         if not node.states:
             states = {layer: cache.state(layer) for layer in cache.recurrent}
             node.states = {layer: state for layer, state in states.items() if state is not None}
             self.nbytes += _nbytes(node.states)
-        node.used = next(self._clock)
         while self.nbytes > self.limit:
             self._drop_oldest()
 
-    def _add(self, ids: Ids, above: Node, cache: KVCache) -> Node:
-        """Add a copy of the last chunk of a cache."""
-        held, firsts = {}, {}
+    def _add(self, key: Key, end: int, above: Node, cache: KVCache) -> Node:
+        """Add a copy of what a cache holds of one part."""
+        node = above.children[key] = Node(key, end, above)
+        held = {}
         for layer in cache.attending:
-            firsts[layer], keys, values = cache.held(layer)
-            assert keys.shape[2] >= self.chunk, "the chunk was one pass"
-            held[layer] = keys[:, :, -self.chunk :].clone(), values[:, :, -self.chunk :].clone()
-        node = above.children[ids] = Node(ids, above, held, firsts)
+            first, keys, values = cache.held(layer)
+            some = slice(max(node.start - first, 0), max(end - first, 0))
+            held[layer] = keys[:, :, some].clone(), values[:, :, some].clone()
+        node.held = held
         self._nodes.add(node)
         self.nbytes += _nbytes(held)
         return node
 
-    def _chunks(self, ids: Sequence[int]) -> list[Ids]:
-        """The whole chunks of a prompt without its last token, which is always read."""
-        whole = (len(ids) - 1) // self.chunk
-        return [tuple(ids[n * self.chunk : (n + 1) * self.chunk]) for n in range(whole)]
+    def _longest(self, ids: Sequence[int], parts: Sequence[Part], node: Node) -> tuple[list[Node], int]:
+        """The nodes of a text from the root ``node``, as far as there are any, and how many positions they have of it.
 
-    def _path(self, chunks: Sequence[Ids], span: int) -> list[Node]:
-        """The nodes of chunks from the root, as far as there are any. They are used now."""
-        node, path = self._roots.get(span, Node()), []
-        for chunk in chunks:
-            if chunk not in node.children:
-                break
-            node = node.children[chunk]
-            node.used = next(self._clock)
-            path.append(node)
-        return path
+        What was generated may end within the last node: its positions do not depend on each other's passes.
+        """
+        path: list[Node] = []
+        for part in parts:
+            found = node.children.get(_key(ids, part))
+            if found is None or part.end == len(ids):
+                return _extended(path, node, ids[part.start : min(part.end, len(ids) - 1)] if part.generated else ())
+            path.append(found)
+            node = found
+        return path, node.end
 
-    def _joined(self, path: Sequence[Node], layer: int) -> tuple[Tensor, Tensor]:
-        """The keys and values that a layer holds at the end of a path."""
-        skipped, start = divmod(path[-1].firsts[layer], self.chunk)
-        keys, values = zip(*(node.held[layer] for node in path[skipped:]), strict=True)
-        return torch.cat(keys, dim=2)[:, :, start:], torch.cat(values, dim=2)[:, :, start:]
+    def _joined(self, path: Sequence[Node], length: int, cache: KVCache) -> dict[int, tuple[Tensor, Tensor]] | None:
+        """The keys and values that the layers need after ``length`` positions; None if some were not kept."""
+        joined = {}
+        for layer in cache.attending:
+            needed, parts = cache.needed(layer, length), []
+            for node in path:
+                keys, values = node.held[layer]
+                first = node.end - keys.shape[2]
+                start, end = max(needed, node.start), min(length, node.end)
+                if start < end and start < first:
+                    return None
+                some = slice(start - first, max(end, start) - first)
+                parts.append((keys[:, :, some], values[:, :, some]))
+            keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
+            joined[layer] = keys, values
+        return joined
 
     def _drop_oldest(self) -> None:
-        """Drop the chunk that was used least recently of those that end a path, or the states of another one."""
+        """Drop the part that was used least recently of those that end a path, or the states of another one."""
         oldest = min((node for node in self._nodes if node.states or not node.children), key=lambda node: node.used)
         self.nbytes -= _nbytes(oldest.states)
         oldest.states = {}
@@ -129,7 +141,20 @@ class Prefixes:
             assert oldest.above is not None
             self.nbytes -= _nbytes(oldest.held)
             self._nodes.remove(oldest)
-            del oldest.above.children[oldest.ids]
+            del oldest.above.children[oldest.key]
+
+
+def _extended(path: list[Node], node: Node, ids: Sequence[int]) -> tuple[list[Node], int]:
+    """``path``, which ends with ``node``, and as much as there is of ``ids`` after it, which the model generated."""
+    shared = {child: common_prefix(child.key[1], ids) for child in node.children.values() if child.key[0]}
+    best = max(shared, key=lambda child: shared[child], default=None)
+    if best is None or not shared[best]:
+        return path, node.end
+    return [*path, best], node.end + shared[best]
+
+
+def _key(ids: Sequence[int], part: Part) -> Key:
+    return part.generated, tuple(ids[part.start : part.end])
 
 
 def _nbytes(kept: Mapping[int, tuple[Tensor, ...]]) -> int:

@@ -1,4 +1,4 @@
-"""One thread owns the model: it reads prompts and advances all texts together, one token each per step.
+"""The work of one model: its prompts are read, and all its texts advance together, one token each per step.
 
 A prompt is read in passes, one between two steps of the others. Each client's turn comes in order, however many
 requests it has. A text has the same tokens in any company: every pass and every step computes each text by itself.
@@ -6,12 +6,10 @@ requests it has. A text has the same tokens in any company: every pass and every
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from llmcli import explain
@@ -20,11 +18,11 @@ from llmcli.generation.batch import Batch, BatchStep, Request
 from llmcli.generation.context import angle_length, check_prompt
 from llmcli.generation.generate import TextFinish
 from llmcli.generation.loaded import LoadedModel
-from llmcli.generation.steps import read
+from llmcli.generation.reading import Span, read
 from llmcli.model.cache import KVCache
 from llmcli.serve.errors import ApiError, api_error
+from llmcli.serve.model_thread import ModelThread
 from llmcli.serve.prefixes import Prefixes
-from llmcli.serve.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,17 @@ Event = Progress | ApiError
 
 @dataclass(eq=False)
 class Task:
-    """Texts that continue one prompt. ``deliver`` receives what happens, in the scheduler's thread.
+    """Texts that continue one prompt. ``deliver`` receives what happens, in the thread of the models.
 
-    ``alternatives`` are those to list with each token; None for no probabilities. An ApiError ends all of its texts.
+    ``alternatives`` are those to list with each token; None for no probabilities. The spans ``generated`` of the prompt
+    are texts of the model's own. An ApiError ends all texts.
     """
 
     client: str
     requests: Sequence[Request]
     deliver: Callable[[Event], None]
     alternatives: int | None = None
+    generated: Sequence[Span] = ()
     gone: bool = False
 
 
@@ -82,6 +82,10 @@ class Reading:
     def client(self) -> str:
         return self.task.client
 
+    @property
+    def gone(self) -> bool:
+        return self.task.gone
+
 
 @dataclass
 class Counts:
@@ -93,46 +97,28 @@ class Counts:
 
 
 class Scheduler:
-    """Runs up to ``parallel`` texts at once; at most ``most_waiting`` requests wait. ``start`` begins.
-
-    Schedulers with the same ``turns`` share a machine: one of them runs its model at a time.
-    """
+    """Runs up to ``parallel`` texts at once, in ``thread``; at most ``most_waiting`` requests wait."""
 
     def __init__(
         self,
         loaded: LoadedModel,
+        thread: ModelThread,
         *,
         parallel: int,
         most_waiting: int,
         prefix_bytes: int,
-        turns: Turns | None = None,
     ) -> None:
         self.loaded, self.parallel, self.most_waiting = loaded, parallel, most_waiting
         self.counts = Counts()
         self.prefixes = Prefixes(loaded.model, prefix_bytes)
-        self._batch = Batch(loaded, parallel)
-        self._tasks: dict[
-            int, tuple[Task, int]
-        ] = {}  # those in the batch by the id of each request, and what is cached
+        self._batch = self._new_batch()
+        # Those in the batch by the id of each request, and what is cached.
+        self._tasks: dict[int, tuple[Task, int]] = {}
         self._reading: Reading | None = None
         # By client; the next one is the first. A prompt that was read waits again while not all its texts have begun.
         self._waiting: OrderedDict[str, deque[Task | Call | Reading]] = OrderedDict()
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._turns = Turns() if turns is None else turns
-        self._threads = torch.get_num_threads()  # a new thread would have torch's default
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Finish what was submitted, and end the thread."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._thread.join()
+        self._changed = thread.changed
+        thread.add(self)
 
     @property
     def running(self) -> int:
@@ -166,33 +152,24 @@ class Scheduler:
         with self._changed:
             for task in tasks:
                 task.gone = True
-                queue = self._waiting.get(task.client, deque[Task | Call | Reading]())
-                for each in [
-                    each for each in queue if each is task or (isinstance(each, Reading) and each.task is task)
-                ]:
-                    queue.remove(each)
-                    if not queue:
-                        del self._waiting[task.client]
+            queues = [
+                (client, deque(each for each in queue if not each.gone)) for client, queue in self._waiting.items()
+            ]
+            self._waiting = OrderedDict((client, queue) for client, queue in queues if queue)
             self._changed.notify()
 
-    def _run(self) -> None:
-        torch.set_num_threads(self._threads)
-        while True:
-            with self._changed:
-                while not (self._waiting or self._reading or self._batch.rows):
-                    if self._stopping:
-                        return
-                    self._changed.wait()
-            with self._turns:
-                self._turn()
+    @property
+    def busy(self) -> bool:
+        """Whether there is work for a ``turn``."""
+        return bool(self._waiting or self._reading or self._batch.rows)
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
         """Make one pass over a prompt, and one step of all texts."""
         for row in list(self._batch.rows):
             if self._tasks[id(row.request)][0].gone:
                 self._batch.leave(row.request)
                 del self._tasks[id(row.request)]
-        if self._reading is not None and self._reading.task.gone:
+        if self._reading is not None and self._reading.gone:
             self._reading = None
         if self._reading is None and self._batch.has_room:
             self._begin(self._next())
@@ -228,11 +205,13 @@ class Scheduler:
         model, request = self.loaded.model, task.requests[0]
         ids = list(request.prompt_ids)
         check_prompt(model, ids)
-        cache = self.prefixes.find(ids, angle_length(model.config, len(ids), request.max_new_tokens))
+        planned = angle_length(model.config, len(ids), request.max_new_tokens)
+        cache = self.prefixes.find(ids, planned, task.generated)
         cached = cache.length
         self.counts.prompt_tokens += len(ids)
         self.counts.cached_tokens += cached
-        self._reading = Reading(task, cache, read(model, ids[cached:], cache), cached, deque(task.requests))
+        passes = read(model, ids[cached:], cache, generated=task.generated)
+        self._reading = Reading(task, cache, passes, cached, deque(task.requests))
 
     def _read_on(self) -> None:
         """Make one more pass over the prompt."""
@@ -243,22 +222,30 @@ class Scheduler:
             next(reading.passes)
         except StopIteration as end:
             reading.logits = end.value[0]
-        self.prefixes.keep(ids, reading.cache)
+        self.prefixes.keep(ids, reading.cache, reading.task.generated)
 
     def _join(self) -> None:
         """Start as many texts of the prompt as there is room for. The others wait after those of other clients."""
         reading = self._reading
         assert reading is not None
         assert reading.logits is not None
-        while reading.left and self._batch.has_room and not reading.task.gone:
+        while reading.left and self._batch.has_room and not reading.gone:
             request = reading.left.popleft()
             self._tasks[id(request)] = reading.task, reading.cached
             self._deliver(self._batch.join(request, reading.cache, reading.logits))
         self._reading = None
         with self._changed:
-            if reading.left and not reading.task.gone:
+            if reading.left and not reading.gone:
                 self._waiting.setdefault(reading.client, deque()).appendleft(reading)
                 self._waiting.move_to_end(reading.client)
+
+    def _new_batch(self) -> Batch:
+        return Batch(self.loaded, self.parallel, self._keep)
+
+    def _keep(self, request: Request, ids: Sequence[int], cache: KVCache) -> None:
+        """Keep a text that ends, for the next turn of its conversation."""
+        task, _ = self._tasks[id(request)]
+        self.prefixes.keep(ids, cache, [*task.generated, (len(request.prompt_ids), len(ids))])
 
     def _advance(self) -> None:
         for step in self._batch.advance():
@@ -295,4 +282,4 @@ class Scheduler:
                 each.deliver(answer)
             self._reading = None
             if task is None:
-                self._batch, self._tasks = Batch(self.loaded, self.parallel), {}
+                self._batch, self._tasks = self._new_batch(), {}

@@ -20,11 +20,13 @@ from llmcli.generation.conversation import for_chat
 from llmcli.generation.filters import BREAKERS, OPTIONS, Breakers, default_order, filter_chain
 from llmcli.generation.grammar import Grammar, choice_rules, json_rules, regex_rules
 from llmcli.generation.loaded import LoadedModel, encode_prompt
+from llmcli.generation.reading import Span
 from llmcli.generation.sampling import Sampler
 from llmcli.serve.body import Body
 from llmcli.serve.errors import api_error, bad_request
 from llmcli.serve.limits import Limits
 from llmcli.serve.thoughts import Thoughts, read_thoughts, template_errors, template_values
+from llmcli.text.attribution import reply_tokens
 from llmcli.text.chat_format import TemplateFormat
 from llmcli.text.chat_template import REASONING, ROLES, Message
 from llmcli.text.thinking import Thinking, thinking_of
@@ -38,10 +40,11 @@ TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_c
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's ids; ``text`` is what ``echo`` repeats."""
+    """A prompt's ids; ``text`` is what ``echo`` repeats. The model wrote the spans ``generated`` of the ids."""
 
     ids: list[int]
     text: str
+    generated: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,9 @@ class Reader:
         with template_errors(form.template, "messages"):
             rendered = form.render(messages)
         stops = for_chat(self.loaded, form, self.thinking).stop_ids
-        return Prompt(self.loaded.readable(form.encode(rendered)), rendered.text), stops
+        encoded = form.encode_spans(rendered)
+        ids = self.loaded.readable([id for id, _, _ in encoded])
+        return Prompt(ids, rendered.text, tuple(reply_tokens(form, messages, rendered, encoded))), stops
 
     def prompt(self, body: Body) -> Prompt:
         """The only prompt of a request. Raises ApiError if it is not a text or a list of ids."""
@@ -179,7 +184,8 @@ class Reader:
         found = [self._prompt(each) for each in (given if several else [given])]
         if not found:
             raise bad_request("prompt is an empty list", "prompt")
-        return found
+        spans = body.take("generated")
+        return found if spans is None else [replace(each, generated=_spans(spans, each.ids)) for each in found]
 
     def _prompt(self, given: Any) -> Prompt:
         if isinstance(given, str):
@@ -239,6 +245,18 @@ class Reader:
         if not isinstance(options, dict):
             raise bad_request("stream_options must be an object", "stream_options")
         return options.get("include_usage") is True
+
+
+def _spans(given: Any, ids: Sequence[int]) -> tuple[Span, ...]:
+    """The spans of a prompt that the model generated. Raises ApiError if they are not spans of ``ids`` in order."""
+    spans, reached = list[Span](), 0
+    for each in given if isinstance(given, list) else [None]:
+        pair: list[Any] = each if isinstance(each, list) and len(each) == 2 else [None, None]
+        if not all(type(edge) is int for edge in pair) or not reached <= pair[0] <= pair[1] <= len(ids):
+            raise bad_request("generated must be a list of spans [start, end] of the prompt, in order", "generated")
+        spans.append((pair[0], pair[1]))
+        reached = pair[1]
+    return tuple(spans)
 
 
 def _rules_of(given: str, named: dict[str, Any], kind: dict[str, Any]) -> str:

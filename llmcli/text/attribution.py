@@ -6,6 +6,7 @@ the text without them is unchanged, so a template whose output depends on them i
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,6 +20,7 @@ FIELDS: tuple[tuple[Kind, str], ...] = (("thoughts", "reasoning"), ("content", "
 # Where the marks are: around the whole text, within the white space at its ends, which templates strip, or within its
 # first and last character, at which templates look.
 PLACES = ("outside", "stripped", "inside")
+MOST_REPLIES = 1000  # whose tokens are found: each needs marks
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,29 @@ class Attribution:
         gap = rendered.text[found[0].end : found[1].start]
         own = gap.removeprefix(footer)
         return head.removesuffix(own) if gap.startswith(footer) and head.endswith(own) else None
+
+
+def reply_tokens(
+    form: TemplateFormat,
+    messages: Sequence[Message],
+    rendered: RenderedChat,
+    encoded: Sequence[tuple[int, int, int]],
+) -> list[tuple[int, int]]:
+    """Where the tokens of each reply begin and end in ``encoded``, which ``form.encode_spans`` returned.
+
+    Those are the tokens that have nothing of the template. A reply whose text the template changes has none.
+    """
+    which = [n for n, message in enumerate(messages) if message.role == "assistant"][-MOST_REPLIES:]
+    tries = (_marked(form, messages, rendered, which, True, place) for place in PLACES)
+    fields = next((found for found in tries if found is not None), [])
+    starts, ends = [start for _, start, _ in encoded], [end for _, _, end in encoded]
+    found = []
+    for n in which:
+        own = [field for field in fields if field.message == n]
+        if own:  # between thoughts and content is what the model wrote, too
+            first, end = bisect_left(starts, own[0].start), bisect_right(ends, own[-1].end)
+            found += [(first, end)] if first < end else []
+    return found
 
 
 def _after(form: TemplateFormat, messages: Sequence[Message]) -> str | None:

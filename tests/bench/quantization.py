@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llmcli.generation.loaded import load
-from llmcli.generation.steps import last_logits
+from llmcli.generation.reading import last_logits
 from llmcli.text.tokenizer import load_tokenizer
 from tests.bench.peers import LlamaCpp
 from tests.bench.real import PAIRS, write_versions

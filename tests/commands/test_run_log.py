@@ -139,7 +139,7 @@ def test_a_run_repeats_with_its_options(run: Runner, model: Path, options: tuple
 def test_an_interrupted_run_is_kept_and_repeats_to_where_it_ended(
     run: Runner, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcli.generation.steps import last_logits
+    from llmcli.generation.reading import last_logits
 
     calls: list[int] = []
 

@@ -19,8 +19,9 @@ from llmcli.engine.tensor_parallel import transformer as split
 from llmcli.engine.tensor_parallel.process_group import ProcessGroup
 from llmcli.engine.tensor_parallel.transformer import SplitTransformer, load_split
 from llmcli.generation.filters import Temperature
+from llmcli.generation.reading import next_logits
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import next_logits, steps
+from llmcli.generation.steps import steps
 from llmcli.model.layers import Embedding
 from llmcli.storage import partition
 from llmcli.storage.checkpoint import Checkpoint

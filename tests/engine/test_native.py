@@ -17,7 +17,7 @@ from llmcli.engine.native.library import library
 from llmcli.engine.transformer import EngineTransformer, engine_of
 from llmcli.errors import LlmcliError
 from llmcli.files.gguf import BLOCKS
-from llmcli.generation.steps import NATIVE_PROMPT, last_logits
+from llmcli.generation.reading import NATIVE_PROMPT, last_logits
 from llmcli.model.activations import Activation
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer

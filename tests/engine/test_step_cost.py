@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmcli.engine.native import variant
 from llmcli.engine.transformer import EngineTransformer
-from llmcli.generation.steps import NATIVE_PROMPT, next_logits
+from llmcli.generation.reading import NATIVE_PROMPT, next_logits
 from llmcli.model import attention
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer

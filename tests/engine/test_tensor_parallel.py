@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llmcli.errors import LlmcliError
-from llmcli.generation.steps import next_logits
+from llmcli.generation.reading import next_logits
 from llmcli.storage.checkpoint import Checkpoint
 from llmcli.storage.partition import Partition, read_slice
 from tests.tiny import SPLIT, WINDOW, TinyFactory, greedy, random_ids

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llmcli.engine.batch import batch_cache
 from llmcli.errors import LlmcliError
 from llmcli.explain.interventions.ablation import ablate, parse_part
-from llmcli.generation.steps import next_logits
+from llmcli.generation.reading import next_logits
 from llmcli.model.hooks import Change, Hooks, Site, hooked
 from llmcli.model.transformer import Transformer
 from tests.explain.reference import IDS, attention_out, blocks, first, forget, loaded

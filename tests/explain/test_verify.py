@@ -31,8 +31,8 @@ from llmcli.explain.verification.proof import (
 from llmcli.explain.verification.subject import Subject, fitting, parameter_count
 from llmcli.explain.verification.view import TEXT, VerifyReport, consistency_plans, verify
 from llmcli.generation.loaded import LoadedModel
+from llmcli.generation.reading import next_logits
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import next_logits
 from llmcli.model import attention
 from llmcli.model.attention import Attention
 from llmcli.model.cache import KVCache

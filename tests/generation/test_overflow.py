@@ -16,7 +16,7 @@ import llmcli
 from llmcli.engine.native import variant
 from llmcli.errors import LlmcliError
 from llmcli.generation import context as rolling
-from llmcli.generation import steps as loop
+from llmcli.generation import reading
 from llmcli.generation.batch import Request, generate_batch
 from llmcli.generation.context import SINKS, check_text, shorten
 from llmcli.generation.filters import Filter, LogitBias, Temperature
@@ -67,7 +67,7 @@ def test_the_steps_of_a_rolling_context_follow_its_ids(tiny: TinyFactory, name: 
     for step, ids in list(zip(found, before, strict=True))[::9]:
         cache = model.new_cache()
         cache.planned = CONTEXT  # the angles are those of the longest text so far
-        logits = loop.next_logits(model, ids, cache)
+        logits = reading.next_logits(model, ids, cache)
         torch.testing.assert_close(step.logits, logits, rtol=1e-4, atol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_sabotage_is_seen(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) ->
     found = run(model)
     monkeypatch.undo()
     before = contexts([step.token for step in found])
-    assert (found[-1].logits - loop.next_logits(model, before[-1], model.new_cache())).abs().max() > 1e-2
+    assert (found[-1].logits - reading.next_logits(model, before[-1], model.new_cache())).abs().max() > 1e-2
 
 
 @given(st.integers(1, 300), st.integers(2, 64), st.sampled_from(["truncate-start", "shift"]), st.integers(0, 1))

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmcli.generation import prompt_cache as module
-from llmcli.generation import steps as loop
+from llmcli.generation import reading
 from llmcli.generation.filters import Temperature, TopK
 from llmcli.generation.prompt_cache import PromptCache, Reason
+from llmcli.generation.reading import common_prefix
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import Proposer, Step, common_prefix
+from llmcli.generation.steps import Proposer, Step
 from llmcli.model import cache as cache_module
 from llmcli.model.cache import KVCache, State
 from llmcli.model.transformer import Transformer
@@ -36,7 +37,7 @@ TOTAL = 60  # tokens of prompt and text, on which "dynamic" angles depend
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small windows and small chunks, so that windows move and prompts need several passes."""
     monkeypatch.setattr(cache_module, "SPARE", 2)
-    monkeypatch.setattr(loop, "chunk_of", lambda model: 8)
+    monkeypatch.setattr(reading, "chunk_of", lambda model: 8)
 
 
 def ids_of(count: int, seed: int = 0) -> list[int]:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmcli.generation import steps as loop
+from llmcli.generation import reading
 from llmcli.generation.filters import Temperature, TopK
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step, steps
@@ -68,7 +68,7 @@ def test_every_step_has_the_logits_of_transformers(tiny: TinyFactory, name: str,
 def test_a_prefill_in_chunks_has_the_logits_of_one_pass(
     tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, forwards: list[int], name: str, length: int
 ) -> None:
-    monkeypatch.setattr(loop, "chunk_of", lambda model: 8)
+    monkeypatch.setattr(reading, "chunk_of", lambda model: 8)
     case, prompt = tiny(name), ids_of(length)
     found = run(case.load(), prompt, 5)
     assert sum(forwards) == length + 4, "no position is read twice"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmcli.errors import EXIT_USAGE, LlmcliError
-from llmcli.generation import steps as loop
+from llmcli.generation import reading
 from llmcli.generation.filters import Temperature, TopK
 from llmcli.generation.sampling import Sampler
 from llmcli.generation.steps import Step, steps
@@ -106,7 +106,7 @@ def test_prefill_goes_in_chunks(
     prompt = torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     whole = fresh(prompt)
     forwards.clear()
-    monkeypatch.setattr(loop, "chunk_of", lambda model: 8)
+    monkeypatch.setattr(reading, "chunk_of", lambda model: 8)
     first, _ = run(prompt, 2)
     assert forwards == [*chunks, 1]
     torch.testing.assert_close(first.logits, whole, rtol=1e-4, atol=1e-4)
@@ -288,7 +288,7 @@ def test_only_observed_steps_are_traced_and_nothing_changes(observe: Any) -> Non
 
 
 def test_a_trace_is_that_of_the_pass_with_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "chunk_of", lambda model: 3)  # two chunks, of which the second is traced
+    monkeypatch.setattr(reading, "chunk_of", lambda model: 3)  # two chunks, of which the second is traced
     for step in run(count=3, sampler=warm(), observe=range(3)):
         assert step.trace is not None
         assert [len(step.trace.residual), len(step.trace.attn_out), len(step.trace.mlp_out)] == [

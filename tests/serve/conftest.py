@@ -26,8 +26,8 @@ pytest.importorskip("starlette")
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'system' and not loop.first %}{{ raise_exception('a late system message') }}{% endif %}"
-    "{{ message.role }}: {{ message.content }}\n"
-    "{% endfor %}assistant:{% if enable_thinking %}<think>\n{% endif %}"
+    "{{ message.role }}:\n{{ message.content }}\n"
+    "{% endfor %}assistant:\n{% if enable_thinking %}<think>\n{% endif %}"
 )
 
 

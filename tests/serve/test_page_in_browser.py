@@ -161,8 +161,22 @@ def test_another_token(opened: Any, url: str, browser: Any) -> None:
         assert (f"Token 1 of 1: {label}" in where, "given" in where) == (True, given)
 
 
+def test_control_characters_of_a_reply_are_visible(opened: Any) -> None:
+    texts = ["\x1b[31mred", "\u202e", "\x85", "\n", "<b>"]
+    tokens = [{"id": 5, "bytes": list(text.encode()), "p": 0.5, "rank": 0, "top": []} for text in texts]
+    said = {"role": "user", "text": "Hi"}
+    given = {"role": "assistant", "tokens": tokens, "prompt": [5], "stops": [], "runs": [], "ended": "stop"}
+    kept = json.dumps({"model": "tales", "turns": [said, given]})
+    opened.add_init_script(f"sessionStorage.conversation = {json.dumps(kept)}")
+    opened.reload()
+    opened.wait_for_selector(".reply .token")
+    assert reply(opened) == "␛[31mred<202E><85>\n<b>"
+    labels = opened.locator(".token").evaluate_all("(all) => all.map((each) => each.ariaLabel)")
+    assert labels[:4] == ["␛[31mred, 50.0%", "<202E>, 50.0%", "<85>, 50.0%", "⏎, 50.0%"]
+
+
 def test_without_a_mouse(opened: Any) -> None:
-    settings(opened, max_tokens=2000)
+    settings(opened, max_tokens=2000, seed=4)
     press = opened.keyboard.press
     opened.focus("#draft")
     opened.keyboard.type("A tale")
@@ -184,17 +198,17 @@ def test_without_a_mouse(opened: Any) -> None:
     press("ArrowUp")
     assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == count - 1
     press("Home")
-    press("ArrowRight")
-    press("ArrowRight")
-    assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == 2
+    for _ in range(4):
+        press("ArrowRight")
+    assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == 4
     press("Enter")
     press("ArrowDown")
     id = opened.evaluate("document.activeElement.dataset.id")
     press("Enter")
     opened.wait_for_selector(IDLE)
-    assert opened.locator(".tokens .token").count() == 6
-    assert opened.evaluate("JSON.parse(sessionStorage.conversation).turns[1].tokens[2].id") == int(id)
-    assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == 2
+    assert opened.locator(".tokens .token").count() == 8
+    assert opened.evaluate("JSON.parse(sessionStorage.conversation).turns[1].tokens[4].id") == int(id)
+    assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == 4
     press("ArrowLeft")
     assert opened.locator("#rivals").is_visible()
     press("Escape")

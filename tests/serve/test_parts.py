@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,34 +11,37 @@ from starlette.datastructures import Headers
 from torch import Tensor
 
 from llmcli.endpoint.address import ApiKey
-from llmcli.generation import LoadedModel, steps
+from llmcli.engine.native import variant
+from llmcli.generation import LoadedModel, reading
 from llmcli.generation.batch import Request
 from llmcli.generation.generate import sampler_of
+from llmcli.generation.reading import Span
 from llmcli.model.cache import KVCache
 from llmcli.serve.errors import ApiError
 from llmcli.serve.guard import Guard
+from llmcli.serve.model_thread import ModelThread
 from llmcli.serve.prefixes import Prefixes
 from llmcli.serve.scheduler import Call, Event, Progress, Scheduler, Task
 from tests.tiny import TinyFactory
 
 
-def reading(prefixes: Prefixes, ids: list[int], cache: KVCache) -> Tensor:
+def read(prefixes: Prefixes, ids: list[int], cache: KVCache, generated: Sequence[Span] = ()) -> Tensor:
     """Read the rest of a prompt as the scheduler does; returns the logits after it."""
-    found = cache.length
-    passes = steps.read(prefixes.model, ids[found:], cache)
+    passes = reading.read(prefixes.model, ids[cache.length :], cache, generated=generated)
     while True:
         try:
             next(passes)
         except StopIteration as end:
             logits: Tensor = end.value[0]
+            prefixes.keep(ids, cache, generated)
             return logits
-        prefixes.keep(ids, cache)
+        prefixes.keep(ids, cache, generated)
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-dynamic", "gemma3_text", "nemotron_h", "deepseek_v3"])
 def test_a_prefix_changes_no_bit(tiny: TinyFactory, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "CPU_CHUNK", 8)
-    monkeypatch.setattr(steps, "NATIVE_PROMPT", 3)
+    monkeypatch.setattr(reading, "CPU_CHUNK", 8)
+    monkeypatch.setattr(reading, "NATIVE_PROMPT", 3)
     model = tiny(kind).load()
     draw = random.Random(1)
     common = [draw.randrange(5, 40) for _ in range(20)]
@@ -47,8 +51,8 @@ def test_a_prefix_changes_no_bit(tiny: TinyFactory, kind: str, monkeypatch: pyte
     for ids in [*prompts, *prompts]:
         cache = prefixes.find(ids, len(ids))
         reused.append(cache.length)
-        logits = reading(prefixes, ids, cache)
-        assert torch.equal(logits, steps.next_logits(model, ids, model.new_cache()))
+        logits = read(prefixes, ids, cache)
+        assert torch.equal(logits, reading.next_logits(model, ids, model.new_cache()))
     assert max(reused) == 24
     if kind != "llama-dynamic":  # its angles depend on the length
         assert min(reused[len(prompts) :]) >= 8
@@ -59,7 +63,7 @@ def test_a_prefix_changes_no_bit(tiny: TinyFactory, kind: str, monkeypatch: pyte
 def test_prefixes_share_their_beginnings_in_bounded_memory(
     tiny: TinyFactory, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "CPU_CHUNK", 8)
+    monkeypatch.setattr(reading, "CPU_CHUNK", 8)
     model = tiny(kind).load()
     draw = random.Random(2)
     system = [draw.randrange(5, 40) for _ in range(16)]
@@ -68,7 +72,7 @@ def test_prefixes_share_their_beginnings_in_bounded_memory(
     def cached(prefixes: Prefixes, ids: list[int]) -> int:
         cache = prefixes.find(ids, len(ids))
         found = cache.length
-        assert torch.equal(reading(prefixes, ids, cache), steps.next_logits(model, ids, model.new_cache()))
+        assert torch.equal(read(prefixes, ids, cache), reading.next_logits(model, ids, model.new_cache()))
         return found
 
     prefixes = Prefixes(model, 2**24)
@@ -87,7 +91,8 @@ def test_prefixes_share_their_beginnings_in_bounded_memory(
 
 def test_the_queue_is_bounded_and_fair(loaded: LoadedModel) -> None:
     """Clients take turns, a task that is given up never runs, and what fails fails alone."""
-    scheduler = Scheduler(loaded, parallel=2, most_waiting=7, prefix_bytes=0)
+    thread = ModelThread()
+    scheduler = Scheduler(loaded, thread, parallel=2, most_waiting=7, prefix_bytes=0)
     order: list[str] = []
     events: list[Event] = []
     gone = Call("a", lambda: order.append("gone"))
@@ -101,8 +106,8 @@ def test_the_queue_is_bounded_and_fair(loaded: LoadedModel) -> None:
     assert (full.value.status, full.value.headers["Retry-After"]) == (429, "3")
     scheduler.withdraw([gone])
     assert scheduler.waiting == 6
-    scheduler.start()
-    scheduler.stop()
+    thread.start()
+    thread.stop()
     assert order == ["a0", "b", "a1", "a2"]
     failed, *steps_of_other = events
     assert isinstance(failed, ApiError)
@@ -141,7 +146,8 @@ def test_who_is_served(headers: dict[str, str], local: bool, status: int | None)
 
 
 def test_more_texts_than_fit_let_other_clients_in(loaded: LoadedModel) -> None:
-    scheduler = Scheduler(loaded, parallel=2, most_waiting=9, prefix_bytes=0)
+    thread = ModelThread()
+    scheduler = Scheduler(loaded, thread, parallel=2, most_waiting=9, prefix_bytes=0)
     order: list[tuple[str, int]] = []
 
     def task(client: str, prompt: list[int], count: int) -> Task:
@@ -154,9 +160,47 @@ def test_more_texts_than_fit_let_other_clients_in(loaded: LoadedModel) -> None:
     given_up = task("c", [9], 5)
     scheduler.submit([task("a", [5, 6, 7], 5), task("b", [8], 1), given_up])
     given_up.deliver = lambda event: scheduler.withdraw([given_up])
-    scheduler.start()
-    scheduler.stop()
+    thread.start()
+    thread.stop()
     first = {text: order.index(text) for text in order}
     assert len(first) == 6, "every text begins"
     assert first["a", 1] < first["b", 0] < first["a", 2]
     assert (scheduler.running, scheduler.waiting) == (0, 0)
+
+
+@pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt_oss"])
+def test_a_next_turn_reads_only_what_is_new(tiny: TinyFactory, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was generated is found again, as far as the text is the same, and has the bits of decoding."""
+    monkeypatch.setattr(reading, "CPU_CHUNK", 8)
+    monkeypatch.setattr(reading, "NATIVE_PROMPT", 3)
+    model = tiny(kind).load()
+    draw = random.Random(3)
+
+    def some(count: int) -> list[int]:
+        return [draw.randrange(5, 40) for _ in range(count)]
+
+    def decoded(ids: list[int], start: int, end: int) -> Tensor:
+        """The logits after a text that was generated from ``start`` to ``end``, without anything of the server's."""
+        cache = model.new_cache()
+        reading.next_logits(model, ids[:start], cache)
+        for token in ids[start:end]:
+            reading.next_logits(model, [token], cache)
+        return reading.next_logits(model, ids[end:], cache)
+
+    for before, length in ((5, 2), (8, 30), (21, 11), (3, 70)):
+        prefixes = Prefixes(model, 2**24)
+        first, reply = some(before), some(length)
+        spans = [(before, before + length)]
+        cache = prefixes.find(first, 200)
+        read(prefixes, first, cache)
+        for token in reply[:-1]:
+            reading.next_logits(model, [token], cache)
+        prefixes.keep([*first, *reply], cache, spans)
+        for same in (length, length // 2):
+            ids = [*first, *reply[:same], *some(length - same), *some(9)]
+            cache = prefixes.find(ids, 200, spans)
+            if same == length or kind == "llama":  # a window may have moved on
+                assert cache.length == before + min(same, length - 1)
+            assert torch.equal(read(prefixes, ids, cache, spans), decoded(ids, *spans[0]))
+            assert prefixes.find(ids, 200).length <= before, "a text of others has other bits"

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from llmcli import explain
 from llmcli.cli import cli
+from llmcli.engine.native import variant
 from llmcli.generation import Conversation, LoadedModel
 from llmcli.generation.generate import generate, sampler_of
 from llmcli.text import Message, TemplateFormat, find_template, thinking_of
@@ -210,6 +211,42 @@ def test_texts_are_the_same_in_company_and_alone(url: str, loaded: LoadedModel) 
     assert float(reused) >= cached
 
 
+@pytest.mark.skipif(variant() is None, reason="the native engine was not compiled")
+def test_a_conversation_is_that_of_a_local_chat(url: str, loaded: LoadedModel, folder: Path) -> None:
+    """Every turn reads only what is new, also after a turn was edited, and tokens continue a reply."""
+    template = find_template(folder)
+    assert template is not None
+    chat = Conversation(loaded, TemplateFormat(template, loaded.tokenizer))
+    messages: list[dict[str, str]] = []
+    known = 0
+    for seed, said in enumerate(["Who is there?", STORY, "And then?"]):
+        messages.append({"role": "user", "content": said})
+        found = post(f"{url}/tokenize", {"messages": messages})[1]
+        status, answer = post(f"{url}/v1/chat/completions", {"messages": messages, "max_tokens": 30, "seed": seed})
+        assert status == 200, answer
+        content, usage = answer["choices"][0]["message"]["content"], answer["usage"]
+        reply = chat.answer((*chat.messages, Message("user", said)), sampler_of(loaded, seed), 30)
+        list(reply)
+        chat.keep(reply)
+        assert content == reply.message.content
+        assert list(reply.prompt) == found["tokens"]
+        replies = [loaded.tokenizer.decode(found["tokens"][start:end]) for start, end in found["generated"]]
+        assert replies == [message["content"] for message in messages if message["role"] == "assistant"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == known
+        known = len(reply.prompt) + len(reply.choices) - 1  # the last token was chosen, but not read
+        messages.append({"role": "assistant", "content": content})
+
+    half = len(reply.ids) // 2
+    prompt, end = [*reply.prompt, *reply.ids[:half]], len(reply.prompt) + half
+    body = {"prompt": prompt, "generated": [*found["generated"], [len(reply.prompt), end]], "logprobs": 0}
+    status, answer = post(f"{url}/v1/completions", {**body, "max_tokens": 1})
+    assert status == 200, answer
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == end - 1
+    (token,) = answer["choices"][0]["logprobs"]["content"]
+    expected = reply.choices[half].softmax.logprob(token["id"])
+    assert token["logprob"] == pytest.approx(expected, abs=1e-12), "the bits of the reply"
+
+
 def hang_up(url: str, body: dict[str, Any]) -> None:
     """Close the connection after the first bytes of the answer."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
@@ -226,6 +263,9 @@ def hang_up(url: str, body: dict[str, Any]) -> None:
         ("completions", {"prompt": "x", "top_p": "1"}, 400, "top_p"),
         ("completions", {"prompt": "x", "n": 1000}, 400, "n"),
         ("completions", {"prompt": {"a": 1}}, 400, "prompt"),
+        ("completions", {"prompt": [5, 6], "generated": [[1, 3]]}, 400, "generated"),
+        ("completions", {"prompt": [5, 6], "generated": [[1, 2], [0, 1]]}, 400, "generated"),
+        ("completions", {"prompt": [5, 6], "generated": [1]}, 400, "generated"),
         ("completions", {"prompt": [10**9]}, 400, None),
         ("completions", {"prompt": "fox " * 3000}, 400, None),
         ("completions", {"prompt": "x", "logit_bias": {"no such token": 1}}, 400, "logit_bias"),
@@ -293,7 +333,7 @@ def test_tokens_and_texts(url: str, loaded: LoadedModel) -> None:
     assert post(f"{url}/detokenize", {"tokens": [10**9]})[0] == 400
     messages = {"messages": [{"role": "user", "content": "Who?"}]}
     status, found = post(f"{url}/tokenize", messages)
-    assert (status, loaded.tokenizer.decode(found["tokens"])) == (200, "user: Who?\nassistant:")
+    assert (status, loaded.tokenizer.decode(found["tokens"])) == (200, "user:\nWho?\nassistant:\n")
     ids = [token["id"] for token in chat_tokens(url, **messages, max_tokens=4)]
     assert len(ids) == 4
     rest = {"prompt": [*found["tokens"], *ids[:2]], "stop_token_ids": [ids[2]], "temperature": 0, "logprobs": 0}

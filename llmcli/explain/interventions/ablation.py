@@ -13,7 +13,7 @@ from torch import Tensor
 from llmcli.errors import usage_error
 from llmcli.explain.selection import Text, find_head, find_layers, token_ids
 from llmcli.generation.loaded import LoadedModel
-from llmcli.generation.steps import PREFILL_CHUNK
+from llmcli.generation.reading import PREFILL_CHUNK
 from llmcli.model.config import ModelConfig
 from llmcli.model.hooks import Change, Hooks, Part, Site, changed, changes_of, hooked
 from llmcli.model.mlp import MLP

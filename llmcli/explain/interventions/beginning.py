@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmcli.explain.interventions.ablation import part_results
 from llmcli.generation.distribution import check_finite
-from llmcli.generation.steps import next_logits
+from llmcli.generation.reading import next_logits
 from llmcli.model.cache import KVCache
 from llmcli.model.hooks import Change, Hooks, Site, Start, changes_of, hooked
 from llmcli.model.transformer import Transformer

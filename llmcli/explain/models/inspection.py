@@ -15,7 +15,7 @@ from llmcli.explain.models.architecture import Architecture, architecture_of
 from llmcli.explain.report import NOT_IN_JSON, Check, Claim, Report, check
 from llmcli.explain.selection import check_loaded, check_whole
 from llmcli.generation.loaded import LoadedModel, device_for
-from llmcli.generation.steps import PREFILL_CHUNK
+from llmcli.generation.reading import PREFILL_CHUNK
 from llmcli.model.cache import KVCache
 from llmcli.model.config import ModelConfig
 from llmcli.model.device import Memory, memory_of, pick_dtype

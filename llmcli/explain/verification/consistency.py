@@ -15,8 +15,9 @@ from llmcli.explain.forward_pass import observe
 from llmcli.explain.verification.proof import Finding, Skipped, compare_logits, difference, fraction_different, worst
 from llmcli.explain.verification.subject import Subject, batch, one_pass
 from llmcli.generation.filters import Temperature
+from llmcli.generation.reading import next_logits
 from llmcli.generation.sampling import Sampler
-from llmcli.generation.steps import next_logits, steps
+from llmcli.generation.steps import steps
 from llmcli.model.cache import KVCache
 from llmcli.model.trace import Trace
 from llmcli.model.transformer import Block, Transformer

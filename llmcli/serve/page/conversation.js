@@ -1,6 +1,7 @@
 // The conversation. Reloading the tab keeps it, closing the tab forgets it; the server stores nothing.
 //
-// A turn is the user's text, or a reply: its tokens, and the runs that generated them. `prompt` are the ids before it.
+// A turn is the user's text, or a reply: its tokens, and the runs that generated them. `prompt` are the ids before it,
+// and `generated` the spans of those that replies have.
 
 import { textOf } from "./bytes.js";
 
@@ -16,7 +17,7 @@ export function keep() {
   }
 }
 
-export const newReply = () => ({ role: "assistant", tokens: [], prompt: null, stops: [], runs: [], ended: "" });
+export const newReply = () => ({ role: "assistant", tokens: [], prompt: null, generated: [], stops: [], runs: [], ended: "" });
 
 // What the reply says: the token that ends it is not part of it.
 export const contentOf = (turn) => (turn.role === "user" ? turn.text : textOf(turn.tokens.filter((token) => !token.end)));

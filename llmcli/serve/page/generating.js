@@ -12,8 +12,9 @@ export async function readPrompt(model, system, before, reply, signal) {
   const messages = before.map((turn) => ({ role: turn.role, content: contentOf(turn) }));
   if (system) messages.unshift({ role: "system", content: system });
   const text = model.chat ? { messages } : { content: before.map(contentOf).join("") };
-  const { tokens, stop_token_ids } = await ask("/tokenize", { model: model.id, ...text }, signal);
+  const { tokens, generated = [], stop_token_ids } = await ask("/tokenize", { model: model.id, ...text }, signal);
   reply.prompt = tokens;
+  reply.generated = generated;
   reply.stops = stop_token_ids;
 }
 
@@ -22,7 +23,8 @@ export async function extend(model, reply, options, seed, added, signal) {
   reply.runs.push({ from: reply.tokens.length, seed, options });
   reply.ended = "";
   const prompt = [...reply.prompt, ...reply.tokens.map((token) => token.id)];
-  const body = { ...options, model: model.id, prompt, seed, stop_token_ids: reply.stops, logprobs: RIVALS };
+  const generated = [...reply.generated, [reply.prompt.length, prompt.length]];
+  const body = { ...options, model: model.id, prompt, generated, seed, stop_token_ids: reply.stops, logprobs: RIVALS };
   for await (const chunk of stream("/v1/completions", body, signal)) {
     signal.throwIfAborted();
     const [choice] = chunk.choices;
