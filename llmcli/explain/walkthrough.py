@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -113,10 +113,16 @@ def walk_through(
 
 
 def explain_token(
-    loaded: LoadedModel, ids: Sequence[int], token: int, sampler: Sampler, order: Sequence[str]
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    token: int,
+    sampler: Sampler,
+    order: Sequence[str],
+    between: Callable[[], None] = lambda: None,
 ) -> Walkthrough:
     """Look at ``token`` after the prompt ``ids`` with every view. It is given if ``sampler`` chooses another one.
 
+    ``between`` is called between the views; what it raises ends them.
     Raises LlmcliError as ``walk_through`` does.
     """
     fixed, controls = split_chain(sampler.filters, order)
@@ -127,7 +133,7 @@ def explain_token(
         softmax = step.choice.softmax
         choice = Choice(token, softmax.prob(token), final, rank(step.logits, token), None, softmax)
         step = replace(step, token=token, choice=choice)
-    explained, claims = _choice(loaded, step, sampler, len(fixed), ids, ids, given=given)
+    explained, claims = _choice(loaded, step, sampler, len(fixed), ids, ids, given=given, between=between)
     return _walkthrough(loaded, ids, [explained], (fixed, controls), sampler.seed, claims)
 
 
@@ -187,15 +193,21 @@ def _choice(
     context: Sequence[int],
     *,
     given: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[ExplainedChoice, list[Claim]]:
     """One choice after ``context``, and what its views claim; ``fixed`` filters come before the controls."""
     report = step_report(step, sampler, loaded.tokenizer, prompt_ids=prompt_ids, context_ids=context, top=TOP)
     stages = sampler.stages(step.logits, context)[:fixed]
+    between()
     observed, config = observe(loaded.model, context), loaded.model.config
+    between()
     heads = find_heads(config, None, None) if config.attending else []
     lensed = lens_of(loaded, observed, step.token, [None, *range(config.num_hidden_layers)])
+    between()
     explained = why_of(loaded, observed, step.token, None, heads, "all heads")
+    between()
     tree = branch(loaded, context, width=WIDTH, depth=DEPTH)
+    between()
     maps, claims = _heads(loaded, observed, (explained.token.id, explained.other.id))
     replayed = Claim("replaying each draw gives its token", float(report.check.replayed_id != step.token), 0.0)
     choice = ExplainedChoice(

@@ -10,8 +10,9 @@ from typing import Any
 
 from llmcli.generation.generate import TextFinish
 from llmcli.serve.logprobs import Entry, characters, completion_logprobs, token_entry
+from llmcli.serve.prompts import prompt_tokens
 from llmcli.serve.scheduler import Progress
-from llmcli.serve.wanted import Wanted, prompt_tokens
+from llmcli.serve.wanted import Wanted
 from llmcli.text.chat_template import REASONING
 from llmcli.text.thinking import Piece, SplitReply
 

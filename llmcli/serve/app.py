@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
@@ -29,9 +29,10 @@ from llmcli.serve.logprobs import Entry, prompt_entries
 from llmcli.serve.metrics import CONTENT_TYPE, Metrics
 from llmcli.serve.models import Models, Served
 from llmcli.serve.page_files import page_file
+from llmcli.serve.sampler_options import default_options
 from llmcli.serve.token_page import PageWriter, token_page
 from llmcli.serve.views import ToJson, explain_view
-from llmcli.serve.wanted import Reader, Wanted, default_options
+from llmcli.serve.wanted import Reader, Wanted
 
 GONE = 499  # what logs show for a client that closed the connection
 
@@ -170,6 +171,7 @@ class Routes:
             **entry,
             "max_model_len": served.loaded.model.config.max_position_embeddings,
             "chat": served.reader.template is not None,
+            "thinking": served.reader.thinking.on is not None,
             "defaults": default_options(served.loaded),
         }
 
@@ -205,7 +207,7 @@ class Routes:
         service = self.service
         body, served = await service.read(request)
         async with service.job(served, request) as job:
-            page = await job.compute(lambda: token_page(served.reader, body, service.page_writer))
+            page = await job.compute(lambda: token_page(served.reader, body, service.page_writer, job.check))
         return HTMLResponse(page)
 
     async def health(self, request: Request) -> Response:
@@ -223,10 +225,15 @@ class Routes:
 
 
 def _tokens_of_chat(reader: Reader, body: Body) -> dict[str, Any]:
-    """The tokens of a conversation up to where the reply begins, and those that end the reply."""
+    """The tokens of a conversation up to where the reply begins, and those that end the reply.
+
+    Also the spans of earlier replies, and for a model that thinks, how thoughts begin and end.
+    """
     prompt, stops = reader.conversation(body)
     body.check()
-    return {"tokens": prompt.ids, "generated": prompt.generated, "stop_token_ids": sorted(stops)}
+    tags = reader.thinking.tags
+    thinking = {} if tags is None else {"thinking": {**asdict(tags), "state": reader.thinking.state_after(prompt.text)}}
+    return {"tokens": prompt.ids, "generated": prompt.generated, **thinking, "stop_token_ids": sorted(stops)}
 
 
 def _tokens_of_text(reader: Reader, body: Body) -> dict[str, Any]:

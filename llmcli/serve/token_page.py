@@ -10,7 +10,8 @@ from llmcli.errors import LlmcliError
 from llmcli.generation.loaded import LoadedModel
 from llmcli.serve.body import Body
 from llmcli.serve.errors import api_error, bad_request
-from llmcli.serve.wanted import Reader, read_order, read_sampler
+from llmcli.serve.sampler_options import read_order, read_sampler
+from llmcli.serve.wanted import Reader
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,11 @@ class PageWriter:
     script: str
 
 
-def token_page(reader: Reader, body: Body, writer: PageWriter) -> str:
+def token_page(reader: Reader, body: Body, writer: PageWriter, check: Callable[[], None]) -> str:
     """The page about the option "token" after "prompt". Runs the model. Raises ApiError for options that are wrong.
 
-    "step" counts the tokens that were drawn with the same seed before, so that the sampler draws this one again.
+    ``check`` is called between its views, and may raise. "step" counts the tokens that were drawn with the same seed
+    before, so that the sampler draws this one again.
     """
     loaded = reader.loaded
     config = loaded.model.config
@@ -37,6 +39,6 @@ def token_page(reader: Reader, body: Body, writer: PageWriter) -> str:
     sampler.skip(body.integer("step", 0, high=config.max_position_embeddings) or 0)
     body.check()
     try:
-        return writer.write(loaded, explain.explain_token(loaded, ids, token, sampler, order))
+        return writer.write(loaded, explain.explain_token(loaded, ids, token, sampler, order, check))
     except LlmcliError as error:
         raise api_error(error) from None

@@ -11,8 +11,9 @@ from llmcli.errors import LlmcliError, did_you_mean
 from llmcli.generation.loaded import LoadedModel
 from llmcli.serve.body import Body
 from llmcli.serve.errors import api_error, bad_request
+from llmcli.serve.prompts import read_messages
+from llmcli.serve.sampler_options import read_sampler
 from llmcli.serve.view_options import check_option
-from llmcli.serve.wanted import read_messages, read_sampler
 
 ToJson = Callable[[LoadedModel, Any], Mapping[str, Any]]
 

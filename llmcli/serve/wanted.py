@@ -1,34 +1,28 @@
-"""What a request wants: its options, checked, become prompts and samplers.
-
-Every sampling option of ``llmcli generate`` is accepted by its name, with underscores.
-"""
+"""What a request wants: its options, checked, become the texts to generate."""
 
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from llmcli import explain, text
+from llmcli import text
 from llmcli.errors import LlmcliError
 from llmcli.generation.batch import Request
 from llmcli.generation.context import check_prompt
 from llmcli.generation.conversation import for_chat
-from llmcli.generation.filters import BREAKERS, OPTIONS, Breakers, default_order, filter_chain
 from llmcli.generation.grammar import Grammar, choice_rules, json_rules, regex_rules
 from llmcli.generation.loaded import LoadedModel, encode_prompt
-from llmcli.generation.reading import Span
 from llmcli.generation.sampling import Sampler
 from llmcli.serve.body import Body
 from llmcli.serve.errors import api_error, bad_request
 from llmcli.serve.limits import Limits
+from llmcli.serve.prompts import Prompt, read_messages, read_spans
+from llmcli.serve.sampler_options import read_sampler
 from llmcli.serve.thoughts import Thoughts, read_thoughts, template_errors, template_values
 from llmcli.text.attribution import reply_tokens
 from llmcli.text.chat_format import TemplateFormat
-from llmcli.text.chat_template import REASONING, ROLES, Message
 from llmcli.text.thinking import Thinking, thinking_of
 from llmcli.text.tokenizer import Tokenizer
 
@@ -36,15 +30,6 @@ OFF = -1  # a value of repeat_last_n: all tokens
 # Options of OpenAI's that say nothing about the text.
 UNRELATED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt's ids; ``text`` is what ``echo`` repeats. The model wrote the spans ``generated`` of the ids."""
-
-    ids: list[int]
-    text: str
-    generated: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +170,7 @@ class Reader:
         if not found:
             raise bad_request("prompt is an empty list", "prompt")
         spans = body.take("generated")
-        return found if spans is None else [replace(each, generated=_spans(spans, each.ids)) for each in found]
+        return found if spans is None else [replace(each, generated=read_spans(spans, each.ids)) for each in found]
 
     def _prompt(self, given: Any) -> Prompt:
         if isinstance(given, str):
@@ -247,18 +232,6 @@ class Reader:
         return options.get("include_usage") is True
 
 
-def _spans(given: Any, ids: Sequence[int]) -> tuple[Span, ...]:
-    """The spans of a prompt that the model generated. Raises ApiError if they are not spans of ``ids`` in order."""
-    spans, reached = list[Span](), 0
-    for each in given if isinstance(given, list) else [None]:
-        pair: list[Any] = each if isinstance(each, list) and len(each) == 2 else [None, None]
-        if not all(type(edge) is int for edge in pair) or not reached <= pair[0] <= pair[1] <= len(ids):
-            raise bad_request("generated must be a list of spans [start, end] of the prompt, in order", "generated")
-        spans.append((pair[0], pair[1]))
-        reached = pair[1]
-    return tuple(spans)
-
-
 def _rules_of(given: str, named: dict[str, Any], kind: dict[str, Any]) -> str:
     if given == "regex":
         if not isinstance(named["regex"], str):
@@ -277,103 +250,3 @@ def _rules_of(given: str, named: dict[str, Any], kind: dict[str, Any]) -> str:
     if not isinstance(inner, dict) or "schema" not in inner:
         raise bad_request("response_format of the type json_schema needs json_schema.schema", "response_format")
     return json_rules(inner["schema"])
-
-
-def read_messages(given: Any) -> list[Message]:
-    """The messages of a conversation. Raises ApiError if they have another form."""
-    if not isinstance(given, list) or not given:
-        raise bad_request("messages must be a list with at least one message", "messages")
-    return [_message(number, each) for number, each in enumerate(given)]
-
-
-def _message(number: int, given: Any) -> Message:
-    where = f"messages[{number}]"
-    if not isinstance(given, dict):
-        raise bad_request(f"{where} must be an object", "messages")
-    role = "system" if given.get("role") == "developer" else given.get("role")
-    if role not in ROLES:
-        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}", "messages")
-    content = given.get("content")
-    if content is None and role == "assistant":
-        content = ""  # a reply that was only thoughts
-    if isinstance(content, list):
-        if not all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            for part in content
-        ):
-            raise bad_request(f"{where}.content has a part that is not text", "messages")
-        content = "".join(part["text"] for part in content)
-    thoughts = given.get(REASONING) or ""
-    if not isinstance(content, str) or not isinstance(thoughts, str):
-        raise bad_request(f"{where}.content must be a text", "messages")
-    return Message(role, content, thoughts)
-
-
-def read_sampler(loaded: LoadedModel, body: Body, grammar: Grammar | None = None) -> Sampler:
-    """The sampler that the options of a request ask for. Raises ApiError for a value that is out of range."""
-    values = dict(loaded.defaults.sampling)
-    for name, option in OPTIONS.items():
-        for key in (name, *option.aliases):
-            field = key.replace("-", "_")
-            value = body.number(field)
-            if value is None:
-                continue
-            try:
-                option.check(field, value)
-            except LlmcliError as error:
-                raise api_error(error, field) from None
-            values[name] = value
-    window = body.integer("repeat_last_n", OFF, low=OFF)
-    texts = body.texts("dry_sequence_breaker")
-    breakers = Breakers(() if texts == ("none",) else texts or BREAKERS, loaded.tokenizer)
-    seed = body.integer("seed", None)
-    try:
-        chain = filter_chain(
-            read_order(body),
-            values,
-            window=None if window == OFF else window,
-            bias=_biases(loaded, body),
-            breakers=breakers,
-        )
-    except LlmcliError as error:
-        raise api_error(error, "samplers") from None
-    rules = [] if grammar is None else [grammar.filter(0)]
-    filters = [*loaded.vocabulary_filter(), *rules, *loaded.length_filter(), *chain]
-    return Sampler(filters, secrets.randbelow(2**32) if seed is None else seed)
-
-
-def read_order(body: Body) -> list[str]:
-    """The names of the sampler's filters in the order that a request asks for. Raises ApiError for another form."""
-    order = body.take("samplers", list(default_order()))
-    order = [name.strip() for name in order.split(",")] if isinstance(order, str) else order
-    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
-        raise bad_request("samplers must be a list of names", "samplers")
-    return order
-
-
-def default_options(loaded: LoadedModel) -> dict[str, float]:
-    """The values of the options with a number that a request does not give."""
-    values = {name: loaded.defaults.sampling.get(name, option.default) for name, option in OPTIONS.items()}
-    return {"max_tokens": loaded.defaults.token_limit(None)} | {
-        name.replace("-", "_"): value for name, value in values.items()
-    }
-
-
-def _biases(loaded: LoadedModel, body: Body) -> dict[int, float]:
-    given = body.take("logit_bias", {})
-    if not isinstance(given, dict):
-        raise bad_request("logit_bias must be an object: a number for each token", "logit_bias")
-    found = {}
-    for token, amount in given.items():
-        if isinstance(amount, bool) or not isinstance(amount, int | float):
-            raise bad_request("logit_bias must be an object: a number for each token", "logit_bias")
-        try:
-            found[explain.find_token(loaded.tokenizer, token, loaded.model.config.vocab_size)] = float(amount)
-        except (LlmcliError, OverflowError) as error:
-            raise bad_request(str(error), "logit_bias") from None
-    return found
-
-
-def prompt_tokens(prompts: Sequence[Prompt]) -> int:
-    """The number of tokens of all prompts."""
-    return sum(len(prompt.ids) for prompt in prompts)

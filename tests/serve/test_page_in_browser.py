@@ -161,18 +161,66 @@ def test_another_token(opened: Any, url: str, browser: Any) -> None:
         assert (f"Token 1 of 1: {label}" in where, "given" in where) == (True, given)
 
 
-def test_control_characters_of_a_reply_are_visible(opened: Any) -> None:
-    texts = ["\x1b[31mred", "\u202e", "\x85", "\n", "<b>"]
+def with_reply(window: Any, texts: list[str], **more: Any) -> None:
+    """Load the page again, in a tab that keeps a conversation whose reply has these tokens."""
     tokens = [{"id": 5, "bytes": list(text.encode()), "p": 0.5, "rank": 0, "top": []} for text in texts]
-    said = {"role": "user", "text": "Hi"}
-    given = {"role": "assistant", "tokens": tokens, "prompt": [5], "stops": [], "runs": [], "ended": "stop"}
-    kept = json.dumps({"model": "tales", "turns": [said, given]})
-    opened.add_init_script(f"sessionStorage.conversation = {json.dumps(kept)}")
-    opened.reload()
-    opened.wait_for_selector(".reply .token")
+    given = {"role": "assistant", "tokens": tokens, "prompt": [5], "stops": [], "runs": [], "ended": "stop", **more}
+    kept = json.dumps({"model": "tales", "turns": [{"role": "user", "text": "Hi"}, given]})
+    window.add_init_script(f"sessionStorage.conversation = {json.dumps(kept)}")
+    window.reload()
+    window.wait_for_selector(".reply .token")
+
+
+def test_control_characters_of_a_reply_are_visible(opened: Any) -> None:
+    with_reply(opened, ["\x1b[31mred", "\u202e", "\x85", "\n", "<b>"])
     assert reply(opened) == "␛[31mred<202E><85>\n<b>"
     labels = opened.locator(".token").evaluate_all("(all) => all.map((each) => each.ariaLabel)")
     assert labels[:4] == ["␛[31mred, 50.0%", "<202E>, 50.0%", "<85>, 50.0%", "⏎, 50.0%"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "state", "thoughts", "reasoning"),
+    [
+        (["<th", "ink>", "\nHm", ".\n</", "think>", "\n\n", "Yes", "."], "start", 5, "Hm."),
+        (["Hm", ".\n</think>", "\nYes", "."], "thoughts", 2, "Hm."),
+        (["<the>", " Yes", "."], "start", 0, None),
+        (["</think>", "Yes."], "answer", 0, None),
+    ],
+)
+def test_thoughts_are_no_part_of_the_answer(
+    opened: Any, texts: list[str], state: str, thoughts: int, reasoning: str | None
+) -> None:
+    tags = {"open": "<think>", "close": "</think>", "skip": ""}
+    with_reply(opened, texts, generated=[], thinking={**tags, "state": state})
+    assert opened.locator(".thought").all_inner_texts() == [
+        each.inner_text() for each in opened.locator(".token").all()[:thoughts]
+    ]
+    if thoughts:
+        opened.click("text=Hide thoughts")
+        assert not opened.locator(".thought").first.is_visible()
+        opened.locator(".token").nth(thoughts).focus()
+        opened.keyboard.press("Home")
+        assert opened.evaluate(f"{TOKENS}.indexOf(document.activeElement)") == thoughts
+    with opened.expect_request("**/tokenize") as asked:
+        send(opened, "And?")
+    _, said, _ = asked.value.post_data_json["messages"]
+    assert said["content"] == "".join(texts[thoughts:]).lstrip("\n")
+    assert said.get("reasoning_content") == reasoning
+    assert opened.locator(".reply >> nth=0").locator(".thought:visible").count() == 0
+
+
+def test_thinking_can_be_switched(opened: Any) -> None:
+    settings(opened, max_tokens=4, seed=1)
+    opened.click("#show-settings")
+    opened.select_option("#setting-think", "on")
+    with opened.expect_response("**/tokenize") as found:
+        send(opened, "Hi")
+    assert found.value.json()["thinking"] == {"open": "<think>", "close": "</think>", "skip": "", "state": "thoughts"}
+    assert opened.locator(".thought").count() == 4
+    opened.select_option("#setting-think", "off")
+    opened.click(".reply button:text('Regenerate')")
+    opened.wait_for_selector(IDLE)
+    assert opened.locator(".token.thought").count() == 0
 
 
 def test_without_a_mouse(opened: Any) -> None:

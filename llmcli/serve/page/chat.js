@@ -113,7 +113,7 @@ export class Chat {
 
   async generate({ reply, abort }, seed, options) {
     const turns = conversation.turns.slice(0, conversation.turns.indexOf(reply));
-    if (!reply.prompt) await readPrompt(this.model, conversation.system, turns, reply, abort.signal);
+    if (!reply.prompt) await readPrompt(this.model, conversation, turns, reply, abort.signal);
     if (reply.tokens.at(-1)?.end) return;
     await extend(this.model, reply, options, seed, (token) => this.show(reply, token), abort.signal);
   }

@@ -2,19 +2,22 @@
 
 import { contentOf } from "./conversation.js";
 import { ask, stream } from "./server.js";
+import { thoughtsOf } from "./thoughts.js";
 
 export const RIVALS = 10; // listed for each token
 
 export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 // Find the ids before a reply, and those that end it.
-export async function readPrompt(model, system, before, reply, signal) {
-  const messages = before.map((turn) => ({ role: turn.role, content: contentOf(turn) }));
+export async function readPrompt(model, { system, think }, before, reply, signal) {
+  const messages = before.map(message);
   if (system) messages.unshift({ role: "system", content: system });
-  const text = model.chat ? { messages } : { content: before.map(contentOf).join("") };
-  const { tokens, generated = [], stop_token_ids } = await ask("/tokenize", { model: model.id, ...text }, signal);
+  const switched = model.thinking && think ? { chat_template_kwargs: { enable_thinking: think === "on" } } : {};
+  const text = model.chat ? { messages, ...switched } : { content: before.map(contentOf).join("") };
+  const { tokens, generated = [], thinking, stop_token_ids } = await ask("/tokenize", { model: model.id, ...text }, signal);
   reply.prompt = tokens;
   reply.generated = generated;
+  reply.thinking = thinking ?? null;
   reply.stops = stop_token_ids;
 }
 
@@ -35,6 +38,11 @@ export async function extend(model, reply, options, seed, added, signal) {
       added(token);
     }
   }
+}
+
+function message(turn) {
+  const thoughts = turn.role === "user" ? "" : thoughtsOf(turn);
+  return { role: turn.role, content: contentOf(turn), ...(thoughts && { reasoning_content: thoughts }) };
 }
 
 function tokenOf({ id, bytes, logprob, rank, top_logprobs }) {

@@ -1,8 +1,10 @@
-// A reply, token by token. The arrow keys move between its tokens; its text is also read aloud as it comes.
+// A reply, token by token. The arrow keys move between its tokens; its text is also read aloud as it comes. Its thoughts can
+// be folded.
 
 import { nameOf, safe, textReader } from "./bytes.js";
 import { element } from "./element.js";
 import { bucket, percent } from "./probability.js";
+import { Thoughts } from "./thoughts.js";
 
 export class ReplyView {
   constructor(reply) {
@@ -12,6 +14,7 @@ export class ReplyView {
     this.spoken = element("p", { class: "hidden", "aria-live": "polite" });
     this.unspoken = "";
     this.read = textReader();
+    this.thoughts = null;
     reply.tokens.forEach((token) => this.add(token));
     this.speak();
     this.list.addEventListener("keydown", (event) => this.move(event));
@@ -27,8 +30,29 @@ export class ReplyView {
     if (text) span.append(...lines(safe(text)));
     else span.dataset.sign = nameOf(token); // drawn, but no part of the text when it is copied
     this.list.append(span);
+    this.mark(token);
     this.unspoken += text;
     if (/[.!?\n]\s*$/.test(this.unspoken)) this.speak();
+  }
+
+  // Mark the tokens that are thoughts, now that there is one more token.
+  mark(token) {
+    this.thoughts ??= new Thoughts(this.reply.thinking); // known with the first token
+    const before = this.thoughts.count;
+    this.thoughts.add(token);
+    this.reply.thoughts = this.thoughts.count;
+    for (let n = before; n < this.thoughts.count; n++) this.list.children[n].classList.add("thought");
+  }
+
+  // Hide the thoughts, or show them again.
+  fold(folded) {
+    const first = this.list.children[this.reply.thoughts];
+    this.list.classList.toggle("folded", folded);
+    if (folded && first) this.reach(first);
+  }
+
+  get folded() {
+    return this.list.classList.contains("folded");
   }
 
   // Hand the text so far to a screen reader, a sentence at a time.
@@ -42,7 +66,8 @@ export class ReplyView {
   }
 
   focus(index) {
-    this.list.children[Math.min(Math.max(index, 0), this.list.childElementCount - 1)]?.focus();
+    const least = this.folded ? this.reply.thoughts : 0;
+    this.list.children[Math.min(Math.max(index, least), this.list.childElementCount - 1)]?.focus();
   }
 
   move(event) {

@@ -15,6 +15,7 @@ const FIELDS = {
 
 export function buildSettings(model) {
   const fields = Object.entries(FIELDS).map(([name, [title, help, limits]]) => field(name, title, help, limits, model.defaults[name]));
+  if (model.thinking) fields.unshift(switchOf("think", "Thinking", "Whether the model thinks before it answers."));
   $("fields").replaceChildren(...fields);
   $("system-field").hidden = !model.chat;
   $("system").value = conversation.system;
@@ -42,6 +43,19 @@ function field(name, title, help, limits, usual) {
     keep();
   });
   return element("div", { class: "field" }, element("label", { for: id }, title), input, element("p", { id: `${id}-help`, class: "small" }, help));
+}
+
+function switchOf(name, title, help) {
+  const id = `setting-${name}`;
+  const choices = { "": "default", on: "on", off: "off" };
+  const options = Object.entries(choices).map(([value, text]) => element("option", { value }, text));
+  const select = element("select", { id, "aria-describedby": `${id}-help` }, ...options);
+  select.value = conversation[name];
+  select.addEventListener("change", () => {
+    conversation[name] = select.value;
+    keep();
+  });
+  return element("div", { class: "field" }, element("label", { for: id }, title), select, element("p", { id: `${id}-help`, class: "small" }, help));
 }
 
 // The settings that the user made, as options of a request; the seed is apart.

@@ -29,6 +29,7 @@ export class Turns {
 
   drawReply(reply) {
     const view = new ReplyView(reply);
+    view.fold(reply !== conversation.turns.at(-1));
     this.views.set(reply, view);
     return element("article", { class: "turn reply", "aria-label": "Model" }, view.spoken, element("p", { class: "text" }, view.list), view.tools);
   }
@@ -36,17 +37,23 @@ export class Turns {
   // The buttons below the replies: none while one is generated.
   showTools() {
     for (const [reply, view] of this.views) {
-      view.tools.replaceChildren(...(this.chat.running?.reply === reply ? [] : this.toolsOf(reply)));
+      view.tools.replaceChildren(...(this.chat.running?.reply === reply ? [] : this.toolsOf(reply, view)));
     }
   }
 
-  toolsOf(reply) {
+  toolsOf(reply, view) {
     const run = runOf(reply, Infinity);
     const tools = [button("Regenerate", () => this.chat.regenerate(reply), { title: "Another text, with another seed" })];
     if (reply.prompt && !reply.tokens.at(-1)?.end) tools.push(button("Continue", () => this.chat.continue(reply)));
     if (run) tools.push(button(`Seed ${run.seed}`, () => this.chat.replay(reply, run), { class: "seed", title: "Generate with this seed again: the same text" }));
+    if (reply.thoughts) tools.push(button(view.folded ? "Show thoughts" : "Hide thoughts", () => this.fold(view)));
     if (ENDINGS[reply.ended]) tools.push(element("span", { class: "small" }, ENDINGS[reply.ended]));
     return tools;
+  }
+
+  fold(view) {
+    view.fold(!view.folded);
+    this.showTools();
   }
 
   edit(turn, shown) {
