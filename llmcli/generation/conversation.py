@@ -137,9 +137,9 @@ class Conversation:
                 kind="conversation-too-long",
             )
         self._keep_prefix(ids)
-        model, last = self.loaded.model, generated - 1
-        if self._cache.length == last and native_of(model) is not None:  # by itself, as if the reply had gone on
-            next_logits(model, ids[last:generated], self._cache)
+        last = generated - 1  # its token is read by itself, as if the reply had gone on
+        if self._cache.length == last < len(ids) - 1 and native_of(self.loaded.model) is not None:
+            next_logits(self.loaded.model, ids[last:generated], self._cache)
         state = self.thinking.state_after(self.form.render(messages).text)
         if think_budget is not None:
             budget = think_budget_of(self.loaded.tokenizer, self.thinking, think_budget, state, len(ids))

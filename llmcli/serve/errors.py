@@ -7,6 +7,7 @@ from typing import Any
 
 from llmcli.errors import LlmcliError
 
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 LONGEST = 500  # characters of a message: it may quote the request
 
 
@@ -27,9 +28,10 @@ class ApiError(Exception):
         self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
 
     def body(self) -> dict[str, Any]:
-        """The JSON object that the client receives."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        """The JSON object that the client receives. Lone surrogates of the request become question marks."""
+        kind = "server_error" if self.status >= 500 else TYPES.get(self.status, "invalid_request_error")
+        found = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": {name: value and value.encode("utf-8", "replace").decode() for name, value in found.items()}}
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

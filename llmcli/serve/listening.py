@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import ipaddress
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llmcli.errors import LlmcliError, usage_error
+from llmcli.errors import EXIT_INTERRUPTED, LlmcliError, usage_error
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -41,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]  # Python repeats the address
         raise usage_error(f"cannot listen on {host}, port {port}: {reason}", kind="cannot-listen") from None
     return made
 
@@ -80,6 +81,8 @@ def run_server(
                     signal.signal(number, handler)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
+            if self.should_exit and sig == signal.SIGINT:
+                os._exit(EXIT_INTERRUPTED)  # not through tasks and threads that would have to end first
             self.pressed = self.pressed or sig == signal.SIGINT
             drain()
             super().handle_exit(sig, frame)

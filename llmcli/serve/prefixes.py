@@ -17,6 +17,8 @@ from llmcli.generation.reading import Part, Span, chunk_of, common_prefix, nativ
 from llmcli.model.cache import KVCache, State
 from llmcli.model.transformer import Transformer
 
+OVERHEAD = 1024  # bytes that a tensor takes beside its numbers, about
+
 Key = tuple[bool, tuple[int, ...]]  # whether the model generated the part, and its ids
 
 
@@ -158,4 +160,4 @@ def _key(ids: Sequence[int], part: Part) -> Key:
 
 
 def _nbytes(kept: Mapping[int, tuple[Tensor, ...]]) -> int:
-    return sum(tensor.nbytes for tensors in kept.values() for tensor in tensors)
+    return sum(tensor.nbytes + OVERHEAD for tensors in kept.values() for tensor in tensors)

@@ -13,6 +13,7 @@ from llmcli.generation.sampling import Sampler
 from llmcli.serve.body import Body
 from llmcli.serve.errors import api_error, bad_request
 
+MOST_BREAKERS, LONGEST_BREAKER = 64, 100  # every token is compared with all of them
 OFF = -1  # a value of repeat_last_n: all tokens
 
 
@@ -32,6 +33,9 @@ def read_sampler(loaded: LoadedModel, body: Body, grammar: Grammar | None = None
             values[name] = value
     window = body.integer("repeat_last_n", OFF, low=OFF)
     texts = body.texts("dry_sequence_breaker")
+    if len(texts) > MOST_BREAKERS or any(len(each) > LONGEST_BREAKER for each in texts):
+        limits = f"at most {MOST_BREAKERS} strings of at most {LONGEST_BREAKER} characters"
+        raise bad_request(f"dry_sequence_breaker takes {limits}", "dry_sequence_breaker")
     breakers = Breakers(() if texts == ("none",) else texts or BREAKERS, loaded.tokenizer)
     seed = body.integer("seed", None)
     try:

@@ -139,7 +139,7 @@ class Scheduler:
                 seconds = max(1, waiting // self.parallel)
                 raise ApiError(
                     429,
-                    f"{waiting} requests are waiting: try again later",
+                    f"the queue is full: {waiting} of {self.most_waiting} places are taken",
                     code="queue_full",
                     headers={"Retry-After": str(min(seconds, 60))},
                 )

@@ -10,7 +10,7 @@ from typing import Any
 from llmcli import text
 from llmcli.errors import LlmcliError
 from llmcli.generation.batch import Request
-from llmcli.generation.context import check_prompt
+from llmcli.generation.context import check_prompt, check_text
 from llmcli.generation.conversation import for_chat
 from llmcli.generation.grammar import Grammar, choice_rules, json_rules, regex_rules
 from llmcli.generation.loaded import LoadedModel, encode_prompt
@@ -23,11 +23,11 @@ from llmcli.serve.sampler_options import read_sampler
 from llmcli.serve.thoughts import Thoughts, read_thoughts, template_errors, template_values
 from llmcli.text.attribution import reply_tokens
 from llmcli.text.chat_format import TemplateFormat
+from llmcli.text.chat_template import Message
 from llmcli.text.thinking import Thinking, thinking_of
 from llmcli.text.tokenizer import Tokenizer
 
-OFF = -1  # a value of repeat_last_n: all tokens
-# Options of OpenAI's that say nothing about the text.
+# OpenAI's options that do not affect the text.
 UNRELATED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
@@ -96,8 +96,6 @@ class Reader:
             prompts = self._prompts(body)
         rules = self._rules(body)
         count = body.integer("n", 1, low=1, high=max(self.limits.texts // len(prompts), 1)) or 1
-        if len(prompts) > self.limits.texts:
-            raise bad_request(f"at most {self.limits.texts} prompts in one request", "prompt")
         stop = self._stop(body, free=rules is None)
         thoughts = read_thoughts(body, self.thinking, prompts[0].text, free=rules is None) if chat else Thoughts()
         echo = not chat and body.flag("echo")
@@ -152,12 +150,25 @@ class Reader:
         """
         form = self._form(body)
         messages = read_messages(body.take("messages"))
+        self._check_length(messages)
         with template_errors(form.template, "messages"):
             rendered = form.render(messages)
         stops = for_chat(self.loaded, form, self.thinking).stop_ids
         encoded = form.encode_spans(rendered)
         ids = self.loaded.readable([id for id, _, _ in encoded])
         return Prompt(ids, rendered.text, tuple(reply_tokens(form, messages, rendered, encoded))), stops
+
+    def _check_length(self, messages: list[Message]) -> None:
+        """Raise ApiError for a conversation that is far too long, before it is rendered."""
+        context, what = self.loaded.model.config.max_position_embeddings, "the conversation"
+        if len(messages) > context:
+            message = f"{what} has {len(messages)} messages, but the model's context holds {context} tokens"
+            raise bad_request(message, "messages", "context_length_exceeded")
+        said = "".join(message.content + message.reasoning for message in messages)
+        try:
+            check_text(said, self.loaded.tokenizer.encode, context, what, "conversation-too-long")
+        except LlmcliError as error:
+            raise api_error(error, "messages") from None
 
     def prompt(self, body: Body) -> Prompt:
         """The only prompt of a request. Raises ApiError if it is not a text or a list of ids."""
@@ -166,6 +177,8 @@ class Reader:
     def _prompts(self, body: Body) -> list[Prompt]:
         given = body.take("prompt", "")
         several = isinstance(given, list) and (not given or not isinstance(given[0], int))
+        if several and len(given) > self.limits.texts:
+            raise bad_request(f"at most {self.limits.texts} prompts in one request", "prompt")
         found = [self._prompt(each) for each in (given if several else [given])]
         if not found:
             raise bad_request("prompt is an empty list", "prompt")

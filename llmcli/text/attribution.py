@@ -20,7 +20,7 @@ FIELDS: tuple[tuple[Kind, str], ...] = (("thoughts", "reasoning"), ("content", "
 # Where the marks are: around the whole text, within the white space at its ends, which templates strip, or within its
 # first and last character, at which templates look.
 PLACES = ("outside", "stripped", "inside")
-MOST_REPLIES = 1000  # whose tokens are found: each needs marks
+MOST_REPLIES = 1000  # only the tokens of the first ones are found: each needs characters as marks
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def reply_tokens(
 
     Those are the tokens that have nothing of the template. A reply whose text the template changes has none.
     """
-    which = [n for n, message in enumerate(messages) if message.role == "assistant"][-MOST_REPLIES:]
+    which = [n for n, message in enumerate(messages) if message.role == "assistant"][:MOST_REPLIES]
     tries = (_marked(form, messages, rendered, which, True, place) for place in PLACES)
     fields = next((found for found in tries if found is not None), [])
     starts, ends = [start for _, start, _ in encoded], [end for _, _, end in encoded]
@@ -165,7 +165,9 @@ def _marked(
             text = getattr(messages[n], name)
             if text or kind == "content":
                 start, end = _edges(text, place)
-                first, second = next(free), next(free)
+                first, second = next(free, ""), next(free, "")
+                if not second:
+                    return None
                 marks |= {first: (n, kind, -start), second: (n, kind, len(text) - end)}
                 text = text[:start] + first + text[start:end] + second + text[end:]
                 changed[n] = replace(changed[n], **{name: text})

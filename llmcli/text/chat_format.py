@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Protocol
 
-from llmcli.errors import LlmcliError
+from llmcli.errors import LlmcliError, usage_error
 from llmcli.text.chat_template import ChatTemplate, Message
 from llmcli.text.marked_tokenizer import MarkedTokenizer
 from llmcli.text.tokenizer import Tokenizer
@@ -210,7 +210,10 @@ class TemplateFormat:
         return self._split_control(normal, role, mark) != normal
 
     def _unused_character(self, texts: Sequence[str]) -> str:
-        return next(self.unused_characters(texts))
+        found = next(self.unused_characters(texts), None)
+        if found is None:
+            raise usage_error("the conversation has every character that is free for private use", "leave one out")
+        return found
 
     def unused_characters(self, texts: Sequence[str]) -> Iterator[str]:
         """Yield characters that occur neither in ``texts`` nor in the template."""

@@ -22,7 +22,7 @@ from llmcli.engine import transformer as engine
 from llmcli.engine.cuda_graph import DecodeGraph, decode, replays
 from llmcli.engine.transformer import GPU_CACHE_BLOCK
 from llmcli.errors import LlmcliError
-from llmcli.generation import steps as loop
+from llmcli.generation import reading
 from llmcli.model.cache import KVCache
 from llmcli.model.transformer import Transformer
 from tests.tiny import CONTEXT, CPU, KINDS, RECURRENT, ROPE_ORIGINAL, WINDOW, TinyFactory, greedy, random_ids
@@ -205,15 +205,15 @@ def test_experts_cannot_be_recorded(tiny: TinyFactory, name: str) -> None:
 def test_the_cpu_does_not_record_steps(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama").load()
     assert not replays(model)
-    monkeypatch.setattr(loop, "decode", None)
+    monkeypatch.setattr(reading, "decode", None)
     assert len(greedy(model, text(5), 5)) == 5
 
 
 def test_generation_replays_all_steps_but_the_first(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompt = tiny("gemma3_text").load(), text(9)
     expected, calls = greedy(model, prompt, 40), []
-    monkeypatch.setattr(loop, "replays", lambda model: True)
-    monkeypatch.setattr(loop, "decode", lambda *args: calls.append(args) or decode(*args))
+    monkeypatch.setattr(reading, "replays", lambda model: True)
+    monkeypatch.setattr(reading, "decode", lambda *args: calls.append(args) or decode(*args))
     assert greedy(model, prompt, 40) == expected
     assert len(calls) == 39
 

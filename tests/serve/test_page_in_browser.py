@@ -46,6 +46,7 @@ def open_page(browser: Any, url: str, *expected: str) -> Iterator[Any]:
     context.on("weberror", lambda error: messages.append(str(error.error)))
     context.on("request", lambda request: requests.append(request.url))
     window = context.new_page()
+    window.on("dialog", lambda dialog: dialog.accept())
     window.goto(url)
     yield window
     assert [message for message in messages if not any(text in message for text in expected)] == []
@@ -169,6 +170,34 @@ def with_reply(window: Any, texts: list[str], **more: Any) -> None:
     window.add_init_script(f"sessionStorage.conversation = {json.dumps(kept)}")
     window.reload()
     window.wait_for_selector(".reply .token")
+
+
+def test_what_would_be_lost_is_asked_for(opened: Any, url: str) -> None:
+    """Later turns, a draft, and settings that are out of range."""
+    settings(opened, max_tokens=3)
+    for said in ("Hi", "And?"):
+        send(opened, said)
+    opened.fill("#draft", "Not sent")
+    opened.reload()
+    opened.wait_for_selector(".reply")
+    assert opened.input_value("#draft") == "Not sent"
+    asked = list[str]()
+    context = opened.context
+    other = context.new_page()
+    other.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    other.add_init_script(
+        f"sessionStorage.conversation ??= {json.dumps(opened.evaluate('sessionStorage.conversation'))}"
+    )
+    other.goto(url)
+    other.wait_for_selector(".reply")
+    other.locator(".reply >> nth=0").get_by_text("Regenerate").click()
+    other.click("#new")
+    assert asked == ["Later turns will be deleted.", "This conversation will be deleted."]
+    assert other.locator(".turn").count() == 4
+    settings(other, top_p=7)
+    other.locator(".reply >> nth=1").get_by_text("Regenerate").click()
+    assert other.evaluate("document.activeElement.id") == "setting-top_p"
+    assert len(asked) == 2
 
 
 def test_control_characters_of_a_reply_are_visible(opened: Any) -> None:

@@ -131,6 +131,7 @@ def test_the_queue_is_bounded_and_fair(loaded: LoadedModel) -> None:
         ({"authorization": "Bearer secret-key"}, True, 403),
         ({"host": "me.example", "authorization": "Bearer secret-key"}, False, None),
         ({"host": "localhost", "origin": "http://evil.example", "authorization": "Bearer secret-key"}, True, 403),
+        ({"host": "localhost", "origin": "http://[", "authorization": "Bearer secret-key"}, True, 403),
         ({"host": "localhost", "origin": "null", "authorization": "Bearer secret-key"}, True, 403),
         ({"host": "localhost:1", "origin": "http://localhost:1", "authorization": "Bearer secret-key"}, True, None),
     ],

@@ -26,6 +26,7 @@ from tests.serve.conftest import post, server
 
 STORY = "Once upon a time there was a fox who lived in a forest with a very old owl. " * 16
 
+PRIVATE = "".join(map(chr, range(0xF0000, 0xFFFFE)))
 USER = [{"role": "user", "content": "Hi"}]
 
 
@@ -280,6 +281,13 @@ def hang_up(url: str, body: dict[str, Any]) -> None:
         ("chat/completions", {"messages": USER, "chat_template_kwargs": {"nope": 1}}, 400, "chat_template_kwargs"),
         ("chat/completions", {"messages": [USER[0], {"role": "system", "content": ""}]}, 400, "messages"),
         ("completions", {"prompt": "x", "samplers": ["nope"]}, 400, "samplers"),
+        ("completions", {"prompt": "x", "\ud800": 1}, 400, "?"),
+        ("completions", {"prompt": ["x"] * 200_000}, 400, "prompt"),
+        ("completions", {"prompt": "x", "dry_sequence_breaker": ["b"] * 100}, 400, "dry_sequence_breaker"),
+        ("chat/completions", {"messages": USER, "chat_template_kwargs": {"\ud800": 1}}, 400, "chat_template_kwargs"),
+        ("chat/completions", {"messages": [{"role": "user", "content": PRIVATE}]}, 400, "messages"),
+        ("chat/completions", {"messages": USER * 20_000}, 400, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "ab" * 200_000}]}, 400, "messages"),
         ("explain", {"view": "lense", "text": "x"}, 400, "view"),
         ("explain", {"view": "lens"}, 400, "text"),
         ("explain", {"view": "lens", "text": "x", "layer": 1}, 400, "layer"),
@@ -387,3 +395,19 @@ def test_sigterm_finishes_what_runs(folder: Path) -> None:
         assert "Traceback" not in log
         assert " 499 0 bytes " in log
         assert "The" not in log
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process")
+def test_a_second_ctrl_c_ends_at_once(folder: Path) -> None:
+    with server("-m", str(folder), "--threads", "1") as (address, process):
+        connection = http.client.HTTPConnection(urlsplit(address).netloc)
+        body = {"prompt": "The", "max_tokens": 900, "stream": True, "logit_bias": {"0": -100, "1": -100}}
+        connection.request("POST", "/v1/completions", json.dumps(body))
+        connection.getresponse().read(10)
+        process.send_signal(signal.SIGINT)
+        while post(f"{address}/tokenize", {"content": "x"})[0] == 200:
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()

@@ -1,10 +1,10 @@
 // What happens to the conversation. At most one text is generated at a time.
 
 import { conversation, cut, keep, newReply, runOf } from "./conversation.js";
-import { $, button } from "./element.js";
+import { $, button, mayDrop } from "./element.js";
 import { extend, randomSeed, readPrompt } from "./generating.js";
 import { ServerError } from "./server.js";
-import { optionsNow, seedNow } from "./settings.js";
+import { optionsNow, seedNow, valid } from "./settings.js";
 import { Turns } from "./turns.js";
 
 const newSeed = () => seedNow() ?? randomSeed();
@@ -85,6 +85,8 @@ export class Chat {
   // Change the conversation from a turn on. If the server generates nothing then, the conversation is as before.
   redo(turn, change) {
     const at = conversation.turns.indexOf(turn);
+    const later = conversation.turns.length - at - (turn.role === "user" ? 2 : 1);
+    if (!valid() || !mayDrop(Math.max(later, 0), "Later turns will be deleted.")) return;
     this.stop();
     const before = { turns: structuredClone(conversation.turns), again: () => this.redo(conversation.turns[at], change) };
     conversation.turns.length = at + 1;
@@ -156,6 +158,7 @@ export class Chat {
 }
 
 export function complain(error, again) {
+  $("notice").classList.remove("plain");
   $("notice").replaceChildren(error.message, " ", button("Try again", again));
   $("notice").scrollIntoView({ block: "nearest" });
 }

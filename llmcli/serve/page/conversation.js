@@ -7,7 +7,7 @@ import { textOf } from "./bytes.js";
 
 const KEPT = "conversation";
 
-export const conversation = { system: "", think: "", settings: {}, turns: [], ...JSON.parse(sessionStorage.getItem(KEPT) ?? "{}") };
+export const conversation = { system: "", think: "", draft: "", settings: {}, turns: [], ...JSON.parse(sessionStorage.getItem(KEPT) ?? "{}") };
 
 export function keep() {
   try {

@@ -2,10 +2,10 @@
 
 import { Chat, complain } from "./chat.js";
 import { conversation, keep } from "./conversation.js";
-import { $, grow, isEnter } from "./element.js";
-import { describe, listModels, load } from "./models.js";
+import { $, grow, isEnter, mayDrop } from "./element.js";
+import { describe, enable, listModels, load } from "./models.js";
 import { Rivals } from "./rivals.js";
-import { buildSettings, toggleSettings } from "./settings.js";
+import { buildSettings, toggleSettings, valid } from "./settings.js";
 
 function listen(chat) {
   const place = (span) => chat.turns.placeOf(span);
@@ -16,6 +16,7 @@ function listen(chat) {
     send(chat);
   });
   $("draft").addEventListener("input", () => {
+    conversation.draft = $("draft").value;
     grow($("draft"));
     chat.refresh();
   });
@@ -28,7 +29,7 @@ function listen(chat) {
   $("stop").addEventListener("click", () => escape(chat));
   $("show-settings").addEventListener("click", toggleSettings);
   $("new").addEventListener("click", () => {
-    chat.clear();
+    if (mayDrop(conversation.turns.length, "This conversation will be deleted.")) chat.clear();
     toMessage();
   });
   document.addEventListener("keydown", (event) => event.key === "Escape" && escape(chat));
@@ -38,8 +39,9 @@ function listen(chat) {
 function send(chat) {
   const text = $("draft").value;
   if (chat.running || $("send").disabled) return;
+  if (!valid()) return;
   if (!text) return chat.continue(conversation.turns.at(-1));
-  $("draft").value = "";
+  $("draft").value = conversation.draft = "";
   grow($("draft"));
   chat.send(text);
 }
@@ -61,10 +63,13 @@ function toMessage() {
   if (matchMedia("(hover: hover)").matches) $("draft").focus();
 }
 
-// Change to another model, which may have to load first.
+// Change to another model, which may have to load first. Until then, there is nothing to write to.
 async function change(chat, model, all) {
-  chat.stop();
+  if (!mayDrop(conversation.turns.length, "Another model starts a new conversation.")) return describe(chat.model, all);
+  chat.clear();
+  enable(false);
   $("notice").replaceChildren(`Loading ${model.id} …`);
+  $("notice").classList.add("plain");
   try {
     chat.use(await load(model));
   } catch (error) {
@@ -75,6 +80,7 @@ async function change(chat, model, all) {
 
 function show(chat, all) {
   describe(chat.model, all);
+  enable(true);
   buildSettings(chat.model);
   chat.turns.draw();
   chat.refresh();
@@ -90,6 +96,9 @@ async function start() {
     $("models").addEventListener("change", () => change(chat, all[$("models").selectedIndex], all));
     listen(chat);
     show(chat, all);
+    $("draft").value = conversation.draft;
+    grow($("draft"));
+    chat.refresh();
   } catch (error) {
     complain(error, start);
   }

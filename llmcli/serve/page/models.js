@@ -12,6 +12,12 @@ export async function load(model) {
   return (await listModels()).find(({ id }) => id === model.id);
 }
 
+// Whether there is a model to write to.
+export function enable(on) {
+  for (const control of ["new", "show-settings", "draft", "models"]) $(control).disabled = !on;
+  if (!on) $("send").disabled = true;
+}
+
 // Show the model, and a list to choose from if there are several.
 export function describe(model, all) {
   $("model").textContent = document.title = model.id;
@@ -23,6 +29,5 @@ export function describe(model, all) {
   $("invitation").textContent = model.chat ? "Ask something." : "Begin a text. The model continues it.";
   $("send").textContent = model.chat ? "Send" : "Continue";
   $("draft").placeholder = $("draft-label").textContent = model.chat ? "Message" : "Your text";
-  for (const control of ["new", "show-settings", "draft"]) $(control).disabled = false;
   document.body.classList.toggle("prose", !model.chat);
 }

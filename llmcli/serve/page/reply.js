@@ -41,6 +41,7 @@ export class ReplyView {
     const before = this.thoughts.count;
     this.thoughts.add(token);
     this.reply.thoughts = this.thoughts.count;
+    if (this.thoughts.count) this.list.dataset.thoughts = `Thoughts: ${this.thoughts.count} tokens`;
     for (let n = before; n < this.thoughts.count; n++) this.list.children[n].classList.add("thought");
   }
 

@@ -19,6 +19,7 @@ export class Rivals {
     });
     turns.addEventListener("focusout", () => this.later(() => this.closeUnlessUsed(), 0));
     turns.addEventListener("keydown", (event) => this.enter(event));
+    document.addEventListener("keydown", (event) => this.dismiss(event), true); // before others: the next Esc stops the text
     this.menu.addEventListener("pointerover", () => clearTimeout(this.timer));
     this.menu.addEventListener("pointerleave", () => {
       this.pointed = null; // the pointer may come back to the token
@@ -90,7 +91,8 @@ export class Rivals {
     const { width, height } = this.menu.getBoundingClientRect();
     const { clientWidth, clientHeight } = document.documentElement;
     const below = line.bottom + 4 + height <= clientHeight || line.top < height;
-    this.menu.style.top = `${window.scrollY + (below ? line.bottom + 4 : line.top - height - 4)}px`;
+    const top = Math.max(8, Math.min(below ? line.bottom + 4 : line.top - height - 4, clientHeight - height - 8));
+    this.menu.style.top = `${window.scrollY + top}px`;
     this.menu.style.left = `${Math.max(8, Math.min(line.left - 8, clientWidth - width - 8))}px`;
   }
 
@@ -115,11 +117,13 @@ export class Rivals {
     return [...this.menu.querySelectorAll("button:enabled")];
   }
 
+  dismiss(event) {
+    if (event.key !== "Escape" || this.menu.hidden || this.menu.contains(document.activeElement)) return;
+    event.stopPropagation();
+    this.close();
+  }
+
   enter(event) {
-    if (event.key === "Escape" && !this.menu.hidden) {
-      event.stopPropagation(); // the next one stops the text
-      this.close();
-    }
     if (!["Enter", " ", "ArrowDown"].includes(event.key) || !event.target.matches("[role='option']")) return;
     event.preventDefault();
     this.show(event.target);

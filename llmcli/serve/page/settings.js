@@ -4,13 +4,13 @@ import { conversation, keep } from "./conversation.js";
 import { $, element } from "./element.js";
 
 const FIELDS = {
-  temperature: ["Temperature", "0 takes the most probable token.", { min: 0, step: 0.1 }],
+  temperature: ["Temperature", "0 always picks the most probable token.", { min: 0, step: 0.1 }],
   top_k: ["Top-k", "Keep the k most probable tokens; 0 is off.", { min: 0, step: 1 }],
-  top_p: ["Top-p", "Keep the fewest tokens that reach p; 1 is off.", { min: 0, max: 1, step: 0.05 }],
-  min_p: ["Min-p", "Keep at least this share of the largest p; 0 is off.", { min: 0, max: 1, step: 0.05 }],
-  repetition_penalty: ["Repetition penalty", "Above 1, repetitions are rarer; 1 is off.", { min: 0, step: 0.05 }],
+  top_p: ["Top-p", "Keep the most probable tokens that add up to p; 1 is off.", { min: 0, max: 1, step: 0.05 }],
+  min_p: ["Min-p", "Keep tokens with at least this fraction of the largest p; 0 is off.", { min: 0, max: 1, step: 0.05 }],
+  repetition_penalty: ["Repetition penalty", "Above 1, repetition is less likely; 1 is off.", { min: 0, step: 0.05 }],
   max_tokens: ["Max tokens", "Stop after this many tokens.", { min: 1, step: 1 }],
-  seed: ["Seed", "The same seed gives the same text.", { min: 0, step: 1 }],
+  seed: ["Seed", "The same seed and settings give the same text.", { min: 0, max: Number.MAX_SAFE_INTEGER, step: 1 }],
 };
 
 export function buildSettings(model) {
@@ -62,6 +62,14 @@ function switchOf(name, title, help) {
 export function optionsNow() {
   const { seed, ...others } = conversation.settings;
   return Object.fromEntries(Object.entries(others).filter(([, value]) => value !== "").map(([name, value]) => [name, Number(value)]));
+}
+
+// Whether all settings are in their ranges; shows the first that is not.
+export function valid() {
+  const wrong = document.querySelector("#fields :invalid");
+  if (!wrong) return true;
+  if ($("settings").hidden) toggleSettings();
+  return wrong.reportValidity();
 }
 
 export function seedNow() {
