@@ -47,17 +47,17 @@ MIB = 2**20
     type=click.IntRange(1, MOST_IN_BATCH),
     default=16,
     show_default=True,
-    help="Generate N texts in parallel.",
+    help="Generate up to N texts at a time.",
 )
 @click.option(
-    "--queue", type=click.IntRange(1), default=64, show_default=True, help="Let N requests wait; refuse more."
+    "--queue", type=click.IntRange(1), default=64, show_default=True, help="Queue up to N requests; refuse more."
 )
 @click.option(
     "--prefix-memory",
     type=click.IntRange(0),
     default=512,
     show_default=True,
-    help="Cache prompts in N MiB. 0: no cache.",
+    help="Cache texts in N MiB. 0: no cache.",
 )
 @click.option(
     "--timeout", type=click.IntRange(1), default=600, show_default=True, help="End a request after N seconds."
@@ -90,7 +90,7 @@ def serve(
     local = server.is_loopback(host)
     key = own_key(api_key_file)
     if key is None and not local:
-        raise usage_error(f"everyone who reaches {host} could use the model", kind="server-needs-key")
+        raise usage_error(f"{host} is reachable from other machines, but no API key is set", kind="server-needs-key")
     listener = server.listen(host, port)
     others = find_others(choice, models)
     limits = server.Limits(seconds=float(timeout))
@@ -119,13 +119,18 @@ def serve(
     def drain() -> None:
         service.draining = True
 
+    def finish() -> None:
+        schedulers = [served.scheduler for served in service.models.loaded.values()]
+        if any(each.running or each.waiting for each in schedulers):
+            log("finishing what runs (press Ctrl-C to stop at once)")
+
     def announce() -> None:
         address, bound = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        render.note(f"{name} at http://{shown}:{bound} (Ctrl-C ends it)", sys.stderr)
+        render.note(f"serving {name} at http://{shown}:{bound} (press Ctrl-C to stop)", sys.stderr)
 
     app = server.Guard(server.build_app(service), key, local=local)
-    if server.run_server(app, listener, ready=announce, drain=drain, patience=limits.seconds):
+    if server.run_server(app, listener, ready=announce, drain=drain, finish=finish, patience=limits.seconds):
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -138,7 +143,10 @@ Loader = Callable[[], "generation.LoadedModel"]  # not imported with the command
 
 
 def find_others(choice: ModelChoice, models: Sequence[str]) -> list[tuple[str, Loader]]:
-    """Return the name of each of ``models``, and a function that loads it as ``choice`` says. Downloads them."""
+    """Return the name of each model, and a function that loads it with the options of ``choice``.
+
+    Downloads models that are not on this machine.
+    """
     found = []
     for model in models:
         other = replace(choice, model=model, adapter=None)
@@ -165,7 +173,7 @@ def check_names(names: Sequence[str]) -> None:
     """Raise LlmcliError if two models have the same name: clients could not choose between them."""
     for name in names:
         if names.count(name) > 1:
-            raise usage_error(f"two models are called {name}", "serve them with two servers")
+            raise usage_error(f"two models are called {name}", "run a separate server for one of them")
 
 
 def page_of(loaded: generation.LoadedModel, walk: explain.Walkthrough) -> str:

@@ -108,7 +108,7 @@ def generate_alone(loaded: LoadedModel, request: Request) -> Iterator[BatchStep]
 
 @dataclass
 class _Row:
-    """One request in the batch, and what was generated for it."""
+    """One request in the batch, and what was generated for it. ``reread``: its cache was recomputed meanwhile."""
 
     request: Request
     tokens: Continuation
@@ -120,8 +120,8 @@ class _Row:
 class Batch:
     """Up to ``size`` texts of one model. Prompts are read one at a time; a repeated prompt is read only once.
 
-    ``ended`` receives the request of each text that leaves, its ids and the cache that it was generated with, if it has
-    one of its own.
+    ``ended`` is called when a text leaves: with its request, its ids and its cache. It is not called if the texts share
+    a batched cache, or if the text's cache was recomputed.
     """
 
     def __init__(

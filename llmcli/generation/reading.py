@@ -18,15 +18,15 @@ from llmcli.model.trace import Trace
 from llmcli.model.transformer import Transformer
 from llmcli.storage.quantize import QuantizedMatrix
 
-NATIVE_PROMPT = 3 * MAX_ROWS  # tokens that the compiled engine reads as fast as torch
+NATIVE_PROMPT = 3 * MAX_ROWS  # up to this many tokens, the compiled engine reads a prompt as fast as torch
 PREFILL_CHUNK = 512  # positions per forward pass: bounds the memory of long prompts at no cost in speed
-CPU_CHUNK = 128  # the same on a CPU with weights in floating point, where passes of this length are as fast
+CPU_CHUNK = 128  # PREFILL_CHUNK on a CPU with floating-point weights, where shorter passes are as fast
 
 Span = tuple[int, int]  # positions, the end excluded
 
 
 class Part(NamedTuple):
-    """Positions of a text that are computed together; ``generated``: that the model wrote."""
+    """Positions of a text that are computed together. ``generated``: the model wrote them."""
 
     start: int
     end: int
@@ -81,10 +81,10 @@ def read(
     trace: Trace | None = None,
     generated: Sequence[Span] = (),
 ) -> Generator[None, None, Tensor]:
-    """Do what ``last_logits`` does, and yield between two forward passes. The last pass is the only one observed.
+    """Do what ``last_logits`` does, and yield after each forward pass but the last. ``trace`` observes only the last.
 
-    Passes end where ``parts_of`` ends the parts of the text. Short passes are computed by the compiled engine if the
-    model has one, and so is what the model ``generated``: spans of positions, counted from the start of the text.
+    Passes end where the parts of ``parts_of`` end. If the model has a compiled engine, it computes short passes and the
+    ``generated`` spans, which are counted from the start of the text; with spans, ``count`` must be 1.
     """
     assert count <= PREFILL_CHUNK
     assert count == 1 or not generated
@@ -101,11 +101,11 @@ def read(
 
 
 def parts_of(model: Transformer, length: int, generated: Sequence[Span] = ()) -> list[Part]:
-    """How ``read`` divides a text of ``length`` tokens.
+    """Return the parts that ``read`` computes separately in a text of ``length`` tokens.
 
-    Parts end at multiples of ``chunk_of`` positions. So what a cache holds up to there does not depend on what follows,
-    and texts with the same beginning can share it. If the compiled engine decodes, they also end where the spans begin
-    and end that the model ``generated``, whose positions are computed as they were then: each by itself.
+    Parts end at multiples of ``chunk_of`` positions, so what a cache holds of a part does not depend on what follows,
+    and texts with the same beginning can share it. If the compiled engine decodes, parts also end at both ends of each
+    ``generated`` span, whose positions are computed one by one, as when they were generated.
     """
     borders = _borders(model, generated)
     edges = _edges(0, length, 1, chunk_of(model), borders, alone=False)
@@ -118,7 +118,7 @@ def native_of(model: Transformer) -> NativeStep | None:
 
 
 def _borders(model: Transformer, generated: Sequence[Span]) -> list[int]:
-    """Where generated text begins and ends, in turn; none if torch decodes, one position or many alike."""
+    """The starts and ends of generated spans, alternating, with adjacent spans merged; [] if PyTorch decodes."""
     borders: list[int] = []
     spans = () if native_of(model) is None else sorted(span for span in generated if span[0] < span[1])
     for start, end in spans:
@@ -180,10 +180,10 @@ def _torch_pass(model: Transformer, ids: Sequence[int], cache: KVCache, count: i
 def _edges(
     first: int, length: int, count: int, chunk: int, borders: Sequence[int], *, alone: bool
 ) -> list[tuple[int, int]]:
-    """Where the passes over ``length`` tokens start and end, after ``first`` positions that were read before.
+    """The (start, end) of each pass over ``length`` tokens that follow ``first`` cached positions.
 
-    The last pass has all ``count`` tokens whose logits are wanted. ``alone``: it has no others. Recurrent layers keep
-    their state before it, so that the text can be truncated there.
+    The last pass has all ``count`` tokens whose logits are wanted, and only those if ``alone``: recurrent layers then
+    keep the state before them, so that the text can be truncated there.
     """
     inner = set(range(chunk - first % chunk, length - count + 1, chunk))
     inner |= {border - first for border in borders if first < border < first + length}

@@ -213,9 +213,9 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Drop every position from ``length`` on, and free memory no longer needed.
 
-        Recurrent layers go back to the last earlier state that is kept, if there is none, to the beginning, and the
-        other layers with them. Drops all positions if a windowed layer does not hold those that the position
-        ``length`` attends to.
+        Recurrent layers return to their latest kept state at or before ``length``, or to the beginning if there is
+        none; the other layers are truncated to the same position. If a windowed layer no longer holds the positions
+        that position ``length`` attends to, everything is dropped. So ``self.length`` may end up below ``length``.
         """
         assert 0 <= length <= self.length
         if self.recurrent and length < self.length:
@@ -234,7 +234,7 @@ class KVCache:
                 self._resize(layer, kept, kept)
 
     def _recall(self, length: int) -> int:
-        """Go back to the last states of at most ``length`` positions; returns how many they are of."""
+        """Restore the latest kept states at or before ``length``; return their position, 0 if there are none."""
         while self._snapshots:
             snapshot = self._snapshots.pop()
             if snapshot.length <= length:

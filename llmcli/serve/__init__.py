@@ -1,8 +1,8 @@
-"""A server for models: OpenAI's protocol for other programs, and the views.
+"""An OpenAI-compatible server for models and views.
 
 ``scheduler`` reads the prompts of a model and advances all its texts together, in the one thread of
 ``model_thread``. ``app`` receives requests, ``wanted`` checks them, ``answers`` writes the responses, ``guard`` refuses
-whoever must not be served.
+unauthorized requests.
 """
 
 from __future__ import annotations

@@ -39,9 +39,10 @@ GONE = 499  # what logs show for a client that closed the connection
 
 @dataclass
 class Service:
-    """What the routes share. ``to_json`` and ``page_writer`` write what views found, ``log`` a line about each request.
+    """The state that the routes share.
 
-    A service that is ``draining`` finishes what runs and refuses everything else.
+    ``to_json`` converts a view's report to JSON, ``page_writer`` writes a walkthrough as HTML, and ``log`` prints a
+    line about each request. A service that is ``draining`` finishes running requests and refuses new POST requests.
     """
 
     models: Models
@@ -176,7 +177,7 @@ class Routes:
         }
 
     async def embeddings(self, request: Request) -> Response:
-        raise bad_request("this server has a model that generates text; it makes no embeddings", code="unsupported")
+        raise bad_request("embeddings are not supported: this server's models generate text", code="unsupported")
 
     async def tokenize(self, request: Request) -> Response:
         body, served = await self.service.read(request)
@@ -191,7 +192,7 @@ class Routes:
         ids = body.ids("tokens", tokenizer.size)
         body.check()
         if ids is None:
-            raise bad_request("give the ids as tokens", "tokens")
+            raise bad_request("tokens is missing: a list of token ids", "tokens")
         written = await self.service.prepare(lambda: tokenizer.decode(ids))
         return JSONResponse({"prompt": written, "content": written})
 
@@ -233,7 +234,7 @@ def _tokens_of_chat(reader: Reader, body: Body) -> dict[str, Any]:
     body.check()
     tags = reader.thinking.tags
     thinking = {} if tags is None else {"thinking": {**asdict(tags), "state": reader.thinking.state_after(prompt.text)}}
-    return {"tokens": prompt.ids, "generated": prompt.generated, **thinking, "stop_token_ids": sorted(stops)}
+    return {"tokens": prompt.ids, "generated_spans": prompt.generated, **thinking, "stop_token_ids": sorted(stops)}
 
 
 def _tokens_of_text(reader: Reader, body: Body) -> dict[str, Any]:
@@ -243,7 +244,7 @@ def _tokens_of_text(reader: Reader, body: Body) -> dict[str, Any]:
     body.check()
     given = prompt if content is None else content
     if given is None:
-        raise bad_request("give the text to tokenize as prompt or content, or messages", "prompt")
+        raise bad_request("content, prompt or messages is missing: the text to tokenize", "prompt")
     ids = reader.loaded.tokenizer.encode(given, parse_special=parse_special)
     return {"tokens": ids, "stop_token_ids": sorted(reader.loaded.stop_ids)}
 
@@ -327,7 +328,8 @@ class Counted:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in self.paths else "other"
+        page = "/page" if scope["path"].startswith("/page/") else "other"
+        path = scope["path"] if scope["path"] in self.paths else page
         began, status, size = time.perf_counter(), 0, 0
 
         async def count(message: Message) -> None:

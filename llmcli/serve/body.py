@@ -38,7 +38,7 @@ class Body:
             value = int(value)
         if type(value) is not int or not low <= value <= high:
             limits = f"of at least {low}" if high == MAX_INTEGER else f"from {low} to {high}"
-            raise bad_request(f"{name} must be a whole number {limits}", name)
+            raise bad_request(f"{name} must be a whole number {limits}, not {value!r:.80}", name)
         return value
 
     def number(self, name: str) -> float | None:
@@ -61,15 +61,15 @@ class Body:
         """Return a text. Raises ApiError for anything else."""
         value = self.take(name)
         if value is not None and (not isinstance(value, str) or not is_unicode(value)):
-            raise bad_request(f"{name} must be a text", name)
+            raise bad_request(f"{name} must be a string", name)
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return several texts, given as a list or as one of them. Raises ApiError for anything else."""
+        """Return a list of strings as a tuple; one string counts as a list. () if absent. Raises ApiError otherwise."""
         value = self.take(name, [])
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(each, str) and is_unicode(each) for each in values):
-            raise bad_request(f"{name} must be a text or a list of texts", name)
+            raise bad_request(f"{name} must be a string or a list of strings", name)
         return tuple(values)
 
     def ids(self, name: str, size: int) -> list[int] | None:
@@ -82,7 +82,7 @@ class Body:
         return value
 
     def ignore(self, *names: str, warn: str = "") -> None:
-        """Accept options without effect. ``warn`` says why, if the text would be another one with them."""
+        """Accept options without using them. ``warn`` is the reason to report if ignoring them changes the text."""
         given = [name for name in names if self.take(name) is not None]
         if given and warn:
             self.warn(f"ignored: {', '.join(given)} ({warn})")

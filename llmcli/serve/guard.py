@@ -21,7 +21,10 @@ FREE = ("/", "/health")  # need no key; nor do files of the page
 
 
 class Guard:
-    """``app`` for requests that may be served. With ``local``, the Host must be a name of this machine."""
+    """ASGI middleware that passes allowed requests to ``app`` and refuses others with an error.
+
+    If ``local``, the Host header must name this machine.
+    """
 
     def __init__(self, app: ASGIApp, key: ApiKey | None, *, local: bool) -> None:
         self.app, self.key, self.local = app, key, local
@@ -39,9 +42,9 @@ class Guard:
         """Why a request is not served; None if it is."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.local and not is_local(host):
-            return ApiError(403, "this server answers only for this machine: the Host must be localhost")
+            return ApiError(403, f"the Host header must name this machine, as localhost does, not {host[:80]!r}")
         if origin is not None and (not host or origin.partition("://")[2] != host):
-            return ApiError(403, "this server does not answer to pages of other sites")
+            return ApiError(403, f"requests from pages of other sites are refused: the Origin is {origin[:80]!r}")
         free = path in FREE or path.startswith("/page/")
         if self.key is not None and not free and not self.is_key(headers.get("authorization", "")):
             return ApiError(
@@ -53,7 +56,7 @@ class Guard:
         return None
 
     def is_key(self, given: str) -> bool:
-        """Whether the header Authorization has the key. Takes as long for a wrong key as for the right one."""
+        """Whether the Authorization header carries the key. Compares in constant time."""
         assert self.key is not None
         scheme, _, value = given.partition(" ")
         same = hmac.compare_digest(value.strip().encode(), self.key.value.encode())

@@ -1,4 +1,4 @@
-"""One request on its way: its tasks in the scheduler's thread, and what happens to them as events here."""
+"""One HTTP request: it submits tasks to the scheduler, and receives their events in the event loop."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class ClientGone(Exception):
 
 
 class Job:
-    """The work for one request of a client. Use it as an async context manager: leaving it gives up what still runs.
+    """The work for one request, as an async context manager: leaving it cancels what is still running.
 
-    ``seconds`` is the time for everything. Awaiting raises ClientGone, and ApiError when the time is up.
+    ``seconds`` limits the whole request. Awaiting raises ClientGone if the client disconnects, and ApiError (504) when
+    the time is up.
     """
 
     def __init__(self, scheduler: Scheduler, request: HttpRequest, client: str, seconds: float) -> None:
@@ -45,7 +46,7 @@ class Job:
         self.scheduler.withdraw(self._tasks)
 
     def check(self) -> None:
-        """Raise ClientGone if nobody waits for the answer any more; for functions that take long."""
+        """Raise ClientGone if the response is no longer wanted. Long computations call it between their parts."""
         if self._left:
             raise ClientGone
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """``body`` is in bytes, ``rules`` in characters of a grammar, ``seconds`` is the time for the whole answer.
+    """The limits of one request.
 
-    ``texts`` are the texts that one request may get: its prompts times ``n``.
+    ``body``: bytes of the body; ``body_seconds``: seconds to receive it; ``seconds``: seconds for the whole response.
+    ``texts``: number of prompts times ``n``; ``stops``: number of stop strings; ``stop_length``: characters of each;
+    ``alternatives``: highest ``logprobs`` or ``top_logprobs``; ``rules``: characters of a grammar.
     """
 
     body: int = 2**21

@@ -53,11 +53,12 @@ def run_server(
     *,
     ready: Callable[[], None],
     drain: Callable[[], None],
+    finish: Callable[[], None],
     patience: float,
 ) -> bool:
-    """Serve until a signal comes, call ``drain``, and finish what runs. Returns whether the signal was Ctrl-C.
+    """Serve until a signal comes, and finish what runs. Returns whether the signal was Ctrl-C.
 
-    Calls ``ready`` once signals are handled. A client that does not read its answer for ``patience`` seconds is
+    Calls ``ready`` once signals are handled, ``drain`` in the handler of a signal, then ``finish``. A client that does not read its answer for ``patience`` seconds is
     disconnected.
     """
     import uvicorn
@@ -79,6 +80,10 @@ def run_server(
             finally:
                 for number, handler in previous.items():
                     signal.signal(number, handler)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            finish()
+            await super().shutdown(sockets)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             if self.should_exit and sig == signal.SIGINT:

@@ -1,7 +1,8 @@
-"""Which threads compute with models: one that all models share, and those that load them, which end.
+"""The threads that compute with models: one that all models share, and one for each model while it loads.
 
-Every thread that computes with torch gets threads of OpenMP's, which end with it. While there are more of them than
-processors, GNU OpenMP's fall asleep after each operation, and waking them takes longer than most operations.
+Each thread that computes with torch starts its own pool of OpenMP threads, which ends with it. When there are more
+OpenMP threads than processors, GNU OpenMP puts them to sleep after each operation, and waking them takes longer than
+most operations.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ModelThread:
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
 
     def add(self, worker: Worker) -> None:
-        """Add a worker, from a thread with as many of torch's threads as it is to have: a new one has the default."""
+        """Add a worker. The thread will use as many torch threads as the calling thread does."""
         with self.changed:
             self._workers.append(worker)
             self._threads = torch.get_num_threads()
@@ -67,7 +68,7 @@ class ModelThread:
 
 
 def run_apart(function: Callable[[], T]) -> T:
-    """Return what ``function`` returns, in a thread that ends then. Raises what it raises."""
+    """Run ``function`` in a new thread that ends afterward, and return its result. Raises what ``function`` raises."""
     found: Future[T] = Future()
 
     def run() -> None:

@@ -52,7 +52,7 @@ class Models:
     def check(self, name: str) -> None:
         """Raise ApiError for a name that no model has."""
         if name not in self.names:
-            message = f"the model {name[:80]!r} is not served here; this server has {', '.join(self.names)}"
+            message = f"unknown model {name[:80]!r}; choose one of: {', '.join(self.names)}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     async def find(self, name: str | None) -> Served:
@@ -75,7 +75,7 @@ class Models:
         except Exception as error:
             found = error if isinstance(error, LlmcliError) else out_of_memory(error)
             self.log(f"{name} cannot be loaded: {type(error).__name__ if found is None else found}")
-            message = f"{name} cannot be loaded; the server's log says why"
+            message = f"{name} cannot be loaded; see the server's log"
             raise ApiError(503, message, param="model", code="model_not_loaded") from None
         finally:
             del self._loading[name]

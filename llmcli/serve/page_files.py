@@ -14,9 +14,10 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 
 
 def page_file(name: str, writer: PageWriter) -> FileResponse:
-    """The file called ``name``. Raises ApiError if the page has none.
+    """Return the file ``name`` of the page. Raises ApiError (404) if there is none.
 
-    Besides its files, a browser runs only the parts of what ``writer`` writes, which why.html shows.
+    Its Content-Security-Policy allows the page's own files, and the style and script of the page that ``writer``
+    writes, because why.html displays that page.
     """
     path = FOLDER / name
     if path.suffix not in TYPES or path not in FOLDER.iterdir():

@@ -24,10 +24,11 @@ Key = tuple[bool, tuple[int, ...]]  # whether the model generated the part, and 
 
 @dataclass(eq=False)
 class Node:
-    """What the layers keep of one part, which ends after ``end`` positions. ``used`` grows with every use.
+    """What the cache holds of one part of a text, which ends before position ``end``.
 
-    ``held`` are the keys and values of the part's own positions; the last of them, in layers with a window that had
-    moved on. ``states`` are those of recurrent layers; {} if there are none or they were dropped.
+    ``held`` are the keys and values of the part's positions, by layer, [1, K, T, D]: fewer than the part's, its last
+    ones, if the layer's window had moved on. ``states`` are the states of recurrent layers at ``end``; {} if there are
+    none or they were dropped. ``used`` orders nodes by their last use.
     """
 
     key: Key = (False, ())
@@ -55,10 +56,10 @@ class Prefixes:
         self._clock = count(1)
 
     def find(self, ids: Sequence[int], planned: int, generated: Sequence[Span] = ()) -> KVCache:
-        """A cache of its own for a prompt, with as much of its beginning as is kept, but not with its last token.
+        """Return a new cache with the longest beginning of the prompt ``ids`` that is kept, without its last token.
 
-        ``planned`` is the length that its angles are computed for, ``generated`` are the spans of it that the model
-        wrote.
+        ``planned`` is the text length that determines the rotary angles. ``generated`` are the spans of ``ids`` that
+        the model wrote.
         """
         cache = self.model.new_cache()
         cache.planned = planned
@@ -76,7 +77,10 @@ class Prefixes:
         return cache
 
     def keep(self, ids: Sequence[int], cache: KVCache, generated: Sequence[Span] = ()) -> None:
-        """Keep what a cache holds of the text ``ids``, if it ends with a part that others can begin with."""
+        """Keep what ``cache`` holds of the text ``ids``.
+
+        Does nothing if ``limit`` is 0, or if PyTorch decodes and the cache does not end at a multiple of ``chunk_of``.
+        """
         if not self.limit or (cache.length % self._chunk and native_of(self.model) is None):
             return
         node = self._roots.setdefault(cache.span, Node())
@@ -104,9 +108,9 @@ class Prefixes:
         return node
 
     def _longest(self, ids: Sequence[int], parts: Sequence[Part], node: Node) -> tuple[list[Node], int]:
-        """The nodes of a text from the root ``node``, as far as there are any, and how many positions they have of it.
+        """Return the nodes that match the text, from the root ``node``, and how many of its positions they cover.
 
-        What was generated may end within the last node: its positions do not depend on each other's passes.
+        A generated part may match only up to some position, because its positions were computed one by one.
         """
         path: list[Node] = []
         for part in parts:

@@ -1,4 +1,4 @@
-"""What a request's texts begin with: prompts, messages, and what the model wrote of them."""
+"""The inputs of a request: prompts, messages, and the spans of them that the model generated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def read_spans(given: Any, ids: Sequence[int]) -> tuple[Span, ...]:
     for each in given if isinstance(given, list) else [None]:
         pair: list[Any] = each if isinstance(each, list) and len(each) == 2 else [None, None]
         if not all(type(edge) is int for edge in pair) or not reached <= pair[0] <= pair[1] <= len(ids):
-            raise bad_request("generated must be a list of spans [start, end] of the prompt, in order", "generated")
+            raise bad_request(
+                "generated_spans must be a list of [start, end] in the prompt, in order", "generated_spans"
+            )
         spans.append((pair[0], pair[1]))
         reached = pair[1]
     return tuple(spans)
@@ -63,5 +65,5 @@ def _message(number: int, given: Any) -> Message:
         content = "".join(part["text"] for part in content)
     thoughts = given.get(REASONING) or ""
     if not isinstance(content, str) or not isinstance(thoughts, str):
-        raise bad_request(f"{where}.content must be a text", "messages")
+        raise bad_request(f"{where}.content and {where}.{REASONING} must be strings", "messages")
     return Message(role, content, thoughts)

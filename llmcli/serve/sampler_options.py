@@ -73,11 +73,11 @@ def default_options(loaded: LoadedModel) -> dict[str, float]:
 def _biases(loaded: LoadedModel, body: Body) -> dict[int, float]:
     given = body.take("logit_bias", {})
     if not isinstance(given, dict):
-        raise bad_request("logit_bias must be an object: a number for each token", "logit_bias")
+        raise bad_request("logit_bias must be an object that maps tokens to numbers", "logit_bias")
     found = {}
     for token, amount in given.items():
         if isinstance(amount, bool) or not isinstance(amount, int | float):
-            raise bad_request("logit_bias must be an object: a number for each token", "logit_bias")
+            raise bad_request("logit_bias must be an object that maps tokens to numbers", "logit_bias")
         try:
             found[explain.find_token(loaded.tokenizer, token, loaded.model.config.vocab_size)] = float(amount)
         except (LlmcliError, OverflowError) as error:

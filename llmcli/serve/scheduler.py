@@ -1,7 +1,7 @@
 """The work of one model: its prompts are read, and all its texts advance together, one token each per step.
 
-A prompt is read in passes, one between two steps of the others. Each client's turn comes in order, however many
-requests it has. A text has the same tokens in any company: every pass and every step computes each text by itself.
+A prompt is read in passes, one between two steps of the running texts. Clients take turns, no matter how many requests
+each has. A text does not depend on the others that run with it: each pass and each step computes every text by itself.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from llmcli.serve.prefixes import Prefixes
 
 @dataclass(frozen=True)
 class Progress:
-    """One more token of the text ``key``, and the ``chunk`` of text that it completes. ``finish``: it is the last.
+    """One generated token of the text ``key``, and the ``chunk`` of text that it completes.
 
-    ``token`` has its probabilities, if they were asked for. ``cached`` are the tokens of the prompt that were not read.
+    ``token`` has its probabilities, None if the request did not ask for them. ``finish`` is why the text ended, None
+    before its last token. ``cached`` is the number of prompt tokens that the prefix cache held.
     """
 
     key: int
@@ -44,10 +45,11 @@ Event = Progress | ApiError
 
 @dataclass(eq=False)
 class Task:
-    """Texts that continue one prompt. ``deliver`` receives what happens, in the thread of the models.
+    """Texts that continue one prompt.
 
-    ``alternatives`` are those to list with each token; None for no probabilities. The spans ``generated`` of the prompt
-    are texts of the model's own. An ApiError ends all texts.
+    ``deliver`` is called with each event, in the models' thread; an ApiError ends all of the task's texts.
+    ``alternatives`` is the number of alternatives to report for each token, None for no probabilities. ``generated``
+    are the spans of the prompt that the model wrote. A task that is ``gone`` was canceled or has failed.
     """
 
     client: str
@@ -89,7 +91,7 @@ class Reading:
 
 @dataclass
 class Counts:
-    """What the scheduler has done, since it started."""
+    """Token counts since the scheduler started."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -132,7 +134,7 @@ class Scheduler:
             return sum(map(len, self._waiting.values()))
 
     def submit(self, tasks: Sequence[Task | Call], *, admitted: bool = False) -> None:
-        """Add tasks to the queue. Raises ApiError if they do not fit, except for a request that was ``admitted``."""
+        """Queue tasks. Raises ApiError (429) if the queue is full, unless their request was already ``admitted``."""
         with self._changed:
             waiting = sum(map(len, self._waiting.values()))
             if waiting and not admitted and waiting + len(tasks) > self.most_waiting:
@@ -269,7 +271,10 @@ class Scheduler:
         task.deliver(Progress(step.request.key, step.chunk, token, finish, cached))
 
     def _guarded(self, run: Callable[[], None], task: Task | None = None) -> None:
-        """Run a part of a turn. What it raises fails ``task`` alone, or else all texts: their caches may differ."""
+        """Run part of a turn. If it raises, fail ``task``; without a task, fail all texts.
+
+        After an error in a step of all texts, their caches may hold different numbers of tokens.
+        """
         try:
             run()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Thoughts before a reply's answer: what a request says about them, in the words of templates and of OpenAI."""
+"""Thoughts before a reply's answer: the options of a request that turn them on, off, or limit them."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def read_thoughts(body: Body, thinking: Thinking, prompt: str, *, free: bool) ->
     """How the reply to ``prompt`` thinks. A reply that is not ``free``, but follows a grammar, is an answer."""
     budget = body.integer("think_budget", None)
     if budget is not None and thinking.tags is None:
-        raise bad_request("think_budget: the model has no tags for thoughts", "think_budget")
+        raise bad_request("think_budget: this model has no tags for thoughts", "think_budget")
     if budget is not None and not free:
         raise bad_request(
-            "think_budget cannot be combined with a grammar, which the whole reply follows", "think_budget"
+            "think_budget cannot be combined with a grammar: such a reply has no thoughts", "think_budget"
         )
     return Thoughts(thinking, thinking.state_after(prompt), budget) if free else Thoughts()

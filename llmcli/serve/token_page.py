@@ -34,7 +34,7 @@ def token_page(reader: Reader, body: Body, writer: PageWriter, check: Callable[[
     ids = reader.prompt(body).ids
     token = body.integer("token", None, high=config.vocab_size - 1)
     if token is None:
-        raise bad_request("give the id to explain as token", "token")
+        raise bad_request("token is missing: the id of the token to explain", "token")
     sampler, order = read_sampler(loaded, body), read_order(body)
     sampler.skip(body.integer("step", 0, high=config.max_position_embeddings) or 0)
     body.check()

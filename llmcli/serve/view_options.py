@@ -56,15 +56,15 @@ SEVERAL = f"of at most {MOST_ITEMS}"
 KINDS = {  # by the annotation of a parameter
     "bool": Kind("true or false", lambda value: isinstance(value, bool)),
     "int": Kind("a whole number", lambda value: is_whole(value) and 0 <= value <= MAX_INTEGER),
-    "int | str": Kind("a number or a token's text", lambda value: is_whole(value) or is_text(value)),
-    "str": Kind("a text", is_text),
-    "str | Sequence[Message]": Kind("a text", is_text),
-    "Text": Kind("a text or a list of token ids", is_text_or_ids),
-    "Sequence[str]": Kind(f"a list {SEVERAL} texts", lambda value: is_list(value, is_text)),
+    "int | str": Kind("a token's number or text", lambda value: is_whole(value) or is_text(value)),
+    "str": Kind("a string", is_text),
+    "str | Sequence[Message]": Kind("a string", is_text),
+    "Text": Kind("a string or a list of token ids", is_text_or_ids),
+    "Sequence[str]": Kind(f"a list {SEVERAL} strings", lambda value: is_list(value, is_text)),
     "Sequence[float]": Kind(f"a list {SEVERAL} numbers", lambda value: is_list(value, is_number)),
     "Sequence[Text]": Kind(f"a list {SEVERAL} texts", lambda value: is_list(value, is_text_or_ids)),
     "Layers": Kind(
-        'a number, a list of numbers, or a text such as "0-2,5"',
+        'a number, a list of numbers, or a string such as "0-2,5"',
         lambda value: is_whole(value) or is_text(value) or is_list(value, is_whole),
     ),
     "Head": Kind(

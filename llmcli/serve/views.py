@@ -55,7 +55,7 @@ def explain_view(loaded: LoadedModel, body: Body, to_json: ToJson, check: Callab
     """
     name = body.text("view")
     if name is None:
-        raise bad_request(f"give the name of a view: {', '.join(VIEWS)}", "view")
+        raise bad_request(f"view is missing: one of {', '.join(VIEWS)}", "view")
     if name in NOT_SERVED:
         raise bad_request(f"{name} is not served: {NOT_SERVED[name]} (run llmcli {name})", "view")
     if name not in VIEWS:

@@ -81,7 +81,7 @@ class Reader:
         return Thinking() if self.template is None else thinking_of(self.template, self.loaded.tokenizer)
 
     def read(self, body: Body, *, chat: bool) -> Wanted:
-        """Return what a request wants. Raises ApiError if it cannot be had."""
+        """Return the texts to generate. Raises ApiError if the request is invalid."""
         try:
             return self._read(body, chat=chat)
         except LlmcliError as error:
@@ -109,7 +109,7 @@ class Reader:
             raise bad_request("best_of must equal n", "best_of")
         body.ignore(*UNRELATED)
         if chat:
-            body.ignore(*TOOLS, warn="this server calls no tools")
+            body.ignore(*TOOLS, warn="this server does not support tools")
         body.check()
         for prompt in prompts:
             check_prompt(self.loaded.model, prompt.ids)
@@ -182,7 +182,7 @@ class Reader:
         found = [self._prompt(each) for each in (given if several else [given])]
         if not found:
             raise bad_request("prompt is an empty list", "prompt")
-        spans = body.take("generated")
+        spans = body.take("generated_spans")
         return found if spans is None else [replace(each, generated=read_spans(spans, each.ids)) for each in found]
 
     def _prompt(self, given: Any) -> Prompt:
@@ -191,7 +191,7 @@ class Reader:
         if isinstance(given, list) and all(type(id) is int for id in given):
             ids = self.loaded.readable(given)
             return Prompt(ids, self.loaded.tokenizer.decode(ids))
-        raise bad_request("prompt must be a text, a list of token ids, or a list of those", "prompt")
+        raise bad_request("prompt must be a string, a list of token ids, or a list of either", "prompt")
 
     def _rules(self, body: Body) -> str | None:
         """The rules of a grammar for the text; None for free text."""
@@ -199,7 +199,7 @@ class Reader:
         named = {name: body.take(name) for name in ("json_schema", "regex", "choices")}
         given = [name for name, value in named.items() if value is not None]
         if not isinstance(kind, dict) or kind.get("type") not in ("text", "json_object", "json_schema"):
-            raise bad_request("response_format must have the type text, json_object or json_schema", "response_format")
+            raise bad_request("response_format.type must be text, json_object or json_schema", "response_format")
         if kind["type"] != "text":
             given.append("response_format")
         if len(given) > 1:
@@ -217,7 +217,7 @@ class Reader:
         given = body.texts("stop")
         if len(given) > self.limits.stops or any(not 0 < len(each) <= self.limits.stop_length for each in given):
             longest = f"of 1 to {self.limits.stop_length} characters"
-            raise bad_request(f"stop takes at most {self.limits.stops} texts {longest}", "stop")
+            raise bad_request(f"stop takes at most {self.limits.stops} strings {longest}", "stop")
         return given or (self.loaded.defaults.stop if free else ())
 
     def _alternatives(self, body: Body, *, chat: bool) -> int | None:
@@ -248,12 +248,12 @@ class Reader:
 def _rules_of(given: str, named: dict[str, Any], kind: dict[str, Any]) -> str:
     if given == "regex":
         if not isinstance(named["regex"], str):
-            raise bad_request("regex must be a text", "regex")
+            raise bad_request("regex must be a string", "regex")
         return regex_rules(named["regex"])
     if given == "choices":
         choices = named["choices"]
         if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
-            raise bad_request("choices must be a list of texts", "choices")
+            raise bad_request("choices must be a list of strings", "choices")
         return choice_rules(choices)
     if given == "json_schema":
         return json_rules(named["json_schema"])
@@ -261,5 +261,5 @@ def _rules_of(given: str, named: dict[str, Any], kind: dict[str, Any]) -> str:
         return json_rules({"type": "object"})
     inner = kind.get("json_schema")
     if not isinstance(inner, dict) or "schema" not in inner:
-        raise bad_request("response_format of the type json_schema needs json_schema.schema", "response_format")
+        raise bad_request("response_format of type json_schema needs json_schema.schema", "response_format")
     return json_rules(inner["schema"])

@@ -1,7 +1,7 @@
 """Which part of a rendered conversation comes from which message, and which from the template.
 
-Each message's text is rendered once more between two marks, characters that occur nowhere else. The marks count only if
-the text without them is unchanged, so a template whose output depends on them is not attributed rather than guessed.
+Each message's text is rendered again between two marks: characters that occur nowhere else. If the marks change
+anything else in the output, the text is left unattributed rather than guessed.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def reply_tokens(
     rendered: RenderedChat,
     encoded: Sequence[tuple[int, int, int]],
 ) -> list[tuple[int, int]]:
-    """Where the tokens of each reply begin and end in ``encoded``, which ``form.encode_spans`` returned.
+    """Return the range of indices in ``encoded`` (from ``form.encode_spans``) of each reply's tokens, end excluded.
 
-    Those are the tokens that have nothing of the template. A reply whose text the template changes has none.
+    A token that also contains template text is not included. A reply whose text the template changes has no range.
     """
     which = [n for n, message in enumerate(messages) if message.role == "assistant"][:MOST_REPLIES]
     tries = (_marked(form, messages, rendered, which, True, place) for place in PLACES)

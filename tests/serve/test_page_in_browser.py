@@ -294,10 +294,12 @@ def test_without_a_mouse(opened: Any) -> None:
 
 def test_errors_are_one_line(browser: Any, url: str) -> None:
     for window in open_page(browser, url, "400", "429"):
-        settings(window, temperature=-1)
+        wrong = {"status": 400, "json": {"error": {"message": "<img src=x onerror=alert(2)>"}}}
+        window.route("**/v1/completions", partial(fulfill, wrong))
         send(window, "<img src=x onerror=alert(1)>")
-        assert window.locator("#notice").inner_text() == "temperature must be at least 0, not -1 Try again"
-        assert window.locator("#turns img").count() == 0
+        assert window.locator("#notice").inner_text() == "<img src=x onerror=alert(2)> Try again"
+        assert window.locator("img").count() == 0
+        window.unroute_all()
         settings(window, temperature=0, max_tokens=2)
         window.click("#notice button")
         window.locator(".tokens .token").nth(1).wait_for()

@@ -69,12 +69,12 @@ def test_openai_client(url: str, loaded: LoadedModel, folder: Path) -> None:
     chat: dict[str, Any] = {"model": name, "messages": messages, "max_completion_tokens": 9, "seed": 5}
     whole = client.chat.completions.create(**chat, logprobs=True, top_logprobs=2, tools=[], user="me")
     assert whole.choices[0].message.content == said
-    assert whole.warnings == ["ignored: tools (this server calls no tools)"]
+    assert whole.warnings == ["ignored: tools (this server does not support tools)"]
     assert [entry.id for entry in whole.choices[0].logprobs.content] == [choice.id for choice in reply.choices]
     parts = list(client.chat.completions.create(**chat, stream=True))
     assert parts[0].choices[0].delta.role == "assistant"
     assert "".join(part.choices[0].delta.content or "" for part in parts) == said
-    with pytest.raises(openai.BadRequestError, match="no embeddings"):
+    with pytest.raises(openai.BadRequestError, match="embeddings are not supported"):
         client.embeddings.create(model=name, input="x")
     with pytest.raises(openai.NotFoundError, match="not served here"):
         client.completions.create(model="gpt", prompt="x")
@@ -231,7 +231,7 @@ def test_a_conversation_is_that_of_a_local_chat(url: str, loaded: LoadedModel, f
         chat.keep(reply)
         assert content == reply.message.content
         assert list(reply.prompt) == found["tokens"]
-        replies = [loaded.tokenizer.decode(found["tokens"][start:end]) for start, end in found["generated"]]
+        replies = [loaded.tokenizer.decode(found["tokens"][start:end]) for start, end in found["generated_spans"]]
         assert replies == [message["content"] for message in messages if message["role"] == "assistant"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == known
         known = len(reply.prompt) + len(reply.choices) - 1  # the last token was chosen, but not read
@@ -239,7 +239,7 @@ def test_a_conversation_is_that_of_a_local_chat(url: str, loaded: LoadedModel, f
 
     half = len(reply.ids) // 2
     prompt, end = [*reply.prompt, *reply.ids[:half]], len(reply.prompt) + half
-    body = {"prompt": prompt, "generated": [*found["generated"], [len(reply.prompt), end]], "logprobs": 0}
+    body = {"prompt": prompt, "generated_spans": [*found["generated_spans"], [len(reply.prompt), end]], "logprobs": 0}
     status, answer = post(f"{url}/v1/completions", {**body, "max_tokens": 1})
     assert status == 200, answer
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == end - 1
@@ -264,9 +264,9 @@ def hang_up(url: str, body: dict[str, Any]) -> None:
         ("completions", {"prompt": "x", "top_p": "1"}, 400, "top_p"),
         ("completions", {"prompt": "x", "n": 1000}, 400, "n"),
         ("completions", {"prompt": {"a": 1}}, 400, "prompt"),
-        ("completions", {"prompt": [5, 6], "generated": [[1, 3]]}, 400, "generated"),
-        ("completions", {"prompt": [5, 6], "generated": [[1, 2], [0, 1]]}, 400, "generated"),
-        ("completions", {"prompt": [5, 6], "generated": [1]}, 400, "generated"),
+        ("completions", {"prompt": [5, 6], "generated_spans": [[1, 3]]}, 400, "generated_spans"),
+        ("completions", {"prompt": [5, 6], "generated_spans": [[1, 2], [0, 1]]}, 400, "generated_spans"),
+        ("completions", {"prompt": [5, 6], "generated_spans": [1]}, 400, "generated_spans"),
         ("completions", {"prompt": [10**9]}, 400, None),
         ("completions", {"prompt": "fox " * 3000}, 400, None),
         ("completions", {"prompt": "x", "logit_bias": {"no such token": 1}}, 400, "logit_bias"),

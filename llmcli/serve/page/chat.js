@@ -67,7 +67,7 @@ export class Chat {
     window.open("/page/why.html");
   }
 
-  // Begin anew with a model: ids are a model's own.
+  // Start over with a model: token ids are specific to a model.
   use(model) {
     this.model = model;
     conversation.model = model.id;
@@ -82,7 +82,7 @@ export class Chat {
     keep();
   }
 
-  // Change the conversation from a turn on. If the server generates nothing then, the conversation is as before.
+  // Change the conversation from a turn on. If the server then generates nothing, restore the conversation.
   redo(turn, change) {
     const at = conversation.turns.indexOf(turn);
     const later = conversation.turns.length - at - (turn.role === "user" ? 2 : 1);

@@ -13,7 +13,7 @@ export function keep() {
   try {
     sessionStorage.setItem(KEPT, JSON.stringify(conversation));
   } catch {
-    sessionStorage.removeItem(KEPT); // too long to keep: rather nothing than an old part
+    sessionStorage.removeItem(KEPT); // too long to store: better nothing than an outdated conversation
   }
 }
 

@@ -1,4 +1,4 @@
-// Every text comes about in one way: the model continues the ids of the conversation and of the reply's tokens so far.
+// Every text is generated in the same way: the model continues the ids of the conversation and of the reply so far.
 
 import { contentOf } from "./conversation.js";
 import { ask, stream } from "./server.js";
@@ -14,9 +14,9 @@ export async function readPrompt(model, { system, think }, before, reply, signal
   if (system) messages.unshift({ role: "system", content: system });
   const switched = model.thinking && think ? { chat_template_kwargs: { enable_thinking: think === "on" } } : {};
   const text = model.chat ? { messages, ...switched } : { content: before.map(contentOf).join("") };
-  const { tokens, generated = [], thinking, stop_token_ids } = await ask("/tokenize", { model: model.id, ...text }, signal);
+  const { tokens, generated_spans = [], thinking, stop_token_ids } = await ask("/tokenize", { model: model.id, ...text }, signal);
   reply.prompt = tokens;
-  reply.generated = generated;
+  reply.generated = generated_spans;
   reply.thinking = thinking ?? null;
   reply.stops = stop_token_ids;
 }
@@ -26,8 +26,8 @@ export async function extend(model, reply, options, seed, added, signal) {
   reply.runs.push({ from: reply.tokens.length, seed, options });
   reply.ended = "";
   const prompt = [...reply.prompt, ...reply.tokens.map((token) => token.id)];
-  const generated = [...reply.generated, [reply.prompt.length, prompt.length]];
-  const body = { ...options, model: model.id, prompt, generated, seed, stop_token_ids: reply.stops, logprobs: RIVALS };
+  const generated_spans = [...reply.generated, [reply.prompt.length, prompt.length]];
+  const body = { ...options, model: model.id, prompt, generated_spans, seed, stop_token_ids: reply.stops, logprobs: RIVALS };
   for await (const chunk of stream("/v1/completions", body, signal)) {
     signal.throwIfAborted();
     const [choice] = chunk.choices;

@@ -12,7 +12,7 @@ let asking = null; // one dialog for all requests that wait for the key
 export function askForKey(wrong) {
   asking ??= new Promise((resolve) => {
     const input = element("input", { id: "key", type: "password", autocomplete: "off", required: "", pattern: "[!-~]+", "aria-label": "API key" });
-    const why = wrong ? "The server refused this key. Enter another one." : "This server needs a key. The page keeps it in this tab.";
+    const why = wrong ? "The server refused this key. Enter another one." : "This server requires an API key. It is stored only in this tab.";
     const form = element("form", { method: "dialog" }, element("h2", { id: "key-title" }, "API key"), element("p", {}, why), input,
       element("button", { type: "submit" }, "Continue"));
     const dialog = element("dialog", { "aria-labelledby": "key-title" }, form);

@@ -9,7 +9,7 @@ import { Thoughts } from "./thoughts.js";
 export class ReplyView {
   constructor(reply) {
     this.reply = reply;
-    this.list = element("span", { role: "listbox", "aria-orientation": "horizontal", "aria-label": "Tokens of the model", class: "tokens" });
+    this.list = element("span", { role: "listbox", "aria-orientation": "horizontal", "aria-label": "Tokens of the reply", class: "tokens" });
     this.tools = element("div", { class: "tools" });
     this.spoken = element("p", { class: "hidden", "aria-live": "polite" });
     this.unspoken = "";

@@ -1,4 +1,4 @@
-// The tokens that could have stood in a token's place: shown on hover and on focus, entered with Enter.
+// The alternatives to a token: a menu that opens on hover and on focus, and that Enter moves into.
 
 import { nameOf } from "./bytes.js";
 import { $, element } from "./element.js";
@@ -29,7 +29,7 @@ export class Rivals {
     this.menu.addEventListener("keydown", (event) => this.move(event));
   }
 
-  // The pointer moved: a token that text brings under it stays closed.
+  // The pointer moved. New text that puts a token under a resting pointer does not open the menu.
   point({ target, pointerType }) {
     const span = target.closest("[role='option']");
     if (span === this.pointed || pointerType === "touch") return;
@@ -62,7 +62,7 @@ export class Rivals {
     const items = token.top.map((rival, n) => this.item(token, rival, n, largest));
     const why = this.button("Why this token?", () => this.why(span), "why");
     this.menu.replaceChildren(title, ...items, why);
-    this.menu.setAttribute("aria-label", `Instead of ${nameOf(token)}`);
+    this.menu.setAttribute("aria-label", `Alternatives to ${nameOf(token)}`);
   }
 
   item(token, rival, rank, largest) {

@@ -52,7 +52,7 @@ async function request(path, body, signal) {
 async function reason(answer) {
   const wait = answer.headers.get("Retry-After");
   const found = await answer.json().catch(() => null);
-  const message = found?.error?.message ?? `The server answered with the status ${answer.status}.`;
+  const message = found?.error?.message ?? `The server returned status ${answer.status}.`;
   return wait ? `${message} (try again in ${wait} s)` : message;
 }
 

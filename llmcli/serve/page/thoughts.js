@@ -3,7 +3,7 @@
 
 import { textOf, textReader } from "./bytes.js";
 
-// Counts the tokens before the answer: call `add` for each token, in order. While a text may become a tag, it is an answer.
+// Counts the tokens before the answer: call `add` for each token, in order. Text that may still become a tag counts as the answer.
 export class Thoughts {
   constructor(thinking) {
     this.thinking = thinking;

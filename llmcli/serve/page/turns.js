@@ -43,9 +43,9 @@ export class Turns {
 
   toolsOf(reply, view) {
     const run = runOf(reply, Infinity);
-    const tools = [button("Regenerate", () => this.chat.regenerate(reply), { title: "Another text, with another seed" })];
+    const tools = [button("Regenerate", () => this.chat.regenerate(reply), { title: "Generate another text, with a new seed" })];
     if (reply.prompt && !reply.tokens.at(-1)?.end) tools.push(button("Continue", () => this.chat.continue(reply)));
-    if (run) tools.push(button(`Seed ${run.seed}`, () => this.chat.replay(reply, run), { class: "seed", title: "Generate with this seed again: the same text" }));
+    if (run) tools.push(button(`Seed ${run.seed}`, () => this.chat.replay(reply, run), { class: "seed", title: "Generate again with this seed and the same settings" }));
     if (reply.thoughts) tools.push(button(view.folded ? "Show thoughts" : "Hide thoughts", () => this.fold(view)));
     if (ENDINGS[reply.ended]) tools.push(element("span", { class: "small" }, ENDINGS[reply.ended]));
     return tools;
