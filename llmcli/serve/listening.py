@@ -58,8 +58,8 @@ def run_server(
 ) -> bool:
     """Serve until a signal comes, and finish what runs. Returns whether the signal was Ctrl-C.
 
-    Calls ``ready`` once signals are handled, ``drain`` in the handler of a signal, then ``finish``. A client that does not read its answer for ``patience`` seconds is
-    disconnected.
+    Calls ``ready`` once signals are handled, ``drain`` in the handler of a signal, then ``finish``. A client that does
+    not read its answer for ``patience`` seconds is disconnected.
     """
     import uvicorn
 

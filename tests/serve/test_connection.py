@@ -73,13 +73,14 @@ def test_no_client_holds_a_connection(sent: bytes, drained: bool, monkeypatch: p
 
 
 def test_a_signal_is_handled_from_the_start() -> None:
-    """As soon as the server names its address, SIGTERM ends it as it should."""
+    """SIGTERM shuts the server down cleanly as soon as it announces its address."""
     calls: list[str] = []
 
     def ready() -> None:
         calls.append("ready")
         signal.raise_signal(signal.SIGTERM)
 
-    drain = partial(calls.append, "drain")
-    assert run_server(answer, listen("127.0.0.1", 0), ready=ready, drain=drain, patience=1.0) is False
-    assert calls == ["ready", "drain"]
+    drain, finish = (partial(calls.append, name) for name in ("drain", "finish"))
+    listener = listen("127.0.0.1", 0)
+    assert run_server(answer, listener, ready=ready, drain=drain, finish=finish, patience=1.0) is False
+    assert calls == ["ready", "drain", "finish"]
