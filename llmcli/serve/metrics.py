@@ -10,13 +10,18 @@ from llmcli.serve.scheduler import Scheduler
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-BY_MODEL: dict[str, tuple[str, Callable[[Scheduler], int]]] = {
-    "prompt_tokens_total": ("counter", lambda scheduler: scheduler.counts.prompt_tokens),
-    "cached_prompt_tokens_total": ("counter", lambda scheduler: scheduler.counts.cached_tokens),
-    "generated_tokens_total": ("counter", lambda scheduler: scheduler.counts.generated_tokens),
-    "running_texts": ("gauge", lambda scheduler: scheduler.running),
-    "waiting_requests": ("gauge", lambda scheduler: scheduler.waiting),
-    "prefix_bytes": ("gauge", lambda scheduler: scheduler.prefixes.nbytes),
+# By name without the prefix: type, meaning, and value.
+BY_MODEL: dict[str, tuple[str, str, Callable[[Scheduler], int]]] = {
+    "prompt_tokens_total": ("counter", "Tokens of prompts.", lambda scheduler: scheduler.counts.prompt_tokens),
+    "cached_prompt_tokens_total": (
+        "counter",
+        "Tokens of prompts that were in the prefix cache.",
+        lambda scheduler: scheduler.counts.cached_tokens,
+    ),
+    "generated_tokens_total": ("counter", "Generated tokens.", lambda scheduler: scheduler.counts.generated_tokens),
+    "running_texts": ("gauge", "Texts that are being generated.", lambda scheduler: scheduler.running),
+    "waiting_requests": ("gauge", "Requests in the queue.", lambda scheduler: scheduler.waiting),
+    "prefix_cache_bytes": ("gauge", "Size of the prefix cache.", lambda scheduler: scheduler.prefixes.nbytes),
 }
 
 
@@ -35,31 +40,30 @@ class Metrics:
         self.firsts += 1
 
     def text(self) -> str:
-        """All numbers, each with its type."""
-        lines = ["# TYPE llmcli_requests_total counter"]
-        lines += [
-            f'llmcli_requests_total{{path="{path}",status="{status}"}} {count}'
+        """All numbers, each with its type and meaning."""
+        requests = {
+            f'{{path="{path}",status="{status}"}}': str(count)
             for (path, status), count in sorted(self.requests.items())
-        ]
-        numbers = {
-            "llmcli_request_seconds_total": (self.seconds, "counter"),
-            "llmcli_first_token_seconds_sum": (self.first_seconds, "counter"),
-            "llmcli_first_token_seconds_count": (self.firsts, "counter"),
         }
-        for name, (value, kind) in numbers.items():
-            lines += [f"# TYPE {name} {kind}", f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"]
-        return "\n".join([*lines, *self._by_model()]) + "\n"
+        first = {"_sum": f"{self.first_seconds:.3f}", "_count": str(self.firsts)}
+        lines = [
+            *lines_of("requests_total", "counter", "Requests by path and status.", requests),
+            *lines_of("request_seconds_total", "counter", "Time of all requests.", {"": f"{self.seconds:.3f}"}),
+            *lines_of("time_to_first_token_seconds", "summary", "From a request to its first token.", first),
+        ]
+        for name, (kind, meaning, of) in BY_MODEL.items():
+            values = {
+                f'{{model="{quoted(model)}"}}': str(of(served.scheduler)) for model, served in self.models.items()
+            }
+            lines += lines_of(name, kind, meaning, values)
+        return "\n".join(lines) + "\n"
 
-    def _by_model(self) -> list[str]:
-        """What the schedulers count, with the model as a label."""
-        lines = []
-        for name, (kind, of) in BY_MODEL.items():
-            lines.append(f"# TYPE llmcli_{name} {kind}")
-            lines += [
-                f'llmcli_{name}{{model="{quoted(model)}"}} {of(served.scheduler)}'
-                for model, served in self.models.items()
-            ]
-        return lines
+
+def lines_of(name: str, kind: str, meaning: str, values: Mapping[str, str]) -> list[str]:
+    """The lines of one metric; ``values`` by what follows its name, such as labels."""
+    name = f"llmcli_{name}"
+    written = [f"{name}{rest} {value}" for rest, value in values.items()]
+    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *written]
 
 
 def quoted(label: str) -> str:
