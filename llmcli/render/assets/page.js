@@ -95,7 +95,7 @@ function select(to, focus = false) {
   });
   $("previous").disabled = index === 0;
   $("next").disabled = index === page.steps.length - 1;
-  $("where").replaceChildren(`Token ${index + 1} of ${page.steps.length}: `, label(labelOf(step.token), { class: "chosen" }), step.given ? ", which was not drawn but given" : "");
+  $("where").replaceChildren(`Token ${index + 1} of ${page.steps.length}: `, label(labelOf(step.token), { class: "chosen" }), step.given ? ", which was given. Below is what the sampler would draw." : "");
   values.u = step.u ?? 0.5;
   pinned = strongestHead(step);
   showControls();
