@@ -89,7 +89,8 @@ def read(
     assert count <= PREFILL_CHUNK
     assert count == 1 or not generated
     cache.planned = max(cache.planned, cache.length + len(ids))
-    native, borders = native_of(model), _borders(model, generated)
+    native = native_of(model)
+    borders = [] if native is None else _borders(generated)
     alone = bool(cache.recurrent) and (trace is None or trace.rows == slice(-count, None))
     chunk = chunk_of(model) if len(ids) > 1 else PREFILL_CHUNK  # decoding does not ask
     edges = _edges(cache.length, len(ids), count, chunk, borders, alone=alone)
@@ -107,7 +108,7 @@ def parts_of(model: Transformer, length: int, generated: Sequence[Span] = ()) ->
     and texts with the same beginning can share it. If the compiled engine decodes, parts also end at both ends of each
     ``generated`` span, whose positions are computed one by one, as when they were generated.
     """
-    borders = _borders(model, generated)
+    borders = [] if native_of(model) is None else _borders(generated)
     edges = _edges(0, length, 1, chunk_of(model), borders, alone=False)
     return [Part(start, end, _within(borders, start)) for start, end in edges]
 
@@ -117,11 +118,10 @@ def native_of(model: Transformer) -> NativeStep | None:
     return model.native if isinstance(model, EngineTransformer) else None
 
 
-def _borders(model: Transformer, generated: Sequence[Span]) -> list[int]:
-    """The starts and ends of generated spans, alternating, with adjacent spans merged; [] if PyTorch decodes."""
+def _borders(generated: Sequence[Span]) -> list[int]:
+    """The starts and ends of generated spans, alternating, with adjacent spans merged."""
     borders: list[int] = []
-    spans = () if native_of(model) is None else sorted(span for span in generated if span[0] < span[1])
-    for start, end in spans:
+    for start, end in sorted(span for span in generated if span[0] < span[1]):
         if borders and start <= borders[-1]:
             borders[-1] = max(borders[-1], end)
         else:

@@ -112,8 +112,7 @@ def reply_tokens(
     A token that also contains template text is not included. A reply whose text the template changes has no range.
     """
     which = [n for n, message in enumerate(messages) if message.role == "assistant"][:MOST_REPLIES]
-    tries = (_marked(form, messages, rendered, which, True, place) for place in PLACES)
-    fields = next((found for found in tries if found is not None), [])
+    fields = (_marked(form, messages, rendered, which, True) or []) if which else []
     starts, ends = [start for _, start, _ in encoded], [end for _, _, end in encoded]
     found = []
     for n in which:
@@ -138,10 +137,9 @@ def _fields(
     form: TemplateFormat, messages: Sequence[Message], rendered: RenderedChat, which: Sequence[int], prompts: bool
 ) -> list[Part]:
     """The texts of the messages ``which``, by index, that are once and unchanged in ``rendered``, in its order."""
-    for place in PLACES:
-        found = _marked(form, messages, rendered, which, prompts, place)
-        if found is not None:
-            return found
+    found = _marked(form, messages, rendered, which, prompts)
+    if found is not None:
+        return found
     if len(which) == 1:
         return []
     alone = [field for n in which for field in _fields(form, messages, rendered, (n,), prompts)]
@@ -149,12 +147,20 @@ def _fields(
 
 
 def _marked(
+    form: TemplateFormat, messages: Sequence[Message], rendered: RenderedChat, which: Sequence[int], prompts: bool
+) -> list[Part] | None:
+    """What ``_fields`` returns, with marks for all of ``which`` together; None if they change the text at any place."""
+    tries = (_marked_at(place, form, messages, rendered, which, prompts) for place in PLACES)
+    return next((found for found in tries if found is not None), None)
+
+
+def _marked_at(
+    place: str,
     form: TemplateFormat,
     messages: Sequence[Message],
     rendered: RenderedChat,
     which: Sequence[int],
     prompts: bool,
-    place: str,
 ) -> list[Part] | None:
     """The texts, found by marks; None if marks at this ``place`` change the text, or the template rejects them."""
     free = form.unused_characters([rendered.text, *(message.content + message.reasoning for message in messages)])
