@@ -155,15 +155,16 @@ class Routes:
         return found
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": list(map(self._model, self.service.models.names))})
+        data = await self.service.prepare(lambda: list(map(self._model, self.service.models.names)))
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         self.service.models.check(name)
-        return JSONResponse(self._model(name))
+        return JSONResponse(await self.service.prepare(lambda: self._model(name)))
 
     def _model(self, name: str) -> dict[str, Any]:
-        """What is known about a model: more, once it is loaded."""
+        """What is known about a model: more, once it is loaded. Renders its template when first called."""
         entry = {"id": name, "object": "model", "created": self.service.began, "owned_by": "llmcli"}
         served = self.service.models.loaded.get(name)
         if served is None:
