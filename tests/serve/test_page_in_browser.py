@@ -349,13 +349,21 @@ def test_labels_are_those_of_the_views(opened: Any) -> None:
 
 def test_a_key_a_text_and_a_lost_connection(browser: Any, prose: tuple[str, subprocess.Popen[str]]) -> None:
     url, process = prose
-    for window in open_page(browser, url, "401", "ERR_"):
+    for window in open_page(browser, url, "401", "503", "ERR_"):
         for given in ("wrong", KEY):
             window.fill("#key", given)
             window.press("#key", "Enter")
             window.locator("dialog:has-text('refused') #key, #draft[placeholder='Your text']").first.wait_for()
         window.locator("#draft[placeholder='Your text']").wait_for()
+        settings(window, max_tokens=3)
+        send(window, "A hen")
+        missing = {"status": 503, "json": {"error": {"message": "tales cannot be loaded"}}}
+        window.route("**/tokenize", partial(fulfill, missing))
         window.select_option("#models", "tales")
+        window.locator("#notice button").wait_for()
+        assert window.locator(".turn").count() == 2, "the conversation is still there"
+        window.unroute_all()
+        window.click("#notice button")
         window.locator("#draft[placeholder='Message']").wait_for()
         send(window, "Who?")
         assert window.evaluate("JSON.parse(sessionStorage.conversation).model") == "tales"

@@ -86,7 +86,7 @@ export class Chat {
   redo(turn, change) {
     const at = conversation.turns.indexOf(turn);
     const later = conversation.turns.length - at - (turn.role === "user" ? 2 : 1);
-    if (!valid() || !mayDrop(Math.max(later, 0), "Later turns will be deleted.")) return;
+    if (!valid() || !mayDrop(later, "Later turns will be deleted.")) return;
     this.stop();
     const before = { turns: structuredClone(conversation.turns), again: () => this.redo(conversation.turns[at], change) };
     conversation.turns.length = at + 1;

@@ -22,7 +22,7 @@ export function grow(area) {
 }
 
 // Whether the user lets `count` turns go; there is nothing to ask if there are none.
-export const mayDrop = (count, message) => count === 0 || window.confirm(message);
+export const mayDrop = (count, message) => count < 1 || window.confirm(message);
 
 // Whether a key sends a text: Enter, unless it chooses a word of an input method.
 export const isEnter = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;

@@ -39,8 +39,8 @@ function listen(chat) {
 function send(chat) {
   const text = $("draft").value;
   if (chat.running || $("send").disabled) return;
-  if (!valid()) return;
   if (!text) return chat.continue(conversation.turns.at(-1));
+  if (!valid()) return;
   $("draft").value = conversation.draft = "";
   grow($("draft"));
   chat.send(text);
@@ -66,7 +66,7 @@ function toMessage() {
 // Change to another model, which may have to load first. Until then, there is nothing to write to.
 async function change(chat, model, all) {
   if (!mayDrop(conversation.turns.length, "Another model starts a new conversation.")) return describe(chat.model, all);
-  chat.clear();
+  chat.stop();
   enable(false);
   $("notice").replaceChildren(`Loading ${model.id} …`);
   $("notice").classList.add("plain");
@@ -83,6 +83,8 @@ function show(chat, all) {
   enable(true);
   buildSettings(chat.model);
   chat.turns.draw();
+  $("draft").value = conversation.draft;
+  grow($("draft"));
   chat.refresh();
   toMessage();
 }
@@ -96,9 +98,6 @@ async function start() {
     $("models").addEventListener("change", () => change(chat, all[$("models").selectedIndex], all));
     listen(chat);
     show(chat, all);
-    $("draft").value = conversation.draft;
-    grow($("draft"));
-    chat.refresh();
   } catch (error) {
     complain(error, start);
   }

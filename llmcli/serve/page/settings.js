@@ -34,7 +34,7 @@ export function toggleSettings() {
 function field(name, title, help, limits, usual) {
   const id = `setting-${name}`;
   const placeholder = usual === undefined ? "random" : Number(usual.toPrecision(4));
-  const input = element("input", { id, type: "number", ...limits, step: "any", placeholder, "aria-describedby": `${id}-help` });
+  const input = element("input", { id, type: "number", ...limits, step: "any", placeholder });
   if (Number.isInteger(limits.step)) input.step = limits.step;
   input.value = conversation.settings[name] ?? "";
   input.addEventListener("input", () => {
@@ -42,20 +42,26 @@ function field(name, title, help, limits, usual) {
     conversation.settings[name] = input.value;
     keep();
   });
-  return element("div", { class: "field" }, element("label", { for: id }, title), input, element("p", { id: `${id}-help`, class: "small" }, help));
+  return labelled(input, title, help);
 }
 
 function switchOf(name, title, help) {
   const id = `setting-${name}`;
   const choices = { "": "default", on: "on", off: "off" };
   const options = Object.entries(choices).map(([value, text]) => element("option", { value }, text));
-  const select = element("select", { id, "aria-describedby": `${id}-help` }, ...options);
+  const select = element("select", { id }, ...options);
   select.value = conversation[name];
   select.addEventListener("change", () => {
     conversation[name] = select.value;
     keep();
   });
-  return element("div", { class: "field" }, element("label", { for: id }, title), select, element("p", { id: `${id}-help`, class: "small" }, help));
+  return labelled(select, title, help);
+}
+
+function labelled(control, title, help) {
+  const { id } = control;
+  control.setAttribute("aria-describedby", `${id}-help`);
+  return element("div", { class: "field" }, element("label", { for: id }, title), control, element("p", { id: `${id}-help`, class: "small" }, help));
 }
 
 // The settings that the user made, as options of a request; the seed is apart.
